@@ -1,0 +1,188 @@
+"""The interface between the training loop and a device.
+
+One class per device, one file per class. The loop, the benchmarks and the commands know only what stands here,
+so adding a device touches one file (or an installed package with an entry point in the group ``isotrain.backends``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from .. import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..kernels.packed import PackedBatch, PaddedBatch
+    from ..kernels.weights import EncoderWeights
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class BackendUnavailableError(UserError):
+    """The backend exists but can't run here; the message carries its probe's reason and fix."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """The answer of `Backend.probe`: whether the device can be used, and if not, why and what to do about it."""
+
+    ok: bool
+    reason: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class CastPolicy:
+    """Which dtype each role of the frozen encoder really has on a device, and why.
+
+    `requested` is what the user asked for; `param` is what the weights are rounded to, `compute` is what products
+    take as operands, `accumulate` is what sums, normalisation and softmax use. All are torch dtype names.
+    """
+
+    requested: str
+    param: str
+    compute: str
+    accumulate: str
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """What tables show: the requested dtype, and the compute dtype where that is another one."""
+        return self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a result must say about the device it was measured on. Unknown figures are None, never a guess."""
+
+    backend: str
+    device: str
+    name: str
+    memory_bytes: int | None = None
+    compute_units: int | None = None
+    vendor_peak_tflops: float | None = None
+    vendor_bandwidth_gbps: float | None = None
+    features: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    emulated: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes in use now and at most so far; `scope` names what was counted ("process RSS", "CUDA allocator")."""
+
+    current_bytes: int
+    peak_bytes: int
+    scope: str
+
+
+class FrozenEncoder(Protocol):
+    """A frozen forward pass: a batch in, one [CLS] feature row a sequence out."""
+
+    name: str
+    version: str
+
+    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Features, float32, shape (sequences, hidden), on the backend's device."""
+        ...
+
+
+class Backend(ABC):
+    """A device that can train. Subclasses say how each of these is done on it."""
+
+    name: str
+
+    def __init__(self, index: int | None = None) -> None:
+        """`index` picks one of several devices ("cuda:1"); raises UserError where the device has no such index."""
+        self.index = index
+
+    @classmethod
+    @abstractmethod
+    def probe(cls) -> Availability:
+        """Whether this backend can run here. Cheap, no side effects, imports nothing heavier than torch."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The torch device that tensors are placed on."""
+
+    @abstractmethod
+    def info(self) -> DeviceInfo:
+        """The device's name, memory, peaks and versions."""
+
+    @abstractmethod
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        """What `dtype` means on this device. `strict` refuses to compute in another dtype than the one asked for.
+
+        Raises UserError for a dtype the device doesn't have.
+        """
+
+    @abstractmethod
+    def synchronize(self, *tensors: torch.Tensor) -> None:
+        """A fence: returns only when the values of `tensors` (all work, when none are given) exist.
+
+        Lazy devices need the tensors: hand over the *updated parameters* after a step, not the loss.
+        """
+
+    @abstractmethod
+    def memory(self) -> MemoryUse:
+        """Memory in use and its peak since the process began."""
+
+    @abstractmethod
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        """The state of every generator on host and device that training may draw from, as uint8 tensors."""
+
+    @abstractmethod
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Puts back what `rng_state` returned; raises UserError when a generator is missing from `state`."""
+
+    def place(self, value: T) -> T:
+        """`value` on this device: a tensor, a module, a dataclass with a `to` method, or a list/tuple/dict of them."""
+        item: Any = value
+        if isinstance(item, dict):
+            item = {key: self.place(part) for key, part in item.items()}
+        elif isinstance(item, (list, tuple)):
+            item = type(item)(self.place(part) for part in item)
+        elif hasattr(item, "to"):
+            item = item.to(self.device)
+        return item
+
+    def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
+        """`batches` placed on the device, copied ahead of their use where the device can do that."""
+        for batch in batches:
+            yield self.place(batch)
+
+    def compile(self, fn: F, **options: Any) -> F:
+        """`fn` compiled for the device, or `fn` itself where eager execution is the device's normal way."""
+        del options
+        return fn
+
+    def compile_count(self) -> int:
+        """How many compilations have happened so far; a benchmark's timed region must not move it."""
+        return 0
+
+    def step_boundary(self) -> None:
+        """Ends a step: lazy devices cut the graph and start executing; eager ones have nothing to do."""
+        return
+
+    @abstractmethod
+    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
+        """Mixed precision for whole-model training: products in `dtype`, parameters stay float32."""
+
+    @abstractmethod
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        """The fastest correct frozen forward this device has for `weights`; `kernel` forces one by name.
+
+        Raises UserError when the kernel is unknown or can't run these weights here.
+        """

@@ -1,0 +1,142 @@
+"""The CPU backend: every host that torch runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import UserError
+from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, MemoryUse
+
+if TYPE_CHECKING:
+    from ..kernels.weights import EncoderWeights
+
+KERNELS = ("auto", "portable")
+
+
+class CpuBackend(Backend):
+    """Host execution: eager, synchronous, always available."""
+
+    name = "cpu"
+
+    def __init__(self, index: int | None = None) -> None:
+        if index not in (None, 0):
+            raise UserError(f"backend 'cpu:{index}': a host is one device; write cpu, and choose cores by --threads")
+        super().__init__(index)
+
+    @classmethod
+    def probe(cls) -> Availability:
+        return Availability(True, f"{_processor_name()}, {_usable_cores()} cores")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def info(self) -> DeviceInfo:
+        return DeviceInfo(
+            backend=self.name,
+            device="cpu",
+            name=_processor_name(),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            compute_units=_usable_cores(),
+            features=_matrix_features(),
+            versions={"torch": torch.__version__, "python": platform.python_version()},
+        )
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        if dtype in ("float32", "float64"):
+            return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout")
+        if dtype == "bfloat16":
+            units = _bfloat16_units()
+            if units:
+                return CastPolicy(dtype, dtype, dtype, "float32", f"bfloat16 products on {units}, float32 sums")
+            if strict:
+                return CastPolicy(
+                    dtype, dtype, dtype, "float32", "asked for strictly; this CPU emulates bfloat16 slowly"
+                )
+            return CastPolicy(
+                dtype,
+                dtype,
+                "float32",
+                "float32",
+                "weights rounded to bfloat16, products in float32: this CPU has no bfloat16 units "
+                "(AMX or AVX512-BF16) and emulates them several times slower",
+            )
+        raise UserError(
+            f"dtype {dtype!r} can't train on the cpu backend; allowed are float32, bfloat16, float64; set dtype to one"
+        )
+
+    def synchronize(self, *tensors: torch.Tensor) -> None:
+        """Nothing is pending: eager CPU operators return when their result is written."""
+
+    def memory(self) -> MemoryUse:
+        pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+        # ru_maxrss is in KiB on Linux and in bytes on macOS.
+        unit = 1 if platform.system() == "Darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        current = pages * os.sysconf("SC_PAGE_SIZE")
+        return MemoryUse(current or peak, max(peak, current), "resident memory of the process")
+
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        return {"cpu": torch.get_rng_state()}
+
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        if "cpu" not in state:
+            raise UserError(f"the saved state has no generator 'cpu' (it has {sorted(state)}); resume on its backend")
+        torch.set_rng_state(state["cpu"].to(torch.uint8))
+
+    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
+        policy = self.cast_policy(dtype)
+        compute = getattr(torch, policy.compute)
+        return torch.autocast("cpu", dtype=compute, enabled=policy.compute != policy.accumulate)
+
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        from ..kernels.packed import PortableEncoder
+
+        if kernel not in KERNELS:
+            raise UserError(f"kernel {kernel!r} does not exist on backend cpu; allowed are {', '.join(KERNELS)}")
+        rounded = weights.to(dtype=getattr(torch, policy.param))
+        return PortableEncoder(
+            rounded,
+            compute_dtype=getattr(torch, policy.compute),
+            accumulate_dtype=getattr(torch, policy.accumulate),
+        )
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entry of /proc/cpuinfo; empty where the system has none."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text().split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def _processor_name() -> str:
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _matrix_features() -> tuple[str, ...]:
+    """The instruction sets that decide matrix speed, as the kernel names them."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    return tuple(flag for flag in ("amx_bf16", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma") if flag in flags)
+
+
+def _bfloat16_units() -> str:
+    """The CPU's bfloat16 matrix instructions that torch's kernels use, or an empty string."""
+    features = _matrix_features()
+    if "amx_bf16" in features:
+        return "AMX"
+    return "AVX512-BF16" if "avx512_bf16" in features else ""

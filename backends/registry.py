@@ -1,0 +1,74 @@
+"""Backends by name: the built-in ones, and those that installed packages add through entry points.
+
+A package adds one by ``[project.entry-points."isotrain.backends"] npu = "its.module:NpuBackend"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from .. import UserError
+from .base import Backend, BackendUnavailableError
+
+ENTRY_POINT_GROUP = "isotrain.backends"
+
+_BUILT_IN = {
+    "cpu": ".cpu:CpuBackend",
+    "cuda": ".cuda:CudaBackend",
+    "xla": ".planned:XlaBackend",
+    "tt": ".planned:TtBackend",
+}
+
+
+def list_backends() -> list[str]:
+    """Every backend name that `get_backend` knows, available here or not; built-in ones first."""
+    return [*_BUILT_IN, *sorted(entry.name for entry in _installed() if entry.name not in _BUILT_IN)]
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The class behind a backend's name, not yet opened. Raises UserError for an unknown name."""
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return getattr(import_module(module, __package__), attribute)
+    for entry in _installed():
+        if entry.name == name:
+            return _load(entry)
+    raise UserError(f"unknown backend {name!r}; known are {', '.join(list_backends())}; choose one of them")
+
+
+def get_backend(name: str) -> Backend:
+    """Opens the backend called `name`: "cpu", "cuda", or with a device index, "cuda:1".
+
+    Raises UserError for an unknown name (it lists what exists) and BackendUnavailableError, with the reason and
+    the fix, for one that can't run here.
+    """
+    base, separator, index = name.partition(":")
+    if separator and not index.isdecimal():
+        raise UserError(f"backend {name!r}: the part after the colon must be a device number; write {base}:0")
+    backend = backend_class(base)
+    availability = backend.probe()
+    if not availability.ok:
+        raise BackendUnavailableError(f"backend {base!r} can't run here: {availability.reason}; {availability.fix}")
+    return backend(int(index) if separator else None)
+
+
+def _installed() -> Iterator[EntryPoint]:
+    return iter(entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _load(entry: EntryPoint) -> type[Backend]:
+    try:
+        loaded = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"backend {entry.name!r} is registered as {entry.value!r}, which can't be loaded ({error}); "
+            "repair or uninstall the package that registers it"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Backend)):
+        raise UserError(
+            f"backend {entry.name!r} is registered as {entry.value!r}, which is no isotrain Backend class; "
+            "repair or uninstall the package that registers it"
+        )
+    return loaded

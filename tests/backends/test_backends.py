@@ -1,0 +1,199 @@
+"""The backend interface as the loop relies on it, the registry, and the self-test of `isotrain doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import torch
+from isotrain import UserError
+from isotrain.backends import (
+    Availability,
+    Backend,
+    BackendUnavailableError,
+    CastPolicy,
+    DeviceInfo,
+    FrozenEncoder,
+    MemoryUse,
+    backend_class,
+    get_backend,
+    list_backends,
+    registry,
+)
+from isotrain.backends.cpu import CpuBackend
+from isotrain.backends.selftest import self_test
+
+
+def test_the_four_targets_are_known_and_cpu_opens() -> None:
+    assert list_backends()[:4] == ["cpu", "cuda", "xla", "tt"]
+    assert get_backend("cpu").device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("npu", "cpu, cuda, xla, tt"), ("cpu:x", "device number"), ("cpu:3", "one device"), ("", "unknown backend")],
+)
+def test_a_wrong_name_says_what_exists(name: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        get_backend(name)
+
+
+@pytest.mark.parametrize("name", list_backends())
+def test_an_unavailable_backend_says_why_and_how_to_fix_it(name: str) -> None:
+    availability = backend_class(name).probe()
+    if availability.ok:
+        assert get_backend(name).info().name
+        return
+    assert availability.reason
+    assert availability.fix
+    with pytest.raises(BackendUnavailableError) as caught:
+        get_backend(name)
+    assert availability.reason in str(caught.value)
+    assert availability.fix in str(caught.value)
+
+
+def test_doctors_self_test_passes_on_the_host() -> None:
+    checks = self_test(get_backend("cpu"))
+    assert [check.name for check in checks] == ["matmul", "backward"]
+    assert all(check.ok for check in checks)
+
+
+class WrongBackend(CpuBackend):
+    """A device whose products are a thousandth off, as a stuck low-precision mode would be."""
+
+    name = "wrong"
+
+    def place(self, value: Any) -> Any:
+        placed = super().place(value)
+        return placed * 1.001 if isinstance(placed, torch.Tensor) else placed
+
+
+def test_doctors_self_test_fails_on_a_wrong_device() -> None:
+    assert not all(check.ok for check in self_test(WrongBackend()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_cast_policy_says_what_is_computed(dtype: str) -> None:
+    policy = get_backend("cpu").cast_policy(dtype)
+    assert policy.requested == policy.param == dtype
+    assert policy.reason
+    assert (policy.label == dtype) == (policy.compute == dtype)
+
+
+def test_strict_bfloat16_computes_in_bfloat16_everywhere() -> None:
+    policy = get_backend("cpu").cast_policy("bfloat16", strict=True)
+    assert (policy.compute, policy.accumulate) == ("bfloat16", "float32")
+
+
+def test_bfloat16_without_units_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isotrain.backends.cpu._bfloat16_units", lambda: "")
+    policy = get_backend("cpu").cast_policy("bfloat16")
+    assert policy.compute == "float32"
+    assert "computed in float32" in policy.label
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(UserError, match="float32, bfloat16, float64"):
+        get_backend("cpu").cast_policy("float16")
+
+
+def test_generators_continue_where_they_were_saved() -> None:
+    backend = get_backend("cpu")
+    saved = backend.rng_state()
+    first = torch.rand(5)
+    backend.set_rng_state(saved)
+    assert torch.equal(torch.rand(5), first)
+    with pytest.raises(UserError, match="no generator"):
+        backend.set_rng_state({})
+
+
+@dataclass
+class Pair:
+    tensor: torch.Tensor
+
+    def to(self, device: torch.device) -> Pair:
+        return Pair(self.tensor.to(device))
+
+
+def test_place_and_prefetch_keep_structure_and_order() -> None:
+    backend = get_backend("cpu")
+    placed = backend.place({"a": [torch.ones(2), (torch.zeros(1), "text")], "b": Pair(torch.ones(3))})
+    assert isinstance(placed["a"][1], tuple)
+    assert placed["a"][1][1] == "text"
+    assert torch.equal(placed["b"].tensor, torch.ones(3))
+    assert [int(item) for item in backend.prefetch(torch.tensor(i) for i in range(5))] == list(range(5))
+
+
+def test_memory_counts_what_is_allocated() -> None:
+    backend = get_backend("cpu")
+    before = backend.memory().current_bytes
+    held = torch.ones(50_000_000)
+    after = backend.memory()
+    assert after.current_bytes - before > 0.8 * held.nbytes
+    assert after.peak_bytes >= after.current_bytes
+
+
+class OtherBackend(Backend):
+    """What another distribution would bring: the abstract members and nothing else."""
+
+    name = "other"
+
+    @classmethod
+    def probe(cls) -> Availability:
+        return Availability(True, "a host in disguise")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def info(self) -> DeviceInfo:
+        return DeviceInfo("other", "cpu", "a host in disguise")
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        return CastPolicy(dtype, "float32", "float32", "float32", "only float32 here")
+
+    def synchronize(self, *tensors: torch.Tensor) -> None: ...
+
+    def memory(self) -> MemoryUse:
+        return MemoryUse(0, 0, "nothing counted")
+
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None: ...
+
+    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def frozen_encoder(self, weights: Any, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        return CpuBackend().frozen_encoder(weights, policy, kernel)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+    """Entry points as if packages with these were installed."""
+    entries: list[EntryPoint] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: [item for item in entries if item.group == group])
+    return entries
+
+
+def test_an_installed_package_adds_a_backend(installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    installed.append(EntryPoint("other", "whatever:OtherBackend", registry.ENTRY_POINT_GROUP))
+    monkeypatch.setattr(EntryPoint, "load", lambda _: OtherBackend)
+    assert "other" in list_backends()
+    backend = get_backend("other")
+    assert isinstance(backend, OtherBackend)
+    assert all(check.ok for check in self_test(backend))
+
+
+def test_a_broken_package_is_named(installed: list[EntryPoint]) -> None:
+    installed.append(EntryPoint("broken", "no_such_module_here:Backend", registry.ENTRY_POINT_GROUP))
+    with pytest.raises(UserError, match="'broken' is registered as 'no_such_module_here:Backend'"):
+        get_backend("broken")
+    installed[:] = [EntryPoint("odd", "pathlib:Path", registry.ENTRY_POINT_GROUP)]
+    with pytest.raises(UserError, match="no isotrain Backend class"):
+        get_backend("odd")
