@@ -1,0 +1,300 @@
+"""Batches of token ids, packed (no padding) and padded (static shape).
+
+Both carry the sequences' lengths on the host beside the tensors, so that a kernel can group sequences by length
+without waiting for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ... import UserError
+from ..weights import EncoderConfig
+
+IntArray = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Sequences end to end. T = tokens in all, B = sequences.
+
+    input_ids: int64 [T]. cu_seqlens: int32 [B + 1], sequence b is ``input_ids[cu_seqlens[b]:cu_seqlens[b + 1]]``.
+    position_ids: int64 [T], from 0 in every sequence. token_type_ids: int64 [T], None means all 0.
+    host_lengths: int64 numpy [B]; read from `cu_seqlens` where it isn't given (which waits for the device).
+
+    Raises UserError for tensors that contradict each other, no sequence, or an empty one.
+    """
+
+    input_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    position_ids: torch.Tensor
+    token_type_ids: torch.Tensor | None = None
+    host_lengths: IntArray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+
+    def __post_init__(self) -> None:
+        shape = self.input_ids.shape
+        types = self.token_type_ids
+        if len(shape) != 1 or self.position_ids.shape != shape or (types is not None and types.shape != shape):
+            raise UserError(
+                f"input_ids {tuple(shape)}, position_ids {tuple(self.position_ids.shape)} and token_type_ids "
+                f"{None if types is None else tuple(types.shape)} of a packed batch must be flat and of one length"
+            )
+        if not len(self.host_lengths):
+            bounds = self.cu_seqlens.cpu().numpy().astype(np.int64)
+            lengths = np.diff(bounds)
+            _check_lengths(lengths)
+            if bounds[0] != 0 or bounds[-1] != shape[0]:
+                raise UserError(
+                    f"cu_seqlens must run from 0 to {shape[0]} tokens, not from {bounds[0]} to {bounds[-1]}"
+                )
+            object.__setattr__(self, "host_lengths", lengths)
+
+    @classmethod
+    def from_lists(
+        cls, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
+    ) -> PackedBatch:
+        """A batch from one list of token ids a sequence (and one of token types, of the same lengths)."""
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        _check_lengths(lengths)
+        types = None
+        if token_types is not None:
+            if [len(row) for row in token_types] != lengths.tolist():
+                raise UserError("token_types must have as many lists as sequences, each of its sequence's length")
+            types = _flat_integers(token_types, "token types")
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        return cls.from_flat(_flat_integers(sequences, "token ids"), offsets, np.arange(len(lengths)), types)
+
+    @classmethod
+    def from_flat(
+        cls, ids: IntArray, offsets: IntArray, indices: IntArray | Sequence[int], token_types: IntArray | None = None
+    ) -> PackedBatch:
+        """The sequences `indices`, in that order, of a token store.
+
+        ids: integers [all tokens]; offsets: integers [sequences + 1], sequence i is ``ids[offsets[i]:offsets[i + 1]]``;
+        token_types: integers like `ids`. Copies; the store may be memory-mapped and of any integer dtype.
+        Raises UserError for an index outside the store, no index, or an empty sequence.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(offsets) - 1):
+            raise UserError(
+                f"sequence index {chosen[(chosen < 0) | (chosen >= len(offsets) - 1)][0]} is outside the token store; "
+                f"allowed are 0 to {len(offsets) - 2}"
+            )
+        starts = np.asarray(offsets[chosen], dtype=np.int64)
+        lengths = np.asarray(offsets[chosen + 1], dtype=np.int64) - starts
+        _check_lengths(lengths)
+        bounds = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=bounds[1:])
+        token = np.arange(bounds[-1])
+        position = token - np.repeat(bounds[:-1], lengths)
+        source = position + np.repeat(starts, lengths)
+        return cls(
+            input_ids=torch.from_numpy(ids[source].astype(np.int64, copy=False)),
+            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+            position_ids=torch.from_numpy(position),
+            token_type_ids=None
+            if token_types is None
+            else torch.from_numpy(token_types[source].astype(np.int64, copy=False)),
+            host_lengths=lengths,
+        )
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.host_lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int32 [B], tokens of each sequence, on the batch's device."""
+        return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+
+    @property
+    def max_seqlen(self) -> int:
+        return int(self.host_lengths.max())
+
+    @property
+    def device(self) -> torch.device:
+        return self.input_ids.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """This batch on `device`; itself where it is there already."""
+        if self.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking),
+            position_ids=self.position_ids.to(device, non_blocking=non_blocking),
+            token_type_ids=None
+            if self.token_type_ids is None
+            else self.token_type_ids.to(device, non_blocking=non_blocking),
+        )
+
+    def to_padded(self, length: int | None = None, pad_id: int = 0) -> PaddedBatch:
+        """The same sequences padded on the right to `length` (the longest one's, when None)."""
+        length = self.max_seqlen if length is None else length
+        if length < self.max_seqlen:
+            raise UserError(f"a sequence of {self.max_seqlen} tokens can't be padded to {length}; give a larger length")
+        lengths = self.host_lengths
+        starts = np.cumsum(lengths) - lengths
+        slot = np.arange(self.num_tokens) + np.repeat(np.arange(len(lengths)) * length - starts, lengths)
+        slots = torch.from_numpy(slot).to(self.device)
+
+        def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
+            rows = torch.full((len(lengths) * length,), fill, dtype=torch.int64, device=self.device)
+            rows[slots] = values
+            return rows.view(len(lengths), length)
+
+        return PaddedBatch(
+            input_ids=spread(self.input_ids, pad_id),
+            attention_mask=spread(torch.ones_like(self.input_ids), 0),
+            token_type_ids=None if self.token_type_ids is None else spread(self.token_type_ids, 0),
+            host_lengths=lengths,
+        )
+
+    def validate(self, config: EncoderConfig) -> None:
+        """Raises UserError where an encoder of `config` can't take this batch.
+
+        Lengths are always checked; ids, positions and token types only where the batch is on the host, because
+        reading them elsewhere waits for the device. Validate before `to`.
+        """
+        _check_longest(self.max_seqlen, config)
+        if self.device.type == "cpu":
+            _check_range("token id", self.input_ids, config.vocab_size)
+            _check_range("position", self.position_ids, config.max_positions)
+            if self.token_type_ids is not None:
+                _check_range("token type", self.token_type_ids, config.type_vocab_size)
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedBatch:
+    """Sequences padded on the right to one length. B = sequences, L = length.
+
+    input_ids: int64 [B, L]. attention_mask: int64 [B, L], 1 = real token. token_type_ids: int64 [B, L], None means
+    all 0. Positions are 0 .. L - 1 in every row. host_lengths: int64 numpy [B], None where they aren't known yet.
+
+    Raises UserError for tensors of different or wrong shapes, or no sequence.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    token_type_ids: torch.Tensor | None = None
+    host_lengths: IntArray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = self.input_ids.shape
+        types = self.token_type_ids
+        if len(shape) != 2 or 0 in shape:
+            raise UserError(
+                f"input_ids of a padded batch must be (sequences, length), both above 0, not {tuple(shape)}"
+            )
+        if self.attention_mask.shape != shape or (types is not None and types.shape != shape):
+            raise UserError(
+                f"attention_mask and token_type_ids of a padded batch must have the shape of input_ids, {tuple(shape)}"
+            )
+
+    @property
+    def num_sequences(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens; waits for the device where the lengths aren't on the host."""
+        return int(self.attention_mask.sum()) if self.host_lengths is None else int(self.host_lengths.sum())
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """Real tokens and padding: B * L."""
+        return self.input_ids.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.input_ids.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PaddedBatch:
+        """This batch on `device`; itself where it is there already."""
+        if self.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
+            attention_mask=self.attention_mask.to(device, non_blocking=non_blocking),
+            token_type_ids=None
+            if self.token_type_ids is None
+            else self.token_type_ids.to(device, non_blocking=non_blocking),
+        )
+
+    def to_packed(self) -> PackedBatch:
+        """The same sequences without their padding. Raises UserError for a mask that isn't padding on the right."""
+        _check_mask(self.attention_mask)
+        real = self.attention_mask.bool()
+        lengths = self.attention_mask.sum(dim=1)
+        cu_seqlens = torch.zeros(self.num_sequences + 1, dtype=torch.int32, device=self.device)
+        cu_seqlens[1:] = lengths.cumsum(0)
+        positions = torch.arange(self.input_ids.shape[1], device=self.device).expand_as(self.input_ids)
+        return PackedBatch(
+            input_ids=self.input_ids[real],
+            cu_seqlens=cu_seqlens,
+            position_ids=positions[real],
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[real],
+            host_lengths=lengths.cpu().numpy(),
+        )
+
+    def validate(self, config: EncoderConfig) -> None:
+        """Raises UserError where an encoder of `config` can't take this batch; see `PackedBatch.validate`."""
+        _check_longest(self.input_ids.shape[1], config)
+        if self.device.type == "cpu":
+            _check_mask(self.attention_mask)
+            _check_range("token id", self.input_ids, config.vocab_size)
+            if self.token_type_ids is not None:
+                _check_range("token type", self.token_type_ids, config.type_vocab_size)
+
+
+def _flat_integers(rows: Sequence[Sequence[int]], what: str) -> IntArray:
+    flat = np.concatenate([np.asarray(row) for row in rows])
+    if flat.ndim != 1 or flat.dtype.kind not in "iu":
+        raise UserError(f"{what} must be integers, one flat list a sequence; these are {flat.dtype}")
+    return flat
+
+
+def _check_lengths(lengths: IntArray) -> None:
+    if not len(lengths):
+        raise UserError("the batch has no sequence; it needs at least one")
+    if lengths.min() < 1:
+        raise UserError(
+            f"sequence {int(np.argmax(lengths < 1))} of the batch is empty; every sequence needs at least one token "
+            "([CLS])"
+        )
+
+
+def _check_longest(length: int, config: EncoderConfig) -> None:
+    if length > config.max_positions:
+        raise UserError(
+            f"a sequence of {length} tokens is longer than the encoder's {config.max_positions} positions; "
+            "truncate it (max_length) or take an encoder with more positions"
+        )
+
+
+def _check_range(what: str, values: torch.Tensor, limit: int) -> None:
+    low, high = (int(bound) for bound in torch.aminmax(values))
+    if low < 0 or high >= limit:
+        raise UserError(
+            f"{what} {low if low < 0 else high} is outside the encoder's range; allowed are 0 to {limit - 1}"
+        )
+
+
+def _check_mask(mask: torch.Tensor) -> None:
+    starts_real = bool((mask[:, 0] == 1).all())
+    binary = bool(((mask == 0) | (mask == 1)).all())
+    if not (starts_real and binary and bool((mask[:, 1:] <= mask[:, :-1]).all())):
+        raise UserError(
+            "attention_mask must hold, in every row, ones for the real tokens (at least one) and then zeros; "
+            "padding on the left, gaps and empty rows are not allowed"
+        )

@@ -1,0 +1,281 @@
+"""The packed encoder in plain torch operators: any device, any floating dtype, no padding, [CLS] features only.
+
+What it saves against running the model module: no padded token is computed, Q/K/V are one product, and the last
+repetition computes keys and values of all tokens but everything else of [CLS] alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ... import UserError
+from ..weights import EncoderWeights, LayerWeights
+from .batch import IntArray, PackedBatch, PaddedBatch
+
+# Tokens that go through the repetitions together. On a host 512 to 4,096 measured alike, fewer or many more slower
+# (the widest activation no longer fits the last-level cache); an accelerator needs more of them to be busy.
+HOST_CHUNK_TOKENS = 1024
+DEVICE_CHUNK_TOKENS = 65536
+
+Linear = tuple[torch.Tensor, torch.Tensor]
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": torch.relu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights in the order the products take them; norms in the accumulate dtype, the rest in compute's."""
+
+    qkv: Linear
+    attention_output: Linear
+    attention_norm: Linear
+    ffn: Linear
+    ffn_output: Linear
+    output_norm: Linear
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows (tokens) that go through the repetitions together.
+
+    spans: (sequences, length) of each run of neighbouring sequences of equal length, covering all rows in order.
+    first: int64 [sequences], the row of each sequence's first token.
+    mask: bool [sequences, 1, 1, length], True = real, for the one span of a padded batch; None: nothing is padded.
+    """
+
+    spans: list[tuple[int, int]]
+    first: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+class PortableEncoder:
+    """A frozen encoder: ``encoder(batch)`` gives float32 features [sequences, hidden] on the weights' device.
+
+    Products run in `compute_dtype`; the residual stream and LayerNorm in `accumulate_dtype`, softmax in float32 or
+    wider. `chunk_tokens` bounds how many tokens go through the repetitions at once, and with it the memory of a call.
+    A sequence's features depend on the rest of the batch only by rounding. Tensors of `weights` that fit as they are
+    are shared, so they must not change afterwards.
+
+    Raises UserError for an unsupported activation or pair of dtypes.
+    """
+
+    name = "portable"
+    version = "1"
+
+    def __init__(
+        self,
+        weights: EncoderWeights,
+        compute_dtype: torch.dtype = torch.float32,
+        accumulate_dtype: torch.dtype = torch.float32,
+        chunk_tokens: int | None = None,
+    ) -> None:
+        self.config = weights.config
+        self.device = weights.device
+        if self.config.activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation {self.config.activation!r} is not supported; the portable kernel has "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        if (
+            not compute_dtype.is_floating_point
+            or torch.promote_types(compute_dtype, accumulate_dtype) != accumulate_dtype
+        ):
+            raise UserError(
+                f"compute dtype {compute_dtype} with accumulate dtype {accumulate_dtype}: both must be floating point "
+                "and the accumulate dtype must hold every compute value (bfloat16 with float32, for example)"
+            )
+        default = HOST_CHUNK_TOKENS if self.device.type == "cpu" else DEVICE_CHUNK_TOKENS
+        self.chunk_tokens = default if chunk_tokens is None else chunk_tokens
+        if self.chunk_tokens < 1:
+            raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
+        self._compute = compute_dtype
+        self._accumulate = accumulate_dtype
+        self._activation = ACTIVATIONS[self.config.activation]
+        # The table is kept as given: looking up a few rows is cheaper than a second copy of the largest tensor.
+        self._word_embeddings = weights.word_embeddings
+        self._position_embeddings = weights.position_embeddings.to(accumulate_dtype)
+        self._token_type_embeddings = weights.token_type_embeddings.to(accumulate_dtype)
+        self._embedding_norm = self._norm_weights(weights.embedding_norm_weight, weights.embedding_norm_bias)
+        self._projection: Linear | None = None
+        if weights.projection_weight is not None and weights.projection_bias is not None:
+            self._projection = self._linear(weights.projection_weight, weights.projection_bias)
+        layers = [self._pack(layer) for layer in weights.layers]
+        self._layers = [layers[index] for index in self.config.layer_of_repetition]
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Features, float32 [sequences, hidden]: each sequence's first row after the last repetition.
+
+        Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
+        """
+        batch.validate(self.config)
+        batch = batch.to(self.device)
+        with _autocast_off(self.device):
+            return self._padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
+
+    @torch.no_grad()
+    def repetitions(self, batch: PackedBatch | PaddedBatch) -> list[torch.Tensor]:
+        """Every token's hidden state: what the first repetition takes in, then what each one gives (R + 1 tensors).
+
+        In the accumulate dtype; [tokens, hidden] in the batch's own order for a packed batch, [sequences, length,
+        hidden] for a padded one (values at padded places mean nothing). For parity: without chunks or shortcuts.
+        """
+        batch.validate(self.config)
+        batch = batch.to(self.device)
+        with _autocast_off(self.device):
+            if isinstance(batch, PaddedBatch):
+                shape = (*batch.input_ids.shape, -1)
+                rows = _padded_rows(batch.attention_mask)
+                states = [self._embed_padded(batch.input_ids, batch.token_type_ids)]
+            else:
+                shape = (batch.num_tokens, -1)
+                rows = self._packed_rows(batch.host_lengths)
+                states = [self._embed(batch.input_ids, batch.position_ids, batch.token_type_ids)]
+            for layer in self._layers:
+                states.append(self._repeat(layer, states[-1], rows))
+        return [state.view(shape) for state in states]
+
+    def _packed_features(self, batch: PackedBatch) -> torch.Tensor:
+        lengths = batch.host_lengths
+        starts = np.cumsum(lengths) - lengths
+        # Sorted by length, sequences that attention can take as one group are neighbours: slices instead of gathers.
+        order = np.argsort(lengths, kind="stable")
+        features = torch.empty(len(lengths), self.config.hidden_size, dtype=torch.float32, device=self.device)
+        for chosen in _chunks(order, lengths, self.chunk_tokens):
+            taken = lengths[chosen]
+            token = np.arange(taken.sum()) + np.repeat(starts[chosen] - (np.cumsum(taken) - taken), taken)
+            tokens = torch.from_numpy(token).to(self.device)
+            types = None if batch.token_type_ids is None else batch.token_type_ids[tokens]
+            x = self._embed(batch.input_ids[tokens], batch.position_ids[tokens], types)
+            features[torch.from_numpy(chosen).to(self.device)] = self._first_rows(x, self._packed_rows(taken))
+        return features
+
+    def _padded_features(self, batch: PaddedBatch) -> torch.Tensor:
+        step = max(1, self.chunk_tokens // batch.input_ids.shape[1])
+        features = []
+        for start in range(0, batch.num_sequences, step):
+            part = slice(start, start + step)
+            types = None if batch.token_type_ids is None else batch.token_type_ids[part]
+            x = self._embed_padded(batch.input_ids[part], types)
+            features.append(self._first_rows(x, _padded_rows(batch.attention_mask[part])))
+        return torch.cat(features)
+
+    def _first_rows(self, x: torch.Tensor, rows: _Rows) -> torch.Tensor:
+        """Float32 [sequences, hidden] after all repetitions from their input, [tokens, hidden]."""
+        for layer in self._layers[:-1]:
+            x = self._repeat(layer, x, rows)
+        return self._repeat(self._layers[-1], x, rows, first_only=True).to(torch.float32)
+
+    def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
+        """The first repetition's input, [tokens, hidden], from flat ids, positions and token types."""
+        # functional.embedding, because indexing would let a negative id wrap where ids aren't validated (a device).
+        x = functional.embedding(ids, self._word_embeddings).to(self._accumulate)
+        if types is None:
+            x = x + self._token_type_embeddings[0]
+        else:
+            x = x + functional.embedding(types, self._token_type_embeddings)
+        x = self._norm(x + functional.embedding(positions, self._position_embeddings), self._embedding_norm)
+        if self._projection is not None:
+            x = functional.linear(x.to(self._compute), *self._projection).to(self._accumulate)
+        return x
+
+    def _embed_padded(self, ids: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
+        positions = torch.arange(ids.shape[1], device=ids.device).repeat(ids.shape[0])
+        return self._embed(ids.flatten(), positions, None if types is None else types.flatten())
+
+    def _repeat(self, layer: _Layer, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
+        """One repetition, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
+        hidden = self.config.hidden_size
+        if first_only:
+            weight, bias = layer.qkv
+            key_value = functional.linear(x.to(self._compute), weight[hidden:], bias[hidden:])
+            x = x[rows.first]
+            query = functional.linear(x.to(self._compute), weight[:hidden], bias[:hidden])
+        else:
+            query, key_value = functional.linear(x.to(self._compute), *layer.qkv).split((hidden, 2 * hidden), dim=1)
+        attended = self._attend(query, key_value, rows, first_only)
+        x = self._norm(x + functional.linear(attended, *layer.attention_output), layer.attention_norm)
+        inner = self._activation(functional.linear(x.to(self._compute), *layer.ffn))
+        return self._norm(x + functional.linear(inner, *layer.ffn_output), layer.output_norm)
+
+    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, rows: _Rows, first_only: bool) -> torch.Tensor:
+        """Attention within each sequence: [queries, hidden]; key_value is [tokens, 2 * hidden]."""
+        heads, width = self.config.num_heads, self.config.head_size
+        sizes = [sequences * length for sequences, length in rows.spans]
+        query_sizes = [sequences for sequences, _ in rows.spans] if first_only else sizes
+        attended = []
+        for (sequences, _), q, kv in zip(rows.spans, query.split(query_sizes), key_value.split(sizes), strict=True):
+            k, v = kv.view(sequences, -1, 2, heads, width).permute(2, 0, 3, 1, 4).unbind()
+            q = q.view(sequences, -1, heads, width).transpose(1, 2)
+            a = functional.scaled_dot_product_attention(q, k, v, attn_mask=rows.mask)
+            attended.append(a.transpose(1, 2).reshape(-1, heads * width))
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def _norm(self, x: torch.Tensor, weights: Linear) -> torch.Tensor:
+        return functional.layer_norm(x, x.shape[-1:], *weights, eps=self.config.layer_norm_eps)
+
+    def _pack(self, layer: LayerWeights) -> _Layer:
+        return _Layer(
+            qkv=self._linear(
+                torch.cat((layer.query_weight, layer.key_weight, layer.value_weight)),
+                torch.cat((layer.query_bias, layer.key_bias, layer.value_bias)),
+            ),
+            attention_output=self._linear(layer.attention_output_weight, layer.attention_output_bias),
+            attention_norm=self._norm_weights(layer.attention_norm_weight, layer.attention_norm_bias),
+            ffn=self._linear(layer.ffn_weight, layer.ffn_bias),
+            ffn_output=self._linear(layer.ffn_output_weight, layer.ffn_output_bias),
+            output_norm=self._norm_weights(layer.output_norm_weight, layer.output_norm_bias),
+        )
+
+    def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+        return weight.detach().to(self._compute).contiguous(), bias.detach().to(self._compute)
+
+    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+        return weight.detach().to(self._accumulate), bias.detach().to(self._accumulate)
+
+    def _packed_rows(self, lengths: IntArray) -> _Rows:
+        edges = np.flatnonzero(np.diff(lengths)) + 1
+        bounds = np.concatenate(([0], edges, [len(lengths)]))
+        spans = list(zip(np.diff(bounds).tolist(), lengths[bounds[:-1]].tolist(), strict=True))
+        return _Rows(spans, torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device))
+
+
+def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
+    """The dtypes asked for hold even inside a caller's mixed-precision region."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def _padded_rows(mask: torch.Tensor) -> _Rows:
+    sequences, length = mask.shape
+    first = torch.arange(sequences, device=mask.device) * length
+    return _Rows([(sequences, length)], first, mask.bool()[:, None, None, :])
+
+
+def _chunks(order: IntArray, lengths: IntArray, limit: int) -> list[IntArray]:
+    """`order` cut into runs of about equally many tokens, at most `limit` (or one sequence that alone has more)."""
+    ends = np.cumsum(lengths[order])
+    target = -(-ends[-1] // -(-ends[-1] // limit))
+    chunks = []
+    start = 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + target, side="right")))
+        chunks.append(order[start:stop])
+        start = stop
+    return chunks

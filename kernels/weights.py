@@ -1,0 +1,240 @@
+"""The weights of a frozen ALBERT or BERT encoder as plain tensors: what every kernel takes in.
+
+No module, no file format, no name of a model: a loader fills these dataclasses, a kernel packs them the way it needs.
+Linear weights have torch's layout (out, in): ``y = x @ weight.T + bias``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from .. import UserError
+
+KINDS = ("albert", "bert")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of an encoder.
+
+    `layer_of_repetition` names, for each repetition in order, the entry of `EncoderWeights.layers` it runs:
+    ALBERT-base is ``(0,) * 12`` (one layer, twelve times), BERT is ``(0, 1, ..., n - 1)``.
+    `activation` has the name that transformers gives it; each kernel says which names it supports.
+    Positions start at 0; `max_positions` is the longest sequence in tokens.
+
+    Raises UserError where the numbers contradict each other.
+    """
+
+    kind: str
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    max_positions: int
+    type_vocab_size: int
+    activation: str
+    layer_norm_eps: float
+    layer_of_repetition: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"encoder kind {self.kind!r} is unknown; the kinds are {', '.join(KINDS)}")
+        for name in (
+            "vocab_size",
+            "embedding_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_heads",
+            "max_positions",
+            "type_vocab_size",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
+                "every head must have the same width"
+            )
+        if self.kind == "bert" and self.embedding_size != self.hidden_size:
+            raise UserError(
+                f"a BERT encoder has embeddings of hidden_size {self.hidden_size}, not {self.embedding_size}; "
+                "only ALBERT projects smaller embeddings"
+            )
+        if not self.layer_norm_eps > 0.0:
+            raise UserError(f"layer_norm_eps is {self.layer_norm_eps}; it must be above 0")
+        if not self.layer_of_repetition or min(self.layer_of_repetition) < 0:
+            raise UserError(
+                f"layer_of_repetition is {self.layer_of_repetition}; it needs at least one repetition and "
+                "layer numbers from 0"
+            )
+
+    @property
+    def num_repetitions(self) -> int:
+        return len(self.layer_of_repetition)
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """One transformer layer (post-norm). h = hidden_size, f = intermediate_size.
+
+    query, key, value, attention_output: weight (h, h), bias (h). ffn: (f, h), (f). ffn_output: (h, f), (h).
+    attention_norm and output_norm (LayerNorm after each residual): (h), (h).
+    """
+
+    query_weight: torch.Tensor
+    query_bias: torch.Tensor
+    key_weight: torch.Tensor
+    key_bias: torch.Tensor
+    value_weight: torch.Tensor
+    value_bias: torch.Tensor
+    attention_output_weight: torch.Tensor
+    attention_output_bias: torch.Tensor
+    attention_norm_weight: torch.Tensor
+    attention_norm_bias: torch.Tensor
+    ffn_weight: torch.Tensor
+    ffn_bias: torch.Tensor
+    ffn_output_weight: torch.Tensor
+    ffn_output_bias: torch.Tensor
+    output_norm_weight: torch.Tensor
+    output_norm_bias: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderWeights:
+    """Every tensor of a frozen encoder, all of one floating dtype and on one device.
+
+    word_embeddings (vocab_size, e), position_embeddings (max_positions, e), token_type_embeddings (type_vocab_size, e),
+    embedding_norm (e), (e), with e = embedding_size; projection (h, e), (h) for ALBERT, None for BERT.
+
+    Raises UserError, naming the tensor, where a shape, dtype or device doesn't fit `config`.
+    """
+
+    config: EncoderConfig
+    word_embeddings: torch.Tensor
+    position_embeddings: torch.Tensor
+    token_type_embeddings: torch.Tensor
+    embedding_norm_weight: torch.Tensor
+    embedding_norm_bias: torch.Tensor
+    projection_weight: torch.Tensor | None
+    projection_bias: torch.Tensor | None
+    layers: tuple[LayerWeights, ...]
+
+    def __post_init__(self) -> None:
+        _check_layers(self.config, len(self.layers))
+        projects = self.config.kind == "albert"
+        if (self.projection_weight is not None) != projects or (self.projection_bias is not None) != projects:
+            raise UserError(
+                f"kind {self.config.kind!r} {'needs' if projects else 'has no'} projection_weight and projection_bias; "
+                "ALBERT has both, BERT has neither"
+            )
+        expected = _expected_shapes(self.config)
+        for name, tensor in self.named_tensors():
+            shape = expected[name.rpartition(".")[2]]
+            if tuple(tensor.shape) != shape:
+                raise UserError(f"tensor {name} has shape {tuple(tensor.shape)}; the configuration asks for {shape}")
+            if not tensor.is_floating_point():
+                raise UserError(f"tensor {name} has dtype {tensor.dtype}; weights must be floating point")
+            if tensor.dtype != self.dtype or tensor.device != self.device:
+                raise UserError(
+                    f"tensor {name} is {tensor.dtype} on {tensor.device} but word_embeddings is {self.dtype} on "
+                    f"{self.device}; all weights must share one dtype and device (see EncoderWeights.to)"
+                )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.word_embeddings.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.word_embeddings.device
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of every tensor, always in the same order; a layer's are named ``layers.0.query_weight``."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor):
+                yield field.name, value
+        for index, layer in enumerate(self.layers):
+            for field in fields(layer):
+                yield f"layers.{index}.{field.name}", getattr(layer, field.name)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EncoderWeights:
+        """These weights on `device` and rounded to `dtype`; tensors that fit already are shared, not copied."""
+
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device=device, dtype=dtype)
+
+        own: dict[str, Any] = {
+            name: convert(tensor) for name, tensor in self.named_tensors() if not name.startswith("layers.")
+        }
+        layers = tuple(
+            LayerWeights(**{field.name: convert(getattr(layer, field.name)) for field in fields(layer)})
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, **own)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the configuration and every tensor's name, shape and values as little-endian float32.
+
+        The same on every machine and device. Weights that agree when rounded to float32 have the same fingerprint.
+        """
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, tensor in self.named_tensors():
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+            digest.update(values.astype("<f4", copy=False).data)
+        return digest.hexdigest()
+
+
+def check_finite(weights: EncoderWeights) -> None:
+    """Raises UserError naming the first tensor that holds a NaN or an infinity, and where."""
+    for name, tensor in weights.named_tensors():
+        finite = torch.isfinite(tensor)
+        if not bool(finite.all()):
+            where = tuple((~finite).nonzero()[0].tolist())
+            raise UserError(
+                f"tensor {name} holds {int((~finite).sum())} values that are NaN or infinite, the first at {where}; "
+                "the checkpoint is damaged or its training diverged: load another one"
+            )
+
+
+def _check_layers(config: EncoderConfig, num_layers: int) -> None:
+    if max(config.layer_of_repetition) >= num_layers:
+        raise UserError(
+            f"layer_of_repetition names layer {max(config.layer_of_repetition)} but {num_layers} layers were given; "
+            f"the highest allowed is {num_layers - 1}"
+        )
+
+
+def _expected_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    e, h, f = config.embedding_size, config.hidden_size, config.intermediate_size
+    return {
+        "word_embeddings": (config.vocab_size, e),
+        "position_embeddings": (config.max_positions, e),
+        "token_type_embeddings": (config.type_vocab_size, e),
+        "embedding_norm_weight": (e,),
+        "embedding_norm_bias": (e,),
+        "projection_weight": (h, e),
+        "projection_bias": (h,),
+        **{f"{name}_weight": (h, h) for name in ("query", "key", "value", "attention_output")},
+        **{f"{name}_bias": (h,) for name in ("query", "key", "value", "attention_output")},
+        "attention_norm_weight": (h,),
+        "attention_norm_bias": (h,),
+        "ffn_weight": (f, h),
+        "ffn_bias": (f,),
+        "ffn_output_weight": (h, f),
+        "ffn_output_bias": (h,),
+        "output_norm_weight": (h,),
+        "output_norm_bias": (h,),
+    }
