@@ -1,0 +1,244 @@
+"""Labelled texts by name: embedded, from local files, or from the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import UserError
+from .columns import EVALUATION_SPLITS, choose_columns
+from .hub import ALIASES, HUB_ID, read_hub
+from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
+from .labels import encode_labels, names_from_column, read_categories
+from .tabular import TABLE_SUFFIXES, Table, read_table, shown
+
+log = logging.getLogger("isotrain")
+
+CATEGORIES_FILE = "categories.json"
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """Texts as they were written, their class ids (from 0), and second texts where a row is a pair of texts."""
+
+    texts: list[str]
+    labels: list[int]
+    pairs: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A data set's two splits. `label_names[id]` is a class's name; `fingerprint`: SHA-256 of the content."""
+
+    name: str
+    train: RawSplit
+    test: RawSplit
+    label_names: list[str]
+    fingerprint: str
+
+
+def load_dataset(
+    dataset_id: str,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
+) -> RawDataset:
+    """The data set that `dataset_id` names.
+
+    - ``embedded:intents``, also with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`)
+    - a folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl;
+      a ``categories.json`` beside them gives the order of the label names
+    - one .csv, .tsv or .jsonl file, with `test_fraction`: that share of each label, chosen by `seed`, is the test
+    - a Hub id, ``org/name`` or ``name``; what exists on disk is local, and so is what begins with ``.``, ``/`` or ``~``
+
+    Texts are kept byte for byte. Labels are names, or ids from 0; `label_names` gives the names' order (else
+    ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted).
+
+    Raises UserError for a name that is nothing of these, and for data that can't be used: columns not found, empty
+    texts, labels that are no classes or unseen in training, no test split.
+    """
+    if dataset_id.startswith(EMBEDDED_PREFIX):
+        for key, value in (
+            ("text_column", text_column),
+            ("label_column", label_column),
+            ("label_names", label_names),
+            ("test_fraction", test_fraction),
+        ):
+            if value is not None:
+                raise UserError(f"{key} is set, but {dataset_id} has no files and a test split of its own; drop {key}")
+        return _embedded(dataset_id)
+    path = Path(dataset_id).expanduser()
+    # An empty name would be the current folder.
+    if (dataset_id and path.exists()) or _looks_local(dataset_id):
+        train, test, names = _read_local(dataset_id, path)
+        name = dataset_id
+    else:
+        name = ALIASES.get(dataset_id, dataset_id)
+        if not HUB_ID.fullmatch(name):
+            raise UserError(
+                f"dataset_id {dataset_id!r} is neither an existing path nor a Hub id; allowed are embedded:intents, "
+                "a file or folder, or a Hub id such as mteb/banking77"
+            )
+        train, test, names = read_hub(name, text_column, label_column)
+    return _assemble(name, train, test, label_names or names, text_column, label_column, test_fraction, seed)
+
+
+def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:
+    """SHA-256 (hex) over texts, labels and label names, in their order."""
+    content = [[split.texts, split.labels, split.pairs] for split in (train, test)]
+    encoded = json.dumps(["isotrain data 1", content, list(label_names)], ensure_ascii=False)
+    return hashlib.sha256(encoded.encode()).hexdigest()
+
+
+def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Row numbers of the training and the test part, each in row order.
+
+    Each label gives ``round(fraction * rows)`` rows to the test, and keeps at least one for training. Which ones, a
+    hash of (seed, row) decides: the same on every machine and version. Raises UserError when the test would be empty.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_of.setdefault(label, []).append(row)
+    test: list[int] = []
+    for rows in rows_of.values():
+        count = min(round(fraction * len(rows)), len(rows) - 1)
+        test.extend(sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row}".encode()).digest())[:count])
+    if not test:
+        raise UserError(
+            f"test_fraction {fraction} of {len(labels)} rows leaves no label a test row; set a larger share, or give "
+            "more rows"
+        )
+    held_out = set(test)
+    return [row for row in range(len(labels)) if row not in held_out], sorted(test)
+
+
+def _looks_local(dataset_id: str) -> bool:
+    return dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(TABLE_SUFFIXES)
+
+
+def _embedded(dataset_id: str) -> RawDataset:
+    sizes = parse_embedded_id(dataset_id)
+    generated = generate_intents(sizes.train, sizes.test, sizes.seed)
+    train, test = RawSplit(*generated.train), RawSplit(*generated.test)
+    names = list(generated.label_names)
+    return RawDataset(dataset_id, train, test, names, fingerprint_of(train, test, names))
+
+
+def _read_local(dataset_id: str, path: Path) -> tuple[Table, Table | None, list[str] | None]:
+    if not path.exists():
+        raise UserError(
+            f"dataset_id {dataset_id!r} is read as a local path, and nothing is there; give an existing file or "
+            "folder, a Hub id such as mteb/banking77, or embedded:intents"
+        )
+    if path.is_file():
+        return read_table(path), None, None
+    train = _split_file(path, ("train",))
+    if train is None:
+        found = sorted(entry.name for entry in path.iterdir())
+        raise UserError(
+            f"the folder {path} has no training file, it has {shown(found) or 'nothing'}; "
+            "give a folder with train.csv, train.tsv or train.jsonl"
+        )
+    test = _split_file(path, EVALUATION_SPLITS)
+    categories = path / CATEGORIES_FILE
+    names = read_categories(categories) if categories.is_file() else None
+    return read_table(train), read_table(test) if test else None, names
+
+
+def _split_file(folder: Path, splits: Sequence[str]) -> Path | None:
+    """The file of the first of `splits` that the folder has. Raises UserError when it has that split twice."""
+    for split in splits:
+        files = [entry for entry in sorted(folder.iterdir()) if entry.name.lower() in _file_names(split)]
+        if len(files) > 1:
+            raise UserError(
+                f"the folder {folder} has the {split} split {len(files)} times ({shown(file.name for file in files)}); "
+                "keep one of them"
+            )
+        if files:
+            return files[0]
+    return None
+
+
+def _file_names(split: str) -> list[str]:
+    return [split + suffix for suffix in TABLE_SUFFIXES]
+
+
+def _assemble(
+    name: str,
+    train: Table,
+    test: Table | None,
+    label_names: Sequence[str] | None,
+    text_column: str | None,
+    label_column: str | None,
+    test_fraction: float | None,
+    seed: int,
+) -> RawDataset:
+    if test is not None and test_fraction is not None:
+        raise UserError(
+            f"test_fraction is set, but {name} has a test split of its own ({test.origin}); drop test_fraction"
+        )
+    if test is None and test_fraction is None:
+        raise UserError(
+            f"{name} has no test split; set test_fraction (0.2 holds out a fifth of each label), or give a folder with "
+            "train and test files"
+        )
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise UserError(f"test_fraction is {test_fraction}; allowed is a share between 0 and 1, such as 0.2")
+    columns = choose_columns(train.origin, train.columns, text_column, label_column)
+    tables = [train] if test is None else [train, test]
+    for table in tables[1:]:
+        choose_columns(table.origin, table.columns, columns.text, columns.label)
+    if label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):
+        label_names = names_from_column(tables, columns.label, columns.label_names)
+    for table in tables:
+        if not table.rows:
+            raise UserError(f"{table.origin} has no rows; give a split with at least one text and label")
+    texts = [_texts(table, columns.text) for table in tables]
+    train_labels, test_labels, names = encode_labels(train, test, columns.label, label_names)
+    absent = len(names) - len(set(train_labels))
+    if absent:
+        log.warning("%s: %d of the %d label names have no training row", name, absent, len(names))
+    if test_fraction is None:
+        train_split, test_split = RawSplit(texts[0], train_labels), RawSplit(texts[1], test_labels)
+    else:
+        rows = stratified_split(train_labels, test_fraction, seed)
+        train_split, test_split = (
+            RawSplit([texts[0][row] for row in part], [train_labels[row] for row in part]) for part in rows
+        )
+    return RawDataset(name, train_split, test_split, names, fingerprint_of(train_split, test_split, names))
+
+
+def _texts(table: Table, column: str) -> list[str]:
+    texts = table.column(column)
+    empty = [row for row, text in enumerate(texts) if text is None or (isinstance(text, str) and not text.strip())]
+    if empty:
+        places = ", ".join(str(table.positions[row]) for row in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise UserError(
+            f"{table.origin} has {len(empty)} empty texts under {column!r} ({table.unit} {places}); remove these rows"
+        )
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(
+                f"{table.place(row)}: the text ({column!r}) is {shown([text])}, a {type(text).__name__}; give a string"
+            )
+        if not _is_unicode(text):
+            raise UserError(f"{table.place(row)}: the text has half of a surrogate pair (\\ud800-\\udfff); remove it")
+    return texts
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

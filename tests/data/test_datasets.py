@@ -1,0 +1,300 @@
+"""Data sets from local files: splits, columns, labels, and every way they can be wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain import UserError
+from isotrain.albert_core.data import load_dataset
+
+TRAIN = "text,label\nred one,red\nblue one,blue\nred two,red\n"
+TEST = "text,label\nblue three,blue\n"
+
+
+def folder(tmp_path: Path, **files: str | bytes) -> Path:
+    """A folder of files; `train_csv` becomes ``train.csv``."""
+    tmp_path.mkdir(exist_ok=True)
+    for name, content in files.items():
+        path = tmp_path / name.replace("_", ".", 1)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path
+
+
+def labelled(*labels: Any) -> str:
+    return "text,label\n" + "".join(f"text {n},{label}\n" for n, label in enumerate(labels))
+
+
+def refusal(dataset_id: str | Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_dataset(str(dataset_id), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rfc4180(raw: bytes) -> list[list[str]]:
+    """Rows of a CSV file with CRLF rows, by the standard's grammar on bytes: a second reader to compare with."""
+    field = re.compile(rb'(?:"((?:[^"]|"")*)"|([^,"\r\n]*))(,|\r\n)')
+    rows: list[list[str]] = [[]]
+    at = 0
+    while at < len(raw):
+        match = field.match(raw, at)
+        assert match, f"byte {at} begins no field"
+        cell = match[1].replace(b'""', b'"') if match[1] is not None else match[2]
+        rows[-1].append(cell.decode())
+        if match[3] != b",":
+            rows.append([])
+        at = match.end()
+    return rows[:-1]
+
+
+@pytest.mark.shared
+def test_banking77_loads_exactly(shared_data: Path) -> None:
+    source = shared_data / "banking77"
+    data = load_dataset(str(source))
+    assert (len(data.train), len(data.test), len(data.label_names)) == (10_003, 3_080, 77)
+    assert data.label_names == json.loads((source / "categories.json").read_text())
+    for split, name in ((data.train, "train.csv"), (data.test, "test.csv")):
+        expected = rfc4180((source / name).read_bytes())[1:]
+        assert [
+            [text, data.label_names[label]] for text, label in zip(split.texts, split.labels, strict=True)
+        ] == expected
+    # Facts of the data's own description.
+    texts = data.train.texts + data.test.texts
+    assert sum("\n" in text for text in data.train.texts) == 10
+    assert sum("\n" in text for text in data.test.texts) == 3
+    assert sum(text != text.strip() for text in texts) == 12
+    train_counts = Counter(data.train.labels)
+    assert (min(train_counts.values()), max(train_counts.values())) == (35, 187)
+    assert set(Counter(data.test.labels).values()) == {40}
+
+
+@pytest.mark.shared
+def test_subj_loads_with_its_ids(shared_data: Path) -> None:
+    data = load_dataset(str(shared_data / "subj"))
+    assert data.label_names == ["0", "1"]
+    assert Counter(data.train.labels) == {0: 4000, 1: 4000}
+    assert Counter(data.test.labels) == {0: 1000, 1: 1000}
+    assert data.train.texts[1].startswith("smart and alert , thirteen conversations")
+    assert data.train.labels[:2] == [0, 1]
+
+
+@pytest.mark.shared
+def test_a_pair_data_set_names_its_columns(shared_data: Path) -> None:
+    message = refusal(shared_data / "mrpc")
+    assert "'sentence1', 'sentence2', 'label'" in message
+    assert "text_column" in message
+
+
+def test_names_are_numbered_in_sorted_order(tmp_path: Path) -> None:
+    data = load_dataset(str(folder(tmp_path, train_csv=TRAIN, test_csv=TEST)))
+    assert data.label_names == ["blue", "red"]
+    assert (data.train.labels, data.test.labels) == ([1, 0, 1], [0])
+    assert data.test.texts == ["blue three"]
+
+
+def test_categories_and_label_names_give_the_order(tmp_path: Path) -> None:
+    source = folder(tmp_path, train_csv=TRAIN, test_csv=TEST, categories_json='["red", "blue"]')
+    assert load_dataset(str(source)).train.labels == [0, 1, 0]
+    given = load_dataset(str(source), label_names=["green", "blue", "red"])
+    assert (given.train.labels, given.label_names) == ([2, 1, 2], ["green", "blue", "red"])
+
+
+def test_formats_mix_and_validation_stands_in_for_test(tmp_path: Path) -> None:
+    jsonl = '{"utterance": "x\\ny", "intent": "red"}\n{"utterance": "z", "intent": "blue"}\n'
+    tsv = "utterance\tintent\nq, r\tblue\n"
+    data = load_dataset(str(folder(tmp_path, train_jsonl=jsonl, validation_tsv=tsv)))
+    assert (data.train.texts, data.test.texts) == (["x\ny", "z"], ["q, r"])
+
+
+def test_test_wins_over_validation(tmp_path: Path) -> None:
+    data = load_dataset(str(folder(tmp_path, train_csv=TRAIN, test_csv=TEST, dev_csv="text,label\nother,red\n")))
+    assert data.test.texts == ["blue three"]
+
+
+def test_columns_by_usual_name_and_by_request(tmp_path: Path) -> None:
+    rows = "ID,Query,Category,note\n7,a,red,n1\n8,b,blue,n2\n"
+    source = folder(tmp_path, train_csv=rows, test_csv=rows)
+    assert load_dataset(str(source)).train.texts == ["a", "b"]
+    assert load_dataset(str(source), text_column="note").train.texts == ["n1", "n2"]
+    assert load_dataset(str(source), label_column="note").label_names == ["n1", "n2"]
+    message = refusal(source, text_column="body")
+    assert "'body'" in message
+    assert "'ID', 'Query', 'Category', 'note'" in message
+    assert "different columns" in refusal(source, text_column="note", label_column="note")
+
+
+def test_columns_missing_from_the_test_file_are_named(tmp_path: Path) -> None:
+    message = refusal(folder(tmp_path, train_csv=TRAIN, test_csv="sentence,label\na,red\n"))
+    assert "test.csv" in message
+    assert "'sentence', 'label'" in message
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names", "ids"),
+    [
+        (labelled(0, 1, 2), labelled(2), ["0", "1", "2"], [0, 1, 2]),
+        (labelled(" 1", "0 ", "+1"), labelled(0), ["0", "1"], [1, 0, 1]),
+        (labelled("b ", " a"), labelled("a"), ["a", "b"], [1, 0]),
+        (labelled("10", "9", "x"), labelled("x"), ["10", "9", "x"], [0, 1, 2]),
+        (labelled("1.5", "x"), labelled("x"), ["1.5", "x"], [0, 1]),
+    ],
+)
+def test_ids_and_names_are_told_apart(tmp_path: Path, train: str, test: str, names: list[str], ids: list[int]) -> None:
+    data = load_dataset(str(folder(tmp_path, train_csv=train, test_csv=test)))
+    assert (data.label_names, data.train.labels) == (names, ids)
+
+
+def test_label_text_beside_ids_names_them(tmp_path: Path) -> None:
+    rows = "text,label,label_text\na,1,late\nb,0,early\n"
+    source = folder(tmp_path / "good", train_csv=rows, test_csv=rows)
+    data = load_dataset(str(source))
+    assert (data.label_names, data.train.labels) == (["early", "late"], [1, 0])
+    assert load_dataset(str(source), label_column="label").label_names == ["0", "1"]
+    contradiction = folder(tmp_path / "bad", train_csv=rows + "c,1,early\n", test_csv=rows)
+    assert "line 4" in refusal(contradiction)
+
+
+def test_ids_count_into_categories(tmp_path: Path) -> None:
+    source = folder(tmp_path, train_csv=labelled(0, 2), test_csv=labelled(2), categories_json='["a", "b", "c"]')
+    data = load_dataset(str(source))
+    assert (data.label_names, data.train.labels) == (["a", "b", "c"], [0, 2])
+
+
+def test_ratings_named_by_numbers_are_names_in_csv_and_ids_in_json(tmp_path: Path) -> None:
+    stars = '["1", "2", "3"]'
+    as_text = folder(tmp_path / "csv", train_csv=labelled(1, 2, 3), test_csv=labelled(3), categories_json=stars)
+    assert load_dataset(str(as_text)).train.labels == [0, 1, 2]
+    rows = '{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n'
+    typed = folder(tmp_path / "json", train_jsonl=rows, test_jsonl=rows, categories_json=stars)
+    assert load_dataset(str(typed)).train.labels == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        (labelled(0, 2, 3), labelled(0), ["holes", "missing: 1"]),
+        (labelled(1, 2), labelled(1), ["1 to 2", "missing: 0"]),
+        (labelled(0, -1), labelled(0), ["train.csv, line 3", "negative"]),
+        (labelled(0, 1), labelled(-1), ["test.csv, line 2", "negative"]),
+        (labelled("0.0", "1.0"), labelled("1.0"), ["line 2", "fraction"]),
+        (labelled(0, 1), labelled(1, "0.5"), ["test.csv, line 3", "fraction"]),
+        (labelled("a", ""), labelled("a"), ["line 3", "label", "empty"]),
+        (labelled("a", "a"), labelled("a"), ["one label only", "'a'"]),
+        (labelled(0, 0), labelled(0), ["one label only"]),
+        (labelled("a", "b"), labelled("a", "c", "a", "d"), ["test.csv, line 3", "'c', 'd'", "no training row"]),
+        (labelled(0, 1), labelled(0, 2), ["test.csv, line 3", "2", "no training row"]),
+        ("text,label\na,x\n  ,y\n,x\nb,y\n", TEST, ["2 empty texts", "line 3, 4"]),
+        (TRAIN, 'text,label\n"\n",red\n', ["test.csv", "1 empty texts", "line 2"]),
+    ],
+)
+def test_wrong_labels_and_texts_are_refused_by_row(tmp_path: Path, train: str, test: str, said: list[str]) -> None:
+    message = refusal(folder(tmp_path, train_csv=train, test_csv=test))
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"text": 5, "label": "x"}', "int"),
+        ('{"text": null, "label": "x"}', "empty"),
+        ('{"label": "x"}', "empty"),
+        ('{"text": "a\\ud800b", "label": "x"}', "surrogate"),
+        ('{"text": "a", "label": true}', "True"),
+        ('{"text": "a", "label": 1.0}', "fraction"),
+        ('{"text": "a", "label": NaN}', "fraction"),
+        ('{"text": "a", "label": ["x"]}', "no name"),
+        ('{"text": "a"}', "label"),
+    ],
+)
+def test_wrong_json_values_are_refused_by_line(tmp_path: Path, row: str, said: str) -> None:
+    good = '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'
+    message = refusal(folder(tmp_path, train_jsonl=good + row + "\n", test_jsonl=good))
+    assert said in message
+    assert "line 3" in message
+
+
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        ("{", "can't be read as JSON"),
+        ('{"a": 1}', "list of strings"),
+        ("[1, 2]", "list of strings"),
+        ('["red", "blue", "red"]', "twice: 'red'"),
+        ('["red", "green"]', "train.csv, line 3"),
+    ],
+)
+def test_wrong_categories_are_refused(tmp_path: Path, categories: str, said: str) -> None:
+    assert said in refusal(folder(tmp_path, train_csv=TRAIN, test_csv=TEST, categories_json=categories))
+
+
+def test_ids_beyond_the_names_are_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path, train_csv=labelled(0, 1, 2), test_csv=labelled(0))
+    message = refusal(source, label_names=["a", "b"])
+    assert "line 4" in message
+    assert "0 to 1" in message
+
+
+def test_folders_that_lack_or_double_a_split(tmp_path: Path) -> None:
+    assert "train.csv, train.tsv or train.jsonl" in refusal(folder(tmp_path / "a", other_csv=TRAIN))
+    assert "it has nothing" in refusal(folder(tmp_path / "b"))
+    assert "2 times" in refusal(folder(tmp_path / "c", train_csv=TRAIN, train_tsv=TRAIN, test_csv=TEST))
+    assert "test_fraction" in refusal(folder(tmp_path / "d", train_csv=TRAIN))
+    assert "drop test_fraction" in refusal(folder(tmp_path / "e", train_csv=TRAIN, test_csv=TEST), test_fraction=0.5)
+
+
+def test_a_single_file_needs_a_test_fraction(tmp_path: Path) -> None:
+    rows = labelled(*["a", "b", "b", "c"] * 25, "rare")
+    path = folder(tmp_path, all_csv=rows) / "all.csv"
+    assert "test_fraction" in refusal(path)
+    assert "between 0 and 1" in refusal(path, test_fraction=1.5)
+    assert "larger share" in refusal(path, test_fraction=0.001)
+    data = load_dataset(str(path), test_fraction=0.2, seed=1)
+    names = data.label_names
+    assert Counter(names[label] for label in data.test.labels) == {"a": 5, "b": 10, "c": 5}
+    assert Counter(names[label] for label in data.train.labels) == {"a": 20, "b": 40, "c": 20, "rare": 1}
+    everything = dict(line.rsplit(",", 1) for line in rows.splitlines()[1:])
+    split = [row for part in (data.train, data.test) for row in zip(part.texts, part.labels, strict=True)]
+    assert {text: names[label] for text, label in split} == everything
+    assert len(split) == len(everything)
+    assert load_dataset(str(path), test_fraction=0.2, seed=1) == data
+    assert load_dataset(str(path), test_fraction=0.2, seed=2).test.texts != data.test.texts
+
+
+def test_fingerprint_is_of_content_alone(tmp_path: Path) -> None:
+    first = load_dataset(str(folder(tmp_path / "a", train_csv=TRAIN, test_csv=TEST)))
+    elsewhere = load_dataset(str(folder(tmp_path / "b", train_tsv=TRAIN.replace(",", "\t"), test_csv=TEST)))
+    assert first.fingerprint == elsewhere.fingerprint
+    changes = {
+        "text": (TRAIN.replace("red two", "red twO"), TEST),
+        "space": (TRAIN.replace("red two", "red two "), TEST),
+        "label": (TRAIN.replace("red two,red", "red two,blue"), TEST),
+        "names": (TRAIN.replace(",red", ",rot"), TEST),
+        "test": (TRAIN, TEST.replace("three", "four")),
+        "moved": (TRAIN + "blue three,blue\n", TEST),
+    }
+    seen = {first.fingerprint}
+    for name, (train, test) in changes.items():
+        changed = load_dataset(str(folder(tmp_path / name, train_csv=train, test_csv=test)))
+        assert changed.fingerprint not in seen, name
+        seen.add(changed.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "dataset_id", ["./nowhere", "../nowhere", "/nowhere/at/all", "~/nowhere-at-all", "nowhere.csv"]
+)
+def test_a_missing_path_is_said_to_be_one(dataset_id: str) -> None:
+    message = refusal(dataset_id)
+    assert "read as a local path" in message
+    assert "Hub id" in message
+
+
+@pytest.mark.parametrize("dataset_id", ["a/b/c", "with space", "", "org/", "http://host/x", "-dash"])
+def test_a_name_that_is_nothing_says_what_is_allowed(dataset_id: str) -> None:
+    message = refusal(dataset_id)
+    assert "neither an existing path nor a Hub id" in message

@@ -1,0 +1,130 @@
+"""CSV, TSV and JSONL files, nasty ones included."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from pathlib import Path
+
+import pytest
+from isotrain import UserError
+from isotrain.albert_core.data import read_table
+
+
+def write(folder: Path, content: bytes | str, name: str = "rows.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "\r" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("text,label\na,1\n", [["a", "1"]]),
+        ("text,label\r\na,1\r\n", [["a", "1"]]),
+        ("text,label\na,1", [["a", "1"]]),
+        ("\ufefftext,label\na,1\n", [["a", "1"]]),
+        ('text,label\n"one\ntwo",1\n', [["one\ntwo", "1"]]),
+        ('text,label\r\n"one\r\ntwo\n\nthree",1\r\n', [["one\r\ntwo\n\nthree", "1"]]),
+        ('text,label\n"say ""hi"", twice",1\n', [['say "hi", twice', "1"]]),
+        ("text,label\n  padded\t,1\n", [["  padded\t", "1"]]),
+        ('text,label\n5" nails,1\n', [['5" nails', "1"]]),
+        ("text,label\n\na,1\n\n\nb,2\n\n", [["a", "1"], ["b", "2"]]),
+        (" text , label \na,1\n", [["a", "1"]]),
+        ("text,label\nzażółć 中文 🙂\u2028x,1\n", [["zażółć 中文 🙂\u2028x", "1"]]),
+        ('text,label\n,1\n"",2\n', [["", "1"], ["", "2"]]),
+    ],
+)
+def test_csv_cells_are_kept_as_written(tmp_path: Path, content: str, rows: list[list[str]]) -> None:
+    table = read_table(write(tmp_path, content))
+    assert table.columns == ["text", "label"]
+    assert table.rows == rows
+
+
+def test_tsv_takes_commas_and_quotes_tabs(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, 'text\tlabel\na, b\t1\n"c\td"\t2\n', "rows.tsv"))
+    assert table.rows == [["a, b", "1"], ["c\td", "2"]]
+
+
+def test_any_text_survives_a_csv_writer(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    rows = [["".join(rng.choices(" ab\",;\n\r\t'\\é", k=rng.randrange(12))), str(n)] for n in range(500)]
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, quoting=csv.QUOTE_ALL).writerows([["text", "label"], *rows])
+    assert read_table(write(tmp_path, buffer.getvalue())).rows == rows
+
+
+def test_positions_are_the_lines_where_rows_begin(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, 'text,label\n"a\nb\nc",1\n\nd,2\n'))
+    assert list(table.positions) == [2, 6]
+    assert table.place(1).endswith("rows.csv, line 6")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", ["is empty"]),
+        (b" \n\n", ["is empty"]),
+        (b"\xef\xbb\xbf", ["blank lines"]),
+        (b"text,label\n", ["no rows"]),
+        (b"text,label\n\n\n", ["no rows"]),
+        (b"text,label\na,1\nb\n", ["line 3", "1 fields", "header has 2"]),
+        (b'text,label\n"x\ny",1\nb,2,3\n', ["line 4", "3 fields"]),
+        (b'text,label\na,1\n"never closed,2\nb,3\n', ["line 3", "never closed"]),
+        (b'text,label\n"closed" early,1\n', ["line 2", "quoting"]),
+        (b"text,label,text\na,1,b\n", ["twice", "'text'"]),
+        (b"text,label\na\x00b,1\n", ["NUL", "byte offset 12", "line 2"]),
+        (b"text,label\nok,0\ncaf\xe9,1\n", ["not UTF-8", "0xe9", "byte offset 19", "line 3"]),
+        (b"\xef\xbb\xbftext,label\ncaf\xe9,1\n", ["not UTF-8", "byte offset 17", "line 2"]),
+        ("text,label\na,1\n".encode("utf-16"), ["UTF-16", "UTF-8"]),
+        (b"text,label\n" + b"x" * 140_000 + b",1\n", ["line 2", "131,072"]),
+    ],
+)
+def test_defective_csv_is_refused_by_place(tmp_path: Path, content: bytes, said: list[str]) -> None:
+    path = write(tmp_path, content)
+    message = refusal(path)
+    assert str(path) in message
+    for part in said:
+        assert part in message
+
+
+def test_jsonl_keeps_types_and_line_separators(tmp_path: Path) -> None:
+    content = '{"text": "a\\nb\u2028c", "label": 1}\r\n\n{"label": "x", "text": "d", "extra": null}\n'
+    table = read_table(write(tmp_path, content, "rows.jsonl"))
+    assert table.columns == ["text", "label", "extra"]
+    assert table.rows == [["a\nb\u2028c", 1, None], ["d", "x", None]]
+    assert list(table.positions) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "a", "label": 1', "not JSON"),
+        ("['text']", "not JSON"),
+        ('["a", 1]', "JSON list"),
+        ("3", "JSON int"),
+        ('{"n": ' + "9" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_defective_jsonl_is_refused_by_line(tmp_path: Path, line: str, said: str) -> None:
+    path = write(tmp_path, '{"text": "a", "label": 1}\n' + line + "\n", "rows.jsonl")
+    message = refusal(path)
+    assert f"{path}:2 " in message
+    assert said in message
+
+
+def test_other_suffixes_and_folders_are_refused(tmp_path: Path) -> None:
+    assert ".csv, .tsv, .jsonl" in refusal(write(tmp_path, "a", "rows.parquet"))
+    (tmp_path / "folder.csv").mkdir()
+    assert "can't be read" in refusal(tmp_path / "folder.csv")
