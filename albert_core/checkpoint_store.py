@@ -1,0 +1,267 @@
+"""A run's checkpoints: which to keep, which to go on from, and how to lose none of them to a kill."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from .checkpoint import (
+    FILES,
+    STEP_NAME,
+    CheckpointError,
+    Snapshot,
+    manifest_metrics,
+    read_manifest,
+    sync_folder,
+    verify_checkpoint,
+    write_checkpoint,
+)
+
+logger = logging.getLogger(__name__)
+
+# Names of what a kill may leave behind. Trash carries a whole checkpoint's name only after this prefix.
+_TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-step-.*")
+_TRASH = re.compile(r"\.trash-[0-9a-f]{32}-step-.*")
+_ASIDE = "set-aside-"
+
+# No save takes this long, so a temporary folder of another machine that is older has no writer any more.
+_ABANDONED_AFTER = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint's manifest says. `metric` is None where the run's metric wasn't measured.
+
+    `problem` is the reason why the manifest can't be used; everything but `path` and `step` is then empty.
+    """
+
+    path: Path
+    step: int
+    epoch: int | None = None
+    metric: float | None = None
+    created: str = ""
+    optimizer_prunable: bool = False
+    problem: str | None = None
+
+
+# Named outside the class, where `list` is still the type.
+Infos = list[CheckpointInfo]
+Paths = list[Path]
+
+
+class CheckpointStore:
+    """The checkpoints in `folder`. Kept are the last `keep_last_n` by step and the best `keep_best_n` by `metric`.
+
+    Whatever these say, the newest stays until `finish`: it is what a resume needs. A checkpoint without the metric, or
+    with NaN, is never best; of two equal ones the earlier step is better. A checkpoint whose manifest is damaged is
+    neither counted nor deleted. With `save_optim` false only the newest keeps its optimizer state, and none after
+    `finish`. `after_save` is called with the path of each new checkpoint, once it is verified.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep_last_n: int,
+        keep_best_n: int,
+        metric: str,
+        mode: Literal["min", "max"],
+        save_optim: bool = True,
+        after_save: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.keep_last_n = keep_last_n
+        self.keep_best_n = keep_best_n
+        self.metric = metric
+        self.mode = mode
+        self.save_optim = save_optim
+        self.after_save = after_save
+
+    @classmethod
+    def for_reading(cls, folder: Path, metric: str, mode: Literal["min", "max"]) -> CheckpointStore:
+        """A store to call `find` and `list` on."""
+        return cls(folder, 0, 0, metric, mode)
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Writes `snapshot`, reads it back, and only then deletes what the policy no longer keeps.
+
+        Raises CheckpointError when it can't be written or comes back damaged; every older checkpoint is then as it was.
+        """
+        sweep_leftovers(self.folder)
+        path = write_checkpoint(snapshot, self.folder, optimizer_prunable=not self.save_optim)
+        verify_checkpoint(path)
+        self._prune(newest=path)
+        if self.after_save is not None:
+            self.after_save(path)
+        return path
+
+    def finish(self) -> None:
+        """Applies the policy strictly, to the newest too: for the end of a run that won't be gone on with."""
+        sweep_leftovers(self.folder)
+        self._prune(newest=None)
+
+    def list(self) -> Infos:
+        """Every checkpoint in the folder by step, those with a damaged manifest included."""
+        if not self.folder.is_dir():
+            return []
+        paths = [path for path in self.folder.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir()]
+        return [self._info(path) for path in sorted(paths, key=_step_and_attempt)]
+
+    def find(self, option: Literal["last", "best", "path"], path: str | Path | None = None) -> Path:
+        """The checkpoint to go on from, verified. `path` is needed for "path": a folder, or a name in this store.
+
+        Raises CheckpointError when there is none, and when the one meant is damaged: it names the damage and the
+        intact one to use instead, and never takes that by itself.
+        """
+        match option:
+            case "path":
+                return self._find_path(path)
+            case "last":
+                candidates = self.list()[::-1]
+            case "best":
+                candidates = self._ranked(self.list())
+            case _:
+                raise CheckpointError(f"resume_option is {option!r}; allowed are last, best and path")
+        if not candidates:
+            wanted = f"checkpoint with {self.metric}" if option == "best" and self.list() else "checkpoint"
+            raise CheckpointError(f"no {wanted} to go on from in {self.folder}; {self._what_is_there()}")
+        try:
+            verify_checkpoint(candidates[0].path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {_suggestion(candidates[1:])}") from error
+        return candidates[0].path
+
+    def set_aside_after(self, step: int) -> Paths:
+        """Renames the checkpoints of later steps, which a resume at `step` leaves behind, and returns their new paths.
+
+        They would else count as newer than the ones about to be written. Nothing is deleted, then or later.
+        """
+        moved = []
+        for info in self.list():
+            if info.step > step:
+                target = self.folder / f"{_ASIDE}{info.path.name}"
+                while target.exists():
+                    target = target.with_name(f"{target.name}+")
+                moved.append(info.path.rename(target))
+        if moved:
+            sync_folder(self.folder)
+        return moved
+
+    def _info(self, path: Path) -> CheckpointInfo:
+        step = _step_and_attempt(path)[0]
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError as error:
+            return CheckpointInfo(path, step, problem=str(error))
+        return CheckpointInfo(
+            path,
+            step,
+            manifest["epoch"],
+            manifest_metrics(manifest).get(self.metric),
+            manifest["created"],
+            manifest["files"].get("optimizer", {}).get("prunable", False),
+        )
+
+    def _ranked(self, infos: Infos) -> Infos:
+        """Those that compete for best, best first."""
+        sign = 1.0 if self.mode == "min" else -1.0
+        measured = [(sign * i.metric, i.step, i) for i in infos if i.metric is not None and not math.isnan(i.metric)]
+        return [info for _, _, info in sorted(measured, key=lambda entry: entry[:2])]
+
+    def _prune(self, newest: Path | None) -> None:
+        """A failure to delete is only warned about: the checkpoints that matter are safe on the disk."""
+        intact = [info for info in self.list() if info.problem is None]
+        latest = list({info.step: info for info in intact}.values())
+        keep = latest[max(0, len(latest) - self.keep_last_n) :] + self._ranked(latest)[: self.keep_best_n]
+        kept = {info.path for info in keep} | ({newest} if newest is not None else set())
+        try:
+            self._delete([info.path for info in intact if info.path not in kept])
+            if not self.save_optim:
+                for info in intact:
+                    if info.path in kept and info.path != newest and info.optimizer_prunable:
+                        (info.path / FILES["optimizer"]).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("old checkpoints in %s can't be deleted (%s); the run goes on", self.folder, error)
+
+    def _delete(self, paths: Paths) -> None:
+        """Under another name first, and durably: a kill half-way leaves nothing that looks like a checkpoint."""
+        if not paths:
+            return
+        trash = [path.rename(self.folder / f".trash-{uuid.uuid4().hex}-{path.name}") for path in paths]
+        sync_folder(self.folder)
+        for path in trash:
+            shutil.rmtree(path)
+
+    def _find_path(self, path: str | Path | None) -> Path:
+        if not path:
+            raise CheckpointError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
+        for folder in (Path(path).expanduser(), self.folder / path):
+            if folder.is_dir():
+                verify_checkpoint(folder)
+                return folder
+        raise CheckpointError(f"checkpoint_path {str(path)!r} does not exist; {self._what_is_there()}")
+
+    def _what_is_there(self) -> str:
+        names = ", ".join(info.path.name for info in self.list())
+        if names:
+            return f"{self.folder} has {names}"
+        return "there is none yet: start the run with resume_from_checkpoint: false"
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Removes what killed processes left half-written or half-deleted in `folder`, never what a live one works on."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _TRASH.fullmatch(path.name) or _is_abandoned(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None:
+        return False
+    if match["host"] == platform.node():
+        # One of our own number is an earlier process's: this one has no save under way when it sweeps.
+        return int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))
+    try:
+        age = datetime.now(UTC) - datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return False
+    return age > _ABANDONED_AFTER
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _step_and_attempt(path: Path) -> tuple[int, int]:
+    match = STEP_NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not named like a checkpoint")
+    return int(match["step"]), int(match["attempt"] or 1)
+
+
+def _suggestion(infos: Infos) -> str:
+    for info in infos:
+        try:
+            verify_checkpoint(info.path)
+        except CheckpointError:
+            continue
+        return f"the next intact one: resume_option: path, checkpoint_path: {info.path}"
+    return "no other intact one is there: start a new run"
