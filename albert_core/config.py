@@ -1,0 +1,224 @@
+"""A training run's configuration: every key, its type, its default and what it does."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DTYPE_NAMES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "float": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "float64": "float64",
+    "fp64": "float64",
+    "double": "float64",
+}
+
+OPTIMIZERS = ("adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad")
+METRICS = ("eval/loss", "eval/accuracy", "eval/f1_macro")
+
+
+class TrainConfig(BaseModel):
+    """Flat keys. The first 41 are those of the Banking77 experiment of tt-blacksmith, under its names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    # Data and model
+    dataset_id: str = Field(
+        "mteb/banking77", min_length=1, description="Hub id, local file or folder, or embedded:intents"
+    )
+    model_name: str = Field(
+        "albert/albert-base-v2",
+        min_length=1,
+        description="Hub id, local folder, or random:albert-base-v2, random:albert-large-v2, random:tiny",
+    )
+    max_length: int = Field(128, ge=2, description="tokens a text is truncated to, special tokens included")
+    num_labels: int | None = Field(None, ge=2, description="outputs of the head; taken from the data when absent")
+    mlp_hidden_size: int = Field(256, ge=1, description="width of the head's hidden layer")
+    dtype: str = Field(
+        "bfloat16", description="encoder dtype: float32, bfloat16, float16 or float64, with or without 'torch.'"
+    )
+
+    # Optimisation
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="peak learning rate")
+    weight_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="decoupled for adamw, L2 for the others; applied to all parameters"
+    )
+    batch_size: int = Field(8, ge=1, description="texts a micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches an optimizer step")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in backward (needs freeze_encoder: false)"
+    )
+    num_epochs: int = Field(5, ge=1, description="passes over the training split")
+    optim: Literal["adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad"] = Field(
+        "adamw_torch", description="optimizer"
+    )
+
+    # Logging
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="what reaches the terminal; the run's train.log has everything"
+    )
+    use_wandb: bool = Field(False, description="also log to Weights & Biases (extra `wandb`)")
+    wandb_project: str = Field("isotrain", description="W&B project")
+    wandb_run_name: str | None = Field(None, description="W&B run name; the run's own name when absent")
+    wandb_tags: list[str] = Field(default_factory=list, description="W&B tags")
+    wandb_watch_mode: Literal["gradients", "parameters", "all"] | None = Field(
+        None, description="what W&B records of the trained weights"
+    )
+    wandb_log_freq: int = Field(1000, ge=1, description="steps between W&B's weight records")
+    model_to_wandb: bool = Field(False, description="upload the final model to W&B as an artifact")
+    steps_freq: int = Field(
+        10, ge=1, description="optimizer steps between log lines, and between checkpoints with save_strategy: step"
+    )
+    epoch_freq: int = Field(
+        1, ge=1, description="epochs between evaluations, and between checkpoints with save_strategy: epoch"
+    )
+
+    # Checkpoints
+    resume_from_checkpoint: bool = Field(False, description="go on with an earlier run instead of starting a new one")
+    resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
+    checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
+    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro"] = Field(
+        "eval/loss", description="what makes a checkpoint best"
+    )
+    checkpoint_metric_mode: Literal["min", "max"] = Field("min", description="whether lower or higher is better")
+    keep_last_n: int = Field(3, ge=0, description="newest checkpoints kept; 0 keeps none after the run")
+    keep_best_n: int = Field(1, ge=0, description="best checkpoints kept beside them")
+    save_strategy: Literal["epoch", "step", "no"] = Field("epoch", description="when checkpoints are written")
+    project_dir: str = Field("runs", min_length=1, description="folder under which each run gets its own")
+    save_optim: bool = Field(
+        True, description="keep optimizer state in older checkpoints; the newest of an unfinished run always has it"
+    )
+    storage_backend: Literal["local", "fsspec"] = Field(
+        "local", description="how remote_path is read: a path, or any fsspec URL"
+    )
+    sync_to_storage: bool = Field(False, description="copy each checkpoint to remote_path")
+    load_from_storage: bool = Field(False, description="fetch the newest checkpoint from remote_path before resuming")
+    remote_path: str = Field("", description="where checkpoints are copied to and fetched from")
+
+    # Reproducibility and the rest of the experiment's keys
+    seed: int = Field(
+        23, ge=0, lt=2**63, description="order of the data, initial head, random: encoder weights, dropout"
+    )
+    deterministic: bool = Field(
+        False, description="torch's deterministic algorithms, everywhere; an operator without one is an error"
+    )
+    framework: Literal["pytorch"] = Field("pytorch", description="only pytorch exists")
+    use_tt: bool = Field(False, description="the same as backend: tt; --backend on the command line wins")
+
+    # Later keys of the experiment
+    val_steps_freq: int | None = Field(None, ge=1, description="also evaluate every so many optimizer steps")
+    mesh_shape: list[int] | None = Field(None, description="device mesh; only null (one device) in this version")
+    mesh_axis_names: list[str] | None = Field(None, description="names of the mesh's axes; only null in this version")
+
+    # isotrain's own
+    backend: str | None = Field(None, description="cpu, cuda, cuda:1, ...; cpu when absent and use_tt is false")
+    run_name: str | None = Field(
+        None,
+        pattern=r"^[\w][\w.-]*$",
+        description="the run's folder under project_dir; config name and time when absent",
+    )
+    tokenizer_name: str | None = Field(
+        None, description="tokenizer.json, folder or Hub id; the model's own when absent"
+    )
+    text_column: str | None = Field(None, description="column of the text; found by its usual names when absent")
+    label_column: str | None = Field(None, description="column of the label; found by its usual names when absent")
+    test_fraction: float | None = Field(
+        None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
+    )
+    freeze_encoder: bool = Field(True, description="train the head alone; false trains the whole model")
+    feature_cache: bool = Field(
+        True, description="compute a frozen encoder's features once; false runs it at every step"
+    )
+    kernel: str = Field("auto", description="frozen forward: auto, portable or transformers")
+    layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
+        "auto", description="batches for the encoder: packed (no padding), padded to max_length, bucketed (few lengths)"
+    )
+    strict_dtype: bool = Field(False, description="compute in dtype even where the device only emulates it")
+    head_dtype: str = Field("float32", description="dtype of the head, its loss and the optimizer's state")
+    eval_batch_size: int = Field(256, ge=1, description="texts a batch in evaluation and prediction")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up"
+    )
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
+    max_grad_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd and rmsprop")
+    max_steps: int | None = Field(None, ge=1, description="end the schedule after so many optimizer steps")
+    stop_at_step: int | None = Field(
+        None, ge=1, description="stop there with a checkpoint, schedule unchanged: for time-limited jobs"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice when absent")
+    use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
+
+    @field_validator("dtype", "head_dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        name = DTYPE_NAMES.get(value.strip().removeprefix("torch."))
+        if name is None:
+            allowed = "float32, bfloat16, float16, float64"
+            raise ValueError(f"is no dtype; allowed are {allowed}, also written torch.bfloat16 or bf16")
+        return name
+
+    @field_validator("head_dtype")
+    @classmethod
+    def _trainable_dtype(cls, value: str) -> str:
+        if value == "float16":
+            raise ValueError("can't be float16: its gradients underflow without a scaler; use float32 or bfloat16")
+        return value
+
+    @field_validator("wandb_watch_mode", mode="before")
+    @classmethod
+    def _off_is_none(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false.
+        return None if value in ("", "off", "none", "None", False) else value
+
+    @field_validator("wandb_run_name", "num_labels", "tokenizer_name", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_steps and warmup_ratio are both set; keep one of them")
+        if self.resume_option == "path" and not self.checkpoint_path:
+            raise ValueError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
+        if (self.sync_to_storage or self.load_from_storage) and not self.remote_path:
+            raise ValueError("sync_to_storage and load_from_storage need remote_path; name a path or URL there")
+        if self.storage_backend == "local" and "://" in self.remote_path:
+            raise ValueError(f"remote_path {self.remote_path!r} is a URL; set storage_backend: fsspec")
+        if self.gradient_checkpointing and self.freeze_encoder:
+            raise ValueError(
+                "gradient_checkpointing saves nothing with a frozen encoder; set freeze_encoder: false, or drop it"
+            )
+        if self.use_tt and self.backend is not None and self.backend.partition(":")[0] != "tt":
+            raise ValueError(f"use_tt: true and backend: {self.backend} contradict each other; keep one of them")
+        if self.mesh_shape is not None or self.mesh_axis_names is not None:
+            raise ValueError("mesh_shape and mesh_axis_names must be null: this version trains on one device")
+        if self.layout == "packed" and (self.kernel == "transformers" or not self.freeze_encoder):
+            raise ValueError(
+                "layout: packed needs a frozen encoder and a packed kernel; set layout: padded or bucketed"
+            )
+        return self
+
+    @property
+    def encoder_layout(self) -> str:
+        """The layout used: what `layout` says; "auto" is packed where a packed kernel runs, else bucketed."""
+        if self.layout != "auto":
+            return self.layout
+        return "packed" if self.freeze_encoder and self.kernel != "transformers" else "bucketed"
+
+    @property
+    def backend_name(self) -> str:
+        """The backend to open: the key `backend`, else `tt` when use_tt is set, else `cpu`."""
+        return self.backend or ("tt" if self.use_tt else "cpu")

@@ -1,0 +1,154 @@
+"""From YAML and ``--set`` to a `TrainConfig`, remembering where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from .. import UserError
+from .config import TrainConfig
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """The configuration a run really uses. `sources` maps each key to "default", "FILE:LINE" or an option."""
+
+    config: TrainConfig
+    sources: dict[str, str]
+    stem: str
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    path: str | Path | None, sets: Iterable[str] = (), options: dict[str, Any] | None = None
+) -> ResolvedConfig:
+    """Reads `path` (a YAML file, or the name of a packaged one such as ``banking77``), then applies overrides.
+
+    `sets` are ``key=value`` strings whose values are read as YAML; `options` are command-line options by key, where
+    None means not given. Later wins: defaults, file, --set, options. Raises UserError naming the key at fault.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    stem = "train"
+    if path is not None:
+        file = find_config(path)
+        stem = file.stem
+        for key, value, line in _read_yaml(file):
+            values[key] = value
+            sources[key] = f"{file.name}:{line}"
+    for item in sets:
+        key, value = _parse_set(item)
+        values[key] = value
+        sources[key] = "--set"
+    for key, value in (options or {}).items():
+        if value is not None:
+            values[key] = value
+            sources[key] = "--" + key.replace("_", "-")
+            if key == "backend":
+                # The command line's backend wins over the file's use_tt, by whichever name the file chose.
+                values["use_tt"] = str(value).partition(":")[0] == "tt"
+                sources["use_tt"] = "--backend"
+    _check_keys(values, sources)
+    try:
+        config = TrainConfig(**values)
+    except ValidationError as error:
+        raise UserError(_one_line(error, sources)) from error
+    origin = {key: sources.get(key, "default") for key in TrainConfig.model_fields}
+    return ResolvedConfig(config, origin, stem)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file `path`, or the packaged configuration of that name."""
+    file = Path(path).expanduser()
+    packaged = Path(__file__).resolve().parent.parent / "configs"
+    if file.is_dir():
+        raise UserError(f"configuration {str(path)!r} is a folder; give a YAML file")
+    if file.is_file():
+        return file
+    named = packaged / f"{path}.yaml"
+    if file.parent == Path() and named.is_file():
+        return named
+    names = ", ".join(sorted(entry.stem for entry in packaged.glob("*.yaml")))
+    raise UserError(
+        f"configuration {str(path)!r} does not exist; give a YAML file or one of the packaged ones: {names}"
+    )
+
+
+def config_hash(config: TrainConfig) -> str:
+    """SHA-256 of the configuration as sorted JSON."""
+    return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def _read_yaml(file: Path) -> list[tuple[str, Any, int]]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loaded = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{file}: can't be read ({error.strerror}); give a readable YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise UserError(f"{file}{where}: not valid YAML ({problem}); write one 'key: value' a line") from error
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode) or not isinstance(loaded, dict):
+        raise UserError(f"{file}: holds no mapping; write one 'key: value' a line")
+    lines: dict[str, int] = {}
+    for key_node, _ in root.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in lines:
+            raise UserError(
+                f"{file}:{line}: key {key!r} stands there a second time (first in line {lines[key]}); keep one"
+            )
+        lines[key] = line
+    return [(str(key), value, lines.get(str(key), 0)) for key, value in loaded.items()]
+
+
+def _parse_set(item: str) -> tuple[str, Any]:
+    key, separator, value = item.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {item!r}: write key=value, e.g. --set learning_rate=1e-3")
+    try:
+        return key.strip(), yaml.safe_load(value) if value.strip() else ""
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {item!r}: the value is not valid YAML; quote it") from error
+
+
+def _check_keys(values: dict[str, Any], sources: dict[str, str]) -> None:
+    known = list(TrainConfig.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "`isotrain config --keys` lists them all"
+            raise UserError(f"unknown key {key!r} ({sources[key]}); {hint}")
+
+
+def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
+    parts = []
+    for problem in error.errors():
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if problem["loc"]:
+            key = str(problem["loc"][0])
+            parts.append(f"{key}: {problem['input']!r} {_joined(message)} ({sources.get(key, 'default')})")
+        else:
+            parts.append(message)
+    return "; ".join(parts)
+
+
+def _joined(message: str) -> str:
+    return message if message.startswith(("is ", "can't ")) else f"is not allowed: {message}"

@@ -1,0 +1,150 @@
+"""What happens beside the steps: log lines, evaluations, checkpoints, and the refusal to go on with NaN."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+
+from .batches import Window
+from .config_file import ResolvedConfig
+from .job import Job
+from .metrics import evaluate
+from .progress import Reporter
+from .run import RunFolder, environment, write_json, write_text
+from .state import snapshot
+from .training import Training
+
+log = logging.getLogger("isotrain")
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on: a loss or a weight is no longer finite."""
+
+
+def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
+    loss = training.state.take_mean_loss()
+    _require_finite(loss, training)
+    values = {
+        "epoch": epoch,
+        "train/loss": loss,
+        "learning_rate": rate,
+        "samples_per_second": clock.take(),
+        "elapsed_seconds": clock.elapsed(),
+    }
+    training.trackers.log(training.state.step, values)
+    reporter.update(training.state.step, values)
+    log.debug("step %d: loss %.6f, %.0f samples/s", training.state.step, loss, values["samples_per_second"])
+
+
+def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
+    job, state = training.job, training.state
+    began = time.perf_counter_ns()
+    metrics = evaluate(
+        training.model, training.test_source, job.test_tokens.num_texts, job.config.eval_batch_size, job.backend
+    )
+    seconds = (time.perf_counter_ns() - began) / 1e9
+    _require_finite(metrics["eval/loss"], training)
+    state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
+    values = {"epoch": epoch, **metrics, "eval_seconds": seconds}
+    training.trackers.log(state.step, values)
+    reporter.update(state.step, values)
+    log.info(
+        "epoch %d, step %d/%d: eval/loss %.4f, accuracy %.4f, macro-F1 %.4f",
+        epoch + 1,
+        state.step,
+        training.total_steps,
+        metrics["eval/loss"],
+        metrics["eval/accuracy"],
+        metrics["eval/f1_macro"],
+    )
+
+
+def save_now(training: Training, window: Window) -> None:
+    state = training.state
+    _require_finite(state.peek_mean_loss(), training)
+    for name, tensor in training.model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"weight {name} is NaN or inf after step {state.step}; earlier checkpoints of {training.run.path} are "
+                "kept; lower learning_rate or set max_grad_norm"
+            )
+    saved = snapshot(training.job, training.model, training.optimizer, training.stream, window, state)
+    folder = training.store.save(saved)
+    log.debug("checkpoint %s", folder)
+
+
+def _require_finite(loss: float, training: Training) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} by step {training.state.step}; earlier checkpoints of {training.run.path} are kept; "
+            "lower learning_rate, set max_grad_norm, or check the data"
+        )
+
+
+def describe(job: Job, run: RunFolder) -> None:
+    """Says what the run is made of."""
+    info = job.backend.info()
+    log.info("run %s", run.path)
+    log.info("model %s; tokenizer %s", job.encoder.label, job.tokenizer.label)
+    log.info("backend %s on %s; %s: %s", info.backend, info.name, job.policy.label, job.policy.reason)
+    for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
+        log.info(
+            "%s %s: %s texts, %s tokens, %d labels%s",
+            job.dataset.name,
+            name,
+            f"{tokens.num_texts:,}",
+            f"{tokens.num_tokens:,}",
+            job.num_labels,
+            " (tokens from cache)" if tokens.from_cache else "",
+        )
+
+
+def record(job: Job, run: RunFolder, resolved: ResolvedConfig) -> None:
+    """Writes what `predict`, a resume and a reader need beside the weights."""
+    write_text(run.config, resolved.to_yaml())
+    write_json(run.labels, job.dataset.label_names)
+    job.tokenizer.save(run.tokenizer)
+    write_json(
+        run.path / "run.json",
+        {
+            "model": job.encoder.label,
+            "random_weights": job.encoder.random,
+            "tokenizer": job.tokenizer.label,
+            "dataset": job.dataset.name,
+            "device": job.backend.info().as_dict(),
+            "cast_policy": asdict(job.policy),
+            "identity": job.identity(),
+            "config_sources": resolved.sources,
+            "environment": environment(),
+        },
+    )
+
+
+class Throughput:
+    """Texts a second of training alone: evaluation and saving stop its clock."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._began = self._since = time.perf_counter_ns()
+
+    def take(self) -> float:
+        """Texts a second since the last call. The caller has just fetched a loss, so the work is done."""
+        now = time.perf_counter_ns()
+        rate = self.samples * 1e9 / max(1, now - self._since)
+        self.samples, self._since = 0, now
+        return rate
+
+    def elapsed(self) -> float:
+        return (time.perf_counter_ns() - self._began) / 1e9
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter_ns()
+        yield
+        self._since += time.perf_counter_ns() - start

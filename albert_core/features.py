@@ -1,0 +1,126 @@
+"""From token stores to what the trained part reads: cached features, streamed features, or token batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..backends import Backend, FrozenEncoder
+from ..kernels.packed import PackedBatch, PaddedBatch
+from .batches import bucket_length
+from .data import TokenStore
+
+# Tokens a batch of the one pass that fills the cache: enough to keep a device busy, little enough memory.
+CACHE_BATCH_TOKENS = 8192
+
+Batch = PackedBatch | PaddedBatch
+
+
+class InputSource(Protocol):
+    """Where the loop's inputs come from. `start_epoch` fixes an order; `batch` takes ranges of it."""
+
+    def start_epoch(self, order: np.ndarray) -> None: ...
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor | Batch, torch.Tensor]:
+        """Inputs and labels (int64) of the texts at [start, stop) of the order, on the device."""
+        ...
+
+
+def token_batch(store: TokenStore, indices: np.ndarray, layout: str, max_length: int) -> Batch:
+    """The texts `indices` of `store` as one host batch in `layout` (packed, padded or bucketed)."""
+    packed = PackedBatch.from_flat(store.ids, store.offsets, indices, store.token_type_ids)
+    if layout == "packed":
+        return packed
+    length = max_length if layout == "padded" else bucket_length(packed.max_seqlen, max_length)
+    return packed.to_padded(length)
+
+
+def compute_features(
+    encoder: FrozenEncoder,
+    store: TokenStore,
+    backend: Backend,
+    layout: str,
+    max_length: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
+    """The features of every text, once: float32 (texts, hidden) on the device, in the store's order.
+
+    Texts are taken in order of length, so that batches hold texts of like lengths whatever the layout.
+    `progress(done, total)` counts texts.
+    """
+    features: torch.Tensor | None = None
+    done = 0
+    groups = list(_length_sorted_groups(store.lengths, max_length if layout == "padded" else None))
+    batches = (token_batch(store, indices, layout, max_length) for indices in groups)
+    for indices, batch in zip(groups, backend.prefetch(batches), strict=True):
+        rows = encoder(batch)
+        if features is None:
+            features = rows.new_empty(store.num_texts, rows.shape[1])
+        features.index_copy_(0, backend.place(torch.from_numpy(indices)), rows)
+        backend.step_boundary()
+        done += len(indices)
+        if progress is not None:
+            progress(done, store.num_texts)
+    assert features is not None, "a token store holds at least one text"
+    backend.synchronize(features)
+    return features
+
+
+def _length_sorted_groups(lengths: np.ndarray, padded_to: int | None) -> Iterator[np.ndarray]:
+    """Indices in order of length, cut into groups of about CACHE_BATCH_TOKENS tokens (padding counted)."""
+    order = np.argsort(lengths, kind="stable")
+    cost = np.full(len(order), padded_to) if padded_to else lengths[order]
+    cell = np.cumsum(cost) // CACHE_BATCH_TOKENS
+    yield from np.split(order, np.flatnonzero(np.diff(cell)) + 1)
+
+
+class CachedFeatures:
+    """Features computed once: a batch is a gather of rows."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, backend: Backend) -> None:
+        self.features, self.labels, self.backend = features, backend.place(labels), backend
+        self.order = labels.new_empty(0)
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.order = self.backend.place(torch.from_numpy(order))
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.order[start:stop]
+        return self.features.index_select(0, rows), self.labels.index_select(0, rows)
+
+
+class StreamedFeatures:
+    """The frozen encoder at every step: what a run without the cache measures."""
+
+    def __init__(
+        self, encoder: FrozenEncoder, store: TokenStore, backend: Backend, layout: str, max_length: int
+    ) -> None:
+        self.encoder = encoder
+        self.tokens = TokenBatches(store, backend, layout, max_length)
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.tokens.start_epoch(order)
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, labels = self.tokens.batch(start, stop)
+        return self.encoder(batch), labels
+
+
+class TokenBatches:
+    """Token batches for a model that is trained whole."""
+
+    def __init__(self, store: TokenStore, backend: Backend, layout: str, max_length: int) -> None:
+        self.store, self.backend, self.layout, self.max_length = store, backend, layout, max_length
+        self.order = np.empty(0, dtype=np.int64)
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.order = order
+
+    def batch(self, start: int, stop: int) -> tuple[Batch, torch.Tensor]:
+        rows = self.order[start:stop]
+        batch = token_batch(self.store, rows, self.layout, self.max_length)
+        labels = torch.from_numpy(np.ascontiguousarray(self.store.labels[rows]))
+        return self.backend.place(batch), self.backend.place(labels)

@@ -1,0 +1,115 @@
+"""Everything a configuration names, opened: backend, data, tokens, encoder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .. import UserError
+from ..backends import Backend, CastPolicy, FrozenEncoder, get_backend
+from .config import TrainConfig
+from .data import RawDataset, TextTokenizer, TokenStore, build_token_store, load_dataset, load_tokenizer
+from .encoder import LoadedEncoder, load_encoder
+from .frozen import frozen_encoder
+
+log = logging.getLogger("isotrain")
+
+PhaseProgress = Callable[[str], Callable[[int, int], None] | None]
+
+
+@dataclass
+class Job:
+    """What training reads. `phases` holds the seconds each part of opening took."""
+
+    config: TrainConfig
+    backend: Backend
+    policy: CastPolicy
+    dataset: RawDataset
+    tokenizer: TextTokenizer
+    train_tokens: TokenStore
+    test_tokens: TokenStore
+    encoder: LoadedEncoder
+    num_labels: int
+    phases: dict[str, float]
+
+    def frozen_encoder(self) -> FrozenEncoder:
+        """The frozen forward that the configuration asks for."""
+        return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
+
+    def identity(self) -> dict[str, str | int | bool]:
+        """What a checkpoint must share with a run that goes on from it."""
+        config = self.config
+        return {
+            "encoder": self.encoder.fingerprint,
+            "train_data": self.train_tokens.fingerprint,
+            "num_labels": self.num_labels,
+            "mlp_hidden_size": config.mlp_hidden_size,
+            "freeze_encoder": config.freeze_encoder,
+            "optim": config.optim,
+            "head_dtype": config.head_dtype,
+            "dtype": config.dtype,
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        }
+
+
+def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> Job:
+    """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
+    phases: dict[str, float] = {}
+    with _timed(phases, "open_backend"):
+        backend = get_backend(config.backend_name)
+        policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
+    with _timed(phases, "load_data"):
+        dataset = load_dataset(
+            config.dataset_id,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            test_fraction=config.test_fraction,
+            seed=config.seed,
+        )
+        num_labels = _num_labels(config, dataset)
+    with _timed(phases, "load_model"):
+        encoder = load_encoder(config.model_name, config.seed)
+        positions = encoder.config.max_position_embeddings
+        if config.max_length > positions:
+            raise UserError(
+                f"max_length {config.max_length} exceeds the positions that {encoder.name} has; set at most {positions}"
+            )
+    with _timed(phases, "tokenise"):
+        tokenizer = load_tokenizer(
+            config.tokenizer_name,
+            config.model_name,
+            texts=dataset.train.texts,
+            vocab_size=encoder.config.vocab_size,
+        )
+        train_tokens = build_token_store(
+            dataset.train, tokenizer, config.max_length, progress=progress("tokenise train")
+        )
+        test_tokens = build_token_store(dataset.test, tokenizer, config.max_length, progress=progress("tokenise test"))
+    return Job(config, backend, policy, dataset, tokenizer, train_tokens, test_tokens, encoder, num_labels, phases)
+
+
+def _num_labels(config: TrainConfig, dataset: RawDataset) -> int:
+    found = len(dataset.label_names)
+    if config.num_labels is None:
+        return found
+    if config.num_labels < found:
+        raise UserError(
+            f"num_labels is {config.num_labels}, but {dataset.name} has {found}; set num_labels: {found}, or drop it"
+        )
+    if config.num_labels > found:
+        log.warning(
+            "num_labels is %d, %s has %d labels: the others are never right", config.num_labels, dataset.name, found
+        )
+    return config.num_labels
+
+
+@contextmanager
+def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter_ns()
+    yield
+    phases[name] = (time.perf_counter_ns() - start) / 1e9

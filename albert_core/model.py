@@ -1,0 +1,52 @@
+"""What is trained: the head alone, or encoder and head together."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..backends import Backend
+from ..kernels.packed import PaddedBatch
+from .head import ClassificationHead
+
+
+def checkpoint_activations(encoder: Any) -> None:
+    """Makes every layer of a transformers encoder recompute its activations in backward (Chen et al. 2016, 1604.06174).
+
+    By torch.utils.checkpoint around each layer, for transformers has no gradient checkpointing for ALBERT. The losses
+    keep their bits: a layer's dropout generator is put back for the second run.
+    """
+    stack = encoder.encoder
+    if encoder.config.model_type == "albert":
+        layers = [layer for group in stack.albert_layer_groups for layer in group.albert_layers]
+    else:
+        layers = list(stack.layer)
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+class WholeModel(nn.Module):
+    """Encoder and head, all trained: ``last_hidden_state[:, 0]`` through the MLP.
+
+    Master weights are float32; the encoder's products run in `dtype` under the backend's autocast, the head and the
+    loss in the head's own dtype.
+    """
+
+    def __init__(self, encoder: nn.Module, head: ClassificationHead, backend: Backend, dtype: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self._backend = backend
+        self._dtype = dtype
+
+    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+        """Logits (sequences, num_labels)."""
+        with self._backend.autocast(self._dtype):
+            output = self.encoder(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
+            )
+        return self.head(output.last_hidden_state[:, 0])

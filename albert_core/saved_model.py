@@ -1,0 +1,66 @@
+"""The trained weights as one file that `predict` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import UserError, __version__
+from .job import Job
+from .run import RunFolder
+
+FORMAT = "isotrain-model-1"
+
+# One entry for the whole header: safetensors writes several in random order, and equal runs should give equal files.
+HEADER_KEY = "isotrain"
+
+
+def save_model(run: RunFolder, model: nn.Module, job: Job) -> Path:
+    """Writes ``model/model.safetensors``, whole or not at all; its header says what the weights belong to."""
+    from safetensors.torch import save_file
+
+    run.model.mkdir(exist_ok=True)
+    path = run.model / "model.safetensors"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    header = {
+        "format": FORMAT,
+        "isotrain": __version__,
+        "model_name": job.encoder.name,
+        "label": job.encoder.label,
+        "identity": job.identity(),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"can't write {path} ({error.strerror}); free space and resume the run") from error
+    return path
+
+
+def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and the identity of a finished run. Raises UserError when they are missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = run.model / "model.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"run {str(run.path)!r} has no finished model; let it end (--resume {run.path}), or name a checkpoint"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); resume the run or copy it again") from error
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path} is no isotrain model (format {header.get('format')!r}, wanted {FORMAT!r})")
+    return tensors, header["identity"]

@@ -1,0 +1,115 @@
+"""The moving part of a training run, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import UserError
+from .batches import BatchStream, Window
+from .checkpoint import Snapshot, check_identity
+from .job import Job
+
+
+@dataclass
+class TrainingState:
+    """Counters and accumulators. The loss sum stays on the device until somebody asks for it."""
+
+    step: int = 0
+    loss_sum: torch.Tensor | None = None
+    loss_samples: int = 0
+    last_evaluation: dict[str, float] = field(default_factory=dict)
+    evaluated_at: int = -1
+    best: dict[str, float] = field(default_factory=dict)
+
+    def add_loss(self, mean_loss: torch.Tensor, samples: int) -> None:
+        """Adds an optimizer step's mean loss, weighted by its number of texts."""
+        weighted = mean_loss.float() * samples
+        self.loss_sum = weighted if self.loss_sum is None else self.loss_sum + weighted
+        self.loss_samples += samples
+
+    def peek_mean_loss(self) -> float:
+        """The mean loss a text since it was last taken; 0.0 when no step was made since."""
+        return 0.0 if self.loss_sum is None else float(self.loss_sum) / self.loss_samples
+
+    def take_mean_loss(self) -> float:
+        """The same, and starts anew."""
+        mean = self.peek_mean_loss()
+        self.loss_sum, self.loss_samples = None, 0
+        return mean
+
+    def record_evaluation(self, metrics: dict[str, float], metric: str, mode: str) -> None:
+        """Remembers the newest evaluation, and the best one by `metric`."""
+        self.last_evaluation, self.evaluated_at = dict(metrics), self.step
+        sign = 1.0 if mode == "max" else -1.0
+        if not self.best or sign * metrics[metric] > sign * self.best[metric]:
+            self.best = {**metrics, "step": float(self.step)}
+
+
+def snapshot(
+    job: Job,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stream: BatchStream,
+    window: Window,
+    state: TrainingState,
+) -> Snapshot:
+    """Everything that the steps after `window` depend on."""
+    position = stream.state(window)
+    tensors = {f"rng.{name}": value for name, value in job.backend.rng_state().items()}
+    if state.loss_sum is not None:
+        tensors["loss_sum"] = state.loss_sum.detach().cpu()
+    return Snapshot(
+        model={name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        optimizer=optimizer.state_dict(),
+        state_tensors=tensors,
+        state={
+            "stream": position,
+            "loss_samples": state.loss_samples,
+            "last_evaluation": state.last_evaluation,
+            "evaluated_at": state.evaluated_at,
+            "best": state.best,
+            "lr_scheduler": {"type": job.config.lr_scheduler_type, "step": state.step},
+            "config": job.config.model_dump(),
+        },
+        identity=job.identity(),
+        # An evaluation of earlier weights says nothing about these.
+        metrics=state.last_evaluation if state.evaluated_at == state.step else {},
+        step=state.step,
+        epoch=position["epoch"],
+    )
+
+
+def restore(
+    saved: Snapshot,
+    folder: Path,
+    job: Job,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stream: BatchStream,
+    state: TrainingState,
+) -> None:
+    """Puts `saved` back, bit for bit. Raises UserError when it belongs to another job or lacks optimizer state."""
+    check_identity(saved, job.identity())
+    if saved.optimizer is None:
+        raise UserError(
+            f"checkpoint {str(folder)!r} has no optimizer state (written with save_optim: false), so training can't go "
+            "on from it exactly; resume the newest one (resume_option: last), or train with save_optim: true"
+        )
+    model.load_state_dict(saved.model, strict=True)
+    optimizer.load_state_dict(saved.optimizer)
+    prefix = "rng."
+    job.backend.set_rng_state(
+        {name.removeprefix(prefix): value for name, value in saved.state_tensors.items() if name.startswith(prefix)}
+    )
+    stream.restore(saved.state["stream"])
+    loss_sum = saved.state_tensors.get("loss_sum")
+    state.step = saved.step
+    state.loss_sum = None if loss_sum is None else job.backend.place(loss_sum)
+    state.loss_samples = int(saved.state["loss_samples"])
+    state.last_evaluation = dict(saved.state["last_evaluation"])
+    state.evaluated_at = int(saved.state["evaluated_at"])
+    state.best = dict(saved.state["best"])

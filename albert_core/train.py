@@ -1,0 +1,261 @@
+"""Training: one loop for every device, head or whole model.
+
+The story, top to bottom: open what the configuration names, choose the run's folder, build what is trained, go back
+to a checkpoint if asked, then step, log, evaluate and save until the schedule ends or somebody stops it. The device
+is asked for a value only when a line is logged, a split is evaluated or a checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .batches import BatchStream, Window
+from .checkpoint import read_checkpoint
+from .config import TrainConfig
+from .config_file import ResolvedConfig
+from .events import Throughput, describe, evaluate_now, log_step, record, save_now
+from .job import open_job
+from .optim import learning_rate_at
+from .progress import Reporter, SilentReporter
+from .run import RunFolder, create_run, find_run, logging_to, write_json
+from .saved_model import save_model
+from .state import restore
+from .stopping import StopRequest, stop_on_signals
+from .storage import check_remote, fetch_latest, remote_url
+from .tracking import make_trackers
+from .training import Training, build_training
+
+log = logging.getLogger("isotrain")
+
+
+@dataclass
+class TrainResult:
+    """How a run ended. `metrics` is its last evaluation; `best` the best of `checkpoint_metric`."""
+
+    run: RunFolder
+    status: str
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+    best: dict[str, float]
+    seconds: float
+    label: str
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    resolved: ResolvedConfig, *, resume: RunFolder | None = None, reporter: Reporter | None = None
+) -> TrainResult:
+    """Runs the configuration to its end, or to a stop that can be resumed.
+
+    `resume` goes on with that run's checkpoint (`resume_option` says which); so does `resume_from_checkpoint: true`,
+    with the run it finds. Raises UserError for input that can't be used and TrainingError when the loss stops being
+    finite; the run's folder then still holds its checkpoints.
+    """
+    config = resolved.config
+    reporter = reporter or SilentReporter()
+    began = time.perf_counter_ns()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+
+    resuming = resume is not None or config.resume_from_checkpoint
+    if config.sync_to_storage or config.load_from_storage:
+        check_remote(remote_url(config.remote_path, config.storage_backend))
+    with stop_on_signals() as stop, _deterministic(config.deterministic):
+        job = open_job(config, reporter.phase)
+        run, is_new = (resume, False) if resume else _choose_run(resolved)
+        with _removed_unless_started(run, is_new), logging_to(run.path / "train.log", config.log_level):
+            describe(job, run)
+            training = build_training(job, run, reporter)
+            if resuming:
+                _resume(training)
+            record(job, run, resolved)
+            training.trackers = make_trackers(config, run.path, training.state.step if resuming else None)
+            training.trackers.watch(training.model)
+        with logging_to(run.path / "train.log", config.log_level):
+            stop.loop_started = True
+            reporter.start(training.state.step, training.total_steps)
+            try:
+                status = _loop(training, reporter, stop)
+            except BaseException:
+                training.trackers.finish("failed")
+                raise
+            return _finish(training, status, began)
+
+
+def _choose_run(resolved: ResolvedConfig) -> tuple[RunFolder, bool]:
+    """A new folder and True, or the earlier run that `resume_from_checkpoint` means and False."""
+    config = resolved.config
+    if not config.resume_from_checkpoint:
+        return create_run(resolved), True
+    named = config.run_name and (Path(config.project_dir).expanduser() / config.run_name).is_dir()
+    if config.load_from_storage and not named:
+        # The run may come from another machine: its checkpoint arrives in a folder that is new here.
+        return create_run(resolved), True
+    return find_run(config.project_dir, config.run_name), False
+
+
+@contextmanager
+def _removed_unless_started(run: RunFolder, is_new: bool) -> Iterator[None]:
+    """A run that fails or is interrupted before its first step leaves no folder behind."""
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _resume(training: Training) -> None:
+    job, run = training.job, training.run
+    config = job.config
+    if config.load_from_storage:
+        fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
+    folder = training.store.find(config.resume_option, config.checkpoint_path or None)
+    restore(read_checkpoint(folder), folder, job, training.model, training.optimizer, training.stream, training.state)
+    for path in training.store.set_aside_after(training.state.step):
+        log.warning("%s is later than the step resumed from: it is set aside, not deleted", path.name)
+    log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
+
+
+def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
+    """Steps until the schedule ends ("completed") or a stop is asked for ("stopped")."""
+    job, state, stream = training.job, training.state, training.stream
+    config, backend = job.config, job.backend
+    clock = Throughput()
+    while state.step < training.total_steps:
+        training.source.start_epoch(stream.order())
+        for window in stream.windows():
+            rate = learning_rate_at(state.step, training.total_steps, config)
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate
+            loss = optimizer_step(training, window)
+            backend.step_boundary()
+            state.step += 1
+            state.add_loss(loss, window.num_samples)
+            clock.samples += window.num_samples
+
+            due = _Due.after(state.step, window, stream, training.total_steps, config)
+            if due.log:
+                log_step(training, window.epoch, rate, clock, reporter)
+            with clock.paused():
+                if due.evaluate:
+                    evaluate_now(training, window.epoch, reporter)
+                stopping = stop.requested or state.step == config.stop_at_step
+                if due.save or (stopping and state.step < training.total_steps):
+                    save_now(training, window)
+            if state.step >= training.total_steps:
+                return "completed"
+            if stopping:
+                return "stopped"
+    return "completed"
+
+
+def optimizer_step(training: Training, window: Window) -> torch.Tensor:
+    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device.
+
+    Each micro-batch's summed loss is divided by the window's number of texts, so that the gradient is that of one
+    batch of all of them, also when the last micro-batch is smaller.
+    """
+    total: torch.Tensor | None = None
+    for start, stop in window.micro_batches:
+        inputs, labels = training.source.batch(start, stop)
+        loss = functional.cross_entropy(training.model(inputs), labels, reduction="sum") / window.num_samples
+        loss.backward()
+        total = loss.detach() if total is None else total + loss.detach()
+    if training.job.config.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(training.model.parameters(), training.job.config.max_grad_norm)
+    training.trackers.before_step(training.state.step + 1)
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    assert total is not None, "a window holds at least one micro-batch"
+    return total
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What follows an optimizer step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+    @staticmethod
+    def after(step: int, window: Window, stream: BatchStream, total_steps: int, config: TrainConfig) -> _Due:
+        last = step == total_steps
+        epoch_ends = window.micro_batches[-1][1] == stream.num_samples and (window.epoch + 1) % config.epoch_freq == 0
+        by_step = step % config.steps_freq == 0
+        return _Due(
+            log=by_step or last,
+            evaluate=epoch_ends or last or (config.val_steps_freq is not None and step % config.val_steps_freq == 0),
+            save={"epoch": epoch_ends or last, "step": by_step or last, "no": False}[config.save_strategy],
+        )
+
+
+def _finish(training: Training, status: str, began: int) -> TrainResult:
+    job, run, state = training.job, training.run, training.state
+    if status == "completed":
+        save_model(run, training.model, job)
+        training.store.finish()
+        training.trackers.artifact(run.model)
+    result = TrainResult(
+        run=run,
+        status=status,
+        step=state.step,
+        total_steps=training.total_steps,
+        metrics=state.last_evaluation,
+        best=state.best,
+        seconds=(time.perf_counter_ns() - began) / 1e9,
+        label=job.encoder.label,
+        phases=job.phases,
+    )
+    summary = {
+        "status": status,
+        "step": state.step,
+        "total_steps": training.total_steps,
+        "model": job.encoder.label,
+        "random_weights": job.encoder.random,
+        "dataset": job.dataset.name,
+        "backend": job.backend.name,
+        "device": job.backend.info().name,
+        "dtype": job.policy.label,
+        **state.last_evaluation,
+        "best": state.best,
+        "seconds": round(result.seconds, 3),
+        "phases": {name: round(seconds, 3) for name, seconds in job.phases.items()},
+        "peak_memory_bytes": job.backend.memory().peak_bytes,
+    }
+    write_json(run.summary, summary)
+    training.trackers.summary(summary)
+    training.trackers.finish(status)
+    log.debug("summary %s", json.dumps(summary))
+    return result
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """torch's deterministic algorithms while training, and what was set before afterwards."""
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads this when its first handle is made; without it torch refuses its products as nondeterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

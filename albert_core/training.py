@@ -1,0 +1,122 @@
+"""The parts of a training run, built from a job: model, optimizer, inputs, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .batches import BatchStream
+from .checkpoint_store import CheckpointStore
+from .config import TrainConfig
+from .features import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, compute_features
+from .head import ClassificationHead
+from .job import Job
+from .model import WholeModel, checkpoint_activations
+from .optim import build_optimizer
+from .progress import Reporter
+from .run import RunFolder
+from .state import TrainingState
+from .storage import remote_url, sync_checkpoint
+from .tracking import Trackers
+
+log = logging.getLogger("isotrain")
+
+
+@dataclass
+class Training:
+    """All the parts the loop moves."""
+
+    job: Job
+    run: RunFolder
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    stream: BatchStream
+    source: InputSource
+    test_source: InputSource
+    store: CheckpointStore
+    trackers: Trackers
+    state: TrainingState
+    total_steps: int
+
+
+def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
+    config, backend = job.config, job.backend
+    hidden_size = job.encoder.config.hidden_size
+    head = ClassificationHead(hidden_size, config.mlp_hidden_size, job.num_labels, config.seed)
+    head = head.to(getattr(torch, config.head_dtype))
+    model: nn.Module
+    if config.freeze_encoder:
+        model = backend.place(head)
+        source, test_source = _frozen_sources(job, reporter)
+    else:
+        encoder = job.encoder.module()
+        if config.gradient_checkpointing:
+            checkpoint_activations(encoder)
+        model = backend.place(WholeModel(encoder, head, backend, config.dtype))
+        log.info("training the whole model: %s layout, %s", config.encoder_layout, job.policy.reason)
+        source = TokenBatches(job.train_tokens, backend, config.encoder_layout, config.max_length)
+        test_source = TokenBatches(job.test_tokens, backend, config.encoder_layout, config.max_length)
+    model.train()
+    stream = BatchStream(job.train_tokens.num_texts, config.batch_size, config.gradient_accumulation_steps, config.seed)
+    total_steps = stream.steps_per_epoch * config.num_epochs
+    store = CheckpointStore(
+        run.checkpoints,
+        keep_last_n=config.keep_last_n,
+        keep_best_n=config.keep_best_n,
+        metric=config.checkpoint_metric,
+        mode=config.checkpoint_metric_mode,
+        save_optim=config.save_optim,
+        after_save=_uploader(config) if config.sync_to_storage else None,
+    )
+    return Training(
+        job=job,
+        run=run,
+        model=model,
+        optimizer=build_optimizer(model.parameters(), config),
+        stream=stream,
+        source=source,
+        test_source=test_source,
+        store=store,
+        trackers=Trackers(()),
+        state=TrainingState(),
+        total_steps=min(total_steps, config.max_steps or total_steps),
+    )
+
+
+def _uploader(config: TrainConfig) -> Callable[[Path], None]:
+    url = remote_url(config.remote_path, config.storage_backend)
+
+    def upload(checkpoint: Path) -> None:
+        sync_checkpoint(checkpoint, url)
+
+    return upload
+
+
+def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSource]:
+    config, backend = job.config, job.backend
+    layout, length = config.encoder_layout, config.max_length
+    encoder = job.frozen_encoder()
+    described = f"kernel {encoder.name}, {layout} layout, {job.policy.label}"
+    if not config.feature_cache:
+        log.info("feature cache off: the frozen encoder runs at every step (%s)", described)
+        return (
+            StreamedFeatures(encoder, job.train_tokens, backend, layout, length),
+            StreamedFeatures(encoder, job.test_tokens, backend, layout, length),
+        )
+    log.info("feature cache on: the frozen encoder's features are computed once (%s)", described)
+    began = time.perf_counter_ns()
+    sources = []
+    for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
+        features = compute_features(encoder, tokens, backend, layout, length, reporter.phase(f"features {name}"))
+        sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend))
+    seconds = (time.perf_counter_ns() - began) / 1e9
+    job.phases["features"] = seconds
+    texts = job.train_tokens.num_texts + job.test_tokens.num_texts
+    log.info("features of %s texts in %.1f s (%.0f texts/s)", f"{texts:,}", seconds, texts / seconds)
+    return sources[0], sources[1]

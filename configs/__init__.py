@@ -1,0 +1,1 @@
+"""Packaged configurations: `isotrain train NAME` finds ``NAME.yaml`` here."""
