@@ -1,0 +1,71 @@
+"""`isotrain config`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def config(
+    file: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="YAML file, or a packaged one by name.")
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    backend: Annotated[str | None, typer.Option(help="As on `isotrain train`.")] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key with its type, default and meaning.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Values and sources as JSON.")] = False,
+) -> None:
+    """Show what a run would really use, and where each value comes from.
+
+    Examples:
+
+      isotrain config banking77 --set learning_rate=3e-4
+
+      isotrain config --keys
+    """
+    from ..albert_core.config_file import load_config
+
+    if keys:
+        _show_keys()
+        return
+    resolved = load_config(file, sets or (), {"backend": backend})
+    values = resolved.config.model_dump()
+    if json_output:
+        import json
+
+        typer.echo(json.dumps({"values": values, "sources": resolved.sources}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"configuration of {resolved.stem}", title_justify="left")
+    for column in ("key", "value", "from"):
+        table.add_column(column, overflow="fold")
+    for key, value in values.items():
+        source = resolved.sources[key]
+        style = "dim" if source == "default" else "bold"
+        table.add_row(Text(key, style), Text(_yaml(value), style), Text(source, style))
+    Console().print(table)
+
+
+def _show_keys() -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..albert_core.config import TrainConfig
+
+    table = Table(title="configuration keys", title_justify="left")
+    for column in ("key", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for key, field in TrainConfig.model_fields.items():
+        table.add_row(key, Text(_yaml(field.get_default(call_default_factory=True))), Text(field.description or ""))
+    Console().print(table)
+
+
+def _yaml(value: object) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

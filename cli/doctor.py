@@ -1,0 +1,89 @@
+"""`isotrain doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="The same as JSON, for machines.")] = False,
+) -> None:
+    """Say which devices work here: run a matmul and a backward pass on each, or say what is missing and how to get it.
+
+    Exits with 1 when a device that is here fails its test.
+    """
+    reports = [_examine(name) for name in _names()]
+    if json_output:
+        import json
+
+        typer.echo(json.dumps({"backends": reports, "kernels": _kernels()}, indent=2))
+    else:
+        _show(reports)
+    if any(report["status"] == "FAIL" for report in reports):
+        raise typer.Exit(1)
+
+
+def _names() -> list[str]:
+    from ..backends import list_backends
+
+    return list_backends()
+
+
+def _examine(name: str) -> dict[str, Any]:
+    from .. import UserError
+    from ..backends import backend_class, get_backend
+    from ..backends.selftest import self_test
+
+    report: dict[str, Any] = {"backend": name, "status": "absent", "reason": "", "fix": "", "checks": []}
+    try:
+        availability = backend_class(name).probe()
+    except UserError as error:
+        return report | {"status": "FAIL", "reason": str(error), "fix": "repair or uninstall the package"}
+    report |= {"reason": availability.reason, "fix": availability.fix}
+    if not availability.ok:
+        return report
+    try:
+        backend = get_backend(name)
+        checks = self_test(backend)
+        policy = backend.cast_policy("bfloat16")
+    except (RuntimeError, UserError) as error:
+        return report | {
+            "status": "FAIL",
+            "reason": f"the self-test failed: {error}",
+            "fix": "check the device's driver",
+        }
+    report["status"] = "PASS" if all(check.ok for check in checks) else "FAIL"
+    report["checks"] = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
+    report["device"] = backend.info().as_dict()
+    report["bfloat16"] = policy.__dict__
+    return report
+
+
+def _kernels() -> dict[str, str]:
+    """The frozen encoders of the CPU backend, and why one is not there."""
+    from ..backends.cpu import KERNELS
+
+    return {name: "available" for name in KERNELS if name != "auto"} | {"transformers": "available"}
+
+
+def _show(reports: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="isotrain doctor", title_justify="left")
+    for column in ("backend", "result", "what", "checks"):
+        table.add_column(column, overflow="fold")
+    colours = {"PASS": "green", "FAIL": "bold red", "absent": "yellow"}
+    for report in reports:
+        what = report["reason"] + (f"\nfix: {report['fix']}" if report["fix"] else "")
+        if "bfloat16" in report:
+            what += f"\nbfloat16: {report['bfloat16']['reason']}"
+        checks = "\n".join(
+            f"{check['name']}: {'ok' if check['ok'] else 'WRONG'}, {check['detail']}" for check in report["checks"]
+        )
+        status = report["status"]
+        table.add_row(report["backend"], Text(status, colours[status]), Text(what), Text(checks))
+    Console().print(table)

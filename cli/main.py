@@ -1,0 +1,104 @@
+"""The command `isotrain`. Each command is one file; heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from .. import UserError, __version__
+from .bench import bench
+from .config import config
+from .doctor import doctor
+from .predict import predict
+from .train import train
+
+app = typer.Typer(
+    name="isotrain",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="The same training on every device: how fast each is against its limit, and whether the losses agree.",
+)
+
+
+# Some releases of typer carry a click of their own, so its errors are named through what typer exports.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"isotrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    del version, debug
+
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """Says that Ctrl-C ended the command: typer turns it into a silent exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt as interrupt:
+            typer.echo("isotrain: interrupted", err=True)
+            raise typer.Exit(130) from interrupt
+
+    return run
+
+
+for _name, _command in (
+    ("train", train),
+    ("predict", predict),
+    ("bench", bench),
+    ("doctor", doctor),
+    ("config", config),
+):
+    app.command(_name)(_interruptible(_command))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. Wrong input ends in one line on stderr and exit code 2, a failed run in exit code 1."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # --debug may stand anywhere: whoever adds it has just seen an error and repeats the line.
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        code = app(args=given, standalone_mode=False)
+    except UserError as error:
+        _fail(error, debug, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (`isotrain config | head`): nobody is left to tell.
+        sys.exit(1)
+    except _USAGE_ERROR as error:
+        error.show()
+        sys.exit(2)
+    except Exception as error:  # noqa: BLE001 (the last stop: every error becomes a line and an exit code)
+        _fail(error, debug, 1)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: Exception, debug: bool, code: int) -> None:
+    if debug:
+        raise error
+    message = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, UserError):
+        message = f"{type(error).__name__}: {message} (add --debug for the traceback)"
+    typer.echo(f"isotrain: error: {message}", err=True)
+    sys.exit(code)

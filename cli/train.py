@@ -1,0 +1,88 @@
+"""`isotrain train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..albert_core.train import TrainResult
+
+
+def train(
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="YAML file, or a packaged one by name: banking77, quickstart."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a key; may be repeated. `isotrain config --keys` lists them."
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt. Wins over the configuration.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on with this run's folder; its own configuration is used when CONFIG is not given."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+) -> None:
+    """Train the head on a frozen encoder (or the whole model), and evaluate it.
+
+    Examples:
+
+      isotrain train quickstart
+
+      isotrain train configs/banking77.yaml --set dataset_id=my-data/ --set model_name=random:albert-base-v2
+
+      isotrain train --resume runs/banking77-20260101-120000
+
+    Ctrl-C saves a checkpoint and prints the command that goes on from it, bit for bit.
+    """
+    from .. import UserError
+    from ..albert_core.config_file import load_config
+    from ..albert_core.run import open_run
+
+    if config is None and resume is None:
+        raise UserError("no configuration given; name a YAML file, a packaged one (quickstart), or --resume RUN")
+    run = open_run(resume) if resume is not None else None
+    source = config if config is not None else (run.config if run else None)
+    resolved = load_config(source, sets or (), {"backend": backend, "threads": threads})
+
+    from ..albert_core.progress import reporter_for_terminal
+    from ..albert_core.train import train as run_training
+
+    with reporter_for_terminal() as reporter:
+        result = run_training(resolved, resume=run, reporter=reporter)
+    _show(result)
+    if result.status == "stopped":
+        done = f"stopped at step {result.step} of {result.total_steps}"
+        typer.echo(f"{done}; go on with: isotrain train --resume {result.run.path}")
+        raise typer.Exit(0 if result.step == resolved.config.stop_at_step else 130)
+
+
+def _show(result: TrainResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
+    typer.echo(f"{result.status}: {result.label}")
+    table = Table()
+    table.add_column("")
+    table.add_column("last", justify="right")
+    table.add_column("best", justify="right")
+    for key in ("eval/loss", "eval/accuracy", "eval/f1_macro"):
+        table.add_row(
+            key, *(f"{values[key]:.4f}" if key in values else "-" for values in (result.metrics, result.best))
+        )
+    best_step = f"{int(result.best['step'])}" if result.best else "-"
+    table.add_row("step", f"{result.step} of {result.total_steps}", best_step)
+    table.add_row("seconds", f"{result.seconds:.1f}", "")
+    Console().print(table)
+    typer.echo(f"run: {result.run.path}  (metrics.jsonl, summary.json, model/)")

@@ -1,0 +1,195 @@
+"""The command line as a user meets it: exit codes, one-line errors, and what it prints."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from isotrain.cli.main import main
+from support.small_job import write_dataset
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Runs a command in an empty folder; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capfd.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def small_run(invoke: Invoke, tmp_path: Path) -> Path:
+    """A finished run of the tiny encoder."""
+    write_dataset(tmp_path / "data")
+    (tmp_path / "small.yaml").write_text(
+        "dataset_id: ./data\nmodel_name: random:tiny\ndtype: float32\nmax_length: 32\nmlp_hidden_size: 16\n"
+        "num_epochs: 2\nlearning_rate: 1.0e-2\nrun_name: small\n"
+    )
+    code, out, err = invoke("train", "small.yaml")
+    assert code == 0, err
+    assert "random weights" in out
+    assert "runs/small" in out
+    return tmp_path / "runs" / "small"
+
+
+def one_line_error(result: tuple[int, str, str], *expected: str) -> None:
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2, (out, err)
+    assert len(lines) == 1, err
+    assert lines[0].startswith("isotrain: error: ")
+    for part in expected:
+        assert part in lines[0]
+    assert "Traceback" not in err
+
+
+def test_help_teaches(invoke: Invoke) -> None:
+    code, out, _ = invoke("--help")
+    assert code == 0
+    for command in ("train", "predict", "bench", "doctor", "config"):
+        assert command in out
+    assert "Examples" in invoke("train", "--help")[1]
+
+
+def test_version(invoke: Invoke) -> None:
+    from isotrain import __version__
+
+    assert invoke("--version") == (0, f"isotrain {__version__}\n", "")
+
+
+def test_doctor_lists_every_backend(invoke: Invoke) -> None:
+    code, out, _ = invoke("doctor")
+    assert code == 0
+    for word in ("cpu", "cuda", "xla", "tt", "PASS", "matmul: ok", "backward: ok", "fix: "):
+        assert word in out
+    reports = {item["backend"]: item for item in json.loads(invoke("doctor", "--json")[1])["backends"]}
+    assert reports["cpu"]["status"] == "PASS"
+    for report in reports.values():
+        assert report["status"] == "PASS" or (report["reason"] and report["fix"])
+
+
+def test_config_shows_values_and_sources(invoke: Invoke) -> None:
+    code, out, _ = invoke("config", "banking77", "--set", "seed=5", "--backend", "cpu")
+    assert code == 0
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") >= 4}
+    assert "5" in rows["seed"]
+    assert "--set" in rows["seed"]
+    assert "banking77.yaml:" in rows["learning_rate"]
+    assert "default" in rows["warmup_ratio"]
+    assert json.loads(invoke("config", "banking77", "--json")[1])["sources"]["eval_batch_size"] == "default"
+
+
+def test_config_lists_every_key(invoke: Invoke) -> None:
+    from isotrain.albert_core.config import TrainConfig
+
+    out = invoke("config", "--keys")[1]
+    assert all(key in out for key in TrainConfig.model_fields)
+
+
+def test_predict_texts_and_json(invoke: Invoke, small_run: Path) -> None:
+    code, out, _ = invoke("predict", small_run, "lost my card", "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert "random weights" in answer["model"]
+    assert answer["predictions"][0]["label"] in json.loads((small_run / "labels.json").read_text())
+    assert 1 / 6 < answer["predictions"][0]["probability"] <= 1
+    assert "lost my card" in invoke("predict", small_run, "lost my card")[1]
+
+
+def test_predict_csv_keeps_rows_and_columns(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
+    rows = [["a", "lost card"], ["b", 'said "hello",\nthen left'], ["c", "loan rate"]]
+    with (tmp_path / "in.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, lineterminator="\r\n").writerows([["id", "text"], *rows])
+    code, _, err = invoke("predict", small_run, "--csv", "in.csv", "--out", "out.csv")
+    assert code == 0, err
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert [[row["id"], row["text"]] for row in written] == rows
+    assert all(0 < float(row["probability"]) <= 1 and row["label"] for row in written)
+    one_line_error(invoke("predict", small_run, "--csv", "in.csv", "--out", "out.csv"), "exists already")
+
+
+def test_predict_from_a_checkpoint_gives_the_finished_models_answer(invoke: Invoke, small_run: Path) -> None:
+    finished = json.loads(invoke("predict", small_run, "lost card", "--json")[1])
+    last = json.loads(invoke("predict", small_run, "lost card", "--json", "--checkpoint", "last")[1])
+    assert finished == last
+
+
+def test_predict_refuses_what_it_cannot_use(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
+    one_line_error(invoke("predict", small_run), "either texts or --csv")
+    one_line_error(invoke("predict", small_run, "  "), "empty")
+    one_line_error(invoke("predict", tmp_path / "absent", "x"), "no folder")
+    one_line_error(invoke("predict", tmp_path, "x"), "not a run folder")
+    one_line_error(invoke("predict", small_run, "--csv", "absent.csv"), "absent.csv")
+    (tmp_path / "wrong.csv").write_text("a,b\n1,2\n")
+    one_line_error(invoke("predict", small_run, "--csv", "wrong.csv", "--out", "o.csv"), "'a', 'b'", "text_column")
+    assert not (tmp_path / "o.csv").exists()
+    model = small_run / "model" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    one_line_error(invoke("predict", small_run, "x"), "model.safetensors", "damaged")
+
+
+def test_stop_prints_the_command_that_goes_on(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
+    code, out, _ = invoke("train", "small.yaml", "--set", "run_name=cut", "--set", "stop_at_step=5")
+    assert code == 0
+    assert "isotrain train --resume runs/cut" in out
+    code, out, err = invoke("train", "--resume", "runs/cut")
+    assert code == 0, err
+    ours = (tmp_path / "runs/cut/model/model.safetensors").read_bytes()
+    assert ours == (small_run / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], ["no configuration"]),
+        (["train", "absent.yaml"], ["absent.yaml", "quickstart"]),
+        (["train", "quickstart", "--set", "learning_rte=1"], ["learning_rate"]),
+        (["train", "quickstart", "--set", "batch_size=-1"], ["batch_size", "-1"]),
+        (["train", "quickstart", "--backend", "npu"], ["npu", "cpu, cuda, xla, tt"]),
+        (["train", "quickstart", "--backend", "tt"], ["tt", "--backend cpu"]),
+        (["train", "quickstart", "--backend", "xla"], ["xla", "--backend cpu"]),
+        (["train", "quickstart", "--set", "model_name=random:albert-huge"], ["random:albert-base-v2"]),
+        (["train", "quickstart", "--set", "model_name=./absent"], ["./absent", "config.json"]),
+        (["train", "quickstart", "--set", "model_name=random:tiny", "--set", "dataset_id=./absent"], ["./absent"]),
+        (["train", "quickstart", "--set", "model_name=no/such-model"], ["no/such-model", "random:albert-base-v2"]),
+        (["train", "quickstart", "--set", "dataset_id=no/such-data"], ["no/such-data"]),
+        (["train", "--resume", "absent"], ["absent"]),
+        (["config", "quickstart", "--set", "zzz=1"], ["zzz"]),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_exit_2(invoke: Invoke, arguments: list[str], expected: list[str]) -> None:
+    one_line_error(invoke(*arguments), *expected)
+    assert not Path("runs").exists(), "nothing half-written is left behind"
+
+
+def test_unknown_commands_and_options_exit_with_2(invoke: Invoke) -> None:
+    assert invoke("no-such-command")[0] == 2
+    assert invoke("train", "--no-such-option")[0] == 2
+
+
+def test_debug_shows_the_traceback() -> None:
+    from isotrain import UserError
+
+    with pytest.raises(UserError):
+        main(["train", "absent.yaml", "--debug"])
+
+
+def test_a_diverging_run_exits_with_1(invoke: Invoke, small_run: Path) -> None:
+    code, _, err = invoke(
+        "train", "small.yaml", "--set", "run_name=x", "--set", "learning_rate=1e30", "--set", "optim=sgd"
+    )
+    assert code == 1
+    assert "lower learning_rate" in err

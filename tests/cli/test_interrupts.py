@@ -1,0 +1,140 @@
+"""Signals at any moment: what is left can be gone on with, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.small_job import write_dataset
+
+CONFIG = """
+dataset_id: ./data
+model_name: random:tiny
+dtype: float32
+max_length: 32
+mlp_hidden_size: 16
+batch_size: 2
+gradient_accumulation_steps: 3
+num_epochs: 80
+learning_rate: 1.0e-3
+lr_scheduler_type: cosine
+save_strategy: step
+steps_freq: 7
+val_steps_freq: 31
+keep_last_n: 2
+threads: 1
+"""
+PROGRAM = "from isotrain.cli.main import main; main()"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("interrupts")
+    write_dataset(path / "data", train=31, test=12)
+    (path / "job.yaml").write_text(CONFIG)
+    return path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "train", *arguments],
+        cwd=folder,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path) -> Path:
+    process = start(folder, "job.yaml", "--set", "run_name=straight")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return folder / "runs" / "straight"
+
+
+def wait_for_first_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        time.sleep(0.01)
+
+
+def same_end(run: Path, straight: Path) -> None:
+    assert (run / "model/model.safetensors").read_bytes() == (straight / "model/model.safetensors").read_bytes()
+
+    def lines(path: Path) -> list[str]:
+        import json
+
+        kept = []
+        for line in (path / "metrics.jsonl").read_text().splitlines():
+            values = json.loads(line)
+            kept.append(str([values.get(key) for key in ("step", "epoch", "train/loss", "eval/loss", "eval/f1_macro")]))
+        return kept
+
+    assert lines(run) == lines(straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_saves_and_says_how_to_go_on(folder: Path, straight: Path, number: signal.Signals) -> None:
+    name = f"stopped-{number.name.lower()}"
+    process = start(folder, "job.yaml", "--set", f"run_name={name}")
+    wait_for_first_checkpoint(folder / "runs" / name, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"isotrain train --resume runs/{name}" in output
+    process = start(folder, "--resume", f"runs/{name}")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    same_end(folder / "runs" / name, straight)
+
+
+@pytest.mark.slow
+def test_kill_9_again_and_again_ends_in_the_same_bits(folder: Path, straight: Path) -> None:
+    generator = random.Random(5)
+    run = folder / "runs" / "killed"
+    process = start(folder, "job.yaml", "--set", "run_name=killed")
+    wait_for_first_checkpoint(run, process)
+    for _ in range(3):
+        # Anywhere: between steps, inside an accumulation window, half-way through a save.
+        time.sleep(generator.uniform(0.0, 0.25))
+        process.kill()
+        process.communicate()
+        process = start(folder, "--resume", "runs/killed")
+        size = len(list(run.glob("checkpoints/step-*")))
+        deadline = time.monotonic() + 60
+        known = {path.name for path in run.glob("checkpoints/step-*")}
+        while process.poll() is None and time.monotonic() < deadline:
+            if {path.name for path in run.glob("checkpoints/step-*")} - known:
+                break
+            time.sleep(0.01)
+        assert size
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    same_end(run, straight)
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_step_leaves_nothing(folder: Path) -> None:
+    process = start(folder, "job.yaml", "--set", "run_name=early", "--set", "model_name=random:albert-base-v2")
+    run = folder / "runs" / "early"
+    log = run / "train.log"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "feature cache on" in log.read_text()):
+        assert time.monotonic() < deadline, "the features were never begun"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "isotrain: interrupted" in output
+    assert not run.exists()
