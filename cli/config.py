@@ -14,6 +14,7 @@ def config(
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
     backend: Annotated[str | None, typer.Option(help="As on `isotrain train`.")] = None,
     keys: Annotated[bool, typer.Option("--keys", help="List every key with its type, default and meaning.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --keys: a Markdown table.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Values and sources as JSON.")] = False,
 ) -> None:
     """Show what a run would really use, and where each value comes from.
@@ -27,7 +28,7 @@ def config(
     from ..albert_core.config_file import load_config
 
     if keys:
-        _show_keys()
+        _show_keys(markdown)
         return
     resolved = load_config(file, sets or (), {"backend": backend})
     values = resolved.config.model_dump()
@@ -50,18 +51,27 @@ def config(
     Console().print(table)
 
 
-def _show_keys() -> None:
+def _show_keys(markdown: bool) -> None:
+    from ..albert_core.config import TrainConfig
+
+    rows = [
+        (key, _yaml(field.get_default(call_default_factory=True)), field.description or "")
+        for key, field in TrainConfig.model_fields.items()
+    ]
+    if markdown:
+        typer.echo("| key | default | meaning |\n|---|---|---|")
+        for key, default, meaning in rows:
+            typer.echo(f"| `{key}` | `{default}` | {meaning} |")
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from ..albert_core.config import TrainConfig
-
     table = Table(title="configuration keys", title_justify="left")
     for column in ("key", "default", "meaning"):
         table.add_column(column, overflow="fold")
-    for key, field in TrainConfig.model_fields.items():
-        table.add_row(key, Text(_yaml(field.get_default(call_default_factory=True))), Text(field.description or ""))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
 
 

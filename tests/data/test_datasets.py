@@ -263,6 +263,8 @@ def test_a_single_file_needs_a_test_fraction(tmp_path: Path) -> None:
     assert {text: names[label] for text, label in split} == everything
     assert len(split) == len(everything)
     assert load_dataset(str(path), test_fraction=0.2, seed=1) == data
+    # However large the share, each label keeps a row to train on.
+    assert len(set(load_dataset(str(path), test_fraction=0.99).train.labels)) == 4
     assert load_dataset(str(path), test_fraction=0.2, seed=2).test.texts != data.test.texts
 
 

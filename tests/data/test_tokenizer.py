@@ -75,6 +75,12 @@ def test_stored_truncation_and_padding_are_switched_off(minilm_folder: Path) -> 
     assert len(long) == 402
 
 
+def test_stored_truncation_and_padding_are_not_saved_again(minilm_folder: Path, tmp_path: Path) -> None:
+    load_tokenizer(None, str(minilm_folder)).save(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert (saved.truncation, saved.padding) == (None, None)
+
+
 def test_bert_folder_agrees_with_transformers(minilm_folder: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -112,8 +118,8 @@ def test_max_length_counts_special_tokens(trained: TextTokenizer) -> None:
     with pytest.raises(UserError, match="at least 3"):
         trained.encode_batch([text], 2)
     # The shorter limit of an earlier call doesn't stay.
-    assert encoded(trained, [text]) == [full]
     assert len(trained.tokens(text)) == len(full)
+    assert encoded(trained, [text]) == [full]
 
 
 def test_pairs_have_types_and_lose_from_the_longer(trained: TextTokenizer) -> None:
