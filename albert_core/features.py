@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from ..backends import Backend, FrozenEncoder
+from ..backends import Backend, CastPolicy, FrozenEncoder
 from ..kernels.packed import PackedBatch, PaddedBatch
+from .array_cache import ArraySpec, load_arrays, publish_arrays
 from .batches import bucket_length
-from .data import TokenStore
+from .data import TokenStore, cache_root
 
 # Tokens a batch of the one pass that fills the cache: enough to keep a device busy, little enough memory.
 CACHE_BATCH_TOKENS = 8192
+
+# Part of every cache key: raise it when the same inputs should give other features.
+FEATURES_FORMAT = 1
 
 Batch = PackedBatch | PaddedBatch
 
@@ -75,6 +81,43 @@ def _length_sorted_groups(lengths: np.ndarray, padded_to: int | None) -> Iterato
     cost = np.full(len(order), padded_to) if padded_to else lengths[order]
     cell = np.cumsum(cost) // CACHE_BATCH_TOKENS
     yield from np.split(order, np.flatnonzero(np.diff(cell)) + 1)
+
+
+def cached_features(
+    encoder: FrozenEncoder,
+    fingerprint: str,
+    store: TokenStore,
+    backend: Backend,
+    policy: CastPolicy,
+    layout: str,
+    max_length: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[torch.Tensor, bool]:
+    """`compute_features`, or what an earlier run kept of it; and whether it came from the disk.
+
+    The key holds everything the bits follow from: weights (`fingerprint`), tokens, kernel and its version, layout,
+    dtypes, device and torch. A damaged or foreign file is found by its checksum and computed anew.
+    """
+    info = backend.info()
+    made_from = {
+        "format": FEATURES_FORMAT,
+        "encoder": fingerprint,
+        "ids": store.fingerprint,
+        "kernel": [encoder.name, encoder.version],
+        "layout": [layout, max_length if layout == "padded" else None],
+        "policy": [policy.param, policy.compute, policy.accumulate],
+        "device": [info.backend, info.name, info.emulated, torch.get_num_threads()],
+        "torch": torch.__version__,
+    }
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    folder = cache_root() / "features" / key
+    specs = {"features": ArraySpec("float32", (store.num_texts, None), mapped=True)}
+    arrays = load_arrays(folder, specs)
+    if arrays is not None:
+        return backend.place(torch.from_numpy(arrays["features"])), True
+    features = compute_features(encoder, store, backend, layout, max_length, progress)
+    publish_arrays(folder, {"features": features.cpu().numpy()}, specs)
+    return features, False
 
 
 class CachedFeatures:

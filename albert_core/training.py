@@ -14,7 +14,7 @@ from torch import nn
 from .batches import BatchStream
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
-from .features import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, compute_features
+from .features import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
 from .head import ClassificationHead
 from .job import Job
 from .model import WholeModel, checkpoint_activations
@@ -111,12 +111,20 @@ def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSou
         )
     log.info("feature cache on: the frozen encoder's features are computed once (%s)", described)
     began = time.perf_counter_ns()
-    sources = []
+    sources: list[InputSource] = []
     for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
-        features = compute_features(encoder, tokens, backend, layout, length, reporter.phase(f"features {name}"))
+        features, kept = cached_features(
+            encoder,
+            job.encoder.fingerprint,
+            tokens,
+            backend,
+            job.policy,
+            layout,
+            length,
+            reporter.phase(f"features {name}"),
+        )
         sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend))
-    seconds = (time.perf_counter_ns() - began) / 1e9
-    job.phases["features"] = seconds
-    texts = job.train_tokens.num_texts + job.test_tokens.num_texts
-    log.info("features of %s texts in %.1f s (%.0f texts/s)", f"{texts:,}", seconds, texts / seconds)
+        log.info("features of %s %s texts %s", f"{tokens.num_texts:,}", name, "from the disk" if kept else "computed")
+    job.phases["features"] = (time.perf_counter_ns() - began) / 1e9
+    log.info("features ready after %.1f s", job.phases["features"])
     return sources[0], sources[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,9 @@ def minilm_folder() -> Path:
     return Path(package.submodule_search_locations[0]) / "model"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test session has a cache of its own, so that no test depends on what an earlier run left."""
-    cache = tmp_path_factory.getbasetemp() / "isotrain-cache"
-    monkeypatch.setenv("ISOTRAIN_CACHE", str(cache))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The session has a cache of its own, so that no test depends on what an earlier run left, nor adds to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISOTRAIN_CACHE", str(tmp_path_factory.mktemp("isotrain-cache")))
+        yield

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ... import UserError
+from ..array_cache import ArraySpec, Specs, load_arrays, publish_arrays
 from .datasets import RawSplit
-from .tokencache import load_arrays, publish_arrays
 from .tokenizer import TextTokenizer
 
 log = logging.getLogger("isotrain")
@@ -35,7 +35,7 @@ class TokenStore:
     """The tokens of N texts, T in all.
 
     ids: int32 [T], text i is ``ids[offsets[i]:offsets[i + 1]]``. offsets: int64 [N + 1]. labels: int64 [N].
-    token_type_ids: uint8 [T] of pairs, None without. ids and token_type_ids may be read-only maps of cache files.
+    token_type_ids: uint8 [T] of pairs, None without. ids and token_type_ids may be maps of cache files.
     fingerprint: SHA-256 (hex) over the arrays' dtypes, shapes and bytes. from_cache: whether they were read from disk.
     """
 
@@ -90,15 +90,15 @@ def build_token_store(
     if not total:
         raise UserError("the split to tokenise has no texts; give data with at least one")
     folder = (cache_dir or cache_root() / "tokens") / store_key(split, tokenizer, max_length)
-    arrays = load_arrays(folder, _expected_shapes(split)) if use_cache else None
-    if arrays is not None:
+    arrays = load_arrays(folder, _specs(split)) if use_cache else None
+    if arrays is not None and _fit_each_other(arrays):
         store = _store(arrays, from_cache=True)
         if progress is not None:
             progress(total, total)
         return store
     store = _store(_tokenise(split, tokenizer, max_length, progress), from_cache=False)
     if use_cache:
-        publish_arrays(folder, store.arrays(), _expected_shapes(split))
+        publish_arrays(folder, store.arrays(), _specs(split))
     return store
 
 
@@ -108,14 +108,22 @@ def store_key(split: RawSplit, tokenizer: TextTokenizer, max_length: int) -> str
     return hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
 
 
-def _expected_shapes(split: RawSplit) -> dict[str, tuple[str, int | None]]:
-    """dtype and length of each array of this split's store; None is a length that only tokenising tells."""
-    shapes: dict[str, tuple[str, int | None]] = {
-        "ids": ("int32", None),
-        "offsets": ("int64", len(split) + 1),
-        "labels": ("int64", len(split)),
+def _specs(split: RawSplit) -> Specs:
+    """What the arrays of this split's store must be. One value a token stays on disk, one a text is little."""
+    specs = {
+        "ids": ArraySpec("int32", (None,), mapped=True),
+        "offsets": ArraySpec("int64", (len(split) + 1,)),
+        "labels": ArraySpec("int64", (len(split),)),
     }
-    return shapes if split.pairs is None else shapes | {"token_type_ids": ("uint8", None)}
+    return specs if split.pairs is None else specs | {"token_type_ids": ArraySpec("uint8", (None,), mapped=True)}
+
+
+def _fit_each_other(arrays: dict[str, np.ndarray]) -> bool:
+    offsets, total = arrays["offsets"], len(arrays["ids"])
+    types = arrays.get("token_type_ids")
+    return bool(offsets[0] == 0 and (np.diff(offsets) >= 1).all() and offsets[-1] == total) and (
+        types is None or len(types) == total
+    )
 
 
 def _tokenise(

@@ -58,7 +58,7 @@ def test_random_weights_leave_the_global_generator_alone() -> None:
 def test_random_architectures_are_the_published_ones(
     name: str, hidden: int, heads: int, repetitions: int, parameters: int
 ) -> None:
-    """The published checkpoints have 11,683,584 and 17,683,968 parameters with their poolers (hidden x (hidden + 1))."""
+    """The published checkpoints have 11,683,584 and 17,683,968 parameters, hidden x (hidden + 1) of them poolers."""
     encoder = load_encoder(f"random:{name}")
     config = encoder.weights.config
     assert (config.hidden_size, config.num_heads, len(config.layer_of_repetition)) == (hidden, heads, repetitions)

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,22 @@ import numpy as np
 log = logging.getLogger("isotrain")
 
 MANIFEST = "manifest.json"
-FORMAT = "isotrain token cache 1"
+FORMAT = "isotrain array cache 1"
 
-# name -> (dtype, length); a length of None is free.
-Shapes = dict[str, tuple[str, int | None]]
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What an array must be: its dtype, its shape (None is a free length), and whether to map its file into memory.
+
+    Mapped arrays are copy-on-write: nothing written to them reaches the file.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+    mapped: bool = False
+
+
+Specs = dict[str, ArraySpec]
 
 _TEMPORARY = ".tmp-"
 # A temporary folder that is this much older than one just made was left behind by a process that was killed.
@@ -27,22 +40,21 @@ _ABANDONED_SECONDS = 24 * 3600
 _ATTEMPTS = 3
 
 
-def load_arrays(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
+def load_arrays(folder: Path, specs: Specs) -> dict[str, np.ndarray] | None:
     """The arrays in `folder`, or None when it isn't there or anything about it is wrong (then with a log line).
 
-    Every byte is checked against the manifest, whose key must be the folder's name. The arrays are flat, of the names,
-    dtypes and lengths in `shapes`; ids and token types come as read-only maps of their files, the others in memory.
+    Every byte is checked against the manifest, whose key must be the folder's name, and every array against `specs`.
     """
     if not folder.is_dir():
         return None
     try:
-        return _verified(folder, shapes)
+        return _verified(folder, specs)
     except (OSError, ValueError) as error:
-        log.warning("the token cache %s is damaged (%s); it is made anew", folder.name[:12], error)
+        log.warning("the cache of %s %s is damaged (%s); it is made anew", folder.parent.name, folder.name[:12], error)
         return None
 
 
-def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], shapes: Shapes) -> bool:
+def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], specs: Specs) -> bool:
     """Writes `arrays` as `folder`: under a temporary name, synced, then renamed. Returns whether it is there now.
 
     Where another process was faster, its intact copy stays; a damaged one is replaced. A disk that is full or can't be
@@ -54,10 +66,15 @@ def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], shapes: Shapes) 
         temporary = _temporary_folder(folder)
         _remove_abandoned(temporary)
         _write(temporary, folder.name, arrays)
-        published = _move_into_place(temporary, folder, shapes)
+        published = _move_into_place(temporary, folder, specs)
         _sync(folder.parent)
     except OSError as error:
-        log.warning("the tokens are not cached: %s can't be written (%s)", folder.parent, error.strerror or error)
+        log.warning(
+            "the %s are not cached: %s can't be written (%s)",
+            folder.parent.name,
+            folder.parent,
+            error.strerror or error,
+        )
         return False
     finally:
         if temporary is not None:
@@ -79,7 +96,7 @@ def _write(folder: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        described[name] = {"dtype": str(array.dtype), "length": len(array), "sha256": _file_hash(folder, name)}
+        described[name] = {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": _file_hash(folder, name)}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({"format": FORMAT, "key": key, "arrays": described}, file, indent=2)
         file.flush()
@@ -87,7 +104,7 @@ def _write(folder: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     _sync(folder)
 
 
-def _move_into_place(temporary: Path, folder: Path, shapes: Shapes) -> bool:
+def _move_into_place(temporary: Path, folder: Path, specs: Specs) -> bool:
     for _ in range(_ATTEMPTS):
         try:
             temporary.rename(folder)
@@ -97,7 +114,7 @@ def _move_into_place(temporary: Path, folder: Path, shapes: Shapes) -> bool:
                 raise
         else:
             return True
-        if load_arrays(folder, shapes) is not None:
+        if load_arrays(folder, specs) is not None:
             return True
         _discard(folder)
     return False
@@ -109,35 +126,31 @@ def _discard(folder: Path) -> None:
     try:
         folder.rename(aside / "damaged")
     except FileNotFoundError:
-        log.debug("another process removed the damaged token cache %s first", folder.name[:12])
+        log.debug("another process removed the damaged cache %s first", folder.name[:12])
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _verified(folder: Path, shapes: Shapes) -> dict[str, np.ndarray]:
+def _verified(folder: Path, specs: Specs) -> dict[str, np.ndarray]:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{MANIFEST} is of another format")
     if manifest.get("key") != folder.name:
         raise ValueError(f"{MANIFEST} belongs to other data")
     described = manifest.get("arrays")
-    if not isinstance(described, dict) or set(described) != set(shapes):
+    if not isinstance(described, dict) or set(described) != set(specs):
         raise ValueError(f"{MANIFEST} names other arrays")
-    arrays = {name: _verified_array(folder, name, described[name], *shapes[name]) for name in shapes}
-    offsets = arrays["offsets"]
-    if offsets[0] != 0 or (np.diff(offsets) < 1).any() or offsets[-1] != len(arrays["ids"]):
-        raise ValueError("offsets.npy doesn't fit ids.npy")
-    if "token_type_ids" in arrays and len(arrays["token_type_ids"]) != len(arrays["ids"]):
-        raise ValueError("token_type_ids.npy doesn't fit ids.npy")
-    return arrays
+    return {name: _verified_array(folder, name, described[name], spec) for name, spec in specs.items()}
 
 
-def _verified_array(folder: Path, name: str, described: Any, dtype: str, length: int | None) -> np.ndarray:
+def _verified_array(folder: Path, name: str, described: Any, spec: ArraySpec) -> np.ndarray:
     if not isinstance(described, dict) or described.get("sha256") != _file_hash(folder, name):
         raise ValueError(f"{name}.npy has other bytes than {MANIFEST} says")
-    # One value a text is little, and torch takes no read-only arrays: only the one value a token stays on disk.
-    array = np.load(folder / f"{name}.npy", mmap_mode="r" if length is None else None, allow_pickle=False)
-    if array.ndim != 1 or str(array.dtype) != dtype or (length is not None and len(array) != length):
+    array = np.load(folder / f"{name}.npy", mmap_mode="c" if spec.mapped else None, allow_pickle=False)
+    fits = len(array.shape) == len(spec.shape) and all(
+        wanted in (None, found) for wanted, found in zip(spec.shape, array.shape, strict=True)
+    )
+    if str(array.dtype) != spec.dtype or not fits:
         raise ValueError(f"{name}.npy is {array.dtype} {array.shape}")
     return array
 
