@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,8 +88,10 @@ def train(
         with logging_to(run.path / "train.log", config.log_level):
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps)
+            small = config.freeze_encoder and config.feature_cache
             try:
-                status = _loop(training, reporter, stop)
+                with job.backend.small_steps() if small else nullcontext():
+                    status = _loop(training, reporter, stop)
             except BaseException:
                 training.trackers.finish("failed")
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -175,6 +175,10 @@ class Backend(ABC):
     def step_boundary(self) -> None:
         """Ends a step: lazy devices cut the graph and start executing; eager ones have nothing to do."""
         return
+
+    def small_steps(self) -> AbstractContextManager[Any]:
+        """Held around a loop whose steps are too small to share among threads, such as a head on cached features."""
+        return nullcontext()
 
     @abstractmethod
     def autocast(self, dtype: str) -> AbstractContextManager[Any]:

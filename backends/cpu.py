@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,19 @@ class CpuBackend(Backend):
         if "cpu" not in state:
             raise UserError(f"the saved state has no generator 'cpu' (it has {sorted(state)}); resume on its backend")
         torch.set_rng_state(state["cpu"].to(torch.uint8))
+
+    @contextmanager
+    def small_steps(self) -> Iterator[None]:
+        """One thread inside. Measured on a 768-256-77 head at batch 8, one thread against two, in one run: 0.83 and
+        0.80 ms a step on an idle machine, 1.4 and 83 ms beside one other busy process, for every operator waits until
+        the last thread has had its turn. It also makes the head's bits independent of the number of threads.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def autocast(self, dtype: str) -> AbstractContextManager[Any]:
         policy = self.cast_policy(dtype)

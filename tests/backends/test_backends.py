@@ -111,6 +111,13 @@ def test_generators_continue_where_they_were_saved() -> None:
         backend.set_rng_state({})
 
 
+def test_small_steps_leave_the_threads_as_they_were() -> None:
+    before = torch.get_num_threads()
+    with get_backend("cpu").small_steps():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
 @dataclass
 class Pair:
     tensor: torch.Tensor
