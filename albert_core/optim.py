@@ -8,19 +8,20 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from ..backends import Backend
 from .config import TrainConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig, backend: Backend) -> torch.optim.Optimizer:
     """The optimizer called `config.optim` over `parameters`, every one of them in a single group."""
     group = list(parameters)
     rate, decay = config.learning_rate, config.weight_decay
     betas = (config.adam_beta1, config.adam_beta2)
     match config.optim:
         case "adamw_torch" | "adamw":
-            return torch.optim.AdamW(group, rate, betas, config.adam_epsilon, decay, fused=_fusable(group))
+            return torch.optim.AdamW(group, rate, betas, config.adam_epsilon, decay, **backend.adam_options())
         case "adam":
-            return torch.optim.Adam(group, rate, betas, config.adam_epsilon, decay, fused=_fusable(group))
+            return torch.optim.Adam(group, rate, betas, config.adam_epsilon, decay, **backend.adam_options())
         case "sgd":
             return torch.optim.SGD(group, rate, momentum=config.momentum, weight_decay=decay)
         case "adafactor":
@@ -29,11 +30,6 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
             return torch.optim.RMSprop(group, rate, momentum=config.momentum, weight_decay=decay)
         case "adagrad":
             return torch.optim.Adagrad(group, rate, weight_decay=decay)
-
-
-def _fusable(parameters: list[nn.Parameter]) -> bool:
-    """One fused kernel for all parameters exists on these device types (torch's own list)."""
-    return all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:

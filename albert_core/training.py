@@ -78,7 +78,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         job=job,
         run=run,
         model=model,
-        optimizer=build_optimizer(model.parameters(), config),
+        optimizer=build_optimizer(model.parameters(), config, backend),
         stream=stream,
         source=source,
         test_source=test_source,

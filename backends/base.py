@@ -176,6 +176,10 @@ class Backend(ABC):
         """Ends a step: lazy devices cut the graph and start executing; eager ones have nothing to do."""
         return
 
+    def adam_options(self) -> dict[str, Any]:
+        """Keywords for torch's Adam and AdamW that this device runs fastest, or only, with (fused, capturable)."""
+        return {}
+
     def small_steps(self) -> AbstractContextManager[Any]:
         """Held around a loop whose steps are too small to share among threads, such as a head on cached features."""
         return nullcontext()

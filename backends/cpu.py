@@ -85,6 +85,9 @@ class CpuBackend(Backend):
         current = pages * os.sysconf("SC_PAGE_SIZE")
         return MemoryUse(current or peak, max(peak, current), "resident memory of the process")
 
+    def adam_options(self) -> dict[str, Any]:
+        return {"fused": True}
+
     def rng_state(self) -> dict[str, torch.Tensor]:
         return {"cpu": torch.get_rng_state()}
 

@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 KERNELS = ("auto", "portable")
 
+# Tokens that go through the encoder's repetitions at once: enough rows to keep every multiprocessor busy.
+CHUNK_TOKENS = 65536
+
 # Dense bfloat16 TFLOP/s and GB/s from NVIDIA's data sheets, by a part of the device's name. A device that is not
 # here has no vendor figure: "n/a" is shown, never another device's.
 _VENDOR_PEAKS = {
@@ -107,6 +110,9 @@ class CudaBackend(Backend):
             torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device), "CUDA allocator"
         )
 
+    def adam_options(self) -> dict[str, Any]:
+        return {"fused": True}
+
     def rng_state(self) -> dict[str, torch.Tensor]:
         return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device)}
 
@@ -155,4 +161,5 @@ class CudaBackend(Backend):
             rounded,
             compute_dtype=getattr(torch, policy.compute),
             accumulate_dtype=getattr(torch, policy.accumulate),
+            chunk_tokens=CHUNK_TOKENS,
         )

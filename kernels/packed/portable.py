@@ -20,9 +20,8 @@ from ..weights import EncoderWeights, LayerWeights
 from .batch import IntArray, PackedBatch, PaddedBatch
 
 # Tokens that go through the repetitions together. On a host 512 to 4,096 measured alike, fewer or many more slower
-# (the widest activation no longer fits the last-level cache); an accelerator needs more of them to be busy.
+# (the widest activation no longer fits the last-level cache). An accelerator needs more of them to be busy.
 HOST_CHUNK_TOKENS = 1024
-DEVICE_CHUNK_TOKENS = 65536
 
 Linear = tuple[torch.Tensor, torch.Tensor]
 
@@ -81,7 +80,7 @@ class PortableEncoder:
         weights: EncoderWeights,
         compute_dtype: torch.dtype = torch.float32,
         accumulate_dtype: torch.dtype = torch.float32,
-        chunk_tokens: int | None = None,
+        chunk_tokens: int = HOST_CHUNK_TOKENS,
     ) -> None:
         self.config = weights.config
         self.device = weights.device
@@ -98,9 +97,8 @@ class PortableEncoder:
                 f"compute dtype {compute_dtype} with accumulate dtype {accumulate_dtype}: both must be floating point "
                 "and the accumulate dtype must hold every compute value (bfloat16 with float32, for example)"
             )
-        default = HOST_CHUNK_TOKENS if self.device.type == "cpu" else DEVICE_CHUNK_TOKENS
-        self.chunk_tokens = default if chunk_tokens is None else chunk_tokens
-        if self.chunk_tokens < 1:
+        self.chunk_tokens = chunk_tokens
+        if chunk_tokens < 1:
             raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
         self._compute = compute_dtype
         self._accumulate = accumulate_dtype
