@@ -1,0 +1,157 @@
+"""`isotrain bench` as a function: plan, run, judge, write. The parent process, which imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from .. import UserError
+from .environment import describe
+from .plan import Options, Plan, make_plan
+from .report import duration
+from .results import build_result, result_path, write_result
+from .runner import WORKER, WorkerRun, run_workers
+
+VALID, INVALID, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+class Watcher(Protocol):
+    """What a run tells whoever watches it."""
+
+    def started(self, target: int, process: int) -> None: ...
+
+    def ended(self, run: WorkerRun) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's result (None: interrupted before anything was complete), where it was written, and the exit code.
+
+    Exit codes: 0 all targets valid, 1 one is not, 2 a process failed, 130 interrupted.
+    """
+
+    result: dict[str, Any] | None
+    path: Path | None
+    code: int
+
+
+def run_bench(
+    options: Options,
+    *,
+    out: Path | None = None,
+    write: bool = True,
+    watcher: Watcher | None = None,
+    command: Sequence[str] = WORKER,
+) -> Outcome:
+    """Measures what `options` names, and writes the result to `out` (a .json file or a folder; default results/).
+
+    An interruption (Ctrl-C, SIGTERM) ends the process that runs and keeps what was complete. `command` starts a
+    worker. Raises UserError for options that can't be used, and where every target failed for a reason that the user
+    can mend.
+    """
+    plan = make_plan(options)
+    path = result_path(out, datetime.now(UTC)) if write else None
+    watcher = watcher or PlainWatcher(plan)
+    machine = describe()
+    runs: list[WorkerRun] = []
+    interrupted = False
+    try:
+        for run in run_workers(plan, watcher.started, command):
+            runs.append(run)
+            watcher.ended(run)
+    except KeyboardInterrupt:
+        interrupted = True
+    complete = any(run.document is not None for run in runs)
+    if interrupted and not complete:
+        return Outcome(None, None, INTERRUPTED)
+    if not complete and all(run.user_error for run in runs):
+        raise UserError(runs[0].error)
+    result = build_result(plan, runs, machine, interrupted)
+    if path is not None:
+        write_result(result, path)
+    return Outcome(result, path, _exit_code(result))
+
+
+def _exit_code(result: dict[str, Any]) -> int:
+    if result["status"] == "partial":
+        return INTERRUPTED
+    if result["status"] == "failed":
+        return FAILED
+    return VALID if result["valid"] else INVALID
+
+
+class PlainWatcher:
+    """Lines on stderr, for logs and pipes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.done = 0
+        self.began = time.perf_counter_ns()
+
+    def started(self, target: int, process: int) -> None:
+        del target, process
+
+    def ended(self, run: WorkerRun) -> None:
+        self.done += 1
+        total = len(self.plan.order)
+        left = (time.perf_counter_ns() - self.began) / 1e9 / self.done * (total - self.done)
+        # Why is said once, at the end: by the result, or by the error that ends the run.
+        ending = "" if run.document is not None else " FAILED"
+        remaining = f", about {duration(left)} left" if self.done < total else ""
+        label = self.plan.targets[run.target].label
+        sys.stderr.write(f"[{self.done}/{total}] {label}: {run.seconds:.1f} s{remaining}{ending}\n")
+        sys.stderr.flush()
+
+
+class BarWatcher:
+    """A rich progress bar. It is drawn twice a second: the cores belong to what is measured."""
+
+    def __init__(self, plan: Plan, progress: Any) -> None:
+        self.plan, self.progress = plan, progress
+        self.task = progress.add_task("starting", total=len(plan.order))
+
+    def started(self, target: int, process: int) -> None:
+        of = self.plan.options.processes
+        self.progress.update(self.task, description=f"{self.plan.targets[target].label}, process {process + 1} of {of}")
+
+    def ended(self, run: WorkerRun) -> None:
+        if run.document is None:
+            self.progress.console.print(f"{self.plan.targets[run.target].label}: FAILED", style="red")
+        self.progress.advance(self.task)
+
+
+@contextmanager
+def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
+    """A bar where stderr is a terminal, lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield PlainWatcher(plan)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    # The estimate looks back over the whole run: processes take tens of seconds each.
+    with Progress(
+        *columns, console=Console(stderr=True), refresh_per_second=2, speed_estimate_period=86_400, transient=True
+    ) as progress:
+        yield BarWatcher(plan, progress)

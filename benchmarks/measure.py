@@ -1,0 +1,279 @@
+"""The measuring core: one target, in one process, from its first step to its last timed block.
+
+It knows no device and no model: a step, a fence, a compile counter and a clock are handed in, so that its own tests
+run it on faulty devices with a virtual clock. Rules 1, 2, 4, 5 and 9 (collector) of measuring live here.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Protocol
+
+from .statistics import drift, is_quiet
+
+Clock = Callable[[], int]
+
+LEAST_WARMUP_STEPS = 10
+QUIET_COMPILE_STEPS = 5
+MOST_STEPS_PER_BLOCK = 100_000
+# The share of a block's time that may still be outstanding when its fence has returned.
+LARGEST_LATE_SHARE = 0.1
+
+
+class Target(Protocol):
+    """What is measured, as the core sees it."""
+
+    @property
+    def classes(self) -> Sequence[int]:
+        """One entry a batch of the list; batches with equal entries cost the same."""
+
+    def begin(self) -> None:
+        """Forgets the results of the steps so far."""
+
+    def step(self, index: int) -> None:
+        """Runs the step of the list's batch `index`, without waiting for it."""
+
+    def fence(self) -> None:
+        """Returns only when the results of all steps since `begin` exist.
+
+        Those are the logits of every forward pass, but of training steps the *updated parameters*: on a lazy device,
+        reading the loss forces neither the gradients nor the update (rule 2).
+        """
+
+    def read(self) -> list[str]:
+        """Fetches the results since `begin` to the host; returns what is wrong with them. Never timed as work."""
+
+    def compile_count(self) -> int:
+        """How many compilations the device has done so far."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is measured: `blocks` timed blocks in about `seconds`, after at most `warmup_seconds` of warm-up.
+
+    Where even the smallest blocks would take more than twice `seconds`, there may be fewer, down to `least_blocks`
+    (None: never fewer).
+    """
+
+    blocks: int
+    seconds: float
+    warmup_seconds: float
+    least_blocks: int | None = None
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """The untimed steps after the first: how many, how long (ns), whether they ended quiet, and what compiled."""
+
+    steps: int
+    nanoseconds: int
+    quiet: bool
+    compiles: int
+    compile_nanoseconds: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One process's figures of one target, in ns. `reasons` make it invalid, `warnings` qualify it."""
+
+    first_step: int
+    warm_up: WarmUp
+    steps_per_block: int
+    blocks: tuple[int, ...]
+    compiles: int
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """Mean seconds a step, one value a block."""
+        return [block / self.steps_per_block / 1e9 for block in self.blocks]
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase (rule 3). Later compiles are a part of the warm-up: the steps that compiled."""
+        return {
+            "first_step": self.first_step / 1e9,
+            "warm_up": self.warm_up.nanoseconds / 1e9,
+            "later_compiles": self.warm_up.compile_nanoseconds / 1e9,
+            "steady": sum(self.blocks) / 1e9,
+        }
+
+
+@dataclass
+class _Findings:
+    """What the timed blocks showed beside their times."""
+
+    problems: list[str] = field(default_factory=list)
+    compiling_blocks: list[int] = field(default_factory=list)
+    late_blocks: list[int] = field(default_factory=list)
+
+
+def measure(target: Target, budget: Budget, clock: Clock = time.perf_counter_ns) -> Measurement:
+    """Measures `target`: first step, warm-up until quiet, then timed blocks of k steps with one fence each.
+
+    k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
+    pass over the list, so that every block does the same work. A block starts at the list's first batch.
+    """
+    mixed = len(set(target.classes)) > 1
+    first_step = _timed_step(target, 0, clock)
+    warm_up, problems, typical = _warm_up(target, budget, clock)
+
+    unit = len(target.classes) if mixed else 1
+    unit_time = max(1, sum(typical[label] for label in target.classes) if mixed else typical[target.classes[0]])
+    units = int(budget.seconds * 1e9 / budget.blocks / unit_time)
+    steps = min(max(1, units), max(1, MOST_STEPS_PER_BLOCK // unit)) * unit
+
+    affordable = int(2.0 * budget.seconds * 1e9 / (unit_time * steps / unit))
+    count = max(min(budget.blocks, affordable), budget.least_blocks or budget.blocks)
+    compiles_before = target.compile_count()
+    blocks, findings = _timed_blocks(target, count, steps, clock)
+    reasons = [*dict.fromkeys(problems + findings.problems)]
+    if findings.compiling_blocks:
+        compiles = target.compile_count() - compiles_before
+        reasons.append(
+            f"{compiles} compilations inside the timed region (blocks {_listed(findings.compiling_blocks)}): the time "
+            "measured is the compiler's"
+        )
+    if 2 * len(findings.late_blocks) > len(blocks):
+        reasons.append(
+            f"the fence returned before the work was done (blocks {_listed(findings.late_blocks)} left more than "
+            f"{LARGEST_LATE_SHARE:.0%} of their time outstanding)"
+        )
+    if min(blocks) <= 0 or first_step < 0:
+        reasons.append("the clock stood still or went backwards during a timed block")
+    return Measurement(
+        first_step=first_step,
+        warm_up=warm_up,
+        steps_per_block=steps,
+        blocks=tuple(blocks),
+        compiles=target.compile_count(),
+        reasons=tuple(reasons),
+        warnings=tuple(_qualifications(warm_up, budget, blocks)),
+    )
+
+
+def _timed_step(target: Target, index: int, clock: Clock) -> int:
+    target.begin()
+    start = clock()
+    target.step(index)
+    target.fence()
+    return clock() - start
+
+
+def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list[str], dict[int, int]]:
+    """Steps until quiet or out of budget; every batch of the list runs before the first block where they differ.
+
+    Returns also what reading the values found, and the usual time (ns) of each class of batches.
+    """
+    size = len(target.classes)
+    mixed = len(set(target.classes)) > 1
+    window = max(LEAST_WARMUP_STEPS, 2 * size if mixed else 0)
+    least = size if mixed else 1
+    times: list[int] = []
+    labels: list[int] = []
+    compiled: list[bool] = []
+    problems: list[str] = []
+    begin = clock()
+    while True:
+        index = (len(times) + 1) % size
+        before = target.compile_count()
+        times.append(_timed_step(target, index, clock))
+        labels.append(target.classes[index])
+        compiled.append(target.compile_count() != before)
+        problems += target.read()
+        spent = clock() - begin
+        quiet = (
+            len(times) >= window
+            and not any(compiled[-QUIET_COMPILE_STEPS:])
+            and min(times[-window:]) > 0
+            and is_quiet(times[-window:], labels[-window:])
+        )
+        out_of_budget = spent >= budget.warmup_seconds * 1e9 or len(times) >= MOST_STEPS_PER_BLOCK
+        if quiet or (len(times) >= least and out_of_budget):
+            break
+    compile_time = sum(taken for taken, moved in zip(times, compiled, strict=True) if moved)
+    warm_up = WarmUp(len(times), spent, quiet, sum(compiled), compile_time)
+    recent: dict[int, list[int]] = {}
+    for label, taken in zip(labels[-window:], times[-window:], strict=True):
+        recent.setdefault(label, []).append(taken)
+    return warm_up, problems, {label: int(median(values)) for label, values in recent.items()}
+
+
+def _timed_blocks(target: Target, count: int, steps: int, clock: Clock) -> tuple[list[int], _Findings]:
+    blocks: list[int] = []
+    findings = _Findings()
+    size = len(target.classes)
+    same_cost = len(set(target.classes)) == 1
+    position = 0
+    with _collector_frozen():
+        for block in range(count):
+            target.fence()
+            target.begin()
+            compiles = target.compile_count()
+            start = clock()
+            for step in range(position, position + steps):
+                target.step(step % size)
+            target.fence()
+            stop = clock()
+            blocks.append(stop - start)
+            if target.compile_count() != compiles:
+                findings.compiling_blocks.append(block)
+            problems, late = _read_twice(target, clock)
+            findings.problems += problems
+            if late > LARGEST_LATE_SHARE * (stop - start):
+                findings.late_blocks.append(block)
+            if same_cost:
+                position += steps
+    return blocks, findings
+
+
+def _read_twice(target: Target, clock: Clock) -> tuple[list[str], int]:
+    """What is wrong with the values, and how long (ns) the first reading had to wait for them.
+
+    The second reading of the same values waits for nothing: what the first took beyond it was work the fence should
+    have waited for.
+    """
+    start = clock()
+    problems = target.read()
+    middle = clock()
+    target.read()
+    return problems, (middle - start) - (clock() - middle)
+
+
+@contextmanager
+def _collector_frozen() -> Iterator[None]:
+    """No garbage collection inside: a collection of millions of objects is no part of a step."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+def _qualifications(warm_up: WarmUp, budget: Budget, blocks: Sequence[int]) -> Iterator[str]:
+    if not warm_up.quiet:
+        yield f"warm-up cut by budget after {warm_up.steps} steps, {warm_up.nanoseconds / 1e9:.1f} s: not seen quiet"
+    if len(blocks) < budget.blocks:
+        yield f"{len(blocks)} blocks instead of {budget.blocks}: one takes {max(blocks) / 1e9:.1f} s"
+    if sum(blocks) > 2.0 * budget.seconds * 1e9:
+        yield f"the timed blocks took {sum(blocks) / 1e9:.1f} s, more than the {budget.seconds:g} s planned"
+    change = drift(blocks)
+    if change is not None:
+        word = "slower" if change > 0 else "faster"
+        yield f"the last third of the blocks ran {abs(change):.0%} {word} than the first"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:5])
+    return shown if len(numbers) <= 5 else f"{shown}, ... ({len(numbers)} in all)"

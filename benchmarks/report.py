@@ -1,0 +1,268 @@
+"""A result as tables on a terminal. Figures of an invalid target are shown as such, never as a result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .gates import measured_entries
+from .plan import Plan
+
+# The width that all columns need; a narrower terminal gets fewer, a file or pipe always gets all.
+WIDE = 122
+
+
+def output_console(*, stderr: bool = False) -> Console:
+    """A console for tables, wide enough for them where the output is a file or a pipe."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """Title, throughput, phases, then everything that qualifies the figures."""
+    for line in title(result):
+        console.print(Text(line, style="bold"))
+    for line in banners(result):
+        console.print(Text(line, style="bold red" if line.partition(":")[0].isupper() else "yellow"))
+    if measured_entries(result["targets"]):
+        has_p99 = any(entry["figures"]["step_seconds"]["p99"] for entry in measured_entries(result["targets"]))
+        console.print(_table("throughput", result, _throughput_columns(has_p99), console.width))
+        console.print(_table("hardware, phases, memory", result, _PHASE_COLUMNS, console.width))
+        if console.width < WIDE:
+            console.print(Text(f"more columns from {WIDE} characters on; all of them are in the JSON"))
+        for line in _peaks(result):
+            console.print(Text(line))
+    for remark in _remarks(result):
+        console.print(remark)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """What would run, in its order, and how long that takes at least."""
+    table = Table(title="plan", title_justify="left")
+    for name in ("#", "target", "process"):
+        table.add_column(name, justify="left" if name == "target" else "right")
+    for place, (target, process) in enumerate(plan.order, start=1):
+        table.add_row(str(place), plan.targets[target].label, f"{process + 1} of {plan.options.processes}")
+    console.print(table)
+    for line in plan.skipped:
+        console.print(Text(f"left out: {line}"))
+    options = plan.options
+    console.print(
+        Text(
+            f"{len(plan.order)} processes, each {options.blocks} blocks in about {options.seconds:g} s after a "
+            f"warm-up: about {duration(plan.least_seconds)}, longer where a step takes longer than its share"
+        )
+    )
+
+
+def title(result: dict[str, Any]) -> list[str]:
+    """What was measured, on what: backend, device, dtype policy, model, data."""
+    measured = measured_entries(result["targets"])
+    config = result["config"]
+    if not measured:
+        return [f"isotrain bench: {config['model']}, {config['dtype']}"]
+    devices = dict.fromkeys(
+        f"{entry['backend']} ({entry['device']['name']}, {entry['processes'][0]['environment']['threads']['intra_op']} "
+        f"threads), {entry['policy']['label']}"
+        for entry in measured
+    )
+    data = measured[0]["data"]
+    kernels = dict.fromkeys(
+        f"{entry['kernel']} is {entry['kernel_used']['name']} {entry['kernel_used']['version']}"
+        for entry in measured
+        if entry["kernel"] != entry["kernel_used"]["name"]
+    )
+    return [
+        f"isotrain bench: {'; '.join(devices)}",
+        f"model {measured[0]['model']['label']}; data {data['name']}, lengths mean {data['mean_length']:.1f}, "
+        f"padded to {config['max_length']}" + "".join(f"; kernel {kernel}" for kernel in kernels),
+    ]
+
+
+def banners(result: dict[str, Any]) -> list[str]:
+    """What a reader must see before any figure."""
+    lines = []
+    if result["status"] == "partial":
+        lines.append("PARTIAL: the run was interrupted; these targets are what was complete")
+    if result["status"] == "failed":
+        lines.append("FAILED: a process did not end well; its target has no figures or fewer")
+    if not result["valid"] and any(not entry["valid"] for entry in measured_entries(result["targets"])):
+        lines.append("INVALID: figures marked so must not be used; the reasons are below")
+    measured = measured_entries(result["targets"])
+    disturbed = [_name(entry, result) for entry in measured if _disturbed(entry)]
+    if disturbed:
+        lines.append(
+            f"BUSY MACHINE: other work used the CPUs while {len(disturbed)} of {len(measured)} targets were measured; "
+            f"their figures are too slow and too scattered: {', '.join(disturbed)}"
+        )
+    if result["method"]["quick"]:
+        lines.append(f"quick: {_thoroughness(result)} a target; {_reach(result)}")
+    return lines
+
+
+def _thoroughness(result: dict[str, Any]) -> str:
+    method = result["method"]
+    processes = method["processes"]
+    return f"{processes} {'process' if processes == 1 else 'processes'} of {method['blocks']} blocks at most"
+
+
+def _reach(result: dict[str, Any]) -> str:
+    if result["method"]["processes"] == 1:
+        return "intervals are within one process; another process may lie outside"
+    return "intervals are over processes"
+
+
+def _disturbed(entry: dict[str, Any]) -> bool:
+    return any(process["environment"]["disturbed"] for process in entry["processes"])
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def figure(value: float) -> str:
+    """Three significant digits, with thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column: its header, what it shows of a target with figures, and whether a narrow terminal has it too."""
+
+    header: str
+    cell: Callable[[dict[str, Any]], str]
+    narrow: bool = False
+
+
+def _rate(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda entry: figure(entry["figures"][name]["median"])
+
+
+def _step(name: str) -> Callable[[dict[str, Any]], str]:
+    def cell(entry: dict[str, Any]) -> str:
+        seconds = entry["figures"]["step_seconds"][name]
+        return "n < 100" if seconds is None else figure(seconds * 1e3)
+
+    return cell
+
+
+def _share(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda entry: f"{entry['share_of_peak'][name]:.1%}"
+
+
+def _phase(*names: str) -> Callable[[dict[str, Any]], str]:
+    return lambda entry: figure(sum(entry["phases"][name]["median"] for name in names))
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    samples = entry["figures"]["samples_per_second"]
+    return f"{figure(samples['low'])} to {figure(samples['high'])}"
+
+
+def _ratio(entry: dict[str, Any]) -> str:
+    return f"{entry['relative']['median']:.2f}x" if entry["relative"] else "1"
+
+
+def _warm_up(entry: dict[str, Any]) -> str:
+    steps = median(process["warm_up"]["steps"] for process in entry["processes"])
+    return f"{_phase('warm_up')(entry)} ({steps:.0f})"
+
+
+def _throughput_columns(has_p99: bool) -> list[_Column]:
+    return [
+        _Column("samples/s", _rate("samples_per_second"), narrow=True),
+        _Column("95 % interval", _interval, narrow=True),
+        _Column("speed vs\nfirst", _ratio),
+        _Column("real\ntokens/s", _rate("real_tokens_per_second")),
+        _Column("step\np50 ms", _step("p50"), narrow=True),
+        _Column("step\np90 ms", _step("p90")),
+        *([_Column("step\np99 ms", _step("p99"))] if has_p99 else []),
+        _Column("useful\nTFLOP/s", _rate("useful_tflops"), narrow=True),
+        _Column("of\npeak", _share("useful"), narrow=True),
+    ]
+
+
+_PHASE_COLUMNS = (
+    _Column("computed\ntokens/s", _rate("padded_tokens_per_second")),
+    _Column("hardware\nTFLOP/s", _rate("hardware_tflops"), narrow=True),
+    _Column("of\npeak", _share("hardware"), narrow=True),
+    _Column("import\ns", _phase("import")),
+    _Column("load\ns", _phase("open", "load", "data", "prepare"), narrow=True),
+    _Column("first\nstep s", _phase("first_step"), narrow=True),
+    _Column("warm-up s\n(steps)", _warm_up, narrow=True),
+    _Column("steady s\n(n)", lambda entry: f"{_phase('steady')(entry)} ({entry['n']})"),
+    _Column("peak\nMiB", lambda entry: figure(entry["memory"]["peak_bytes"] / 2**20), narrow=True),
+)
+
+
+def _table(name: str, result: dict[str, Any], columns: Sequence[_Column], width: int) -> Table:
+    random = any(entry.get("model", {}).get("random_weights") for entry in result["targets"])
+    table = Table(
+        title=f"{name} (random weights)" if random else name,
+        title_justify="left",
+        box=SIMPLE_HEAD if width >= WIDE else None,
+        pad_edge=False,
+    )
+    shown = [column for column in columns if column.narrow or width >= WIDE]
+    table.add_column("target", overflow="fold")
+    for column in shown:
+        table.add_column(column.header, justify="right", overflow="fold")
+    for entry in result["targets"]:
+        name = _name(entry, result)
+        if "figures" not in entry:
+            table.add_row(name, Text(_lack(entry).upper(), style="red"))
+        elif entry["valid"]:
+            table.add_row(name, *(column.cell(entry) for column in shown))
+        else:
+            table.add_row(f"INVALID {name}", *(column.cell(entry) for column in shown), style="red")
+    return table
+
+
+def _lack(entry: dict[str, Any]) -> str:
+    """What is wrong with a target that has reasons, in a word or two."""
+    return entry["status"] if entry["status"] in ("failed", "not run") else "invalid"
+
+
+def _name(entry: dict[str, Any], result: dict[str, Any]) -> str:
+    """The target's label, without what is the same for all of them and stands in the title."""
+    backends = {one["backend"] for one in result["targets"]}
+    return entry["label"] if len(backends) > 1 else entry["label"].removeprefix(f"{entry['backend']} ")
+
+
+def _peaks(result: dict[str, Any]) -> list[str]:
+    lines = {}
+    for entry in measured_entries(result["targets"]):
+        peaks = entry["peaks"]
+        vendor = [
+            "n/a" if value is None else f"{figure(value)} {unit}"
+            for value, unit in ((peaks["vendor_tflops"], "TFLOP/s"), (peaks["vendor_gbps"], "GB/s"))
+        ]
+        lines[entry["backend"], peaks["dtype"]] = (
+            f"{entry['backend']} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} "
+            f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}"
+        )
+    return list(lines.values())
+
+
+def _remarks(result: dict[str, Any]) -> list[Text]:
+    """Reasons by target, warnings of one kind together, then the run's notes."""
+    lines = []
+    for entry in result["targets"]:
+        lines += [Text(f"{_lack(entry)}: {entry['label']}: {reason}", style="red") for reason in entry["reasons"]]
+    kinds: dict[str, list[str]] = {}
+    for entry in result["targets"]:
+        for warning in entry["warnings"]:
+            # Warnings of one kind differ in their numbers alone.
+            kinds.setdefault(re.sub(r"[\d.]+", "", warning), []).append(f"{_name(entry, result)}: {warning}")
+    for first, *others in kinds.values():
+        likewise = f"; {len(others)} other target{'s' * (len(others) > 1)} likewise" if others else ""
+        lines.append(Text(f"note: {first}{likewise}"))
+    return lines + [Text(f"note: {note}") for note in result["notes"]]

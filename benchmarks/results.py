@@ -1,0 +1,196 @@
+"""From the workers' documents to one result: figures with intervals, gates across targets, a file (rules 6, 7, 9)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .. import UserError
+from ..albert_core.run import write_json
+from . import environment
+from .gates import Entry, judge, measured_entries
+from .plan import FULL_BLOCKS, FULL_PROCESSES, Plan, TargetSpec, hash_of
+from .runner import WorkerRun
+from .statistics import Interval, median_interval, outliers, quantile, ratio_interval
+
+SCHEMA = "isotrain.bench/1"
+# p99 of fewer values is the largest of them and says nothing.
+LEAST_FOR_P99 = 100
+
+
+def build_result(
+    plan: Plan, runs: Sequence[WorkerRun], machine: dict[str, Any], interrupted: bool = False
+) -> dict[str, Any]:
+    """The whole result (schema/bench-1.json) of what has run, every figure judged.
+
+    machine: `environment.describe()` of the moment before the first process.
+    """
+    done: dict[int, list[WorkerRun]] = {index: [] for index in range(len(plan.targets))}
+    for run in runs:
+        done[run.target].append(run)
+    entries = [_entry(plan, spec, done[index]) for index, spec in enumerate(plan.targets)]
+    judge(entries, [_probe(done[index]) for index in range(len(plan.targets))])
+    _relate(entries, plan.options.seed)
+    failed = any(entry["status"] == "failed" for entry in entries)
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "partial" if interrupted else "failed" if failed else "complete",
+        "valid": all(entry["valid"] for entry in entries),
+        "notes": _notes(plan),
+        "command": environment.command_line(),
+        "config": plan.options.config(),
+        "config_sha256": hash_of(plan.options.config()),
+        "method": plan.options.method(),
+        "environment": machine,
+        "targets": entries,
+    }
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """The result as JSON at `path`, whole or not at all. Raises UserError where it can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(path)!r}: can't create its folder ({error.strerror}); choose another") from error
+    write_json(path, result)
+
+
+def result_path(out: Path | None, now: datetime) -> Path:
+    """Where a result goes: `out` when it names a .json file, else a stamped file in that folder (default results/).
+
+    Raises UserError, before anything is measured, for a place that can't be written to.
+    """
+    stamped = f"bench-{now.strftime('%Y%m%dT%H%M%SZ')}.json"
+    folder = Path("results") if out is None else out
+    path = folder if folder.suffix == ".json" else folder / stamped
+    if path.is_dir():
+        raise UserError(f"--out {str(out)!r} is a folder that ends in .json; give a file, or a folder of another name")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {str(out)!r}: {existing} is a file, not a folder; choose another place")
+    return path
+
+
+def _entry(plan: Plan, spec: TargetSpec, runs: Sequence[WorkerRun]) -> Entry:
+    documents = [run.document for run in runs if run.document is not None]
+    errors = [run.error for run in runs if run.document is None]
+    options = plan.options
+    entry: Entry = {
+        "label": spec.label,
+        **spec.as_dict(),
+        "config_sha256": hash_of({**options.config(), **spec.as_dict()}),
+        "status": _status(len(documents), bool(errors), options.processes),
+        "reasons": [f"a process {error}" for error in errors],
+        "warnings": [],
+    }
+    if not documents:
+        entry["reasons"] = entry["reasons"] or ["no process of it was started"]
+        return entry
+    if len(documents) < options.processes:
+        entry["warnings"].append(f"{len(documents)} of {options.processes} processes ran")
+    first = documents[0]
+    samples = [document["step_seconds"] for document in documents]
+    flat = [value for process in samples for value in process]
+    entry |= {key: first[key] for key in ("kernel", "device", "policy", "model", "data", "work")}
+    entry["kernel_used"] = entry.pop("kernel")
+    entry["kernel"] = spec.kernel
+    entry["n"] = len(flat)
+    entry["reasons"] += _collected(documents, "reasons")
+    entry["warnings"] += _collected(documents, "warnings")
+    entry["phases"] = {name: _spread([document["phases"][name] for document in documents]) for name in first["phases"]}
+    entry["memory"] = {
+        "peak_bytes": max(document["memory"]["peak_bytes"] for document in documents),
+        "scope": first["memory"]["scope"],
+    }
+    entry["peaks"] = max((document["peaks"] for document in documents), key=lambda peaks: peaks["matmul_tflops"])
+    entry["processes"] = [
+        {
+            "process": run.process,
+            "wall_seconds": run.seconds,
+            **{
+                key: run.document[key]
+                for key in ("steps_per_block", "step_seconds", "warm_up", "phases", "peaks", "memory", "environment")
+            },
+        }
+        for run in runs
+        if run.document is not None
+    ]
+    if not all(math.isfinite(value) and value > 0 for value in flat):
+        entry["reasons"].append("a block took no time at all")
+        return entry
+    entry["outliers"] = [list(place) for place in outliers(samples)]
+    entry["figures"] = _figures(median_interval(samples, options.seed), flat, first["work"])
+    return entry
+
+
+def _status(complete: int, failed: bool, wanted: int) -> str:
+    if failed:
+        return "failed"
+    return "complete" if complete == wanted else "partial" if complete else "not run"
+
+
+def _figures(step: Interval, flat: Sequence[float], work: dict[str, float]) -> dict[str, Any]:
+    """Every figure is work a step over seconds a step, so they all share one interval."""
+    return {
+        "step_seconds": {
+            **step.as_dict(),
+            "p50": quantile(flat, 0.5),
+            "p90": quantile(flat, 0.9),
+            "p99": quantile(flat, 0.99) if len(flat) >= LEAST_FOR_P99 else None,
+        },
+        "samples_per_second": step.rate(work["samples"]).as_dict(),
+        "real_tokens_per_second": step.rate(work["real_tokens"]).as_dict(),
+        "padded_tokens_per_second": step.rate(work["padded_tokens"]).as_dict(),
+        "useful_tflops": step.rate(work["useful_flops"] / 1e12).as_dict(),
+        "hardware_tflops": step.rate(work["hardware_flops"] / 1e12).as_dict(),
+    }
+
+
+def _collected(documents: Sequence[dict[str, Any]], key: str) -> list[str]:
+    """The distinct texts under `key`, in order; those of one process among several say which."""
+    texts: dict[str, list[int]] = {}
+    for process, document in enumerate(documents):
+        for text in document[key]:
+            texts.setdefault(text, []).append(process)
+    several = len(documents) > 1
+    return [
+        f"{text} (process {', '.join(str(process + 1) for process in processes)})" if several else text
+        for text, processes in texts.items()
+    ]
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def _probe(runs: Sequence[WorkerRun]) -> dict[str, list[float]]:
+    return next((run.document["probe"] for run in runs if run.document is not None), {})
+
+
+def _relate(entries: Sequence[Entry], seed: int) -> None:
+    """Speed relative to the first target of the same workload and batch size, as a ratio with its interval."""
+    references: dict[tuple[str, int], Entry] = {}
+    for entry in measured_entries(entries):
+        reference = references.setdefault((entry["workload"], entry["batch_size"]), entry)
+        entry["relative"] = None
+        if reference is not entry:
+            times = [[process["step_seconds"] for process in one["processes"]] for one in (reference, entry)]
+            entry["relative"] = {"to": reference["label"], **ratio_interval(times[0], times[1], seed).as_dict()}
+
+
+def _notes(plan: Plan) -> list[str]:
+    options = plan.options
+    notes = list(plan.skipped)
+    if options.processes == 1 and not options.quick:
+        notes.append("one process: the intervals are within that process, another process may lie outside")
+    if options.processes < FULL_PROCESSES or options.blocks < FULL_BLOCKS:
+        notes.append(
+            f"{options.processes} x {options.blocks} blocks a target; figures to be compared need at least "
+            f"{FULL_PROCESSES} processes x {FULL_BLOCKS} blocks"
+        )
+    return notes

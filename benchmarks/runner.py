@@ -1,0 +1,169 @@
+"""The parent's side of the workers: one process after the other, watched, ended in time, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from .plan import Plan
+
+WORKER = (sys.executable, "-m", "isotrain.benchmarks.worker")
+STDERR_LINES = 15
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class WorkerRun:
+    """How one process ended: with a `document`, or with an `error` in words and whom it concerns (see worker)."""
+
+    target: int
+    process: int
+    seconds: float
+    document: dict[str, Any] | None = None
+    error: str = ""
+    scope: str = "target"
+    user_error: bool = False
+
+
+def run_workers(
+    plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER
+) -> Iterator[WorkerRun]:
+    """Runs the plan's processes in its order, yielding each as it ends; `started(target, process)` before each.
+
+    A target whose process failed is not started again. KeyboardInterrupt, and SIGTERM as one, end the process that
+    runs and are raised to the caller, who has what was complete.
+    """
+    failed: set[int] = set()
+    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, _terminable():
+        for target, process in plan.order:
+            if target in failed:
+                continue
+            started(target, process)
+            result = Path(folder) / f"{target}-{process}.json"
+            outcome = _run_worker(plan, target, process, result, command)
+            if outcome.document is None:
+                failed.update(_concerned(plan, outcome))
+            yield outcome
+
+
+def worker_environment(threads: int | None) -> dict[str, str]:
+    """The parent's environment, with the thread counts that libraries read before torch can set them."""
+    environment = dict(os.environ, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
+    if threads is not None:
+        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    return environment
+
+
+def _run_worker(plan: Plan, target: int, process: int, result: Path, command: Sequence[str]) -> WorkerRun:
+    spec = {
+        "options": asdict(plan.options),
+        "target": plan.targets[target].as_dict(),
+        "process": process,
+        "result": str(result),
+    }
+    log = result.with_suffix(".log")
+    start = time.perf_counter_ns()
+    with log.open("wb") as output:
+        # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker and whatever it started.
+        worker = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=worker_environment(plan.options.threads),
+            start_new_session=True,
+        )
+        # A timer and a blocking wait: waiting with a timeout wakes twenty times a second, and each time takes a CPU
+        # away from what is measured.
+        timed_out = threading.Event()
+        limit = threading.Timer(plan.options.time_limit, _expire, (worker, timed_out))
+        limit.start()
+        try:
+            worker.communicate(json.dumps(spec).encode())
+        finally:
+            limit.cancel()
+            _end(worker)
+    seconds = (time.perf_counter_ns() - start) / 1e9
+    if timed_out.is_set():
+        error = f"took longer than the time limit of {plan.options.time_limit:g} s and was ended{_said(log)}"
+        return WorkerRun(target, process, seconds, error=error)
+    return _judge(target, process, seconds, worker.returncode, result, log)
+
+
+def _judge(target: int, process: int, seconds: float, code: int, result: Path, log: Path) -> WorkerRun:
+    try:
+        document = json.loads(result.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return WorkerRun(target, process, seconds, error=f"{ended} and left no result{_said(log)}")
+    if "error" in document:
+        error = document["error"]
+        return WorkerRun(target, process, seconds, error=error["message"], scope=error["scope"], user_error=True)
+    return WorkerRun(target, process, seconds, document)
+
+
+def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
+    """The targets that an error ends."""
+    backend = plan.targets[outcome.target].backend
+    return {
+        index
+        for index, spec in enumerate(plan.targets)
+        if index == outcome.target or outcome.scope == "run" or (outcome.scope == "backend" and spec.backend == backend)
+    }
+
+
+def _said(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-STDERR_LINES:]
+    return "; it said nothing" if not lines else "; its last words:\n" + "\n".join(f"    {line}" for line in lines)
+
+
+def _expire(worker: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
+    timed_out.set()
+    _end(worker)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """Ends the worker and its own children, if it still runs; waits until it is gone."""
+    if worker.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(worker.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            worker.wait(GRACE_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    worker.wait()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as KeyboardInterrupt while workers run: ended politely, the parent must not orphan one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,133 @@
+"""`isotrain bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def bench(
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Device: cpu (default), cuda, cuda:1, ...; may be repeated.")
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Encoder: random:albert-base-v2, random:albert-large-v2, random:tiny, a folder, or a Hub id."
+        ),
+    ] = "random:albert-base-v2",
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="forward (frozen encoder and head) or train_step (the same, loss, backward, AdamW); both by default."
+        ),
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="padded (to --max-length), bucketed (by length, few lengths), packed (no padding); all by default."
+        ),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Frozen forward: auto (the backend's fastest, default), portable, or transformers' own module."
+        ),
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(help="Texts a step (default 8); repeat for a sweep.")] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Encoder dtype: bfloat16, float32, float64, float16. The table says what the device makes of it."
+        ),
+    ] = "bfloat16",
+    strict_dtype: Annotated[
+        bool, typer.Option("--strict-dtype", help="Compute in --dtype even where the device only emulates it.")
+    ] = False,
+    max_length: Annotated[int, typer.Option(help="Tokens a text is cut to, and padded to in the padded layout.")] = 128,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice when not given.")] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training."
+        ),
+    ] = "banking77-lengths",
+    processes: Annotated[
+        int | None, typer.Option(help="Fresh processes a target (default 3): their spread is part of the interval.")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(help="Timed blocks a process (default 9), each of k steps.")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds for a process's timed blocks (default 10). k follows from it; at least one step."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="One process of 3 short blocks: a look, no result. Intervals are within one process."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Result file (.json) or folder; results/bench-<time>.json by default.")
+    ] = None,
+    json_only: Annotated[
+        bool, typer.Option("--json", help="The result as JSON on stdout, and a file only where --out names one.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Random weights, texts, head, order of the targets, bootstrap.")] = 23,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, in which order, and end.")] = False,
+) -> None:
+    """Measure how fast a device does the frozen forward and the training step, against its own limit.
+
+    Every target (workload x layout x kernel x batch size) runs in fresh processes, interleaved; each warms up until
+    quiet, then times blocks of steps behind the device's fence. Exit code 1 when a figure is invalid: a compilation
+    inside a timed block, NaN, a fence that doesn't wait, more FLOP/s than the device's measured peak.
+
+    Examples:
+
+      isotrain bench --quick
+
+      isotrain bench --layout padded --layout packed --kernel auto --kernel transformers --dtype float32
+
+      isotrain bench --workload forward --batch-size 8 --batch-size 64 --processes 5 --out results/sweep.json
+    """
+    import json
+    from dataclasses import replace
+
+    from ..benchmarks.bench import run_bench, watcher_for_terminal
+    from ..benchmarks.plan import LAYOUTS, WORKLOADS, Options, make_plan, with_quick
+    from ..benchmarks.report import output_console, print_plan, print_result
+
+    options = Options(
+        backends=tuple(backend or ("cpu",)),
+        model=model,
+        workloads=tuple(workload or WORKLOADS),
+        layouts=tuple(layout or LAYOUTS),
+        kernels=tuple(kernel or ("auto",)),
+        batch_sizes=tuple(batch_size or (8,)),
+        dtype=dtype,
+        strict_dtype=strict_dtype,
+        max_length=max_length,
+        threads=threads,
+        dataset=dataset,
+        seed=seed,
+    )
+    if quick:
+        options = with_quick(options)
+    thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds}
+    options = replace(options, **{key: value for key, value in thoroughness.items() if value is not None})
+    plan = make_plan(options)
+    if dry_run:
+        print_plan(plan, output_console())
+        return
+    with watcher_for_terminal(plan) as watcher:
+        outcome = run_bench(options, out=out, write=not json_only or out is not None, watcher=watcher)
+    if outcome.result is None:
+        typer.echo("isotrain: interrupted before a target was complete; nothing was written", err=True)
+    elif json_only:
+        typer.echo(json.dumps(outcome.result, indent=2))
+    else:
+        print_result(outcome.result, output_console())
+    if outcome.path is not None:
+        typer.echo(f"result: {outcome.path}", err=json_only)
+    raise typer.Exit(outcome.code)

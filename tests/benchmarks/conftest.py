@@ -1,0 +1,136 @@
+"""Workers that don't measure: documents as a worker writes them, and a program that hands them out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain.benchmarks.plan import Plan
+from isotrain.benchmarks.runner import WorkerRun
+
+PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady", "peaks")
+
+# Plays the worker: looks up what to do for (layout, process) and does it.
+SCRIPT = """
+import json, os, sys, time
+spec = json.load(sys.stdin)
+act = json.load(open({acts!r}))
+key = f"{{spec['target']['layout']}}/{{spec['process']}}"
+what = act.get(key, act["default"])
+if "print" in what:
+    print(what["print"], file=sys.stderr, flush=True)
+if "touch" in what:
+    open(what["touch"], "w").write(str(os.getpid()))
+time.sleep(what.get("sleep", 0))
+if "document" in what:
+    document = what["document"]
+    if "target" in document:
+        document["target"] = spec["target"]
+    open(spec["result"], "w").write(json.dumps(document))
+sys.exit(what.get("code", 0))
+"""
+
+
+def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: Any) -> dict[str, Any]:
+    """What a worker writes, with plausible values."""
+    document = {
+        "target": {},
+        "phases": dict.fromkeys(PHASES, 0.25),
+        "warm_up": {"steps": 12, "quiet": True, "compiles": 0},
+        "steps_per_block": 3,
+        "step_seconds": list(step_seconds),
+        "work": {
+            "samples": 8.0,
+            "real_tokens": 128.0,
+            "padded_tokens": 1024.0,
+            "useful_flops": 2e10,
+            "hardware_flops": 1.6e11,
+        },
+        "memory": {"peak_bytes": 2**30, "scope": "resident memory of the process"},
+        "peaks": {
+            "dtype": "float32",
+            "matmul_tflops": 1.0,
+            "matmul_size": 1024,
+            "copy_gbps": 10.0,
+            "vendor_tflops": None,
+            "vendor_gbps": None,
+            "seconds": 1.0,
+            "disturbed": False,
+        },
+        "device": {"backend": "cpu", "device": "cpu", "name": "Fake CPU", "emulated": False},
+        "policy": {
+            "requested": "bfloat16",
+            "param": "bfloat16",
+            "compute": "float32",
+            "accumulate": "float32",
+            "reason": "a test",
+            "label": "bfloat16 (computed in float32)",
+        },
+        "kernel": {"name": "portable", "version": "1"},
+        "model": {
+            "name": "random:tiny",
+            "label": "random:tiny (random weights)",
+            "random_weights": True,
+            "sha256": "a" * 64,
+        },
+        "data": {
+            "name": "banking77-lengths",
+            "sha256": "b" * 64,
+            "texts": 32,
+            "tokens": 516,
+            "mean_length": 16.125,
+            "max_length": 49,
+            "num_labels": 77,
+        },
+        "probe": {"0": [1.0, 2.0], "1": [3.0, 4.0]},
+        "reasons": [],
+        "warnings": [],
+        "environment": {
+            "threads": {"intra_op": 2, "inter_op": 2},
+            "affinity": [0, 1],
+            "involuntary_switches_per_second": 0.0,
+            "disturbed": False,
+            "before": {"load": [0.0, 0.0, 0.0]},
+            "after": {"load": [0.0, 0.0, 0.0]},
+        },
+    }
+    return document | changes
+
+
+@pytest.fixture(name="document")
+def _document() -> Callable[..., dict[str, Any]]:
+    return make_document
+
+
+@pytest.fixture
+def all_runs() -> Callable[..., list[WorkerRun]]:
+    """`all_runs(plan, {target index: changes})`: one complete run a planned process, changed where named."""
+
+    def make(plan: Plan, changes: dict[int, dict[str, Any]] | None = None) -> list[WorkerRun]:
+        return [
+            WorkerRun(target, process, 12.0, make_document(**(changes or {}).get(target, {})))
+            for target, process in plan.order
+        ]
+
+    return make
+
+
+@pytest.fixture
+def fake_worker(tmp_path: Path) -> Callable[[dict[str, Any]], tuple[str, ...]]:
+    """`fake_worker({"packed/0": {...}})`: a worker command that acts as told, and well by default.
+
+    Acts: document, code, sleep (seconds), print (to stderr), touch (a file that gets its process id).
+    """
+
+    def make(acts: dict[str, Any] | None = None) -> tuple[str, ...]:
+        told = tmp_path / "acts.json"
+        told.write_text(json.dumps({"default": {"document": make_document()}} | (acts or {})), encoding="utf-8")
+        script = tmp_path / "worker.py"
+        script.write_text(SCRIPT.format(acts=str(told)), encoding="utf-8")
+        return (sys.executable, str(script))
+
+    return make

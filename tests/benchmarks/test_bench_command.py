@@ -1,0 +1,99 @@
+"""The command line of `isotrain bench`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from isotrain import UserError
+from isotrain.benchmarks import bench as bench_module
+from isotrain.benchmarks import runner
+from isotrain.cli.bench import bench
+from typer.testing import CliRunner
+
+app = typer.Typer()
+app.command()(bench)
+
+
+@pytest.fixture
+def invoke(fake_worker: Callable[..., tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """The command in an empty folder, with workers that act as told."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, acts: dict | None = None):  # type: ignore[no-untyped-def]
+        command = fake_worker(acts)
+        monkeypatch.setattr(
+            bench_module, "run_workers", lambda plan, started, _: runner.run_workers(plan, started, command)
+        )
+        return CliRunner().invoke(app, list(arguments))
+
+    return run
+
+
+def test_dry_run_prints_the_plan_and_measures_nothing(invoke: Callable, tmp_path: Path) -> None:
+    done = invoke("--dry-run", "--kernel", "auto", "--kernel", "transformers")
+    assert done.exit_code == 0
+    assert "train_step packed auto x8" in done.stdout
+    assert "left out: cpu forward packed transformers x8: transformers takes padded batches only" in done.stdout
+    assert "30 processes, each 9 blocks" in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_quick_runs_one_process_and_says_where_the_result_is(invoke: Callable, tmp_path: Path) -> None:
+    done = invoke("--quick", "--workload", "forward", "--layout", "packed")
+    assert done.exit_code == 0, done.output
+    files = list((tmp_path / "results").iterdir())
+    assert len(files) == 1
+    assert f"result: results/{files[0].name}" in done.stdout
+    assert "quick: 1 process of 3 blocks" in done.stdout
+    assert json.loads(files[0].read_text(encoding="utf-8"))["method"]["quick"] is True
+
+
+def test_json_is_all_that_stdout_gets_and_no_file_unasked(invoke: Callable, tmp_path: Path) -> None:
+    done = invoke("--quick", "--json", "--layout", "packed")
+    assert json.loads(done.stdout)["schema"] == "isotrain.bench/1"
+    assert not (tmp_path / "results").exists()
+    asked = invoke("--quick", "--json", "--layout", "packed", "--out", "r.json")
+    assert json.loads(asked.stdout) == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+
+
+def test_every_option_reaches_the_plan(invoke: Callable) -> None:
+    arguments = "--model random:tiny --dtype float32 --strict-dtype --max-length 64 --threads 1 --seed 5 --quick --json"
+    arguments += " --batch-size 4 --batch-size 2 --workload forward --layout packed --kernel portable"
+    arguments += " --dataset somewhere --blocks 4 --seconds 0.5 --processes 2 --backend cpu"
+    result = json.loads(invoke(*arguments.split()).stdout)
+    config, method = result["config"], result["method"]
+    assert config["model"] == "random:tiny"
+    assert config["dtype"] == "float32"
+    assert config["strict_dtype"] is True
+    assert (config["max_length"], config["threads"], config["seed"], config["dataset"]) == (64, 1, 5, "somewhere")
+    assert (method["processes"], method["blocks"], method["seconds"], method["quick"]) == (2, 4, 0.5, True)
+    assert [entry["label"] for entry in result["targets"]] == [
+        "cpu forward packed portable x4",
+        "cpu forward packed portable x2",
+    ]
+
+
+def test_an_invalid_figure_is_printed_as_such_and_ends_in_1(
+    invoke: Callable, document: Callable, tmp_path: Path
+) -> None:
+    acts = {"packed/0": {"document": document(reasons=["3 compilations inside the timed region"])}}
+    done = invoke("--quick", "--workload", "forward", "--layout", "packed", acts=acts)
+    assert done.exit_code == 1
+    assert "INVALID forward packed auto x8" in done.stdout
+    assert "3 compilations inside the timed region" in done.stdout
+
+
+def test_wrong_values_are_user_errors_before_anything_runs(invoke: Callable) -> None:
+    done = invoke("--layout", "ragged")
+    assert isinstance(done.exception, UserError)
+    assert "allowed are padded, bucketed, packed" in str(done.exception)
+
+
+def test_the_help_explains_each_option(invoke: Callable) -> None:
+    text = invoke("--help").stdout
+    for option in ("--backend", "--workload", "--layout", "--kernel", "--quick", "--out", "--json", "--dry-run"):
+        assert option in text

@@ -1,0 +1,76 @@
+"""The record of where something was measured: what is readable is read, the rest says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from isotrain.benchmarks import environment as env
+
+
+def test_the_record_is_plain_json_and_names_the_versions() -> None:
+    record = json.loads(json.dumps(env.describe()))
+    assert record["versions"]["torch"] == __import__("torch").__version__
+    assert record["cpu"]["affinity"] == sorted(os.sched_getaffinity(0))
+    assert record["host"]["memory_bytes"] > 2**28
+
+
+def test_what_is_not_installed_is_said() -> None:
+    assert env.versions(["no-such-package"]) == {"no-such-package": "unavailable: not installed"}
+
+
+def test_an_empty_machine_gives_reasons_everywhere(tmp_path: Path) -> None:
+    record = env.cpu(tmp_path, tmp_path)
+    assert record["model"].startswith("unavailable: cpuinfo is not readable")
+    assert record["matrix_flags"].startswith("unavailable: ")
+    assert record["governor"].startswith("unavailable: scaling_governor")
+    assert record["clock_mhz"].startswith("unavailable: ")
+    assert env.temperature(tmp_path).startswith("unavailable: ")
+
+
+def test_model_flags_clock_governor_and_temperature_are_read(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: Fake 9\nflags\t\t: fpu avx2 amx_bf16 sse\ncpu MHz\t\t: 2100.5\n\n"
+        "processor\t: 1\nmodel name\t: Fake 9\nflags\t\t: fpu\ncpu MHz\t\t: 2200.0\n",
+        encoding="utf-8",
+    )
+    governor = tmp_path / "cpu0" / "cpufreq" / "scaling_governor"
+    governor.parent.mkdir(parents=True)
+    governor.write_text("performance\n", encoding="utf-8")
+    record = env.cpu(tmp_path, tmp_path)
+    assert record["model"] == "Fake 9"
+    assert record["matrix_flags"] == ["amx_bf16", "avx2"]
+    assert record["clock_mhz"] == [2100.5, 2200.0]
+    assert record["governor"] == "performance"
+    zone = tmp_path / "thermal_zone0"
+    zone.mkdir()
+    (zone / "temp").write_text("41500\n", encoding="utf-8")
+    (zone / "type").write_text("x86_pkg_temp\n", encoding="utf-8")
+    assert env.temperature(tmp_path) == {"thermal_zone0 x86_pkg_temp": 41.5}
+
+
+def test_git_says_revision_and_dirt_and_an_installed_copy_is_no_checkout(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    if env.git_state(tmp_path) == "unavailable: git is not installed":
+        pytest.skip("git is not installed")
+    assert env.git_state(tmp_path) == "unavailable: not a git checkout"
+    git("init")
+    assert env.git_state(tmp_path) == "unavailable: the checkout has no commit yet"
+    (tmp_path / "file").write_text("1", encoding="utf-8")
+    git("add", "file")
+    git("commit", "-m", "first")
+    state = env.git_state(tmp_path)
+    assert isinstance(state, dict)
+    assert len(state["revision"]) == 40
+    assert state["dirty"] is False
+    (tmp_path / "file").write_text("2", encoding="utf-8")
+    assert env.git_state(tmp_path)["dirty"] is True  # type: ignore[index]
+    inside = tmp_path / "venv" / "isotrain"
+    inside.mkdir(parents=True)
+    assert env.git_state(inside) == "unavailable: not a git checkout"

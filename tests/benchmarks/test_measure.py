@@ -1,0 +1,226 @@
+"""The measuring core on devices of known behaviour, with a virtual clock: a faulty device must not pass as valid."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+
+import pytest
+from isotrain.benchmarks.measure import Budget, Measurement, measure
+
+MS = 1_000_000
+
+
+def busy(milliseconds: int) -> Callable[[int, int], int]:
+    """Every step takes the device as long."""
+
+    def work(step: int, index: int) -> int:
+        return milliseconds * MS
+
+    return work
+
+
+class FakeDevice:
+    """An asynchronous device: a step is queued in 0.1 ms and done when the queue is; the fence waits for it.
+
+    `work(step number, batch index)` gives the nanoseconds a step keeps the device busy.
+    """
+
+    def __init__(self, work: Callable[[int, int], int], classes: Sequence[int] = (0,)) -> None:
+        self.work, self.classes = work, classes
+        self.now = self.done_at = 0
+        self.steps = self.compiles = self.pending = 0
+        self.fenced_steps: list[int] = []
+        self.collector_enabled: set[bool] = set()
+
+    def clock(self) -> int:
+        return self.now
+
+    def begin(self) -> None:
+        self.pending = 0
+
+    def step(self, index: int) -> None:
+        self.now += MS // 10
+        self.done_at = max(self.done_at, self.now) + self.work(self.steps, index)
+        self.steps += 1
+        self.pending += 1
+        self.collector_enabled.add(gc.isenabled())
+
+    def fence(self) -> None:
+        self.now = max(self.now, self.done_at)
+        self.fenced_steps.append(self.pending)
+
+    def read(self) -> list[str]:
+        self.now = max(self.now, self.done_at) + MS // 100
+        return []
+
+    def compile_count(self) -> int:
+        return self.compiles
+
+    def measured(self, blocks: int = 9, seconds: float = 1.0, warmup_seconds: float = 1.0) -> Measurement:
+        return measure(self, Budget(blocks, seconds, warmup_seconds), clock=self.clock)
+
+
+def test_the_time_of_an_asynchronous_device_is_its_work_not_its_launch() -> None:
+    measured = FakeDevice(busy(5)).measured()
+    assert measured.reasons == measured.warnings == ()
+    assert measured.warm_up.quiet
+    assert measured.warm_up.steps >= 10
+    assert measured.step_seconds == pytest.approx([5e-3] * 9, rel=0.03)
+    assert len(measured.blocks) == 9
+    assert sum(measured.blocks) / 1e9 == pytest.approx(1.0, rel=0.1)
+
+
+def test_one_fence_follows_each_block_of_k_steps() -> None:
+    device = FakeDevice(busy(5))
+    measured = device.measured()
+    assert device.fenced_steps.count(measured.steps_per_block) >= 9
+    assert measured.steps_per_block > 10
+
+
+class EarlyFence(FakeDevice):
+    """Returns from its fence at once, as a device does that was asked to wait for the wrong thing."""
+
+    def fence(self) -> None:
+        self.fenced_steps.append(self.pending)
+
+
+def test_a_fence_that_returns_early_is_caught() -> None:
+    measured = EarlyFence(busy(5)).measured()
+    assert any("fence returned before the work was done" in reason for reason in measured.reasons)
+
+
+class LossOnlyFence(FakeDevice):
+    """A lazy device whose fence was given the loss: a third of the work, backward and update, is left to do."""
+
+    def fence(self) -> None:
+        self.now = max(self.now, (self.now + 2 * self.done_at) // 3)
+
+
+def test_a_fence_on_the_loss_alone_is_caught() -> None:
+    measured = LossOnlyFence(busy(5)).measured()
+    assert any("fence returned before the work was done" in reason for reason in measured.reasons)
+
+
+class Compiling(FakeDevice):
+    """Compiles, for 500 ms, at the given steps."""
+
+    def __init__(self, at: Callable[[int], bool], **options: Sequence[int]) -> None:
+        super().__init__(self._work, **options)
+        self.at = at
+
+    def _work(self, step: int, index: int) -> int:
+        if not self.at(step):
+            return 5 * MS
+        self.compiles += 1
+        return 505 * MS
+
+
+def test_a_late_compilation_is_awaited_and_shown_as_its_own_phase() -> None:
+    measured = Compiling(lambda step: step in (0, 7)).measured(warmup_seconds=10.0)
+    assert measured.reasons == ()
+    assert measured.warm_up.compiles == 1
+    assert measured.phases["first_step"] == pytest.approx(0.505, rel=0.01)
+    assert measured.phases["later_compiles"] == pytest.approx(0.505, rel=0.01)
+    assert measured.step_seconds == pytest.approx([5e-3] * 9, rel=0.03)
+
+
+def test_warm_up_goes_on_for_five_steps_after_the_last_compilation() -> None:
+    """Also when the compilation is too short to show in the times."""
+
+    def work(step: int, index: int) -> int:
+        device.compiles += step in (0, 9, 12)
+        return 5 * MS
+
+    device = FakeDevice(work)
+    assert device.measured(warmup_seconds=10.0).warm_up.steps == 12 + 5
+
+
+@pytest.mark.parametrize("every", [3, 40, 150])
+def test_a_compilation_inside_a_timed_block_makes_the_result_invalid(every: int) -> None:
+    measured = Compiling(lambda step: step % every == 0).measured()
+    assert any("compilations inside the timed region" in reason for reason in measured.reasons)
+
+
+def test_every_shape_is_seen_before_the_first_block_even_without_a_budget() -> None:
+    seen: set[int] = set()
+
+    def first_time(step: int, index: int) -> int:
+        if index in seen:
+            return 5 * MS
+        seen.add(index)
+        device.compiles += 1
+        return 400 * MS
+
+    device = FakeDevice(first_time, classes=(0, 1, 2, 3))
+    measured = device.measured(warmup_seconds=0.0)
+    assert measured.reasons == ()
+    assert any("warm-up cut by budget" in warning for warning in measured.warnings)
+
+
+def test_blocks_of_unequal_batches_are_whole_passes_and_equal_work() -> None:
+    def work(step: int, index: int) -> int:
+        return (5 * MS, 10 * MS, 20 * MS)[index]
+
+    device = FakeDevice(work, classes=(0, 1, 2))
+    measured = device.measured(blocks=5, seconds=1.0)
+    assert measured.steps_per_block % 3 == 0
+    assert max(measured.blocks) == pytest.approx(min(measured.blocks), rel=0.02)
+    assert measured.step_seconds[0] == pytest.approx(35e-3 / 3, rel=0.05)
+
+
+def test_a_slow_device_runs_one_step_a_block_and_says_that_it_took_longer() -> None:
+    measured = FakeDevice(busy(2000)).measured(blocks=3, seconds=1.0)
+    assert measured.steps_per_block == 1
+    assert measured.warm_up.steps <= 2
+    assert any("more than the 1 s planned" in warning for warning in measured.warnings)
+    assert any("warm-up cut by budget" in warning for warning in measured.warnings)
+
+
+def test_only_where_allowed_a_slow_device_runs_fewer_blocks_and_says_so() -> None:
+    device = FakeDevice(busy(2000))
+    measured = measure(device, Budget(5, 3.0, 1.0, least_blocks=2), clock=device.clock)
+    assert len(measured.blocks) == 2
+    assert any("2 blocks instead of 5" in warning for warning in measured.warnings)
+    fast = FakeDevice(busy(5))
+    assert len(measure(fast, Budget(5, 3.0, 1.0, least_blocks=2), clock=fast.clock).blocks) == 5
+
+
+def test_a_device_that_grows_faster_is_warmed_up_until_it_no_longer_does() -> None:
+    def work(step: int, index: int) -> int:
+        return int(5 * MS * (1 + 3 * 0.9**step))
+
+    measured = FakeDevice(work).measured(warmup_seconds=10.0)
+    assert measured.warm_up.steps > 20
+    assert measured.step_seconds[0] == pytest.approx(measured.step_seconds[-1], rel=0.03)
+
+
+def test_a_device_that_throttles_half_way_is_flagged() -> None:
+    def work(step: int, index: int) -> int:
+        return 5 * MS if step < 110 else 8 * MS
+
+    measured = FakeDevice(work).measured()
+    assert any("slower than the first" in warning for warning in measured.warnings)
+
+
+def test_what_reading_finds_makes_the_result_invalid_once() -> None:
+    class Poisoned(FakeDevice):
+        def read(self) -> list[str]:
+            super().read()
+            return ["3 logits of 616 were NaN or infinite"]
+
+    assert Poisoned(busy(5)).measured().reasons == ("3 logits of 616 were NaN or infinite",)
+
+
+def test_a_clock_that_stands_still_is_no_measurement() -> None:
+    device = FakeDevice(busy(5))
+    measured = measure(device, Budget(2, 0.001, 0.0), clock=lambda: 0)
+    assert any("clock stood still" in reason for reason in measured.reasons)
+
+
+def test_the_collector_rests_while_blocks_are_timed_and_is_back_afterwards() -> None:
+    device = FakeDevice(busy(50))
+    device.measured()
+    assert False in device.collector_enabled
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0

@@ -1,0 +1,62 @@
+"""The measured peaks, on a device whose speed is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from isotrain.backends import DeviceInfo
+from isotrain.backends.cpu import CpuBackend
+from isotrain.benchmarks import peaks as module
+from isotrain.benchmarks.peaks import measure_peaks
+
+MS = 1_000_000
+
+
+class TimedBackend(CpuBackend):
+    """Virtual time: whatever was queued takes 30 ms once it is waited for, the fifth time 10 ms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.fences = 0
+
+    def synchronize(self, *tensors: torch.Tensor) -> None:
+        assert tensors, "a lazy device needs to know what to wait for"
+        self.fences += 1
+        self.now += (10 if self.fences == 5 else 30) * MS
+
+    def info(self) -> DeviceInfo:
+        return DeviceInfo(backend="cpu", device="cpu", name="fake", vendor_peak_tflops=2.5)
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> TimedBackend:
+    monkeypatch.setattr(module, "PRODUCT_SIZES", (64, 128))
+    monkeypatch.setattr(module, "COPY_BYTES", 4096)
+    monkeypatch.setattr(module, "involuntary_switches", lambda: 0)
+    return TimedBackend()
+
+
+def test_the_fastest_block_counts(backend: TimedBackend) -> None:
+    peaks = measure_peaks(backend, "float32", clock=lambda: backend.now)
+    assert peaks.matmul_size == 64
+    assert peaks.matmul_tflops == pytest.approx(2 * 64**3 / 10e-3 / 1e12)
+    assert peaks.copy_gbps == pytest.approx(2 * 4096 / 30e-3 / 1e9)
+    assert (peaks.vendor_tflops, peaks.vendor_gbps) == (2.5, None)
+
+
+def test_a_peak_that_others_disturbed_says_so_after_looking_longer(
+    backend: TimedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = measure_peaks(backend, "float32", clock=lambda: backend.now)
+    switches = iter(range(0, 10**9, 10**5))
+    monkeypatch.setattr(module, "involuntary_switches", lambda: next(switches))
+    disturbed = measure_peaks(backend, "float32", clock=lambda: backend.now)
+    assert not calm.disturbed
+    assert disturbed.disturbed
+    assert disturbed.seconds > calm.seconds
+
+
+def test_the_cpus_own_peak_is_plausible() -> None:
+    peaks = measure_peaks(CpuBackend(), "float32")
+    assert 1e-4 < peaks.matmul_tflops < 50
+    assert 0.1 < peaks.copy_gbps < 5000

@@ -1,0 +1,78 @@
+"""Options, targets and their order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from isotrain import UserError
+from isotrain.benchmarks.plan import Options, available_cpus, hash_of, interleaved, make_plan, with_quick
+
+
+def test_all_combinations_are_targets_and_impossible_ones_are_named() -> None:
+    plan = make_plan(Options(kernels=("auto", "transformers"), batch_sizes=(8, 16)))
+    assert len(plan.targets) == 2 * 3 * 2 * 2 - 4
+    assert len(plan.skipped) == 4
+    assert all("transformers takes padded batches only" in text for text in plan.skipped)
+
+
+def test_each_target_runs_in_every_process_once_and_pairs_of_rounds_mirror() -> None:
+    order = interleaved(6, 3, seed=1)
+    assert sorted(order) == [(target, process) for target in range(6) for process in range(3)]
+    rounds = [[target for target, process in order if process == number] for number in range(3)]
+    assert rounds[1] == rounds[0][::-1]
+    assert rounds[0] != sorted(rounds[0])
+    assert interleaved(6, 3, seed=1) == order
+    assert interleaved(6, 3, seed=2) != order
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workloads": ("backward",)}, "--workload 'backward' does not exist; allowed are forward, train_step"),
+        ({"layouts": ("ragged",)}, "--layout 'ragged' does not exist; allowed are padded, bucketed, packed"),
+        ({"kernels": ("fast",)}, "--kernel 'fast' does not exist"),
+        ({"dtype": "int8"}, "--dtype 'int8' does not exist; allowed are float32"),
+        ({"backends": ("gpu",)}, "--backend 'gpu' does not exist; allowed are cpu"),
+        ({"backends": ("cpu", "cpu")}, "give each value once"),
+        ({"layouts": ("padded", "padded")}, "give each value once"),
+        ({"batch_sizes": (8, 0)}, "--batch-size 0 is out of range"),
+        ({"batch_sizes": (8, 8)}, "give each value once"),
+        ({"max_length": 1}, "--max-length 1 is out of range; allowed is 2 to 512"),
+        ({"processes": 0}, "--processes 0 is out of range"),
+        ({"blocks": 0}, "--blocks 0 is out of range"),
+        ({"seconds": float("nan")}, "--seconds nan is out of range"),
+        ({"seed": -1}, "--seed -1 is out of range"),
+        ({"threads": 0}, "--threads 0 is out of range"),
+        ({"threads": 100_000}, f"allowed is 1 to {available_cpus()} (the CPUs this process may use)"),
+        ({"kernels": ("transformers",), "layouts": ("packed",)}, "transformers takes padded batches only; add"),
+    ],
+)
+def test_wrong_options_say_what_is_allowed(change: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(replace(Options(), **change))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_configuration_holds_what_is_measured_and_not_how_long() -> None:
+    options = Options()
+    assert hash_of(options.config()) == hash_of(with_quick(options).config())
+    for change in ({"dtype": "float32"}, {"seed": 1}, {"max_length": 64}, {"threads": 1}, {"model": "random:tiny"}):
+        assert hash_of(replace(options, **change).config()) != hash_of(options.config())
+
+
+def test_planning_needs_no_torch() -> None:
+    """The parent must start at once and stay small beside what it measures."""
+    code = (
+        "import sys\n"
+        "from isotrain.benchmarks.bench import run_bench\n"
+        "from isotrain.benchmarks.plan import Options, make_plan\n"
+        "make_plan(Options())\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,187 @@
+"""What a step does, on the CPU backend and on backends that break in known ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from isotrain.albert_core.encoder import LoadedEncoder, load_encoder
+from isotrain.albert_core.head import ClassificationHead
+from isotrain.albert_core.job import frozen_encoder
+from isotrain.backends.cpu import CpuBackend
+from isotrain.benchmarks.flops import encoder_flops, head_backward_flops, head_forward_flops
+from isotrain.benchmarks.measure import Budget, measure
+from isotrain.benchmarks.texts import Texts, embedded_texts, make_batches
+from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, Workload, work_per_step
+
+HIDDEN, MLP, LABELS = 64, 16, 7
+
+
+class WatchedBackend(CpuBackend):
+    """Remembers what it was asked to wait for; can compile when told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited_for: list[torch.Tensor] = []
+        self.compiles = 0
+
+    def synchronize(self, *tensors: torch.Tensor) -> None:
+        self.waited_for = list(tensors)
+
+    def compile_count(self) -> int:
+        return self.compiles
+
+
+@pytest.fixture(scope="module")
+def albert() -> LoadedEncoder:
+    return load_encoder("random:tiny", 0)
+
+
+@pytest.fixture(scope="module")
+def texts() -> Texts:
+    return embedded_texts(16, 64, 30000, LABELS, seed=3)
+
+
+@pytest.fixture
+def make(albert: LoadedEncoder, texts: Texts) -> Callable[..., Workload]:
+    def build(name: str, layout: str = "packed", kernel: str = "auto", spoil=None) -> Workload:  # type: ignore[no-untyped-def]
+        backend = WatchedBackend()
+        encoder = frozen_encoder(albert, backend, backend.cast_policy("float32"), kernel)
+        batches = make_batches(texts, 4, layout, 64)
+        head = ClassificationHead(HIDDEN, MLP, LABELS, seed=1)
+        return WORKLOAD_CLASSES[name](backend, spoil(encoder) if spoil else encoder, head, batches, texts)
+
+    return build
+
+
+def run_all(workload: Workload) -> list[str]:
+    workload.begin()
+    for index in range(len(workload.classes)):
+        workload.step(index)
+    workload.fence()
+    return workload.read()
+
+
+@pytest.mark.parametrize(
+    ("layout", "kernel"),
+    [("padded", "auto"), ("bucketed", "auto"), ("packed", "portable"), ("padded", "transformers")],
+)
+def test_every_layout_and_kernel_gives_the_logits_of_transformers(
+    make: Callable[..., Workload], albert: LoadedEncoder, texts: Texts, layout: str, kernel: str
+) -> None:
+    workload = make("forward", layout, kernel)
+    assert run_all(workload) == []
+    assert sorted(workload.probe) == list(range(8))
+    for row, logits in workload.probe.items():
+        ids = torch.from_numpy(texts.ids[texts.offsets[row] : texts.offsets[row + 1]])[None]
+        with torch.no_grad():
+            expected = workload.head(albert.module()(input_ids=ids).last_hidden_state[:, 0])[0]
+        assert torch.allclose(torch.tensor(logits), expected, atol=1e-5)
+
+
+def test_a_training_step_is_that_of_plain_torch(make: Callable[..., Workload], albert: LoadedEncoder) -> None:
+    workload = make("train_step", "padded")
+    head = ClassificationHead(HIDDEN, MLP, LABELS, seed=1)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.0)
+    for index, batch in enumerate(workload.batches):
+        workload.begin()
+        workload.step(index)
+        with torch.no_grad():
+            inputs = {"input_ids": batch.inputs.input_ids, "attention_mask": batch.inputs.attention_mask}
+            features = albert.module()(**inputs).last_hidden_state[:, 0]
+        labels = torch.from_numpy(workload.texts.labels[batch.rows])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+    for got, expected in zip(workload.head.parameters(), head.parameters(), strict=True):
+        assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_the_fence_waits_for_all_logits_and_for_the_updated_parameters(make: Callable[..., Workload]) -> None:
+    forward = make("forward")
+    run_all(forward)
+    assert [tuple(tensor.shape) for tensor in forward.backend.waited_for] == [(4, LABELS)] * 4
+    train = make("train_step")
+    run_all(train)
+    assert {id(tensor) for tensor in train.backend.waited_for} == {id(p) for p in train.head.parameters()}
+
+
+def poisoned(encoder: Callable) -> Callable:
+    return lambda batch: encoder(batch) * float("nan")
+
+
+def test_nan_is_found(make: Callable[..., Workload]) -> None:
+    assert run_all(make("forward", spoil=poisoned)) == ["112 logits of 112 were NaN or infinite"]
+    found = run_all(make("train_step", spoil=poisoned))
+    assert found == ["4 losses of 4 were NaN or infinite", "the head's weights became NaN or infinite"]
+
+
+def test_nan_makes_a_measurement_invalid(make: Callable[..., Workload]) -> None:
+    measured = measure(make("forward", spoil=poisoned), Budget(2, 0.02, 0.02))
+    assert any("were NaN or infinite" in reason for reason in measured.reasons)
+
+
+def test_a_recompiling_backend_makes_a_measurement_invalid(make: Callable[..., Workload]) -> None:
+    workload = make("forward")
+
+    def compiling(batch):  # type: ignore[no-untyped-def]
+        workload.backend.compiles += 1
+        return encoder(batch)
+
+    encoder, workload.encoder = workload.encoder, compiling
+    measured = measure(workload, Budget(2, 0.02, 0.02))
+    assert any("compilations inside the timed region" in reason for reason in measured.reasons)
+
+
+def test_training_that_changes_nothing_is_found(make: Callable[..., Workload]) -> None:
+    workload = make("train_step")
+    workload.optimizer = torch.optim.SGD(workload.head.parameters(), lr=0.0)
+    run_all(workload)
+    assert workload.verdict() == ["the head's weights never changed: the training steps did nothing"]
+
+
+def test_a_loss_that_never_changes_is_found(make: Callable[..., Workload]) -> None:
+    def blind(encoder: Callable) -> Callable:
+        def features(batch: object) -> torch.Tensor:
+            return torch.zeros(4, HIDDEN)
+
+        return features
+
+    workload = make("train_step", spoil=blind)
+    for parameter in workload.head.output.parameters():
+        parameter.data.zero_()
+        parameter.requires_grad_(False)
+    workload.head.hidden.bias.data.add_(1.0)
+    run_all(workload)
+    assert workload.read() == []
+    workload.head.hidden.bias.data.add_(1.0)
+    assert workload.verdict() == []
+    run_all(workload)
+    assert workload.verdict() == ["the loss of a batch never changed from one pass to the next"]
+
+
+def test_a_sound_training_step_has_no_complaint(make: Callable[..., Workload]) -> None:
+    workload = make("train_step")
+    assert run_all(workload) == run_all(workload) == workload.verdict() == []
+
+
+@pytest.mark.parametrize("name", ["forward", "train_step"])
+def test_the_work_of_a_step(make: Callable[..., Workload], albert: LoadedEncoder, texts: Texts, name: str) -> None:
+    config = albert.weights.config
+    head_flops = head_forward_flops(HIDDEN, MLP, LABELS, 16)
+    if name == "train_step":
+        head_flops += head_backward_flops(HIDDEN, MLP, LABELS, 16)
+    useful = (encoder_flops(config, texts.lengths.tolist()) + head_flops) / 4
+    for layout, kernel, hardware in (
+        ("packed", "portable", useful),
+        ("padded", "portable", (encoder_flops(config, [64] * 16) + head_flops) / 4),
+        ("padded", "transformers", (encoder_flops(config, [64] * 16, False) + head_flops) / 4),
+    ):
+        workload = make(name, layout, kernel)
+        work = work_per_step(config, workload.head, workload.batches, name, workload.encoder.name)
+        assert work["samples"] == 4
+        assert work["real_tokens"] == texts.lengths.sum() / 4
+        assert work["padded_tokens"] == (texts.lengths.sum() / 4 if layout == "packed" else 4 * 64)
+        assert work["useful_flops"] == pytest.approx(useful)
+        assert work["hardware_flops"] == pytest.approx(hardware)
