@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
+
+log = logging.getLogger("isotrain")
 
 
 class Reporter(Protocol):
@@ -33,12 +38,60 @@ class SilentReporter:
         del step, values
 
 
+class LineReporter:
+    """A log line now and then, for pipes and files: what a bar would show, at most every `seconds`."""
+
+    def __init__(self, seconds: float = 20.0) -> None:
+        self._pause = int(seconds * 1e9)
+        self._last = self._began = time.perf_counter_ns()
+        self._first_step = self._total_steps = 0
+
+    def _due(self) -> bool:
+        now = time.perf_counter_ns()
+        if now - self._last < self._pause:
+            return False
+        self._last = now
+        return True
+
+    def phase(self, name: str) -> Callable[[int, int], None]:
+        began = time.perf_counter_ns()
+
+        def advance(done: int, total: int) -> None:
+            if done < total and self._due():
+                left = (time.perf_counter_ns() - began) / 1e9 / done * (total - done)
+                log.info("%s: %s of %s, about %.0f s left", name, f"{done:,}", f"{total:,}", left)
+
+        return advance
+
+    def start(self, step: int, total_steps: int) -> None:
+        self._first_step, self._total_steps = step, total_steps
+        self._last = self._began = time.perf_counter_ns()
+
+    def update(self, step: int, values: dict[str, Any]) -> None:
+        if "train/loss" in values and self._due():
+            taken = (time.perf_counter_ns() - self._began) / 1e9
+            left = taken / max(1, step - self._first_step) * (self._total_steps - step)
+            log.info(
+                "step %d of %d: loss %.4f, %.0f samples/s, about %.0f s left",
+                step,
+                self._total_steps,
+                values["train/loss"],
+                values["samples_per_second"],
+                left,
+            )
+
+
+# Short enough for 80 columns; evaluations have log lines of their own.
+_SHOWN = {"train/loss": "loss {:.4f}", "samples_per_second": "{:,.0f} samples/s"}
+
+
 class BarReporter:
     """rich progress bars on stderr."""
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
         self._training: Any = None
+        self._latest: dict[str, str] = {}
 
     def phase(self, name: str) -> Callable[[int, int], None]:
         task = None
@@ -55,39 +108,33 @@ class BarReporter:
         self._training = self._progress.add_task("train", total=total_steps, completed=step, note="")
 
     def update(self, step: int, values: dict[str, Any]) -> None:
-        shown = {
-            "train/loss": "loss {:.4f}",
-            "samples_per_second": "{:,.0f} samples/s",
-            "eval/accuracy": "accuracy {:.4f}",
-        }
-        note = "  ".join(form.format(values[key]) for key, form in shown.items() if key in values)
-        self._progress.update(self._training, completed=step, note=note or None)
+        self._latest |= {key: form.format(values[key]) for key, form in _SHOWN.items() if key in values}
+        self._progress.update(self._training, completed=step, note="  ".join(self._latest.values()))
+
+
+@cache
+def terminal() -> Any:
+    """The one rich console on stderr: log lines and a bar that share it don't write into each other."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 @contextmanager
 def reporter_for_terminal() -> Iterator[Reporter]:
-    """A bar when stderr is a terminal; otherwise silence, and the log lines say what happens."""
+    """A bar when stderr is a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
-        yield SilentReporter()
+        yield LineReporter()
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=terminal()) as progress:
         yield BarReporter(progress)

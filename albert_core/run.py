@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import UserError, __version__
 from .config_file import ResolvedConfig
+from .progress import terminal
 
 log = logging.getLogger("isotrain")
 
@@ -133,23 +134,22 @@ def environment() -> dict[str, Any]:
 @contextmanager
 def logging_to(file: Path, level: str) -> Iterator[None]:
     """isotrain's log to the terminal (stderr) from `level` up, and all of it to `file`."""
-    from rich.console import Console
     from rich.logging import RichHandler
 
     logger = logging.getLogger("isotrain")
     previous = logger.level, logger.propagate
-    terminal = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    terminal.setLevel(level)
+    screen = RichHandler(console=terminal(), show_path=False, show_time=False, markup=False)
+    screen.setLevel(level)
     on_disk = logging.FileHandler(file, encoding="utf-8")
     on_disk.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    for handler in (terminal, on_disk):
+    for handler in (screen, on_disk):
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for handler in (terminal, on_disk):
+        for handler in (screen, on_disk):
             logger.removeHandler(handler)
             handler.close()
         logger.setLevel(previous[0])
