@@ -201,6 +201,10 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "gradient_checkpointing saves nothing with a frozen encoder; set freeze_encoder: false, or drop it"
             )
+        if self.dtype == "float16" and not self.freeze_encoder:
+            raise ValueError(
+                "dtype: float16 can't train the whole model: there is no gradient scaler yet; set bfloat16"
+            )
         if self.use_tt and self.backend is not None and self.backend.partition(":")[0] != "tt":
             raise ValueError(f"use_tt: true and backend: {self.backend} contradict each other; keep one of them")
         if self.mesh_shape is not None or self.mesh_axis_names is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..backends import Backend
+from ..backends import Backend, CastPolicy
 from ..kernels.packed import PaddedBatch
 from .head import ClassificationHead
 
@@ -32,20 +32,20 @@ def checkpoint_activations(encoder: Any) -> None:
 class WholeModel(nn.Module):
     """Encoder and head, all trained: ``last_hidden_state[:, 0]`` through the MLP.
 
-    Master weights are float32; the encoder's products run in `dtype` under the backend's autocast, the head and the
-    loss in the head's own dtype.
+    Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
+    compute dtype under the backend's autocast, the head and the loss in the head's own dtype.
     """
 
-    def __init__(self, encoder: nn.Module, head: ClassificationHead, backend: Backend, dtype: str) -> None:
+    def __init__(self, encoder: nn.Module, head: ClassificationHead, backend: Backend, policy: CastPolicy) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = encoder.to(getattr(torch, policy.accumulate))
         self.head = head
         self._backend = backend
-        self._dtype = dtype
+        self._policy = policy
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """Logits (sequences, num_labels)."""
-        with self._backend.autocast(self._dtype):
+        with self._backend.autocast(self._policy):
             output = self.encoder(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
             )

@@ -117,7 +117,7 @@ def load_predictor(run: RunFolder, backend: str | None = None, checkpoint: str |
     head = ClassificationHead(encoder.config.hidden_size, config.mlp_hidden_size, identity["num_labels"])
     head = head.to(getattr(torch, config.head_dtype))
     policy = opened.cast_policy(config.dtype, strict=config.strict_dtype)
-    model: nn.Module = head if config.freeze_encoder else WholeModel(encoder.module(), head, opened, config.dtype)
+    model: nn.Module = head if config.freeze_encoder else WholeModel(encoder.module(), head, opened, policy)
     model.load_state_dict(weights, strict=True)
     frozen = frozen_encoder(encoder, opened, policy, config.kernel) if config.freeze_encoder else None
     return Predictor(config, opened, tokenizer, label_names, opened.place(model).eval(), encoder.label, frozen)

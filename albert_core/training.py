@@ -58,8 +58,13 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         encoder = job.encoder.module()
         if config.gradient_checkpointing:
             checkpoint_activations(encoder)
-        model = backend.place(WholeModel(encoder, head, backend, config.dtype))
-        log.info("training the whole model: %s layout, %s", config.encoder_layout, job.policy.reason)
+        model = backend.place(WholeModel(encoder, head, backend, job.policy))
+        log.info(
+            "training the whole model: %s layout, %s master weights, products in %s",
+            config.encoder_layout,
+            job.policy.accumulate,
+            job.policy.compute,
+        )
         source = TokenBatches(job.train_tokens, backend, config.encoder_layout, config.max_length)
         test_source = TokenBatches(job.test_tokens, backend, config.encoder_layout, config.max_length)
     model.train()

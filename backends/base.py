@@ -185,8 +185,8 @@ class Backend(ABC):
         return nullcontext()
 
     @abstractmethod
-    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
-        """Mixed precision for whole-model training: products in `dtype`, parameters stay float32."""
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
+        """Mixed precision for whole-model training: products in the policy's compute dtype, parameters as they are."""
 
     @abstractmethod
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:

@@ -109,8 +109,7 @@ class CpuBackend(Backend):
         finally:
             torch.set_num_threads(threads)
 
-    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
-        policy = self.cast_policy(dtype)
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         compute = getattr(torch, policy.compute)
         return torch.autocast("cpu", dtype=compute, enabled=policy.compute != policy.accumulate)
 

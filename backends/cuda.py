@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -140,14 +141,13 @@ class CudaBackend(Backend):
     def _arrived(self, batch: T, stream: torch.cuda.Stream) -> T:
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(stream)
-        # The allocator may reuse the block on the side stream unless told that this stream reads it.
-        for tensor in vars(batch).values() if hasattr(batch, "__dict__") else ():
-            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+        # The allocator would hand the block out again on the side stream unless told that this stream reads it.
+        for tensor in _tensors(batch):
+            if tensor.is_cuda:
                 tensor.record_stream(current)
         return batch
 
-    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
-        policy = self.cast_policy(dtype)
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         compute = getattr(torch, policy.compute)
         return torch.autocast("cuda", dtype=compute, enabled=policy.compute != policy.accumulate)
 
@@ -163,3 +163,15 @@ class CudaBackend(Backend):
             accumulate_dtype=getattr(torch, policy.accumulate),
             chunk_tokens=CHUNK_TOKENS,
         )
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in a batch: itself, the fields of a dataclass, the items of a list, tuple or dict."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(_tensors, value.values()))
+    elif isinstance(value, (list, tuple)):
+        yield from chain.from_iterable(map(_tensors, value))
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))

@@ -173,7 +173,7 @@ class OtherBackend(Backend):
 
     def set_rng_state(self, state: dict[str, torch.Tensor]) -> None: ...
 
-    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def frozen_encoder(self, weights: Any, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:

@@ -319,3 +319,16 @@ def test_no_value_is_fetched_between_log_lines(run: Run, monkeypatch: pytest.Mon
     run(max_steps=12)
     assert counts == [0] * 12
     assert fetched, "the log lines fetch the loss, so a spy that sees nothing is broken"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_whole_model_training_keeps_its_master_weights(run: Run, dtype: str) -> None:
+    result = run(freeze_encoder=False, dtype=dtype, strict_dtype=True, max_steps=4, learning_rate=1e-3, steps_freq=1)
+    weights = final_weights(result)
+    master = {"float64": torch.float64}.get(dtype, torch.float32)
+    assert {tensor.dtype for name, tensor in weights.items() if name.startswith("encoder.")} == {master}
+    assert {tensor.dtype for name, tensor in weights.items() if name.startswith("head.")} == {torch.float32}
+    exact = [loss for _, loss in losses(run(freeze_encoder=False, max_steps=4, learning_rate=1e-3, steps_freq=1))]
+    got = [loss for _, loss in losses(result)]
+    np.testing.assert_allclose(got, exact, rtol=0, atol={"float64": 1e-5, "float32": 0, "bfloat16": 0.05}[dtype])
+    assert (got == exact) == (dtype == "float32"), "the dtype asked for must be the one computed in"
