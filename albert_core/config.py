@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -182,7 +183,42 @@ class TrainConfig(BaseModel):
         # YAML reads a bare `off` as false.
         return None if value in ("", "off", "none", "None", False) else value
 
-    @field_validator("wandb_run_name", "num_labels", "tokenizer_name", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_mode_of_the_metric(cls, values: Any) -> Any:
+        # A loss is better when lower, the others when higher: whoever sets the metric alone means that.
+        if isinstance(values, dict) and values.get("checkpoint_metric", "eval/loss") != "eval/loss":
+            return {"checkpoint_metric_mode": "max"} | values
+        return values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float, int | None, float | None):
+            raise ValueError("is no number")
+        return value
+
+    @field_validator("dataset_id", "model_name", "tokenizer_name", "project_dir", "remote_path", "checkpoint_path")
+    @classmethod
+    def _home_exists(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("~"):
+            try:
+                Path(value).expanduser()
+            except RuntimeError as error:
+                raise ValueError("names a home folder that does not exist; write the path in full") from error
+        return value
+
+    @field_validator(
+        "wandb_run_name",
+        "num_labels",
+        "tokenizer_name",
+        "backend",
+        "text_column",
+        "label_column",
+        "run_name",
+        mode="before",
+    )
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -195,6 +231,8 @@ class TrainConfig(BaseModel):
             raise ValueError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
         if (self.sync_to_storage or self.load_from_storage) and not self.remote_path:
             raise ValueError("sync_to_storage and load_from_storage need remote_path; name a path or URL there")
+        if self.load_from_storage and not self.resume_from_checkpoint:
+            raise ValueError("load_from_storage fetches what to resume from; set resume_from_checkpoint: true too")
         if self.storage_backend == "local" and "://" in self.remote_path:
             raise ValueError(f"remote_path {self.remote_path!r} is a URL; set storage_backend: fsspec")
         if self.gradient_checkpointing and self.freeze_encoder:

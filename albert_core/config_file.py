@@ -25,6 +25,15 @@ class ResolvedConfig:
     sources: dict[str, str]
     stem: str
 
+    def with_absolute_paths(self) -> ResolvedConfig:
+        """The same with every local path that exists made absolute, so that it means the same from any folder."""
+        paths = {}
+        for key in ("dataset_id", "model_name", "tokenizer_name", "remote_path"):
+            value = getattr(self.config, key)
+            if value and "://" not in value and Path(value).expanduser().exists():
+                paths[key] = str(Path(value).expanduser().absolute())
+        return ResolvedConfig(self.config.model_copy(update=paths), self.sources, self.stem)
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.config.model_dump(), sort_keys=False, allow_unicode=True)
 
@@ -151,4 +160,4 @@ def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
 
 
 def _joined(message: str) -> str:
-    return message if message.startswith(("is ", "can't ")) else f"is not allowed: {message}"
+    return message if message.startswith(("is ", "can't ", "names ")) else f"is not allowed: {message}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,10 @@ def _quiet_transformers() -> Iterator[None]:
     """Keeps transformers' load report off the terminal: what matters of it is checked and raised here."""
     from transformers.utils import logging
 
+    # The Hub's client logs every retry; what came of them is the error that is raised.
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel("ERROR")
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -181,6 +186,7 @@ def _quiet_transformers() -> Iterator[None]:
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

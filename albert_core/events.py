@@ -6,17 +6,20 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
+from .. import UserError
 from .batches import Window
 from .config_file import ResolvedConfig
 from .job import Job
 from .metrics import evaluate
 from .progress import Reporter
 from .run import RunFolder, environment, write_json, write_text
+from .saved_model import MODEL_FILE
 from .state import snapshot
 from .training import Training
 
@@ -31,7 +34,7 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
     loss = training.state.take_mean_loss()
     _require_finite(loss, training)
     values = {
-        "epoch": epoch,
+        "epoch": epoch + 1,
         "train/loss": loss,
         "learning_rate": rate,
         "samples_per_second": clock.take(),
@@ -51,7 +54,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     seconds = (time.perf_counter_ns() - began) / 1e9
     _require_finite(metrics["eval/loss"], training)
     state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
-    values = {"epoch": epoch, **metrics, "eval_seconds": seconds}
+    values = {"epoch": epoch + 1, **metrics, "eval_seconds": seconds}
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
     log.info(
@@ -105,9 +108,20 @@ def describe(job: Job, run: RunFolder) -> None:
         )
 
 
-def record(job: Job, run: RunFolder, resolved: ResolvedConfig) -> None:
-    """Writes what `predict`, a resume and a reader need beside the weights."""
-    write_text(run.config, resolved.to_yaml())
+def record(training: Training, resolved: ResolvedConfig) -> None:
+    """Writes what `predict`, a resume and a reader need beside the weights.
+
+    Of a run that is gone on with, the configuration it had is kept under another name, and so are a finished model and
+    summary: they are not this part's.
+    """
+    job, run, step = training.job, training.run, training.state.step
+    text = resolved.with_absolute_paths().to_yaml()
+    if run.config.is_file() and run.config.read_text(encoding="utf-8") != text:
+        run.config.replace(run.path / f"config-until-step-{step}.yaml")
+    for earlier in (run.summary, run.model / MODEL_FILE):
+        if earlier.is_file():
+            earlier.replace(earlier.with_name(f"until-step-{step}-{earlier.name}"))
+    write_text(run.config, text)
     write_json(run.labels, job.dataset.label_names)
     job.tokenizer.save(run.tokenizer)
     write_json(
@@ -124,6 +138,36 @@ def record(job: Job, run: RunFolder, resolved: ResolvedConfig) -> None:
             "environment": environment(),
         },
     )
+
+
+def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:
+    """Writes summary.json: how the run ended and what it reached."""
+    job, state = training.job, training.state
+    summary = {
+        "status": status,
+        "step": state.step,
+        "total_steps": training.total_steps,
+        "model": job.encoder.label,
+        "random_weights": job.encoder.random,
+        "dataset": job.dataset.name,
+        "backend": job.backend.name,
+        "device": job.backend.info().name,
+        "dtype": job.policy.label,
+        **state.last_evaluation,
+        "best": state.best,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "phases": {name: round(value, 3) for name, value in job.phases.items()},
+        "peak_memory_bytes": job.backend.memory().peak_bytes,
+    }
+    write_json(training.run.summary, summary)
+    return summary
+
+
+def fail(training: Training, error: BaseException) -> None:
+    """Says in summary.json and to the trackers that the run ended early, as far as that is still possible."""
+    with suppress(OSError, UserError):
+        summarize(training, f"failed: {type(error).__name__}: {error}".rstrip(": "))
+    training.trackers.finish("failed")
 
 
 class Throughput:

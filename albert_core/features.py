@@ -106,7 +106,7 @@ def cached_features(
         "kernel": [encoder.name, encoder.version],
         "layout": [layout, max_length if layout == "padded" else None],
         "policy": [policy.param, policy.compute, policy.accumulate],
-        "device": [info.backend, info.name, info.emulated, torch.get_num_threads()],
+        "device": [info.backend, info.name, info.features, info.emulated, torch.get_num_threads()],
         "torch": torch.__version__,
     }
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

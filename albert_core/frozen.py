@@ -28,9 +28,11 @@ class TransformersEncoder:
     """
 
     name = "transformers"
-    version = "1"
 
     def __init__(self, module: nn.Module, backend: Backend, policy: CastPolicy) -> None:
+        import transformers
+
+        self.version = transformers.__version__
         rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
         self.module = backend.place(rounded.eval().requires_grad_(False))
 

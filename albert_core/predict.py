@@ -87,13 +87,17 @@ class Predictor:
             return self.model(features).cpu()
 
 
-def load_predictor(run: RunFolder, backend: str | None = None, checkpoint: str | None = None) -> Predictor:
+def load_predictor(
+    run: RunFolder, backend: str | None = None, checkpoint: str | None = None, model_name: str | None = None
+) -> Predictor:
     """Opens a run for prediction: its finished model, or with `checkpoint` "last", "best" or a folder's path.
+
+    `model_name` is where the encoder is now, when it has moved since training.
 
     Raises UserError when the run is unfinished and no checkpoint is named, when something in it is damaged, or when
     the encoder it was trained on is not the one that loads now.
     """
-    config = load_config(run.config).config
+    config = load_config(run.config, options={"model_name": model_name}).config
     if checkpoint is None:
         weights, identity = read_model(run)
     else:
@@ -110,8 +114,13 @@ def load_predictor(run: RunFolder, backend: str | None = None, checkpoint: str |
     if encoder.fingerprint != identity["encoder"]:
         raise UserError(
             f"run {str(run.path)!r} was trained on other weights than {config.model_name!r} holds now; "
-            "put the encoder it was trained with back in its place"
+            "name the encoder it was trained with by --model"
         )
+    edited = [
+        key for key in ("mlp_hidden_size", "freeze_encoder", "head_dtype") if identity[key] != getattr(config, key)
+    ]
+    if edited:
+        raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
     label_names = _read_labels(run.labels)
     tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)
     head = ClassificationHead(encoder.config.hidden_size, config.mlp_hidden_size, identity["num_labels"])
@@ -128,9 +137,20 @@ def _read_labels(path: Path) -> list[str]:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}); copy the whole run folder again") from error
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not names:
         raise UserError(f"{path} holds no list of label names; copy the whole run folder again")
     return [str(name) for name in names]
+
+
+def texts_of(table: Table, column: str) -> list[str]:
+    """The cells of a text column. Raises UserError naming the row of one that is missing, empty or no text."""
+    texts = table.column(column)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(
+                f"{table.place(row)}: {column} is {text!r}, and a text is needed; fill it in or remove the row"
+            )
+    return texts
 
 
 def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction]) -> None:
@@ -143,5 +163,6 @@ def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction
     writer = csv.writer(buffer)
     writer.writerow([*(f"input_{column}" if column in added else column for column in table.columns), *added])
     for row, prediction in zip(table.rows, predictions, strict=True):
-        writer.writerow([*row, prediction.label, f"{prediction.probability:.6f}"])
+        cells = (cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False) for cell in row)
+        writer.writerow([*cells, prediction.label, f"{prediction.probability:.6f}"])
     write_text(path, buffer.getvalue())

@@ -117,7 +117,13 @@ def terminal() -> Any:
     """The one rich console on stderr: log lines and a bar that share it don't write into each other."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    class LastingConsole(Console):
+        """Goes quiet when its reader has gone (`isotrain train ... 2>&1 | head`): a run is worth more than its log."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    return LastingConsole(stderr=True)
 
 
 @contextmanager

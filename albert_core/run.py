@@ -6,20 +6,34 @@ import json
 import logging
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .. import UserError, __version__
-from .config_file import ResolvedConfig
+from .config import TrainConfig
+from .config_file import ResolvedConfig, load_config
 from .progress import terminal
 
 log = logging.getLogger("isotrain")
+
+# Keys that say how, where and how far to go on, not what is trained.
+RESUME_KEYS = {
+    "resume_from_checkpoint",
+    "resume_option",
+    "checkpoint_path",
+    "load_from_storage",
+    "stop_at_step",
+    "run_name",
+    "project_dir",
+    "log_level",
+    "threads",
+}
 
 
 class RunFolder:
@@ -64,21 +78,28 @@ def create_run(resolved: ResolvedConfig) -> RunFolder:
     raise AssertionError("numbered names never end")
 
 
-def find_run(config_project_dir: str, run_name: str | None) -> RunFolder:
-    """The run to go on with: the one named, else the one under project_dir whose checkpoint is newest."""
-    parent = Path(config_project_dir).expanduser()
-    if run_name is not None:
-        folder = RunFolder(parent / run_name)
+def find_run(config: TrainConfig) -> RunFolder:
+    """The run to go on with: the one that run_name names, else the newest of this configuration under project_dir."""
+    parent = Path(config.project_dir).expanduser()
+    if config.run_name is not None:
+        folder = RunFolder(parent / config.run_name)
         if not folder.path.is_dir():
             raise UserError(f"there is no run {str(folder.path)!r} to resume; runs there: {_runs_in(parent)}")
         return folder
-    newest = max(parent.glob("*/checkpoints/step-*"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    if newest is None:
-        raise UserError(
-            f"no run under {str(parent)!r} has a checkpoint to resume from; start one without resume_from_checkpoint, "
-            "or set project_dir and run_name to an earlier run"
-        )
-    return RunFolder(newest.parent.parent)
+    found = sorted(parent.glob("*/checkpoints/step-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in dict.fromkeys(path.parent.parent for path in found):
+        run = RunFolder(path)
+        with suppress(UserError):
+            if not changed_keys(load_config(run.config).config.model_dump(), _absolute(config)):
+                return run
+    raise UserError(
+        f"no run under {str(parent)!r} has this configuration and a checkpoint to resume from; runs there: "
+        f"{_runs_in(parent)}; name one by run_name, or start without resume_from_checkpoint"
+    )
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    return ResolvedConfig(config, {}, "").with_absolute_paths().config
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -108,7 +129,8 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"can't write {path} ({error.strerror}); free space or choose another folder") from error
 
 
@@ -132,28 +154,84 @@ def environment() -> dict[str, Any]:
 
 
 @contextmanager
-def logging_to(file: Path, level: str) -> Iterator[None]:
-    """isotrain's log to the terminal (stderr) from `level` up, and all of it to `file`."""
+def log_to_terminal(level: str) -> Iterator[MemoryHandler]:
+    """isotrain's log on stderr from `level` up. Yields what keeps the lines until the run's folder is known."""
     from rich.logging import RichHandler
 
     logger = logging.getLogger("isotrain")
     previous = logger.level, logger.propagate
-    screen = RichHandler(console=terminal(), show_path=False, show_time=False, markup=False)
+    console = terminal()
+    screen: logging.Handler
+    if console.is_terminal:
+        screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    else:
+        # rich would wrap at 80 columns, and a log file is searched by line.
+        screen = _LastingHandler()
+        screen.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
     screen.setLevel(level)
-    on_disk = logging.FileHandler(file, encoding="utf-8")
-    on_disk.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    for handler in (screen, on_disk):
+    for handler in (screen, early):
         logger.addHandler(handler)
     try:
-        yield
+        yield early
     finally:
-        for handler in (screen, on_disk):
+        for handler in (screen, early):
             logger.removeHandler(handler)
             handler.close()
         logger.setLevel(previous[0])
         logger.propagate = previous[1]
+
+
+class _LastingHandler(logging.StreamHandler[TextIO]):
+    """Lines on stderr for as long as somebody reads them; a closed pipe is no reason to end a run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
+
+@contextmanager
+def log_to_file(file: Path, early: MemoryHandler) -> Iterator[None]:
+    """All of isotrain's log in `file` too, beginning with the lines that `early` kept."""
+    logger = logging.getLogger("isotrain")
+    on_disk = logging.FileHandler(file, encoding="utf-8")
+    on_disk.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    early.setTarget(on_disk)
+    early.flush()
+    logger.removeHandler(early)
+    logger.addHandler(on_disk)
+    try:
+        yield
+    finally:
+        logger.removeHandler(on_disk)
+        on_disk.close()
+
+
+@contextmanager
+def run_lock(run: RunFolder) -> Iterator[None]:
+    """One process trains a run at a time. Raises UserError where another one does; a killed one's lock is gone."""
+    import fcntl
+
+    with (run.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"run {str(run.path)!r} is being trained by another process; wait for it, or end it"
+            ) from error
+        yield
+
+
+def changed_keys(before: dict[str, Any], config: TrainConfig) -> list[str]:
+    """``key: old -> new`` for every key that a resumed run has another value of, those that say how to resume aside."""
+    now = config.model_dump()
+    return [
+        f"{key}: {before[key]} -> {value}"
+        for key, value in now.items()
+        if key in before and before[key] != value and key not in RESUME_KEYS
+    ]
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -167,8 +245,3 @@ def _numbered(name: str) -> Iterator[str]:
 def _runs_in(parent: Path) -> str:
     names = sorted(path.parent.name for path in parent.glob("*/config.yaml")) if parent.is_dir() else []
     return ", ".join(names[-5:]) or "none"
-
-
-def safe_name(text: str) -> str:
-    """`text` as a part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-") or "run"

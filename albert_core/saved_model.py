@@ -15,6 +15,7 @@ from .job import Job
 from .run import RunFolder
 
 FORMAT = "isotrain-model-1"
+MODEL_FILE = "model.safetensors"
 
 # One entry for the whole header: safetensors writes several in random order, and equal runs should give equal files.
 HEADER_KEY = "isotrain"
@@ -25,7 +26,7 @@ def save_model(run: RunFolder, model: nn.Module, job: Job) -> Path:
     from safetensors.torch import save_file
 
     run.model.mkdir(exist_ok=True)
-    path = run.model / "model.safetensors"
+    path = run.model / MODEL_FILE
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = {
         "format": FORMAT,
@@ -50,7 +51,7 @@ def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     """The weights and the identity of a finished run. Raises UserError when they are missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
-    path = run.model / "model.safetensors"
+    path = run.model / MODEL_FILE
     if not path.is_file():
         raise UserError(
             f"run {str(run.path)!r} has no finished model; let it end (--resume {run.path}), or name a checkpoint"

@@ -91,16 +91,30 @@ def restore(
     optimizer: torch.optim.Optimizer,
     stream: BatchStream,
     state: TrainingState,
+    total_steps: int,
 ) -> None:
-    """Puts `saved` back, bit for bit. Raises UserError when it belongs to another job or lacks optimizer state."""
+    """Puts `saved` back, bit for bit; the optimizer's settings (weight decay, betas...) are the configuration's.
+
+    Raises UserError when it belongs to another job, lies beyond `total_steps`, or lacks optimizer state that the steps
+    left would need.
+    """
     check_identity(saved, job.identity())
-    if saved.optimizer is None:
+    if saved.step > total_steps:
+        raise UserError(
+            f"checkpoint {str(folder)!r} is at step {saved.step}, and this configuration ends at step {total_steps}; "
+            "raise num_epochs or max_steps, or resume from an earlier checkpoint"
+        )
+    if saved.optimizer is None and saved.step < total_steps:
         raise UserError(
             f"checkpoint {str(folder)!r} has no optimizer state (written with save_optim: false), so training can't go "
             "on from it exactly; resume the newest one (resume_option: last), or train with save_optim: true"
         )
     model.load_state_dict(saved.model, strict=True)
-    optimizer.load_state_dict(saved.optimizer)
+    if saved.optimizer is not None:
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved.optimizer)
+        for group, configured in zip(optimizer.param_groups, settings, strict=True):
+            group.update(configured)
     prefix = "rng."
     job.backend.set_rng_state(
         {name.removeprefix(prefix): value for name, value in saved.state_tensors.items() if name.startswith(prefix)}

@@ -7,7 +7,6 @@ is asked for a value only when a line is logged, a split is evaluated or a check
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -25,17 +24,17 @@ from .batches import BatchStream, Window
 from .checkpoint import read_checkpoint
 from .config import TrainConfig
 from .config_file import ResolvedConfig
-from .events import Throughput, describe, evaluate_now, log_step, record, save_now
-from .job import open_job
+from .events import Throughput, describe, evaluate_now, fail, log_step, record, save_now, summarize
+from .job import Job, open_job
 from .optim import learning_rate_at
 from .progress import Reporter, SilentReporter
-from .run import RunFolder, create_run, find_run, logging_to, write_json
+from .run import RunFolder, changed_keys, create_run, find_run, log_to_file, log_to_terminal, run_lock
 from .saved_model import save_model
 from .state import restore
 from .stopping import StopRequest, stop_on_signals
-from .storage import check_remote, fetch_latest, remote_url
+from .storage import fetch_latest, remote_url
 from .tracking import make_trackers
-from .training import Training, build_training
+from .training import Training, build_training, check_storage
 
 log = logging.getLogger("isotrain")
 
@@ -71,31 +70,37 @@ def train(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
-    resuming = resume is not None or config.resume_from_checkpoint
-    if config.sync_to_storage or config.load_from_storage:
-        check_remote(remote_url(config.remote_path, config.storage_backend))
-    with stop_on_signals() as stop, _deterministic(config.deterministic):
+    with log_to_terminal(config.log_level) as early, stop_on_signals() as stop, _deterministic(config.deterministic):
+        check_storage(config, resuming=resume is not None or config.resume_from_checkpoint)
         job = open_job(config, reporter.phase)
         run, is_new = (resume, False) if resume else _choose_run(resolved)
-        with _removed_unless_started(run, is_new), logging_to(run.path / "train.log", config.log_level):
-            describe(job, run)
-            training = build_training(job, run, reporter)
-            if resuming:
-                _resume(training)
-            record(job, run, resolved)
-            training.trackers = make_trackers(config, run.path, training.state.step if resuming else None)
-            training.trackers.watch(training.model)
-        with logging_to(run.path / "train.log", config.log_level):
+        with run_lock(run), log_to_file(run.path / "train.log", early):
+            with _removed_unless_started(run, is_new):
+                training = _prepare(
+                    job, run, resolved, reporter, resuming=resume is not None or config.resume_from_checkpoint
+                )
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps)
             small = config.freeze_encoder and config.feature_cache
             try:
                 with job.backend.small_steps() if small else nullcontext():
                     status = _loop(training, reporter, stop)
-            except BaseException:
-                training.trackers.finish("failed")
+            except BaseException as error:
+                fail(training, error)
                 raise
             return _finish(training, status, began)
+
+
+def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Reporter, resuming: bool) -> Training:
+    """Everything up to the first step: parts, checkpoint, the run's small files, trackers."""
+    describe(job, run)
+    training = build_training(job, run, reporter)
+    if resuming:
+        _resume(training)
+    record(training, resolved)
+    training.trackers = make_trackers(job.config, run.path, training.state.step if resuming else None)
+    training.trackers.watch(training.model)
+    return training
 
 
 def _choose_run(resolved: ResolvedConfig) -> tuple[RunFolder, bool]:
@@ -107,7 +112,7 @@ def _choose_run(resolved: ResolvedConfig) -> tuple[RunFolder, bool]:
     if config.load_from_storage and not named:
         # The run may come from another machine: its checkpoint arrives in a folder that is new here.
         return create_run(resolved), True
-    return find_run(config.project_dir, config.run_name), False
+    return find_run(config), False
 
 
 @contextmanager
@@ -127,7 +132,20 @@ def _resume(training: Training) -> None:
     if config.load_from_storage:
         fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
     folder = training.store.find(config.resume_option, config.checkpoint_path or None)
-    restore(read_checkpoint(folder), folder, job, training.model, training.optimizer, training.stream, training.state)
+    saved = read_checkpoint(folder)
+    restore(
+        saved,
+        folder,
+        job,
+        training.model,
+        training.optimizer,
+        training.stream,
+        training.state,
+        training.total_steps,
+    )
+    changed = changed_keys(saved.state["config"], config)
+    if changed:
+        log.warning("resumed with other values than the checkpoint's: %s", "; ".join(changed))
     for path in training.store.set_aside_after(training.state.step):
         log.warning("%s is later than the step resumed from: it is set aside, not deleted", path.name)
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
@@ -153,17 +171,27 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
             due = _Due.after(state.step, window, stream, training.total_steps, config)
             if due.log:
                 log_step(training, window.epoch, rate, clock, reporter)
-            with clock.paused():
-                if due.evaluate:
-                    evaluate_now(training, window.epoch, reporter)
-                stopping = stop.requested or state.step == config.stop_at_step
-                if due.save or (stopping and state.step < training.total_steps):
-                    save_now(training, window)
+            stopping = stop.requested or state.step == config.stop_at_step
+            if due.evaluate or due.save or stopping:
+                # Else queued steps would end while the clock stands.
+                backend.synchronize(*training.model.parameters())
+                with clock.paused():
+                    if due.evaluate:
+                        evaluate_now(training, window.epoch, reporter)
+                    if due.save or _improved(training) or (stopping and state.step < training.total_steps):
+                        save_now(training, window)
             if state.step >= training.total_steps:
                 return "completed"
             if stopping:
                 return "stopped"
     return "completed"
+
+
+def _improved(training: Training) -> bool:
+    """Whether the evaluation of this very step is the best yet and is to be kept: saves by step rarely fall on one."""
+    config, state = training.job.config, training.state
+    wanted = config.save_strategy == "step" and config.keep_best_n > 0
+    return wanted and state.evaluated_at == state.step and state.best.get("step") == state.step
 
 
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
@@ -211,40 +239,24 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
     job, run, state = training.job, training.run, training.state
     if status == "completed":
         save_model(run, training.model, job)
-        training.store.finish()
         training.trackers.artifact(run.model)
-    result = TrainResult(
+    seconds = (time.perf_counter_ns() - began) / 1e9
+    training.trackers.summary(summarize(training, status, seconds))
+    training.trackers.finish(status)
+    if status == "completed":
+        # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.
+        training.store.finish()
+    return TrainResult(
         run=run,
         status=status,
         step=state.step,
         total_steps=training.total_steps,
         metrics=state.last_evaluation,
         best=state.best,
-        seconds=(time.perf_counter_ns() - began) / 1e9,
+        seconds=seconds,
         label=job.encoder.label,
         phases=job.phases,
     )
-    summary = {
-        "status": status,
-        "step": state.step,
-        "total_steps": training.total_steps,
-        "model": job.encoder.label,
-        "random_weights": job.encoder.random,
-        "dataset": job.dataset.name,
-        "backend": job.backend.name,
-        "device": job.backend.info().name,
-        "dtype": job.policy.label,
-        **state.last_evaluation,
-        "best": state.best,
-        "seconds": round(result.seconds, 3),
-        "phases": {name: round(seconds, 3) for name, seconds in job.phases.items()},
-        "peak_memory_bytes": job.backend.memory().peak_bytes,
-    }
-    write_json(run.summary, summary)
-    training.trackers.summary(summary)
-    training.trackers.finish(status)
-    log.debug("summary %s", json.dumps(summary))
-    return result
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import UserError
 from .batches import BatchStream
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
@@ -22,7 +23,7 @@ from .optim import build_optimizer
 from .progress import Reporter
 from .run import RunFolder
 from .state import TrainingState
-from .storage import remote_url, sync_checkpoint
+from .storage import check_remote, remote_checkpoints, remote_url, sync_checkpoint
 from .tracking import Trackers
 
 log = logging.getLogger("isotrain")
@@ -92,6 +93,19 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         state=TrainingState(),
         total_steps=min(total_steps, config.max_steps or total_steps),
     )
+
+
+def check_storage(config: TrainConfig, resuming: bool) -> None:
+    """Refuses, before any work, a remote_path that can't be used or that holds another run's checkpoints."""
+    if not (config.sync_to_storage or config.load_from_storage):
+        return
+    url = remote_url(config.remote_path, config.storage_backend)
+    check_remote(url)
+    if config.sync_to_storage and not resuming and remote_checkpoints(url):
+        raise UserError(
+            f"remote_path {config.remote_path!r} has checkpoints of an earlier run; give this one a folder of its own, "
+            "or go on with the earlier one by resume_from_checkpoint: true"
+        )
 
 
 def _uploader(config: TrainConfig) -> Callable[[Path], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -48,6 +49,10 @@ class CudaBackend(Backend):
             )
         super().__init__(index)
         torch.cuda.set_device(index or 0)
+        # What the cast policy promises; torch's defaults let split-K products add up in the operands' dtype.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.set_float32_matmul_precision("highest")
 
     @classmethod
     def probe(cls) -> Availability:
@@ -64,7 +69,13 @@ class CudaBackend(Backend):
                 "check that nvidia-smi lists a device, its driver fits torch's CUDA "
                 f"{torch.version.cuda}, and CUDA_VISIBLE_DEVICES does not hide it",
             )
-        return Availability(True, f"{torch.cuda.get_device_name(0)} ({torch.cuda.device_count()} device(s))")
+        try:
+            return Availability(True, f"{torch.cuda.get_device_name(0)} ({torch.cuda.device_count()} device(s))")
+        except RuntimeError as error:
+            reason = f"the GPU can't be opened ({str(error).splitlines()[0]})"
+            return Availability(
+                False, reason, "check with nvidia-smi that it is healthy and not held by another process"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +83,8 @@ class CudaBackend(Backend):
 
     def info(self) -> DeviceInfo:
         properties = torch.cuda.get_device_properties(self.device)
-        peaks = next((value for part, value in _VENDOR_PEAKS.items() if part in properties.name), (None, None))
+        known = (peaks for part, peaks in _VENDOR_PEAKS.items() if re.search(rf"\b{part}\b", properties.name))
+        peaks = next(known, (None, None))
         return DeviceInfo(
             backend=self.name,
             device=str(self.device),

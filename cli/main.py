@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -75,6 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # --debug may stand anywhere: whoever adds it has just seen an error and repeats the line.
     debug = "--debug" in given
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that can't show a character gets its code, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = [argument for argument in given if argument != "--debug"]
     try:
         code = app(args=given, standalone_mode=False)
@@ -85,6 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader went away (`isotrain config | head`): nobody is left to tell.
         sys.exit(1)
+    except OSError as error:
+        # A folder that can't be written, a name that is too long: the system's words name the file.
+        _fail(UserError(f"{error}; choose another file or folder, or mend its permissions"), debug, 2)
     except _USAGE_ERROR as error:
         error.show()
         sys.exit(2)

@@ -26,6 +26,9 @@ def predict(
         str | None, typer.Option(help="last, best, or a checkpoint's folder, instead of the finished model.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Device, when not the run's own.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the encoder is now, when it has moved since training.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Label new texts with a trained run.
@@ -48,14 +51,14 @@ def predict(
     if out is not None and out.exists():
         raise UserError(f"--out {str(out)!r} exists already; choose another name, or remove it first")
 
-    from ..albert_core.predict import load_predictor
+    from ..albert_core.predict import load_predictor, texts_of
 
-    predictor = load_predictor(folder, backend, checkpoint)
+    predictor = load_predictor(folder, backend, checkpoint, model)
     if rows is None:
         _print(predictor.predict(texts or []), predictor.label, json_output)
         return
     table, column = rows
-    predictions = predictor.predict([str(text) for text in table.column(column)])
+    predictions = predictor.predict(texts_of(table, column))
     if out is None:
         _print(predictions, predictor.label, json_output)
         return

@@ -85,4 +85,5 @@ def _show(result: TrainResult) -> None:
     table.add_row("step", f"{result.step} of {result.total_steps}", best_step)
     table.add_row("seconds", f"{result.seconds:.1f}", "")
     Console().print(table)
-    typer.echo(f"run: {result.run.path}  (metrics.jsonl, summary.json, model/)")
+    model = ", model/" if result.status == "completed" else ""
+    typer.echo(f"run: {result.run.path}  (metrics.jsonl, summary.json{model})")

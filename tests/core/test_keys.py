@@ -219,7 +219,7 @@ def test_model_to_wandb(run: Run, spied_wandb: dict[str, Any]) -> None:
 
 def test_steps_freq(run: Run) -> None:
     assert [step for step, _ in losses(run(steps_freq=5))] == [5, 10, 15, 20, 24]
-    assert steps(run(steps_freq=10, save_strategy="step", keep_last_n=9)) == [10, 20, 24]
+    assert steps(run(steps_freq=10, save_strategy="step", keep_last_n=9, keep_best_n=0)) == [10, 20, 24]
 
 
 def test_val_steps_freq(run: Run) -> None:
