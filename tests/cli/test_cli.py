@@ -193,3 +193,23 @@ def test_a_diverging_run_exits_with_1(invoke: Invoke, small_run: Path) -> None:
     )
     assert code == 1
     assert "lower learning_rate" in err
+
+
+def test_cells_that_are_no_text_are_refused_by_row(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "lost card"}\n{"id": 2}\n')
+    one_line_error(invoke("predict", small_run, "--csv", "in.jsonl", "--out", "o.csv"), "in.jsonl, line 2", "None")
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_an_encoder_that_moved_is_named(invoke: Invoke, small_run: Path) -> None:
+    one_line_error(invoke("predict", small_run, "x", "--model", "random:albert-base-v2"), "other weights", "--model")
+    assert invoke("predict", small_run, "x", "--model", "random:tiny")[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text\nlost card\n")
+    one_line_error(invoke("predict", small_run, "--csv", "in.csv", "--out", "in.csv/x.csv"), "in.csv/x.csv")
+    one_line_error(invoke("train", "small.yaml", "--set", "project_dir=in.csv"), "in.csv")
+    one_line_error(invoke("train", "small.yaml", "--set", "project_dir=~nobody-here/x"), "home folder")
+    one_line_error(invoke("train", "small.yaml", "--set", "dataset_id=" + "x" * 300), "x" * 20)
+    one_line_error(invoke("train", "small.yaml", "--set", "batch_size=true"), "batch_size")

@@ -1,0 +1,157 @@
+"""Going on with a run in circumstances that are not the usual ones."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain import UserError
+from isotrain.albert_core.config_file import ResolvedConfig, load_config
+from isotrain.albert_core.predict import load_predictor
+from isotrain.albert_core.train import TrainResult, train
+from safetensors.torch import load_file
+from support.small_job import losses, metrics, write_dataset
+
+Run = Callable[..., TrainResult]
+
+
+def test_two_processes_never_train_one_run(run: Run) -> None:
+    first = run(stop_at_step=3)
+    with (first.run.path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="being trained by another process"):
+            run(resume=first.run)
+    assert run(resume=first.run).status == "completed"
+
+
+def test_settings_changed_at_a_resume_count_and_are_named(run: Run) -> None:
+    first = run(stop_at_step=6, run_name="a")
+    again = run(resume=first.run, weight_decay=5.0)
+    unchanged = run(run_name="b")
+    weight = "hidden.weight"
+    decayed = load_file(again.run.model / "model.safetensors")[weight].norm()
+    assert decayed < 0.98 * load_file(unchanged.run.model / "model.safetensors")[weight].norm()
+    assert "weight_decay: 0.0 -> 5.0" in (again.run.path / "train.log").read_text()
+    assert load_config(again.run.config).config.weight_decay == 5.0
+    (kept,) = again.run.path.glob("config-until-step-6.yaml")
+    assert load_config(kept).config.weight_decay == 0.0
+
+
+@pytest.mark.parametrize("change", [{"layout": "padded"}, {"dtype": "bfloat16", "strict_dtype": True}])
+def test_what_changes_the_numbers_is_refused(run: Run, change: dict[str, Any]) -> None:
+    first = run(stop_at_step=3)
+    with pytest.raises(UserError, match=r"layout|dtype|cast_policy"):
+        run(resume=first.run, **change)
+
+
+def test_resuming_without_a_name_never_takes_another_configurations_run(run: Run) -> None:
+    mine = run(run_name="mine", stop_at_step=3)
+    run(run_name="theirs", stop_at_step=3, learning_rate=0.5)
+    assert run(resume_from_checkpoint=True).run.path == mine.run.path
+    with pytest.raises(UserError, match="has this configuration"):
+        run(resume_from_checkpoint=True, weight_decay=0.3)
+
+
+def test_the_best_is_kept_although_saves_fall_on_other_steps(run: Run) -> None:
+    result = run(save_strategy="step", steps_freq=5, val_steps_freq=4, keep_last_n=0, keep_best_n=1)
+    (kept,) = result.run.checkpoints.glob("step-*")
+    scored = {item["step"]: item["eval/loss"] for item in metrics(result) if "eval/loss" in item}
+    assert int(kept.name.removeprefix("step-")) == min(scored, key=lambda step: scored[step])
+
+
+def test_a_run_that_dies_while_finishing_can_be_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isotrain.albert_core import train as module
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    straight = run(run_name="straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "summarize", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(run_name="cut", save_optim=False)
+    folder = straight.run.path.parent / "cut"
+    again = run(run_name="cut", save_optim=False, resume_from_checkpoint=True)
+    assert again.run.path == folder
+    assert json.loads(again.run.summary.read_text())["status"] == "completed"
+    assert losses(again) == losses(straight)
+    # Finished and stripped of its optimizer state, it can still be opened, and has nothing left to do.
+    assert run(resume=again.run, save_optim=False).step == straight.step
+
+
+def test_a_run_gone_on_with_does_not_predict_with_its_earlier_model(run: Run) -> None:
+    first = run(num_epochs=1)
+    assert load_predictor(first.run).predict(["lost card"])
+    second = run(resume=first.run, num_epochs=3, stop_at_step=20)
+    assert second.status == "stopped"
+    with pytest.raises(UserError, match="no finished model"):
+        load_predictor(second.run)
+    assert load_predictor(second.run, checkpoint="last").predict(["lost card"])
+
+
+def test_a_schedule_that_ended_before_the_checkpoint_is_refused(run: Run) -> None:
+    first = run(stop_at_step=9)
+    with pytest.raises(UserError, match="ends at step 5"):
+        run(resume=first.run, max_steps=5)
+
+
+def test_a_failed_run_says_so(run: Run, configure: Callable[..., ResolvedConfig]) -> None:
+    with pytest.raises(RuntimeError):
+        run(optim="sgd", learning_rate=1e30, run_name="nan")
+    summary = json.loads((Path(configure().config.project_dir) / "nan" / "summary.json").read_text())
+    assert summary["status"].startswith("failed: TrainingError")
+
+
+def test_storage_of_another_run_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    where = {"sync_to_storage": True, "remote_path": str(tmp_path / "remote"), "max_steps": 2}
+    run(**where)
+    with pytest.raises(UserError, match="checkpoints of an earlier run"):
+        run(run_name="second", **where)
+    with pytest.raises(UserError, match="resume_from_checkpoint: true too"):
+        run(load_from_storage=True, remote_path=str(tmp_path / "remote"))
+
+
+def test_relative_paths_mean_the_same_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., ResolvedConfig]
+) -> None:
+    write_dataset(tmp_path / "here" / "data", train=30, test=12)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    first = train(configure(dataset_id="data", stop_at_step=2))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train(load_config(first.run.config), resume=first.run).status == "completed"
+
+
+def test_the_mode_follows_the_metric_unless_it_is_set() -> None:
+    def mode(*sets: str) -> str:
+        return load_config(None, sets).config.checkpoint_metric_mode
+
+    assert mode() == "min"
+    assert mode("checkpoint_metric=eval/accuracy") == "max"
+    assert mode("checkpoint_metric=eval/f1_macro", "checkpoint_metric_mode=min") == "min"
+
+
+def test_a_log_that_nobody_reads_any_more_ends_no_run(configure: Callable[..., ResolvedConfig], tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(configure(num_epochs=6, run_name="piped").to_yaml())
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from isotrain.cli.main import main; main()", "train", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.stdout is not None
+    process.stdout.read()
+    assert process.wait(timeout=120) == 0
+    folder = Path(configure().config.project_dir) / "piped"
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert "epoch 6" in (folder / "train.log").read_text()
