@@ -30,3 +30,8 @@ def test_files_named_in_the_documents_exist() -> None:
             r"`((?:kernels|backends|albert_core|benchmarks|cli|configs|tests)/[\w/.-]+\.\w+)`", document.read_text()
         ):
             assert (ROOT / path).exists(), f"{document.name} names {path}"
+
+
+def test_no_placeholder_is_left_in_the_documents() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"@@|TODO|TBD|XXX", document.read_text()), document.name
