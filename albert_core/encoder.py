@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 
 from .. import UserError
 from ..kernels.weights import EncoderConfig, EncoderWeights, LayerWeights
+from .data.hub import quiet_hub
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,7 +133,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             "give a folder that save_pretrained wrote, a Hub id such as albert/albert-base-v2, or random:albert-base-v2"
         )
     source = str(folder) if local else model_name
-    with _quiet_transformers():
+    with quiet_hub(), _quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
@@ -175,10 +175,6 @@ def _quiet_transformers() -> Iterator[None]:
     """Keeps transformers' load report off the terminal: what matters of it is checked and raised here."""
     from transformers.utils import logging
 
-    # The Hub's client logs every retry; what came of them is the error that is raised.
-    hub = getLogger("huggingface_hub")
-    hub_level = hub.level
-    hub.setLevel("ERROR")
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -186,7 +182,6 @@ def _quiet_transformers() -> Iterator[None]:
     try:
         yield
     finally:
-        hub.setLevel(hub_level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

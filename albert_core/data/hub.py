@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ... import UserError
@@ -35,11 +38,24 @@ def read_hub(
     return _table(f"{dataset_id} (train)", train, columns), test, names
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keeps the Hub client's retries off the terminal: what came of them is the error that is raised."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
 def _load(dataset_id: str) -> dict[str, Any]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(dataset_id)
+        with quiet_hub():
+            loaded = datasets.load_dataset(dataset_id)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(

@@ -19,11 +19,11 @@ app.command()(bench)
 
 
 @pytest.fixture
-def invoke(fake_worker: Callable[..., tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+def invoke(fake_worker: Callable[..., tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The command in an empty folder, with workers that act as told."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str, acts: dict | None = None):  # type: ignore[no-untyped-def]
+    def run(*arguments: str, acts: dict | None = None):
         command = fake_worker(acts)
         monkeypatch.setattr(
             bench_module, "run_workers", lambda plan, started, _: runner.run_workers(plan, started, command)

@@ -70,7 +70,7 @@ def test_git_says_revision_and_dirt_and_an_installed_copy_is_no_checkout(tmp_pat
     assert len(state["revision"]) == 40
     assert state["dirty"] is False
     (tmp_path / "file").write_text("2", encoding="utf-8")
-    assert env.git_state(tmp_path)["dirty"] is True  # type: ignore[index]
+    assert env.git_state(tmp_path)["dirty"] is True
     inside = tmp_path / "venv" / "isotrain"
     inside.mkdir(parents=True)
     assert env.git_state(inside) == "unavailable: not a git checkout"

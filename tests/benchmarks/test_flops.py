@@ -24,7 +24,7 @@ def packed() -> PackedBatch:
     return PackedBatch.from_lists([[2] + [9] * (length - 1) for length in LENGTHS])
 
 
-def _counted(run) -> int:  # type: ignore[no-untyped-def]
+def _counted(run) -> int:
     # The counter knows the plain products of attention, not the CPU's fused operator.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         run()

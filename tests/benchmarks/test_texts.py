@@ -95,7 +95,7 @@ def test_a_length_beyond_the_models_positions_is_refused() -> None:
         check_length(65, config, "m")
 
 
-def test_a_real_data_set_is_tokenised_as_for_training(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_real_data_set_is_tokenised_as_for_training(tmp_path) -> None:
     for split in ("train", "test"):
         rows = "\n".join(f'"where is my card number {i}",{"lost" if i % 2 else "found"}' for i in range(20))
         (tmp_path / f"{split}.csv").write_text(f"text,label\n{rows}\n", encoding="utf-8")

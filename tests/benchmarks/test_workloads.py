@@ -45,7 +45,7 @@ def texts() -> Texts:
 
 @pytest.fixture
 def make(albert: LoadedEncoder, texts: Texts) -> Callable[..., Workload]:
-    def build(name: str, layout: str = "packed", kernel: str = "auto", spoil=None) -> Workload:  # type: ignore[no-untyped-def]
+    def build(name: str, layout: str = "packed", kernel: str = "auto", spoil=None) -> Workload:
         backend = WatchedBackend()
         encoder = frozen_encoder(albert, backend, backend.cast_policy("float32"), kernel)
         batches = make_batches(texts, 4, layout, 64)
@@ -125,7 +125,7 @@ def test_nan_makes_a_measurement_invalid(make: Callable[..., Workload]) -> None:
 def test_a_recompiling_backend_makes_a_measurement_invalid(make: Callable[..., Workload]) -> None:
     workload = make("forward")
 
-    def compiling(batch):  # type: ignore[no-untyped-def]
+    def compiling(batch):
         workload.backend.compiles += 1
         return encoder(batch)
 
