@@ -53,6 +53,12 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
+    def is_complete(self) -> bool:
+        """Whether summary.json says that the run reached its last step."""
+        with suppress(OSError, ValueError):
+            return bool(json.loads(self.summary.read_text(encoding="utf-8"))["status"] == "completed")
+        return False
+
 
 def create_run(resolved: ResolvedConfig) -> RunFolder:
     """A new folder ``project_dir/run_name``; an existing one is never written over (UserError)."""

@@ -131,6 +131,10 @@ def _resume(training: Training) -> None:
     config = job.config
     if config.load_from_storage:
         fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
+    elif config.resume_option == "last" and not training.store.list() and not run.is_complete():
+        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
+        log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
+        return
     folder = training.store.find(config.resume_option, config.checkpoint_path or None)
     saved = read_checkpoint(folder)
     restore(

@@ -155,3 +155,32 @@ def test_a_log_that_nobody_reads_any_more_ends_no_run(configure: Callable[..., R
     folder = Path(configure().config.project_dir) / "piped"
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
     assert "epoch 6" in (folder / "train.log").read_text()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isotrain.albert_core import train as module
+
+    straight = run(run_name="straight")
+    step, calls = module.optimizer_step, []
+
+    def dying(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "optimizer_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(run_name="cut")
+    again = run(run_name="cut", resume_from_checkpoint=True)
+    assert losses(again) == losses(straight)
+    assert "begins again at its first step" in (again.run.path / "train.log").read_text()
+
+
+def test_a_finished_run_that_kept_no_checkpoint_is_not_trained_again(run: Run) -> None:
+    first = run(keep_last_n=0, keep_best_n=0)
+    before = (first.run.model / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="no checkpoint"):
+        run(resume=first.run, keep_last_n=0, keep_best_n=0)
+    assert (first.run.model / "model.safetensors").read_bytes() == before
