@@ -188,6 +188,10 @@ class Backend(ABC):
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters as they are."""
 
+    def kernels(self) -> dict[str, str]:
+        """The names that `frozen_encoder` takes besides "auto", fastest first: "" or why one can't run here."""
+        return {"portable": ""}
+
     @abstractmethod
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         """The fastest correct frozen forward this device has for `weights`; `kernel` forces one by name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import resource
@@ -19,7 +20,7 @@ from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
 
-KERNELS = ("auto", "portable")
+log = logging.getLogger("isotrain")
 
 
 class CpuBackend(Backend):
@@ -113,17 +114,42 @@ class CpuBackend(Backend):
         compute = getattr(torch, policy.compute)
         return torch.autocast("cpu", dtype=compute, enabled=policy.compute != policy.accumulate)
 
+    def kernels(self) -> dict[str, str]:
+        from ..kernels.cpu.library import why_not
+
+        return {"native": why_not() or "", "portable": ""}
+
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        known = self.kernels()
+        if kernel != "auto" and kernel not in known:
+            raise UserError(f"kernel {kernel!r} does not exist on backend cpu; allowed are auto, {', '.join(known)}")
+        if kernel != "portable":
+            reason = known["native"] or _not_native(weights, policy)
+            if not reason:
+                from ..kernels.cpu import NativeEncoder
+
+                return NativeEncoder(weights)
+            if kernel == "native":
+                raise UserError(f"kernel native can't run: {reason}")
+            log.info("kernel portable: the native one can't run (%s)", reason)
         from ..kernels.packed import PortableEncoder
 
-        if kernel not in KERNELS:
-            raise UserError(f"kernel {kernel!r} does not exist on backend cpu; allowed are {', '.join(KERNELS)}")
         rounded = weights.to(dtype=getattr(torch, policy.param))
         return PortableEncoder(
             rounded,
             compute_dtype=getattr(torch, policy.compute),
             accumulate_dtype=getattr(torch, policy.accumulate),
         )
+
+
+def _not_native(weights: EncoderWeights, policy: CastPolicy) -> str:
+    """Why the native kernel can't run these weights under `policy`, or an empty string."""
+    from ..kernels.cpu.encoder import unsupported
+
+    if policy.compute != "bfloat16":
+        return f"it multiplies bfloat16 only, and dtype is {policy.label}; set dtype: bfloat16, or kernel: portable"
+    shape = unsupported(weights.config)
+    return f"it does not support {shape}; use kernel portable" if shape else ""
 
 
 @cache
