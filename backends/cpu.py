@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, MemoryUse
+from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, HeadStep, MemoryUse
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -109,6 +109,15 @@ class CpuBackend(Backend):
             yield
         finally:
             torch.set_num_threads(threads)
+
+    def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
+        from ..kernels.cpu import head
+
+        reason = head.head_step_unsupported(parameters, optimizer)
+        if reason is not None:
+            log.info("the head is trained by autograd: its native step can't run (%s)", reason)
+            return None
+        return head.HeadStep(parameters, optimizer)
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         compute = getattr(torch, policy.compute)

@@ -41,6 +41,29 @@ class Shape(ctypes.Structure):
     )
 
 
+class HeadTensors(ctypes.Structure):
+    """`struct HeadTensors` of native/head_step.h."""
+
+    _fields_ = (
+        ("features", ctypes.c_int32),
+        ("hidden", ctypes.c_int32),
+        ("labels", ctypes.c_int32),
+        ("weight", _POINTER * 4),
+        ("moment", _POINTER * 4),
+        ("square", _POINTER * 4),
+        ("step", _POINTER * 4),
+    )
+
+
+class AdamSettings(ctypes.Structure):
+    """`struct AdamSettings` of native/head_step.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
+        ("decoupled", ctypes.c_int32),
+    )
+
+
 @cache
 def native() -> NativeLibrary:
     """The library with its functions' argument types declared."""
@@ -66,6 +89,18 @@ def native() -> NativeLibrary:
             _POINTER,
             ctypes.c_char_p,
             ctypes.c_size_t,
+        )
+        library.isotrain_cpu_head_workspace.argtypes = (ctypes.POINTER(HeadTensors), ctypes.c_int)
+        library.isotrain_cpu_head_workspace.restype = ctypes.c_size_t
+        library.isotrain_cpu_head_step.argtypes = (
+            ctypes.POINTER(HeadTensors),
+            _POINTER,
+            _POINTER,
+            ctypes.c_int,
+            ctypes.c_float,
+            ctypes.POINTER(AdamSettings),
+            _POINTER,
+            _POINTER,
         )
         library.isotrain_cpu_unit_rate.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_double)
         library.isotrain_cpu_unit_rate.restype = ctypes.c_double
