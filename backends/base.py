@@ -205,9 +205,9 @@ class Backend(ABC):
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters as they are."""
 
-    def kernels(self) -> dict[str, str]:
-        """The names that `frozen_encoder` takes besides "auto", fastest first: "" or why one can't run here."""
-        return {"portable": ""}
+    def kernels(self) -> dict[str, Availability]:
+        """The names that `frozen_encoder` takes besides "auto", fastest first, and whether each can run here."""
+        return {"portable": Availability(True, "torch operators")}
 
     @abstractmethod
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:

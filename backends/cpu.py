@@ -123,17 +123,20 @@ class CpuBackend(Backend):
         compute = getattr(torch, policy.compute)
         return torch.autocast("cpu", dtype=compute, enabled=policy.compute != policy.accumulate)
 
-    def kernels(self) -> dict[str, str]:
-        from ..kernels.cpu.library import why_not
+    def kernels(self) -> dict[str, Availability]:
+        from ..kernels.cpu.library import best_isa, why_not
 
-        return {"native": why_not() or "", "portable": ""}
+        reason = why_not()
+        native = Availability(True, f"bfloat16 by {best_isa()}") if reason is None else Availability(False, reason)
+        return {"native": native, **super().kernels()}
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         known = self.kernels()
         if kernel != "auto" and kernel not in known:
             raise UserError(f"kernel {kernel!r} does not exist on backend cpu; allowed are auto, {', '.join(known)}")
         if kernel != "portable":
-            reason = known["native"] or _not_native(weights, policy)
+            native = known["native"]
+            reason = _not_native(weights, policy) if native.ok else native.reason
             if not reason:
                 from ..kernels.cpu import NativeEncoder
 

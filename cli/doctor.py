@@ -58,7 +58,10 @@ def _examine(name: str) -> dict[str, Any]:
     report["checks"] = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
     report["device"] = backend.info().as_dict()
     report["bfloat16"] = policy.__dict__
-    report["kernels"] = {name: why or "available" for name, why in {**backend.kernels(), "transformers": ""}.items()}
+    report["kernels"] = {
+        name: f"available, {state.reason}" if state.ok else f"not here: {state.reason}"
+        for name, state in backend.kernels().items()
+    }
     return report
 
 

@@ -35,8 +35,9 @@ def compiled(driver: Path, folder: Path, *extra: str) -> Path:
 
 
 @pytest.mark.slow
-def test_every_access_stays_inside_its_buffer(tmp_path: Path) -> None:
-    program = compiled(Path(__file__).with_name("encoder_driver.cpp"), tmp_path)
+@pytest.mark.parametrize("driver", ["encoder_driver.cpp", "head_driver.cpp"])
+def test_every_access_stays_inside_its_buffer(driver: str, tmp_path: Path) -> None:
+    program = compiled(Path(__file__).with_name(driver), tmp_path)
     result = subprocess.run([str(program)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     if result.stdout.startswith("0 runs"):
