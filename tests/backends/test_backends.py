@@ -227,7 +227,7 @@ def test_without_a_compiler_the_portable_kernel_serves(
     weights = load_encoder("random:tiny").weights
     assert backend.frozen_encoder(weights, policy).name == "portable"
     assert "install a C++ compiler" in caplog.text
-    with pytest.raises(UserError, match="kernel native can't run: .* was not built .* install a C\\+\\+ compiler"):
+    with pytest.raises(UserError, match=r"kernel native can't run: .* was not built .* install a C\+\+ compiler"):
         backend.frozen_encoder(weights, policy, "native")
     state = backend.kernels()["native"]
     assert not state.ok
