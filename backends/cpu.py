@@ -145,12 +145,14 @@ class CpuBackend(Backend):
                 raise UserError(f"kernel native can't run: {reason}")
             log.info("kernel portable: the native one can't run (%s)", reason)
         from ..kernels.packed import PortableEncoder
+        from ..kernels.packed.prepacked import prepacked_linear
 
         rounded = weights.to(dtype=getattr(torch, policy.param))
         return PortableEncoder(
             rounded,
             compute_dtype=getattr(torch, policy.compute),
             accumulate_dtype=getattr(torch, policy.accumulate),
+            make_linear=prepacked_linear,
         )
 
 
