@@ -11,10 +11,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,6 +102,7 @@ def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Repor
     record(training, resolved)
     training.trackers = make_trackers(job.config, run.path, training.state.step if resuming else None)
     training.trackers.watch(training.model)
+    training.step = make_step(training)
     return training
 
 
@@ -199,24 +202,37 @@ def _improved(training: Training) -> bool:
 
 
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
-    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device.
+    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device."""
+    batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
+    return training.step(*chain.from_iterable(batches))
 
-    Each micro-batch's summed loss is divided by the window's number of texts, so that the gradient is that of one
-    batch of all of them, also when the last micro-batch is smaller.
+
+def make_step(training: Training) -> Callable[..., torch.Tensor]:
+    """``step(inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
+
+    Each micro-batch's summed loss is divided by the number of all texts, so that the gradient is that of one batch of
+    all of them, also when the last micro-batch is smaller. A head's steps on tensors are handed to the backend, which
+    may record and repeat them; not where a tracker looks at the gradients of each.
     """
-    total: torch.Tensor | None = None
-    for start, stop in window.micro_batches:
-        inputs, labels = training.source.batch(start, stop)
-        loss = functional.cross_entropy(training.model(inputs), labels, reduction="sum") / window.num_samples
-        loss.backward()
-        total = loss.detach() if total is None else total + loss.detach()
-    if training.job.config.max_grad_norm is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), training.job.config.max_grad_norm)
-    training.trackers.before_step(training.state.step + 1)
-    training.optimizer.step()
-    training.optimizer.zero_grad(set_to_none=True)
-    assert total is not None, "a window holds at least one micro-batch"
-    return total
+    config, model, optimizer = training.job.config, training.model, training.optimizer
+
+    def step(*pairs: Any) -> torch.Tensor:
+        num_samples = sum(len(labels) for labels in pairs[1::2])
+        total: torch.Tensor | None = None
+        for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
+            loss = functional.cross_entropy(model(inputs), labels, reduction="sum") / num_samples
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        training.trackers.before_step(training.state.step + 1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert total is not None, "a window holds at least one micro-batch"
+        return total
+
+    watched = config.use_wandb and config.wandb_watch_mode is not None
+    return training.job.backend.capture_step(step, optimizer) if config.freeze_encoder and not watched else step
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,9 +30,13 @@ from .tracking import Trackers
 log = logging.getLogger("isotrain")
 
 
+def _not_ready(*_: Any) -> torch.Tensor:
+    raise AssertionError("a step was asked for before the loop was set up")
+
+
 @dataclass
 class Training:
-    """All the parts the loop moves."""
+    """All the parts the loop moves. `step` makes an optimizer step (`train.make_step`), once it is set."""
 
     job: Job
     run: RunFolder
@@ -44,6 +49,7 @@ class Training:
     trackers: Trackers
     state: TrainingState
     total_steps: int
+    step: Callable[..., torch.Tensor] = field(default=_not_ready)
 
 
 def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
