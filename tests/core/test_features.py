@@ -57,10 +57,8 @@ def test_a_pass_in_order_prepares_each_batch_once(job: Job) -> None:
     backend = EagerBackend()
     source = TokenBatches(job.train_tokens, backend, "packed", 32)
     source.start_epoch(np.arange(job.train_tokens.num_texts))
-    count = 0
-    for start in range(0, job.train_tokens.num_texts, 8):
+    for count, start in enumerate(range(0, job.train_tokens.num_texts, 8), start=1):
         source.batch(start, min(start + 8, job.train_tokens.num_texts))
-        count += 1
         assert backend.prepared == min(count + 2, -(-job.train_tokens.num_texts // 8))
 
 

@@ -20,6 +20,7 @@ from isotrain.kernels.cuda.buckets import sequence_bucket, token_bucket
 from isotrain.kernels.cuda.rows import TokenRows, first_rows, key_ranges, split
 from isotrain.kernels.packed import PackedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
+from support.repeat import Repeat
 from torch.utils.flop_counter import FlopCounterMode
 
 Build = Callable[..., torch.nn.Module]
@@ -33,31 +34,6 @@ def rmse(values: torch.Tensor, exact: torch.Tensor) -> float:
 
 def assert_near(values: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
     torch.testing.assert_close(values.cpu().double(), expected.cpu().double(), rtol=0, atol=atol)
-
-
-class Repeat:
-    """Records without executing, and repeats by running anew into one result tensor, as a graph does."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def warm_up(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        self.events.append("warm up")
-        return run()
-
-    def capture(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        self.events.append("capture")
-        result: list[torch.Tensor] = []
-
-        def replay() -> torch.Tensor:
-            self.events.append("replay")
-            if not result:
-                result.append(run())
-            else:
-                result[0].copy_(run())
-            return result[0]
-
-        return replay
 
 
 @pytest.fixture(scope="module")
