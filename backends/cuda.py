@@ -240,7 +240,7 @@ class CudaBackend(Backend):
         if reason:
             return reason
         with torch.cuda.device(self.device):
-            return smoke_test(self.device, compute, weights.config.activation)
+            return smoke_test(self.device, compute, weights.config)
 
     def _runner(self, longest: int) -> Callable[[Forward], Forward]:
         """Makes an encoder's forward pass run on this device, and repeat graphs where batches are small."""

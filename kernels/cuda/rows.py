@@ -92,13 +92,16 @@ def _split_padded(batch: PaddedBatch, chunk_tokens: int) -> Iterator[TokenRows]:
     step = max(1, chunk_tokens // length)
     position = torch.arange(length, device=batch.device)
     for start in range(0, batch.num_sequences, step):
-        ids = batch.input_ids[start : start + step]
+        ids, mask = batch.input_ids[start : start + step], batch.attention_mask[start : start + step]
         types = batch.token_type_ids
+        # Lengths say all about padding on the right and nothing about any other. On the host such a mask is refused;
+        # here it can't be read, and a position that no model has gives NaN instead of a wrong number.
+        usable = (mask[:, :1] == 1) & ((mask[:, 1:] == 0) | (mask[:, 1:] == mask[:, :-1])).all(dim=1, keepdim=True)
         yield TokenRows(
             input_ids=ids.flatten(),
-            position_ids=position.repeat(ids.shape[0]),
+            position_ids=torch.where(usable, position, -1).flatten(),
             token_type_ids=None if types is None else types[start : start + step].flatten(),
             cu_seqlens=torch.arange(ids.shape[0] + 1, dtype=torch.int32, device=batch.device) * length,
-            real_lengths=batch.attention_mask[start : start + step].sum(dim=1, dtype=torch.int32),
+            real_lengths=mask.sum(dim=1, dtype=torch.int32),
             max_length=length,
         )

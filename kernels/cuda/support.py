@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from torch.nn import functional
 
 from ..packed.portable import ACTIVATIONS
 from ..weights import EncoderConfig
@@ -20,7 +21,7 @@ ACTIVATION_OPERATORS = ("triton", "torch", "epilogue")
 
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16)
 # Largest difference from torch on values of about 1, by dtype: a few roundings of the result.
-_TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,15 @@ def why_no_flash(config: EncoderConfig, compute: torch.dtype) -> str:
     return ""
 
 
-def smoke_test(device: torch.device, compute: torch.dtype, activation: str) -> str:
-    """Runs each Triton kernel on a few rows on `device` and compares it with torch; what is wrong, or empty.
+def smoke_test(device: torch.device, compute: torch.dtype, config: EncoderConfig) -> str:
+    """Runs each Triton kernel on a few rows of `config`'s widths and compares it with torch; what is wrong, or empty.
 
-    Compiles them too, so that a missing C compiler or an unsupported GPU is found here.
+    Compiles them too, so that a missing C compiler, an unsupported GPU or too large a tile is found here.
     """
     from . import triton_kernels
 
     generator = torch.Generator().manual_seed(0)
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_heads
 
     def values(*shape: int, dtype: torch.dtype = compute) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
@@ -77,23 +79,30 @@ def smoke_test(device: torch.device, compute: torch.dtype, activation: str) -> s
         # Negated: NaN is a difference.
         return not bool((ours.float() - wanted.float()).abs().max() <= _TOLERANCE[compute])
 
-    x, bias = values(5, 48), values(48)
-    residual, weight, shift = (values(*shape, dtype=torch.float32) for shape in ((5, 48), (48,), (48,)))
-    starts, ends = (torch.tensor(rows, dtype=torch.int32, device=device) for rows in ([0, 0, 2, 2, 2], [2, 2, 5, 5, 5]))
     wrong = []
     try:
-        ours = triton_kernels.bias_activation_(x.clone(), bias, triton_kernels.ACTIVATIONS[activation])
-        if differs(ours, ACTIVATIONS[activation](x.float() + bias.float())):
+        x, bias = values(5, inner), values(inner)
+        wanted = ACTIVATIONS[config.activation](x.float() + bias.float())
+        if differs(triton_kernels.bias_activation_(x, bias, triton_kernels.ACTIVATIONS[config.activation]), wanted):
             wrong.append("bias and activation")
-        ours = triton_kernels.add_norm(residual, x, bias, weight, shift, 1e-12)[0]
-        if differs(ours, torch.nn.functional.layer_norm(residual + x + bias.float(), (48,), weight, shift, 1e-12)):
+
+        x, bias = values(5, hidden), values(hidden)
+        residual, weight, shift = (values(*shape, dtype=torch.float32) for shape in ((5, hidden), (hidden,), (hidden,)))
+        ours = triton_kernels.add_norm(residual, x, bias, weight, shift, config.layer_norm_eps)[0]
+        summed = residual + x.float() + bias.float()
+        if differs(ours, functional.layer_norm(summed, (hidden,), weight, shift, config.layer_norm_eps)):
             wrong.append("residual and LayerNorm")
-        ours = triton_kernels.attention(x, x, x, starts, ends, num_heads=3)
-        heads = x.float().view(5, 3, 16).transpose(0, 1)
+
+        starts, ends = (
+            torch.tensor(rows, dtype=torch.int32, device=device) for rows in ([0, 0, 2, 2, 2], [2, 2, 5, 5, 5])
+        )
+        parts = x.float().view(5, heads, -1).transpose(0, 1)
         allowed = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).to(device).bool()
-        wanted = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=allowed)
-        if differs(ours, wanted.transpose(0, 1).reshape(5, 48)):
-            wrong.append("attention")
+        wanted = functional.scaled_dot_product_attention(parts, parts, parts, attn_mask=allowed)
+        for tile in (triton_kernels.ROWS_PER_TILE, triton_kernels.FIRST_ROWS_PER_TILE):
+            ours = triton_kernels.attention(x, x, x, starts, ends, heads, tile)
+            if differs(ours, wanted.transpose(0, 1).reshape(5, hidden)):
+                wrong.append(f"attention, {tile} rows a tile")
     except Exception as error:  # noqa: BLE001 (Triton's compiler and launcher raise what they like)
         return f"the Triton kernels don't run here ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
     return f"the Triton kernels give wrong results here ({', '.join(wrong)})" if wrong else ""

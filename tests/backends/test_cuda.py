@@ -101,7 +101,7 @@ def wrong_kernel(patch: pytest.MonkeyPatch) -> None:
     [
         (no_triton, FLOAT32, "triton is not installed"),
         (old_gpu, FLOAT32, "this GPU is sm_75"),
-        (wrong_kernel, FLOAT32, "wrong results here \\(attention\\)"),
+        (wrong_kernel, FLOAT32, "wrong results here \\(attention"),
         (lambda _: None, replace(FLOAT32, param="float64", compute="float64", accumulate="float64"), "float64"),
     ],
 )
@@ -216,11 +216,11 @@ def compare_steps(capture: Any, device: torch.device, sizes: list[int], most_sha
     captured = CapturedStep(step, optimizer, capture, most_shapes)
     kept = []
     for index, (features, labels) in enumerate(inputs(sizes, device)):
-        rate = 1e-2 / (1 + index)
+        # Exact in float32, the graph's precision: else Adam would enlarge the difference wherever a gradient is near 0.
+        rate = 2.0 ** -(7 + index % 4)
         plain_optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] = rate
         expected = plain_step(features, labels)
         loss = captured(features, labels)
-        # The learning rate has float32's precision on the device.
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
         kept.append((loss, float(loss)))
         assert optimizer.param_groups[0]["lr"] == rate

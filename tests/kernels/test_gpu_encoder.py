@@ -18,7 +18,7 @@ from isotrain.kernels import reference
 from isotrain.kernels.cuda import BucketRunner, Operators, PackedGpuEncoder, encoder, smoke_test, support, why_not
 from isotrain.kernels.cuda.buckets import sequence_bucket, token_bucket
 from isotrain.kernels.cuda.rows import TokenRows, first_rows, key_ranges, split
-from isotrain.kernels.packed import PackedBatch, PortableEncoder
+from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
 from support.repeat import Repeat
 from torch.utils.flop_counter import FlopCounterMode
@@ -364,17 +364,31 @@ def test_what_the_kernels_cannot_take_says_why(tiny: EncoderWeights, monkeypatch
     assert why_not(config, torch.bfloat16, torch.float32) == "triton is not installed"
 
 
-def test_the_smoke_test_passes_and_can_fail(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smoke_test_passes_and_can_fail(
+    tiny: EncoderWeights, triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from isotrain.kernels.cuda import triton_kernels
 
+    config = tiny.config
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for activation in triton_kernels.ACTIVATIONS:
-            assert smoke_test(triton_device, dtype, activation) == ""
+            assert smoke_test(triton_device, dtype, replace(config, activation=activation)) == ""
     with monkeypatch.context() as patch:
         patch.setattr(triton_kernels, "attention", lambda q, *_, **__: torch.zeros_like(q))
-        assert "wrong results here (attention)" in smoke_test(triton_device, torch.bfloat16, "gelu")
+        assert "wrong results here (attention, 64" in smoke_test(triton_device, torch.bfloat16, config)
     monkeypatch.setattr(triton_kernels, "add_norm", lambda *_: 1 / 0)
-    assert "don't run here (ZeroDivisionError" in smoke_test(triton_device, torch.float32, "gelu")
+    assert "don't run here (ZeroDivisionError" in smoke_test(triton_device, torch.float32, config)
+
+
+@pytest.mark.parametrize("row", [[0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 2, 0]])
+def test_a_mask_that_is_not_padding_on_the_right_is_no_number(
+    row: list[int], tiny: EncoderWeights, make: Callable, triton_device: torch.device
+) -> None:
+    mask = torch.tensor([[1, 1, 0], row], device=triton_device)
+    batch = PaddedBatch(torch.ones(2, 3, dtype=torch.int64, device=triton_device), mask)
+    features = torch.cat([make(tiny, chunk_tokens=3).forward(rows) for rows in split(batch, 3)])
+    assert torch.isfinite(features[0]).all()
+    assert torch.isnan(features[1]).all()
 
 
 def test_autocast_around_it_changes_nothing(
