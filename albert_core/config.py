@@ -137,7 +137,9 @@ class TrainConfig(BaseModel):
     feature_cache: bool = Field(
         True, description="compute a frozen encoder's features once; false runs it at every step"
     )
-    kernel: str = Field("auto", description="frozen forward: auto, portable or transformers")
+    kernel: str = Field(
+        "auto", description="frozen forward: auto, portable, triton or flash (on cuda), or transformers"
+    )
     layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
         "auto", description="batches for the encoder: packed (no padding), padded to max_length, bucketed (few lengths)"
     )

@@ -16,9 +16,6 @@ from .array_cache import ArraySpec, load_arrays, publish_arrays
 from .batches import bucket_length
 from .data import TokenStore, cache_root
 
-# Tokens a batch of the one pass that fills the cache: enough to keep a device busy, little enough memory.
-CACHE_BATCH_TOKENS = 8192
-
 # Part of every cache key: raise it when the same inputs should give other features.
 FEATURES_FORMAT = 1
 
@@ -59,13 +56,15 @@ def compute_features(
     """
     features: torch.Tensor | None = None
     done = 0
-    groups = list(_length_sorted_groups(store.lengths, max_length if layout == "padded" else None))
-    batches = (token_batch(store, indices, layout, max_length) for indices in groups)
-    for indices, batch in zip(groups, backend.prefetch(batches), strict=True):
+    groups = _length_sorted_groups(
+        store.lengths, max_length if layout == "padded" else None, backend.feature_batch_tokens
+    )
+    batches = ((torch.from_numpy(indices), token_batch(store, indices, layout, max_length)) for indices in groups)
+    for indices, batch in backend.prefetch(batches):
         rows = encoder(batch)
         if features is None:
             features = rows.new_empty(store.num_texts, rows.shape[1])
-        features.index_copy_(0, backend.place(torch.from_numpy(indices)), rows)
+        features.index_copy_(0, indices, rows)
         backend.step_boundary()
         done += len(indices)
         if progress is not None:
@@ -75,11 +74,11 @@ def compute_features(
     return features
 
 
-def _length_sorted_groups(lengths: np.ndarray, padded_to: int | None) -> Iterator[np.ndarray]:
-    """Indices in order of length, cut into groups of about CACHE_BATCH_TOKENS tokens (padding counted)."""
+def _length_sorted_groups(lengths: np.ndarray, padded_to: int | None, tokens: int) -> Iterator[np.ndarray]:
+    """Indices in order of length, cut into groups of about `tokens` tokens (padding counted)."""
     order = np.argsort(lengths, kind="stable")
     cost = np.full(len(order), padded_to) if padded_to else lengths[order]
-    cell = np.cumsum(cost) // CACHE_BATCH_TOKENS
+    cell = np.cumsum(cost) // tokens
     yield from np.split(order, np.flatnonzero(np.diff(cell)) + 1)
 
 
@@ -153,17 +152,31 @@ class StreamedFeatures:
 
 
 class TokenBatches:
-    """Token batches for a model that is trained whole."""
+    """Token batches for a model that is trained whole.
+
+    Batches are taken in order nearly always, so the ones that follow are handed to the backend's `prefetch`: it
+    prepares and copies them while the device works on the current one, where it can.
+    """
 
     def __init__(self, store: TokenStore, backend: Backend, layout: str, max_length: int) -> None:
         self.store, self.backend, self.layout, self.max_length = store, backend, layout, max_length
         self.order = np.empty(0, dtype=np.int64)
+        self._ahead: Iterator[tuple[Batch, torch.Tensor]] = iter(())
+        self._expected: tuple[int, int] | None = None
 
     def start_epoch(self, order: np.ndarray) -> None:
         self.order = order
+        self._expected = None
 
     def batch(self, start: int, stop: int) -> tuple[Batch, torch.Tensor]:
-        rows = self.order[start:stop]
-        batch = token_batch(self.store, rows, self.layout, self.max_length)
-        labels = torch.from_numpy(np.ascontiguousarray(self.store.labels[rows]))
-        return self.backend.place(batch), self.backend.place(labels)
+        if (start, stop) != self._expected:
+            self._ahead = iter(self.backend.prefetch(self._on_host(start, stop - start)))
+        self._expected = (stop, min(2 * stop - start, len(self.order)))
+        return next(self._ahead)
+
+    def _on_host(self, start: int, size: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """The batches of `size` texts from `start` to the end of the order."""
+        for first in range(start, len(self.order), size):
+            rows = self.order[first : first + size]
+            labels = torch.from_numpy(np.ascontiguousarray(self.store.labels[rows]))
+            yield token_batch(self.store, rows, self.layout, self.max_length), labels

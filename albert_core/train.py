@@ -11,15 +11,19 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ..backends import HeadStep
 from .batches import BatchStream, Window
 from .checkpoint import read_checkpoint
 from .config import TrainConfig
@@ -100,6 +104,7 @@ def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Repor
     record(training, resolved)
     training.trackers = make_trackers(job.config, run.path, training.state.step if resuming else None)
     training.trackers.watch(training.model)
+    training.step = make_step(training)
     return training
 
 
@@ -199,28 +204,47 @@ def _improved(training: Training) -> bool:
 
 
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
-    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device.
+    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device."""
+    batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
+    return training.step(*chain.from_iterable(batches))
 
-    Each micro-batch's summed loss is divided by the window's number of texts, so that the gradient is that of one
-    batch of all of them, also when the last micro-batch is smaller. A device's fused step takes them all at once.
+def make_step(training: Training) -> Callable[..., torch.Tensor]:
+    """``step(inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
+
+    Each micro-batch's summed loss is divided by the number of all texts, so that the gradient is that of one batch of
+    all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which may
+    have a fused step of its own for it, or record this one and repeat it; not where somebody looks at the gradients.
     """
-    if training.head_step is not None:
-        inputs, labels = training.source.batch(window.micro_batches[0][0], window.micro_batches[-1][1])
-        assert isinstance(inputs, torch.Tensor), "a head's inputs are features"
-        return training.head_step(inputs, labels, window.num_samples)
-    total: torch.Tensor | None = None
-    for start, stop in window.micro_batches:
-        inputs, labels = training.source.batch(start, stop)
-        loss = functional.cross_entropy(training.model(inputs), labels, reduction="sum") / window.num_samples
-        loss.backward()
-        total = loss.detach() if total is None else total + loss.detach()
-    if training.job.config.max_grad_norm is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), training.job.config.max_grad_norm)
-    training.trackers.before_step(training.state.step + 1)
-    training.optimizer.step()
-    training.optimizer.zero_grad(set_to_none=True)
-    assert total is not None, "a window holds at least one micro-batch"
-    return total
+    config, model, optimizer = training.job.config, training.model, training.optimizer
+    backend = training.job.backend
+    watched = config.use_wandb and config.wandb_watch_mode is not None
+    if config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
+        fused = backend.head_step(list(model.parameters()), optimizer)
+        if fused is not None:
+            return partial(_fused_step, fused)
+
+    def step(*pairs: Any) -> torch.Tensor:
+        num_samples = sum(len(labels) for labels in pairs[1::2])
+        total: torch.Tensor | None = None
+        for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
+            loss = functional.cross_entropy(model(inputs), labels, reduction="sum") / num_samples
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        training.trackers.before_step(training.state.step + 1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert total is not None, "a window holds at least one micro-batch"
+        return total
+
+    return backend.capture_step(step, optimizer) if config.freeze_encoder and not watched else step
+
+
+def _fused_step(fused: HeadStep, *pairs: torch.Tensor) -> torch.Tensor:
+    """One fused step over the features and labels of all micro-batches."""
+    features, labels = (part[0] if len(part) == 1 else torch.cat(part) for part in (pairs[::2], pairs[1::2]))
+    return fused(features, labels, len(labels))
 
 
 @dataclass(frozen=True)

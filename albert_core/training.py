@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from .. import UserError
-from ..backends import HeadStep
 from .batches import BatchStream
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
@@ -30,9 +30,13 @@ from .tracking import Trackers
 log = logging.getLogger("isotrain")
 
 
+def _not_ready(*_: Any) -> torch.Tensor:
+    raise AssertionError("a step was asked for before the loop was set up")
+
+
 @dataclass
 class Training:
-    """All the parts the loop moves."""
+    """All the parts the loop moves. `step` makes an optimizer step (`train.make_step`), once it is set."""
 
     job: Job
     run: RunFolder
@@ -45,7 +49,7 @@ class Training:
     trackers: Trackers
     state: TrainingState
     total_steps: int
-    head_step: HeadStep | None = None
+    step: Callable[..., torch.Tensor] = field(default=_not_ready)
 
 
 def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
@@ -95,14 +99,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         trackers=Trackers(()),
         state=TrainingState(),
         total_steps=min(total_steps, config.max_steps or total_steps),
-        head_step=backend.head_step(list(model.parameters()), optimizer) if _can_fuse(config) else None,
     )
-
-
-def _can_fuse(config: TrainConfig) -> bool:
-    """A fused step has no gradients to clip or to look at."""
-    watched = config.use_wandb and config.wandb_watch_mode is not None
-    return config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched
 
 
 def check_storage(config: TrainConfig, resuming: bool) -> None:

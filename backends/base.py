@@ -110,6 +110,8 @@ class Backend(ABC):
     """A device that can train. Subclasses say how each of these is done on it."""
 
     name: str
+    # Tokens a batch of the one pass over all texts: enough to keep the device busy, little enough memory.
+    feature_batch_tokens: int = 8192
 
     def __init__(self, index: int | None = None) -> None:
         """`index` picks one of several devices ("cuda:1"); raises UserError where the device has no such index."""
@@ -175,6 +177,19 @@ class Backend(ABC):
         """`fn` compiled for the device, or `fn` itself where eager execution is the device's normal way."""
         del options
         return fn
+
+    def capture_step(
+        self, step: Callable[..., torch.Tensor], optimizer: torch.optim.Optimizer
+    ) -> Callable[..., torch.Tensor]:
+        """`step` in the form that this device repeats with the least overhead; `step` itself where that is it.
+
+        `step(*tensors)` is one whole optimizer step, from placed tensors to the update and `zero_grad`, and returns the
+        loss; it must read nothing back and depend on nothing but those tensors, the parameters and the optimizer's
+        state. What it does beside device work may happen only the first times. The learning rate is taken from
+        `optimizer.param_groups` at every call.
+        """
+        del optimizer
+        return step
 
     def compile_count(self) -> int:
         """How many compilations have happened so far; a benchmark's timed region must not move it."""

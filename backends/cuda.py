@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from .. import UserError
 from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, MemoryUse
+from .cuda_graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
 if TYPE_CHECKING:
+    from ..kernels.cuda.encoder import Forward
+    from ..kernels.cuda.rows import TokenRows
     from ..kernels.weights import EncoderWeights
 
 T = TypeVar("T")
 
-KERNELS = ("auto", "portable")
+log = logging.getLogger("isotrain")
+
+# triton and flash differ in their attention only: ours, or torch's for sequences of any length.
+KERNELS = ("auto", "portable", "triton", "flash")
 
 # Tokens that go through the encoder's repetitions at once: enough rows to keep every multiprocessor busy.
 CHUNK_TOKENS = 65536
+
+# Older GPUs lack what the Triton kernels and flash attention need.
+LEAST_CAPABILITY = (8, 0)
 
 # Dense bfloat16 TFLOP/s and GB/s from NVIDIA's data sheets, by a part of the device's name. A device that is not
 # here has no vendor figure: "n/a" is shown, never another device's.
@@ -40,6 +51,7 @@ class CudaBackend(Backend):
     """One NVIDIA GPU: asynchronous kernels, a caching allocator, copies on a side stream."""
 
     name = "cuda"
+    feature_batch_tokens = CHUNK_TOKENS
 
     def __init__(self, index: int | None = None) -> None:
         count = torch.cuda.device_count()
@@ -48,6 +60,7 @@ class CudaBackend(Backend):
                 f"backend 'cuda:{index}': this machine has {count} CUDA device(s); use cuda:0 to cuda:{count - 1}"
             )
         super().__init__(index)
+        self._captures: list[GraphCapture] = []
         torch.cuda.set_device(index or 0)
         # What the cast policy promises; torch's defaults let split-K products add up in the operands' dtype.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -139,51 +152,132 @@ class CudaBackend(Backend):
         torch.cuda.set_rng_state(state["cuda"].to("cpu", torch.uint8), self.device)
 
     def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Copies one batch ahead on a side stream, so that the copy runs behind the current batch's work."""
-        stream = torch.cuda.Stream(self.device)
-        ahead: deque[T] = deque()
-        for batch in batches:
-            with torch.cuda.stream(stream):
-                ahead.append(self.place(batch))
-            if len(ahead) == 2:
-                yield self._arrived(ahead.popleft(), stream)
-        while ahead:
-            yield self._arrived(ahead.popleft(), stream)
+        """Copies one batch ahead on a side stream, so that the copy runs behind the current batch's work.
 
-    def _arrived(self, batch: T, stream: torch.cuda.Stream) -> T:
+        From pinned memory, for from any other a copy waits. Two batches are under way at most: the pages of an earlier
+        one are pinned already and used again, by torch's allocator, which waits for the copy that reads them.
+        """
+        stream = torch.cuda.Stream(self.device)
+        ahead: deque[tuple[T, torch.cuda.Event]] = deque()
+        for batch in batches:
+            ahead.append(self._send(batch, stream))
+            if len(ahead) == 2:
+                yield self._arrived(*ahead.popleft())
+        while ahead:
+            yield self._arrived(*ahead.popleft())
+
+    def _send(self, batch: T, stream: torch.cuda.Stream) -> tuple[T, torch.cuda.Event]:
+        pinned = map_tensors(batch, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+        with torch.cuda.stream(stream):
+            sent = map_tensors(pinned, lambda tensor: tensor.to(self.device, non_blocking=True))
+        return sent, stream.record_event()
+
+    def _arrived(self, batch: T, copied: torch.cuda.Event) -> T:
         current = torch.cuda.current_stream(self.device)
-        current.wait_stream(stream)
-        # The allocator would hand the block out again on the side stream unless told that this stream reads it.
-        for tensor in _tensors(batch):
-            if tensor.is_cuda:
-                tensor.record_stream(current)
-        return batch
+        current.wait_event(copied)
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            # The allocator would hand the block out again on the side stream unless told that this stream reads it.
+            tensor.record_stream(current)
+            return tensor
+
+        return map_tensors(batch, keep)
+
+    def capture_step(
+        self, step: Callable[..., torch.Tensor], optimizer: torch.optim.Optimizer
+    ) -> Callable[..., torch.Tensor]:
+        reason = why_not_captured(optimizer) if _graphs_wanted() else f"{OFF_SWITCH}=0"
+        if reason:
+            log.info("the optimizer's steps run without a CUDA graph: %s", reason)
+            return step
+        return CapturedStep(step, optimizer, self._new_capture())
+
+    def compile_count(self) -> int:
+        """Graphs captured so far: a capture compiles nothing, but it costs a step's time many times over."""
+        return sum(capture.count for capture in self._captures)
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         compute = getattr(torch, policy.compute)
         return torch.autocast("cuda", dtype=compute, enabled=policy.compute != policy.accumulate)
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        from ..kernels.cuda import Operators, PackedGpuEncoder
         from ..kernels.packed import PortableEncoder
+        from ..kernels.weights import check_finite
 
         if kernel not in KERNELS:
             raise UserError(f"kernel {kernel!r} does not exist on backend cuda; allowed are {', '.join(KERNELS)}")
+        check_finite(weights)
         rounded = weights.to(device=self.device, dtype=getattr(torch, policy.param))
-        return PortableEncoder(
+        reason = "" if kernel == "portable" else self._why_no_triton(weights, policy)
+        if reason and kernel != "auto":
+            raise UserError(f"kernel {kernel!r} can't run here: {reason}; use kernel auto or portable")
+        if reason:
+            log.info("the portable kernel serves: %s", reason)
+        if reason or kernel == "portable":
+            return PortableEncoder(
+                rounded,
+                compute_dtype=getattr(torch, policy.compute),
+                accumulate_dtype=getattr(torch, policy.accumulate),
+                chunk_tokens=CHUNK_TOKENS,
+            )
+        return PackedGpuEncoder(
             rounded,
             compute_dtype=getattr(torch, policy.compute),
-            accumulate_dtype=getattr(torch, policy.accumulate),
+            operators=Operators(attention="flash" if kernel == "flash" else "triton"),
             chunk_tokens=CHUNK_TOKENS,
+            runner=self._runner(weights.config.max_positions),
         )
 
+    def _why_no_triton(self, weights: EncoderWeights, policy: CastPolicy) -> str:
+        from ..kernels.cuda import smoke_test, why_not
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in a batch: itself, the fields of a dataclass, the items of a list, tuple or dict."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from chain.from_iterable(map(_tensors, value.values()))
-    elif isinstance(value, (list, tuple)):
-        yield from chain.from_iterable(map(_tensors, value))
-    elif hasattr(value, "__dict__"):
-        yield from _tensors(vars(value))
+        capability = torch.cuda.get_device_capability(self.device)
+        if capability < LEAST_CAPABILITY:
+            return f"this GPU is sm_{capability[0]}{capability[1]}, the Triton kernels need sm_80 or newer"
+        compute = getattr(torch, policy.compute)
+        reason = why_not(weights.config, compute, getattr(torch, policy.accumulate))
+        if reason:
+            return reason
+        with torch.cuda.device(self.device):
+            return smoke_test(self.device, compute, weights.config)
+
+    def _runner(self, longest: int) -> Callable[[Forward], Forward]:
+        """Makes an encoder's forward pass run on this device, and repeat graphs where batches are small."""
+        from ..kernels.cuda import BucketRunner
+
+        def wrap(forward: Forward) -> Forward:
+            run = BucketRunner(forward, self._new_capture(), longest) if _graphs_wanted() else forward
+
+            def on_device(rows: TokenRows) -> torch.Tensor:
+                # Triton launches on the current device, whatever device its arguments are on.
+                with torch.cuda.device(self.device):
+                    return run(rows)
+
+            return on_device
+
+        return wrap
+
+    def _new_capture(self) -> GraphCapture:
+        capture = GraphCapture(self.device)
+        self._captures.append(capture)
+        return capture
+
+
+def _graphs_wanted() -> bool:
+    return os.environ.get(OFF_SWITCH, "1") != "0"
+
+
+def map_tensors(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    """`value` with every tensor in it replaced: itself, a dataclass's fields, a list's, tuple's or dict's items."""
+    item: Any = value
+    if isinstance(item, torch.Tensor):
+        item = change(item)
+    elif isinstance(item, dict):
+        item = {key: map_tensors(part, change) for key, part in item.items()}
+    elif isinstance(item, (list, tuple)):
+        item = type(item)(map_tensors(part, change) for part in item)
+    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+        parts = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.init}
+        item = dataclasses.replace(item, **{name: map_tensors(part, change) for name, part in parts.items()})
+    return item

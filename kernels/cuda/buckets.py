@@ -1,0 +1,141 @@
+"""Fixed shapes for batches of any shape: what lets a captured graph be repeated.
+
+Small batches keep a GPU waiting for the host's launches; a graph is one launch, but of fixed shapes and addresses. So
+each batch is copied into the buffers of a bucket that is a little larger, and the bucket's graph is replayed. What the
+buffers hold behind the batch is left over from earlier ones: rows that see no key and that no row sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .rows import TokenRows
+
+# Above this a chunk's kernels run longer than the host needs to launch them, and padding would cost real time.
+GRAPH_TOKENS = 8192
+MOST_BUCKETS = 32
+
+_LEAST_TOKENS = 64
+_STEPS_PER_OCTAVE = 8
+
+Forward = Callable[[TokenRows], torch.Tensor]
+Thunk = Callable[[], torch.Tensor]
+
+
+class Capture(Protocol):
+    """How a device records work for repetition."""
+
+    def warm_up(self, run: Thunk) -> torch.Tensor:
+        """Runs it once for real, as preparation (libraries, compilation) for `capture`."""
+        ...
+
+    def capture(self, run: Thunk) -> Thunk:
+        """Records `run` without executing it; what it returns executes it, into the same result tensor each time."""
+        ...
+
+
+class BucketRunner:
+    """Runs `forward` in buckets: a shape's first use runs it plainly, its second captures, later ones replay.
+
+    At most `most_buckets` shapes are kept; batches of other shapes, or of more than `graph_tokens` rows, run plainly
+    and unpadded. All calls must be made on one stream: buffers are written again by the next call.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        capture: Capture,
+        longest: int,
+        graph_tokens: int = GRAPH_TOKENS,
+        most_buckets: int = MOST_BUCKETS,
+    ) -> None:
+        """`longest`: no sequence has more tokens (the encoder's positions)."""
+        self._forward, self._capture, self._longest = forward, capture, longest
+        self._graph_tokens, self._most_buckets = graph_tokens, most_buckets
+        self._buckets: dict[tuple[int, int, bool, bool], _Bucket] = {}
+
+    @property
+    def num_buckets(self) -> int:
+        return len(self._buckets)
+
+    def __call__(self, rows: TokenRows) -> torch.Tensor:
+        """Features, float32 [sequences, hidden], the caller's own."""
+        if rows.num_tokens > self._graph_tokens:
+            return self._forward(rows)
+        key = (
+            token_bucket(rows.num_tokens),
+            sequence_bucket(rows.num_sequences),
+            rows.token_type_ids is not None,
+            rows.real_lengths is not None,
+        )
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            if len(self._buckets) >= self._most_buckets:
+                return self._forward(rows)
+            bucket = self._buckets[key] = _Bucket(_buffers(rows, key[0], key[1], self._longest))
+        _fill(bucket.buffers, rows)
+        if bucket.replay is not None:
+            features = bucket.replay()
+        elif not bucket.warm:
+            features = self._capture.warm_up(lambda: self._forward(bucket.buffers))
+            bucket.warm = True
+        else:
+            bucket.replay = self._capture.capture(lambda: self._forward(bucket.buffers))
+            features = bucket.replay()
+        # A copy: the next replay writes the same memory.
+        return features[: rows.num_sequences].clone()
+
+
+@dataclass
+class _Bucket:
+    buffers: TokenRows
+    warm: bool = False
+    replay: Thunk | None = None
+
+
+def token_bucket(tokens: int) -> int:
+    """The bucket that `tokens` rows fit in: eight sizes an octave, so that at most an eighth of it is padding."""
+    if tokens <= _LEAST_TOKENS:
+        return _LEAST_TOKENS
+    step = max(1, (1 << (tokens - 1).bit_length() - 1) // _STEPS_PER_OCTAVE)
+    return -(-tokens // step) * step
+
+
+def sequence_bucket(sequences: int) -> int:
+    """The next power of two: a spare sequence costs one row of the last repetition."""
+    return 1 << (sequences - 1).bit_length()
+
+
+def _buffers(rows: TokenRows, tokens: int, sequences: int, longest: int) -> TokenRows:
+    """Zeros: id, position and type 0 exist in every model."""
+    device = rows.input_ids.device
+
+    def zeros(size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
+
+    return TokenRows(
+        input_ids=zeros(tokens),
+        position_ids=zeros(tokens),
+        token_type_ids=None if rows.token_type_ids is None else zeros(tokens),
+        cu_seqlens=zeros(sequences + 1, torch.int32),
+        real_lengths=None if rows.real_lengths is None else zeros(sequences, torch.int32),
+        max_length=longest,
+    )
+
+
+def _fill(buffers: TokenRows, rows: TokenRows) -> None:
+    tokens, sequences = rows.num_tokens, rows.num_sequences
+    buffers.input_ids[:tokens].copy_(rows.input_ids)
+    buffers.position_ids[:tokens].copy_(rows.position_ids)
+    if buffers.token_type_ids is not None and rows.token_type_ids is not None:
+        buffers.token_type_ids[:tokens].copy_(rows.token_type_ids)
+    buffers.cu_seqlens[: sequences + 1].copy_(rows.cu_seqlens)
+    # Spare sequences are empty and begin where the last real one ends.
+    buffers.cu_seqlens[sequences + 1 :].fill_(tokens)
+    if buffers.real_lengths is not None and rows.real_lengths is not None:
+        buffers.real_lengths[:sequences].copy_(rows.real_lengths)
+        buffers.real_lengths[sequences:].fill_(0)

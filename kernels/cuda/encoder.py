@@ -1,0 +1,244 @@
+"""The packed frozen encoder for GPUs: torch's matrix products, Triton's kernels for everything between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ... import UserError
+from ..packed import PackedBatch, PaddedBatch
+from ..packed.portable import ACTIVATIONS, Linear
+from ..weights import EncoderWeights, LayerWeights
+from .rows import TokenRows, first_rows, key_ranges, split
+from .support import Operators, why_no_flash, why_not
+
+# Rows that go through the repetitions at once: enough to keep every multiprocessor busy, and a bound on memory.
+CHUNK_TOKENS = 65536
+
+Forward = Callable[[TokenRows], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights: norms in float32, the rest in the compute dtype; the products' weights are (out, in)."""
+
+    qkv: Linear
+    attention_output: Linear
+    attention_norm: Linear
+    ffn: Linear
+    ffn_output: Linear
+    output_norm: Linear
+
+
+class PackedGpuEncoder:
+    """A frozen encoder: ``encoder(batch)`` gives float32 features [sequences, hidden] on the weights' device.
+
+    Products take `compute_dtype` operands and sum in float32; the residual stream, LayerNorm and softmax are float32.
+    `runner` executes the forward pass of each chunk (a `BucketRunner` repeats captured graphs); plainly by default.
+    Nothing is read back: a batch that is on the device already is never waited for. Tensors of `weights` that fit as
+    they are are shared, so they must not change afterwards.
+
+    A batch on the host is checked before anything runs. In one that is on the device already, a sequence with an id,
+    position or token type outside the model's range gets NaN features, and so may others that share a tile with it.
+
+    Raises UserError for weights, dtypes or operators that these kernels don't take.
+    """
+
+    version = "1"
+
+    def __init__(
+        self,
+        weights: EncoderWeights,
+        compute_dtype: torch.dtype = torch.bfloat16,
+        operators: Operators = Operators(),  # noqa: B008 (frozen)
+        chunk_tokens: int = CHUNK_TOKENS,
+        runner: Callable[[Forward], Forward] = lambda forward: forward,
+    ) -> None:
+        self.config = weights.config
+        self.device = weights.device
+        reason = why_not(self.config, compute_dtype, torch.float32)
+        if not reason and operators.attention == "flash":
+            reason = why_no_flash(self.config, compute_dtype)
+        if reason:
+            raise UserError(f"the GPU kernels can't run this encoder: {reason}; use kernel portable")
+        if chunk_tokens < 1:
+            raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
+        from . import triton_kernels
+
+        self.name = operators.attention
+        self.operators = operators
+        self.chunk_tokens = chunk_tokens
+        self._triton = triton_kernels
+        self._activation = triton_kernels.ACTIVATIONS[self.config.activation]
+        self._compute = compute_dtype
+        self._word_embeddings = weights.word_embeddings
+        self._position_embeddings = weights.position_embeddings.float()
+        self._token_type_embeddings = weights.token_type_embeddings.float()
+        self._embedding_norm = _norm(weights.embedding_norm_weight, weights.embedding_norm_bias)
+        self._projection: Linear | None = None
+        if weights.projection_weight is not None and weights.projection_bias is not None:
+            self._projection = self._linear(weights.projection_weight, weights.projection_bias)
+        layers = [self._pack(layer) for layer in weights.layers]
+        self._layers = [layers[index] for index in self.config.layer_of_repetition]
+        self._run = runner(self.forward)
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Features, float32 [sequences, hidden]: each sequence's first row after the last repetition.
+
+        Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
+        """
+        batch.validate(self.config)
+        batch = batch.to(self.device)
+        with _autocast_off(self.device):
+            features = [self._run(rows) for rows in split(batch, self.chunk_tokens)]
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    @torch.no_grad()
+    def forward(self, rows: TokenRows) -> torch.Tensor:
+        """One chunk's features, float32 [sequences, hidden]. Reads nothing back, so that a graph can capture it."""
+        starts, ends = key_ranges(rows)
+        first = first_rows(rows)
+        x, low = self._embed(rows)
+        hidden = self.config.hidden_size
+        for layer in self._layers[:-1]:
+            query, key, value = functional.linear(low, *layer.qkv).split(hidden, dim=1)
+            attended = self._attend(query, key, value, starts, ends, rows)
+            x, low = self._finish(layer, x, attended)
+        layer = self._layers[-1]
+        weight, bias = layer.qkv
+        key, value = functional.linear(low, weight[hidden:], bias[hidden:]).split(hidden, dim=1)
+        query = functional.linear(low[first], weight[:hidden], bias[:hidden])
+        attended = self._attend(query, key, value, starts[first], ends[first], rows, first_only=True)
+        return self._finish(layer, x[first], attended)[0]
+
+    def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The repetition behind attention: its residual stream in float32, and the same in the compute dtype."""
+        weight, bias = layer.attention_output
+        x, low = self._add_norm(x, functional.linear(attended, weight), bias, layer.attention_norm)
+        inner = self._feed_forward(low, layer.ffn)
+        weight, bias = layer.ffn_output
+        return self._add_norm(x, functional.linear(inner, weight), bias, layer.output_norm)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        starts: torch.Tensor,
+        ends: torch.Tensor,
+        rows: TokenRows,
+        first_only: bool = False,
+    ) -> torch.Tensor:
+        # Flash attention has no keys that a sequence's rows may not see: padded batches go through ours.
+        if self.operators.attention == "flash" and rows.real_lengths is None:
+            return self._flash(query, key, value, rows, first_only)
+        tile = self._triton.FIRST_ROWS_PER_TILE if first_only else self._triton.ROWS_PER_TILE
+        return self._triton.attention(query, key, value, starts, ends, self.config.num_heads, tile)
+
+    def _flash(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: TokenRows, first_only: bool
+    ) -> torch.Tensor:
+        heads, bounds = self.config.num_heads, rows.cu_seqlens
+        query_bounds, longest = bounds, rows.max_length
+        if first_only:
+            query_bounds, longest = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device), 1
+        q, k, v = (part.unflatten(1, (heads, -1)) for part in (query, key, value))
+        return flash_attention(q, k, v, query_bounds, bounds, longest, rows.max_length).flatten(1)
+
+    def _add_norm(
+        self, residual: torch.Tensor, update: torch.Tensor, bias: torch.Tensor, norm: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.operators.norm == "triton":
+            return self._triton.add_norm(residual, update, bias, *norm, self.config.layer_norm_eps)
+        x = functional.layer_norm(residual + update + bias, norm[0].shape, *norm, eps=self.config.layer_norm_eps)
+        return x, x.to(self._compute)
+
+    def _feed_forward(self, low: torch.Tensor, ffn: Linear) -> torch.Tensor:
+        weight, bias = ffn
+        operator = self.operators.activation
+        if operator == "epilogue" and self._activation == "gelu_tanh":
+            return torch._addmm_activation(bias, low, weight.t(), use_gelu=True)
+        if operator == "torch":
+            return ACTIVATIONS[self.config.activation](functional.linear(low, weight, bias))
+        return self._triton.bias_activation_(functional.linear(low, weight), bias, self._activation)
+
+    def _embed(self, rows: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first repetition's input, in float32 and in the compute dtype."""
+        ids, positions, types = rows.input_ids, rows.position_ids, rows.token_type_ids
+        outside = _outside(ids, self._word_embeddings) | _outside(positions, self._position_embeddings)
+        # A lookup outside the table would end the process's use of the GPU; clamped and marked, it ends in NaN.
+        x = _lookup(ids, self._word_embeddings).float() + _lookup(positions, self._position_embeddings)
+        if types is None:
+            x = x + self._token_type_embeddings[0]
+        else:
+            outside = outside | _outside(types, self._token_type_embeddings)
+            x = x + _lookup(types, self._token_type_embeddings)
+        x = functional.layer_norm(x, x.shape[-1:], *self._embedding_norm, eps=self.config.layer_norm_eps)
+        x = x.masked_fill(outside[:, None], torch.nan)
+        low = x.to(self._compute)
+        if self._projection is not None:
+            low = functional.linear(low, *self._projection)
+            x = low.float()
+        return x, low
+
+    def _pack(self, layer: LayerWeights) -> _Layer:
+        return _Layer(
+            qkv=self._linear(
+                torch.cat((layer.query_weight, layer.key_weight, layer.value_weight)),
+                torch.cat((layer.query_bias, layer.key_bias, layer.value_bias)),
+            ),
+            attention_output=self._linear(layer.attention_output_weight, layer.attention_output_bias),
+            attention_norm=_norm(layer.attention_norm_weight, layer.attention_norm_bias),
+            ffn=self._linear(layer.ffn_weight, layer.ffn_bias),
+            ffn_output=self._linear(layer.ffn_output_weight, layer.ffn_output_bias),
+            output_norm=_norm(layer.output_norm_weight, layer.output_norm_bias),
+        )
+
+    def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+        return weight.detach().to(self._compute).contiguous(), bias.detach().to(self._compute).contiguous()
+
+
+def flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+) -> torch.Tensor:
+    """torch's variable-length flash attention: query [queries, heads, width], key and value [tokens, heads, width].
+
+    bounds: int32 [sequences + 1]. `torch.nn.attention.varlen` came with torch 2.10; the operator below it, which is not
+    public, is the same in 2.9. Only the first seven arguments have kept their place since.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        operator = torch.ops.aten._flash_attention_forward
+        return operator(query, key, value, query_bounds, key_bounds, longest_query, longest_key, 0.0, False, False)[0]
+    attended = varlen_attn(query, key, value, query_bounds, key_bounds, longest_query, longest_key)
+    assert isinstance(attended, torch.Tensor)
+    return attended
+
+
+def _outside(indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return (indices < 0) | (indices >= table.shape[0])
+
+
+def _lookup(indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return functional.embedding(indices.clamp(0, table.shape[0] - 1), table)
+
+
+def _norm(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+    return weight.detach().float().contiguous(), bias.detach().float().contiguous()
+
+
+def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
+    """The dtypes asked for hold even inside a caller's mixed-precision region."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,292 @@
+"""Triton kernels of the packed encoder, and the functions that launch them.
+
+Attention is Dao's online softmax (2205.14135) over a flat tile of rows instead of over one sequence: each row brings
+the range of keys it may see, so that short sequences share a tile, nothing is padded, and neither the number of
+sequences nor their lengths decide the launch. LayerNorm is two-pass in float32. All row offsets are 64-bit.
+
+No autotuning: a graph may be captured at a shape's second use, and tuning would run inside it. Row counts are not
+specialised, so that a kernel is compiled once per model and dtype, not once per batch size.
+
+Importing this module imports Triton.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+# Rows and keys a tile. 64 x 64 keeps the accumulators of a head of 64 in registers with four warps.
+ROWS_PER_TILE = 64
+KEYS_PER_TILE = 64
+# [CLS] rows lie a sequence apart: a tile of few of them spans fewer keys that most of its rows may not see.
+FIRST_ROWS_PER_TILE = 16
+ACTIVATION_COLUMNS = 1024
+# Rows a program of the row-wise kernels takes: on a GPU one fills four warps. The interpreter's cost is per program.
+ROWS_PER_PROGRAM = 1
+INTERPRETED_ROWS_PER_PROGRAM = 64
+
+# Transformers' name of an activation to the kernel's.
+ACTIVATIONS = {
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "tanh": "tanh",
+}
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    num_heads: int,
+    rows_per_tile: int = ROWS_PER_TILE,
+) -> torch.Tensor:
+    """Softmax attention of each query row over its own range of keys: [queries, hidden], contiguous.
+
+    query: [queries, hidden]; key, value: [tokens, hidden]; rows may be strided, columns not; one dtype.
+    starts, ends: int32 [queries], row i sees keys ``starts[i] <= k < ends[i]``; a row with none gives zeros.
+    Rows of one tile should have neighbouring ranges: every key between a tile's least start and largest end is read.
+    """
+    queries, hidden = query.shape
+    head_size = hidden // num_heads
+    out = torch.empty((queries, hidden), dtype=query.dtype, device=query.device)
+    assert query.stride(1) == key.stride(1) == value.stride(1) == 1
+    assert key.stride(0) == value.stride(0)
+    _attention[(triton.cdiv(queries, rows_per_tile), num_heads)](
+        query,
+        key,
+        value,
+        out,
+        starts,
+        ends,
+        queries,
+        query.stride(0),
+        key.stride(0),
+        hidden,
+        math.log2(math.e) / math.sqrt(head_size),
+        HEAD=head_size,
+        BLOCK_D=max(16, triton.next_power_of_2(head_size)),
+        BLOCK_M=rows_per_tile,
+        BLOCK_N=KEYS_PER_TILE,
+        # The interpreter multiplies the bits of bfloat16 operands as integers; widened, the products are the same.
+        WIDEN=_interpreted() and query.dtype == torch.bfloat16,
+        num_warps=4 if rows_per_tile >= 64 else 2,
+        num_stages=2,
+    )
+    return out
+
+
+def add_norm(
+    residual: torch.Tensor,
+    update: torch.Tensor,
+    bias: torch.Tensor,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    rows_per_program: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """LayerNorm(residual + update + bias), once in the residual's dtype and once in the update's.
+
+    residual, update: contiguous [rows, width]; bias, weight, shift: [width]. Sums are float32. Where both dtypes are
+    the same, both results are the same tensor.
+    """
+    rows, width = update.shape
+    assert residual.is_contiguous()
+    assert update.is_contiguous()
+    out = torch.empty_like(residual)
+    low = out if update.dtype == residual.dtype else torch.empty_like(update)
+    block = triton.next_power_of_2(width)
+    program = rows_per_program or _rows_per_program()
+    _add_norm[(triton.cdiv(rows, program),)](
+        residual,
+        update,
+        bias,
+        weight,
+        shift,
+        out,
+        low,
+        rows,
+        width,
+        eps,
+        ROWS=program,
+        BLOCK=block,
+        WRITE_LOW=low is not out,
+        num_warps=4 if block <= 2048 else 8,
+    )
+    return out, low
+
+
+def bias_activation_(
+    x: torch.Tensor, bias: torch.Tensor, activation: str, rows_per_program: int | None = None
+) -> torch.Tensor:
+    """x = activation(x + bias) in place, in float32 inside; x: contiguous [rows, width], bias: [width].
+
+    `activation` is one of the values of `ACTIVATIONS`.
+    """
+    rows, width = x.shape
+    assert x.is_contiguous()
+    block = min(ACTIVATION_COLUMNS, triton.next_power_of_2(width))
+    program = rows_per_program or _rows_per_program()
+    _bias_activation[(triton.cdiv(rows, program), triton.cdiv(width, block))](
+        x, bias, rows, width, ROWS=program, BLOCK=block, ACTIVATION=activation, num_warps=4
+    )
+    return x
+
+
+def _rows_per_program() -> int:
+    return INTERPRETED_ROWS_PER_PROGRAM if _interpreted() else ROWS_PER_PROGRAM
+
+
+def _interpreted() -> bool:
+    """Whether the kernels below were made for Triton's interpreter (decided when this module was imported)."""
+    return not isinstance(_attention, triton.runtime.JITFunction)
+
+
+@triton.jit(do_not_specialize=["queries"])
+def _attention(
+    query,
+    key,
+    value,
+    out,
+    starts,
+    ends,
+    queries,
+    query_stride,
+    key_stride,
+    out_stride,
+    scale,
+    HEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    real_row = row < queries
+    start = tl.load(starts + row, mask=real_row, other=2147483647)
+    end = tl.load(ends + row, mask=real_row, other=0)
+    low = tl.min(start, 0)
+    high = tl.max(end, 0)
+
+    column = tl.arange(0, BLOCK_D)
+    in_head = column < HEAD
+    # The head's columns begin here in every row; one head after another.
+    first_column = tl.program_id(1) * HEAD
+    wide_row = row.to(tl.int64)
+    q = tl.load(
+        query + wide_row[:, None] * query_stride + first_column + column[None, :],
+        mask=real_row[:, None] & in_head[None, :],
+        other=0.0,
+    )
+    if WIDEN:
+        q = q.to(tl.float32)
+
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    weighted = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for block in range(low, high, BLOCK_N):
+        position = block + tl.arange(0, BLOCK_N)
+        real_key = position < high
+        wide_position = position.to(tl.int64)
+        k = tl.load(
+            key + wide_position[None, :] * key_stride + first_column + column[:, None],
+            mask=real_key[None, :] & in_head[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            value + wide_position[:, None] * key_stride + first_column + column[None, :],
+            mask=real_key[:, None] & in_head[None, :],
+            other=0.0,
+        )
+        if WIDEN:
+            k = k.to(tl.float32)
+        # Scores in units of log2, so that exp2 does.
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        allowed = (position[None, :] >= start[:, None]) & (position[None, :] < end[:, None])
+        scores = tl.where(allowed, scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        # A row that has seen no key yet: -inf minus -inf would be NaN.
+        reference = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        decay = tl.exp2(largest - reference)
+        p = tl.exp2(scores - reference[:, None])
+        total = total * decay + tl.sum(p, 1)
+        p = p.to(v.dtype)
+        if WIDEN:
+            p = p.to(tl.float32)
+            v = v.to(tl.float32)
+        weighted = weighted * decay[:, None] + tl.dot(p, v, input_precision="ieee")
+        largest = new_largest
+
+    result = weighted / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(
+        out + wide_row[:, None] * out_stride + first_column + column[None, :],
+        result.to(out.dtype.element_ty),
+        mask=real_row[:, None] & in_head[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _add_norm(
+    residual,
+    update,
+    bias,
+    weight,
+    shift,
+    out,
+    low,
+    rows,
+    width,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WRITE_LOW: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    in_row = column < width
+    inside = (row < rows)[:, None] & in_row[None, :]
+    place = row.to(tl.int64)[:, None] * width + column[None, :]
+    value = tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(update + place, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + column, mask=in_row, other=0.0).to(tl.float32)[None, :]
+    mean = tl.sum(value, 1) / width
+    centred = tl.where(in_row[None, :], value - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, 1) / width
+    gain = tl.load(weight + column, mask=in_row, other=0.0).to(tl.float32)[None, :]
+    offset = tl.load(shift + column, mask=in_row, other=0.0).to(tl.float32)[None, :]
+    result = centred * (1.0 / tl.sqrt_rn(variance + eps))[:, None] * gain + offset
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
+    if WRITE_LOW:
+        tl.store(low + place, result.to(low.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _bias_activation(x, bias, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    in_row = column < width
+    inside = (row < rows)[:, None] & in_row[None, :]
+    place = x + row.to(tl.int64)[:, None] * width + column[None, :]
+    value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + column, mask=in_row, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "gelu_erf":
+        value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        # 0.5 * (1 + tanh(u)) is the sigmoid of 2 u.
+        value = value * tl.sigmoid(1.5957691216057308 * (value + 0.044715 * value * value * value))
+    elif ACTIVATION == "relu":
+        # Not maximum(): it would turn NaN into 0.
+        value = tl.where(value < 0.0, 0.0, value)
+    elif ACTIVATION == "silu":
+        value = value * tl.sigmoid(value)
+    else:
+        tl.static_assert(ACTIVATION == "tanh", "unknown activation")
+        value = 2.0 * tl.sigmoid(2.0 * value) - 1.0
+    tl.store(place, value.to(x.dtype.element_ty), mask=inside)
