@@ -31,11 +31,12 @@ class TrainingError(RuntimeError):
 
 
 def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
-    loss = training.state.take_mean_loss()
+    loss, accuracy = training.state.take_means()
     _require_finite(loss, training)
     values = {
         "epoch": epoch + 1,
         "train/loss": loss,
+        "train/accuracy": accuracy,
         "learning_rate": rate,
         "samples_per_second": clock.take(),
         "elapsed_seconds": clock.elapsed(),
@@ -70,7 +71,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
 
 def save_now(training: Training, window: Window) -> None:
     state = training.state
-    _require_finite(state.peek_mean_loss(), training)
+    _require_finite(state.peek_means()[0], training)
     for name, tensor in training.model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(

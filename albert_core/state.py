@@ -16,30 +16,36 @@ from .job import Job
 
 @dataclass
 class TrainingState:
-    """Counters and accumulators. The loss sum stays on the device until somebody asks for it."""
+    """Counters and accumulators.
+
+    `sums` (float32 [2]) are the loss and the right answers of `samples` texts since the last log line; they stay on the
+    device until somebody asks for them.
+    """
 
     step: int = 0
-    loss_sum: torch.Tensor | None = None
-    loss_samples: int = 0
+    sums: torch.Tensor | None = None
+    samples: int = 0
     last_evaluation: dict[str, float] = field(default_factory=dict)
     evaluated_at: int = -1
     best: dict[str, float] = field(default_factory=dict)
 
-    def add_loss(self, mean_loss: torch.Tensor, samples: int) -> None:
-        """Adds an optimizer step's mean loss, weighted by its number of texts."""
-        weighted = mean_loss.float() * samples
-        self.loss_sum = weighted if self.loss_sum is None else self.loss_sum + weighted
-        self.loss_samples += samples
+    def add(self, sums: torch.Tensor, samples: int) -> None:
+        """Adds what an optimizer step over `samples` texts returned: their summed loss and number of right answers."""
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.samples += samples
 
-    def peek_mean_loss(self) -> float:
-        """The mean loss a text since it was last taken; 0.0 when no step was made since."""
-        return 0.0 if self.loss_sum is None else float(self.loss_sum) / self.loss_samples
+    def peek_means(self) -> tuple[float, float]:
+        """Mean loss a text and share of right answers since they were last taken; zeros when no step was made since."""
+        if self.sums is None:
+            return 0.0, 0.0
+        loss, right = self.sums.tolist()
+        return loss / self.samples, right / self.samples
 
-    def take_mean_loss(self) -> float:
+    def take_means(self) -> tuple[float, float]:
         """The same, and starts anew."""
-        mean = self.peek_mean_loss()
-        self.loss_sum, self.loss_samples = None, 0
-        return mean
+        means = self.peek_means()
+        self.sums, self.samples = None, 0
+        return means
 
     def record_evaluation(self, metrics: dict[str, float], metric: str, mode: str) -> None:
         """Remembers the newest evaluation, and the best one by `metric`."""
@@ -60,15 +66,15 @@ def snapshot(
     """Everything that the steps after `window` depend on."""
     position = stream.state(window)
     tensors = {f"rng.{name}": value for name, value in job.backend.rng_state().items()}
-    if state.loss_sum is not None:
-        tensors["loss_sum"] = state.loss_sum.detach().cpu()
+    if state.sums is not None:
+        tensors["sums"] = state.sums.detach().cpu()
     return Snapshot(
         model={name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         optimizer=optimizer.state_dict(),
         state_tensors=tensors,
         state={
             "stream": position,
-            "loss_samples": state.loss_samples,
+            "samples": state.samples,
             "last_evaluation": state.last_evaluation,
             "evaluated_at": state.evaluated_at,
             "best": state.best,
@@ -120,10 +126,10 @@ def restore(
         {name.removeprefix(prefix): value for name, value in saved.state_tensors.items() if name.startswith(prefix)}
     )
     stream.restore(saved.state["stream"])
-    loss_sum = saved.state_tensors.get("loss_sum")
+    sums = saved.state_tensors.get("sums")
     state.step = saved.step
-    state.loss_sum = None if loss_sum is None else job.backend.place(loss_sum)
-    state.loss_samples = int(saved.state["loss_samples"])
+    state.sums = None if sums is None else job.backend.place(sums)
+    state.samples = int(saved.state["samples"])
     state.last_evaluation = dict(saved.state["last_evaluation"])
     state.evaluated_at = int(saved.state["evaluated_at"])
     state.best = dict(saved.state["best"])

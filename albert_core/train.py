@@ -171,10 +171,10 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
             rate = learning_rate_at(state.step, training.total_steps, config)
             for group in training.optimizer.param_groups:
                 group["lr"] = rate
-            loss = optimizer_step(training, window)
+            sums = optimizer_step(training, window)
             backend.step_boundary()
             state.step += 1
-            state.add_loss(loss, window.num_samples)
+            state.add(sums, window.num_samples)
             clock.samples += window.num_samples
 
             due = _Due.after(state.step, window, stream, training.total_steps, config)
@@ -204,16 +204,20 @@ def _improved(training: Training) -> bool:
 
 
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
-    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device."""
+    """One optimizer step over a window's micro-batches.
+
+    float32 [2], still on the device: the summed loss of the window's texts, and how many of them were told right.
+    """
     batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
-    return training.step(*chain.from_iterable(batches))
+    return training.step(window.num_samples, *chain.from_iterable(batches))
+
 
 def make_step(training: Training) -> Callable[..., torch.Tensor]:
-    """``step(inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
+    """``step(num_samples, inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
 
     Each micro-batch's summed loss is divided by the number of all texts, so that the gradient is that of one batch of
-    all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which may
-    have a fused step of its own for it, or record this one and repeat it; not where somebody looks at the gradients.
+    all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
+    may have a fused step of its own for it, or record this one and repeat it; not where somebody looks at the gradients.
     """
     config, model, optimizer = training.job.config, training.model, training.optimizer
     backend = training.job.backend
@@ -223,28 +227,37 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         if fused is not None:
             return partial(_fused_step, fused)
 
-    def step(*pairs: Any) -> torch.Tensor:
-        num_samples = sum(len(labels) for labels in pairs[1::2])
-        total: torch.Tensor | None = None
+    def step(num_samples: int, *pairs: Any) -> torch.Tensor:
+        sums = None
         for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
-            loss = functional.cross_entropy(model(inputs), labels, reduction="sum") / num_samples
-            loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
+            logits = model(inputs)
+            loss = functional.cross_entropy(logits, labels, reduction="sum")
+            (loss / num_samples).backward()
+            right = (logits.detach().argmax(dim=-1) == labels).sum()
+            part = torch.stack((loss.detach().float(), right.float()))
+            sums = part if sums is None else sums + part
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         training.trackers.before_step(training.state.step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        assert total is not None, "a window holds at least one micro-batch"
-        return total
+        assert sums is not None, "a window holds at least one micro-batch"
+        return sums
 
-    return backend.capture_step(step, optimizer) if config.freeze_encoder and not watched else step
+    def counted(*pairs: Any) -> torch.Tensor:
+        return step(sum(len(labels) for labels in pairs[1::2]), *pairs)
+
+    if config.freeze_encoder and not watched:
+        captured = backend.capture_step(counted, optimizer)
+        if captured is not counted:
+            return lambda _, *pairs: captured(*pairs)
+    return step
 
 
-def _fused_step(fused: HeadStep, *pairs: torch.Tensor) -> torch.Tensor:
+def _fused_step(fused: HeadStep, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:
     """One fused step over the features and labels of all micro-batches."""
     features, labels = (part[0] if len(part) == 1 else torch.cat(part) for part in (pairs[::2], pairs[1::2]))
-    return fused(features, labels, len(labels))
+    return fused(features, labels, num_samples)
 
 
 @dataclass(frozen=True)

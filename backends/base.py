@@ -102,7 +102,10 @@ class HeadStep(Protocol):
     """A whole optimizer step of a classification head ``Linear -> GELU -> Linear`` under cross entropy."""
 
     def __call__(self, features: torch.Tensor, labels: torch.Tensor, num_samples: int) -> torch.Tensor:
-        """Updates the head on features [b, f] and labels [b]; the summed loss over `num_samples`, on the device."""
+        """Updates the head by the mean loss over `num_samples` of features [b, f] and labels [b].
+
+        float32 [2] on the device: the batch's summed loss, and how many of its texts were told right.
+        """
         ...
 
 
@@ -183,8 +186,8 @@ class Backend(ABC):
     ) -> Callable[..., torch.Tensor]:
         """`step` in the form that this device repeats with the least overhead; `step` itself where that is it.
 
-        `step(*tensors)` is one whole optimizer step, from placed tensors to the update and `zero_grad`, and returns the
-        loss; it must read nothing back and depend on nothing but those tensors, the parameters and the optimizer's
+        `step(*tensors)` is one whole optimizer step, from placed tensors to the update and `zero_grad`, and returns one
+        tensor; it must read nothing back and depend on nothing but those tensors, the parameters and the optimizer's
         state. What it does beside device work may happen only the first times. The learning rate is taken from
         `optimizer.param_groups` at every call.
         """

@@ -86,8 +86,8 @@ class _Shape:
 class CapturedStep:
     """An optimizer step as a graph: for each shape of its inputs the first call runs plainly, the second captures.
 
-    `step(*inputs)` does forward, backward, update and `zero_grad(set_to_none=True)` and returns the loss. All its work
-    must be on the device and depend on the inputs, the parameters and the optimizer's state alone. No step is made
+    `step(*inputs)` does forward, backward, update and `zero_grad(set_to_none=True)` and returns one tensor. All its
+    work must be on the device and depend on the inputs, the parameters and the optimizer's state alone. No step is made
     twice: the warm-up is the first step itself, and a capture executes nothing before it is replayed.
 
     The learning rate is read from the optimizer's groups at every call, where it stays a float (for checkpoints); the
@@ -103,7 +103,7 @@ class CapturedStep:
         self._shapes: dict[tuple[tuple[torch.Size, torch.dtype], ...], _Shape] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Makes one step; its loss, the caller's own tensor."""
+        """Makes one step; its result, the caller's own tensor."""
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         key = tuple((part.shape, part.dtype) for part in inputs)

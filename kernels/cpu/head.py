@@ -34,10 +34,11 @@ def head_step_unsupported(parameters: Sequence[torch.Tensor], optimizer: torch.o
 
 
 class HeadStep:
-    """``step(features, labels, num_samples)``: one optimizer step, the mean loss as a float32 tensor without shape.
+    """``step(features, labels, num_samples)``: one optimizer step; float32 [2], summed loss and right answers.
 
     parameters: hidden weight [h, f], hidden bias [h], output weight [c, h], output bias [c] (float32, contiguous).
-    features: float32 [b, f]. labels: int64 [b]. num_samples: what the summed loss is divided by.
+    features: float32 [b, f]. labels: int64 [b]. num_samples: what the summed loss is
+    divided by before it is differentiated.
     The learning rate and the other settings are read from the optimizer's group at every step.
 
     Raises UserError for what `head_step_unsupported` names, and for a label the head has no class for.
@@ -76,7 +77,7 @@ class HeadStep:
         group, settings = self._optimizer.param_groups[0], self._settings
         settings.lr, settings.eps, settings.weight_decay = group["lr"], group["eps"], group["weight_decay"]
         settings.beta1, settings.beta2 = group["betas"]
-        loss = torch.empty(())
+        sums = torch.empty(2)
         place = self._library.isotrain_cpu_head_step(
             ctypes.byref(self._tensors),
             features.data_ptr(),
@@ -85,14 +86,14 @@ class HeadStep:
             1.0 / num_samples,
             ctypes.byref(settings),
             self._workspace.data_ptr(),
-            loss.data_ptr(),
+            sums.data_ptr(),
         )
         if place:
             raise UserError(
                 f"label {int(labels[place - 1])} of a training batch is outside the head's 0 to "
                 f"{self._tensors.labels - 1}; set num_labels to at least the data's"
             )
-        return loss
+        return sums
 
     def _bind(self) -> None:
         """Takes the addresses of the parameters and of the optimizer's state, which it makes where there is none."""

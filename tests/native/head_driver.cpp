@@ -42,8 +42,10 @@ bool run(isotrain::HeadStep step, int features, int hidden, int labels, int batc
     float* workspace = floats(isotrain_cpu_head_workspace(&t, batch), 0.0f);
     const isotrain::AdamSettings settings{1e-2, 0.9, 0.999, 1e-8, 0.01, 1};
     float first = 0.0f, last = 0.0f;
+    std::unique_ptr<float[]> sums(new float[2]);
     for (int index = 0; index < 20; ++index) {
-        last = step(t, x, y.get(), batch, 1.0f / batch, settings, workspace);
+        step(t, x, y.get(), batch, 1.0f / batch, settings, workspace, sums.get());
+        last = sums[0];
         if (index == 0) first = last;
     }
     const bool ok = std::isfinite(last) && (last < first || labels == 1);

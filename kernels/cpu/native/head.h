@@ -154,13 +154,21 @@ inline void update_bias(const Rates& r, const Padded& slope, int batch, int widt
     }
 }
 
-// logits become the slope of the loss; returns the summed loss of the batch.
-inline float cross_entropy(const Padded& logits, const std::int64_t* labels, int classes, int batch, float inverse) {
+// logits become the slope of the mean loss; sums: the summed loss of the batch, and how many texts were told right.
+inline void cross_entropy(const Padded& logits, const std::int64_t* labels, int classes, int batch, float inverse,
+                          float* sums) {
     double loss = 0.0;
+    int right_answers = 0;
     for (int b = 0; b < batch; ++b) {
         float* row = logits[b];
         float most = row[0];
-        for (int c = 1; c < classes; ++c) most = row[c] > most ? row[c] : most;
+        int likeliest = 0;
+        for (int c = 1; c < classes; ++c)
+            if (row[c] > most) {
+                most = row[c];
+                likeliest = c;
+            }
+        right_answers += likeliest == labels[b];
         const float right = row[labels[b]] - most;
         float sum = 0.0f;
         for (int c = 0; c < logits.stride; c += kVector) {
@@ -173,11 +181,12 @@ inline float cross_entropy(const Padded& logits, const std::int64_t* labels, int
         row[labels[b]] -= inverse;
         for (int c = classes; c < logits.stride; ++c) row[c] = 0.0f;
     }
-    return float(loss * double(inverse));
+    sums[0] = float(loss);
+    sums[1] = float(right_answers);
 }
 
-inline float head_step(const HeadTensors& t, const float* features, const std::int64_t* labels, int batch,
-                       float inverse, const AdamSettings& s, float* workspace) {
+inline void head_step(const HeadTensors& t, const float* features, const std::int64_t* labels, int batch,
+                      float inverse, const AdamSettings& s, float* workspace, float* sums) {
     const int rows = round_up(batch, kTexts);
     float* free_memory = workspace;
     const auto take = [&](int width) {
@@ -201,7 +210,7 @@ inline float head_step(const HeadTensors& t, const float* features, const std::i
             store(slope[b] + i, Lanes{});
         }
     affine(a, t.weight[2], t.weight[3], t.labels, t.hidden, batch, logits);
-    const float loss = cross_entropy(logits, labels, t.labels, batch, inverse);
+    cross_entropy(logits, labels, t.labels, batch, inverse, sums);
 
     Rates r;
     const double step = double(++*t.step[0]);
@@ -236,7 +245,6 @@ inline float head_step(const HeadTensors& t, const float* features, const std::i
         update_row(r, x, scale.data(), batch, t.features, t.weight[0] + at, t.moment[0] + at, t.square[0] + at);
     }
     update_bias(r, slope, batch, t.hidden, t.weight[1], t.moment[1], t.square[1]);
-    return loss;
 }
 
 }  // namespace

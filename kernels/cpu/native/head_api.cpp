@@ -5,9 +5,9 @@
 
 namespace isotrain {
 
-float head_step_plain(const HeadTensors& tensors, const float* features, const std::int64_t* labels, int batch,
-                      float inverse, const AdamSettings& settings, float* workspace) {
-    return head_step(tensors, features, labels, batch, inverse, settings, workspace);
+void head_step_plain(const HeadTensors& tensors, const float* features, const std::int64_t* labels, int batch,
+                      float inverse, const AdamSettings& settings, float* workspace, float* sums) {
+    head_step(tensors, features, labels, batch, inverse, settings, workspace, sums);
 }
 
 namespace {
@@ -36,15 +36,15 @@ std::size_t isotrain_cpu_head_workspace(const isotrain::HeadTensors* t, int batc
     return rows * (round_up(t->features, kVector) + 3 * round_up(t->hidden, kVector) + round_up(t->labels, kVector));
 }
 
-// One step over features [batch][features] and labels [batch]; *loss is the batch's summed loss times inverse_samples.
+// One step over features [batch][features] and labels [batch]; sums: the batch's summed loss, and its right answers.
 // Returns 0, or the 1-based place of a label outside the head's, and then nothing is changed.
 int isotrain_cpu_head_step(const isotrain::HeadTensors* t, const float* features, const std::int64_t* labels, int batch,
                            float inverse_samples, const isotrain::AdamSettings* settings, float* workspace,
-                           float* loss) {
+                           float* sums) {
     static const isotrain::HeadStep step = isotrain::fastest();
     for (int b = 0; b < batch; ++b)
         if (labels[b] < 0 || labels[b] >= t->labels) return b + 1;
-    *loss = step(*t, features, labels, batch, inverse_samples, *settings, workspace);
+    step(*t, features, labels, batch, inverse_samples, *settings, workspace, sums);
     return 0;
 }
 

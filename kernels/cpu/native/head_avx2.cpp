@@ -13,9 +13,9 @@
 
 namespace isotrain {
 
-float head_step_avx2(const HeadTensors& tensors, const float* features, const std::int64_t* labels, int batch,
-                       float inverse, const AdamSettings& settings, float* workspace) {
-    return head_step(tensors, features, labels, batch, inverse, settings, workspace);
+void head_step_avx2(const HeadTensors& tensors, const float* features, const std::int64_t* labels, int batch,
+                       float inverse, const AdamSettings& settings, float* workspace, float* sums) {
+    head_step(tensors, features, labels, batch, inverse, settings, workspace, sums);
 }
 
 }  // namespace isotrain

@@ -21,11 +21,15 @@ struct AdamSettings {
     std::int32_t decoupled;  // AdamW's decay, or Adam's (added to the gradient)
 };
 
-using HeadStep = float (*)(const HeadTensors&, const float* features, const std::int64_t* labels, int batch,
-                           float inverse_samples, const AdamSettings&, float* workspace);
+// sums: the batch's summed loss, and how many of its texts were told right (ties go to the lowest class).
+using HeadStep = void (*)(const HeadTensors&, const float* features, const std::int64_t* labels, int batch,
+                          float inverse_samples, const AdamSettings&, float* workspace, float* sums);
 
-float head_step_avx512(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*);
-float head_step_avx2(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*);
-float head_step_plain(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*);
+void head_step_avx512(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*,
+                      float*);
+void head_step_avx2(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*,
+                      float*);
+void head_step_plain(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*,
+                      float*);
 
 }  // namespace isotrain
