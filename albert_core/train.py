@@ -217,7 +217,7 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
 
     Each micro-batch's summed loss is divided by the number of all texts, so that the gradient is that of one batch of
     all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
-    may have a fused step of its own for it, or record this one and repeat it; not where somebody looks at the gradients.
+    may have a fused step of its own, or record this one and repeat it; not where somebody looks at the gradients.
     """
     config, model, optimizer = training.job.config, training.model, training.optimizer
     backend = training.job.backend

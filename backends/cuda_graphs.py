@@ -104,38 +104,35 @@ class CapturedStep:
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Makes one step; its result, the caller's own tensor."""
-        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
-            rate.fill_(group["lr"])
         key = tuple((part.shape, part.dtype) for part in inputs)
         shape = self._shapes.get(key)
-        if shape is None:
-            if len(self._shapes) >= self._most_shapes:
-                with self._device_rates(capturing=False):
-                    return self._step(*inputs)
-            shape = self._shapes[key] = _Shape(tuple(torch.empty_like(part) for part in inputs))
-        for buffer, part in zip(shape.inputs, inputs, strict=True):
-            buffer.copy_(part)
-        fixed = shape.inputs
-        if shape.replay is not None:
-            loss = shape.replay()
-        elif not shape.warm:
-            with self._device_rates(capturing=False):
+        with self._device_rates(capturing=shape is not None and shape.warm and shape.replay is None):
+            if shape is None and len(self._shapes) >= self._most_shapes:
+                return self._step(*inputs)
+            if shape is None:
+                shape = self._shapes[key] = _Shape(tuple(torch.empty_like(part) for part in inputs))
+            for buffer, part in zip(shape.inputs, inputs, strict=True):
+                buffer.copy_(part)
+            fixed = shape.inputs
+            if not shape.warm:
                 loss = self._capture.warm_up(lambda: self._step(*fixed))
-            shape.warm = True
-        else:
-            with self._device_rates(capturing=True):
-                shape.replay = self._capture.capture(lambda: self._step(*fixed))
+                shape.warm = True
+            else:
+                if shape.replay is None:
+                    shape.replay = self._capture.capture(lambda: self._step(*fixed))
                 loss = shape.replay()
         # A copy: the next replay writes the same memory.
         return loss.clone()
 
     @contextmanager
     def _device_rates(self, capturing: bool) -> Iterator[None]:
-        """The groups with the learning rate on the device, and marked as capturable while they are captured.
+        """The groups with their learning rates on the device, and marked as capturable while they are captured.
 
         Not marked otherwise: torch warns about steps of capturable optimizers outside of a capture.
         """
         groups = self._optimizer.param_groups
+        for rate, group in zip(self._rates, groups, strict=True):
+            rate.fill_(group["lr"])
         before = [(group["lr"], group["capturable"]) for group in groups]
         try:
             for group, rate in zip(groups, self._rates, strict=True):

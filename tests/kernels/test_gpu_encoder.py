@@ -349,7 +349,9 @@ def test_tensors_that_are_not_contiguous(tiny: EncoderWeights, make_batch: MakeB
     assert_near(features, reference.encode(tiny, batch).features)
 
 
-def test_what_the_kernels_cannot_take_says_why(tiny: EncoderWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernels_cannot_take_says_why(
+    tiny: EncoderWeights, triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny.config
     assert why_not(config, torch.bfloat16, torch.float32) == ""
     assert "float64" in why_not(config, torch.float64, torch.float64)

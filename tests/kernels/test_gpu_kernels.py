@@ -176,9 +176,10 @@ def build(kernel, types, constants, **options):
     assert len(triton.compile(source, target=target, options=options).asm["cubin"]) > 1000
 
 for t in ("bf16", "fp16", "fp32"):
-    for rows, warps in ((kernels.ROWS_PER_TILE, 4), (kernels.FIRST_ROWS_PER_TILE, 2)):
+    keys = kernels.WIDE_KEYS_PER_TILE if t == "fp32" else kernels.KEYS_PER_TILE
+    for rows, warps in ((kernels.ROWS_PER_TILE, 8 if t == "fp32" else 4), (kernels.FIRST_ROWS_PER_TILE, 4)):
         build(kernels._attention, f"*{{t}} *{{t}} *{{t}} *{{t}} *i32 *i32 i32 i32 i32 i32 fp32",
-              dict(HEAD=64, BLOCK_D=64, BLOCK_M=rows, BLOCK_N=64, WIDEN=False), num_warps=warps, num_stages=2)
+              dict(HEAD=64, BLOCK_D=64, BLOCK_M=rows, BLOCK_N=keys, WIDEN=False), num_warps=warps, num_stages=2)
     build(kernels._add_norm, f"*fp32 *{{t}} *{{t}} *fp32 *fp32 *fp32 *{{t}} i32 i32 fp32",
           dict(ROWS=1, BLOCK=1024, WRITE_LOW=t != "fp32"))
     for activation in set(kernels.ACTIVATIONS.values()):

@@ -1,0 +1,74 @@
+"""A training run whose backend records the head's steps and repeats them, as CUDA graphs do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from isotrain.albert_core.train import TrainResult
+from isotrain.backends.cpu import CpuBackend
+from isotrain.backends.cuda_graphs import CapturedStep
+from support.repeat import Repeat
+from support.small_job import losses
+
+
+class RecordingBackend(CpuBackend):
+    """Records every step that it is given."""
+
+    def __init__(self, index: int | None = None) -> None:
+        super().__init__(index)
+        self.captures: list[Repeat] = []
+
+    def capture_step(self, step: Callable[..., Any], optimizer: Any) -> Callable[..., Any]:
+        self.captures.append(Repeat())
+        return CapturedStep(step, optimizer, self.captures[-1])
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> RecordingBackend:
+    backend = RecordingBackend()
+    monkeypatch.setattr("isotrain.albert_core.job.get_backend", lambda _: backend)
+    return backend
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr_scheduler_type": "linear", "warmup_steps": 3, "max_grad_norm": 1.0},
+        {"gradient_accumulation_steps": 3, "batch_size": 4},
+        {"feature_cache": False},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_recorded_training_has_the_losses_of_plain_training(
+    options: dict[str, Any], run: Callable[..., TrainResult], request: pytest.FixtureRequest
+) -> None:
+    plain = run(run_name="plain", **options)
+    backend = request.getfixturevalue("recording")
+    recorded = run(run_name="recorded", **options)
+    (capture,) = backend.captures
+    assert capture.events.count("replay") > 10
+    assert [step for step, _ in losses(plain)] == [step for step, _ in losses(recorded)]
+    for (_, expected), (_, loss) in zip(losses(plain), losses(recorded), strict=True):
+        # The learning rate is rounded to float32.
+        assert loss == pytest.approx(expected, rel=1e-4)
+    assert recorded.metrics == pytest.approx(plain.metrics, rel=1e-3)
+
+
+def test_a_recorded_run_is_resumed_bit_for_bit(run: Callable[..., TrainResult], recording: RecordingBackend) -> None:
+    straight = run(run_name="straight", save_strategy="step")
+    stopped = run(run_name="halves", save_strategy="step", stop_at_step=8)
+    resumed = run(resume=stopped.run, save_strategy="step", resume_from_checkpoint=True)
+    assert resumed.step == straight.step
+    assert losses(resumed) == losses(straight)
+    assert resumed.metrics == straight.metrics
+
+
+@pytest.mark.parametrize("options", [{"freeze_encoder": False}, {"use_wandb": True, "wandb_watch_mode": "gradients"}])
+def test_steps_that_somebody_looks_into_are_not_recorded(
+    options: dict[str, Any], run: Callable[..., TrainResult], recording: RecordingBackend, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("isotrain.albert_core.tracking._open_wandb", lambda *_: (_ for _ in ()).throw(ImportError()))
+    run(num_epochs=1, max_steps=3, **options)
+    assert recording.captures == []
