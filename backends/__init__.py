@@ -11,6 +11,7 @@ from .base import (
     DeviceInfo,
     FrozenEncoder,
     MemoryUse,
+    UnitRate,
 )
 from .registry import backend_class, get_backend, list_backends
 
@@ -23,6 +24,7 @@ __all__ = [
     "DeviceInfo",
     "FrozenEncoder",
     "MemoryUse",
+    "UnitRate",
     "backend_class",
     "get_backend",
     "list_backends",

@@ -113,6 +113,9 @@ class CpuBackend(Backend):
         compute = getattr(torch, policy.compute)
         return torch.autocast("cpu", dtype=compute, enabled=policy.compute != policy.accumulate)
 
+    def kernels(self) -> tuple[str, ...]:
+        return KERNELS
+
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         from ..kernels.packed import PortableEncoder
 
