@@ -69,7 +69,8 @@ def run_bench(
         for run in run_sweeps(plan, watcher.started, command):
             plan = _after_sweep(plan, run, sweeps)
             watcher.ended(run)
-        watcher.replanned(plan)
+        if sweeps or plan.unavailable:
+            watcher.replanned(plan)
         for run in run_workers(plan, watcher.started, command):
             runs.append(run)
             watcher.ended(run)

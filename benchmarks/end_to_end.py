@@ -267,7 +267,7 @@ def _result(
             "peak_bytes": peak,
             "import_torch_bytes": import_bytes[0],
             "above_import_bytes": peak - import_bytes[0],
-            "scope": "resident memory of the process (ru_maxrss)",
+            "scope": "most resident memory of the process",
         }
     return result
 

@@ -55,18 +55,21 @@ def _mean(processes: Sequence[Sampled]) -> float:
 def _resampled_logs(processes: Sequence[Sampled], generator: np.random.Generator, resamples: int) -> np.ndarray:
     """Logarithms (float64 [resamples]) of the mean total of processes drawn with replacement.
 
-    Few processes hide their spread; they are moved apart as `statistics` does it, all of their spread being taken for
-    one between processes.
+    Few processes hide their spread: they are moved apart as `statistics` does it, by the share of it that the noise of
+    their steps doesn't explain.
     """
-    totals = np.log([process.total for process in processes])
-    apart = (student_widening(len(processes)) - 1.0) * (totals - totals.mean())
     drawn = np.empty((len(processes), resamples))
     for number, process in enumerate(processes):
         total = np.full(resamples, process.once)
         for part in process.parts:
             seconds = np.asarray(part.seconds, dtype=np.float64)
             total += part.count * seconds[generator.integers(len(seconds), size=(resamples, len(seconds)))].mean(axis=1)
-        drawn[number] = np.exp(np.log(total) + apart[number])
+        drawn[number] = np.log(total)
+    deviations = np.log([process.total for process in processes])
+    deviations -= deviations.mean()
+    between = float(deviations @ deviations) / max(1, len(processes) - 1)
+    unexplained = max(0.0, 1.0 - float(drawn.var(axis=1).mean()) / between) if between > 0.0 else 0.0
+    drawn = np.exp(drawn + unexplained * (student_widening(len(processes)) - 1.0) * deviations[:, None])
     chosen = generator.integers(len(processes), size=(len(processes), resamples))
     return np.log(np.take_along_axis(drawn, chosen, axis=0).mean(axis=0))
 

@@ -40,13 +40,14 @@ def measured_entries(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def gate_identity(entries: Sequence[Entry]) -> None:
-    """All targets must have run the same weights; all of one batch size the same texts."""
+    """All targets must have run the same weights; all of one batch size the same texts, and peers those of all."""
+    compared = any(entry["peer"] for entry in entries)
     for entry in entries[1:]:
         if entry["model"]["sha256"] != entries[0]["model"]["sha256"]:
             entry["reasons"].append(f"its encoder weights are not those of {entries[0]['label']}")
     first_of_size: dict[int, Entry] = {}
     for entry in entries:
-        first = first_of_size.setdefault(entry["batch_size"], entry)
+        first = first_of_size.setdefault(0 if compared else entry["batch_size"], entry)
         if entry["data"]["sha256"] != first["data"]["sha256"]:
             entry["reasons"].append(f"its texts are not those of {first['label']}")
 

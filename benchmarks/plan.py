@@ -230,16 +230,10 @@ def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]
 
 def with_quick(options: Options) -> Options:
     """`options` as a demonstration: one process, few short blocks; its intervals are within that process."""
-    texts = min(options.texts, QUICK_PEER_TEXTS) if options.texts else options.texts
-    return replace(
-        options,
-        processes=QUICK_PROCESSES,
-        blocks=QUICK_BLOCKS,
-        seconds=QUICK_PEER_SECONDS if options.vs else QUICK_SECONDS,
-        quick=True,
-        texts=texts,
-        static_shapes=QUICK_STATIC_SHAPES,
-    )
+    quick = replace(options, processes=QUICK_PROCESSES, blocks=QUICK_BLOCKS, seconds=QUICK_SECONDS, quick=True)
+    if not options.vs:
+        return quick
+    return replace(quick, seconds=QUICK_PEER_SECONDS, texts=QUICK_PEER_TEXTS, static_shapes=QUICK_STATIC_SHAPES)
 
 
 def with_peers(options: Options, names: Sequence[str]) -> Options:

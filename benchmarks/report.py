@@ -218,9 +218,13 @@ def _of_unit(entry: dict[str, Any]) -> str:
     return "n/a" if share is None else f"{share:.1%}"
 
 
+def _has_peers(result: dict[str, Any]) -> bool:
+    return any(entry["peer"] for entry in result["targets"])
+
+
 def comparison_columns(result: dict[str, Any]) -> list[Column]:
     """One column for each of this project's kernels: how many times as fast as the row it is. Empty without peers."""
-    if not result["comparisons"]:
+    if not _has_peers(result):
         return []
     owns = [entry for entry in measured_entries(result["targets"]) if not entry["peer"]]
 
@@ -278,7 +282,7 @@ def _lack(entry: dict[str, Any]) -> str:
 
 def _name(entry: dict[str, Any], result: dict[str, Any]) -> str:
     """The target's label, without what is the same for all of them and stands in the title."""
-    if result["comparisons"]:
+    if _has_peers(result):
         return f"{entry['kernel']} {entry['layout']} x{entry['batch_size']}"
     backends = {one["backend"] for one in result["targets"]}
     return entry["label"] if len(backends) > 1 else entry["label"].removeprefix(f"{entry['backend']} ")

@@ -145,7 +145,7 @@ def bench(
         options = with_peers(options, vs)
     if quick:
         options = with_quick(options)
-    thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds}
+    thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds, "texts": texts}
     options = replace(options, **{key: value for key, value in thoroughness.items() if value is not None})
     if whole:
         _end_to_end(options, out, json_only, dry_run)

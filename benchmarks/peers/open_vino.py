@@ -57,7 +57,7 @@ class OpenVinoEncoder(PeerEncoder):
         model = self.model
         if shape:
             model = self.model.clone()
-            model.reshape(list(shape))
+            model.reshape({item: list(shape) for item in model.inputs})
         hints = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.policy.compute],
             "PERFORMANCE_HINT": "LATENCY",
