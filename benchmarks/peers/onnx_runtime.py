@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ class OnnxEncoder(PeerEncoder):
     name = "onnxruntime"
 
     def __init__(self, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> None:
-        import onnxruntime
-
         del layout
         require_host(backend, self.name)
+        # Since 1.29 its builds for Linux send usage statistics, from a thread of their own, unless this is set.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        import onnxruntime
+
         self.version = onnxruntime.__version__
         self.policy = peer_policy(
             backend, dtype, "float32", "ONNX Runtime's CPU provider computes products in float32 only"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from .base import PeerEncoder, cls_module, example_inputs, peer_policy, quiet, r
 PRECISIONS = {"bfloat16": "bf16", "float32": "f32"}
 
 
+def _stay_silent() -> None:
+    """Keeps OpenVINO's converter from sending usage statistics, which it does unless it was told not to.
+
+    It has a stub for where its telemetry package isn't installed; a measurement makes it believe that.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 class OpenVinoEncoder(PeerEncoder):
     """Dynamic shapes; in the static layout, a model of its own for each shape.
 
@@ -23,9 +32,10 @@ class OpenVinoEncoder(PeerEncoder):
     name = "openvino"
 
     def __init__(self, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> None:
+        require_host(backend, self.name)
+        _stay_silent()
         import openvino
 
-        require_host(backend, self.name)
         self.version = openvino.__version__.partition("-")[0]
         self.core = openvino.Core()
         able = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

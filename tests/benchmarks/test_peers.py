@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +83,26 @@ def test_a_peer_says_which_dtype_it_really_computes_in(albert: LoadedEncoder, na
     assert policy.requested == "bfloat16"
     assert name in policy.reason.lower().replace(" ", "")
     assert name != "onnxruntime" or policy.compute == "float32"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_peer_sends_nobody_statistics(name: str, tmp_path: Path) -> None:
+    """Both do unless told not to, and leave an identity in the user's home for it."""
+    needed(name)
+    program = (
+        "import sys\n"
+        "from isotrain.albert_core.encoder import load_encoder\n"
+        "from isotrain.backends import get_backend\n"
+        "from isotrain.benchmarks.peers import build_peer\n"
+        f"build_peer({name!r}, load_encoder('random:tiny', 0), get_backend('cpu'), 'float32', 'sorted')\n"
+        "sent = [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
+        "sys.exit(str(sent) if sent else 0)\n"
+    )
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache"), "XDG_CONFIG_HOME": str(tmp_path)}
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"} | home
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("intel", "Microsoft")]
 
 
 def test_a_peers_policy_is_the_backends_unless_it_has_its_own() -> None:
