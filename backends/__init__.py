@@ -12,6 +12,7 @@ from .base import (
     FrozenEncoder,
     HeadStep,
     MemoryUse,
+    UnitRate,
 )
 from .registry import backend_class, get_backend, list_backends
 
@@ -25,6 +26,7 @@ __all__ = [
     "FrozenEncoder",
     "HeadStep",
     "MemoryUse",
+    "UnitRate",
     "backend_class",
     "get_backend",
     "list_backends",

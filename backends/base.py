@@ -87,6 +87,21 @@ class MemoryUse:
     scope: str
 
 
+@dataclass(frozen=True)
+class UnitRate:
+    """The rate of a device's matrix unit alone, as a micro-benchmark of the device's own kernels measured it.
+
+    `unit` names it ("AVX512-BF16"), `fed_from` the level of memory its operands came from ("L2"). It is what a kernel
+    could reach if nothing but that level held it up; a library's matrix product may stay far below it.
+    """
+
+    unit: str
+    dtype: str
+    fed_from: str
+    tflops: float
+    threads: int
+
+
 class FrozenEncoder(Protocol):
     """A frozen forward pass: a batch in, one [CLS] feature row a sequence out."""
 
@@ -226,6 +241,10 @@ class Backend(ABC):
     def kernels(self) -> dict[str, Availability]:
         """The names that `frozen_encoder` takes besides "auto", fastest first, and whether each can run here."""
         return {"portable": Availability(True, "torch operators")}
+
+    def measured_unit_tflops(self) -> UnitRate | None:
+        """The matrix unit's own rate, measured now (it may take a second); None where nothing here can measure it."""
+        return None
 
     @abstractmethod
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:

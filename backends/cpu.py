@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, HeadStep, MemoryUse
+from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, HeadStep, MemoryUse, UnitRate
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -129,6 +129,20 @@ class CpuBackend(Backend):
         reason = why_not()
         native = Availability(True, f"bfloat16 by {best_isa()}") if reason is None else Availability(False, reason)
         return {"native": native, **super().kernels()}
+
+    def measured_unit_tflops(self) -> UnitRate | None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from ..kernels.cpu.library import best_isa, second_level_cache_bytes, unit_rate
+
+        isa = best_isa()
+        if isa is None:
+            return None
+        threads = torch.get_num_threads()
+        # All threads at once: clocks and power are shared. The calls hold no interpreter lock.
+        with ThreadPoolExecutor(threads) as pool:
+            rates = pool.map(lambda _: unit_rate(isa, second_level_cache_bytes() // 2), range(threads))
+        return UnitRate(isa, "bfloat16", "second-level cache", sum(rates) / 1e12, threads)
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         known = self.kernels()

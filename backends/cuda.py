@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -199,6 +200,15 @@ class CudaBackend(Backend):
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         compute = getattr(torch, policy.compute)
         return torch.autocast("cuda", dtype=compute, enabled=policy.compute != policy.accumulate)
+
+    def kernels(self) -> dict[str, Availability]:
+        found = find_spec("triton") is not None
+        reason = "Triton kernels, {} attention" if found else "the package triton is not installed: pip install triton"
+        return {
+            "triton": Availability(found, reason.format("our own")),
+            "flash": Availability(found, reason.format("torch's")),
+            **super().kernels(),
+        }
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         from ..kernels.cuda import Operators, PackedGpuEncoder

@@ -16,7 +16,7 @@ from .environment import describe
 from .plan import Options, Plan, make_plan
 from .report import duration
 from .results import build_result, result_path, write_result
-from .runner import WORKER, WorkerRun, run_workers
+from .runner import SWEEP, WORKER, WorkerRun, run_sweeps, run_workers
 
 VALID, INVALID, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,6 +27,9 @@ class Watcher(Protocol):
     def started(self, target: int, process: int) -> None: ...
 
     def ended(self, run: WorkerRun) -> None: ...
+
+    def replanned(self, plan: Plan) -> None:
+        """The sweeps chose other shapes, or found that a target can't run."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,14 @@ def run_bench(
     watcher = watcher or PlainWatcher(plan)
     machine = describe()
     runs: list[WorkerRun] = []
+    sweeps: dict[int, list[dict[str, Any]]] = {}
     interrupted = False
     try:
+        for run in run_sweeps(plan, watcher.started, command):
+            plan = _after_sweep(plan, run, sweeps)
+            watcher.ended(run)
+        if sweeps or plan.unavailable:
+            watcher.replanned(plan)
         for run in run_workers(plan, watcher.started, command):
             runs.append(run)
             watcher.ended(run)
@@ -70,12 +79,31 @@ def run_bench(
     complete = any(run.document is not None for run in runs)
     if interrupted and not complete:
         return Outcome(None, None, INTERRUPTED)
-    if not complete and all(run.user_error for run in runs):
-        raise UserError(runs[0].error)
-    result = build_result(plan, runs, machine, interrupted)
+    own = [run for run in runs if not plan.targets[run.target].peer]
+    if own and all(run.user_error for run in own) and (not complete or plan.options.vs):
+        # A comparison without this project's own side is none.
+        raise UserError(own[0].error)
+    result = build_result(plan, runs, machine, interrupted, sweeps)
     if path is not None:
         write_result(result, path)
     return Outcome(result, path, _exit_code(result))
+
+
+def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, list[dict[str, Any]]]) -> Plan:
+    """The plan with the fastest shape that a sweep found, or without a peer that can't run.
+
+    Raises UserError for what concerns the whole run. A sweep that died leaves the target its first shape: the measured
+    process will say what is wrong.
+    """
+    if run.document is not None:
+        found = sweeps[run.target] = run.document["sweep"]
+        rates = [one.get("samples_per_second", 0.0) for one in found]
+        return plan.settled(run.target, plan.candidates[run.target][rates.index(max(rates))])
+    if run.user_error and run.scope == "run":
+        raise UserError(run.error)
+    if run.user_error and plan.targets[run.target].peer:
+        return plan.without(run.target, run.error)
+    return plan
 
 
 def _exit_code(result: dict[str, Any]) -> int:
@@ -97,14 +125,18 @@ class PlainWatcher:
     def started(self, target: int, process: int) -> None:
         del target, process
 
+    def replanned(self, plan: Plan) -> None:
+        self.plan = plan
+
     def ended(self, run: WorkerRun) -> None:
         self.done += 1
-        total = len(self.plan.order)
+        total = self.plan.processes
         left = (time.perf_counter_ns() - self.began) / 1e9 / self.done * (total - self.done)
         # Why is said once, at the end: by the result, or by the error that ends the run.
-        ending = "" if run.document is not None else " FAILED"
+        refused = run.user_error and self.plan.targets[run.target].peer
+        ending = "" if run.document is not None else " can't run" if refused else " FAILED"
         remaining = f", about {duration(left)} left" if self.done < total else ""
-        label = self.plan.targets[run.target].label
+        label = _doing(self.plan, run.target, run.process)
         sys.stderr.write(f"[{self.done}/{total}] {label}: {run.seconds:.1f} s{remaining}{ending}\n")
         sys.stderr.flush()
 
@@ -114,16 +146,27 @@ class BarWatcher:
 
     def __init__(self, plan: Plan, progress: Any) -> None:
         self.plan, self.progress = plan, progress
-        self.task = progress.add_task("starting", total=len(plan.order))
+        self.task = progress.add_task("starting", total=plan.processes)
 
     def started(self, target: int, process: int) -> None:
-        of = self.plan.options.processes
-        self.progress.update(self.task, description=f"{self.plan.targets[target].label}, process {process + 1} of {of}")
+        of = "" if process == SWEEP else f", process {process + 1} of {self.plan.options.processes}"
+        self.progress.update(self.task, description=_doing(self.plan, target, process) + of)
+
+    def replanned(self, plan: Plan) -> None:
+        self.plan = plan
+        self.progress.update(self.task, total=plan.processes)
 
     def ended(self, run: WorkerRun) -> None:
         if run.document is None:
-            self.progress.console.print(f"{self.plan.targets[run.target].label}: FAILED", style="red")
+            what = _doing(self.plan, run.target, run.process)
+            self.progress.console.print(f"{what}: no result", style="red")
         self.progress.advance(self.task)
+
+
+def _doing(plan: Plan, target: int, process: int) -> str:
+    """What a process does, for whoever watches."""
+    spec = plan.targets[target]
+    return f"{spec.backend} {spec.kernel}: looking for its best shape" if process == SWEEP else spec.label
 
 
 @contextmanager

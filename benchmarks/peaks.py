@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..backends import Backend
+from ..backends import Backend, UnitRate
 from .environment import involuntary_switches, is_disturbed
 from .measure import Clock
 
@@ -34,6 +34,7 @@ class Peaks:
     """The most that was measured, and what the vendor states (None: not known, never another device's).
 
     disturbed: in hardly any block had the process its CPUs to itself, so that the true peak is higher.
+    unit: the matrix unit's own rate where the backend can measure it, else None.
     """
 
     dtype: str
@@ -44,6 +45,7 @@ class Peaks:
     vendor_gbps: float | None
     seconds: float
     disturbed: bool
+    unit: UnitRate | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,6 +61,7 @@ def measure_peaks(backend: Backend, dtype: str, clock: Clock = time.perf_counter
     info = backend.info()
     tflops, size, disturbed = _matmul_tflops(backend, getattr(torch, dtype), clock)
     copy_gbps = _copy_gbps(backend, clock)
+    unit = backend.measured_unit_tflops()
     return Peaks(
         dtype=dtype,
         matmul_tflops=tflops,
@@ -68,6 +71,7 @@ def measure_peaks(backend: Backend, dtype: str, clock: Clock = time.perf_counter
         vendor_gbps=info.vendor_bandwidth_gbps,
         seconds=(clock() - begin) / 1e9,
         disturbed=disturbed,
+        unit=unit,
     )
 
 

@@ -9,22 +9,31 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from .. import UserError
 from ..backends import DTYPES, list_backends
+from .peers import Shape, chosen_peers
 
 WORKLOADS = ("forward", "train_step")
 LAYOUTS = ("padded", "bucketed", "packed")
-KERNELS = ("auto", "portable", "triton", "flash", "transformers")
 EMBEDDED_LENGTHS = "banking77-lengths"
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
+# A comparison has more targets, and its quick look is to end within three minutes.
+QUICK_PEER_SECONDS = 1.5
 QUICK_LEAST_BLOCKS = 2
 FULL_PROCESSES, FULL_BLOCKS, FULL_SECONDS = 3, 9, 10.0
+# Texts of a comparison with peers, and the static shapes that those who compile may have; see `texts.static_cells`.
+PEER_TEXTS, QUICK_PEER_TEXTS = 512, 32
+STATIC_SHAPES, QUICK_STATIC_SHAPES = 4, 2
+# This project's own kernels are given a choice of batch sizes as well.
+OWN_SIZES = (128, 32, 512)
+# A sweep of a peer's shapes: its warm-up (compilers included) and its passes, for the estimate of --dry-run alone.
+SWEEP_SECONDS = 30.0
 # Importing torch and transformers, building a model, warming up and measuring the peaks: what a process costs beside
 # its timed blocks, for the estimate of --dry-run alone.
 OVERHEAD_SECONDS = 12.0
@@ -35,7 +44,8 @@ class Options:
     """Everything that can be chosen. `config` is the part that decides what is measured, the rest how thoroughly.
 
     mlp_hidden_size and num_labels are those of the Banking77 head; `batches` is the length of the list of different
-    batches that every target cycles through.
+    batches that every target cycles through. vs: peers to compare with; then every target runs the same `texts` texts,
+    and `batch_sizes`, where there are any, replace the sizes that the sweep tries.
     """
 
     backends: tuple[str, ...] = ("cpu",)
@@ -49,10 +59,14 @@ class Options:
     max_length: int = 128
     threads: int | None = None
     dataset: str = EMBEDDED_LENGTHS
+    tokenizer: str | None = None
     seed: int = 23
     batches: int = 4
     mlp_hidden_size: int = 256
     num_labels: int = 77
+    vs: tuple[str, ...] = ()
+    texts: int | None = None
+    static_shapes: int = STATIC_SHAPES
     processes: int = FULL_PROCESSES
     blocks: int = FULL_BLOCKS
     seconds: float = FULL_SECONDS
@@ -73,10 +87,13 @@ class Options:
             "max_length",
             "threads",
             "dataset",
+            "tokenizer",
             "seed",
             "batches",
             "mlp_hidden_size",
             "num_labels",
+            "texts",
+            "static_shapes",
         )
         return {key: getattr(self, key) for key in keys}
 
@@ -87,13 +104,14 @@ class Options:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One thing to measure."""
+    """One thing to measure: a kernel of a backend, or (`peer`) the baseline that `kernel` names."""
 
     backend: str
     workload: str
     layout: str
     kernel: str
     batch_size: int
+    peer: bool = False
 
     @property
     def label(self) -> str:
@@ -105,23 +123,46 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets, the order of their processes as (target index, process index), and what was left out and why."""
+    """The targets, the order of their processes as (target index, process index), and what was left out and why.
+
+    candidates: by target, the shapes that a sweep chooses from before anything is measured. unavailable: by target,
+    why it can't run here; such a target has no process.
+    """
 
     options: Options
     targets: tuple[TargetSpec, ...]
     order: tuple[tuple[int, int], ...]
     skipped: tuple[str, ...] = ()
+    candidates: Mapping[int, tuple[TargetSpec, ...]] = field(default_factory=dict)
+    unavailable: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def least_seconds(self) -> float:
         """The run's length where every block fits its budget; slow steps make it longer."""
         per_process = OVERHEAD_SECONDS + 2.0 * self.options.seconds
-        return len(self.order) * per_process
+        return len(self.order) * per_process + len(self.candidates) * (OVERHEAD_SECONDS + SWEEP_SECONDS)
+
+    @property
+    def processes(self) -> int:
+        """How many there are in all, those of the sweeps included."""
+        return len(self.order) + len(self.candidates)
+
+    def settled(self, target: int, spec: TargetSpec) -> Plan:
+        """This plan with the shape that a sweep chose for a target."""
+        targets = tuple(spec if index == target else one for index, one in enumerate(self.targets))
+        return replace(self, targets=targets)
+
+    def without(self, target: int, reason: str) -> Plan:
+        """This plan with a target that can't run."""
+        order = tuple(pair for pair in self.order if pair[0] != target)
+        return replace(self, order=order, unavailable={**self.unavailable, target: reason})
 
 
 def make_plan(options: Options) -> Plan:
     """Checks `options` and lists the targets and their schedule. Raises UserError for anything not allowed."""
     _check(options)
+    if options.vs:
+        return _peers_plan(options)
     targets, skipped = [], []
     for backend, workload, layout, kernel, size in product(
         options.backends, options.workloads, options.layouts, options.kernels, options.batch_sizes
@@ -138,6 +179,35 @@ def make_plan(options: Options) -> Plan:
         )
     order = interleaved(len(targets), options.processes, options.seed)
     return Plan(options, tuple(targets), tuple(order), tuple(skipped))
+
+
+def _peers_plan(options: Options) -> Plan:
+    """This project's kernels first, then the peers: all on the same texts, each in the shape that suits it best."""
+    backend = options.backends[0]
+
+    def specs(kernel: str, shapes: Sequence[Shape], peer: bool) -> tuple[TargetSpec, ...]:
+        return tuple(TargetSpec(backend, "forward", layout, kernel, size, peer) for layout, size in shapes)
+
+    # Sizes beyond the list of texts would all be the same batch.
+    most = options.texts or 1
+    sizes = tuple(dict.fromkeys(min(size, most) for size in options.batch_sizes or OWN_SIZES))
+    choices = [
+        specs(kernel, [("bucketed" if kernel == "transformers" else "packed", size) for size in sizes], False)
+        for kernel in options.kernels
+    ]
+    peers = chosen_peers(options.vs)
+    choices += [specs(peer.name, peer.choices(options.batch_sizes), True) for peer in peers]
+    missing = {len(options.kernels) + place: peer.missing() for place, peer in enumerate(peers) if peer.missing()}
+    order = interleaved(len(choices), options.processes, options.seed)
+    return Plan(
+        options,
+        tuple(shapes[0] for shapes in choices),
+        tuple(pair for pair in order if pair[0] not in missing),
+        candidates={}
+        if options.quick
+        else {index: shapes for index, shapes in enumerate(choices) if len(shapes) > 1 and index not in missing},
+        unavailable=missing,
+    )
 
 
 def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]]:
@@ -160,7 +230,16 @@ def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]
 
 def with_quick(options: Options) -> Options:
     """`options` as a demonstration: one process, few short blocks; its intervals are within that process."""
-    return replace(options, processes=QUICK_PROCESSES, blocks=QUICK_BLOCKS, seconds=QUICK_SECONDS, quick=True)
+    quick = replace(options, processes=QUICK_PROCESSES, blocks=QUICK_BLOCKS, seconds=QUICK_SECONDS, quick=True)
+    if not options.vs:
+        return quick
+    return replace(quick, seconds=QUICK_PEER_SECONDS, texts=QUICK_PEER_TEXTS, static_shapes=QUICK_STATIC_SHAPES)
+
+
+def with_peers(options: Options, names: Sequence[str]) -> Options:
+    """`options` as a comparison with these peers (``peers`` is all of them): the forward pass over the same texts."""
+    workloads = ("forward",) if options.workloads == WORKLOADS else options.workloads
+    return replace(options, vs=tuple(names), workloads=workloads, texts=options.texts or PEER_TEXTS)
 
 
 def hash_of(value: Any) -> str:
@@ -176,12 +255,16 @@ def _check(options: Options) -> None:
     for flag, values, allowed in (
         ("--workload", options.workloads, WORKLOADS),
         ("--layout", options.layouts, LAYOUTS),
-        ("--kernel", options.kernels, KERNELS),
         ("--dtype", (options.dtype,), DTYPES),
         ("--backend", [name.partition(":")[0] for name in options.backends], list_backends()),
     ):
         _check_names(flag, values, allowed)
-    for flag, sizes in (("--batch-size", options.batch_sizes), ("--backend", options.backends)):
+    # Which kernels there are is known to the backend, which the worker opens: this process must stay without torch.
+    for flag, sizes in (
+        ("--batch-size", options.batch_sizes),
+        ("--backend", options.backends),
+        ("--kernel", options.kernels),
+    ):
         if len(set(sizes)) != len(sizes):
             raise UserError(f"{flag} is given {', '.join(map(str, sizes))}; give each value once")
     _check_range("--max-length", options.max_length, 2, 512)
@@ -189,10 +272,26 @@ def _check(options: Options) -> None:
     _check_range("--blocks", options.blocks, 1, 10_000)
     _check_range("--seconds", options.seconds, 0.01, 3600)
     _check_range("--seed", options.seed, 0, 2**63 - 1)
+    _check_peers(options)
+    if options.texts is not None:
+        _check_range("--texts", options.texts, 1, 1_000_000)
     for size in options.batch_sizes:
         _check_range("--batch-size", size, 1, 65_536)
     if options.threads is not None:
         _check_range("--threads", options.threads, 1, available_cpus(), "the CPUs this process may use")
+
+
+def _check_peers(options: Options) -> None:
+    if not options.vs:
+        return
+    chosen_peers(options.vs)
+    if len(options.backends) > 1:
+        raise UserError(f"--vs compares on one backend, not {', '.join(options.backends)}; give --backend once")
+    if options.workloads != ("forward",):
+        raise UserError(
+            f"--vs compares the frozen forward, not {', '.join(options.workloads)}; drop --workload, or give "
+            "--workload end_to_end for a whole training run"
+        )
 
 
 def _check_names(flag: str, values: Sequence[str], allowed: Sequence[str]) -> None:

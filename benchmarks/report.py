@@ -32,9 +32,15 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(Text(line, style="bold"))
     for line in banners(result):
         console.print(Text(line, style="bold red" if line.partition(":")[0].isupper() else "yellow"))
-    if measured_entries(result["targets"]):
-        has_p99 = any(entry["figures"]["step_seconds"]["p99"] for entry in measured_entries(result["targets"]))
-        console.print(_table("throughput", result, _throughput_columns(has_p99), console.width))
+    measured = measured_entries(result["targets"])
+    if measured:
+        has_p99 = any(entry["figures"]["step_seconds"]["p99"] for entry in measured)
+        has_unit = any("unit" in entry["share_of_peak"] for entry in measured)
+        against = comparison_columns(result)
+        columns = against or _throughput_columns(has_p99)
+        if has_unit:
+            columns = [*columns, _UNIT_COLUMN]
+        console.print(_table("against peers" if against else "throughput", result, columns, console.width))
         console.print(_table("hardware, phases, memory", result, _PHASE_COLUMNS, console.width))
         if console.width < WIDE:
             console.print(Text(f"more columns from {WIDE} characters on; all of them are in the JSON"))
@@ -65,7 +71,8 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def title(result: dict[str, Any]) -> list[str]:
     """What was measured, on what: backend, device, dtype policy, model, data."""
-    measured = measured_entries(result["targets"])
+    # The first target's device stands for all; a peer's own dtype stands in its note.
+    measured = [entry for entry in measured_entries(result["targets"]) if not entry["peer"]]
     config = result["config"]
     if not measured:
         return [f"isotrain bench: {config['model']}, {config['dtype']}"]
@@ -134,7 +141,7 @@ def figure(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """One column: its header, what it shows of a target with figures, and whether a narrow terminal has it too."""
 
     header: str
@@ -176,34 +183,76 @@ def _warm_up(entry: dict[str, Any]) -> str:
     return f"{_phase('warm_up')(entry)} ({steps:.0f})"
 
 
-def _throughput_columns(has_p99: bool) -> list[_Column]:
+def _throughput_columns(has_p99: bool) -> list[Column]:
     return [
-        _Column("samples/s", _rate("samples_per_second"), narrow=True),
-        _Column("95 % interval", _interval, narrow=True),
-        _Column("speed vs\nfirst", _ratio),
-        _Column("real\ntokens/s", _rate("real_tokens_per_second")),
-        _Column("step\np50 ms", _step("p50"), narrow=True),
-        _Column("step\np90 ms", _step("p90")),
-        *([_Column("step\np99 ms", _step("p99"))] if has_p99 else []),
-        _Column("useful\nTFLOP/s", _rate("useful_tflops"), narrow=True),
-        _Column("of\npeak", _share("useful"), narrow=True),
+        Column("samples/s", _rate("samples_per_second"), narrow=True),
+        Column("95 % interval", _interval, narrow=True),
+        Column("speed vs\nfirst", _ratio),
+        Column("real\ntokens/s", _rate("real_tokens_per_second")),
+        Column("step\np50 ms", _step("p50"), narrow=True),
+        Column("step\np90 ms", _step("p90")),
+        *([Column("step\np99 ms", _step("p99"))] if has_p99 else []),
+        Column("useful\nTFLOP/s", _rate("useful_tflops"), narrow=True),
+        Column("of\npeak", _share("useful"), narrow=True),
     ]
 
 
 _PHASE_COLUMNS = (
-    _Column("computed\ntokens/s", _rate("padded_tokens_per_second")),
-    _Column("hardware\nTFLOP/s", _rate("hardware_tflops"), narrow=True),
-    _Column("of\npeak", _share("hardware"), narrow=True),
-    _Column("import\ns", _phase("import")),
-    _Column("load\ns", _phase("open", "load", "data", "prepare"), narrow=True),
-    _Column("first\nstep s", _phase("first_step"), narrow=True),
-    _Column("warm-up s\n(steps)", _warm_up, narrow=True),
-    _Column("steady s\n(n)", lambda entry: f"{_phase('steady')(entry)} ({entry['n']})"),
-    _Column("peak\nMiB", lambda entry: figure(entry["memory"]["peak_bytes"] / 2**20), narrow=True),
+    Column("computed\ntokens/s", _rate("padded_tokens_per_second")),
+    Column("hardware\nTFLOP/s", _rate("hardware_tflops"), narrow=True),
+    Column("of\npeak", _share("hardware"), narrow=True),
+    Column("import\ns", _phase("import")),
+    Column("load\ns", _phase("open", "load", "data", "prepare"), narrow=True),
+    Column("first\nstep s", _phase("first_step"), narrow=True),
+    Column("warm-up s\n(steps)", _warm_up, narrow=True),
+    Column("steady s\n(n)", lambda entry: f"{_phase('steady')(entry)} ({entry['n']})"),
+    Column("peak\nMiB", lambda entry: figure(entry["memory"]["peak_bytes"] / 2**20), narrow=True),
 )
 
 
-def _table(name: str, result: dict[str, Any], columns: Sequence[_Column], width: int) -> Table:
+_UNIT_COLUMN = Column("of\nunit", lambda entry: _of_unit(entry), narrow=True)
+
+
+def _of_unit(entry: dict[str, Any]) -> str:
+    share = entry["share_of_peak"].get("unit")
+    return "n/a" if share is None else f"{share:.1%}"
+
+
+def _has_peers(result: dict[str, Any]) -> bool:
+    return any(entry["peer"] for entry in result["targets"])
+
+
+def comparison_columns(result: dict[str, Any]) -> list[Column]:
+    """One column for each of this project's kernels: how many times as fast as the row it is. Empty without peers."""
+    if not _has_peers(result):
+        return []
+    owns = [entry for entry in measured_entries(result["targets"]) if not entry["peer"]]
+
+    def ratio(own: dict[str, Any]) -> Callable[[dict[str, Any]], str]:
+        found = {one["peer"]: one for one in result["comparisons"] if one["own"] == own["label"]}
+
+        def cell(entry: dict[str, Any]) -> str:
+            one = found.get(entry["label"])
+            if one is None:
+                return "1" if entry is own else ""
+            text = "{median:.2f}x\n({low:.2f} to {high:.2f})".format(**one["ratio"])
+            return text if one["valid"] else f"invalid\n{text}"
+
+        return cell
+
+    return [
+        Column("samples/s", _rate("samples_per_second"), narrow=True),
+        Column("95 % interval", _interval, narrow=True),
+        Column("useful\ntokens/s", _rate("real_tokens_per_second")),
+        *(Column(f"{own['kernel']} is\nfaster by", ratio(own), narrow=True) for own in owns),
+        Column("useful\nTFLOP/s", _rate("useful_tflops")),
+        Column("of\npeak", _share("useful")),
+        Column("padding", lambda entry: f"{1 - entry['work']['real_tokens'] / entry['work']['padded_tokens']:.0%}"),
+        Column("computes\nin", lambda entry: entry["policy"]["compute"]),
+    ]
+
+
+def _table(name: str, result: dict[str, Any], columns: Sequence[Column], width: int) -> Table:
     random = any(entry.get("model", {}).get("random_weights") for entry in result["targets"])
     table = Table(
         title=f"{name} (random weights)" if random else name,
@@ -228,11 +277,13 @@ def _table(name: str, result: dict[str, Any], columns: Sequence[_Column], width:
 
 def _lack(entry: dict[str, Any]) -> str:
     """What is wrong with a target that has reasons, in a word or two."""
-    return entry["status"] if entry["status"] in ("failed", "not run") else "invalid"
+    return entry["status"] if entry["status"] in ("failed", "not run", "unavailable") else "invalid"
 
 
 def _name(entry: dict[str, Any], result: dict[str, Any]) -> str:
     """The target's label, without what is the same for all of them and stands in the title."""
+    if _has_peers(result):
+        return f"{entry['kernel']} {entry['layout']} x{entry['batch_size']}"
     backends = {one["backend"] for one in result["targets"]}
     return entry["label"] if len(backends) > 1 else entry["label"].removeprefix(f"{entry['backend']} ")
 
@@ -245,18 +296,46 @@ def _peaks(result: dict[str, Any]) -> list[str]:
             "n/a" if value is None else f"{figure(value)} {unit}"
             for value, unit in ((peaks["vendor_tflops"], "TFLOP/s"), (peaks["vendor_gbps"], "GB/s"))
         ]
+        unit = peaks.get("unit")
+        rate = (
+            ""
+            if unit is None
+            else (
+                f"; its {unit['unit']} unit fed from {unit['fed_from']} with {unit['threads']} threads: "
+                f"{figure(unit['tflops'])} TFLOP/s"
+            )
+        )
         lines[entry["backend"], peaks["dtype"]] = (
             f"{entry['backend']} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} "
-            f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}"
+            f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}" + rate
         )
     return list(lines.values())
+
+
+def shapes_tried(entry: dict[str, Any]) -> list[Text]:
+    """What the sweep of a target's shapes found, and how a peer was set up."""
+    notes = "; ".join(entry.get("kernel_used", {}).get("notes", ()))
+    lines = [Text(f"{entry['kernel']}: {notes}")] if notes else []
+    if entry["sweep"]:
+        tried = ", ".join(
+            f"{one['layout']} x{one['batch_size']} "
+            + (f"{figure(one['samples_per_second'])}/s" if "samples_per_second" in one else f"({one['error']})")
+            for one in entry["sweep"]
+        )
+        lines.append(
+            Text(f"{entry['kernel']}: best of its shapes is {entry['layout']} x{entry['batch_size']}: {tried}")
+        )
+    return lines
 
 
 def _remarks(result: dict[str, Any]) -> list[Text]:
     """Reasons by target, warnings of one kind together, then the run's notes."""
     lines = []
     for entry in result["targets"]:
-        lines += [Text(f"{_lack(entry)}: {entry['label']}: {reason}", style="red") for reason in entry["reasons"]]
+        style = "yellow" if entry["status"] == "unavailable" else "red"
+        lines += [Text(f"{_lack(entry)}: {entry['label']}: {reason}", style=style) for reason in entry["reasons"]]
+    for entry in result["targets"]:
+        lines += shapes_tried(entry)
     kinds: dict[str, list[str]] = {}
     for entry in result["targets"]:
         for warning in entry["warnings"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -13,34 +13,42 @@ from .. import UserError
 from ..albert_core.run import write_json
 from . import environment
 from .gates import Entry, judge, measured_entries
-from .plan import FULL_BLOCKS, FULL_PROCESSES, Plan, TargetSpec, hash_of
+from .plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
 from .runner import WorkerRun
 from .statistics import Interval, median_interval, outliers, quantile, ratio_interval
 
 SCHEMA = "isotrain.bench/1"
+UNAVAILABLE = "unavailable"
 # p99 of fewer values is the largest of them and says nothing.
 LEAST_FOR_P99 = 100
 
 
 def build_result(
-    plan: Plan, runs: Sequence[WorkerRun], machine: dict[str, Any], interrupted: bool = False
+    plan: Plan,
+    runs: Sequence[WorkerRun],
+    machine: dict[str, Any],
+    interrupted: bool = False,
+    sweeps: Mapping[int, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """The whole result (schema/bench-1.json) of what has run, every figure judged.
 
-    machine: `environment.describe()` of the moment before the first process.
+    machine: `environment.describe()` of the moment before the first process. sweeps: by target, the shapes that were
+    tried and their speed.
     """
     done: dict[int, list[WorkerRun]] = {index: [] for index in range(len(plan.targets))}
     for run in runs:
         done[run.target].append(run)
-    entries = [_entry(plan, spec, done[index]) for index, spec in enumerate(plan.targets)]
+    entries = [_entry(plan, index, done[index]) for index in range(len(plan.targets))]
     judge(entries, [_probe(done[index]) for index in range(len(plan.targets))])
-    _relate(entries, plan.options.seed)
+    _relate(entries, plan.options)
+    for index, entry in enumerate(entries):
+        entry["sweep"] = (sweeps or {}).get(index, [])
     failed = any(entry["status"] == "failed" for entry in entries)
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "partial" if interrupted else "failed" if failed else "complete",
-        "valid": all(entry["valid"] for entry in entries),
+        "valid": all(entry["valid"] for entry in entries if entry["status"] != UNAVAILABLE),
         "notes": _notes(plan),
         "command": environment.command_line(),
         "config": plan.options.config(),
@@ -48,6 +56,7 @@ def build_result(
         "method": plan.options.method(),
         "environment": machine,
         "targets": entries,
+        "comparisons": compare(entries, plan.options.seed) if plan.options.vs else [],
     }
 
 
@@ -76,8 +85,10 @@ def result_path(out: Path | None, now: datetime) -> Path:
     return path
 
 
-def _entry(plan: Plan, spec: TargetSpec, runs: Sequence[WorkerRun]) -> Entry:
+def _entry(plan: Plan, index: int, runs: Sequence[WorkerRun]) -> Entry:
+    spec = plan.targets[index]
     documents = [run.document for run in runs if run.document is not None]
+    refused = plan.unavailable.get(index) or next((run.error for run in runs if run.user_error and spec.peer), "")
     errors = [run.error for run in runs if run.document is None]
     options = plan.options
     entry: Entry = {
@@ -88,6 +99,9 @@ def _entry(plan: Plan, spec: TargetSpec, runs: Sequence[WorkerRun]) -> Entry:
         "reasons": [f"a process {error}" for error in errors],
         "warnings": [],
     }
+    if refused:
+        # Somebody else's program that isn't here is no fault of the measurement.
+        return entry | {"status": UNAVAILABLE, "reasons": [refused]}
     if not documents:
         entry["reasons"] = entry["reasons"] or ["no process of it was started"]
         return entry
@@ -172,20 +186,51 @@ def _probe(runs: Sequence[WorkerRun]) -> dict[str, list[float]]:
     return next((run.document["probe"] for run in runs if run.document is not None), {})
 
 
-def _relate(entries: Sequence[Entry], seed: int) -> None:
-    """Speed relative to the first target of the same workload and batch size, as a ratio with its interval."""
+def _relate(entries: Sequence[Entry], options: Options) -> None:
+    """Speed relative to the first target of the same workload and batch size, as a ratio with its interval.
+
+    Against peers, each of which has its own batch size, all are relative to the first.
+    """
     references: dict[tuple[str, int], Entry] = {}
     for entry in measured_entries(entries):
-        reference = references.setdefault((entry["workload"], entry["batch_size"]), entry)
+        reference = references.setdefault((entry["workload"], 0 if options.vs else entry["batch_size"]), entry)
         entry["relative"] = None
         if reference is not entry:
-            times = [[process["step_seconds"] for process in one["processes"]] for one in (reference, entry)]
-            entry["relative"] = {"to": reference["label"], **ratio_interval(times[0], times[1], seed).as_dict()}
+            ratio = ratio_interval(text_seconds(reference), text_seconds(entry), options.seed)
+            entry["relative"] = {"to": reference["label"], **ratio.as_dict()}
+
+
+def text_seconds(entry: Entry) -> list[list[float]]:
+    """Seconds a text, one value a block, by process."""
+    samples = entry["work"]["samples"]
+    return [[seconds / samples for seconds in process["step_seconds"]] for process in entry["processes"]]
+
+
+def compare(entries: Sequence[Entry], seed: int) -> list[dict[str, Any]]:
+    """How many times as fast as each peer each of this project's kernels is; invalid where either of the two is."""
+    measured = measured_entries(entries)
+    return [
+        {
+            "own": own["label"],
+            "peer": peer["label"],
+            "ratio": ratio_interval(text_seconds(peer), text_seconds(own), seed).as_dict(),
+            "valid": own["valid"] and peer["valid"],
+        }
+        for own in measured
+        if not own["peer"]
+        for peer in measured
+        if peer["peer"]
+    ]
 
 
 def _notes(plan: Plan) -> list[str]:
     options = plan.options
     notes = list(plan.skipped)
+    if options.vs:
+        notes.append(
+            f"everyone runs the same {options.texts} texts, each in its own shape"
+            + ("; --quick takes each one's first shape without a sweep" if options.quick else ", the best of a sweep")
+        )
     if options.processes == 1 and not options.quick:
         notes.append("one process: the intervals are within that process, another process may lie outside")
     if options.processes < FULL_PROCESSES or options.blocks < FULL_BLOCKS:

@@ -21,6 +21,8 @@ from .plan import Plan
 
 WORKER = (sys.executable, "-m", "isotrain.benchmarks.worker")
 STDERR_LINES = 15
+# The process number of a target's sweep, which comes before those that are measured.
+SWEEP = -1
 GRACE_SECONDS = 5.0
 
 
@@ -46,7 +48,7 @@ def run_workers(
     runs and are raised to the caller, who has what was complete.
     """
     failed: set[int] = set()
-    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, _terminable():
+    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, terminable():
         for target, process in plan.order:
             if target in failed:
                 continue
@@ -58,6 +60,15 @@ def run_workers(
             yield outcome
 
 
+def run_sweeps(plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER) -> Iterator[WorkerRun]:
+    """A process for each target that has several shapes to choose from; its document names them with their speed."""
+    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, terminable():
+        for target, specs in plan.candidates.items():
+            started(target, SWEEP)
+            result = Path(folder) / f"{target}-sweep.json"
+            yield _run_worker(plan, target, SWEEP, result, command, [spec.as_dict() for spec in specs])
+
+
 def worker_environment(threads: int | None) -> dict[str, str]:
     """The parent's environment, with the thread counts that libraries read before torch can set them."""
     environment = dict(os.environ, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
@@ -66,14 +77,50 @@ def worker_environment(threads: int | None) -> dict[str, str]:
     return environment
 
 
-def _run_worker(plan: Plan, target: int, process: int, result: Path, command: Sequence[str]) -> WorkerRun:
+def _run_worker(
+    plan: Plan,
+    target: int,
+    process: int,
+    result: Path,
+    command: Sequence[str],
+    candidates: Sequence[dict[str, Any]] = (),
+) -> WorkerRun:
     spec = {
+        "candidates": candidates,
         "options": asdict(plan.options),
         "target": plan.targets[target].as_dict(),
         "process": process,
         "result": str(result),
     }
-    log = result.with_suffix(".log")
+    ended = run_process(command, spec, result.with_suffix(".log"), plan.options.threads, plan.options.time_limit)
+    if ended.timed_out:
+        error = f"took longer than the time limit of {plan.options.time_limit:g} s and was ended{said(ended.log)}"
+        return WorkerRun(target, process, ended.seconds, error=error)
+    return _judge(target, process, ended, result)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code (below 0: the signal that killed it), its seconds, and where its words are."""
+
+    code: int
+    seconds: float
+    timed_out: bool
+    log: Path
+
+
+def run_process(
+    command: Sequence[str],
+    spec: Any,
+    log: Path,
+    threads: int | None,
+    time_limit: float,
+    extra: dict[str, str] | None = None,
+) -> Ended:
+    """Runs `command` with `spec` as JSON on its stdin, its output in `log`, and ends it at the time limit.
+
+    extra: environment variables beside those of `worker_environment`. An interruption ends it too, and is raised.
+    """
     start = time.perf_counter_ns()
     with log.open("wb") as output:
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker and whatever it started.
@@ -82,32 +129,28 @@ def _run_worker(plan: Plan, target: int, process: int, result: Path, command: Se
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=worker_environment(plan.options.threads),
+            env=worker_environment(threads) | (extra or {}),
             start_new_session=True,
         )
         # A timer and a blocking wait: waiting with a timeout wakes twenty times a second, and each time takes a CPU
         # away from what is measured.
         timed_out = threading.Event()
-        limit = threading.Timer(plan.options.time_limit, _expire, (worker, timed_out))
+        limit = threading.Timer(time_limit, _expire, (worker, timed_out))
         limit.start()
         try:
             worker.communicate(json.dumps(spec).encode())
         finally:
             limit.cancel()
             _end(worker)
-    seconds = (time.perf_counter_ns() - start) / 1e9
-    if timed_out.is_set():
-        error = f"took longer than the time limit of {plan.options.time_limit:g} s and was ended{_said(log)}"
-        return WorkerRun(target, process, seconds, error=error)
-    return _judge(target, process, seconds, worker.returncode, result, log)
+    return Ended(worker.returncode, (time.perf_counter_ns() - start) / 1e9, timed_out.is_set(), log)
 
 
-def _judge(target: int, process: int, seconds: float, code: int, result: Path, log: Path) -> WorkerRun:
+def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
+    seconds = ended.seconds
     try:
         document = json.loads(result.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return WorkerRun(target, process, seconds, error=f"{ended} and left no result{_said(log)}")
+        return WorkerRun(target, process, seconds, error=f"{how(ended)} and left no result{said(ended.log)}")
     if "error" in document:
         error = document["error"]
         return WorkerRun(target, process, seconds, error=error["message"], scope=error["scope"], user_error=True)
@@ -124,7 +167,12 @@ def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
     }
 
 
-def _said(log: Path) -> str:
+def how(ended: Ended) -> str:
+    """How a process ended, in words."""
+    return f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
+
+
+def said(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-STDERR_LINES:]
     return "; it said nothing" if not lines else "; its last words:\n" + "\n".join(f"    {line}" for line in lines)
 
@@ -152,7 +200,7 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM as KeyboardInterrupt while workers run: ended politely, the parent must not orphan one."""
     if threading.current_thread() is not threading.main_thread():
         yield

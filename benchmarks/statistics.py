@@ -155,8 +155,14 @@ def _widened(data: np.ndarray) -> np.ndarray:
     # The variance of a median of n normal values is pi / 2 times that of their mean.
     explained = float((residuals**2).sum()) / (processes * (blocks - 1)) * math.pi / 2.0 / blocks
     unexplained = max(0.0, 1.0 - explained / between)
-    widest = _student_quantile(processes - 1) / _NORMAL_QUANTILE * math.sqrt(processes / (processes - 1))
-    return data + unexplained * (widest - 1.0) * deviations[:, None]
+    return data + unexplained * (student_widening(processes) - 1.0) * deviations[:, None]
+
+
+def student_widening(processes: int) -> float:
+    """How much further apart than they are `processes` draws of a normal value must be taken; 1 for a single one."""
+    if processes < 2:
+        return 1.0
+    return _student_quantile(processes - 1) / _NORMAL_QUANTILE * math.sqrt(processes / (processes - 1))
 
 
 def _student_quantile(freedom: int) -> float:

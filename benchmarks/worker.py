@@ -9,15 +9,26 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import UserError
 from .environment import affinity, involuntary_switches, is_disturbed, moment
 from .plan import Options, TargetSpec
+
+if TYPE_CHECKING:
+    from ..albert_core.encoder import LoadedEncoder
+    from ..backends import Backend, CastPolicy
+    from .texts import Texts
+    from .workloads import Workload
+
+# A shape's timed passes in a sweep: enough to choose by, and no more.
+SWEEP_PASS_SECONDS = 2.0
+MOST_SWEEP_PASSES = 5
 
 # Whom an error concerns: every target of the run, those of one backend, or this target alone.
 RUN, BACKEND, TARGET = "run", "backend", "target"
@@ -56,7 +67,11 @@ def main() -> int:
     stages = _Stages()
     code = 0
     try:
-        document = run(options_from(spec["options"]), TargetSpec(**spec["target"]), stages)
+        options = options_from(spec["options"])
+        if spec.get("candidates"):
+            document = sweep(options, [TargetSpec(**one) for one in spec["candidates"]], stages)
+        else:
+            document = run(options, TargetSpec(**spec["target"]), stages)
     except UserError as error:
         document = {"error": {"message": " ".join(str(error).split()), "scope": stages.scope}}
         code = 2
@@ -73,22 +88,26 @@ def options_from(values: dict[str, Any]) -> Options:
     return Options(**fields)
 
 
-def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> dict[str, Any]:
-    """Measures one target in this process. Raises UserError for what the user can mend."""
-    stages = stages or _Stages()
-    before = moment()
+@dataclass
+class _Opened:
+    """What targets of one backend and model share in a process."""
 
+    backend: Backend
+    policy: CastPolicy
+    encoder: LoadedEncoder
+    texts: Texts
+
+
+def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
+    """Imports, device, weights and texts, each a phase of its own. Raises UserError for what the user can mend."""
     with stages.phase("import", RUN):
         import torch
 
+        from ..albert_core import job  # noqa: F401 (brought forward, as is the model's module below)
         from ..albert_core.encoder import load_encoder
-        from ..albert_core.head import ClassificationHead
-        from ..albert_core.job import frozen_encoder
         from ..backends import get_backend
-        from .measure import Budget, measure
-        from .peaks import measure_peaks
-        from .texts import check_length, load_texts, make_batches
-        from .workloads import WORKLOAD_CLASSES, work_per_step
+        from . import peaks, workloads  # noqa: F401
+        from .texts import check_length, load_texts
 
         # load_encoder imports it when it is called; brought forward, so that import and load are two figures.
         import_module("transformers.models.albert.modeling_albert")
@@ -99,19 +118,99 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         torch.manual_seed(options.seed)
         backend = get_backend(target.backend)
         policy = backend.cast_policy(options.dtype, strict=options.strict_dtype)
-        info = backend.info()
+        stages.scope = TARGET
+        _check_kernel(target, backend)
     with stages.phase("load", RUN):
         encoder = load_encoder(options.model, options.seed)
         config = encoder.weights.config
         check_length(options.max_length, config, encoder.label)
     with stages.phase("data", RUN):
-        texts = load_texts(options, config.vocab_size, options.batches * target.batch_size)
-        batches = make_batches(texts, target.batch_size, target.layout, options.max_length)
+        texts = load_texts(options, config.vocab_size, options.texts or options.batches * target.batch_size)
+    return _Opened(backend, policy, encoder, texts)
+
+
+def _check_kernel(target: TargetSpec, backend: Backend) -> None:
+    allowed = ("auto", *backend.kernels(), "transformers")
+    if not target.peer and target.kernel not in allowed:
+        raise UserError(
+            f"--kernel {target.kernel!r} does not exist on backend {target.backend}; allowed are {', '.join(allowed)}"
+        )
+
+
+def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Workload, CastPolicy, list[str]]:
+    """The target, ready to run; the policy that it really has, and what is to be said of it."""
+    from ..albert_core.head import ClassificationHead
+    from ..albert_core.job import frozen_encoder
+    from ..kernels.packed import PaddedBatch
+    from .peers import build_peer
+    from .texts import make_batches
+    from .workloads import WORKLOAD_CLASSES, PeerForward
+
+    batches = make_batches(opened.texts, target.batch_size, target.layout, options.max_length, options.static_shapes)
+    hidden = opened.encoder.weights.config.hidden_size
+    head = ClassificationHead(hidden, options.mlp_hidden_size, opened.texts.num_labels, options.seed)
+    if target.peer:
+        peer = build_peer(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
+        peer.prepare([opened.backend.place(batch.inputs) for batch in batches if isinstance(batch.inputs, PaddedBatch)])
+        return PeerForward(opened.backend, peer, head, batches, opened.texts), peer.policy, list(peer.notes)
+    forward = frozen_encoder(opened.encoder, opened.backend, opened.policy, target.kernel)
+    workload = WORKLOAD_CLASSES[target.workload](opened.backend, forward, head, batches, opened.texts)
+    workload.backend.synchronize(*workload.head.parameters())
+    return workload, opened.policy, []
+
+
+def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | None = None) -> dict[str, Any]:
+    """Texts a second of each shape in turn: one untimed pass over all texts, then the fastest of a few timed ones.
+
+    A shape that can't run is kept with its reason. Raises UserError where none can.
+    """
+    stages = stages or _Stages()
+    opened = _open(options, candidates[0], stages)
+    stages.scope = TARGET
+    found: list[dict[str, Any]] = []
+    for spec in candidates:
+        shape = {"layout": spec.layout, "batch_size": spec.batch_size}
+        try:
+            workload, _, _ = _workload(opened, options, spec)
+        except UserError as error:
+            found.append({**shape, "error": " ".join(str(error).split())})
+        else:
+            found.append({**shape, "samples_per_second": len(opened.texts.lengths) / _pass_seconds(workload)})
+    if not any("samples_per_second" in one for one in found):
+        raise UserError(found[0]["error"])
+    return {"sweep": found}
+
+
+def _pass_seconds(workload: Workload) -> float:
+    """Seconds of the fastest pass over the whole list; as many as fit SWEEP_PASS_SECONDS, and at least one."""
+    times: list[float] = []
+    for number in range(1 + MOST_SWEEP_PASSES):
+        workload.begin()
+        start = time.perf_counter_ns()
+        for index in range(len(workload.batches)):
+            workload.step(index)
+        workload.fence()
+        if number > 0:
+            times.append((time.perf_counter_ns() - start) / 1e9)
+        if times and sum(times) >= SWEEP_PASS_SECONDS:
+            break
+    return min(times)
+
+
+def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> dict[str, Any]:
+    """Measures one target in this process. Raises UserError for what the user can mend."""
+    stages = stages or _Stages()
+    before = moment()
+    opened = _open(options, target, stages)
+    import torch
+
+    from .measure import Budget, measure
+    from .peaks import measure_peaks
+    from .workloads import work_per_step
+
+    backend, encoder = opened.backend, opened.encoder
     with stages.phase("prepare", TARGET):
-        forward = frozen_encoder(encoder, backend, policy, target.kernel)
-        head = ClassificationHead(config.hidden_size, options.mlp_hidden_size, texts.num_labels, options.seed)
-        workload = WORKLOAD_CLASSES[target.workload](backend, forward, head, batches, texts)
-        backend.synchronize(*workload.head.parameters())
+        workload, policy, notes = _workload(opened, options, target)
 
     with _Disturbances() as disturbances:
         warmup_seconds = max(1.0, options.seconds / 2)
@@ -130,19 +229,26 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         },
         "steps_per_block": measured.steps_per_block,
         "step_seconds": measured.step_seconds,
-        "work": work_per_step(config, head, batches, target.workload, forward.name),
+        "work": work_per_step(
+            encoder.weights.config,
+            workload.head,
+            workload.batches,
+            target.workload,
+            # Peers run the module's own graph, whose last repetition is computed in full.
+            "transformers" if target.peer else workload.encoder.name,
+        ),
         "memory": {"peak_bytes": memory.peak_bytes, "scope": memory.scope},
         "peaks": peaks.as_dict(),
-        "device": info.as_dict(),
+        "device": backend.info().as_dict(),
         "policy": {**policy.__dict__, "label": policy.label},
-        "kernel": {"name": forward.name, "version": str(forward.version)},
+        "kernel": {"name": workload.encoder.name, "version": str(workload.encoder.version), "notes": notes},
         "model": {
             "name": encoder.name,
             "label": encoder.label,
             "random_weights": encoder.random,
             "sha256": encoder.fingerprint,
         },
-        "data": texts.describe(),
+        "data": opened.texts.describe(),
         "probe": {str(row): logits for row, logits in workload.probe.items()},
         "reasons": [*measured.reasons, *workload.verdict()],
         "warnings": list(measured.warnings),

@@ -20,6 +20,7 @@ from ..albert_core.optim import build_optimizer
 from ..backends import Backend, FrozenEncoder
 from ..kernels.weights import EncoderConfig
 from .flops import encoder_flops, head_backward_flops, head_forward_flops
+from .peers.base import PeerEncoder
 from .texts import BenchBatch, Texts, cost_classes
 
 # How many texts' logits a process hands back, for the comparison of layouts and kernels.
@@ -114,6 +115,29 @@ class Forward(Workload):
         if any(max(logits) == min(logits) for logits in self.probe.values()):
             return ["all logits of a text were equal: the head did no work"]
         return []
+
+
+class PeerForward(Forward):
+    """The same through a peer's encoder, whose own compiler is watched too, and whose fillers are dropped."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        encoder: PeerEncoder,
+        head: ClassificationHead,
+        batches: Sequence[BenchBatch],
+        texts: Texts,
+    ) -> None:
+        self.peer = encoder
+        super().__init__(backend, encoder, head, batches, texts)
+
+    @torch.no_grad()
+    def run(self, index: int) -> torch.Tensor:
+        features = self.peer(self.backend.place(self.batches[index].inputs))
+        return self.head(features[: len(self.batches[index].rows)])
+
+    def compile_count(self) -> int:
+        return self.backend.compile_count() + self.peer.compile_count()
 
 
 class TrainStep(Workload):

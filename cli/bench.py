@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..benchmarks.plan import Options
 
 
 def bench(
@@ -21,7 +24,8 @@ def bench(
     workload: Annotated[
         list[str] | None,
         typer.Option(
-            help="forward (frozen encoder and head) or train_step (the same, loss, backward, AdamW); both by default."
+            help="forward (frozen encoder and head) or train_step (the same, loss, backward, AdamW), both by default; "
+            "end_to_end: a whole training run, tokenising to trained head, with cold caches."
         ),
     ] = None,
     layout: Annotated[
@@ -33,11 +37,25 @@ def bench(
     kernel: Annotated[
         list[str] | None,
         typer.Option(
-            help="Frozen forward: auto (the backend's fastest, default), portable, triton or flash (cuda), or "
-            "transformers' own module."
+            help="Frozen forward: auto (the backend's fastest, default), one of the backend's by name (portable, "
+            "native on cpu, triton and flash on cuda), or transformers (its own module)."
         ),
     ] = None,
-    batch_size: Annotated[list[int] | None, typer.Option(help="Texts a step (default 8); repeat for a sweep.")] = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Texts a step (default 8); repeat for a sweep. With --vs: the sizes to choose the best from."
+        ),
+    ] = None,
+    vs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare with peers (all of them) or one by name; may be repeated. Said in docs/benchmarks.md."
+        ),
+    ] = None,
+    texts: Annotated[
+        int | None, typer.Option(help="Texts that everyone runs in a comparison with peers (default 512, quick 32).")
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -55,6 +73,10 @@ def bench(
             help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training."
         ),
     ] = "banking77-lengths",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given."),
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Fresh processes a target (default 3): their spread is part of the interval.")
     ] = None,
@@ -95,8 +117,9 @@ def bench(
     import json
     from dataclasses import replace
 
+    from .. import UserError
     from ..benchmarks.bench import run_bench, watcher_for_terminal
-    from ..benchmarks.plan import LAYOUTS, WORKLOADS, Options, make_plan, with_quick
+    from ..benchmarks.plan import LAYOUTS, WORKLOADS, Options, make_plan, with_peers, with_quick
     from ..benchmarks.report import output_console, print_plan, print_result
 
     options = Options(
@@ -105,18 +128,27 @@ def bench(
         workloads=tuple(workload or WORKLOADS),
         layouts=tuple(layout or LAYOUTS),
         kernels=tuple(kernel or ("auto",)),
-        batch_sizes=tuple(batch_size or (8,)),
+        batch_sizes=tuple(batch_size or (() if vs else (8,))),
         dtype=dtype,
         strict_dtype=strict_dtype,
         max_length=max_length,
         threads=threads,
         dataset=dataset,
+        tokenizer=tokenizer,
+        texts=texts,
         seed=seed,
     )
+    whole = "end_to_end" in (workload or ())
+    if whole and len(workload or ()) > 1:
+        raise UserError("--workload end_to_end has results of its own kind; give it without other workloads")
+    if vs:
+        options = with_peers(options, vs)
     if quick:
         options = with_quick(options)
-    thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds}
+    thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds, "texts": texts}
     options = replace(options, **{key: value for key, value in thoroughness.items() if value is not None})
+    if whole:
+        _end_to_end(options, out, json_only, dry_run)
     plan = make_plan(options)
     if dry_run:
         print_plan(plan, output_console())
@@ -129,6 +161,35 @@ def bench(
         typer.echo(json.dumps(outcome.result, indent=2))
     else:
         print_result(outcome.result, output_console())
+    if outcome.path is not None:
+        typer.echo(f"result: {outcome.path}", err=json_only)
+    raise typer.Exit(outcome.code)
+
+
+def _end_to_end(options: Options, out: Path | None, json_only: bool, dry_run: bool) -> None:
+    """The whole-run comparison, which has results of a kind of its own. Ends the command."""
+    import json
+
+    from ..benchmarks.end_to_end import check, run_end_to_end, training_arguments
+    from ..benchmarks.report import output_console
+    from ..benchmarks.report_end_to_end import print_end_to_end
+
+    if dry_run:
+        check(options)
+        command = " ".join(["isotrain", *training_arguments(options, Path("FOLDER"))])
+        typer.echo(f"{options.processes} x {command}")
+        if options.vs:
+            typer.echo(f"{options.processes} x the experiment's loop, dynamic padding; the same padded to --max-length")
+        raise typer.Exit
+    outcome = run_end_to_end(
+        options, out=out, write=not json_only or out is not None, tell=lambda line: typer.echo(line, err=True)
+    )
+    if outcome.result is None:
+        typer.echo("isotrain: no run was complete; nothing was written", err=True)
+    elif json_only:
+        typer.echo(json.dumps(outcome.result, indent=2))
+    else:
+        print_end_to_end(outcome.result, output_console())
     if outcome.path is not None:
         typer.echo(f"result: {outcome.path}", err=json_only)
     raise typer.Exit(outcome.code)

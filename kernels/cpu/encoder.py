@@ -9,9 +9,7 @@ order and number of threads.
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ import torch
 from ... import UserError
 from ..packed.batch import PackedBatch, PaddedBatch
 from ..weights import EncoderConfig, EncoderWeights, LayerWeights, check_finite
-from .library import Shape, best_isa, native, why_not
+from .library import Shape, best_isa, native, second_level_cache_bytes, why_not
 
 # kernels/cpu/native/common.h, enum Activation.
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "silu": 3, "tanh": 4}
@@ -157,19 +155,6 @@ def default_block_tokens(isa: str, intermediate_size: int) -> int:
     """
     rows = _CACHE_SHARE.get(isa, 0.6) * second_level_cache_bytes() / (2 * intermediate_size)
     return min(max(96, int(rows) // 96 * 96), 384)
-
-
-def second_level_cache_bytes() -> int:
-    """A core's second-level cache as the system names it; 1 MiB where it doesn't."""
-    try:
-        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (ValueError, OSError):
-        size = 0
-    if size <= 0:
-        path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
-        text = path.read_text().strip() if path.exists() else ""
-        size = int(text[:-1]) * 1024 if text.endswith("K") and text[:-1].isdecimal() else 0
-    return size if size > 0 else 2**20
 
 
 def _embedding_tensors(weights: EncoderWeights) -> list[torch.Tensor | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
+from pathlib import Path
 
 from ..native import NativeLibrary, load
 
@@ -132,3 +134,16 @@ def unit_rate(isa: str, working_set_bytes: int, seconds: float = 0.5) -> float:
     """
     library = native().library
     return 0.0 if library is None else library.isotrain_cpu_unit_rate(isa.encode(), working_set_bytes, seconds)
+
+
+def second_level_cache_bytes() -> int:
+    """A core's second-level cache as the system names it; 1 MiB where it doesn't."""
+    try:
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (ValueError, OSError):
+        size = 0
+    if size <= 0:
+        path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+        text = path.read_text().strip() if path.exists() else ""
+        size = int(text[:-1]) * 1024 if text.endswith("K") and text[:-1].isdecimal() else 0
+    return size if size > 0 else 2**20

@@ -14,13 +14,18 @@ from isotrain.benchmarks.runner import WorkerRun
 
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady", "peaks")
 
-# Plays the worker: looks up what to do for (layout, process) and does it.
+# Plays the worker: looks up what to do for (layout or kernel, process or "sweep") and does it.
 SCRIPT = """
 import json, os, sys, time
 spec = json.load(sys.stdin)
 act = json.load(open({acts!r}))
-key = f"{{spec['target']['layout']}}/{{spec['process']}}"
-what = act.get(key, act["default"])
+process = "sweep" if spec["candidates"] else spec["process"]
+keys = [f"{{spec['target'][name]}}/{{process}}" for name in ("layout", "kernel")]
+what = next((act[key] for key in keys if key in act), act["default"])
+if spec["candidates"] and what is act["default"]:
+    # The later a shape stands, the faster it is.
+    shapes = [{{key: one[key] for key in ("layout", "batch_size")}} for one in spec["candidates"]]
+    what = {{"document": {{"sweep": [shape | {{"samples_per_second": 10.0 + n}} for n, shape in enumerate(shapes)]}}}}
 if "print" in what:
     print(what["print"], file=sys.stderr, flush=True)
 if "touch" in what:

@@ -1,0 +1,219 @@
+"""`--vs`: the sweep, the interleaved run, the ratios, and what a peer that can't run leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import isotrain.benchmarks
+import jsonschema
+import pytest
+from isotrain import UserError
+from isotrain.benchmarks import peers
+from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
+from isotrain.benchmarks.plan import Options, Plan, make_plan, with_peers, with_quick
+from isotrain.benchmarks.report import WIDE, print_result
+from isotrain.benchmarks.worker import sweep
+from rich.console import Console
+
+NAMES = ("experiment-padded", "transformers-sorted", "openvino")
+OPTIONS = replace(with_peers(Options(batch_sizes=()), NAMES), processes=2, blocks=3)
+
+FakeWorker = Callable[..., tuple[str, ...]]
+
+
+@pytest.fixture(autouse=True)
+def _all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda _: object())
+
+
+def shown(result: dict[str, Any]) -> str:
+    output = io.StringIO()
+    print_result(result, Console(file=output, width=WIDE, highlight=False))
+    return " ".join(output.getvalue().split())
+
+
+def validate(result: dict[str, Any]) -> None:
+    path = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-1.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result, allow_nan=False)))
+
+
+def test_own_kernels_come_first_and_every_peer_is_a_target() -> None:
+    plan = make_plan(replace(OPTIONS, kernels=("auto", "portable")))
+    assert [(spec.kernel, spec.peer) for spec in plan.targets] == [
+        ("auto", False),
+        ("portable", False),
+        *((name, True) for name in NAMES),
+    ]
+    assert {spec.workload for spec in plan.targets} == {"forward"}
+    assert set(plan.candidates) == {0, 1, 3, 4}, "what has one shape is not swept"
+    assert plan.processes == 5 * 2 + 4
+
+
+def test_a_quick_comparison_sweeps_nothing_and_runs_few_texts() -> None:
+    plan = make_plan(with_quick(OPTIONS))
+    assert not plan.candidates
+    assert plan.options.texts == 32
+    assert all(spec.batch_size <= 32 or spec.peer for spec in plan.targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backends": ("cpu", "cuda")}, "--vs compares on one backend, not cpu, cuda"),
+        ({"workloads": ("train_step",)}, "--vs compares the frozen forward, not train_step"),
+        ({"vs": ("tensorflow",)}, "--vs 'tensorflow' does not exist"),
+        ({"texts": 0}, "--texts 0 is out of range"),
+    ],
+)
+def test_wrong_options_say_what_is_allowed(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(replace(OPTIONS, **change))
+    assert message in str(error.value)
+
+
+def test_the_fastest_shape_of_the_sweep_is_measured(fake_worker: FakeWorker, tmp_path: Path) -> None:
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker())
+    assert outcome.code == VALID
+    own, padded, by_length, openvino = outcome.result["targets"]
+    assert (own["layout"], own["batch_size"]) == ("packed", 512)
+    assert (padded["layout"], padded["batch_size"], padded["sweep"]) == ("padded", 8, [])
+    assert (by_length["layout"], by_length["batch_size"]) == ("sorted", 64)
+    assert (openvino["layout"], openvino["batch_size"]) == ("static", 256)
+    assert len(openvino["sweep"]) == 5
+    validate(outcome.result)
+    text = shown(outcome.result)
+    assert "openvino: best of its shapes is static x256: sorted x8 10/s" in text
+    assert "everyone runs the same 512 texts" in text
+
+
+def test_ratios_are_of_the_time_a_text_takes(
+    fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
+) -> None:
+    slow = document(step_seconds=(2.0, 2.0, 2.0))
+    # A batch twice as large in four times the time is half as fast.
+    slow["work"] = {key: value * 2 for key, value in slow["work"].items()}
+    acts = {f"openvino/{process}": {"document": slow} for process in range(2)}
+    result = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts)).result
+    ratios = {one["peer"].split()[3]: one for one in result["comparisons"]}
+    assert ratios["openvino"]["ratio"] == pytest.approx({"median": 2.0, "low": 2.0, "high": 2.0})
+    assert ratios["experiment-padded"]["ratio"]["median"] == pytest.approx(1.0)
+    assert result["targets"][3]["relative"]["median"] == pytest.approx(0.5)
+    assert "2.00x" in shown(result)
+
+
+def test_a_peer_that_is_not_installed_is_listed_with_its_reason(
+    fake_worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker())
+    assert outcome.code == VALID
+    openvino = outcome.result["targets"][3]
+    assert openvino["status"] == "unavailable"
+    assert not openvino["valid"]
+    assert outcome.result["valid"]
+    validate(outcome.result)
+    assert "unavailable: cpu forward sorted openvino x8: openvino not installed; get it by" in shown(outcome.result)
+
+
+@pytest.mark.parametrize("when", ["sweep", "0"])
+def test_a_peer_that_can_not_run_is_listed_with_its_reason(fake_worker: FakeWorker, tmp_path: Path, when: str) -> None:
+    refusal = {"document": {"error": {"message": "no such primitive", "scope": "target"}}, "code": 2}
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({f"openvino/{when}": refusal}))
+    assert outcome.code == VALID
+    openvino = outcome.result["targets"][3]
+    assert (openvino["status"], openvino["reasons"]) == ("unavailable", ["no such primitive"])
+    assert len(outcome.result["comparisons"]) == 2
+    validate(outcome.result)
+
+
+def test_a_peer_that_dies_is_a_failed_target(fake_worker: FakeWorker, tmp_path: Path) -> None:
+    acts = {"openvino/sweep": {"code": 1}, "openvino/0": {"code": 1, "print": "segmentation fault"}}
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
+    assert outcome.code == FAILED
+    assert outcome.result["targets"][3]["status"] == "failed"
+    assert len(outcome.result["comparisons"]) == 2
+
+
+def test_without_our_own_side_there_is_no_comparison(fake_worker: FakeWorker, tmp_path: Path) -> None:
+    refusal = {"document": {"error": {"message": "kernel 'auto' isn't built", "scope": "target"}}, "code": 2}
+    acts = {"packed/sweep": refusal, "packed/0": refusal, "packed/1": refusal}
+    with pytest.raises(UserError, match="kernel 'auto' isn't built"):
+        run_bench(OPTIONS, out=tmp_path / "r.json", command=fake_worker(acts))
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_what_concerns_the_whole_run_ends_it_at_the_first_sweep(fake_worker: FakeWorker, tmp_path: Path) -> None:
+    refusal = {"document": {"error": {"message": "no such model", "scope": "run"}}, "code": 2}
+    with pytest.raises(UserError, match="no such model"):
+        run_bench(OPTIONS, out=tmp_path / "r.json", command=fake_worker({"packed/sweep": refusal}))
+
+
+def test_other_answers_make_a_peer_invalid(
+    fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
+) -> None:
+    wrong = {"document": document(probe={"0": [1.0, 2.0], "1": [3.0, 4.1]})}
+    acts = {"openvino/0": wrong, "openvino/1": wrong}
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
+    assert outcome.code == INVALID
+    assert "its logits differ" in outcome.result["targets"][3]["reasons"][0]
+    assert [one["valid"] for one in outcome.result["comparisons"]] == [True, True, False]
+    assert "INVALID openvino" in shown(outcome.result)
+
+
+def test_other_texts_make_a_peer_invalid_whatever_its_batch_size(
+    fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
+) -> None:
+    other = {"document": document(data=document()["data"] | {"sha256": "d" * 64})}
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({"openvino/0": other, "openvino/1": other}))
+    assert outcome.result["targets"][3]["reasons"] == ["its texts are not those of cpu forward packed auto x512"]
+
+
+def test_the_matrix_units_rate_is_shown_where_a_backend_measures_it(
+    fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
+) -> None:
+    unit = {"unit": "AMX", "dtype": "float32", "fed_from": "L2", "tflops": 0.08, "threads": 2}
+    peaks = document()["peaks"] | {"unit": unit}
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({"default": {"document": document(peaks=peaks)}}))
+    entry = outcome.result["targets"][0]
+    assert entry["share_of_peak"]["unit"] == pytest.approx(entry["figures"]["useful_tflops"]["median"] / 0.08)
+    validate(outcome.result)
+    text = shown(outcome.result)
+    assert "its AMX unit fed from L2 with 2 threads: 0.08 TFLOP/s" in text
+    assert "50.0%" in text
+
+
+def test_a_kernel_may_beat_a_librarys_product_and_not_the_unit(
+    fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
+) -> None:
+    fast = {"step_seconds": (0.05, 0.05, 0.05)}
+
+    def code(tflops: float | None) -> int:
+        unit = tflops and {"unit": "AMX", "dtype": "float32", "fed_from": "L2", "tflops": tflops, "threads": 2}
+        peaks = document()["peaks"] | {"unit": unit or None}
+        made = {"default": {"document": document(peaks=peaks, **fast)}}
+        return run_bench(OPTIONS, out=tmp_path, command=fake_worker(made)).code
+
+    assert code(None) == INVALID
+    assert code(4.0) == VALID
+    assert code(2.0) == INVALID
+
+
+def test_a_real_sweep_times_each_shape_and_keeps_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(OPTIONS, model="random:tiny", dtype="float32", texts=16, threads=1)
+    plan: Plan = make_plan(options)
+    candidates = plan.candidates[2]
+    found = sweep(options, candidates)["sweep"]
+    assert [(one["layout"], one["batch_size"]) for one in found] == [("sorted", 8), ("sorted", 32), ("sorted", 64)]
+    assert all(one["samples_per_second"] > 0 for one in found)
+
+
+def test_a_kernel_that_does_not_exist_is_refused_by_the_backend_that_has_others(tmp_path: Path) -> None:
+    options = Options(model="random:tiny", kernels=("fast",), workloads=("forward",), layouts=("packed",), processes=1)
+    with pytest.raises(UserError, match="--kernel 'fast' does not exist on backend cpu; allowed are auto, portable"):
+        run_bench(options, out=tmp_path / "r.json")
