@@ -23,7 +23,7 @@ from .batch import IntArray, PackedBatch, PaddedBatch
 # (the widest activation no longer fits the last-level cache). An accelerator needs more of them to be busy.
 HOST_CHUNK_TOKENS = 1024
 
-NormWeights = tuple[torch.Tensor, torch.Tensor]
+WeightAndBias = tuple[torch.Tensor, torch.Tensor]
 Linear = Callable[[torch.Tensor], torch.Tensor]
 # Makes a linear layer of a weight (out, in) and a bias (out), both in the compute dtype and contiguous.
 MakeLinear = Callable[[torch.Tensor, torch.Tensor], Linear]
@@ -54,10 +54,10 @@ class _Layer:
     query: Linear
     key_value: Linear
     attention_output: Linear
-    attention_norm: NormWeights
+    attention_norm: WeightAndBias
     ffn: Linear
     ffn_output: Linear
-    output_norm: NormWeights
+    output_norm: WeightAndBias
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class PortableEncoder:
             attended.append(a.transpose(1, 2).reshape(-1, heads * width))
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
-    def _norm(self, x: torch.Tensor, weights: NormWeights) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor, weights: WeightAndBias) -> torch.Tensor:
         return functional.layer_norm(x, x.shape[-1:], *weights, eps=self.config.layer_norm_eps)
 
     def _pack(self, layer: LayerWeights) -> _Layer:
@@ -258,7 +258,7 @@ class PortableEncoder:
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         return self._make_linear(weight.detach().to(self._compute).contiguous(), bias.detach().to(self._compute))
 
-    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> NormWeights:
+    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> WeightAndBias:
         return weight.detach().to(self._accumulate), bias.detach().to(self._accumulate)
 
     def _packed_rows(self, lengths: IntArray) -> _Rows:
