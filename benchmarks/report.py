@@ -44,7 +44,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(_table("hardware, phases, memory", result, _PHASE_COLUMNS, console.width))
         if console.width < WIDE:
             console.print(Text(f"more columns from {WIDE} characters on; all of them are in the JSON"))
-        for line in _peaks(result):
+        for line in best_peers(result) + _peaks(result):
             console.print(Text(line))
     for remark in _remarks(result):
         console.print(remark)
@@ -60,6 +60,11 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     for line in plan.skipped:
         console.print(Text(f"left out: {line}"))
+    for target, shapes in plan.candidates.items():
+        listed = ", ".join(f"{shape.layout} x{shape.batch_size}" for shape in shapes)
+        console.print(Text(f"before that, a sweep picks the shape of {plan.targets[target].kernel}: {listed}"))
+    for target, reason in plan.unavailable.items():
+        console.print(Text(f"unavailable: {plan.targets[target].kernel}: {reason}"))
     options = plan.options
     console.print(
         Text(
@@ -250,6 +255,20 @@ def comparison_columns(result: dict[str, Any]) -> list[Column]:
         Column("padding", lambda entry: f"{1 - entry['work']['real_tokens'] / entry['work']['padded_tokens']:.0%}"),
         Column("computes\nin", lambda entry: entry["policy"]["compute"]),
     ]
+
+
+def best_peers(result: dict[str, Any]) -> list[str]:
+    """For each of this project's kernels, its ratio to the fastest peer that is valid."""
+    lines = []
+    labels = {entry["label"]: entry for entry in result["targets"]}
+    for own in dict.fromkeys(one["own"] for one in result["comparisons"]):
+        valid = [one for one in result["comparisons"] if one["own"] == own and one["valid"]]
+        if valid:
+            best = min(valid, key=lambda one: one["ratio"]["median"])
+            ratio = "{median:.2f} times ({low:.2f} to {high:.2f})".format(**best["ratio"])
+            peer = labels[best["peer"]]
+            lines.append(f"{labels[own]['kernel']} has {ratio} the speed of the best peer, {_name(peer, result)}")
+    return lines
 
 
 def _table(name: str, result: dict[str, Any], columns: Sequence[Column], width: int) -> Table:

@@ -16,7 +16,7 @@ from isotrain import UserError
 from isotrain.benchmarks import peers
 from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
 from isotrain.benchmarks.plan import Options, Plan, make_plan, with_peers, with_quick
-from isotrain.benchmarks.report import WIDE, print_result
+from isotrain.benchmarks.report import WIDE, output_console, print_plan, print_result
 from isotrain.benchmarks.worker import sweep
 from rich.console import Console
 
@@ -53,6 +53,16 @@ def test_own_kernels_come_first_and_every_peer_is_a_target() -> None:
     assert {spec.workload for spec in plan.targets} == {"forward"}
     assert set(plan.candidates) == {0, 1, 3, 4}, "what has one shape is not swept"
     assert plan.processes == 5 * 2 + 4
+
+
+def test_the_plan_says_which_shapes_will_be_tried(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    print_plan(make_plan(OPTIONS), output_console())
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a sweep picks the shape of transformers-sorted: sorted x8, sorted x32, sorted x64" in text
+    assert "unavailable: openvino: openvino not installed" in text
 
 
 def test_a_quick_comparison_sweeps_nothing_and_runs_few_texts() -> None:
@@ -104,7 +114,9 @@ def test_ratios_are_of_the_time_a_text_takes(
     assert ratios["openvino"]["ratio"] == pytest.approx({"median": 2.0, "low": 2.0, "high": 2.0})
     assert ratios["experiment-padded"]["ratio"]["median"] == pytest.approx(1.0)
     assert result["targets"][3]["relative"]["median"] == pytest.approx(0.5)
-    assert "2.00x" in shown(result)
+    text = shown(result)
+    assert "2.00x" in text
+    assert "auto has 1.00 times (1.00 to 1.00) the speed of the best peer, experiment-padded padded x8" in text
 
 
 def test_a_peer_that_is_not_installed_is_listed_with_its_reason(
