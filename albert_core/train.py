@@ -36,7 +36,7 @@ from .state import restore
 from .stopping import StopRequest, stop_on_signals
 from .storage import fetch_latest, remote_url
 from .tracking import make_trackers
-from .training import Training, build_training, check_storage
+from .training import Training, build_training, check_storage, gradients_are_watched
 
 log = logging.getLogger("isotrain")
 
@@ -202,7 +202,14 @@ def _improved(training: Training) -> bool:
 
 
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
-    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device."""
+    """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device.
+
+    A device's fused step takes all micro-batches at once, every other one after the other.
+    """
+    if training.head_step is not None:
+        inputs, labels = training.source.batch(window.micro_batches[0][0], window.micro_batches[-1][1])
+        assert isinstance(inputs, torch.Tensor), "a head's inputs are features"
+        return training.head_step(inputs, labels, window.num_samples)
     batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
     return training.step(*chain.from_iterable(batches))
 
@@ -231,8 +238,8 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         assert total is not None, "a window holds at least one micro-batch"
         return total
 
-    watched = config.use_wandb and config.wandb_watch_mode is not None
-    return training.job.backend.capture_step(step, optimizer) if config.freeze_encoder and not watched else step
+    recordable = config.freeze_encoder and not gradients_are_watched(config)
+    return training.job.backend.capture_step(step, optimizer) if recordable else step
 
 
 @dataclass(frozen=True)

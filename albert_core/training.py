@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import UserError
+from ..backends import HeadStep
 from .batches import BatchStream
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
@@ -49,6 +50,7 @@ class Training:
     trackers: Trackers
     state: TrainingState
     total_steps: int
+    head_step: HeadStep | None = None
     step: Callable[..., torch.Tensor] = field(default=_not_ready)
 
 
@@ -86,11 +88,12 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         save_optim=config.save_optim,
         after_save=_uploader(config) if config.sync_to_storage else None,
     )
+    optimizer = build_optimizer(model.parameters(), config, backend)
     return Training(
         job=job,
         run=run,
         model=model,
-        optimizer=build_optimizer(model.parameters(), config, backend),
+        optimizer=optimizer,
         stream=stream,
         source=source,
         test_source=test_source,
@@ -98,7 +101,19 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         trackers=Trackers(()),
         state=TrainingState(),
         total_steps=min(total_steps, config.max_steps or total_steps),
+        head_step=backend.head_step(list(model.parameters()), optimizer) if _can_fuse(config) else None,
     )
+
+
+def _can_fuse(config: TrainConfig) -> bool:
+    """A fused step has no gradients to clip or to look at."""
+    plain = config.max_grad_norm is None and not gradients_are_watched(config)
+    return config.freeze_encoder and config.fused_head and plain
+
+
+def gradients_are_watched(config: TrainConfig) -> bool:
+    """Whether a tracker looks at the gradients between the backward pass and the update."""
+    return config.use_wandb and config.wandb_watch_mode is not None
 
 
 def check_storage(config: TrainConfig, resuming: bool) -> None:

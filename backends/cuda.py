@@ -200,6 +200,12 @@ class CudaBackend(Backend):
         compute = getattr(torch, policy.compute)
         return torch.autocast("cuda", dtype=compute, enabled=policy.compute != policy.accumulate)
 
+    def kernels(self) -> dict[str, Availability]:
+        reason = self._why_no_triton_here()
+        triton = Availability(not reason, reason or "Triton kernels, ours for attention too")
+        flash = Availability(not reason, reason or "torch's variable-length attention, else as triton")
+        return {"triton": triton, "flash": flash, **super().kernels()}
+
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         from ..kernels.cuda import Operators, PackedGpuEncoder
         from ..kernels.packed import PortableEncoder
@@ -229,14 +235,20 @@ class CudaBackend(Backend):
             runner=self._runner(weights.config.max_positions),
         )
 
-    def _why_no_triton(self, weights: EncoderWeights, policy: CastPolicy) -> str:
-        from ..kernels.cuda import smoke_test, why_not
-
+    def _why_no_triton_here(self) -> str:
         capability = torch.cuda.get_device_capability(self.device)
         if capability < LEAST_CAPABILITY:
             return f"this GPU is sm_{capability[0]}{capability[1]}, the Triton kernels need sm_80 or newer"
+        from ..kernels.cuda import why_no_triton
+
+        return why_no_triton()
+
+    def _why_no_triton(self, weights: EncoderWeights, policy: CastPolicy) -> str:
+        from ..kernels.cuda import smoke_test, why_not
+
         compute = getattr(torch, policy.compute)
-        reason = why_not(weights.config, compute, getattr(torch, policy.accumulate))
+        reason = self._why_no_triton_here()
+        reason = reason or why_not(weights.config, compute, getattr(torch, policy.accumulate))
         if reason:
             return reason
         with torch.cuda.device(self.device):

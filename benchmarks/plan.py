@@ -19,7 +19,7 @@ from ..backends import DTYPES, list_backends
 
 WORKLOADS = ("forward", "train_step")
 LAYOUTS = ("padded", "bucketed", "packed")
-KERNELS = ("auto", "portable", "triton", "flash", "transformers")
+KERNELS = ("auto", "portable", "native", "triton", "flash", "transformers")
 EMBEDDED_LENGTHS = "banking77-lengths"
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0

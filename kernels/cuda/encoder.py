@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ... import UserError
 from ..packed import PackedBatch, PaddedBatch
-from ..packed.portable import ACTIVATIONS, Linear
+from ..packed.portable import ACTIVATIONS
 from ..weights import EncoderWeights, LayerWeights
 from .rows import TokenRows, first_rows, key_ranges, split
 from .support import Operators, why_no_flash, why_not
@@ -19,6 +19,7 @@ from .support import Operators, why_no_flash, why_not
 # Rows that go through the repetitions at once: enough to keep every multiprocessor busy, and a bound on memory.
 CHUNK_TOKENS = 65536
 
+Linear = tuple[torch.Tensor, torch.Tensor]
 Forward = Callable[[TokenRows], torch.Tensor]
 
 

@@ -1,0 +1,303 @@
+// The C interface: which instruction sets the processor has, packing, blocks, threads.
+// Every function that can fail returns null or a negative number and writes one line into `error`.
+#include "standard.h"
+
+#include "common.h"
+
+using isotrain::bf16;
+using isotrain::Block;
+using isotrain::Engine;
+using isotrain::Input;
+using isotrain::Linear;
+using isotrain::Model;
+using isotrain::Norm;
+using isotrain::Scratch;
+
+namespace {
+
+constexpr int kInterface = 1;
+
+struct Shape {
+    std::int32_t hidden, intermediate, heads, embedding, vocab, positions, types, activation, project, layers,
+        repetitions, block_tokens;
+    float eps;
+};
+
+// Weights of one layer in the order of the tensor list: three times (weight, bias) of a linear layer would be too many
+// names; see LayerWeights in kernels/weights.py.
+constexpr int kModelTensors = 7, kLayerTensors = 12;
+
+struct Encoder {
+    Model model;
+    const Engine* engine;
+    std::vector<isotrain::Buffer<bf16>> packed;
+    std::vector<isotrain::Buffer<float>> vectors;
+    struct Slot {
+        std::unique_ptr<Scratch> scratch;
+        std::int64_t tokens = 0, sequences = 0, longest = 0;
+    };
+    std::vector<Slot> slots;
+    std::mutex busy;
+};
+
+void say(char* error, std::size_t size, const std::string& text) {
+    if (error && size) std::snprintf(error, size, "%s", text.c_str());
+}
+
+#if defined(__x86_64__)
+
+bool has_avx512() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bf16");
+}
+
+// CPUID says whether the unit is there; the operating system must also grant its state to this process.
+bool has_amx() {
+#if defined(__linux__)
+    if (!has_avx512()) return false;
+    unsigned a = 7, b, c = 0, d;
+    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    if (!(d & amx_bf16) || !(d & amx_tile)) return false;
+    constexpr int request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
+#else
+bool has_avx512() { return false; }
+bool has_amx() { return false; }
+#endif
+
+const Engine* engine_called(const char* name) {
+    if (has_amx() && !std::strcmp(name, isotrain::amx_engine()->name)) return isotrain::amx_engine();
+    if (!has_avx512()) return nullptr;
+    for (const Engine* engine : {isotrain::avx512_engine(), isotrain::amx_emulated_engine()})
+        if (!std::strcmp(name, engine->name)) return engine;
+    return nullptr;
+}
+
+const float* keep(Encoder& encoder, const void* source, std::size_t count) {
+    encoder.vectors.push_back(isotrain::allocate<float>(count));
+    std::memcpy(encoder.vectors.back().get(), source, count * sizeof(float));
+    return encoder.vectors.back().get();
+}
+
+// weight: bfloat16 [n][k], n a multiple of the panel.
+Linear pack(Encoder& encoder, const void* weight, const void* bias, int n, int k) {
+    const int panel = encoder.model.panel, padded = isotrain::round_up(k, isotrain::kDepth);
+    encoder.packed.push_back(isotrain::allocate<bf16>(std::size_t(n) * padded));
+    bf16* packed = encoder.packed.back().get();
+    const auto* rows = static_cast<const bf16*>(weight);
+    for (int row = 0; row < n; ++row) {
+        bf16* strip = packed + std::size_t(row / panel) * panel * padded + row % panel * 2;
+        for (int column = 0; column < k; ++column)
+            strip[std::size_t(column / 2) * panel * 2 + column % 2] = rows[std::size_t(row) * k + column];
+    }
+    return {packed, keep(encoder, bias, n), n, padded};
+}
+
+Norm norm(Encoder& encoder, const void* weight, const void* bias, int width) {
+    return {keep(encoder, weight, width), keep(encoder, bias, width)};
+}
+
+void fill(Encoder& encoder, const Shape& shape, const void* const* tensors, const std::int32_t* order) {
+    Model& m = encoder.model;
+    m.hidden = shape.hidden;
+    m.intermediate = shape.intermediate;
+    m.heads = shape.heads;
+    m.head_size = shape.hidden / shape.heads;
+    m.embedding = shape.embedding;
+    m.vocab = shape.vocab;
+    m.positions = shape.positions;
+    m.types = shape.types;
+    m.activation = shape.activation;
+    m.eps = shape.eps;
+    m.panel = encoder.engine->panel;
+    m.block_tokens = shape.block_tokens;
+    m.project = shape.project != 0;
+    m.word_embeddings = static_cast<const bf16*>(tensors[0]);
+    m.position_embeddings = keep(encoder, tensors[1], std::size_t(shape.positions) * shape.embedding);
+    m.type_embeddings = keep(encoder, tensors[2], std::size_t(shape.types) * shape.embedding);
+    m.embedding_norm = norm(encoder, tensors[3], tensors[4], shape.embedding);
+    if (m.project) m.projection = pack(encoder, tensors[5], tensors[6], shape.hidden, shape.embedding);
+    for (int index = 0; index < shape.layers; ++index) {
+        const void* const* t = tensors + kModelTensors + index * kLayerTensors;
+        isotrain::Layer layer;
+        layer.qkv = pack(encoder, t[0], t[1], 3 * m.hidden, m.hidden);
+        layer.attention_output = pack(encoder, t[2], t[3], m.hidden, m.hidden);
+        layer.attention_norm = norm(encoder, t[4], t[5], m.hidden);
+        layer.ffn = pack(encoder, t[6], t[7], m.intermediate, m.hidden);
+        layer.ffn_output = pack(encoder, t[8], t[9], m.hidden, m.intermediate);
+        layer.output_norm = norm(encoder, t[10], t[11], m.hidden);
+        m.layers.push_back(layer);
+    }
+    m.layer_of_repetition.assign(order, order + shape.repetitions);
+}
+
+// What the code above and in engine.h takes for granted. Empty: all of it holds.
+std::string unsupported(const Shape& s, const std::int32_t* order) {
+    if (s.hidden < 64 || s.hidden % 64 || s.hidden > 4096) return "hidden_size must be a multiple of 64 up to 4096";
+    if (s.intermediate < 64 || s.intermediate % 64) return "intermediate_size must be a multiple of 64";
+    if (s.heads < 1 || s.hidden % s.heads || s.hidden / s.heads % 16) return "head size must be a multiple of 16";
+    if (s.embedding < 16 || s.embedding % 16 || s.embedding > 4096)
+        return "embedding_size must be a multiple of 16 up to 4096";
+    if (!s.project && s.embedding != s.hidden) return "embedding_size must be hidden_size without a projection";
+    if (s.activation < 0 || s.activation > isotrain::kTanh) return "unknown activation";
+    if (s.vocab < 1 || s.positions < 1 || s.types < 1 || s.layers < 1 || s.repetitions < 1 || s.block_tokens < 1)
+        return "sizes must be above 0";
+    for (int index = 0; index < s.repetitions; ++index)
+        if (order[index] < 0 || order[index] >= s.layers) return "layer_of_repetition names a layer that isn't there";
+    return "";
+}
+
+std::string out_of_range(const Model& m, const Input& in, std::int64_t sequences) {
+    if (sequences < 1 || in.cu_seqlens[0] != 0) return "cu_seqlens must begin with 0 and hold at least one sequence";
+    for (std::int64_t s = 0; s < sequences; ++s)
+        if (in.cu_seqlens[s + 1] <= in.cu_seqlens[s]) return "sequence " + std::to_string(s) + " is empty";
+    const auto outside = [](std::int64_t value, int limit) { return value < 0 || value >= limit; };
+    for (std::int64_t token = 0; token < in.cu_seqlens[sequences]; ++token) {
+        if (outside(in.input_ids[token], m.vocab))
+            return "token id " + std::to_string(in.input_ids[token]) + " is outside the vocabulary of " +
+                   std::to_string(m.vocab);
+        if (outside(in.position_ids[token], m.positions))
+            return "position " + std::to_string(in.position_ids[token]) + " is outside the encoder's " +
+                   std::to_string(m.positions) + " positions";
+        if (in.token_type_ids && outside(in.token_type_ids[token], m.types))
+            return "token type " + std::to_string(in.token_type_ids[token]) + " is outside the encoder's " +
+                   std::to_string(m.types) + " types";
+    }
+    return "";
+}
+
+// Runs of whole sequences of about equally many tokens, as many as keep all threads busy.
+std::vector<Block> cut(const std::int64_t* bounds, std::int64_t sequences, int limit, int threads) {
+    const std::int64_t tokens = bounds[sequences];
+    std::int64_t count = (tokens + limit - 1) / limit;
+    count = (count + threads - 1) / threads * threads;
+    const std::int64_t target = (tokens + count - 1) / count;
+    std::vector<Block> blocks;
+    for (std::int64_t s = 0; s < sequences;) {
+        Block block{s, 0, bounds[s], 0};
+        while (s < sequences && (block.sequences == 0 || bounds[s + 1] - block.first_token <= target)) {
+            ++s;
+            ++block.sequences;
+        }
+        block.tokens = bounds[s] - block.first_token;
+        blocks.push_back(block);
+    }
+    return blocks;
+}
+
+void make_room(Encoder& encoder, const std::vector<Block>& blocks, const std::int64_t* bounds, std::size_t threads) {
+    std::int64_t tokens = 0, sequences = 0, longest = 0;
+    for (const Block& block : blocks) {
+        tokens = std::max(tokens, block.tokens);
+        sequences = std::max(sequences, block.sequences);
+        for (std::int64_t s = block.first_sequence; s < block.first_sequence + block.sequences; ++s)
+            longest = std::max(longest, bounds[s + 1] - bounds[s]);
+    }
+    if (encoder.slots.size() < threads) encoder.slots.resize(threads);
+    for (std::size_t index = 0; index < threads; ++index) {
+        Encoder::Slot& slot = encoder.slots[index];
+        if (slot.scratch && slot.tokens >= tokens && slot.sequences >= sequences && slot.longest >= longest) continue;
+        slot.tokens = std::max(slot.tokens, tokens);
+        slot.sequences = std::max(slot.sequences, sequences);
+        slot.longest = std::max(slot.longest, longest);
+        slot.scratch.reset();
+        slot.scratch.reset(encoder.engine->make_scratch(encoder.model, slot.tokens, slot.sequences, slot.longest));
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int isotrain_cpu_interface() { return kInterface; }
+
+// Whether the instruction set `name` can run here: 1 or 0. "amx_emulated" is the AMX path over plain memory.
+int isotrain_cpu_has(const char* name) { return engine_called(name) != nullptr; }
+
+// tensors: word (bfloat16), position and type embeddings (float32), embedding norm, projection (null without one), then
+// for each layer qkv, attention output, attention norm, ffn, ffn output, output norm: (weight, bias) each; linear
+// weights bfloat16 [n][k], all else float32. The word embeddings are used in place and must outlive the encoder.
+void* isotrain_cpu_create(const char* name, const Shape* shape, const void* const* tensors, const std::int32_t* order,
+                          char* error, std::size_t error_size) {
+    try {
+        auto encoder = std::make_unique<Encoder>();
+        encoder->engine = engine_called(name);
+        if (!encoder->engine) {
+            say(error, error_size, std::string("this processor can't run ") + name);
+            return nullptr;
+        }
+        const std::string reason = unsupported(*shape, order);
+        if (!reason.empty()) {
+            say(error, error_size, reason);
+            return nullptr;
+        }
+        fill(*encoder, *shape, tensors, order);
+        return encoder.release();
+    } catch (const std::exception& failure) {
+        say(error, error_size, failure.what());
+        return nullptr;
+    }
+}
+
+void isotrain_cpu_destroy(void* handle) { delete static_cast<Encoder*>(handle); }
+
+// features: float32 [sequences][hidden]. ids, positions, types: int64 [tokens]; cu_seqlens: int64 [sequences + 1].
+int isotrain_cpu_encode(void* handle, const std::int64_t* ids, const std::int64_t* positions, const std::int64_t* types,
+                        const std::int64_t* cu_seqlens, std::int64_t sequences, int threads, float* features,
+                        char* error, std::size_t error_size) {
+    auto& encoder = *static_cast<Encoder*>(handle);
+    const Input in{ids, positions, types, cu_seqlens};
+    try {
+        const std::string reason = out_of_range(encoder.model, in, sequences);
+        if (!reason.empty()) {
+            say(error, error_size, reason);
+            return -1;
+        }
+        const std::lock_guard<std::mutex> lock(encoder.busy);
+        const auto blocks = cut(cu_seqlens, sequences, encoder.model.block_tokens, std::max(threads, 1));
+        const std::size_t workers = std::min<std::size_t>(std::max(threads, 1), blocks.size());
+        make_room(encoder, blocks, cu_seqlens, workers);
+        std::atomic<std::size_t> next{0};
+        const auto work = [&](std::size_t slot) {
+            encoder.engine->enter_thread();
+            for (std::size_t index; (index = next.fetch_add(1)) < blocks.size();)
+                encoder.engine->forward(encoder.model, *encoder.slots[slot].scratch, in, blocks[index], features);
+            encoder.engine->leave_thread();
+        };
+        // Threads of one call: starting them costs tens of microseconds, and none is left behind for a fork to lose.
+        std::vector<std::thread> helpers;
+        for (std::size_t slot = 1; slot < workers; ++slot) {
+            try {
+                helpers.emplace_back(work, slot);
+            } catch (const std::system_error&) {
+                break;  // Fewer threads do the same work.
+            }
+        }
+        work(0);
+        for (std::thread& helper : helpers) helper.join();
+        return 0;
+    } catch (const std::exception& failure) {
+        say(error, error_size, failure.what());
+        return -1;
+    }
+}
+
+// FLOP/s of one thread's register blocks fed from a working set of `bytes`; 0 where `name` can't run here.
+double isotrain_cpu_unit_rate(const char* name, std::size_t bytes, double seconds) {
+    const Engine* engine = engine_called(name);
+    try {
+        return engine ? engine->unit_rate(bytes, seconds) : 0.0;
+    } catch (const std::exception&) {
+        return 0.0;
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,122 @@
+// What every part of the CPU kernel shares: number formats, aligned memory, the model's packed form.
+// Everything has internal linkage: each translation unit is compiled for another instruction set, and the linker must
+// never give one the functions of another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace isotrain {
+namespace {
+
+using bf16 = std::uint16_t;
+
+constexpr int kVector = 16;   // float32 lanes of a 512-bit register
+constexpr int kDepth = 32;    // K is padded to this many bfloat16: the depth of an AMX tile
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+struct Free {
+    void operator()(void* pointer) const { std::free(pointer); }
+};
+
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+// Zeroed memory aligned to cache lines, or to huge pages where it is large. Throws std::bad_alloc.
+template <class T>
+Buffer<T> allocate(std::size_t count) {
+    std::size_t bytes = count * sizeof(T);
+    const std::size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    void* memory = std::aligned_alloc(alignment, bytes ? bytes : alignment);
+    if (!memory) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment == kHugePage) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    std::memset(memory, 0, bytes ? bytes : alignment);
+    return Buffer<T>(static_cast<T*>(memory));
+}
+
+}  // namespace
+
+// A linear layer whose weight is packed for the matrix unit: [n / panel][k / 2][panel][2], zeros where k is padded.
+struct Linear {
+    const bf16* weight = nullptr;
+    const float* bias = nullptr;
+    int n = 0;
+    int k = 0;  // padded to kDepth
+};
+
+struct Norm {
+    const float* weight = nullptr;
+    const float* bias = nullptr;
+};
+
+struct Layer {
+    Linear qkv, attention_output, ffn, ffn_output;
+    Norm attention_norm, output_norm;
+};
+
+enum Activation { kGeluErf = 0, kGeluTanh = 1, kRelu = 2, kSilu = 3, kTanh = 4 };
+
+struct Model {
+    int hidden, intermediate, heads, head_size, embedding, vocab, positions, types, activation;
+    float eps;
+    int panel;         // columns of a packed weight panel
+    int block_tokens;  // rows that go through the layers together
+    bool project;      // ALBERT: embeddings are smaller than the hidden size
+    const bf16* word_embeddings;
+    const float* position_embeddings;
+    const float* type_embeddings;
+    Norm embedding_norm;
+    Linear projection;
+    std::vector<Layer> layers;
+    std::vector<int> layer_of_repetition;
+};
+
+// A run of whole sequences that one thread takes through all repetitions.
+struct Block {
+    std::int64_t first_sequence, sequences, first_token, tokens;
+};
+
+struct Input {
+    const std::int64_t* input_ids;
+    const std::int64_t* position_ids;
+    const std::int64_t* token_type_ids;  // null: all 0
+    const std::int64_t* cu_seqlens;
+};
+
+// One instruction set's code: scratch memory for blocks of up to `tokens` tokens, and the forward pass of one block.
+struct Scratch {
+    virtual ~Scratch() = default;
+};
+
+struct Engine {
+    const char* name;
+    int panel;
+    Scratch* (*make_scratch)(const Model&, std::int64_t tokens, std::int64_t sequences, std::int64_t longest);
+    // features: float32 [all sequences][hidden]; the block's rows are written.
+    void (*forward)(const Model&, Scratch&, const Input&, const Block&, float* features);
+    // Floating-point operations a second of products whose operands come out of a working set of `bytes`.
+    double (*unit_rate)(std::size_t bytes, double seconds);
+    // Bits that tell whether the thread is ready for this instruction set (AMX keeps its tile shapes a thread).
+    void (*enter_thread)();
+    void (*leave_thread)();
+};
+
+const Engine* avx512_engine();
+const Engine* amx_engine();
+const Engine* amx_emulated_engine();
+
+}  // namespace isotrain

@@ -1,0 +1,74 @@
+// The encoder for processors with AMX BF16 tiles: Intel Sapphire Rapids and later.
+#include "standard.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                                        \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))),             \
+    apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+#endif
+
+#include "gemm_amx.h"
+#include "engine.h"
+
+namespace isotrain {
+namespace {
+
+// The processor's eight tile registers, all of 16 rows of 64 bytes.
+struct HardwareTiles {
+    static void configure() {
+        struct alignas(64) {
+            std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            std::uint16_t row_bytes[16] = {};
+            std::uint8_t rows[16] = {};
+        } shapes;
+        static_assert(sizeof shapes == 64, "the layout that LDTILECFG reads");
+        for (int tile = 0; tile < 8; ++tile) {
+            shapes.row_bytes[tile] = 64;
+            shapes.rows[tile] = 16;
+        }
+        _tile_loadconfig(&shapes);
+    }
+    static void release() { _tile_release(); }
+
+    // Written out, because the compiler's intrinsics take literal register numbers and no template arguments.
+    template <int kTile>
+    static void zero() {
+        __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
+    }
+    template <int kTile>
+    static void load(const void* source, std::size_t stride) {
+        __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(kTile) : "memory");
+    }
+    template <int kTile>
+    static void store(void* target, std::size_t stride) {
+        __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(target), "r"(stride), "i"(kTile) : "memory");
+    }
+    template <int kSum, int kRowsTile, int kColumns>
+    static void multiply() {
+        __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRowsTile), "i"(kColumns));
+    }
+};
+
+}  // namespace
+
+const Engine* amx_engine() {
+    static constexpr Engine engine = make_engine<Amx<HardwareTiles>>("amx_bf16");
+    return &engine;
+}
+
+}  // namespace isotrain
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#else
+#include "common.h"
+namespace isotrain {
+const Engine* amx_engine() { return nullptr; }
+}  // namespace isotrain
+#endif

@@ -1,0 +1,34 @@
+// The encoder for processors with AVX-512 BF16 (VDPBF16PS): AMD Zen 4, Intel Cooper Lake and later.
+#include "standard.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#endif
+
+#include "gemm_avx512.h"
+#include "engine.h"
+
+namespace isotrain {
+
+const Engine* avx512_engine() {
+    static constexpr Engine engine = make_engine<Avx512>("avx512_bf16");
+    return &engine;
+}
+
+}  // namespace isotrain
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#else
+#include "common.h"
+namespace isotrain {
+const Engine* avx512_engine() { return nullptr; }
+}  // namespace isotrain
+#endif

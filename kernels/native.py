@@ -1,0 +1,49 @@
+"""Shared libraries of the package's own C++ kernels: found beside their Python, loaded with ctypes.
+
+They are optional. An installation without a C++ compiler has none, and then `load` says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class NativeLibrary:
+    """A loaded library, or None and why there is none."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+@cache
+def load(package: str, interface: int) -> NativeLibrary:
+    """The library ``_native`` of ``isotrain.kernels.<package>``.
+
+    `interface`: the number that its function ``isotrain_<package>_interface`` must return, so that a library left by
+    an older build is never called with newer arguments.
+    """
+    paths = [_FOLDER / package / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return NativeLibrary(
+            None,
+            f"the native {package} extension was not built with this installation; install a C++ compiler (g++ or "
+            "clang++) and install isotrain again",
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+        built = getattr(library, f"isotrain_{package}_interface")()
+    except (OSError, AttributeError) as error:
+        return NativeLibrary(None, f"{path.name} can't be loaded ({error}); install isotrain again")
+    if built != interface:
+        return NativeLibrary(
+            None, f"{path.name} is of another version (interface {built}, not {interface}); install isotrain again"
+        )
+    return NativeLibrary(library, f"{path.name}, interface {interface}")
