@@ -9,7 +9,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -202,13 +201,10 @@ class CudaBackend(Backend):
         return torch.autocast("cuda", dtype=compute, enabled=policy.compute != policy.accumulate)
 
     def kernels(self) -> dict[str, Availability]:
-        found = find_spec("triton") is not None
-        reason = "Triton kernels, {} attention" if found else "the package triton is not installed: pip install triton"
-        return {
-            "triton": Availability(found, reason.format("our own")),
-            "flash": Availability(found, reason.format("torch's")),
-            **super().kernels(),
-        }
+        reason = self._why_no_triton_here()
+        triton = Availability(not reason, reason or "Triton kernels, ours for attention too")
+        flash = Availability(not reason, reason or "torch's variable-length attention, else as triton")
+        return {"triton": triton, "flash": flash, **super().kernels()}
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         from ..kernels.cuda import Operators, PackedGpuEncoder
@@ -239,14 +235,20 @@ class CudaBackend(Backend):
             runner=self._runner(weights.config.max_positions),
         )
 
-    def _why_no_triton(self, weights: EncoderWeights, policy: CastPolicy) -> str:
-        from ..kernels.cuda import smoke_test, why_not
-
+    def _why_no_triton_here(self) -> str:
         capability = torch.cuda.get_device_capability(self.device)
         if capability < LEAST_CAPABILITY:
             return f"this GPU is sm_{capability[0]}{capability[1]}, the Triton kernels need sm_80 or newer"
+        from ..kernels.cuda import why_no_triton
+
+        return why_no_triton()
+
+    def _why_no_triton(self, weights: EncoderWeights, policy: CastPolicy) -> str:
+        from ..kernels.cuda import smoke_test, why_not
+
         compute = getattr(torch, policy.compute)
-        reason = why_not(weights.config, compute, getattr(torch, policy.accumulate))
+        reason = self._why_no_triton_here()
+        reason = reason or why_not(weights.config, compute, getattr(torch, policy.accumulate))
         if reason:
             return reason
         with torch.cuda.device(self.device):

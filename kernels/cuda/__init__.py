@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from .buckets import BucketRunner, Capture
 from .encoder import PackedGpuEncoder
-from .support import Operators, smoke_test, why_not
+from .support import Operators, smoke_test, why_no_triton, why_not
 
-__all__ = ["BucketRunner", "Capture", "Operators", "PackedGpuEncoder", "smoke_test", "why_not"]
+__all__ = ["BucketRunner", "Capture", "Operators", "PackedGpuEncoder", "smoke_test", "why_no_triton", "why_not"]

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ... import UserError
 from ..packed import PackedBatch, PaddedBatch
-from ..packed.portable import ACTIVATIONS, WeightAndBias
+from ..packed.portable import ACTIVATIONS
 from ..weights import EncoderWeights, LayerWeights
 from .rows import TokenRows, first_rows, key_ranges, split
 from .support import Operators, why_no_flash, why_not
@@ -19,6 +19,7 @@ from .support import Operators, why_no_flash, why_not
 # Rows that go through the repetitions at once: enough to keep every multiprocessor busy, and a bound on memory.
 CHUNK_TOKENS = 65536
 
+Linear = tuple[torch.Tensor, torch.Tensor]
 Forward = Callable[[TokenRows], torch.Tensor]
 
 
@@ -26,12 +27,12 @@ Forward = Callable[[TokenRows], torch.Tensor]
 class _Layer:
     """One layer's weights: norms in float32, the rest in the compute dtype; the products' weights are (out, in)."""
 
-    qkv: WeightAndBias
-    attention_output: WeightAndBias
-    attention_norm: WeightAndBias
-    ffn: WeightAndBias
-    ffn_output: WeightAndBias
-    output_norm: WeightAndBias
+    qkv: Linear
+    attention_output: Linear
+    attention_norm: Linear
+    ffn: Linear
+    ffn_output: Linear
+    output_norm: Linear
 
 
 class PackedGpuEncoder:
@@ -79,7 +80,7 @@ class PackedGpuEncoder:
         self._position_embeddings = weights.position_embeddings.float()
         self._token_type_embeddings = weights.token_type_embeddings.float()
         self._embedding_norm = _norm(weights.embedding_norm_weight, weights.embedding_norm_bias)
-        self._projection: WeightAndBias | None = None
+        self._projection: Linear | None = None
         if weights.projection_weight is not None and weights.projection_bias is not None:
             self._projection = self._linear(weights.projection_weight, weights.projection_bias)
         layers = [self._pack(layer) for layer in weights.layers]
@@ -151,14 +152,14 @@ class PackedGpuEncoder:
         return flash_attention(q, k, v, query_bounds, bounds, longest, rows.max_length).flatten(1)
 
     def _add_norm(
-        self, residual: torch.Tensor, update: torch.Tensor, bias: torch.Tensor, norm: WeightAndBias
+        self, residual: torch.Tensor, update: torch.Tensor, bias: torch.Tensor, norm: Linear
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.operators.norm == "triton":
             return self._triton.add_norm(residual, update, bias, *norm, self.config.layer_norm_eps)
         x = functional.layer_norm(residual + update + bias, norm[0].shape, *norm, eps=self.config.layer_norm_eps)
         return x, x.to(self._compute)
 
-    def _feed_forward(self, low: torch.Tensor, ffn: WeightAndBias) -> torch.Tensor:
+    def _feed_forward(self, low: torch.Tensor, ffn: Linear) -> torch.Tensor:
         weight, bias = ffn
         operator = self.operators.activation
         if operator == "epilogue" and self._activation == "gelu_tanh":
@@ -199,7 +200,7 @@ class PackedGpuEncoder:
             output_norm=_norm(layer.output_norm_weight, layer.output_norm_bias),
         )
 
-    def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> WeightAndBias:
+    def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         return weight.detach().to(self._compute).contiguous(), bias.detach().to(self._compute).contiguous()
 
 
@@ -235,7 +236,7 @@ def _lookup(indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return functional.embedding(indices.clamp(0, table.shape[0] - 1), table)
 
 
-def _norm(weight: torch.Tensor, bias: torch.Tensor) -> WeightAndBias:
+def _norm(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
     return weight.detach().float().contiguous(), bias.detach().float().contiguous()
 
 

@@ -38,10 +38,15 @@ class Operators:
     activation: str = "triton"
 
 
+def why_no_triton() -> str:
+    """Why Triton can't be used at all; empty where it is installed."""
+    return "" if find_spec("triton") else "triton is not installed"
+
+
 def why_not(config: EncoderConfig, compute: torch.dtype, accumulate: torch.dtype) -> str:
     """Why an encoder of `config` can't run in these dtypes with these kernels; empty where it can."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
+    if reason := why_no_triton():
+        return reason
     if compute not in _COMPUTE or accumulate != torch.float32:
         return f"the Triton kernels compute in float32, bfloat16 or float16 with float32 sums, not in {compute}"
     if config.activation not in ACTIVATIONS:

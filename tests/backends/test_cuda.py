@@ -75,6 +75,19 @@ def test_triton_is_the_fastest_correct_kernel(kernel: str, hosted: HostedCuda, w
         torch.testing.assert_close(encoder(batch).double(), exact, rtol=0, atol=1e-5)
 
 
+def test_the_kernels_and_why_they_are_not_there(hosted: HostedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {name: state.ok for name, state in hosted.kernels().items()} == {
+        "triton": True,
+        "flash": True,
+        "portable": True,
+    }
+    no_triton(monkeypatch)
+    assert hosted.kernels()["triton"].reason == "triton is not installed"
+    old_gpu(monkeypatch)
+    assert "sm_75" in hosted.kernels()["flash"].reason
+    assert hosted.kernels()["portable"].ok
+
+
 def test_flash_and_portable_can_be_forced(hosted: HostedCuda, weights: EncoderWeights) -> None:
     assert hosted.frozen_encoder(weights, BFLOAT16, "flash").name == "flash"
     assert isinstance(hosted.frozen_encoder(weights, FLOAT32, "portable"), PortableEncoder)
