@@ -24,7 +24,9 @@ def result() -> dict[str, Any]:
 def test_a_right_device_passes(result: dict[str, Any]) -> None:
     assert result["problems"] == []
     ran = [check for check in result["checks"] if check["error"] is not None]
-    assert {(check["kernel"], check["ran"]) for check in ran} == {("auto", "portable"), ("portable", "portable")}
+    # The host's own native kernel, where it is there, is what "auto" runs in bfloat16.
+    expected = {("auto", "portable"), ("portable", "portable")}
+    assert expected <= {(check["kernel"], check["ran"]) for check in ran} <= expected | {("auto", "native")}
     assert all(0 < check["error"] <= check["allowed"] for check in ran)
     assert {check["kernel"] for check in result["checks"] if check["skipped"]} == {"triton", "flash"}
 
