@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from .batches import BatchStream, Window
 from .checkpoint import read_checkpoint
@@ -165,11 +164,12 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
         for window in stream.windows():
             rate = learning_rate_at(state.step, training.total_steps, config)
             for group in training.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = backend.scalar(rate)
             loss = optimizer_step(training, window)
-            backend.step_boundary()
             state.step += 1
-            state.add_loss(loss, window.num_samples)
+            state.add_loss(loss, window.num_samples, backend.scalar(window.num_samples))
+            # Only now: what is summed is part of the step's one execution.
+            backend.step_boundary()
             clock.samples += window.num_samples
 
             due = _Due.after(state.step, window, stream, training.total_steps, config)
@@ -205,9 +205,11 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
     batch of all of them, also when the last micro-batch is smaller.
     """
     total: torch.Tensor | None = None
+    size = training.job.backend.scalar(window.num_samples)
     for start, stop in window.micro_batches:
-        inputs, labels = training.source.batch(start, stop)
-        loss = functional.cross_entropy(training.model(inputs), labels, reduction="sum") / window.num_samples
+        summed, right = training.loss(*training.source.batch(start, stop))
+        training.state.add_right(right)
+        loss = summed / size
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     if training.job.config.max_grad_norm is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import (
     DTYPES,
+    LAYOUTS,
     Availability,
     Backend,
     BackendUnavailableError,
@@ -11,11 +12,13 @@ from .base import (
     DeviceInfo,
     FrozenEncoder,
     MemoryUse,
+    ShapeGrid,
 )
-from .registry import backend_class, get_backend, list_backends
+from .registry import backend_class, backend_layouts, get_backend, list_backends
 
 __all__ = [
     "DTYPES",
+    "LAYOUTS",
     "Availability",
     "Backend",
     "BackendUnavailableError",
@@ -23,7 +26,9 @@ __all__ = [
     "DeviceInfo",
     "FrozenEncoder",
     "MemoryUse",
+    "ShapeGrid",
     "backend_class",
+    "backend_layouts",
     "get_backend",
     "list_backends",
 ]
