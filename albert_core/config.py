@@ -162,7 +162,7 @@ class TrainConfig(BaseModel):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice when absent")
     tt: TtOptions = Field(
-        default_factory=TtOptions,
+        TtOptions(),
         description="what the tt backend takes under the vendor's names: arch, math_fidelity, fp32_dest_acc_en, "
         "weight_dtype, optimization_level, device, optimizer_dtype",
     )
@@ -270,7 +270,13 @@ class TrainConfig(BaseModel):
     @property
     def backend_options(self) -> dict[str, Any]:
         """What each backend that has a section of its own is told, by its name."""
-        return {"tt": self.tt.model_dump()}
+        return {name: getattr(self, name).model_dump() for name in self.sections()}
+
+    @classmethod
+    def sections(cls) -> dict[str, type[BaseModel]]:
+        """The keys that are mappings: a backend's own options, by its name."""
+        found = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
     @property
     def backend_name(self) -> str:

@@ -116,9 +116,7 @@ def _compute_on_grid(
     return backend.place(features)
 
 
-def grid_groups(
-    lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: int
-) -> Iterator[tuple[np.ndarray, int]]:
+def grid_groups(lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: int) -> Iterator[tuple[np.ndarray, int]]:
     """Indices in order of length in groups that fit a batch of the grid, with the length each is padded to.
 
     What is left of a length's texts joins the next length's where that computes fewer tokens than a batch filled up.

@@ -82,9 +82,7 @@ class Predictor:
                 source.start_epoch(np.arange(len(texts)))
                 ranges = [(start, min(start + size, len(texts))) for start in range(0, len(texts), size)]
                 return torch.cat([self.model(source.batch(*bounds)[0]).cpu() for bounds in ranges])[: len(texts)]
-            features = compute_features(
-                self.encoder, store, self.backend, self.layout, config.max_length, progress
-            )
+            features = compute_features(self.encoder, store, self.backend, self.layout, config.max_length, progress)
             return self.model(features).cpu()
 
 

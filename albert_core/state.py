@@ -18,11 +18,12 @@ from .job import Job
 class TrainingState:
     """Counters and accumulators. What is summed stays on the device until somebody asks for it.
 
-    `zero` is a float32 zero on the device that sums begin with, so that the first step is no other program than the
-    rest; `loss_sum` and `right_sum` count the texts since the loss was last taken, `loss_samples` of them.
+    `zeros` are two float32 zeros on the device that the sums begin with: a compiled step that found nothing there, or
+    one tensor twice, would be another program than the rest. `loss_sum` and `right_sum` are over the texts since the
+    loss was last taken, `loss_samples` of them.
     """
 
-    zero: torch.Tensor
+    zeros: tuple[torch.Tensor, torch.Tensor]
     step: int = 0
     loss_samples: int = 0
     last_evaluation: dict[str, float] = field(default_factory=dict)
@@ -30,7 +31,7 @@ class TrainingState:
     best: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.loss_sum = self.right_sum = self.zero
+        self.loss_sum, self.right_sum = self.zeros
 
     def add_loss(self, mean_loss: torch.Tensor, samples: int, factor: float | torch.Tensor) -> None:
         """Adds an optimizer step's mean loss over `samples` texts; `factor` is that number as the device wants it."""
@@ -48,7 +49,7 @@ class TrainingState:
     def take_means(self) -> tuple[float, float]:
         """The mean loss and the share of right answers, and starts anew."""
         means = self.peek_mean_loss(), float(self.right_sum) / max(1, self.loss_samples)
-        self.loss_sum = self.right_sum = self.zero
+        self.loss_sum, self.right_sum = self.zeros
         self.loss_samples = 0
         return means
 

@@ -163,8 +163,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
             rate = learning_rate_at(state.step, training.total_steps, config)
-            for group in training.optimizer.param_groups:
-                group["lr"] = backend.scalar(rate)
+            backend.set_learning_rate(training.optimizer, rate)
             loss = optimizer_step(training, window)
             state.step += 1
             state.add_loss(loss, window.num_samples, backend.scalar(window.num_samples))

@@ -100,7 +100,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         test_source=test_source,
         store=store,
         trackers=Trackers(()),
-        state=TrainingState(backend.place(torch.zeros(()))),
+        state=TrainingState(backend.place((torch.zeros(()), torch.zeros(())))),
         total_steps=min(total_steps, config.max_steps or total_steps),
     )
 

@@ -7,7 +7,7 @@ so adding a device touches one file (or an installed package with an entry point
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -59,7 +59,9 @@ class CastPolicy:
     @property
     def label(self) -> str:
         """What tables show: the requested dtype, the compute dtype where that is another one, and the mode."""
-        computed = self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
+        computed = (
+            self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
+        )
         return f"{computed}, {self.mode}" if self.mode else computed
 
 
@@ -133,6 +135,18 @@ class Backend(ABC):
     @abstractmethod
     def probe(cls) -> Availability:
         """Whether this backend can run here. Cheap, no side effects, imports nothing heavier than torch."""
+
+    @classmethod
+    def open(cls, index: int | None = None, options: Mapping[str, Any] | None = None) -> Backend:
+        """The backend, ready: `options` is the configuration's section of its name. Raises UserError."""
+        if options:
+            raise UserError(f"backend {cls.name!r} takes no options, and was given {', '.join(options)}; drop them")
+        return cls(index)
+
+    @classmethod
+    def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
+        """The devices behind this name, by label: whether each can be used, and the options that choose it."""
+        return {cls.name: (cls.probe(), None)}
 
     @property
     @abstractmethod
@@ -210,9 +224,14 @@ class Backend(ABC):
         """
         return value
 
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Makes `rate` the learning rate of the next step, whatever form the device's step needs it in."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Called once, before the first step: where state that appears in that step would cost a compilation."""
-        return
+        del optimizer
 
     def adam_options(self) -> dict[str, Any]:
         """Keywords for torch's Adam and AdamW that this device runs fastest, or only, with (fused, capturable)."""

@@ -62,8 +62,7 @@ def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     availability = backend.probe()
     if not availability.ok:
         raise BackendUnavailableError(f"backend {base!r} can't run here: {availability.reason}; {availability.fix}")
-    chosen = {"options": options[base]} if options and base in options else {}
-    return backend(int(index) if separator else None, **chosen)
+    return backend.open(int(index) if separator else None, (options or {}).get(base))
 
 
 def _installed() -> Iterator[EntryPoint]:

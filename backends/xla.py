@@ -60,17 +60,14 @@ class XlaBackend(Backend):
         """Imports torch_xla for PJRT devices of `device_type` and takes one. Raises UserError where there is none."""
         import torch
         import torch_xla
-        from torch_xla import backends, runtime
+        from torch_xla import runtime
         from torch_xla.core import xla_model
 
         self._xla, self._runtime, self._model = torch_xla, runtime, xla_model
         self.device_type = device_type.upper()
         runtime.set_device_type(self.device_type)
         self._use_compile_cache()
-        # Else a float32 product is made of bfloat16 or TF32 ones where the device has units for these.
-        # It warns at its first call, too, of calling it more than once.
-        logging.getLogger(backends.__name__).setLevel(logging.ERROR)
-        backends.set_mat_mul_precision("highest")
+        self._configure()
         try:
             count = runtime.addressable_device_count()
         except RuntimeError as error:
@@ -86,6 +83,15 @@ class XlaBackend(Backend):
             )
         self._device = torch_xla.device(self.index)
         xla_model.set_rng_state(torch.initial_seed() % 2**63, str(self._device))
+
+    def _configure(self) -> None:
+        """What must be said before the first program is compiled."""
+        from torch_xla import backends
+
+        # Else a float32 product is made of bfloat16 or TF32 ones where the device has units for these. The logger
+        # warns at the first call, too, of calling it more than once.
+        logging.getLogger(backends.__name__).setLevel(logging.ERROR)
+        backends.set_mat_mul_precision("highest")
 
     def _use_compile_cache(self) -> None:
         """Keeps compiled programs under isotrain's cache, where the device can load what it saved.
@@ -162,6 +168,14 @@ class XlaBackend(Backend):
 
         return self.place(torch.tensor(value, dtype=torch.float32))
 
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """As a tensor for Adam, which multiplies by it on the device; the others would fetch it to the host."""
+        import torch
+
+        adam = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+        for group in optimizer.param_groups:
+            group["lr"] = self.scalar(rate) if adam else rate
+
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Gives Adam and SGD the zeros they begin with as data: made inside the first step they are constants of it.
 
@@ -204,11 +218,15 @@ class XlaBackend(Backend):
         self._model.wait_device_ops()
 
     def memory(self) -> MemoryUse:
-        if self.device_type == "CPU":
-            from .cpu import CpuBackend
+        from .cpu import CpuBackend
 
+        if self.device_type == "CPU":
             return CpuBackend().memory()
-        used = self._model.get_memory_info(str(self._device))
+        try:
+            used = self._model.get_memory_info(str(self._device))
+        except RuntimeError:
+            # Not every PJRT plugin counts.
+            return CpuBackend().memory()
         return MemoryUse(used["bytes_used"], used.get("peak_bytes_used", used["bytes_used"]), "PJRT allocator")
 
     def adam_options(self) -> dict[str, Any]:
