@@ -58,11 +58,12 @@ def load_config(
     for item in sets:
         key, value = _parse_set(item)
         section, dot, inner = key.partition(".")
-        if dot:
+        if dot and section in TrainConfig.sections():
             values[section] = {**_mapping(values.get(section), section), inner: value}
+            sources[section] = "--set"
         else:
             values[key] = value
-        sources[key] = sources[section] = "--set"
+        sources[key] = "--set"
     for key, value in (options or {}).items():
         if value is not None:
             values[key] = value

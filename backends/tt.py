@@ -126,8 +126,17 @@ class TtHardware(XlaBackend):
         self._check_arch()
 
     def _configure(self) -> None:
-        import tt_torch  # noqa: F401 (registers the dynamo backend "tt")
-
+        try:
+            import tt_torch  # noqa: F401 (registers the dynamo backend "tt")
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"backend 'tt' can't load the vendor's compiler ({error}); install pjrt-plugin-tt whole, again"
+            ) from error
+        if not hasattr(self._xla, "set_custom_compile_options"):
+            raise BackendUnavailableError(
+                f"backend 'tt': torch_xla {self._xla.__version__} is not the vendor's torch_xla (it takes no compile "
+                "options); install the one that pjrt-plugin-tt brings"
+            )
         self._say_options("")
 
     def _say_options(self, weight_dtype: str) -> None:
