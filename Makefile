@@ -43,7 +43,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 test-xla: $(XLA_VENV)/.installed
-	$(XLA_BIN)/python -m pytest tests/xla
+	$(XLA_BIN)/python -m pytest tests/xla tests/backends
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -121,7 +121,9 @@ class TrainConfig(BaseModel):
     mesh_axis_names: list[str] | None = Field(None, description="names of the mesh's axes; only null in this version")
 
     # isotrain's own
-    backend: str | None = Field(None, description="cpu, cuda, cuda:1, ...; cpu when absent and use_tt is false")
+    backend: str | None = Field(
+        None, description="cpu, cuda, cuda:1, xla, tt, ...; cpu when absent and use_tt is false"
+    )
     run_name: str | None = Field(
         None,
         pattern=r"^[\w][\w.-]*$",

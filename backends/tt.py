@@ -204,18 +204,20 @@ class TtHardware(XlaBackend):
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         if kernel not in KERNELS:
             raise UserError(f"kernel {kernel!r} does not exist on backend tt; allowed are {', '.join(KERNELS)}")
+        import torch
+
         from ..kernels.packed import PaddedBatch
 
         encoder = self._portable(weights, policy)
 
         def forward(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
-            return encoder(PaddedBatch(ids, mask, types))
+            return encoder.padded_features(PaddedBatch(ids, mask, types))
 
         compiled = self.compile(forward)
 
         def run(batch: PackedBatch | PaddedBatch) -> torch.Tensor:
             assert isinstance(batch, PaddedBatch), "StaticEncoder lets padded batches through only"
-            with self._frozen_weights():
+            with self._frozen_weights(), torch.no_grad():
                 return compiled(batch.input_ids, batch.attention_mask, batch.token_type_ids)
 
         return StaticEncoder(encoder, run)

@@ -135,7 +135,7 @@ def make_plan(options: Options) -> Plan:
         else:
             targets.append(spec)
     if not targets:
-        raise UserError(f"nothing is left to measure ({skipped[0]}); add --layout padded or bucketed")
+        raise UserError(f"nothing is left to measure: {skipped[0]}; add --layout padded or bucketed")
     order = interleaved(len(targets), options.processes, options.seed)
     return Plan(options, tuple(targets), tuple(order), tuple(skipped))
 

@@ -133,7 +133,7 @@ class PortableEncoder:
         batch.validate(self.config)
         batch = batch.to(self.device)
         with _autocast_off(self.device):
-            return self._padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
+            return self.padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
 
     @torch.no_grad()
     def repetitions(self, batch: PackedBatch | PaddedBatch) -> list[torch.Tensor]:
@@ -172,7 +172,8 @@ class PortableEncoder:
             features[torch.from_numpy(chosen).to(self.device)] = self._first_rows(x, self._packed_rows(taken))
         return features
 
-    def _padded_features(self, batch: PaddedBatch) -> torch.Tensor:
+    def padded_features(self, batch: PaddedBatch) -> torch.Tensor:
+        """A call's arithmetic alone, for a compiler to trace: the batch is neither checked nor moved."""
         step = max(1, self.chunk_tokens // batch.input_ids.shape[1])
         features = []
         for start in range(0, batch.num_sequences, step):
