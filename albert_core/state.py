@@ -19,24 +19,28 @@ class TrainingState:
     """Counters and accumulators.
 
     `sums` (float32 [2]) are the loss and the right answers of `samples` texts since the last log line; they stay on the
-    device until somebody asks for them.
+    device until somebody asks for them. They begin with `zeros`, which are there too: a compiled step that found no sums
+    to add to would be another program than the rest.
     """
 
+    zeros: torch.Tensor
     step: int = 0
-    sums: torch.Tensor | None = None
     samples: int = 0
     last_evaluation: dict[str, float] = field(default_factory=dict)
     evaluated_at: int = -1
     best: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.sums = self.zeros
+
     def add(self, sums: torch.Tensor, samples: int) -> None:
         """Adds what an optimizer step over `samples` texts returned: their summed loss and number of right answers."""
-        self.sums = sums if self.sums is None else self.sums + sums
+        self.sums = self.sums + sums
         self.samples += samples
 
     def peek_means(self) -> tuple[float, float]:
         """Mean loss a text and share of right answers since they were last taken; zeros when no step was made since."""
-        if self.sums is None:
+        if not self.samples:
             return 0.0, 0.0
         loss, right = self.sums.tolist()
         return loss / self.samples, right / self.samples
@@ -44,7 +48,7 @@ class TrainingState:
     def take_means(self) -> tuple[float, float]:
         """The same, and starts anew."""
         means = self.peek_means()
-        self.sums, self.samples = None, 0
+        self.sums, self.samples = self.zeros, 0
         return means
 
     def record_evaluation(self, metrics: dict[str, float], metric: str, mode: str) -> None:
@@ -66,8 +70,7 @@ def snapshot(
     """Everything that the steps after `window` depend on."""
     position = stream.state(window)
     tensors = {f"rng.{name}": value for name, value in job.backend.rng_state().items()}
-    if state.sums is not None:
-        tensors["sums"] = state.sums.detach().cpu()
+    tensors["sums"] = state.sums.detach().cpu()
     return Snapshot(
         model={name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         optimizer=optimizer.state_dict(),
@@ -126,9 +129,9 @@ def restore(
         {name.removeprefix(prefix): value for name, value in saved.state_tensors.items() if name.startswith(prefix)}
     )
     stream.restore(saved.state["stream"])
-    sums = saved.state_tensors.get("sums")
+    job.backend.step_boundary()
     state.step = saved.step
-    state.sums = None if sums is None else job.backend.place(sums)
+    state.sums = job.backend.place(saved.state_tensors["sums"])
     state.samples = int(saved.state["samples"])
     state.last_evaluation = dict(saved.state["last_evaluation"])
     state.evaluated_at = int(saved.state["evaluated_at"])

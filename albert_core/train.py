@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..backends import HeadStep
 from .batches import BatchStream, Window
@@ -169,12 +168,12 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
             rate = learning_rate_at(state.step, training.total_steps, config)
-            for group in training.optimizer.param_groups:
-                group["lr"] = rate
+            backend.set_learning_rate(training.optimizer, rate)
             sums = optimizer_step(training, window)
-            backend.step_boundary()
             state.step += 1
             state.add(sums, window.num_samples)
+            # Only now: what is summed is part of the step's one execution.
+            backend.step_boundary()
             clock.samples += window.num_samples
 
             due = _Due.after(state.step, window, stream, training.total_steps, config)
@@ -229,11 +228,10 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
         sums = None
+        size = backend.scalar(num_samples)
         for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
-            logits = model(inputs)
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            (loss / num_samples).backward()
-            right = (logits.detach().argmax(dim=-1) == labels).sum()
+            loss, right = training.loss(inputs, labels)
+            (loss / size).backward()
             part = torch.stack((loss.detach().float(), right.float()))
             sums = part if sums is None else sums + part
         if config.max_grad_norm is not None:

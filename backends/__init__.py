@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import (
     DTYPES,
+    LAYOUTS,
     Availability,
     Backend,
     BackendUnavailableError,
@@ -12,12 +13,14 @@ from .base import (
     FrozenEncoder,
     HeadStep,
     MemoryUse,
+    ShapeGrid,
     UnitRate,
 )
-from .registry import backend_class, get_backend, list_backends
+from .registry import backend_class, backend_layouts, get_backend, list_backends
 
 __all__ = [
     "DTYPES",
+    "LAYOUTS",
     "Availability",
     "Backend",
     "BackendUnavailableError",
@@ -26,8 +29,10 @@ __all__ = [
     "FrozenEncoder",
     "HeadStep",
     "MemoryUse",
+    "ShapeGrid",
     "UnitRate",
     "backend_class",
+    "backend_layouts",
     "get_backend",
     "list_backends",
 ]

@@ -116,7 +116,7 @@ def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
-        backend = get_backend(target.backend)
+        backend = get_backend(target.backend, options.backend_options)
         policy = backend.cast_policy(options.dtype, strict=options.strict_dtype)
         stages.scope = TARGET
         _check_kernel(target, backend)

@@ -6,10 +6,12 @@ repetition computes keys and values of all tokens but everything else of [CLS] a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,6 +131,14 @@ class PortableEncoder:
         layers = [self._pack(layer) for layer in weights.layers]
         self._layers = [layers[index] for index in self.config.layer_of_repetition]
 
+    def to(self, device: torch.device) -> PortableEncoder:
+        """This encoder on `device`, its weights packed where they are: nothing is computed there for it."""
+        moved = copy.copy(self)
+        done: dict[int, Any] = {}
+        vars(moved).update({name: _moved(value, device, done) for name, value in vars(self).items()})
+        moved.device = device
+        return moved
+
     @torch.no_grad()
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden]: each sequence's first row after the last repetition.
@@ -138,7 +148,7 @@ class PortableEncoder:
         batch.validate(self.config)
         batch = batch.to(self.device)
         with _autocast_off(self.device):
-            return self._padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
+            return self.padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
 
     @torch.no_grad()
     def repetitions(self, batch: PackedBatch | PaddedBatch) -> list[torch.Tensor]:
@@ -177,7 +187,8 @@ class PortableEncoder:
             features[torch.from_numpy(chosen).to(self.device)] = self._first_rows(x, self._packed_rows(taken))
         return features
 
-    def _padded_features(self, batch: PaddedBatch) -> torch.Tensor:
+    def padded_features(self, batch: PaddedBatch) -> torch.Tensor:
+        """A call's arithmetic alone, for a compiler to trace: the batch is neither checked nor moved."""
         step = max(1, self.chunk_tokens // batch.input_ids.shape[1])
         features = []
         for start in range(0, batch.num_sequences, step):
@@ -266,6 +277,22 @@ class PortableEncoder:
         bounds = np.concatenate(([0], edges, [len(lengths)]))
         spans = list(zip(np.diff(bounds).tolist(), lengths[bounds[:-1]].tolist(), strict=True))
         return _Rows(spans, torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device))
+
+
+def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:
+    """`value` with its tensors on `device`; what occurs several times is moved once (`done`, by id)."""
+    if isinstance(value, list):
+        return [_moved(item, device, done) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device, done) for item in value)
+    if not isinstance(value, torch.Tensor | _Layer):
+        return value
+    if id(value) not in done:
+        if isinstance(value, torch.Tensor):
+            done[id(value)] = value.to(device)
+        else:
+            done[id(value)] = _Layer(**{name: _moved(part, device, done) for name, part in vars(value).items()})
+    return done[id(value)]
 
 
 def _autocast_off(device: torch.device) -> AbstractContextManager[object]:

@@ -227,5 +227,7 @@ def test_a_real_sweep_times_each_shape_and_keeps_those_that_fail(monkeypatch: py
 
 def test_a_kernel_that_does_not_exist_is_refused_by_the_backend_that_has_others(tmp_path: Path) -> None:
     options = Options(model="random:tiny", kernels=("fast",), workloads=("forward",), layouts=("packed",), processes=1)
-    with pytest.raises(UserError, match="--kernel 'fast' does not exist on backend cpu; allowed are auto, native, portable"):
+    with pytest.raises(
+        UserError, match="--kernel 'fast' does not exist on backend cpu; allowed are auto, native, portable"
+    ):
         run_bench(options, out=tmp_path / "r.json")

@@ -1,0 +1,107 @@
+"""What `tt` says without its plugin or card, and its options; none of this needs torch_xla."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain import UserError
+from isotrain.albert_core.config_file import config_hash, load_config
+from isotrain.backends import BackendUnavailableError, backend_class, backend_layouts, get_backend, list_backends, tt
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A machine with or without the plugin and cards."""
+
+    def build(plugin: bool, cards: int) -> None:
+        folder = tmp_path / "tenstorrent"
+        folder.mkdir(exist_ok=True)
+        for number in range(cards):
+            (folder / str(number)).touch()
+        entries = [EntryPoint("tt", "torch_plugin_tt:TTPlugin", tt.PLUGIN_GROUP)] if plugin else []
+        monkeypatch.setattr(tt, "CARD_FOLDER", folder)
+        monkeypatch.setattr(tt, "entry_points", lambda group: [item for item in entries if item.group == group])
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("plugin", "cards", "reason", "fix"),
+    [
+        (False, 0, "no Tenstorrent card is here, and its PJRT plugin is not installed", "install pjrt-plugin-tt"),
+        (False, 1, "a Tenstorrent card is here", "install pjrt-plugin-tt"),
+        (True, 0, "plugin is installed, but there is no Tenstorrent card", "kernel driver"),
+    ],
+)
+def test_what_is_missing_is_told_apart(machine: Any, plugin: bool, cards: int, reason: str, fix: str) -> None:
+    machine(plugin, cards)
+    found = tt.hardware_availability()
+    assert not found.ok
+    assert reason in found.reason
+    assert fix in found.fix
+    with pytest.raises(BackendUnavailableError, match="tt.device: hardware can't run here"):
+        backend_class("tt").open(options={"device": "hardware"})
+
+
+def test_a_card_with_its_plugin_is_found(machine: Any) -> None:
+    machine(True, 2)
+    found = tt.hardware_availability()
+    assert found.ok
+    assert "2 Tenstorrent card(s)" in found.reason
+    assert backend_class("tt").probe() == found
+
+
+def test_doctor_lists_the_card_and_its_emulation() -> None:
+    assert list(backend_class("tt").variants()) == ["tt", "tt (emulated)"]
+    assert list(backend_class("cpu").variants()) == ["cpu"]
+
+
+def test_the_layouts_known_without_an_import_are_the_classes_own() -> None:
+    for name in list_backends():
+        assert backend_layouts(name) == backend_layouts(f"{name}:0") == backend_class(name).layouts
+
+
+def test_options_go_to_the_backend_of_their_name_alone() -> None:
+    options = load_config(None, ["tt.math_fidelity=lofi"]).config.backend_options
+    assert get_backend("cpu", options).name == "cpu"
+    with pytest.raises(UserError, match="'cpu' takes no options, and was given threads"):
+        get_backend("cpu", {"cpu": {"threads": 3}})
+
+
+def test_the_section_is_read_from_a_file_and_overridden_key_by_key(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("backend: tt\ntt:\n  arch: blackhole\n  math_fidelity: hifi2\n  weight_dtype: bfp_bf8\n")
+    config = load_config(file, ["tt.math_fidelity=hifi3", "tt.fp32_dest_acc_en=false"]).config
+    assert (config.tt.arch, config.tt.math_fidelity, config.tt.weight_dtype) == ("blackhole", "hifi3", "bfp_bf8")
+    assert not config.tt.fp32_dest_acc_en
+    assert config.tt.device == "auto"
+    written = tmp_path / "again.yaml"
+    written.write_text(load_config(file, ["tt.math_fidelity=hifi3", "tt.fp32_dest_acc_en=false"]).to_yaml())
+    assert load_config(written).config == config
+    assert config_hash(config) != config_hash(load_config(file).config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("tt.math_fidelity=hifi5", "tt.math_fidelity: 'hifi5' is not allowed.*'hifi4'.*--set"),
+        ("tt.weight_dtype=float32", "tt.weight_dtype: 'float32' is not allowed.*'bfp_bf8'"),
+        ("tt.optimization_level=9", "tt.optimization_level: 9 is not allowed"),
+        ("tt.device=card", "tt.device: 'card' is not allowed.*'emulated'"),
+        ("tt.fidelity=hifi4", r"unknown key 'tt.fidelity'.*did you mean 'tt.math_fidelity'"),
+        ("learning_rate.x=1", "unknown key 'learning_rate.x'"),
+        ("tt=5", "tt: 5 is not allowed"),
+    ],
+)
+def test_wrong_options_end_in_one_line(setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(None, [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_option_of_a_library_call_is_one_line_too() -> None:
+    with pytest.raises(UserError, match=r"tt.arch is 'grayskull'.*'blackhole'"):
+        backend_class("tt").open(options={"arch": "grayskull"})
