@@ -19,7 +19,7 @@ class TrainingState:
     """Counters and accumulators.
 
     `sums` (float32 [2]) are the loss and the right answers of `samples` texts since the last log line; they stay on the
-    device until somebody asks for them. They begin with `zeros`, which are there too: a compiled step that found no sums
+    device until somebody asks for them. They begin with `zeros`, which are there too: a compiled step that found none
     to add to would be another program than the rest.
     """
 

@@ -132,7 +132,11 @@ class PortableEncoder:
         self._layers = [layers[index] for index in self.config.layer_of_repetition]
 
     def to(self, device: torch.device) -> PortableEncoder:
-        """This encoder on `device`, its weights packed where they are: nothing is computed there for it."""
+        """This encoder on `device`, its weights packed where they are: nothing is computed there for it.
+
+        Only with the plain linear layers; those that a device lays out in its own way stay on it.
+        """
+        assert self._make_linear is plain_linear, "weights in a layout of the host's own can't be moved"
         moved = copy.copy(self)
         done: dict[int, Any] = {}
         vars(moved).update({name: _moved(value, device, done) for name, value in vars(self).items()})
@@ -285,6 +289,8 @@ def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:
         return [_moved(item, device, done) for item in value]
     if isinstance(value, tuple):
         return tuple(_moved(item, device, done) for item in value)
+    if isinstance(value, partial):
+        return partial(value.func, **{name: _moved(part, device, done) for name, part in value.keywords.items()})
     if not isinstance(value, torch.Tensor | _Layer):
         return value
     if id(value) not in done:

@@ -31,7 +31,7 @@ class RecordingBackend(CpuBackend):
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> RecordingBackend:
     backend = RecordingBackend()
-    monkeypatch.setattr("isotrain.albert_core.job.get_backend", lambda _: backend)
+    monkeypatch.setattr("isotrain.albert_core.job.get_backend", lambda *_: backend)
     return backend
 
 

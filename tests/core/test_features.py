@@ -40,7 +40,7 @@ def job(configure: Callable[..., ResolvedConfig]) -> Job:
 def test_any_sequence_of_ranges_gives_its_own_texts(layout: str, job: Job) -> None:
     store = job.train_tokens
     order = np.random.default_rng(0).permutation(store.num_texts)
-    source = TokenBatches(store, EagerBackend(), layout, 32)
+    source = TokenBatches(store, EagerBackend(), layout, 32, rows=8)
     source.start_epoch(order)
     in_order = [(start, min(start + 8, len(order))) for start in range(0, len(order), 8)]
     for start, stop in [*in_order, (0, 8), (8, 16), (3, 5), (5, 7), (7, 9), (40, 48), (48, 50), in_order[-1]]:
@@ -55,7 +55,7 @@ def test_any_sequence_of_ranges_gives_its_own_texts(layout: str, job: Job) -> No
 
 def test_a_pass_in_order_prepares_each_batch_once(job: Job) -> None:
     backend = EagerBackend()
-    source = TokenBatches(job.train_tokens, backend, "packed", 32)
+    source = TokenBatches(job.train_tokens, backend, "packed", 32, rows=8)
     source.start_epoch(np.arange(job.train_tokens.num_texts))
     for count, start in enumerate(range(0, job.train_tokens.num_texts, 8), start=1):
         source.batch(start, min(start + 8, job.train_tokens.num_texts))
@@ -66,7 +66,7 @@ def test_streamed_training_does_not_depend_on_what_is_prepared_ahead(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = run(feature_cache=False, gradient_accumulation_steps=2, run_name="plain")
-    monkeypatch.setattr("isotrain.albert_core.job.get_backend", lambda _: EagerBackend())
+    monkeypatch.setattr("isotrain.albert_core.job.get_backend", lambda *_: EagerBackend())
     ahead = run(feature_cache=False, gradient_accumulation_steps=2, run_name="ahead")
     assert plain.metrics == ahead.metrics
     assert losses(plain) == losses(ahead)

@@ -34,12 +34,15 @@ class StaticBackend(CpuBackend):
     def static_shapes(self) -> ShapeGrid | None:
         return GRID
 
+    def head_step(self, parameters: Any, optimizer: Any) -> None:
+        """None: this device has no fused step."""
+
 
 @pytest.fixture
 def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The backend `static`, installed; and the shape of every token batch made while it is."""
     entry = EntryPoint("static", "somewhere:StaticBackend", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(registry, "entry_points", lambda **_: [entry])
     monkeypatch.setattr(EntryPoint, "load", lambda _: StaticBackend)
     seen: list[tuple[int, ...]] = []
     make = features.token_batch
@@ -149,5 +152,5 @@ def test_an_encoder_moved_is_the_same_encoder() -> None:
     batch = PackedBatch.from_lists([[2, 5, 9], [2, 7]])
     assert torch.equal(moved(batch), encoder(batch))
     elsewhere = encoder.to(torch.device("meta"))
-    assert {tensor.device.type for layer in elsewhere._layers for tensor in layer.ffn} == {"meta"}
+    assert {tensor.device.type for layer in elsewhere._layers for tensor in layer.ffn.keywords.values()} == {"meta"}
     assert len({id(layer) for layer in elsewhere._layers}) == 1
