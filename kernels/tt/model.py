@@ -80,7 +80,7 @@ def matmul(
 
 
 def _fields(bits: Array) -> tuple[Array, Array, Array]:
-    """Sign (+1, -1), exponent and 11-bit mantissa with its leading one; 0 and denormals have exponent and mantissa 0."""
+    """Sign (+1, -1), exponent and 11-bit mantissa with its leading one; 0 and denormals have neither."""
     bits = bits.astype(np.int64)
     exponent = bits >> 23 & 255
     return 1 - 2 * (bits >> 31), exponent, np.where(exponent == 0, 0, 1024 | bits >> 13 & 1023)

@@ -57,13 +57,13 @@ def matmul(
         raise UserError(f"math_fidelity {fidelity!r} is unknown; allowed are {', '.join(model.PHASES)}")
     if arch not in ARCHITECTURES:
         raise UserError(f"arch {arch!r} is unknown; allowed are {', '.join(ARCHITECTURES)}")
-    a, b = _bits(in0), _bits(in1)
-    out = np.zeros((a.shape[0], b.shape[1]), np.uint32) if dst is None else _bits(dst).copy()
+    a, b = bits(in0), bits(in1)
+    out = np.zeros((a.shape[0], b.shape[1]), np.uint32) if dst is None else bits(dst).copy()
     native = library().library
     if engine == "numpy" or (native is None and not engine):
         if not engine:
             _say_slow()
-        return _values(model.matmul(a, b, fidelity, fp32_dest, arch, out))
+        return values(model.matmul(a, b, fidelity, fp32_dest, arch, out))
     if native is None or (engine and _engine(native, engine) != engine):
         raise UserError(f"engine {engine!r} doesn't run here; these do: {', '.join(engines())}")
     status = _matmul(native)(
@@ -83,19 +83,19 @@ def matmul(
     )
     if status:
         raise MemoryError("the matrix unit's emulation ran out of memory")
-    return _values(out)
+    return values(out)
 
 
-def _bits(values: torch.Tensor) -> np.ndarray:
+def bits(tensor: torch.Tensor) -> np.ndarray:
     """uint32 patterns of a float32 tensor, its rows contiguous; shares memory where it can."""
-    host = values.detach().to("cpu", torch.float32)
+    host = tensor.detach().to("cpu", torch.float32)
     if host.stride(-1) != 1 or (host.ndim == 2 and host.stride(0) < host.shape[1]):
         host = host.contiguous()
     return host.numpy().view(np.uint32)
 
 
-def _values(bits: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(bits.view(np.float32))
+def values(patterns: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(patterns.view(np.float32))
 
 
 def _engine(native: ctypes.CDLL, name: str) -> str:
