@@ -46,6 +46,8 @@ class FastWeight:
     def __call__(self, in0: torch.Tensor, out_dtype: str = "bfloat16") -> torch.Tensor:
         if not self.arithmetic.fp32_dest_acc_en:
             return _rounding_dest(in0.to(torch.float32), self._weight, self.bias, self.arithmetic, out_dtype)
+        if in0.dtype == torch.float32:
+            in0 = truncate(in0, 10)
         sides = [x for x, _ in _operands(in0, None, self.arithmetic.math_fidelity)]
         x = (sides[0] if len(sides) == 1 else torch.cat(sides, dim=1)).to(self._weight.dtype)
         if out_dtype == "bfloat16" and self._weight.dtype == torch.bfloat16:
@@ -59,14 +61,22 @@ class FastWeight:
         return device_pack(dest, out_dtype, fp32_dest=True)
 
 
-def _operands(
-    in0: torch.Tensor, in1: torch.Tensor | None, fidelity: str
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def matmul(in0: torch.Tensor, in1: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+    """What Dst holds after in0 [..., m, k] @ in1 [..., k, n] with k one block, float32 of the same leading dimensions."""
+    if not arithmetic.fp32_dest_acc_en:
+        pairs = _phase_operands(in0.to(torch.float32), in1.to(torch.float32), arithmetic.phases)
+        zeros = pairs[0][0].new_zeros(*in0.shape[:-1], in1.shape[-1])
+        return _chain(zeros, pairs, slice(0, in0.shape[-1]))
+    pairs = _operands(in0.to(torch.float32), in1.to(torch.float32), arithmetic.math_fidelity)
+    return torch.stack([x @ w for x, w in pairs]).sum(dim=0) if len(pairs) > 1 else pairs[0][0] @ pairs[0][1]
+
+
+def _operands(in0: torch.Tensor, in1: torch.Tensor | None, fidelity: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The pairs of truncated operands whose products make up a fidelity; in1 None gives in0's side alone."""
     weight = in0.new_zeros(0) if in1 is None else in1
     if fidelity == "hifi4":
         return [(in0, truncate(weight, 9))]
-    upper = truncate(in0, 6)
+    upper = truncate(in0, 6).to(in0.dtype)
     if fidelity == "lofi":
         return [(upper, truncate(weight, 4))]
     if fidelity == "hifi2":
@@ -93,11 +103,7 @@ def _rounding_dest(
     for index, part in enumerate(blocks, start=1):
         reload = bias is None and index == len(blocks) and sums is not None
         dest = sums if reload and sums is not None else in0.new_zeros(in0.shape[0], in1.shape[1])
-        # All phases of a 32-wide tile come before the next tile.
-        for tile in range(part.start, part.stop, 2 * SLICE):
-            for x, w in pairs:
-                for start in range(tile, min(tile + 2 * SLICE, part.stop), SLICE):
-                    dest = _add_slice(dest, x, w, start, min(start + SLICE, part.stop))
+        dest = _chain(dest, pairs, part)
         sums = dest if sums is None or reload else host_convert(sums + dest, "bfloat16")
     assert sums is not None
     if bias is not None:
@@ -105,11 +111,20 @@ def _rounding_dest(
     return device_pack(sums, out_dtype, fp32_dest=False) if out_dtype != "float32" else sums
 
 
+def _chain(dest: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], part: slice) -> torch.Tensor:
+    """Dst with the products of one block of K added; all phases of a 32-wide tile come before the next tile."""
+    for tile in range(part.start, part.stop, 2 * SLICE):
+        for x, w in pairs:
+            for start in range(tile, min(tile + 2 * SLICE, part.stop), SLICE):
+                dest = _add_slice(dest, x, w, start, min(start + SLICE, part.stop))
+    return dest
+
+
 def _add_slice(dest: torch.Tensor, x: torch.Tensor, w: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     middle = min(start + GROUP, stop)
-    parts = [x[:, start:middle] @ w[start:middle]]
+    parts = [x[..., start:middle] @ w[..., start:middle, :]]
     if middle < stop:
-        parts.append(x[:, middle:stop] @ w[middle:stop])
+        parts.append(x[..., middle:stop] @ w[..., middle:stop, :])
     largest = dest.abs()
     for part in parts:
         largest = torch.maximum(largest, part.abs())

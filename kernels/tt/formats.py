@@ -117,7 +117,7 @@ def round_half_away_bf16(values: torch.Tensor) -> torch.Tensor:
 
 
 def truncate(values: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
-    """float32 values with their lowest mantissa bits cleared, `mantissa_bits` (0 .. 23) kept."""
+    """`values` as float32 with the lowest mantissa bits cleared, `mantissa_bits` (0 .. 23) kept."""
     mask = -1 << (23 - mantissa_bits)
     return (values.to(torch.float32).contiguous().view(torch.int32) & mask).view(torch.float32)
 

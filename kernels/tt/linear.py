@@ -129,9 +129,7 @@ def multiply_bf16(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return host_convert(a * b, "bfloat16")
 
 
-def _dest(
-    in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic
-) -> torch.Tensor:
+def _dest(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic) -> torch.Tensor:
     """What Dst holds when the layer is done, float32 [m, n] on the host."""
     fp32 = arithmetic.fp32_dest_acc_en
 

@@ -36,7 +36,13 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 # What transformers calls an activation, and the function that computes it on the device.
-OF_ACTIVATION = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "tanh": "tanh"}
+OF_ACTIVATION = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "tanh": "tanh",
+}
 
 
 def unary(name: str, values: torch.Tensor) -> torch.Tensor:
