@@ -56,7 +56,7 @@ def emulate_linears(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
 def _emulated_forward(layer: nn.Linear, arithmetic: Arithmetic) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
-            return TtLinear.apply(x, layer.weight, layer.bias, arithmetic)  # type: ignore[no-any-return]
+            return TtLinear.apply(x, layer.weight, layer.bias, arithmetic)
         flat = _product(x.reshape(-1, x.shape[-1]), layer.weight.T, layer.bias, arithmetic)
         return flat.view(*x.shape[:-1], layer.out_features)
 

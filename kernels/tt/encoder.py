@@ -59,8 +59,8 @@ class TtEncoder(PortableEncoder):
     Weights of linear layers are stored as `weight_dtype` (bfloat16, bfp_bf8, bfp_bf4), everything else and all
     activations as bfloat16. `arithmetic` says how products are computed, exactly or fast; its fidelity acts on matrix
     products, while LayerNorm and softmax run at HiFi4 (ttnn's default for the former, an assumption for the latter).
-    approximate_softmax takes the fast exp of ttnn's own default. Exact mode computes on the host and gives the same bits for every batch,
-    layout, order and number of threads.
+    approximate_softmax takes the fast exp of ttnn's own default. Exact mode computes on the host and gives the same
+    bits for every batch, layout, order and number of threads.
 
     Raises UserError for an unsupported activation or an unknown dtype.
     """

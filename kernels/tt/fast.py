@@ -62,7 +62,7 @@ class FastWeight:
 
 
 def matmul(in0: torch.Tensor, in1: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
-    """What Dst holds after in0 [..., m, k] @ in1 [..., k, n] with k one block, float32 of the same leading dimensions."""
+    """What Dst holds after in0 [..., m, k] @ in1 [..., k, n] with k one block; float32 [..., m, n]."""
     if not arithmetic.fp32_dest_acc_en:
         pairs = _phase_operands(in0.to(torch.float32), in1.to(torch.float32), arithmetic.phases)
         zeros = pairs[0][0].new_zeros(*in0.shape[:-1], in1.shape[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,9 +106,9 @@ def _engine(native: ctypes.CDLL, name: str) -> str:
 
 
 @cache
-def _matmul(native: ctypes.CDLL) -> ctypes._CFuncPtr:
+def _matmul(native: ctypes.CDLL) -> Any:
     function = native.isotrain_tt_matmul
-    matrix = [ctypes.c_void_p, ctypes.c_int64]
+    matrix: list[Any] = [ctypes.c_void_p, ctypes.c_int64]
     function.restype, function.argtypes = (
         ctypes.c_int,
         [*matrix, *matrix, *matrix, *[ctypes.c_int] * 7, ctypes.c_char_p],
