@@ -149,6 +149,9 @@ class TrainConfig(BaseModel):
     )
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
+    fused_head: bool = Field(
+        True, description="a head on frozen features trains by the device's fused step, where it has one"
+    )
     max_grad_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")

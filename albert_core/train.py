@@ -202,8 +202,12 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
     """One optimizer step over a window's micro-batches; the mean loss of its texts, still on the device.
 
     Each micro-batch's summed loss is divided by the window's number of texts, so that the gradient is that of one
-    batch of all of them, also when the last micro-batch is smaller.
+    batch of all of them, also when the last micro-batch is smaller. A device's fused step takes them all at once.
     """
+    if training.head_step is not None:
+        inputs, labels = training.source.batch(window.micro_batches[0][0], window.micro_batches[-1][1])
+        assert isinstance(inputs, torch.Tensor), "a head's inputs are features"
+        return training.head_step(inputs, labels, window.num_samples)
     total: torch.Tensor | None = None
     for start, stop in window.micro_batches:
         inputs, labels = training.source.batch(start, stop)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import UserError
+from ..backends import HeadStep
 from .batches import BatchStream
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
@@ -44,6 +45,7 @@ class Training:
     trackers: Trackers
     state: TrainingState
     total_steps: int
+    head_step: HeadStep | None = None
 
 
 def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
@@ -80,11 +82,12 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         save_optim=config.save_optim,
         after_save=_uploader(config) if config.sync_to_storage else None,
     )
+    optimizer = build_optimizer(model.parameters(), config, backend)
     return Training(
         job=job,
         run=run,
         model=model,
-        optimizer=build_optimizer(model.parameters(), config, backend),
+        optimizer=optimizer,
         stream=stream,
         source=source,
         test_source=test_source,
@@ -92,7 +95,14 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         trackers=Trackers(()),
         state=TrainingState(),
         total_steps=min(total_steps, config.max_steps or total_steps),
+        head_step=backend.head_step(list(model.parameters()), optimizer) if _can_fuse(config) else None,
     )
+
+
+def _can_fuse(config: TrainConfig) -> bool:
+    """A fused step has no gradients to clip or to look at."""
+    watched = config.use_wandb and config.wandb_watch_mode is not None
+    return config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched
 
 
 def check_storage(config: TrainConfig, resuming: bool) -> None:

@@ -10,6 +10,7 @@ from .base import (
     CastPolicy,
     DeviceInfo,
     FrozenEncoder,
+    HeadStep,
     MemoryUse,
 )
 from .registry import backend_class, get_backend, list_backends
@@ -22,6 +23,7 @@ __all__ = [
     "CastPolicy",
     "DeviceInfo",
     "FrozenEncoder",
+    "HeadStep",
     "MemoryUse",
     "backend_class",
     "get_backend",

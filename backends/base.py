@@ -7,7 +7,7 @@ so adding a device touches one file (or an installed package with an entry point
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -98,6 +98,14 @@ class FrozenEncoder(Protocol):
         ...
 
 
+class HeadStep(Protocol):
+    """A whole optimizer step of a classification head ``Linear -> GELU -> Linear`` under cross entropy."""
+
+    def __call__(self, features: torch.Tensor, labels: torch.Tensor, num_samples: int) -> torch.Tensor:
+        """Updates the head on features [b, f] and labels [b]; the summed loss over `num_samples`, on the device."""
+        ...
+
+
 class Backend(ABC):
     """A device that can train. Subclasses say how each of these is done on it."""
 
@@ -184,9 +192,22 @@ class Backend(ABC):
         """Held around a loop whose steps are too small to share among threads, such as a head on cached features."""
         return nullcontext()
 
+    def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
+        """One fused step of a head with these parameters (hidden weight, bias, output weight, bias), or None.
+
+        It leaves in the parameters and in the optimizer's state what forward, backward and `optimizer.step` would, to
+        rounding. None: this device, or this optimizer, has no such step, and autograd does the work.
+        """
+        del parameters, optimizer
+        return None
+
     @abstractmethod
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters as they are."""
+
+    def kernels(self) -> dict[str, Availability]:
+        """The names that `frozen_encoder` takes besides "auto", fastest first, and whether each can run here."""
+        return {"portable": Availability(True, "torch operators")}
 
     @abstractmethod
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, MemoryUse
+from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, HeadStep, MemoryUse
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
 
-KERNELS = ("auto", "portable")
+log = logging.getLogger("isotrain")
 
 
 class CpuBackend(Backend):
@@ -109,21 +110,60 @@ class CpuBackend(Backend):
         finally:
             torch.set_num_threads(threads)
 
+    def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
+        from ..kernels.cpu import head
+
+        reason = head.head_step_unsupported(parameters, optimizer)
+        if reason is not None:
+            log.info("the head is trained by autograd: its native step can't run (%s)", reason)
+            return None
+        return head.HeadStep(parameters, optimizer)
+
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         compute = getattr(torch, policy.compute)
         return torch.autocast("cpu", dtype=compute, enabled=policy.compute != policy.accumulate)
 
-    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
-        from ..kernels.packed import PortableEncoder
+    def kernels(self) -> dict[str, Availability]:
+        from ..kernels.cpu.library import best_isa, why_not
 
-        if kernel not in KERNELS:
-            raise UserError(f"kernel {kernel!r} does not exist on backend cpu; allowed are {', '.join(KERNELS)}")
+        reason = why_not()
+        native = Availability(True, f"bfloat16 by {best_isa()}") if reason is None else Availability(False, reason)
+        return {"native": native, **super().kernels()}
+
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        known = self.kernels()
+        if kernel != "auto" and kernel not in known:
+            raise UserError(f"kernel {kernel!r} does not exist on backend cpu; allowed are auto, {', '.join(known)}")
+        if kernel != "portable":
+            native = known["native"]
+            reason = _not_native(weights, policy) if native.ok else native.reason
+            if not reason:
+                from ..kernels.cpu import NativeEncoder
+
+                return NativeEncoder(weights)
+            if kernel == "native":
+                raise UserError(f"kernel native can't run: {reason}")
+            log.info("kernel portable: the native one can't run (%s)", reason)
+        from ..kernels.packed import PortableEncoder
+        from ..kernels.packed.prepacked import prepacked_linear
+
         rounded = weights.to(dtype=getattr(torch, policy.param))
         return PortableEncoder(
             rounded,
             compute_dtype=getattr(torch, policy.compute),
             accumulate_dtype=getattr(torch, policy.accumulate),
+            make_linear=prepacked_linear,
         )
+
+
+def _not_native(weights: EncoderWeights, policy: CastPolicy) -> str:
+    """Why the native kernel can't run these weights under `policy`, or an empty string."""
+    from ..kernels.cpu.encoder import unsupported
+
+    if policy.compute != "bfloat16":
+        return f"it multiplies bfloat16 only, and dtype is {policy.label}; set dtype: bfloat16, or kernel: portable"
+    shape = unsupported(weights.config)
+    return f"it does not support {shape}; use kernel portable" if shape else ""
 
 
 @cache

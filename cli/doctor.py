@@ -18,7 +18,7 @@ def doctor(
     if json_output:
         import json
 
-        typer.echo(json.dumps({"backends": reports, "kernels": _kernels()}, indent=2))
+        typer.echo(json.dumps({"backends": reports}, indent=2))
     else:
         _show(reports)
     if any(report["status"] == "FAIL" for report in reports):
@@ -58,14 +58,11 @@ def _examine(name: str) -> dict[str, Any]:
     report["checks"] = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
     report["device"] = backend.info().as_dict()
     report["bfloat16"] = policy.__dict__
+    report["kernels"] = {
+        name: f"available, {state.reason}" if state.ok else f"not here: {state.reason}"
+        for name, state in backend.kernels().items()
+    }
     return report
-
-
-def _kernels() -> dict[str, str]:
-    """The frozen encoders of the CPU backend, and why one is not there."""
-    from ..backends.cpu import KERNELS
-
-    return {name: "available" for name in KERNELS if name != "auto"} | {"transformers": "available"}
 
 
 def _show(reports: list[dict[str, Any]]) -> None:
@@ -81,6 +78,7 @@ def _show(reports: list[dict[str, Any]]) -> None:
         what = report["reason"] + (f"\nfix: {report['fix']}" if report["fix"] else "")
         if "bfloat16" in report:
             what += f"\nbfloat16: {report['bfloat16']['reason']}"
+            what += "".join(f"\nkernel {name}: {state}" for name, state in report["kernels"].items())
         checks = "\n".join(
             f"{check['name']}: {'ok' if check['ok'] else 'WRONG'}, {check['detail']}" for check in report["checks"]
         )

@@ -23,7 +23,10 @@ from .batch import IntArray, PackedBatch, PaddedBatch
 # (the widest activation no longer fits the last-level cache). An accelerator needs more of them to be busy.
 HOST_CHUNK_TOKENS = 1024
 
-Linear = tuple[torch.Tensor, torch.Tensor]
+NormWeights = tuple[torch.Tensor, torch.Tensor]
+Linear = Callable[[torch.Tensor], torch.Tensor]
+# Makes a linear layer of a weight (out, in) and a bias (out), both in the compute dtype and contiguous.
+MakeLinear = Callable[[torch.Tensor, torch.Tensor], Linear]
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
@@ -35,16 +38,26 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def plain_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+    """The layer as torch computes it anywhere."""
+    return partial(functional.linear, weight=weight, bias=bias)
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's weights in the order the products take them; norms in the accumulate dtype, the rest in compute's."""
+    """One layer in the order the products take it; norms in the accumulate dtype, the rest in compute's.
+
+    qkv gives queries, keys and values of a row together; query and key_value apart, for the last repetition.
+    """
 
     qkv: Linear
+    query: Linear
+    key_value: Linear
     attention_output: Linear
-    attention_norm: Linear
+    attention_norm: NormWeights
     ffn: Linear
     ffn_output: Linear
-    output_norm: Linear
+    output_norm: NormWeights
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class PortableEncoder:
     Products run in `compute_dtype`; the residual stream and LayerNorm in `accumulate_dtype`, softmax in float32 or
     wider. `chunk_tokens` bounds how many tokens go through the repetitions at once, and with it the memory of a call.
     A sequence's features depend on the rest of the batch only by rounding. Tensors of `weights` that fit as they are
-    are shared, so they must not change afterwards.
+    are shared, so they must not change afterwards. `make_linear` lets a device lay its weights out beforehand.
 
     Raises UserError for an unsupported activation or pair of dtypes.
     """
@@ -81,6 +94,7 @@ class PortableEncoder:
         compute_dtype: torch.dtype = torch.float32,
         accumulate_dtype: torch.dtype = torch.float32,
         chunk_tokens: int = HOST_CHUNK_TOKENS,
+        make_linear: MakeLinear = plain_linear,
     ) -> None:
         self.config = weights.config
         self.device = weights.device
@@ -102,6 +116,7 @@ class PortableEncoder:
             raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
         self._compute = compute_dtype
         self._accumulate = accumulate_dtype
+        self._make_linear = make_linear
         self._activation = ACTIVATIONS[self.config.activation]
         # The table is kept as given: looking up a few rows is cheaper than a second copy of the largest tensor.
         self._word_embeddings = weights.word_embeddings
@@ -188,7 +203,7 @@ class PortableEncoder:
             x = x + functional.embedding(types, self._token_type_embeddings)
         x = self._norm(x + functional.embedding(positions, self._position_embeddings), self._embedding_norm)
         if self._projection is not None:
-            x = functional.linear(x.to(self._compute), *self._projection).to(self._accumulate)
+            x = self._projection(x.to(self._compute)).to(self._accumulate)
         return x
 
     def _embed_padded(self, ids: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
@@ -199,16 +214,15 @@ class PortableEncoder:
         """One repetition, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
         hidden = self.config.hidden_size
         if first_only:
-            weight, bias = layer.qkv
-            key_value = functional.linear(x.to(self._compute), weight[hidden:], bias[hidden:])
+            key_value = layer.key_value(x.to(self._compute))
             x = x[rows.first]
-            query = functional.linear(x.to(self._compute), weight[:hidden], bias[:hidden])
+            query = layer.query(x.to(self._compute))
         else:
-            query, key_value = functional.linear(x.to(self._compute), *layer.qkv).split((hidden, 2 * hidden), dim=1)
+            query, key_value = layer.qkv(x.to(self._compute)).split((hidden, 2 * hidden), dim=1)
         attended = self._attend(query, key_value, rows, first_only)
-        x = self._norm(x + functional.linear(attended, *layer.attention_output), layer.attention_norm)
-        inner = self._activation(functional.linear(x.to(self._compute), *layer.ffn))
-        return self._norm(x + functional.linear(inner, *layer.ffn_output), layer.output_norm)
+        x = self._norm(x + layer.attention_output(attended), layer.attention_norm)
+        inner = self._activation(layer.ffn(x.to(self._compute)))
+        return self._norm(x + layer.ffn_output(inner), layer.output_norm)
 
     def _attend(self, query: torch.Tensor, key_value: torch.Tensor, rows: _Rows, first_only: bool) -> torch.Tensor:
         """Attention within each sequence: [queries, hidden]; key_value is [tokens, 2 * hidden]."""
@@ -223,15 +237,17 @@ class PortableEncoder:
             attended.append(a.transpose(1, 2).reshape(-1, heads * width))
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
-    def _norm(self, x: torch.Tensor, weights: Linear) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor, weights: NormWeights) -> torch.Tensor:
         return functional.layer_norm(x, x.shape[-1:], *weights, eps=self.config.layer_norm_eps)
 
     def _pack(self, layer: LayerWeights) -> _Layer:
+        hidden = self.config.hidden_size
+        qkv = torch.cat((layer.query_weight, layer.key_weight, layer.value_weight))
+        qkv_bias = torch.cat((layer.query_bias, layer.key_bias, layer.value_bias))
         return _Layer(
-            qkv=self._linear(
-                torch.cat((layer.query_weight, layer.key_weight, layer.value_weight)),
-                torch.cat((layer.query_bias, layer.key_bias, layer.value_bias)),
-            ),
+            qkv=self._linear(qkv, qkv_bias),
+            query=self._linear(qkv[:hidden], qkv_bias[:hidden]),
+            key_value=self._linear(qkv[hidden:], qkv_bias[hidden:]),
             attention_output=self._linear(layer.attention_output_weight, layer.attention_output_bias),
             attention_norm=self._norm_weights(layer.attention_norm_weight, layer.attention_norm_bias),
             ffn=self._linear(layer.ffn_weight, layer.ffn_bias),
@@ -240,9 +256,9 @@ class PortableEncoder:
         )
 
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
-        return weight.detach().to(self._compute).contiguous(), bias.detach().to(self._compute)
+        return self._make_linear(weight.detach().to(self._compute).contiguous(), bias.detach().to(self._compute))
 
-    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> NormWeights:
         return weight.detach().to(self._accumulate), bias.detach().to(self._accumulate)
 
     def _packed_rows(self, lengths: IntArray) -> _Rows:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.encoder import load_encoder
 from isotrain.backends import (
     Availability,
     Backend,
@@ -204,3 +205,43 @@ def test_a_broken_package_is_named(installed: list[EntryPoint]) -> None:
     installed[:] = [EntryPoint("odd", "pathlib:Path", registry.ENTRY_POINT_GROUP)]
     with pytest.raises(UserError, match="no isotrain Backend class"):
         get_backend("odd")
+
+
+def _without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isotrain.kernels import native
+    from isotrain.kernels.cpu import library
+
+    missing = native.load("no_such_package", 1)
+    assert missing.library is None
+    monkeypatch.setattr(library, "native", lambda: missing)
+
+
+def test_without_a_compiler_the_portable_kernel_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _without_library(monkeypatch)
+    monkeypatch.setattr("isotrain.kernels.cpu.encoder.native", lambda: pytest.fail("must not be called"))
+    caplog.set_level("INFO", "isotrain")
+    backend = CpuBackend()
+    policy = CastPolicy("bfloat16", "bfloat16", "bfloat16", "float32", "")
+    weights = load_encoder("random:tiny").weights
+    assert backend.frozen_encoder(weights, policy).name == "portable"
+    assert "install a C++ compiler" in caplog.text
+    with pytest.raises(UserError, match=r"kernel native can't run: .* was not built .* install a C\+\+ compiler"):
+        backend.frozen_encoder(weights, policy, "native")
+    state = backend.kernels()["native"]
+    assert not state.ok
+    assert "C++ compiler" in state.reason
+
+
+def test_a_shape_that_native_does_not_have_goes_to_portable(caplog: pytest.LogCaptureFixture) -> None:
+    backend = CpuBackend()
+    if not backend.kernels()["native"].ok:
+        pytest.skip(backend.kernels()["native"].reason)
+    caplog.set_level("INFO", "isotrain")
+    policy = CastPolicy("bfloat16", "bfloat16", "bfloat16", "float32", "")
+    weights = load_encoder("random:tiny").weights
+    odd = replace(weights, config=replace(weights.config, num_heads=8))
+    assert backend.frozen_encoder(odd, policy).name == "portable"
+    assert "head size 8 (it must be a multiple of 16" in caplog.text
+    assert backend.frozen_encoder(weights, policy).name == "native"

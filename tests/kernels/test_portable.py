@@ -15,6 +15,7 @@ from isotrain.albert_core.encoder import weights_from_module
 from isotrain.kernels import reference
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.packed.portable import HOST_CHUNK_TOKENS
+from isotrain.kernels.packed.prepacked import prepacked_linear
 from isotrain.kernels.weights import EncoderWeights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -358,3 +359,22 @@ def test_what_it_cannot_run_is_refused(build: Build, make_batch: MakeBatch, tiny
             call(PackedBatch.from_lists([[1, 1000]]))
         with pytest.raises(UserError, match="attention_mask must hold"):
             call(PaddedBatch(torch.ones(1, 2, dtype=torch.int64), torch.tensor([[0, 1]])))
+
+
+# --- weights laid out beforehand
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_prepacked_weights_give_the_same_features(dtype: torch.dtype, build: Build, make_batch: MakeBatch) -> None:
+    weights = weights_from_module(build("albert-tiny")).to(dtype=dtype)
+    batch = make_batch([5, 17, 1, 64, 9], pairs=True)
+    plain = PortableEncoder(weights, dtype, torch.float32)(batch)
+    packed = PortableEncoder(weights, dtype, torch.float32, make_linear=prepacked_linear)(batch)
+    exact = reference.encode(weights, batch).features
+    assert rmse(packed, exact) <= 1.1 * rmse(plain, exact)
+
+
+def test_prepacking_falls_back_where_torch_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias, x = torch.randn(8, 4).bfloat16(), torch.randn(8).bfloat16(), torch.randn(3, 4).bfloat16()
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert torch.equal(prepacked_linear(weight, bias)(x), torch.nn.functional.linear(x, weight, bias))

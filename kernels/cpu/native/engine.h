@@ -16,6 +16,10 @@ namespace {
 
 constexpr int kQueryRows = 96;  // queries of one sequence whose scores are in memory together
 
+// The distance between rows of `width` bfloat16 values: an odd number of cache lines, so that the 16 rows of a tile
+// never fall onto a few sets of the first-level cache (a multiple of 4 KB would put all of them onto one).
+constexpr std::size_t spread(int width) { return (std::size_t(width + 31) / 32 | 1) * 32; }
+
 template <class Isa>
 struct Work final : Scratch {
     Work(const Model& m, std::int64_t tokens, std::int64_t sequences, std::int64_t longest_sequence)
@@ -23,15 +27,16 @@ struct Work final : Scratch {
         // AMX reads whole tiles: 32 readable rows lie behind the last one, and 32 columns behind those.
         const auto rows = std::size_t(tokens) + 32, firsts = std::size_t(sequences) + 32;
         const auto inner_rows = std::size_t(std::min<std::int64_t>(std::max(tokens, sequences), m.block_tokens)) + 32;
-        const auto hidden = std::size_t(m.hidden), wide = std::size_t(std::max(m.hidden, round_up(m.embedding, kDepth)));
+        const auto hidden = std::size_t(m.hidden), line = spread(m.hidden);
+        const std::size_t wide = std::max(line, spread(m.embedding));
         residual = allocate<float>(rows * hidden);
         input = allocate<bf16>(rows * wide + kDepth);
-        qkv = allocate<bf16>(rows * 3 * hidden + kDepth);
-        attended = allocate<bf16>(rows * hidden + kDepth);
-        inner = allocate<bf16>(inner_rows * std::size_t(m.intermediate) + kDepth);
+        qkv = allocate<bf16>(rows * spread(3 * m.hidden) + kDepth);
+        attended = allocate<bf16>(rows * line + kDepth);
+        inner = allocate<bf16>(inner_rows * spread(m.intermediate) + kDepth);
         first_residual = allocate<float>(firsts * hidden);
-        first_input = allocate<bf16>(firsts * hidden + kDepth);
-        first_query = allocate<bf16>(firsts * hidden + kDepth);
+        first_input = allocate<bf16>(firsts * line + kDepth);
+        first_query = allocate<bf16>(firsts * line + kDepth);
         const auto keys = std::size_t(longest), width = std::size_t(round_up(m.head_size, kDepth));
         const auto queries = std::size_t(kQueryRows) + 32;
         query = allocate<bf16>(queries * width);
@@ -181,7 +186,7 @@ void attend(const Model& m, Work<Isa>& w, Rows<const bf16> query, int queries, c
     const float scale = 1.0f / std::sqrt(float(d));
     for (int head = 0; head < m.heads; ++head) {
         const std::size_t at = std::size_t(head) * d;
-        pack_key_value(key_rows + at, value_rows + at, std::size_t(3) * m.hidden, length, keys, d, width, w.key.get(),
+        pack_key_value(key_rows + at, value_rows + at, spread(3 * m.hidden), length, keys, d, width, w.key.get(),
                        w.value.get());
         for (int first = 0; first < queries; first += kQueryRows) {
             const int count = std::min(queries - first, kQueryRows);
@@ -213,7 +218,7 @@ void attend(const Model& m, Work<Isa>& w, Rows<const bf16> query, int queries, c
 template <class Isa>
 void finish_repetition(const Model& m, Work<Isa>& w, const Layer& layer, Rows<const bf16> attended, float* x,
                        bf16* input, int rows) {
-    const auto hidden = std::size_t(m.hidden);
+    const auto hidden = std::size_t(m.hidden), line = spread(m.hidden), width = spread(m.intermediate);
     const auto add = [&](float* base) {
         return [=](int row, int column, __m512 y) {
             float* at = base + std::size_t(row) * hidden + column;
@@ -224,20 +229,19 @@ void finish_repetition(const Model& m, Work<Isa>& w, const Layer& layer, Rows<co
     for (int start = 0; start < rows; start += m.block_tokens) {
         const int count = std::min(rows - start, m.block_tokens);
         float* residual = x + start * hidden;
-        bf16* rounded = input + start * hidden;
+        bf16* rounded = input + start * line;
         linear<Isa>(w.block, {attended[start], attended.stride}, count, layer.attention_output, 0, m.hidden,
                     add(residual));
         for (int row = 0; row < count; ++row)
-            normalise(residual + row * hidden, rounded + row * hidden, m.hidden, layer.attention_norm, m.eps);
+            normalise(residual + row * hidden, rounded + row * line, m.hidden, layer.attention_norm, m.eps);
         bf16* inner = w.inner.get();
-        const auto width = std::size_t(m.intermediate);
-        linear<Isa>(w.block, {rounded, hidden}, count, layer.ffn, 0, m.intermediate,
+        linear<Isa>(w.block, {rounded, line}, count, layer.ffn, 0, m.intermediate,
                     [&](int row, int column, __m512 y) {
                         store_bf16(inner + row * width + column, activate_ps(m.activation, y));
                     });
         linear<Isa>(w.block, {inner, width}, count, layer.ffn_output, 0, m.hidden, add(residual));
         for (int row = 0; row < count; ++row)
-            normalise(residual + row * hidden, rounded + row * hidden, m.hidden, layer.output_norm, m.eps);
+            normalise(residual + row * hidden, rounded + row * line, m.hidden, layer.output_norm, m.eps);
     }
 }
 
@@ -245,6 +249,7 @@ void finish_repetition(const Model& m, Work<Isa>& w, const Layer& layer, Rows<co
 template <class Isa>
 void embed(const Model& m, Work<Isa>& w, const Input& in, const Block& block) {
     const int e = m.embedding, k = round_up(e, kDepth);
+    const std::size_t stride = spread(e);
     const int rows = int(block.tokens);
     alignas(64) float x[4096];
     alignas(64) bf16 rounded[4096];
@@ -257,24 +262,25 @@ void embed(const Model& m, Work<Isa>& w, const Input& in, const Block& block) {
             _mm512_store_ps(x + i, _mm512_add_ps(_mm512_add_ps(load_bf16(word + i), _mm512_loadu_ps(type + i)),
                                                  _mm512_loadu_ps(position + i)));
         normalise(x, rounded, e, m.embedding_norm, m.eps);
-        std::memcpy(w.input.get() + std::size_t(row) * k, rounded, e * sizeof(bf16));
-        if (k > e) std::memset(w.input.get() + std::size_t(row) * k + e, 0, (k - e) * sizeof(bf16));
+        std::memcpy(w.input.get() + row * stride, rounded, e * sizeof(bf16));
+        if (k > e) std::memset(w.input.get() + row * stride + e, 0, (k - e) * sizeof(bf16));
         if (!m.project) std::memcpy(w.residual.get() + std::size_t(row) * m.hidden, x, e * sizeof(float));
     }
     if (!m.project) return;
     const auto hidden = std::size_t(m.hidden);
-    linear<Isa>(w.block, {w.input.get(), std::size_t(k)}, rows, m.projection, 0, m.hidden,
+    linear<Isa>(w.block, {w.input.get(), stride}, rows, m.projection, 0, m.hidden,
                 [&](int row, int column, __m512 y) {
                     _mm512_storeu_ps(w.residual.get() + row * hidden + column, y);
                 });
-    for (std::size_t i = 0; i < rows * hidden; i += kVector)
-        store_bf16(w.input.get() + i, _mm512_loadu_ps(w.residual.get() + i));
+    for (int row = 0; row < rows; ++row)
+        for (std::size_t i = 0; i < hidden; i += kVector)
+            store_bf16(w.input.get() + row * spread(m.hidden) + i, _mm512_loadu_ps(w.residual.get() + row * hidden + i));
 }
 
 template <class Isa>
 void forward(const Model& m, Scratch& scratch, const Input& in, const Block& block, float* features) {
     auto& w = static_cast<Work<Isa>&>(scratch);
-    const auto hidden = std::size_t(m.hidden);
+    const auto hidden = std::size_t(m.hidden), line = spread(m.hidden), triple = spread(3 * m.hidden);
     const int rows = int(block.tokens), sequences = int(block.sequences);
     const std::int64_t* bounds = in.cu_seqlens + block.first_sequence;
     const auto store_to = [](bf16* base, std::size_t stride) {
@@ -284,36 +290,36 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
     const std::size_t repetitions = m.layer_of_repetition.size();
     for (std::size_t repetition = 0; repetition + 1 < repetitions; ++repetition) {
         const Layer& layer = m.layers[m.layer_of_repetition[repetition]];
-        linear<Isa>(w.block, {w.input.get(), hidden}, rows, layer.qkv, 0, 3 * m.hidden,
-                    store_to(w.qkv.get(), 3 * hidden));
+        linear<Isa>(w.block, {w.input.get(), line}, rows, layer.qkv, 0, 3 * m.hidden,
+                    store_to(w.qkv.get(), triple));
         for (int s = 0; s < sequences; ++s) {
             const auto start = std::size_t(bounds[s] - block.first_token);
             const int length = int(bounds[s + 1] - bounds[s]);
-            const bf16* qkv = w.qkv.get() + start * 3 * hidden;
-            attend<Isa>(m, w, {qkv, 3 * hidden}, length, qkv + hidden, qkv + 2 * hidden, length,
-                        {w.attended.get() + start * hidden, hidden});
+            const bf16* qkv = w.qkv.get() + start * triple;
+            attend<Isa>(m, w, {qkv, triple}, length, qkv + hidden, qkv + 2 * hidden, length,
+                        {w.attended.get() + start * line, line});
         }
-        finish_repetition<Isa>(m, w, layer, {w.attended.get(), hidden}, w.residual.get(), w.input.get(), rows);
+        finish_repetition<Isa>(m, w, layer, {w.attended.get(), line}, w.residual.get(), w.input.get(), rows);
     }
 
     // The last repetition: keys and values of all tokens, everything else of each sequence's first token alone.
     const Layer& layer = m.layers[m.layer_of_repetition[repetitions - 1]];
-    linear<Isa>(w.block, {w.input.get(), hidden}, rows, layer.qkv, m.hidden, 3 * m.hidden,
-                store_to(w.qkv.get(), 3 * hidden));
+    linear<Isa>(w.block, {w.input.get(), line}, rows, layer.qkv, m.hidden, 3 * m.hidden,
+                store_to(w.qkv.get(), triple));
     for (int s = 0; s < sequences; ++s) {
         const auto start = std::size_t(bounds[s] - block.first_token);
-        std::memcpy(w.first_input.get() + s * hidden, w.input.get() + start * hidden, hidden * sizeof(bf16));
+        std::memcpy(w.first_input.get() + s * line, w.input.get() + start * line, hidden * sizeof(bf16));
         std::memcpy(w.first_residual.get() + s * hidden, w.residual.get() + start * hidden, hidden * sizeof(float));
     }
-    linear<Isa>(w.block, {w.first_input.get(), hidden}, sequences, layer.qkv, 0, m.hidden,
-                store_to(w.first_query.get(), hidden));
+    linear<Isa>(w.block, {w.first_input.get(), line}, sequences, layer.qkv, 0, m.hidden,
+                store_to(w.first_query.get(), line));
     for (int s = 0; s < sequences; ++s) {
         const auto start = std::size_t(bounds[s] - block.first_token);
-        const bf16* qkv = w.qkv.get() + start * 3 * hidden;
-        attend<Isa>(m, w, {w.first_query.get() + s * hidden, hidden}, 1, qkv + hidden, qkv + 2 * hidden,
-                    int(bounds[s + 1] - bounds[s]), {w.attended.get() + s * hidden, hidden});
+        const bf16* qkv = w.qkv.get() + start * triple;
+        attend<Isa>(m, w, {w.first_query.get() + s * line, line}, 1, qkv + hidden, qkv + 2 * hidden,
+                    int(bounds[s + 1] - bounds[s]), {w.attended.get() + s * line, line});
     }
-    finish_repetition<Isa>(m, w, layer, {w.attended.get(), hidden}, w.first_residual.get(), w.first_input.get(),
+    finish_repetition<Isa>(m, w, layer, {w.attended.get(), line}, w.first_residual.get(), w.first_input.get(),
                            sequences);
     std::memcpy(features + block.first_sequence * hidden, w.first_residual.get(), sequences * hidden * sizeof(float));
 }

@@ -1,0 +1,214 @@
+"""The frozen encoder in native code: bfloat16 products on AMX or AVX-512 BF16, everything else in float32.
+
+One layer's weights are packed once into the order in which the matrix unit reads them. Each thread takes blocks of
+whole sequences through all repetitions, so that their activations stay in its own cache and nobody waits for anybody.
+No padding, and no row's arithmetic depends on its neighbours: a sequence's features have the same bits in every batch,
+order and number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ... import UserError
+from ..packed.batch import PackedBatch, PaddedBatch
+from ..weights import EncoderConfig, EncoderWeights, LayerWeights, check_finite
+from .library import Shape, best_isa, native, why_not
+
+# kernels/cpu/native/common.h, enum Activation.
+ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "silu": 3, "tanh": 4}
+
+# How much of the second-level cache a block's widest activation may take. AMX is fed from there and must share it with
+# the weights on their way through; AVX-512 is slow enough that reading the weights less often pays more (on Zen 4,
+# 1 MiB: 96 rows 0.80, 192 rows 0.86, 384 rows 0.87 of the unit's rate).
+_CACHE_SHARE = {"amx_bf16": 0.6, "avx512_bf16": 1.2}
+_ERROR_BYTES = 512
+
+
+def unsupported(config: EncoderConfig) -> str | None:
+    """Why the native kernel can't run an encoder of this shape, or None where it can."""
+    if config.activation not in ACTIVATIONS:
+        return f"activation {config.activation!r} (it has {', '.join(ACTIVATIONS)})"
+    for name, value, step, most in (
+        ("hidden_size", config.hidden_size, 64, 4096),
+        ("intermediate_size", config.intermediate_size, 64, 2**20),
+        ("head size", config.head_size, 16, 4096),
+        ("embedding_size", config.embedding_size, 16, 4096),
+    ):
+        if value % step or value > most:
+            return f"{name} {value} (it must be a multiple of {step}, at most {most})"
+    return None
+
+
+class NativeEncoder:
+    """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
+
+    weights: any floating dtype, rounded to bfloat16. isa: an instruction set of `library.ISAS`, the fastest when None.
+    threads: torch's number at each call when None. block_tokens: rows that go through the layers together; None takes
+    as many as the second-level cache holds. Padded batches are packed first; their features have the same bits.
+
+    Raises UserError where the extension or the instruction set is missing, for a shape or an activation that it
+    doesn't have, and for weights that are NaN or infinite.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        weights: EncoderWeights,
+        isa: str | None = None,
+        threads: int | None = None,
+        block_tokens: int | None = None,
+    ) -> None:
+        isa = isa or best_isa()
+        library = native().library
+        if library is None or isa is None:
+            raise UserError(f"kernel native can't run: {why_not()}")
+        reason = unsupported(weights.config)
+        if reason is not None:
+            raise UserError(f"kernel native does not support {reason}; use kernel portable")
+        check_finite(weights)
+        self.config = weights.config
+        self.isa = isa
+        self.version = f"1-{isa}"
+        self.threads = threads
+        self.block_tokens = block_tokens or default_block_tokens(isa, weights.config.intermediate_size)
+        self._library = library
+        # The kernel reads the word embeddings where they are.
+        self._word_embeddings = _host(weights.word_embeddings, torch.bfloat16)
+        self._handle = self._create(weights)
+        weakref.finalize(self, library.isotrain_cpu_destroy, self._handle)
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Features, float32 [sequences, hidden], on the host.
+
+        Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
+        """
+        batch.validate(self.config)
+        batch = batch.to("cpu")
+        packed = batch.to_packed() if isinstance(batch, PaddedBatch) else batch
+        ids = _host(packed.input_ids, torch.int64)
+        positions = _host(packed.position_ids, torch.int64)
+        types = None if packed.token_type_ids is None else _host(packed.token_type_ids, torch.int64)
+        bounds = np.zeros(packed.num_sequences + 1, dtype=np.int64)
+        np.cumsum(packed.host_lengths, out=bounds[1:])
+        if bounds[-1] != packed.num_tokens:
+            raise UserError(f"the batch has {packed.num_tokens} tokens, its lengths add up to {bounds[-1]}")
+        features = torch.empty(packed.num_sequences, self.config.hidden_size, dtype=torch.float32)
+        error = ctypes.create_string_buffer(_ERROR_BYTES)
+        code = self._library.isotrain_cpu_encode(
+            self._handle,
+            ids.data_ptr(),
+            positions.data_ptr(),
+            None if types is None else types.data_ptr(),
+            bounds.ctypes.data,
+            packed.num_sequences,
+            self.threads or torch.get_num_threads(),
+            features.data_ptr(),
+            error,
+            _ERROR_BYTES,
+        )
+        if code:
+            raise UserError(error.value.decode())
+        return features
+
+    def _create(self, weights: EncoderWeights) -> int:
+        config = self.config
+        shape = Shape(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_heads,
+            embedding=config.embedding_size,
+            vocab=config.vocab_size,
+            positions=config.max_positions,
+            types=config.type_vocab_size,
+            activation=ACTIVATIONS[config.activation],
+            project=weights.projection_weight is not None,
+            layers=len(weights.layers),
+            repetitions=config.num_repetitions,
+            block_tokens=self.block_tokens,
+            eps=config.layer_norm_eps,
+        )
+        tensors = [self._word_embeddings, *_embedding_tensors(weights)]
+        for layer in weights.layers:
+            tensors += _layer_tensors(layer)
+        pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+        order = (ctypes.c_int32 * config.num_repetitions)(*config.layer_of_repetition)
+        error = ctypes.create_string_buffer(_ERROR_BYTES)
+        handle = self._library.isotrain_cpu_create(
+            self.isa.encode(), ctypes.byref(shape), pointers, order, error, _ERROR_BYTES
+        )
+        if not handle:
+            raise UserError(f"kernel native can't be built for these weights: {error.value.decode()}")
+        return handle
+
+
+def default_block_tokens(isa: str, intermediate_size: int) -> int:
+    """Rows whose feed-forward activations (bfloat16) fill their share of a core's second-level cache.
+
+    A multiple of 96, so that neither AMX's blocks of 32 rows nor AVX-512's of 6 have a remainder; 96 to 384.
+    """
+    rows = _CACHE_SHARE.get(isa, 0.6) * second_level_cache_bytes() / (2 * intermediate_size)
+    return min(max(96, int(rows) // 96 * 96), 384)
+
+
+def second_level_cache_bytes() -> int:
+    """A core's second-level cache as the system names it; 1 MiB where it doesn't."""
+    try:
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (ValueError, OSError):
+        size = 0
+    if size <= 0:
+        path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+        text = path.read_text().strip() if path.exists() else ""
+        size = int(text[:-1]) * 1024 if text.endswith("K") and text[:-1].isdecimal() else 0
+    return size if size > 0 else 2**20
+
+
+def _embedding_tensors(weights: EncoderWeights) -> list[torch.Tensor | None]:
+    def vector(tensor: torch.Tensor) -> torch.Tensor:
+        return _rounded(tensor)
+
+    projection = weights.projection_weight
+    bias = weights.projection_bias
+    return [
+        vector(weights.position_embeddings),
+        vector(weights.token_type_embeddings),
+        vector(weights.embedding_norm_weight),
+        vector(weights.embedding_norm_bias),
+        None if projection is None else _host(projection, torch.bfloat16),
+        None if bias is None else vector(bias),
+    ]
+
+
+def _layer_tensors(layer: LayerWeights) -> list[torch.Tensor]:
+    """Twelve tensors in the order that native/api.cpp takes them."""
+    qkv = torch.cat((layer.query_weight, layer.key_weight, layer.value_weight))
+    qkv_bias = torch.cat((layer.query_bias, layer.key_bias, layer.value_bias))
+    tensors = []
+    for weight, bias in (
+        (qkv, qkv_bias),
+        (layer.attention_output_weight, layer.attention_output_bias),
+        (layer.attention_norm_weight, layer.attention_norm_bias),
+        (layer.ffn_weight, layer.ffn_bias),
+        (layer.ffn_output_weight, layer.ffn_output_bias),
+        (layer.output_norm_weight, layer.output_norm_bias),
+    ):
+        tensors += [_host(weight, torch.bfloat16) if weight.dim() == 2 else _rounded(weight), _rounded(bias)]
+    return tensors
+
+
+def _rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """Rounded to bfloat16 as every weight is, held in float32."""
+    return _host(tensor.detach().to(torch.bfloat16), torch.float32)
+
+
+def _host(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.detach().to("cpu", dtype).contiguous()

@@ -1,0 +1,134 @@
+"""The C interface of the native CPU kernel: loading, argument types, which instruction sets run here."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+from ..native import NativeLibrary, load
+
+INTERFACE = 1
+
+# Fastest first. "amx_emulated" is the AMX code over plain memory: for tests, never chosen by itself.
+ISAS = ("amx_bf16", "avx512_bf16")
+EMULATED_ISA = "amx_emulated"
+
+_POINTER = ctypes.c_void_p
+
+
+class Shape(ctypes.Structure):
+    """`struct Shape` of native/api.cpp."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "hidden",
+                "intermediate",
+                "heads",
+                "embedding",
+                "vocab",
+                "positions",
+                "types",
+                "activation",
+                "project",
+                "layers",
+                "repetitions",
+                "block_tokens",
+            )
+        ),
+        ("eps", ctypes.c_float),
+    )
+
+
+class HeadTensors(ctypes.Structure):
+    """`struct HeadTensors` of native/head_step.h."""
+
+    _fields_ = (
+        ("features", ctypes.c_int32),
+        ("hidden", ctypes.c_int32),
+        ("labels", ctypes.c_int32),
+        ("weight", _POINTER * 4),
+        ("moment", _POINTER * 4),
+        ("square", _POINTER * 4),
+        ("step", _POINTER * 4),
+    )
+
+
+class AdamSettings(ctypes.Structure):
+    """`struct AdamSettings` of native/head_step.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
+        ("decoupled", ctypes.c_int32),
+    )
+
+
+@cache
+def native() -> NativeLibrary:
+    """The library with its functions' argument types declared."""
+    found = load("cpu", INTERFACE)
+    library = found.library
+    if library is not None:
+        library.isotrain_cpu_has.argtypes = (ctypes.c_char_p,)
+        library.isotrain_cpu_create.argtypes = (
+            ctypes.c_char_p,
+            ctypes.POINTER(Shape),
+            ctypes.POINTER(_POINTER),
+            ctypes.POINTER(ctypes.c_int32),
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        )
+        library.isotrain_cpu_create.restype = _POINTER
+        library.isotrain_cpu_destroy.argtypes = (_POINTER,)
+        library.isotrain_cpu_destroy.restype = None
+        library.isotrain_cpu_encode.argtypes = (
+            *(_POINTER,) * 5,
+            ctypes.c_int64,
+            ctypes.c_int,
+            _POINTER,
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        )
+        library.isotrain_cpu_head_workspace.argtypes = (ctypes.POINTER(HeadTensors), ctypes.c_int)
+        library.isotrain_cpu_head_workspace.restype = ctypes.c_size_t
+        library.isotrain_cpu_head_step.argtypes = (
+            ctypes.POINTER(HeadTensors),
+            _POINTER,
+            _POINTER,
+            ctypes.c_int,
+            ctypes.c_float,
+            ctypes.POINTER(AdamSettings),
+            _POINTER,
+            _POINTER,
+        )
+        library.isotrain_cpu_unit_rate.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_double)
+        library.isotrain_cpu_unit_rate.restype = ctypes.c_double
+    return found
+
+
+def best_isa() -> str | None:
+    """The fastest instruction set of the native kernel that runs here, or None."""
+    library = native().library
+    if library is None:
+        return None
+    return next((isa for isa in ISAS if library.isotrain_cpu_has(isa.encode())), None)
+
+
+def why_not() -> str | None:
+    """Why the native kernel can't run here, with what to do about it; None where it can."""
+    found = native()
+    if found.library is None:
+        return found.reason
+    if best_isa() is None:
+        return "the native kernel needs AMX or AVX512-BF16, and this processor has neither: use kernel portable"
+    return None
+
+
+def unit_rate(isa: str, working_set_bytes: int, seconds: float = 0.5) -> float:
+    """FLOP/s of one thread's register blocks of `isa`, their operands fed from `working_set_bytes` of memory.
+
+    Nothing is written but the sums of one block, so this bounds every product that streams its operands from there.
+    """
+    library = native().library
+    return 0.0 if library is None else library.isotrain_cpu_unit_rate(isa.encode(), working_set_bytes, seconds)

@@ -1,0 +1,51 @@
+// The C interface of the head's step, and its plain form for processors without AVX2.
+#include "standard.h"
+
+#include "head.h"
+
+namespace isotrain {
+
+float head_step_plain(const HeadTensors& tensors, const float* features, const std::int64_t* labels, int batch,
+                      float inverse, const AdamSettings& settings, float* workspace) {
+    return head_step(tensors, features, labels, batch, inverse, settings, workspace);
+}
+
+namespace {
+
+HeadStep fastest() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return head_step_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return head_step_avx2;
+#endif
+    return head_step_plain;
+}
+
+}  // namespace
+}  // namespace isotrain
+
+extern "C" {
+
+// float32 values that a step over `batch` texts needs as its workspace.
+std::size_t isotrain_cpu_head_workspace(const isotrain::HeadTensors* t, int batch) {
+    using isotrain::kVector;
+    using isotrain::round_up;
+    const std::size_t rows = round_up(batch, isotrain::kTexts);
+    return rows * (round_up(t->features, kVector) + 3 * round_up(t->hidden, kVector) + round_up(t->labels, kVector));
+}
+
+// One step over features [batch][features] and labels [batch]; *loss is the batch's summed loss times inverse_samples.
+// Returns 0, or the 1-based place of a label outside the head's, and then nothing is changed.
+int isotrain_cpu_head_step(const isotrain::HeadTensors* t, const float* features, const std::int64_t* labels, int batch,
+                           float inverse_samples, const isotrain::AdamSettings* settings, float* workspace,
+                           float* loss) {
+    static const isotrain::HeadStep step = isotrain::fastest();
+    for (int b = 0; b < batch; ++b)
+        if (labels[b] < 0 || labels[b] >= t->labels) return b + 1;
+    *loss = step(*t, features, labels, batch, inverse_samples, *settings, workspace);
+    return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,53 @@
+"""Training on the native kernels: the same losses cached and streamed, and near those of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from isotrain.albert_core.job import open_job
+from isotrain.albert_core.train import TrainResult
+from isotrain.kernels.cpu.library import native, why_not
+from support.small_job import losses
+
+Run = Callable[..., TrainResult]
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_cached_and_streamed_losses_have_the_same_bits(run: Run, accumulation: int) -> None:
+    common = {"dtype": "bfloat16", "kernel": "native", "gradient_accumulation_steps": accumulation, "steps_freq": 1}
+    cached = run(**common)
+    streamed = run(**common, feature_cache=False)
+    assert len(losses(cached)) > 5
+    assert losses(cached) == losses(streamed)
+    assert cached.metrics == streamed.metrics
+
+
+@pytest.mark.skipif(native().library is None, reason=native().reason)
+def test_fused_head(run: Run) -> None:
+    fused, plain = (losses(run(steps_freq=1, fused_head=value)) for value in (True, False))
+    assert [step for step, _ in fused] == [step for step, _ in plain]
+    differences = [abs(a - b) for (_, a), (_, b) in zip(fused, plain, strict=True)]
+    assert 0 < max(differences) < 1e-4
+
+
+def test_what_needs_gradients_is_left_to_autograd(run: Run) -> None:
+    clipped = losses(run(steps_freq=1, max_grad_norm=1e-3))
+    free = losses(run(steps_freq=1))
+    assert clipped[0][1] == pytest.approx(free[0][1], rel=1e-5)
+    assert clipped != free
+
+
+def test_the_kernel_is_named_where_it_was_chosen(run: Run) -> None:
+    chosen = "portable" if why_not() else "native"
+    assert f"kernel {chosen}" in (run(dtype="bfloat16").run.path / "train.log").read_text()
+    assert "kernel portable" in (run(dtype="float32").run.path / "train.log").read_text()
+
+
+def test_a_kernel_that_cannot_run(configure: Callable[..., object]) -> None:
+    from isotrain import UserError
+
+    job = open_job(configure(kernel="native").config)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="kernel native can't run"):
+        job.frozen_encoder()

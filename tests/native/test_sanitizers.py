@@ -1,0 +1,44 @@
+"""The native code under the address and undefined-behaviour sanitizers, on shapes with every kind of remainder."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "kernels" / "cpu" / "native").glob("*.cpp"))
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def compiled(driver: Path, folder: Path, *extra: str) -> Path:
+    """`driver` with the kernel's sources as a program; the test is skipped where nothing can build one."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    probe = folder / "probe.cpp"
+    probe.write_text("int main() { return 0; }")
+    if subprocess.run([compiler, *SANITIZERS, str(probe), "-o", str(folder / "probe")], capture_output=True).returncode:
+        pytest.skip("the compiler has no sanitizers here")
+    program = folder / "driver"
+    built = subprocess.run(
+        [compiler, "-std=c++17", "-O1", "-g", "-Wno-maybe-uninitialized", *SANITIZERS, *extra]
+        + [str(path) for path in (driver, *SOURCES)]
+        + ["-pthread", "-o", str(program)],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["encoder_driver.cpp", "head_driver.cpp"])
+def test_every_access_stays_inside_its_buffer(driver: str, tmp_path: Path) -> None:
+    program = compiled(Path(__file__).with_name(driver), tmp_path)
+    result = subprocess.run([str(program)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    if result.stdout.startswith("0 runs"):
+        pytest.skip("this processor has none of the native kernel's instruction sets")
