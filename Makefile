@@ -1,19 +1,23 @@
 # make run: install and run the main job.  make test: install and run the suite.  make check: lint, format, types.
+# make test-xla: the XLA and Tenstorrent tests, in an environment of their own (torch-xla pins an older torch).
 PYTHON ?= python3
 VENV ?= .venv
+XLA_VENV ?= .venv-xla
 BIN := $(VENV)/bin
 NATIVE := $(wildcard kernels/*/native/*)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+XLA_BIN := $(XLA_VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run test check format clean help
+.PHONY: run test test-xla check format clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
-$(BIN)/python:
+$(BIN)/python $(XLA_BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "isotrain needs Python 3.11 or newer; set PYTHON=python3.11 (found: $$($(PYTHON) --version 2>&1))"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D:/bin=)
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
 	$(PIP) --editable .
@@ -23,6 +27,14 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+# torch's x86-64 build on the package index comes with CUDA's libraries, without which it can't be imported: 8 GB on
+# the disk. Where pip is told of an index that has a CPU build of the same version, pip prefers that one.
+$(XLA_VENV)/.installed: pyproject.toml constraints.txt constraints-xla.txt $(XLA_BIN)/python
+	@mkdir -p build && grep -v '^torch==' constraints.txt > build/constraints-common.txt
+	$(XLA_BIN)/python $(PIP_INSTALL) --constraint build/constraints-common.txt --constraint constraints-xla.txt \
+	  --editable '.[xla]' pytest pytest-benchmark jsonschema
+	@touch $@
+
 run: $(VENV)/.installed
 	$(BIN)/isotrain doctor
 	$(BIN)/isotrain bench --backend cpu --quick
@@ -30,6 +42,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-xla: $(XLA_VENV)/.installed
+	$(XLA_BIN)/python -m pytest tests/xla
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

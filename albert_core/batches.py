@@ -18,9 +18,18 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
 
 
-def bucket_length(longest: int, max_length: int) -> int:
+# What cross entropy ignores: the label of a row that only fills a batch up to its shape.
+IGNORED = -100
+
+
+def bucket_length(longest: int, max_length: int, lengths: tuple[int, ...] = BUCKETS) -> int:
     """The length a batch whose longest text has `longest` tokens is padded to in the bucketed layout."""
-    return min(next((length for length in BUCKETS if length >= longest), max_length), max_length)
+    return min(next((length for length in lengths if length >= longest), max_length), max_length)
+
+
+def filled(indices: np.ndarray, rows: int, filler: int) -> np.ndarray:
+    """`indices` followed by as many `filler` as make `rows` of them, int64."""
+    return np.concatenate((indices, np.full(rows - len(indices), filler, dtype=np.int64)))
 
 
 @dataclass(frozen=True)
@@ -39,16 +48,21 @@ class Window:
 class BatchStream:
     """Windows of micro-batches over epochs; `position` counts the texts of `epoch` already used.
 
-    The last micro-batch of an epoch may be smaller, and so may the last window; none is dropped.
+    The last micro-batch of an epoch may be smaller, and so may the last window; none is dropped. With `whole_windows`
+    (where another number of micro-batches is another program) the last window has as many as the others, empty ones
+    at its end.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, accumulation: int, seed: int) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, accumulation: int, seed: int, *, whole_windows: bool = False
+    ) -> None:
         if num_samples < 1:
             raise UserError("the training split is empty; give data with at least one text")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.accumulation = accumulation
         self.seed = seed
+        self.whole_windows = whole_windows
         self.epoch = 0
         self.position = 0
 
@@ -96,6 +110,6 @@ class BatchStream:
             stop = min(start + self.batch_size, self.num_samples)
             ranges.append((start, stop))
             start = stop
-            if stop == self.num_samples:
+            if stop == self.num_samples and not self.whole_windows:
                 break
         return Window(self.epoch, tuple(ranges))

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from ..backends.tt_options import TtOptions
+
 DTYPE_NAMES = {
     "float32": "float32",
     "fp32": "float32",
@@ -162,6 +164,11 @@ class TrainConfig(BaseModel):
         None, ge=1, description="stop there with a checkpoint, schedule unchanged: for time-limited jobs"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice when absent")
+    tt: TtOptions = Field(
+        TtOptions(),
+        description="what the tt backend takes under the vendor's names: arch, math_fidelity, fp32_dest_acc_en, "
+        "weight_dtype, optimization_level, device, optimizer_dtype",
+    )
     use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
 
     @field_validator("dtype", "head_dtype")
@@ -262,6 +269,17 @@ class TrainConfig(BaseModel):
         if self.layout != "auto":
             return self.layout
         return "packed" if self.freeze_encoder and self.kernel != "transformers" else "bucketed"
+
+    @property
+    def backend_options(self) -> dict[str, Any]:
+        """What each backend that has a section of its own is told, by its name."""
+        return {name: getattr(self, name).model_dump() for name in self.sections()}
+
+    @classmethod
+    def sections(cls) -> dict[str, type[BaseModel]]:
+        """The keys that are mappings: a backend's own options, by its name."""
+        found = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
     @property
     def backend_name(self) -> str:

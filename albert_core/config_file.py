@@ -57,8 +57,12 @@ def load_config(
             sources[key] = f"{file.name}:{line}"
     for item in sets:
         key, value = _parse_set(item)
-        values[key] = value
-        sources[key] = "--set"
+        section, dot, inner = key.partition(".")
+        if dot:
+            values[section] = {**_mapping(values.get(section), section), inner: value}
+        else:
+            values[key] = value
+        sources[key] = sources[section] = "--set"
     for key, value in (options or {}).items():
         if value is not None:
             values[key] = value
@@ -137,13 +141,22 @@ def _parse_set(item: str) -> tuple[str, Any]:
         raise UserError(f"--set {item!r}: the value is not valid YAML; quote it") from error
 
 
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    if value is None or isinstance(value, dict):
+        return value or {}
+    raise UserError(f"{key} is {value!r}, and {key}.something sets a key of a mapping; write 'key: value' lines in it")
+
+
 def _check_keys(values: dict[str, Any], sources: dict[str, str]) -> None:
-    known = list(TrainConfig.model_fields)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "`isotrain config --keys` lists them all"
-            raise UserError(f"unknown key {key!r} ({sources[key]}); {hint}")
+    sections = TrainConfig.sections()
+    known = [*TrainConfig.model_fields, *(f"{name}.{key}" for name in sections for key in sections[name].model_fields)]
+    for key, value in values.items():
+        inner = [f"{key}.{name}" for name in value] if key in sections and isinstance(value, dict) else []
+        for name in (key, *inner):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else "`isotrain config --keys` lists them all"
+                raise UserError(f"unknown key {name!r} ({sources.get(name, sources.get(key))}); {hint}")
 
 
 def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
@@ -152,8 +165,9 @@ def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
         message = str(problem["msg"]).removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         if problem["loc"]:
-            key = str(problem["loc"][0])
-            parts.append(f"{key}: {problem['input']!r} {_joined(message)} ({sources.get(key, 'default')})")
+            key = ".".join(map(str, problem["loc"]))
+            source = sources.get(key, sources.get(str(problem["loc"][0]), "default"))
+            parts.append(f"{key}: {problem['input']!r} {_joined(message)} ({source})")
         else:
             parts.append(message)
     return "; ".join(parts)

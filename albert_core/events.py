@@ -31,11 +31,12 @@ class TrainingError(RuntimeError):
 
 
 def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
-    loss = training.state.take_mean_loss()
+    loss, accuracy = training.state.take_means()
     _require_finite(loss, training)
     values = {
         "epoch": epoch + 1,
         "train/loss": loss,
+        **({} if accuracy is None else {"train/accuracy": accuracy}),
         "learning_rate": rate,
         "samples_per_second": clock.take(),
         "elapsed_seconds": clock.elapsed(),
@@ -71,13 +72,13 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
 def save_now(training: Training, window: Window) -> None:
     state = training.state
     _require_finite(state.peek_mean_loss(), training)
-    for name, tensor in training.model.state_dict().items():
+    saved = snapshot(training.job, training.model, training.optimizer, training.stream, window, state)
+    for name, tensor in saved.model.items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
                 f"weight {name} is NaN or inf after step {state.step}; earlier checkpoints of {training.run.path} are "
                 "kept; lower learning_rate or set max_grad_norm"
             )
-    saved = snapshot(training.job, training.model, training.optimizer, training.stream, window, state)
     folder = training.store.save(saved)
     log.debug("checkpoint %s", folder)
 

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..backends import Backend, CastPolicy, FrozenEncoder
+from ..backends import Backend, CastPolicy, FrozenEncoder, ShapeGrid
 from ..kernels.packed import PackedBatch, PaddedBatch
 from .array_cache import ArraySpec, load_arrays, publish_arrays
-from .batches import bucket_length
+from .batches import BUCKETS, IGNORED, bucket_length, filled
 from .data import TokenStore, cache_root
 
 # Tokens a batch of the one pass that fills the cache: enough to keep a device busy, little enough memory.
@@ -35,12 +35,18 @@ class InputSource(Protocol):
         ...
 
 
-def token_batch(store: TokenStore, indices: np.ndarray, layout: str, max_length: int) -> Batch:
-    """The texts `indices` of `store` as one host batch in `layout` (packed, padded or bucketed)."""
+def token_batch(
+    store: TokenStore, indices: np.ndarray, layout: str, max_length: int, length: int | None = None
+) -> Batch:
+    """The texts `indices` of `store` as one host batch in `layout` (packed, padded or bucketed).
+
+    `length` is what texts are padded to where the layout's own choice is not wanted.
+    """
     packed = PackedBatch.from_flat(store.ids, store.offsets, indices, store.token_type_ids)
     if layout == "packed":
         return packed
-    length = max_length if layout == "padded" else bucket_length(packed.max_seqlen, max_length)
+    if length is None:
+        length = max_length if layout == "padded" else bucket_length(packed.max_seqlen, max_length)
     return packed.to_padded(length)
 
 
@@ -57,6 +63,8 @@ def compute_features(
     Texts are taken in order of length, so that batches hold texts of like lengths whatever the layout.
     `progress(done, total)` counts texts.
     """
+    if backend.static_shapes is not None:
+        return _compute_on_grid(encoder, store, backend, backend.static_shapes, layout, max_length, progress)
     features: torch.Tensor | None = None
     done = 0
     groups = list(_length_sorted_groups(store.lengths, max_length if layout == "padded" else None))
@@ -73,6 +81,66 @@ def compute_features(
     assert features is not None, "a token store holds at least one text"
     backend.synchronize(features)
     return features
+
+
+def _compute_on_grid(
+    encoder: FrozenEncoder,
+    store: TokenStore,
+    backend: Backend,
+    grid: ShapeGrid,
+    layout: str,
+    max_length: int,
+    progress: Callable[[int, int], None] | None,
+) -> torch.Tensor:
+    """`compute_features` in batches of the grid's shapes: one program a shape, whatever the split.
+
+    The rows are put in their places on the host, for a program that did so would be another one for each split.
+    """
+    groups = list(grid_groups(store.lengths, grid, layout, max_length))
+    batches = (
+        token_batch(store, filled(indices, grid.rows(length), indices[-1]), layout, max_length, length)
+        for indices, length in groups
+    )
+    parts = []
+    done = 0
+    for (indices, _), batch in zip(groups, backend.prefetch(batches), strict=True):
+        parts.append(encoder(batch))
+        backend.step_boundary()
+        done += len(indices)
+        if progress is not None:
+            progress(done, store.num_texts)
+    backend.synchronize(*parts)
+    features = torch.empty(store.num_texts, parts[0].shape[1])
+    for (indices, _), rows in zip(groups, parts, strict=True):
+        features[torch.from_numpy(indices)] = rows.cpu()[: len(indices)]
+    return backend.place(features)
+
+
+def grid_groups(lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Indices in order of length in groups that fit a batch of the grid, with the length each is padded to.
+
+    What is left of a length's texts joins the next length's where that computes fewer tokens than a batch filled up.
+    """
+    order = np.argsort(lengths, kind="stable")
+    longest = int(lengths[order[-1]])
+    edges = (max_length,) if layout == "padded" else cell_lengths(longest, grid, max_length)
+    start = 0
+    for length, longer in zip(edges, (*edges[1:], None), strict=True):
+        end = int(np.searchsorted(lengths[order], length, side="right"))
+        rows = grid.rows(length)
+        while start < end:
+            left = end - start
+            if left < rows and longer is not None and left * (longer - length) < (rows - left) * length:
+                break
+            stop = min(start + rows, end)
+            yield order[start:stop], length
+            start = stop
+
+
+def cell_lengths(longest: int, grid: ShapeGrid, max_length: int) -> tuple[int, ...]:
+    """The lengths of the grid that texts of up to `longest` tokens are padded to, ascending."""
+    allowed = grid.lengths or BUCKETS
+    return tuple(sorted({bucket_length(token, max_length, allowed) for token in range(1, longest + 1)}))
 
 
 def _length_sorted_groups(lengths: np.ndarray, padded_to: int | None) -> Iterator[np.ndarray]:
@@ -121,28 +189,34 @@ def cached_features(
 
 
 class CachedFeatures:
-    """Features computed once: a batch is a gather of rows."""
+    """Features computed once: a batch is a gather of rows. `rows` is how many it has where shapes are static."""
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor, backend: Backend) -> None:
-        self.features, self.labels, self.backend = features, backend.place(labels), backend
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, backend: Backend, rows: int) -> None:
+        self.features, self.backend, self.rows = features, backend, rows
+        self.static = backend.static_shapes is not None
+        self.labels = labels if self.static else backend.place(labels)
         self.order = labels.new_empty(0)
 
     def start_epoch(self, order: np.ndarray) -> None:
-        self.order = self.backend.place(torch.from_numpy(order))
+        # A slice's bounds are part of a compiled program: there, each batch's indices are sent instead.
+        self.order = torch.from_numpy(order) if self.static else self.backend.place(torch.from_numpy(order))
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.order[start:stop]
-        return self.features.index_select(0, rows), self.labels.index_select(0, rows)
+        if not self.static:
+            return self.features.index_select(0, rows), self.labels.index_select(0, rows)
+        chosen = filled(rows.numpy(), self.rows, 0)
+        labels = filled(self.labels[rows].numpy(), self.rows, IGNORED)
+        sent, labels_sent = self.backend.place([torch.from_numpy(chosen), torch.from_numpy(labels)])
+        return self.features.index_select(0, sent), labels_sent
 
 
 class StreamedFeatures:
     """The frozen encoder at every step: what a run without the cache measures."""
 
-    def __init__(
-        self, encoder: FrozenEncoder, store: TokenStore, backend: Backend, layout: str, max_length: int
-    ) -> None:
+    def __init__(self, encoder: FrozenEncoder, tokens: TokenBatches) -> None:
         self.encoder = encoder
-        self.tokens = TokenBatches(store, backend, layout, max_length)
+        self.tokens = tokens
 
     def start_epoch(self, order: np.ndarray) -> None:
         self.tokens.start_epoch(order)
@@ -153,10 +227,17 @@ class StreamedFeatures:
 
 
 class TokenBatches:
-    """Token batches for a model that is trained whole."""
+    """Token batches for an encoder that runs at every step.
 
-    def __init__(self, store: TokenStore, backend: Backend, layout: str, max_length: int) -> None:
+    Where shapes are static, every batch has `rows` rows, and the `micro_batches` of an optimizer step one length: a
+    step is one program, and each combination of lengths in it would be another.
+    """
+
+    def __init__(
+        self, store: TokenStore, backend: Backend, layout: str, max_length: int, rows: int, micro_batches: int = 1
+    ) -> None:
         self.store, self.backend, self.layout, self.max_length = store, backend, layout, max_length
+        self.rows, self.window = rows, rows * micro_batches
         self.order = np.empty(0, dtype=np.int64)
 
     def start_epoch(self, order: np.ndarray) -> None:
@@ -164,6 +245,16 @@ class TokenBatches:
 
     def batch(self, start: int, stop: int) -> tuple[Batch, torch.Tensor]:
         rows = self.order[start:stop]
-        batch = token_batch(self.store, rows, self.layout, self.max_length)
-        labels = torch.from_numpy(np.ascontiguousarray(self.store.labels[rows]))
-        return self.backend.place(batch), self.backend.place(labels)
+        labels = np.ascontiguousarray(self.store.labels[rows])
+        length = None
+        grid = self.backend.static_shapes
+        if grid is not None:
+            # An empty range is one of the last window's: it begins where that window's texts end.
+            first = max(0, start - (start == stop)) // self.window * self.window
+            window = self.order[first : first + self.window]
+            rows, labels = filled(rows, self.rows, window[0]), filled(labels, self.rows, IGNORED)
+            if self.layout == "bucketed":
+                longest = int(self.store.lengths[window].max())
+                length = bucket_length(longest, self.max_length, grid.lengths or BUCKETS)
+        batch = token_batch(self.store, rows, self.layout, self.max_length, length)
+        return self.backend.place(batch), self.backend.place(torch.from_numpy(labels))

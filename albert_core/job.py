@@ -33,6 +33,7 @@ class Job:
     test_tokens: TokenStore
     encoder: LoadedEncoder
     num_labels: int
+    layout: str
     phases: dict[str, float]
 
     def frozen_encoder(self) -> FrozenEncoder:
@@ -51,9 +52,10 @@ class Job:
             "optim": config.optim,
             "head_dtype": config.head_dtype,
             "dtype": config.dtype,
-            "cast_policy": f"{self.policy.param} {self.policy.compute} {self.policy.accumulate}",
+            "cast_policy": f"{self.policy.param} {self.policy.compute} {self.policy.accumulate} "
+            f"{self.policy.mode}".rstrip(),
             "kernel": config.kernel,
-            "layout": config.encoder_layout,
+            "layout": self.layout,
             "seed": config.seed,
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -64,8 +66,9 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
     """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
     phases: dict[str, float] = {}
     with _timed(phases, "open_backend"):
-        backend = get_backend(config.backend_name)
+        backend = get_backend(config.backend_name, config.backend_options)
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
+        layout = layout_on(backend, config)
     with _timed(phases, "load_data"):
         dataset = load_dataset(
             config.dataset_id,
@@ -93,7 +96,25 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
             dataset.train, tokenizer, config.max_length, progress=progress("tokenise train")
         )
         test_tokens = build_token_store(dataset.test, tokenizer, config.max_length, progress=progress("tokenise test"))
-    return Job(config, backend, policy, dataset, tokenizer, train_tokens, test_tokens, encoder, num_labels, phases)
+    return Job(
+        config, backend, policy, dataset, tokenizer, train_tokens, test_tokens, encoder, num_labels, layout, phases
+    )
+
+
+def layout_on(backend: Backend, config: TrainConfig) -> str:
+    """The encoder's batch layout on `backend`: the configuration's, and of "auto" one that the device takes.
+
+    Raises UserError for a layout that was asked for and that the device doesn't take.
+    """
+    layout = config.encoder_layout
+    if layout in backend.layouts:
+        return layout
+    if config.layout == "auto":
+        return "bucketed"
+    raise UserError(
+        f"layout {layout!r} can't run on the {backend.name} backend, which compiles a program for each shape; "
+        f"allowed there are {', '.join(backend.layouts)} and auto; set layout to one"
+    )
 
 
 def _num_labels(config: TrainConfig, dataset: RawDataset) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ..backends import Backend, CastPolicy
 from ..kernels.packed import PaddedBatch
+from .batches import IGNORED
 from .head import ClassificationHead
 
 
@@ -27,6 +30,19 @@ def checkpoint_activations(encoder: Any) -> None:
         layers = list(stack.layer)
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def summed_loss(model: nn.Module) -> Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """The function of inputs and labels that a training step differentiates: the summed cross entropy of the batch's
+    texts in nats, and how many of them `model` told right. Rows labelled IGNORED count in neither.
+    """
+
+    def loss(inputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(inputs)
+        right = (logits.detach().argmax(dim=-1) == labels).sum()
+        return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED), right
+
+    return loss
 
 
 class WholeModel(nn.Module):

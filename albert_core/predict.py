@@ -24,7 +24,7 @@ from .data import RawSplit, Table, TextTokenizer, build_token_store, load_tokeni
 from .encoder import load_encoder
 from .features import TokenBatches, compute_features
 from .head import ClassificationHead
-from .job import frozen_encoder
+from .job import frozen_encoder, layout_on
 from .model import WholeModel
 from .run import RunFolder, write_text
 from .saved_model import read_model
@@ -51,6 +51,7 @@ class Predictor:
     model: nn.Module
     label: str
     encoder: FrozenEncoder | None
+    layout: str
 
     def predict(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> list[Prediction]:
         """Predictions in the order of `texts`. Raises UserError for an empty text."""
@@ -76,14 +77,12 @@ class Predictor:
         store = build_token_store(split, self.tokenizer, config.max_length, use_cache=False)
         with torch.no_grad():
             if self.encoder is None:
-                source = TokenBatches(store, self.backend, config.encoder_layout, config.max_length)
-                source.start_epoch(np.arange(len(texts)))
                 size = config.eval_batch_size
+                source = TokenBatches(store, self.backend, self.layout, config.max_length, size)
+                source.start_epoch(np.arange(len(texts)))
                 ranges = [(start, min(start + size, len(texts))) for start in range(0, len(texts), size)]
-                return torch.cat([self.model(source.batch(*bounds)[0]).cpu() for bounds in ranges])
-            features = compute_features(
-                self.encoder, store, self.backend, config.encoder_layout, config.max_length, progress
-            )
+                return torch.cat([self.model(source.batch(*bounds)[0]).cpu() for bounds in ranges])[: len(texts)]
+            features = compute_features(self.encoder, store, self.backend, self.layout, config.max_length, progress)
             return self.model(features).cpu()
 
 
@@ -109,7 +108,7 @@ def load_predictor(
         store = CheckpointStore.for_reading(run.checkpoints, config.checkpoint_metric, config.checkpoint_metric_mode)
         saved = read_checkpoint(store.find(option, checkpoint))
         weights, identity = saved.model, saved.identity
-    opened = get_backend(backend or config.backend_name)
+    opened = get_backend(backend or config.backend_name, config.backend_options)
     encoder = load_encoder(config.model_name, config.seed)
     if encoder.fingerprint != identity["encoder"]:
         raise UserError(
@@ -129,7 +128,9 @@ def load_predictor(
     model: nn.Module = head if config.freeze_encoder else WholeModel(encoder.module(), head, opened, policy)
     model.load_state_dict(weights, strict=True)
     frozen = frozen_encoder(encoder, opened, policy, config.kernel) if config.freeze_encoder else None
-    return Predictor(config, opened, tokenizer, label_names, opened.place(model).eval(), encoder.label, frozen)
+    model = opened.place(model).eval()
+    layout = layout_on(opened, config)
+    return Predictor(config, opened, tokenizer, label_names, model, encoder.label, frozen, layout)
 
 
 def _read_labels(path: Path) -> list[str]:

@@ -16,30 +16,44 @@ from .job import Job
 
 @dataclass
 class TrainingState:
-    """Counters and accumulators. The loss sum stays on the device until somebody asks for it."""
+    """Counters and accumulators. What is summed stays on the device until somebody asks for it.
 
+    `zeros` are two float32 zeros on the device that the sums begin with: a compiled step that found nothing there, or
+    one tensor twice, would be another program than the rest. `loss_sum` and `right_sum` are over the texts since the
+    loss was last taken, `loss_samples` of them. A fused step doesn't say what was right: `right_known` is off then.
+    """
+
+    zeros: tuple[torch.Tensor, torch.Tensor]
     step: int = 0
-    loss_sum: torch.Tensor | None = None
     loss_samples: int = 0
+    right_known: bool = True
     last_evaluation: dict[str, float] = field(default_factory=dict)
     evaluated_at: int = -1
     best: dict[str, float] = field(default_factory=dict)
 
-    def add_loss(self, mean_loss: torch.Tensor, samples: int) -> None:
-        """Adds an optimizer step's mean loss, weighted by its number of texts."""
-        weighted = mean_loss.float() * samples
-        self.loss_sum = weighted if self.loss_sum is None else self.loss_sum + weighted
+    def __post_init__(self) -> None:
+        self.loss_sum, self.right_sum = self.zeros
+
+    def add_loss(self, mean_loss: torch.Tensor, samples: int, factor: float | torch.Tensor) -> None:
+        """Adds an optimizer step's mean loss over `samples` texts; `factor` is that number as the device wants it."""
+        self.loss_sum = self.loss_sum + mean_loss.float() * factor
         self.loss_samples += samples
+
+    def add_right(self, right: torch.Tensor) -> None:
+        """Adds how many texts of a micro-batch were told right."""
+        self.right_sum = self.right_sum + right
 
     def peek_mean_loss(self) -> float:
         """The mean loss a text since it was last taken; 0.0 when no step was made since."""
-        return 0.0 if self.loss_sum is None else float(self.loss_sum) / self.loss_samples
+        return float(self.loss_sum) / self.loss_samples if self.loss_samples else 0.0
 
-    def take_mean_loss(self) -> float:
-        """The same, and starts anew."""
-        mean = self.peek_mean_loss()
-        self.loss_sum, self.loss_samples = None, 0
-        return mean
+    def take_means(self) -> tuple[float, float | None]:
+        """The mean loss and the share of right answers (None where that isn't known), and starts anew."""
+        share = float(self.right_sum) / max(1, self.loss_samples) if self.right_known else None
+        means = self.peek_mean_loss(), share
+        self.loss_sum, self.right_sum = self.zeros
+        self.loss_samples = 0
+        return means
 
     def record_evaluation(self, metrics: dict[str, float], metric: str, mode: str) -> None:
         """Remembers the newest evaluation, and the best one by `metric`."""
@@ -60,8 +74,7 @@ def snapshot(
     """Everything that the steps after `window` depend on."""
     position = stream.state(window)
     tensors = {f"rng.{name}": value for name, value in job.backend.rng_state().items()}
-    if state.loss_sum is not None:
-        tensors["loss_sum"] = state.loss_sum.detach().cpu()
+    tensors["loss_sum"], tensors["right_sum"] = state.loss_sum.cpu(), state.right_sum.cpu()
     return Snapshot(
         model={name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         optimizer=optimizer.state_dict(),
@@ -120,9 +133,11 @@ def restore(
         {name.removeprefix(prefix): value for name, value in saved.state_tensors.items() if name.startswith(prefix)}
     )
     stream.restore(saved.state["stream"])
-    loss_sum = saved.state_tensors.get("loss_sum")
+    job.backend.step_boundary()
     state.step = saved.step
-    state.loss_sum = None if loss_sum is None else job.backend.place(loss_sum)
+    state.loss_sum, state.right_sum = (
+        job.backend.place(saved.state_tensors[name]) for name in ("loss_sum", "right_sum")
+    )
     state.loss_samples = int(saved.state["loss_samples"])
     state.last_evaluation = dict(saved.state["last_evaluation"])
     state.evaluated_at = int(saved.state["evaluated_at"])

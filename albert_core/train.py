@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from .batches import BatchStream, Window
 from .checkpoint import read_checkpoint
@@ -164,12 +163,12 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
             rate = learning_rate_at(state.step, training.total_steps, config)
-            for group in training.optimizer.param_groups:
-                group["lr"] = rate
+            backend.set_learning_rate(training.optimizer, rate)
             loss = optimizer_step(training, window)
-            backend.step_boundary()
             state.step += 1
-            state.add_loss(loss, window.num_samples)
+            state.add_loss(loss, window.num_samples, backend.scalar(window.num_samples))
+            # Only now: what is summed is part of the step's one execution.
+            backend.step_boundary()
             clock.samples += window.num_samples
 
             due = _Due.after(state.step, window, stream, training.total_steps, config)
@@ -207,11 +206,14 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
     if training.head_step is not None:
         inputs, labels = training.source.batch(window.micro_batches[0][0], window.micro_batches[-1][1])
         assert isinstance(inputs, torch.Tensor), "a head's inputs are features"
+        training.state.right_known = False
         return training.head_step(inputs, labels, window.num_samples)
     total: torch.Tensor | None = None
+    size = training.job.backend.scalar(window.num_samples)
     for start, stop in window.micro_batches:
-        inputs, labels = training.source.batch(start, stop)
-        loss = functional.cross_entropy(training.model(inputs), labels, reduction="sum") / window.num_samples
+        summed, right = training.loss(*training.source.batch(start, stop))
+        training.state.add_right(right)
+        loss = summed / size
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     if training.job.config.max_grad_norm is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from .config import TrainConfig
 from .features import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
 from .head import ClassificationHead
 from .job import Job
-from .model import WholeModel, checkpoint_activations
+from .model import WholeModel, checkpoint_activations, summed_loss
 from .optim import build_optimizer
 from .progress import Reporter
 from .run import RunFolder
@@ -37,6 +38,7 @@ class Training:
     job: Job
     run: RunFolder
     model: nn.Module
+    loss: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     optimizer: torch.optim.Optimizer
     stream: BatchStream
     source: InputSource
@@ -64,14 +66,21 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         model = backend.place(WholeModel(encoder, head, backend, job.policy))
         log.info(
             "training the whole model: %s layout, %s master weights, products in %s",
-            config.encoder_layout,
+            job.layout,
             job.policy.accumulate,
             job.policy.compute,
         )
-        source = TokenBatches(job.train_tokens, backend, config.encoder_layout, config.max_length)
-        test_source = TokenBatches(job.test_tokens, backend, config.encoder_layout, config.max_length)
+        source, test_source = _token_batches(job)
     model.train()
-    stream = BatchStream(job.train_tokens.num_texts, config.batch_size, config.gradient_accumulation_steps, config.seed)
+    optimizer = build_optimizer(model.parameters(), config, backend)
+    backend.prepare_optimizer(optimizer)
+    stream = BatchStream(
+        job.train_tokens.num_texts,
+        config.batch_size,
+        config.gradient_accumulation_steps,
+        config.seed,
+        whole_windows=backend.static_shapes is not None,
+    )
     total_steps = stream.steps_per_epoch * config.num_epochs
     store = CheckpointStore(
         run.checkpoints,
@@ -82,18 +91,18 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         save_optim=config.save_optim,
         after_save=_uploader(config) if config.sync_to_storage else None,
     )
-    optimizer = build_optimizer(model.parameters(), config, backend)
     return Training(
         job=job,
         run=run,
         model=model,
+        loss=backend.compile(summed_loss(model)),
         optimizer=optimizer,
         stream=stream,
         source=source,
         test_source=test_source,
         store=store,
         trackers=Trackers(()),
-        state=TrainingState(),
+        state=TrainingState(backend.place((torch.zeros(()), torch.zeros(())))),
         total_steps=min(total_steps, config.max_steps or total_steps),
         head_step=backend.head_step(list(model.parameters()), optimizer) if _can_fuse(config) else None,
     )
@@ -127,21 +136,37 @@ def _uploader(config: TrainConfig) -> Callable[[Path], None]:
     return upload
 
 
+def _token_batches(job: Job) -> tuple[TokenBatches, TokenBatches]:
+    config = job.config
+    return (
+        TokenBatches(
+            job.train_tokens,
+            job.backend,
+            job.layout,
+            config.max_length,
+            config.batch_size,
+            config.gradient_accumulation_steps,
+        ),
+        TokenBatches(job.test_tokens, job.backend, job.layout, config.max_length, config.eval_batch_size),
+    )
+
+
 def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSource]:
     config, backend = job.config, job.backend
-    layout, length = config.encoder_layout, config.max_length
+    layout, length = job.layout, config.max_length
     encoder = job.frozen_encoder()
     described = f"kernel {encoder.name}, {layout} layout, {job.policy.label}"
     if not config.feature_cache:
         log.info("feature cache off: the frozen encoder runs at every step (%s)", described)
-        return (
-            StreamedFeatures(encoder, job.train_tokens, backend, layout, length),
-            StreamedFeatures(encoder, job.test_tokens, backend, layout, length),
-        )
+        train_batches, test_batches = _token_batches(job)
+        return StreamedFeatures(encoder, train_batches), StreamedFeatures(encoder, test_batches)
     log.info("feature cache on: the frozen encoder's features are computed once (%s)", described)
     began = time.perf_counter_ns()
     sources: list[InputSource] = []
-    for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
+    for name, tokens, rows in (
+        ("train", job.train_tokens, config.batch_size),
+        ("test", job.test_tokens, config.eval_batch_size),
+    ):
         features, kept = cached_features(
             encoder,
             job.encoder.fingerprint,
@@ -152,7 +177,7 @@ def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSou
             length,
             reporter.phase(f"features {name}"),
         )
-        sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend))
+        sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend, rows))
         log.info("features of %s %s texts %s", f"{tokens.num_texts:,}", name, "from the disk" if kept else "computed")
     job.phases["features"] = (time.perf_counter_ns() - began) / 1e9
     log.info("features ready after %.1f s", job.phases["features"])

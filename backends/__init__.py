@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import (
     DTYPES,
+    LAYOUTS,
     Availability,
     Backend,
     BackendUnavailableError,
@@ -12,11 +13,13 @@ from .base import (
     FrozenEncoder,
     HeadStep,
     MemoryUse,
+    ShapeGrid,
 )
-from .registry import backend_class, get_backend, list_backends
+from .registry import backend_class, backend_layouts, get_backend, list_backends
 
 __all__ = [
     "DTYPES",
+    "LAYOUTS",
     "Availability",
     "Backend",
     "BackendUnavailableError",
@@ -25,7 +28,9 @@ __all__ = [
     "FrozenEncoder",
     "HeadStep",
     "MemoryUse",
+    "ShapeGrid",
     "backend_class",
+    "backend_layouts",
     "get_backend",
     "list_backends",
 ]

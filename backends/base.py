@@ -7,10 +7,10 @@ so adding a device touches one file (or an installed package with an entry point
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from .. import UserError
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+LAYOUTS = ("padded", "bucketed", "packed")
 
 
 class BackendUnavailableError(UserError):
@@ -44,7 +45,8 @@ class CastPolicy:
     """Which dtype each role of the frozen encoder really has on a device, and why.
 
     `requested` is what the user asked for; `param` is what the weights are rounded to, `compute` is what products
-    take as operands, `accumulate` is what sums, normalisation and softmax use. All are torch dtype names.
+    take as operands, `accumulate` is what sums, normalisation and softmax use. All are torch dtype names. `mode` is
+    what else decides the numbers (a math fidelity, a block format of the weights); "" where nothing does.
     """
 
     requested: str
@@ -52,11 +54,15 @@ class CastPolicy:
     compute: str
     accumulate: str
     reason: str
+    mode: str = ""
 
     @property
     def label(self) -> str:
-        """What tables show: the requested dtype, and the compute dtype where that is another one."""
-        return self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
+        """What tables show: the requested dtype, the compute dtype where that is another one, and the mode."""
+        computed = (
+            self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
+        )
+        return f"{computed}, {self.mode}" if self.mode else computed
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,23 @@ class MemoryUse:
     scope: str
 
 
+@dataclass(frozen=True)
+class ShapeGrid:
+    """The few shapes that batches have on a device that compiles a program for each: rows x length.
+
+    Training's and evaluation's batches all have the rows that the configuration gives them, and one of `lengths`
+    (None: those of the bucketed layout). A pass over a whole split takes `batch_tokens` // length rows of a length.
+    A batch with fewer texts is filled up, and the rows that fill it count nowhere.
+    """
+
+    batch_tokens: int
+    lengths: tuple[int, ...] | None = None
+
+    def rows(self, length: int) -> int:
+        """How many texts of up to `length` tokens a batch of a whole pass holds."""
+        return max(1, self.batch_tokens // length)
+
+
 class FrozenEncoder(Protocol):
     """A frozen forward pass: a batch in, one [CLS] feature row a sequence out."""
 
@@ -110,6 +133,7 @@ class Backend(ABC):
     """A device that can train. Subclasses say how each of these is done on it."""
 
     name: str
+    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
 
     def __init__(self, index: int | None = None) -> None:
         """`index` picks one of several devices ("cuda:1"); raises UserError where the device has no such index."""
@@ -119,6 +143,18 @@ class Backend(ABC):
     @abstractmethod
     def probe(cls) -> Availability:
         """Whether this backend can run here. Cheap, no side effects, imports nothing heavier than torch."""
+
+    @classmethod
+    def open(cls, index: int | None = None, options: Mapping[str, Any] | None = None) -> Backend:
+        """The backend, ready: `options` is the configuration's section of its name. Raises UserError."""
+        if options:
+            raise UserError(f"backend {cls.name!r} takes no options, and was given {', '.join(options)}; drop them")
+        return cls(index)
+
+    @classmethod
+    def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
+        """The devices behind this name, by label: whether each can be used, and the options that choose it."""
+        return {cls.name: (cls.probe(), None)}
 
     @property
     @abstractmethod
@@ -183,6 +219,27 @@ class Backend(ABC):
     def step_boundary(self) -> None:
         """Ends a step: lazy devices cut the graph and start executing; eager ones have nothing to do."""
         return
+
+    @property
+    def static_shapes(self) -> ShapeGrid | None:
+        """The grid that every batch's shape must lie on, or None where shapes cost nothing."""
+        return None
+
+    def scalar(self, value: float) -> float | torch.Tensor:
+        """A number that changes from step to step, as operations on this device should get it.
+
+        Where a compiled program would have it built in, that is a float32 tensor of no dimension on the device.
+        """
+        return value
+
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Makes `rate` the learning rate of the next step, whatever form the device's step needs it in."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called once, before the first step: where state that appears in that step would cost a compilation."""
+        del optimizer
 
     def adam_options(self) -> dict[str, Any]:
         """Keywords for torch's Adam and AdamW that this device runs fastest, or only, with (fused, capturable)."""

@@ -5,21 +5,24 @@ A package adds one by ``[project.entry-points."isotrain.backends"] npu = "its.mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from .. import UserError
-from .base import Backend, BackendUnavailableError
+from .base import LAYOUTS, Backend, BackendUnavailableError
 
 ENTRY_POINT_GROUP = "isotrain.backends"
 
 _BUILT_IN = {
     "cpu": ".cpu:CpuBackend",
     "cuda": ".cuda:CudaBackend",
-    "xla": ".planned:XlaBackend",
-    "tt": ".planned:TtBackend",
+    "xla": ".xla:XlaBackend",
+    "tt": ".tt:TtBackend",
 }
+# `Backend.layouts` of the built-in ones that lack some, so that a benchmark is planned without importing torch.
+_STATIC_LAYOUTS = {"xla": ("padded", "bucketed"), "tt": ("padded", "bucketed")}
 
 
 def list_backends() -> list[str]:
@@ -38,8 +41,16 @@ def backend_class(name: str) -> type[Backend]:
     raise UserError(f"unknown backend {name!r}; known are {', '.join(list_backends())}; choose one of them")
 
 
-def get_backend(name: str) -> Backend:
+def backend_layouts(name: str) -> tuple[str, ...]:
+    """The batch layouts that a backend takes, by its name with or without a device number."""
+    base = name.partition(":")[0]
+    return _STATIC_LAYOUTS.get(base, LAYOUTS) if base in _BUILT_IN else backend_class(base).layouts
+
+
+def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     """Opens the backend called `name`: "cpu", "cuda", or with a device index, "cuda:1".
+
+    `options` holds what a configuration says to backends, by backend name: only the opened one gets its own.
 
     Raises UserError for an unknown name (it lists what exists) and BackendUnavailableError, with the reason and
     the fix, for one that can't run here.
@@ -51,7 +62,7 @@ def get_backend(name: str) -> Backend:
     availability = backend.probe()
     if not availability.ok:
         raise BackendUnavailableError(f"backend {base!r} can't run here: {availability.reason}; {availability.fix}")
-    return backend(int(index) if separator else None)
+    return backend.open(int(index) if separator else None, (options or {}).get(base))
 
 
 def _installed() -> Iterator[EntryPoint]:

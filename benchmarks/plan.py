@@ -10,15 +10,14 @@ import json
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from .. import UserError
-from ..backends import DTYPES, list_backends
+from ..backends import DTYPES, LAYOUTS, backend_layouts, list_backends
 
 WORKLOADS = ("forward", "train_step")
-LAYOUTS = ("padded", "bucketed", "packed")
 KERNELS = ("auto", "portable", "transformers")
 EMBEDDED_LENGTHS = "banking77-lengths"
 
@@ -35,7 +34,7 @@ class Options:
     """Everything that can be chosen. `config` is the part that decides what is measured, the rest how thoroughly.
 
     mlp_hidden_size and num_labels are those of the Banking77 head; `batches` is the length of the list of different
-    batches that every target cycles through.
+    batches that every target cycles through. `backend_options`: what a configuration says to backends, by name.
     """
 
     backends: tuple[str, ...] = ("cpu",)
@@ -58,6 +57,7 @@ class Options:
     seconds: float = FULL_SECONDS
     quick: bool = False
     time_limit: float = 900.0
+    backend_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def least_blocks(self) -> int:
@@ -78,7 +78,8 @@ class Options:
             "mlp_hidden_size",
             "num_labels",
         )
-        return {key: getattr(self, key) for key in keys}
+        told = {"backend_options": self.backend_options} if self.backend_options else {}
+        return {key: getattr(self, key) for key in keys} | told
 
     def method(self) -> dict[str, Any]:
         """How thoroughly it is measured."""
@@ -129,13 +130,12 @@ def make_plan(options: Options) -> Plan:
         spec = TargetSpec(backend, workload, layout, kernel, size)
         if kernel == "transformers" and layout == "packed":
             skipped.append(f"{spec.label}: transformers takes padded batches only")
+        elif layout not in backend_layouts(backend):
+            skipped.append(f"{spec.label}: {backend} compiles a program for each shape, and packed batches repeat none")
         else:
             targets.append(spec)
     if not targets:
-        raise UserError(
-            "--kernel transformers with --layout packed: transformers takes padded batches only; "
-            "add --layout padded or bucketed, or --kernel auto"
-        )
+        raise UserError(f"nothing is left to measure ({skipped[0]}); add --layout padded or bucketed")
     order = interleaved(len(targets), options.processes, options.seed)
     return Plan(options, tuple(targets), tuple(order), tuple(skipped))
 

@@ -97,7 +97,7 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
-        backend = get_backend(target.backend)
+        backend = get_backend(target.backend, options.backend_options)
         policy = backend.cast_policy(options.dtype, strict=options.strict_dtype)
         info = backend.info()
     with stages.phase("load", RUN):

@@ -88,11 +88,11 @@ class Forward(Workload):
     name = "forward"
 
     def prepare(self) -> None:
-        pass
+        self.logits = self.backend.compile(self.head)
 
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
-        return self.head(self.encoder(self.backend.place(self.batches[index].inputs)))
+        return self.logits(self.encoder(self.backend.place(self.batches[index].inputs)))
 
     def fence(self) -> None:
         # Every step's logits: on a lazy device, those that nobody asks for are never computed.
@@ -101,7 +101,8 @@ class Forward(Workload):
     def read(self) -> list[str]:
         if not self._results:
             return []
-        values = torch.cat(self._results).float().cpu().numpy()
+        # Joined on the host: for a device that compiles, joining would be one more program.
+        values = np.concatenate([result.cpu().float().numpy() for result in self._results])
         once = dict.fromkeys(self._ran)
         rows = np.concatenate([self.batches[index].rows for index in once])
         for row, logits in zip(rows.tolist(), values, strict=False):
@@ -123,6 +124,8 @@ class TrainStep(Workload):
 
     def prepare(self) -> None:
         self.optimizer = build_optimizer(self.head.parameters(), TrainConfig.model_validate({}), self.backend)
+        self.backend.prepare_optimizer(self.optimizer)
+        self.loss = self.backend.compile(self._mean_loss)
         self.labels = [torch.from_numpy(self.texts.labels[batch.rows]) for batch in self.batches]
         self._initial = self._weights()
         self._losses: dict[int, dict[tuple[int, int], float]] = {}
@@ -132,11 +135,14 @@ class TrainStep(Workload):
         labels = self.backend.place(self.labels[index])
         with torch.no_grad():
             features = self.encoder(batch)
-        loss = functional.cross_entropy(self.head(features), labels)
+        loss = self.loss(features, labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def _mean_loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.head(features), labels)
 
     def fence(self) -> None:
         # Not the losses: reading one forces neither the gradients nor the update that came after it.
@@ -145,7 +151,7 @@ class TrainStep(Workload):
     def read(self) -> list[str]:
         if not self._results:
             return []
-        losses = torch.stack(self._results).float().cpu().tolist()
+        losses = [float(result) for result in self._results]
         for position, (index, loss) in enumerate(zip(self._ran, losses, strict=True)):
             # By pass and position: reading the same results twice must not look like two equal losses.
             self._losses.setdefault(index, {})[self._begun, position] = loss
@@ -165,7 +171,7 @@ class TrainStep(Workload):
 
     def _weights(self) -> torch.Tensor:
         """The head's weights, flat, on the host."""
-        return torch.cat([parameter.detach().flatten() for parameter in self.head.parameters()]).cpu().clone()
+        return torch.cat([parameter.detach().cpu().flatten() for parameter in self.head.parameters()])
 
 
 WORKLOAD_CLASSES: dict[str, type[Workload]] = {"forward": Forward, "train_step": TrainStep}

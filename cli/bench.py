@@ -10,7 +10,7 @@ import typer
 
 def bench(
     backend: Annotated[
-        list[str] | None, typer.Option(help="Device: cpu (default), cuda, cuda:1, ...; may be repeated.")
+        list[str] | None, typer.Option(help="Device: cpu (default), cuda, cuda:1, xla, tt; may be repeated.")
     ] = None,
     model: Annotated[
         str,
@@ -74,6 +74,10 @@ def bench(
     json_only: Annotated[
         bool, typer.Option("--json", help="The result as JSON on stdout, and a file only where --out names one.")
     ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="What a backend is told, as in a configuration: tt.arch=..."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random weights, texts, head, order of the targets, bootstrap.")] = 23,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, in which order, and end.")] = False,
 ) -> None:
@@ -111,6 +115,7 @@ def bench(
         threads=threads,
         dataset=dataset,
         seed=seed,
+        backend_options=_backend_options(sets or []),
     )
     if quick:
         options = with_quick(options)
@@ -131,3 +136,19 @@ def bench(
     if outcome.path is not None:
         typer.echo(f"result: {outcome.path}", err=json_only)
     raise typer.Exit(outcome.code)
+
+
+def _backend_options(sets: list[str]) -> dict[str, Any]:
+    """The backends' sections of a configuration that `sets` make, those that it says something to."""
+    if not sets:
+        return {}
+    from .. import UserError
+    from ..albert_core.config_file import load_config
+
+    sections = load_config(None, sets).config.backend_options
+    for item in sets:
+        if item.partition("=")[0].strip().partition(".")[0] not in sections:
+            raise UserError(
+                f"--set {item!r}: only a backend's own options are set here, such as tt.math_fidelity=hifi2"
+            )
+    return {name: options for name, options in sections.items() if any(item.strip().startswith(name) for item in sets)}

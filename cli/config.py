@@ -54,9 +54,13 @@ def config(
 def _show_keys(markdown: bool) -> None:
     from ..albert_core.config import TrainConfig
 
+    sections = TrainConfig.sections()
+    fields = {key: field for key, field in TrainConfig.model_fields.items() if key not in sections}
+    for name, section in sections.items():
+        fields |= {f"{name}.{key}": field for key, field in section.model_fields.items()}
     rows = [
         (key, _yaml(field.get_default(call_default_factory=True)), field.description or "")
-        for key, field in TrainConfig.model_fields.items()
+        for key, field in fields.items()
     ]
     if markdown:
         typer.echo("| key | default | meaning |\n|---|---|---|")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..backends import Availability
 
 
 def doctor(
@@ -14,7 +18,7 @@ def doctor(
 
     Exits with 1 when a device that is here fails its test.
     """
-    reports = [_examine(name) for name in _names()]
+    reports = [report for name in _names() for report in _examine(name)]
     if json_output:
         import json
 
@@ -31,21 +35,30 @@ def _names() -> list[str]:
     return list_backends()
 
 
-def _examine(name: str) -> dict[str, Any]:
+def _examine(name: str) -> list[dict[str, Any]]:
+    """A report of each device behind a backend's name."""
     from .. import UserError
-    from ..backends import backend_class, get_backend
+    from ..backends import backend_class
+
+    try:
+        variants = backend_class(name).variants()
+    except UserError as error:
+        fix = "repair or uninstall the package"
+        return [{"backend": name, "status": "FAIL", "reason": str(error), "fix": fix, "checks": []}]
+    return [_test(name, label, availability, options) for label, (availability, options) in variants.items()]
+
+
+def _test(name: str, label: str, availability: Availability, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    from .. import UserError
+    from ..backends import get_backend
     from ..backends.selftest import self_test
 
-    report: dict[str, Any] = {"backend": name, "status": "absent", "reason": "", "fix": "", "checks": []}
-    try:
-        availability = backend_class(name).probe()
-    except UserError as error:
-        return report | {"status": "FAIL", "reason": str(error), "fix": "repair or uninstall the package"}
+    report: dict[str, Any] = {"backend": label, "status": "absent", "checks": []}
     report |= {"reason": availability.reason, "fix": availability.fix}
     if not availability.ok:
         return report
     try:
-        backend = get_backend(name)
+        backend = get_backend(name, {name: options} if options else None)
         checks = self_test(backend)
         policy = backend.cast_policy("bfloat16")
     except (RuntimeError, UserError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from ... import UserError
+from ...backends.cache import cache_root
 from ..array_cache import ArraySpec, Specs, load_arrays, publish_arrays
 from .datasets import RawSplit
 from .tokenizer import TextTokenizer
 
 log = logging.getLogger("isotrain")
-
-CACHE_VARIABLE = "ISOTRAIN_CACHE"
 
 # Part of every cache key: raise it when the same input should give other arrays.
 FORMAT_VERSION = 1
@@ -63,12 +61,6 @@ class TokenStore:
         """The arrays by name, those that exist."""
         named = {"ids": self.ids, "offsets": self.offsets, "labels": self.labels}
         return named if self.token_type_ids is None else named | {"token_type_ids": self.token_type_ids}
-
-
-def cache_root() -> Path:
-    """Where caches live: the folder that ``ISOTRAIN_CACHE`` names, else ``~/.cache/isotrain``."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "isotrain"
 
 
 def build_token_store(

@@ -6,10 +6,12 @@ repetition computes keys and values of all tokens but everything else of [CLS] a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,6 +130,14 @@ class PortableEncoder:
             self._projection = self._linear(weights.projection_weight, weights.projection_bias)
         layers = [self._pack(layer) for layer in weights.layers]
         self._layers = [layers[index] for index in self.config.layer_of_repetition]
+
+    def to(self, device: torch.device) -> PortableEncoder:
+        """This encoder on `device`, its weights packed where they are: nothing is computed there for it."""
+        moved = copy.copy(self)
+        done: dict[int, Any] = {}
+        vars(moved).update({name: _moved(value, device, done) for name, value in vars(self).items()})
+        moved.device = device
+        return moved
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
@@ -266,6 +276,24 @@ class PortableEncoder:
         bounds = np.concatenate(([0], edges, [len(lengths)]))
         spans = list(zip(np.diff(bounds).tolist(), lengths[bounds[:-1]].tolist(), strict=True))
         return _Rows(spans, torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device))
+
+
+def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:
+    """`value` with its tensors on `device`; what occurs several times is moved once (`done`, by id)."""
+    if isinstance(value, list):
+        return [_moved(item, device, done) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device, done) for item in value)
+    if isinstance(value, partial):
+        return partial(value.func, **{name: _moved(part, device, done) for name, part in value.keywords.items()})
+    if not isinstance(value, torch.Tensor | _Layer):
+        return value
+    if id(value) not in done:
+        if isinstance(value, torch.Tensor):
+            done[id(value)] = value.to(device)
+        else:
+            done[id(value)] = _Layer(**{name: _moved(part, device, done) for name, part in vars(value).items()})
+    return done[id(value)]
 
 
 def _autocast_off(device: torch.device) -> AbstractContextManager[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from isotrain.albert_core.config_file import ResolvedConfig, load_config
 from isotrain.albert_core.run import RunFolder
 from isotrain.albert_core.train import TrainResult, train
-from support.small_job import write_dataset
+from support.small_job import settings, write_dataset
 
 
 @pytest.fixture(scope="session")
@@ -24,19 +23,7 @@ def configure(tmp_path: Path, small_data: Path) -> Callable[..., ResolvedConfig]
     """A resolved configuration of the small job, with overrides by key."""
 
     def build(**overrides: Any) -> ResolvedConfig:
-        values = {
-            "dataset_id": str(small_data),
-            "model_name": "random:tiny",
-            "dtype": "float32",
-            "max_length": 32,
-            "batch_size": 8,
-            "num_epochs": 2,
-            "learning_rate": 1e-2,
-            "mlp_hidden_size": 16,
-            "steps_freq": 4,
-            "project_dir": str(tmp_path / "runs"),
-        } | overrides
-        return load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+        return load_config(None, settings(small_data, tmp_path, **overrides))
 
     return build
 

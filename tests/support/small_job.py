@@ -43,3 +43,20 @@ def metrics(result: TrainResult) -> list[dict[str, Any]]:
 def losses(result: TrainResult) -> list[tuple[int, float]]:
     """(step, train/loss) of every log line."""
     return [(item["step"], item["train/loss"]) for item in metrics(result) if "train/loss" in item]
+
+
+def settings(data: Path, folder: Path, **overrides: Any) -> list[str]:
+    """The small job as ``key=value`` strings: tiny random encoder, float32, runs under `folder`."""
+    values = {
+        "dataset_id": str(data),
+        "model_name": "random:tiny",
+        "dtype": "float32",
+        "max_length": 32,
+        "batch_size": 8,
+        "num_epochs": 2,
+        "learning_rate": 1e-2,
+        "mlp_hidden_size": 16,
+        "steps_freq": 4,
+        "project_dir": str(folder / "runs"),
+    } | overrides
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -1,0 +1,35 @@
+"""What a configuration says to the tt backend, under the vendor's own names: the same on cards and emulated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TtOptions(BaseModel):
+    """The section `tt` of a configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    arch: Literal["wormhole", "blackhole"] = Field(
+        default="wormhole", description="which matrix unit is emulated; on hardware the card's must be this one"
+    )
+    math_fidelity: Literal["lofi", "hifi2", "hifi3", "hifi4"] = Field(
+        default="hifi4", description="passes of the matrix unit a product takes: 1 to 4"
+    )
+    fp32_dest_acc_en: bool = Field(
+        default=True, description="sums in float32 in the destination registers, else in bfloat16"
+    )
+    weight_dtype: Literal["bfloat16", "bfp_bf8", "bfp_bf4"] = Field(
+        default="bfloat16", description="format of frozen weights; trained ones are never in a block format"
+    )
+    optimization_level: Literal[0, 1, 2] = Field(
+        default=0, description="how hard the vendor's compiler tries; hardware only"
+    )
+    device: Literal["auto", "hardware", "emulated"] = Field(
+        default="auto", description="a card where there is one, else emulation; or one of them"
+    )
+    optimizer_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="dtype of the emulated optimizer's arithmetic and state; hardware has float32"
+    )

@@ -1,0 +1,321 @@
+"""The XLA backend: PJRT devices through torch_xla, which traces lazily and compiles a program for each shape.
+
+`tt.py` builds on it; these two are the only files that import torch_xla, and only once a backend is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import UserError
+from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, MemoryUse, ShapeGrid
+from .cache import cache_root
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
+    from ..kernels.weights import EncoderWeights
+
+T = TypeVar("T")
+
+KERNELS = ("auto", "portable")
+DEVICE_VARIABLE = "PJRT_DEVICE"
+CACHE_PATH_VARIABLE = "XLA_PERSISTENT_CACHE_PATH"
+
+# Tokens of a batch in a pass over a whole split: an accelerator needs many to be busy, a host is by fewer, and the
+# fewer there are, the less a small last batch is filled up.
+DEVICE_BATCH_TOKENS, HOST_BATCH_TOKENS = 16384, 1024
+
+
+class XlaBackend(Backend):
+    """A PJRT device: lazy, compiled, every batch's shape on a grid. PJRT_DEVICE says which: CPU (default), TPU, CUDA.
+
+    Run on CPU; TPU and CUDA are written to the same calls and were not run.
+    """
+
+    name = "xla"
+    layouts = ("padded", "bucketed")
+
+    def __init__(self, index: int | None = None) -> None:
+        super().__init__(index)
+        os.environ.setdefault(DEVICE_VARIABLE, "CPU")
+        self._open(os.environ[DEVICE_VARIABLE])
+
+    @classmethod
+    def probe(cls) -> Availability:
+        found = torch_xla_version()
+        if not found.ok:
+            return found
+        chosen = os.environ.get(DEVICE_VARIABLE)
+        device = chosen or f"CPU, the default; {DEVICE_VARIABLE}=TPU or CUDA chooses another"
+        return Availability(True, f"{found.reason}, {DEVICE_VARIABLE} {device}")
+
+    def _open(self, device_type: str) -> None:
+        """Imports torch_xla for PJRT devices of `device_type` and takes one. Raises UserError where there is none."""
+        import torch
+        import torch_xla
+        from torch_xla import runtime
+        from torch_xla.core import xla_model
+
+        self._xla, self._runtime, self._model = torch_xla, runtime, xla_model
+        self.device_type = device_type.upper()
+        runtime.set_device_type(self.device_type)
+        self._use_compile_cache()
+        self._configure()
+        try:
+            count = runtime.addressable_device_count()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"backend {self.name!r} can't open a {self.device_type} device ({reason}); "
+                f"check the device, or set {DEVICE_VARIABLE} to another one"
+            ) from error
+        if self.index is not None and self.index >= count:
+            raise UserError(
+                f"backend '{self.name}:{self.index}': there are {count} {self.device_type} device(s); "
+                f"use {self.name}:0 to {self.name}:{count - 1}"
+            )
+        self._device = torch_xla.device(self.index)
+        xla_model.set_rng_state(torch.initial_seed() % 2**63, str(self._device))
+
+    def _configure(self) -> None:
+        """What must be said before the first program is compiled."""
+        from torch_xla import backends
+
+        # Else a float32 product is made of bfloat16 or TF32 ones where the device has units for these. The logger
+        # warns at the first call, too, of calling it more than once.
+        logging.getLogger(backends.__name__).setLevel(logging.ERROR)
+        backends.set_mat_mul_precision("highest")
+
+    def _use_compile_cache(self) -> None:
+        """Keeps compiled programs under isotrain's cache, where the device can load what it saved.
+
+        The host's PJRT client saves programs and then can't load them (torch_xla 2.9: "Deserializing serialized
+        executable not supported"), so there is nothing to keep there.
+        """
+        if self.device_type != "CPU" and CACHE_PATH_VARIABLE not in os.environ:
+            folder = cache_root() / "xla" / f"{self.device_type.lower()}-{self._xla.__version__}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._runtime.initialize_cache(str(folder))
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def static_shapes(self) -> ShapeGrid | None:
+        return ShapeGrid(HOST_BATCH_TOKENS if self.device_type == "CPU" else DEVICE_BATCH_TOKENS)
+
+    def info(self) -> DeviceInfo:
+        from .cpu import CpuBackend
+
+        host = CpuBackend().info()
+        versions = host.versions | {"torch_xla": self._xla.__version__}
+        if self.device_type == "CPU":
+            name, memory, units = f"{host.name} (XLA)", host.memory_bytes, host.compute_units
+        else:
+            attributes = self._runtime.global_runtime_device_attributes()[self.index or 0]
+            name, memory, units = f"{self.device_type} {attributes.get('name', '')}".strip(), None, None
+        return DeviceInfo(
+            backend=self.name,
+            device=str(self._device),
+            name=name,
+            memory_bytes=memory,
+            compute_units=units,
+            features=(f"PJRT {self.device_type}",),
+            versions=versions,
+        )
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        if dtype == "float32" or (dtype == "float64" and self.device_type != "TPU"):
+            return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout (matrix products at XLA's highest)")
+        if dtype == "bfloat16":
+            excess = "a result that the same program goes on with may keep more digits than bfloat16"
+            if self.device_type != "CPU":
+                return CastPolicy(dtype, dtype, dtype, "float32", f"bfloat16 operands, float32 sums; {excess}")
+            if strict:
+                reason = f"asked for strictly; XLA widens bfloat16 operands to float32 on a host; {excess}"
+                return CastPolicy(dtype, dtype, dtype, "float32", reason)
+            return CastPolicy(
+                dtype,
+                dtype,
+                "float32",
+                "float32",
+                "weights rounded to bfloat16, products in float32: XLA widens bfloat16 operands to float32 on a host",
+            )
+        raise UserError(
+            f"dtype {dtype!r} can't train on the {self.name} backend; allowed are float32, bfloat16"
+            f"{'' if self.device_type == 'TPU' else ', float64'}; set dtype to one"
+        )
+
+    def place(self, value: T) -> T:
+        import torch
+
+        if isinstance(value, torch.Tensor) and value.dim() == 0 and value.device.type == "cpu":
+            # `to` makes constants of a 0 and a 1 without dimension, and each constant another program.
+            placed: Any = self._model.send_cpu_data_to_device([value.detach()], self._device)[0]
+            return placed
+        return super().place(value)
+
+    def scalar(self, value: float) -> float | torch.Tensor:
+        import torch
+
+        return self.place(torch.tensor(value, dtype=torch.float32))
+
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """As a tensor for Adam, which multiplies by it on the device; the others would fetch it to the host."""
+        import torch
+
+        adam = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+        for group in optimizer.param_groups:
+            group["lr"] = self.scalar(rate) if adam else rate
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives Adam and SGD the zeros they begin with as data: made inside the first step they are constants of it.
+
+        The others' first step is a program of its own.
+        """
+        import torch
+
+        def zeros(like: torch.Tensor) -> torch.Tensor:
+            return self.place(torch.zeros(like.shape, dtype=like.dtype))
+
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+                    optimizer.state[parameter] = {
+                        "step": self.place(torch.zeros((), dtype=torch.float32)),
+                        "exp_avg": zeros(parameter),
+                        "exp_avg_sq": zeros(parameter),
+                    }
+                elif isinstance(optimizer, torch.optim.SGD) and group["momentum"]:
+                    optimizer.state[parameter] = {"momentum_buffer": zeros(parameter)}
+        self.step_boundary()
+
+    def compile_count(self) -> int:
+        """Programs compiled, or loaded from the disk: neither is a step's work."""
+        from torch_xla.debug import metrics
+
+        return sum(metrics.counter_value(name) or 0 for name in ("UncachedCompile", "PersistentCacheHit"))
+
+    def step_boundary(self) -> None:
+        self._xla.sync()
+
+    def synchronize(self, *tensors: torch.Tensor) -> None:
+        """Starts whatever `tensors` (and all others) still wait for, and waits for the device.
+
+        ``sync(wait=True)`` returns while the program runs (measured on PJRT CPU: 16 ms of 2.1 s); `wait_device_ops`
+        waits, but only for what was started.
+        """
+        del tensors
+        self._xla.sync()
+        self._model.wait_device_ops()
+
+    def memory(self) -> MemoryUse:
+        from .cpu import CpuBackend
+
+        if self.device_type == "CPU":
+            return CpuBackend().memory()
+        try:
+            used = self._model.get_memory_info(str(self._device))
+        except RuntimeError:
+            # Not every PJRT plugin counts.
+            return CpuBackend().memory()
+        return MemoryUse(used["bytes_used"], used.get("peak_bytes_used", used["bytes_used"]), "PJRT allocator")
+
+    def adam_options(self) -> dict[str, Any]:
+        # The step counter on the device, where a host's number would be built into each step's program.
+        return {"capturable": True}
+
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        seed = int(self._model.get_rng_state(str(self._device)))
+        device = torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
+        return {"cpu": torch.get_rng_state(), self.name: device}
+
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        missing = {"cpu", self.name} - set(state)
+        if missing:
+            raise UserError(
+                f"the saved state has no generator {sorted(missing)} (it has {sorted(state)}); resume on its backend"
+            )
+        torch.set_rng_state(state["cpu"].to("cpu", torch.uint8))
+        seed = int.from_bytes(bytes(state[self.name].to("cpu", torch.uint8).tolist()), "little")
+        self._model.set_rng_state(seed, str(self._device))
+
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
+        import torch
+
+        if policy.compute == policy.accumulate:
+            return nullcontext()
+        return torch.autocast("xla", dtype=getattr(torch, policy.compute))
+
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        if kernel not in KERNELS:
+            raise UserError(
+                f"kernel {kernel!r} does not exist on backend {self.name}; allowed are {', '.join(KERNELS)}"
+            )
+        return StaticEncoder(self._portable(weights, policy))
+
+    def _portable(self, weights: EncoderWeights, policy: CastPolicy) -> PortableEncoder:
+        """The portable encoder, packed on the host so that nothing is compiled for that, then placed."""
+        import torch
+
+        from ..kernels.packed import PortableEncoder
+
+        encoder = PortableEncoder(
+            weights.to(dtype=getattr(torch, policy.param)),
+            compute_dtype=getattr(torch, policy.compute),
+            accumulate_dtype=getattr(torch, policy.accumulate),
+            chunk_tokens=4 * DEVICE_BATCH_TOKENS,
+        )
+        return encoder.to(self._device)
+
+
+class StaticEncoder:
+    """A padded-batch encoder of a device that compiles a program for each shape: packed batches are refused.
+
+    `run` takes what the encoder does, and may be the encoder compiled.
+    """
+
+    def __init__(
+        self, encoder: PortableEncoder, run: Callable[[PackedBatch | PaddedBatch], torch.Tensor] | None = None
+    ) -> None:
+        self.name, self.version = encoder.name, encoder.version
+        self._run = run or encoder
+
+    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Features, float32 [sequences, hidden]."""
+        from ..kernels.packed import PackedBatch
+
+        if isinstance(batch, PackedBatch):
+            raise UserError(
+                "packed batches have a shape of their own each, and this device compiles a program for each shape; "
+                "set layout: bucketed or padded"
+            )
+        return self._run(batch)
+
+
+def torch_xla_version() -> Availability:
+    """Whether a torch_xla that fits the installed torch is there; `reason` names its version. Imports neither."""
+    fix = (
+        "install it with its own torch in an environment of its own: python -m venv .venv-xla && "
+        ".venv-xla/bin/pip install 'isotrain[xla]'; or use --backend cpu"
+    )
+    try:
+        found = metadata.version("torch-xla")
+    except metadata.PackageNotFoundError:
+        return Availability(False, "torch_xla is not installed", fix)
+    torch_version = metadata.version("torch")
+    if found.split(".")[:2] != torch_version.split(".")[:2]:
+        return Availability(False, f"torch-xla {found} is not built for the installed torch {torch_version}", fix)
+    return Availability(True, f"torch-xla {found}")

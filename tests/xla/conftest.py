@@ -1,0 +1,44 @@
+"""Tests that need torch_xla: `make test-xla` runs them in the environment that has it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.run import RunFolder
+from isotrain.albert_core.train import TrainResult, train
+from isotrain.backends import get_backend
+from support.small_job import settings, write_dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _needs_torch_xla() -> None:
+    if importlib.util.find_spec("torch_xla") is None:
+        pytest.skip("torch_xla is not installed here: make test-xla")
+    os.environ["PJRT_DEVICE"] = "CPU"
+
+
+@pytest.fixture(scope="session")
+def backend(_needs_torch_xla: None) -> Any:
+    return get_backend("xla")
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "intents")
+
+
+@pytest.fixture
+def run(tmp_path: Path, small_data: Path) -> Callable[..., TrainResult]:
+    """Trains the small job, on xla unless `backend` says otherwise; `resume` is a run to go on with."""
+
+    def start(resume: RunFolder | None = None, **overrides: Any) -> TrainResult:
+        sets = settings(small_data, tmp_path, **({"backend": "xla"} | overrides))
+        return train(load_config(None, sets), resume=resume)
+
+    return start
