@@ -94,7 +94,6 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         save_optim=config.save_optim,
         after_save=_uploader(config) if config.sync_to_storage else None,
     )
-    optimizer = build_optimizer(model.parameters(), config, backend)
     return Training(
         job=job,
         run=run,

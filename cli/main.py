@@ -16,6 +16,8 @@ from .config import config
 from .doctor import doctor
 from .predict import predict
 from .train import train
+from .tt_estimate import tt_estimate
+from .tt_formats import tt_formats
 
 app = typer.Typer(
     name="isotrain",
@@ -67,6 +69,8 @@ for _name, _command in (
     ("bench", bench),
     ("doctor", doctor),
     ("config", config),
+    ("tt-formats", tt_formats),
+    ("tt-estimate", tt_estimate),
 ):
     app.command(_name)(_interruptible(_command))
 

@@ -1,0 +1,72 @@
+"""Tensors of a weight file, a checkpoint or a run, whatever wrote it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import UserError
+
+MODEL_FILE = "model.safetensors"
+
+
+def weight_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every array in `path`, one at a time: an .npz or .safetensors file, a folder that
+    save_pretrained wrote (sharded ones too), a checkpoint, or a run (its finished model, else its last checkpoint).
+
+    Raises UserError for anything else, and for a file that can't be read.
+    """
+    if path.suffix == ".npz" and path.is_file():
+        yield from _npz(path)
+        return
+    for file in _safetensors_files(path):
+        yield from _safetensors(file)
+
+
+def _safetensors_files(path: Path) -> list[Path]:
+    if path.is_file() and path.suffix == ".safetensors":
+        return [path]
+    if not path.is_dir():
+        found = "no such file or folder" if not path.exists() else "of another kind"
+        raise UserError(
+            f"{str(path)!r} is {found}; give an .npz or .safetensors file, a checkpoint folder or a run folder"
+        )
+    shards = sorted(path.glob("model*.safetensors"))
+    if shards:
+        return shards
+    model = path / "model" / MODEL_FILE
+    if model.is_file():
+        return [model]
+    checkpoints = sorted(path.glob(f"checkpoints/*/{MODEL_FILE}"))
+    if checkpoints:
+        return [checkpoints[-1]]
+    raise UserError(
+        f"folder {str(path)!r} holds no {MODEL_FILE}; give a folder that save_pretrained wrote, a checkpoint, or a run "
+        "that has one"
+    )
+
+
+def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for name in file.files:
+                array = file[name]
+                if array.dtype.kind == "f":
+                    yield name, torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{path} is damaged or no .npz of plain arrays ({error}); write it with numpy.savez") from error
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy or save it again") from error

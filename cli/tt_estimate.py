@@ -1,0 +1,63 @@
+"""`isotrain tt-estimate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def tt_estimate(
+    model: Annotated[str, typer.Option(help="As model_name in a configuration.")] = "random:albert-base-v2",
+    card: Annotated[str, typer.Option(help="n150, n300 or p150.")] = "n150",
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 256,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each.")] = 16,
+    weight_dtype: Annotated[str, typer.Option(help="bfloat16, bfp_bf8 or bfp_bf4.")] = "bfloat16",
+    cores: Annotated[int | None, typer.Option(help="Other than the card's published number.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate, from published peaks alone, the frozen forward's speed on a Tenstorrent card. Nothing is measured.
+
+    Example:
+
+      isotrain tt-estimate --card p150 --weight-dtype bfp_bf8
+    """
+    from ..albert_core.encoder import load_encoder
+    from ..benchmarks.flops import encoder_flops
+    from ..kernels.tt.estimate import card_named, estimate_encoder
+    from ..kernels.tt.model import PHASES
+
+    chosen = card_named(card, cores)
+    encoder = load_encoder(model)
+    config = encoder.weights.config
+    flops = encoder_flops(config, [length] * sequences)
+    rows = [estimate_encoder(config, sequences * length, flops, chosen, fidelity, weight_dtype) for fidelity in PHASES]
+    if json_output:
+        import json
+        from dataclasses import asdict
+
+        estimates = [asdict(row) for row in rows]
+        typer.echo(json.dumps({"kind": "estimate", "model": encoder.label, "estimates": estimates}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"estimate, not a measurement: {encoder.label} on {card}, {sequences} x {length} tokens, {weight_dtype}",
+        title_justify="left",
+    )
+    for column in ("fidelity", "peak TFLOP/s", "estimate tokens/s", "estimate ms", "bound by"):
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row.math_fidelity,
+            f"{row.peak_tflops:.0f}",
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.seconds * 1e3:.3f}",
+            row.bound,
+        )
+    console = Console()
+    console.print(table)
+    console.print("assumptions of the estimate (at the last fidelity):")
+    for assumption in rows[-1].assumptions:
+        console.print(f"- {assumption}")

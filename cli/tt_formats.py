@@ -1,0 +1,111 @@
+"""`isotrain tt-formats`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..kernels.tt.losses import TensorLoss
+
+
+def tt_formats(
+    weights: Annotated[
+        Path, typer.Argument(metavar="FILE.npz|CHECKPOINT", help=".npz, .safetensors, checkpoint or run folder.")
+    ],
+    dtypes: Annotated[
+        list[str] | None, typer.Option("--dtype", help="bfloat16, bfp_bf8 or bfp_bf4; all when absent.")
+    ] = None,
+    fidelities: Annotated[
+        list[str] | None, typer.Option("--fidelity", help="lofi, hifi2, hifi3 or hifi4; all when absent.")
+    ] = None,
+    block_axis: Annotated[
+        str | None,
+        typer.Option(
+            help="Dimension along which 16 values share an exponent: first (torch's linear weights) or last. "
+            "Default: last for .npz, else first."
+        ),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a set of weights loses in each Tenstorrent format and math fidelity. Nothing runs on a card.
+
+    Examples:
+
+      isotrain tt-formats weights.npz
+
+      isotrain tt-formats runs/banking77-... --dtype bfp_bf4 --fidelity lofi
+    """
+    from .. import UserError
+    from ..albert_core.weight_files import weight_tensors
+    from ..kernels.tt.formats import WEIGHT_DTYPES
+    from ..kernels.tt.losses import READ_BITS, format_losses
+
+    axis = block_axis or ("last" if weights.suffix == ".npz" else "first")
+    losses = list(format_losses(weight_tensors(weights), dtypes or WEIGHT_DTYPES, fidelities or READ_BITS, axis))
+    if not losses:
+        raise UserError(f"{str(weights)!r} has no floating-point array; give a file of weights")
+    if json_output:
+        _print_json(weights, axis, losses)
+    else:
+        _show(weights, axis, losses)
+
+
+def _print_json(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
+    import json
+    from dataclasses import asdict
+
+    def finite(value: object) -> object:
+        return value if not isinstance(value, float) or value - value == 0.0 else None
+
+    rows = [{key: finite(value) for key, value in asdict(loss).items()} for loss in losses]
+    typer.echo(json.dumps({"weights": str(weights), "block_axis": axis, "losses": rows}, indent=2))
+
+
+def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=f"{weights}: losses by TT format and fidelity (blocks of 16 along the {axis} dimension)",
+        title_justify="left",
+    )
+    table.add_column("tensor", overflow="fold")
+    for column in ("shape", "format", "fidelity"):
+        table.add_column(column, no_wrap=True)
+    broken = any(loss.non_finite for loss in losses)
+    for column in ("rel. RMS", "max abs", "saturated", "flushed", *(["not finite"] if broken else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    previous = ""
+    for loss, fidelities in _grouped(losses):
+        new = loss.tensor != previous
+        table.add_row(
+            Text(loss.tensor if new else ""),
+            "x".join(map(str, loss.shape)) if new else "",
+            loss.dtype,
+            fidelities,
+            f"{loss.relative_rms:.2e}",
+            f"{loss.max_abs:.2e}",
+            f"{loss.saturated:,}",
+            f"{loss.flushed:,}",
+            *([f"{loss.non_finite:,}"] if broken else []),
+        )
+        previous = loss.tensor
+    Console().print(table)
+
+
+def _grouped(losses: list[TensorLoss]) -> list[tuple[TensorLoss, str]]:
+    """Neighbouring rows that differ in the fidelity's name alone become one, such as hifi2-4."""
+    from dataclasses import replace
+
+    rows: list[tuple[TensorLoss, str]] = []
+    for loss in losses:
+        if rows and replace(rows[-1][0], fidelity=loss.fidelity) == loss:
+            first = rows[-1][0]
+            rows[-1] = (first, f"{first.fidelity}-{loss.fidelity.removeprefix('hifi')}")
+        else:
+            rows.append((loss, loss.fidelity))
+    return rows

@@ -1,0 +1,188 @@
+"""The frozen encoder in emulated Tenstorrent arithmetic: what a card's features are, computed without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ... import UserError
+from ..packed.portable import ACTIVATIONS, HOST_CHUNK_TOKENS, PortableEncoder, _Rows
+from ..weights import EncoderWeights, LayerWeights
+from .fast import FastWeight
+from .formats import check_dtype, host_convert
+from .linear import Arithmetic, add, linear
+from .ops import attention, layer_norm
+from .unary import OF_ACTIVATION, unary
+
+Norm = tuple[torch.Tensor, torch.Tensor]
+
+
+class FrozenLinear:
+    """y = x @ weight^T + bias with a frozen weight (out, in) stored as `weight_dtype`, its blocks along `out`.
+
+    That is the layout ttnn.linear takes, (in, out). Activations and results are bfloat16 values in x's dtype.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, arithmetic: Arithmetic, weight_dtype: str) -> None:
+        self._arithmetic = arithmetic
+        self._in1 = host_convert(weight.detach().to(torch.float32).T.contiguous(), weight_dtype)
+        self._bias = host_convert(bias.detach(), "bfloat16")
+        self._fast: FastWeight | None = None
+        if arithmetic.mode == "fast":
+            self._fast = FastWeight(self._in1, self._bias, arithmetic)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._fast is not None:
+            return self._fast(x).to(x.dtype)
+        return linear(x, self._in1, self._bias, self._arithmetic)
+
+
+@dataclass(frozen=True)
+class _TtLayer:
+    """One layer's products, each ready to be called, and its norms' weight and bias."""
+
+    query: FrozenLinear
+    key_value: FrozenLinear
+    attention_output: FrozenLinear
+    attention_norm: Norm
+    ffn: FrozenLinear
+    ffn_output: FrozenLinear
+    output_norm: Norm
+
+
+class TtEncoder(PortableEncoder):
+    """A frozen encoder in emulated arithmetic: ``encoder(batch)`` gives float32 features [sequences, hidden].
+
+    Weights of linear layers are stored as `weight_dtype` (bfloat16, bfp_bf8, bfp_bf4), everything else and all
+    activations as bfloat16. `arithmetic` says how products are computed, exactly or fast; its fidelity acts on matrix
+    products, while LayerNorm and softmax run at HiFi4 (ttnn's default for the former, an assumption for the latter).
+    approximate_softmax takes the fast exp of ttnn's own default. Exact mode computes on the host and gives the same
+    bits for every batch, layout, order and number of threads.
+
+    Raises UserError for an unsupported activation or an unknown dtype.
+    """
+
+    name = "tt-emulated"
+
+    def __init__(
+        self,
+        weights: EncoderWeights,
+        arithmetic: Arithmetic | None = None,
+        weight_dtype: str = "bfloat16",
+        approximate_softmax: bool = False,
+        chunk_tokens: int = HOST_CHUNK_TOKENS,
+    ) -> None:
+        # Not the parent's: that one packs weights for torch's products. What is shared is how batches are cut up.
+        self.arithmetic = arithmetic or Arithmetic()
+        self.weight_dtype = check_dtype(weight_dtype)
+        self.version = f"1 {self.arithmetic.label} {weight_dtype}"
+        self.config = weights.config
+        if self.config.activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation {self.config.activation!r} is not supported; TT emulation has {', '.join(ACTIVATIONS)}"
+            )
+        if chunk_tokens < 1:
+            raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
+        self.chunk_tokens = chunk_tokens
+        self.exact = self.arithmetic.mode == "exact"
+        weights = weights.to("cpu") if self.exact else weights
+        self.device = weights.device
+        self._approximate = approximate_softmax
+        self._norm_arithmetic = replace(self.arithmetic, math_fidelity="hifi4")
+        # bfloat16 values all along; as float32 tensors where products take those.
+        self._dtype = torch.float32 if self.exact else self.arithmetic.gemm_dtype
+        self._word_embeddings = self._stored(weights.word_embeddings)
+        self._position_embeddings = self._stored(weights.position_embeddings)
+        self._token_type_embeddings = self._stored(weights.token_type_embeddings)
+        self._embedding_norm = self._norm_weights(weights.embedding_norm_weight, weights.embedding_norm_bias)
+        self._tt_projection: FrozenLinear | None = None
+        if weights.projection_weight is not None and weights.projection_bias is not None:
+            self._tt_projection = self._product(weights.projection_weight, weights.projection_bias)
+        layers: list[Any] = [self._tt_layer(layer) for layer in weights.layers]
+        self._layers = [layers[index] for index in self.config.layer_of_repetition]
+
+    def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
+        """The first repetition's input, [tokens, hidden]; looking a row up is an exact copy."""
+        kinds = torch.zeros_like(ids) if types is None else types
+        x = functional.embedding(ids, self._word_embeddings)
+        x = self._add(x, functional.embedding(kinds, self._token_type_embeddings))
+        x = self._add(x, functional.embedding(positions, self._position_embeddings))
+        x = self._norm(x, self._embedding_norm)
+        return x if self._tt_projection is None else self._tt_projection(x)
+
+    def _repeat(self, layer: Any, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
+        """One repetition, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
+        key_value = layer.key_value(x)
+        if first_only:
+            x = x[rows.first]
+        attended = self._attend(layer.query(x), key_value, rows, first_only)
+        x = self._norm(self._add(x, layer.attention_output(attended)), layer.attention_norm)
+        inner = self._activate(layer.ffn(x))
+        return self._norm(self._add(x, layer.ffn_output(inner)), layer.output_norm)
+
+    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, rows: _Rows, first_only: bool) -> torch.Tensor:
+        heads, width = self.config.num_heads, self.config.head_size
+        sizes = [sequences * length for sequences, length in rows.spans]
+        query_sizes = [sequences for sequences, _ in rows.spans] if first_only else sizes
+        attended = []
+        for (sequences, _), q, kv in zip(rows.spans, query.split(query_sizes), key_value.split(sizes), strict=True):
+            k, v = kv.view(sequences, -1, 2, heads, width).permute(2, 0, 3, 1, 4).unbind()
+            q = q.view(sequences, -1, heads, width).transpose(1, 2)
+            if rows.mask is None:
+                a = attention(q, k, v, self.arithmetic, self._approximate)
+            else:
+                a = self._masked(q, k, v, rows.mask)
+            attended.append(a.transpose(1, 2).reshape(-1, heads * width))
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def _masked(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Attention of a padded batch, [sequences, heads, queries, width]: sequence by sequence without its padding.
+
+        A masked score's exponential is 0, and zeros change no sum, so that real places get what a card gives them.
+        """
+        out = q.new_zeros(q.shape)
+        for index, length in enumerate(mask.sum(dim=-1).flatten().tolist()):
+            real = slice(0, min(length, q.shape[2]))
+            out[index, :, real] = attention(
+                q[index, :, real], k[index, :, :length], v[index, :, :length], self.arithmetic, self._approximate
+            )
+        return out
+
+    def _activate(self, x: torch.Tensor) -> torch.Tensor:
+        name = self.config.activation
+        if self.exact and name in OF_ACTIVATION:
+            return unary(OF_ACTIVATION[name], x)
+        return self._stored(ACTIVATIONS[name](x))
+
+    def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return add(a, b) if self.exact else self._stored(a + b)
+
+    def _norm(self, x: torch.Tensor, weights: Norm) -> torch.Tensor:
+        return layer_norm(x, *weights, self.config.layer_norm_eps, self._norm_arithmetic)
+
+    def _stored(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == self._dtype == torch.bfloat16:
+            return x
+        return host_convert(x.detach(), "bfloat16").to(self._dtype)
+
+    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> Norm:
+        return self._stored(weight), self._stored(bias)
+
+    def _product(self, weight: torch.Tensor, bias: torch.Tensor) -> FrozenLinear:
+        return FrozenLinear(weight, bias, self.arithmetic, self.weight_dtype)
+
+    def _tt_layer(self, layer: LayerWeights) -> _TtLayer:
+        return _TtLayer(
+            query=self._product(layer.query_weight, layer.query_bias),
+            key_value=self._product(
+                torch.cat((layer.key_weight, layer.value_weight)), torch.cat((layer.key_bias, layer.value_bias))
+            ),
+            attention_output=self._product(layer.attention_output_weight, layer.attention_output_bias),
+            attention_norm=self._norm_weights(layer.attention_norm_weight, layer.attention_norm_bias),
+            ffn=self._product(layer.ffn_weight, layer.ffn_bias),
+            ffn_output=self._product(layer.ffn_output_weight, layer.ffn_output_bias),
+            output_norm=self._norm_weights(layer.output_norm_weight, layer.output_norm_bias),
+        )

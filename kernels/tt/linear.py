@@ -1,0 +1,158 @@
+"""``ttnn.linear`` and the element-wise operations of the matrix unit, bit for bit (exact) or by GEMMs (fast).
+
+A linear layer runs in blocks of K: Dst starts at 0 for each, and what a block gives is added to the sums in L1. The
+block size changes the bits and no general rule for it is known, so it is a setting. Proved by vectors: everything but
+a float32 Dst with several blocks and no bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ... import UserError
+from . import fast, model, native
+from .formats import check_dtype, device_pack, host_convert
+from .unary import unary
+
+MODES = ("fast", "exact")
+TILE = 32
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How products are computed: the vendor's compute-kernel options, under their names.
+
+    arch: wormhole or blackhole. math_fidelity: lofi, hifi2, hifi3, hifi4 (1 to 4 passes over parts of the mantissas).
+    fp32_dest_acc_en: Dst holds float32, else bfloat16. packer_l1_acc: blocks are added up in L1.
+    block_tiles: tiles of K in a block (ttnn takes 2 for M = 32 and 3 for M = 64 and 128 at K = 768); 0 is one block.
+    mode: exact, or fast (the same error, other bits). gemm_dtype: what fast's products take as operands, bfloat16
+    where the device multiplies it natively, else float32.
+
+    Raises UserError for an unknown value.
+    """
+
+    arch: str = "wormhole"
+    math_fidelity: str = "hifi4"
+    fp32_dest_acc_en: bool = True
+    packer_l1_acc: bool = True
+    block_tiles: int = 2
+    mode: str = "fast"
+    gemm_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("arch", native.ARCHITECTURES),
+            ("math_fidelity", tuple(model.PHASES)),
+            ("mode", MODES),
+            ("gemm_dtype", (torch.float32, torch.bfloat16)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"{name} {getattr(self, name)!r} is unknown; allowed are {', '.join(map(str, allowed))}"
+                )
+        if self.block_tiles < 0:
+            raise UserError(f"block_tiles is {self.block_tiles}; it must be at least 1, or 0 for one block")
+
+    @property
+    def phases(self) -> int:
+        return model.PHASES[self.math_fidelity]
+
+    @property
+    def label(self) -> str:
+        """What tables show, such as ``wormhole hifi4 fp32 dst, fast``."""
+        dest = "fp32" if self.fp32_dest_acc_en else "bf16"
+        return f"{self.arch} {self.math_fidelity} {dest} dst, {self.mode}"
+
+
+def ttnn_default(in0_dtype: str, in1_dtype: str, **settings: object) -> Arithmetic:
+    """What ttnn takes on Wormhole without a compute-kernel config (found by matching bits)."""
+    if in0_dtype == "float32":
+        chosen = Arithmetic(math_fidelity="hifi3", fp32_dest_acc_en=True)
+    elif in0_dtype == in1_dtype == "bfp_bf8":
+        chosen = Arithmetic(math_fidelity="lofi", fp32_dest_acc_en=False)
+    else:
+        chosen = Arithmetic(math_fidelity="hifi2", fp32_dest_acc_en=False)
+    return replace(chosen, **settings)  # type: ignore[arg-type]
+
+
+def linear(
+    in0: torch.Tensor,
+    in1: torch.Tensor,
+    bias: torch.Tensor | None,
+    arithmetic: Arithmetic,
+    out_dtype: str = "bfloat16",
+    activation: str | None = None,
+) -> torch.Tensor:
+    """in0 [m, k] @ in1 [k, n] + bias [n], as float32 values of `out_dtype` (float32, bfloat16, bfp_bf8, bfp_bf4).
+
+    Operands are values of their own formats, already converted. `activation` is a function of `unary` on a bfloat16
+    result.
+    """
+    if arithmetic.mode == "fast":
+        out = fast.linear(in0, in1, bias, arithmetic, out_dtype)
+    else:
+        out = packed(_dest(in0, in1, bias, arithmetic), arithmetic, out_dtype).to(in0.device)
+    return out if activation is None else unary(activation, out)
+
+
+def packed(dest: torch.Tensor, arithmetic: Arithmetic, out_dtype: str) -> torch.Tensor:
+    """The contents of Dst as the packer writes them."""
+    if out_dtype == "float32":
+        return dest
+    return device_pack(dest, check_dtype(out_dtype), fp32_dest=arithmetic.fp32_dest_acc_en)
+
+
+def add(a: torch.Tensor, b: torch.Tensor, fp32_dest: bool = False, subtract: bool = False) -> torch.Tensor:
+    """a + b (or a - b) by ELWADD, of one shape: the contents of Dst, float32 on the host."""
+    bits_a, bits_b = native.bits(a), native.bits(b)
+    zeros = np.zeros_like(bits_a)
+    return native.values(model.elwadd(bits_a, bits_b, zeros, fp32_dest, subtract=subtract)).to(a.device)
+
+
+def multiply(a: torch.Tensor, b: torch.Tensor, fidelity: str = "hifi4", fp32_dest: bool = False) -> torch.Tensor:
+    """a * b by ELWMUL (a in SrcA), of one shape: the contents of Dst, float32.
+
+    ``ttnn.mul`` takes this way for bfp8_b; its bfloat16 product is one of the vector unit, `multiply_bf16`.
+    """
+    bits_a, bits_b = native.bits(a), native.bits(b)
+    dst = np.zeros_like(bits_a)
+    for phase in range(model.PHASES[fidelity]):
+        dst = model.elwmul(bits_a, bits_b, dst, phase, fp32_dest)
+    return native.values(dst).to(a.device)
+
+
+def multiply_bf16(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``ttnn.mul`` of bfloat16 values: the product rounded to nearest even."""
+    return host_convert(a * b, "bfloat16")
+
+
+def _dest(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic) -> torch.Tensor:
+    """What Dst holds when the layer is done, float32 [m, n] on the host."""
+    fp32 = arithmetic.fp32_dest_acc_en
+
+    def product(part: slice, dst: torch.Tensor | None = None) -> torch.Tensor:
+        return native.matmul(
+            in0[:, part], in1[part], arithmetic.math_fidelity, fp32_dest=fp32, arch=arithmetic.arch, dst=dst
+        )
+
+    blocks = k_blocks(in0.shape[1], arithmetic.block_tiles)
+    if not arithmetic.packer_l1_acc and not fp32:
+        # Spilled to L1 and read back without loss.
+        blocks = [slice(0, in0.shape[1])]
+    sums = product(blocks[0])
+    for index, part in enumerate(blocks[1:], start=2):
+        if bias is None and index == len(blocks):
+            return product(part, sums)
+        sums = sums + product(part)
+        if not fp32:
+            sums = sums.to(torch.bfloat16).to(torch.float32)
+    return sums if bias is None else add(sums, bias.to(sums.device).expand_as(sums), fp32)
+
+
+def k_blocks(k: int, block_tiles: int) -> list[slice]:
+    """K cut into blocks of `block_tiles` tiles; 0 gives one block."""
+    step = block_tiles * TILE or k
+    return [slice(start, min(start + step, k)) for start in range(0, k, step)]

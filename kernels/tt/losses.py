@@ -1,0 +1,109 @@
+"""What a set of weights loses in each Tenstorrent format, and in what a math fidelity reads of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ... import UserError
+from .formats import GROUP, MAGNITUDE_BITS, WEIGHT_DTYPES, check_dtype, host_convert, truncate
+
+# Mantissa bits of a weight (in1) that the phases of a fidelity read: LoFi its upper 5, all others 10 of 11.
+READ_BITS = {"lofi": 4, "hifi2": 9, "hifi3": 9, "hifi4": 9}
+BLOCK_AXES = ("first", "last")
+
+
+@dataclass(frozen=True)
+class TensorLoss:
+    """One tensor in one format, as one fidelity reads it.
+
+    relative_rms: RMS of the error / RMS of the values (NaN for a tensor of zeros that stays so is 0).
+    max_abs: the largest error. saturated: values above the format's largest in their block (bfp) or at all.
+    flushed: values that became 0 and weren't. values: how many finite ones there are, non_finite: the others, which
+    count nowhere else.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    fidelity: str
+    values: int
+    non_finite: int
+    relative_rms: float
+    max_abs: float
+    saturated: int
+    flushed: int
+
+
+def format_losses(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    dtypes: Iterable[str] = WEIGHT_DTYPES,
+    fidelities: Iterable[str] = tuple(READ_BITS),
+    block_axis: str = "first",
+) -> Iterator[TensorLoss]:
+    """For every tensor, format and fidelity what is lost. Tensors that are not floating point are passed over.
+
+    block_axis: the dimension along which 16 neighbours share an exponent: "first" for torch's linear weights (out, in),
+    which ttnn.linear holds as (in, out); "last" for arrays that lie as they go to the device.
+
+    Raises UserError for an unknown format, fidelity or axis.
+    """
+    dtypes, fidelities = [check_dtype(dtype) for dtype in dtypes], list(fidelities)
+    unknown = [name for name in fidelities if name not in READ_BITS]
+    if unknown:
+        raise UserError(f"math_fidelity {unknown[0]!r} is unknown; allowed are {', '.join(READ_BITS)}")
+    if block_axis not in BLOCK_AXES:
+        raise UserError(f"block axis {block_axis!r} is unknown; allowed are {', '.join(BLOCK_AXES)}")
+    for name, tensor in tensors:
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        matrix = tensor.detach().to("cpu", torch.float32)
+        if block_axis == "first" and matrix.ndim >= 2:
+            matrix = matrix.transpose(0, -1)
+        finite = torch.isfinite(matrix)
+        clean = torch.where(finite, matrix, 0.0).contiguous()
+        for dtype in dtypes:
+            stored = host_convert(clean, dtype)
+            saturated = _saturated(clean, stored, dtype)
+            read: dict[int, tuple[float, float, int]] = {}
+            for fidelity in fidelities:
+                bits = READ_BITS[fidelity]
+                if bits not in read:
+                    read[bits] = _errors(clean, truncate(stored, bits))
+                rms, largest, flushed = read[bits]
+                count = int(finite.sum())
+                yield TensorLoss(
+                    name,
+                    tuple(tensor.shape),
+                    dtype,
+                    fidelity,
+                    count,
+                    matrix.numel() - count,
+                    rms,
+                    largest,
+                    saturated,
+                    flushed,
+                )
+
+
+def _errors(exact: torch.Tensor, got: torch.Tensor) -> tuple[float, float, int]:
+    """Relative RMS, largest error, and how many values became 0. An overflow to infinity makes the first two so."""
+    error = got.double() - exact.double()
+    norm = float(exact.double().square().sum())
+    lost = float(error.square().sum())
+    relative = math.sqrt(lost / norm) if norm else 0.0
+    return relative, float(error.abs().max()), int(((got == 0) & (exact != 0)).sum())
+
+
+def _saturated(exact: torch.Tensor, stored: torch.Tensor, dtype: str) -> int:
+    if dtype == "bfloat16":
+        return int(torch.isinf(stored).sum())
+    width = exact.shape[-1] if exact.ndim else 1
+    grouped = torch.nn.functional.pad(exact.reshape(-1, width), (0, -width % GROUP)).unflatten(-1, (-1, GROUP))
+    largest = truncate(grouped.abs().amax(dim=-1, keepdim=True), 0)
+    # Halfway between the largest code and the one above, which doesn't exist.
+    limit = largest.double() * (2.0 - 2.0 ** -MAGNITUDE_BITS[dtype])
+    return int(((grouped.abs().double() >= limit) & (largest > 0)).sum())

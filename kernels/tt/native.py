@@ -1,0 +1,121 @@
+"""The matrix unit in C++ (kernels/tt/native), and the numpy model in its place where it wasn't built."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import UserError
+from ..native import NativeLibrary, load
+from . import model
+
+log = logging.getLogger("isotrain")
+
+INTERFACE = 1
+ENGINES = ("avx512", "avx2", "portable", "numpy")
+ARCHITECTURES = ("wormhole", "blackhole")
+
+
+def library() -> NativeLibrary:
+    """The extension, or why there is none."""
+    return load("tt", INTERFACE)
+
+
+def engines() -> list[str]:
+    """The engines that run here, fastest first; ``numpy`` always does."""
+    found = library().library
+    if found is None:
+        return ["numpy"]
+    return [name for name in ENGINES[:-1] if _engine(found, name) == name] + ["numpy"]
+
+
+def matmul(
+    in0: torch.Tensor,
+    in1: torch.Tensor,
+    fidelity: str,
+    *,
+    fp32_dest: bool,
+    arch: str = "wormhole",
+    dst: torch.Tensor | None = None,
+    engine: str = "",
+    threads: int | None = None,
+) -> torch.Tensor:
+    """The contents of Dst after in0 [m, k] @ in1 [k, n], bit for bit: float32 [m, n] on the host.
+
+    `dst` is what Dst holds before (zeros when None). fidelity: lofi, hifi2, hifi3, hifi4. engine: one of ENGINES, the
+    fastest when empty. threads: torch's own number when None; the result doesn't depend on it.
+
+    Raises UserError for shapes that don't fit, or an engine that doesn't run here.
+    """
+    if in0.ndim != 2 or in1.ndim != 2 or in0.shape[1] != in1.shape[0]:
+        raise UserError(f"in0 {tuple(in0.shape)} and in1 {tuple(in1.shape)} must be matrices of [m, k] and [k, n]")
+    if fidelity not in model.PHASES:
+        raise UserError(f"math_fidelity {fidelity!r} is unknown; allowed are {', '.join(model.PHASES)}")
+    if arch not in ARCHITECTURES:
+        raise UserError(f"arch {arch!r} is unknown; allowed are {', '.join(ARCHITECTURES)}")
+    a, b = bits(in0), bits(in1)
+    out = np.zeros((a.shape[0], b.shape[1]), np.uint32) if dst is None else bits(dst).copy()
+    native = library().library
+    if engine == "numpy" or (native is None and not engine):
+        if not engine:
+            _say_slow()
+        return values(model.matmul(a, b, fidelity, fp32_dest, arch, out))
+    if native is None or (engine and _engine(native, engine) != engine):
+        raise UserError(f"engine {engine!r} doesn't run here; these do: {', '.join(engines())}")
+    status = _matmul(native)(
+        a.ctypes.data,
+        a.strides[0] // 4,
+        b.ctypes.data,
+        b.strides[0] // 4,
+        out.ctypes.data,
+        out.strides[0] // 4,
+        *a.shape,
+        b.shape[1],
+        model.PHASES[fidelity],
+        fp32_dest,
+        arch == "wormhole",
+        threads or torch.get_num_threads(),
+        engine.encode(),
+    )
+    if status:
+        raise MemoryError("the matrix unit's emulation ran out of memory")
+    return values(out)
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    """uint32 patterns of a float32 tensor, its rows contiguous; shares memory where it can."""
+    host = tensor.detach().to("cpu", torch.float32)
+    if host.stride(-1) != 1 or (host.ndim == 2 and host.stride(0) < host.shape[1]):
+        host = host.contiguous()
+    return host.numpy().view(np.uint32)
+
+
+def values(patterns: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(patterns.view(np.float32))
+
+
+def _engine(native: ctypes.CDLL, name: str) -> str:
+    function = native.isotrain_tt_engine
+    function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
+    return (function(name.encode()) or b"").decode()
+
+
+@cache
+def _matmul(native: ctypes.CDLL) -> Any:
+    function = native.isotrain_tt_matmul
+    matrix: list[Any] = [ctypes.c_void_p, ctypes.c_int64]
+    function.restype, function.argtypes = (
+        ctypes.c_int,
+        [*matrix, *matrix, *matrix, *[ctypes.c_int] * 7, ctypes.c_char_p],
+    )
+    return function
+
+
+@cache
+def _say_slow() -> None:
+    log.warning("exact TT arithmetic runs on the numpy model, some hundred times slower: %s", library().reason)

@@ -1,0 +1,154 @@
+"""Reductions, layer_norm, softmax and attention put together from the matrix unit's instructions.
+
+No description of the vendor's kernels says how they are composed. The compositions here are the ones that reproduce
+the golden outputs best; docs/tt-emulation.md has the table of what is bit-equal and what is only near. In exact mode
+values are float32 on the host; fast mode computes in float32 and rounds to bfloat16 where the device stores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from . import fast, native
+from .formats import device_pack, host_convert, truncate
+from .linear import add, linear, multiply, multiply_bf16
+from .unary import unary
+
+if TYPE_CHECKING:
+    from .linear import Arithmetic
+
+
+def reduce_rows(
+    x: torch.Tensor, scale: float, fidelity: str, *, fp32_dest: bool, arch: str = "wormhole", data_in: str = "b"
+) -> torch.Tensor:
+    """The sum of each row of x [rows, width] times `scale`, [rows, 1]: a product with a column of the scale.
+
+    data_in: the source register that the data goes through, a (5 bits a phase) or b (7 bits).
+    """
+    column = torch.full((x.shape[1], 1), scale)
+    if data_in == "b":
+        return native.matmul(x, column, fidelity, fp32_dest=fp32_dest, arch=arch)
+    return native.matmul(column.T, x.T, fidelity, fp32_dest=fp32_dest, arch=arch).T.contiguous()
+
+
+def row_sum(x: torch.Tensor) -> torch.Tensor:
+    """``ttnn.sum`` over the last dimension of bfloat16 values [rows, width], [rows]."""
+    return device_pack(reduce_rows(x, 1.0, "hifi3", fp32_dest=True)[:, 0], "bfloat16", fp32_dest=True)
+
+
+def row_mean(x: torch.Tensor) -> torch.Tensor:
+    """``ttnn.mean`` over the last dimension: the scale 1 / width is truncated to bfloat16, unlike anywhere else."""
+    scale = float(truncate(torch.tensor([1.0 / x.shape[1]]), 7))
+    return device_pack(reduce_rows(x, scale, "hifi3", fp32_dest=True)[:, 0], "bfloat16", fp32_dest=True)
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, arithmetic: Arithmetic
+) -> torch.Tensor:
+    """LayerNorm of bfloat16 values over the last dimension: mean, x - mean, square, mean, rsqrt, gamma, beta.
+
+    x [rows, width], weight and bias [width]; float32 values of bfloat16, in fast mode of x's dtype.
+    """
+    if arithmetic.mode == "fast":
+        if not arithmetic.fp32_dest_acc_en:
+            return _rounding_layer_norm(x, weight, bias, eps, arithmetic)
+        y = functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+        return y if x.dtype == torch.bfloat16 else host_convert(y, "bfloat16")
+    shape, x = x.shape, x.reshape(-1, x.shape[-1])
+    fp32, arch, width = arithmetic.fp32_dest_acc_en, arithmetic.arch, x.shape[-1]
+    fidelity = arithmetic.math_fidelity
+    if fp32:
+        mean = reduce_rows(x, 1.0, fidelity, fp32_dest=True, arch=arch) * torch.tensor(1.0 / width)
+        centred = add(x, mean.expand_as(x), True, subtract=True)
+        # Its fourth phase makes the variance differ from the golden one in more rows.
+        square = multiply(centred, centred, "hifi3" if fidelity == "hifi4" else fidelity, True)
+        variance = reduce_rows(square, 1.0, fidelity, fp32_dest=True, arch=arch, data_in="a")
+        scale = torch.rsqrt(variance * torch.tensor(1.0 / width) + eps)
+    else:
+        mean = reduce_rows(x, 1.0 / width, fidelity, fp32_dest=False, arch=arch)
+        centred = add(x, mean.expand_as(x), subtract=True)
+        square = multiply(centred, centred, fidelity)
+        variance = reduce_rows(square, 1.0 / width, fidelity, fp32_dest=False, arch=arch)
+        scale = unary("rsqrt", add(variance, host_convert(torch.full_like(variance, eps), "bfloat16")))
+    y = multiply(centred, scale.expand_as(x), fidelity, fp32)
+    y = multiply(y, weight.to(torch.float32).expand_as(x), fidelity, fp32)
+    y = add(y, bias.to(torch.float32).expand_as(x), fp32)
+    return device_pack(y, "bfloat16", fp32_dest=fp32).reshape(shape)
+
+
+def _rounding_layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, arithmetic: Arithmetic
+) -> torch.Tensor:
+    """The fast form of `layer_norm` with a bfloat16 Dst: what each step leaves is rounded to bfloat16."""
+    dtype, x = x.dtype, x.to(torch.float32)
+    column = x.new_full((x.shape[-1], 1), 1.0 / x.shape[-1])
+
+    def stored(value: torch.Tensor) -> torch.Tensor:
+        return host_convert(value, "bfloat16")
+
+    centred = stored(x - fast.matmul(x, column, arithmetic))
+    variance = fast.matmul(stored(centred * centred), column, arithmetic)
+    y = stored(centred * unary("rsqrt", stored(variance + eps)))
+    return stored(stored(y * weight.to(torch.float32)) + bias.to(torch.float32)).to(dtype)
+
+
+def softmax(x: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False) -> torch.Tensor:
+    """Softmax of bfloat16 values over the last dimension, shifted by the row's maximum.
+
+    approximate: with the vector unit's fast exp, which ttnn takes by default (its error is ten times as large).
+    """
+    fp32, fidelity = arithmetic.fp32_dest_acc_en, arithmetic.math_fidelity
+    if arithmetic.mode == "fast" and fp32 and not approximate:
+        y = torch.softmax(x, dim=-1)
+        return y if x.dtype == torch.bfloat16 else host_convert(y, "bfloat16")
+    shape, dtype, x = x.shape, x.dtype, x.reshape(-1, x.shape[-1]).to(torch.float32)
+    exponential = "exp_fast" if approximate else "exp"
+    if arithmetic.mode == "fast":
+        e = unary(exponential, host_convert(x - x.amax(dim=-1, keepdim=True), "bfloat16"))
+        total = fast.matmul(e, e.new_ones(e.shape[-1], 1), arithmetic)
+        reciprocal = 1.0 / total if fp32 else host_convert(1.0 / total, "bfloat16")
+        return host_convert(e * reciprocal, "bfloat16").reshape(shape).to(dtype)
+    shifted = add(x, x.amax(dim=-1, keepdim=True).expand_as(x), fp32, subtract=True)
+    # With a float32 Dst the accurate exp keeps float32; its fast form is known for bfloat16 alone.
+    e = torch.exp(shifted) if fp32 and not approximate else unary(exponential, shifted)
+    total = reduce_rows(e, 1.0, fidelity, fp32_dest=fp32, arch=arithmetic.arch)
+    reciprocal = 1.0 / total
+    if not fp32:
+        reciprocal = truncate(reciprocal, 7) if approximate else unary("recip", total)
+    y = multiply(e, reciprocal.expand_as(e), fidelity, fp32)
+    return device_pack(y, "bfloat16", fp32_dest=fp32).reshape(shape)
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False
+) -> torch.Tensor:
+    """softmax(query @ key^T / sqrt(width)) @ value over bfloat16 values [..., length, width], nothing masked.
+
+    Composed as a compiler does without a fused kernel: product, scale (bfloat16), softmax (at HiFi4), product.
+    """
+    finest = replace(arithmetic, math_fidelity="hifi4")
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    if arithmetic.mode == "fast":
+        if arithmetic.fp32_dest_acc_en and arithmetic.math_fidelity == "hifi4" and not approximate:
+            return _rounded(functional.scaled_dot_product_attention(query, key, value), query.dtype)
+        scores = _rounded(fast.matmul(query, key.transpose(-1, -2), arithmetic) * scale, query.dtype)
+        return _rounded(fast.matmul(softmax(scores, finest, approximate), value, arithmetic), query.dtype)
+    rounded = host_convert(torch.tensor([scale]), "bfloat16")
+    scores = _each(query, key.transpose(-1, -2), arithmetic)
+    return _each(softmax(multiply_bf16(scores, rounded), finest, approximate), value, arithmetic)
+
+
+def _each(a: torch.Tensor, b: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+    """a @ b for every leading index, exactly."""
+    left, right = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    products = [linear(x, y, None, arithmetic) for x, y in zip(left, right, strict=True)]
+    return torch.stack(products).reshape(*a.shape[:-1], b.shape[-1])
+
+
+def _rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return host_convert(x, "bfloat16").to(dtype)
