@@ -95,7 +95,7 @@ def describe(job: Job, run: RunFolder) -> None:
     """Says what the run is made of."""
     info = job.backend.info()
     log.info("run %s", run.path)
-    log.info("model %s; tokenizer %s", job.encoder.label, job.tokenizer.label)
+    log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
     log.info("backend %s on %s; %s: %s", info.backend, info.name, job.policy.label, job.policy.reason)
     for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
         log.info(
@@ -153,6 +153,7 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "dataset": job.dataset.name,
         "backend": job.backend.name,
         "device": job.backend.info().name,
+        "emulated": job.backend.info().emulated,
         "dtype": job.policy.label,
         **state.last_evaluation,
         "best": state.best,

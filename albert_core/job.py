@@ -36,6 +36,11 @@ class Job:
     layout: str
     phases: dict[str, float]
 
+    @property
+    def label(self) -> str:
+        """What tables call the run's model: random weights are said, and so is a device that is only emulated."""
+        return labelled(self.encoder.label, self.backend)
+
     def frozen_encoder(self) -> FrozenEncoder:
         """The frozen forward that the configuration asks for."""
         return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
@@ -60,6 +65,11 @@ class Job:
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
         }
+
+
+def labelled(label: str, backend: Backend) -> str:
+    """`label`, with the device's name where that is only emulated."""
+    return f"{label} on {backend.name} (emulated)" if backend.info().emulated else label
 
 
 def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> Job:

@@ -24,7 +24,7 @@ from .data import RawSplit, Table, TextTokenizer, build_token_store, load_tokeni
 from .encoder import load_encoder
 from .features import TokenBatches, compute_features
 from .head import ClassificationHead
-from .job import frozen_encoder, layout_on
+from .job import frozen_encoder, labelled, layout_on
 from .model import WholeModel
 from .run import RunFolder, write_text
 from .saved_model import read_model
@@ -130,7 +130,7 @@ def load_predictor(
     frozen = frozen_encoder(encoder, opened, policy, config.kernel) if config.freeze_encoder else None
     model = opened.place(model).eval()
     layout = layout_on(opened, config)
-    return Predictor(config, opened, tokenizer, label_names, model, encoder.label, frozen, layout)
+    return Predictor(config, opened, tokenizer, label_names, model, labelled(encoder.label, opened), frozen, layout)
 
 
 def _read_labels(path: Path) -> list[str]:

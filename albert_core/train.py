@@ -297,7 +297,7 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         metrics=state.last_evaluation,
         best=state.best,
         seconds=seconds,
-        label=job.encoder.label,
+        label=job.label,
         phases=job.phases,
     )
 

@@ -28,7 +28,8 @@ def self_test(backend: Backend, dtype: str = "float32") -> list[Check]:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, 96, generator=generator, dtype=torch.float64)
     weight = torch.randn(96, 32, generator=generator, dtype=torch.float64)
-    compute = getattr(torch, backend.cast_policy(dtype).compute)
+    dtype = backend.cast_policy(dtype).compute
+    compute = getattr(torch, dtype)
 
     left, right = backend.place(inputs.to(compute)), backend.place(weight.to(compute))
     product = left @ right

@@ -78,16 +78,16 @@ class TtBackend(Backend):
 
 def _emulated_availability() -> Availability:
     """Whether the emulation of a card's numerics can run here."""
-    return Availability(
-        False, "emulation is not in this build", "use --backend cpu, or a machine with a card and its plugin"
-    )
+    from .tt_emulated import TtEmulated
+
+    return TtEmulated.probe()
 
 
 def _emulated_backend(index: int | None, options: TtOptions) -> Backend:
-    """The emulation, opened. The one place that knows how."""
-    del index, options
-    missing = _emulated_availability()
-    raise BackendUnavailableError(f"backend 'tt' can't be emulated here: {missing.reason}; {missing.fix}")
+    """The emulation, opened."""
+    from .tt_emulated import TtEmulated
+
+    return TtEmulated(index, options)
 
 
 def hardware_availability() -> Availability:

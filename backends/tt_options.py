@@ -33,3 +33,6 @@ class TtOptions(BaseModel):
     optimizer_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="dtype of the emulated optimizer's arithmetic and state; hardware has float32"
     )
+    emulation: Literal["fast", "exact"] = Field(
+        default="fast", description="how products are emulated: with the card's error, or with its bits"
+    )

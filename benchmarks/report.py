@@ -109,6 +109,12 @@ def banners(result: dict[str, Any]) -> list[str]:
     if not result["valid"] and any(not entry["valid"] for entry in measured_entries(result["targets"])):
         lines.append("INVALID: figures marked so must not be used; the reasons are below")
     measured = measured_entries(result["targets"])
+    emulated = sorted({entry["backend"] for entry in measured if _emulated(entry)})
+    if emulated:
+        lines.append(
+            f"EMULATED: {', '.join(f'{name} (emulated)' for name in emulated)} is arithmetic on this host; its times "
+            "are the host's and say nothing about a card's speed"
+        )
     disturbed = [_name(entry, result) for entry in measured if _disturbed(entry)]
     if disturbed:
         lines.append(
@@ -130,6 +136,10 @@ def _reach(result: dict[str, Any]) -> str:
     if result["method"]["processes"] == 1:
         return "intervals are within one process; another process may lie outside"
     return "intervals are over processes"
+
+
+def _emulated(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("device", {}).get("emulated"))
 
 
 def _disturbed(entry: dict[str, Any]) -> bool:
@@ -304,6 +314,8 @@ def _name(entry: dict[str, Any], result: dict[str, Any]) -> str:
     if _has_peers(result):
         return f"{entry['kernel']} {entry['layout']} x{entry['batch_size']}"
     backends = {one["backend"] for one in result["targets"]}
+    if _emulated(entry):
+        return entry["label"].replace(entry["backend"], f"{entry['backend']} (emulated)", 1)
     return entry["label"] if len(backends) > 1 else entry["label"].removeprefix(f"{entry['backend']} ")
 
 
