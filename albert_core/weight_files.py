@@ -57,7 +57,7 @@ def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 array = file[name]
                 if array.dtype.kind == "f":
                     yield name, torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{path} is damaged or no .npz of plain arrays ({error}); write it with numpy.savez") from error
 
 
