@@ -44,7 +44,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 test-xla: $(XLA_VENV)/.installed
-	$(XLA_BIN)/python -m pytest tests/xla tests/backends
+	$(XLA_BIN)/python -m pytest tests/xla
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

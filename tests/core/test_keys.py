@@ -390,8 +390,8 @@ def test_framework(configure: Configure) -> None:
 
 
 def test_use_tt(run: Run) -> None:
-    with pytest.raises(UserError, match="backend 'tt'"):
-        run(use_tt=True)
+    result = run(use_tt=True, max_steps=2)
+    assert json.loads(result.run.summary.read_text())["backend"] == "tt"
 
 
 def test_every_key_of_the_experiment_is_tested_here() -> None:
