@@ -158,7 +158,7 @@ class TtEncoder(PortableEncoder):
         return self._stored(ACTIVATIONS[name](x))
 
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return add(a, b) if self.exact else self._stored(a + b)
+        return add(a, b, arch=self.arithmetic.arch) if self.exact else self._stored(a + b)
 
     def _norm(self, x: torch.Tensor, weights: Norm) -> torch.Tensor:
         return layer_norm(x, *weights, self.config.layer_norm_eps, self._norm_arithmetic)

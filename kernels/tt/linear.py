@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from ... import UserError
@@ -105,23 +104,22 @@ def packed(dest: torch.Tensor, arithmetic: Arithmetic, out_dtype: str) -> torch.
     return device_pack(dest, check_dtype(out_dtype), fp32_dest=arithmetic.fp32_dest_acc_en)
 
 
-def add(a: torch.Tensor, b: torch.Tensor, fp32_dest: bool = False, subtract: bool = False) -> torch.Tensor:
-    """a + b (or a - b) by ELWADD, of one shape: the contents of Dst, float32 on the host."""
-    bits_a, bits_b = native.bits(a), native.bits(b)
-    zeros = np.zeros_like(bits_a)
-    return native.values(model.elwadd(bits_a, bits_b, zeros, fp32_dest, subtract=subtract)).to(a.device)
+def add(
+    a: torch.Tensor, b: torch.Tensor, fp32_dest: bool = False, subtract: bool = False, arch: str = "wormhole"
+) -> torch.Tensor:
+    """a + b (or a - b) by ELWADD, of one shape: the contents of Dst, float32."""
+    operation = "subtract" if subtract else "add"
+    return native.elementwise(operation, a, b, fp32_dest=fp32_dest, arch=arch).to(a.device)
 
 
-def multiply(a: torch.Tensor, b: torch.Tensor, fidelity: str = "hifi4", fp32_dest: bool = False) -> torch.Tensor:
+def multiply(
+    a: torch.Tensor, b: torch.Tensor, fidelity: str = "hifi4", fp32_dest: bool = False, arch: str = "wormhole"
+) -> torch.Tensor:
     """a * b by ELWMUL (a in SrcA), of one shape: the contents of Dst, float32.
 
     ``ttnn.mul`` takes this way for bfp8_b; its bfloat16 product is one of the vector unit, `multiply_bf16`.
     """
-    bits_a, bits_b = native.bits(a), native.bits(b)
-    dst = np.zeros_like(bits_a)
-    for phase in range(model.PHASES[fidelity]):
-        dst = model.elwmul(bits_a, bits_b, dst, phase, fp32_dest)
-    return native.values(dst).to(a.device)
+    return native.elementwise("multiply", a, b, fidelity, fp32_dest=fp32_dest, arch=arch).to(a.device)
 
 
 def multiply_bf16(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -149,7 +147,7 @@ def _dest(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arith
         sums = sums + product(part)
         if not fp32:
             sums = sums.to(torch.bfloat16).to(torch.float32)
-    return sums if bias is None else add(sums, bias.to(sums.device).expand_as(sums), fp32)
+    return sums if bias is None else add(sums, bias.to(sums.device).expand_as(sums), fp32, arch=arithmetic.arch)
 
 
 def k_blocks(k: int, block_tiles: int) -> list[slice]:

@@ -16,8 +16,11 @@ from . import model
 
 log = logging.getLogger("isotrain")
 
-INTERFACE = 1
+INTERFACE = 2
 ENGINES = ("avx512", "avx2", "portable", "numpy")
+# Multiply-adds below which starting a thread costs more than it saves.
+SMALL_PRODUCT = 1 << 17
+OPERATIONS = ("add", "subtract", "multiply")
 ARCHITECTURES = ("wormhole", "blackhole")
 
 
@@ -79,11 +82,55 @@ def matmul(
         model.PHASES[fidelity],
         fp32_dest,
         arch == "wormhole",
-        threads or torch.get_num_threads(),
+        threads or (torch.get_num_threads() if a.size * b.shape[1] > SMALL_PRODUCT else 1),
         engine.encode(),
     )
     if status:
         raise MemoryError("the matrix unit's emulation ran out of memory")
+    return values(out)
+
+
+def elementwise(
+    operation: str,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    fidelity: str = "hifi4",
+    *,
+    fp32_dest: bool,
+    arch: str = "wormhole",
+    engine: str = "",
+) -> torch.Tensor:
+    """The contents of Dst after a + b, a - b (ELWADD) or a * b (ELWMUL, a in SrcA) on a Dst of 0: float32 on the host.
+
+    operation: add, subtract, multiply. a and b: float32 of one shape. Otherwise as `matmul`.
+    """
+    if a.shape != b.shape or operation not in OPERATIONS:
+        raise UserError(f"{operation!r} of {tuple(a.shape)} and {tuple(b.shape)}: one shape, {', '.join(OPERATIONS)}")
+    x, y = bits(a.contiguous()), bits(b.contiguous())
+    native = library().library
+    if engine == "numpy" or (native is None and not engine):
+        if not engine:
+            _say_slow()
+        out = np.zeros_like(x)
+        if operation != "multiply":
+            return values(model.elwadd(x, y, out, fp32_dest, subtract=operation == "subtract", arch=arch))
+        for phase in range(model.PHASES[fidelity]):
+            out = model.elwmul(x, y, out, phase, fp32_dest, arch)
+        return values(out)
+    if native is None or (engine and _engine(native, engine) != engine):
+        raise UserError(f"engine {engine!r} doesn't run here; these do: {', '.join(engines())}")
+    out = np.empty_like(x)
+    _elementwise(native)(
+        x.ctypes.data,
+        y.ctypes.data,
+        out.ctypes.data,
+        x.size,
+        OPERATIONS.index(operation),
+        model.PHASES[fidelity],
+        fp32_dest,
+        arch == "wormhole",
+        engine.encode(),
+    )
     return values(out)
 
 
@@ -113,6 +160,14 @@ def _matmul(native: ctypes.CDLL) -> Any:
         ctypes.c_int,
         [*matrix, *matrix, *matrix, *[ctypes.c_int] * 7, ctypes.c_char_p],
     )
+    return function
+
+
+@cache
+def _elementwise(native: ctypes.CDLL) -> Any:
+    function = native.isotrain_tt_elementwise
+    function.restype = ctypes.c_int
+    function.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, *[ctypes.c_int] * 4, ctypes.c_char_p]
     return function
 
 

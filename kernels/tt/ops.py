@@ -64,20 +64,20 @@ def layer_norm(
     fidelity = arithmetic.math_fidelity
     if fp32:
         mean = reduce_rows(x, 1.0, fidelity, fp32_dest=True, arch=arch) * torch.tensor(1.0 / width)
-        centred = add(x, mean.expand_as(x), True, subtract=True)
+        centred = add(x, mean.expand_as(x), True, subtract=True, arch=arch)
         # Its fourth phase makes the variance differ from the golden one in more rows.
-        square = multiply(centred, centred, "hifi3" if fidelity == "hifi4" else fidelity, True)
+        square = multiply(centred, centred, "hifi3" if fidelity == "hifi4" else fidelity, True, arch)
         variance = reduce_rows(square, 1.0, fidelity, fp32_dest=True, arch=arch, data_in="a")
         scale = torch.rsqrt(variance * torch.tensor(1.0 / width) + eps)
     else:
         mean = reduce_rows(x, 1.0 / width, fidelity, fp32_dest=False, arch=arch)
-        centred = add(x, mean.expand_as(x), subtract=True)
-        square = multiply(centred, centred, fidelity)
+        centred = add(x, mean.expand_as(x), subtract=True, arch=arch)
+        square = multiply(centred, centred, fidelity, arch=arch)
         variance = reduce_rows(square, 1.0 / width, fidelity, fp32_dest=False, arch=arch)
-        scale = unary("rsqrt", add(variance, host_convert(torch.full_like(variance, eps), "bfloat16")))
-    y = multiply(centred, scale.expand_as(x), fidelity, fp32)
-    y = multiply(y, weight.to(torch.float32).expand_as(x), fidelity, fp32)
-    y = add(y, bias.to(torch.float32).expand_as(x), fp32)
+        scale = unary("rsqrt", add(variance, host_convert(torch.full_like(variance, eps), "bfloat16"), arch=arch))
+    y = multiply(centred, scale.expand_as(x), fidelity, fp32, arch)
+    y = multiply(y, weight.to(torch.float32).expand_as(x), fidelity, fp32, arch)
+    y = add(y, bias.to(torch.float32).expand_as(x), fp32, arch=arch)
     return device_pack(y, "bfloat16", fp32_dest=fp32).reshape(shape)
 
 
@@ -113,14 +113,14 @@ def softmax(x: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False) 
         total = fast.matmul(e, e.new_ones(e.shape[-1], 1), arithmetic)
         reciprocal = 1.0 / total if fp32 else host_convert(1.0 / total, "bfloat16")
         return host_convert(e * reciprocal, "bfloat16").reshape(shape).to(dtype)
-    shifted = add(x, x.amax(dim=-1, keepdim=True).expand_as(x), fp32, subtract=True)
+    shifted = add(x, x.amax(dim=-1, keepdim=True).expand_as(x), fp32, subtract=True, arch=arithmetic.arch)
     # With a float32 Dst the accurate exp keeps float32; its fast form is known for bfloat16 alone.
     e = torch.exp(shifted) if fp32 and not approximate else unary(exponential, shifted)
     total = reduce_rows(e, 1.0, fidelity, fp32_dest=fp32, arch=arithmetic.arch)
     reciprocal = 1.0 / total
     if not fp32:
         reciprocal = truncate(reciprocal, 7) if approximate else unary("recip", total)
-    y = multiply(e, reciprocal.expand_as(e), fidelity, fp32)
+    y = multiply(e, reciprocal.expand_as(e), fidelity, fp32, arithmetic.arch)
     return device_pack(y, "bfloat16", fp32_dest=fp32).reshape(shape)
 
 

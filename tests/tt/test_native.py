@@ -51,6 +51,29 @@ def test_random_operands_give_the_models_bits(engine: str, arch: str, fp32_dest:
             assert np.array_equal(patterns(got), expected), (trial, fidelity)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("fp32_dest", [False, True])
+def test_random_elements_give_the_models_bits(engine: str, fp32_dest: bool) -> None:
+    if engine not in native.engines():
+        pytest.skip(f"engine {engine} does not run here: {native.library().reason}")
+    rng = np.random.default_rng(6)
+    for trial in range(25):
+        shape = (int(rng.integers(1, 30)), int(rng.integers(1, 90)))
+        a = floats(random_bits(rng, shape, EXPONENTS[trial % 5]))
+        b = floats(random_bits(rng, shape, EXPONENTS[trial // 5]))
+        if trial % 4 == 0:
+            b = -a
+        for operation in native.OPERATIONS:
+            for fidelity in model.PHASES if operation == "multiply" else ("hifi4",):
+                for arch in native.ARCHITECTURES:
+                    settings = {"fp32_dest": fp32_dest, "arch": arch}
+                    got, expected = (
+                        native.elementwise(operation, a, b, fidelity, engine=name, **settings)
+                        for name in (engine, "numpy")
+                    )
+                    assert np.array_equal(patterns(got), patterns(expected)), (trial, operation, fidelity, arch)
+
+
 def test_neither_threads_nor_strides_change_a_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(40, 96, generator=generator)

@@ -12,7 +12,7 @@ using namespace isotrain_tt;
 
 namespace {
 
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 // Every vector's data on cache lines of its own.
 template <class T>
@@ -177,6 +177,27 @@ int isotrain_tt_matmul(const std::uint32_t* in0, std::int64_t in0_stride, const 
     } catch (const std::bad_alloc&) {
         return 2;
     }
+}
+
+// out[i] = a[i] op b[i] for count bit patterns; operation: 0 add, 1 subtract, 2 multiply (in `phases` phases, a in
+// SrcA). Returns 0, or 1 for an unknown engine.
+int isotrain_tt_elementwise(const std::uint32_t* a, const std::uint32_t* b, std::uint32_t* out, std::int64_t count,
+                            int operation, int phases, int fp32_dest, int wormhole, const char* name) {
+    const Engine* engine = engine_called(name);
+    if (!engine) return 1;
+    const Rules rules{phases, fp32_dest != 0, wormhole != 0};
+    const auto chosen = static_cast<Operation>(operation);
+    std::int64_t at = 0;
+    for (; at + kPanel <= count; at += kPanel) engine->elementwise(a + at, b + at, out + at, chosen, rules);
+    if (at < count) {
+        std::uint32_t x[kPanel] = {}, y[kPanel] = {}, z[kPanel];
+        const std::size_t bytes = sizeof(std::uint32_t) * static_cast<std::size_t>(count - at);
+        std::memcpy(x, a + at, bytes);
+        std::memcpy(y, b + at, bytes);
+        engine->elementwise(x, y, z, chosen, rules);
+        std::memcpy(out + at, z, bytes);
+    }
+    return 0;
 }
 
 }  // extern "C"

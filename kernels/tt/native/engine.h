@@ -39,10 +39,17 @@ struct Rules {
 using Multiply = void (*)(const Row* rows, int count, const Panel& panel, int k, const Rules& rules,
                           std::uint32_t* const* dst);
 
+enum class Operation : int { add, subtract, multiply };
+
+// out[i] = a[i] op b[i] for kPanel bit patterns: ELWADD or ELWMUL on a Dst that holds 0.
+using Elementwise = void (*)(const std::uint32_t* a, const std::uint32_t* b, std::uint32_t* out, Operation operation,
+                             const Rules& rules);
+
 struct Engine {
     const char* name;
     bool (*available)();
     Multiply multiply;
+    Elementwise elementwise;
 };
 
 const Engine* avx512_engine();

@@ -51,6 +51,7 @@ struct Avx2 {
     static Lanes32 set32(int x) { return _mm256_set1_epi32(x); }
     static Lanes32 add32(Lanes32 a, Lanes32 b) { return _mm256_add_epi32(a, b); }
     static Lanes32 sub32(Lanes32 a, Lanes32 b) { return _mm256_sub_epi32(a, b); }
+    static Lanes32 mul32(Lanes32 a, Lanes32 b) { return _mm256_mullo_epi32(a, b); }
     static Lanes32 and32(Lanes32 a, Lanes32 b) { return _mm256_and_si256(a, b); }
     static Lanes32 or32(Lanes32 a, Lanes32 b) { return _mm256_or_si256(a, b); }
     static Lanes32 xor32(Lanes32 a, Lanes32 b) { return _mm256_xor_si256(a, b); }
@@ -84,7 +85,7 @@ bool available() {
 }  // namespace
 
 const isotrain_tt::Engine* isotrain_tt::avx2_engine() {
-    static const Engine engine{"avx2", available, multiply<Avx2>};
+    static const Engine engine{"avx2", available, multiply<Avx2>, elementwise<Avx2>};
     return &engine;
 }
 

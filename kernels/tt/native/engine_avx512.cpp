@@ -43,6 +43,7 @@ struct Avx512 {
     static Lanes32 set32(int x) { return _mm512_set1_epi32(x); }
     static Lanes32 add32(Lanes32 a, Lanes32 b) { return _mm512_add_epi32(a, b); }
     static Lanes32 sub32(Lanes32 a, Lanes32 b) { return _mm512_sub_epi32(a, b); }
+    static Lanes32 mul32(Lanes32 a, Lanes32 b) { return _mm512_mullo_epi32(a, b); }
     static Lanes32 and32(Lanes32 a, Lanes32 b) { return _mm512_and_si512(a, b); }
     static Lanes32 or32(Lanes32 a, Lanes32 b) { return _mm512_or_si512(a, b); }
     static Lanes32 xor32(Lanes32 a, Lanes32 b) { return _mm512_xor_si512(a, b); }
@@ -73,7 +74,7 @@ bool available() {
 }  // namespace
 
 const isotrain_tt::Engine* isotrain_tt::avx512_engine() {
-    static const Engine engine{"avx512", available, multiply<Avx512>};
+    static const Engine engine{"avx512", available, multiply<Avx512>, elementwise<Avx512>};
     return &engine;
 }
 

@@ -62,6 +62,7 @@ struct Portable {
     static Lanes32 sub32(Lanes32 a, Lanes32 b) {
         return each<Lanes32>([&](int i) { return i32(u32(a.v[i]) - u32(b.v[i])); });
     }
+    static Lanes32 mul32(Lanes32 a, Lanes32 b) { return each<Lanes32>([&](int i) { return a.v[i] * b.v[i]; }); }
     static Lanes32 and32(Lanes32 a, Lanes32 b) { return each<Lanes32>([&](int i) { return a.v[i] & b.v[i]; }); }
     static Lanes32 or32(Lanes32 a, Lanes32 b) { return each<Lanes32>([&](int i) { return a.v[i] | b.v[i]; }); }
     static Lanes32 xor32(Lanes32 a, Lanes32 b) { return each<Lanes32>([&](int i) { return a.v[i] ^ b.v[i]; }); }
@@ -105,6 +106,6 @@ bool available() { return true; }
 }  // namespace
 
 const isotrain_tt::Engine* isotrain_tt::portable_engine() {
-    static const Engine engine{"portable", available, multiply<Portable>};
+    static const Engine engine{"portable", available, multiply<Portable>, elementwise<Portable>};
     return &engine;
 }

@@ -13,6 +13,7 @@ using isotrain_tt::kGroup;
 using isotrain_tt::kPanel;
 using isotrain_tt::kSlice;
 using isotrain_tt::kTile;
+using isotrain_tt::Operation;
 using isotrain_tt::Panel;
 using isotrain_tt::Row;
 using isotrain_tt::Rules;
@@ -130,6 +131,77 @@ void multiply(const Row* rows, int count, const Panel& panel, int k, const Rules
         multiply_as<V, true>(rows, count, panel, k, rules, dst);
     else
         multiply_as<V, false>(rows, count, panel, k, rules, dst);
+}
+
+// Exponent, 11-bit mantissa (both 0 for 0 and denormals) and sign (0 or -1) of float32 bit patterns.
+template <class V>
+struct Parts {
+    typename V::Lanes32 exponent, mantissa, sign;
+
+    explicit Parts(typename V::Lanes32 bits) {
+        exponent = V::and32(V::template right<23>(bits), V::set32(255));
+        const auto fraction = V::and32(V::template right<13>(bits), V::set32(1023));
+        mantissa = V::select(V::greater(exponent, V::set32(0)), V::or32(fraction, V::set32(1024)), V::set32(0));
+        sign = V::template right_signed<31>(bits);
+    }
+};
+
+template <class V>
+inline typename V::Lanes32 signed_by(typename V::Lanes32 magnitude, typename V::Lanes32 sign) {
+    return V::sub32(V::xor32(magnitude, sign), sign);
+}
+
+template <class V, bool fp32>
+inline typename V::Lanes32 sum_of(typename V::Lanes32 a, typename V::Lanes32 b, bool wormhole) {
+    const auto zero = V::set32(0), magnitude = V::set32(0x7FFFFFFF);
+    const auto b_larger = V::greater(V::and32(b, magnitude), V::and32(a, magnitude));
+    const Parts<V> large(V::select(b_larger, b, a)), small(V::select(b_larger, a, b));
+    const auto d = V::min32(V::sub32(large.exponent, small.exponent), V::set32(30));
+    const auto twice = V::add32(V::template left<1>(small.mantissa), V::shift_left(V::set32(1), d));
+    const auto aligned_small = V::shift_right_signed(twice, V::add32(d, V::set32(1)));
+    const auto total = V::add32(signed_by<V>(large.mantissa, large.sign), signed_by<V>(aligned_small, small.sign));
+    return accumulate<V, fp32>(total, large.exponent, zero, zero, zero, wormhole);
+}
+
+template <class V, bool fp32>
+inline typename V::Lanes32 product_of(typename V::Lanes32 a, typename V::Lanes32 b, const Rules& rules) {
+    const auto zero = V::set32(0);
+    const Parts<V> x(a), y(b);
+    auto dst = zero;
+    for (int phase = 0; phase < rules.phases; ++phase) {
+        const auto part = phase & 1 ? V::and32(V::template right<1>(x.mantissa), V::set32(31))
+                                    : V::template right<6>(x.mantissa);
+        const auto other = phase & 2 ? V::template left<3>(V::and32(y.mantissa, V::set32(15)))
+                                     : V::template right<4>(y.mantissa);
+        const int offset = 127 + (phase & 1 ? 5 : 0) + (phase & 2 ? 7 : 0);
+        auto top = V::max32(V::sub32(V::add32(x.exponent, y.exponent), V::set32(offset)), zero);
+        top = V::select(V::greater(x.exponent, zero), top, zero);
+        top = V::select(V::greater(y.exponent, zero), top, zero);
+        const auto value = signed_by<V>(V::mul32(part, other), V::xor32(x.sign, y.sign));
+        dst = accumulate<V, fp32>(V::select(V::greater(top, zero), value, zero), top, zero, zero, dst, rules.wormhole);
+    }
+    return dst;
+}
+
+template <class V, bool fp32>
+void elementwise_as(const std::uint32_t* a, const std::uint32_t* b, std::uint32_t* out, Operation operation,
+                    const Rules& rules) {
+    for (int lane = 0; lane < kPanel; lane += V::lanes / 2) {
+        const auto x = V::load32(a + lane);
+        auto y = V::load32(b + lane);
+        if (operation == Operation::subtract) y = V::xor32(y, V::set32(static_cast<int>(0x80000000u)));
+        V::store32(out + lane, operation == Operation::multiply ? product_of<V, fp32>(x, y, rules)
+                                                                : sum_of<V, fp32>(x, y, rules.wormhole));
+    }
+}
+
+template <class V>
+void elementwise(const std::uint32_t* a, const std::uint32_t* b, std::uint32_t* out, Operation operation,
+                 const Rules& rules) {
+    if (rules.fp32_dest)
+        elementwise_as<V, true>(a, b, out, operation, rules);
+    else
+        elementwise_as<V, false>(a, b, out, operation, rules);
 }
 
 }  // namespace
