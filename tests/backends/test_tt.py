@@ -42,7 +42,7 @@ def test_what_is_missing_is_told_apart(machine: Any, plugin: bool, cards: int, r
     assert not found.ok
     assert reason in found.reason
     assert fix in found.fix
-    with pytest.raises(BackendUnavailableError, match="tt.device: hardware can't run here"):
+    with pytest.raises(BackendUnavailableError, match=r"tt\.device: hardware can't run here"):
         backend_class("tt").open(options={"device": "hardware"})
 
 

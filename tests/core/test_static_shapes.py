@@ -39,7 +39,7 @@ class StaticBackend(CpuBackend):
 def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The backend `static`, installed; and the shape of every token batch made while it is."""
     entry = EntryPoint("static", "somewhere:StaticBackend", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(registry, "entry_points", lambda **_: [entry])
     monkeypatch.setattr(EntryPoint, "load", lambda _: StaticBackend)
     seen: list[tuple[int, ...]] = []
     make = features.token_batch

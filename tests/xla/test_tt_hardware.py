@@ -59,7 +59,7 @@ def card(backend: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Card:
     (tmp_path / "tenstorrent" / "0").touch()
     entry = EntryPoint("tt", "torch_plugin_tt:TTPlugin", tt.PLUGIN_GROUP)
     monkeypatch.setattr(tt, "CARD_FOLDER", tmp_path / "tenstorrent")
-    monkeypatch.setattr(tt, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(tt, "entry_points", lambda **_: [entry])
     monkeypatch.setattr(tt, "DEVICE_TYPE", "CPU")
     # `_open` sets it for good; afterwards it is gone again.
     monkeypatch.setenv("XLA_STABLEHLO_COMPILE", "0")
@@ -98,7 +98,7 @@ def test_the_compiler_is_told_the_options_under_its_names(card: Card) -> None:
 
 
 def test_another_card_than_the_configurations_is_refused(card: Card) -> None:
-    with pytest.raises(UserError, match="tt.arch is 'blackhole', and the card is a 'wormhole_b0'"):
+    with pytest.raises(UserError, match=r"tt\.arch is 'blackhole', and the card is a 'wormhole_b0'"):
         get_backend("tt", {"tt": {"arch": "blackhole"}})
 
 
