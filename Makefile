@@ -30,7 +30,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
 # torch's x86-64 build on the package index comes with CUDA's libraries, without which it can't be imported: 8 GB on
 # the disk. Where pip is told of an index that has a CPU build of the same version, pip prefers that one.
 $(XLA_VENV)/.installed: pyproject.toml constraints.txt constraints-xla.txt $(XLA_BIN)/python
-	@mkdir -p build && grep -v '^torch==' constraints.txt > build/constraints-common.txt
+	@mkdir -p build && grep -v -E '^(torch|triton)==' constraints.txt > build/constraints-common.txt
 	$(XLA_BIN)/python $(PIP_INSTALL) --constraint build/constraints-common.txt --constraint constraints-xla.txt \
 	  --editable '.[xla]' pytest pytest-benchmark jsonschema
 	@touch $@
