@@ -187,6 +187,14 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def encoder_layers(module: Any) -> list[nn.Module]:
+    """The layers of a transformers AlbertModel or BertModel; ALBERT's repetitions share few of them."""
+    stack = module.encoder
+    if module.config.model_type == "albert":
+        return [layer for group in stack.albert_layer_groups for layer in group.albert_layers]
+    return list(stack.layer)
+
+
 def weights_from_module(module: nn.Module) -> EncoderWeights:
     """The weights of a transformers AlbertModel or BertModel under the kernels' names.
 

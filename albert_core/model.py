@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..backends import Backend, CastPolicy
 from ..kernels.packed import PaddedBatch
 from .batches import IGNORED
+from .encoder import encoder_layers
 from .head import ClassificationHead
 
 
@@ -23,12 +24,7 @@ def checkpoint_activations(encoder: Any) -> None:
     By torch.utils.checkpoint around each layer, for transformers has no gradient checkpointing for ALBERT. The losses
     keep their bits: a layer's dropout generator is put back for the second run.
     """
-    stack = encoder.encoder
-    if encoder.config.model_type == "albert":
-        layers = [layer for group in stack.albert_layer_groups for layer in group.albert_layers]
-    else:
-        layers = list(stack.layer)
-    for layer in layers:
+    for layer in encoder_layers(encoder):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 

@@ -135,6 +135,17 @@ class FrozenEncoder(Protocol):
         """Features, float32, shape (sequences, hidden), on the backend's device."""
         ...
 
+    def repetitions(
+        self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Every token's hidden state: what the first repetition takes in, then what each one gives (R + 1 tensors).
+
+        [tokens, hidden] of a packed batch, [sequences, length, hidden] of a padded one, whose padded places mean
+        nothing. With `given`, R such tensors, it is a replay: each repetition is applied to its own one (R results).
+        It is how parity tells a repetition's own error from what came before; speed doesn't matter.
+        """
+        ...
+
 
 class HeadStep(Protocol):
     """A whole optimizer step of a classification head ``Linear -> GELU -> Linear`` under cross entropy."""

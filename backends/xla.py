@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -291,18 +291,30 @@ class StaticEncoder:
         self, encoder: PortableEncoder, run: Callable[[PackedBatch | PaddedBatch], torch.Tensor] | None = None
     ) -> None:
         self.name, self.version = encoder.name, encoder.version
+        self._encoder = encoder
         self._run = run or encoder
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden]."""
-        from ..kernels.packed import PackedBatch
-
-        if isinstance(batch, PackedBatch):
-            raise UserError(
-                "packed batches have a shape of their own each, and this device compiles a program for each shape; "
-                "set layout: bucketed or padded"
-            )
+        _refuse_packed(batch)
         return self._run(batch)
+
+    def repetitions(
+        self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """See `backends.FrozenEncoder`."""
+        _refuse_packed(batch)
+        return self._encoder.repetitions(batch, given)
+
+
+def _refuse_packed(batch: PackedBatch | PaddedBatch) -> None:
+    from ..kernels.packed import PackedBatch
+
+    if isinstance(batch, PackedBatch):
+        raise UserError(
+            "packed batches have a shape of their own each, and this device compiles a program for each shape; "
+            "set layout: bucketed or padded"
+        )
 
 
 def torch_xla_version() -> Availability:

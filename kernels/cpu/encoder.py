@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -89,19 +90,50 @@ class NativeEncoder:
 
         Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
         """
+        packed = self._packed(batch)
+        features = torch.empty(packed.num_sequences, self.config.hidden_size, dtype=torch.float32)
+        self._run(self._library.isotrain_cpu_encode, packed, features)
+        return features
+
+    @torch.no_grad()
+    def repetitions(
+        self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Every token's hidden state, float32 [tokens, hidden]: what the first repetition takes in, then what each one
+        gives (R + 1 tensors). With `given`, R such tensors, each repetition is applied to its own one (R results).
+        """
+        packed = self._packed(batch)
+        hidden, count = self.config.hidden_size, self.config.num_repetitions
+        features = torch.empty(packed.num_sequences, hidden, dtype=torch.float32)
+        states = torch.empty(count + 1, packed.num_tokens, hidden, dtype=torch.float32)
+        inputs = None
+        if given is not None:
+            inputs = torch.stack([_host(x, torch.float32).reshape(-1, hidden) for x in given])
+            if inputs.shape != (count, packed.num_tokens, hidden):
+                raise UserError(f"a replay takes {count} states [{packed.num_tokens}, {hidden}], not {inputs.shape}")
+        self._run(self._library.isotrain_cpu_watch, packed, features, inputs, states)
+        return list(states if given is None else states[1:])
+
+    def _packed(self, batch: PackedBatch | PaddedBatch) -> PackedBatch:
+        """`batch` checked, on the host, without padding."""
         batch.validate(self.config)
         batch = batch.to("cpu")
         packed = batch.to_packed() if isinstance(batch, PaddedBatch) else batch
+        if packed.host_lengths.sum() != packed.num_tokens:
+            raise UserError(
+                f"the batch has {packed.num_tokens} tokens, its lengths add up to {packed.host_lengths.sum()}"
+            )
+        return packed
+
+    def _run(self, function: Callable[..., int], packed: PackedBatch, *tensors: torch.Tensor | None) -> None:
+        """Calls a function of the library on a batch; `tensors` are what it takes between threads and error."""
         ids = _host(packed.input_ids, torch.int64)
         positions = _host(packed.position_ids, torch.int64)
         types = None if packed.token_type_ids is None else _host(packed.token_type_ids, torch.int64)
         bounds = np.zeros(packed.num_sequences + 1, dtype=np.int64)
         np.cumsum(packed.host_lengths, out=bounds[1:])
-        if bounds[-1] != packed.num_tokens:
-            raise UserError(f"the batch has {packed.num_tokens} tokens, its lengths add up to {bounds[-1]}")
-        features = torch.empty(packed.num_sequences, self.config.hidden_size, dtype=torch.float32)
         error = ctypes.create_string_buffer(_ERROR_BYTES)
-        code = self._library.isotrain_cpu_encode(
+        code = function(
             self._handle,
             ids.data_ptr(),
             positions.data_ptr(),
@@ -109,13 +141,12 @@ class NativeEncoder:
             bounds.ctypes.data,
             packed.num_sequences,
             self.threads or torch.get_num_threads(),
-            features.data_ptr(),
+            *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
             error,
             _ERROR_BYTES,
         )
         if code:
             raise UserError(error.value.decode())
-        return features
 
     def _create(self, weights: EncoderWeights) -> int:
         config = self.config

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..native import NativeLibrary, load
 
-INTERFACE = 1
+INTERFACE = 2
 
 # Fastest first. "amx_emulated" is the AMX code over plain memory: for tests, never chosen by itself.
 ISAS = ("amx_bf16", "avx512_bf16")
@@ -89,6 +89,14 @@ def native() -> NativeLibrary:
             ctypes.c_int64,
             ctypes.c_int,
             _POINTER,
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        )
+        library.isotrain_cpu_watch.argtypes = (
+            *(_POINTER,) * 5,
+            ctypes.c_int64,
+            ctypes.c_int,
+            *(_POINTER,) * 3,
             ctypes.c_char_p,
             ctypes.c_size_t,
         )

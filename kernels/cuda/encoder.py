@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -107,15 +107,50 @@ class PackedGpuEncoder:
         x, low = self._embed(rows)
         hidden = self.config.hidden_size
         for layer in self._layers[:-1]:
-            query, key, value = functional.linear(low, *layer.qkv).split(hidden, dim=1)
-            attended = self._attend(query, key, value, starts, ends, rows)
-            x, low = self._finish(layer, x, attended)
+            x, low = self._repeat(layer, x, low, starts, ends, rows)
         layer = self._layers[-1]
         weight, bias = layer.qkv
         key, value = functional.linear(low, weight[hidden:], bias[hidden:]).split(hidden, dim=1)
         query = functional.linear(low[first], weight[:hidden], bias[:hidden])
         attended = self._attend(query, key, value, starts[first], ends[first], rows, first_only=True)
         return self._finish(layer, x[first], attended)[0]
+
+    @torch.no_grad()
+    def repetitions(
+        self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """See `backends.FrozenEncoder`; float32."""
+        batch.validate(self.config)
+        batch = batch.to(self.device)
+        shape = (*batch.input_ids.shape, self.config.hidden_size)
+        # One chunk, whatever its size: a replay's tensors are of the whole batch.
+        (rows,) = split(batch, max(self.chunk_tokens, batch.input_ids.numel()))
+        starts, ends = key_ranges(rows)
+        states = []
+        with _autocast_off(self.device):
+            if given is None:
+                x, low = self._embed(rows)
+                states.append(x)
+            for index, layer in enumerate(self._layers):
+                if given is not None:
+                    x = given[index].to(self.device, torch.float32).reshape(-1, shape[-1])
+                    low = x.to(self._compute)
+                x, low = self._repeat(layer, x, low, starts, ends, rows)
+                states.append(x)
+        return [state.view(shape) for state in states]
+
+    def _repeat(
+        self,
+        layer: _Layer,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        starts: torch.Tensor,
+        ends: torch.Tensor,
+        rows: TokenRows,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One repetition of all rows: its residual stream in float32, and the same in the compute dtype."""
+        query, key, value = functional.linear(low, *layer.qkv).split(self.config.hidden_size, dim=1)
+        return self._finish(layer, x, self._attend(query, key, value, starts, ends, rows))
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The repetition behind attention: its residual stream in float32, and the same in the compute dtype."""

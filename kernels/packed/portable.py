@@ -7,7 +7,7 @@ repetition computes keys and values of all tokens but everything else of [CLS] a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -155,11 +155,15 @@ class PortableEncoder:
             return self.padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
 
     @torch.no_grad()
-    def repetitions(self, batch: PackedBatch | PaddedBatch) -> list[torch.Tensor]:
+    def repetitions(
+        self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
         """Every token's hidden state: what the first repetition takes in, then what each one gives (R + 1 tensors).
 
         In the accumulate dtype; [tokens, hidden] in the batch's own order for a packed batch, [sequences, length,
         hidden] for a padded one (values at padded places mean nothing). For parity: without chunks or shortcuts.
+
+        With `given`, R such tensors, it is a replay: each repetition is applied to its own one of them (R results).
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
@@ -167,13 +171,16 @@ class PortableEncoder:
             if isinstance(batch, PaddedBatch):
                 shape = (*batch.input_ids.shape, -1)
                 rows = _padded_rows(batch.attention_mask)
-                states = [self._embed_padded(batch.input_ids, batch.token_type_ids)]
             else:
                 shape = (batch.num_tokens, -1)
                 rows = self._packed_rows(batch.host_lengths)
-                states = [self._embed(batch.input_ids, batch.position_ids, batch.token_type_ids)]
-            for layer in self._layers:
-                states.append(self._repeat(layer, states[-1], rows))
+            if given is None:
+                states = [self._embed_any(batch)]
+                for layer in self._layers:
+                    states.append(self._repeat(layer, states[-1], rows))
+            else:
+                inputs = [self._residual(x.to(self.device).reshape(-1, self.config.hidden_size)) for x in given]
+                states = [self._repeat(layer, x, rows) for layer, x in zip(self._layers, inputs, strict=True)]
         return [state.view(shape) for state in states]
 
     def _packed_features(self, batch: PackedBatch) -> torch.Tensor:
@@ -220,6 +227,15 @@ class PortableEncoder:
         if self._projection is not None:
             x = self._projection(x.to(self._compute)).to(self._accumulate)
         return x
+
+    def _embed_any(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        if isinstance(batch, PaddedBatch):
+            return self._embed_padded(batch.input_ids, batch.token_type_ids)
+        return self._embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
+
+    def _residual(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden states as a repetition takes them in."""
+        return x.to(self._accumulate)
 
     def _embed_padded(self, ids: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
         positions = torch.arange(ids.shape[1], device=ids.device).repeat(ids.shape[0])

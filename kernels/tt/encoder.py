@@ -163,6 +163,9 @@ class TtEncoder(PortableEncoder):
     def _norm(self, x: torch.Tensor, weights: Norm) -> torch.Tensor:
         return layer_norm(x, *weights, self.config.layer_norm_eps, self._norm_arithmetic)
 
+    def _residual(self, x: torch.Tensor) -> torch.Tensor:
+        return self._stored(x)
+
     def _stored(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == self._dtype == torch.bfloat16:
             return x

@@ -22,6 +22,8 @@ void* isotrain_cpu_create(const char*, const Shape*, const void* const*, const s
 void isotrain_cpu_destroy(void*);
 int isotrain_cpu_encode(void*, const std::int64_t*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
                         std::int64_t, int, float*, char*, std::size_t);
+int isotrain_cpu_watch(void*, const std::int64_t*, const std::int64_t*, const std::int64_t*, const std::int64_t*,
+                       std::int64_t, int, float*, const float*, float*, char*, std::size_t);
 double isotrain_cpu_unit_rate(const char*, std::size_t, double);
 }
 
@@ -112,7 +114,17 @@ int run(const char* isa, const Shape& shape, const std::vector<int>& lengths, bo
         code = isotrain_cpu_encode(encoder, ids.data.get(), positions.data.get(), pairs ? types.data.get() : nullptr,
                                    bounds.data.get(), std::int64_t(lengths.size()), threads, features.data.get(), error,
                                    sizeof error);
-    for (std::size_t i = 0; i < features.size && !code; ++i) code = !std::isfinite(features.data[i]);
+    Exact<float> states((shape.repetitions + 1) * tokens * h), watched(lengths.size() * h);
+    for (const float* given : {static_cast<const float*>(nullptr), static_cast<const float*>(states.data.get())})
+        if (!code) {
+            std::vector<float> inputs(given, given ? given + states.size - tokens * h : given);
+            code = isotrain_cpu_watch(encoder, ids.data.get(), positions.data.get(),
+                                      pairs ? types.data.get() : nullptr, bounds.data.get(),
+                                      std::int64_t(lengths.size()), threads, watched.data.get(),
+                                      given ? inputs.data() : nullptr, states.data.get(), error, sizeof error);
+        }
+    for (std::size_t i = 0; i < features.size && !code; ++i)
+        code = !std::isfinite(features.data[i]) || features.data[i] != watched.data[i];
     if (encoder) isotrain_cpu_destroy(encoder);
     if (code) std::printf("%s hidden %d: %s\n", isa, shape.hidden, error);
     return code;

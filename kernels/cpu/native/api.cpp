@@ -12,10 +12,11 @@ using isotrain::Linear;
 using isotrain::Model;
 using isotrain::Norm;
 using isotrain::Scratch;
+using isotrain::Watch;
 
 namespace {
 
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 struct Shape {
     std::int32_t hidden, intermediate, heads, embedding, vocab, positions, types, activation, project, layers,
@@ -213,6 +214,45 @@ void make_room(Encoder& encoder, const std::vector<Block>& blocks, const std::in
     }
 }
 
+// All blocks of a batch, shared among the threads; 0, or -1 with a line in `error`.
+int encode(Encoder& encoder, const Input& in, std::int64_t sequences, int threads, float* features, const Watch* watch,
+           char* error, std::size_t error_size) {
+    try {
+        const std::string reason = out_of_range(encoder.model, in, sequences);
+        if (!reason.empty()) {
+            say(error, error_size, reason);
+            return -1;
+        }
+        const std::lock_guard<std::mutex> lock(encoder.busy);
+        const auto blocks = cut(in.cu_seqlens, sequences, encoder.model.block_tokens, std::max(threads, 1));
+        const std::size_t workers = std::min<std::size_t>(std::max(threads, 1), blocks.size());
+        make_room(encoder, blocks, in.cu_seqlens, workers);
+        std::atomic<std::size_t> next{0};
+        const auto work = [&](std::size_t slot) {
+            encoder.engine->enter_thread();
+            for (std::size_t index; (index = next.fetch_add(1)) < blocks.size();)
+                encoder.engine->forward(encoder.model, *encoder.slots[slot].scratch, in, blocks[index], features,
+                                        watch);
+            encoder.engine->leave_thread();
+        };
+        // Threads of one call: starting them costs tens of microseconds, and none is left behind for a fork to lose.
+        std::vector<std::thread> helpers;
+        for (std::size_t slot = 1; slot < workers; ++slot) {
+            try {
+                helpers.emplace_back(work, slot);
+            } catch (const std::system_error&) {
+                break;  // Fewer threads do the same work.
+            }
+        }
+        work(0);
+        for (std::thread& helper : helpers) helper.join();
+        return 0;
+    } catch (const std::exception& failure) {
+        say(error, error_size, failure.what());
+        return -1;
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -253,41 +293,17 @@ void isotrain_cpu_destroy(void* handle) { delete static_cast<Encoder*>(handle); 
 int isotrain_cpu_encode(void* handle, const std::int64_t* ids, const std::int64_t* positions, const std::int64_t* types,
                         const std::int64_t* cu_seqlens, std::int64_t sequences, int threads, float* features,
                         char* error, std::size_t error_size) {
-    auto& encoder = *static_cast<Encoder*>(handle);
     const Input in{ids, positions, types, cu_seqlens};
-    try {
-        const std::string reason = out_of_range(encoder.model, in, sequences);
-        if (!reason.empty()) {
-            say(error, error_size, reason);
-            return -1;
-        }
-        const std::lock_guard<std::mutex> lock(encoder.busy);
-        const auto blocks = cut(cu_seqlens, sequences, encoder.model.block_tokens, std::max(threads, 1));
-        const std::size_t workers = std::min<std::size_t>(std::max(threads, 1), blocks.size());
-        make_room(encoder, blocks, cu_seqlens, workers);
-        std::atomic<std::size_t> next{0};
-        const auto work = [&](std::size_t slot) {
-            encoder.engine->enter_thread();
-            for (std::size_t index; (index = next.fetch_add(1)) < blocks.size();)
-                encoder.engine->forward(encoder.model, *encoder.slots[slot].scratch, in, blocks[index], features);
-            encoder.engine->leave_thread();
-        };
-        // Threads of one call: starting them costs tens of microseconds, and none is left behind for a fork to lose.
-        std::vector<std::thread> helpers;
-        for (std::size_t slot = 1; slot < workers; ++slot) {
-            try {
-                helpers.emplace_back(work, slot);
-            } catch (const std::system_error&) {
-                break;  // Fewer threads do the same work.
-            }
-        }
-        work(0);
-        for (std::thread& helper : helpers) helper.join();
-        return 0;
-    } catch (const std::exception& failure) {
-        say(error, error_size, failure.what());
-        return -1;
-    }
+    return encode(*static_cast<Encoder*>(handle), in, sequences, threads, features, nullptr, error, error_size);
+}
+
+// The same, and every repetition's hidden states: see Watch.
+int isotrain_cpu_watch(void* handle, const std::int64_t* ids, const std::int64_t* positions, const std::int64_t* types,
+                       const std::int64_t* cu_seqlens, std::int64_t sequences, int threads, float* features,
+                       const float* given, float* states, char* error, std::size_t error_size) {
+    const Input in{ids, positions, types, cu_seqlens};
+    const Watch watch{cu_seqlens[sequences], given, states};
+    return encode(*static_cast<Encoder*>(handle), in, sequences, threads, features, &watch, error, error_size);
 }
 
 // FLOP/s of one thread's register blocks fed from a working set of `bytes`; 0 where `name` can't run here.

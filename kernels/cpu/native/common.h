@@ -97,6 +97,13 @@ struct Input {
     const std::int64_t* cu_seqlens;
 };
 
+// For whoever compares one repetition after the other: all hidden states, float32.
+struct Watch {
+    std::int64_t tokens;  // of the whole batch
+    const float* given;   // null, or [repetitions][tokens][hidden]: what each repetition takes in instead of its own
+    float* states;        // [repetitions + 1][tokens][hidden]: the first one's input, then what each one gives
+};
+
 // One instruction set's code: scratch memory for blocks of up to `tokens` tokens, and the forward pass of one block.
 struct Scratch {
     virtual ~Scratch() = default;
@@ -106,8 +113,9 @@ struct Engine {
     const char* name;
     int panel;
     Scratch* (*make_scratch)(const Model&, std::int64_t tokens, std::int64_t sequences, std::int64_t longest);
-    // features: float32 [all sequences][hidden]; the block's rows are written.
-    void (*forward)(const Model&, Scratch&, const Input&, const Block&, float* features);
+    // features: float32 [all sequences][hidden]; the block's rows are written. With a watch the last repetition is
+    // computed for all tokens, and nothing else differs.
+    void (*forward)(const Model&, Scratch&, const Input&, const Block&, float* features, const Watch*);
     // Floating-point operations a second of products whose operands come out of a working set of `bytes`.
     double (*unit_rate)(std::size_t bytes, double seconds);
     // Bits that tell whether the thread is ready for this instruction set (AMX keeps its tile shapes a thread).

@@ -245,6 +245,15 @@ void finish_repetition(const Model& m, Work<Isa>& w, const Layer& layer, Rows<co
     }
 }
 
+// The residual stream of `rows` rows in bfloat16, as products take it.
+template <class Isa>
+void round_residual(const Model& m, Work<Isa>& w, int rows) {
+    const auto hidden = std::size_t(m.hidden), line = spread(m.hidden);
+    for (int row = 0; row < rows; ++row)
+        for (std::size_t i = 0; i < hidden; i += kVector)
+            store_bf16(w.input.get() + row * line + i, _mm512_loadu_ps(w.residual.get() + row * hidden + i));
+}
+
 // The first repetition's input: LayerNorm(word + type + position), and ALBERT's projection to the hidden size.
 template <class Isa>
 void embed(const Model& m, Work<Isa>& w, const Input& in, const Block& block) {
@@ -272,13 +281,28 @@ void embed(const Model& m, Work<Isa>& w, const Input& in, const Block& block) {
                 [&](int row, int column, __m512 y) {
                     _mm512_storeu_ps(w.residual.get() + row * hidden + column, y);
                 });
-    for (int row = 0; row < rows; ++row)
-        for (std::size_t i = 0; i < hidden; i += kVector)
-            store_bf16(w.input.get() + row * spread(m.hidden) + i, _mm512_loadu_ps(w.residual.get() + row * hidden + i));
+    round_residual(m, w, rows);
+}
+
+// Hidden states out of (residual to states) or into (given to residual and its rounded copy) a block's scratch memory.
+template <class Isa>
+void watch_states(const Model& m, const Work<Isa>& w, const Watch& watch, const Block& block, std::size_t place) {
+    const auto hidden = std::size_t(m.hidden);
+    float* to = watch.states + (place * std::size_t(watch.tokens) + std::size_t(block.first_token)) * hidden;
+    std::memcpy(to, w.residual.get(), std::size_t(block.tokens) * hidden * sizeof(float));
 }
 
 template <class Isa>
-void forward(const Model& m, Scratch& scratch, const Input& in, const Block& block, float* features) {
+void take_given(const Model& m, Work<Isa>& w, const Watch& watch, const Block& block, std::size_t repetition) {
+    const auto hidden = std::size_t(m.hidden);
+    const float* from = watch.given + (repetition * std::size_t(watch.tokens) + std::size_t(block.first_token)) * hidden;
+    std::memcpy(w.residual.get(), from, std::size_t(block.tokens) * hidden * sizeof(float));
+    round_residual(m, w, int(block.tokens));
+}
+
+template <class Isa>
+void forward(const Model& m, Scratch& scratch, const Input& in, const Block& block, float* features,
+             const Watch* watch) {
     auto& w = static_cast<Work<Isa>&>(scratch);
     const auto hidden = std::size_t(m.hidden), line = spread(m.hidden), triple = spread(3 * m.hidden);
     const int rows = int(block.tokens), sequences = int(block.sequences);
@@ -287,8 +311,10 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
         return [=](int row, int column, __m512 y) { store_bf16(base + row * stride + column, y); };
     };
     embed<Isa>(m, w, in, block);
+    if (watch) watch_states(m, w, *watch, block, 0);
     const std::size_t repetitions = m.layer_of_repetition.size();
-    for (std::size_t repetition = 0; repetition + 1 < repetitions; ++repetition) {
+    for (std::size_t repetition = 0; repetition + !watch < repetitions; ++repetition) {
+        if (watch && watch->given) take_given(m, w, *watch, block, repetition);
         const Layer& layer = m.layers[m.layer_of_repetition[repetition]];
         linear<Isa>(w.block, {w.input.get(), line}, rows, layer.qkv, 0, 3 * m.hidden,
                     store_to(w.qkv.get(), triple));
@@ -300,6 +326,13 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
                         {w.attended.get() + start * line, line});
         }
         finish_repetition<Isa>(m, w, layer, {w.attended.get(), line}, w.residual.get(), w.input.get(), rows);
+        if (watch) watch_states(m, w, *watch, block, repetition + 1);
+    }
+    if (watch) {
+        for (int s = 0; s < sequences; ++s)
+            std::memcpy(features + (block.first_sequence + s) * hidden,
+                        w.residual.get() + (bounds[s] - block.first_token) * hidden, hidden * sizeof(float));
+        return;
     }
 
     // The last repetition: keys and values of all tokens, everything else of each sequence's first token alone.
