@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -57,8 +57,23 @@ class TrainResult:
     phases: dict[str, float] = field(default_factory=dict)
 
 
+class Observer(Protocol):
+    """Who looks at a run from inside: at its parts before the first step, after each step, after each evaluation."""
+
+    def started(self, training: Training) -> None: ...
+
+    def stepped(self, training: Training, window: Window, sums: torch.Tensor) -> None:
+        """`sums` is what the step returned (see `optimizer_step`); the update is queued, not necessarily done."""
+
+    def evaluated(self, training: Training, epoch: int) -> None: ...
+
+
 def train(
-    resolved: ResolvedConfig, *, resume: RunFolder | None = None, reporter: Reporter | None = None
+    resolved: ResolvedConfig,
+    *,
+    resume: RunFolder | None = None,
+    reporter: Reporter | None = None,
+    observer: Observer | None = None,
 ) -> TrainResult:
     """Runs the configuration to its end, or to a stop that can be resumed.
 
@@ -86,8 +101,10 @@ def train(
             reporter.start(training.state.step, training.total_steps)
             small = config.freeze_encoder and config.feature_cache
             try:
+                if observer is not None:
+                    observer.started(training)
                 with job.backend.small_steps() if small else nullcontext():
-                    status = _loop(training, reporter, stop)
+                    status = _loop(training, reporter, stop, observer)
             except BaseException as error:
                 fail(training, error)
                 raise
@@ -159,7 +176,7 @@ def _resume(training: Training) -> None:
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
 
 
-def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
+def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: Observer | None) -> str:
     """Steps until the schedule ends ("completed") or a stop is asked for ("stopped")."""
     job, state, stream = training.job, training.state, training.stream
     config, backend = job.config, job.backend
@@ -175,6 +192,8 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
             # Only now: what is summed is part of the step's one execution.
             backend.step_boundary()
             clock.samples += window.num_samples
+            if observer is not None:
+                observer.stepped(training, window, sums)
 
             due = _Due.after(state.step, window, stream, training.total_steps, config)
             if due.log:
@@ -186,6 +205,8 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
                 with clock.paused():
                     if due.evaluate:
                         evaluate_now(training, window.epoch, reporter)
+                        if observer is not None:
+                            observer.evaluated(training, window.epoch)
                     if due.save or _improved(training) or (stopping and state.step < training.total_steps):
                         save_now(training, window)
             if state.step >= training.total_steps:
@@ -205,7 +226,8 @@ def _improved(training: Training) -> bool:
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
     """One optimizer step over a window's micro-batches.
 
-    float32 [2], still on the device: the summed loss of the window's texts, and how many of them were told right.
+    float32 [2] (float64 where the head is), still on the device: the summed loss of the window's texts, and how many of
+    them were told right.
     """
     batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
     return training.step(window.num_samples, *chain.from_iterable(batches))
@@ -232,7 +254,8 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
             loss, right = training.loss(inputs, labels)
             (loss / size).backward()
-            part = torch.stack((loss.detach().float(), right.float()))
+            wide = torch.promote_types(loss.dtype, torch.float32)
+            part = torch.stack((loss.detach().to(wide), right.to(wide)))
             sums = part if sums is None else sums + part
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)

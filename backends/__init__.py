@@ -11,10 +11,12 @@ from .base import (
     CastPolicy,
     DeviceInfo,
     FrozenEncoder,
+    FrozenForward,
     HeadStep,
     MemoryUse,
     ShapeGrid,
     UnitRate,
+    Yardstick,
 )
 from .registry import backend_class, backend_layouts, get_backend, list_backends
 
@@ -27,10 +29,12 @@ __all__ = [
     "CastPolicy",
     "DeviceInfo",
     "FrozenEncoder",
+    "FrozenForward",
     "HeadStep",
     "MemoryUse",
     "ShapeGrid",
     "UnitRate",
+    "Yardstick",
     "backend_class",
     "backend_layouts",
     "get_backend",

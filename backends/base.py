@@ -109,6 +109,35 @@ class UnitRate:
 
 
 @dataclass(frozen=True)
+class Yardstick:
+    """A backend of the host that stands for an arithmetic: what it costs against float64 is what a device may cost.
+
+    `options` are the backend's own, as `get_backend` takes them for its name. `draws`: whether each device number of
+    the backend is another draw of the same arithmetic's rounding.
+    """
+
+    backend: str
+    dtype: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    draws: bool = True
+    head_dtype: str = "float32"
+
+    @property
+    def label(self) -> str:
+        chosen = [f"{key} {value}" for key, value in sorted(self.options.items())]
+        if self.head_dtype != "float32":
+            chosen.append(f"head {self.head_dtype}")
+        return f"{self.backend} {self.dtype}" + (f" ({', '.join(chosen)})" if chosen else "")
+
+    def settings(self, draws: int) -> list[list[str]]:
+        """What a configuration is set to for each of `draws` draws (one, where another would be the same)."""
+        common = [f"dtype={self.dtype}", f"head_dtype={self.head_dtype}", "kernel=auto", "layout=auto"]
+        common += [f"{self.backend}.{key}={value}" for key, value in self.options.items()]
+        names = [f"{self.backend}:{draw}" for draw in range(draws)] if self.draws else [self.backend]
+        return [[f"backend={name}", *common] for name in names]
+
+
+@dataclass(frozen=True)
 class ShapeGrid:
     """The few shapes that batches have on a device that compiles a program for each: rows x length.
 
@@ -125,7 +154,7 @@ class ShapeGrid:
         return max(1, self.batch_tokens // length)
 
 
-class FrozenEncoder(Protocol):
+class FrozenForward(Protocol):
     """A frozen forward pass: a batch in, one [CLS] feature row a sequence out."""
 
     name: str
@@ -134,6 +163,10 @@ class FrozenEncoder(Protocol):
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32, shape (sequences, hidden), on the backend's device."""
         ...
+
+
+class FrozenEncoder(FrozenForward, Protocol):
+    """One that also shows what happens between its repetitions."""
 
     def repetitions(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
@@ -202,6 +235,10 @@ class Backend(ABC):
 
         Raises UserError for a dtype the device doesn't have.
         """
+
+    def yardstick(self, policy: CastPolicy) -> Yardstick:
+        """The host's model of this device's arithmetic under `policy`, for parity: by default the dtype's own."""
+        return Yardstick("ideal", policy.requested)
 
     @abstractmethod
     def synchronize(self, *tensors: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ _BUILT_IN = {
     "cuda": ".cuda:CudaBackend",
     "xla": ".xla:XlaBackend",
     "tt": ".tt:TtBackend",
+    "ideal": ".ideal:IdealBackend",
 }
 # `Backend.layouts` of the built-in ones that lack some, so that a benchmark is planned without importing torch.
 _STATIC_LAYOUTS = {"xla": ("padded", "bucketed"), "tt": ("padded", "bucketed")}

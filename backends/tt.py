@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
-from .base import Availability, Backend, BackendUnavailableError, CastPolicy, DeviceInfo, FrozenEncoder, ShapeGrid
+from .base import (
+    Availability,
+    Backend,
+    BackendUnavailableError,
+    CastPolicy,
+    DeviceInfo,
+    FrozenEncoder,
+    ShapeGrid,
+    Yardstick,
+)
 from .xla import DEVICE_BATCH_TOKENS, KERNELS, StaticEncoder, XlaBackend
 
 if TYPE_CHECKING:
@@ -191,6 +200,11 @@ class TtHardware(XlaBackend):
             )
         reason = f"{dtype} tensors; products at the matrix unit's {self._mode()}"
         return CastPolicy(dtype, dtype, dtype, "float32", reason, self._mode())
+
+    def yardstick(self, policy: CastPolicy) -> Yardstick:
+        from .tt_emulated import yardstick
+
+        return yardstick(self.options, policy)
 
     def compile(self, fn: F, **options: Any) -> F:
         import torch

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, FrozenEncoder
+from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, FrozenEncoder, Yardstick
 from .cpu import CpuBackend
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ class TtEmulated(CpuBackend):
         reason = "emulated, no card is here: frozen weights and activations in the card's formats, products at "
         return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason + self._mode(), f"{LABEL} {self._mode()}")
 
+    def yardstick(self, policy: CastPolicy) -> Yardstick:
+        return yardstick(self.options, policy)
+
     def place(self, value: T) -> T:
         """As on the host; a module's linear layers compute in the card's arithmetic from now on."""
         placed = super().place(value)
@@ -123,6 +126,12 @@ class TtEmulated(CpuBackend):
         sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
         weights = f"frozen weights {self.options.weight_dtype}"
         return f"{self.options.math_fidelity}, {sums} destination, {weights}, {self.options.emulation}"
+
+
+def yardstick(options: TtOptions, policy: CastPolicy) -> Yardstick:
+    """The card's arithmetic emulated fast: block formats and fidelities are no dtype that the ideal could round to."""
+    chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"})
+    return Yardstick("tt", policy.requested, chosen.model_dump(exclude_defaults=True), draws=False)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ..albert_core.config import TrainConfig
 from ..albert_core.head import ClassificationHead
 from ..albert_core.optim import build_optimizer
-from ..backends import Backend, FrozenEncoder
+from ..backends import Backend, FrozenForward
 from ..kernels.weights import EncoderConfig
 from .flops import encoder_flops, head_backward_flops, head_forward_flops
 from .peers.base import PeerEncoder
@@ -38,7 +38,7 @@ class Workload(ABC):
     def __init__(
         self,
         backend: Backend,
-        encoder: FrozenEncoder,
+        encoder: FrozenForward,
         head: ClassificationHead,
         batches: Sequence[BenchBatch],
         texts: Texts,

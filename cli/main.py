@@ -14,6 +14,7 @@ from .. import UserError, __version__
 from .bench import bench
 from .config import config
 from .doctor import doctor
+from .parity import parity
 from .predict import predict
 from .train import train
 from .tt_estimate import tt_estimate
@@ -73,6 +74,10 @@ for _name, _command in (
     ("tt-estimate", tt_estimate),
 ):
     app.command(_name)(_interruptible(_command))
+for _registered in parity.registered_commands:
+    assert _registered.callback is not None, "every command is a function"
+    _registered.callback = _interruptible(_registered.callback)
+app.add_typer(parity, name="parity")
 
 
 def main(arguments: list[str] | None = None) -> None:

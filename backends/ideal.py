@@ -1,0 +1,67 @@
+"""A device that exists only as a model: the host computing with a dtype's rounding and no other error.
+
+`isotrain parity` measures by it what an arithmetic costs, so that a device is judged against its own promise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from .. import UserError
+from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder
+from .cpu import CpuBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..kernels.weights import EncoderWeights
+    from .base import HeadStep
+
+
+class IdealBackend(CpuBackend):
+    """The host with `kernels.ideal` as its encoder; "ideal:2" draws its random rounding from generator 2.
+
+    Heads and whole models train by plain autograd.
+    """
+
+    name = "ideal"
+    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+
+    def __init__(self, index: int | None = None) -> None:
+        Backend.__init__(self, index)
+
+    @classmethod
+    def probe(cls) -> Availability:
+        return Availability(True, "a model on this host: a dtype's rounding and no other error; for parity")
+
+    def info(self) -> DeviceInfo:
+        host = super().info()
+        return replace(host, backend=self.name, name=f"ideal arithmetic on {host.name}")
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        del strict
+        if dtype not in ("float32", "bfloat16", "float16", "float64"):
+            raise UserError(f"dtype {dtype!r} has no ideal; allowed are float32, bfloat16, float16, float64")
+        wide = "float64" if dtype == "float64" else "float32"
+        return CastPolicy(dtype, dtype, dtype, wide, f"a model: {dtype} operands and results, {wide} sums")
+
+    def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
+        """None: autograd is the plainest."""
+        del parameters, optimizer
+        return None
+
+    def measured_unit_tflops(self) -> None:
+        """None: a model has no speed."""
+
+    def kernels(self) -> dict[str, Availability]:
+        return {"ideal": Availability(True, "random rounding")}
+
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        from ..kernels.ideal import IdealEncoder
+
+        if kernel not in ("auto", "ideal"):
+            raise UserError(f"kernel {kernel!r} does not exist on backend ideal; allowed are auto, ideal")
+        return IdealEncoder(weights, getattr(torch, policy.compute), self.index or 0)

@@ -1,0 +1,315 @@
+"""The verdict on a trace: is it as near to float64 as its arithmetic promises (rules 12 to 14 of measuring)?
+
+One rule for every quantity: the candidate's root mean square error against the float64 trace must not exceed m times
+that of the yardsticks, which are draws of the same arithmetic on the host, plus a floor of a few units in the last
+place. Beside it, the largest error may not be far more than the yardsticks' largest: a mean hides one wrong element.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ... import UserError
+from .trace import SERIES, Trace
+
+# m of rule 13: for float32 and float64, and for bfloat16, float16 and block formats.
+FACTOR, COARSE_FACTOR = 2.0, 3.0
+COARSE = ("bfloat16", "float16")
+# The same for the largest single error, which varies more from draw to draw.
+LARGEST_FACTOR = 4.0
+# Units in the last place of float32 that are never held against anybody: losses are summed in it.
+FLOOR_ULPS = 4.0
+# Steps of a series that are judged together: the error of one step alone may be next to nothing by luck.
+WINDOW = 16
+# So many times the allowed error is no drift any more.
+DIVERGED = 10.0
+
+PASS, DRIFT, DIVERGED_VERDICT, REFUSED, FAILED = "pass", "drift", "diverged", "refused", "failed"
+LOCAL, ACCUMULATED = "local", "accumulated"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity of one moment: its error against float64, what is allowed, and where it belongs.
+
+    step: the optimizer step after which it was seen, 0 before the first. error and allowed: in the quantity's own unit.
+    """
+
+    quantity: str
+    step: int
+    error: float
+    allowed: float
+
+    @property
+    def ratio(self) -> float:
+        if not np.isfinite(self.error):
+            return float("inf")
+        return self.error / self.allowed if self.allowed > 0 else (0.0 if self.error == 0 else float("inf"))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict with its first place outside the band, and everything a table or a chart of it shows."""
+
+    verdict: str
+    reasons: list[str]
+    first_step: int | None = None
+    repetition: str | None = None
+    cause: str | None = None
+    worst: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Judgement:
+    """`candidate` against the float64 `reference`, by the `yardsticks` of the candidate's arithmetic.
+
+    A candidate of other weights, batches or recipe gets the verdict "refused", with what differs. Raises UserError
+    where the reference is no float64 trace, or there is no yardstick.
+    """
+    if reference.header["policy"]["compute"] != "float64":
+        raise UserError(
+            f"the reference {reference.label} computes in {reference.header['policy']['label']}; only a float64 trace "
+            "arbitrates: record one with --dtype float64"
+        )
+    if not yardsticks:
+        raise UserError(
+            f"the reference has no yardstick {candidate.header['yardstick']['label']!r}, which {candidate.label} is "
+            "measured by; add it with `isotrain parity yardstick REFERENCE CANDIDATE`"
+        )
+    differing = differences(reference, candidate)
+    if differing:
+        return Judgement(REFUSED, differing)
+    m = COARSE_FACTOR if _coarse(candidate) else FACTOR
+    series = {name: _series_checks(name, reference, candidate, yardsticks, m) for name in SERIES}
+    logits = _logit_checks(reference, candidate, yardsticks, m)
+    repetitions = _repetition_checks(reference, candidate, yardsticks, m)
+    checks = [*logits, *(check for found in series.values() for check in found)]
+    checks += [check for entry in repetitions for check in entry.cumulative]
+    return _verdict(checks, repetitions, _details(reference, candidate, series["loss"], logits, repetitions))
+
+
+def differences(reference: Trace, candidate: Trace) -> list[str]:
+    """What makes two traces incomparable: recipe, initial weights, probe texts, batches, or values that aren't finite.
+
+    A series of NaN is no difference but a divergence; only what the reference holds must be finite.
+    """
+    found = []
+    ours, theirs = reference.header, candidate.header
+    for key, value in ours["recipe"].items():
+        if theirs["recipe"].get(key) != value:
+            found.append(f"{key} is {value} in the reference and {theirs['recipe'].get(key)} in {candidate.label}")
+    for key, words in (("weights_sha256", "initial weights"), ("probe_sha256", "probe texts")):
+        if ours[key] != theirs[key]:
+            found.append(f"the {words} differ ({key} {ours[key][:12]}, {theirs[key][:12]})")
+    if reference.steps != candidate.steps:
+        found.append(f"the reference has {reference.steps} steps, {candidate.label} {candidate.steps}")
+    for step, (one, other) in enumerate(zip(ours["batches"], theirs["batches"], strict=False), start=1):
+        if one != other:
+            found.append(f"the batches differ from step {step} on (sha256 {one[:12]}, {other[:12]})")
+            break
+    for name, array in reference.arrays.items():
+        if not np.isfinite(array).all():
+            found.append(f"the reference has NaN or inf in {name}: it arbitrates nothing")
+        elif candidate.arrays[name].shape != array.shape and not found:
+            found.append(f"{name} is {candidate.arrays[name].shape} in {candidate.label}, not {array.shape}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Repetition:
+    """Hidden states behind one repetition: the error it came with, and the one it makes by itself (where replayed)."""
+
+    name: str
+    cumulative: list[Check]
+    local: list[Check]
+    figures: dict[str, Any]
+
+
+def _coarse(candidate: Trace) -> bool:
+    policy = candidate.header["policy"]
+    return policy["compute"] in COARSE or policy["param"] in COARSE
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _allowed(m: float, yardsticks: Sequence[float], scale: float) -> float:
+    """m times the yardsticks' errors taken together, and the floor at a quantity of this size."""
+    return m * float(np.sqrt(np.mean(np.square(yardsticks)))) + FLOOR_ULPS * float(np.finfo(np.float32).eps) * scale
+
+
+def _series_checks(name: str, reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
+    """A check a step: the error over the last WINDOW steps against the yardsticks' largest over any window so far."""
+    exact = reference.arrays[name]
+    errors = _windowed(candidate.arrays[name] - exact)
+    drawn = np.stack([_windowed(yardstick.arrays[name] - exact) for yardstick in yardsticks])
+    together = np.maximum.accumulate(np.sqrt(np.mean(np.square(drawn), axis=0)))
+    return [
+        Check(name, step + 1, float(errors[step]), _allowed(m, [float(together[step])], abs(float(exact[step]))))
+        for step in range(len(exact))
+    ]
+
+
+def _windowed(errors: np.ndarray) -> np.ndarray:
+    """The root mean square of each step's error and of those up to WINDOW - 1 before it, [S]."""
+    squares = np.concatenate(([0.0], np.cumsum(np.square(errors))))
+    steps = np.arange(1, len(errors) + 1)
+    starts = np.maximum(0, steps - WINDOW)
+    return np.sqrt(np.maximum(squares[steps] - squares[starts], 0.0) / (steps - starts))
+
+
+def _logit_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
+    steps = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
+    checks = []
+    for index, step in enumerate(steps):
+        checks += _tensor_checks(
+            "logits",
+            step,
+            reference.arrays["probe_logits"][index],
+            candidate.arrays["probe_logits"][index],
+            [yardstick.arrays["probe_logits"][index] for yardstick in yardsticks],
+            m,
+        )
+    return checks
+
+
+def _tensor_checks(
+    quantity: str, step: int, exact: np.ndarray, found: np.ndarray, drawn: Sequence[np.ndarray], m: float
+) -> list[Check]:
+    """The mean error and the largest one of a tensor."""
+    error = found - exact
+    others = [draw - exact for draw in drawn]
+    scale = _rms(exact)
+    largest = max(float(np.abs(other).max()) for other in others)
+    return [
+        Check(quantity, step, _rms(error), _allowed(m, [_rms(other) for other in others], scale)),
+        Check(
+            f"{quantity}, largest error",
+            step,
+            float(np.abs(error).max()),
+            _allowed(LARGEST_FACTOR * m, [largest], float(np.abs(exact).max())),
+        ),
+    ]
+
+
+def _repetition_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[_Repetition]:
+    exact = reference.arrays["states"]
+    replayed = "replay" in candidate.arrays and all("replay" in yardstick.arrays for yardstick in yardsticks)
+    entries = []
+    for index, state in enumerate(exact):
+        name = "embedding" if index == 0 else f"repetition {index}"
+        found = candidate.arrays["states"][index]
+        drawn = [yardstick.arrays["states"][index] for yardstick in yardsticks]
+        cumulative = _tensor_checks(name, 0, state, found, drawn, m)
+        local, own = [], None
+        if index == 0:
+            local, own = cumulative, found
+        elif replayed:
+            own = candidate.arrays["replay"][index - 1]
+            others = [yardstick.arrays["replay"][index - 1] for yardstick in yardsticks]
+            local = _tensor_checks(f"{name} alone", 0, state, own, others, m)
+        figures = {
+            "name": name,
+            **_distances(state, found),
+            "allowed": cumulative[0].allowed / max(_rms(state), 1e-300),
+            "local_relative_l2": None if own is None else _distances(state, own)["relative_l2"],
+            "local_max_abs": None if own is None else _distances(state, own)["max_abs"],
+            "local_allowed": None if own is None else local[0].allowed / max(_rms(state), 1e-300),
+        }
+        entries.append(_Repetition(name, cumulative, local, figures))
+    return entries
+
+
+def _distances(exact: np.ndarray, found: np.ndarray) -> dict[str, float | None]:
+    """Relative L2 distance and largest absolute error; None where a value isn't finite (JSON has no NaN)."""
+    error = found.astype(np.float64) - exact
+    if not np.isfinite(error).all():
+        return {"relative_l2": None, "max_abs": None}
+    return {"relative_l2": _rms(error) / max(_rms(exact), 1e-300), "max_abs": float(np.abs(error).max())}
+
+
+def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], details: dict[str, Any]) -> Judgement:
+    outside = [check for check in checks if not check.ratio <= 1.0]
+    worst = max(check.ratio for check in checks)
+    if not outside:
+        return Judgement(PASS, [], worst=worst, details=details)
+    first = min(outside, key=lambda check: check.step)
+    leader = max((check for check in outside if check.step == first.step), key=lambda check: check.ratio)
+    repetition = cause = None
+    for entry in repetitions:
+        if any(not check.ratio <= 1.0 for check in entry.cumulative):
+            repetition = entry.name
+            if entry.local:
+                cause = LOCAL if any(not check.ratio <= 1.0 for check in entry.local) else ACCUMULATED
+            break
+    place = "before the first step" if first.step == 0 else f"at step {first.step}"
+    reasons = [f"{leader.quantity} is off by {leader.error:.3g} {place}, {leader.allowed:.3g} is allowed"]
+    if repetition is None:
+        reasons.append("the encoder's repetitions are within their band: look at the head, the loss or the optimizer")
+    elif cause is None:
+        reasons.append(f"{repetition} is the first outside its band (without a replay: its own error, or what it got)")
+    elif cause == LOCAL:
+        reasons.append(f"{repetition} is the first outside its band, and by itself: given the reference's input, too")
+    else:
+        reasons.append(f"{repetition} is the first outside its band by what it was given: by itself it is within")
+    verdict = DIVERGED_VERDICT if worst > DIVERGED else DRIFT
+    return Judgement(verdict, reasons, first.step, repetition, cause, worst, details)
+
+
+def _details(
+    reference: Trace,
+    candidate: Trace,
+    loss: Sequence[Check],
+    logits: Sequence[Check],
+    repetitions: Sequence[_Repetition],
+) -> dict[str, Any]:
+    """What isotrain.parity/1 shows of a candidate beside its verdict."""
+    exact = reference.arrays["loss"]
+    found = candidate.arrays["loss"]
+    last = candidate.arrays["probe_logits"][-1]
+    expected = reference.arrays["probe_logits"][-1]
+    probe = {
+        **_distances(expected, last),
+        "pcc": _correlation(expected, last),
+        "allowed": logits[-2].allowed / max(_rms(expected), 1e-300),
+    }
+    return {
+        "series": {
+            "step": list(range(1, candidate.steps + 1)),
+            **{name: _finite(candidate.arrays[name]) for name in SERIES},
+            "loss_low": [float(value - check.allowed) for value, check in zip(exact, loss, strict=True)],
+            "loss_high": [float(value + check.allowed) for value, check in zip(exact, loss, strict=True)],
+            "relative_l2": _finite(np.abs(found - exact) / np.maximum(np.abs(exact), 1e-300)),
+        },
+        "repetitions": [entry.figures for entry in repetitions],
+        "probe": probe,
+        "metrics": [
+            {
+                "epoch": ours["epoch"],
+                **{key: _number(theirs.get(key)) for key in ("accuracy", "loss")},
+                **{f"reference_{key}": _number(ours.get(key)) for key in ("accuracy", "loss")},
+            }
+            for ours, theirs in zip(reference.header["metrics"], candidate.header["metrics"], strict=False)
+        ],
+    }
+
+
+def _correlation(exact: np.ndarray, found: np.ndarray) -> float | None:
+    """Pearson's, for those who ask; it decides nothing, for it hides a large error of few elements."""
+    if not np.isfinite(found).all() or np.ptp(found) == 0 or np.ptp(exact) == 0:
+        return None
+    return float(np.corrcoef(exact.ravel(), found.ravel())[0, 1])
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    return [_number(float(value)) for value in values]
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)

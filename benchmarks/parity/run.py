@@ -1,0 +1,174 @@
+"""A whole comparison: the reference, every candidate and every yardstick it needs, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import UserError
+from ...backends import Yardstick
+from ..runner import Ended, how, run_process, said, terminable
+from .compare import Missing, build_result
+from .seeds import equivalence
+from .sides import Side
+from .trace import YARDSTICKS, Trace, read_trace, slug, yardstick_folders
+
+WORKER_MODULE = ("-m", "isotrain.benchmarks.parity.worker")
+# Draws of a yardstick: errors of one draw vary too much to judge by.
+DRAWS = 3
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how. `pythons`: the interpreter of each backend that has an environment of its own."""
+
+    config: str
+    reference: Side
+    candidates: tuple[Side, ...]
+    out: Path
+    sets: tuple[str, ...] = ()
+    steps: int | None = None
+    seeds: int = 1
+    margin: float = 0.01
+    time_limit: float = 3600.0
+    pythons: Mapping[str, str] | None = None
+
+
+def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
+    """Records and judges; traces stay in `comparison.out`. `tell` gets a line a process.
+
+    Raises UserError where the reference can't be recorded. A candidate that dies, hangs or can't run is kept in the
+    result with its last words, and the others go on. An interruption is raised; traces that are whole stay.
+    """
+    labels = [side.label for side in (comparison.reference, *comparison.candidates)]
+    if len(set(labels)) != len(labels):
+        raise UserError(f"a side is given twice among {', '.join(labels)}; give each once")
+    with terminable():
+        reference = _recorded(comparison, comparison.reference, comparison.out / "reference", None, tell)
+        if isinstance(reference, Missing):
+            raise UserError(f"the reference {reference.label} has no trace: {reference.reason}")
+        found: list[Trace | Missing] = []
+        for side in comparison.candidates:
+            folder = comparison.out / "candidates" / slug(side.label)
+            found.append(_recorded(comparison, side, folder, reference, tell))
+        traces = [one for one in found if isinstance(one, Trace)]
+        add_yardsticks(reference, traces, comparison.time_limit, tell)
+        seeds = _seeds(comparison, reference, found, tell) if comparison.seeds > 1 else None
+    return build_result(reference, found, seeds)
+
+
+def add_yardsticks(reference: Trace, candidates: Sequence[Trace], time_limit: float, tell: Tell) -> None:
+    """Records with `reference` whatever yardsticks `candidates` need and it lacks, from its own configuration.
+
+    Raises UserError where one can't be recorded.
+    """
+    wanted = {trace.header["yardstick"]["label"]: trace.header["yardstick"] for trace in candidates}
+    for label, values in wanted.items():
+        if not yardstick_folders(reference.folder, label):
+            given = {key: value for key, value in values.items() if key != "label"}
+            record_yardstick(reference, Yardstick(**given), time_limit, tell)
+
+
+def record_yardstick(reference: Trace, yardstick: Yardstick, time_limit: float, tell: Tell) -> None:
+    """Records the draws of `yardstick` under the reference's folder, replaying its hidden states."""
+    config = reference.folder / "config.yaml"
+    write_config(reference, config)
+    folder = reference.folder / YARDSTICKS / slug(yardstick.label)
+    jobs = [
+        {"label": f"yardstick {yardstick.label}", "sets": sets, "out": str(folder / f"draw-{draw}")}
+        for draw, sets in enumerate(yardstick.settings(DRAWS))
+    ]
+    spec = {"config": str(config), "jobs": jobs, "replay_from": str(reference.folder), "steps": None}
+    error = _run(spec, sys.executable, folder, f"yardstick {yardstick.label}", time_limit, tell)
+    if error:
+        raise UserError(f"the yardstick {yardstick.label} can't be recorded: {error}")
+
+
+def write_config(trace: Trace, path: Path) -> None:
+    """The configuration that `trace` was recorded from, as YAML."""
+    import yaml
+
+    from ...albert_core.run import write_text
+
+    kept = {key: value for key, value in trace.header["config"].items() if key not in ("backend", "use_tt")}
+    steps = {"max_steps": trace.steps}
+    write_text(path, yaml.safe_dump(kept | steps, sort_keys=False))
+
+
+def _recorded(
+    comparison: Comparison, side: Side, folder: Path, replay_from: Trace | None, tell: Tell, *more: str
+) -> Trace | Missing:
+    """The side's trace, recorded in a process of its own, or why there is none."""
+    job = {"label": side.label, "sets": [*comparison.sets, *side.sets, *more], "out": str(folder)}
+    spec = {
+        "config": comparison.config,
+        "jobs": [job],
+        "replay_from": None if replay_from is None else str(replay_from.folder),
+        "steps": comparison.steps,
+    }
+    python = (comparison.pythons or {}).get(side.base, sys.executable)
+    error = _run(spec, python, folder, " ".join((side.label, *more)), comparison.time_limit, tell)
+    return Missing(side.label, error) if error else read_trace(folder)
+
+
+def _run(spec: dict[str, Any], python: str, folder: Path, label: str, time_limit: float, tell: Tell) -> str:
+    """Runs a worker; returns what went wrong, or an empty string. Its words stay beside its trace as a .log file."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    result = folder.with_name(folder.name + ".error.json")
+    log = folder.with_name(folder.name + ".log")
+    result.unlink(missing_ok=True)
+    try:
+        ended = run_process([python, *WORKER_MODULE], {**spec, "result": str(result)}, log, None, time_limit)
+    except OSError as error:
+        return f"{python} can't be started ({error.strerror}); give an interpreter by --python BACKEND=PATH"
+    reason = _why_ended(ended, result, time_limit)
+    tell(f"{label}: {ended.seconds:.1f} s{' FAILED' if reason else ''}")
+    return reason
+
+
+def _why_ended(ended: Ended, result: Path, time_limit: float) -> str:
+    """What went wrong in a worker, in its own words where it left some; an empty string where nothing did."""
+    if ended.timed_out:
+        return f"took longer than the time limit of {time_limit:g} s and was ended{said(ended.log)}"
+    if result.is_file():
+        reason = str(json.loads(result.read_text(encoding="utf-8"))["error"])
+        result.unlink()
+        return reason
+    return f"{how(ended)}{said(ended.log)}" if ended.code else ""
+
+
+def _seeds(
+    comparison: Comparison, reference: Trace, candidates: Sequence[Trace | Missing], tell: Tell
+) -> dict[str, Any]:
+    """Final metrics over several seeds, and whether they are equivalent to the reference's."""
+    first = int(reference.header["recipe"]["seed"])
+    exact = [_final(reference)]
+    finals = {one.label: [_final(one)] for one in candidates if isinstance(one, Trace)}
+    sides = {side.label: side for side, one in zip(comparison.candidates, candidates, strict=True)}
+    names = {one.label: side.label for side, one in zip(comparison.candidates, candidates, strict=True)}
+    for seed in range(first + 1, first + comparison.seeds):
+        folder = comparison.out / f"seed-{seed}"
+        again = _recorded(comparison, comparison.reference, folder / "reference", None, tell, f"seed={seed}")
+        if isinstance(again, Missing):
+            raise UserError(f"the reference has no trace with seed {seed}: {again.reason}")
+        exact.append(_final(again))
+        for label, values in list(finals.items()):
+            side = sides[names[label]]
+            run = _recorded(comparison, side, folder / slug(side.label), None, tell, f"seed={seed}")
+            if isinstance(run, Missing):
+                tell(f"{label}: no equivalence test, its run with seed {seed} failed")
+                del finals[label]
+            else:
+                values.append(_final(run))
+    tests = [equivalence(label, exact, values, comparison.margin) for label, values in finals.items()]
+    return {"n": comparison.seeds, "metric": "accuracy", "margin": comparison.margin, "candidates": tests}
+
+
+def _final(trace: Trace) -> float:
+    return float(trace.header["metrics"][-1]["accuracy"])

@@ -1,0 +1,69 @@
+"""`cpu:float64`, `tt:hifi2+bfp_bf8`, `cuda:1:bfloat16+kernel=flash`: one side of a comparison in a word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from ... import UserError
+from ...albert_core.config import DTYPE_NAMES, TrainConfig
+from ...backends import list_backends
+
+# Optimizer steps of a comparison that doesn't say how many.
+STEPS = 200
+
+
+@dataclass(frozen=True)
+class Side:
+    """A run's backend, and what its configuration is set to for it."""
+
+    label: str
+    backend: str
+    sets: tuple[str, ...]
+
+    @property
+    def base(self) -> str:
+        """The backend's name without a device number."""
+        return self.backend.partition(":")[0]
+
+
+def parse_side(text: str) -> Side:
+    """BACKEND[:NUMBER][:WORD+WORD...] as a `Side`.
+
+    A word is a dtype, a value of one of the backend's own options (hifi2, bfp_bf8, exact), or key=value of the
+    configuration. A float64 side trains its head in float64, too. Raises UserError for anything else.
+    """
+    name, *rest = text.strip().split(":")
+    if name not in list_backends():
+        raise UserError(f"{text!r}: backend {name!r} does not exist; allowed are {', '.join(list_backends())}")
+    backend = name
+    if rest and rest[0].isdecimal():
+        backend = f"{name}:{rest.pop(0)}"
+    if len(rest) > 1:
+        raise UserError(f"{text!r}: write BACKEND:WORD+WORD, for example cpu:bfloat16 or tt:hifi2+bfp_bf8")
+    sets = [f"backend={backend}", f"use_tt={'true' if name == 'tt' else 'false'}"]
+    for word in rest[0].split("+") if rest else []:
+        sets += _settings(text, name, word)
+    return Side(text.strip(), backend, tuple(sets))
+
+
+def _settings(text: str, backend: str, word: str) -> list[str]:
+    if word in DTYPE_NAMES:
+        dtype = DTYPE_NAMES[word]
+        return [f"dtype={dtype}", *(["head_dtype=float64"] if dtype == "float64" else [])]
+    if "=" in word:
+        return [word]
+    allowed = _words(backend)
+    if word not in allowed:
+        known = ", ".join(dict.fromkeys([*DTYPE_NAMES.values(), *allowed]))
+        raise UserError(f"{text!r}: {word!r} means nothing on {backend}; allowed are {known}, and key=value")
+    return [f"{backend}.{allowed[word]}={word}"]
+
+
+def _words(backend: str) -> dict[str, str]:
+    """The values that a backend's own options may have, each with its option."""
+    section = TrainConfig.sections().get(backend)
+    if section is None:
+        return {}
+    fields = section.model_fields.items()
+    return {value: name for name, field in fields for value in get_args(field.annotation) if isinstance(value, str)}

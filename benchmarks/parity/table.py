@@ -1,0 +1,96 @@
+"""A comparison's result for people: one table, the reasons, what must be known beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"pass": "green", "drift": "yellow", "diverged": "red", "refused": "red", "failed": "red"}
+
+
+def print_parity(result: dict[str, Any], console: Console) -> None:
+    """`result` (schema/parity-1.json) as text."""
+    reference = result["reference"]
+    console.print(f"isotrain parity: {result['steps']} steps against {reference['label']} ({reference['device']})")
+    weights = " (random weights)" if reference["random_weights"] else ""
+    model = reference["model"] if weights.strip() in reference["model"] else reference["model"] + weights
+    console.print(f"model {model}; data {reference['dataset']}; same weights and batches for all, hashes compared")
+    for note in result["notes"]:
+        console.print(f"note: {note}", style="yellow")
+    console.print(_table(result))
+    for candidate in result["candidates"]:
+        if "policy" in candidate:
+            console.print(Text(f"{candidate['label']}: {_described(candidate)}", style="dim"))
+        for reason in candidate["reasons"]:
+            console.print(Text(f"{candidate['label']}: {reason}"))
+    if result["seeds"]:
+        console.print(_seeds(result["seeds"]))
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table(title="loss parity", title_justify="left")
+    table.add_column("candidate")
+    table.add_column("verdict")
+    for name in ("error /\nallowed", "first\nstep"):
+        table.add_column(name, justify="right")
+    table.add_column("first outside")
+    for name in ("loss\nrel. L2", "logits\nrel. L2", "logits\nmax abs", "PCC", "accuracy\n(reference)"):
+        table.add_column(name, justify="right")
+    for candidate in result["candidates"]:
+        table.add_row(*_row(candidate), style=STYLES[candidate["verdict"]])
+    return table
+
+
+def _row(candidate: dict[str, Any]) -> list[str]:
+    if "series" not in candidate:
+        return [candidate["label"], candidate["verdict"], *["-"] * 8]
+    worst = candidate["worst"]
+    probe = candidate["probe"]
+    losses = candidate["series"]["relative_l2"]
+    last = candidate["metrics"][-1] if candidate["metrics"] else {}
+    place = candidate["repetition"] or ("-" if candidate["first_step"] is None else "head, loss or optimizer")
+    if candidate["cause"]:
+        place += f" ({candidate['cause']})"
+    return [
+        candidate["label"],
+        candidate["verdict"],
+        "not finite" if worst is None else f"{worst:.2g}",
+        "-" if candidate["first_step"] is None else str(candidate["first_step"]),
+        place,
+        _small(None if None in losses else max(losses)),
+        _small(probe["relative_l2"]),
+        _small(probe["max_abs"]),
+        "-" if probe["pcc"] is None else f"{probe['pcc']:.6f}",
+        f"{_share(last.get('accuracy'))} ({_share(last.get('reference_accuracy'))})",
+    ]
+
+
+def _described(candidate: dict[str, Any]) -> str:
+    measured = (
+        f"; measured by {candidate['yardstick']}, {candidate['draws']} draw(s)" if "yardstick" in candidate else ""
+    )
+    return f"{candidate['device']}, {candidate['policy']}, kernel {candidate['kernel']}{measured}"
+
+
+def _small(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _seeds(seeds: dict[str, Any]) -> Table:
+    title = f"final {seeds['metric']} over {seeds['n']} seeds: equivalent within {seeds['margin']:g}?"
+    table = Table(title=title, title_justify="left")
+    table.add_column("candidate")
+    table.add_column("mean difference", justify="right")
+    table.add_column("90 % interval", justify="right")
+    table.add_column("verdict")
+    for one in seeds["candidates"]:
+        interval = f"{one['low']:+.4f} to {one['high']:+.4f}"
+        table.add_row(one["label"], f"{one['difference']:+.4f}", interval, one["verdict"])
+    return table

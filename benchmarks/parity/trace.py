@@ -1,0 +1,130 @@
+"""A trace: what one training run did, step by step, as files that any machine and any torch can judge.
+
+A folder with ``trace.json`` (who ran, what, on which batches) and ``trace.safetensors`` (numbers). A float64 trace,
+the arbiter, also holds traces of its own under ``yardsticks/``: what each arithmetic costs on the host. Reads and
+writes with numpy alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import UserError
+from ...albert_core.run import write_json
+
+SCHEMA = "isotrain.trace/1"
+HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"
+SERIES = ("loss", "grad_norm", "update_norm")
+# What every trace holds beside the series; "replay" only where it was recorded against a reference.
+ARRAYS = (*SERIES, "probe_logits", "states")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run. S steps, E evaluations, P probe texts of C labels, R repetitions, T tokens of width H.
+
+    arrays: loss, grad_norm, update_norm [S]; probe_logits [E + 1, P, C], before the first step and after each
+    evaluation; states [R + 1, T, H], what the first repetition takes in and what each one gives before the first step;
+    replay [R, T, H], each repetition applied to the reference's own states. float32, of a float64 run float64.
+    """
+
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    folder: Path = field(default_factory=Path)
+
+    @property
+    def label(self) -> str:
+        return str(self.header["label"])
+
+    @property
+    def steps(self) -> int:
+        return len(self.arrays["loss"])
+
+
+def write_trace(trace: Trace, folder: Path) -> None:
+    """The trace as the folder `folder`, whole or not at all. Raises UserError where it exists or can't be written."""
+    from safetensors.numpy import save_file
+
+    check_free(folder)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir(parents=True)
+        save_file({name: np.ascontiguousarray(array) for name, array in trace.arrays.items()}, partial / TENSOR_FILE)
+        digest = _sha256(partial / TENSOR_FILE)
+        write_json(partial / HEADER_FILE, {"schema": SCHEMA, **trace.header, "tensors_sha256": digest})
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"can't write the trace {folder} ({error.strerror}); free space or choose another") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError where `folder` can't become a trace."""
+    if folder.exists():
+        raise UserError(f"--out {str(folder)!r} exists already; traces are never written over: choose another name")
+
+
+def read_trace(folder: Path) -> Trace:
+    """The trace in `folder`. Raises UserError, in words, for anything that isn't a whole one of this version."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not (folder / HEADER_FILE).is_file():
+        raise UserError(
+            f"{str(folder)!r} is no trace: it has no {HEADER_FILE}; give what `isotrain parity record` wrote"
+        )
+    try:
+        header = json.loads((folder / HEADER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / HEADER_FILE} is truncated or no JSON ({error}); record the trace again") from error
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        found = header.get("schema") if isinstance(header, dict) else None
+        raise UserError(f"{folder / HEADER_FILE} has schema {found!r}, this version reads {SCHEMA}; record it again")
+    path = folder / TENSOR_FILE
+    try:
+        if _sha256(path) != header.get("tensors_sha256"):
+            raise UserError(f"{path} is not what was recorded: its checksum differs; copy or record it again")
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} can't be read ({error}); copy or record the trace again") from error
+    trace = Trace(header, arrays, folder)
+    _check(trace)
+    return trace
+
+
+def slug(text: str) -> str:
+    """`text` as a folder's name."""
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-")
+
+
+def yardstick_folders(reference: Path, label: str) -> list[Path]:
+    """The draws of the yardstick `label` that lie with a reference, in order."""
+    return sorted(path.parent for path in (reference / YARDSTICKS / slug(label)).glob(f"*/{HEADER_FILE}"))
+
+
+def _check(trace: Trace) -> None:
+    """What `judge` takes for granted."""
+    where = str(trace.folder)
+    missing = [name for name in ARRAYS if name not in trace.arrays]
+    if missing:
+        raise UserError(f"trace {where!r} lacks {', '.join(missing)}; record it again")
+    lengths = {name: len(trace.arrays[name]) for name in SERIES}
+    if len(set(lengths.values())) != 1 or not lengths["loss"]:
+        raise UserError(f"trace {where!r} has series of {lengths} steps, which must be one number; record it again")
+    if len(trace.header.get("batches", ())) != trace.steps:
+        raise UserError(f"trace {where!r} names {len(trace.header.get('batches', ()))} batches for {trace.steps} steps")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,40 @@
+"""Traces in one fresh process: ``python -m isotrain.benchmarks.parity.worker`` with its specification on stdin.
+
+Each job's trace appears whole or not at all. What a user can mend is written to the specification's result file, and
+the exit code is 2; anything else is a traceback on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ... import UserError
+
+
+def main() -> int:
+    """Specification: config, jobs (label, sets, out), replay_from (a trace's folder or null), steps, result."""
+    spec: dict[str, Any] = json.load(sys.stdin)
+    try:
+        run_jobs(spec)
+    except UserError as error:
+        Path(spec["result"]).write_text(json.dumps({"error": " ".join(str(error).split())}), encoding="utf-8")
+        return 2
+    return 0
+
+
+def run_jobs(spec: dict[str, Any]) -> None:
+    """Records every job of `spec` in turn. Raises UserError for the first that can't be."""
+    from .record import record
+    from .trace import read_trace, write_trace
+
+    reference = None if spec["replay_from"] is None else read_trace(Path(spec["replay_from"]))
+    for job in spec["jobs"]:
+        trace = record(spec["config"], job["label"], job["sets"], replay_from=reference, steps=spec["steps"])
+        write_trace(trace, Path(job["out"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""`isotrain parity`: a comparison of several devices in one command, or its parts: record, yardstick, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from ..benchmarks.parity.run import Comparison
+
+OWN = "run"
+
+
+class _RunUnlessNamed(TyperGroup):
+    """`isotrain parity CONFIG ...` is `isotrain parity run CONFIG ...`: what isn't a part's name is a configuration."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [OWN, *args]
+        return super().parse_args(ctx, args)
+
+
+parity = typer.Typer(
+    cls=_RunUnlessNamed,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="""Whether devices train alike: the same run on each, judged against float64.
+
+    `isotrain parity CONFIG --reference cpu:float64 --candidate xla:float32` does all of it (`isotrain parity run
+    --help`). For runs on several machines: `record` a trace on each, `compare` them anywhere.""",
+)
+
+_SETS = typer.Option("--set", metavar="KEY=VALUE", help="Override a key of CONFIG for every side; may be repeated.")
+_STEPS = typer.Option(help="Optimizer steps (default 200, fewer where the run is shorter); 0 runs all.")
+
+
+@parity.command(OWN)
+def run(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name: banking77, quickstart.")
+    ],
+    candidate: Annotated[
+        list[str],
+        typer.Option(
+            help="What is judged, may be repeated: BACKEND[:NUMBER][:WORD+WORD], a word being a dtype, a value of the "
+            "backend's own options, or key=value. cpu:bfloat16, xla:float32, tt:hifi2+bfp_bf8, cpu:float32+threads=1."
+        ),
+    ],
+    reference: Annotated[str, typer.Option(help="The float64 side that arbitrates.")] = "cpu:float64",
+    sets: Annotated[list[str] | None, _SETS] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Run so many seeds (at least 5) and test the final accuracies for equivalence.")
+    ] = 1,
+    margin: Annotated[
+        float, typer.Option(help="With --seeds: differences of accuracy up to this don't matter.")
+    ] = 0.01,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKEND=PATH", help="A backend's own interpreter: xla=.venv-xla/bin/python; may be repeated."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for traces and parity.json (default parity/<config>-<time>).")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the result as one HTML file, too.")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds after which a side's process is ended.")] = 3600.0,
+) -> None:
+    """Train the same run on every side, each in a process of its own, and judge each candidate.
+
+    All begin with the same weights and see the same batches (hashes are compared). At every step the candidate's loss,
+    gradient norm and update norm, before the first step every repetition's hidden states, and at each evaluation the
+    logits may be at most m times as far from float64 as the candidate's own arithmetic costs on the host.
+
+    Exit code 0: all pass; 1: one drifts or diverges; 2: one could not be compared.
+
+    Examples:
+
+      isotrain parity quickstart --candidate cpu:float32 --candidate cpu:bfloat16 --candidate tt:hifi2+bfp_bf8
+
+      isotrain parity banking77 --candidate xla:float32 --python xla=.venv-xla/bin/python
+    """
+    from ..benchmarks.parity.run import Comparison, run_parity
+    from ..benchmarks.parity.sides import parse_side
+
+    comparison = Comparison(
+        config=config,
+        reference=parse_side(reference),
+        candidates=tuple(parse_side(text) for text in candidate),
+        out=_folder(out, config),
+        sets=tuple(sets or ()),
+        steps=_step_limit(steps, seeds),
+        seeds=seeds,
+        margin=margin,
+        time_limit=time_limit,
+        pythons=_pythons(python or []),
+    )
+    _check(comparison)
+    result = run_parity(comparison, lambda line: typer.echo(line, err=True))
+    _finish(result, comparison.out / "parity.json", html)
+
+
+@parity.command()
+def record(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name.")],
+    out: Annotated[Path, typer.Option(help="The trace's folder; it must not exist.")],
+    backend: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt.")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="Encoder dtype; float64 makes a reference.")] = None,
+    sets: Annotated[list[str] | None, _SETS] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    replay_from: Annotated[
+        Path | None,
+        typer.Option(metavar="REFERENCE", help="Also apply each repetition to the hidden states of this trace."),
+    ] = None,
+) -> None:
+    """Write a trace of one run: what a comparison needs of it, and nothing of the machine but its description.
+
+    A float64 trace gets the yardsticks of float32 and bfloat16 with it; `isotrain parity yardstick` adds others.
+
+    Examples:
+
+      isotrain parity record banking77 --dtype float64 --out traces/reference
+
+      isotrain parity record banking77 --backend cuda --dtype bfloat16 --out traces/h100 --replay-from traces/reference
+    """
+    from ..backends import Yardstick
+    from ..benchmarks.parity.record import record as record_trace
+    from ..benchmarks.parity.run import record_yardstick
+    from ..benchmarks.parity.sides import parse_side
+    from ..benchmarks.parity.trace import check_free, read_trace, write_trace
+
+    check_free(out)
+    side = parse_side(f"{backend}:{dtype}" if dtype else backend)
+    reference = None if replay_from is None else read_trace(replay_from)
+    chosen = [*(sets or []), *side.sets]
+    trace = record_trace(config, side.label, chosen, replay_from=reference, steps=_step_limit(steps, 1))
+    write_trace(trace, out)
+    typer.echo(f"trace: {out} ({trace.label}, {trace.steps} steps)")
+    if trace.header["policy"]["compute"] == "float64":
+        written = read_trace(out)
+        for name in ("float32", "bfloat16"):
+            record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: typer.echo(line, err=True))
+
+
+@parity.command()
+def yardstick(
+    reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
+    candidates: Annotated[list[Path], typer.Argument(help="Traces whose arithmetic it is to be measured by.")],
+) -> None:
+    """Record with a reference what the arithmetic of some candidates costs, where that is missing.
+
+    It runs on the host, on the reference's own configuration, and needs its model and data.
+    """
+    from ..benchmarks.parity.run import add_yardsticks
+    from ..benchmarks.parity.trace import read_trace
+
+    traces = [read_trace(folder) for folder in candidates]
+    add_yardsticks(read_trace(reference), traces, 3600.0, lambda line: typer.echo(line, err=True))
+
+
+@parity.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
+    candidates: Annotated[list[Path], typer.Argument(help="Traces to judge, from any machine.")],
+    out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the result as one HTML file.")] = None,
+) -> None:
+    """Judge traces from any machines and torch versions; exit codes as for `isotrain parity run`."""
+    from ..benchmarks.parity.compare import compare as compare_traces
+
+    _finish(compare_traces(reference, candidates), out, html)
+
+
+def _finish(result: dict[str, Any], out: Path | None, html: Path | None) -> None:
+    """Prints the result, writes what was asked for, ends the command with the result's exit code."""
+    from ..benchmarks.parity.compare import exit_code
+    from ..benchmarks.parity.table import print_parity
+    from ..benchmarks.report import output_console
+    from ..benchmarks.results import write_result
+
+    print_parity(result, output_console())
+    if out is not None:
+        write_result(result, out)
+        typer.echo(f"result: {out}")
+    if html is not None:
+        _write_html(result, html)
+        typer.echo(f"report: {html}")
+    raise typer.Exit(exit_code(result))
+
+
+def _check(comparison: Comparison) -> None:
+    from .. import UserError
+    from ..albert_core.config_file import load_config
+    from ..benchmarks.parity.seeds import LEAST_SEEDS
+
+    if comparison.seeds != 1 and comparison.seeds < LEAST_SEEDS:
+        raise UserError(f"--seeds {comparison.seeds}: an equivalence test needs at least {LEAST_SEEDS}")
+    if not comparison.margin > 0 or not comparison.time_limit > 0:
+        raise UserError("--margin and --time-limit must be above 0")
+    for side in (comparison.reference, *comparison.candidates):
+        # Now, rather than after the reference has run for an hour.
+        load_config(comparison.config, [*comparison.sets, *side.sets])
+
+
+def _step_limit(steps: int | None, seeds: int) -> int | None:
+    from .. import UserError
+    from ..benchmarks.parity.sides import STEPS
+
+    if steps is None:
+        # Final metrics are those of whole runs.
+        return STEPS if seeds == 1 else None
+    if steps < 0:
+        raise UserError(f"--steps {steps} is out of range; give a number of optimizer steps, or 0 for all")
+    return steps or None
+
+
+def _folder(out: Path | None, config: str) -> Path:
+    from datetime import UTC, datetime
+
+    from .. import UserError
+
+    folder = out or Path("parity") / f"{Path(config).stem}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise UserError(f"--out {str(folder)!r} exists and is not empty; choose another folder")
+    return folder
+
+
+def _pythons(given: list[str]) -> dict[str, str]:
+    from .. import UserError
+
+    found = {}
+    for item in given:
+        name, separator, path = item.partition("=")
+        if not separator or not Path(path).expanduser().is_file():
+            raise UserError(f"--python {item!r}: write BACKEND=PATH of an interpreter, xla=.venv-xla/bin/python")
+        found[name] = str(Path(path).expanduser().absolute())
+    return found
+
+
+def _write_html(result: dict[str, Any], path: Path) -> None:
+    raise NotImplementedError

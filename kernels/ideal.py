@@ -1,0 +1,46 @@
+"""An encoder that rounds as a dtype says and makes no other error: the yardstick of parity.
+
+Products take rounded operands and are summed in float32 or wider; every linear layer's result is moved by a random
+share of its last place before it is rounded (Parker 1997, Monte Carlo arithmetic). So several of them, each with its
+own generator, show how far apart correct implementations of one arithmetic are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from .packed.portable import HOST_CHUNK_TOKENS, Linear, PortableEncoder
+from .weights import EncoderWeights
+
+
+class IdealEncoder(PortableEncoder):
+    """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
+
+    dtype: of weights, operands and results of linear layers (float32, bfloat16, float16, float64). seed: of the random
+    rounding. The residual stream and LayerNorm are float32, or float64 where `dtype` is.
+    """
+
+    name = "ideal"
+
+    def __init__(self, weights: EncoderWeights, dtype: torch.dtype, seed: int) -> None:
+        wide = torch.promote_types(dtype, torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        # Another seed's features are others: part of every cache key.
+        self.version = f"1-{seed}"
+
+        def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+            def linear(x: torch.Tensor) -> torch.Tensor:
+                y = functional.linear(x.to(dtype).to(wide), weight, bias)
+                return randomly_rounded(y, dtype, generator)
+
+            return linear
+
+        rounded = weights.to("cpu", dtype).to("cpu", wide)
+        super().__init__(rounded, wide, wide, HOST_CHUNK_TOKENS, make_linear)
+
+
+def randomly_rounded(values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """`values` times 1 + d, d uniform within half an epsilon of `dtype`, rounded to it; in their own dtype."""
+    noise = torch.rand(values.shape, generator=generator, dtype=values.dtype) - 0.5
+    return (values * (1.0 + torch.finfo(dtype).eps * noise)).to(dtype).to(values.dtype)
