@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tables import printed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,3 +59,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOTRAIN_CACHE", str(tmp_path_factory.mktemp("isotrain-cache")))
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the tests measured, behind what passed."""
+    for line in printed():
+        terminalreporter.write_line(line)

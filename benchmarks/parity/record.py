@@ -62,15 +62,16 @@ RECIPE_KEYS = (
 
 
 def record(
-    config: str,
+    config: str | None,
     label: str,
     sets: Sequence[str],
     *,
     replay_from: Trace | None = None,
     steps: int | None = None,
 ) -> Trace:
-    """Trains `config` with `sets` for at most `steps` optimizer steps (None: all of them) and returns its trace.
+    """Trains `config` (a file, a packaged name, or None for the defaults) with `sets`, and returns the run's trace.
 
+    steps: the most optimizer steps that it makes; None makes all of them.
     replay_from: the reference whose hidden states each repetition is applied to; it must be of the same weights.
     Unless `sets` say otherwise the encoder runs at every step, and nothing is taken from a cache. Raises UserError for
     what can't run, and what training raises.

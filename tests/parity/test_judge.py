@@ -1,0 +1,108 @@
+"""The verdict on traces made by hand: where it begins, what it names, what it refuses, and what it may not overlook."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from isotrain import UserError
+from isotrain.benchmarks.parity.judge import Judgement, judge
+from isotrain.benchmarks.parity.trace import Trace
+from support.parity_traces import NOISE, STEPS, exact, header, noisy
+
+
+def verdict(candidate: Trace, reference: Trace | None = None) -> Judgement:
+    return judge(reference or exact(), candidate, [noisy(seed) for seed in (1, 2, 3)])
+
+
+def changed(trace: Trace, name: str, place: Any, by: float) -> Trace:
+    array = trace.arrays[name].copy()
+    array[place] += by
+    return replace(trace, arrays=trace.arrays | {name: array})
+
+
+def test_rounding_like_the_yardsticks_passes() -> None:
+    found = verdict(noisy(9))
+    assert (found.verdict, found.reasons, found.first_step) == ("pass", [], None)
+    assert 0 < found.worst <= 1
+
+
+def test_twice_the_allowed_error_drifts_and_a_hundred_times_diverges() -> None:
+    assert verdict(noisy(9, 6.5 * NOISE)).verdict == "drift"
+    assert verdict(noisy(9, 300 * NOISE)).verdict == "diverged"
+
+
+def test_the_first_step_outside_is_named() -> None:
+    found = verdict(changed(noisy(9), "loss", slice(17, None), 0.1))
+    assert (found.verdict, found.first_step, found.repetition) == ("diverged", 18, None)
+    assert "loss is off" in found.reasons[0]
+    assert "head, the loss or the optimizer" in found.reasons[1]
+
+
+@pytest.mark.parametrize("name", ["grad_norm", "update_norm"])
+def test_norms_are_judged_like_the_loss(name: str) -> None:
+    assert verdict(changed(noisy(9), name, 5, 0.1)).first_step == 6
+
+
+def test_one_wrong_element_is_no_average() -> None:
+    """Its error vanishes in the mean over the tensor, and in the correlation."""
+    found = verdict(changed(noisy(9), "states", (2, 3, 4), 100 * NOISE))
+    assert found.verdict != "pass"
+    assert "largest error" in found.reasons[0]
+    logits = changed(noisy(9), "probe_logits", (1, 2, 3), 100 * NOISE)
+    assert verdict(logits).verdict != "pass"
+    assert verdict(logits).details["probe"]["pcc"] > 0.9999
+
+
+def test_a_repetitions_own_error_is_told_from_what_it_was_given() -> None:
+    wrong = noisy(9)
+    for place in (2, 3):
+        wrong = changed(wrong, "states", place, 0.01)
+    assert (verdict(wrong).repetition, verdict(wrong).cause) == ("repetition 2", "accumulated")
+    local = changed(wrong, "replay", 1, 0.01)
+    assert (verdict(local).repetition, verdict(local).cause) == ("repetition 2", "local")
+    arrays = {name: array for name, array in wrong.arrays.items() if name != "replay"}
+    unknown = verdict(replace(wrong, arrays=arrays))
+    assert (unknown.repetition, unknown.cause) == ("repetition 2", None)
+
+
+def test_a_loss_that_is_not_finite_has_diverged_where_it_began() -> None:
+    found = verdict(changed(noisy(9), "loss", slice(11, None), np.nan))
+    assert (found.verdict, found.first_step) == ("diverged", 12)
+    assert found.details["series"]["loss"][11:] == [None] * (STEPS - 11)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": {"learning_rate": 2e-3, "seed": 1}}, "learning_rate is 0.001 in the reference and 0.002"),
+        ({"weights_sha256": "c" * 64}, "initial weights differ"),
+        ({"probe_sha256": "c" * 64}, "probe texts differ"),
+        ({"batches": ["d" * 64] * STEPS}, "batches differ from step 1 on"),
+    ],
+)
+def test_other_runs_are_refused_not_compared(changes: dict[str, Any], words: str) -> None:
+    found = verdict(noisy(9, **changes))
+    assert found.verdict == "refused"
+    assert words in " ".join(found.reasons)
+
+
+def test_another_length_is_refused() -> None:
+    candidate = noisy(9, batches=header()["batches"][:20])
+    short = replace(candidate, arrays=candidate.arrays | {name: candidate.arrays[name][:20] for name in ("loss",)})
+    assert "30 steps" in " ".join(verdict(short).reasons)
+
+
+def test_a_reference_with_nan_arbitrates_nothing() -> None:
+    found = verdict(noisy(9), changed(exact(), "loss", 3, np.nan))
+    assert found.verdict == "refused"
+    assert "arbitrates nothing" in found.reasons[0]
+
+
+def test_only_float64_arbitrates_and_never_without_a_yardstick() -> None:
+    with pytest.raises(UserError, match="only a float64 trace"):
+        verdict(noisy(9), noisy(4))
+    with pytest.raises(UserError, match="no yardstick 'ideal bfloat16'"):
+        judge(exact(), noisy(9), [])

@@ -1,0 +1,154 @@
+"""`isotrain parity` as its users run it: whole comparisons, traces from elsewhere, and candidates that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from isotrain.benchmarks.parity.seeds import equivalence
+from support.parity_job import SETTINGS, sets_of
+
+SCHEMA = Path(__file__).resolve().parents[2] / "benchmarks" / "schema" / "parity-1.json"
+
+SMALL = SETTINGS | {"model_name": "random:tiny", "num_epochs": 1}
+
+
+def isotrain(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from isotrain.cli.main import main; main()", "parity", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"} | environment
+    )
+
+
+def options() -> list[str]:
+    return [part for item in sets_of(SMALL) for part in ("--set", item)]
+
+
+def read(path: Path) -> dict[str, Any]:
+    result = json.loads(path.read_text())
+    jsonschema.validate(result, json.loads(SCHEMA.read_text()))
+    return result
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference and a float32 trace, recorded one by one as on two machines."""
+    folder = tmp_path_factory.mktemp("traces")
+    for name, chosen in (("reference", ["--dtype", "float64"]), ("here", ["--dtype", "float32"])):
+        replay = [] if name == "reference" else ["--replay-from", "reference"]
+        done = isotrain("record", "quickstart", *options(), *chosen, *replay, "--out", name, folder=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path: Path) -> None:
+    sides = ["cpu:float32", "cpu:float32+weight_decay=0.5", "tt:lofi+bfp_bf4", "cuda:99:bfloat16"]
+    arguments = [part for side in sides for part in ("--candidate", side)]
+    done = isotrain("quickstart", *options(), *arguments, "--out", "out", folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    found = {one["label"]: one for one in read(tmp_path / "out" / "parity.json")["candidates"]}
+    assert found["cpu:float32"]["verdict"] == "pass"
+    refused = found["cpu:float32+weight_decay=0.5"]
+    assert refused["verdict"] == "refused"
+    assert "weight_decay is 0.01 in the reference and 0.5" in refused["reasons"][0]
+    emulated = found["tt:lofi+bfp_bf4 (emulated)"]
+    assert emulated["verdict"] == "pass"
+    assert emulated["emulated"]
+    assert found["cuda:99:bfloat16"]["verdict"] == "failed"
+    assert "can't run here" in found["cuda:99:bfloat16"]["reasons"][0]
+    assert "tt:lofi+bfp_bf4 (emulated)" in done.stdout
+    assert "random weights" in done.stdout
+
+
+def test_traces_from_elsewhere(traces: Path) -> None:
+    done = isotrain("compare", "reference", "here", "--out", "result.json", folder=traces)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (candidate,) = read(traces / "result.json")["candidates"]
+    assert candidate["verdict"] == "pass"
+    assert candidate["draws"] == 3
+    assert candidate["repetitions"][1]["local_relative_l2"] is not None
+    assert candidate["metrics"][0]["accuracy"] == candidate["metrics"][0]["reference_accuracy"]
+
+
+def test_a_damaged_trace_leaves_the_others_their_verdict(traces: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "trace.json").write_text('{"schema": "isotrain.tr')
+    done = isotrain("compare", "reference", "here", str(tmp_path / "broken"), "--out", "two.json", folder=traces)
+    assert done.returncode == 2
+    first, second = read(traces / "two.json")["candidates"]
+    assert (first["verdict"], second["verdict"]) == ("pass", "refused")
+    assert "truncated or no JSON" in second["reasons"][0]
+
+
+def test_a_trace_of_another_seed_is_refused(traces: Path) -> None:
+    done = isotrain("record", "quickstart", *options(), "--set", "seed=5", "--out", "other", folder=traces)
+    assert done.returncode == 0, done.stderr
+    done = isotrain("compare", "reference", "other", folder=traces)
+    assert done.returncode == 2
+    assert "seed is 23 in the reference and 5" in done.stdout
+    again = isotrain(
+        "record", "quickstart", *options(), "--set", "seed=5", "--replay-from", "reference", "--out", "no",
+        folder=traces,
+    )  # fmt: skip
+    assert again.returncode == 2
+    assert "other initial weights" in again.stderr
+    assert not (traces / "no").exists()
+
+
+def test_a_float32_trace_is_no_reference(traces: Path) -> None:
+    done = isotrain("compare", "here", "reference", folder=traces)
+    assert done.returncode == 2
+    assert "only a float64 trace arbitrates" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quickstart", "--candidate", "gpu:float32"], "backend 'gpu' does not exist"),
+        (["quickstart", "--candidate", "cpu:float32", "--candidate", "cpu:float32"], "given twice"),
+        (["quickstart", "--candidate", "cpu:float32", "--seeds", "3"], "at least 5"),
+        (["quickstart", "--candidate", "cpu:float32", "--python", "xla"], "BACKEND=PATH"),
+        (["quickstart", "--candidate", "cpu:float32+learning_rat=1"], "learning_rate"),
+        (["nothing", "--candidate", "cpu:float32"], "does not exist"),
+        (["compare", "nothing", "here"], "is no trace"),
+        (["record", "quickstart", "--steps", "-1", "--out", "x"], "out of range"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = isotrain(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_candidate_that_hangs_is_ended_and_quoted(tmp_path: Path) -> None:
+    """A stand-in interpreter plays the candidate's environment."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho loading the plugin >&2\nexec sleep 600\n")
+    script.chmod(0o755)
+    done = isotrain(
+        "quickstart", *options(), "--candidate", "xla:float32", "--python", f"xla={script}", "--time-limit", "30",
+        "--out", "out", folder=tmp_path,
+    )  # fmt: skip
+    (candidate,) = read(tmp_path / "out" / "parity.json")["candidates"]
+    assert done.returncode == 2
+    assert "time limit of 30 s" in candidate["reasons"][0]
+    assert "loading the plugin" in candidate["reasons"][0]
+
+
+def test_equivalence_is_shown_not_assumed() -> None:
+    reference = [0.90, 0.91, 0.89, 0.90, 0.92]
+    near = [value + shift for value, shift in zip(reference, (1e-3, -1e-3, 2e-3, 0, -2e-3), strict=True)]
+    far = [value - 0.05 for value in reference]
+    wide = [value + shift for value, shift in zip(reference, (0.03, -0.03, 0.02, -0.02, 0.01), strict=True)]
+    verdicts = [equivalence("x", reference, values, 0.01)["verdict"] for values in (near, far, wide)]
+    assert verdicts == ["equivalent", "different", "no decision"]

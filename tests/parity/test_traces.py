@@ -1,0 +1,88 @@
+"""Traces on disk and sides by name: whole or refused, in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from isotrain import UserError
+from isotrain.benchmarks.parity.sides import parse_side
+from isotrain.benchmarks.parity.trace import HEADER_FILE, TENSOR_FILE, Trace, read_trace, write_trace
+from support.parity_traces import exact
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_trace(exact(), tmp_path / "trace")
+    return tmp_path / "trace"
+
+
+def test_a_trace_comes_back_as_it_was_written(folder: Path) -> None:
+    before, after = exact(), read_trace(folder)
+    assert {name: array.tolist() for name, array in after.arrays.items()} == {
+        name: array.tolist() for name, array in before.arrays.items()
+    }
+    assert before.header.items() <= after.header.items()
+
+
+def test_traces_are_never_written_over(folder: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        write_trace(exact(), folder)
+
+
+def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_trace(exact(), tmp_path / "trace")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: (path / HEADER_FILE).unlink(), "is no trace"),
+        (lambda path: (path / HEADER_FILE).write_text("{"), "truncated or no JSON"),
+        (lambda path: (path / HEADER_FILE).write_text("[]"), "has schema None"),
+        (lambda path: (path / HEADER_FILE).write_text(json.dumps({"schema": "isotrain.bench/1"})), "isotrain.bench/1"),
+        (lambda path: (path / TENSOR_FILE).write_bytes((path / TENSOR_FILE).read_bytes()[:-8]), "checksum differs"),
+        (lambda path: (path / TENSOR_FILE).unlink(), "can't be read"),
+    ],
+)
+def test_damaged_and_foreign_traces(folder: Path, damage: object, words: str) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=words):
+        read_trace(folder)
+
+
+def test_series_of_several_lengths(tmp_path: Path) -> None:
+    trace = exact()
+    write_trace(Trace(trace.header, trace.arrays | {"loss": np.zeros(3)}), tmp_path / "trace")
+    with pytest.raises(UserError, match="must be one number"):
+        read_trace(tmp_path / "trace")
+
+
+def test_sides() -> None:
+    assert parse_side("cpu:float64").sets == ("backend=cpu", "use_tt=false", "dtype=float64", "head_dtype=float64")
+    assert parse_side("tt:hifi2+bfp_bf8").sets[2:] == ("tt.math_fidelity=hifi2", "tt.weight_dtype=bfp_bf8")
+    assert parse_side("cuda:1:bf16").backend == "cuda:1"
+    assert parse_side("cpu:float32+threads=1").sets[2:] == ("dtype=float32", "threads=1")
+    assert parse_side("cpu").sets == ("backend=cpu", "use_tt=false")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gpu:float32", "backend 'gpu' does not exist; allowed are cpu, cuda"),
+        ("cpu:hifi2", "'hifi2' means nothing on cpu; allowed are float32"),
+        ("tt:hifi5", "allowed are .*hifi4"),
+        ("cpu:float32:float64", r"write BACKEND:WORD\+WORD"),
+    ],
+)
+def test_sides_that_mean_nothing(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_side(text)

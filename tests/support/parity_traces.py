@@ -1,0 +1,46 @@
+"""Traces made by hand: a float64 one, and devices that are off from it by a known noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from isotrain.benchmarks.parity.trace import Trace
+
+STEPS, TEXTS, LABELS, REPETITIONS, TOKENS, WIDTH = 30, 64, 77, 3, 200, 64
+NOISE = 1e-4
+
+
+def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
+    return {
+        "label": f"device:{compute}",
+        "policy": {"compute": compute, "param": compute, "label": compute},
+        "recipe": {"learning_rate": 1e-3, "seed": 1},
+        "weights_sha256": "a" * 64,
+        "probe_sha256": "b" * 64,
+        "batches": [f"{step:064d}" for step in range(STEPS)],
+        "metrics": [{"epoch": 1, "step": STEPS, "accuracy": 0.5, "loss": 1.0}],
+        "yardstick": {"label": "ideal bfloat16"},
+    } | changes
+
+
+def exact() -> Trace:
+    generator = np.random.default_rng(0)
+    arrays = {
+        "loss": 4.0 - 0.01 * np.arange(STEPS),
+        "grad_norm": 2.0 + generator.random(STEPS),
+        "update_norm": 0.1 + 0.01 * generator.random(STEPS),
+        "probe_logits": generator.standard_normal((2, TEXTS, LABELS)),
+        "states": generator.standard_normal((REPETITIONS + 1, TOKENS, WIDTH)),
+    }
+    return Trace(header("float64"), arrays | {"replay": arrays["states"][1:]})
+
+
+def noisy(seed: int, noise: float = NOISE, **changes: Any) -> Trace:
+    """A right device: every value off by `noise`, at random."""
+    generator = np.random.default_rng(seed)
+    arrays = exact().arrays
+    return Trace(
+        header(**changes),
+        {name: array + noise * generator.standard_normal(array.shape) for name, array in arrays.items()},
+    )
