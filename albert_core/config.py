@@ -142,7 +142,8 @@ class TrainConfig(BaseModel):
         True, description="compute a frozen encoder's features once; false runs it at every step"
     )
     kernel: str = Field(
-        "auto", description="frozen forward: auto, portable, triton or flash (on cuda), or transformers"
+        "auto",
+        description="frozen forward: auto, portable, native (on cpu), triton or flash (on cuda), or transformers",
     )
     layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
         "auto", description="batches for the encoder: packed (no padding), padded to max_length, bucketed (few lengths)"

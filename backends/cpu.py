@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -16,6 +15,7 @@ import torch
 
 from .. import UserError
 from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, HeadStep, MemoryUse, UnitRate
+from .host_memory import process_memory
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -79,12 +79,7 @@ class CpuBackend(Backend):
         """Nothing is pending: eager CPU operators return when their result is written."""
 
     def memory(self) -> MemoryUse:
-        pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-        # ru_maxrss is in KiB on Linux and in bytes on macOS.
-        unit = 1 if platform.system() == "Darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        current = pages * os.sysconf("SC_PAGE_SIZE")
-        return MemoryUse(current or peak, max(peak, current), "resident memory of the process")
+        return process_memory()
 
     def adam_options(self) -> dict[str, Any]:
         return {"fused": True}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -136,7 +137,8 @@ class TtHardware(XlaBackend):
 
     def _configure(self) -> None:
         try:
-            import tt_torch  # noqa: F401 (registers the dynamo backend "tt")
+            # Registers the dynamo backend "tt".
+            import_module("tt_torch")
         except ImportError as error:
             raise BackendUnavailableError(
                 f"backend 'tt' can't load the vendor's compiler ({error}); install pjrt-plugin-tt whole, again"
@@ -209,7 +211,9 @@ class TtHardware(XlaBackend):
     def compile(self, fn: F, **options: Any) -> F:
         import torch
 
-        compiled: Any = torch.compile(fn, backend="tt", options=COMPILE_OPTIONS | options)  # type: ignore[call-overload]
+        # torch's overloads know no type that is only bounded by a callable's.
+        function: Any = fn
+        compiled: Any = torch.compile(function, backend="tt", options=COMPILE_OPTIONS | options)
         return compiled
 
     def step_boundary(self) -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,9 @@ def _contenders(
 
         return whole
 
+    def streamed(run: FrozenEncoder) -> Forward:
+        return lambda: torch.cat([run(batch) for batch in backend.prefetch(host)])
+
     contenders: dict[str, Forward] = {}
     skipped: dict[str, str] = {}
     host = [packed(rows) for rows in batches(in_order, size.batch_tokens)]
@@ -227,9 +231,7 @@ def _contenders(
             continue
         contenders[f"ours, {kernel}"] = forward(ours, placed, in_order)
         if kernel == "auto":
-            contenders["ours, auto, copied from the host"] = lambda ours=ours: torch.cat(  # type: ignore[misc]
-                [ours(batch) for batch in backend.prefetch(host)]
-            )
+            contenders["ours, auto, copied from the host"] = streamed(ours)
     padded = [
         backend.place(packed(rows).to_padded(size.max_length))
         for rows in np.split(in_order, range(size.padded_batch, len(in_order), size.padded_batch))
@@ -259,7 +261,7 @@ def small_batches(
     seconds = {}
     for kernel, given in inputs.items():
         forward, placed = frozen_encoder(encoder, backend, policy, kernel), backend.place(given)
-        seconds[kernel] = _steady(backend, lambda forward=forward, placed=placed: forward(placed), rounds)  # type: ignore[misc]
+        seconds[kernel] = _steady(backend, partial(forward, placed), rounds)
     return seconds
 
 

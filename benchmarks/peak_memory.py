@@ -6,27 +6,11 @@ MODULE`` in its place it imports that module and nothing else, which is what the
 
 from __future__ import annotations
 
-import platform
-import resource
 import sys
 from importlib import import_module
 from pathlib import Path
 
-
-def peak_bytes() -> int:
-    """The most resident memory that this program has had so far.
-
-    Linux's own high-water mark (VmHWM) where there is one: getrusage's ru_maxrss also holds what the process that
-    started this one had when it did.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
-    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    if marks:
-        return marks[0]
-    # KiB on Linux, bytes on macOS.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+from ..backends.host_memory import process_memory
 
 
 def main() -> None:
@@ -37,7 +21,7 @@ def main() -> None:
         else:
             run_isotrain([command, *arguments])
     finally:
-        Path(file).write_text(str(peak_bytes()), encoding="utf-8")
+        Path(file).write_text(str(process_memory().peak_bytes), encoding="utf-8")
 
 
 def run_isotrain(arguments: list[str]) -> None:

@@ -103,14 +103,13 @@ def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
     with stages.phase("import", RUN):
         import torch
 
-        from ..albert_core import job  # noqa: F401 (brought forward, as is the model's module below)
         from ..albert_core.encoder import load_encoder
         from ..backends import get_backend
-        from . import peaks, workloads  # noqa: F401
         from .texts import check_length, load_texts
 
-        # load_encoder imports it when it is called; brought forward, so that import and load are two figures.
-        import_module("transformers.models.albert.modeling_albert")
+        # Imported where they are first used; brought forward, so that import and the later phases are figures apart.
+        for name in ("..albert_core.job", ".peaks", ".workloads", "transformers.models.albert.modeling_albert"):
+            import_module(name, __package__)
 
     with stages.phase("open", BACKEND):
         if options.threads is not None:

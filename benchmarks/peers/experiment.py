@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ...backends.host_memory import process_memory
 
 PADDINGS = ("dynamic", "padded")
 # Its first steps allocate and dispatch; leaving them out is in its favour.
@@ -119,7 +120,7 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
         "train_texts": len(raw.train.texts),
         "test_texts": len(raw.test.texts),
         "finite": running == running and abs(running) != float("inf"),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": process_memory().peak_bytes,
         "model": encoder.label,
         "random_weights": encoder.random,
         "device": backend.info().name,
@@ -206,12 +207,6 @@ def _limited(batches: Any, count: int) -> Iterator[Any]:
                 return
         if done == 0:
             raise UserError("the training split has fewer texts than a batch; give data with more")
-
-
-def _peak_bytes() -> int:
-    from ..peak_memory import peak_bytes
-
-    return peak_bytes()
 
 
 @contextmanager

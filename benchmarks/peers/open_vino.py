@@ -20,7 +20,9 @@ def _stay_silent() -> None:
 
     It has a stub for where its telemetry package isn't installed; a measurement makes it believe that.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    # None, which an import takes for "there is no such module", is no module to the type checker.
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
 
 
 class OpenVinoEncoder(PeerEncoder):

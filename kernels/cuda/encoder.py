@@ -55,12 +55,13 @@ class PackedGpuEncoder:
         self,
         weights: EncoderWeights,
         compute_dtype: torch.dtype = torch.bfloat16,
-        operators: Operators = Operators(),  # noqa: B008 (frozen)
+        operators: Operators | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         runner: Callable[[Forward], Forward] = lambda forward: forward,
     ) -> None:
         self.config = weights.config
         self.device = weights.device
+        operators = operators or Operators()
         reason = why_not(self.config, compute_dtype, torch.float32)
         if not reason and operators.attention == "flash":
             reason = why_no_flash(self.config, compute_dtype)

@@ -49,6 +49,7 @@ def emulate_linears(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
+            # On the layer itself, so that it stays the module that others hold; mypy lets no method be assigned.
             part.forward = _emulated_forward(part, arithmetic)  # type: ignore[method-assign]
     return module
 

@@ -8,6 +8,7 @@ a float32 Dst with several blocks and no bias.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ class Arithmetic:
         return f"{self.arch} {self.math_fidelity} {dest} dst, {self.mode}"
 
 
-def ttnn_default(in0_dtype: str, in1_dtype: str, **settings: object) -> Arithmetic:
+def ttnn_default(in0_dtype: str, in1_dtype: str, **settings: Any) -> Arithmetic:
     """What ttnn takes on Wormhole without a compute-kernel config (found by matching bits)."""
     if in0_dtype == "float32":
         chosen = Arithmetic(math_fidelity="hifi3", fp32_dest_acc_en=True)
@@ -74,7 +75,7 @@ def ttnn_default(in0_dtype: str, in1_dtype: str, **settings: object) -> Arithmet
         chosen = Arithmetic(math_fidelity="lofi", fp32_dest_acc_en=False)
     else:
         chosen = Arithmetic(math_fidelity="hifi2", fp32_dest_acc_en=False)
-    return replace(chosen, **settings)  # type: ignore[arg-type]
+    return replace(chosen, **settings)
 
 
 def linear(

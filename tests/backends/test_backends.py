@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,6 +146,14 @@ def test_memory_counts_what_is_allocated() -> None:
     after = backend.memory()
     assert after.current_bytes - before > 0.8 * held.nbytes
     assert after.peak_bytes >= after.current_bytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system counts no process's own peak")
+def test_the_peak_is_not_that_of_the_parent_process() -> None:
+    held = b"x" * 500_000_000
+    script = "from isotrain.backends.host_memory import process_memory; print(process_memory().peak_bytes)"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0 < int(child.stdout) < len(held) / 2
 
 
 class OtherBackend(Backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from isotrain.albert_core.job import open_job
@@ -45,9 +46,9 @@ def test_the_kernel_is_named_where_it_was_chosen(run: Run) -> None:
     assert "kernel portable" in (run(dtype="float32").run.path / "train.log").read_text()
 
 
-def test_a_kernel_that_cannot_run(configure: Callable[..., object]) -> None:
+def test_a_kernel_that_cannot_run(configure: Callable[..., Any]) -> None:
     from isotrain import UserError
 
-    job = open_job(configure(kernel="native").config)  # type: ignore[attr-defined]
+    job = open_job(configure(kernel="native").config)
     with pytest.raises(UserError, match="kernel native can't run"):
         job.frozen_encoder()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import site
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -14,6 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# setuptools' choice.
+COMPILER = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    # First the source distribution, then the wheel from what that holds: whatever it lacked would be missing here.
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     return next(folder.glob("*.whl"))
@@ -76,6 +82,14 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     assert "isotrain/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.startswith("isotrain/tests") or not name.startswith("isotrain")]
+
+
+@pytest.mark.skipif(shutil.which(COMPILER.split()[0]) is None, reason=f"no C++ compiler here ({COMPILER})")
+@pytest.mark.parametrize("package", ["cpu", "tt"])
+def test_the_wheel_holds_the_native_kernels(wheel: Path, package: str) -> None:
+    # A failed build of an optional extension leaves a wheel without it, and no error.
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if re.fullmatch(rf"isotrain/kernels/{package}/_native\..*\.so", name)]
 
 
 def test_doctor_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:

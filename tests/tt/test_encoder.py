@@ -102,7 +102,6 @@ def test_gradients_go_through_the_same_arithmetic(mode: str) -> None:
     for fidelity in ("lofi", "hifi4"):
         x.grad = weight.grad = bias.grad = None
         TtLinear.apply(x, weight, bias, Arithmetic(math_fidelity=fidelity, mode=mode)).backward(slope)
-        assert x.grad is not None and weight.grad is not None and bias.grad is not None  # noqa: PT018
         errors[fidelity] = (
             error(x.grad, slope.double() @ weight.detach().double()),
             error(weight.grad, slope.T.double() @ x.detach().double()),

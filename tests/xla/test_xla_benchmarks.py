@@ -41,7 +41,7 @@ def test_the_forward_pass_gives_the_cpu_backends_logits(backend: Any) -> None:
         np.testing.assert_allclose(here[text], there[text], rtol=1e-4, atol=1e-5)
 
 
-class ChangingShapes(WORKLOAD_CLASSES["forward"]):  # type: ignore[misc]
+class ChangingShapes(WORKLOAD_CLASSES["forward"]):
     """Meets a new shape in every timed block's second step; a warm-up's steps are each the first since `begin`."""
 
     length = 64

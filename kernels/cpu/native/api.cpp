@@ -69,11 +69,6 @@ bool has_amx() {
 #endif
 }
 
-#else
-bool has_avx512() { return false; }
-bool has_amx() { return false; }
-#endif
-
 const Engine* engine_called(const char* name) {
     if (has_amx() && !std::strcmp(name, isotrain::amx_engine()->name)) return isotrain::amx_engine();
     if (!has_avx512()) return nullptr;
@@ -81,6 +76,10 @@ const Engine* engine_called(const char* name) {
         if (!std::strcmp(name, engine->name)) return engine;
     return nullptr;
 }
+
+#else
+const Engine* engine_called(const char*) { return nullptr; }
+#endif
 
 const float* keep(Encoder& encoder, const void* source, std::size_t count) {
     encoder.vectors.push_back(isotrain::allocate<float>(count));

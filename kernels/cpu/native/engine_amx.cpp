@@ -3,13 +3,8 @@
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                                                        \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))),             \
-    apply_to = function)
-#else
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
-#endif
+#define ISOTRAIN_ISA "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"
+#include "../../include/isa_begin.h"
 
 #include "gemm_amx.h"
 #include "engine.h"
@@ -62,13 +57,6 @@ const Engine* amx_engine() {
 
 }  // namespace isotrain
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "../../include/isa_end.h"
 
-#else
-#include "common.h"
-namespace isotrain {
-const Engine* amx_engine() { return nullptr; }
-}  // namespace isotrain
 #endif

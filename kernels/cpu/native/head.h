@@ -8,6 +8,9 @@
 #include "common.h"
 #include "head_step.h"
 
+// How vectors wider than the registers are passed differs between instruction sets; none leaves its translation unit.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 namespace isotrain {
 namespace {
 

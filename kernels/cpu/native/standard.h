@@ -28,5 +28,5 @@
 #endif
 
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include "../../include/intrinsics.h"
 #endif

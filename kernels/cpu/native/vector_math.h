@@ -2,7 +2,7 @@
 // Included by translation units that are compiled for AVX-512.
 #pragma once
 
-#include <immintrin.h>
+#include "../../include/intrinsics.h"
 
 #include "common.h"
 

@@ -106,8 +106,13 @@ class PackedRows {
 
 const Engine* engine_called(const char* name) {
     const bool any = !name || !*name;
-    for (const Engine* engine : {avx512_engine(), avx2_engine(), portable_engine()})
-        if (engine && engine->available() && (any || !std::strcmp(name, engine->name))) return engine;
+    const Engine* const fastest_first[] = {
+#if defined(__x86_64__)
+        avx512_engine(), avx2_engine(),
+#endif
+        portable_engine()};
+    for (const Engine* engine : fastest_first)
+        if (engine->available() && (any || !std::strcmp(name, engine->name))) return engine;
     return nullptr;
 }
 

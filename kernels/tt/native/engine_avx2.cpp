@@ -1,9 +1,13 @@
 // The matrix unit on AVX2 (Haswell, Zen and later).
+#if defined(__x86_64__)
+
 #include <cstdint>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC target("avx2")
-#include <immintrin.h>
+#include "../../include/intrinsics.h"
+#include "engine.h"
+
+#define ISOTRAIN_ISA "avx2"
+#include "../../include/isa_begin.h"
 
 #include "unit.h"
 
@@ -77,6 +81,12 @@ struct Avx2 {
     static Lanes32 select(Mask m, Lanes32 a, Lanes32 b) { return _mm256_blendv_epi8(b, a, m); }
 };
 
+}  // namespace
+
+#include "../../include/isa_end.h"
+
+namespace {
+
 bool available() {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2");
@@ -89,7 +99,4 @@ const isotrain_tt::Engine* isotrain_tt::avx2_engine() {
     return &engine;
 }
 
-#else
-#include "engine.h"
-const isotrain_tt::Engine* isotrain_tt::avx2_engine() { return nullptr; }
 #endif

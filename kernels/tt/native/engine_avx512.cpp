@@ -1,9 +1,13 @@
 // The matrix unit on AVX-512 (F, BW, DQ, CD and VL; Skylake-SP, Zen 4 and later).
+#if defined(__x86_64__)
+
 #include <cstdint>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512cd,avx512vl")
-#include <immintrin.h>
+#include "../../include/intrinsics.h"
+#include "engine.h"
+
+#define ISOTRAIN_ISA "avx512f,avx512bw,avx512dq,avx512cd,avx512vl"
+#include "../../include/isa_begin.h"
 
 #include "unit.h"
 
@@ -64,6 +68,12 @@ struct Avx512 {
     static Lanes32 select(Mask m, Lanes32 a, Lanes32 b) { return _mm512_mask_mov_epi32(b, m, a); }
 };
 
+}  // namespace
+
+#include "../../include/isa_end.h"
+
+namespace {
+
 bool available() {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -78,7 +88,4 @@ const isotrain_tt::Engine* isotrain_tt::avx512_engine() {
     return &engine;
 }
 
-#else
-#include "engine.h"
-const isotrain_tt::Engine* isotrain_tt::avx512_engine() { return nullptr; }
 #endif
