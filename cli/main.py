@@ -15,6 +15,7 @@ from .bench import bench
 from .config import config
 from .doctor import doctor
 from .predict import predict
+from .report import report
 from .train import train
 from .tt_estimate import tt_estimate
 from .tt_formats import tt_formats
@@ -67,6 +68,7 @@ for _name, _command in (
     ("train", train),
     ("predict", predict),
     ("bench", bench),
+    ("report", report),
     ("doctor", doctor),
     ("config", config),
     ("tt-formats", tt_formats),
