@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+# A folder of somebody else's JSON shall not scroll the result away.
+MOST_WARNINGS = 10
+
 
 def report(
     folder: Annotated[
@@ -16,14 +19,13 @@ def report(
     png: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Each chart as a PNG file, too, by matplotlib: pip install 'isotrain[plots]'."
+            metavar="FOLDER", help=r"Each chart as a PNG file, too, by matplotlib: pip install 'isotrain\[plots]'."
         ),
     ] = None,
 ) -> None:
     """Show results as one HTML page that needs nothing beside it.
 
-    Reads what `isotrain bench`, `isotrain parity` and `isotrain train` wrote. A file that can't be used is named, and
-    the rest is shown.
+    Reads what `isotrain bench`, `isotrain parity` and `isotrain train` wrote. A file that can't be used is named.
 
     Examples:
 
@@ -34,8 +36,11 @@ def report(
     from ..benchmarks.html.write import write_report
 
     written = write_report(folder, out, png)
-    for skipped in written.skipped:
+    for skipped in written.skipped[:MOST_WARNINGS]:
         typer.echo(f"isotrain: warning: {skipped.path} is left out: {skipped.reason}", err=True)
+    if len(written.skipped) > MOST_WARNINGS:
+        more = len(written.skipped) - MOST_WARNINGS
+        typer.echo(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
     typer.echo(f"report: {written.page} ({written.charts} charts)")
     if png is not None:
         typer.echo(f"charts: {len(written.pictures)} PNG files in {png}")

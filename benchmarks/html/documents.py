@@ -178,12 +178,22 @@ class BenchMethod(Part):
     quick: bool
 
 
+class Comparison(Part):
+    """How many times as fast as a peer one of this project's kernels is."""
+
+    own: Text
+    peer: Text
+    ratio: Interval
+    valid: bool
+
+
 class Bench(Measurement):
     """A result of `isotrain bench`."""
 
     kind: Literal["isotrain.bench/1"] = Field(alias="schema")
     method: BenchMethod
     targets: Annotated[list[Target], Field(min_length=1)]
+    comparisons: list[Comparison] = []
 
 
 class WholeProcess(Part):

@@ -29,7 +29,8 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
         words = "Median of all blocks; whiskers: its 95 % interval. Hatched: invalid, to be used for nothing."
         blocks.append(BarChart(key, titled("Throughput", bench_tags(bench)), words, "samples/s", bars))
     blocks.append(_table(bench))
-    return blocks + reasons((target.name, verdict(target), target.reasons) for target in bench.targets)
+    blocks += reasons((target.name, verdict(target), target.reasons) for target in bench.targets)
+    return blocks + _comparisons(bench)
 
 
 def _method(bench: Bench) -> str:
@@ -93,6 +94,23 @@ def _table(bench: Bench) -> Table:
     rows = tuple((target.name, verdict(target), *_cells(target)) for target in bench.targets)
     flagged = frozenset(index for index, target in enumerate(bench.targets) if not target.valid)
     return Table(titled("All targets", bench_tags(bench)), columns, rows, flagged)
+
+
+def _comparisons(bench: Bench) -> list[Table]:
+    """How many times as fast as each peer each own kernel is; none without peers."""
+    columns = (
+        Column("ours", numeric=False),
+        Column("peer", numeric=False),
+        Column("ours is faster by"),
+        Column("95 % interval"),
+        Column("valid", numeric=False),
+    )
+    rows = tuple(
+        (one.own, one.peer, f"{one.ratio.median:.2f}x", one.ratio.words(), "valid" if one.valid else "invalid")
+        for one in bench.comparisons
+    )
+    flagged = frozenset(index for index, one in enumerate(bench.comparisons) if not one.valid)
+    return [Table(titled("Against peers", bench_tags(bench)), columns, rows, flagged)] if rows else []
 
 
 def _cells(target: Target) -> list[str]:

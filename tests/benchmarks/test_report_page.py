@@ -212,6 +212,17 @@ def test_a_target_without_an_intensity_is_named_beside_the_roof(bench_result: di
     assert "cpu peak in float32, measured in this run: 1 TFLOP/s, copy 10 GB/s" in page.sections["roofline"]
 
 
+def test_ratios_to_peers_have_a_table(bench_result: dict[str, Any], tmp_path: Path) -> None:
+    ratio = {"median": 3.2, "low": 2.2, "high": 3.7}
+    bench_result["comparisons"] = [{"own": "a", "peer": "b", "ratio": ratio, "valid": False}]
+    (tmp_path / "bench.json").write_text(json.dumps(bench_result), encoding="utf-8")
+    sections = {section.key: section for section in contents(load_results(tmp_path))}
+    table = sections["throughput"].blocks[-1]
+    assert table.caption == "Against peers · random weights"
+    assert table.rows == (("a", "b", "3.20x", "2.2 to 3.7", "invalid"),)
+    assert table.flagged == {0}
+
+
 def test_phases_are_those_before_the_steady_state(results_folder: Path) -> None:
     sections = {section.key: section for section in contents(load_results(results_folder))}
     bench, whole, runs = (block for block in sections["phases"].blocks if isinstance(block, StackedChart))
@@ -326,6 +337,13 @@ def test_the_command_says_what_it_wrote_and_what_it_left_out(
     warnings = told.err.splitlines()
     assert len(warnings) == 3
     assert "isotrain: warning: foreign.json is left out: no result of isotrain: it names no schema" in warnings
+    for number in range(30):
+        (results_folder / f"other-{number}.json").write_text("[]")
+    assert run_command(str(results_folder), "-o", str(out)) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 11
+    assert warnings[-1] == "isotrain: warning: 23 more are left out; the report's notes name them all"
+    assert "other-29.json" in Page(out.read_text(encoding="utf-8")).sections["notes"]
 
 
 @pytest.mark.parametrize(
