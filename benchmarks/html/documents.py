@@ -75,12 +75,16 @@ class Peaks(Part):
 
 
 class Roofline(Part):
-    """Where a target stands under the roof: `share` of `roof_tflops` is what it reached."""
+    """Where a target stands under the roof: `share` of `roof_tflops` is what it reached.
+
+    `bandwidth_gbps`: of a copy as large as its step's traffic, which a cache may hold; None: of a large copy.
+    """
 
     intensity_flop_per_byte: Positive
     roof_tflops: Positive
     share: Positive
     bound: Text
+    bandwidth_gbps: Positive | None = None
 
 
 class Device(Part):
@@ -104,6 +108,13 @@ class KernelUsed(Part):
 
 class Memory(Part):
     peak_bytes: Annotated[int, Field(ge=0)]
+
+
+class Energy(Part):
+    """`source`: the counter, or "unavailable: " and the reason."""
+
+    source: Text
+    joules_per_sample: Interval | None = None
 
 
 class Share(Part):
@@ -139,6 +150,7 @@ class Target(Part):
     peaks: Peaks | None = None
     share_of_peak: Share | None = None
     roofline: Roofline | None = None
+    energy: Energy | None = None
     processes: list[Process] = []
 
     @model_validator(mode="after")
@@ -265,7 +277,7 @@ class Ran(Part):
     """Whoever ran the steps: the reference, or a candidate as far as it came."""
 
     label: Text
-    backend: Text
+    backend: Text = ""
     device: Text | None = None
     policy: Text | None = None
     kernel: Text | None = None
@@ -312,14 +324,36 @@ class Epoch(Part):
 
 
 class Candidate(Ran):
-    verdict: Literal["pass", "drift", "diverged", "failed"]
+    """A candidate judged; of one whose process failed or whose trace was refused, only the label and the reasons."""
+
+    verdict: Literal["pass", "drift", "diverged", "refused", "failed"]
     reasons: list[Text] = []
+    worst: FiniteFloat | None = None
     first_step: int | None = None
     repetition: Text | None = None
     cause: Text | None = None
     repetitions: list[Repetition] = []
     probe: Probe | None = None
     metrics: list[Epoch] = []
+
+
+class Equivalence(Part):
+    """The difference of a candidate's final metric from the reference's, over seeds, with its interval."""
+
+    label: Text
+    difference: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    verdict: Text
+
+
+class Seeds(Part):
+    """The multi-seed test: equivalent is whose whole interval lies within the margin."""
+
+    n: int
+    metric: Text
+    margin: FiniteFloat
+    candidates: list[Equivalence]
 
 
 class Parity(Part):
@@ -337,6 +371,7 @@ class Parity(Part):
     tolerance: dict[Text, FiniteFloat] = {}
     reference: Ran
     candidates: Annotated[list[Candidate], Field(min_length=1)]
+    seeds: Seeds | None = None
 
 
 class RunDevice(Part):

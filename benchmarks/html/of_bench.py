@@ -29,6 +29,7 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
         words = "Median of all blocks; whiskers: its 95 % interval. Hatched: invalid, to be used for nothing."
         blocks.append(BarChart(key, titled("Throughput", bench_tags(bench)), words, "samples/s", bars))
     blocks.append(_table(bench))
+    blocks += [Words(f"Energy {source}") for source in _without_energy(bench)]
     blocks += reasons((target.name, verdict(target), target.reasons) for target in bench.targets)
     return blocks + _comparisons(bench)
 
@@ -88,6 +89,7 @@ def _table(bench: Bench) -> Table:
         Column("p90 ms"),
         Column("useful TFLOP/s"),
         Column("of peak"),
+        Column("J/sample"),
         Column("peak MiB"),
         Column("steady s (n)"),
     )
@@ -113,14 +115,27 @@ def _comparisons(bench: Bench) -> list[Table]:
     return [Table(titled("Against peers", bench_tags(bench)), columns, rows, flagged)] if rows else []
 
 
+def _without_energy(bench: Bench) -> list[str]:
+    """Why there is no figure of energy: what the results say of the missing counter, once each."""
+    known = [target.energy for target in measured(bench) if target.energy is not None]
+    return list(dict.fromkeys(energy.source for energy in known if energy.joules_per_sample is None))
+
+
+def _joules(target: Target) -> str:
+    if target.energy is None:
+        return ""
+    joules = target.energy.joules_per_sample
+    return "n/a" if joules is None else number(joules.median)
+
+
 def _cells(target: Target) -> list[str]:
     if target.figures is None:
-        return [""] * 9
+        return [""] * 10
     figures, share, memory = target.figures, target.share_of_peak, target.memory
     assert share is not None, "figures come with it"
     assert memory is not None, "figures come with it"
     if target.emulated:
-        return ["none"] + [""] * 6 + [number(memory.peak_bytes / 2**20), ""]
+        return ["none"] + [""] * 7 + [number(memory.peak_bytes / 2**20), ""]
     steady = target.phases["steady"].median if "steady" in target.phases else None
     return [
         number(figures.samples_per_second.median),
@@ -130,6 +145,7 @@ def _cells(target: Target) -> list[str]:
         number(figures.step_seconds.p90 * 1e3),
         number(figures.useful_tflops.median),
         f"{share.useful:.1%}",
+        _joules(target),
         number(memory.peak_bytes / 2**20),
         "" if steady is None else f"{number(steady)} ({target.n})",
     ]

@@ -25,7 +25,7 @@ from .labels import reasons, titled
 from .loading import Found, Results
 from .text import joined
 
-SIGNS = {"pass": "✓ pass", "drift": "△ drift", "diverged": "✗ diverged", "failed": "! failed"}
+SIGNS = {"pass": "✓ pass", "drift": "△ drift", "diverged": "✗ diverged", "refused": "! refused", "failed": "! failed"}
 # A candidate whose losses span more than this is only to be seen on a logarithmic axis.
 WIDE_SPAN = 50.0
 
@@ -87,8 +87,7 @@ def _losses(found: Found[Parity], index: str) -> list[Block]:
                     half=True,
                 )
             )
-    blocks += [table for table in (_probes(parity), _epochs(parity)) if table is not None]
-    return blocks
+    return blocks + [table for table in (_probes(parity), _epochs(parity), _seeds(parity)) if table is not None]
 
 
 def _what(parity: Parity) -> str:
@@ -118,7 +117,7 @@ def _verdicts(parity: Parity) -> Table:
             ("repetition", False),
             ("error", False),
             ("last loss", True),
-            ("largest relative L2", True),
+            ("error / allowed", True),
             ("computed as", False),
         )
     )
@@ -130,18 +129,13 @@ def _verdicts(parity: Parity) -> Table:
             one.repetition or "",
             one.cause or "",
             precise(next((value for value in reversed(one.trace.loss) if value is not None), None)),
-            _largest(one),
+            _figure(one.worst, "{:.3g}"),
             one.policy or "unknown",
         )
         for one in parity.candidates
     )
     flagged = frozenset(index for index, one in enumerate(parity.candidates) if one.verdict != "pass")
     return Table(titled("Verdicts", parity_tags(parity)), columns, rows, flagged)
-
-
-def _largest(candidate: Candidate) -> str:
-    known = [value for value in candidate.trace.relative_l2 if value is not None]
-    return number(max(known)) if known else ""
 
 
 def _curve(side: Ran) -> tuple[Point, ...]:
@@ -285,3 +279,23 @@ def _epochs(parity: Parity) -> Table | None:
         Column("reference's"),
     )
     return Table(titled("Metrics by epoch", parity_tags(parity)), columns, rows) if rows else None
+
+
+def _seeds(parity: Parity) -> Table | None:
+    """The final metric over several seeds, where they were run."""
+    if parity.seeds is None:
+        return None
+    columns = (
+        Column("candidate", numeric=False),
+        Column("difference"),
+        Column("interval"),
+        Column("is", numeric=False),
+    )
+    seeds = parity.seeds
+    rows = tuple(
+        (one.label, f"{one.difference:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", one.verdict)
+        for one in seeds.candidates
+    )
+    flagged = frozenset(index for index, one in enumerate(seeds.candidates) if one.verdict != "equivalent")
+    title = f"Final {seeds.metric} over {seeds.n} seeds, equivalent within {seeds.margin:g}"
+    return Table(titled(title, parity_tags(parity)), columns, rows, flagged)

@@ -44,7 +44,10 @@ def _roofline(bench: Bench, targets: Sequence[Target], key: str) -> list[Block]:
     blocks: list[Block] = []
     if placed:
         span = _span(placed, first.peaks)
-        lines = [*_roofs(first.peaks, span), *(_placed(target, style) for style, target in enumerate(placed))]
+        lines = [
+            *_roofs(first.peaks, _fastest(placed, first.peaks), span),
+            *(_placed(target, style) for style, target in enumerate(placed)),
+        ]
         blocks.append(
             LineChart(
                 key,
@@ -67,8 +70,14 @@ def _roofline(bench: Bench, targets: Sequence[Target], key: str) -> list[Block]:
 def _span(placed: Sequence[Target], peaks: Peaks) -> tuple[float, float]:
     """The intensities that the chart reaches over."""
     known = [target.roofline.intensity_flop_per_byte for target in placed if target.roofline is not None]
-    known.append(_ridge(peaks.matmul_tflops, peaks.copy_gbps))
+    known += [_ridge(peaks.matmul_tflops, gbps) for gbps in (peaks.copy_gbps, _fastest(placed, peaks))]
     return min(known) / ROOM, max(known) * ROOM
+
+
+def _fastest(placed: Sequence[Target], peaks: Peaks) -> float:
+    """GB/s of the fastest copy that a target is held against: what its step moves may fit a cache."""
+    known = [target.roofline.bandwidth_gbps for target in placed if target.roofline is not None]
+    return max(peaks.copy_gbps, *(gbps for gbps in known if gbps is not None), 0.0)
 
 
 def _ridge(tflops: float, gbps: float) -> float:
@@ -82,7 +91,7 @@ def _roof(name: str, tflops: float, gbps: float, span: tuple[float, float], styl
     return Line(name, tuple(points), style, plain=style != REFERENCE, marked=False)
 
 
-def _roofs(peaks: Peaks, span: tuple[float, float]) -> list[Line]:
+def _roofs(peaks: Peaks, fastest: float, span: tuple[float, float]) -> list[Line]:
     lines = [
         _roof(
             f"measured: {number(peaks.matmul_tflops)} TFLOP/s, {number(peaks.copy_gbps)} GB/s",
@@ -98,6 +107,10 @@ def _roofs(peaks: Peaks, span: tuple[float, float]) -> list[Line]:
     if peaks.vendor_tflops is not None and peaks.vendor_gbps is not None:
         name = f"vendor's figures: {number(peaks.vendor_tflops)} TFLOP/s, {number(peaks.vendor_gbps)} GB/s"
         lines.append(_roof(name, peaks.vendor_tflops, peaks.vendor_gbps, span, 2))
+    if fastest > peaks.copy_gbps:
+        limit = max(peaks.matmul_tflops, peaks.unit.tflops if peaks.unit is not None else 0.0)
+        name = f"fastest copy of as many bytes as a step moves: {number(fastest)} GB/s"
+        lines.append(_roof(name, limit, fastest, span, 3))
     return lines
 
 
@@ -105,7 +118,8 @@ def _placed(target: Target, style: int) -> Line:
     assert target.figures is not None, "measured targets only"
     assert target.roofline is not None, "placed targets only"
     reached = target.roofline.share * target.roofline.roof_tflops
-    speed = target.figures.useful_tflops
+    # Every rate of a target is work over the same seconds: their intervals have one shape.
+    speed = target.figures.hardware_tflops
     return Line(
         target.name if target.valid else f"{target.name} (invalid)",
         ((target.roofline.intensity_flop_per_byte, reached),),
@@ -123,6 +137,7 @@ def _places(bench: Bench, placed: Sequence[Target]) -> Table:
         Column("TFLOP/s"),
         Column("roof TFLOP/s"),
         Column("of the roof"),
+        Column("GB/s"),
         Column("bound by", numeric=False),
         Column("valid", numeric=False),
     )
@@ -133,6 +148,7 @@ def _places(bench: Bench, placed: Sequence[Target]) -> Table:
             number(at.share * at.roof_tflops),
             number(at.roof_tflops),
             f"{at.share:.1%}",
+            "" if at.bandwidth_gbps is None else number(at.bandwidth_gbps),
             at.bound,
             verdict(target),
         )

@@ -147,7 +147,8 @@ def fake_worker(tmp_path: Path) -> Callable[[dict[str, Any]], tuple[str, ...]]:
 @pytest.fixture
 def bench_result(all_runs: Callable[..., list[WorkerRun]]) -> dict[str, Any]:
     """A result of six targets: the first is invalid, the last ran on an emulated card and has no place under a roof."""
-    plan = make_plan(Options(layouts=("padded", "packed", "bucketed"), processes=3, blocks=3))
+    workloads, layouts = ("forward", "train_step"), ("padded", "packed", "bucketed")
+    plan = make_plan(Options(workloads=workloads, layouts=layouts, processes=3, blocks=3))
     emulated = {"backend": "tt", "device": "tt:0", "name": "tt (emulated): wormhole arithmetic", "emulated": True}
     changes: dict[int, dict[str, Any]] = {
         index: {"step_seconds": tuple(0.1 * (index + 1) * factor for factor in (0.95, 1.0, 1.05))} for index in range(6)
@@ -155,15 +156,20 @@ def bench_result(all_runs: Callable[..., list[WorkerRun]]) -> dict[str, Any]:
     changes[0] |= {"reasons": ["3 compilations inside the timed region"]}
     changes[5] |= {"device": emulated}
     result = build_result(plan, all_runs(plan, changes), describe())
-    result["targets"][5] |= {"backend": "tt", "label": "tt train_step bucketed auto x8"}
+    result["targets"][5] |= {"backend": "tt", "label": "tt train_step bucketed auto x8", "roofline": None}
     for place, target in enumerate(result["targets"][:5]):
-        roof = min(1.0, 0.01 * (20 + 40 * place))
+        # The first one's traffic fits a cache, which copies twice as fast as the memory.
+        intensity, gbps = 20.0 + 40 * place, 10.0 if place else 20.0
+        roof = min(1.0, intensity * gbps / 1e3)
         target["roofline"] = {
-            "intensity_flop_per_byte": 20.0 + 40 * place,
+            "intensity_flop_per_byte": intensity,
             "roof_tflops": roof,
-            "share": target["figures"]["useful_tflops"]["median"] / roof,
+            "share": target["figures"]["hardware_tflops"]["median"] / roof,
             "bound": "memory" if roof < 1 else "compute",
+            "bandwidth_gbps": gbps,
         }
+        target["energy"] = {"source": "unavailable: a test", "joules_per_sample": None, "n": 0}
+    result["targets"][1]["energy"] |= {"joules_per_sample": {"median": 0.5, "low": 0.4, "high": 0.6}, "n": 9}
     return result
 
 

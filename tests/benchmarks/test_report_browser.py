@@ -79,7 +79,7 @@ def test_charts_have_their_marks_and_lines(browser: Any, page: Path, width: int)
         # Six targets, one of them emulated.
         "throughput-0": [5, 0],
         "whole-runs-0": [2, 0],
-        "roofline-0-0": [5, 1],
+        "roofline-0-0": [5, 2],
         "phases-0": [6 * 7, 0],
         "whole-phases-0": [5, 0],
         "training-phases": [4, 0],

@@ -126,7 +126,10 @@ def test_an_emulated_card_has_no_throughput_anywhere(results_folder: Path, page:
     table = next(block for block in sections["throughput"].blocks if getattr(block, "caption", "").startswith("All"))
     row = table.rows[5]
     assert row[:3] == ("tt (emulated) train_step bucketed auto x8", "emulated", "none")
-    assert not any(cell for header, cell in zip(table.columns[3:9], row[3:9], strict=True))
+    assert [column.header for column in table.columns[9:11]] == ["J/sample", "peak MiB"]
+    assert not any(row[3:10])
+    assert [row[9] for row in table.rows[:2]] == ["n/a", "0.5"]
+    assert "Energy unavailable: a test" in page.sections["throughput"]
     assert "tt (emulated)" not in page.sections["roofline"].partition("bench.json")[2]
     runs = next(block for block in sections["training"].blocks if getattr(block, "caption", "").startswith("Runs"))
     assert "none (emulated)" in runs.rows[1]
@@ -187,17 +190,19 @@ def test_the_roof_and_its_targets_are_where_they_were_measured(
     results_folder: Path, bench_result: dict[str, Any]
 ) -> None:
     sections = {section.key: section for section in contents(load_results(results_folder))}
-    roof, *targets = next(block for block in sections["roofline"].blocks if isinstance(block, LineChart)).lines
+    roof, cache, *targets = next(block for block in sections["roofline"].blocks if isinstance(block, LineChart)).lines
     # 1 TFLOP/s over 10 GB/s: the ridge is at 100 FLOP/byte.
     assert (100.0, 1.0) in roof.points
     assert all(value == pytest.approx(min(1.0, 0.01 * x)) for x, value in roof.points)
+    assert (50.0, 1.0) in cache.points
+    assert cache.name == "fastest copy of as many bytes as a step moves: 20 GB/s"
     for line, target in zip(targets, bench_result["targets"], strict=False):
         assert line.points[0] == (
             target["roofline"]["intensity_flop_per_byte"],
-            pytest.approx(target["figures"]["useful_tflops"]["median"]),
+            pytest.approx(target["figures"]["hardware_tflops"]["median"]),
         )
-        assert line.lows[0] == pytest.approx(target["figures"]["useful_tflops"]["low"])
-        assert line.highs[0] == pytest.approx(target["figures"]["useful_tflops"]["high"])
+        assert line.lows[0] == pytest.approx(target["figures"]["hardware_tflops"]["low"])
+        assert line.highs[0] == pytest.approx(target["figures"]["hardware_tflops"]["high"])
 
 
 def test_a_target_without_an_intensity_is_named_beside_the_roof(bench_result: dict[str, Any], tmp_path: Path) -> None:
@@ -230,6 +235,14 @@ def test_phases_are_those_before_the_steady_state(results_folder: Path) -> None:
     assert [stack.total for stack in bench.stacks] == [1.75] * 6
     assert whole.stacks[0].total == pytest.approx(91.0)
     assert runs.stacks[0].parts["steps, evaluation, rest"] == pytest.approx(15.5)
+
+
+def test_a_candidate_that_was_not_compared_and_the_test_over_seeds_have_their_rows(page: Page) -> None:
+    told = page.sections["losses"]
+    for words in ("! failed", "no <GPU> & no driver", "! refused", "its batches are not the reference's"):
+        assert words in told
+    assert "Final eval/accuracy over 5 seeds, equivalent within 0.01 · random weights" in told
+    assert "-0.0300 to -0.0100" in told
 
 
 def test_where_a_result_comes_from_is_said(page: Page) -> None:

@@ -38,6 +38,7 @@ def candidate(label: str, policy: str, error: float, verdict: str = "pass", **ch
         | {
             "verdict": verdict,
             "reasons": [] if verdict == "pass" else ["its loss left the band"],
+            "worst": error * 50,
             "first_step": None if verdict == "pass" else 12,
             "repetition": None if verdict == "pass" else "repetition 4",
             "cause": None if verdict == "pass" else "local",
@@ -95,14 +96,27 @@ def parity(*candidates: dict[str, Any]) -> dict[str, Any]:
         "weights_sha256": "c" * 64,
         "steps": STEPS,
         "tolerance": {"float32": 2.0, "bfloat16": 3.0},
+        "seeds": {
+            "n": 5,
+            "metric": "eval/accuracy",
+            "margin": 0.01,
+            "candidates": [
+                {"label": "cpu:bfloat16", "difference": 0.001, "low": -0.002, "high": 0.004, "verdict": "equivalent"},
+                {"label": "xla:float32", "difference": -0.02, "low": -0.03, "high": -0.01, "verdict": "different"},
+            ],
+        },
         "candidates": list(candidates)
         or [
             candidate("cpu:float32", "float32", 1e-6),
             candidate("cpu:bfloat16", "bfloat16 (computed in float32)", 4e-4),
             candidate("tt:hifi2", "bfloat16, HiFi2", 2e-3, "drift", emulated=True, device="tt (emulated)"),
             candidate("xla:float32", "float32", 2e-2, "diverged"),
-            side("cuda:float32", "float32")
-            | {"verdict": "failed", "reasons": ["its process ended with exit code 1: no <GPU> & no driver"]},
+            {
+                "label": "cuda:float32",
+                "verdict": "failed",
+                "reasons": ["its process ended with exit code 1: no <GPU> & no driver"],
+            },
+            {"label": "cpu:float32 other", "verdict": "refused", "reasons": ["its batches are not the reference's"]},
         ],
     }
 
