@@ -1,4 +1,4 @@
-"""What a run shows while it works: a progress bar on a terminal, log lines elsewhere."""
+"""What a run shows while it works: a live view on a terminal (live.py), log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class Reporter(Protocol):
         """A callback ``(done, total)`` for a part of the preparation, or None when nobody watches."""
         ...
 
-    def start(self, step: int, total_steps: int) -> None: ...
+    def start(self, step: int, total_steps: int, label: str = "") -> None:
+        """Training begins at `step`. `label`: what is trained, random weights and an emulated card named."""
+        ...
 
     def update(self, step: int, values: dict[str, Any]) -> None: ...
 
@@ -31,8 +33,8 @@ class SilentReporter:
     def phase(self, name: str) -> None:
         del name
 
-    def start(self, step: int, total_steps: int) -> None:
-        del step, total_steps
+    def start(self, step: int, total_steps: int, label: str = "") -> None:
+        del step, total_steps, label
 
     def update(self, step: int, values: dict[str, Any]) -> None:
         del step, values
@@ -63,7 +65,8 @@ class LineReporter:
 
         return advance
 
-    def start(self, step: int, total_steps: int) -> None:
+    def start(self, step: int, total_steps: int, label: str = "") -> None:
+        del label
         self._first_step, self._total_steps = step, total_steps
         self._last = self._began = time.perf_counter_ns()
 
@@ -79,37 +82,6 @@ class LineReporter:
                 values["samples_per_second"],
                 left,
             )
-
-
-# Short enough for 80 columns; evaluations have log lines of their own.
-_SHOWN = {"train/loss": "loss {:.4f}", "samples_per_second": "{:,.0f} samples/s"}
-
-
-class BarReporter:
-    """rich progress bars on stderr."""
-
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-        self._training: Any = None
-        self._latest: dict[str, str] = {}
-
-    def phase(self, name: str) -> Callable[[int, int], None]:
-        task = None
-
-        def advance(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = self._progress.add_task(name, total=total, note="")
-            self._progress.update(task, completed=done)
-
-        return advance
-
-    def start(self, step: int, total_steps: int) -> None:
-        self._training = self._progress.add_task("train", total=total_steps, completed=step, note="")
-
-    def update(self, step: int, values: dict[str, Any]) -> None:
-        self._latest |= {key: form.format(values[key]) for key, form in _SHOWN.items() if key in values}
-        self._progress.update(self._training, completed=step, note="  ".join(self._latest.values()))
 
 
 @cache
@@ -128,19 +100,11 @@ def terminal() -> Any:
 
 @contextmanager
 def reporter_for_terminal() -> Iterator[Reporter]:
-    """A bar when stderr is a terminal, lines elsewhere."""
+    """A live view when stderr is a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
         yield LineReporter()
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from .live import live_reporter
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=terminal()) as progress:
-        yield BarReporter(progress)
+    with live_reporter(terminal()) as reporter:
+        yield reporter

@@ -98,7 +98,7 @@ def train(
                     job, run, resolved, reporter, resuming=resume is not None or config.resume_from_checkpoint
                 )
             stop.loop_started = True
-            reporter.start(training.state.step, training.total_steps)
+            reporter.start(training.state.step, training.total_steps, job.label)
             small = config.freeze_encoder and config.feature_cache
             try:
                 if observer is not None:

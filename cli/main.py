@@ -16,6 +16,7 @@ from .config import config
 from .doctor import doctor
 from .parity import parity
 from .predict import predict
+from .report import report
 from .train import train
 from .tt_estimate import tt_estimate
 from .tt_formats import tt_formats
@@ -68,6 +69,7 @@ for _name, _command in (
     ("train", train),
     ("predict", predict),
     ("bench", bench),
+    ("report", report),
     ("doctor", doctor),
     ("config", config),
     ("tt-formats", tt_formats),

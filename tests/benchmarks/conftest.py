@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isotrain.benchmarks.plan import Plan
+from isotrain.benchmarks.environment import describe
+from isotrain.benchmarks.plan import Options, Plan, make_plan
+from isotrain.benchmarks.results import build_result
 from isotrain.benchmarks.runner import WorkerRun
+from support.results import parity, whole_run, write_run
 
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady", "peaks")
 
@@ -139,3 +142,51 @@ def fake_worker(tmp_path: Path) -> Callable[[dict[str, Any]], tuple[str, ...]]:
         return (sys.executable, str(script))
 
     return make
+
+
+@pytest.fixture
+def bench_result(all_runs: Callable[..., list[WorkerRun]]) -> dict[str, Any]:
+    """A result of six targets: the first is invalid, the last ran on an emulated card and has no place under a roof."""
+    workloads, layouts = ("forward", "train_step"), ("padded", "packed", "bucketed")
+    plan = make_plan(Options(workloads=workloads, layouts=layouts, processes=3, blocks=3))
+    emulated = {"backend": "tt", "device": "tt:0", "name": "tt (emulated): wormhole arithmetic", "emulated": True}
+    changes: dict[int, dict[str, Any]] = {
+        index: {"step_seconds": tuple(0.1 * (index + 1) * factor for factor in (0.95, 1.0, 1.05))} for index in range(6)
+    }
+    changes[0] |= {"reasons": ["3 compilations inside the timed region"]}
+    changes[5] |= {"device": emulated}
+    result = build_result(plan, all_runs(plan, changes), describe())
+    result["targets"][5] |= {"backend": "tt", "label": "tt train_step bucketed auto x8", "roofline": None}
+    for place, target in enumerate(result["targets"][:5]):
+        # The first one's traffic fits a cache, which copies twice as fast as the memory.
+        intensity, gbps = 20.0 + 40 * place, 10.0 if place else 20.0
+        roof = min(1.0, intensity * gbps / 1e3)
+        target["roofline"] = {
+            "intensity_flop_per_byte": intensity,
+            "roof_tflops": roof,
+            "share": target["figures"]["hardware_tflops"]["median"] / roof,
+            "bound": "memory" if roof < 1 else "compute",
+            "bandwidth_gbps": gbps,
+        }
+        target["energy"] = {"source": "unavailable: a test", "joules_per_sample": None, "n": 0}
+    result["targets"][1]["energy"] |= {"joules_per_sample": {"median": 0.5, "low": 0.4, "high": 0.6}, "n": 9}
+    return result
+
+
+@pytest.fixture
+def results_folder(bench_result: dict[str, Any], tmp_path: Path) -> Path:
+    """One result of each kind, two runs, and three files that no report can use."""
+    folder = tmp_path / "all results"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for name, document in (
+        ("bench.json", bench_result),
+        ("deep/whole.json", whole_run()),
+        ("deep/er/parity.json", parity()),
+        ("foreign.json", {"name": "somebody's", "version": 1}),
+        ("future.json", {"schema": "isotrain.bench/9"}),
+    ):
+        (folder / name).write_text(json.dumps(document), encoding="utf-8")
+    (folder / "truncated.json").write_text(json.dumps(bench_result)[:-100], encoding="utf-8")
+    write_run(folder / "runs" / "first")
+    write_run(folder / "runs" / "second", steps=700, ended=False, emulated=True)
+    return folder

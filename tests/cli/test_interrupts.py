@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -138,3 +142,37 @@ def test_a_signal_before_the_first_step_leaves_nothing(folder: Path) -> None:
     assert process.returncode == 130, output
     assert "isotrain: interrupted" in output
     assert not run.exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_saves_and_leaves_the_last_frame(folder: Path) -> None:
+    control, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "train", "job.yaml", "--set", "run_name=watched"],
+        cwd=folder,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+    )
+    os.close(terminal)
+    shown: list[bytes] = []
+
+    def read() -> None:
+        # A terminal that nobody is left to write to ends in an error.
+        with contextlib.suppress(OSError):
+            while part := os.read(control, 65536):
+                shown.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_for_first_checkpoint(folder / "runs" / "watched", process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    reader.join(timeout=10)
+    os.close(control)
+    screen = b"".join(shown).decode()
+    assert process.returncode == 130, screen
+    assert "isotrain train --resume runs/watched" in output
+    assert re.search(r"loss \d\.\d{4}  smoothed", screen)
+    assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), "the cursor is given back"

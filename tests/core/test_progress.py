@@ -1,4 +1,4 @@
-"""What a watcher sees: bars on a terminal, lines now and then elsewhere."""
+"""What a watcher sees: a live view on a terminal, lines now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import io
 import logging
 
 import pytest
-from isotrain.albert_core.progress import BarReporter, LineReporter
+from isotrain.albert_core.live import SPARKS, History, LiveReporter, Smoothed, live_reporter
+from isotrain.albert_core.progress import LineReporter, reporter_for_terminal
+from rich.console import Console
 
 
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -33,21 +35,110 @@ def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     ]
 
 
-def test_the_bar_shows_step_loss_and_speed() -> None:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+def on_a_terminal(reporter: LiveReporter, width: int = 80, encoding: str = "utf-8") -> list[str]:
+    """The lines that a terminal would show now."""
+    console = Console(
+        force_terminal=True, file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), width=width, color_system=None
+    )
+    with console.capture() as shown:
+        console.print(reporter)
+    return shown.get().splitlines()
 
+
+def step_values(loss: float) -> dict[str, float]:
+    return {"epoch": 1, "train/loss": loss, "samples_per_second": 4321.0, "learning_rate": 1e-3}
+
+
+def test_the_live_view_shows_progress_losses_speed_and_evaluations() -> None:
+    reporter = LiveReporter()
+    reporter.phase("tokenise train")(500, 1000)
+    reporter.start(3, 40, "random:tiny (random weights) on tt (emulated)")
+    for step, loss in ((4, 4.0), (5, 3.0), (6, 2.0)):
+        reporter.update(step, step_values(loss))
+    for epoch in range(1, 9):
+        reporter.update(6 + epoch, {"epoch": epoch, "eval/loss": 1.0, "eval/accuracy": epoch / 10, "eval_seconds": 0.1})
+    lines = on_a_terminal(reporter)
+    assert lines[0].split()[:2] == ["tokenise", "train"]
+    assert "500/1000" in lines[0]
+    assert "14/40" in lines[1]
+    assert "ETA" in lines[1]
+    assert lines[2] == "random:tiny (random weights) on tt (emulated)"
+    # Weights 0.81, 0.9 and 1 of the three losses.
+    assert lines[3] == f"loss 2.0000  smoothed {(0.81 * 4 + 0.9 * 3 + 2) / 2.71:.4f}  █▅▁"
+    assert lines[4] == "4,321 samples/s  learning rate 1.00e-03"
+    assert lines[5].split() == ["epoch", "step", "loss", "accuracy"]
+    assert [line.split() for line in lines[6:]] == [
+        [f"{epoch}", f"{6 + epoch}", "1.0000", f"{epoch / 10:.4f}"] for epoch in range(4, 9)
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_the_live_view_keeps_to_its_width_before_anything_is_known(width: int) -> None:
+    reporter = LiveReporter()
+    assert on_a_terminal(reporter, width) in ([], [""])
+    reporter.start(0, 1_000_000)
+    reporter.update(10, step_values(123.456))
+    assert all(len(line) <= width for line in on_a_terminal(reporter, width))
+
+
+def test_a_terminal_without_unicode_gets_no_blocks() -> None:
+    reporter = LiveReporter()
+    for step in range(20):
+        reporter.update(step, step_values(20.0 - step))
+    assert "█" in "".join(on_a_terminal(reporter))
+    lines = on_a_terminal(reporter, encoding="ascii")
+    assert "smoothed" in "".join(lines)
+    "".join(lines).encode("ascii")
+
+
+@pytest.mark.parametrize("count", [2, 31, 32, 33, 64, 65, 1000, 100_000])
+def test_sparks_show_the_whole_curve_in_little_room(count: int) -> None:
+    history = History()
+    for step in range(count):
+        history.add(float(count - step))
+    sparks = history.sparks()
+    assert 2 <= len(sparks) <= SPARKS
+    assert sparks[0] == "█"
+    assert sparks[-1] == "▁"
+    assert list(sparks) == sorted(sparks, reverse=True)
+
+
+def test_a_flat_curve_is_flat() -> None:
+    history = History()
+    assert history.sparks() == ""
+    for _ in range(5):
+        history.add(2.0)
+    assert history.sparks() == "▁" * 5
+
+
+def test_a_smoothed_constant_is_that_constant_from_the_start() -> None:
+    smoothed = Smoothed()
+    assert [smoothed.add(3.0) for _ in range(5)] == pytest.approx([3.0] * 5)
+
+
+def test_lines_are_logged_above_the_view_and_its_last_frame_stays() -> None:
     screen = io.StringIO()
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(file=screen, width=120), auto_refresh=False) as progress:
-        reporter = BarReporter(progress)
-        reporter.phase("tokenise train")(500, 1000)
-        reporter.start(3, 40)
-        reporter.update(13, {"train/loss": 1.25, "samples_per_second": 4321.0})
-        reporter.update(14, {"eval/accuracy": 0.75})
-        progress.refresh()
+    console = Console(force_terminal=True, file=screen, width=80, color_system=None)
+    with live_reporter(console) as reporter:
+        reporter.start(0, 10)
+        console.print("a line of the log")
+        reporter.update(10, step_values(0.25))
     shown = screen.getvalue()
-    assert "tokenise train" in shown
-    assert "500/1000" in shown.replace(" ", "")
-    assert "14/40" in shown.replace(" ", "")
-    assert "loss 1.2500  4,321 samples/s" in shown
+    assert "a line of the log" in shown
+    assert "loss 0.2500" in shown.rpartition("a line of the log")[2]
+    assert "10/10" in shown
+
+
+def test_an_interrupted_view_gives_the_cursor_back() -> None:
+    screen = io.StringIO()
+    console = Console(force_terminal=True, file=screen, width=80, color_system=None)
+    with pytest.raises(KeyboardInterrupt), live_reporter(console) as reporter:
+        reporter.start(0, 10)
+        raise KeyboardInterrupt
+    assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")
+
+
+def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isotrain.albert_core.progress.sys.stderr", io.StringIO())
+    with reporter_for_terminal() as reporter:
+        assert isinstance(reporter, LineReporter)

@@ -80,6 +80,7 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     names = zipfile.ZipFile(wheel).namelist()
     assert "isotrain/configs/banking77.yaml" in names
     assert "isotrain/py.typed" in names
+    assert {"isotrain/benchmarks/html/page.css", "isotrain/benchmarks/html/page.html.j2"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.startswith("isotrain/tests") or not name.startswith("isotrain")]
 
@@ -108,3 +109,6 @@ def test_a_packaged_configuration_trains_from_the_wheel(installed: Path, tmp_pat
     result = run(installed, "train", "quickstart", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs" / "first" / "summary.json").is_file()
+    result = run(installed, "report", "runs", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "<h1>isotrain report: runs</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")

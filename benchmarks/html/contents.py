@@ -1,0 +1,103 @@
+"""The report's contents, section by section: what an engineer asks first stands first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from . import of_bench, of_environment, of_parity, of_phases, of_roofline, of_runs, of_whole_runs
+from .charts import Column, Section, Table, Words
+from .documents import Bench, EndToEnd, Parity
+from .labels import bench_tags, measured, whole_tags
+from .loading import Found, Results
+from .text import joined, plural
+
+
+def contents(results: Results) -> list[Section]:
+    """The sections that have something to say, in the page's order."""
+    throughput = Section("throughput", "Throughput")
+    roofline = Section("roofline", "Roofline")
+    for index, bench in enumerate(results.bench):
+        throughput.blocks.extend(of_bench.throughput(bench, f"throughput-{index}"))
+        roofline.blocks.extend(of_roofline.roofline(bench, f"roofline-{index}"))
+    for index, whole in enumerate(results.whole_runs):
+        throughput.blocks.extend(of_whole_runs.whole_runs(whole, f"whole-runs-{index}"))
+    sections = [
+        _summary(results),
+        of_parity.agreement(results),
+        of_parity.growth(results),
+        throughput,
+        roofline,
+        of_phases.phases(results),
+        of_runs.training(results),
+        of_environment.environment(results),
+        of_environment.notes(results),
+    ]
+    return [section for section in sections if section.blocks]
+
+
+def lead(results: Results) -> str:
+    """What the report was made from, in a line."""
+    counts = (
+        (results.parity, "parity result"),
+        (results.bench, "bench result"),
+        (results.whole_runs, "whole-run result"),
+        (results.runs, "training run"),
+        (results.skipped, "skipped file"),
+    )
+    return joined([plural(len(found), noun) for found, noun in counts if found])
+
+
+def _summary(results: Results) -> Section:
+    rows = [
+        *((one.path, "parity", *_of_parity(one.document)) for one in results.parity),
+        *((one.path, "bench", *_of_bench(one.document)) for one in results.bench),
+        *((one.path, "whole runs", *_of_whole_runs(one.document)) for one in results.whole_runs),
+        *((one.path, "training", of_runs.run_name(one).rpartition(", ")[2], _of_run(one)) for one in results.runs),
+    ]
+    columns = tuple(Column(name, numeric=False) for name in ("file or folder", "kind", "on", "outcome"))
+    table = Table("What was found, and how it came out", columns, tuple(rows))
+    section = Section("summary", "Summary", [table])
+    if results.skipped:
+        section.blocks.append(
+            Words(f"{plural(len(results.skipped), 'file')} could not be used and stand with reasons in the notes", True)
+        )
+    return section
+
+
+def _of_parity(parity: Parity) -> tuple[str, str]:
+    verdicts = Counter[str](one.verdict for one in parity.candidates)
+    counted = [f"{verdicts[word]} {sign}" for word, sign in of_parity.SIGNS.items() if verdicts[word]]
+    names = ", ".join(one.name for one in parity.candidates)
+    return f"{names} against {parity.reference.name}", joined([*counted, *of_parity.parity_tags(parity)])
+
+
+def _of_bench(bench: Bench) -> tuple[str, str]:
+    known = measured(bench)
+    devices = dict.fromkeys(target.device.name for target in known if target.device)
+    counts = (
+        ("valid", [target for target in bench.targets if target.valid and not target.emulated]),
+        ("emulated", [target for target in known if target.emulated]),
+        ("unavailable", [target for target in bench.targets if target.status == "unavailable"]),
+        ("invalid", [target for target in bench.targets if not target.valid and target.status != "unavailable"]),
+    )
+    counted = [f"{len(targets)} {word}" for word, targets in counts if targets]
+    return ", ".join(devices), joined([*counted, *bench_tags(bench)])
+
+
+def _of_whole_runs(result: EndToEnd) -> tuple[str, str]:
+    valid = sum(side.valid for side in result.sides)
+    devices = dict.fromkeys(process.device for process in result.processes)
+    invalid = f"{len(result.sides) - valid} invalid" if valid < len(result.sides) else None
+    return ", ".join(devices), joined([f"{valid} valid", invalid, *whole_tags(result)])
+
+
+def _of_run(run: Found[Any]) -> str:
+    accuracies = [value for _, value in run.document.eval_accuracy if value is not None]
+    return joined(
+        [
+            of_runs.ended(run.document),
+            f"accuracy {accuracies[-1]:.4f}" if accuracies else None,
+            *of_runs.run_tags([run]),
+        ]
+    )

@@ -1,0 +1,65 @@
+"""The words that figures must not stand without: random weights, emulated, quick, partial, invalid and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .charts import Column, Table
+from .documents import Bench, EndToEnd, Target
+from .text import joined
+
+EMULATED = "Emulated on this host, no device's throughput"
+
+
+def titled(title: str, tags: Iterable[str]) -> str:
+    """A title with all that qualifies every figure under it."""
+    return joined([title, *tags])
+
+
+def measured(bench: Bench) -> list[Target]:
+    """The targets that have figures."""
+    return [target for target in bench.targets if target.figures is not None]
+
+
+def bench_tags(bench: Bench) -> list[str]:
+    """What holds for the figures of a bench result as a whole."""
+    known = measured(bench)
+    return [
+        words
+        for words, said in (
+            ("random weights", any(target.model and target.model.random_weights for target in known)),
+            ("quick look, no result", bench.method.quick),
+            ("partial: interrupted", bench.status == "partial"),
+            ("failed", bench.status == "failed"),
+        )
+        if said
+    ]
+
+
+def whole_tags(result: EndToEnd) -> list[str]:
+    """What holds for the figures of whole runs."""
+    return [
+        words
+        for words, said in (
+            ("random weights", any(process.random_weights for process in result.processes)),
+            ("emulated, no device's time", any("emulated" in process.device for process in result.processes)),
+            ("quick look, no result", result.method.quick),
+            ("partial: interrupted", result.status == "partial"),
+            ("failed", result.status == "failed"),
+        )
+        if said
+    ]
+
+
+def verdict(target: Target) -> str:
+    """Whether a target's figures may be used, in a word or two."""
+    if target.valid:
+        return "emulated" if target.emulated else "valid"
+    return target.status if target.status in ("failed", "not run", "unavailable") else "invalid"
+
+
+def reasons(named: Iterable[tuple[str, str, Sequence[str]]]) -> list[Table]:
+    """A table of what is wrong, or none where nothing is. named: name, verdict and reasons of each."""
+    columns = tuple(Column(name, numeric=False) for name in ("what", "is", "because"))
+    rows = tuple((name, word, "; ".join(reasons)) for name, word, reasons in named if reasons)
+    return [Table("Reasons", columns, rows)] if rows else []

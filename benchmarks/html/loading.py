@@ -1,0 +1,213 @@
+"""Every result under a folder, read and checked; what can't be used is named, with the reason, and left out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ... import UserError
+from .documents import MODELS, Bench, EndToEnd, Parity, RunRecord, RunSummary
+from .text import clean
+
+METRICS, RECORD, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
+# A result has kilobytes; a file of this size is something else and would fill the memory.
+LARGEST_FILE = 256 * 2**20
+# What a run keeps of the results of others' programs: model configurations, tokenizers, manifests.
+RUNS_OWN_FOLDERS = {"checkpoints", "model", "tokenizer", "tensorboard", "wandb"}
+RUNS_OWN_FILES = {RECORD, SUMMARY, "labels.json"}
+
+
+Document = TypeVar("Document")
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Found(Generic[Document]):
+    """A document and its path relative to the folder that was searched."""
+
+    path: str
+    document: Document
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run's folder: what it is, how it ended (None: not yet), and its curves by step."""
+
+    record: RunRecord
+    summary: RunSummary | None
+    loss: tuple[tuple[float, float | None], ...]
+    eval_loss: tuple[tuple[float, float | None], ...]
+    eval_accuracy: tuple[tuple[float, float | None], ...]
+    samples_per_second: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that the report doesn't use, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Results:
+    """All that a report is made of, each kind in the order of its paths."""
+
+    folder: Path
+    bench: list[Found[Bench]] = field(default_factory=list)
+    whole_runs: list[Found[EndToEnd]] = field(default_factory=list)
+    parity: list[Found[Parity]] = field(default_factory=list)
+    runs: list[Found[Run]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.bench) + len(self.whole_runs) + len(self.parity) + len(self.runs)
+
+
+class _UnusableError(ValueError):
+    """Why a file isn't used, in a few words."""
+
+
+def load_results(folder: Path) -> Results:
+    """The results under `folder`, at any depth. Raises UserError where there is none that a report can show."""
+    if not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is no folder; give one that holds results or training runs")
+    results = Results(folder)
+    for path in _candidates(folder):
+        name = clean(str(path.relative_to(folder)))
+        try:
+            if path.name == METRICS:
+                name = clean(str(path.parent.relative_to(folder))) if path.parent != folder else folder.name
+                results.runs.append(Found(name, _read_run(path.parent)))
+            else:
+                _sort_in(results, name, _read_result(path))
+        except _UnusableError as error:
+            results.skipped.append(Skipped(name, str(error)))
+        except OSError as error:
+            results.skipped.append(Skipped(name, f"can't be read ({error.strerror})"))
+    if results.count == 0:
+        raise UserError(_nothing(results))
+    return results
+
+
+def _nothing(results: Results) -> str:
+    seen = "; ".join(f"{one.path}: {one.reason}" for one in results.skipped[:3])
+    more = f"; and {len(results.skipped) - 3} more" if len(results.skipped) > 3 else ""
+    return (
+        f"nothing under {str(results.folder)!r} can be shown ({seen + more if seen else 'it holds no JSON'}); give a "
+        "folder with results of isotrain bench or isotrain parity, or with training runs"
+    )
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """JSON files and runs' metrics in the order of their paths, without hidden folders and what a run keeps beside."""
+    for root, folders, files in os.walk(folder):
+        is_run = METRICS in files
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not (is_run and name in RUNS_OWN_FOLDERS)
+        )
+        for name in sorted(files):
+            own = is_run and (name in RUNS_OWN_FILES or name.startswith("until-step-"))
+            if name == METRICS or (name.endswith(".json") and not name.startswith(".") and not own):
+                yield Path(root) / name
+
+
+def _read_result(path: Path) -> Bench | EndToEnd | Parity:
+    value = _json(path)
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema is None:
+        raise _UnusableError("no result of isotrain: it names no schema")
+    if not isinstance(schema, str) or schema not in MODELS:
+        raise _UnusableError(f"its schema {clean(str(schema))[:60]!r} is none of {', '.join(MODELS)}")
+    return _checked(MODELS[schema], value)
+
+
+def _sort_in(results: Results, name: str, document: Bench | EndToEnd | Parity) -> None:
+    if isinstance(document, Bench):
+        results.bench.append(Found(name, document))
+    elif isinstance(document, EndToEnd):
+        results.whole_runs.append(Found(name, document))
+    else:
+        results.parity.append(Found(name, document))
+
+
+def _read_run(folder: Path) -> Run:
+    if not (folder / RECORD).is_file():
+        raise _UnusableError(f"no training run of isotrain: {METRICS} without {RECORD}")
+    record = _checked(RunRecord, _json(folder / RECORD))
+    summary = _checked(RunSummary, _json(folder / SUMMARY)) if (folder / SUMMARY).is_file() else None
+    lines = list(_lines(folder / METRICS))
+
+    def curve(key: str) -> tuple[tuple[float, float | None], ...]:
+        return tuple((line["step"], _number(line[key])) for line in lines if key in line)
+
+    return Run(
+        record=record,
+        summary=summary,
+        loss=curve("train/loss"),
+        eval_loss=curve("eval/loss"),
+        eval_accuracy=curve("eval/accuracy"),
+        samples_per_second=tuple(value for _, value in curve("samples_per_second") if value is not None),
+    )
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file. The last may be torn: its run was killed, or writes it just now."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise _UnusableError(f"{METRICS}:{number} is no JSON") from error
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise _UnusableError(f"{METRICS}:{number} has no step")
+        yield line
+
+
+def _number(value: Any) -> float | None:
+    """A figure, or None for what isn't finite: "NaN" and "Infinity" stand there as texts."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < math.inf else None
+
+
+def _json(path: Path) -> Any:
+    if path.stat().st_size > LARGEST_FILE:
+        raise _UnusableError(f"larger than {LARGEST_FILE // 2**20} MiB")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        what = "truncated" if error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg else "no JSON"
+        raise _UnusableError(f"{what}: {error.msg} at line {error.lineno}") from error
+    except UnicodeDecodeError as error:
+        raise _UnusableError("not UTF-8") from error
+    except RecursionError as error:
+        raise _UnusableError("nested too deeply") from error
+    except _UnusableError:
+        raise
+    except ValueError as error:
+        # A number of thousands of digits, which Python refuses to convert.
+        raise _UnusableError(f"no JSON: {error}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise _UnusableError(f"{name} in it, which JSON doesn't have")
+
+
+def _checked(model: type[Checked], value: Any) -> Checked:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise _UnusableError(f"not as its schema says: {clean(where)}: {clean(first['msg'])}{others}") from error

@@ -1,0 +1,151 @@
+"""The throughput of a bench result's targets, with their intervals. Rules 7 and 10.
+
+A target that is emulated has no throughput: its times are this host's. One that is invalid keeps its bar, hatched.
+"""
+
+from __future__ import annotations
+
+from .charts import Bar, BarChart, Block, Column, Heading, Table, Words, number
+from .documents import Bench, Target
+from .labels import EMULATED, bench_tags, measured, reasons, titled, verdict
+from .loading import Found
+from .text import joined
+
+
+def heading(found: Found[Bench]) -> Heading:
+    devices = dict.fromkeys(target.device.name for target in measured(found.document) if target.device)
+    return Heading(", ".join(devices) or str(found.document.config.get("model", "bench")), found.path)
+
+
+def throughput(found: Found[Bench], key: str) -> list[Block]:
+    """Samples a second of every target: bars, the table of all figures, and what is wrong with some of them."""
+    bench = found.document
+    blocks: list[Block] = [heading(found), Words(_method(bench))]
+    blocks += [Words(text, strong=True) for text in _banners(bench)]
+    real = [target for target in measured(bench) if not target.emulated]
+    workloads = list(dict.fromkeys(_workload(target) for target in real))
+    bars = tuple(_bar(target, workloads.index(_workload(target))) for target in real)
+    if bars:
+        words = "Median of all blocks; whiskers: its 95 % interval. Hatched: invalid, to be used for nothing."
+        blocks.append(BarChart(key, titled("Throughput", bench_tags(bench)), words, "samples/s", bars))
+    blocks.append(_table(bench))
+    blocks += [Words(f"Energy {source}") for source in _without_energy(bench)]
+    blocks += reasons((target.name, verdict(target), target.reasons) for target in bench.targets)
+    return blocks + _comparisons(bench)
+
+
+def _method(bench: Bench) -> str:
+    known = measured(bench)
+    models = dict.fromkeys(target.model.label for target in known if target.model)
+    policies = dict.fromkeys(target.policy.label for target in known if target.policy)
+    thoroughness = f"{bench.method.processes} {'process' if bench.method.processes == 1 else 'processes'} a target"
+    reach = "within one process" if bench.method.processes == 1 else "over processes"
+    return joined(
+        [
+            "model " + ", ".join(models) if models else None,
+            "computed as " + ", ".join(policies) if policies else None,
+            f"{thoroughness}, at most {bench.method.blocks} blocks each; intervals are {reach}",
+        ],
+        "; ",
+    )
+
+
+def _banners(bench: Bench) -> list[str]:
+    """What must be read before the figures."""
+    known = measured(bench)
+    invalid = [target.name for target in bench.targets if not target.valid and target.status != "unavailable"]
+    emulated = [target.name for target in known if target.emulated]
+    disturbed = [target.name for target in known if target.disturbed]
+    return [
+        f"{words}: {', '.join(names)}"
+        for words, names in (
+            ("Invalid, for the reasons below", invalid),
+            (EMULATED, emulated),
+            ("Measured while other work used the CPUs, so too slow and too scattered", disturbed),
+        )
+        if names
+    ]
+
+
+def _workload(target: Target) -> str:
+    return target.label.removeprefix(target.backend).split()[0]
+
+
+def _bar(target: Target, style: int) -> Bar:
+    assert target.figures is not None, "targets with figures only"
+    rate = target.figures.samples_per_second
+    words = joined(["" if target.valid else "invalid", "busy machine" if target.disturbed else ""], ", ")
+    return Bar(target.name, rate.median, rate.low, rate.high, style, words, hatched=not target.valid)
+
+
+def _table(bench: Bench) -> Table:
+    columns = (
+        Column("target", numeric=False),
+        Column("valid", numeric=False),
+        Column("samples/s"),
+        Column("95 % interval"),
+        Column("tokens/s"),
+        Column("p50 ms"),
+        Column("p90 ms"),
+        Column("useful TFLOP/s"),
+        Column("of peak"),
+        Column("J/sample"),
+        Column("peak MiB"),
+        Column("steady s (n)"),
+    )
+    rows = tuple((target.name, verdict(target), *_cells(target)) for target in bench.targets)
+    flagged = frozenset(index for index, target in enumerate(bench.targets) if not target.valid)
+    return Table(titled("All targets", bench_tags(bench)), columns, rows, flagged)
+
+
+def _comparisons(bench: Bench) -> list[Table]:
+    """How many times as fast as each peer each own kernel is; none without peers."""
+    columns = (
+        Column("ours", numeric=False),
+        Column("peer", numeric=False),
+        Column("ours is faster by"),
+        Column("95 % interval"),
+        Column("valid", numeric=False),
+    )
+    rows = tuple(
+        (one.own, one.peer, f"{one.ratio.median:.2f}x", one.ratio.words(), "valid" if one.valid else "invalid")
+        for one in bench.comparisons
+    )
+    flagged = frozenset(index for index, one in enumerate(bench.comparisons) if not one.valid)
+    return [Table(titled("Against peers", bench_tags(bench)), columns, rows, flagged)] if rows else []
+
+
+def _without_energy(bench: Bench) -> list[str]:
+    """Why there is no figure of energy: what the results say of the missing counter, once each."""
+    known = [target.energy for target in measured(bench) if target.energy is not None]
+    return list(dict.fromkeys(energy.source for energy in known if energy.joules_per_sample is None))
+
+
+def _joules(target: Target) -> str:
+    if target.energy is None:
+        return ""
+    joules = target.energy.joules_per_sample
+    return "n/a" if joules is None else number(joules.median)
+
+
+def _cells(target: Target) -> list[str]:
+    if target.figures is None:
+        return [""] * 10
+    figures, share, memory = target.figures, target.share_of_peak, target.memory
+    assert share is not None, "figures come with it"
+    assert memory is not None, "figures come with it"
+    if target.emulated:
+        return ["none"] + [""] * 7 + [number(memory.peak_bytes / 2**20), ""]
+    steady = target.phases["steady"].median if "steady" in target.phases else None
+    return [
+        number(figures.samples_per_second.median),
+        figures.samples_per_second.words(),
+        number(figures.real_tokens_per_second.median),
+        number(figures.step_seconds.p50 * 1e3),
+        number(figures.step_seconds.p90 * 1e3),
+        number(figures.useful_tflops.median),
+        f"{share.useful:.1%}",
+        _joules(target),
+        number(memory.peak_bytes / 2**20),
+        "" if steady is None else f"{number(steady)} ({target.n})",
+    ]

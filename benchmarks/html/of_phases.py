@@ -1,0 +1,69 @@
+"""Where the seconds go that are no step: importing, opening, loading, compiling. Rule 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .charts import Section, Stack, StackedChart
+from .documents import Bench, RunSummary, Target, WholeProcess
+from .labels import bench_tags, measured, titled, whole_tags
+from .loading import Found, Results
+from .of_runs import run_name, run_tags
+from .of_whole_runs import side_words
+from .text import joined
+
+# The parts of the way to a steady state. Its own length and that of measuring the peaks are chosen, not found.
+PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up")
+NAMES = {"first_step": "first step", "warm_up": "warm-up"}
+HOST = "this host's seconds"
+
+
+def phases(results: Results) -> Section:
+    """Seconds by phase: of bench targets up to their steady state, and of whole runs."""
+    section = Section("phases", "Phases")
+    for index, found in enumerate(results.bench):
+        targets = [target for target in measured(found.document) if target.phases]
+        if targets:
+            section.blocks.append(_phases(found, targets, f"phases-{index}"))
+    for index, whole in enumerate(results.whole_runs):
+        sides = [side for side in whole.document.sides if side.processes and side.processes[0].phases]
+        stacks = [_whole_stack(side.name, side.processes[0], side_words(side)) for side in sides]
+        if stacks:
+            title = titled("Phases of whole runs", whole_tags(whole.document))
+            section.blocks.append(_stacked(f"whole-phases-{index}", title, whole.path, stacks))
+    ended = [(run, run.document.summary) for run in results.runs]
+    stacks = [
+        _whole_stack(run_name(run), summary, HOST if run.document.record.device.emulated else "")
+        for run, summary in ended
+        if summary is not None and summary.phases
+    ]
+    if stacks:
+        title = titled("Phases of training runs", run_tags(results.runs))
+        section.blocks.append(_stacked("training-phases", title, "Runs that have ended, from start to end.", stacks))
+    return section
+
+
+def _phases(found: Found[Bench], targets: Sequence[Target], key: str) -> StackedChart:
+    stacks = [
+        Stack(
+            target.name,
+            {NAMES.get(phase, phase): target.phases[phase].median for phase in PHASES if phase in target.phases},
+            joined(["" if target.valid else "invalid", HOST if target.emulated else ""], ", "),
+        )
+        for target in targets
+    ]
+    words = f"{found.path}: from the start of a process to its steady state, medians over processes."
+    return _stacked(key, titled("Phases", bench_tags(found.document)), words, stacks)
+
+
+def _stacked(key: str, title: str, words: str, stacks: Sequence[Stack]) -> StackedChart:
+    """Stacks over all the parts that one of them has, in the order of their first appearance."""
+    parts = tuple(dict.fromkeys(part for stack in stacks for part, value in stack.parts.items() if value > 0))
+    return StackedChart(key, title, words, "seconds", parts, tuple(stacks))
+
+
+def _whole_stack(name: str, run: WholeProcess | RunSummary, words: str) -> Stack:
+    """The phases of a whole run, and what is left of its seconds."""
+    parts = {phase.replace("_", " "): seconds for phase, seconds in run.phases.items()}
+    rest = (run.seconds or 0.0) - sum(parts.values())
+    return Stack(name, parts | {"steps, evaluation, rest": max(0.0, rest)}, words)

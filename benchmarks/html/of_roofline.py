@@ -1,0 +1,174 @@
+"""Each target under the roof that its own run measured: the matrix product and the memory copy. Rule 11.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .charts import REFERENCE, Axis, Block, Column, Line, LineChart, Point, Table, Words, number
+from .documents import Bench, Peaks, Target
+from .labels import bench_tags, measured, titled, verdict
+from .loading import Found
+from .of_bench import heading
+from .text import joined
+
+# How far the chart reaches beyond what lies in it.
+ROOM = 4.0
+
+
+def roofline(found: Found[Bench], key: str) -> list[Block]:
+    """A chart and a table of each device and dtype; in words, the targets that have no place under the roof."""
+    groups = _by_device(measured(found.document))
+    blocks: list[Block] = [heading(found)] if groups else []
+    for place, targets in enumerate(groups):
+        blocks += _roofline(found.document, targets, f"{key}-{place}")
+    return blocks
+
+
+def _by_device(targets: Sequence[Target]) -> list[list[Target]]:
+    """Targets that lie under the same roof."""
+    groups: dict[tuple[str, str], list[Target]] = {}
+    for target in targets:
+        if target.peaks is not None and not target.emulated:
+            groups.setdefault((target.backend, target.peaks.dtype), []).append(target)
+    return list(groups.values())
+
+
+def _roofline(bench: Bench, targets: Sequence[Target], key: str) -> list[Block]:
+    """One device's roof with what ran under it; without a target that has its place there, the peaks alone."""
+    first = targets[0]
+    assert first.peaks is not None, "grouped by it"
+    placed = [target for target in targets if target.roofline is not None]
+    blocks: list[Block] = []
+    if placed:
+        span = _span(placed, first.peaks)
+        lines = [
+            *_roofs(first.peaks, _fastest(placed, first.peaks), span),
+            *(_placed(target, style) for style, target in enumerate(placed)),
+        ]
+        blocks.append(
+            LineChart(
+                key,
+                titled(f"Roofline of {first.backend} in {first.peaks.dtype}", bench_tags(bench)),
+                "Roofs: the matrix product and the memory copy, measured in the same run. Whiskers: 95 % intervals. "
+                "Hollow: invalid.",
+                Axis("FLOP/byte", log=True),
+                Axis("TFLOP/s", log=True),
+                tuple(lines),
+            )
+        )
+        blocks.append(_places(bench, placed))
+    lacking = [target.name for target in targets if target.roofline is None]
+    if lacking:
+        blocks.append(Words(f"Not placed, for their result has no arithmetic intensity: {', '.join(lacking)}"))
+    blocks.append(Words(_peak_words(first.backend, first.peaks)))
+    return blocks
+
+
+def _span(placed: Sequence[Target], peaks: Peaks) -> tuple[float, float]:
+    """The intensities that the chart reaches over."""
+    known = [target.roofline.intensity_flop_per_byte for target in placed if target.roofline is not None]
+    known += [_ridge(peaks.matmul_tflops, gbps) for gbps in (peaks.copy_gbps, _fastest(placed, peaks))]
+    return min(known) / ROOM, max(known) * ROOM
+
+
+def _fastest(placed: Sequence[Target], peaks: Peaks) -> float:
+    """GB/s of the fastest copy that a target is held against: what its step moves may fit a cache."""
+    known = [target.roofline.bandwidth_gbps for target in placed if target.roofline is not None]
+    return max(peaks.copy_gbps, *(gbps for gbps in known if gbps is not None), 0.0)
+
+
+def _ridge(tflops: float, gbps: float) -> float:
+    """FLOP/byte from which on the products are the limit."""
+    return tflops * 1e3 / gbps
+
+
+def _roof(name: str, tflops: float, gbps: float, span: tuple[float, float], style: int) -> Line:
+    ridge = _ridge(tflops, gbps)
+    points: list[Point] = [(x, min(tflops, gbps * x / 1e3)) for x in sorted({*span, min(max(ridge, span[0]), span[1])})]
+    return Line(name, tuple(points), style, plain=style != REFERENCE, marked=False)
+
+
+def _roofs(peaks: Peaks, fastest: float, span: tuple[float, float]) -> list[Line]:
+    lines = [
+        _roof(
+            f"measured: {number(peaks.matmul_tflops)} TFLOP/s, {number(peaks.copy_gbps)} GB/s",
+            peaks.matmul_tflops,
+            peaks.copy_gbps,
+            span,
+            REFERENCE,
+        )
+    ]
+    if peaks.unit is not None:
+        name = f"{peaks.unit.unit} unit by itself: {number(peaks.unit.tflops)} TFLOP/s"
+        lines.append(_roof(name, peaks.unit.tflops, peaks.copy_gbps, span, 1))
+    if peaks.vendor_tflops is not None and peaks.vendor_gbps is not None:
+        name = f"vendor's figures: {number(peaks.vendor_tflops)} TFLOP/s, {number(peaks.vendor_gbps)} GB/s"
+        lines.append(_roof(name, peaks.vendor_tflops, peaks.vendor_gbps, span, 2))
+    if fastest > peaks.copy_gbps:
+        limit = max(peaks.matmul_tflops, peaks.unit.tflops if peaks.unit is not None else 0.0)
+        name = f"fastest copy of as many bytes as a step moves: {number(fastest)} GB/s"
+        lines.append(_roof(name, limit, fastest, span, 3))
+    return lines
+
+
+def _placed(target: Target, style: int) -> Line:
+    assert target.figures is not None, "measured targets only"
+    assert target.roofline is not None, "placed targets only"
+    reached = target.roofline.share * target.roofline.roof_tflops
+    # Every rate of a target is work over the same seconds: their intervals have one shape.
+    speed = target.figures.hardware_tflops
+    return Line(
+        target.name if target.valid else f"{target.name} (invalid)",
+        ((target.roofline.intensity_flop_per_byte, reached),),
+        style,
+        invalid=not target.valid,
+        lows=(reached * speed.low / speed.median,),
+        highs=(reached * speed.high / speed.median,),
+    )
+
+
+def _places(bench: Bench, placed: Sequence[Target]) -> Table:
+    columns = (
+        Column("target", numeric=False),
+        Column("FLOP/byte"),
+        Column("TFLOP/s"),
+        Column("roof TFLOP/s"),
+        Column("of the roof"),
+        Column("GB/s"),
+        Column("bound by", numeric=False),
+        Column("valid", numeric=False),
+    )
+    rows = [
+        (
+            target.name,
+            number(at.intensity_flop_per_byte),
+            number(at.share * at.roof_tflops),
+            number(at.roof_tflops),
+            f"{at.share:.1%}",
+            "" if at.bandwidth_gbps is None else number(at.bandwidth_gbps),
+            at.bound,
+            verdict(target),
+        )
+        for target in placed
+        if (at := target.roofline) is not None
+    ]
+    flagged = frozenset(index for index, target in enumerate(placed) if not target.valid)
+    return Table(titled("Places under the roof", bench_tags(bench)), columns, tuple(rows), flagged)
+
+
+def _peak_words(backend: str, peaks: Peaks) -> str:
+    vendor = joined(
+        [
+            "n/a" if value is None else f"{number(value)} {unit}"
+            for value, unit in ((peaks.vendor_tflops, "TFLOP/s"), (peaks.vendor_gbps, "GB/s"))
+        ],
+        ", ",
+    )
+    disturbed = "; other work disturbed the measurement, the true peak is higher" if peaks.disturbed else ""
+    return (
+        f"{backend} peak in {peaks.dtype}, measured in this run: {number(peaks.matmul_tflops)} TFLOP/s, copy "
+        f"{number(peaks.copy_gbps)} GB/s; the vendor's figures: {vendor}{disturbed}"
+    )

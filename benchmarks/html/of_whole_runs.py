@@ -1,0 +1,63 @@
+"""Whole training runs beside each other: seconds from the command to the trained head, measured or extrapolated."""
+
+from __future__ import annotations
+
+from .charts import Bar, BarChart, Block, Column, Heading, Table, Words, number
+from .documents import EndToEnd, Interval, Side
+from .labels import reasons, titled, whole_tags
+from .loading import Found
+from .text import joined
+
+
+def whole_runs(found: Found[EndToEnd], key: str) -> list[Block]:
+    """Bars and a table of all sides, and what is wrong with some of them."""
+    result = found.document
+    known = result.processes[0] if result.processes else None
+    blocks: list[Block] = [Heading(known.device if known else "whole runs", found.path)]
+    if known is not None:
+        blocks.append(Words(f"Whole training runs: model {known.model}, {result.config.get('epochs', '?')} epochs"))
+    named = titled("Whole runs", whole_tags(result))
+    bars = tuple(_bar(side, seconds) for side in result.sides if (seconds := side.seconds) is not None)
+    if bars:
+        words = "Less is better. Whiskers: 95 % intervals. Hatched: invalid."
+        blocks.append(BarChart(key, named, words, "seconds", bars))
+    columns = (
+        Column("what", numeric=False),
+        Column("seconds"),
+        Column("95 % interval"),
+        Column("ours is faster by"),
+        Column("valid", numeric=False),
+    )
+    rows = tuple(_side_cells(side) for side in result.sides)
+    flagged = frozenset(index for index, side in enumerate(result.sides) if not side.valid)
+    blocks.append(Table(named, columns, rows, flagged))
+    return blocks + reasons((side.name, _valid(side), side.reasons) for side in result.sides)
+
+
+def _bar(side: Side, seconds: Interval) -> Bar:
+    style = int(side.extrapolated)
+    return Bar(side.name, seconds.median, seconds.low, seconds.high, style, side_words(side), hatched=not side.valid)
+
+
+def _valid(side: Side) -> str:
+    return "valid" if side.valid else "invalid"
+
+
+def side_words(side: Side) -> str:
+    """What qualifies a side: that it is invalid, and that it was extrapolated, from how much."""
+    part = side.timed_of
+    estimate = "extrapolated" if side.extrapolated else ""
+    if part is not None:
+        estimate += f" from {part.steps:,} of {part.of_steps:,} steps"
+    return joined(["" if side.valid else "invalid", estimate], ", ")
+
+
+def _side_cells(side: Side) -> tuple[str, ...]:
+    ratio = side.ratio
+    return (
+        joined([side.name, side_words(side)], ", "),
+        "" if side.seconds is None else number(side.seconds.median),
+        "" if side.seconds is None else side.seconds.words(),
+        "" if ratio is None else f"{ratio.median:.1f}x ({ratio.low:.1f} to {ratio.high:.1f})",
+        _valid(side),
+    )

@@ -1,0 +1,46 @@
+"""`isotrain report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# A folder of somebody else's JSON shall not scroll the result away.
+MOST_WARNINGS = 10
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with results and training runs, searched at any depth.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help=r"Each chart as a PNG file, too, by matplotlib: pip install 'isotrain\[plots]'."
+        ),
+    ] = None,
+) -> None:
+    """Show results as one HTML page that needs nothing beside it.
+
+    Reads what `isotrain bench`, `isotrain parity` and `isotrain train` wrote. A file that can't be used is named.
+
+    Examples:
+
+      isotrain report results/
+
+      isotrain report . -o report.html --png charts/
+    """
+    from ..benchmarks.html.write import write_report
+
+    written = write_report(folder, out, png)
+    for skipped in written.skipped[:MOST_WARNINGS]:
+        typer.echo(f"isotrain: warning: {skipped.path} is left out: {skipped.reason}", err=True)
+    if len(written.skipped) > MOST_WARNINGS:
+        more = len(written.skipped) - MOST_WARNINGS
+        typer.echo(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
+    typer.echo(f"report: {written.page} ({written.charts} charts)")
+    if png is not None:
+        typer.echo(f"charts: {len(written.pictures)} PNG files in {png}")

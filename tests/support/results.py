@@ -1,0 +1,204 @@
+"""Results as the commands write them, with figures that are known: what a report is made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+STEPS = 40
+REPETITIONS = ("embedding", *(f"repetition {number}" for number in range(1, 13)))
+
+
+def side(label: str, policy: str, **changes: Any) -> dict[str, Any]:
+    """Whoever ran the steps of a parity result."""
+    return {
+        "label": label,
+        "backend": label.partition(":")[0],
+        "device": "Fake CPU",
+        "policy": policy,
+        "kernel": "portable 1",
+        "emulated": False,
+        "random_weights": True,
+        "model": "random:tiny (random weights)",
+        "environment": {"torch": "2.13.0", "isotrain": "0.1.0", "threads": 1},
+    } | changes
+
+
+def loss_at(step: int) -> float:
+    return 4.3 * math.exp(-step / 25) + 0.3
+
+
+def candidate(label: str, policy: str, error: float, verdict: str = "pass", **changes: Any) -> dict[str, Any]:
+    """A candidate whose loss leaves the reference's by `error` a step, in a band of 0.02."""
+    steps = list(range(1, STEPS + 1))
+    return (
+        side(label, policy)
+        | {
+            "verdict": verdict,
+            "reasons": [] if verdict == "pass" else ["its loss left the band"],
+            "worst": error * 50,
+            "first_step": None if verdict == "pass" else 12,
+            "repetition": None if verdict == "pass" else "repetition 4",
+            "cause": None if verdict == "pass" else "local",
+            "series": {
+                "step": steps,
+                "loss": [loss_at(step) + error * step * math.sin(step) for step in steps],
+                "loss_low": [loss_at(step) - 0.02 for step in steps],
+                "loss_high": [loss_at(step) + 0.02 for step in steps],
+                "grad_norm": [1.0 / step for step in steps],
+                "update_norm": [0.1 / step for step in steps],
+                "relative_l2": [error * step / 10 for step in steps],
+            },
+            "repetitions": [
+                {
+                    "name": name,
+                    "relative_l2": error * (place + 1),
+                    "max_abs": error * (place + 1) * 3,
+                    "allowed": 2e-3 * (place + 1),
+                    # The embedding's is exact: a zero on a logarithmic axis.
+                    "local_relative_l2": error / 2 if place else 0.0,
+                    "local_max_abs": error if place else 0.0,
+                    "local_allowed": 2e-3,
+                }
+                for place, name in enumerate(REPETITIONS)
+            ],
+            "probe": {"relative_l2": error, "max_abs": error * 4, "pcc": 0.999999, "allowed": 2e-3},
+            "metrics": [
+                {"epoch": 1, "accuracy": 0.8, "reference_accuracy": 0.81, "loss": 0.9, "reference_loss": 0.899}
+            ],
+        }
+        | changes
+    )
+
+
+def parity(*candidates: dict[str, Any]) -> dict[str, Any]:
+    """A result of `isotrain parity compare`: by default one candidate of each verdict, one of them emulated."""
+    steps = list(range(1, STEPS + 1))
+    reference = side("cpu:float64", "float64") | {
+        "series": {
+            "step": steps,
+            "loss": [loss_at(step) for step in steps],
+            "grad_norm": [1.0 / step for step in steps],
+            "update_norm": [0.1 / step for step in steps],
+        }
+    }
+    return {
+        "schema": "isotrain.parity/1",
+        "created": "2026-01-02T03:04:05+00:00",
+        "command": "isotrain parity quickstart --reference cpu:float64",
+        "notes": ["a note of the parity result"],
+        "status": "complete",
+        "reference": reference,
+        "batches_sha256": "a" * 64,
+        "config_sha256": "b" * 64,
+        "weights_sha256": "c" * 64,
+        "steps": STEPS,
+        "tolerance": {"float32": 2.0, "bfloat16": 3.0},
+        "seeds": {
+            "n": 5,
+            "metric": "eval/accuracy",
+            "margin": 0.01,
+            "candidates": [
+                {"label": "cpu:bfloat16", "difference": 0.001, "low": -0.002, "high": 0.004, "verdict": "equivalent"},
+                {"label": "xla:float32", "difference": -0.02, "low": -0.03, "high": -0.01, "verdict": "different"},
+            ],
+        },
+        "candidates": list(candidates)
+        or [
+            candidate("cpu:float32", "float32", 1e-6),
+            candidate("cpu:bfloat16", "bfloat16 (computed in float32)", 4e-4),
+            candidate("tt:hifi2", "bfloat16, HiFi2", 2e-3, "drift", emulated=True, device="tt (emulated)"),
+            candidate("xla:float32", "float32", 2e-2, "diverged"),
+            {
+                "label": "cuda:float32",
+                "verdict": "failed",
+                "reasons": ["its process ended with exit code 1: no <GPU> & no driver"],
+            },
+            {"label": "cpu:float32 other", "verdict": "refused", "reasons": ["its batches are not the reference's"]},
+        ],
+    }
+
+
+def whole_run() -> dict[str, Any]:
+    """A result of `isotrain bench --workload end_to_end` whose second side is extrapolated."""
+    process = {
+        "device": "Fake CPU",
+        "model": "random:tiny (random weights)",
+        "random_weights": True,
+        "peak_bytes": 2**30,
+        "seconds": 91.0,
+        "phases": {"open_backend": 0.1, "load_model": 2.5, "tokenise": 1.5, "features": 80.0},
+    }
+    return {
+        "schema": "isotrain.end-to-end/1",
+        "created": "2026-01-02T03:04:05+00:00",
+        "status": "complete",
+        "valid": True,
+        "notes": ["a note of the whole runs"],
+        "command": ["isotrain", "bench", "--workload", "end_to_end"],
+        "config": {"model": "random:tiny", "epochs": 5},
+        "config_sha256": "d" * 64,
+        "method": {"processes": 1, "quick": False, "steps": 50, "validation_batches": 20},
+        "environment": {"host": {"system": "Linux"}, "cpu": {"model": "Fake CPU"}},
+        "sides": [
+            {
+                "name": "isotrain train",
+                "extrapolated": False,
+                "valid": True,
+                "reasons": [],
+                "processes": [process],
+                "seconds": {"median": 91.0, "low": 90.0, "high": 92.0},
+            },
+            {
+                "name": "the experiment's loop, dynamic padding",
+                "extrapolated": True,
+                "valid": True,
+                "reasons": [],
+                "processes": [process | {"phases": {}}],
+                "seconds": {"median": 1289.0, "low": 1186.0, "high": 1396.0},
+                "ratio": {"median": 14.1, "low": 13.0, "high": 15.3},
+                "from": {"steps": 50, "of_steps": 6255, "validation_batches": 20, "of_validation_batches": 1925},
+            },
+        ],
+        "memory": None,
+    }
+
+
+def write_run(folder: Path, steps: int = 1200, ended: bool = True, emulated: bool = False) -> Path:
+    """A training run's folder; `ended`: with a summary, else the last line of its metrics is torn."""
+    folder.mkdir(parents=True)
+    name = "tt (emulated): wormhole arithmetic on Fake CPU" if emulated else "Fake CPU"
+    record = {
+        "model": "random:tiny (random weights)",
+        "random_weights": True,
+        "dataset": "intents",
+        "device": {"backend": "tt" if emulated else "cpu", "name": name, "emulated": emulated},
+        "cast_policy": {"requested": "bfloat16", "compute": "bfloat16"},
+        "environment": {"torch": "2.13.0", "command": "isotrain train quickstart"},
+    }
+    lines: list[dict[str, Any]] = []
+    for step in range(1, steps + 1):
+        values = {"train/loss": 0.5 + 4 * math.exp(-step / 300) + 0.1 * math.sin(step), "samples_per_second": 1000.0}
+        lines.append({"step": step, "epoch": 1} | values)
+        if step % 300 == 0:
+            lines.append({"step": step, "epoch": 1, "eval/loss": 4.0 - step / 600, "eval/accuracy": step / 2000})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text if ended else text[:-9], encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "labels.json").write_text('["a", "b"]', encoding="utf-8")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
+    if ended:
+        summary = {
+            "status": "completed",
+            "step": steps,
+            "total_steps": steps,
+            "dtype": "bfloat16",
+            "seconds": 30.0,
+            "phases": {"open_backend": 0.5, "load_model": 4.0, "features": 10.0},
+            "peak_memory_bytes": 2**30,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return folder
