@@ -10,13 +10,15 @@ from .base import (
     BackendUnavailableError,
     CastPolicy,
     DeviceInfo,
+    Foreseen,
     FrozenEncoder,
     HeadStep,
     MemoryUse,
     ShapeGrid,
     UnitRate,
+    device_label,
 )
-from .registry import backend_class, backend_layouts, get_backend, list_backends
+from .registry import backend_class, foresee_backend, get_backend, list_backends
 
 __all__ = [
     "DTYPES",
@@ -26,13 +28,15 @@ __all__ = [
     "BackendUnavailableError",
     "CastPolicy",
     "DeviceInfo",
+    "Foreseen",
     "FrozenEncoder",
     "HeadStep",
     "MemoryUse",
     "ShapeGrid",
     "UnitRate",
     "backend_class",
-    "backend_layouts",
+    "device_label",
+    "foresee_backend",
     "get_backend",
     "list_backends",
 ]
