@@ -96,7 +96,9 @@ def describe(job: Job, run: RunFolder) -> None:
     info = job.backend.info()
     log.info("run %s", run.path)
     log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
-    log.info("backend %s on %s; %s: %s", info.backend, info.name, job.policy.label, job.policy.reason)
+    log.info("backend %s on %s; %s: %s", info.label, info.name, job.policy.label, job.policy.reason)
+    if info.emulated:
+        log.warning("%s: every time and speed of this run is the emulation's on this host, never a card's", info.label)
     for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
         log.info(
             "%s %s: %s texts, %s tokens, %d labels%s",
@@ -144,6 +146,7 @@ def record(training: Training, resolved: ResolvedConfig) -> None:
 def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:
     """Writes summary.json: how the run ended and what it reached."""
     job, state = training.job, training.state
+    info = job.backend.info()
     summary = {
         "status": status,
         "step": state.step,
@@ -151,9 +154,9 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "model": job.encoder.label,
         "random_weights": job.encoder.random,
         "dataset": job.dataset.name,
-        "backend": job.backend.name,
-        "device": job.backend.info().name,
-        "emulated": job.backend.info().emulated,
+        "backend": info.backend,
+        "device": info.name,
+        "emulated": info.emulated,
         "dtype": job.policy.label,
         **state.last_evaluation,
         "best": state.best,

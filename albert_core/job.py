@@ -69,7 +69,8 @@ class Job:
 
 def labelled(label: str, backend: Backend) -> str:
     """`label`, with the device's name where that is only emulated."""
-    return f"{label} on {backend.name} (emulated)" if backend.info().emulated else label
+    info = backend.info()
+    return f"{label} on {info.label}" if info.emulated else label
 
 
 def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> Job:

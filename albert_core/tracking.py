@@ -59,12 +59,14 @@ class JsonlTracker(Tracker):
 
     JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity", which Python's
     ``float()`` and JavaScript's ``Number()`` turn back. Being the run's own record, a failure to write is a UserError.
+    `emulated` stands in every line as ``device`` unless it is empty: the label of a device that is only emulated.
     """
 
     required = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, emulated: str = "") -> None:
         self.path = path
+        self._every_line = {"device": emulated} if emulated else {}
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of later steps, which a resume from `step` writes anew, and a line torn by a kill.
@@ -85,7 +87,8 @@ class JsonlTracker(Tracker):
         _replace(self.path, b"".join(kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        line = json.dumps({"step": step, **{name: _plain(value) for name, value in values.items()}}, allow_nan=False)
+        plain = {name: _plain(value) for name, value in values.items()}
+        line = json.dumps({"step": step, **self._every_line, **plain}, allow_nan=False)
         try:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
@@ -241,28 +244,30 @@ class Trackers(Tracker):
                 )
 
 
-def make_trackers(config: TrainConfig, run_dir: Path, resume_step: int | None = None) -> Trackers:
+def make_trackers(config: TrainConfig, run_dir: Path, resume_step: int | None = None, emulated: str = "") -> Trackers:
     """The trackers `config` asks for, writing under `run_dir`, which must exist.
 
     `resume_step` is the step a resumed run goes on from: what was logged after it is dropped. A tracker whose package
     is missing, or whose service refuses, is warned about once with the fix, and the run goes on without it.
+    `emulated` is the label of a device that is only emulated, else "": charts show it as part of the run's name.
     """
-    metrics = JsonlTracker(run_dir / METRICS_FILE)
+    metrics = JsonlTracker(run_dir / METRICS_FILE, emulated)
     if resume_step is not None:
         metrics.truncate_after(resume_step)
     trackers: list[Tracker] = [metrics]
     if config.use_wandb:
-        trackers += _opened("wandb", lambda: _open_wandb(config, run_dir))
+        trackers += _opened("wandb", lambda: _open_wandb(config, run_dir, emulated))
     if config.use_tensorboard:
-        trackers += _opened("tensorboard", lambda: TensorBoardTracker(run_dir / "tensorboard", resume_step))
+        trackers += _opened("tensorboard", lambda: TensorBoardTracker(run_dir / "tensorboard" / emulated, resume_step))
     return Trackers(trackers)
 
 
-def _open_wandb(config: TrainConfig, run_dir: Path) -> WandbTracker:
+def _open_wandb(config: TrainConfig, run_dir: Path, emulated: str) -> WandbTracker:
+    name = config.wandb_run_name or run_dir.name
     return WandbTracker(
         run_dir,
         config.wandb_project,
-        config.wandb_run_name or run_dir.name,
+        f"{name} on {emulated}" if emulated else name,
         config.wandb_tags,
         config.wandb_watch_mode,
         config.wandb_log_freq,

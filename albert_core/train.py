@@ -118,7 +118,10 @@ def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Repor
     if resuming:
         _resume(training)
     record(training, resolved)
-    training.trackers = make_trackers(job.config, run.path, training.state.step if resuming else None)
+    info = job.backend.info()
+    training.trackers = make_trackers(
+        job.config, run.path, training.state.step if resuming else None, info.label if info.emulated else ""
+    )
     training.trackers.watch(training.model)
     training.step = make_step(training)
     return training

@@ -10,6 +10,7 @@ from .base import (
     BackendUnavailableError,
     CastPolicy,
     DeviceInfo,
+    Foreseen,
     FrozenEncoder,
     FrozenForward,
     HeadStep,
@@ -17,8 +18,9 @@ from .base import (
     ShapeGrid,
     UnitRate,
     Yardstick,
+    device_label,
 )
-from .registry import backend_class, backend_layouts, get_backend, list_backends
+from .registry import backend_class, foresee_backend, get_backend, list_backends
 
 __all__ = [
     "DTYPES",
@@ -28,6 +30,7 @@ __all__ = [
     "BackendUnavailableError",
     "CastPolicy",
     "DeviceInfo",
+    "Foreseen",
     "FrozenEncoder",
     "FrozenForward",
     "HeadStep",
@@ -36,7 +39,8 @@ __all__ = [
     "UnitRate",
     "Yardstick",
     "backend_class",
-    "backend_layouts",
+    "device_label",
+    "foresee_backend",
     "get_backend",
     "list_backends",
 ]

@@ -31,6 +31,11 @@ class BackendUnavailableError(UserError):
     """The backend exists but can't run here; the message carries its probe's reason and fix."""
 
 
+def device_label(backend: str, emulated: bool) -> str:
+    """What results call a device: its backend's name, and that it is only emulated where it is."""
+    return f"{backend} (emulated)" if emulated else backend
+
+
 @dataclass(frozen=True)
 class Availability:
     """The answer of `Backend.probe`: whether the device can be used, and if not, why and what to do about it."""
@@ -80,8 +85,20 @@ class DeviceInfo:
     versions: dict[str, str] = field(default_factory=dict)
     emulated: bool = False
 
+    @property
+    def label(self) -> str:
+        return device_label(self.backend, self.emulated)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a backend will be once it is opened: the batch layouts it takes, and whether it only emulates a device."""
+
+    layouts: tuple[str, ...]
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,6 +231,12 @@ class Backend(ABC):
         if options:
             raise UserError(f"backend {cls.name!r} takes no options, and was given {', '.join(options)}; drop them")
         return cls(index)
+
+    @classmethod
+    def foresee(cls, options: Mapping[str, Any] | None = None) -> Foreseen:
+        """What `open` with these options will give. As cheap as `probe`; raises UserError as `open` does."""
+        del options
+        return Foreseen(cls.layouts)
 
     @classmethod
     def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:

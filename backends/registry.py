@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .. import UserError
-from .base import LAYOUTS, Backend, BackendUnavailableError
+from .base import LAYOUTS, Backend, BackendUnavailableError, Foreseen
 
 ENTRY_POINT_GROUP = "isotrain.backends"
 
@@ -22,8 +22,8 @@ _BUILT_IN = {
     "tt": ".tt:TtBackend",
     "ideal": ".ideal:IdealBackend",
 }
-# `Backend.layouts` of the built-in ones that lack some, so that a benchmark is planned without importing torch.
-_STATIC_LAYOUTS = {"xla": ("padded", "bucketed"), "tt": ("padded", "bucketed")}
+# Their modules import torch, which planning a benchmark must not; all that is to be foreseen is the default.
+_IMPORT_TORCH = ("cpu", "cuda")
 
 
 def list_backends() -> list[str]:
@@ -42,10 +42,13 @@ def backend_class(name: str) -> type[Backend]:
     raise UserError(f"unknown backend {name!r}; known are {', '.join(list_backends())}; choose one of them")
 
 
-def backend_layouts(name: str) -> tuple[str, ...]:
-    """The batch layouts that a backend takes, by its name with or without a device number."""
+def foresee_backend(name: str, options: Mapping[str, Any] | None = None) -> Foreseen:
+    """What `get_backend` with the same arguments will open, told without opening it.
+
+    A built-in one costs no import of torch. Raises UserError for an unknown name, and for options it can't use.
+    """
     base = name.partition(":")[0]
-    return _STATIC_LAYOUTS.get(base, LAYOUTS) if base in _BUILT_IN else backend_class(base).layouts
+    return Foreseen(LAYOUTS) if base in _IMPORT_TORCH else backend_class(base).foresee((options or {}).get(base))
 
 
 def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
 from .base import (
+    LAYOUTS,
     Availability,
     Backend,
     BackendUnavailableError,
     CastPolicy,
     DeviceInfo,
+    Foreseen,
     FrozenEncoder,
     ShapeGrid,
     Yardstick,
+    device_label,
 )
 from .xla import DEVICE_BATCH_TOKENS, KERNELS, StaticEncoder, XlaBackend
 
@@ -68,22 +71,30 @@ class TtBackend(Backend):
         return Availability(True, f"emulated: {hardware.reason}", hardware.fix)
 
     @classmethod
+    def foresee(cls, options: Mapping[str, Any] | None = None) -> Foreseen:
+        emulated = _is_emulated(_read_options(options or {}))
+        return Foreseen(LAYOUTS if emulated else cls.layouts, emulated)
+
+    @classmethod
     def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
         return {
             "tt": (hardware_availability(), {"device": "hardware"}),
-            "tt (emulated)": (_emulated_availability(), {"device": "emulated"}),
+            device_label("tt", True): (_emulated_availability(), {"device": "emulated"}),
         }
 
     @classmethod
     def open(cls, index: int | None = None, options: Mapping[str, Any] | None = None) -> Backend:
         """A card or its emulation. Raises UserError for options that are not the section's, or no such device."""
         chosen = _read_options(options or {})
-        hardware = hardware_availability()
-        if chosen.device == "hardware" and not hardware.ok:
-            raise BackendUnavailableError(f"tt.device: hardware can't run here: {hardware.reason}; {hardware.fix}")
-        if chosen.device == "emulated" or not hardware.ok:
-            return _emulated_backend(index, chosen)
-        return TtHardware(index, chosen)
+        return _emulated_backend(index, chosen) if _is_emulated(chosen) else TtHardware(index, chosen)
+
+
+def _is_emulated(options: TtOptions) -> bool:
+    """Whether these options open the emulation here, and not a card. Raises UserError for a card that isn't here."""
+    hardware = hardware_availability()
+    if options.device == "hardware" and not hardware.ok:
+        raise BackendUnavailableError(f"tt.device: hardware can't run here: {hardware.reason}; {hardware.fix}")
+    return options.device == "emulated" or not hardware.ok
 
 
 def _emulated_availability() -> Availability:

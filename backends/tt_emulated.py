@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, FrozenEncoder, Yardstick
+from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, FrozenEncoder, Yardstick, device_label
 from .cpu import CpuBackend
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LABEL = "tt (emulated)"
+LABEL = device_label("tt", True)
 
 log = logging.getLogger("isotrain")
 
@@ -107,7 +107,7 @@ class TtEmulated(CpuBackend):
 
         del policy
         if kernel not in ("auto", "emulated"):
-            raise UserError(f"kernel {kernel!r} does not exist on backend tt (emulated); allowed are auto, emulated")
+            raise UserError(f"kernel {kernel!r} does not exist on backend {LABEL}; allowed are auto, emulated")
         gemm = getattr(torch, super().cast_policy("bfloat16").compute)
         return TtEncoder(weights, self._arithmetic(gemm), self.options.weight_dtype)
 

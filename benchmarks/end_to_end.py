@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from ..backends import foresee_backend
 from . import environment
 from .bench import FAILED, INTERRUPTED, INVALID, VALID, Outcome
 from .extrapolate import Part, Sampled, total_interval, total_ratio
-from .plan import EMBEDDED_LENGTHS, Options, hash_of, interleaved
-from .results import result_path, write_result
+from .plan import EMBEDDED_LENGTHS, Options, hash_of, interleaved, refuse_emulated_race
+from .results import emulation_notes, result_path, write_result
 from .runner import Ended, how, run_process, said, terminable
 
 SCHEMA = "isotrain.end-to-end/1"
@@ -110,6 +111,7 @@ def check(options: Options) -> None:
         )
     if len(options.backends) > 1 or len(options.kernels) > 1:
         raise UserError(f"--workload {WORKLOAD} runs one backend and kernel; give --backend and --kernel once")
+    refuse_emulated_race(options)
     if options.processes < 1:
         raise UserError(f"--processes {options.processes} is out of range; allowed is 1 to 100")
 
@@ -136,6 +138,8 @@ def training_arguments(options: Options, folder: Path) -> list[str]:
         values["tokenizer_name"] = _absolute(options.tokenizer)
     if options.threads is not None:
         values["threads"] = options.threads
+    for backend, told in options.backend_options.items():
+        values |= {f"{backend}.{key}": value for key, value in told.items()}
     sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     return ["train", "banking77", "--backend", options.backends[0], *sets]
 
@@ -231,7 +235,18 @@ def _result(
     config = {
         key: value
         for key, value in options.config().items()
-        if key in ("model", "dtype", "strict_dtype", "max_length", "threads", "dataset", "tokenizer", "seed")
+        if key
+        in (
+            "model",
+            "dtype",
+            "strict_dtype",
+            "max_length",
+            "threads",
+            "dataset",
+            "tokenizer",
+            "seed",
+            "backend_options",
+        )
     } | {
         "backend": options.backends[0],
         "kernel": options.kernels[0],
@@ -297,7 +312,8 @@ def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
 
 
 def _notes(options: Options, sides: Sequence[_Side]) -> list[str]:
-    notes = []
+    emulated = foresee_backend(options.backends[0], options.backend_options).emulated
+    notes = emulation_notes(options.backends[:1] if emulated else ())
     if any(side.extrapolated for side in sides):
         notes.append(
             "the experiment's loop is re-created as published and does the same work as ours: one evaluation an epoch, "

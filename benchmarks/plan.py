@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 
 from .. import UserError
-from ..backends import DTYPES, LAYOUTS, backend_layouts, list_backends
+from ..backends import DTYPES, LAYOUTS, device_label, foresee_backend, list_backends
 from .peers import Shape, chosen_peers
 
 WORKLOADS = ("forward", "train_step")
@@ -106,7 +106,10 @@ class Options:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One thing to measure: a kernel of a backend, or (`peer`) the baseline that `kernel` names."""
+    """One thing to measure: a kernel of a backend, or (`peer`) the baseline that `kernel` names.
+
+    emulated: the backend emulates its device here, and what is measured is the emulation's speed.
+    """
 
     backend: str
     workload: str
@@ -114,10 +117,12 @@ class TargetSpec:
     kernel: str
     batch_size: int
     peer: bool = False
+    emulated: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.backend} {self.workload} {self.layout} {self.kernel} x{self.batch_size}"
+        backend = device_label(self.backend, self.emulated)
+        return f"{backend} {self.workload} {self.layout} {self.kernel} x{self.batch_size}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -165,14 +170,15 @@ def make_plan(options: Options) -> Plan:
     _check(options)
     if options.vs:
         return _peers_plan(options)
+    foreseen = {name: foresee_backend(name, options.backend_options) for name in options.backends}
     targets, skipped = [], []
     for backend, workload, layout, kernel, size in product(
         options.backends, options.workloads, options.layouts, options.kernels, options.batch_sizes
     ):
-        spec = TargetSpec(backend, workload, layout, kernel, size)
+        spec = TargetSpec(backend, workload, layout, kernel, size, emulated=foreseen[backend].emulated)
         if kernel == "transformers" and layout == "packed":
             skipped.append(f"{spec.label}: transformers takes padded batches only")
-        elif layout not in backend_layouts(backend):
+        elif layout not in foreseen[backend].layouts:
             skipped.append(f"{spec.label}: {backend} compiles a program for each shape, and packed batches repeat none")
         else:
             targets.append(spec)
@@ -288,10 +294,21 @@ def _check_peers(options: Options) -> None:
     chosen_peers(options.vs)
     if len(options.backends) > 1:
         raise UserError(f"--vs compares on one backend, not {', '.join(options.backends)}; give --backend once")
+    refuse_emulated_race(options)
     if options.workloads != ("forward",):
         raise UserError(
             f"--vs compares the frozen forward, not {', '.join(options.workloads)}; drop --workload, or give "
             "--workload end_to_end for a whole training run"
+        )
+
+
+def refuse_emulated_race(options: Options) -> None:
+    """Raises UserError where peers are to be compared with a device that is only emulated: its speed is no device's."""
+    emulated = [name for name in options.backends if foresee_backend(name, options.backend_options).emulated]
+    if options.vs and emulated:
+        raise UserError(
+            f"--vs compares speeds, and {device_label(emulated[0], True)} has only the emulation's on this host; give "
+            "another --backend, or drop --vs"
         )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..backends import device_label
 from .gates import measured_entries
 from .plan import Plan
 
@@ -35,7 +36,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     measured = measured_entries(result["targets"])
     if measured:
         has_p99 = any(entry["figures"]["step_seconds"]["p99"] for entry in measured)
-        has_unit = any("unit" in entry["share_of_peak"] for entry in measured)
+        has_unit = any("unit" in (entry["share_of_peak"] or ()) for entry in measured)
         against = comparison_columns(result)
         columns = against or _throughput_columns(has_p99)
         if has_unit:
@@ -109,11 +110,11 @@ def banners(result: dict[str, Any]) -> list[str]:
     if not result["valid"] and any(not entry["valid"] for entry in measured_entries(result["targets"])):
         lines.append("INVALID: figures marked so must not be used; the reasons are below")
     measured = measured_entries(result["targets"])
-    emulated = sorted({entry["backend"] for entry in measured if _emulated(entry)})
+    emulated = dict.fromkeys(device_label(entry["backend"], True) for entry in measured if entry["emulated"])
     if emulated:
         lines.append(
-            f"EMULATED: {', '.join(f'{name} (emulated)' for name in emulated)} is arithmetic on this host; its times "
-            "are the host's and say nothing about a card's speed"
+            f"EMULATED: {', '.join(emulated)} is arithmetic on this host; its times are the host's and say nothing "
+            "about a card's speed"
         )
     disturbed = [_name(entry, result) for entry in measured if _disturbed(entry)]
     if disturbed:
@@ -136,10 +137,6 @@ def _reach(result: dict[str, Any]) -> str:
     if result["method"]["processes"] == 1:
         return "intervals are within one process; another process may lie outside"
     return "intervals are over processes"
-
-
-def _emulated(entry: dict[str, Any]) -> bool:
-    return bool(entry.get("device", {}).get("emulated"))
 
 
 def _disturbed(entry: dict[str, Any]) -> bool:
@@ -177,7 +174,7 @@ def _step(name: str) -> Callable[[dict[str, Any]], str]:
 
 
 def _share(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda entry: f"{entry['share_of_peak'][name]:.1%}"
+    return lambda entry: "n/a" if entry["share_of_peak"] is None else f"{entry['share_of_peak'][name]:.1%}"
 
 
 def _phase(*names: str) -> Callable[[dict[str, Any]], str]:
@@ -229,7 +226,7 @@ _UNIT_COLUMN = Column("of\nunit", lambda entry: _of_unit(entry), narrow=True)
 
 
 def _of_unit(entry: dict[str, Any]) -> str:
-    share = entry["share_of_peak"].get("unit")
+    share = (entry["share_of_peak"] or {}).get("unit")
     return "n/a" if share is None else f"{share:.1%}"
 
 
@@ -314,9 +311,8 @@ def _name(entry: dict[str, Any], result: dict[str, Any]) -> str:
     if _has_peers(result):
         return f"{entry['kernel']} {entry['layout']} x{entry['batch_size']}"
     backends = {one["backend"] for one in result["targets"]}
-    if _emulated(entry):
-        return entry["label"].replace(entry["backend"], f"{entry['backend']} (emulated)", 1)
-    return entry["label"] if len(backends) > 1 else entry["label"].removeprefix(f"{entry['backend']} ")
+    keep = entry["emulated"] or len(backends) > 1
+    return entry["label"] if keep else entry["label"].removeprefix(f"{entry['backend']} ")
 
 
 def _peaks(result: dict[str, Any]) -> list[str]:
@@ -336,8 +332,9 @@ def _peaks(result: dict[str, Any]) -> list[str]:
                 f"{figure(unit['tflops'])} TFLOP/s"
             )
         )
+        whose = f"{device_label(entry['backend'], True)}: this host's" if entry["emulated"] else entry["backend"]
         lines[entry["backend"], peaks["dtype"]] = (
-            f"{entry['backend']} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} "
+            f"{whose} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} "
             f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}" + rate
         )
     return list(lines.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import UserError
 from ..albert_core.run import write_json
+from ..backends import device_label
 from . import environment
 from .gates import Entry, judge, measured_entries
 from .plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
@@ -189,11 +190,13 @@ def _probe(runs: Sequence[WorkerRun]) -> dict[str, list[float]]:
 def _relate(entries: Sequence[Entry], options: Options) -> None:
     """Speed relative to the first target of the same workload and batch size, as a ratio with its interval.
 
-    Against peers, each of which has its own batch size, all are relative to the first.
+    Against peers, each of which has its own batch size, all are relative to the first. Emulated and real devices are
+    never held against each other.
     """
-    references: dict[tuple[str, int], Entry] = {}
+    references: dict[tuple[str, int, bool], Entry] = {}
     for entry in measured_entries(entries):
-        reference = references.setdefault((entry["workload"], 0 if options.vs else entry["batch_size"]), entry)
+        alike = (entry["workload"], 0 if options.vs else entry["batch_size"], entry["emulated"])
+        reference = references.setdefault(alike, entry)
         entry["relative"] = None
         if reference is not entry:
             ratio = ratio_interval(text_seconds(reference), text_seconds(entry), options.seed)
@@ -223,9 +226,18 @@ def compare(entries: Sequence[Entry], seed: int) -> list[dict[str, Any]]:
     ]
 
 
+def emulation_notes(backends: Iterable[str]) -> list[str]:
+    """What must be said of every figure of these emulated backends."""
+    return [
+        f"{device_label(name, True)}: every time and rate is the emulation's on this host, never a card's; there is no "
+        "share of a card's peak"
+        for name in dict.fromkeys(backends)
+    ]
+
+
 def _notes(plan: Plan) -> list[str]:
     options = plan.options
-    notes = list(plan.skipped)
+    notes = [*emulation_notes(spec.backend for spec in plan.targets if spec.emulated), *plan.skipped]
     if options.vs:
         notes.append(
             f"everyone runs the same {options.texts} texts, each in its own shape"

@@ -31,13 +31,13 @@ class FrozenLinear:
         self._in1 = host_convert(weight.detach().to(torch.float32).T.contiguous(), weight_dtype)
         self._bias = host_convert(bias.detach(), "bfloat16")
         self._fast: FastWeight | None = None
-        if arithmetic.mode == "fast":
+        if arithmetic.mode == "fast" and arithmetic.fp32_dest_acc_en:
             self._fast = FastWeight(self._in1, self._bias, arithmetic)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._fast is not None:
             return self._fast(x).to(x.dtype)
-        return linear(x, self._in1, self._bias, self._arithmetic)
+        return linear(x, self._in1, self._bias, self._arithmetic).to(x.dtype)
 
 
 @dataclass(frozen=True)

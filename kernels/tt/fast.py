@@ -3,7 +3,8 @@
 With T(x, k) = x with k mantissa bits kept by truncation, the phases of a fidelity are products of truncated operands.
 For bfloat16 and block-format operands each of these is itself exact in bfloat16, so that one bfloat16 GEMM with
 float32 sums does a whole layer (HiFi3's two products stand side by side in K). A bfloat16 Dst rounds at every
-16-deep slice of K, which no single GEMM shows (it halves the error), so that the slices are looped over.
+16-deep slice of K, which no single GEMM shows (it halves the error), so that the slices are looped over. That is slower
+than the exact unit in C++, which therefore computes for a bfloat16 Dst wherever it can; the loop is for other devices.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from . import native
 from .formats import device_pack, host_convert, round_half_away_bf16, truncate
 
 if TYPE_CHECKING:
@@ -63,6 +65,13 @@ class FastWeight:
 
 def matmul(in0: torch.Tensor, in1: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
     """What Dst holds after in0 [..., m, k] @ in1 [..., k, n] with k one block; float32 [..., m, n]."""
+    if not arithmetic.fp32_dest_acc_en and native.serves(in0):
+        left, right = in0.reshape(-1, *in0.shape[-2:]), in1.expand(*in0.shape[:-2], *in1.shape[-2:])
+        products = [
+            native.matmul(x, w, arithmetic.math_fidelity, fp32_dest=False, arch=arithmetic.arch)
+            for x, w in zip(left, right.reshape(-1, *in1.shape[-2:]), strict=True)
+        ]
+        return torch.stack(products).reshape(*in0.shape[:-1], in1.shape[-1])
     if not arithmetic.fp32_dest_acc_en:
         pairs = _phase_operands(in0.to(torch.float32), in1.to(torch.float32), arithmetic.phases)
         zeros = pairs[0][0].new_zeros(*in0.shape[:-1], in1.shape[-1])

@@ -28,7 +28,8 @@ class Arithmetic:
     arch: wormhole or blackhole. math_fidelity: lofi, hifi2, hifi3, hifi4 (1 to 4 passes over parts of the mantissas).
     fp32_dest_acc_en: Dst holds float32, else bfloat16. packer_l1_acc: blocks are added up in L1.
     block_tiles: tiles of K in a block (ttnn takes 2 for M = 32 and 3 for M = 64 and 128 at K = 768); 0 is one block.
-    mode: exact, or fast (the same error, other bits). gemm_dtype: what fast's products take as operands, bfloat16
+    mode: exact, or fast (the same error, other bits; with a bfloat16 Dst on the host the products are exact all the
+    same). gemm_dtype: what fast's products take as operands, bfloat16
     where the device multiplies it natively, else float32.
 
     Raises UserError for an unknown value.
@@ -91,7 +92,9 @@ def linear(
     Operands are values of their own formats, already converted. `activation` is a function of `unary` on a bfloat16
     result.
     """
-    if arithmetic.mode == "fast":
+    # The exact unit is also the faster one where every slice is rounded.
+    exact = arithmetic.mode == "exact" or (not arithmetic.fp32_dest_acc_en and native.serves(in0))
+    if not exact:
         out = fast.linear(in0, in1, bias, arithmetic, out_dtype)
     else:
         out = packed(_dest(in0, in1, bias, arithmetic), arithmetic, out_dtype).to(in0.device)

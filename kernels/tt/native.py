@@ -29,6 +29,11 @@ def library() -> NativeLibrary:
     return load("tt", INTERFACE)
 
 
+def serves(x: torch.Tensor) -> bool:
+    """Whether the extension is there and `x` on the host, where it computes."""
+    return x.is_cpu and library().library is not None
+
+
 def engines() -> list[str]:
     """The engines that run here, fastest first; ``numpy`` always does."""
     found = library().library

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,14 @@ from typing import Any
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.config_file import config_hash, load_config
-from isotrain.backends import BackendUnavailableError, backend_class, backend_layouts, get_backend, list_backends, tt
+from isotrain.backends import (
+    BackendUnavailableError,
+    Foreseen,
+    backend_class,
+    foresee_backend,
+    get_backend,
+    tt,
+)
 
 
 @pytest.fixture
@@ -59,9 +68,29 @@ def test_doctor_lists_the_card_and_its_emulation() -> None:
     assert list(backend_class("cpu").variants()) == ["cpu"]
 
 
-def test_the_layouts_known_without_an_import_are_the_classes_own() -> None:
-    for name in list_backends():
-        assert backend_layouts(name) == backend_layouts(f"{name}:0") == backend_class(name).layouts
+def test_what_is_foreseen_is_what_is_opened(machine: Any) -> None:
+    machine(True, 0)
+    for name in ("cpu", "cuda", "xla"):
+        assert foresee_backend(name) == foresee_backend(f"{name}:0") == Foreseen(backend_class(name).layouts)
+    emulated = get_backend("tt")
+    assert foresee_backend("tt") == Foreseen(emulated.layouts, emulated.info().emulated)
+    assert foresee_backend("tt").emulated
+    machine(True, 1)
+    assert foresee_backend("tt") == Foreseen(("padded", "bucketed"), False)
+    assert foresee_backend("tt", {"tt": {"device": "emulated"}}).emulated
+    machine(False, 1)
+    with pytest.raises(BackendUnavailableError, match=r"tt\.device: hardware can't run here"):
+        foresee_backend("tt", {"tt": {"device": "hardware"}})
+
+
+def test_foreseeing_a_built_in_backend_imports_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from isotrain.backends import foresee_backend\n"
+        "for name in ('cpu', 'cuda', 'xla', 'tt'): foresee_backend(name)\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_options_go_to_the_backend_of_their_name_alone() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core import tracking
 from isotrain.albert_core.config import TrainConfig
 from isotrain.albert_core.tracking import JsonlTracker, Tracker, Trackers, make_trackers
 
@@ -32,6 +33,18 @@ def test_jsonl_has_one_object_a_line_at_once_and_only_valid_json(tmp_path: Path)
     logged = lines(tracker.path)[1]
     assert logged == {"step": 2, "a": "NaN", "b": "Infinity", "c": "-Infinity", "note": "x\ny"}
     assert float(logged["c"]) == float("-inf")
+
+
+def test_an_emulated_device_stands_in_every_line_and_in_the_name_of_every_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(tracking, "WandbTracker", lambda *given: opened.append(given[2]) or Tracker())
+    monkeypatch.setattr(tracking, "TensorBoardTracker", lambda folder, _: opened.append(folder) or Tracker())
+    config = TrainConfig(use_wandb=True, use_tensorboard=True, wandb_run_name="name-x")
+    make_trackers(config, tmp_path, None, "npu (emulated)").log(1, {"train/loss": 0.5})
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "device": "npu (emulated)", "train/loss": 0.5}]
+    assert opened == ["name-x on npu (emulated)", tmp_path / "tensorboard" / "npu (emulated)"]
 
 
 @pytest.mark.parametrize(

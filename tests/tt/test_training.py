@@ -55,7 +55,11 @@ def test_every_fidelity_and_weight_format_trains_and_precision_orders_the_losses
 
 def test_everything_a_run_writes_says_that_it_is_emulated(tmp_path: Path) -> None:
     result = run(tmp_path, math_fidelity="hifi2", emulation="exact")
-    assert "tt (emulated)" in (result.run.path / "train.log").read_text()
+    log = (result.run.path / "train.log").read_text()
+    assert "backend tt (emulated) on tt (emulated): wormhole arithmetic" in log
+    assert "tt (emulated): every time and speed of this run is the emulation's on this host, never a card's" in log
+    metrics = [json.loads(line) for line in (result.run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["device"] for line in metrics} == {"tt (emulated)"}
     summary = json.loads(result.run.summary.read_text())
     assert summary["emulated"] is True
     assert summary["device"].startswith("tt (emulated)")

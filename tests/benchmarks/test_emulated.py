@@ -1,0 +1,129 @@
+"""A device that is only emulated: named so wherever its figures go; no share of a peak, no race against others."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import isotrain.benchmarks
+import jsonschema
+import pytest
+from isotrain import UserError
+from isotrain.benchmarks.bench import VALID, run_bench
+from isotrain.benchmarks.end_to_end import check, training_arguments
+from isotrain.benchmarks.environment import describe
+from isotrain.benchmarks.plan import Options, Plan, make_plan, with_peers
+from isotrain.benchmarks.report import WIDE, print_plan, print_result
+from isotrain.benchmarks.results import build_result
+from isotrain.benchmarks.runner import WorkerRun
+from rich.console import Console
+
+LABEL = "tt (emulated)"
+EMULATED = {"tt": {"device": "emulated"}}
+DEVICE = {"backend": "tt", "device": "cpu", "name": f"{LABEL}: wormhole arithmetic on Fake CPU", "emulated": True}
+
+
+def written(show: Callable[[Console], None], width: int = WIDE) -> str:
+    output = io.StringIO()
+    show(Console(file=output, width=width, highlight=False))
+    return output.getvalue()
+
+
+@pytest.fixture
+def mixed(all_runs: Callable[..., list[WorkerRun]]) -> tuple[Plan, dict[str, Any]]:
+    """A result of three targets: one of the CPU, one of the emulation in the same layout, and a second of that."""
+    options = Options(("cpu", "tt"), workloads=("forward",), layouts=("padded", "packed"), backend_options=EMULATED)
+    plan = make_plan(options)
+    assert [spec.emulated for spec in plan.targets] == [False, False, True, True]
+    told: dict[str, Any] = {"device": DEVICE, "policy": {"compute": "float32", "mode": f"{LABEL} lofi", "label": "x"}}
+    return plan, build_result(plan, all_runs(plan, {2: told, 3: told | {"step_seconds": (0.1,) * 3}}), describe())
+
+
+def test_every_line_about_an_emulated_target_says_so(mixed: tuple[Plan, dict[str, Any]]) -> None:
+    plan, result = mixed
+    assert [entry["label"].startswith(f"{LABEL} forward") for entry in result["targets"]] == [False, False, True, True]
+    assert [entry["emulated"] for entry in result["targets"]] == [False, False, True, True]
+    assert f"{LABEL}: every time and rate is the emulation's on this host, never a card's" in result["notes"][0]
+    for width in (WIDE, 80):
+        text = written(lambda console: print_result(result, console), width)
+        assert "EMULATED: tt (emulated) is arithmetic on this host" in " ".join(text.split())
+        # No "tt" without its qualification, in any table, banner, note or peak.
+        assert text.replace("\n", " ").split().count("tt") == " ".join(text.split()).count(LABEL)
+    assert f"{LABEL}: this host's peak in float32" in written(lambda console: print_result(result, console))
+    assert f"{LABEL} forward packed auto x8" in written(lambda console: print_plan(plan, console))
+
+
+def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
+    mixed: tuple[Plan, dict[str, Any]],
+) -> None:
+    _, result = mixed
+    cpu, _, first, second = result["targets"]
+    assert cpu["share_of_peak"]["useful"] > 0
+    assert first["share_of_peak"] is second["share_of_peak"] is None
+    assert first["relative"] is None
+    assert second["relative"]["to"] == first["label"]
+    rows = [line for line in written(lambda console: print_result(result, console)).splitlines() if LABEL in line]
+    assert any("n/a" in row for row in rows)
+
+
+def test_coarser_numbers_of_another_mode_are_no_wrong_answer(
+    all_runs: Callable[..., list[WorkerRun]],
+) -> None:
+    plan = make_plan(Options(("cpu", "tt"), workloads=("forward",), layouts=("padded",), backend_options=EMULATED))
+    other = {"device": DEVICE, "probe": {"0": [1.0, 3.0], "1": [3.0, 4.0]}}
+    policy = {"compute": "float32", "label": "x"}
+    for mode, valid in (("lofi", True), ("", False)):
+        changes = {1: other | {"policy": policy | {"mode": mode}}}
+        assert build_result(plan, all_runs(plan, changes), describe())["targets"][1]["valid"] is valid
+
+
+def test_a_card_that_is_here_is_not_called_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isotrain.backends import Availability, tt
+
+    monkeypatch.setattr(tt, "hardware_availability", lambda: Availability(True, "a card"))
+    plan = make_plan(Options(("tt",)))
+    assert plan.targets[0].label == "tt forward padded auto x8"
+    assert {spec.layout for spec in plan.targets} == {"padded", "bucketed"}
+    assert plan.skipped
+
+
+def test_peers_do_not_race_an_emulation() -> None:
+    with pytest.raises(UserError, match=r"--vs compares speeds, and tt \(emulated\) has only the emulation's"):
+        make_plan(with_peers(Options(("tt",), backend_options=EMULATED), ("peers",)))
+    with pytest.raises(UserError, match=r"--vs compares speeds, and tt \(emulated\)"):
+        check(Options(("tt",), dataset="embedded:intents", vs=("peers",), backend_options=EMULATED))
+
+
+def test_a_whole_run_gets_what_the_backend_is_told(tmp_path: Path) -> None:
+    options = Options(("tt",), backend_options={"tt": {"math_fidelity": "lofi"}}, dataset="embedded:intents")
+    assert 'tt.math_fidelity="lofi"' in training_arguments(options, tmp_path)
+
+
+def test_a_real_emulated_target_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Options(
+        ("tt",),
+        model="random:tiny",
+        workloads=("forward",),
+        layouts=("packed",),
+        batch_sizes=(4,),
+        processes=1,
+        blocks=2,
+        seconds=0.1,
+        threads=1,
+        quick=True,
+        backend_options=EMULATED,
+    )
+    outcome = run_bench(options, out=tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert outcome.code == VALID, result["targets"][0]["reasons"]
+    schema = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-1.json"
+    jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8"))).validate(result)
+    (entry,) = result["targets"]
+    assert entry["emulated"] is entry["device"]["emulated"] is True
+    assert entry["device"]["name"].startswith(LABEL)
+    assert LABEL in entry["policy"]["label"]
+    assert entry["kernel_used"]["name"] == "tt-emulated"
+    assert f"[1/1] {LABEL} forward packed auto x4" in capsys.readouterr().err
