@@ -24,7 +24,6 @@ DTYPE_NAMES = {
 }
 
 OPTIMIZERS = ("adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad")
-METRICS = ("eval/loss", "eval/accuracy", "eval/f1_macro")
 
 
 class TrainConfig(BaseModel):
@@ -87,8 +86,8 @@ class TrainConfig(BaseModel):
     resume_from_checkpoint: bool = Field(False, description="go on with an earlier run instead of starting a new one")
     resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
-    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro"] = Field(
-        "eval/loss", description="what makes a checkpoint best"
+    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1"] = Field(
+        "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two"
     )
     checkpoint_metric_mode: Literal["min", "max"] = Field("min", description="whether lower or higher is better")
     keep_last_n: int = Field(3, ge=0, description="newest checkpoints kept; 0 keeps none after the run")
@@ -132,8 +131,15 @@ class TrainConfig(BaseModel):
     tokenizer_name: str | None = Field(
         None, description="tokenizer.json, folder or Hub id; the model's own when absent"
     )
+    task: Literal["classification"] = Field("classification", description="what is learned: labels of texts or pairs")
     text_column: str | None = Field(None, description="column of the text; found by its usual names when absent")
+    text_pair_column: str | None = Field(
+        None, description="column of the second text of a pair; found by its usual names when absent"
+    )
     label_column: str | None = Field(None, description="column of the label; found by its usual names when absent")
+    evaluation_split: Literal["test", "validation"] | None = Field(
+        None, description="which split is evaluated; test, else validation (or valid, val, dev) when absent"
+    )
     test_fraction: float | None = Field(
         None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
     )
@@ -229,7 +235,9 @@ class TrainConfig(BaseModel):
         "tokenizer_name",
         "backend",
         "text_column",
+        "text_pair_column",
         "label_column",
+        "evaluation_split",
         "run_name",
         mode="before",
     )

@@ -16,7 +16,6 @@ from .. import UserError
 from .batches import Window
 from .config_file import ResolvedConfig
 from .job import Job
-from .metrics import evaluate
 from .progress import Reporter
 from .run import RunFolder, environment, write_json, write_text
 from .saved_model import MODEL_FILE
@@ -49,9 +48,7 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
 def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     job, state = training.job, training.state
     began = time.perf_counter_ns()
-    metrics = evaluate(
-        training.model, training.test_source, job.test_tokens.num_texts, job.config.eval_batch_size, job.backend
-    )
+    metrics = job.task.evaluate(training.model, training.test_source, job)
     seconds = (time.perf_counter_ns() - began) / 1e9
     _require_finite(metrics["eval/loss"], training)
     state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
@@ -59,13 +56,11 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
     log.info(
-        "epoch %d, step %d/%d: eval/loss %.4f, accuracy %.4f, macro-F1 %.4f",
+        "epoch %d, step %d/%d: eval/%s",
         epoch + 1,
         state.step,
         training.total_steps,
-        metrics["eval/loss"],
-        metrics["eval/accuracy"],
-        metrics["eval/f1_macro"],
+        ", ".join(f"{word} {metrics[name]:.4f}" for name, word in job.task.metrics.items() if name in metrics),
     )
 
 
@@ -123,7 +118,7 @@ def record(training: Training, resolved: ResolvedConfig) -> None:
         if earlier.is_file():
             earlier.replace(earlier.with_name(f"until-step-{step}-{earlier.name}"))
     write_text(run.config, text)
-    write_json(run.labels, job.dataset.label_names)
+    job.task.record(run, job.dataset)
     job.tokenizer.save(run.tokenizer)
     write_json(
         run.path / "run.json",

@@ -44,7 +44,10 @@ log = logging.getLogger("isotrain")
 
 @dataclass
 class TrainResult:
-    """How a run ended. `metrics` is its last evaluation; `best` the best of `checkpoint_metric`."""
+    """How a run ended. `metrics` is its last evaluation; `best` the best of `checkpoint_metric`.
+
+    `metric_names`: what an evaluation of its task and data has, in the order that tables show.
+    """
 
     run: RunFolder
     status: str
@@ -54,6 +57,7 @@ class TrainResult:
     best: dict[str, float]
     seconds: float
     label: str
+    metric_names: tuple[str, ...]
     phases: dict[str, float] = field(default_factory=dict)
 
 
@@ -298,6 +302,7 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         best=state.best,
         seconds=seconds,
         label=job.label,
+        metric_names=job.task.metrics_of(job.dataset),
         phases=job.phases,
     )
 

@@ -77,7 +77,7 @@ def _show(result: TrainResult) -> None:
     table.add_column("")
     table.add_column("last", justify="right")
     table.add_column("best", justify="right")
-    for key in ("eval/loss", "eval/accuracy", "eval/f1_macro"):
+    for key in result.metric_names:
         table.add_row(
             key, *(f"{values[key]:.4f}" if key in values else "-" for values in (result.metrics, result.best))
         )
