@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..backends.tt_options import TtOptions
+from .normalise import check_rule
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -137,6 +138,11 @@ class TrainConfig(BaseModel):
         None, description="column of the second text of a pair; found by its usual names when absent"
     )
     label_column: str | None = Field(None, description="column of the label; found by its usual names when absent")
+    label_rules: list[str] = Field(
+        default_factory=list,
+        description="labels are texts, one class where these make them alike: unicode, placeholders, urls, emails, "
+        "numbers, case, punctuation, white_space, s/pattern/replacement/; in their order",
+    )
     evaluation_split: Literal["test", "validation"] | None = Field(
         None, description="which split is evaluated; test, else validation (or valid, val, dev) when absent"
     )
@@ -196,6 +202,11 @@ class TrainConfig(BaseModel):
         if value == "float16":
             raise ValueError("can't be float16: its gradients underflow without a scaler; use float32 or bfloat16")
         return value
+
+    @field_validator("label_rules")
+    @classmethod
+    def _known_rules(cls, value: list[str]) -> list[str]:
+        return [check_rule(rule) for rule in value]
 
     @field_validator("wandb_watch_mode", mode="before")
     @classmethod

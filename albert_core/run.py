@@ -47,6 +47,7 @@ class RunFolder:
         self.tokenizer = path / "tokenizer"
         self.labels = path / "labels.json"
         self.inputs = path / "inputs.json"
+        self.responses = path / "responses.json"
         self.config = path / "config.yaml"
         self.summary = path / "summary.json"
 

@@ -16,7 +16,7 @@ PAIRED_COLUMNS = (
     ("premise", "hypothesis"),
     ("text", "text_pair"),
 )
-LABEL_COLUMNS = ("label", "category", "intent", "label_text")
+LABEL_COLUMNS = ("label", "category", "intent", "label_text", "response")
 LABEL_NAME_COLUMN = "label_text"
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 EVALUATION_SPLITS = ("test", *VALIDATION_SPLITS)

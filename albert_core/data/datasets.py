@@ -15,6 +15,7 @@ from .columns import Columns, choose_columns, evaluation_names
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
 from .labels import encode_labels, names_from_column, read_categories
+from .responses import RESPONSES, originals_by_class, response_tables, with_normalised_labels
 from .tabular import TABLE_SUFFIXES, Table, read_table, shown
 
 log = logging.getLogger("isotrain")
@@ -48,7 +49,8 @@ class RawSplit:
 class RawDataset:
     """A data set's two splits. `label_names[id]` is a class's name; `fingerprint`: SHA-256 of the content.
 
-    `text_columns`: what the columns of the text, or of both texts of a pair, were called.
+    `text_columns`: what the columns of the text, or of both texts of a pair, were called. `responses[id]`: where labels
+    are texts made alike by rules, the most frequent original among a class's training rows.
     """
 
     name: str
@@ -57,6 +59,7 @@ class RawDataset:
     label_names: list[str]
     fingerprint: str
     text_columns: tuple[str, ...] = ("text",)
+    responses: list[str] | None = None
 
 
 def load_dataset(
@@ -66,13 +69,15 @@ def load_dataset(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     evaluation_split: str | None = None,
+    label_rules: Sequence[str] = (),
     label_names: Sequence[str] | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
 ) -> RawDataset:
     """The data set that `dataset_id` names.
 
-    - ``embedded:intents``, also with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`)
+    - ``embedded:intents``, also with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`);
+      ``embedded:responses`` has a whole answer in place of each label
     - a folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl;
       a ``categories.json`` beside them gives the order of the label names
     - one .csv, .tsv or .jsonl file, with `test_fraction`: that share of each label, chosen by `seed`, is the test
@@ -83,7 +88,8 @@ def load_dataset(
     (``sentence1``, ``sentence2``). `evaluation_split` is "test" or "validation" where there are both.
 
     Texts are kept byte for byte. Labels are names, or ids from 0; `label_names` gives the names' order (else
-    ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted).
+    ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted). With `label_rules`
+    (see `normalise`) labels are texts, and those that the rules make alike are one class.
 
     Raises UserError for a name that is nothing of these, and for data that can't be used: columns not found, empty
     texts, labels that are no classes or unseen in training, no test split.
@@ -99,7 +105,7 @@ def load_dataset(
         ):
             if value is not None:
                 raise UserError(f"{key} is set, but {dataset_id} has no files and a test split of its own; drop {key}")
-        return _embedded(dataset_id)
+        return _embedded(dataset_id, label_rules)
     path = Path(dataset_id).expanduser()
     # An empty name would be the current folder.
     if (dataset_id and path.exists()) or _looks_local(dataset_id):
@@ -116,7 +122,7 @@ def load_dataset(
     asked = partial(
         choose_columns, text_column=text_column, label_column=label_column, text_pair_column=text_pair_column
     )
-    return _assemble(name, train, test, label_names or names, asked, test_fraction, seed)
+    return _assemble(name, train, test, label_names or names, asked, test_fraction, seed, label_rules)
 
 
 def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:
@@ -152,7 +158,13 @@ def _looks_local(dataset_id: str) -> bool:
     return dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(TABLE_SUFFIXES)
 
 
-def _embedded(dataset_id: str) -> RawDataset:
+def _embedded(dataset_id: str, label_rules: Sequence[str]) -> RawDataset:
+    if dataset_id.startswith(RESPONSES):
+        tables = response_tables(dataset_id)
+        asked = partial(choose_columns, text_column="text", label_column="response")
+        return _assemble(dataset_id, *tables, None, asked, None, 0, label_rules)
+    if label_rules:
+        raise UserError(f"label_rules are set, but the labels of {dataset_id} are no texts; drop label_rules")
     sizes = parse_embedded_id(dataset_id)
     generated = generate_intents(sizes.train, sizes.test, sizes.seed)
     train, test = RawSplit(*generated.train), RawSplit(*generated.test)
@@ -218,6 +230,7 @@ def _assemble(
     choose: Callable[[str, Sequence[str]], Columns],
     test_fraction: float | None,
     seed: int,
+    label_rules: Sequence[str],
 ) -> RawDataset:
     if test is not None and test_fraction is not None:
         raise UserError(
@@ -234,13 +247,18 @@ def _assemble(
     tables = [train] if test is None else [train, test]
     for table in tables[1:]:
         choose_columns(table.origin, table.columns, columns.text, columns.label, columns.text_pair)
-    if label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):
+    responses = [str(cell) for cell in train.column(columns.label)]
+    if label_rules:
+        tables = [with_normalised_labels(table, columns.label, label_rules) for table in tables]
+    elif label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):
         label_names = names_from_column(tables, columns.label, columns.label_names)
     for table in tables:
         if not table.rows:
             raise UserError(f"{table.origin} has no rows; give a split with at least one text and label")
     texts = [[_texts(table, column, columns) for column in columns.texts] for table in tables]
-    train_labels, test_labels, names = encode_labels(train, test, columns.label, label_names)
+    train_labels, test_labels, names = encode_labels(
+        tables[0], tables[-1] if test else None, columns.label, label_names
+    )
     absent = len(names) - len(set(train_labels))
     if absent:
         log.warning("%s: %d of the %d label names have no training row", name, absent, len(names))
@@ -249,9 +267,11 @@ def _assemble(
         test_split = _split(texts[1], test_labels)
     else:
         parts = stratified_split(train_labels, test_fraction, seed)
+        responses = [responses[row] for row in parts[0]]
         train_split, test_split = (train_split.rows(part) for part in parts)
     fingerprint = fingerprint_of(train_split, test_split, names)
-    return RawDataset(name, train_split, test_split, names, fingerprint, columns.texts)
+    originals = originals_by_class(responses, train_split.labels, len(names)) if label_rules else None
+    return RawDataset(name, train_split, test_split, names, fingerprint, columns.texts, originals)
 
 
 def _split(texts: Sequence[list[str]], labels: list[int]) -> RawSplit:

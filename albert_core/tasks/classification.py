@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ... import UserError
 from ..batches import IGNORED
+from ..config_file import load_config
 from ..data import RawDataset, RawSplit, Table, TextTokenizer, TokenStore, build_token_store, load_dataset
 from ..data.columns import choose_text_column, choose_text_columns
 from ..data.tokenstore import Progress
@@ -35,19 +36,24 @@ log = logging.getLogger("isotrain")
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """The likeliest label of a text (or pair of texts) and its softmax probability."""
+    """The likeliest label of a text (or pair of texts) and its softmax probability.
+
+    `response`: where labels are whole texts made alike by rules, the label's most frequent original.
+    """
 
     text: str
     label: str
     label_id: int
     probability: float
     text_pair: str | None = None
+    response: str | None = None
 
     def asked(self) -> dict[str, str]:
         return {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
 
     def answer(self) -> dict[str, str | int | float]:
-        return {"label": self.label, "label_id": self.label_id, "probability": self.probability}
+        response = {} if self.response is None else {"response": self.response}
+        return {**response, "label": self.label, "label_id": self.label_id, "probability": self.probability}
 
 
 def load(config: TrainConfig) -> RawDataset:
@@ -57,6 +63,7 @@ def load(config: TrainConfig) -> RawDataset:
         text_column=config.text_column,
         text_pair_column=config.text_pair_column,
         label_column=config.label_column,
+        label_rules=config.label_rules,
         evaluation_split=config.evaluation_split,
         test_fraction=config.test_fraction,
         seed=config.seed,
@@ -122,24 +129,37 @@ def chance_loss(job: Job) -> float:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a run keeps for predictions: the labels' names by id, and what the columns of its texts were called."""
+    """What a run keeps for predictions: the labels' names by id, what the columns of its texts were called, and the
+    responses by label id where labels are texts.
+    """
 
     label_names: list[str]
     text_columns: tuple[str, ...]
+    responses: list[str] | None
 
     def name(self, label_id: int) -> str:
         return self.label_names[label_id] if label_id < len(self.label_names) else f"unused-{label_id}"
 
+    def response(self, label_id: int) -> str | None:
+        return None if self.responses is None or label_id >= len(self.responses) else self.responses[label_id]
+
 
 def record(run: RunFolder, dataset: RawDataset) -> None:
-    """Writes labels.json, the labels' names in the order of their ids, and inputs.json, the columns of the texts."""
+    """Writes labels.json, the labels' names in the order of their ids, and inputs.json, the columns of the texts.
+
+    Where labels are texts, responses.json has each one's most frequent original, in the same order.
+    """
     write_json(run.labels, dataset.label_names)
+    if dataset.responses is not None:
+        write_json(run.responses, dataset.responses)
     write_json(run.inputs, list(dataset.text_columns))
 
 
 def recall(run: RunFolder) -> Recalled:
     """What `record` wrote. Raises UserError for a file that is missing or damaged."""
-    return Recalled(read_strings(run.labels), tuple(read_strings(run.inputs)))
+    rules = load_config(run.config).config.label_rules
+    responses = read_strings(run.responses) if rules else None
+    return Recalled(read_strings(run.labels), tuple(read_strings(run.inputs)), responses)
 
 
 def columns(
@@ -183,7 +203,7 @@ def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | N
     best, ids = (part.tolist() for part in torch.softmax(logits.double(), dim=-1).max(dim=-1))
     seconds = [None] * len(texts) if pairs is None else pairs
     return [
-        LabelPrediction(text, recalled.name(label_id), label_id, probability, second)
+        LabelPrediction(text, recalled.name(label_id), label_id, probability, second, recalled.response(label_id))
         for text, second, label_id, probability in zip(texts, seconds, ids, best, strict=True)
     ]
 
