@@ -149,6 +149,9 @@ class TrainConfig(BaseModel):
     test_fraction: float | None = Field(
         None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
     )
+    copy_encoder: bool = Field(
+        True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
+    )
     freeze_encoder: bool = Field(True, description="train the head alone; false trains the whole model")
     feature_cache: bool = Field(
         True, description="compute a frozen encoder's features once; false runs it at every step"
