@@ -28,8 +28,8 @@ def bucket_length(longest: int, max_length: int, lengths: tuple[int, ...] = BUCK
 
 
 def filled(indices: np.ndarray, rows: int, filler: int) -> np.ndarray:
-    """`indices` followed by as many `filler` as make `rows` of them, int64."""
-    return np.concatenate((indices, np.full(rows - len(indices), filler, dtype=np.int64)))
+    """`indices` (or labels of any width) followed by as many rows of `filler` as make `rows` of them, int64."""
+    return np.concatenate((indices, np.full((rows - len(indices), *indices.shape[1:]), filler, dtype=np.int64)))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..backends.tt_options import TtOptions
+from .normalise import check_rule
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -24,7 +25,6 @@ DTYPE_NAMES = {
 }
 
 OPTIMIZERS = ("adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad")
-METRICS = ("eval/loss", "eval/accuracy", "eval/f1_macro")
 
 
 class TrainConfig(BaseModel):
@@ -87,8 +87,8 @@ class TrainConfig(BaseModel):
     resume_from_checkpoint: bool = Field(False, description="go on with an earlier run instead of starting a new one")
     resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
-    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro"] = Field(
-        "eval/loss", description="what makes a checkpoint best"
+    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1"] = Field(
+        "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two"
     )
     checkpoint_metric_mode: Literal["min", "max"] = Field("min", description="whether lower or higher is better")
     keep_last_n: int = Field(3, ge=0, description="newest checkpoints kept; 0 keeps none after the run")
@@ -132,10 +132,25 @@ class TrainConfig(BaseModel):
     tokenizer_name: str | None = Field(
         None, description="tokenizer.json, folder or Hub id; the model's own when absent"
     )
+    task: Literal["classification"] = Field("classification", description="what is learned: labels of texts or pairs")
     text_column: str | None = Field(None, description="column of the text; found by its usual names when absent")
+    text_pair_column: str | None = Field(
+        None, description="column of the second text of a pair; found by its usual names when absent"
+    )
     label_column: str | None = Field(None, description="column of the label; found by its usual names when absent")
+    label_rules: list[str] = Field(
+        default_factory=list,
+        description="labels are texts, one class where these make them alike: unicode, placeholders, urls, emails, "
+        "numbers, case, punctuation, white_space, s/pattern/replacement/; in their order",
+    )
+    evaluation_split: Literal["test", "validation"] | None = Field(
+        None, description="which split is evaluated; test, else validation (or valid, val, dev) when absent"
+    )
     test_fraction: float | None = Field(
         None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
+    )
+    copy_encoder: bool = Field(
+        True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
     )
     freeze_encoder: bool = Field(True, description="train the head alone; false trains the whole model")
     feature_cache: bool = Field(
@@ -159,6 +174,9 @@ class TrainConfig(BaseModel):
     fused_head: bool = Field(
         True, description="a head on frozen features trains by the device's fused step, where it has one"
     )
+    stop_on_collapse: bool = Field(
+        False, description="end the run when the model is back at guessing; seen and said in any case"
+    )
     max_grad_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")
@@ -173,6 +191,10 @@ class TrainConfig(BaseModel):
         TtOptions(),
         description="what the tt backend takes under the vendor's names: arch, math_fidelity, fp32_dest_acc_en, "
         "weight_dtype, optimization_level, device, optimizer_dtype",
+    )
+    chart: list[str] = Field(
+        default_factory=list,
+        description="metrics drawn over the epochs: in the terminal, chart.html and (extra `plots`) chart.png",
     )
     use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
 
@@ -191,6 +213,11 @@ class TrainConfig(BaseModel):
         if value == "float16":
             raise ValueError("can't be float16: its gradients underflow without a scaler; use float32 or bfloat16")
         return value
+
+    @field_validator("label_rules")
+    @classmethod
+    def _known_rules(cls, value: list[str]) -> list[str]:
+        return [check_rule(rule) for rule in value]
 
     @field_validator("wandb_watch_mode", mode="before")
     @classmethod
@@ -230,7 +257,9 @@ class TrainConfig(BaseModel):
         "tokenizer_name",
         "backend",
         "text_column",
+        "text_pair_column",
         "label_column",
+        "evaluation_split",
         "run_name",
         mode="before",
     )

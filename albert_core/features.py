@@ -61,7 +61,7 @@ def compute_features(
     `progress(done, total)` counts texts.
     """
     if backend.static_shapes is not None:
-        return _compute_on_grid(encoder, store, backend, backend.static_shapes, layout, max_length, progress)
+        return _compute_on_grid(encoder, store, backend, layout, max_length, progress)
     features: torch.Tensor | None = None
     done = 0
     groups = _length_sorted_groups(
@@ -86,7 +86,6 @@ def _compute_on_grid(
     encoder: FrozenEncoder,
     store: TokenStore,
     backend: Backend,
-    grid: ShapeGrid,
     layout: str,
     max_length: int,
     progress: Callable[[int, int], None] | None,
@@ -95,24 +94,44 @@ def _compute_on_grid(
 
     The rows are put in their places on the host, for a program that did so would be another one for each split.
     """
-    groups = list(grid_groups(store.lengths, grid, layout, max_length))
-    batches = (
-        token_batch(store, filled(indices, grid.rows(length), indices[-1]), layout, max_length, length)
-        for indices, length in groups
-    )
-    parts = []
+    parts, places = [], []
     done = 0
-    for (indices, _), batch in zip(groups, backend.prefetch(batches), strict=True):
+    for indices, batch in batches_by_length(store, backend, layout, max_length):
         parts.append(encoder(batch))
+        places.append(indices)
         backend.step_boundary()
         done += len(indices)
         if progress is not None:
             progress(done, store.num_texts)
     backend.synchronize(*parts)
     features = torch.empty(store.num_texts, parts[0].shape[1])
-    for (indices, _), rows in zip(groups, parts, strict=True):
+    for indices, rows in zip(places, parts, strict=True):
         features[torch.from_numpy(indices)] = rows.cpu()[: len(indices)]
     return backend.place(features)
+
+
+def batches_by_length(
+    store: TokenStore, backend: Backend, layout: str, max_length: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """All texts once, in order of length: row numbers int64 [n], and their batch on the device.
+
+    Batches hold about as many tokens as the device likes. Where shapes are static they are the grid's, and rows beyond
+    the first n only fill the batch up.
+    """
+    grid = backend.static_shapes
+    groups: list[tuple[np.ndarray, int | None]]
+    if grid is None:
+        padded_to = max_length if layout == "padded" else None
+        sorted_groups = _length_sorted_groups(store.lengths, padded_to, backend.feature_batch_tokens)
+        groups = [(indices, None) for indices in sorted_groups]
+    else:
+        groups = list(grid_groups(store.lengths, grid, layout, max_length))
+
+    def rows_of(indices: np.ndarray, length: int | None) -> np.ndarray:
+        return indices if grid is None or length is None else filled(indices, grid.rows(length), indices[-1])
+
+    batches = (token_batch(store, rows_of(*group), layout, max_length, group[1]) for group in groups)
+    yield from zip((indices for indices, _ in groups), backend.prefetch(batches), strict=True)
 
 
 def grid_groups(lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from .. import UserError
 from ..backends import Backend, CastPolicy, FrozenEncoder, get_backend
 from .config import TrainConfig
-from .data import RawDataset, TextTokenizer, TokenStore, build_token_store, load_dataset, load_tokenizer
+from .data import TextTokenizer, TokenStore, load_tokenizer
 from .encoder import LoadedEncoder, load_encoder
 from .frozen import frozen_encoder
+from .tasks import Task, find_task
 
 log = logging.getLogger("isotrain")
 
@@ -22,12 +24,16 @@ PhaseProgress = Callable[[str], Callable[[int, int], None] | None]
 
 @dataclass
 class Job:
-    """What training reads. `phases` holds the seconds each part of opening took."""
+    """What training reads. `phases` holds the seconds each part of opening took.
+
+    `dataset` is what the task's `load` returned, `num_labels` how many outputs its head has.
+    """
 
     config: TrainConfig
+    task: Task
     backend: Backend
     policy: CastPolicy
-    dataset: RawDataset
+    dataset: Any
     tokenizer: TextTokenizer
     train_tokens: TokenStore
     test_tokens: TokenStore
@@ -49,6 +55,7 @@ class Job:
         """What a checkpoint must share with a run that goes on from it."""
         config = self.config
         return {
+            "task": self.task.name,
             "encoder": self.encoder.fingerprint,
             "train_data": self.train_tokens.fingerprint,
             "num_labels": self.num_labels,
@@ -76,19 +83,21 @@ def labelled(label: str, backend: Backend) -> str:
 def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> Job:
     """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
     phases: dict[str, float] = {}
+    task = find_task(config.task)
+    if config.freeze_encoder and not task.frozen:
+        raise UserError(f"task {task.name} trains the whole model; set freeze_encoder: false")
     with _timed(phases, "open_backend"):
         backend = get_backend(config.backend_name, config.backend_options)
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
         layout = layout_on(backend, config)
     with _timed(phases, "load_data"):
-        dataset = load_dataset(
-            config.dataset_id,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            test_fraction=config.test_fraction,
-            seed=config.seed,
-        )
-        num_labels = _num_labels(config, dataset)
+        dataset = task.load(config)
+        num_labels = task.outputs(config, dataset)
+        for key, metrics in (("checkpoint_metric", [config.checkpoint_metric]), ("chart", config.chart)):
+            unknown = [name for name in metrics if name not in task.metrics_of(dataset)]
+            if unknown:
+                allowed = ", ".join(task.metrics_of(dataset))
+                raise UserError(f"{key} {unknown[0]!r} is no metric that {dataset.name} has; allowed are {allowed}")
     with _timed(phases, "load_model"):
         encoder = load_encoder(config.model_name, config.seed)
         positions = encoder.config.max_position_embeddings
@@ -100,15 +109,24 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
         tokenizer = load_tokenizer(
             config.tokenizer_name,
             config.model_name,
-            texts=dataset.train.texts,
+            texts=dataset.train.corpus,
             vocab_size=encoder.config.vocab_size,
         )
-        train_tokens = build_token_store(
-            dataset.train, tokenizer, config.max_length, progress=progress("tokenise train")
-        )
-        test_tokens = build_token_store(dataset.test, tokenizer, config.max_length, progress=progress("tokenise test"))
+        train_tokens = task.tokenise(dataset.train, tokenizer, config, True, progress("tokenise train"))
+        test_tokens = task.tokenise(dataset.test, tokenizer, config, True, progress("tokenise test"))
     return Job(
-        config, backend, policy, dataset, tokenizer, train_tokens, test_tokens, encoder, num_labels, layout, phases
+        config=config,
+        task=task,
+        backend=backend,
+        policy=policy,
+        dataset=dataset,
+        tokenizer=tokenizer,
+        train_tokens=train_tokens,
+        test_tokens=test_tokens,
+        encoder=encoder,
+        num_labels=num_labels,
+        layout=layout,
+        phases=phases,
     )
 
 
@@ -126,21 +144,6 @@ def layout_on(backend: Backend, config: TrainConfig) -> str:
         f"layout {layout!r} can't run on the {backend.name} backend, which compiles a program for each shape; "
         f"allowed there are {', '.join(backend.layouts)} and auto; set layout to one"
     )
-
-
-def _num_labels(config: TrainConfig, dataset: RawDataset) -> int:
-    found = len(dataset.label_names)
-    if config.num_labels is None:
-        return found
-    if config.num_labels < found:
-        raise UserError(
-            f"num_labels is {config.num_labels}, but {dataset.name} has {found}; set num_labels: {found}, or drop it"
-        )
-    if config.num_labels > found:
-        log.warning(
-            "num_labels is %d, %s has %d labels: the others are never right", config.num_labels, dataset.name, found
-        )
-    return config.num_labels
 
 
 @contextmanager

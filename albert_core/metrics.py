@@ -1,4 +1,4 @@
-"""Evaluation: loss, accuracy and macro-F1 over a whole split, drawing no random number."""
+"""Evaluation of labels: loss, accuracy and F1 over a whole split, drawing no random number."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from .batches import IGNORED
 from .features import InputSource
 
 
-def evaluate(
+def evaluate_labels(
     model: nn.Module, source: InputSource, num_samples: int, batch_size: int, backend: Backend
 ) -> dict[str, float]:
-    """``eval/loss`` (mean cross entropy, nats), ``eval/accuracy`` and ``eval/f1_macro`` of `model`.
+    """``eval/loss`` (mean cross entropy, nats), ``eval/accuracy``, ``eval/f1_macro`` and ``eval/f1`` of `model`.
 
-    Losses and predictions stay on the device until the end. Macro-F1 is scikit-learn's: the unweighted mean over
-    the labels that occur in the split or among the predictions. Rows that only fill a batch up count nowhere.
+    Losses and predictions stay on the device until the end. F1 is scikit-learn's: macro-F1 the unweighted mean over
+    the labels that occur in the split or among the predictions, ``eval/f1`` that of label 1 alone, as GLUE defines it
+    for two labels; 0 where that one is never told. ``eval/largest_share`` is the share of the texts that got the label
+    told most often: 1 where one answer is given to all. Rows that only fill a batch up count nowhere.
     """
     from sklearn.metrics import f1_score
 
@@ -44,4 +46,6 @@ def evaluate(
         "eval/loss": float(loss_sum) / num_samples,
         "eval/accuracy": float((predicted == wanted).mean()),
         "eval/f1_macro": float(f1_score(wanted, predicted, average="macro", zero_division=0.0)),
+        "eval/largest_share": float(np.bincount(predicted).max() / len(predicted)),
+        "eval/f1": float(f1_score(wanted == 1, predicted == 1, zero_division=0.0)),
     }

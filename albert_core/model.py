@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ..backends import Backend, CastPolicy
 from ..kernels.packed import PaddedBatch
-from .batches import IGNORED
 from .encoder import encoder_layers
-from .head import ClassificationHead
+
+if TYPE_CHECKING:
+    from .tasks import Task
 
 
 def checkpoint_activations(encoder: Any) -> None:
@@ -28,37 +28,43 @@ def checkpoint_activations(encoder: Any) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def summed_loss(model: nn.Module) -> Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """The function of inputs and labels that a training step differentiates: the summed cross entropy of the batch's
-    texts in nats, and how many of them `model` told right. Rows labelled IGNORED count in neither.
+def summed_loss(model: nn.Module, task: Task) -> Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """The function of inputs and labels that a training step differentiates: the summed loss of the batch's rows in
+    nats, and how many of them `model` told right.
     """
 
     def loss(inputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = model(inputs)
-        right = (logits.detach().argmax(dim=-1) == labels).sum()
-        return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED), right
+        return task.loss(model(inputs), labels)
 
     return loss
 
 
 class WholeModel(nn.Module):
-    """Encoder and head, all trained: ``last_hidden_state[:, 0]`` through the MLP.
+    """Encoder and head, all trained: what `pool` takes of ``last_hidden_state`` through the head.
 
     Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
     compute dtype under the backend's autocast, the head and the loss in the head's own dtype.
     """
 
-    def __init__(self, encoder: nn.Module, head: ClassificationHead, backend: Backend, policy: CastPolicy) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        pool: Callable[[torch.Tensor], torch.Tensor],
+        backend: Backend,
+        policy: CastPolicy,
+    ) -> None:
         super().__init__()
         self.encoder = encoder.to(getattr(torch, policy.accumulate))
         self.head = head
+        self._pool = pool
         self._backend = backend
         self._policy = policy
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
-        """Logits (sequences, num_labels)."""
+        """Logits (sequences, outputs), or (sequences, length, outputs) where the head reads every token."""
         with self._backend.autocast(self._policy):
             output = self.encoder(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
             )
-        return self.head(output.last_hidden_state[:, 0])
+        return self.head(self._pool(output.last_hidden_state))

@@ -1,14 +1,14 @@
-"""Labels and probabilities for new texts, from a run's folder."""
+"""A task's answers for new texts, from a run's folder."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,70 +20,58 @@ from .checkpoint import read_checkpoint
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
-from .data import RawSplit, Table, TextTokenizer, build_token_store, load_tokenizer
-from .encoder import load_encoder
-from .features import TokenBatches, compute_features
-from .head import ClassificationHead
+from .data import Table, TextTokenizer, TokenStore, load_tokenizer, read_table
+from .encoder import load_encoder, saved_encoder
+from .features import batches_by_length, compute_features
 from .job import frozen_encoder, labelled, layout_on
 from .model import WholeModel
 from .run import RunFolder, write_text
 from .saved_model import read_model
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The likeliest label of a text and its softmax probability."""
-
-    text: str
-    label: str
-    label_id: int
-    probability: float
+from .tasks import Prediction, Task, find_task
 
 
 @dataclass
 class Predictor:
-    """A trained run, loaded. `label` names the encoder, random weights included."""
+    """A trained run, loaded. `label` names the encoder, random weights included; `recalled` is what the task kept."""
 
     config: TrainConfig
+    task: Task
     backend: Backend
     tokenizer: TextTokenizer
-    label_names: list[str]
+    recalled: Any
     model: nn.Module
     label: str
     encoder: FrozenEncoder | None
     layout: str
 
-    def predict(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> list[Prediction]:
-        """Predictions in the order of `texts`. Raises UserError for an empty text."""
-        for number, text in enumerate(texts, start=1):
-            if not text.strip():
-                raise UserError(f"text {number} of {len(texts)} is empty; give a text to predict")
-        if not texts:
-            return []
-        logits = self._logits(list(texts), progress)
-        probabilities = torch.softmax(logits.double(), dim=-1)
-        best, ids = probabilities.max(dim=-1)
-        return [
-            Prediction(text, self._name(label_id), label_id, probability)
-            for text, label_id, probability in zip(texts, ids.tolist(), best.tolist(), strict=True)
-        ]
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
+        """The task's answers (see `Prediction`) in the order of `texts`, with second texts where it was trained on two.
 
-    def _name(self, label_id: int) -> str:
-        return self.label_names[label_id] if label_id < len(self.label_names) else f"unused-{label_id}"
+        Raises UserError for an empty text, second texts that are missing, too many or not wanted.
+        """
+        if pairs is not None and len(pairs) != len(texts):
+            raise UserError(f"there are {len(texts)} texts and {len(pairs)} second texts; give each text its second")
+        for texts_of_role in (texts, pairs or ()):
+            for number, text in enumerate(texts_of_role, start=1):
+                if not text.strip():
+                    raise UserError(f"text {number} of {len(texts)} is empty; give a text to predict")
+        return self.task.predict(self, texts, pairs) if texts else []
 
-    def _logits(self, texts: list[str], progress: Callable[[int, int], None] | None) -> torch.Tensor:
-        config = self.config
-        split = RawSplit(texts, [0] * len(texts))
-        store = build_token_store(split, self.tokenizer, config.max_length, use_cache=False)
+    def outputs(self, store: TokenStore) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """The head's outputs for every sequence: row numbers int64 [n] and logits [n, ...] on the host, some at a time.
+
+        Batches hold sequences of like lengths and about as many tokens as the device likes.
+        """
+        length = self.config.max_length
         with torch.no_grad():
-            if self.encoder is None:
-                size = config.eval_batch_size
-                source = TokenBatches(store, self.backend, self.layout, config.max_length, size)
-                source.start_epoch(np.arange(len(texts)))
-                ranges = [(start, min(start + size, len(texts))) for start in range(0, len(texts), size)]
-                return torch.cat([self.model(source.batch(*bounds)[0]).cpu() for bounds in ranges])[: len(texts)]
-            features = compute_features(self.encoder, store, self.backend, self.layout, config.max_length, progress)
-            return self.model(features).cpu()
+            if self.encoder is not None:
+                features = compute_features(self.encoder, store, self.backend, self.layout, length)
+                yield np.arange(store.num_texts), self.model(features).cpu()
+                return
+            for rows, batch in batches_by_length(store, self.backend, self.layout, length):
+                logits = self.model(batch)
+                self.backend.step_boundary()
+                yield rows, logits.cpu()[: len(rows)]
 
 
 def load_predictor(
@@ -91,7 +79,7 @@ def load_predictor(
 ) -> Predictor:
     """Opens a run for prediction: its finished model, or with `checkpoint` "last", "best" or a folder's path.
 
-    `model_name` is where the encoder is now, when it has moved since training.
+    The encoder is the run's own copy; where it has none, the one that the configuration names, or `model_name`.
 
     Raises UserError when the run is unfinished and no checkpoint is named, when something in it is damaged, or when
     the encoder it was trained on is not the one that loads now.
@@ -108,8 +96,17 @@ def load_predictor(
         store = CheckpointStore.for_reading(run.checkpoints, config.checkpoint_metric, config.checkpoint_metric_mode)
         saved = read_checkpoint(store.find(option, checkpoint))
         weights, identity = saved.model, saved.identity
+    task = find_task(config.task)
+    if identity["task"] != task.name:
+        raise UserError(
+            f"{checkpoint or run.model} holds weights for {identity['task']}, and run {str(run.path)!r} is one of "
+            f"{task.name}; name a checkpoint of this run"
+        )
     opened = get_backend(backend or config.backend_name, config.backend_options)
-    encoder = load_encoder(config.model_name, config.seed)
+    if model_name is None and run.encoder.is_dir():
+        encoder = saved_encoder(run.encoder, config.model_name)
+    else:
+        encoder = load_encoder(config.model_name, config.seed)
     if encoder.fingerprint != identity["encoder"]:
         raise UserError(
             f"run {str(run.path)!r} was trained on other weights than {config.model_name!r} holds now; "
@@ -120,31 +117,42 @@ def load_predictor(
     ]
     if edited:
         raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
-    label_names = _read_labels(run.labels)
     tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)
-    head = ClassificationHead(encoder.config.hidden_size, config.mlp_hidden_size, identity["num_labels"])
-    head = head.to(getattr(torch, config.head_dtype))
+    head = task.head(encoder.config.hidden_size, identity["num_labels"], config).to(getattr(torch, config.head_dtype))
     policy = opened.cast_policy(config.dtype, strict=config.strict_dtype)
-    model: nn.Module = head if config.freeze_encoder else WholeModel(encoder.module(), head, opened, policy)
+    model = head if config.freeze_encoder else WholeModel(encoder.module(), head, task.pool, opened, policy)
     model.load_state_dict(weights, strict=True)
-    frozen = frozen_encoder(encoder, opened, policy, config.kernel) if config.freeze_encoder else None
-    model = opened.place(model).eval()
-    layout = layout_on(opened, config)
-    return Predictor(config, opened, tokenizer, label_names, model, labelled(encoder.label, opened), frozen, layout)
+    return Predictor(
+        config=config,
+        task=task,
+        backend=opened,
+        tokenizer=tokenizer,
+        recalled=task.recall(run),
+        model=opened.place(model).eval(),
+        label=labelled(encoder.label, opened),
+        encoder=frozen_encoder(encoder, opened, policy, config.kernel) if config.freeze_encoder else None,
+        layout=layout_on(opened, config),
+    )
 
 
-def _read_labels(path: Path) -> list[str]:
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}); copy the whole run folder again") from error
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{path} holds no list of label names; copy the whole run folder again")
-    return [str(name) for name in names]
+@dataclass(frozen=True)
+class Inputs:
+    """What a file asks: its table, the texts, and the second texts of pairs."""
+
+    table: Table
+    texts: list[str]
+    pairs: list[str] | None
 
 
-def texts_of(table: Table, column: str) -> list[str]:
-    """The cells of a text column. Raises UserError naming the row of one that is missing, empty or no text."""
+def read_inputs(run: RunFolder, file: Path, text_column: str | None, pair_column: str | None) -> Inputs:
+    """The texts in a CSV, TSV or JSONL file that `run` is to answer for. Raises UserError, also for an empty cell."""
+    task = find_task(load_config(run.config).config.task)
+    table = read_table(file)
+    first, second = task.columns(table, task.recall(run), text_column, pair_column)
+    return Inputs(table, _texts_of(table, first), None if second is None else _texts_of(table, second))
+
+
+def _texts_of(table: Table, column: str) -> list[str]:
     texts = table.column(column)
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
@@ -155,15 +163,26 @@ def texts_of(table: Table, column: str) -> list[str]:
 
 
 def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction]) -> None:
-    """A CSV of `table`'s rows with the columns ``label`` and ``probability`` added, whole or not at all.
+    """`table`'s rows with the answers' columns added, whole or not at all: JSONL or CSV, by the name of `path`.
 
-    A column of the input that has one of these names is kept under ``input_label`` or ``input_probability``.
+    A column of the input that has the name of one added is kept as ``input_`` and that name.
     """
-    added = ("label", "probability")
+    answers = [prediction.answer() for prediction in predictions]
+    added = list(answers[0]) if answers else []
+    kept = [f"input_{column}" if column in added else column for column in table.columns]
+    if path.suffix.lower() == ".jsonl":
+        rows = (dict(zip(kept, row, strict=True)) | answer for row, answer in zip(table.rows, answers, strict=True))
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
-    writer.writerow([*(f"input_{column}" if column in added else column for column in table.columns), *added])
-    for row, prediction in zip(table.rows, predictions, strict=True):
-        cells = (cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False) for cell in row)
-        writer.writerow([*cells, prediction.label, f"{prediction.probability:.6f}"])
+    writer.writerow([*kept, *added])
+    for row, answer in zip(table.rows, answers, strict=True):
+        writer.writerow([*map(_cell, row), *map(_cell, answer.values())])
     write_text(path, buffer.getvalue())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

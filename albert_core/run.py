@@ -45,7 +45,10 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.tokenizer = path / "tokenizer"
+        self.encoder = path / "encoder"
         self.labels = path / "labels.json"
+        self.inputs = path / "inputs.json"
+        self.responses = path / "responses.json"
         self.config = path / "config.yaml"
         self.summary = path / "summary.json"
 
@@ -123,6 +126,17 @@ def open_run(path: str | Path) -> RunFolder:
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON at `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def read_strings(path: Path) -> list[str]:
+    """A JSON list of strings, as `write_json` left it. Raises UserError for a file that is anything else."""
+    try:
+        strings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}); copy the whole run folder again") from error
+    if not isinstance(strings, list) or not strings or not all(isinstance(item, str) for item in strings):
+        raise UserError(f"{path} holds no list of names; copy the whole run folder again")
+    return strings
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,9 +15,9 @@ from torch import nn
 from .. import UserError
 from .batches import BatchStream
 from .checkpoint_store import CheckpointStore
+from .collapse import CollapseWatch
 from .config import TrainConfig
 from .features import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
-from .head import ClassificationHead
 from .job import Job
 from .model import WholeModel, checkpoint_activations, summed_loss
 from .optim import build_optimizer
@@ -55,8 +55,7 @@ class Training:
 
 def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
     config, backend = job.config, job.backend
-    hidden_size = job.encoder.config.hidden_size
-    head = ClassificationHead(hidden_size, config.mlp_hidden_size, job.num_labels, config.seed)
+    head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
     head = head.to(getattr(torch, config.head_dtype))
     model: nn.Module
     if config.freeze_encoder:
@@ -66,7 +65,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         encoder = job.encoder.module()
         if config.gradient_checkpointing:
             checkpoint_activations(encoder)
-        model = backend.place(WholeModel(encoder, head, backend, job.policy))
+        model = backend.place(WholeModel(encoder, head, job.task.pool, backend, job.policy))
         log.info(
             "training the whole model: %s layout, %s master weights, products in %s",
             job.layout,
@@ -98,14 +97,14 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         job=job,
         run=run,
         model=model,
-        loss=backend.compile(summed_loss(model)),
+        loss=backend.compile(summed_loss(model, job.task)),
         optimizer=optimizer,
         stream=stream,
         source=source,
         test_source=test_source,
         store=store,
         trackers=Trackers(()),
-        state=TrainingState(backend.place(torch.zeros(2))),
+        state=TrainingState(backend.place(torch.zeros(2)), watch=CollapseWatch(job.task.chance_loss(job))),
         total_steps=min(total_steps, config.max_steps or total_steps),
     )
 

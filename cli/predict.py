@@ -8,71 +8,89 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..albert_core.data import Table
-    from ..albert_core.predict import Prediction
+    from ..albert_core.tasks import Prediction
 
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="CSV, TSV or JSONL file with a text column.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict for.")] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--pair", metavar="TEXT", help="Second text of a pair; once for each TEXT, in their order."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--csv", "--file", help="CSV, TSV or JSONL file with a column of texts.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="CSV file to write; the input's columns plus label and probability.")
+        Path | None,
+        typer.Option("--out", help="CSV or JSONL file to write; the input's columns plus the predictions'."),
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Column of the text, when it isn't found by its name.")
+    ] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column of the second text, when it isn't found by its name.")
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="last, best, or a checkpoint's folder, instead of the finished model.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Device, when not the run's own.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the encoder is now, when it has moved since training.")
+        str | None, typer.Option(help="Where the encoder is now, when the run has no copy of it and it has moved.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Label new texts with a trained run.
+    """Ask a trained run about new texts.
 
     Examples:
 
       isotrain predict runs/banking77-... "I lost my card" "What is the exchange rate?"
+
+      isotrain predict runs/mrpc-... "He slept late ." --pair "He got up late ."
 
       isotrain predict runs/banking77-... --csv new.csv --out labelled.csv
     """
     from .. import UserError
     from ..albert_core.run import open_run
 
-    if bool(texts) == (csv_file is not None):
+    if bool(texts) == (file is not None):
         raise UserError("give either texts or --csv FILE to predict, not both and not neither")
-    if (out is not None) and csv_file is None:
-        raise UserError("--out needs --csv; without it predictions are printed")
+    if pairs and not texts:
+        raise UserError(
+            "--pair is the second of a text on the command line; a file has a column of them (--pair-column)"
+        )
     folder = open_run(run)
-    rows = _read(csv_file, text_column) if csv_file is not None else None
-    if out is not None and out.exists():
-        raise UserError(f"--out {str(out)!r} exists already; choose another name, or remove it first")
+    _check_out(out, file)
 
-    from ..albert_core.predict import load_predictor, texts_of
+    from ..albert_core.predict import read_inputs
+
+    inputs = None if file is None else read_inputs(folder, file, text_column, pair_column)
+
+    from ..albert_core.predict import load_predictor, write_predictions
 
     predictor = load_predictor(folder, backend, checkpoint, model)
-    if rows is None:
-        _print(predictor.predict(texts or []), predictor.label, json_output)
+    if inputs is None:
+        _print(predictor.predict(texts or [], pairs or None), predictor.label, json_output)
         return
-    table, column = rows
-    predictions = predictor.predict(texts_of(table, column))
+    predictions = predictor.predict(inputs.texts, inputs.pairs)
     if out is None:
         _print(predictions, predictor.label, json_output)
         return
-    from ..albert_core.predict import write_predictions
-
-    write_predictions(out, table, predictions)
+    write_predictions(out, inputs.table, predictions)
     typer.echo(f"{len(predictions):,} predictions of {predictor.label} written to {out}")
 
 
-def _read(path: Path, text_column: str | None) -> tuple[Table, str]:
-    from ..albert_core.data import choose_text_column, read_table
+def _check_out(out: Path | None, file: Path | None) -> None:
+    from .. import UserError
 
-    table = read_table(path)
-    return table, choose_text_column(table.origin, table.columns, text_column)
+    if out is None:
+        return
+    if file is None:
+        raise UserError("--out needs --csv; without it predictions are printed")
+    if out.suffix.lower() not in (".csv", ".jsonl"):
+        raise UserError(f"--out {str(out)!r} is neither a .csv nor a .jsonl file; name one")
+    if out.exists():
+        raise UserError(f"--out {str(out)!r} exists already; choose another name, or remove it first")
 
 
 def _print(predictions: list[Prediction], label: str, json_output: bool) -> None:
@@ -81,7 +99,9 @@ def _print(predictions: list[Prediction], label: str, json_output: bool) -> None
 
         typer.echo(
             json.dumps(
-                {"model": label, "predictions": [vars(item) for item in predictions]}, ensure_ascii=False, indent=2
+                {"model": label, "predictions": [item.asked() | item.answer() for item in predictions]},
+                ensure_ascii=False,
+                indent=2,
             )
         )
         return
@@ -91,9 +111,12 @@ def _print(predictions: list[Prediction], label: str, json_output: bool) -> None
 
     typer.echo(label)
     table = Table()
-    table.add_column("text", overflow="fold")
-    table.add_column("label")
-    table.add_column("probability", justify="right")
+    for column in (*predictions[0].asked(), *predictions[0].answer()):
+        table.add_column(column, overflow="fold")
     for item in predictions:
-        table.add_row(Text(item.text), Text(item.label), f"{item.probability:.4f}")
+        table.add_row(*(Text(_shown(value)) for value in (item.asked() | item.answer()).values()))
     Console().print(table)
+
+
+def _shown(value: str | int | float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -9,39 +9,96 @@ from ... import UserError
 from .tabular import shown
 
 TEXT_COLUMNS = ("text", "sentence", "utterance", "query")
-LABEL_COLUMNS = ("label", "category", "intent", "label_text")
+PAIRED_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("text", "text_pair"),
+)
+LABEL_COLUMNS = ("label", "category", "intent", "label_text", "response")
 LABEL_NAME_COLUMN = "label_text"
-EVALUATION_SPLITS = ("test", "validation", "valid", "val", "dev")
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+EVALUATION_SPLITS = ("test", *VALIDATION_SPLITS)
+
+
+def evaluation_names(wanted: str | None) -> tuple[str, ...]:
+    """What the split for evaluation may be called: `wanted` is "test", "validation" or None for either."""
+    return {None: EVALUATION_SPLITS, "test": ("test",), "validation": VALIDATION_SPLITS}[wanted]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names of a table; `label_names` is the column that spells out ids, where there is one."""
+    """Column names of a table.
+
+    `text_pair` is the second text's where rows are pairs of texts; `label_names` is the column that spells out ids,
+    where there is one.
+    """
 
     text: str
+    text_pair: str | None
     label: str
     label_names: str | None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """One column, or two."""
+        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
 
-def choose_columns(origin: str, found: Sequence[str], text_column: str | None, label_column: str | None) -> Columns:
+
+def choose_columns(
+    origin: str,
+    found: Sequence[str],
+    text_column: str | None,
+    label_column: str | None,
+    text_pair_column: str | None = None,
+) -> Columns:
     """The columns asked for, else the first of the usual names that is there (in any letter case).
 
-    Raises UserError naming the columns found when one is missing, or when text and label would be the same.
+    Raises UserError naming the columns found when one is missing, or when two of them would be the same.
     """
-    text = _choose(origin, found, text_column, "text", TEXT_COLUMNS)
+    text, text_pair = choose_text_columns(origin, found, text_column, text_pair_column)
     label = _choose(origin, found, label_column, "label", LABEL_COLUMNS)
-    if text == label:
-        raise UserError(f"text_column and label_column are both {text!r}; name two different columns of {shown(found)}")
+    for key, column in (("text_column", text), ("text_pair_column", text_pair)):
+        if column == label:
+            raise UserError(f"{key} and label_column are both {label!r}; name two different columns of {shown(found)}")
     # Names beside ids: only where the label column was not chosen by hand, so that a hand-picked one stands alone.
     spelled_out = next((name for name in found if name.lower() == LABEL_NAME_COLUMN), None)
-    if label_column is not None or spelled_out in (text, label):
+    if label_column is not None or spelled_out in (text, text_pair, label):
         spelled_out = None
-    return Columns(text, label, spelled_out)
+    return Columns(text, text_pair, label, spelled_out)
+
+
+def choose_text_columns(
+    origin: str, found: Sequence[str], text_column: str | None, text_pair_column: str | None = None
+) -> tuple[str, str | None]:
+    """The columns of the text and, where rows are pairs, of the second text: those asked for, else the usual ones.
+
+    A text column asked for stands alone unless its second is asked for too.
+    """
+    if text_column is None and (pair := _usual_pair(found, text_pair_column)) is not None:
+        return pair
+    text = _choose(origin, found, text_column, "text", TEXT_COLUMNS)
+    if text_pair_column is None:
+        return text, None
+    text_pair = _choose(origin, found, text_pair_column, "text_pair", ())
+    if text_pair == text:
+        raise UserError(f"text_column and text_pair_column are both {text!r}; name two columns of {shown(found)}")
+    return text, text_pair
 
 
 def choose_text_column(origin: str, found: Sequence[str], text_column: str | None) -> str:
-    """The text column alone, by the same rule: for tables that have no labels yet."""
+    """The text column alone, by the same rule: for tables whose rows are no pairs."""
     return _choose(origin, found, text_column, "text", TEXT_COLUMNS)
+
+
+def _usual_pair(found: Sequence[str], text_pair_column: str | None) -> tuple[str, str] | None:
+    """The first two columns that are usually a pair, in any letter case; with the second one given, the one it has."""
+    by_name = {column.lower(): column for column in reversed(found)}
+    for first, second in PAIRED_COLUMNS:
+        if first in by_name and second in by_name and text_pair_column in (None, by_name[second]):
+            return by_name[first], by_name[second]
+    return None
 
 
 def _choose(origin: str, found: Sequence[str], asked: str | None, role: str, usual: Sequence[str]) -> str:

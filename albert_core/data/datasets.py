@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ... import UserError
-from .columns import EVALUATION_SPLITS, choose_columns
+from .columns import Columns, choose_columns, evaluation_names
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
 from .labels import encode_labels, names_from_column, read_categories
+from .responses import RESPONSES, originals_by_class, response_tables, with_normalised_labels
 from .tabular import TABLE_SUFFIXES, Table, read_table, shown
 
 log = logging.getLogger("isotrain")
@@ -32,37 +34,62 @@ class RawSplit:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def corpus(self) -> list[str]:
+        """Every text, first and second ones."""
+        return self.texts if self.pairs is None else [*self.texts, *self.pairs]
+
+    def rows(self, indices: Sequence[int]) -> RawSplit:
+        """Some of the rows, in the order of `indices`."""
+        pairs = None if self.pairs is None else [self.pairs[row] for row in indices]
+        return RawSplit([self.texts[row] for row in indices], [self.labels[row] for row in indices], pairs)
+
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A data set's two splits. `label_names[id]` is a class's name; `fingerprint`: SHA-256 of the content."""
+    """A data set's two splits. `label_names[id]` is a class's name; `fingerprint`: SHA-256 of the content.
+
+    `text_columns`: what the columns of the text, or of both texts of a pair, were called. `responses[id]`: where labels
+    are texts made alike by rules, the most frequent original among a class's training rows.
+    """
 
     name: str
     train: RawSplit
     test: RawSplit
     label_names: list[str]
     fingerprint: str
+    text_columns: tuple[str, ...] = ("text",)
+    responses: list[str] | None = None
 
 
 def load_dataset(
     dataset_id: str,
     *,
     text_column: str | None = None,
+    text_pair_column: str | None = None,
     label_column: str | None = None,
+    evaluation_split: str | None = None,
+    label_rules: Sequence[str] = (),
     label_names: Sequence[str] | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
 ) -> RawDataset:
     """The data set that `dataset_id` names.
 
-    - ``embedded:intents``, also with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`)
+    - ``embedded:intents``, also with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`);
+      ``embedded:responses`` has a whole answer in place of each label
     - a folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl;
       a ``categories.json`` beside them gives the order of the label names
     - one .csv, .tsv or .jsonl file, with `test_fraction`: that share of each label, chosen by `seed`, is the test
-    - a Hub id, ``org/name`` or ``name``; what exists on disk is local, and so is what begins with ``.``, ``/`` or ``~``
+    - a Hub id, ``org/name``, ``name`` or, with a configuration, ``org/name/configuration`` (``glue/mrpc`` too); what
+      exists on disk is local, and so is what begins with ``.``, ``/`` or ``~``
+
+    Rows are pairs of texts where `text_pair_column` says so or the columns have the usual names of pairs
+    (``sentence1``, ``sentence2``). `evaluation_split` is "test" or "validation" where there are both.
 
     Texts are kept byte for byte. Labels are names, or ids from 0; `label_names` gives the names' order (else
-    ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted).
+    ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted). With `label_rules`
+    (see `normalise`) labels are texts, and those that the rules make alike are one class.
 
     Raises UserError for a name that is nothing of these, and for data that can't be used: columns not found, empty
     texts, labels that are no classes or unseen in training, no test split.
@@ -70,17 +97,19 @@ def load_dataset(
     if dataset_id.startswith(EMBEDDED_PREFIX):
         for key, value in (
             ("text_column", text_column),
+            ("text_pair_column", text_pair_column),
             ("label_column", label_column),
             ("label_names", label_names),
+            ("evaluation_split", evaluation_split),
             ("test_fraction", test_fraction),
         ):
             if value is not None:
                 raise UserError(f"{key} is set, but {dataset_id} has no files and a test split of its own; drop {key}")
-        return _embedded(dataset_id)
+        return _embedded(dataset_id, label_rules)
     path = Path(dataset_id).expanduser()
     # An empty name would be the current folder.
     if (dataset_id and path.exists()) or _looks_local(dataset_id):
-        train, test, names = _read_local(dataset_id, path)
+        train, test, names = _read_local(dataset_id, path, evaluation_split)
         name = dataset_id
     else:
         name = ALIASES.get(dataset_id, dataset_id)
@@ -89,8 +118,11 @@ def load_dataset(
                 f"dataset_id {dataset_id!r} is neither an existing path nor a Hub id; allowed are embedded:intents, "
                 "a file or folder, or a Hub id such as mteb/banking77"
             )
-        train, test, names = read_hub(name, text_column, label_column)
-    return _assemble(name, train, test, label_names or names, text_column, label_column, test_fraction, seed)
+        train, test, names = read_hub(name, text_column, label_column, text_pair_column, evaluation_split)
+    asked = partial(
+        choose_columns, text_column=text_column, label_column=label_column, text_pair_column=text_pair_column
+    )
+    return _assemble(name, train, test, label_names or names, asked, test_fraction, seed, label_rules)
 
 
 def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:
@@ -126,7 +158,13 @@ def _looks_local(dataset_id: str) -> bool:
     return dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(TABLE_SUFFIXES)
 
 
-def _embedded(dataset_id: str) -> RawDataset:
+def _embedded(dataset_id: str, label_rules: Sequence[str]) -> RawDataset:
+    if dataset_id.startswith(RESPONSES):
+        tables = response_tables(dataset_id)
+        asked = partial(choose_columns, text_column="text", label_column="response")
+        return _assemble(dataset_id, *tables, None, asked, None, 0, label_rules)
+    if label_rules:
+        raise UserError(f"label_rules are set, but the labels of {dataset_id} are no texts; drop label_rules")
     sizes = parse_embedded_id(dataset_id)
     generated = generate_intents(sizes.train, sizes.test, sizes.seed)
     train, test = RawSplit(*generated.train), RawSplit(*generated.test)
@@ -134,13 +172,20 @@ def _embedded(dataset_id: str) -> RawDataset:
     return RawDataset(dataset_id, train, test, names, fingerprint_of(train, test, names))
 
 
-def _read_local(dataset_id: str, path: Path) -> tuple[Table, Table | None, list[str] | None]:
+def _read_local(
+    dataset_id: str, path: Path, evaluation_split: str | None
+) -> tuple[Table, Table | None, list[str] | None]:
     if not path.exists():
         raise UserError(
             f"dataset_id {dataset_id!r} is read as a local path, and nothing is there; give an existing file or "
             "folder, a Hub id such as mteb/banking77, or embedded:intents"
         )
     if path.is_file():
+        if evaluation_split is not None:
+            raise UserError(
+                f"evaluation_split is set, but {dataset_id} is one file; give a folder with its splits, or set "
+                "test_fraction instead"
+            )
         return read_table(path), None, None
     train = _split_file(path, ("train",))
     if train is None:
@@ -149,7 +194,11 @@ def _read_local(dataset_id: str, path: Path) -> tuple[Table, Table | None, list[
             f"the folder {path} has no training file, it has {shown(found) or 'nothing'}; "
             "give a folder with train.csv, train.tsv or train.jsonl"
         )
-    test = _split_file(path, EVALUATION_SPLITS)
+    test = _split_file(path, evaluation_names(evaluation_split))
+    if test is None and evaluation_split is not None:
+        raise UserError(
+            f"the folder {path} has no {evaluation_split} file, but evaluation_split asks for it; add it, or drop that"
+        )
     categories = path / CATEGORIES_FILE
     names = read_categories(categories) if categories.is_file() else None
     return read_table(train), read_table(test) if test else None, names
@@ -178,10 +227,10 @@ def _assemble(
     train: Table,
     test: Table | None,
     label_names: Sequence[str] | None,
-    text_column: str | None,
-    label_column: str | None,
+    choose: Callable[[str, Sequence[str]], Columns],
     test_fraction: float | None,
     seed: int,
+    label_rules: Sequence[str],
 ) -> RawDataset:
     if test is not None and test_fraction is not None:
         raise UserError(
@@ -194,37 +243,49 @@ def _assemble(
         )
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UserError(f"test_fraction is {test_fraction}; allowed is a share between 0 and 1, such as 0.2")
-    columns = choose_columns(train.origin, train.columns, text_column, label_column)
+    columns = choose(train.origin, train.columns)
     tables = [train] if test is None else [train, test]
     for table in tables[1:]:
-        choose_columns(table.origin, table.columns, columns.text, columns.label)
-    if label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):
+        choose_columns(table.origin, table.columns, columns.text, columns.label, columns.text_pair)
+    responses = [str(cell) for cell in train.column(columns.label)]
+    if label_rules:
+        tables = [with_normalised_labels(table, columns.label, label_rules) for table in tables]
+    elif label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):
         label_names = names_from_column(tables, columns.label, columns.label_names)
     for table in tables:
         if not table.rows:
             raise UserError(f"{table.origin} has no rows; give a split with at least one text and label")
-    texts = [_texts(table, columns.text) for table in tables]
-    train_labels, test_labels, names = encode_labels(train, test, columns.label, label_names)
+    texts = [[_texts(table, column, columns) for column in columns.texts] for table in tables]
+    train_labels, test_labels, names = encode_labels(
+        tables[0], tables[-1] if test else None, columns.label, label_names
+    )
     absent = len(names) - len(set(train_labels))
     if absent:
         log.warning("%s: %d of the %d label names have no training row", name, absent, len(names))
+    train_split = _split(texts[0], train_labels)
     if test_fraction is None:
-        train_split, test_split = RawSplit(texts[0], train_labels), RawSplit(texts[1], test_labels)
+        test_split = _split(texts[1], test_labels)
     else:
-        rows = stratified_split(train_labels, test_fraction, seed)
-        train_split, test_split = (
-            RawSplit([texts[0][row] for row in part], [train_labels[row] for row in part]) for part in rows
-        )
-    return RawDataset(name, train_split, test_split, names, fingerprint_of(train_split, test_split, names))
+        parts = stratified_split(train_labels, test_fraction, seed)
+        responses = [responses[row] for row in parts[0]]
+        train_split, test_split = (train_split.rows(part) for part in parts)
+    fingerprint = fingerprint_of(train_split, test_split, names)
+    originals = originals_by_class(responses, train_split.labels, len(names)) if label_rules else None
+    return RawDataset(name, train_split, test_split, names, fingerprint, columns.texts, originals)
 
 
-def _texts(table: Table, column: str) -> list[str]:
+def _split(texts: Sequence[list[str]], labels: list[int]) -> RawSplit:
+    return RawSplit(texts[0], labels, texts[1] if len(texts) > 1 else None)
+
+
+def _texts(table: Table, column: str, columns: Columns) -> list[str]:
     texts = table.column(column)
     empty = [row for row, text in enumerate(texts) if text is None or (isinstance(text, str) and not text.strip())]
     if empty:
         places = ", ".join(str(table.positions[row]) for row in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        what = "empty texts" if columns.text_pair is None else "unpaired sentences: empty texts"
         raise UserError(
-            f"{table.origin} has {len(empty)} empty texts under {column!r} ({table.unit} {places}); remove these rows"
+            f"{table.origin} has {len(empty)} {what} under {column!r} ({table.unit} {places}); remove these rows"
         )
     for row, text in enumerate(texts):
         if not isinstance(text, str):

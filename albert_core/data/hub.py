@@ -9,30 +9,41 @@ from contextlib import contextmanager
 from typing import Any
 
 from ... import UserError
-from .columns import EVALUATION_SPLITS, choose_columns
+from .columns import choose_columns, evaluation_names
 from .tabular import Table, shown
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
 
 # Short names that papers use, and the repository that holds the data now.
 ALIASES = {"banking77": "mteb/banking77"}
 
+# Collections that the Hub knows by one word: what follows the slash is a configuration, not a name.
+COLLECTIONS = ("glue", "super_glue")
+
 
 def read_hub(
-    dataset_id: str, text_column: str | None, label_column: str | None
+    dataset_id: str,
+    text_column: str | None,
+    label_column: str | None,
+    text_pair_column: str | None = None,
+    evaluation_split: str | None = None,
 ) -> tuple[Table, Table | None, list[str] | None]:
     """The training split, the test split (None where there is none) and the label names of ``ClassLabel`` columns.
 
-    The tables hold the text and label columns only. Raises UserError when the data set can't be had (no network, no
-    such id, a configuration to choose) or has no training split.
+    The tables hold the columns of texts and labels only. Raises UserError when the data set can't be had (no network,
+    no such id, a configuration to choose) or has no training split.
     """
     splits = _load(dataset_id)
     if "train" not in splits:
         raise UserError(f"dataset_id {dataset_id!r} has no train split, it has {shown(splits)}; give one that has it")
-    evaluation = next((name for name in EVALUATION_SPLITS if name in splits), None)
+    evaluation = next((name for name in evaluation_names(evaluation_split) if name in splits), None)
+    if evaluation is None and evaluation_split is not None:
+        raise UserError(
+            f"dataset_id {dataset_id!r} has no {evaluation_split} split, it has {shown(splits)}; drop evaluation_split"
+        )
     train = splits["train"]
-    chosen = choose_columns(f"{dataset_id} (train)", train.column_names, text_column, label_column)
-    columns = [name for name in (chosen.text, chosen.label, chosen.label_names) if name is not None]
+    chosen = choose_columns(f"{dataset_id} (train)", train.column_names, text_column, label_column, text_pair_column)
+    columns = [name for name in (*chosen.texts, chosen.label, chosen.label_names) if name is not None]
     names = getattr(train.features[chosen.label], "names", None)
     test = _table(f"{dataset_id} ({evaluation})", splits[evaluation], columns) if evaluation else None
     return _table(f"{dataset_id} (train)", train, columns), test, names
@@ -50,12 +61,18 @@ def quiet_hub() -> Iterator[None]:
         client.setLevel(level)
 
 
+def hub_name(dataset_id: str) -> tuple[str, ...]:
+    """The repository, and the configuration where `dataset_id` names one: ("glue", "mrpc"), ("mteb/banking77",)."""
+    repository, _, last = dataset_id.rpartition("/")
+    return (repository, last) if repository in COLLECTIONS or "/" in repository else (dataset_id,)
+
+
 def _load(dataset_id: str) -> dict[str, Any]:
     import datasets
 
     try:
         with quiet_hub():
-            loaded = datasets.load_dataset(dataset_id)
+            loaded = datasets.load_dataset(*hub_name(dataset_id))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(

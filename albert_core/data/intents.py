@@ -16,6 +16,7 @@ from ... import UserError
 from .intents_templates import CLOSERS, FAMILIES, INTENTS, OPENERS, SLOTS
 
 EMBEDDED_PREFIX = "embedded:"
+EMBEDDED_NAMES = ("intents", "responses")
 
 DEFAULT_TRAIN = 77 * 40
 DEFAULT_TEST = 77 * 10
@@ -50,14 +51,15 @@ class GeneratedIntents:
 
 
 def parse_embedded_id(dataset_id: str) -> IntentSizes:
-    """The sizes in ``embedded:intents?train=2000&test=500&seed=1``; each may be left out.
+    """The sizes in ``embedded:intents?train=2000&test=500&seed=1``, or ``embedded:responses``; each may be left out.
 
     The seed is the data's own: a run's `seed` changes its training, not its data. Raises UserError for another name,
     an unknown or repeated key, a value that is no integer or out of range (77 texts a split, MAX_TEXTS in all).
     """
     name, _, query = dataset_id.removeprefix(EMBEDDED_PREFIX).partition("?")
-    if name != "intents":
-        raise UserError(f"dataset_id {dataset_id!r} is unknown; the embedded data set is embedded:intents")
+    if name not in EMBEDDED_NAMES:
+        allowed = " and ".join(EMBEDDED_PREFIX + known for known in EMBEDDED_NAMES)
+        raise UserError(f"dataset_id {dataset_id!r} is unknown; the embedded data sets are {allowed}")
     sizes: dict[str, int] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in ("train", "test", "seed") or key in sizes:

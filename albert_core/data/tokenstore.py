@@ -32,8 +32,9 @@ Progress = Callable[[int, int], None]
 class TokenStore:
     """The tokens of N texts, T in all.
 
-    ids: int32 [T], text i is ``ids[offsets[i]:offsets[i + 1]]``. offsets: int64 [N + 1]. labels: int64 [N].
-    token_type_ids: uint8 [T] of pairs, None without. ids and token_type_ids may be maps of cache files.
+    ids: int32 [T], text i is ``ids[offsets[i]:offsets[i + 1]]``. offsets: int64 [N + 1]. labels: int64 [N], or [N, k]
+    where a task has k a text. token_type_ids: uint8 [T] of pairs, None without. ids and token_type_ids may be maps of
+    cache files.
     fingerprint: SHA-256 (hex) over the arrays' dtypes, shapes and bytes. from_cache: whether they were read from disk.
     """
 

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from isotrain.cli.main import main
+from support.command import Invoke, one_line_error
 from support.small_job import write_dataset
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """Runs a command in an empty folder; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capfd.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture
@@ -42,17 +25,6 @@ def small_run(invoke: Invoke, tmp_path: Path) -> Path:
     assert "random weights" in out
     assert "runs/small" in out
     return tmp_path / "runs" / "small"
-
-
-def one_line_error(result: tuple[int, str, str], *expected: str) -> None:
-    code, out, err = result
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert code == 2, (out, err)
-    assert len(lines) == 1, err
-    assert lines[0].startswith("isotrain: error: ")
-    for part in expected:
-        assert part in lines[0]
-    assert "Traceback" not in err
 
 
 def test_help_teaches(invoke: Invoke) -> None:

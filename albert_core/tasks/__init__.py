@@ -1,0 +1,7 @@
+"""Tasks by name: what the loop trains a model to do."""
+
+from __future__ import annotations
+
+from .task import Prediction, Split, Task, TaskData, find_task
+
+__all__ = ["Prediction", "Split", "Task", "TaskData", "find_task"]
