@@ -187,6 +187,9 @@ class TrainConfig(BaseModel):
     fused_head: bool = Field(
         True, description="a head on frozen features trains by the device's fused step, where it has one"
     )
+    stop_on_collapse: bool = Field(
+        False, description="end the run when the model is back at guessing; seen and said in any case"
+    )
     max_grad_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")
@@ -201,6 +204,10 @@ class TrainConfig(BaseModel):
         TtOptions(),
         description="what the tt backend takes under the vendor's names: arch, math_fidelity, fp32_dest_acc_en, "
         "weight_dtype, optimization_level, device, optimizer_dtype",
+    )
+    chart: list[str] = Field(
+        default_factory=list,
+        description="metrics drawn over the epochs: in the terminal, chart.html and (extra `plots`) chart.png",
     )
     use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
 

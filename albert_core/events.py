@@ -14,6 +14,7 @@ import torch
 
 from .. import UserError
 from .batches import Window
+from .chart import write_charts
 from .config_file import ResolvedConfig
 from .job import Job
 from .progress import Reporter
@@ -30,8 +31,10 @@ class TrainingError(RuntimeError):
 
 
 def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
-    loss, accuracy = training.state.take_means()
+    state = training.state
+    loss, accuracy = state.take_means()
     _require_finite(loss, training)
+    norm = None if state.gradient_norm is None else float(state.gradient_norm)
     values = {
         "epoch": epoch + 1,
         "train/loss": loss,
@@ -40,9 +43,13 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
         "samples_per_second": clock.take(),
         "elapsed_seconds": clock.elapsed(),
     }
-    training.trackers.log(training.state.step, values)
-    reporter.update(training.state.step, values)
-    log.debug("step %d: loss %.6f, %.0f samples/s", training.state.step, loss, values["samples_per_second"])
+    if norm is not None:
+        values["train/gradient_norm"] = norm
+    training.trackers.log(state.step, values)
+    reporter.update(state.step, values)
+    log.debug("step %d: loss %.6f, %.0f samples/s", state.step, loss, values["samples_per_second"])
+    if state.watch.after_log(state.step, loss, norm):
+        _say_collapsed(training)
 
 
 def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
@@ -55,16 +62,44 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     for name, content in evaluation.files.items():
         write_json(training.run.path / name, content)
     state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
-    values = {"epoch": epoch + 1, **metrics, "eval_seconds": seconds}
+    training_loss = state.take_recent_loss()
+    values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
     log.info(
-        "epoch %d, step %d/%d: eval/%s",
+        "epoch %d, step %d/%d: train/loss %.4f, eval/%s",
         epoch + 1,
         state.step,
         training.total_steps,
+        training_loss,
         ", ".join(f"{word} {metrics[name]:.4f}" for name, word in job.task.metrics.items() if name in metrics),
     )
+    draw(training)
+    if state.watch.after_evaluation(state.step, training_loss, metrics):
+        _say_collapsed(training)
+
+
+def draw(training: Training, *, png: bool = False) -> None:
+    """The charts that the configuration asks for, of the evaluations so far."""
+    job = training.job
+    write_charts(training.run, job.config.chart, f"{job.dataset.name}: {job.label}", png=png)
+
+
+def _say_collapsed(training: Training) -> None:
+    state, config = training.state, training.job.config
+    state_of_best = (
+        f"the best evaluation was at step {state.best['step']:.0f} ({config.checkpoint_metric} "
+        f"{state.best[config.checkpoint_metric]:.4f})"
+        if state.best
+        else "no evaluation was made yet"
+    )
+    log.warning(
+        "COLLAPSED by step %d: %s; %s; lower learning_rate, raise warmup_ratio, or set max_grad_norm and another seed",
+        state.step,
+        state.watch.reason,
+        state_of_best,
+    )
+    training.trackers.log(state.step, {"event": "collapse", "reason": state.watch.reason})
 
 
 def save_now(training: Training, window: Window) -> None:
@@ -156,6 +191,7 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "dtype": job.policy.label,
         **state.last_evaluation,
         "best": state.best,
+        "collapse": {"step": state.watch.step, "reason": state.watch.reason} if state.watch.reason else None,
         "seconds": None if seconds is None else round(seconds, 3),
         "phases": {name: round(value, 3) for name, value in job.phases.items()},
         "peak_memory_bytes": job.backend.memory().peak_bytes,

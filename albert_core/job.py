@@ -95,11 +95,11 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
     with _timed(phases, "load_data"):
         dataset = sampled(task.load(config), config)
         num_labels = task.outputs(config, dataset)
-        if config.checkpoint_metric not in task.metrics_of(dataset):
-            raise UserError(
-                f"checkpoint_metric {config.checkpoint_metric} is none that {dataset.name} has; allowed are "
-                f"{', '.join(task.metrics_of(dataset))}"
-            )
+        for key, metrics in (("checkpoint_metric", [config.checkpoint_metric]), ("chart", config.chart)):
+            unknown = [name for name in metrics if name not in task.metrics_of(dataset)]
+            if unknown:
+                allowed = ", ".join(task.metrics_of(dataset))
+                raise UserError(f"{key} {unknown[0]!r} is no metric that {dataset.name} has; allowed are {allowed}")
     with _timed(phases, "load_model"):
         encoder = load_encoder(config.model_name, config.seed)
         positions = encoder.config.max_position_embeddings

@@ -19,7 +19,8 @@ def evaluate_labels(
 
     Losses and predictions stay on the device until the end. F1 is scikit-learn's: macro-F1 the unweighted mean over
     the labels that occur in the split or among the predictions, ``eval/f1`` that of label 1 alone, as GLUE defines it
-    for two labels; 0 where that one is never told. Rows that only fill a batch up count nowhere.
+    for two labels; 0 where that one is never told. ``eval/largest_share`` is the share of the texts that got the label
+    told most often: 1 where one answer is given to all. Rows that only fill a batch up count nowhere.
     """
     from sklearn.metrics import f1_score
 
@@ -45,5 +46,6 @@ def evaluate_labels(
         "eval/loss": float(loss_sum) / num_samples,
         "eval/accuracy": float((predicted == wanted).mean()),
         "eval/f1_macro": float(f1_score(wanted, predicted, average="macro", zero_division=0.0)),
+        "eval/largest_share": float(np.bincount(predicted).max() / len(predicted)),
         "eval/f1": float(f1_score(wanted == 1, predicted == 1, zero_division=0.0)),
     }

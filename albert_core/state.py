@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from .. import UserError
 from .batches import BatchStream, Window
 from .checkpoint import Snapshot, check_identity
+from .collapse import CollapseWatch
 from .job import Job
 
 
@@ -20,7 +21,9 @@ class TrainingState:
 
     `sums` (float32 [2]) are the loss and the right answers of `samples` texts since the last log line; they stay on the
     device until somebody asks for them. They begin with `zeros`, which are there too: a compiled step that found none
-    to add to would be another program than the rest.
+    to add to would be another program than the rest. `recent` is the loss summed, and the texts, since the last
+    evaluation; `counted` is how much of `sums` and `samples` it holds already. `gradient_norm` is that of the newest
+    step, on the device, where it is known.
     """
 
     zeros: torch.Tensor
@@ -29,6 +32,10 @@ class TrainingState:
     last_evaluation: dict[str, float] = field(default_factory=dict)
     evaluated_at: int = -1
     best: dict[str, float] = field(default_factory=dict)
+    recent: tuple[float, int] = (0.0, 0)
+    counted: tuple[float, int] = (0.0, 0)
+    gradient_norm: torch.Tensor | None = None
+    watch: CollapseWatch = field(default_factory=CollapseWatch)
 
     def __post_init__(self) -> None:
         self.sums = self.zeros
@@ -48,8 +55,21 @@ class TrainingState:
     def take_means(self) -> tuple[float, float]:
         """The same, and starts anew."""
         means = self.peek_means()
-        self.sums, self.samples = self.zeros, 0
+        self._count(means[0])
+        self.sums, self.samples, self.counted = self.zeros, 0, (0.0, 0)
         return means
+
+    def take_recent_loss(self) -> float:
+        """Mean training loss a text since the last call, in nats; log lines in between change nothing."""
+        self._count(self.peek_means()[0])
+        total, samples = self.recent
+        self.recent = (0.0, 0)
+        return total / max(1, samples)
+
+    def _count(self, mean: float) -> None:
+        total = mean * self.samples
+        self.recent = (self.recent[0] + total - self.counted[0], self.recent[1] + self.samples - self.counted[1])
+        self.counted = (total, self.samples)
 
     def record_evaluation(self, metrics: dict[str, float], metric: str, mode: str) -> None:
         """Remembers the newest evaluation, and the best one by `metric`."""
@@ -81,6 +101,9 @@ def snapshot(
             "last_evaluation": state.last_evaluation,
             "evaluated_at": state.evaluated_at,
             "best": state.best,
+            "recent": state.recent,
+            "counted": state.counted,
+            "watch": asdict(state.watch),
             "lr_scheduler": {"type": job.config.lr_scheduler_type, "step": state.step},
             "config": job.config.model_dump(),
         },
@@ -136,3 +159,5 @@ def restore(
     state.last_evaluation = dict(saved.state["last_evaluation"])
     state.evaluated_at = int(saved.state["evaluated_at"])
     state.best = dict(saved.state["best"])
+    state.recent, state.counted = saved.state["recent"], saved.state["counted"]
+    state.watch = CollapseWatch(**saved.state["watch"])

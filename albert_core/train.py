@@ -27,7 +27,7 @@ from .batches import BatchStream, Window
 from .checkpoint import read_checkpoint
 from .config import TrainConfig
 from .config_file import ResolvedConfig
-from .events import Throughput, describe, evaluate_now, fail, log_step, record, save_now, summarize
+from .events import Throughput, describe, draw, evaluate_now, fail, log_step, record, save_now, summarize
 from .job import Job, open_job
 from .optim import learning_rate_at
 from .progress import Reporter, SilentReporter
@@ -46,7 +46,8 @@ log = logging.getLogger("isotrain")
 class TrainResult:
     """How a run ended. `metrics` is its last evaluation; `best` the best of `checkpoint_metric`.
 
-    `metric_names`: what an evaluation of its task and data has, in the order that tables show.
+    `metric_names`: what an evaluation of its task and data has, in the order that tables show. `collapse`: why the
+    model counts as collapsed, "" where it doesn't. `chart`: the metrics that are drawn.
     """
 
     run: RunFolder
@@ -58,6 +59,8 @@ class TrainResult:
     seconds: float
     label: str
     metric_names: tuple[str, ...]
+    collapse: str = ""
+    chart: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
 
 
@@ -164,7 +167,10 @@ def _resume(training: Training) -> None:
 
 
 def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
-    """Steps until the schedule ends ("completed") or a stop is asked for ("stopped")."""
+    """Steps until the schedule ends ("completed"), a stop is asked for ("stopped") or a collapse ends it ("collapsed").
+
+    The last only where the configuration says so.
+    """
     job, state, stream = training.job, training.state, training.stream
     config, backend = job.config, job.backend
     clock = Throughput()
@@ -194,6 +200,8 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
                         save_now(training, window)
             if state.step >= training.total_steps:
                 return "completed"
+            if config.stop_on_collapse and state.watch.reason:
+                return "collapsed"
             if stopping:
                 return "stopped"
     return "completed"
@@ -239,7 +247,10 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
             part = torch.stack((loss.detach().float(), right.float()))
             sums = part if sums is None else sums + part
         if config.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            training.state.gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        elif not config.freeze_encoder:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            training.state.gradient_norm = nn.utils.get_total_norm(gradients)
         training.trackers.before_step(training.state.step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -289,7 +300,14 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         training.trackers.artifact(run.model)
     seconds = (time.perf_counter_ns() - began) / 1e9
     training.trackers.summary(summarize(training, status, seconds))
-    training.trackers.finish(status)
+    draw(training, png=True)
+    training.trackers.finish("failed" if status == "collapsed" else status)
+    if state.watch.reason:
+        kept = job.config.keep_best_n > 0 and training.store.list()
+        best = (
+            f"`isotrain predict {run.path} --checkpoint best`" if kept else "gone: keep_best_n or save_strategy says so"
+        )
+        log.warning("the newest weights are those of the collapsed model; the best are %s", best)
     if status == "completed":
         # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.
         training.store.finish()
@@ -303,6 +321,8 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         seconds=seconds,
         label=job.label,
         metric_names=job.task.metrics_of(job.dataset),
+        collapse=state.watch.reason,
+        chart=job.config.chart,
         phases=job.phases,
     )
 

@@ -15,6 +15,7 @@ from torch import nn
 from .. import UserError
 from .batches import BatchStream
 from .checkpoint_store import CheckpointStore
+from .collapse import CollapseWatch
 from .config import TrainConfig
 from .features import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
 from .job import Job
@@ -103,7 +104,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         test_source=test_source,
         store=store,
         trackers=Trackers(()),
-        state=TrainingState(backend.place(torch.zeros(2))),
+        state=TrainingState(backend.place(torch.zeros(2)), watch=CollapseWatch(job.task.chance_loss(job))),
         total_steps=min(total_steps, config.max_steps or total_steps),
     )
 

@@ -65,11 +65,43 @@ def train(
         done = f"stopped at step {result.step} of {result.total_steps}"
         typer.echo(f"{done}; go on with: isotrain train --resume {result.run.path}")
         raise typer.Exit(0 if result.step == resolved.config.stop_at_step else 130)
+    if result.status == "collapsed":
+        typer.echo(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
+        raise typer.Exit(1)
+
+
+# Rows of the table of evaluations: more would push the result off the screen; metrics.jsonl has them all.
+_SHOWN_EVALUATIONS = 20
+
+
+def _show_evaluations(result: TrainResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..albert_core.history import evaluations
+
+    rows = evaluations(result.run)
+    names = ("train/loss", "epoch", "step", *result.metric_names)
+    table = Table()
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows[-_SHOWN_EVALUATIONS:]:
+        table.add_row(*(f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in names))
+    if len(rows) > _SHOWN_EVALUATIONS:
+        typer.echo(f"the last {_SHOWN_EVALUATIONS} of {len(rows)} evaluations:")
+    if rows:
+        Console().print(table)
+    if rows and result.chart:
+        from ..albert_core.chart import as_text, evaluation_chart
+
+        typer.echo(as_text(evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")))
 
 
 def _show(result: TrainResult) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    _show_evaluations(result)
 
     # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
     typer.echo(f"{result.status}: {result.label}")
@@ -85,5 +117,7 @@ def _show(result: TrainResult) -> None:
     table.add_row("step", f"{result.step} of {result.total_steps}", best_step)
     table.add_row("seconds", f"{result.seconds:.1f}", "")
     Console().print(table)
+    if result.collapse:
+        typer.echo(f"COLLAPSED: {result.collapse}")
     model = ", model/" if result.status == "completed" else ""
     typer.echo(f"run: {result.run.path}  (metrics.jsonl, summary.json{model})")

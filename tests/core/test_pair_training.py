@@ -72,7 +72,7 @@ def test_many_predictions_at_once_are_those_of_one_at_a_time(run: Run, pair_data
 
 
 def test_f1_is_asked_of_two_labels_only(run: Run) -> None:
-    with pytest.raises(UserError, match="checkpoint_metric eval/f1 is none"):
+    with pytest.raises(UserError, match="checkpoint_metric 'eval/f1' is no metric"):
         run(checkpoint_metric="eval/f1")
     assert "eval/f1" not in run().metrics
 

@@ -1,0 +1,155 @@
+"""Each packaged recipe's losses over twenty steps, float32, against the plain transformers script beside this file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from isotrain.albert_core.batches import epoch_order
+from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.head import ClassificationHead
+from isotrain.albert_core.train import train
+from reference import plain_loop
+from support.small_job import losses
+
+STEPS = 20
+HIDDEN = 32
+ANSWERS = {
+    "card": ["Hi {name}, 5 days.", "hi [NAME],  7 days."],
+    "loan": ["See https://b.example/1", "see https://b.example/2!"],
+    "fee": ["We take 3 EUR", "we take 5 eur."],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A packaged recipe, the columns of its CSV, and what its configuration says in the plain script's words."""
+
+    config: str
+    model: str
+    columns: tuple[str, ...]
+    recipe: plain_loop.Recipe
+    seed: int
+    mlp_hidden_size: int = 256
+    keys: dict[str, Any] = field(default_factory=dict)
+
+
+def recipe(**values: Any) -> plain_loop.Recipe:
+    return plain_loop.Recipe(**{"steps": STEPS, "max_length": 128} | values)
+
+
+CASES = {
+    "csv": Case(
+        "csv_intents",
+        "albert",
+        ("text", "response"),
+        recipe(
+            learning_rate=2e-3,
+            batch_size=8,
+            accumulation=4,
+            weight_decay=0.01,
+            schedule="cosine",
+            warmup_steps=math.ceil(0.05 * STEPS),
+            clip=1.0,
+            max_length=64,
+            frozen=True,
+        ),
+        seed=23,
+    ),
+    "csv, whole model": Case(
+        "csv_intents",
+        "albert",
+        ("text", "response"),
+        recipe(
+            learning_rate=3e-5,
+            batch_size=8,
+            accumulation=4,
+            weight_decay=0.01,
+            schedule="cosine",
+            warmup_steps=math.ceil(0.05 * STEPS),
+            clip=1.0,
+            max_length=64,
+        ),
+        seed=23,
+        keys={"freeze_encoder": False, "learning_rate": 3e-5},
+    ),
+    "subj": Case(
+        "subj",
+        "albert",
+        ("text", "label"),
+        recipe(learning_rate=4e-5, batch_size=16, schedule="cosine", warmup_steps=math.ceil(0.2 * STEPS)),
+        seed=42,
+    ),
+    "mrpc": Case(
+        "mrpc",
+        "bert",
+        ("sentence1", "sentence2", "label"),
+        recipe(learning_rate=3e-5, batch_size=8, weight_decay=0.01, schedule="linear"),
+        seed=42,
+    ),
+    "banking77": Case(
+        "banking77",
+        "albert",
+        ("text", "label"),
+        recipe(learning_rate=1e-3, batch_size=8, weight_decay=0.01, frozen=True),
+        seed=23,
+        keys={"num_labels": 3},
+    ),
+}
+
+
+def write_data(folder: Path, case: Case, words: list[str]) -> list[int]:
+    """train.csv, with as many rows as the steps take, and a small dev.csv; returns the training labels."""
+    draw = random.Random(5)
+    rows = STEPS * case.recipe.batch_size * case.recipe.accumulation
+    folder.mkdir()
+    labels = []
+    for name, count in (("train", rows), ("dev", 12)):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(case.columns)
+            for number in range(count):
+                label = number % (3 if case.config in ("csv_intents", "banking77") else 2)
+                texts = [" ".join(draw.choices(words, k=draw.randint(2, 24))) for _ in case.columns[1:]]
+                topic = list(ANSWERS)[label]
+                shown = draw.choice(ANSWERS[topic]) if case.columns[-1] == "response" else label
+                writer.writerow([f"{topic} {texts[0]}", *texts[1:], shown])
+                if name == "train":
+                    labels.append(label)
+    return labels
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_are_those_of_the_plain_script(name: str, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    case = CASES[name]
+    folder = tiny_models[case.model]
+    words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
+    labels = write_data(tmp_path / "data", case, words)
+    if case.config == "csv_intents":
+        # Classes are numbered in the order of the answers as the rules leave them.
+        order_of_answers = ["hi <name> <number> days", "see <url>", "we take <number> eur"]
+        assert sorted(order_of_answers) == order_of_answers
+    keys = {
+        "dataset_id": str(tmp_path / "data"),
+        "model_name": str(folder),
+        "dtype": "float32",
+        "num_epochs": 1,
+        "steps_freq": 1,
+        "project_dir": str(tmp_path / "runs"),
+    } | case.keys
+    result = train(load_config(case.config, [f"{key}={json.dumps(value)}" for key, value in keys.items()]))
+    got = [loss for _, loss in losses(result)]
+    head = ClassificationHead(HIDDEN, case.mlp_hidden_size, len(set(labels)), case.seed)
+    texts = plain_loop.read_rows(tmp_path / "data" / "train.csv", case.columns[:-1])
+    order = epoch_order(len(labels), case.seed, 0).tolist()
+    expected = plain_loop.train(folder, texts, labels, dict(head.state_dict()), order, case.recipe)
+    assert len(got) == len(expected) == STEPS
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+    assert np.ptp(expected) > 1e-3, "losses that never move would prove nothing"
