@@ -166,6 +166,9 @@ class TrainConfig(BaseModel):
     )
     n_best_size: int = Field(20, ge=1, description="question_answering: spans kept of a question")
     max_answer_length: int = Field(30, ge=1, description="question_answering: tokens of the longest answer given")
+    copy_encoder: bool = Field(
+        True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
+    )
     freeze_encoder: bool = Field(True, description="train the head alone; false trains the whole model")
     feature_cache: bool = Field(
         True, description="compute a frozen encoder's features once; false runs it at every step"

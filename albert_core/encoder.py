@@ -5,9 +5,11 @@ ALBERT and BERT only, without their poolers: the job reads ``last_hidden_state[:
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +89,30 @@ def load_encoder(model_name: str, seed: int = 0) -> LoadedEncoder:
     if model_name.startswith(RANDOM_PREFIX):
         return _random_encoder(model_name, seed)
     return _pretrained_encoder(model_name)
+
+
+def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
+    """Writes configuration and weights as transformers' ``save_pretrained`` does, whole or not at all.
+
+    Raises UserError where the disk refuses.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with _quiet_transformers():
+            encoder.module().save_pretrained(temporary)
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"can't write {folder} ({error.strerror or error}); free space, or set copy_encoder: false"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def saved_encoder(folder: Path, model_name: str) -> LoadedEncoder:
+    """What `save_encoder` wrote, under the name it was loaded by. Raises UserError as `load_encoder` does."""
+    return replace(_pretrained_encoder(str(folder)), name=model_name, label=model_name)
 
 
 def _random_encoder(model_name: str, seed: int) -> LoadedEncoder:

@@ -16,6 +16,7 @@ from .. import UserError
 from .batches import Window
 from .chart import write_charts
 from .config_file import ResolvedConfig
+from .encoder import save_encoder
 from .job import Job
 from .progress import Reporter
 from .run import RunFolder, environment, write_json, write_text
@@ -159,6 +160,9 @@ def record(training: Training, resolved: ResolvedConfig) -> None:
     write_text(run.config, text)
     job.task.record(run, job.dataset)
     job.tokenizer.save(run.tokenizer)
+    # Random weights are made again from their name and seed.
+    if job.config.copy_encoder and not job.encoder.random and not run.encoder.exists():
+        save_encoder(job.encoder, run.encoder)
     write_json(
         run.path / "run.json",
         {

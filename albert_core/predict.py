@@ -21,7 +21,7 @@ from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
 from .data import Table, TextTokenizer, TokenStore, load_tokenizer
-from .encoder import load_encoder
+from .encoder import load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .job import frozen_encoder, labelled, layout_on
 from .model import WholeModel
@@ -79,7 +79,7 @@ def load_predictor(
 ) -> Predictor:
     """Opens a run for prediction: its finished model, or with `checkpoint` "last", "best" or a folder's path.
 
-    `model_name` is where the encoder is now, when it has moved since training.
+    The encoder is the run's own copy; where it has none, the one that the configuration names, or `model_name`.
 
     Raises UserError when the run is unfinished and no checkpoint is named, when something in it is damaged, or when
     the encoder it was trained on is not the one that loads now.
@@ -103,7 +103,10 @@ def load_predictor(
             f"{task.name}; name a checkpoint of this run"
         )
     opened = get_backend(backend or config.backend_name, config.backend_options)
-    encoder = load_encoder(config.model_name, config.seed)
+    if model_name is None and run.encoder.is_dir():
+        encoder = saved_encoder(run.encoder, config.model_name)
+    else:
+        encoder = load_encoder(config.model_name, config.seed)
     if encoder.fingerprint != identity["encoder"]:
         raise UserError(
             f"run {str(run.path)!r} was trained on other weights than {config.model_name!r} holds now; "

@@ -45,6 +45,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.tokenizer = path / "tokenizer"
+        self.encoder = path / "encoder"
         self.labels = path / "labels.json"
         self.inputs = path / "inputs.json"
         self.responses = path / "responses.json"

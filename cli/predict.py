@@ -47,7 +47,7 @@ def predict(
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Device, when not the run's own.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the encoder is now, when it has moved since training.")
+        str | None, typer.Option(help="Where the encoder is now, when the run has no copy of it and it has moved.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

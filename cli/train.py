@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="YAML file, or a packaged one by name: banking77, quickstart."),
+        typer.Argument(
+            metavar="[CONFIG]", help="YAML file, or a packaged one by name: quickstart, banking77, subj, mrpc, ..."
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None,

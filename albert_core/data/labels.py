@@ -39,16 +39,17 @@ def encode_labels(
     else:
         _refuse_fractions(tables, cells)
         by_id = whole_numbers
+    # Before the test's labels are looked at, which one label only would make unseen ones.
+    if len({int(cell) for cell in cells[0]} if by_id else set(cells[0])) < 2:
+        raise UserError(
+            f"{train.origin} has one label only ({shown(set(cells[0]))}) under {column!r}; give rows of two or more"
+        )
     if by_id:
         encoded = [[int(cell) for cell in part] for part in cells]
         names = _names_of_ids(tables, encoded, column, names)
     else:
         names = sorted(set(cells[0])) if names is None else names
         encoded = _encode_names(tables, cells, column, names)
-    if len(set(encoded[0])) < 2:
-        raise UserError(
-            f"{train.origin} has one label only ({shown(set(cells[0]))}) under {column!r}; give rows of two or more"
-        )
     return encoded[0], encoded[1] if test is not None else [], list(names)
 
 
