@@ -87,8 +87,8 @@ class TrainConfig(BaseModel):
     resume_from_checkpoint: bool = Field(False, description="go on with an earlier run instead of starting a new one")
     resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
-    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1"] = Field(
-        "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two"
+    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/exact_match"] = Field(
+        "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two, or the answers'"
     )
     checkpoint_metric_mode: Literal["min", "max"] = Field("min", description="whether lower or higher is better")
     keep_last_n: int = Field(3, ge=0, description="newest checkpoints kept; 0 keeps none after the run")
@@ -132,12 +132,18 @@ class TrainConfig(BaseModel):
     tokenizer_name: str | None = Field(
         None, description="tokenizer.json, folder or Hub id; the model's own when absent"
     )
-    task: Literal["classification"] = Field("classification", description="what is learned: labels of texts or pairs")
-    text_column: str | None = Field(None, description="column of the text; found by its usual names when absent")
-    text_pair_column: str | None = Field(
-        None, description="column of the second text of a pair; found by its usual names when absent"
+    task: Literal["classification", "question_answering"] = Field(
+        "classification", description="what is learned: labels of texts or pairs, or the spans that answer questions"
     )
-    label_column: str | None = Field(None, description="column of the label; found by its usual names when absent")
+    text_column: str | None = Field(
+        None, description="column of the text (or question); found by its usual names when absent"
+    )
+    text_pair_column: str | None = Field(
+        None, description="column of the second text of a pair (or context); found by its usual names when absent"
+    )
+    label_column: str | None = Field(
+        None, description="column of the label (or answers); found by its usual names when absent"
+    )
     label_rules: list[str] = Field(
         default_factory=list,
         description="labels are texts, one class where these make them alike: unicode, placeholders, urls, emails, "
@@ -149,6 +155,17 @@ class TrainConfig(BaseModel):
     test_fraction: float | None = Field(
         None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
     )
+    max_train_samples: int | None = Field(
+        None, ge=1, description="train on so many of the training split's rows, chosen by seed; all when absent"
+    )
+    max_eval_samples: int | None = Field(
+        None, ge=1, description="evaluate so many of the evaluation split's rows, chosen by seed; all when absent"
+    )
+    doc_stride: int = Field(
+        128, ge=0, description="question_answering: tokens of the context that neighbouring windows share"
+    )
+    n_best_size: int = Field(20, ge=1, description="question_answering: spans kept of a question")
+    max_answer_length: int = Field(30, ge=1, description="question_answering: tokens of the longest answer given")
     copy_encoder: bool = Field(
         True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
     )

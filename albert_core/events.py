@@ -56,9 +56,12 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
 def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     job, state = training.job, training.state
     began = time.perf_counter_ns()
-    metrics = job.task.evaluate(training.model, training.test_source, job)
+    evaluation = job.task.evaluate(training.model, training.test_source, job)
+    metrics = evaluation.metrics
     seconds = (time.perf_counter_ns() - began) / 1e9
     _require_finite(metrics["eval/loss"], training)
+    for name, content in evaluation.files.items():
+        write_json(training.run.path / name, content)
     state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
     training_loss = state.take_recent_loss()
     values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
@@ -132,10 +135,11 @@ def describe(job: Job, run: RunFolder) -> None:
         log.warning("%s: every time and speed of this run is the emulation's on this host, never a card's", info.label)
     for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
         log.info(
-            "%s %s: %s texts, %s tokens, %d labels%s",
+            "%s %s: %s %s, %s tokens, %d outputs%s",
             job.dataset.name,
             name,
             f"{tokens.num_texts:,}",
+            job.task.sequences,
             f"{tokens.num_tokens:,}",
             job.num_labels,
             " (tokens from cache)" if tokens.from_cache else "",

@@ -6,11 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from .. import UserError
 from ..backends import Backend, CastPolicy, FrozenEncoder, get_backend
+from .batches import epoch_order
 from .config import TrainConfig
 from .data import TextTokenizer, TokenStore, load_tokenizer
 from .encoder import LoadedEncoder, load_encoder
@@ -91,7 +94,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
         layout = layout_on(backend, config)
     with _timed(phases, "load_data"):
-        dataset = task.load(config)
+        dataset = sampled(task.load(config), config)
         num_labels = task.outputs(config, dataset)
         for key, metrics in (("checkpoint_metric", [config.checkpoint_metric]), ("chart", config.chart)):
             unknown = [name for name in metrics if name not in task.metrics_of(dataset)]
@@ -128,6 +131,16 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
         layout=layout,
         phases=phases,
     )
+
+
+def sampled(dataset: Any, config: TrainConfig) -> Any:
+    """`dataset` with as many rows of each split as the configuration wants, chosen by its seed, in their order."""
+    for split, wanted in (("train", config.max_train_samples), ("test", config.max_eval_samples)):
+        rows = getattr(dataset, split)
+        if wanted is not None and wanted < len(rows):
+            chosen = np.sort(epoch_order(len(rows), config.seed, 0)[:wanted]).tolist()
+            dataset = replace(dataset, **{split: rows.rows(chosen)})
+    return dataset
 
 
 def layout_on(backend: Backend, config: TrainConfig) -> str:

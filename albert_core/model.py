@@ -40,7 +40,7 @@ def summed_loss(model: nn.Module, task: Task) -> Callable[[Any, torch.Tensor], t
 
 
 class WholeModel(nn.Module):
-    """Encoder and head, all trained: what `pool` takes of ``last_hidden_state`` through the head.
+    """Encoder and head, all trained: `apply_head` says what the head reads of ``last_hidden_state``.
 
     Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
     compute dtype under the backend's autocast, the head and the loss in the head's own dtype.
@@ -50,14 +50,14 @@ class WholeModel(nn.Module):
         self,
         encoder: nn.Module,
         head: nn.Module,
-        pool: Callable[[torch.Tensor], torch.Tensor],
+        apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
         backend: Backend,
         policy: CastPolicy,
     ) -> None:
         super().__init__()
         self.encoder = encoder.to(getattr(torch, policy.accumulate))
         self.head = head
-        self._pool = pool
+        self._apply_head = apply_head
         self._backend = backend
         self._policy = policy
 
@@ -67,4 +67,4 @@ class WholeModel(nn.Module):
             output = self.encoder(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
             )
-        return self.head(self._pool(output.last_hidden_state))
+        return self._apply_head(self.head, output.last_hidden_state, batch.attention_mask)

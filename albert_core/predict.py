@@ -20,12 +20,12 @@ from .checkpoint import read_checkpoint
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
-from .data import Table, TextTokenizer, TokenStore, load_tokenizer, read_table
+from .data import Table, TextTokenizer, TokenStore, load_tokenizer
 from .encoder import load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .job import frozen_encoder, labelled, layout_on
 from .model import WholeModel
-from .run import RunFolder, write_text
+from .run import RunFolder, write_json, write_text
 from .saved_model import read_model
 from .tasks import Prediction, Task, find_task
 
@@ -120,7 +120,7 @@ def load_predictor(
     tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)
     head = task.head(encoder.config.hidden_size, identity["num_labels"], config).to(getattr(torch, config.head_dtype))
     policy = opened.cast_policy(config.dtype, strict=config.strict_dtype)
-    model = head if config.freeze_encoder else WholeModel(encoder.module(), head, task.pool, opened, policy)
+    model = head if config.freeze_encoder else WholeModel(encoder.module(), head, task.apply_head, opened, policy)
     model.load_state_dict(weights, strict=True)
     return Predictor(
         config=config,
@@ -147,7 +147,7 @@ class Inputs:
 def read_inputs(run: RunFolder, file: Path, text_column: str | None, pair_column: str | None) -> Inputs:
     """The texts in a CSV, TSV or JSONL file that `run` is to answer for. Raises UserError, also for an empty cell."""
     task = find_task(load_config(run.config).config.task)
-    table = read_table(file)
+    table = task.read(file)
     first, second = task.columns(table, task.recall(run), text_column, pair_column)
     return Inputs(table, _texts_of(table, first), None if second is None else _texts_of(table, second))
 
@@ -165,9 +165,13 @@ def _texts_of(table: Table, column: str) -> list[str]:
 def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction]) -> None:
     """`table`'s rows with the answers' columns added, whole or not at all: JSONL or CSV, by the name of `path`.
 
-    A column of the input that has the name of one added is kept as ``input_`` and that name.
+    A column of the input that has the name of one added is kept as ``input_`` and that name. A .json file gets SQuAD's
+    format instead, the answer by id. Raises UserError where that is asked for and the rows have no ids of their own.
     """
     answers = [prediction.answer() for prediction in predictions]
+    if path.suffix.lower() == ".json":
+        write_json(path, dict(zip(_ids(table), (next(iter(answer.values())) for answer in answers), strict=True)))
+        return
     added = list(answers[0]) if answers else []
     kept = [f"input_{column}" if column in added else column for column in table.columns]
     if path.suffix.lower() == ".jsonl":
@@ -180,6 +184,16 @@ def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction
     for row, answer in zip(table.rows, answers, strict=True):
         writer.writerow([*map(_cell, row), *map(_cell, answer.values())])
     write_text(path, buffer.getvalue())
+
+
+def _ids(table: Table) -> list[str]:
+    ids = [str(cell) for cell in table.column("id")] if "id" in table.columns else []
+    if not ids or len(set(ids)) < len(ids):
+        raise UserError(
+            f"{table.origin} has {'an id twice' if ids else 'no column id'}, and a .json file of answers has them by "
+            "id; give each row its own, or name a .csv or .jsonl file by --out"
+        )
+    return ids
 
 
 def _cell(value: Any) -> str:

@@ -65,7 +65,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         encoder = job.encoder.module()
         if config.gradient_checkpointing:
             checkpoint_activations(encoder)
-        model = backend.place(WholeModel(encoder, head, job.task.pool, backend, job.policy))
+        model = backend.place(WholeModel(encoder, head, job.task.apply_head, backend, job.policy))
         log.info(
             "training the whole model: %s layout, %s master weights, products in %s",
             job.layout,

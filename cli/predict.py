@@ -16,14 +16,25 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict for.")] = None,
     pairs: Annotated[
         list[str] | None,
-        typer.Option("--pair", metavar="TEXT", help="Second text of a pair; once for each TEXT, in their order."),
+        typer.Option(
+            "--pair",
+            "--context",
+            metavar="TEXT",
+            help="Second text of a pair, or context of a question; once for each TEXT, in their order.",
+        ),
+    ] = None,
+    questions: Annotated[
+        list[str] | None, typer.Option("--question", metavar="TEXT", help="The same as a TEXT; may be repeated.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--csv", "--file", help="CSV, TSV or JSONL file with a column of texts.")
+        Path | None, typer.Option("--csv", "--file", help="CSV, TSV, JSONL or SQuAD JSON file of texts.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="CSV or JSONL file to write; the input's columns plus the predictions'."),
+        typer.Option(
+            "--out",
+            help="CSV or JSONL file to write, the input's columns and the predictions'; or .json, answers by id.",
+        ),
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Column of the text, when it isn't found by its name.")
@@ -48,11 +59,16 @@ def predict(
 
       isotrain predict runs/mrpc-... "He slept late ." --pair "He got up late ."
 
+      isotrain predict runs/squad-... --question "Where was she born?" --context "Ada Lovelace was born in London."
+
       isotrain predict runs/banking77-... --csv new.csv --out labelled.csv
+
+      isotrain predict runs/squad-... --file dev-v1.1.json --out predictions.json
     """
     from .. import UserError
     from ..albert_core.run import open_run
 
+    texts = [*(texts or ()), *(questions or ())]
     if bool(texts) == (file is not None):
         raise UserError("give either texts or --csv FILE to predict, not both and not neither")
     if pairs and not texts:
@@ -70,7 +86,7 @@ def predict(
 
     predictor = load_predictor(folder, backend, checkpoint, model)
     if inputs is None:
-        _print(predictor.predict(texts or [], pairs or None), predictor.label, json_output)
+        _print(predictor.predict(texts, pairs or None), predictor.label, json_output)
         return
     predictions = predictor.predict(inputs.texts, inputs.pairs)
     if out is None:
@@ -87,8 +103,8 @@ def _check_out(out: Path | None, file: Path | None) -> None:
         return
     if file is None:
         raise UserError("--out needs --csv; without it predictions are printed")
-    if out.suffix.lower() not in (".csv", ".jsonl"):
-        raise UserError(f"--out {str(out)!r} is neither a .csv nor a .jsonl file; name one")
+    if out.suffix.lower() not in (".csv", ".jsonl", ".json"):
+        raise UserError(f"--out {str(out)!r} is no .csv, .jsonl or .json file; name one")
     if out.exists():
         raise UserError(f"--out {str(out)!r} exists already; choose another name, or remove it first")
 

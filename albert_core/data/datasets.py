@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from ... import UserError
-from .columns import Columns, choose_columns, evaluation_names
+from .columns import Columns, choose_columns
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
 from .labels import encode_labels, names_from_column, read_categories
+from .local import LABELLED_TEXTS, read_local
 from .responses import RESPONSES, originals_by_class, response_tables, with_normalised_labels
-from .tabular import TABLE_SUFFIXES, Table, read_table, shown
+from .tabular import Table, shown
 
 log = logging.getLogger("isotrain")
 
@@ -108,8 +109,10 @@ def load_dataset(
         return _embedded(dataset_id, label_rules)
     path = Path(dataset_id).expanduser()
     # An empty name would be the current folder.
-    if (dataset_id and path.exists()) or _looks_local(dataset_id):
-        train, test, names = _read_local(dataset_id, path, evaluation_split)
+    if (dataset_id and path.exists()) or LABELLED_TEXTS.looks_local(dataset_id):
+        train, test = read_local(dataset_id, path, evaluation_split, LABELLED_TEXTS)
+        categories = path / CATEGORIES_FILE
+        names = read_categories(categories) if categories.is_file() else None
         name = dataset_id
     else:
         name = ALIASES.get(dataset_id, dataset_id)
@@ -154,10 +157,6 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple
     return [row for row in range(len(labels)) if row not in held_out], sorted(test)
 
 
-def _looks_local(dataset_id: str) -> bool:
-    return dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(TABLE_SUFFIXES)
-
-
 def _embedded(dataset_id: str, label_rules: Sequence[str]) -> RawDataset:
     if dataset_id.startswith(RESPONSES):
         tables = response_tables(dataset_id)
@@ -170,56 +169,6 @@ def _embedded(dataset_id: str, label_rules: Sequence[str]) -> RawDataset:
     train, test = RawSplit(*generated.train), RawSplit(*generated.test)
     names = list(generated.label_names)
     return RawDataset(dataset_id, train, test, names, fingerprint_of(train, test, names))
-
-
-def _read_local(
-    dataset_id: str, path: Path, evaluation_split: str | None
-) -> tuple[Table, Table | None, list[str] | None]:
-    if not path.exists():
-        raise UserError(
-            f"dataset_id {dataset_id!r} is read as a local path, and nothing is there; give an existing file or "
-            "folder, a Hub id such as mteb/banking77, or embedded:intents"
-        )
-    if path.is_file():
-        if evaluation_split is not None:
-            raise UserError(
-                f"evaluation_split is set, but {dataset_id} is one file; give a folder with its splits, or set "
-                "test_fraction instead"
-            )
-        return read_table(path), None, None
-    train = _split_file(path, ("train",))
-    if train is None:
-        found = sorted(entry.name for entry in path.iterdir())
-        raise UserError(
-            f"the folder {path} has no training file, it has {shown(found) or 'nothing'}; "
-            "give a folder with train.csv, train.tsv or train.jsonl"
-        )
-    test = _split_file(path, evaluation_names(evaluation_split))
-    if test is None and evaluation_split is not None:
-        raise UserError(
-            f"the folder {path} has no {evaluation_split} file, but evaluation_split asks for it; add it, or drop that"
-        )
-    categories = path / CATEGORIES_FILE
-    names = read_categories(categories) if categories.is_file() else None
-    return read_table(train), read_table(test) if test else None, names
-
-
-def _split_file(folder: Path, splits: Sequence[str]) -> Path | None:
-    """The file of the first of `splits` that the folder has. Raises UserError when it has that split twice."""
-    for split in splits:
-        files = [entry for entry in sorted(folder.iterdir()) if entry.name.lower() in _file_names(split)]
-        if len(files) > 1:
-            raise UserError(
-                f"the folder {folder} has the {split} split {len(files)} times ({shown(file.name for file in files)}); "
-                "keep one of them"
-            )
-        if files:
-            return files[0]
-    return None
-
-
-def _file_names(split: str) -> list[str]:
-    return [split + suffix for suffix in TABLE_SUFFIXES]
 
 
 def _assemble(
@@ -292,12 +241,13 @@ def _texts(table: Table, column: str, columns: Columns) -> list[str]:
             raise UserError(
                 f"{table.place(row)}: the text ({column!r}) is {shown([text])}, a {type(text).__name__}; give a string"
             )
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise UserError(f"{table.place(row)}: the text has half of a surrogate pair (\\ud800-\\udfff); remove it")
     return texts
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written down: no half of a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -15,7 +15,7 @@ from .tabular import Table, shown
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
 
 # Short names that papers use, and the repository that holds the data now.
-ALIASES = {"banking77": "mteb/banking77"}
+ALIASES = {"banking77": "mteb/banking77", "squad": "rajpurkar/squad"}
 
 # Collections that the Hub knows by one word: what follows the slash is a configuration, not a name.
 COLLECTIONS = ("glue", "super_glue")
@@ -33,6 +33,20 @@ def read_hub(
     The tables hold the columns of texts and labels only. Raises UserError when the data set can't be had (no network,
     no such id, a configuration to choose) or has no training split.
     """
+    splits = hub_splits(dataset_id, evaluation_split)
+    train = splits["train"]
+    chosen = choose_columns(f"{dataset_id} (train)", train.column_names, text_column, label_column, text_pair_column)
+    columns = [name for name in (*chosen.texts, chosen.label, chosen.label_names) if name is not None]
+    names = getattr(train.features[chosen.label], "names", None)
+    tables = [hub_table(f"{dataset_id} ({name})", rows, columns) for name, rows in splits.items()]
+    return tables[0], tables[1] if len(tables) > 1 else None, names
+
+
+def hub_splits(dataset_id: str, evaluation_split: str | None) -> dict[str, Any]:
+    """The training split, and behind it the one for evaluation where there is one, by their names.
+
+    Raises UserError when the data set can't be had, or lacks the training split or the evaluation split asked for.
+    """
     splits = _load(dataset_id)
     if "train" not in splits:
         raise UserError(f"dataset_id {dataset_id!r} has no train split, it has {shown(splits)}; give one that has it")
@@ -41,12 +55,7 @@ def read_hub(
         raise UserError(
             f"dataset_id {dataset_id!r} has no {evaluation_split} split, it has {shown(splits)}; drop evaluation_split"
         )
-    train = splits["train"]
-    chosen = choose_columns(f"{dataset_id} (train)", train.column_names, text_column, label_column, text_pair_column)
-    columns = [name for name in (*chosen.texts, chosen.label, chosen.label_names) if name is not None]
-    names = getattr(train.features[chosen.label], "names", None)
-    test = _table(f"{dataset_id} ({evaluation})", splits[evaluation], columns) if evaluation else None
-    return _table(f"{dataset_id} (train)", train, columns), test, names
+    return {name: splits[name] for name in ("train", evaluation) if name is not None}
 
 
 @contextmanager
@@ -82,7 +91,8 @@ def _load(dataset_id: str) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _table(origin: str, split: Any, columns: list[str]) -> Table:
+def hub_table(origin: str, split: Any, columns: list[str]) -> Table:
+    """These columns of a split. Raises UserError for one that it lacks."""
     missing = [name for name in columns if name not in split.column_names]
     if missing:
         raise UserError(f"{origin} lacks the columns {shown(missing)}, it has {shown(split.column_names)}")

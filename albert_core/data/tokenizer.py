@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,22 @@ META_FILE = "isotrain_tokenizer.json"
 _RANDOM_PREFIX = "random:"
 _PAD_TOKENS = ("<pad>", "[PAD]")
 _USABLE_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedWindows:
+    """W windows of questions and contexts, T tokens in all.
+
+    ids: int32 [T], window w is ``ids[offsets[w]:offsets[w + 1]]``. offsets: int64 [W + 1]. token_type_ids: uint8 [T].
+    questions: int64 [W], which question a window is of, ascending. spans: int32 [T, 2], the characters of the context
+    that a token stands for, as [begin, end); -1 for tokens that are none of the context's.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    token_type_ids: np.ndarray
+    questions: np.ndarray
+    spans: np.ndarray
 
 
 class TextTokenizer:
@@ -82,6 +99,43 @@ class TextTokenizer:
                 chain.from_iterable(encoding.type_ids for encoding in encodings), dtype=np.uint8, count=total
             )
         return ids, offsets, types
+
+    def encode_windows(
+        self, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int
+    ) -> EncodedWindows:
+        """Token ids of questions, each with its context, in as many windows as hold all of the context.
+
+        A window is ``[CLS] question [SEP] part of the context [SEP]`` of at most `max_length` tokens; neighbours share
+        `stride` of the context's. Raises UserError naming a question that leaves no more room than `stride`.
+        """
+        self._tokenizer.no_truncation()
+        lengths = [
+            len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(questions), add_special_tokens=False)
+        ]
+        longest = int(np.argmax(lengths))
+        room = max_length - self._tokenizer.num_special_tokens_to_add(True) - lengths[longest]
+        if room <= stride:
+            raise UserError(
+                f"max_length {max_length} leaves {max(room, 0)} tokens of context beside the {lengths[longest]} of "
+                f"question {shown([questions[longest]])}, and doc_stride {stride} needs more than {stride}; raise "
+                "max_length, lower doc_stride, or shorten the question"
+            )
+        self._tokenizer.enable_truncation(max_length, stride=stride, strategy="only_second")
+        # Not encode_batch_fast: that keeps no offsets.
+        found = self._tokenizer.encode_batch(list(zip(questions, contexts, strict=True)))
+        rows = [row for row, first in enumerate(found) for _ in range(1 + len(first.overflowing))]
+        windows = [window for first in found for window in (first, *first.overflowing)]
+        offsets = np.zeros(len(windows) + 1, dtype=np.int64)
+        np.cumsum([len(window) for window in windows], out=offsets[1:])
+        spans = np.concatenate([np.array(window.offsets, dtype=np.int32) for window in windows])
+        spans[[role != 1 for window in windows for role in window.sequence_ids]] = -1
+        return EncodedWindows(
+            ids=np.fromiter(chain.from_iterable(window.ids for window in windows), np.int32, int(offsets[-1])),
+            offsets=offsets,
+            token_type_ids=np.fromiter(chain.from_iterable(window.type_ids for window in windows), np.uint8),
+            questions=np.array(rows, dtype=np.int64),
+            spans=spans,
+        )
 
     def tokens(self, text: str) -> list[str]:
         """The pieces of one text, special tokens included, not truncated."""

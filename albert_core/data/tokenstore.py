@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +84,44 @@ def build_token_store(
     if not total:
         raise UserError("the split to tokenise has no texts; give data with at least one")
     folder = (cache_dir or cache_root() / "tokens") / store_key(split, tokenizer, max_length)
-    arrays = load_arrays(folder, _specs(split)) if use_cache else None
+    make = partial(_tokenise, split, tokenizer, max_length, progress)
+    arrays, from_cache = kept_arrays(folder if use_cache else None, _specs(split), make)
+    if from_cache and progress is not None:
+        progress(total, total)
+    return TokenStore(
+        arrays["ids"],
+        arrays["offsets"],
+        arrays["labels"],
+        arrays.get("token_type_ids"),
+        fingerprint_of_arrays(arrays),
+        from_cache,
+    )
+
+
+def kept_arrays(
+    folder: Path | None, specs: Specs, make: Callable[[], dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """A store's arrays from `folder` where they are there and intact, else made and put there; whether they were there.
+
+    With no folder they are only made.
+    """
+    arrays = None if folder is None else load_arrays(folder, specs)
     if arrays is not None and _fit_each_other(arrays):
-        store = _store(arrays, from_cache=True)
-        if progress is not None:
-            progress(total, total)
-        return store
-    store = _store(_tokenise(split, tokenizer, max_length, progress), from_cache=False)
-    if use_cache:
-        publish_arrays(folder, store.arrays(), _specs(split))
-    return store
+        return arrays, True
+    arrays = make()
+    if folder is not None:
+        publish_arrays(folder, arrays, specs)
+    return arrays, False
+
+
+def fingerprint_of_arrays(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256(b"isotrain tokens 1")
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def store_key(split: RawSplit, tokenizer: TextTokenizer, max_length: int) -> str:
@@ -140,19 +169,3 @@ def _tokenise(
     np.cumsum(np.concatenate(lengths), out=offsets[1:])
     arrays = {"ids": np.concatenate(ids), "offsets": offsets, "labels": np.array(split.labels, dtype=np.int64)}
     return arrays | {"token_type_ids": np.concatenate(types)} if types else arrays
-
-
-def _store(arrays: dict[str, np.ndarray], *, from_cache: bool) -> TokenStore:
-    digest = hashlib.sha256(b"isotrain tokens 1")
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.data)
-    return TokenStore(
-        arrays["ids"],
-        arrays["offsets"],
-        arrays["labels"],
-        arrays.get("token_type_ids"),
-        digest.hexdigest(),
-        from_cache,
-    )

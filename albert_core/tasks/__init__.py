@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .task import Prediction, Split, Task, TaskData, find_task
+from .task import Evaluation, Prediction, Split, Task, TaskData, find_task
 
-__all__ = ["Prediction", "Split", "Task", "TaskData", "find_task"]
+__all__ = ["Evaluation", "Prediction", "Split", "Task", "TaskData", "find_task"]

@@ -15,13 +15,13 @@ from torch.nn import functional
 from ... import UserError
 from ..batches import IGNORED
 from ..config_file import load_config
-from ..data import RawDataset, RawSplit, Table, TextTokenizer, TokenStore, build_token_store, load_dataset
+from ..data import RawDataset, RawSplit, Table, TextTokenizer, TokenStore, build_token_store, load_dataset, read_table
 from ..data.columns import choose_text_column, choose_text_columns
 from ..data.tokenstore import Progress
 from ..head import ClassificationHead
 from ..metrics import evaluate_labels
 from ..run import RunFolder, read_strings, write_json
-from .task import Task
+from .task import Evaluation, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,9 +103,10 @@ def head(hidden_size: int, outputs: int, config: TrainConfig) -> ClassificationH
     return ClassificationHead(hidden_size, config.mlp_hidden_size, outputs, config.seed)
 
 
-def pool(states: torch.Tensor) -> torch.Tensor:
-    """The [CLS] state [B, hidden] of the last states [B, L, hidden]."""
-    return states[:, 0]
+def apply_head(head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Logits [B, outputs] from the [CLS] state of the last states [B, L, hidden]."""
+    del mask
+    return head(states[:, 0])
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,12 +115,12 @@ def loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED), right
 
 
-def evaluate(model: nn.Module, source: InputSource, job: Job) -> dict[str, float]:
+def evaluate(model: nn.Module, source: InputSource, job: Job) -> Evaluation:
     """Loss, accuracy, macro-F1, the share of the label told most often and, of two labels, the second's F1."""
     found = evaluate_labels(model, source, job.test_tokens.num_texts, job.config.eval_batch_size, job.backend)
     if "eval/f1" not in metrics_of(job.dataset):
         del found["eval/f1"]
-    return found
+    return Evaluation(found)
 
 
 def chance_loss(job: Job) -> float:
@@ -214,17 +215,19 @@ TASK = Task(
     name="classification",
     frozen=True,
     metrics={"eval/loss": "loss", "eval/accuracy": "accuracy", "eval/f1_macro": "macro-F1", "eval/f1": "F1"},
+    sequences="texts",
     load=load,
     outputs=outputs,
     metrics_of=metrics_of,
     tokenise=tokenise,
     head=head,
-    pool=pool,
+    apply_head=apply_head,
     loss=loss,
     evaluate=evaluate,
     chance_loss=chance_loss,
     record=record,
     recall=recall,
+    read=read_table,
     columns=columns,
     predict=predict,
 )

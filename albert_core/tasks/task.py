@@ -8,8 +8,9 @@ devices are the same for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..run import RunFolder
 
 # Each is a module of this folder with a `TASK`; it is imported when a configuration names it.
-TASK_NAMES = ("classification",)
+TASK_NAMES = ("classification", "question_answering")
 
 
 class Split(Protocol):
@@ -37,6 +38,8 @@ class Split(Protocol):
 
     @property
     def corpus(self) -> list[str]: ...
+
+    def rows(self, indices: Sequence[int]) -> Split: ...
 
 
 class TaskData(Protocol):
@@ -65,16 +68,26 @@ class Prediction(Protocol):
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: figures, and what the run's folder gets of it as JSON, by file name."""
+
+    metrics: dict[str, float]
+    files: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task:
     """The functions that differ from task to task.
 
     name: the value of the key `task`. frozen: whether it can train on a frozen encoder's [CLS] features. metrics: the
     figures of an evaluation in the order that tables show them, "eval/loss" first, and the words that logs use.
+    sequences: what logs call the rows of a batch.
     """
 
     name: str
     frozen: bool
     metrics: dict[str, str]
+    sequences: str
 
     # The data that the configuration names. Raises UserError for what can't be used.
     load: Callable[[TrainConfig], Any]
@@ -87,19 +100,22 @@ class Task:
     tokenise: Callable[[Any, TextTokenizer, TrainConfig, bool, Progress | None], TokenStore]
     # The head from (hidden_size, outputs, config), its initial weights from `config.seed` on the host.
     head: Callable[[int, int, TrainConfig], nn.Module]
-    # Of the encoder's last state [B, L, hidden], what the head reads: [B, hidden] or [B, L, hidden].
-    pool: Callable[[torch.Tensor], torch.Tensor]
+    # The head's logits, from the encoder's last states [B, L, hidden] and the attention mask [B, L]: [B, outputs], or
+    # [B, L, outputs] where it reads every token.
+    apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
     # Of logits and labels, the summed loss in nats and how many rows were told right, both on the device. Rows
     # labelled IGNORED count in neither.
     loss: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     # The metrics of a model on the evaluation split, drawing no random number.
-    evaluate: Callable[[nn.Module, InputSource, Job], dict[str, float]]
+    evaluate: Callable[[nn.Module, InputSource, Job], Evaluation]
     # The mean loss of a model that knows the frequencies of the answers and nothing of the texts; None where there is
     # no such figure.
     chance_loss: Callable[[Job], float | None]
     # Writes into the run's folder what predictions need beside configuration, tokenizer and weights; and reads it.
     record: Callable[[RunFolder, Any], None]
     recall: Callable[[RunFolder], Any]
+    # A file of inputs as a table.
+    read: Callable[[Path], Table]
     # Which columns of a table prediction reads: the first text's, and the second's (None: there is none), from the
     # table, what `recall` returned and the names asked for.
     columns: Callable[[Table, Any, str | None, str | None], tuple[str, str | None]]

@@ -1,0 +1,182 @@
+"""Questions on contexts from files: SQuAD's nested JSON as a table, and a table's rows checked one by one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import UserError
+from .datasets import is_unicode
+from .tabular import Table, read_table, shown
+
+NESTED_SUFFIXES = (".json", ".json.gz")
+COLUMNS = ["id", "title", "context", "question", "answers"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of a context: ``context[start:start + len(text)] == text``."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+
+@dataclass(frozen=True)
+class QuestionSplit:
+    """Questions, each with its id, its context and the answers given for it (none where they are asked for).
+
+    origin: what messages call the split, such as a file name.
+    """
+
+    origin: str
+    ids: list[str]
+    questions: list[str]
+    contexts: list[str]
+    answers: list[tuple[Answer, ...]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def corpus(self) -> list[str]:
+        """Every text once: the questions, and the contexts, which several questions share."""
+        return [*self.questions, *dict.fromkeys(self.contexts)]
+
+    def rows(self, indices: Sequence[int]) -> QuestionSplit:
+        """Some of the questions, in the order of `indices`."""
+        return QuestionSplit(
+            self.origin,
+            [self.ids[row] for row in indices],
+            [self.questions[row] for row in indices],
+            [self.contexts[row] for row in indices],
+            [self.answers[row] for row in indices],
+        )
+
+
+def read_question_table(path: Path) -> Table:
+    """The file at `path` as a table: SQuAD's JSON (.json, .json.gz) one question a row, others as `read_table` does.
+
+    A row of SQuAD's JSON has id, title, context, question and answers, the last as the Hub has them:
+    ``{"text": [...], "answer_start": [...]}``. Raises UserError for a file that can't be read or is built otherwise.
+    """
+    if not path.name.lower().endswith(NESTED_SUFFIXES):
+        return read_table(path)
+    rows = list(_questions(path, _read_json(path)))
+    if not rows:
+        raise UserError(f"{path} has no questions; give a file with at least one")
+    return Table(str(path), COLUMNS, rows, range(1, len(rows) + 1), "question")
+
+
+def split_of(
+    table: Table, question_column: str = "question", context_column: str = "context", answers_column: str = "answers"
+) -> QuestionSplit:
+    """The checked rows of a table that has answers.
+
+    Raises UserError naming the row for columns that aren't there, an empty question or context, an id that occurs
+    twice, a question without an answer, and an answer that isn't where `answer_start` says.
+    """
+    wanted = ("id", question_column, context_column, answers_column)
+    missing = [name for name in wanted if name not in table.columns]
+    if missing:
+        raise UserError(
+            f"{table.origin} lacks the columns {shown(missing)}, it has {shown(table.columns)}; name question, context "
+            "and answers by text_column, text_pair_column and label_column"
+        )
+    ids, questions, contexts, answers = (table.column(name) for name in wanted)
+    first_row: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{table.place(row)}: the id is {shown([name])}; give each question a string of its own")
+        if first_row.setdefault(name, row) != row:
+            raise UserError(
+                f"{table.place(row)}: id {name!r} occurs twice, first at {table.unit} "
+                f"{table.positions[first_row[name]]}; give each question an id of its own"
+            )
+    checked = []
+    for row, name in enumerate(ids):
+        for role, text in (("question", questions[row]), ("context", contexts[row])):
+            if not isinstance(text, str) or not text.strip() or not is_unicode(text):
+                raise UserError(
+                    f"{table.place(row)} ({name}): the {role} is {shown([text])}, and a text is needed; fill it in or "
+                    "remove the question"
+                )
+        checked.append(_answers(f"{table.place(row)} ({name})", contexts[row], answers[row]))
+    return QuestionSplit(table.origin, ids, questions, contexts, checked)
+
+
+def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
+    """The answers in one cell, each found in the context where it says."""
+    texts, starts = (cell.get("text"), cell.get("answer_start")) if isinstance(cell, dict) else (None, None)
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        raise UserError(
+            f'{place}: the answers are {shown([cell])}; write {{"text": [...], "answer_start": [...]}}, both as long'
+        )
+    if not texts:
+        raise UserError(
+            f"{place} has no answer; each needs one at least (SQuAD 2.0's questions without an answer are not read): "
+            "remove the question"
+        )
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{place}: an answer is {shown([text])}; give its text, or remove the answer")
+        if not isinstance(start, int) or isinstance(start, bool) or not 0 <= start <= len(context) - len(text):
+            raise UserError(
+                f"{place}: answer {shown([text])} at answer_start {start} lies outside the context of {len(context)} "
+                "characters; correct answer_start, which counts characters from 0"
+            )
+        if context[start : start + len(text)] != text:
+            there = context[start : start + len(text)]
+            raise UserError(
+                f"{place}: at answer_start {start} of the context stands {shown([there])}, not the answer "
+                f"{shown([text])}; correct answer_start, which counts characters from 0"
+            )
+    return tuple(Answer(text, start) for text, start in zip(texts, starts, strict=True))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} can't be read ({error}); give an intact file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte offset {error.start}); save it again as UTF-8") from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); give SQuAD's JSON, or .jsonl with an object a line") from error
+
+
+def _questions(path: Path, root: Any) -> Iterator[list[Any]]:
+    """One row a question, in the file's order."""
+    for article_number, article in _listed(path, "the file", root, "data"):
+        title = article.get("title", "")
+        for number, paragraph in _listed(path, f"article {article_number}", article, "paragraphs"):
+            where = f"article {article_number}, paragraph {number}"
+            for _, question in _listed(path, where, paragraph, "qas"):
+                answers = [
+                    (answer.get("text"), answer.get("answer_start"))
+                    for _, answer in _listed(path, f"{where}, question {question.get('id')!r}", question, "answers", ())
+                ]
+                cell = {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}
+                yield [question.get("id"), title, paragraph.get("context"), question.get("question"), cell]
+
+
+def _listed(path: Path, where: str, holder: Any, key: str, default: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects that `holder` lists under `key`, counted from 1."""
+    items = holder.get(key, default) if isinstance(holder, dict) else None
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
+        raise UserError(
+            f'{path} is not built as SQuAD is: {where} has no list of objects "{key}"; wanted is data > paragraphs '
+            "(context) > qas (id, question, answers)"
+        )
+    yield from enumerate(items, start=1)

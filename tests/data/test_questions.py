@@ -1,0 +1,137 @@
+"""Questions on contexts: what is read from files and the Hub, and each defect named in one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from isotrain import UserError
+from isotrain.albert_core.data.questions import load_questions
+from isotrain.albert_core.data.squad_file import Answer, read_question_table
+from support.small_questions import question, squad, write_questions
+
+CONTEXT = "Anna lives in Rome. Rome is old."
+
+
+def write(path: Path, value: Any) -> Path:
+    data = json.dumps(value).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def one(**changes: Any) -> dict[str, Any]:
+    """SQuAD's nesting around one question, changed."""
+    return squad([(changes.pop("context", CONTEXT), [question(1, "Where?", CONTEXT, "Rome") | changes])])
+
+
+def test_the_three_formats_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_questions(tmp_path / "plain")
+    wanted = load_questions(str(folder))
+    assert (len(wanted.train), len(wanted.test)) == (32, 12)
+    first = wanted.train.answers[0][0]
+    assert wanted.train.contexts[0][first.start : first.end] == first.text
+
+    zipped, flat = tmp_path / "zipped", tmp_path / "flat"
+    zipped.mkdir()
+    flat.mkdir()
+    columns: dict[str, dict[str, list[Any]]] = {}
+    for split in ("train", "dev"):
+        write(zipped / f"{split}-v1.1.json.gz", json.loads((folder / f"{split}.json").read_text()))
+        (zipped / f"{split}-v1.1.offsets.tsv").write_text("id\tstatus\n")
+        table = read_question_table(folder / f"{split}.json")
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        (flat / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        columns[split] = {name: table.column(name) for name in table.columns}
+    hub = datasets.DatasetDict(
+        train=datasets.Dataset.from_dict(columns["train"]), validation=datasets.Dataset.from_dict(columns["dev"])
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"rajpurkar/squad": hub}[name])
+    for name in (str(zipped), str(flat), "squad", "rajpurkar/squad"):
+        found = load_questions(name)
+        for split in ("train", "test"):
+            one_split, other = getattr(found, split), getattr(wanted, split)
+            assert (one_split.ids, one_split.questions, one_split.contexts, one_split.answers) == (
+                other.ids,
+                other.questions,
+                other.contexts,
+                other.answers,
+            )
+
+
+def test_columns_of_other_names_are_read_by_name(tmp_path: Path) -> None:
+    row = {"id": "x", "frage": "Wo?", "text": CONTEXT, "antworten": {"text": ["Rome"], "answer_start": [20]}}
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
+    found = load_questions(
+        str(tmp_path), question_column="frage", context_column="text", answers_column="antworten"
+    ).train
+    assert (found.questions, found.contexts, found.answers) == (["Wo?"], [CONTEXT], [(Answer("Rome", 20),)])
+    with pytest.raises(UserError, match="lacks the columns 'question', 'context', 'answers', it has 'id', 'frage'"):
+        load_questions(str(tmp_path))
+
+
+def test_one_file_is_split_by_contexts(tmp_path: Path) -> None:
+    file = write_questions(tmp_path, train=20) / "train.json"
+    found = load_questions(str(file), test_fraction=0.25, seed=3)
+    assert not set(found.train.contexts) & set(found.test.contexts)
+    assert (len(found.train), len(found.test)) == (30, 10)
+    assert set(load_questions(str(file), test_fraction=0.25, seed=4).test.ids) != set(found.test.ids)
+    with pytest.raises(UserError, match="set test_fraction"):
+        load_questions(str(file))
+    with pytest.raises(UserError, match="leaves none"):
+        load_questions(str(file), test_fraction=0.01)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (one(context=" \n"), r"question 1 \(q1\): the context is ' \\n', and a text is needed"),
+        (one(context=None), "the context is None"),
+        (one(question=""), "the question is ''"),
+        (one(question="\ud800?"), "the question is"),
+        (one(id=None), "the id is None"),
+        (one(answers=[]), r"\(q1\) has no answer"),
+        (one(answers=[{"text": "Rome", "answer_start": 30}]), "answer_start 30 lies outside the context of 32"),
+        (one(answers=[{"text": "Rome", "answer_start": -4}]), "lies outside the context"),
+        (one(answers=[{"text": "Rome", "answer_start": "14"}]), "lies outside the context"),
+        (one(answers=[{"text": "Rome", "answer_start": 15}]), "stands 'ome.', not the answer 'Rome'"),
+        (one(answers=[{"text": "", "answer_start": 3}]), "an answer is ''"),
+        (squad([(CONTEXT, [question(n, "?", CONTEXT, "Rome") for n in (1, 2, 1)])]), "'q1' occurs twice, first at"),
+        (squad([]), "has no questions"),
+        ({"data": [{"paragraphs": None}]}, 'article 1 has no list of objects "paragraphs"'),
+        ([], 'the file has no list of objects "data"'),
+    ],
+)
+def test_each_defect_is_named_in_one_line(tmp_path: Path, file: Any, said: str) -> None:
+    path = write(tmp_path / "train.json.gz", file)
+    with pytest.raises(UserError, match=said) as caught:
+        load_questions(str(path), test_fraction=0.5)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", b"{", "is not JSON"),
+        ("a.json", b'{"data": "\xe9"}', "not UTF-8"),
+        ("a.json.gz", b"{}", "can't be read"),
+        ("a.json.gz", gzip.compress(b"{}")[:-6], "can't be read"),
+        ("a.jsonl", b'{"id": "1", "question": "?", "context": "c", "answers": "c"}', "the answers are 'c'"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        load_questions(str(tmp_path / name), test_fraction=0.5)
+
+
+@pytest.mark.shared
+def test_the_real_files_are_read_whole(shared_data: Path) -> None:
+    found = load_questions(str(shared_data / "squad"))
+    assert (len(found.train), len(found.test)) == (87_599, 10_570)
+    assert sum(map(len, found.test.answers)) == 34_726
