@@ -14,6 +14,7 @@ from .. import UserError, __version__
 from .bench import bench
 from .config import config
 from .doctor import doctor
+from .export import export
 from .predict import predict
 from .train import train
 from .tt_estimate import tt_estimate
@@ -66,6 +67,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 for _name, _command in (
     ("train", train),
     ("predict", predict),
+    ("export", export),
     ("bench", bench),
     ("doctor", doctor),
     ("config", config),
