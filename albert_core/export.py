@@ -25,6 +25,7 @@ from torch import nn
 
 from .. import UserError
 from .encoder import load_encoder, quiet_transformers
+from .lora import merged
 from .predict import Predictor, load_predictor
 from .run import RunFolder, environment, write_json
 from .saved_model import HEADER_KEY
@@ -133,8 +134,9 @@ def export_run(
 
 
 def trained_model(predictor: Predictor) -> LogitsModel:
-    """The run's encoder and head in float32 on the host. Of a run with a frozen encoder, as the encoder's files are:
-    such a run computes features with weights rounded to its dtype.
+    """The run's encoder and head in float32 on the host, adapters merged.
+
+    A frozen encoder is taken from its own files: such a run computes features with weights rounded to its dtype.
     """
     config = predictor.config
     model: Any = predictor.model
@@ -142,7 +144,7 @@ def trained_model(predictor: Predictor) -> LogitsModel:
         encoder, head = load_encoder(config.model_name, config.seed).module(), model
     else:
         encoder, head = model.encoder, model.head
-    whole = LogitsModel(copy.deepcopy(encoder), copy.deepcopy(head), first_token)
+    whole = LogitsModel(merged(encoder), copy.deepcopy(head), first_token)
     return whole.to("cpu", torch.float32).eval().requires_grad_(False)
 
 

@@ -24,8 +24,8 @@ from .data import RawSplit, Table, TextTokenizer, build_token_store, load_tokeni
 from .encoder import load_encoder
 from .features import TokenBatches, compute_features
 from .head import ClassificationHead
-from .job import frozen_encoder, labelled, layout_on
-from .model import WholeModel
+from .job import frozen_encoder, labelled, layout_on, with_adapters
+from .model import WholeModel, load_trained_state
 from .run import RunFolder, write_text
 from .saved_model import read_model
 
@@ -118,6 +118,8 @@ def load_predictor(
     edited = [
         key for key in ("mlp_hidden_size", "freeze_encoder", "head_dtype") if identity[key] != getattr(config, key)
     ]
+    if config.lora.rank and identity.get("lora") != config.lora.model_dump(mode="json"):
+        edited.append("lora")
     if edited:
         raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
     label_names = _read_labels(run.labels)
@@ -125,8 +127,10 @@ def load_predictor(
     head = ClassificationHead(encoder.config.hidden_size, config.mlp_hidden_size, identity["num_labels"])
     head = head.to(getattr(torch, config.head_dtype))
     policy = opened.cast_policy(config.dtype, strict=config.strict_dtype)
-    model: nn.Module = head if config.freeze_encoder else WholeModel(encoder.module(), head, opened, policy)
-    model.load_state_dict(weights, strict=True)
+    model: nn.Module = head
+    if not config.freeze_encoder:
+        model = WholeModel(with_adapters(encoder, config), head, opened, policy)
+    load_trained_state(model, weights)
     frozen = frozen_encoder(encoder, opened, policy, config.kernel) if config.freeze_encoder else None
     model = opened.place(model).eval()
     layout = layout_on(opened, config)
