@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..backends.tt_options import TtOptions
+from .lora_options import LoraOptions
 from .normalise import check_rule
 
 DTYPE_NAMES = {
@@ -170,6 +171,9 @@ class TrainConfig(BaseModel):
         True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
     )
     freeze_encoder: bool = Field(True, description="train the head alone; false trains the whole model")
+    lora: LoraOptions = Field(
+        LoraOptions(), description="low-rank adapters in the whole model: rank, alpha, dropout, targets"
+    )
     feature_cache: bool = Field(
         True, description="compute a frozen encoder's features once; false runs it at every step"
     )
@@ -304,6 +308,10 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "dtype: float16 can't train the whole model: there is no gradient scaler yet; set bfloat16"
             )
+        if self.lora.rank and self.freeze_encoder:
+            raise ValueError(
+                "lora.rank puts adapters into the encoder, and it is frozen; set freeze_encoder: false, or lora.rank: 0"
+            )
         if self.use_tt and self.backend is not None and self.backend.partition(":")[0] != "tt":
             raise ValueError(f"use_tt: true and backend: {self.backend} contradict each other; keep one of them")
         if self.mesh_shape is not None or self.mesh_axis_names is not None:
@@ -324,11 +332,11 @@ class TrainConfig(BaseModel):
     @property
     def backend_options(self) -> dict[str, Any]:
         """What each backend that has a section of its own is told, by its name."""
-        return {name: getattr(self, name).model_dump() for name in self.sections()}
+        return {name: getattr(self, name).model_dump() for name in self.sections() if name != "lora"}
 
     @classmethod
     def sections(cls) -> dict[str, type[BaseModel]]:
-        """The keys that are mappings: a backend's own options, by its name."""
+        """The keys that are mappings: `lora`, and a backend's own options by its name."""
         found = {name: field.annotation for name, field in cls.model_fields.items()}
         return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 

@@ -99,7 +99,7 @@ def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             encoder.module().save_pretrained(temporary)
         temporary.rename(folder)
     except OSError as error:
@@ -159,7 +159,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             "give a folder that save_pretrained wrote, a Hub id such as albert/albert-base-v2, or random:albert-base-v2"
         )
     source = str(folder) if local else model_name
-    with quiet_hub(), _quiet_transformers():
+    with quiet_hub(), quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
@@ -197,7 +197,7 @@ def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keeps transformers' load report off the terminal: what matters of it is checked and raised here."""
     from transformers.utils import logging
 

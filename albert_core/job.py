@@ -18,6 +18,7 @@ from .config import TrainConfig
 from .data import TextTokenizer, TokenStore, load_tokenizer
 from .encoder import LoadedEncoder, load_encoder
 from .frozen import frozen_encoder
+from .lora import add_adapters
 from .tasks import Task, find_task
 
 log = logging.getLogger("isotrain")
@@ -54,7 +55,11 @@ class Job:
         """The frozen forward that the configuration asks for."""
         return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
 
-    def identity(self) -> dict[str, str | int | bool]:
+    def trainable_encoder(self) -> Any:
+        """The transformers encoder of a whole model, with the adapters that the configuration asks for."""
+        return with_adapters(self.encoder, self.config)
+
+    def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with a run that goes on from it."""
         config = self.config
         return {
@@ -74,7 +79,13 @@ class Job:
             "seed": config.seed,
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
         }
+
+
+def with_adapters(encoder: LoadedEncoder, config: TrainConfig) -> Any:
+    """The transformers module of `encoder`, or where `config` has a rank for them, one with adapters in it."""
+    return add_adapters(encoder.module(), config.lora, config.seed) if config.lora.rank else encoder.module()
 
 
 def labelled(label: str, backend: Backend) -> str:

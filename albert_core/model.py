@@ -39,6 +39,20 @@ def summed_loss(model: nn.Module, task: Task) -> Callable[[Any, torch.Tensor], t
     return loss
 
 
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes of `model`: its state without frozen parameters (those beneath adapters)."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    """Puts back a `trained_state`, or a whole ``state_dict``. RuntimeError where one is missing or foreign."""
+    absent = trained_state(model).keys() - saved.keys()
+    if absent:
+        raise RuntimeError(f"the saved model lacks {', '.join(sorted(absent))}")
+    model.load_state_dict(model.state_dict() | saved, strict=True)
+
+
 class WholeModel(nn.Module):
     """Encoder and head, all trained: `apply_head` says what the head reads of ``last_hidden_state``.
 

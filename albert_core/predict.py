@@ -21,10 +21,10 @@ from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
 from .data import Table, TextTokenizer, TokenStore, load_tokenizer
-from .encoder import load_encoder, saved_encoder
+from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
-from .job import frozen_encoder, labelled, layout_on
-from .model import WholeModel
+from .job import frozen_encoder, labelled, layout_on, with_adapters
+from .model import WholeModel, load_trained_state
 from .run import RunFolder, write_json, write_text
 from .saved_model import read_model
 from .tasks import Prediction, Task, find_task
@@ -32,12 +32,15 @@ from .tasks import Prediction, Task, find_task
 
 @dataclass
 class Predictor:
-    """A trained run, loaded. `label` names the encoder, random weights included; `recalled` is what the task kept."""
+    """A trained run, loaded. `label` names the encoder, random weights included; `loaded` is the encoder it was trained
+    on, `recalled` what the task kept.
+    """
 
     config: TrainConfig
     task: Task
     backend: Backend
     tokenizer: TextTokenizer
+    loaded: LoadedEncoder
     recalled: Any
     model: nn.Module
     label: str
@@ -115,18 +118,23 @@ def load_predictor(
     edited = [
         key for key in ("mlp_hidden_size", "freeze_encoder", "head_dtype") if identity[key] != getattr(config, key)
     ]
+    if config.lora.rank and identity.get("lora") != config.lora.model_dump(mode="json"):
+        edited.append("lora")
     if edited:
         raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
     tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)
     head = task.head(encoder.config.hidden_size, identity["num_labels"], config).to(getattr(torch, config.head_dtype))
     policy = opened.cast_policy(config.dtype, strict=config.strict_dtype)
-    model = head if config.freeze_encoder else WholeModel(encoder.module(), head, task.apply_head, opened, policy)
-    model.load_state_dict(weights, strict=True)
+    model: nn.Module = head
+    if not config.freeze_encoder:
+        model = WholeModel(with_adapters(encoder, config), head, task.apply_head, opened, policy)
+    load_trained_state(model, weights)
     return Predictor(
         config=config,
         task=task,
         backend=opened,
         tokenizer=tokenizer,
+        loaded=encoder,
         recalled=task.recall(run),
         model=opened.place(model).eval(),
         label=labelled(encoder.label, opened),

@@ -13,6 +13,7 @@ from .batches import BatchStream, Window
 from .checkpoint import Snapshot, check_identity
 from .collapse import CollapseWatch
 from .job import Job
+from .model import load_trained_state, trained_state
 
 
 @dataclass
@@ -92,7 +93,7 @@ def snapshot(
     tensors = {f"rng.{name}": value for name, value in job.backend.rng_state().items()}
     tensors["sums"] = state.sums.detach().cpu()
     return Snapshot(
-        model={name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        model={name: tensor.detach().cpu() for name, tensor in trained_state(model).items()},
         optimizer=optimizer.state_dict(),
         state_tensors=tensors,
         state={
@@ -141,7 +142,7 @@ def restore(
             f"checkpoint {str(folder)!r} has no optimizer state (written with save_optim: false), so training can't go "
             "on from it exactly; resume the newest one (resume_option: last), or train with save_optim: true"
         )
-    model.load_state_dict(saved.model, strict=True)
+    load_trained_state(model, saved.model)
     if saved.optimizer is not None:
         settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         optimizer.load_state_dict(saved.optimizer)

@@ -62,7 +62,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         model = backend.place(head)
         source, test_source = _frozen_sources(job, reporter)
     else:
-        encoder = job.encoder.module()
+        encoder = job.trainable_encoder()
         if config.gradient_checkpointing:
             checkpoint_activations(encoder)
         model = backend.place(WholeModel(encoder, head, job.task.apply_head, backend, job.policy))
@@ -74,7 +74,8 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         )
         source, test_source = _token_batches(job)
     model.train()
-    optimizer = build_optimizer(model.parameters(), config, backend)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(trained, config, backend)
     backend.prepare_optimizer(optimizer)
     stream = BatchStream(
         job.train_tokens.num_texts,

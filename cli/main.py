@@ -14,6 +14,7 @@ from .. import UserError, __version__
 from .bench import bench
 from .config import config
 from .doctor import doctor
+from .export import export
 from .parity import parity
 from .predict import predict
 from .report import report
@@ -68,6 +69,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 for _name, _command in (
     ("train", train),
     ("predict", predict),
+    ("export", export),
     ("bench", bench),
     ("report", report),
     ("doctor", doctor),

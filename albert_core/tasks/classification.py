@@ -147,6 +147,11 @@ class Recalled:
         return None if self.responses is None or label_id >= len(self.responses) else self.responses[label_id]
 
 
+def output_names(recalled: Recalled) -> list[str]:
+    """The labels' names by id."""
+    return recalled.label_names
+
+
 def record(run: RunFolder, dataset: RawDataset) -> None:
     """Writes labels.json, the labels' names in the order of their ids, and inputs.json, the columns of the texts.
 
@@ -227,6 +232,7 @@ TASK = Task(
     chance_loss=chance_loss,
     record=record,
     recall=recall,
+    output_names=output_names,
     read=read_table,
     columns=columns,
     predict=predict,

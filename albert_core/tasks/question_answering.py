@@ -224,6 +224,12 @@ def recall(run: RunFolder) -> tuple[str, ...]:
     return tuple(read_strings(run.inputs))
 
 
+def output_names(recalled: tuple[str, ...]) -> list[str]:
+    """The two ends of a span."""
+    del recalled
+    return ["start", "end"]
+
+
 def columns(
     table: Table, recalled: tuple[str, ...], text_column: str | None, text_pair_column: str | None
 ) -> tuple[str, str]:
@@ -276,6 +282,7 @@ TASK = Task(
     chance_loss=chance_loss,
     record=record,
     recall=recall,
+    output_names=output_names,
     read=read_question_table,
     columns=columns,
     predict=predict,

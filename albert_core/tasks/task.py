@@ -114,6 +114,8 @@ class Task:
     # Writes into the run's folder what predictions need beside configuration, tokenizer and weights; and reads it.
     record: Callable[[RunFolder, Any], None]
     recall: Callable[[RunFolder], Any]
+    # What the head's outputs are called, from what `recall` returned.
+    output_names: Callable[[Any], list[str]]
     # A file of inputs as a table.
     read: Callable[[Path], Table]
     # Which columns of a table prediction reads: the first text's, and the second's (None: there is none), from the

@@ -265,6 +265,8 @@ def _probe_logits(training: Training) -> np.ndarray:
         logits = model(source.batch(0, size)[0])
     model.train(training_mode)
     host = logits.cpu()[: min(size, PROBE_TEXTS)]
+    # A masked logit is as low as its dtype goes: a constant, beside which no error would show.
+    host = host.masked_fill(host <= torch.finfo(host.dtype).min / 2, 0.0)
     return host.to(torch.promote_types(host.dtype, torch.float32)).numpy()
 
 

@@ -1,0 +1,76 @@
+"""Low-rank adapters in a whole model (LoRA, Hu et al. 2021, 2106.09685), made by peft (extra `lora`).
+
+The encoder's weights are frozen; a product ``x W`` of a targeted layer becomes ``x W + (alpha / rank) x A B``, of which
+A and B are trained, with the head. peft only builds the layers: the loop, the optimizer and the checkpoints are those
+of every other run.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import UserError
+from .lora_options import LoraOptions
+
+log = logging.getLogger("isotrain")
+
+
+def add_adapters(encoder: Any, options: LoraOptions, seed: int) -> Any:
+    """A transformers encoder like `encoder`, sharing its weights, all frozen, with adapters that change nothing yet.
+
+    A is drawn from a host generator of its own, uniform in +-1/sqrt(inputs); B is zero. Raises UserError where peft is
+    missing, or a target is no linear layer of this encoder.
+    """
+    if find_spec("peft") is None:
+        raise UserError("lora.rank needs peft, which is not installed: pip install 'isotrain[lora]', or lora.rank: 0")
+    linear = [name for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
+    for target in options.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(f"lora.targets names {target!r}, no linear layer of this encoder ends so; there are {ends}")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    shared = copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=list(options.targets),
+    )
+    adapted: Any = inject_adapter_in_model(config, shared)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(adapted.named_parameters()):
+            if ".lora_A." in name:
+                bound = 1.0 / math.sqrt(parameter.shape[1])
+                parameter.uniform_(-bound, bound, generator=generator)
+            elif ".lora_B." in name:
+                parameter.zero_()
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in encoder.parameters())
+    log.info(
+        "adapters of rank %d on %s: %s weights trained beside the head, %s frozen",
+        options.rank,
+        ", ".join(options.targets),
+        f"{trained:,}",
+        f"{total:,}",
+    )
+    return adapted
+
+
+def merged(encoder: Any) -> Any:
+    """A copy of `encoder` whose adapters are added to the weights they belong to: a plain transformers encoder."""
+    plain = copy.deepcopy(encoder)
+    for name, layer in list(plain.named_modules()):
+        if hasattr(layer, "base_layer"):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(parent), child, layer.base_layer)
+    return plain.requires_grad_(True)

@@ -1,0 +1,43 @@
+"""`isotrain export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
+    form: Annotated[str, typer.Option("--format", help="safetensors (a Hugging Face folder), torch-export or onnx.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write, a new one; RUN/export-FORMAT when absent.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="last, best, or a checkpoint's folder, instead of the finished model.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Device to open the run on, when not its own.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the encoder is now, when it has moved since training.")
+    ] = None,
+) -> None:
+    """Write a trained run for other programs, and check that what was written gives the same logits.
+
+    Examples:
+
+      isotrain export runs/banking77-... --format safetensors
+
+      isotrain export runs/banking77-... --format onnx -o intents-onnx/
+    """
+    from ..albert_core.export import export_run
+    from ..albert_core.run import open_run
+
+    folder = open_run(run)
+    target = out if out is not None else folder.path / f"export-{form}"
+    result = export_run(folder, form, target, backend, checkpoint, model)
+    typer.echo(f"{form} export of {result.label}: {result.folder}")
+    typer.echo(
+        f"checked by {result.judge}: logits within {result.max_abs:.1e} (max abs) and {result.relative_l2:.1e} "
+        "(relative L2) of the run's model in float32"
+    )

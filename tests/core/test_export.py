@@ -1,0 +1,155 @@
+"""Exports, loaded by the programs they are for and judged by what the run itself predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from isotrain import UserError
+from isotrain.albert_core import export
+from isotrain.albert_core.encoder import load_encoder
+from isotrain.albert_core.export import ExportError, export_run
+from isotrain.albert_core.predict import load_predictor
+from isotrain.albert_core.train import TrainResult
+from isotrain.cli.main import main
+from safetensors.torch import load_file
+from support.small_job import metrics
+
+Run = Callable[..., TrainResult]
+Inputs = dict[str, torch.Tensor]
+
+TEXTS = [
+    "lost my card",
+    "what is the fee for a transfer abroad",
+    "hi",
+    "the branch near me is closed, when does it open",
+]
+WHOLE = {"freeze_encoder": False, "learning_rate": 1e-3, "threads": 1}
+
+
+def by_transformers(folder: Path) -> Callable[[Inputs], torch.Tensor]:
+    """As the documentation tells users to: AutoModel, and the head by hand."""
+    from transformers import AutoModel
+
+    encoder, head = AutoModel.from_pretrained(folder).eval(), load_file(folder / "head.safetensors")
+
+    def logits(inputs: Inputs) -> torch.Tensor:
+        features = encoder(**inputs).last_hidden_state[:, 0]
+        hidden = torch.nn.functional.gelu(features @ head["hidden.weight"].T + head["hidden.bias"])
+        return hidden @ head["output.weight"].T + head["output.bias"]
+
+    return logits
+
+
+def by_torch_export(folder: Path) -> Callable[[Inputs], torch.Tensor]:
+    program = torch.export.load(folder / "model.pt2").module()
+    return lambda inputs: program(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
+
+
+def by_onnx(folder: Path) -> Callable[[Inputs], torch.Tensor]:
+    from onnx.reference import ReferenceEvaluator
+
+    graph = ReferenceEvaluator(str(folder / "model.onnx"))
+    return lambda inputs: torch.from_numpy(graph.run(None, {name: part.numpy() for name, part in inputs.items()})[0])
+
+
+LOADERS = {"safetensors": by_transformers, "torch-export": by_torch_export, "onnx": by_onnx}
+
+
+@pytest.fixture
+def needs(request: pytest.FixtureRequest) -> None:
+    if request.getfixturevalue("form") == "onnx":
+        pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install 'isotrain[onnx]'")
+
+
+@pytest.mark.parametrize("job", [{"threads": 1}, WHOLE], ids=["head", "whole"])
+@pytest.mark.parametrize("form", list(LOADERS))
+def test_an_export_answers_as_the_run_does(
+    run: Run, tmp_path: Path, needs: None, form: str, job: dict[str, Any]
+) -> None:
+    from transformers import AutoTokenizer
+
+    trained = run(**job)
+    assert metrics(trained)[-1]["eval/accuracy"] > 0.3, "answers of a model that tells nothing apart prove nothing"
+    result = export_run(trained.run, form, tmp_path / "out")
+    assert result.relative_l2 <= 1e-5
+    names = json.loads((result.folder / "labels.json").read_text())
+    inputs = AutoTokenizer.from_pretrained(result.folder)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = LOADERS[form](result.folder)(dict(inputs))
+    best = torch.softmax(logits.double(), -1).max(-1)
+    for index, expected in enumerate(load_predictor(trained.run).predict(TEXTS)):
+        assert names[int(best.indices[index])] == expected.label
+        assert float(best.values[index]) == pytest.approx(expected.probability, abs=1e-5)
+    record = json.loads((result.folder / "export.json").read_text())
+    assert "random weights" in record["model"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_the_hugging_face_folder_can_be_trained_on(run: Run, tmp_path: Path) -> None:
+    first = run(run_name="first", **WHOLE)
+    folder = export_run(first.run, "safetensors", tmp_path / "out").folder
+    ours = load_file(first.run.model / "model.safetensors")
+    for name, weight in load_encoder(str(folder)).module().state_dict().items():
+        if weight.is_floating_point():
+            assert torch.equal(weight, ours[f"encoder.{name}"])
+    assert run(run_name="second", model_name=str(folder)).status == "completed"
+
+
+def test_an_export_that_computes_something_else_is_not_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = run()
+    write, load = export._WAYS["torch-export"]
+
+    def damaged(model: Any, *rest: Any) -> None:
+        # A mask that is not looked at: right for texts of one length, wrong beside longer ones.
+        broken = export.trained_model(load_predictor(trained.run))
+        forward = broken.encoder.forward
+        broken.encoder.forward = lambda **inputs: forward(**inputs | {"attention_mask": None})
+        write(broken, *rest)
+
+    monkeypatch.setitem(export._WAYS, "torch-export", (damaged, load))
+    with pytest.raises(ExportError, match="nothing was kept"):
+        export_run(trained.run, "torch-export", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_bfloat16_run_is_exported_in_float32(run: Run, tmp_path: Path) -> None:
+    folder = export_run(run(dtype="bfloat16").run, "safetensors", tmp_path / "out").folder
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32}
+    assert json.loads((folder / "export.json").read_text())["trained_in"] == "bfloat16"
+
+
+def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = run(stop_at_step=3)
+    with pytest.raises(UserError, match="no finished model"):
+        export_run(trained.run, "safetensors", tmp_path / "out")
+    assert export_run(trained.run, "safetensors", tmp_path / "last", checkpoint="last").relative_l2 <= 1e-5
+    for form, target, message in (
+        ("pickle", "out", "safetensors, torch-export, onnx"),
+        ("safetensors", "last", "exists already"),
+        ("safetensors", "absent/out", "no folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export_run(trained.run, form, tmp_path / target, checkpoint="last")
+    monkeypatch.setattr(export, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"onnx, onnxscript, not installed: pip install 'isotrain\[onnx\]'"):
+        export_run(trained.run, "onnx", tmp_path / "out", checkpoint="last")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_it_checked(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = run()
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(trained.run.path), "--format", "torch-export"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "random weights" in said
+    assert "relative L2" in said
+    assert (trained.run.path / "export-torch-export" / "model.pt2").is_file()
