@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backends import HeadStep
+from ..backends import Backend, HeadStep
 from .batches import BatchStream, Window
 from .checkpoint import read_checkpoint
 from .config import TrainConfig
@@ -212,14 +212,31 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
 
 
 def make_step(training: Training) -> Callable[..., torch.Tensor]:
+    """The optimizer step of a run (see `step_function`), whose trackers look at the gradients before each update."""
+    return step_function(
+        training.job.config,
+        training.job.backend,
+        training.model,
+        training.optimizer,
+        training.loss,
+        lambda: training.trackers.before_step(training.state.step + 1),
+    )
+
+
+def step_function(
+    config: TrainConfig,
+    backend: Backend,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    summed: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    before_update: Callable[[], object] = lambda: None,
+) -> Callable[..., torch.Tensor]:
     """``step(num_samples, inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
 
-    Each micro-batch's summed loss is divided by the number of all texts, so that the gradient is that of one batch of
+    Each micro-batch's `summed` loss is divided by the number of all texts, so that the gradient is that of one batch of
     all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
     may have a fused step of its own, or record this one and repeat it; not where somebody looks at the gradients.
     """
-    config, model, optimizer = training.job.config, training.model, training.optimizer
-    backend = training.job.backend
     watched = config.use_wandb and config.wandb_watch_mode is not None
     if config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
         fused = backend.head_step(list(model.parameters()), optimizer)
@@ -230,13 +247,13 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         sums = None
         size = backend.scalar(num_samples)
         for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
-            loss, right = training.loss(inputs, labels)
+            loss, right = summed(inputs, labels)
             (loss / size).backward()
             part = torch.stack((loss.detach().float(), right.float()))
             sums = part if sums is None else sums + part
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        training.trackers.before_step(training.state.step + 1)
+        before_update()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         assert sums is not None, "a window holds at least one micro-batch"
