@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..backends import HeadStep
+from ..backends import Backend, HeadStep
 from .batches import BatchStream, Window
 from .checkpoint import read_checkpoint
 from .config import TrainConfig
@@ -249,14 +249,38 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
 
 
 def make_step(training: Training) -> Callable[..., torch.Tensor]:
+    """The optimizer step of a run (see `step_function`), whose trackers look at the gradients before each update."""
+
+    def before_update(gradient_norm: torch.Tensor | None) -> None:
+        if gradient_norm is not None:
+            training.state.gradient_norm = gradient_norm
+        training.trackers.before_step(training.state.step + 1)
+
+    return step_function(
+        training.job.config,
+        training.job.backend,
+        training.model,
+        training.optimizer,
+        training.loss,
+        before_update,
+    )
+
+
+def step_function(
+    config: TrainConfig,
+    backend: Backend,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    summed: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    before_update: Callable[[torch.Tensor | None], object] = lambda _: None,
+) -> Callable[..., torch.Tensor]:
     """``step(num_samples, inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
 
-    Each micro-batch's summed loss is divided by the number of all texts, so that the gradient is that of one batch of
+    Each micro-batch's `summed` loss is divided by the number of all texts, so that the gradient is that of one batch of
     all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
     may have a fused step of its own, or record this one and repeat it; not where somebody looks at the gradients.
+    Else `before_update` is called with the gradient's norm, where it was computed.
     """
-    config, model, optimizer = training.job.config, training.model, training.optimizer
-    backend = training.job.backend
     watched = config.use_wandb and config.wandb_watch_mode is not None
     if config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
         fused = backend.head_step(list(model.parameters()), optimizer)
@@ -264,20 +288,20 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
             return partial(_fused_step, fused)
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
-        sums = None
+        sums = norm = None
         size = backend.scalar(num_samples)
         for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
-            loss, right = training.loss(inputs, labels)
+            loss, right = summed(inputs, labels)
             (loss / size).backward()
             wide = torch.promote_types(loss.dtype, torch.float32)
             part = torch.stack((loss.detach().to(wide), right.to(wide)))
             sums = part if sums is None else sums + part
         if config.max_grad_norm is not None:
-            training.state.gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         elif not config.freeze_encoder:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            training.state.gradient_norm = nn.utils.get_total_norm(gradients)
-        training.trackers.before_step(training.state.step + 1)
+            norm = nn.utils.get_total_norm(gradients)
+        before_update(norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         assert sums is not None, "a window holds at least one micro-batch"

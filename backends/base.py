@@ -111,6 +111,17 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class EnergyUse:
+    """Joules that a counter has seen so far (only differences mean anything), or None where `source` says why.
+
+    `source` names the counter and what it covers ("NVML, the whole board"), or is "unavailable: " and the reason.
+    """
+
+    joules: float | None
+    source: str
+
+
+@dataclass(frozen=True)
 class UnitRate:
     """The rate of a device's matrix unit alone, as a micro-benchmark of the device's own kernels measured it.
 
@@ -273,6 +284,10 @@ class Backend(ABC):
     @abstractmethod
     def memory(self) -> MemoryUse:
         """Memory in use and its peak since the process began."""
+
+    def energy(self) -> EnergyUse:
+        """What the device's energy counter says now, everything that runs on it and its idle draw included."""
+        return EnergyUse(None, f"unavailable: the {self.name} backend reads no energy counter")
 
     @abstractmethod
     def rng_state(self) -> dict[str, torch.Tensor]:

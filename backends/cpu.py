@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, HeadStep, MemoryUse, UnitRate
+from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, HeadStep, MemoryUse, UnitRate
 from .host_memory import process_memory
+from .rapl import RaplCounters
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -32,6 +33,7 @@ class CpuBackend(Backend):
         if index not in (None, 0):
             raise UserError(f"backend 'cpu:{index}': a host is one device; write cpu, and choose cores by --threads")
         super().__init__(index)
+        self._rapl = RaplCounters()
 
     @classmethod
     def probe(cls) -> Availability:
@@ -80,6 +82,9 @@ class CpuBackend(Backend):
 
     def memory(self) -> MemoryUse:
         return process_memory()
+
+    def energy(self) -> EnergyUse:
+        return self._rapl.read()
 
     def adam_options(self) -> dict[str, Any]:
         return {"fused": True}

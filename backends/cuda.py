@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, MemoryUse
+from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, MemoryUse
 from .cuda_graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
 if TYPE_CHECKING:
@@ -135,6 +135,11 @@ class CudaBackend(Backend):
         return MemoryUse(
             torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device), "CUDA allocator"
         )
+
+    def energy(self) -> EnergyUse:
+        from .nvml import gpu_energy
+
+        return gpu_energy(str(torch.cuda.get_device_properties(self.device).uuid))
 
     def adam_options(self) -> dict[str, Any]:
         return {"fused": True}

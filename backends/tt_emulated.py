@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, FrozenEncoder, Yardstick, device_label
+from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, Yardstick, device_label
 from .cpu import CpuBackend
 
 if TYPE_CHECKING:
@@ -93,6 +93,9 @@ class TtEmulated(CpuBackend):
 
     def measured_unit_tflops(self) -> None:
         """None: the host's matrix unit says nothing about a card's."""
+
+    def energy(self) -> EnergyUse:
+        return EnergyUse(None, "unavailable: no card is here, and the host's energy says nothing about one's")
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Nothing: linear layers take the tensors they get, and read of float32 what the matrix unit would."""

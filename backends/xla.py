@@ -13,8 +13,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder, MemoryUse, ShapeGrid
+from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, MemoryUse, ShapeGrid
 from .cache import cache_root
+from .rapl import RaplCounters
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ class XlaBackend(Backend):
 
         self._xla, self._runtime, self._model = torch_xla, runtime, xla_model
         self.device_type = device_type.upper()
+        self._host_energy = RaplCounters()
         runtime.set_device_type(self.device_type)
         self._use_compile_cache()
         self._configure()
@@ -228,6 +230,9 @@ class XlaBackend(Backend):
             # Not every PJRT plugin counts.
             return CpuBackend().memory()
         return MemoryUse(used["bytes_used"], used.get("peak_bytes_used", used["bytes_used"]), "PJRT allocator")
+
+    def energy(self) -> EnergyUse:
+        return self._host_energy.read() if self.device_type == "CPU" else super().energy()
 
     def adam_options(self) -> dict[str, Any]:
         # The step counter on the device, where a host's number would be built into each step's program.

@@ -9,6 +9,7 @@ Two counts, and both are printed:
   compared with the device's peak, and can't exceed it.
 
 `6N` formulas don't apply: ALBERT runs one layer many times, and a frozen encoder has no backward pass.
+Where the whole model is trained, useful is three times the least forward pass, hardware three times the executed one.
 """
 
 from __future__ import annotations
@@ -53,3 +54,12 @@ def head_backward_flops(hidden_size: int, mlp_hidden_size: int, num_labels: int,
     """
     weights = head_forward_flops(hidden_size, mlp_hidden_size, num_labels, sequences)
     return weights + 2 * sequences * mlp_hidden_size * num_labels
+
+
+def training_flops(forward: int) -> int:
+    """Matmul FLOPs of forward and backward where everything is trained, from those of the forward pass.
+
+    Every product then has two gradients of its own size, for every factor is a weight or depends on one, the
+    embeddings included.
+    """
+    return 3 * forward

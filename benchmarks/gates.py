@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from .roofline import compute_limit, place
+
 # The peak is a measurement too; one that others disturbed may be this much too low.
 PEAK_TOLERANCE = 1.05
 DISTURBED_TOLERANCE = 3.0
+# A copy is held up by its writes, before which caches read what they replace: reading alone moves up to twice as much.
+COPY_TOLERANCE = 2.0
 # The largest relative L2 distance between two layouts' or kernels' logits of the same texts, by compute dtype.
 LARGEST_DISTANCE = {"float64": 1e-8, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
@@ -53,13 +57,13 @@ def gate_identity(entries: Sequence[Entry]) -> None:
 
 
 def gate_peaks(entries: Sequence[Entry]) -> None:
-    """Sets the shares of the measured peak; faster than the peak of its backend and dtype is impossible.
+    """Sets shares of the measured peak and the place under the roof; faster than the device's peaks is impossible.
 
     An emulated device has no shares (None): the peak that was measured is the host's.
 
     The best peak that any process of the run measured counts for all; where each of them was disturbed by other work,
-    a little too fast is a warning, because the peak is known to be too low then. There is no such gate for bytes: what
-    a step must read may sit in a cache that is faster than a memory copy.
+    a little too fast is a warning, because the peak is known to be too low then. Bytes are the fewest that the step
+    must move, held against a copy of as many: what fits a cache is held against the cache.
     """
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in entries:
@@ -72,13 +76,20 @@ def gate_peaks(entries: Sequence[Entry]) -> None:
         entry["share_of_peak"] = None if entry["emulated"] else {"useful": useful / peak, "hardware": hardware / peak}
         if unit is not None and unit["dtype"] == entry["peaks"]["dtype"] and not entry["emulated"]:
             entry["share_of_peak"]["unit"] = useful / unit["tflops"]
-        # A library's product may use a fraction of the unit: a kernel that beats it breaks no law of the device.
-        limit = max(peak, unit["tflops"]) if unit is not None else peak
-        text = f"{hardware:.3g} TFLOP/s is more than the measured peak of {limit:.3g}"
-        if hardware > (DISTURBED_TOLERANCE if entry["peaks"]["disturbed"] else PEAK_TOLERANCE) * limit:
-            entry["reasons"].append(f"{text}: the fence or the peak is wrong")
-        elif hardware > PEAK_TOLERANCE * limit:
-            entry["warnings"].append(f"{text}, which other work on the machine disturbed: shares of it are too high")
+        entry["roofline"] = place(entry)
+        _hold_against(entry, "TFLOP/s", hardware, compute_limit(entry), PEAK_TOLERANCE)
+        if entry["roofline"] is not None:
+            moved = entry["work"]["moved_bytes"] / entry["figures"]["step_seconds"]["median"] / 1e9
+            _hold_against(entry, "GB/s", moved, entry["roofline"]["bandwidth_gbps"], COPY_TOLERANCE)
+
+
+def _hold_against(entry: Entry, unit: str, reached: float, limit: float, tolerance: float) -> None:
+    disturbed = entry["peaks"]["disturbed"]
+    text = f"{reached:.3g} {unit} is more than the measured peak of {limit:.3g}"
+    if reached > (max(DISTURBED_TOLERANCE, tolerance) if disturbed else tolerance) * limit:
+        entry["reasons"].append(f"{text}: the fence or the peak is wrong")
+    elif reached > tolerance * limit:
+        entry["warnings"].append(f"{text}, which other work on the machine disturbed: shares of it are too high")
 
 
 def _better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

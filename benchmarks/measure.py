@@ -17,6 +17,7 @@ from typing import Protocol
 from .statistics import drift, is_quiet
 
 Clock = Callable[[], int]
+Meter = Callable[[], float | None]
 
 LEAST_WARMUP_STEPS = 10
 QUIET_COMPILE_STEPS = 5
@@ -79,13 +80,17 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One process's figures of one target, in ns. `reasons` make it invalid, `warnings` qualify it."""
+    """One process's figures of one target, in ns. `reasons` make it invalid, `warnings` qualify it.
+
+    joules: the energy of each block, or nothing where there is no counter.
+    """
 
     first_step: int
     warm_up: WarmUp
     steps_per_block: int
     blocks: tuple[int, ...]
     compiles: int
+    joules: tuple[float, ...] = ()
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -112,13 +117,17 @@ class _Findings:
     problems: list[str] = field(default_factory=list)
     compiling_blocks: list[int] = field(default_factory=list)
     late_blocks: list[int] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
 
 
-def measure(target: Target, budget: Budget, clock: Clock = time.perf_counter_ns) -> Measurement:
+def measure(
+    target: Target, budget: Budget, clock: Clock = time.perf_counter_ns, joules: Meter = lambda: None
+) -> Measurement:
     """Measures `target`: first step, warm-up until quiet, then timed blocks of k steps with one fence each.
 
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
-    pass over the list, so that every block does the same work. A block starts at the list's first batch.
+    pass over the list, so that every block does the same work. A block starts at the list's first batch. `joules` reads
+    a counter of energy, outside the timed region.
     """
     mixed = len(set(target.classes)) > 1
     first_step = _timed_step(target, 0, clock)
@@ -132,7 +141,7 @@ def measure(target: Target, budget: Budget, clock: Clock = time.perf_counter_ns)
     affordable = int(2.0 * budget.seconds * 1e9 / (unit_time * steps / unit))
     count = max(min(budget.blocks, affordable), budget.least_blocks or budget.blocks)
     compiles_before = target.compile_count()
-    blocks, findings = _timed_blocks(target, count, steps, clock)
+    blocks, findings = _timed_blocks(target, count, steps, clock, joules)
     reasons = [*dict.fromkeys(problems + findings.problems)]
     if findings.compiling_blocks:
         compiles = target.compile_count() - compiles_before
@@ -153,6 +162,7 @@ def measure(target: Target, budget: Budget, clock: Clock = time.perf_counter_ns)
         steps_per_block=steps,
         blocks=tuple(blocks),
         compiles=target.compile_count(),
+        joules=tuple(findings.joules),
         reasons=tuple(reasons),
         warnings=tuple(_qualifications(warm_up, budget, blocks)),
     )
@@ -205,7 +215,7 @@ def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list
     return warm_up, problems, {label: int(median(values)) for label, values in recent.items()}
 
 
-def _timed_blocks(target: Target, count: int, steps: int, clock: Clock) -> tuple[list[int], _Findings]:
+def _timed_blocks(target: Target, count: int, steps: int, clock: Clock, joules: Meter) -> tuple[list[int], _Findings]:
     blocks: list[int] = []
     findings = _Findings()
     size = len(target.classes)
@@ -216,11 +226,15 @@ def _timed_blocks(target: Target, count: int, steps: int, clock: Clock) -> tuple
             target.fence()
             target.begin()
             compiles = target.compile_count()
+            energy = joules()
             start = clock()
             for step in range(position, position + steps):
                 target.step(step % size)
             target.fence()
             stop = clock()
+            used = joules()
+            if energy is not None and used is not None:
+                findings.joules.append(used - energy)
             blocks.append(stop - start)
             if target.compile_count() != compiles:
                 findings.compiling_blocks.append(block)

@@ -27,6 +27,7 @@ CLEAN_BLOCKS = 3
 LONG_ENOUGH_SECONDS = 0.02
 PRODUCT_SIZES = (512, 1024, 2048, 4096, 8192)
 COPY_BYTES = 256 * 2**20
+LEAST_COPY_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Peaks:
     """The most that was measured, and what the vendor states (None: not known, never another device's).
 
     disturbed: in hardly any block had the process its CPUs to itself, so that the true peak is higher.
-    unit: the matrix unit's own rate where the backend can measure it, else None.
+    unit: the matrix unit's own rate where the backend can measure it, else None. step_copy_gbps: a copy as large as a
+    step's traffic, which a cache may hold.
     """
 
     dtype: str
@@ -45,22 +47,27 @@ class Peaks:
     vendor_gbps: float | None
     seconds: float
     disturbed: bool
+    step_copy_gbps: float
     unit: UnitRate | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def measure_peaks(backend: Backend, dtype: str, clock: Clock = time.perf_counter_ns) -> Peaks:
+def measure_peaks(
+    backend: Backend, dtype: str, clock: Clock = time.perf_counter_ns, step_bytes: float = COPY_BYTES
+) -> Peaks:
     """The fastest block of large square products in `dtype` (TFLOP/s) and of copies (GB/s).
 
-    The product is the smallest of PRODUCT_SIZES that takes 20 ms, the copy is of 256 MiB, and its bytes are counted
-    as read and as written. Takes about two seconds, more on a busy machine.
+    The product is the smallest of PRODUCT_SIZES that takes 20 ms. The copies are of 256 MiB, and of half of
+    `step_bytes` where that is less; their bytes are counted as read and as written. Takes about three seconds, more on
+    a busy machine.
     """
     begin = clock()
     info = backend.info()
     tflops, size, disturbed = _matmul_tflops(backend, getattr(torch, dtype), clock)
-    copy_gbps = _copy_gbps(backend, clock)
+    copy_gbps = _copy_gbps(backend, COPY_BYTES, clock)
+    step_copy = min(COPY_BYTES, max(LEAST_COPY_BYTES, int(step_bytes / 2)))
     unit = backend.measured_unit_tflops()
     return Peaks(
         dtype=dtype,
@@ -71,6 +78,7 @@ def measure_peaks(backend: Backend, dtype: str, clock: Clock = time.perf_counter
         vendor_gbps=info.vendor_bandwidth_gbps,
         seconds=(clock() - begin) / 1e9,
         disturbed=disturbed,
+        step_copy_gbps=copy_gbps if step_copy == COPY_BYTES else _copy_gbps(backend, step_copy, clock),
         unit=unit,
     )
 
@@ -96,8 +104,9 @@ def _matmul_tflops(backend: Backend, dtype: torch.dtype, clock: Clock) -> tuple[
     return 2.0 * size**3 / best / 1e12, size, disturbed
 
 
-def _copy_gbps(backend: Backend, clock: Clock) -> float:
-    source = backend.place(torch.ones(COPY_BYTES // 4, dtype=torch.float32))
+def _copy_gbps(backend: Backend, size: int, clock: Clock) -> float:
+    """GB/s of a copy of `size` bytes, read and written."""
+    source = backend.place(torch.ones(size // 4, dtype=torch.float32))
     target = torch.empty_like(source)
 
     def run(count: int) -> None:
@@ -111,7 +120,7 @@ def _copy_gbps(backend: Backend, clock: Clock) -> float:
         backend.synchronize(target)
 
     best, _ = _best_seconds(run, _warm_seconds(run, clock), clock)
-    return 2.0 * COPY_BYTES / best / 1e9
+    return 2.0 * (size // 4 * 4) / best / 1e9
 
 
 def _warm_seconds(run: Callable[[int], None], clock: Clock) -> float:

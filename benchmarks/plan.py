@@ -9,16 +9,19 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from .. import UserError
-from ..backends import DTYPES, LAYOUTS, device_label, foresee_backend, list_backends
+from ..backends import DTYPES, LAYOUTS, Foreseen, device_label, foresee_backend, list_backends
 from .peers import Shape, chosen_peers
 
-WORKLOADS = ("forward", "train_step")
+WORKLOADS = ("forward", "train_step", "head_step", "full_step")
+DEFAULT_WORKLOADS = ("forward", "train_step")
+# The layout of a step on cached features, which has no tokens to lay out.
+CACHED = "cached"
 EMBEDDED_LENGTHS = "banking77-lengths"
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
@@ -50,7 +53,7 @@ class Options:
 
     backends: tuple[str, ...] = ("cpu",)
     model: str = "random:albert-base-v2"
-    workloads: tuple[str, ...] = WORKLOADS
+    workloads: tuple[str, ...] = DEFAULT_WORKLOADS
     layouts: tuple[str, ...] = LAYOUTS
     kernels: tuple[str, ...] = ("auto",)
     batch_sizes: tuple[int, ...] = (8,)
@@ -172,20 +175,31 @@ def make_plan(options: Options) -> Plan:
         return _peers_plan(options)
     foreseen = {name: foresee_backend(name, options.backend_options) for name in options.backends}
     targets, skipped = [], []
-    for backend, workload, layout, kernel, size in product(
-        options.backends, options.workloads, options.layouts, options.kernels, options.batch_sizes
-    ):
-        spec = TargetSpec(backend, workload, layout, kernel, size, emulated=foreseen[backend].emulated)
-        if kernel == "transformers" and layout == "packed":
+    for spec in _combinations(options, foreseen):
+        if spec.kernel == "transformers" and spec.layout == "packed":
             skipped.append(f"{spec.label}: transformers takes padded batches only")
-        elif layout not in foreseen[backend].layouts:
-            skipped.append(f"{spec.label}: {backend} compiles a program for each shape, and packed batches repeat none")
+        elif spec.layout not in (*foreseen[spec.backend].layouts, CACHED):
+            skipped.append(
+                f"{spec.label}: {spec.backend} compiles a program for each shape, and packed batches repeat none"
+            )
         else:
             targets.append(spec)
     if not targets:
         raise UserError(f"nothing is left to measure: {skipped[0]}; add --layout padded or bucketed")
     order = interleaved(len(targets), options.processes, options.seed)
     return Plan(options, tuple(targets), tuple(order), tuple(skipped))
+
+
+def _combinations(options: Options, foreseen: Mapping[str, Foreseen]) -> Iterator[TargetSpec]:
+    """Every target that the options name.
+
+    A step of the head alone has neither layout nor encoder kernel, and one of the whole model runs transformers'.
+    """
+    for backend, workload in product(options.backends, options.workloads):
+        layouts = (CACHED,) if workload == "head_step" else options.layouts
+        kernels = {"head_step": ("auto",), "full_step": ("transformers",)}.get(workload, options.kernels)
+        for layout, kernel, size in product(layouts, kernels, options.batch_sizes):
+            yield TargetSpec(backend, workload, layout, kernel, size, emulated=foreseen[backend].emulated)
 
 
 def _peers_plan(options: Options) -> Plan:
@@ -245,7 +259,7 @@ def with_quick(options: Options) -> Options:
 
 def with_peers(options: Options, names: Sequence[str]) -> Options:
     """`options` as a comparison with these peers (``peers`` is all of them): the forward pass over the same texts."""
-    workloads = ("forward",) if options.workloads == WORKLOADS else options.workloads
+    workloads = ("forward",) if options.workloads == DEFAULT_WORKLOADS else options.workloads
     return replace(options, vs=tuple(names), workloads=workloads, texts=options.texts or PEER_TEXTS)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ..backends import device_label
+from .columns import (
+    PHASE_COLUMNS,
+    ROOF_COLUMNS,
+    UNIT_COLUMN,
+    Column,
+    figure,
+    interval_cell,
+    rate,
+    share,
+    throughput_columns,
+)
 from .gates import measured_entries
 from .plan import Plan
 
@@ -38,14 +47,15 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         has_p99 = any(entry["figures"]["step_seconds"]["p99"] for entry in measured)
         has_unit = any("unit" in (entry["share_of_peak"] or ()) for entry in measured)
         against = comparison_columns(result)
-        columns = against or _throughput_columns(has_p99)
+        columns = against or throughput_columns(has_p99)
         if has_unit:
-            columns = [*columns, _UNIT_COLUMN]
+            columns = [*columns, UNIT_COLUMN]
         console.print(_table("against peers" if against else "throughput", result, columns, console.width))
-        console.print(_table("hardware, phases, memory", result, _PHASE_COLUMNS, console.width))
+        console.print(_table("hardware, phases, memory", result, PHASE_COLUMNS, console.width))
+        console.print(_table("under the roof, energy", result, ROOF_COLUMNS, console.width))
         if console.width < WIDE:
             console.print(Text(f"more columns from {WIDE} characters on; all of them are in the JSON"))
-        for line in best_peers(result) + _peaks(result):
+        for line in best_peers(result) + _peaks(result) + _energy_sources(result):
             console.print(Text(line))
     for remark in _remarks(result):
         console.print(remark)
@@ -147,89 +157,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def figure(value: float) -> str:
-    """Three significant digits, with thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its header, what it shows of a target with figures, and whether a narrow terminal has it too."""
-
-    header: str
-    cell: Callable[[dict[str, Any]], str]
-    narrow: bool = False
-
-
-def _rate(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda entry: figure(entry["figures"][name]["median"])
-
-
-def _step(name: str) -> Callable[[dict[str, Any]], str]:
-    def cell(entry: dict[str, Any]) -> str:
-        seconds = entry["figures"]["step_seconds"][name]
-        return "n < 100" if seconds is None else figure(seconds * 1e3)
-
-    return cell
-
-
-def _share(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda entry: "n/a" if entry["share_of_peak"] is None else f"{entry['share_of_peak'][name]:.1%}"
-
-
-def _phase(*names: str) -> Callable[[dict[str, Any]], str]:
-    return lambda entry: figure(sum(entry["phases"][name]["median"] for name in names))
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    samples = entry["figures"]["samples_per_second"]
-    return f"{figure(samples['low'])} to {figure(samples['high'])}"
-
-
-def _ratio(entry: dict[str, Any]) -> str:
-    return f"{entry['relative']['median']:.2f}x" if entry["relative"] else "1"
-
-
-def _warm_up(entry: dict[str, Any]) -> str:
-    steps = median(process["warm_up"]["steps"] for process in entry["processes"])
-    return f"{_phase('warm_up')(entry)} ({steps:.0f})"
-
-
-def _throughput_columns(has_p99: bool) -> list[Column]:
-    return [
-        Column("samples/s", _rate("samples_per_second"), narrow=True),
-        Column("95 % interval", _interval, narrow=True),
-        Column("speed vs\nfirst", _ratio),
-        Column("real\ntokens/s", _rate("real_tokens_per_second")),
-        Column("step\np50 ms", _step("p50"), narrow=True),
-        Column("step\np90 ms", _step("p90")),
-        *([Column("step\np99 ms", _step("p99"))] if has_p99 else []),
-        Column("useful\nTFLOP/s", _rate("useful_tflops"), narrow=True),
-        Column("of\npeak", _share("useful"), narrow=True),
-    ]
-
-
-_PHASE_COLUMNS = (
-    Column("computed\ntokens/s", _rate("padded_tokens_per_second")),
-    Column("hardware\nTFLOP/s", _rate("hardware_tflops"), narrow=True),
-    Column("of\npeak", _share("hardware"), narrow=True),
-    Column("import\ns", _phase("import")),
-    Column("load\ns", _phase("open", "load", "data", "prepare"), narrow=True),
-    Column("first\nstep s", _phase("first_step"), narrow=True),
-    Column("warm-up s\n(steps)", _warm_up, narrow=True),
-    Column("steady s\n(n)", lambda entry: f"{_phase('steady')(entry)} ({entry['n']})"),
-    Column("peak\nMiB", lambda entry: figure(entry["memory"]["peak_bytes"] / 2**20), narrow=True),
-)
-
-
-_UNIT_COLUMN = Column("of\nunit", lambda entry: _of_unit(entry), narrow=True)
-
-
-def _of_unit(entry: dict[str, Any]) -> str:
-    share = (entry["share_of_peak"] or {}).get("unit")
-    return "n/a" if share is None else f"{share:.1%}"
-
-
 def _has_peers(result: dict[str, Any]) -> bool:
     return any(entry["peer"] for entry in result["targets"])
 
@@ -253,12 +180,12 @@ def comparison_columns(result: dict[str, Any]) -> list[Column]:
         return cell
 
     return [
-        Column("samples/s", _rate("samples_per_second"), narrow=True),
-        Column("95 % interval", _interval, narrow=True),
-        Column("useful\ntokens/s", _rate("real_tokens_per_second")),
+        Column("samples/s", rate("samples_per_second"), narrow=True),
+        Column("95 % interval", interval_cell, narrow=True),
+        Column("useful\ntokens/s", rate("real_tokens_per_second")),
         *(Column(f"{own['kernel']} is\nfaster by", ratio(own), narrow=True) for own in owns),
-        Column("useful\nTFLOP/s", _rate("useful_tflops")),
-        Column("of\npeak", _share("useful")),
+        Column("useful\nTFLOP/s", rate("useful_tflops")),
+        Column("of\npeak", share("useful")),
         Column("padding", lambda entry: f"{1 - entry['work']['real_tokens'] / entry['work']['padded_tokens']:.0%}"),
         Column("computes\nin", lambda entry: entry["policy"]["compute"]),
     ]
@@ -338,6 +265,14 @@ def _peaks(result: dict[str, Any]) -> list[str]:
             f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}" + rate
         )
     return list(lines.values())
+
+
+def _energy_sources(result: dict[str, Any]) -> list[str]:
+    """Where joules come from, or why there are none, by backend."""
+    sources = dict.fromkeys(
+        (entry["backend"], entry["energy"]["source"]) for entry in measured_entries(result["targets"])
+    )
+    return [f"energy of {backend}: {source}" for backend, source in sources]
 
 
 def shapes_tried(entry: dict[str, Any]) -> list[Text]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .report import figure
+from .columns import figure
 
 
 def print_end_to_end(result: dict[str, Any], console: Console) -> None:

@@ -22,6 +22,17 @@ SCHEMA = "isotrain.bench/1"
 UNAVAILABLE = "unavailable"
 # p99 of fewer values is the largest of them and says nothing.
 LEAST_FOR_P99 = 100
+# What a result keeps of each process.
+PROCESS_KEYS = (
+    "steps_per_block",
+    "step_seconds",
+    "warm_up",
+    "phases",
+    "peaks",
+    "memory",
+    "energy",
+    "environment",
+)
 
 
 def build_result(
@@ -127,10 +138,7 @@ def _entry(plan: Plan, index: int, runs: Sequence[WorkerRun]) -> Entry:
         {
             "process": run.process,
             "wall_seconds": run.seconds,
-            **{
-                key: run.document[key]
-                for key in ("steps_per_block", "step_seconds", "warm_up", "phases", "peaks", "memory", "environment")
-            },
+            **{key: run.document[key] for key in PROCESS_KEYS},
         }
         for run in runs
         if run.document is not None
@@ -138,6 +146,7 @@ def _entry(plan: Plan, index: int, runs: Sequence[WorkerRun]) -> Entry:
     if not all(math.isfinite(value) and value > 0 for value in flat):
         entry["reasons"].append("a block took no time at all")
         return entry
+    entry["energy"] = _energy(documents, options.seed)
     entry["outliers"] = [list(place) for place in outliers(samples)]
     entry["figures"] = _figures(median_interval(samples, options.seed), flat, first["work"])
     return entry
@@ -164,6 +173,24 @@ def _figures(step: Interval, flat: Sequence[float], work: dict[str, float]) -> d
         "useful_tflops": step.rate(work["useful_flops"] / 1e12).as_dict(),
         "hardware_tflops": step.rate(work["hardware_flops"] / 1e12).as_dict(),
     }
+
+
+def _energy(documents: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Joules a text with their interval, or why there are none. Whatever else ran on the device is included."""
+    for document in documents:
+        if not document["energy"]["block_joules"]:
+            return {"source": document["energy"]["source"], "joules_per_sample": None, "n": 0}
+    samples = [_joules_a_text(document) for document in documents]
+    count = sum(len(process) for process in samples)
+    if min(map(min, samples)) <= 0.0:
+        return {"source": "unavailable: the counter stood still during a block", "joules_per_sample": None, "n": count}
+    interval = median_interval(samples, seed)
+    return {"source": documents[0]["energy"]["source"], "joules_per_sample": interval.as_dict(), "n": count}
+
+
+def _joules_a_text(document: dict[str, Any]) -> list[float]:
+    texts = document["steps_per_block"] * document["work"]["samples"]
+    return [joules / texts for joules in document["energy"]["block_joules"]]
 
 
 def _collected(documents: Sequence[dict[str, Any]], key: str) -> list[str]:

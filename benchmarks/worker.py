@@ -6,6 +6,7 @@ Anything else that goes wrong is a traceback on stderr and exit code 1. The phas
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import UserError
 from .environment import affinity, involuntary_switches, is_disturbed, moment
-from .plan import Options, TargetSpec
+from .plan import CACHED, Options, TargetSpec
 
 if TYPE_CHECKING:
     from ..albert_core.encoder import LoadedEncoder
@@ -138,23 +139,33 @@ def _check_kernel(target: TargetSpec, backend: Backend) -> None:
 
 def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Workload, CastPolicy, list[str]]:
     """The target, ready to run; the policy that it really has, and what is to be said of it."""
+    import transformers
+
     from ..albert_core.head import ClassificationHead
     from ..albert_core.job import frozen_encoder
     from ..kernels.packed import PaddedBatch
     from .peers import build_peer
     from .texts import make_batches
-    from .workloads import WORKLOAD_CLASSES, PeerForward
+    from .workloads import WORKLOAD_CLASSES, PeerForward, TrainedEncoder
 
-    batches = make_batches(opened.texts, target.batch_size, target.layout, options.max_length, options.static_shapes)
+    # Cached features have no layout: the device's last, which pads least, makes them.
+    layout = opened.backend.layouts[-1] if target.layout == CACHED else target.layout
+    batches = make_batches(opened.texts, target.batch_size, layout, options.max_length, options.static_shapes)
     hidden = opened.encoder.weights.config.hidden_size
     head = ClassificationHead(hidden, options.mlp_hidden_size, opened.texts.num_labels, options.seed)
     if target.peer:
         peer = build_peer(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
         peer.prepare([opened.backend.place(batch.inputs) for batch in batches if isinstance(batch.inputs, PaddedBatch)])
         return PeerForward(opened.backend, peer, head, batches, opened.texts), peer.policy, list(peer.notes)
-    forward = frozen_encoder(opened.encoder, opened.backend, opened.policy, target.kernel)
-    workload = WORKLOAD_CLASSES[target.workload](opened.backend, forward, head, batches, opened.texts)
-    workload.backend.synchronize(*workload.head.parameters())
+    trained: Any
+    if target.workload == "full_step":
+        # A copy: the encoder's own weights name the model in the result, and stay what they are.
+        module = copy.deepcopy(opened.encoder.module())
+        trained = TrainedEncoder(module, opened.policy, "transformers", transformers.__version__)
+    else:
+        trained = frozen_encoder(opened.encoder, opened.backend, opened.policy, target.kernel)
+    workload = WORKLOAD_CLASSES[target.workload](opened.backend, trained, head, batches, opened.texts)
+    opened.backend.synchronize(*workload.head.parameters())
     return workload, opened.policy, []
 
 
@@ -205,19 +216,23 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
 
     from .measure import Budget, measure
     from .peaks import measure_peaks
-    from .workloads import work_per_step
+    from .work import work_per_step
 
     backend, encoder = opened.backend, opened.encoder
     with stages.phase("prepare", TARGET):
         workload, policy, notes = _workload(opened, options, target)
 
-    with _Disturbances() as disturbances:
+    with _Disturbances() as disturbances, workload.surroundings():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
-        measured = measure(workload, budget)
+        measured = measure(workload, budget, joules=lambda: backend.energy().joules)
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
-    peaks = measure_peaks(backend, policy.compute)
+    # Peers run the module's own graph, whose last repetition is computed in full.
+    kernel, version = workload.kernel()
+    computed_by = "transformers" if target.peer else kernel
+    work = work_per_step(encoder.weights.config, workload.head, workload.batches, target.workload, computed_by, policy)
+    peaks = measure_peaks(backend, policy.compute, step_bytes=work["moved_bytes"])
     return {
         "target": target.as_dict(),
         "phases": {**stages.seconds, **measured.phases, "peaks": peaks.seconds},
@@ -228,19 +243,13 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         },
         "steps_per_block": measured.steps_per_block,
         "step_seconds": measured.step_seconds,
-        "work": work_per_step(
-            encoder.weights.config,
-            workload.head,
-            workload.batches,
-            target.workload,
-            # Peers run the module's own graph, whose last repetition is computed in full.
-            "transformers" if target.peer else workload.encoder.name,
-        ),
+        "work": work,
+        "energy": {"source": backend.energy().source, "block_joules": list(measured.joules)},
         "memory": {"peak_bytes": memory.peak_bytes, "scope": memory.scope},
         "peaks": peaks.as_dict(),
         "device": backend.info().as_dict(),
         "policy": {**policy.__dict__, "label": policy.label},
-        "kernel": {"name": workload.encoder.name, "version": str(workload.encoder.version), "notes": notes},
+        "kernel": {"name": kernel, "version": version, "notes": notes},
         "model": {
             "name": encoder.name,
             "label": encoder.label,

@@ -1,6 +1,7 @@
 """What a step does: the workloads that `isotrain bench` measures, as targets of the measuring core.
 
-Both start from token ids on the host, so that a step includes the copy to the device; tokenising is no part of it.
+All but the head's step start from token ids on the host, so that a step includes the copy to the device; tokenising is
+no part of it.
 """
 
 from __future__ import annotations
@@ -8,18 +9,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
+from torch import nn
 
+from .. import __version__
 from ..albert_core.config import TrainConfig
+from ..albert_core.features import CachedFeatures
 from ..albert_core.head import ClassificationHead
+from ..albert_core.model import WholeModel, summed_loss
 from ..albert_core.optim import build_optimizer
-from ..backends import Backend, FrozenForward
-from ..kernels.weights import EncoderConfig
-from .flops import encoder_flops, head_backward_flops, head_forward_flops
+from ..albert_core.tasks import find_task
+from ..albert_core.train import step_function
+from ..backends import Backend, CastPolicy
 from .peers.base import PeerEncoder
 from .texts import BenchBatch, Texts, cost_classes
 
@@ -27,10 +33,21 @@ from .texts import BenchBatch, Texts, cost_classes
 PROBED_TEXTS = 8
 
 
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """An encoder whose own layers are trained: transformers' module, and the dtypes that it is trained in."""
+
+    module: nn.Module
+    policy: CastPolicy
+    name: str
+    version: str
+
+
 class Workload(ABC):
     """A target of `measure.measure`: steps on a list of batches, results that stay on the device until read.
 
-    `probe` holds the logits of a few texts by their number, where the workload has any to compare.
+    `encoder` is a FrozenEncoder, or a TrainedEncoder where the whole model is trained. `probe` holds the logits of a
+    few texts by their number, where the workload has any to compare.
     """
 
     name: str
@@ -38,7 +55,7 @@ class Workload(ABC):
     def __init__(
         self,
         backend: Backend,
-        encoder: FrozenForward,
+        encoder: Any,
         head: ClassificationHead,
         batches: Sequence[BenchBatch],
         texts: Texts,
@@ -55,6 +72,14 @@ class Workload(ABC):
     @abstractmethod
     def prepare(self) -> None:
         """Builds what a workload needs beside a forward pass."""
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        """Held around all that is measured, as training holds it around its loop."""
+        return nullcontext()
+
+    def kernel(self) -> tuple[str, str]:
+        """Name and version of what did the work."""
+        return self.encoder.name, str(self.encoder.version)
 
     def begin(self) -> None:
         self._results, self._ran = [], []
@@ -141,88 +166,128 @@ class PeerForward(Forward):
         return self.backend.compile_count() + self.peer.compile_count()
 
 
-class TrainStep(Workload):
-    """The same forward, then cross entropy, the head's backward pass and one AdamW step."""
+class _Training(Workload):
+    """Optimizer steps of `model`, by the function that training itself steps with (`albert_core.train`)."""
 
-    name = "train_step"
-
-    def prepare(self) -> None:
-        self.optimizer = build_optimizer(self.head.parameters(), TrainConfig.model_validate({}), self.backend)
+    def train(self, model: nn.Module, **settings: Any) -> None:
+        """Sets `model` up to be trained under a configuration of the defaults but for `settings`."""
+        self.model = model.train()
+        self.config = TrainConfig.model_validate(settings)
+        self.optimizer = build_optimizer(model.parameters(), self.config, self.backend)
         self.backend.prepare_optimizer(self.optimizer)
-        self.loss = self.backend.compile(self._mean_loss)
-        self.labels = [torch.from_numpy(self.texts.labels[batch.rows]) for batch in self.batches]
+        loss = self.backend.compile(summed_loss(model, find_task("classification")))
+        self._step = step_function(self.config, self.backend, model, self.optimizer, loss)
         self._initial = self._weights()
         self._losses: dict[int, dict[tuple[int, int], float]] = {}
-        self._step = self.backend.capture_step(self._plain_step, self.optimizer)
 
     def run(self, index: int) -> torch.Tensor:
-        batch = self.backend.place(self.batches[index].inputs)
-        labels = self.backend.place(self.labels[index])
-        with torch.no_grad():
-            features = self.encoder(batch)
-        return self._step(features, labels)
+        inputs, labels = self.inputs(index)
+        self.backend.set_learning_rate(self.optimizer, self.config.learning_rate)
+        return self._step(len(self.batches[index].rows), inputs, labels)
 
-    def _plain_step(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss = self.loss(features, labels)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    def _mean_loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(self.head(features), labels)
+    @abstractmethod
+    def inputs(self, index: int) -> tuple[Any, torch.Tensor]:
+        """What the step on batch `index` takes: inputs and labels, on the device."""
 
     def fence(self) -> None:
-        # Not the losses: reading one forces neither the gradients nor the update that came after it.
-        self.backend.synchronize(*self.head.parameters())
+        # Rule 2. Not the losses: reading one forces neither the gradients nor the update that came after it.
+        self.backend.synchronize(*self.model.parameters())
 
     def read(self) -> list[str]:
         if not self._results:
             return []
-        losses = [float(result) for result in self._results]
+        sums = torch.stack([result.cpu() for result in self._results])
+        sizes = [len(self.batches[index].rows) for index in self._ran]
+        losses = (sums[:, 0] / torch.tensor(sizes)).tolist()
         for position, (index, loss) in enumerate(zip(self._ran, losses, strict=True)):
             # By pass and position: reading the same results twice must not look like two equal losses.
             self._losses.setdefault(index, {})[self._begun, position] = loss
         bad = sum(not math.isfinite(loss) for loss in losses)
         problems = [f"{bad} losses of {len(losses)} were NaN or infinite"] if bad else []
         if not bool(torch.isfinite(self._weights()).all()):
-            problems.append("the head's weights became NaN or infinite")
+            problems.append("the trained weights became NaN or infinite")
         return problems
 
     def verdict(self) -> list[str]:
         if torch.equal(self._weights(), self._initial):
-            return ["the head's weights never changed: the training steps did nothing"]
+            return ["the trained weights never changed: the training steps did nothing"]
         repeated = [losses for losses in self._losses.values() if len(losses) > 1]
         if repeated and all(len(set(losses.values())) == 1 for losses in repeated):
             return ["the loss of a batch never changed from one pass to the next"]
         return []
 
     def _weights(self) -> torch.Tensor:
-        """The head's weights, flat, on the host."""
-        return torch.cat([parameter.detach().cpu().flatten() for parameter in self.head.parameters()])
+        """What is trained, flat, on the host."""
+        return torch.cat([parameter.detach().cpu().flatten() for parameter in self.model.parameters()])
+
+    def host_labels(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.texts.labels[self.batches[index].rows])
 
 
-WORKLOAD_CLASSES: dict[str, type[Workload]] = {"forward": Forward, "train_step": TrainStep}
+class TrainStep(_Training):
+    """The frozen forward, then cross entropy, the head's backward pass and one AdamW step: training without a cache."""
+
+    name = "train_step"
+
+    def prepare(self) -> None:
+        self.train(self.head)
+        self.labels = [self.host_labels(index) for index in range(len(self.batches))]
+
+    def inputs(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, labels = self.backend.place((self.batches[index].inputs, self.labels[index]))
+        with torch.no_grad():
+            return self.encoder(batch), labels
 
 
-def work_per_step(
-    config: EncoderConfig, head: ClassificationHead, batches: Sequence[BenchBatch], workload: str, kernel: str
-) -> dict[str, Any]:
-    """Mean work of one step over the list: samples, real and computed tokens, useful and hardware matmul FLOPs.
+class HeadStep(_Training):
+    """A step of the head on features that are computed already: what training with the feature cache does."""
 
-    `kernel` is the one that ran: transformers' module computes its last repetition in full, the others for [CLS] only.
-    """
-    hidden, inner, labels = head.hidden.in_features, head.hidden.out_features, head.output.out_features
-    totals = dict.fromkeys(("samples", "real_tokens", "padded_tokens", "useful_flops", "hardware_flops"), 0)
-    for batch in batches:
-        size = len(batch.rows)
-        head_flops = head_forward_flops(hidden, inner, labels, size)
-        if workload == "train_step":
-            head_flops += head_backward_flops(hidden, inner, labels, size)
-        computed = batch.computed.tolist()
-        totals["samples"] += size
-        totals["real_tokens"] += int(batch.lengths.sum())
-        totals["padded_tokens"] += int(batch.computed.sum())
-        totals["useful_flops"] += encoder_flops(config, batch.lengths.tolist()) + head_flops
-        totals["hardware_flops"] += encoder_flops(config, computed, kernel != "transformers") + head_flops
-    return {key: total / len(batches) for key, total in totals.items()}
+    name = "head_step"
+
+    def prepare(self) -> None:
+        self.train(self.head)
+        sizes = [len(batch.rows) for batch in self.batches]
+        self.classes = [sizes.index(size) for size in sizes]
+        with torch.no_grad():
+            # Joined on the host: for a device that compiles, joining would be one more program.
+            features = torch.cat([self._features(batch) for batch in self.batches])
+        labels = torch.cat([self.host_labels(index) for index in range(len(sizes))])
+        self.cache = CachedFeatures(self.backend.place(features), labels, self.backend, max(sizes))
+        self.cache.start_epoch(np.arange(sum(sizes)))
+        self.starts = np.cumsum([0, *sizes]).tolist()
+
+    def _features(self, batch: BenchBatch) -> torch.Tensor:
+        features = self.encoder(self.backend.place(batch.inputs))
+        self.backend.step_boundary()
+        return features.cpu()
+
+    def inputs(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cache.batch(self.starts[index], self.starts[index + 1])
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        return self.backend.small_steps()
+
+    def kernel(self) -> tuple[str, str]:
+        fused = self.backend.head_step(list(self.head.parameters()), self.optimizer)
+        return ("autograd", torch.__version__) if fused is None else ("fused head step", __version__)
+
+
+class FullStep(_Training):
+    """A step of the whole model, encoder and head: forward, backward and update of every layer."""
+
+    name = "full_step"
+
+    def prepare(self) -> None:
+        model = WholeModel(
+            self.encoder.module, self.head, find_task("classification").apply_head, self.backend, self.encoder.policy
+        )
+        self.train(self.backend.place(model), freeze_encoder=False)
+        self.labels = [self.host_labels(index) for index in range(len(self.batches))]
+
+    def inputs(self, index: int) -> tuple[Any, torch.Tensor]:
+        return self.backend.place((self.batches[index].inputs, self.labels[index]))
+
+
+WORKLOAD_CLASSES: dict[str, type[Workload]] = {
+    workload.name: workload for workload in (Forward, TrainStep, HeadStep, FullStep)
+}

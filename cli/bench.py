@@ -24,8 +24,9 @@ def bench(
     workload: Annotated[
         list[str] | None,
         typer.Option(
-            help="forward (frozen encoder and head) or train_step (the same, loss, backward, AdamW), both by default; "
-            "end_to_end: a whole training run, tokenising to trained head, with cold caches."
+            help="forward (frozen encoder and head) and train_step (the same, loss, backward, AdamW) by default; "
+            "head_step (on cached features), full_step (all layers trained); end_to_end: a whole training run, "
+            "tokenising to trained head, with cold caches."
         ),
     ] = None,
     layout: Annotated[
@@ -123,13 +124,13 @@ def bench(
 
     from .. import UserError
     from ..benchmarks.bench import run_bench, watcher_for_terminal
-    from ..benchmarks.plan import LAYOUTS, WORKLOADS, Options, make_plan, with_peers, with_quick
+    from ..benchmarks.plan import DEFAULT_WORKLOADS, LAYOUTS, Options, make_plan, with_peers, with_quick
     from ..benchmarks.report import output_console, print_plan, print_result
 
     options = Options(
         backends=tuple(backend or ("cpu",)),
         model=model,
-        workloads=tuple(workload or WORKLOADS),
+        workloads=tuple(workload or DEFAULT_WORKLOADS),
         layouts=tuple(layout or LAYOUTS),
         kernels=tuple(kernel or ("auto",)),
         batch_sizes=tuple(batch_size or (() if vs else (8,))),

@@ -76,3 +76,16 @@ def test_planning_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_step_of_the_head_is_planned_once_and_one_of_the_whole_model_by_layout() -> None:
+    plan = make_plan(Options(workloads=("head_step", "full_step"), kernels=("auto", "portable"), batch_sizes=(8, 16)))
+    assert [target.label for target in plan.targets] == [
+        "cpu head_step cached auto x8",
+        "cpu head_step cached auto x16",
+        "cpu full_step padded transformers x8",
+        "cpu full_step padded transformers x16",
+        "cpu full_step bucketed transformers x8",
+        "cpu full_step bucketed transformers x16",
+    ]
+    assert len(plan.skipped) == 2, "packed batches"

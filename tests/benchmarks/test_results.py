@@ -258,3 +258,28 @@ def test_where_a_result_goes(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(UserError, match=r"is a folder that ends in \.json"):
         result_path(tmp_path / "folder.json", now)
+
+
+def test_joules_a_text_have_an_interval_or_a_reason(plan: Plan, all_runs: Runs) -> None:
+    counted = {"source": "RAPL, 1 processor package(s), whole machine", "block_joules": [12.0, 24.0, 48.0]}
+    result = built(
+        plan, all_runs(plan, {0: {"energy": counted}, 1: {"energy": counted | {"block_joules": [1.0, 0.0, 1.0]}}})
+    )
+    with_joules, still = (entry["energy"] for entry in result["targets"])
+    # 3 steps of 8 texts a block.
+    assert with_joules["joules_per_sample"]["median"] == 1.0
+    assert with_joules["joules_per_sample"]["low"] < 1.0 < with_joules["joules_per_sample"]["high"]
+    assert with_joules["n"] == 9
+    assert still["joules_per_sample"] is None
+    assert still["source"] == "unavailable: the counter stood still during a block"
+    text = " ".join(shown(result).split())
+    assert "energy of cpu: RAPL, 1 processor package(s), whole machine" in text
+    assert "energy of cpu: unavailable: a test" in " ".join(shown(built(plan, all_runs(plan))).split())
+
+
+def test_every_target_has_its_place_under_the_roof(plan: Plan, all_runs: Runs) -> None:
+    result = built(plan, all_runs(plan))
+    roofline = result["targets"][0]["roofline"]
+    assert roofline["intensity_flop_per_byte"] == pytest.approx(1.6e11 / 2e7)
+    assert (roofline["bound"], roofline["roof_tflops"], roofline["bandwidth_gbps"]) == ("compute", 1.0, 20.0)
+    assert "under the roof, energy" in shown(result)

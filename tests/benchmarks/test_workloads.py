@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -10,10 +11,15 @@ from isotrain.albert_core.encoder import LoadedEncoder, load_encoder
 from isotrain.albert_core.head import ClassificationHead
 from isotrain.albert_core.job import frozen_encoder
 from isotrain.backends.cpu import CpuBackend
+from isotrain.benchmarks import worker
 from isotrain.benchmarks.flops import encoder_flops, head_backward_flops, head_forward_flops
 from isotrain.benchmarks.measure import Budget, measure
+from isotrain.benchmarks.plan import CACHED, Options, TargetSpec
 from isotrain.benchmarks.texts import Texts, embedded_texts, make_batches
-from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, Workload, work_per_step
+from isotrain.benchmarks.work import work_per_step
+from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 HIDDEN, MLP, LABELS = 64, 16, 7
 
@@ -50,6 +56,9 @@ def make(albert: LoadedEncoder, texts: Texts) -> Callable[..., Workload]:
         encoder = frozen_encoder(albert, backend, backend.cast_policy("float32"), kernel)
         batches = make_batches(texts, 4, layout, 64)
         head = ClassificationHead(HIDDEN, MLP, LABELS, seed=1)
+        if name == "full_step":
+            module = copy.deepcopy(albert.module())
+            encoder = TrainedEncoder(module, backend.cast_policy("float32"), "transformers", "5")
         return WORKLOAD_CLASSES[name](backend, spoil(encoder) if spoil else encoder, head, batches, texts)
 
     return build
@@ -102,9 +111,10 @@ def test_the_fence_waits_for_all_logits_and_for_the_updated_parameters(make: Cal
     forward = make("forward")
     run_all(forward)
     assert [tuple(tensor.shape) for tensor in forward.backend.waited_for] == [(4, LABELS)] * 4
-    train = make("train_step")
-    run_all(train)
-    assert {id(tensor) for tensor in train.backend.waited_for} == {id(p) for p in train.head.parameters()}
+    for name, layout in (("train_step", "packed"), ("head_step", "packed"), ("full_step", "padded")):
+        train = make(name, layout)
+        run_all(train)
+        assert {id(tensor) for tensor in train.backend.waited_for} == {id(p) for p in train.model.parameters()}
 
 
 def poisoned(encoder: Callable) -> Callable:
@@ -114,7 +124,7 @@ def poisoned(encoder: Callable) -> Callable:
 def test_nan_is_found(make: Callable[..., Workload]) -> None:
     assert run_all(make("forward", spoil=poisoned)) == ["112 logits of 112 were NaN or infinite"]
     found = run_all(make("train_step", spoil=poisoned))
-    assert found == ["4 losses of 4 were NaN or infinite", "the head's weights became NaN or infinite"]
+    assert found == ["4 losses of 4 were NaN or infinite", "the trained weights became NaN or infinite"]
 
 
 def test_nan_makes_a_measurement_invalid(make: Callable[..., Workload]) -> None:
@@ -134,11 +144,14 @@ def test_a_recompiling_backend_makes_a_measurement_invalid(make: Callable[..., W
     assert any("compilations inside the timed region" in reason for reason in measured.reasons)
 
 
-def test_training_that_changes_nothing_is_found(make: Callable[..., Workload]) -> None:
-    workload = make("train_step")
-    workload.optimizer = torch.optim.SGD(workload.head.parameters(), lr=0.0)
+@pytest.mark.parametrize(
+    ("name", "layout"), [("train_step", "packed"), ("head_step", "packed"), ("full_step", "padded")]
+)
+def test_training_that_changes_nothing_is_found(make: Callable[..., Workload], name: str, layout: str) -> None:
+    workload = make(name, layout)
+    workload.config = workload.config.model_copy(update={"learning_rate": 0.0})
     run_all(workload)
-    assert workload.verdict() == ["the head's weights never changed: the training steps did nothing"]
+    assert workload.verdict() == ["the trained weights never changed: the training steps did nothing"]
 
 
 def test_a_loss_that_never_changes_is_found(make: Callable[..., Workload]) -> None:
@@ -149,21 +162,67 @@ def test_a_loss_that_never_changes_is_found(make: Callable[..., Workload]) -> No
         return features
 
     workload = make("train_step", spoil=blind)
-    for parameter in workload.head.output.parameters():
-        parameter.data.zero_()
-        parameter.requires_grad_(False)
-    workload.head.hidden.bias.data.add_(1.0)
+    step = workload._step
+
+    def undone(*inputs: object) -> torch.Tensor:
+        before = [parameter.detach().clone() for parameter in workload.head.parameters()]
+        sums = step(*inputs)
+        for parameter, value in zip(workload.head.parameters(), before, strict=True):
+            parameter.data.copy_(value)
+        return sums
+
+    workload._step = undone
     run_all(workload)
     assert workload.read() == []
-    workload.head.hidden.bias.data.add_(1.0)
+    # Weights that moved once, and never any more.
+    workload.head.hidden.weight.data.add_(1.0)
     assert workload.verdict() == []
     run_all(workload)
     assert workload.verdict() == ["the loss of a batch never changed from one pass to the next"]
 
 
-def test_a_sound_training_step_has_no_complaint(make: Callable[..., Workload]) -> None:
-    workload = make("train_step")
+@pytest.mark.parametrize(
+    ("name", "layout"), [("train_step", "packed"), ("head_step", "packed"), ("full_step", "padded")]
+)
+def test_a_sound_training_step_has_no_complaint(make: Callable[..., Workload], name: str, layout: str) -> None:
+    workload = make(name, layout)
     assert run_all(workload) == run_all(workload) == workload.verdict() == []
+
+
+def test_a_step_on_cached_features_trains_as_one_that_computes_them(make: Callable[..., Workload]) -> None:
+    cached, streamed = make("head_step"), make("train_step")
+    run_all(cached)
+    run_all(streamed)
+    for got, expected in zip(cached.head.parameters(), streamed.head.parameters(), strict=True):
+        assert torch.allclose(got, expected, atol=1e-6)
+    assert cached.kernel()[0] in ("fused head step", "autograd")
+
+
+def test_a_step_of_the_whole_model_is_that_of_plain_torch(make: Callable[..., Workload], albert: LoadedEncoder) -> None:
+    workload = make("full_step", "bucketed")
+    module, head = copy.deepcopy(albert.module()), ClassificationHead(HIDDEN, MLP, LABELS, seed=1)
+    optimizer = torch.optim.AdamW([*module.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.0)
+    workload.begin()
+    workload.step(0)
+    batch = workload.batches[0]
+    features = module(input_ids=batch.inputs.input_ids, attention_mask=batch.inputs.attention_mask).last_hidden_state
+    labels = torch.from_numpy(workload.texts.labels[batch.rows])
+    torch.nn.functional.cross_entropy(head(features[:, 0]), labels).backward()
+    optimizer.step()
+    for got, expected in zip(workload.model.parameters(), [*module.parameters(), *head.parameters()], strict=True):
+        assert torch.allclose(got, expected, atol=2e-5)
+
+
+def test_a_real_target_of_each_training_workload_leaves_the_model_its_name(albert: LoadedEncoder) -> None:
+    """The result names the weights that were loaded, not what a benchmark's steps made of them."""
+    options = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
+    for spec in (
+        TargetSpec("cpu", "full_step", "padded", "transformers", 4),
+        TargetSpec("cpu", "head_step", CACHED, "auto", 4),
+    ):
+        document = worker.run(options, spec)
+        assert document["reasons"] == []
+        assert document["model"]["sha256"] == albert.fingerprint
 
 
 @pytest.mark.parametrize("name", ["forward", "train_step"])
@@ -179,9 +238,33 @@ def test_the_work_of_a_step(make: Callable[..., Workload], albert: LoadedEncoder
         ("padded", "transformers", (encoder_flops(config, [64] * 16, False) + head_flops) / 4),
     ):
         workload = make(name, layout, kernel)
-        work = work_per_step(config, workload.head, workload.batches, name, workload.encoder.name)
+        policy = workload.backend.cast_policy("float32")
+        work = work_per_step(config, workload.head, workload.batches, name, workload.kernel()[0], policy)
         assert work["samples"] == 4
         assert work["real_tokens"] == texts.lengths.sum() / 4
         assert work["padded_tokens"] == (texts.lengths.sum() / 4 if layout == "packed" else 4 * 64)
         assert work["useful_flops"] == pytest.approx(useful)
         assert work["hardware_flops"] == pytest.approx(hardware)
+
+
+def test_the_flops_of_a_step_of_the_whole_model_are_those_that_torch_counts(
+    make: Callable[..., Workload], albert: LoadedEncoder
+) -> None:
+    """Forward and backward of every layer, as executed, on a batch's own shape (rule 10)."""
+    workload = make("full_step", "bucketed")
+    policy = workload.backend.cast_policy("float32")
+    for index, batch in enumerate(workload.batches):
+        # The counter knows the plain products of attention, not the CPU's fused operator.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            workload.run(index)
+        work = work_per_step(albert.weights.config, workload.head, [batch], "full_step", "transformers", policy)
+        assert counter.get_total_flops() == work["hardware_flops"]
+        assert work["useful_flops"] < work["hardware_flops"]
+
+
+def test_the_flops_of_a_head_step_are_the_heads_alone(make: Callable[..., Workload], albert: LoadedEncoder) -> None:
+    workload = make("head_step")
+    policy = workload.backend.cast_policy("float32")
+    work = work_per_step(albert.weights.config, workload.head, workload.batches, "head_step", "autograd", policy)
+    expected = head_forward_flops(HIDDEN, MLP, LABELS, 4) + head_backward_flops(HIDDEN, MLP, LABELS, 4)
+    assert work["useful_flops"] == work["hardware_flops"] == expected

@@ -13,7 +13,7 @@ from isotrain.albert_core.frozen import frozen_encoder
 from isotrain.albert_core.head import ClassificationHead
 from isotrain.benchmarks.measure import Budget, measure
 from isotrain.benchmarks.peaks import measure_peaks
-from isotrain.benchmarks.plan import Options, TargetSpec
+from isotrain.benchmarks.plan import CACHED, Options, TargetSpec
 from isotrain.benchmarks.texts import embedded_texts, make_batches
 from isotrain.benchmarks.worker import run
 from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, Workload
@@ -21,13 +21,22 @@ from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, Workload
 OPTIONS = Options(backends=("xla",), model="random:tiny", dtype="float32", blocks=3, seconds=1.5, num_labels=7)
 
 
-@pytest.mark.parametrize("layout", ["padded", "bucketed"])
-@pytest.mark.parametrize("workload", ["forward", "train_step"])
-def test_a_target_is_measured_and_valid(backend: Any, workload: str, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("workload", "layout", "kernel"),
+    [
+        ("forward", "padded", "portable"),
+        ("forward", "bucketed", "portable"),
+        ("train_step", "padded", "portable"),
+        ("train_step", "bucketed", "portable"),
+        ("head_step", CACHED, "autograd"),
+        ("full_step", "bucketed", "transformers"),
+    ],
+)
+def test_a_target_is_measured_and_valid(backend: Any, workload: str, layout: str, kernel: str) -> None:
     document = run(OPTIONS, TargetSpec("xla", workload, layout, "auto", 4))
     assert document["reasons"] == []
     assert document["warm_up"]["compiles"] <= 4
-    assert document["kernel"]["name"] == "portable"
+    assert document["kernel"]["name"] == kernel
     assert document["device"]["backend"] == "xla"
 
 

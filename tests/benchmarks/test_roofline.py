@@ -1,0 +1,99 @@
+"""The modelled bytes, judged by the parameters that transformers counts, and the roof that they give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from isotrain.albert_core.encoder import load_encoder, weights_from_module
+from isotrain.albert_core.head import ClassificationHead
+from isotrain.benchmarks import traffic
+from isotrain.benchmarks.gates import gate_peaks
+from isotrain.benchmarks.roofline import place
+
+
+def counted(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_parameters_are_those_of_the_modules() -> None:
+    from transformers import BertConfig, BertModel
+
+    albert = load_encoder("random:tiny")
+    assert traffic.encoder_parameters(albert.weights.config) == counted(albert.module())
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    bert = BertModel(BertConfig(vocab_size=50, **sizes), add_pooling_layer=False)
+    assert traffic.encoder_parameters(weights_from_module(bert).config) == counted(bert)
+    assert traffic.head_parameters(64, 24, 7) == counted(ClassificationHead(64, 24, 7))
+
+
+def test_a_shared_layer_is_read_once_and_tables_by_the_row() -> None:
+    config = load_encoder("random:tiny").weights.config
+    one, two = (traffic.forward_bytes(config, tokens, 1, "float32", "float32") for tokens in (1, 2))
+    each_token = 4 * config.embedding_size + 8 + 2 * config.num_repetitions * 4 * config.hidden_size
+    assert two - one == each_token
+    assert one - each_token - 4 * config.hidden_size == 4 * traffic.shared_parameters(config)
+    assert traffic.forward_bytes(config, 1, 1, "bfloat16", "bfloat16") < one
+
+
+def test_a_fused_step_of_the_head_moves_three_tensors_twice() -> None:
+    parameters = traffic.head_parameters(64, 24, 7)
+    assert traffic.head_bytes(64, 24, 7, 8, trained=True) == 8 * 64 * 4 + 8 * 8 + 6 * 4 * parameters
+
+
+def entry(flops: float, moved: float, seconds: float = 0.5, **changes: Any) -> dict[str, Any]:
+    """A measured target on a device of 1 TFLOP/s and 10 GB/s, whose cache copies 20 GB/s."""
+    return {
+        "backend": "cpu",
+        "device": {"emulated": False},
+        "work": {"hardware_flops": flops, "moved_bytes": moved},
+        "peaks": {"dtype": "float32", "matmul_tflops": 1.0, "copy_gbps": 10.0, "disturbed": False},
+        "processes": [{"peaks": {"step_copy_gbps": 20.0}}],
+        "figures": {
+            "step_seconds": {"median": seconds},
+            "hardware_tflops": {"median": flops / seconds / 1e12},
+            "useful_tflops": {"median": flops / seconds / 1e12},
+        },
+        "reasons": [],
+        "warnings": [],
+    } | changes
+
+
+def test_work_on_few_bytes_is_bound_by_products() -> None:
+    assert place(entry(1e11, 1e9)) == {
+        "intensity_flop_per_byte": pytest.approx(100.0),
+        "roof_tflops": pytest.approx(1.0),
+        "share": pytest.approx(0.2),
+        "bound": "compute",
+        "bandwidth_gbps": 20.0,
+    }
+
+
+def test_work_on_many_bytes_is_bound_by_the_copy() -> None:
+    placed = place(entry(1e10, 5e9))
+    assert placed is not None
+    assert placed["bound"] == "memory"
+    assert placed["roof_tflops"] == pytest.approx(2.0 * 20.0 / 1e3)
+    assert placed["share"] == pytest.approx(0.02 / 0.04)
+
+
+def test_the_units_own_rate_lifts_the_roof_of_its_dtype_alone() -> None:
+    unit = {"unit": "X", "dtype": "bfloat16", "tflops": 3.0, "threads": 1, "fed_from": "L2"}
+    for dtype, roof in (("bfloat16", 3.0), ("float32", 1.0)):
+        peaks = entry(1, 1)["peaks"] | {"dtype": dtype, "unit": unit}
+        placed = place(entry(1e12, 1e6, 10.0, peaks=peaks))
+        assert placed is not None
+        assert placed["roof_tflops"] == roof
+
+
+def test_an_emulated_device_stands_under_no_roof() -> None:
+    assert place(entry(1e11, 1e9, device={"emulated": True})) is None
+
+
+def test_more_bytes_a_second_than_any_copy_moves_is_no_measurement() -> None:
+    """Rule 6, for bytes: reading alone is faster than copying, though not this much."""
+    sound, absurd = entry(1e9, 15e9), entry(1e9, 25e9)
+    gate_peaks([sound])
+    gate_peaks([absurd])
+    assert sound["reasons"] == []
+    assert absurd["reasons"] == ["50 GB/s is more than the measured peak of 20: the fence or the peak is wrong"]
