@@ -243,4 +243,12 @@ def _pythons(given: list[str]) -> dict[str, str]:
 
 
 def _write_html(result: dict[str, Any], path: Path) -> None:
-    raise NotImplementedError
+    """The page that `isotrain report` makes of this one result."""
+    from tempfile import TemporaryDirectory
+
+    from ..benchmarks.html.write import write_report
+    from ..benchmarks.results import write_result
+
+    with TemporaryDirectory(prefix="isotrain-parity-") as folder:
+        write_result(result, Path(folder) / "parity.json")
+        write_report(Path(folder), path)
