@@ -118,7 +118,6 @@ def test_padding_changes_no_loss_and_parts_of_a_batch_are_the_batch(run: Run, re
 
 
 def test_it_learns_to_read(run: Run, reading: dict[str, Any]) -> None:
-    """Every training question has its answer behind one fixed phrase: a model that sees tokens can find it."""
     result = run(**reading | {"num_epochs": 12, "learning_rate": 2e-3, "lr_scheduler_type": "linear"})
     first, last = losses(result)[0][1], losses(result)[-1][1]
     assert last < 0.6 * first
