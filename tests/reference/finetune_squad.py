@@ -1,11 +1,11 @@
 """The SQuAD recipe as a plain transformers script, run by hand beside `isotrain train squad`.
 
-    python tests/reference/finetune_squad.py MODEL_FOLDER TRAIN.json.gz DEV.json.gz IDS.json [--epochs 2] ...
+    python tests/reference/finetune_squad.py MODEL TRAIN.json.gz DEV.json.gz IDS.json OUT.json [--epochs 2]
 
 It imports nothing of isotrain: DataLoader with its own shuffle, transformers' tokenizer, windows and dynamic padding,
 AdamW and schedule, bfloat16 autocast, a Linear on every token's state, the best start with the best end behind it.
-IDS.json is ``{"train": [...], "dev": [...]}``, the ids of the questions to take. Answers go to --out in SQuAD's format,
-for any scorer.
+IDS.json is ``{"train": [...], "dev": [...]}``, the ids of the questions to take. The answers in OUT.json are in SQuAD's
+format, for any scorer.
 """
 
 from __future__ import annotations
@@ -142,9 +142,8 @@ def best_span(logits: torch.Tensor, window: dict[str, Any]) -> tuple[float, str]
     """The score and the text of a window's best span, over all pairs that are near enough."""
     outside = torch.tensor([span is None for span in window["spans"]])
     start, end = logits.masked_fill(outside[:, None], float("-inf")).T
-    pairs = (start[:, None] + end).triu().masked_fill(~torch.ones(len(end), len(end)).bool().triu(), float("-inf"))
-    near = torch.ones_like(pairs).bool().tril(LONGEST_ANSWER - 1)
-    pairs = pairs.masked_fill(~near, float("-inf"))
+    further = torch.arange(len(end)) - torch.arange(len(end))[:, None]
+    pairs = (start[:, None] + end).masked_fill((further < 0) | (further >= LONGEST_ANSWER), float("-inf"))
     first, last = divmod(int(pairs.argmax()), len(end))
     return float(pairs[first, last]), window["context"][window["spans"][first][0] : window["spans"][last][1]]
 
