@@ -1,4 +1,4 @@
-"""A job small enough to train in a second: 6 labels, 120 texts, the tiny random encoder."""
+"""Jobs small enough to train in a second: 6 labels and 120 texts, or 32 questions, and the tiny random encoder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from isotrain.albert_core.config_file import ResolvedConfig, load_config
 from isotrain.albert_core.run import RunFolder
 from isotrain.albert_core.train import TrainResult, train
 from support.small_job import settings, write_dataset
+from support.small_questions import write_questions
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,25 @@ def run(configure: Callable[..., ResolvedConfig]) -> Callable[..., TrainResult]:
         return train(configure(**overrides), resume=resume)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def question_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("questions") / "data", sentences=6)
+
+
+@pytest.fixture
+def reading(question_data: Path) -> dict[str, Any]:
+    """The small job's keys, changed to one of reading in several windows a context."""
+    return {
+        "task": "question_answering",
+        "dataset_id": str(question_data),
+        "freeze_encoder": False,
+        "max_length": 64,
+        "doc_stride": 20,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "checkpoint_metric": "eval/f1",
+        "threads": 1,
+    }

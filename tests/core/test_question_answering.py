@@ -26,32 +26,9 @@ from isotrain.albert_core.squad_score import score_predictions
 from isotrain.albert_core.train import TrainResult
 from safetensors.torch import load_file
 from support.small_job import losses, settings
-from support.small_questions import write_questions
 
 Run = Callable[..., TrainResult]
 Configure = Callable[..., ResolvedConfig]
-
-
-@pytest.fixture(scope="session")
-def question_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_questions(tmp_path_factory.mktemp("questions") / "data", sentences=6)
-
-
-@pytest.fixture
-def reading(question_data: Path) -> dict[str, Any]:
-    """The small job's keys, changed to one of reading in several windows a context."""
-    return {
-        "task": "question_answering",
-        "dataset_id": str(question_data),
-        "freeze_encoder": False,
-        "max_length": 64,
-        "doc_stride": 20,
-        "batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-3,
-        "checkpoint_metric": "eval/f1",
-        "threads": 1,
-    }
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
@@ -118,7 +95,6 @@ def test_padding_changes_no_loss_and_parts_of_a_batch_are_the_batch(run: Run, re
 
 
 def test_it_learns_to_read(run: Run, reading: dict[str, Any]) -> None:
-    """Every training question has its answer behind one fixed phrase: a model that sees tokens can find it."""
     result = run(**reading | {"num_epochs": 12, "learning_rate": 2e-3, "lr_scheduler_type": "linear"})
     first, last = losses(result)[0][1], losses(result)[-1][1]
     assert last < 0.6 * first

@@ -80,6 +80,20 @@ def test_losses_are_the_free_devices_on_grid_shapes_alone(
         assert result.metrics[key] == pytest.approx(value, rel=1e-5)
 
 
+def test_questions_are_read_there_as_elsewhere(
+    run: Run, shapes: list[tuple[int, ...]], reading: dict[str, Any]
+) -> None:
+    keys = reading | {"max_length": 32, "doc_stride": 8, "steps_freq": 1, "num_epochs": 1, "eval_batch_size": 7}
+    result = run(backend="static", **keys)
+    assert {shape[0] for shape in shapes} == {4, 7}
+    assert {shape[1] for shape in shapes} <= set(GRID.lengths or ())
+    free = run(backend="cpu", **keys)
+    np.testing.assert_allclose(losses(result), losses(free), rtol=1e-5)
+    assert result.metrics == pytest.approx(free.metrics, rel=1e-5)
+    there = (result.run.path / "predictions.json").read_text()
+    assert there == (free.run.path / "predictions.json").read_text()
+
+
 def test_a_resume_and_a_prediction_work_there(run: Run, shapes: list[tuple[int, ...]]) -> None:
     job = {"backend": "static", "gradient_accumulation_steps": 3, "steps_freq": 1}
     straight = run(run_name="straight", **job)

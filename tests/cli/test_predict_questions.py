@@ -1,0 +1,113 @@
+"""`isotrain predict` for questions, asked in every way there is, and what it and `isotrain train squad` refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.command import Invoke, one_line_error
+from support.small_questions import question, squad, write_questions
+
+KEYS = {
+    "model_name": "random:tiny",
+    "dtype": "float32",
+    "max_length": 48,
+    "doc_stride": 12,
+    "num_epochs": 1,
+    "learning_rate": 1e-3,
+    "threads": 1,
+    "run_name": "reading",
+}
+ASKED = [
+    ("Where does Anna keep it?", "Anna keeps the ledger in an attic. Boris keeps two keys in Room 12."),
+    ("Where does Boris keep it?", 'Boris said: "I keep it,\nas ever, in the boat-house."'),
+]
+
+
+@pytest.fixture
+def reading_run(invoke: Invoke, tmp_path: Path) -> Path:
+    """A finished run on questions."""
+    write_questions(tmp_path / "data", sentences=6)
+    settings = [f"--set={key}={value}" for key, value in KEYS.items()]
+    code, out, err = invoke("train", "squad", "--set=dataset_id=./data", *settings)
+    assert code == 0, err
+    assert "eval/exact_match" in out
+    return tmp_path / "runs" / "reading"
+
+
+def test_every_way_of_asking_gets_the_same_answers(invoke: Invoke, reading_run: Path, tmp_path: Path) -> None:
+    asked = [option for q, c in ASKED for option in ("--question", q, "--context", c)]
+    code, out, err = invoke("predict", reading_run, *asked, "--json")
+    assert code == 0, err
+    wanted = json.loads(out)["predictions"]
+    assert [(item["question"], item["context"]) for item in wanted] == ASKED
+    for item in wanted:
+        assert item["context"][item["answer_start"] :].startswith(item["answer"])
+    rows = [{"id": f"r{n}", "context": context, "question": asked} for n, (asked, context) in enumerate(ASKED)]
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    contexts = [(context, [{"id": f"r{n}", "question": asked}]) for n, (asked, context) in enumerate(ASKED)]
+    (tmp_path / "in.json").write_text(json.dumps(squad(contexts)))
+    for source in ("in.csv", "in.jsonl", "in.json"):
+        for target in (f"{source}.csv", f"{source}.jsonl", f"{source}.out.json"):
+            code, _, err = invoke("predict", reading_run, "--file", source, "--out", target)
+            assert code == 0, err
+            text = (tmp_path / target).read_text()
+            if target.endswith(".out.json"):
+                assert json.loads(text) == {row["id"]: item["answer"] for row, item in zip(rows, wanted, strict=True)}
+                continue
+            if target.endswith(".jsonl"):
+                read = [json.loads(line) for line in text.splitlines()]
+            else:
+                with (tmp_path / target).open(newline="") as file:
+                    read = list(csv.DictReader(file))
+            assert [row["answer"] for row in read] == [item["answer"] for item in wanted]
+            assert [float(row["score"]) for row in read] == pytest.approx([item["score"] for item in wanted], abs=1e-6)
+
+
+def test_the_evaluations_answers_come_again_from_a_moved_run(invoke: Invoke, reading_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.move(reading_run, moved)
+    dev = (tmp_path / "data" / "dev.json").read_text()
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "questions.json").write_text(dev)
+    code, _, err = invoke("predict", moved, "--file", "questions.json", "--out", "answers.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "answers.json").read_text()) == json.loads((moved / "predictions.json").read_text())
+
+
+def test_what_cannot_be_asked_is_refused(invoke: Invoke, reading_run: Path, tmp_path: Path) -> None:
+    one_line_error(invoke("predict", reading_run, "Where?"), "give each question its context")
+    one_line_error(invoke("predict", reading_run, "Where?", "--context", " "), "empty")
+    one_line_error(invoke("predict", reading_run, "where " * 60, "--context", "There."), "doc_stride 12")
+    (tmp_path / "one.csv").write_text("question\nWhere?\n")
+    one_line_error(invoke("predict", reading_run, "--file", "one.csv"), "no column 'context'", "--pair-column")
+    (tmp_path / "hole.csv").write_text("question,context\nWhere?,There.\nWho?,\n")
+    one_line_error(invoke("predict", reading_run, "--file", "hole.csv"), "hole.csv, line 3", "context")
+    one_line_error(invoke("predict", reading_run, "--file", "hole.csv", "--out", "a.txt"), ".jsonl")
+    (tmp_path / "no_id.csv").write_text("question,context\nWhere?,There.\n")
+    one_line_error(invoke("predict", reading_run, "--file", "no_id.csv", "--out", "a.json"), "no column id")
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_unusable_training_data_ends_in_one_line(invoke: Invoke, tmp_path: Path) -> None:
+    context = "Anna lives in Rome."
+    asked = question(1, "Where?", context, "Rome")
+    outside = asked | {"answers": [{"text": "Rome", "answer_start": 40}]}
+    for paragraphs, said in (
+        ([(context, [asked, asked])], "id 'q1' occurs twice"),
+        ([(" ", [asked])], "the context is ' '"),
+        ([(context, [outside])], "lies outside the context"),
+        ([(context, [asked | {"answers": []}])], "has no answer"),
+    ):
+        (tmp_path / "train.json").write_text(json.dumps(squad(paragraphs)))
+        settings = ("dataset_id=train.json", "test_fraction=0.5", "model_name=random:tiny")
+        result = invoke("train", "squad", *(f"--set={setting}" for setting in settings))
+        one_line_error(result, "train.json, question", said)
+    assert not (tmp_path / "runs").exists()

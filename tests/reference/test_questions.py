@@ -1,0 +1,76 @@
+"""The packaged SQuAD recipe's losses over twenty steps, float32, against the plain transformers script beside it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from isotrain.albert_core.batches import epoch_order
+from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.head import SpanHead
+from isotrain.albert_core.train import train
+from reference import plain_questions
+from support.small_job import losses
+from support.small_questions import squad
+
+STEPS, HIDDEN, SEED = 20, 32, 23
+
+
+def write_data(folder: Path, words: list[str]) -> None:
+    """train.json, with contexts of 10 to 70 words and answers of 1 to 6, and a small dev.json."""
+    draw = random.Random(5)
+    folder.mkdir()
+    for name, count in (("train", 190), ("dev", 6)):
+        made = []
+        for number in range(count):
+            said = draw.choices(words, k=draw.randint(10, 70))
+            first = draw.randrange(len(said) - 6)
+            answer = " ".join(said[first : first + draw.randint(1, 6)])
+            start = len(" ".join([*said[:first], ""]))
+            asked = " ".join(draw.choices(words, k=draw.randint(2, 6)))
+            answers = [{"text": answer, "answer_start": start}]
+            made.append((" ".join(said), [{"id": f"q{number}", "question": asked, "answers": answers}]))
+        (folder / f"{name}.json").write_text(json.dumps(squad(made)))
+
+
+@pytest.mark.parametrize("model", ["albert", "bert"])
+def test_losses_are_those_of_the_plain_script(model: str, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    folder = tiny_models[model]
+    words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
+    write_data(tmp_path / "data", words)
+    keys = {
+        "dataset_id": str(tmp_path / "data"),
+        "model_name": str(folder),
+        "dtype": "float32",
+        "max_length": 40,
+        "doc_stride": 12,
+        "num_epochs": 1,
+        "steps_freq": 1,
+        "save_strategy": "no",
+        "threads": 1,
+        "project_dir": str(tmp_path / "runs"),
+    }
+    result = train(load_config("squad", [f"{key}={json.dumps(value)}" for key, value in keys.items()]))
+    got = [loss for _, loss in losses(result)][:STEPS]
+    recipe = plain_questions.Recipe(
+        learning_rate=2e-5,
+        batch_size=8,
+        accumulation=2,
+        steps=STEPS,
+        total_steps=result.total_steps,
+        max_length=40,
+        stride=12,
+        weight_decay=0.01,
+    )
+    examples = plain_questions.windows(folder, tmp_path / "data" / "train.json", recipe)
+    assert len(examples) > 1.5 * 190, "contexts of one window would leave the windows untested"
+    assert 0.1 < np.mean([example["answer"] == (0, 0) for example in examples]) < 0.9
+    weights = dict(SpanHead(HIDDEN, 2, SEED).state_dict())
+    order = epoch_order(len(examples), SEED, 0).tolist()
+    expected = plain_questions.train(folder, examples, weights, order, recipe)
+    assert len(got) == len(expected) == STEPS
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+    assert np.ptp(expected) > 1e-3, "losses that never move would prove nothing"
