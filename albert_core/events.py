@@ -20,7 +20,7 @@ from .metrics import evaluate
 from .progress import Reporter
 from .run import RunFolder, environment, write_json, write_text
 from .saved_model import MODEL_FILE
-from .state import snapshot
+from .state import own_tensors, snapshot
 from .training import Training
 
 log = logging.getLogger("isotrain")
@@ -31,7 +31,7 @@ class TrainingError(RuntimeError):
 
 
 def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
-    loss, accuracy = training.state.take_means()
+    loss, accuracy = training.state.take_means(training.job.ranks)
     _require_finite(loss, training)
     values = {
         "epoch": epoch + 1,
@@ -50,7 +50,12 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     job, state = training.job, training.state
     began = time.perf_counter_ns()
     metrics = evaluate(
-        training.model, training.test_source, job.test_tokens.num_texts, job.config.eval_batch_size, job.backend
+        training.model,
+        training.test_source,
+        job.test_tokens.num_texts,
+        job.config.eval_batch_size,
+        job.backend,
+        job.ranks,
     )
     seconds = (time.perf_counter_ns() - began) / 1e9
     _require_finite(metrics["eval/loss"], training)
@@ -70,9 +75,12 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
 
 
 def save_now(training: Training, window: Window) -> None:
-    state = training.state
-    _require_finite(state.peek_means()[0], training)
-    saved = snapshot(training.job, training.model, training.optimizer, training.stream, window, state)
+    job, state = training.job, training.state
+    _require_finite(state.peek_means(job.ranks)[0], training)
+    processes = job.ranks.gather(own_tensors(job, state))
+    if not job.ranks.first:
+        return
+    saved = snapshot(job, training.model, training.optimizer, training.stream, window, state, processes)
     for name, tensor in saved.model.items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
@@ -97,6 +105,8 @@ def describe(job: Job, run: RunFolder) -> None:
     log.info("run %s", run.path)
     log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
     log.info("backend %s on %s; %s: %s", info.backend, info.name, job.policy.label, job.policy.reason)
+    if job.ranks.size > 1:
+        log.info("%d processes share each batch of %d texts", job.ranks.size, job.config.batch_size)
     for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
         log.info(
             "%s %s: %s texts, %s tokens, %d labels%s",
@@ -154,6 +164,7 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "backend": job.backend.name,
         "device": job.backend.info().name,
         "emulated": job.backend.info().emulated,
+        "processes": job.ranks.size,
         "dtype": job.policy.label,
         **state.last_evaluation,
         "best": state.best,
@@ -167,6 +178,8 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
 
 def fail(training: Training, error: BaseException) -> None:
     """Says in summary.json and to the trackers that the run ended early, as far as that is still possible."""
+    if not training.job.ranks.first:
+        return
     with suppress(OSError, UserError):
         summarize(training, f"failed: {type(error).__name__}: {error}".rstrip(": "))
     training.trackers.finish("failed")

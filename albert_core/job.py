@@ -16,6 +16,7 @@ from .data import RawDataset, TextTokenizer, TokenStore, build_token_store, load
 from .encoder import LoadedEncoder, load_encoder
 from .frozen import frozen_encoder
 from .lora import add_adapters
+from .ranks import ALONE, Ranks
 
 log = logging.getLogger("isotrain")
 
@@ -37,6 +38,7 @@ class Job:
     num_labels: int
     layout: str
     phases: dict[str, float]
+    ranks: Ranks = ALONE
 
     @property
     def label(self) -> str:
@@ -84,11 +86,11 @@ def labelled(label: str, backend: Backend) -> str:
     return f"{label} on {backend.name} (emulated)" if backend.info().emulated else label
 
 
-def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> Job:
+def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> Job:
     """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
     phases: dict[str, float] = {}
     with _timed(phases, "open_backend"):
-        backend = get_backend(config.backend_name, config.backend_options)
+        backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
         layout = layout_on(backend, config)
     with _timed(phases, "load_data"):
@@ -119,7 +121,18 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
         )
         test_tokens = build_token_store(dataset.test, tokenizer, config.max_length, progress=progress("tokenise test"))
     return Job(
-        config, backend, policy, dataset, tokenizer, train_tokens, test_tokens, encoder, num_labels, layout, phases
+        config,
+        backend,
+        policy,
+        dataset,
+        tokenizer,
+        train_tokens,
+        test_tokens,
+        encoder,
+        num_labels,
+        layout,
+        phases,
+        ranks,
     )
 
 

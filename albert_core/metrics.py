@@ -10,15 +10,22 @@ from torch.nn import functional
 from ..backends import Backend
 from .batches import IGNORED
 from .features import InputSource
+from .ranks import ALONE, Ranks
 
 
 def evaluate(
-    model: nn.Module, source: InputSource, num_samples: int, batch_size: int, backend: Backend
+    model: nn.Module,
+    source: InputSource,
+    num_samples: int,
+    batch_size: int,
+    backend: Backend,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """``eval/loss`` (mean cross entropy, nats), ``eval/accuracy`` and ``eval/f1_macro`` of `model`.
 
     Losses and predictions stay on the device until the end. Macro-F1 is scikit-learn's: the unweighted mean over
-    the labels that occur in the split or among the predictions. Rows that only fill a batch up count nowhere.
+    the labels that occur in the split or among the predictions. Rows that only fill a batch up count nowhere. Of
+    several processes each evaluates its share, and all get the figures of the whole split.
     """
     from sklearn.metrics import f1_score
 
@@ -39,7 +46,9 @@ def evaluate(
     # Joined on the host: for a device that compiles, joining would be one more program.
     predicted, wanted = (np.concatenate([part.cpu().numpy() for part in parts]) for parts in (predictions, truth))
     real = wanted != IGNORED
-    predicted, wanted = predicted[real], wanted[real]
+    shares = ranks.gather((predicted[real], wanted[real]))
+    predicted, wanted = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+    loss_sum = ranks.total(loss_sum)
     return {
         "eval/loss": float(loss_sum) / num_samples,
         "eval/accuracy": float((predicted == wanted).mean()),

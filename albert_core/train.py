@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from torch import nn
 
 from ..backends import HeadStep
 from .batches import BatchStream, Window
-from .checkpoint import read_checkpoint
+from .checkpoint import Snapshot, read_checkpoint
 from .config import TrainConfig
 from .config_file import ResolvedConfig
 from .events import Throughput, describe, evaluate_now, fail, log_step, record, save_now, summarize
 from .job import Job, open_job
 from .optim import learning_rate_at
 from .progress import Reporter, SilentReporter
+from .ranks import StopVote, accumulating, joined, launched
 from .run import RunFolder, changed_keys, create_run, find_run, log_to_file, log_to_terminal, run_lock
 from .saved_model import save_model
 from .state import restore
@@ -71,17 +73,23 @@ def train(
     began = time.perf_counter_ns()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
+    ranks = launched()
+    # What is drawn from torch's own generator (dropout) should differ between processes; all else has its own.
+    torch.manual_seed(config.seed + ranks.rank)
 
-    with log_to_terminal(config.log_level) as early, stop_on_signals() as stop, _deterministic(config.deterministic):
-        check_storage(config, resuming=resume is not None or config.resume_from_checkpoint)
-        job = open_job(config, reporter.phase)
-        run, is_new = (resume, False) if resume else _choose_run(resolved)
-        with run_lock(run), log_to_file(run.path / "train.log", early):
-            with _removed_unless_started(run, is_new):
-                training = _prepare(
-                    job, run, resolved, reporter, resuming=resume is not None or config.resume_from_checkpoint
-                )
+    with (
+        log_to_terminal(config.log_level if ranks.first else None) as early,
+        stop_on_signals() as stop,
+        _deterministic(config.deterministic),
+        joined(ranks, config.backend_name, config.batch_size, config.process_timeout),
+    ):
+        resuming = resume is not None or config.resume_from_checkpoint
+        ranks.from_first(lambda: check_storage(config, resuming))
+        job = open_job(config, reporter.phase, ranks)
+        run, is_new = ranks.from_first(lambda: (resume, False) if resume else _choose_run(resolved))
+        with _kept(run, early) if ranks.first else nullcontext():
+            with _removed_unless_started(run, is_new and ranks.first):
+                training = _prepare(job, run, resolved, reporter, resuming)
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps)
             small = config.freeze_encoder and config.feature_cache
@@ -100,9 +108,10 @@ def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Repor
     training = build_training(job, run, reporter)
     if resuming:
         _resume(training)
-    record(training, resolved)
-    training.trackers = make_trackers(job.config, run.path, training.state.step if resuming else None)
-    training.trackers.watch(training.model)
+    if job.ranks.first:
+        record(training, resolved)
+        training.trackers = make_trackers(job.config, run.path, training.state.step if resuming else None)
+        training.trackers.watch(training.model)
     training.step = make_step(training)
     return training
 
@@ -120,6 +129,13 @@ def _choose_run(resolved: ResolvedConfig) -> tuple[RunFolder, bool]:
 
 
 @contextmanager
+def _kept(run: RunFolder, early: MemoryHandler) -> Iterator[None]:
+    """The run is this process's to write in: locked, and its log in it."""
+    with run_lock(run), log_to_file(run.path / "train.log", early):
+        yield
+
+
+@contextmanager
 def _removed_unless_started(run: RunFolder, is_new: bool) -> Iterator[None]:
     """A run that fails or is interrupted before its first step leaves no folder behind."""
     try:
@@ -131,16 +147,11 @@ def _removed_unless_started(run: RunFolder, is_new: bool) -> Iterator[None]:
 
 
 def _resume(training: Training) -> None:
-    job, run = training.job, training.run
-    config = job.config
-    if config.load_from_storage:
-        fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
-    elif config.resume_option == "last" and not training.store.list() and not run.is_complete():
-        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
-        log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
+    job = training.job
+    found = job.ranks.from_first(lambda: _read_saved(training))
+    if found is None:
         return
-    folder = training.store.find(config.resume_option, config.checkpoint_path or None)
-    saved = read_checkpoint(folder)
+    folder, saved = found
     restore(
         saved,
         folder,
@@ -151,7 +162,9 @@ def _resume(training: Training) -> None:
         training.state,
         training.total_steps,
     )
-    changed = changed_keys(saved.state["config"], config)
+    if not job.ranks.first:
+        return
+    changed = changed_keys(saved.state["config"], job.config)
     if changed:
         log.warning("resumed with other values than the checkpoint's: %s", "; ".join(changed))
     for path in training.store.set_aside_after(training.state.step):
@@ -159,11 +172,24 @@ def _resume(training: Training) -> None:
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
 
 
+def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
+    """The checkpoint to go on from; None where the run begins again at its first step."""
+    config, run = training.job.config, training.run
+    if config.load_from_storage:
+        fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
+    elif config.resume_option == "last" and not training.store.list() and not run.is_complete():
+        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
+        log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
+        return None
+    folder = training.store.find(config.resume_option, config.checkpoint_path or None)
+    return folder, read_checkpoint(folder)
+
+
 def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
     """Steps until the schedule ends ("completed") or a stop is asked for ("stopped")."""
     job, state, stream = training.job, training.state, training.stream
     config, backend = job.config, job.backend
-    clock = Throughput()
+    clock, vote = Throughput(), StopVote(job.ranks)
     while state.step < training.total_steps:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
@@ -179,7 +205,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
             due = _Due.after(state.step, window, stream, training.total_steps, config)
             if due.log:
                 log_step(training, window.epoch, rate, clock, reporter)
-            stopping = stop.requested or state.step == config.stop_at_step
+            stopping = vote.agreed(stop.requested) or state.step == config.stop_at_step
             if due.evaluate or due.save or stopping:
                 # Else queued steps would end while the clock stands.
                 backend.synchronize(*training.model.parameters())
@@ -188,10 +214,9 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest) -> str:
                         evaluate_now(training, window.epoch, reporter)
                     if due.save or _improved(training) or (stopping and state.step < training.total_steps):
                         save_now(training, window)
-            if state.step >= training.total_steps:
-                return "completed"
-            if stopping:
-                return "stopped"
+            if stopping or state.step >= training.total_steps:
+                vote.close()
+                return "completed" if state.step >= training.total_steps else "stopped"
     return "completed"
 
 
@@ -221,17 +246,22 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
     config, model, optimizer = training.job.config, training.model, training.optimizer
     backend = training.job.backend
     watched = config.use_wandb and config.wandb_watch_mode is not None
-    if config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
+    ranks = training.job.ranks
+    alone = ranks.size == 1
+    if alone and config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
         fused = backend.head_step(list(model.parameters()), optimizer)
         if fused is not None:
             return partial(_fused_step, fused)
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
         sums = None
-        size = backend.scalar(num_samples)
-        for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
-            loss, right = training.loss(inputs, labels)
-            (loss / size).backward()
+        # The average over processes of what each divides by an average share is the mean over all texts.
+        size = backend.scalar(num_samples if alone else num_samples / ranks.size)
+        batches = list(zip(pairs[::2], pairs[1::2], strict=True))
+        for number, (inputs, labels) in enumerate(batches, start=1):
+            with accumulating(training.parallel) if number < len(batches) else nullcontext():
+                loss, right = training.loss(inputs, labels)
+                (loss / size).backward()
             part = torch.stack((loss.detach().float(), right.float()))
             sums = part if sums is None else sums + part
         if config.max_grad_norm is not None:
@@ -245,7 +275,7 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
     def counted(*pairs: Any) -> torch.Tensor:
         return step(sum(len(labels) for labels in pairs[1::2]), *pairs)
 
-    if config.freeze_encoder and not watched:
+    if alone and config.freeze_encoder and not watched:
         captured = backend.capture_step(counted, optimizer)
         if captured is not counted:
             return lambda _, *pairs: captured(*pairs)
@@ -280,15 +310,16 @@ class _Due:
 
 def _finish(training: Training, status: str, began: int) -> TrainResult:
     job, run, state = training.job, training.run, training.state
-    if status == "completed":
+    if job.ranks.first and status == "completed":
         save_model(run, training.model, job)
         training.trackers.artifact(run.model)
     seconds = (time.perf_counter_ns() - began) / 1e9
-    training.trackers.summary(summarize(training, status, seconds))
-    training.trackers.finish(status)
-    if status == "completed":
-        # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.
-        training.store.finish()
+    if job.ranks.first:
+        training.trackers.summary(summarize(training, status, seconds))
+        training.trackers.finish(status)
+        if status == "completed":
+            # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.
+            training.store.finish()
     return TrainResult(
         run=run,
         status=status,

@@ -16,7 +16,7 @@ from .base import (
     ShapeGrid,
     UnitRate,
 )
-from .registry import backend_class, backend_layouts, get_backend, list_backends
+from .registry import backend_class, backend_layouts, get_backend, list_backends, rank_backend, rank_group
 
 __all__ = [
     "DTYPES",
@@ -35,4 +35,6 @@ __all__ = [
     "backend_layouts",
     "get_backend",
     "list_backends",
+    "rank_backend",
+    "rank_group",
 ]
