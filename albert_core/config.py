@@ -208,6 +208,9 @@ class TrainConfig(BaseModel):
         None, ge=1, description="stop there with a checkpoint, schedule unchanged: for time-limited jobs"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice when absent")
+    process_timeout: int = Field(
+        600, ge=1, description="seconds that processes started by torchrun wait for one of them before they give up"
+    )
     tt: TtOptions = Field(
         TtOptions(),
         description="what the tt backend takes under the vendor's names: arch, math_fidelity, fp32_dest_acc_en, "

@@ -21,7 +21,7 @@ from .job import Job
 from .progress import Reporter
 from .run import RunFolder, environment, write_json, write_text
 from .saved_model import MODEL_FILE
-from .state import snapshot
+from .state import own_tensors, snapshot
 from .training import Training
 
 log = logging.getLogger("isotrain")
@@ -33,7 +33,7 @@ class TrainingError(RuntimeError):
 
 def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
     state = training.state
-    loss, accuracy = state.take_means()
+    loss, accuracy = state.take_means(training.job.ranks)
     _require_finite(loss, training)
     norm = None if state.gradient_norm is None else float(state.gradient_norm)
     values = {
@@ -60,10 +60,11 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     metrics = evaluation.metrics
     seconds = (time.perf_counter_ns() - began) / 1e9
     _require_finite(metrics["eval/loss"], training)
-    for name, content in evaluation.files.items():
-        write_json(training.run.path / name, content)
+    if job.ranks.first:
+        for name, content in evaluation.files.items():
+            write_json(training.run.path / name, content)
     state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
-    training_loss = state.take_recent_loss()
+    training_loss = state.take_recent_loss(job.ranks)
     values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
@@ -104,9 +105,12 @@ def _say_collapsed(training: Training) -> None:
 
 
 def save_now(training: Training, window: Window) -> None:
-    state = training.state
-    _require_finite(state.peek_means()[0], training)
-    saved = snapshot(training.job, training.model, training.optimizer, training.stream, window, state)
+    job, state = training.job, training.state
+    _require_finite(state.peek_means(job.ranks)[0], training)
+    processes = job.ranks.gather(own_tensors(job, state))
+    if not job.ranks.first:
+        return
+    saved = snapshot(job, training.model, training.optimizer, training.stream, window, state, processes)
     for name, tensor in saved.model.items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
@@ -133,6 +137,8 @@ def describe(job: Job, run: RunFolder) -> None:
     log.info("backend %s on %s; %s: %s", info.label, info.name, job.policy.label, job.policy.reason)
     if info.emulated:
         log.warning("%s: every time and speed of this run is the emulation's on this host, never a card's", info.label)
+    if job.ranks.size > 1:
+        log.info("%d processes share each batch of %d texts", job.ranks.size, job.config.batch_size)
     for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
         log.info(
             "%s %s: %s %s, %s tokens, %d outputs%s",
@@ -195,6 +201,7 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "backend": info.backend,
         "device": info.name,
         "emulated": info.emulated,
+        "processes": job.ranks.size,
         "dtype": job.policy.label,
         **state.last_evaluation,
         "best": state.best,
@@ -209,6 +216,8 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
 
 def fail(training: Training, error: BaseException) -> None:
     """Says in summary.json and to the trackers that the run ended early, as far as that is still possible."""
+    if not training.job.ranks.first:
+        return
     with suppress(OSError, UserError):
         summarize(training, f"failed: {type(error).__name__}: {error}".rstrip(": "))
     training.trackers.finish("failed")

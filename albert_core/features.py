@@ -15,6 +15,7 @@ from ..kernels.packed import PackedBatch, PaddedBatch
 from .array_cache import ArraySpec, load_arrays, publish_arrays
 from .batches import BUCKETS, IGNORED, bucket_length, filled
 from .data import TokenStore, cache_root
+from .ranks import ALONE, Ranks
 
 # Part of every cache key: raise it when the same inputs should give other features.
 FEATURES_FORMAT = 1
@@ -23,7 +24,10 @@ Batch = PackedBatch | PaddedBatch
 
 
 class InputSource(Protocol):
-    """Where the loop's inputs come from. `start_epoch` fixes an order; `batch` takes ranges of it."""
+    """Where the loop's inputs come from. `start_epoch` fixes an order; `batch` takes ranges of it.
+
+    Of several processes that train one run, each gets its share of a range.
+    """
 
     def start_epoch(self, order: np.ndarray) -> None: ...
 
@@ -54,19 +58,22 @@ def compute_features(
     layout: str,
     max_length: int,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> torch.Tensor:
     """The features of every text, once: float32 (texts, hidden) on the device, in the store's order.
 
-    Texts are taken in order of length, so that batches hold texts of like lengths whatever the layout.
-    `progress(done, total)` counts texts.
+    Texts are taken in order of length, so that batches hold texts of like lengths whatever the layout. Of several
+    processes each computes a share of the batches, and all get all features, with the bits that one would compute.
+    `progress(done, total)` counts this process's texts.
     """
     if backend.static_shapes is not None:
         return _compute_on_grid(encoder, store, backend, layout, max_length, progress)
     features: torch.Tensor | None = None
     done = 0
-    groups = _length_sorted_groups(
-        store.lengths, max_length if layout == "padded" else None, backend.feature_batch_tokens
-    )
+    padded_to = max_length if layout == "padded" else None
+    groups = list(_length_sorted_groups(store.lengths, padded_to, backend.feature_batch_tokens))
+    groups = groups[ranks.rank :: ranks.size]
+    total = sum(map(len, groups))
     batches = ((torch.from_numpy(indices), token_batch(store, indices, layout, max_length)) for indices in groups)
     for indices, batch in backend.prefetch(batches):
         rows = encoder(batch)
@@ -76,10 +83,25 @@ def compute_features(
         backend.step_boundary()
         done += len(indices)
         if progress is not None:
-            progress(done, store.num_texts)
+            progress(done, total)
+    if ranks.size > 1:
+        return _exchanged(features, groups, store.num_texts, backend, ranks)
     assert features is not None, "a token store holds at least one text"
     backend.synchronize(features)
     return features
+
+
+def _exchanged(
+    features: torch.Tensor | None, groups: list[np.ndarray], num_texts: int, backend: Backend, ranks: Ranks
+) -> torch.Tensor:
+    """All features, of which each process computed those of its `groups` of texts (None where it has no group)."""
+    mine = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
+    rows = None if features is None else features[backend.place(torch.from_numpy(mine))].cpu().numpy()
+    parts = [(indices, part) for indices, part in ranks.gather((mine, rows)) if part is not None]
+    result = np.empty((num_texts, parts[0][1].shape[1]), dtype=np.float32)
+    for indices, part in parts:
+        result[indices] = part
+    return backend.place(torch.from_numpy(result))
 
 
 def _compute_on_grid(
@@ -178,6 +200,7 @@ def cached_features(
     layout: str,
     max_length: int,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[torch.Tensor, bool]:
     """`compute_features`, or what an earlier run kept of it; and whether it came from the disk.
 
@@ -199,18 +222,22 @@ def cached_features(
     folder = cache_root() / "features" / key
     specs = {"features": ArraySpec("float32", (store.num_texts, None), mapped=True)}
     arrays = load_arrays(folder, specs)
-    if arrays is not None:
+    # All of them or none: whoever computes waits for the others' parts.
+    if all(ranks.gather(arrays is not None)) and arrays is not None:
         return backend.place(torch.from_numpy(arrays["features"])), True
-    features = compute_features(encoder, store, backend, layout, max_length, progress)
-    publish_arrays(folder, {"features": features.cpu().numpy()}, specs)
+    features = compute_features(encoder, store, backend, layout, max_length, progress, ranks)
+    if ranks.local_rank == 0:
+        publish_arrays(folder, {"features": features.cpu().numpy()}, specs)
     return features, False
 
 
 class CachedFeatures:
     """Features computed once: a batch is a gather of rows. `rows` is how many it has where shapes are static."""
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor, backend: Backend, rows: int) -> None:
-        self.features, self.backend, self.rows = features, backend, rows
+    def __init__(
+        self, features: torch.Tensor, labels: torch.Tensor, backend: Backend, rows: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.features, self.backend, self.rows, self.ranks = features, backend, rows, ranks
         self.static = backend.static_shapes is not None
         self.labels = labels if self.static else backend.place(labels)
         self.order = labels.new_empty(0)
@@ -220,7 +247,7 @@ class CachedFeatures:
         self.order = torch.from_numpy(order) if self.static else self.backend.place(torch.from_numpy(order))
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self.order[start:stop]
+        rows = self.order[slice(*self.ranks.share(start, stop))]
         if not self.static:
             return self.features.index_select(0, rows), self.labels.index_select(0, rows)
         chosen = filled(rows.numpy(), self.rows, 0)
@@ -255,9 +282,17 @@ class TokenBatches:
     """
 
     def __init__(
-        self, store: TokenStore, backend: Backend, layout: str, max_length: int, rows: int, micro_batches: int = 1
+        self,
+        store: TokenStore,
+        backend: Backend,
+        layout: str,
+        max_length: int,
+        rows: int,
+        micro_batches: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.store, self.backend, self.layout, self.max_length = store, backend, layout, max_length
+        self.ranks = ranks
         self.rows, self.window = rows, rows * micro_batches
         self.order = np.empty(0, dtype=np.int64)
         self._ahead: Iterator[tuple[Batch, torch.Tensor]] = iter(())
@@ -281,8 +316,11 @@ class TokenBatches:
         return next(self._ahead)
 
     def _on_host(self, start: int, stop: int) -> tuple[Batch, torch.Tensor]:
-        rows = self.order[start:stop]
+        rows = self.order[slice(*self.ranks.share(start, stop))]
         labels = np.ascontiguousarray(self.store.labels[rows])
+        if not len(rows) and start < stop:
+            # A share of nothing still takes part in the exchange of gradients: by a text that counts nowhere.
+            rows, labels = self.order[start : start + 1], filled(labels, 1, IGNORED)
         length = None
         grid = self.backend.static_shapes
         if grid is not None:

@@ -19,6 +19,7 @@ from .data import TextTokenizer, TokenStore, load_tokenizer
 from .encoder import LoadedEncoder, load_encoder
 from .frozen import frozen_encoder
 from .lora import add_adapters
+from .ranks import ALONE, Ranks
 from .tasks import Task, find_task
 
 log = logging.getLogger("isotrain")
@@ -45,6 +46,7 @@ class Job:
     num_labels: int
     layout: str
     phases: dict[str, float]
+    ranks: Ranks = ALONE
 
     @property
     def label(self) -> str:
@@ -94,14 +96,14 @@ def labelled(label: str, backend: Backend) -> str:
     return f"{label} on {info.label}" if info.emulated else label
 
 
-def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> Job:
+def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> Job:
     """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
     phases: dict[str, float] = {}
     task = find_task(config.task)
     if config.freeze_encoder and not task.frozen:
         raise UserError(f"task {task.name} trains the whole model; set freeze_encoder: false")
     with _timed(phases, "open_backend"):
-        backend = get_backend(config.backend_name, config.backend_options)
+        backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
         layout = layout_on(backend, config)
     with _timed(phases, "load_data"):
@@ -141,6 +143,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None) -> J
         num_labels=num_labels,
         layout=layout,
         phases=phases,
+        ranks=ranks,
     )
 
 

@@ -10,17 +10,24 @@ from torch.nn import functional
 from ..backends import Backend
 from .batches import IGNORED
 from .features import InputSource
+from .ranks import ALONE, Ranks
 
 
 def evaluate_labels(
-    model: nn.Module, source: InputSource, num_samples: int, batch_size: int, backend: Backend
+    model: nn.Module,
+    source: InputSource,
+    num_samples: int,
+    batch_size: int,
+    backend: Backend,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """``eval/loss`` (mean cross entropy, nats), ``eval/accuracy``, ``eval/f1_macro`` and ``eval/f1`` of `model`.
 
     Losses and predictions stay on the device until the end. F1 is scikit-learn's: macro-F1 the unweighted mean over
     the labels that occur in the split or among the predictions, ``eval/f1`` that of label 1 alone, as GLUE defines it
     for two labels; 0 where that one is never told. ``eval/largest_share`` is the share of the texts that got the label
-    told most often: 1 where one answer is given to all. Rows that only fill a batch up count nowhere.
+    told most often: 1 where one answer is given to all. Rows that only fill a batch up count nowhere. Of several
+    processes each evaluates its share, and all get the figures of the whole split.
     """
     from sklearn.metrics import f1_score
 
@@ -41,7 +48,9 @@ def evaluate_labels(
     # Joined on the host: for a device that compiles, joining would be one more program.
     predicted, wanted = (np.concatenate([part.cpu().numpy() for part in parts]) for parts in (predictions, truth))
     real = wanted != IGNORED
-    predicted, wanted = predicted[real], wanted[real]
+    shares = ranks.gather((predicted[real], wanted[real]))
+    predicted, wanted = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+    loss_sum = ranks.total(loss_sum)
     return {
         "eval/loss": float(loss_sum) / num_samples,
         "eval/accuracy": float((predicted == wanted).mean()),

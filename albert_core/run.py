@@ -179,8 +179,8 @@ def environment() -> dict[str, Any]:
 
 
 @contextmanager
-def log_to_terminal(level: str) -> Iterator[MemoryHandler]:
-    """isotrain's log on stderr from `level` up. Yields what keeps the lines until the run's folder is known."""
+def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
+    """isotrain's log on stderr from `level` up (None: nothing). Yields what keeps it till the run's folder is known."""
     from rich.logging import RichHandler
 
     logger = logging.getLogger("isotrain")
@@ -193,7 +193,7 @@ def log_to_terminal(level: str) -> Iterator[MemoryHandler]:
         # rich would wrap at 80 columns, and a log file is searched by line.
         screen = _LastingHandler()
         screen.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
-    screen.setLevel(level)
+    screen.setLevel(logging.CRITICAL + 1 if level is None else level)
     early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     logger.setLevel(logging.DEBUG)
     logger.propagate = False

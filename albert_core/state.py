@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from .checkpoint import Snapshot, check_identity
 from .collapse import CollapseWatch
 from .job import Job
 from .model import load_trained_state, trained_state
+from .ranks import ALONE, Ranks
+
+log = logging.getLogger("isotrain")
+
+# Names in a checkpoint of what one process alone knows; those of the processes after the first have its number before.
+_RNG, _SUMS = "rng.", "sums"
 
 
 @dataclass
@@ -46,23 +53,26 @@ class TrainingState:
         self.sums = self.sums + sums
         self.samples += samples
 
-    def peek_means(self) -> tuple[float, float]:
-        """Mean loss a text and share of right answers since they were last taken; zeros when no step was made since."""
+    def peek_means(self, ranks: Ranks = ALONE) -> tuple[float, float]:
+        """Mean loss a text and share of right answers since they were last taken; zeros when no step was made since.
+
+        Of all processes' texts: `samples` counts them all, `sums` those of this process's shares.
+        """
         if not self.samples:
             return 0.0, 0.0
-        loss, right = self.sums.tolist()
+        loss, right = ranks.total(self.sums).tolist()
         return loss / self.samples, right / self.samples
 
-    def take_means(self) -> tuple[float, float]:
+    def take_means(self, ranks: Ranks = ALONE) -> tuple[float, float]:
         """The same, and starts anew."""
-        means = self.peek_means()
+        means = self.peek_means(ranks)
         self._count(means[0])
         self.sums, self.samples, self.counted = self.zeros, 0, (0.0, 0)
         return means
 
-    def take_recent_loss(self) -> float:
+    def take_recent_loss(self, ranks: Ranks = ALONE) -> float:
         """Mean training loss a text since the last call, in nats; log lines in between change nothing."""
-        self._count(self.peek_means()[0])
+        self._count(self.peek_means(ranks)[0])
         total, samples = self.recent
         self.recent = (0.0, 0)
         return total / max(1, samples)
@@ -80,6 +90,13 @@ class TrainingState:
             self.best = {**metrics, "step": float(self.step)}
 
 
+def own_tensors(job: Job, state: TrainingState) -> dict[str, torch.Tensor]:
+    """What one process alone knows, on the host: its generators, and the sums over its shares."""
+    tensors = {f"{_RNG}{name}": value for name, value in job.backend.rng_state().items()}
+    tensors[_SUMS] = state.sums.detach().cpu()
+    return tensors
+
+
 def snapshot(
     job: Job,
     model: nn.Module,
@@ -87,17 +104,18 @@ def snapshot(
     stream: BatchStream,
     window: Window,
     state: TrainingState,
+    processes: list[dict[str, torch.Tensor]],
 ) -> Snapshot:
-    """Everything that the steps after `window` depend on."""
+    """Everything that the steps after `window` depend on; `processes` holds each one's `own_tensors`, by rank."""
     position = stream.state(window)
-    tensors = {f"rng.{name}": value for name, value in job.backend.rng_state().items()}
-    tensors["sums"] = state.sums.detach().cpu()
+    tensors = {f"{_owner(rank)}{name}": tensor for rank, own in enumerate(processes) for name, tensor in own.items()}
     return Snapshot(
         model={name: tensor.detach().cpu() for name, tensor in trained_state(model).items()},
         optimizer=optimizer.state_dict(),
         state_tensors=tensors,
         state={
             "stream": position,
+            "processes": len(processes),
             "samples": state.samples,
             "last_evaluation": state.last_evaluation,
             "evaluated_at": state.evaluated_at,
@@ -148,17 +166,40 @@ def restore(
         optimizer.load_state_dict(saved.optimizer)
         for group, configured in zip(optimizer.param_groups, settings, strict=True):
             group.update(configured)
-    prefix = "rng."
-    job.backend.set_rng_state(
-        {name.removeprefix(prefix): value for name, value in saved.state_tensors.items() if name.startswith(prefix)}
-    )
+    _restore_own(saved, job, state)
     stream.restore(saved.state["stream"])
     job.backend.step_boundary()
     state.step = saved.step
-    state.sums = job.backend.place(saved.state_tensors["sums"])
     state.samples = int(saved.state["samples"])
     state.last_evaluation = dict(saved.state["last_evaluation"])
     state.evaluated_at = int(saved.state["evaluated_at"])
     state.best = dict(saved.state["best"])
     state.recent, state.counted = saved.state["recent"], saved.state["counted"]
     state.watch = CollapseWatch(**saved.state["watch"])
+
+
+def _restore_own(saved: Snapshot, job: Job, state: TrainingState) -> None:
+    """Generators and sums of this process. Where there were fewer processes, those of a new one begin anew; where there
+    were more, the first takes over the sums of those that are gone.
+    """
+    ranks, tensors = job.ranks, saved.state_tensors
+    before = saved.state.get("processes", 1)
+    if before != ranks.size:
+        log.warning(
+            "resumed with %d processes, the checkpoint was written by %d: the same batches, other rounding and dropout",
+            ranks.size,
+            before,
+        )
+    if ranks.rank >= before:
+        return
+    prefix = _owner(ranks.rank) + _RNG
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    job.backend.set_rng_state(own)
+    taken = [ranks.rank, *(range(ranks.size, before) if ranks.first else ())]
+    state.sums = job.backend.place(
+        sum((tensors[_owner(rank) + _SUMS] for rank in taken[1:]), tensors[_owner(ranks.rank) + _SUMS])
+    )
+
+
+def _owner(rank: int) -> str:
+    return f"process{rank}." if rank else ""

@@ -11,29 +11,28 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import nn
 
-from ..backends import Backend, HeadStep
 from .batches import BatchStream, Window
-from .checkpoint import read_checkpoint
+from .checkpoint import Snapshot, read_checkpoint
 from .config import TrainConfig
 from .config_file import ResolvedConfig
 from .events import Throughput, describe, draw, evaluate_now, fail, log_step, record, save_now, summarize
 from .job import Job, open_job
 from .optim import learning_rate_at
 from .progress import Reporter, SilentReporter
+from .ranks import StopVote, joined, launched
 from .run import RunFolder, changed_keys, create_run, find_run, log_to_file, log_to_terminal, run_lock
 from .saved_model import save_model
 from .state import restore
+from .step import make_step, optimizer_step
 from .stopping import StopRequest, stop_on_signals
 from .storage import fetch_latest, remote_url
 from .tracking import make_trackers
@@ -93,17 +92,23 @@ def train(
     began = time.perf_counter_ns()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
+    ranks = launched()
+    # What is drawn from torch's own generator (dropout) should differ between processes; all else has its own.
+    torch.manual_seed(config.seed + ranks.rank)
 
-    with log_to_terminal(config.log_level) as early, stop_on_signals() as stop, _deterministic(config.deterministic):
-        check_storage(config, resuming=resume is not None or config.resume_from_checkpoint)
-        job = open_job(config, reporter.phase)
-        run, is_new = (resume, False) if resume else _choose_run(resolved)
-        with run_lock(run), log_to_file(run.path / "train.log", early):
-            with _removed_unless_started(run, is_new):
-                training = _prepare(
-                    job, run, resolved, reporter, resuming=resume is not None or config.resume_from_checkpoint
-                )
+    with (
+        log_to_terminal(config.log_level if ranks.first else None) as early,
+        stop_on_signals() as stop,
+        _deterministic(config.deterministic),
+        joined(ranks, config.backend_name, config.batch_size, config.process_timeout),
+    ):
+        resuming = resume is not None or config.resume_from_checkpoint
+        ranks.from_first(lambda: check_storage(config, resuming))
+        job = open_job(config, reporter.phase, ranks)
+        run, is_new = ranks.from_first(lambda: (resume, False) if resume else _choose_run(resolved))
+        with _kept(run, early) if ranks.first else nullcontext():
+            with _removed_unless_started(run, is_new and ranks.first):
+                training = _prepare(job, run, resolved, reporter, resuming)
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps, job.label)
             small = config.freeze_encoder and config.feature_cache
@@ -124,12 +129,13 @@ def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Repor
     training = build_training(job, run, reporter)
     if resuming:
         _resume(training)
-    record(training, resolved)
-    info = job.backend.info()
-    training.trackers = make_trackers(
-        job.config, run.path, training.state.step if resuming else None, info.label if info.emulated else ""
-    )
-    training.trackers.watch(training.model)
+    if job.ranks.first:
+        record(training, resolved)
+        info = job.backend.info()
+        training.trackers = make_trackers(
+            job.config, run.path, training.state.step if resuming else None, info.label if info.emulated else ""
+        )
+        training.trackers.watch(training.model)
     training.step = make_step(training)
     return training
 
@@ -147,6 +153,13 @@ def _choose_run(resolved: ResolvedConfig) -> tuple[RunFolder, bool]:
 
 
 @contextmanager
+def _kept(run: RunFolder, early: MemoryHandler) -> Iterator[None]:
+    """The run is this process's to write in: locked, and its log in it."""
+    with run_lock(run), log_to_file(run.path / "train.log", early):
+        yield
+
+
+@contextmanager
 def _removed_unless_started(run: RunFolder, is_new: bool) -> Iterator[None]:
     """A run that fails or is interrupted before its first step leaves no folder behind."""
     try:
@@ -158,16 +171,11 @@ def _removed_unless_started(run: RunFolder, is_new: bool) -> Iterator[None]:
 
 
 def _resume(training: Training) -> None:
-    job, run = training.job, training.run
-    config = job.config
-    if config.load_from_storage:
-        fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
-    elif config.resume_option == "last" and not training.store.list() and not run.is_complete():
-        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
-        log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
+    job = training.job
+    found = job.ranks.from_first(lambda: _read_saved(training))
+    if found is None:
         return
-    folder = training.store.find(config.resume_option, config.checkpoint_path or None)
-    saved = read_checkpoint(folder)
+    folder, saved = found
     restore(
         saved,
         folder,
@@ -178,12 +186,27 @@ def _resume(training: Training) -> None:
         training.state,
         training.total_steps,
     )
-    changed = changed_keys(saved.state["config"], config)
+    if not job.ranks.first:
+        return
+    changed = changed_keys(saved.state["config"], job.config)
     if changed:
         log.warning("resumed with other values than the checkpoint's: %s", "; ".join(changed))
     for path in training.store.set_aside_after(training.state.step):
         log.warning("%s is later than the step resumed from: it is set aside, not deleted", path.name)
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
+
+
+def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
+    """The checkpoint to go on from; None where the run begins again at its first step."""
+    config, run = training.job.config, training.run
+    if config.load_from_storage:
+        fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
+    elif config.resume_option == "last" and not training.store.list() and not run.is_complete():
+        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
+        log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
+        return None
+    folder = training.store.find(config.resume_option, config.checkpoint_path or None)
+    return folder, read_checkpoint(folder)
 
 
 def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: Observer | None) -> str:
@@ -193,7 +216,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
     """
     job, state, stream = training.job, training.state, training.stream
     config, backend = job.config, job.backend
-    clock = Throughput()
+    clock, vote = Throughput(), StopVote(job.ranks)
     while state.step < training.total_steps:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
@@ -211,7 +234,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
             due = _Due.after(state.step, window, stream, training.total_steps, config)
             if due.log:
                 log_step(training, window.epoch, rate, clock, reporter)
-            stopping = stop.requested or state.step == config.stop_at_step
+            stopping = vote.agreed(stop.requested) or state.step == config.stop_at_step
             if due.evaluate or due.save or stopping:
                 # Else queued steps would end while the clock stands.
                 backend.synchronize(*training.model.parameters())
@@ -222,12 +245,12 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
                             observer.evaluated(training, window.epoch)
                     if due.save or _improved(training) or (stopping and state.step < training.total_steps):
                         save_now(training, window)
-            if state.step >= training.total_steps:
-                return "completed"
-            if config.stop_on_collapse and state.watch.reason:
-                return "collapsed"
-            if stopping:
-                return "stopped"
+            collapsed = config.stop_on_collapse and bool(state.watch.reason)
+            if stopping or collapsed or state.step >= training.total_steps:
+                vote.close()
+                if state.step >= training.total_steps:
+                    return "completed"
+                return "collapsed" if collapsed else "stopped"
     return "completed"
 
 
@@ -236,91 +259,6 @@ def _improved(training: Training) -> bool:
     config, state = training.job.config, training.state
     wanted = config.save_strategy == "step" and config.keep_best_n > 0
     return wanted and state.evaluated_at == state.step and state.best.get("step") == state.step
-
-
-def optimizer_step(training: Training, window: Window) -> torch.Tensor:
-    """One optimizer step over a window's micro-batches.
-
-    float32 [2] (float64 where the head is), still on the device: the summed loss of the window's texts, and how many of
-    them were told right.
-    """
-    batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
-    return training.step(window.num_samples, *chain.from_iterable(batches))
-
-
-def make_step(training: Training) -> Callable[..., torch.Tensor]:
-    """The optimizer step of a run (see `step_function`), whose trackers look at the gradients before each update."""
-
-    def before_update(gradient_norm: torch.Tensor | None) -> None:
-        if gradient_norm is not None:
-            training.state.gradient_norm = gradient_norm
-        training.trackers.before_step(training.state.step + 1)
-
-    return step_function(
-        training.job.config,
-        training.job.backend,
-        training.model,
-        training.optimizer,
-        training.loss,
-        before_update,
-    )
-
-
-def step_function(
-    config: TrainConfig,
-    backend: Backend,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    summed: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    before_update: Callable[[torch.Tensor | None], object] = lambda _: None,
-) -> Callable[..., torch.Tensor]:
-    """``step(num_samples, inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
-
-    Each micro-batch's `summed` loss is divided by the number of all texts, so that the gradient is that of one batch of
-    all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
-    may have a fused step of its own, or record this one and repeat it; not where somebody looks at the gradients.
-    Else `before_update` is called with the gradient's norm, where it was computed.
-    """
-    watched = config.use_wandb and config.wandb_watch_mode is not None
-    if config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
-        fused = backend.head_step(list(model.parameters()), optimizer)
-        if fused is not None:
-            return partial(_fused_step, fused)
-
-    def step(num_samples: int, *pairs: Any) -> torch.Tensor:
-        sums = norm = None
-        size = backend.scalar(num_samples)
-        for inputs, labels in zip(pairs[::2], pairs[1::2], strict=True):
-            loss, right = summed(inputs, labels)
-            (loss / size).backward()
-            wide = torch.promote_types(loss.dtype, torch.float32)
-            part = torch.stack((loss.detach().to(wide), right.to(wide)))
-            sums = part if sums is None else sums + part
-        if config.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        elif not config.freeze_encoder:
-            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-        before_update(norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        assert sums is not None, "a window holds at least one micro-batch"
-        return sums
-
-    def counted(*pairs: Any) -> torch.Tensor:
-        return step(sum(len(labels) for labels in pairs[1::2]), *pairs)
-
-    if config.freeze_encoder and not watched:
-        captured = backend.capture_step(counted, optimizer)
-        if captured is not counted:
-            return lambda _, *pairs: captured(*pairs)
-    return step
-
-
-def _fused_step(fused: HeadStep, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:
-    """One fused step over the features and labels of all micro-batches."""
-    features, labels = (part[0] if len(part) == 1 else torch.cat(part) for part in (pairs[::2], pairs[1::2]))
-    return fused(features, labels, num_samples)
 
 
 @dataclass(frozen=True)
@@ -345,20 +283,21 @@ class _Due:
 
 def _finish(training: Training, status: str, began: int) -> TrainResult:
     job, run, state = training.job, training.run, training.state
-    if status == "completed":
+    if job.ranks.first and status == "completed":
         save_model(run, training.model, job)
         training.trackers.artifact(run.model)
     seconds = (time.perf_counter_ns() - began) / 1e9
-    training.trackers.summary(summarize(training, status, seconds))
-    draw(training, png=True)
-    training.trackers.finish("failed" if status == "collapsed" else status)
-    if state.watch.reason:
+    if job.ranks.first:
+        training.trackers.summary(summarize(training, status, seconds))
+        draw(training, png=True)
+        training.trackers.finish("failed" if status == "collapsed" else status)
+    if job.ranks.first and state.watch.reason:
         kept = job.config.keep_best_n > 0 and training.store.list()
         best = (
             f"`isotrain predict {run.path} --checkpoint best`" if kept else "gone: keep_best_n or save_strategy says so"
         )
         log.warning("the newest weights are those of the collapsed model; the best are %s", best)
-    if status == "completed":
+    if job.ranks.first and status == "completed":
         # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.
         training.store.finish()
     return TrainResult(

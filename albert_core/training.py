@@ -36,11 +36,15 @@ def _not_ready(*_: Any) -> torch.Tensor:
 
 @dataclass
 class Training:
-    """All the parts the loop moves. `step` makes an optimizer step (`train.make_step`), once it is set."""
+    """All the parts the loop moves. `step` makes an optimizer step (`step.make_step`), once it is set.
+
+    `parallel` is `model` as the step calls it: of several processes, wrapped so that they sum their gradients.
+    """
 
     job: Job
     run: RunFolder
     model: nn.Module
+    parallel: nn.Module
     loss: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     optimizer: torch.optim.Optimizer
     stream: BatchStream
@@ -85,6 +89,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         whole_windows=backend.static_shapes is not None,
     )
     total_steps = stream.steps_per_epoch * config.num_epochs
+    parallel = job.ranks.parallel(model)
     store = CheckpointStore(
         run.checkpoints,
         keep_last_n=config.keep_last_n,
@@ -98,7 +103,8 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         job=job,
         run=run,
         model=model,
-        loss=backend.compile(summed_loss(model, job.task)),
+        parallel=parallel,
+        loss=backend.compile(summed_loss(parallel, job.task)),
         optimizer=optimizer,
         stream=stream,
         source=source,
@@ -142,8 +148,11 @@ def _token_batches(job: Job) -> tuple[TokenBatches, TokenBatches]:
             config.max_length,
             config.batch_size,
             config.gradient_accumulation_steps,
+            job.ranks,
         ),
-        TokenBatches(job.test_tokens, job.backend, job.layout, config.max_length, config.eval_batch_size),
+        TokenBatches(
+            job.test_tokens, job.backend, job.layout, config.max_length, config.eval_batch_size, ranks=job.ranks
+        ),
     )
 
 
@@ -172,8 +181,9 @@ def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSou
             layout,
             length,
             reporter.phase(f"features {name}"),
+            job.ranks,
         )
-        sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend, rows))
+        sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend, rows, job.ranks))
         log.info("features of %s %s texts %s", f"{tokens.num_texts:,}", name, "from the disk" if kept else "computed")
     job.phases["features"] = (time.perf_counter_ns() - began) / 1e9
     log.info("features ready after %.1f s", job.phases["features"])

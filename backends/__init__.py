@@ -21,7 +21,7 @@ from .base import (
     Yardstick,
     device_label,
 )
-from .registry import backend_class, foresee_backend, get_backend, list_backends
+from .registry import backend_class, foresee_backend, get_backend, list_backends, rank_backend, rank_group
 
 __all__ = [
     "DTYPES",
@@ -45,4 +45,6 @@ __all__ = [
     "foresee_backend",
     "get_backend",
     "list_backends",
+    "rank_backend",
+    "rank_group",
 ]

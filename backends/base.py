@@ -224,6 +224,9 @@ class Backend(ABC):
 
     name: str
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    # What processes that train one run together communicate over, as torch.distributed names it ("gloo",
+    # "cpu:gloo,cuda:nccl"); tensors on the host are exchanged too. None: one process trains alone.
+    process_group: ClassVar[str | None] = None
     # Tokens a batch of the one pass over all texts: enough to keep the device busy, little enough memory.
     feature_batch_tokens: int = 8192
 
@@ -253,6 +256,12 @@ class Backend(ABC):
     def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
         """The devices behind this name, by label: whether each can be used, and the options that choose it."""
         return {cls.name: (cls.probe(), None)}
+
+    @classmethod
+    def device_of_rank(cls, local_rank: int) -> int | None:
+        """The index of the device for process `local_rank` of this machine; None where all of them share one."""
+        del local_rank
+        return None
 
     @property
     @abstractmethod

@@ -28,6 +28,7 @@ class CpuBackend(Backend):
     """Host execution: eager, synchronous, always available."""
 
     name = "cpu"
+    process_group = "gloo"
 
     def __init__(self, index: int | None = None) -> None:
         if index not in (None, 0):

@@ -51,6 +51,7 @@ class CudaBackend(Backend):
     """One NVIDIA GPU: asynchronous kernels, a caching allocator, copies on a side stream."""
 
     name = "cuda"
+    process_group = "cpu:gloo,cuda:nccl"
     feature_batch_tokens = CHUNK_TOKENS
 
     def __init__(self, index: int | None = None) -> None:
@@ -89,6 +90,10 @@ class CudaBackend(Backend):
             return Availability(
                 False, reason, "check with nvidia-smi that it is healthy and not held by another process"
             )
+
+    @classmethod
+    def device_of_rank(cls, local_rank: int) -> int | None:
+        return local_rank
 
     @property
     def device(self) -> torch.device:

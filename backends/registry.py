@@ -69,6 +69,25 @@ def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     return backend.open(int(index) if separator else None, (options or {}).get(base))
 
 
+def rank_backend(name: str, local_rank: int) -> str:
+    """`name` with the device of the machine's process number `local_rank`, of several that train one run together.
+
+    Raises UserError where `name` gives all of them one device.
+    """
+    base, separator, _ = name.partition(":")
+    index = backend_class(base).device_of_rank(local_rank)
+    if index is None:
+        return name
+    if separator:
+        raise UserError(f"backend {name!r} is one device, and several processes were started; write {base}")
+    return f"{base}:{index}"
+
+
+def rank_group(name: str) -> str | None:
+    """What several processes on backend `name` communicate over, in torch's words; None where one trains alone."""
+    return backend_class(name.partition(":")[0]).process_group
+
+
 def _installed() -> Iterator[EntryPoint]:
     return iter(entry_points(group=ENTRY_POINT_GROUP))
 

@@ -23,8 +23,8 @@ from ..albert_core.features import CachedFeatures
 from ..albert_core.head import ClassificationHead
 from ..albert_core.model import WholeModel, summed_loss
 from ..albert_core.optim import build_optimizer
+from ..albert_core.step import step_function
 from ..albert_core.tasks import find_task
-from ..albert_core.train import step_function
 from ..backends import Backend, CastPolicy
 from .peers.base import PeerEncoder
 from .texts import BenchBatch, Texts, cost_classes

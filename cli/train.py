@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,14 +59,18 @@ def train(
     resolved = load_config(source, sets or (), {"backend": backend, "threads": threads})
 
     from ..albert_core.progress import reporter_for_terminal
+    from ..albert_core.ranks import launched
     from ..albert_core.train import train as run_training
 
-    with reporter_for_terminal() as reporter:
+    first = launched().first
+    with reporter_for_terminal() if first else nullcontext() as reporter:
         result = run_training(resolved, resume=run, reporter=reporter)
-    _show(result)
+    if first:
+        _show(result)
     if result.status == "stopped":
         done = f"stopped at step {result.step} of {result.total_steps}"
-        typer.echo(f"{done}; go on with: isotrain train --resume {result.run.path}")
+        if first:
+            typer.echo(f"{done}; go on with: isotrain train --resume {result.run.path}")
         raise typer.Exit(0 if result.step == resolved.config.stop_at_step else 130)
     if result.status == "collapsed":
         typer.echo(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")

@@ -117,7 +117,9 @@ def loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def evaluate(model: nn.Module, source: InputSource, job: Job) -> Evaluation:
     """Loss, accuracy, macro-F1, the share of the label told most often and, of two labels, the second's F1."""
-    found = evaluate_labels(model, source, job.test_tokens.num_texts, job.config.eval_batch_size, job.backend)
+    found = evaluate_labels(
+        model, source, job.test_tokens.num_texts, job.config.eval_batch_size, job.backend, job.ranks
+    )
     if "eval/f1" not in metrics_of(job.dataset):
         del found["eval/f1"]
     return Evaluation(found)

@@ -155,25 +155,29 @@ def evaluate(model: nn.Module, source: InputSource, job: Job) -> Evaluation:
 
 
 def _logits_of(model: nn.Module, source: InputSource, store: WindowStore, job: Job) -> tuple[np.ndarray, float]:
-    """The logits of all tokens, float32 [T, 2], and the mean loss of a window."""
-    backend, size = job.backend, job.config.eval_batch_size
+    """The logits of all tokens, float32 [T, 2], and the mean loss of a window; of several processes each computes a
+    share.
+    """
+    backend, size, ranks = job.backend, job.config.eval_batch_size, job.ranks
     training = model.training
     model.eval()
     # By length, so that a batch is padded by little.
     order = np.argsort(store.lengths, kind="stable")
     source.start_epoch(order)
     loss_sum: torch.Tensor = backend.place(torch.zeros(()))
-    found = np.empty((store.num_tokens, ENDS), dtype=np.float32)
+    found = np.zeros((store.num_tokens, ENDS), dtype=np.float32)
     with torch.no_grad():
         for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            inputs, labels = source.batch(start, start + len(rows))
+            stop = min(start + size, len(order))
+            rows = order[slice(*ranks.share(start, stop))]
+            inputs, labels = source.batch(start, stop)
             logits = model(inputs)
             loss_sum = loss_sum + loss(logits, labels)[0]
             backend.step_boundary()
             _keep(found, store, rows, logits.cpu())
     model.train(training)
-    return found, float(loss_sum) / len(order)
+    # Every token is one process's, and 0 in the others.
+    return np.sum(ranks.gather(found), axis=0), float(ranks.total(loss_sum)) / len(order)
 
 
 def _keep(found: np.ndarray, store: WindowStore, rows: Iterable[int], logits: torch.Tensor) -> None:
