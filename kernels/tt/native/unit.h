@@ -1,8 +1,11 @@
 // The matrix unit over the operations of a vector type V. Each translation unit that includes this is compiled for an
 // instruction set of its own; internal linkage keeps the linker from mixing their instances.
 //
-// V: Lanes16 (V::lanes of them), Lanes32 (half as many), Mask (of Lanes32). See engine_portable.cpp for what each
-// operation means. Correctness is kernels/tt/model.py's, value by value.
+// V: Lanes16 (V::lanes of them), Lanes32 (half as many), Mask (of Lanes32). engine_portable.cpp shows what the
+// operations of Lanes32 mean (shifts take their counts as unsigned, and from 32 on shift everything out). Of Lanes16,
+// which `multiply` needs beside them: pair broadcasts two lanes; mul_round is (a b + 2^14) >> 15; power is 2^(14 - d), 0
+// from d = 15 on; count_bits counts those of a low byte under a high one of 0; where_greater(a, b, value) is value or 0;
+// low and high widen half of the lanes each. Correctness is kernels/tt/model.py's, value by value.
 #pragma once
 
 #include "engine.h"
