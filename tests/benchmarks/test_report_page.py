@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from isotrain import UserError
 from isotrain.benchmarks.html import styles
-from isotrain.benchmarks.html.charts import BarChart, LineChart, StackedChart
+from isotrain.benchmarks.html.charts import BarChart, LineChart, StackedChart, Table
 from isotrain.benchmarks.html.contents import contents
 from isotrain.benchmarks.html.draw_lines import extremes
 from isotrain.benchmarks.html.loading import load_results
@@ -203,6 +203,10 @@ def test_the_roof_and_its_targets_are_where_they_were_measured(
         )
         assert line.lows[0] == pytest.approx(target["figures"]["hardware_tflops"]["low"])
         assert line.highs[0] == pytest.approx(target["figures"]["hardware_tflops"]["high"])
+    places = next(block for block in sections["roofline"].blocks if isinstance(block, Table))
+    # 1.6e11 FLOPs in 0.2 s are 0.8 TFLOP/s; 60 FLOP/byte at 10 GB/s allow 0.6.
+    assert places.rows[1] == ("cpu forward packed auto x8", "60", "0.8", "0.6", "133.3%", "10", "memory", "valid")
+    assert places.flagged == {0}
 
 
 def test_a_target_without_an_intensity_is_named_beside_the_roof(bench_result: dict[str, Any], tmp_path: Path) -> None:
