@@ -77,6 +77,12 @@ def test_the_page_has_every_section_in_order(page: Page) -> None:
     assert [values["href"] for values in page.all("a")] == ["#main", *(f"#{key}" for key in wanted)]
 
 
+def test_the_page_is_named_after_the_folder_or_as_told(results_folder: Path, tmp_path: Path, text: str) -> None:
+    assert "<h1>isotrain report: all results</h1>" in text
+    named = write_report(results_folder, tmp_path / "named.html", title="a <b>")
+    assert "<h1>isotrain report: a &lt;b&gt;</h1>" in named.page.read_text(encoding="utf-8")
+
+
 def test_it_needs_nothing_beside_it(text: str, page: Page) -> None:
     assert not re.search(r"https?://|@import|url\((?!#)", text)
     assert not {"script", "iframe", "img", "object"} & {tag for tag, *_ in page.elements}
