@@ -34,6 +34,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     flagged: frozenset[int] = frozenset()
 
+    def without_empty_columns(self) -> Table:
+        """The table without the columns in which no row says anything."""
+        kept = [place for place in range(len(self.columns)) if any(row[place] for row in self.rows)]
+        columns = tuple(self.columns[place] for place in kept)
+        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
+        return Table(self.caption, columns, rows, self.flagged)
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -130,7 +137,7 @@ class BarChart:
     half: bool = False
 
     def table(self) -> Table:
-        columns = (Column("", numeric=False), Column(self.unit), Column("95 % interval"), Column("remarks", False))
+        columns = (Column("what", numeric=False), Column(self.unit), Column("95 % interval"), Column("remarks", False))
         rows = tuple(
             (bar.name, number(bar.value), f"{number(bar.low)} to {number(bar.high)}", bar.words) for bar in self.bars
         )
@@ -164,7 +171,7 @@ class StackedChart:
     half: bool = False
 
     def table(self) -> Table:
-        columns = (Column("", numeric=False), *(Column(part) for part in self.parts), Column("sum"))
+        columns = (Column("what", numeric=False), *(Column(part) for part in self.parts), Column("sum"))
         rows = tuple(
             (
                 joined_name(stack.name, stack.words),

@@ -85,7 +85,7 @@ def load_results(folder: Path) -> Results:
         name = clean(str(path.relative_to(folder)))
         try:
             if path.name == METRICS:
-                name = clean(str(path.parent.relative_to(folder))) if path.parent != folder else folder.name
+                name = clean(str(path.parent.relative_to(folder))) if path.parent != folder else folder.resolve().name
                 results.runs.append(Found(name, _read_run(path.parent)))
             else:
                 _sort_in(results, name, _read_result(path))

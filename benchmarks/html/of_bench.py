@@ -95,7 +95,7 @@ def _table(bench: Bench) -> Table:
     )
     rows = tuple((target.name, verdict(target), *_cells(target)) for target in bench.targets)
     flagged = frozenset(index for index, target in enumerate(bench.targets) if not target.valid)
-    return Table(titled("All targets", bench_tags(bench)), columns, rows, flagged)
+    return Table(titled("All targets", bench_tags(bench)), columns, rows, flagged).without_empty_columns()
 
 
 def _comparisons(bench: Bench) -> list[Table]:

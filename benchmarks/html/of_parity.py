@@ -55,7 +55,7 @@ def parity_tags(parity: Parity) -> list[str]:
         words
         for words, said in (
             ("random weights", any(side.random_weights for side in sides)),
-            ("partial: not every candidate ended", parity.status == "partial"),
+            ("partial", parity.status == "partial"),
         )
         if said
     ]
@@ -135,7 +135,7 @@ def _verdicts(parity: Parity) -> Table:
         for one in parity.candidates
     )
     flagged = frozenset(index for index, one in enumerate(parity.candidates) if one.verdict != "pass")
-    return Table(titled("Verdicts", parity_tags(parity)), columns, rows, flagged)
+    return Table(titled("Verdicts", parity_tags(parity)), columns, rows, flagged).without_empty_columns()
 
 
 def _curve(side: Ran) -> tuple[Point, ...]:
@@ -203,8 +203,8 @@ def _growth(parity: Parity, index: str) -> list[LineChart]:
     names = tuple(dict.fromkeys(repetition.name for _, one in known for repetition in one.repetitions))
     charts = []
     for kind, words, error, allowed in (
-        ("Accumulated", "From the start of the model.", "relative_l2", "allowed"),
-        ("Local", "Each repetition from the reference's own input.", "local_relative_l2", "local_allowed"),
+        ("Accumulated", "From the start of the model", "relative_l2", "allowed"),
+        ("Local", "From the reference's own input", "local_relative_l2", "local_allowed"),
     ):
         lines = [Line(_named(one), _by_repetition(one.repetitions, names, error), style) for style, one in known]
         if any(value is not None for line in lines for _, value in line.points):
@@ -213,7 +213,7 @@ def _growth(parity: Parity, index: str) -> list[LineChart]:
                 LineChart(
                     f"growth-{kind.lower()}-{index}",
                     titled(f"{kind} error", parity_tags(parity)),
-                    f"{words} Thin: what the tolerance allows.",
+                    f"{words}. Thin: allowed.",
                     Axis("after repetition", names=tuple(name.removeprefix("repetition ") for name in names)),
                     Axis("relative L2", log=True),
                     tuple(lines),

@@ -14,7 +14,6 @@ from .text import joined
 
 # The parts of the way to a steady state. Its own length and that of measuring the peaks are chosen, not found.
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up")
-NAMES = {"first_step": "first step", "warm_up": "warm-up"}
 HOST = "this host's seconds"
 
 
@@ -47,13 +46,22 @@ def _phases(found: Found[Bench], targets: Sequence[Target], key: str) -> Stacked
     stacks = [
         Stack(
             target.name,
-            {NAMES.get(phase, phase): target.phases[phase].median for phase in PHASES if phase in target.phases},
+            _seconds(target),
             joined(["" if target.valid else "invalid", HOST if target.emulated else ""], ", "),
         )
         for target in targets
     ]
     words = f"{found.path}: from the start of a process to its steady state, medians over processes."
     return _stacked(key, titled("Phases", bench_tags(found.document)), words, stacks)
+
+
+def _seconds(target: Target) -> dict[str, float]:
+    """Seconds of each phase up to the steady state; compilations during the warm-up are a part of their own."""
+    seconds = {phase: target.phases[phase].median for phase in PHASES if phase in target.phases}
+    compiling = target.phases.get("later_compiles")
+    if compiling is not None and "warm_up" in seconds:
+        seconds |= {"later_compiles": compiling.median, "warm_up": max(0.0, seconds["warm_up"] - compiling.median)}
+    return {phase.replace("_", " "): value for phase, value in seconds.items()}
 
 
 def _stacked(key: str, title: str, words: str, stacks: Sequence[Stack]) -> StackedChart:

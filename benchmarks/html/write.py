@@ -11,6 +11,7 @@ from ...albert_core.run import write_bytes, write_text
 from .contents import contents, lead
 from .loading import Skipped, load_results
 from .page import render_page
+from .text import clean
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class Written:
     skipped: tuple[Skipped, ...]
 
 
-def write_report(folder: Path, out: Path, pictures: Path | None = None) -> Written:
+def write_report(folder: Path, out: Path, pictures: Path | None = None, title: str | None = None) -> Written:
     """A page at `out` of all results under `folder`, and each chart as a PNG file in `pictures`.
+
+    title: the page's, after "isotrain report: "; the folder's name when not given.
 
     Raises UserError where nothing can be shown, where `out` is no place for a page, and for `pictures` without
     matplotlib; nothing is written then.
@@ -44,8 +47,8 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None) -> Writt
 
         images = {chart.key: draw_png(chart) for chart in charts}
     now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-    title = f"isotrain report: {folder.resolve().name}"
-    page = render_page(title, lead(results), sections, f"Made by isotrain {__version__}, {now}")
+    heading = f"isotrain report: {clean(title or folder.resolve().name)}"
+    page = render_page(heading, lead(results), sections, f"Made by isotrain {__version__}, {now}")
     write_text(out, page)
     files = []
     if pictures is not None:

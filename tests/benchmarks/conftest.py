@@ -160,6 +160,9 @@ def bench_result(all_runs: Callable[..., list[WorkerRun]]) -> dict[str, Any]:
     changes[5] |= {"device": emulated}
     result = build_result(plan, all_runs(plan, changes), describe())
     result["targets"][5] |= {"backend": "tt", "label": "tt train_step bucketed auto x8", "roofline": None}
+    for target in result["targets"]:
+        # Compilations are a part of the warm-up's 0.25 s.
+        target["phases"]["later_compiles"]["median"] = 0.1
     for place, target in enumerate(result["targets"][:5]):
         # The first one's traffic fits a cache, which copies twice as fast as the memory.
         intensity, gbps = 20.0 + 40 * place, 10.0 if place else 20.0

@@ -80,7 +80,7 @@ def test_charts_have_their_marks_and_lines(browser: Any, page: Path, width: int)
         "throughput-0": [5, 0],
         "whole-runs-0": [2, 0],
         "roofline-0-0": [5, 2],
-        "phases-0": [6 * 7, 0],
+        "phases-0": [6 * 8, 0],
         "whole-phases-0": [5, 0],
         "training-phases": [4, 0],
         "training-loss": [2 * long_curve, 2],

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from isotrain import UserError
 from isotrain.benchmarks.html import styles
-from isotrain.benchmarks.html.charts import BarChart, LineChart, StackedChart
+from isotrain.benchmarks.html.charts import BarChart, LineChart, StackedChart, Table
 from isotrain.benchmarks.html.contents import contents
 from isotrain.benchmarks.html.draw_lines import extremes
 from isotrain.benchmarks.html.loading import load_results
@@ -77,6 +77,12 @@ def test_the_page_has_every_section_in_order(page: Page) -> None:
     assert [values["href"] for values in page.all("a")] == ["#main", *(f"#{key}" for key in wanted)]
 
 
+def test_the_page_is_named_after_the_folder_or_as_told(results_folder: Path, tmp_path: Path, text: str) -> None:
+    assert "<h1>isotrain report: all results</h1>" in text
+    named = write_report(results_folder, tmp_path / "named.html", title="a <b>")
+    assert "<h1>isotrain report: a &lt;b&gt;</h1>" in named.page.read_text(encoding="utf-8")
+
+
 def test_it_needs_nothing_beside_it(text: str, page: Page) -> None:
     assert not re.search(r"https?://|@import|url\((?!#)", text)
     assert not {"script", "iframe", "img", "object"} & {tag for tag, *_ in page.elements}
@@ -89,7 +95,7 @@ def test_tables_and_drawings_can_be_read_aloud_and_reached_by_keys(page: Page) -
     tags = Counter(tag for tag, *_ in page.elements)
     assert tags["table"] == tags["caption"] == tags["thead"] > 25
     assert all(values.get("scope") in ("col", "row") for values in page.all("th"))
-    regions = [values for values in page.all("div") if values.get("role") == "region"]
+    regions = [values for values in page.all("div") if values.get("role") == "group"]
     assert len(regions) == tags["table"]
     assert all(values["tabindex"] == "0" and values["aria-label"] for values in regions)
     drawings = [values for values in page.all("svg") if values["class"] == "chart"]
@@ -203,6 +209,10 @@ def test_the_roof_and_its_targets_are_where_they_were_measured(
         )
         assert line.lows[0] == pytest.approx(target["figures"]["hardware_tflops"]["low"])
         assert line.highs[0] == pytest.approx(target["figures"]["hardware_tflops"]["high"])
+    places = next(block for block in sections["roofline"].blocks if isinstance(block, Table))
+    # 1.6e11 FLOPs in 0.2 s are 0.8 TFLOP/s; 60 FLOP/byte at 10 GB/s allow 0.6.
+    assert places.rows[1] == ("cpu forward packed auto x8", "60", "0.8", "0.6", "133.3%", "10", "memory", "valid")
+    assert places.flagged == {0}
 
 
 def test_a_target_without_an_intensity_is_named_beside_the_roof(bench_result: dict[str, Any], tmp_path: Path) -> None:
@@ -231,8 +241,9 @@ def test_ratios_to_peers_have_a_table(bench_result: dict[str, Any], tmp_path: Pa
 def test_phases_are_those_before_the_steady_state(results_folder: Path) -> None:
     sections = {section.key: section for section in contents(load_results(results_folder))}
     bench, whole, runs = (block for block in sections["phases"].blocks if isinstance(block, StackedChart))
-    assert bench.parts == ("import", "open", "load", "data", "prepare", "first step", "warm-up")
+    assert bench.parts == ("import", "open", "load", "data", "prepare", "first step", "warm up", "later compiles")
     assert [stack.total for stack in bench.stacks] == [1.75] * 6
+    assert (bench.stacks[0].parts["warm up"], bench.stacks[0].parts["later compiles"]) == (0.15, 0.1)
     assert whole.stacks[0].total == pytest.approx(91.0)
     assert runs.stacks[0].parts["steps, evaluation, rest"] == pytest.approx(15.5)
 
