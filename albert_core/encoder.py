@@ -100,7 +100,8 @@ def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with quiet_transformers():
-            encoder.module().save_pretrained(temporary)
+            # Not `module()`: the one that is being trained would leave training mode, and its dropout end.
+            encoder._module.save_pretrained(temporary)
         temporary.rename(folder)
     except OSError as error:
         raise UserError(

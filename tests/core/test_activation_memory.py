@@ -19,7 +19,7 @@ def kept_bytes(job: Job, checkpointing: bool) -> tuple[int, float]:
     if checkpointing:
         checkpoint_activations(encoder)
     head = job.task.head(encoder.config.hidden_size, job.num_labels, job.config)
-    model = WholeModel(encoder, head, job.task.pool, job.backend, job.policy).train()
+    model = WholeModel(encoder, head, job.task.apply_head, job.backend, job.policy).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, int] = {}
     kept = []
