@@ -241,6 +241,12 @@ class TrainConfig(BaseModel):
         # YAML reads a bare `off` as false.
         return None if value in ("", "off", "none", "None", False) else value
 
+    @field_validator("save_strategy", mode="before")
+    @classmethod
+    def _false_is_no(cls, value: Any) -> Any:
+        # And a bare `no`.
+        return "no" if value is False else value
+
     @model_validator(mode="before")
     @classmethod
     def _metric_mode_of_the_metric(cls, values: Any) -> Any:

@@ -78,12 +78,9 @@ def predict(
     folder = open_run(run)
     _check_out(out, file)
 
-    from ..albert_core.predict import read_inputs
+    from ..albert_core.predict import load_predictor, read_inputs, write_predictions
 
     inputs = None if file is None else read_inputs(folder, file, text_column, pair_column)
-
-    from ..albert_core.predict import load_predictor, write_predictions
-
     predictor = load_predictor(folder, backend, checkpoint, model)
     if inputs is None:
         _print(predictor.predict(texts, pairs or None), predictor.label, json_output)

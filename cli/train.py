@@ -86,14 +86,14 @@ def _show_evaluations(result: TrainResult) -> None:
     names = ("train/loss", "epoch", "step", *result.metric_names)
     table = Table()
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows[-_SHOWN_EVALUATIONS:]:
         table.add_row(*(f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in names))
     if len(rows) > _SHOWN_EVALUATIONS:
         typer.echo(f"the last {_SHOWN_EVALUATIONS} of {len(rows)} evaluations:")
     if rows:
         Console().print(table)
-    if rows and result.chart:
+    if len(rows) > 1 and result.chart:
         from ..albert_core.chart import as_text, evaluation_chart
 
         typer.echo(as_text(evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")))

@@ -86,6 +86,11 @@ def test_watch_mode_off(tmp_path: Path, mode: str) -> None:
     assert load_config(write(tmp_path, f"wandb_watch_mode: {mode}")).config.wandb_watch_mode is None
 
 
+def test_a_bare_no_is_the_word(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "save_strategy: no")).config.save_strategy == "no"
+    assert load_config(None, ["save_strategy=no"]).config.save_strategy == "no"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

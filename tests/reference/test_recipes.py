@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,38 +45,25 @@ def recipe(**values: Any) -> plain_loop.Recipe:
     return plain_loop.Recipe(**{"steps": STEPS, "max_length": 128} | values)
 
 
+ANSWERING = recipe(
+    learning_rate=2e-3,
+    batch_size=8,
+    accumulation=4,
+    weight_decay=0.01,
+    schedule="cosine",
+    warmup_steps=math.ceil(0.05 * STEPS),
+    clip=1.0,
+    max_length=64,
+    frozen=True,
+)
+
 CASES = {
-    "csv": Case(
-        "csv_intents",
-        "albert",
-        ("text", "response"),
-        recipe(
-            learning_rate=2e-3,
-            batch_size=8,
-            accumulation=4,
-            weight_decay=0.01,
-            schedule="cosine",
-            warmup_steps=math.ceil(0.05 * STEPS),
-            clip=1.0,
-            max_length=64,
-            frozen=True,
-        ),
-        seed=23,
-    ),
+    "csv": Case("csv_intents", "albert", ("text", "response"), ANSWERING, seed=23),
     "csv, whole model": Case(
         "csv_intents",
         "albert",
         ("text", "response"),
-        recipe(
-            learning_rate=3e-5,
-            batch_size=8,
-            accumulation=4,
-            weight_decay=0.01,
-            schedule="cosine",
-            warmup_steps=math.ceil(0.05 * STEPS),
-            clip=1.0,
-            max_length=64,
-        ),
+        replace(ANSWERING, learning_rate=3e-5, frozen=False),
         seed=23,
         keys={"freeze_encoder": False, "learning_rate": 3e-5},
     ),
