@@ -51,7 +51,9 @@ def best_spans(context: str, windows: Sequence[WindowLogits], n_best: int, max_t
 
 
 def probabilities(spans: Sequence[Span]) -> list[float]:
-    """The softmax of the spans' scores among themselves."""
+    """The softmax of the spans' scores among themselves; none of none."""
+    if not spans:
+        return []
     scores = np.array([span.score for span in spans])
     weights = np.exp(scores - scores.max())
     return [float(weight) for weight in weights / weights.sum()]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ... import UserError
 from .datasets import is_unicode
-from .tabular import Table, read_table, shown
+from .tabular import TABLE_SUFFIXES, Table, read_table, shown
 
 NESTED_SUFFIXES = (".json", ".json.gz")
 COLUMNS = ["id", "title", "context", "question", "answers"]
@@ -68,6 +68,9 @@ def read_question_table(path: Path) -> Table:
     A row of SQuAD's JSON has id, title, context, question and answers, the last as the Hub has them:
     ``{"text": [...], "answer_start": [...]}``. Raises UserError for a file that can't be read or is built otherwise.
     """
+    if not path.name.lower().endswith((*NESTED_SUFFIXES, *TABLE_SUFFIXES)):
+        allowed = ", ".join((*NESTED_SUFFIXES, *TABLE_SUFFIXES))
+        raise UserError(f"{path} is no file of questions known here; allowed are {allowed}; convert it to one of them")
     if not path.name.lower().endswith(NESTED_SUFFIXES):
         return read_table(path)
     rows = list(_questions(path, _read_json(path)))
@@ -118,7 +121,8 @@ def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
     texts, starts = (cell.get("text"), cell.get("answer_start")) if isinstance(cell, dict) else (None, None)
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
         raise UserError(
-            f'{place}: the answers are {shown([cell])}; write {{"text": [...], "answer_start": [...]}}, both as long'
+            f'{place}: the answers are {shown([cell])}; write {{"text": [...], "answer_start": [...]}}, both as '
+            "long, in a .json or .jsonl file"
         )
     if not texts:
         raise UserError(

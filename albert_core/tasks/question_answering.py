@@ -109,7 +109,7 @@ def tokenise(
         )
         if store.num_lost:
             log.warning(
-                "%s: %d of %d answers are whole in no window, and lost to the loss; raise max_length or doc_stride",
+                "%s: %d of %d answers are whole in no window, and so lost to training; raise max_length or doc_stride",
                 split.origin,
                 store.num_lost,
                 len(split),
@@ -181,7 +181,10 @@ def _logits_of(model: nn.Module, source: InputSource, store: WindowStore, job: J
 
 
 def _keep(found: np.ndarray, store: WindowStore, rows: Iterable[int], logits: torch.Tensor) -> None:
-    """Puts a batch's logits [B, L, 2] where the tokens of its windows `rows` are in the store; padding goes nowhere."""
+    """Puts a batch's logits [B, L, 2] where the tokens of its windows `rows` are in the store.
+
+    Padding goes nowhere, and so do rows behind those, which only fill a batch up.
+    """
     for row, values in zip(rows, logits.float().numpy(), strict=False):
         start, stop = store.offsets[row], store.offsets[row + 1]
         found[start:stop] = values[: stop - start]

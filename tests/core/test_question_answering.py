@@ -85,11 +85,12 @@ def test_the_answers_are_the_best_spans_of_all_windows(
 
 
 def test_padding_changes_no_loss_and_parts_of_a_batch_are_the_batch(run: Run, reading: dict[str, Any]) -> None:
-    once = reading | {"steps_freq": 1, "num_epochs": 1}
+    # Longer than the contexts, so that the padded batches are wider than the bucketed ones.
+    once = reading | {"steps_freq": 1, "num_epochs": 1, "max_length": 128}
     bucketed = losses(run(**once))
     padded = losses(run(**once, layout="padded"))
     whole = losses(run(**once | {"batch_size": 8, "gradient_accumulation_steps": 1}))
-    assert len(bucketed) > 5
+    assert len(bucketed) == 4
     for other in (padded, whole):
         np.testing.assert_allclose(other, bucketed, rtol=2e-6)
 

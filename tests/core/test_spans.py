@@ -75,3 +75,4 @@ def test_a_window_without_context_or_with_nan_has_no_spans() -> None:
     assert best_spans("abc", [nowhere], 20, 30) == []
     unknown = WindowLogits(np.full(3, np.nan), np.ones(3), np.array([(0, 1), (1, 2), (2, 3)]))
     assert best_spans("abc", [unknown], 20, 30) == []
+    assert probabilities([]) == []

@@ -117,6 +117,8 @@ def test_each_defect_is_named_in_one_line(tmp_path: Path, file: Any, said: str) 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("a.txt", b"{}", "no file of questions known here; allowed are .json, .json.gz"),
+        ("a.csv", b"id,question,context,answers\nx,?,c,c\n", "in a .json or .jsonl file"),
         ("a.json", b"{", "is not JSON"),
         ("a.json", b'{"data": "\xe9"}', "not UTF-8"),
         ("a.json.gz", b"{}", "can't be read"),

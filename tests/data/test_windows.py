@@ -113,13 +113,13 @@ def test_an_answer_that_no_window_holds_is_counted(tokenizer: TextTokenizer) -> 
     assert np.array_equal(asked.ids, kept.ids)
 
 
-def test_white_space_around_an_answer_is_none_of_its_tokens(tokenizer: TextTokenizer) -> None:
-    context = "Anna keeps the  ledger  here."
-    padded = Answer("  ledger  ", context.index("  ledger"))
-    ((spans, (first, last)),) = windows_of(
-        build_window_store(one(context, padded), tokenizer, 64, 10, use_cache=False), 0
-    )
-    assert context[spans[first][0] : spans[last][1]].strip() == "ledger"
+@pytest.mark.parametrize("text", ["  ledger  ", "ledger", "the", "(two)", "two"])
+def test_an_answer_has_its_own_tokens_alone(tokenizer: TextTokenizer, text: str) -> None:
+    """Neither the white space that it was given with, nor the sign that stands beside it without a space."""
+    context = "Anna keeps the  ledger  here, and (two) keys."
+    store = build_window_store(one(context, Answer(text, context.index(text))), tokenizer, 64, 10, use_cache=False)
+    ((spans, (first, last)),) = windows_of(store, 0)
+    assert context[spans[first][0] : spans[last][1]].strip() == text.strip()
 
 
 def test_a_question_that_leaves_no_room_is_named(split: QuestionSplit, tokenizer: TextTokenizer) -> None:
