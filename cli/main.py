@@ -12,8 +12,10 @@ import typer
 
 from .. import UserError, __version__
 from .bench import bench
+from .compare import compare
 from .config import config
 from .doctor import doctor
+from .history import history
 from .predict import predict
 from .train import train
 from .tt_estimate import tt_estimate
@@ -67,6 +69,8 @@ for _name, _command in (
     ("train", train),
     ("predict", predict),
     ("bench", bench),
+    ("compare", compare),
+    ("history", history),
     ("doctor", doctor),
     ("config", config),
     ("tt-formats", tt_formats),
