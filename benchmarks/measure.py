@@ -16,9 +16,11 @@ from typing import Protocol
 
 from .statistics import drift, is_quiet
 
+# Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
 Clock = Callable[[], int]
 Meter = Callable[[], float | None]
 
+# Rule 4: how long a warm-up lasts at least, and how long it must have compiled nothing.
 LEAST_WARMUP_STEPS = 10
 QUIET_COMPILE_STEPS = 5
 MOST_STEPS_PER_BLOCK = 100_000
@@ -204,7 +206,7 @@ def _timed_step(target: Target, index: int, clock: Clock) -> int:
 
 
 def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list[str], dict[int, int]]:
-    """Steps until quiet or out of budget; every batch of the list runs before the first block where they differ.
+    """Rule 4: steps until quiet or out of budget; every batch of the list runs before the first block where they differ.
 
     Returns also what reading the values found, and the usual time (ns) of each class of batches.
     """
@@ -264,6 +266,7 @@ def _timed_blocks(target: Target, count: int, steps: int, clock: Clock, joules: 
                 findings.joules.append(used - energy)
             blocks.append(stop - start)
             if target.compile_count() != compiles:
+                # Rule 5: the time of such a block is the compiler's.
                 findings.compiling_blocks.append(block)
             problems, late = _read_twice(target, clock)
             findings.problems += problems
@@ -289,7 +292,7 @@ def _read_twice(target: Target, clock: Clock) -> tuple[list[str], int]:
 
 @contextmanager
 def _collector_frozen() -> Iterator[None]:
-    """No garbage collection inside: a collection of millions of objects is no part of a step."""
+    """Rule 9: no garbage collection inside, for a collection of millions of objects is no part of a step."""
     enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
