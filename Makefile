@@ -1,4 +1,5 @@
 # make run: install and run the main job.  make test: install and run the suite.  make check: lint, format, types.
+# make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make test-xla: the XLA and Tenstorrent tests, in an environment of their own (torch-xla pins an older torch).
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ XLA_BIN := $(XLA_VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run test test-xla check format clean help
+.PHONY: run test bench-suite test-xla check format clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -42,6 +43,10 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+bench-suite: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \
+	  -o python_files='bench_*.py' -o addopts=--import-mode=importlib --benchmark-autosave $(ARGS)
 
 test-xla: $(XLA_VENV)/.installed
 	$(XLA_BIN)/python -m pytest tests/xla

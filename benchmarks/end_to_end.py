@@ -54,14 +54,16 @@ class _Side:
         return bool(self.padding)
 
     def sampled(self) -> list[Sampled]:
-        return [self._sampled(document) for document in self.documents]
+        return [sampled(document, self.extrapolated) for document in self.documents]
 
-    def _sampled(self, document: dict[str, Any]) -> Sampled:
-        if not self.extrapolated:
-            return Sampled(document["seconds"])
-        steps = Part(document["steps"], EPOCHS * document["steps_per_epoch"])
-        validation = Part(document["validation"], EPOCHS * document["validation_batches_per_epoch"])
-        return Sampled(sum(document["once"].values()), (steps, validation))
+
+def sampled(document: dict[str, Any], extrapolated: bool) -> Sampled:
+    """One process's times of a whole run: all of it, or the parts that it is extrapolated from."""
+    if not extrapolated:
+        return Sampled(document["seconds"])
+    steps = Part(document["steps"], EPOCHS * document["steps_per_epoch"])
+    validation = Part(document["validation"], EPOCHS * document["validation_batches_per_epoch"])
+    return Sampled(sum(document["once"].values()), (steps, validation))
 
 
 def run_end_to_end(

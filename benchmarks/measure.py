@@ -16,14 +16,18 @@ from typing import Protocol
 
 from .statistics import drift, is_quiet
 
+# Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
 Clock = Callable[[], int]
 Meter = Callable[[], float | None]
 
+# Rule 4: how long a warm-up lasts at least, and how long it must have compiled nothing.
 LEAST_WARMUP_STEPS = 10
 QUIET_COMPILE_STEPS = 5
 MOST_STEPS_PER_BLOCK = 100_000
 # The share of a block's time that may still be outstanding when its fence has returned.
 LARGEST_LATE_SHARE = 0.1
+# Blocks from which on a drift beyond the noise is no chance any more.
+LEAST_FOR_DRIFT = 9
 
 
 class Target(Protocol):
@@ -110,6 +114,19 @@ class Measurement:
         }
 
 
+class _WatchedClock:
+    """A clock, and whether it ever went backwards between two looks at it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._last, self.went_back = clock, clock(), False
+
+    def __call__(self) -> int:
+        now = self._clock()
+        self.went_back |= now < self._last
+        self._last = now
+        return now
+
+
 @dataclass
 class _Findings:
     """What the timed blocks showed beside their times."""
@@ -121,17 +138,23 @@ class _Findings:
 
 
 def measure(
-    target: Target, budget: Budget, clock: Clock = time.perf_counter_ns, joules: Meter = lambda: None
+    target: Target,
+    budget: Budget,
+    clock: Clock = time.perf_counter_ns,
+    joules: Meter = lambda: None,
+    disturbed: Callable[[], bool] = lambda: False,
 ) -> Measurement:
     """Measures `target`: first step, warm-up until quiet, then timed blocks of k steps with one fence each.
 
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
     pass over the list, so that every block does the same work. A block starts at the list's first batch. `joules` reads
-    a counter of energy, outside the timed region.
+    a counter of energy, outside the timed region; `disturbed` says whether other work had the device meanwhile, which
+    excuses blocks that grow slower.
     """
+    watched = _WatchedClock(clock)
     mixed = len(set(target.classes)) > 1
-    first_step = _timed_step(target, 0, clock)
-    warm_up, problems, typical = _warm_up(target, budget, clock)
+    first_step = _timed_step(target, 0, watched)
+    warm_up, problems, typical = _warm_up(target, budget, watched)
 
     unit = len(target.classes) if mixed else 1
     unit_time = max(1, sum(typical[label] for label in target.classes) if mixed else typical[target.classes[0]])
@@ -141,7 +164,7 @@ def measure(
     affordable = int(2.0 * budget.seconds * 1e9 / (unit_time * steps / unit))
     count = max(min(budget.blocks, affordable), budget.least_blocks or budget.blocks)
     compiles_before = target.compile_count()
-    blocks, findings = _timed_blocks(target, count, steps, clock, joules)
+    blocks, findings = _timed_blocks(target, count, steps, watched, joules)
     reasons = [*dict.fromkeys(problems + findings.problems)]
     if findings.compiling_blocks:
         compiles = target.compile_count() - compiles_before
@@ -154,8 +177,14 @@ def measure(
             f"the fence returned before the work was done (blocks {_listed(findings.late_blocks)} left more than "
             f"{LARGEST_LATE_SHARE:.0%} of their time outstanding)"
         )
-    if min(blocks) <= 0 or first_step < 0:
-        reasons.append("the clock stood still or went backwards during a timed block")
+    if min(blocks) <= 0 or watched.went_back:
+        reasons.append("the clock stood still or went backwards: its times mean nothing")
+    warnings = list(_qualifications(warm_up, budget, blocks))
+    unsteady = _unsteadiness(blocks)
+    if unsteady and len(blocks) >= LEAST_FOR_DRIFT and not disturbed():
+        reasons.append(f"{unsteady}: the device throttled, or never was in a steady state")
+    elif unsteady:
+        warnings.append(unsteady)
     return Measurement(
         first_step=first_step,
         warm_up=warm_up,
@@ -164,7 +193,7 @@ def measure(
         compiles=target.compile_count(),
         joules=tuple(findings.joules),
         reasons=tuple(reasons),
-        warnings=tuple(_qualifications(warm_up, budget, blocks)),
+        warnings=tuple(warnings),
     )
 
 
@@ -177,7 +206,7 @@ def _timed_step(target: Target, index: int, clock: Clock) -> int:
 
 
 def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list[str], dict[int, int]]:
-    """Steps until quiet or out of budget; every batch of the list runs before the first block where they differ.
+    """Rule 4: steps until quiet or out of budget; every batch of the list runs before the first block where they differ.
 
     Returns also what reading the values found, and the usual time (ns) of each class of batches.
     """
@@ -237,6 +266,7 @@ def _timed_blocks(target: Target, count: int, steps: int, clock: Clock, joules: 
                 findings.joules.append(used - energy)
             blocks.append(stop - start)
             if target.compile_count() != compiles:
+                # Rule 5: the time of such a block is the compiler's.
                 findings.compiling_blocks.append(block)
             problems, late = _read_twice(target, clock)
             findings.problems += problems
@@ -262,7 +292,7 @@ def _read_twice(target: Target, clock: Clock) -> tuple[list[str], int]:
 
 @contextmanager
 def _collector_frozen() -> Iterator[None]:
-    """No garbage collection inside: a collection of millions of objects is no part of a step."""
+    """Rule 9: no garbage collection inside, for a collection of millions of objects is no part of a step."""
     enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -282,10 +312,15 @@ def _qualifications(warm_up: WarmUp, budget: Budget, blocks: Sequence[int]) -> I
         yield f"{len(blocks)} blocks instead of {budget.blocks}: one takes {max(blocks) / 1e9:.1f} s"
     if sum(blocks) > 2.0 * budget.seconds * 1e9:
         yield f"the timed blocks took {sum(blocks) / 1e9:.1f} s, more than the {budget.seconds:g} s planned"
+
+
+def _unsteadiness(blocks: Sequence[int]) -> str:
+    """How the blocks drifted, in words; empty where that is within their noise."""
     change = drift(blocks)
-    if change is not None:
-        word = "slower" if change > 0 else "faster"
-        yield f"the last third of the blocks ran {abs(change):.0%} {word} than the first"
+    if change is None:
+        return ""
+    word = "slower" if change > 0 else "faster"
+    return f"the last third of the blocks ran {abs(change):.0%} {word} than the first"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -234,7 +234,7 @@ def _peers_plan(options: Options) -> Plan:
 def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]]:
     """(target, process) in rounds: a random order of all targets, then that order reversed, then the next random one.
 
-    A B B A: a machine that grows slower (or faster) steadily during two rounds touches all targets alike.
+    Rule 7, A B B A: a machine that grows slower (or faster) steadily during two rounds touches all targets alike.
     """
     generator = random.Random(seed)
     order: list[tuple[int, int]] = []

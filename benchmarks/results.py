@@ -16,7 +16,7 @@ from . import environment
 from .gates import Entry, judge, measured_entries
 from .plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
 from .runner import WorkerRun
-from .statistics import Interval, median_interval, outliers, quantile, ratio_interval
+from .statistics import Interval, median_interval, outliers, quantile, ratio_interval, two_modes
 
 SCHEMA = "isotrain.bench/1"
 UNAVAILABLE = "unavailable"
@@ -148,6 +148,13 @@ def _entry(plan: Plan, index: int, runs: Sequence[WorkerRun]) -> Entry:
         return entry
     entry["energy"] = _energy(documents, options.seed)
     entry["outliers"] = [list(place) for place in outliers(samples)]
+    groups = two_modes(samples)
+    if groups is not None:
+        fast, slow, count = groups
+        entry["warnings"].append(
+            f"the blocks fall into two groups, {fast * 1e3:.3g} and {slow * 1e3:.3g} ms a step "
+            f"({len(flat) - count} and {count} blocks): the median is that of whichever has more"
+        )
     entry["figures"] = _figures(median_interval(samples, options.seed), flat, first["work"])
     return entry
 

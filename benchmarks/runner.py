@@ -151,6 +151,8 @@ def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
         document = json.loads(result.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return WorkerRun(target, process, seconds, error=f"{how(ended)} and left no result{said(ended.log)}")
+    except ValueError:
+        return WorkerRun(target, process, seconds, error=f"{how(ended)} and left half a result{said(ended.log)}")
     if "error" in document:
         error = document["error"]
         return WorkerRun(target, process, seconds, error=error["message"], scope=error["scope"], user_error=True)

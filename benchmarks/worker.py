@@ -51,15 +51,23 @@ class _Stages:
 
 
 class _Disturbances:
-    """How often, while measuring, other work took a CPU away from this process's threads."""
+    """How often, since it was made, other work took a CPU away from this process's threads."""
 
-    def __enter__(self) -> _Disturbances:
+    def __init__(self) -> None:
         self._switches, self._start = involuntary_switches(), time.perf_counter_ns()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds = (time.perf_counter_ns() - self._start) / 1e9
-        self.switches = involuntary_switches() - self._switches
+    def so_far(self) -> bool:
+        """Whether that is so often that figures suffer."""
+        import torch
+
+        return is_disturbed(*self._counted(), torch.get_num_threads())
+
+    def describe(self) -> dict[str, Any]:
+        switches, seconds = self._counted()
+        return {"involuntary_switches_per_second": round(switches / seconds, 1), "disturbed": self.so_far()}
+
+    def _counted(self) -> tuple[int, float]:
+        return involuntary_switches() - self._switches, (time.perf_counter_ns() - self._start) / 1e9
 
 
 def main() -> int:
@@ -222,10 +230,12 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
     with stages.phase("prepare", TARGET):
         workload, policy, notes = _workload(opened, options, target)
 
-    with _Disturbances() as disturbances, workload.surroundings():
+    disturbances = _Disturbances()
+    with workload.surroundings():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
-        measured = measure(workload, budget, joules=lambda: backend.energy().joules)
+        measured = measure(workload, budget, joules=lambda: backend.energy().joules, disturbed=disturbances.so_far)
+    disturbed = disturbances.describe()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
     # Peers run the module's own graph, whose last repetition is computed in full.
@@ -263,8 +273,7 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         "environment": {
             "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
             "affinity": affinity(),
-            "involuntary_switches_per_second": round(disturbances.switches / disturbances.seconds, 1),
-            "disturbed": is_disturbed(disturbances.switches, disturbances.seconds, torch.get_num_threads()),
+            **disturbed,
             "before": before,
             "after": moment(),
         },

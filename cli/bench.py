@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from ..benchmarks.plan import Options
+
+Value = TypeVar("Value", str, int)
 
 
 def bench(
@@ -58,16 +60,17 @@ def bench(
         int | None, typer.Option(help="Texts that everyone runs in a comparison with peers (default 512, quick 32).")
     ] = None,
     dtype: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="Encoder dtype: bfloat16, float32, float64, float16. The table says what the device makes of it."
+            help="Encoder dtype: bfloat16 (default), float32, float64, float16. The table says what the device makes "
+            "of it."
         ),
-    ] = "bfloat16",
+    ] = None,
     strict_dtype: Annotated[
         bool, typer.Option("--strict-dtype", help="Compute in --dtype even where the device only emulates it.")
     ] = False,
     max_length: Annotated[int, typer.Option(help="Tokens a text is cut to, and padded to in the padded layout.")] = 128,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice when not given.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="CPU threads; torch's choice when not given.")] = None,
     dataset: Annotated[
         str,
         typer.Option(
@@ -95,9 +98,13 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="Result file (.json) or folder; results/bench-<time>.json by default.")
     ] = None,
-    json_only: Annotated[
-        bool, typer.Option("--json", help="The result as JSON on stdout, and a file only where --out names one.")
-    ] = False,
+    shown_as: Annotated[
+        str,
+        typer.Option(
+            "--format", help="On stdout: table, json, csv or markdown; other than table writes a file only for --out."
+        ),
+    ] = "table",
+    json_only: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="What a backend is told, as in a configuration: tt.arch=..."),
@@ -119,7 +126,6 @@ def bench(
 
       isotrain bench --workload forward --batch-size 8 --batch-size 64 --processes 5 --out results/sweep.json
     """
-    import json
     from dataclasses import replace
 
     from .. import UserError
@@ -127,6 +133,7 @@ def bench(
     from ..benchmarks.plan import DEFAULT_WORKLOADS, LAYOUTS, Options, make_plan, with_peers, with_quick
     from ..benchmarks.report import output_console, print_plan, print_result
 
+    shown_as = _stdout_format(shown_as, json_only)
     options = Options(
         backends=tuple(backend or ("cpu",)),
         model=model,
@@ -134,10 +141,10 @@ def bench(
         layouts=tuple(layout or LAYOUTS),
         kernels=tuple(kernel or ("auto",)),
         batch_sizes=tuple(batch_size or (() if vs else (8,))),
-        dtype=dtype,
+        dtype=_once("--dtype", dtype) or "bfloat16",
         strict_dtype=strict_dtype,
         max_length=max_length,
-        threads=threads,
+        threads=_once("--threads", threads),
         dataset=dataset,
         tokenizer=tokenizer,
         texts=texts,
@@ -154,28 +161,60 @@ def bench(
     thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds, "texts": texts}
     options = replace(options, **{key: value for key, value in thoroughness.items() if value is not None})
     if whole:
-        _end_to_end(options, out, json_only, dry_run)
+        _end_to_end(options, out, shown_as, dry_run)
     plan = make_plan(options)
     if dry_run:
         print_plan(plan, output_console())
         return
     with watcher_for_terminal(plan) as watcher:
-        outcome = run_bench(options, out=out, write=not json_only or out is not None, watcher=watcher)
+        outcome = run_bench(options, out=out, write=shown_as == "table" or out is not None, watcher=watcher)
     if outcome.result is None:
         typer.echo("isotrain: interrupted before a target was complete; nothing was written", err=True)
-    elif json_only:
-        typer.echo(json.dumps(outcome.result, indent=2))
+    elif shown_as != "table":
+        _print_as(outcome.result, shown_as)
     else:
         print_result(outcome.result, output_console())
     if outcome.path is not None:
-        typer.echo(f"result: {outcome.path}", err=json_only)
+        typer.echo(f"result: {outcome.path}", err=shown_as != "table")
     raise typer.Exit(outcome.code)
 
 
-def _end_to_end(options: Options, out: Path | None, json_only: bool, dry_run: bool) -> None:
-    """The whole-run comparison, which has results of a kind of its own. Ends the command."""
+def _once(flag: str, values: list[Value] | None) -> Value | None:
+    """The one value of an option that all targets of a result share. Of several, click would silently take the last."""
+    from .. import UserError
+
+    if values and len(values) > 1:
+        given = ", ".join(str(value) for value in values)
+        raise UserError(f"{flag} is given {given}; a result has one value of it: run isotrain bench once for each")
+    return values[0] if values else None
+
+
+def _stdout_format(shown_as: str, json_only: bool) -> str:
+    """What stdout gets. Raises UserError for an unknown format, and for two of them."""
+    from .. import UserError
+    from ..benchmarks.export import FORMATS
+
+    if shown_as not in FORMATS:
+        raise UserError(f"--format {shown_as!r} does not exist; allowed are {', '.join(FORMATS)}")
+    if json_only and shown_as not in ("table", "json"):
+        raise UserError(f"--json and --format {shown_as} both name what stdout gets; give one of them")
+    return "json" if json_only else shown_as
+
+
+def _print_as(result: dict[str, Any], shown_as: str) -> None:
+    """A whole result on stdout as JSON, CSV or Markdown."""
     import json
 
+    from ..benchmarks.export import result_markdown, rows, to_csv
+
+    if shown_as == "json":
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        typer.echo(to_csv(rows(result)) if shown_as == "csv" else result_markdown(result), nl=False)
+
+
+def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool) -> None:
+    """The whole-run comparison, which has results of a kind of its own. Ends the command."""
     from ..benchmarks.end_to_end import check, run_end_to_end, training_arguments
     from ..benchmarks.report import output_console
     from ..benchmarks.report_end_to_end import print_end_to_end
@@ -188,16 +227,16 @@ def _end_to_end(options: Options, out: Path | None, json_only: bool, dry_run: bo
             typer.echo(f"{options.processes} x the experiment's loop, dynamic padding; the same padded to --max-length")
         raise typer.Exit
     outcome = run_end_to_end(
-        options, out=out, write=not json_only or out is not None, tell=lambda line: typer.echo(line, err=True)
+        options, out=out, write=shown_as == "table" or out is not None, tell=lambda line: typer.echo(line, err=True)
     )
     if outcome.result is None:
         typer.echo("isotrain: no run was complete; nothing was written", err=True)
-    elif json_only:
-        typer.echo(json.dumps(outcome.result, indent=2))
+    elif shown_as != "table":
+        _print_as(outcome.result, shown_as)
     else:
         print_end_to_end(outcome.result, output_console())
     if outcome.path is not None:
-        typer.echo(f"result: {outcome.path}", err=json_only)
+        typer.echo(f"result: {outcome.path}", err=shown_as != "table")
     raise typer.Exit(outcome.code)
 
 

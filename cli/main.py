@@ -12,10 +12,12 @@ import typer
 
 from .. import UserError, __version__
 from .bench import bench
+from .compare import compare
 from .config import config
 from .doctor import doctor
 from .export import export
 from .parity import parity
+from .history import history
 from .predict import predict
 from .report import report
 from .train import train
@@ -72,6 +74,8 @@ for _name, _command in (
     ("export", export),
     ("bench", bench),
     ("report", report),
+    ("compare", compare),
+    ("history", history),
     ("doctor", doctor),
     ("config", config),
     ("tt-formats", tt_formats),

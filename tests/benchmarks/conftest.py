@@ -36,6 +36,9 @@ if "touch" in what:
 time.sleep(what.get("sleep", 0))
 if "document" in what:
     document = what["document"]
+    if isinstance(document, str):
+        open(spec["result"], "w").write(document)
+        sys.exit(0)
     if "target" in document:
         document["target"] = spec["target"]
     open(spec["result"], "w").write(json.dumps(document))

@@ -97,3 +97,28 @@ def test_the_help_explains_each_option(invoke: Callable) -> None:
     text = invoke("--help").stdout
     for option in ("--backend", "--workload", "--layout", "--kernel", "--quick", "--out", "--json", "--dry-run"):
         assert option in text
+
+
+@pytest.mark.parametrize(("name", "beginning"), [("csv", "target,backend,workload"), ("markdown", "`"), ("json", "{")])
+def test_stdout_is_what_format_names_and_nothing_else(
+    invoke: Callable, tmp_path: Path, name: str, beginning: str
+) -> None:
+    done = invoke("--quick", "--format", name, "--layout", "packed", "--workload", "forward")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(beginning)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "xml"), "--format 'xml' does not exist; allowed are table, json, csv, markdown"),
+        (("--json", "--format", "csv"), "both name what stdout gets"),
+        (("--dtype", "float32", "--dtype", "bfloat16"), "--dtype is given float32, bfloat16; a result has one value"),
+        (("--threads", "1", "--threads", "2"), "--threads is given 1, 2; a result has one value"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    invoke: Callable, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in str(invoke(*arguments).exception)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
+from isotrain.benchmarks import measure as measuring
 from isotrain.benchmarks.measure import Budget, Measurement, measure
+from isotrain.benchmarks.statistics import bounds, resampled_medians
 
 MS = 1_000_000
 
@@ -200,7 +204,11 @@ def test_a_device_that_throttles_half_way_is_flagged() -> None:
         return 5 * MS if step < 110 else 8 * MS
 
     measured = FakeDevice(work).measured()
-    assert any("slower than the first" in warning for warning in measured.warnings)
+    assert any("slower than the first: the device throttled" in reason for reason in measured.reasons)
+    device = FakeDevice(work)
+    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, disturbed=lambda: True)
+    assert excused.reasons == ()
+    assert any("slower than the first" in warning for warning in excused.warnings)
 
 
 def test_what_reading_finds_makes_the_result_invalid_once() -> None:
@@ -216,6 +224,105 @@ def test_a_clock_that_stands_still_is_no_measurement() -> None:
     device = FakeDevice(busy(5))
     measured = measure(device, Budget(2, 0.001, 0.0), clock=lambda: 0)
     assert any("clock stood still" in reason for reason in measured.reasons)
+
+
+@pytest.mark.parametrize("at", [0, 3, 40])
+def test_a_clock_that_goes_backwards_is_no_measurement(at: int) -> None:
+    device = FakeDevice(busy(5))
+    looks = iter(range(10**9))
+    # Half a second back, once.
+    measured = measure(device, Budget(9, 1.0, 1.0), clock=lambda: device.now - (MS * 500 if next(looks) > at else 0))
+    assert any("went backwards" in reason for reason in measured.reasons)
+
+
+class Lazy(FakeDevice):
+    """Nothing runs before somebody asks for a value, and then only what that value depends on.
+
+    A step's loss needs a third of its work; gradients and update, the rest, run for the parameters alone.
+    """
+
+    def __init__(self, fence_on: str) -> None:
+        super().__init__(busy(0))
+        self.fence_on = fence_on
+        self.forward = self.update = 0
+
+    def step(self, index: int) -> None:
+        super().step(index)
+        self.forward += 2 * MS
+        self.update += 4 * MS
+
+    def fence(self) -> None:
+        super().fence()
+        self._ask(self.fence_on)
+
+    def read(self) -> list[str]:
+        # The weights are read as well: see workloads.
+        self._ask("parameters")
+        return super().read()
+
+    def _ask(self, what: str) -> None:
+        self.now += self.forward
+        self.forward = 0
+        if what == "parameters":
+            self.now += self.update
+            self.update = 0
+
+
+def test_a_lazy_device_is_timed_by_its_parameters_and_caught_on_its_loss() -> None:
+    sound = Lazy("parameters").measured()
+    assert sound.reasons == ()
+    assert sound.step_seconds == pytest.approx([6.1e-3] * 9, rel=0.01)
+    assert any("fence returned before" in reason for reason in Lazy("loss").measured().reasons)
+
+
+class CompilesAtStepSeven(FakeDevice):
+    """A program for the seventh of a series of steps without a fence: a warm-up of single steps never meets it."""
+
+    def __init__(self) -> None:
+        super().__init__(self._work)
+
+    def _work(self, step: int, index: int) -> int:
+        self.compiles += self.pending == 6
+        return 505 * MS if self.pending == 6 else 5 * MS
+
+
+def test_a_device_that_compiles_at_the_seventh_step_of_a_block_is_caught() -> None:
+    measured = CompilesAtStepSeven().measured()
+    assert measured.steps_per_block > 7
+    assert measured.warm_up.compiles == 0
+    assert any("compilations inside the timed region" in reason for reason in measured.reasons)
+
+
+def test_noise_of_a_known_distribution_is_covered_through_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 simulated runs of 3 processes of a device with a spread of 5 % a block and 3 % a process."""
+    # A collection of all that torch holds takes longer than the simulation.
+    monkeypatch.setattr(measuring, "_collector_frozen", nullcontext)
+    generator = np.random.default_rng(5)
+
+    def process() -> list[float]:
+        level = 100 * MS * np.exp(0.03 * generator.standard_normal())
+
+        def work(step: int, index: int) -> int:
+            return int(level * np.exp(0.05 * generator.standard_normal()))
+
+        return FakeDevice(work).measured(seconds=0.5).step_seconds
+
+    runs = np.log([[process() for _ in range(3)] for _ in range(200)])
+    low, high = bounds(resampled_medians(runs, generator, 400))
+    assert 0.91 <= ((low <= np.log(0.1001)) & (np.log(0.1001) <= high)).mean() <= 0.99
+
+
+def test_energy_is_counted_block_by_block_outside_the_clock() -> None:
+    device = FakeDevice(busy(5))
+
+    def joules() -> float:
+        device.now += 7 * MS
+        return 0.02 * device.steps
+
+    measured = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, joules=joules)
+    assert measured.joules == pytest.approx([0.02 * measured.steps_per_block] * 9)
+    assert measured.step_seconds == pytest.approx([5e-3] * 9, rel=0.03)
+    assert FakeDevice(busy(5)).measured().joules == ()
 
 
 def test_the_collector_rests_while_blocks_are_timed_and_is_back_afterwards() -> None:

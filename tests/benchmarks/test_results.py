@@ -283,3 +283,14 @@ def test_every_target_has_its_place_under_the_roof(plan: Plan, all_runs: Runs) -
     assert roofline["intensity_flop_per_byte"] == pytest.approx(1.6e11 / 2e7)
     assert (roofline["bound"], roofline["roof_tflops"], roofline["bandwidth_gbps"]) == ("compute", 1.0, 20.0)
     assert "under the roof, energy" in shown(result)
+
+
+def test_a_device_of_two_modes_is_named_and_its_interval_holds_both(plan: Plan, all_runs: Runs) -> None:
+    runs = all_runs(plan)
+    for run in runs:
+        run.document["step_seconds"] = [0.5, 0.501, 0.8] if run.process < 2 else [0.8, 0.801, 0.5]
+    entry = built(plan, runs)["targets"][0]
+    assert any("two groups, 500 and 800 ms a step (5 and 4 blocks)" in warning for warning in entry["warnings"])
+    step = entry["figures"]["step_seconds"]
+    assert step["low"] <= 0.51
+    assert step["high"] >= 0.79

@@ -59,6 +59,16 @@ def test_a_dying_worker_shows_its_last_words_and_the_others_results_are_kept(
     assert "FAILED" in capsys.readouterr().err
 
 
+def test_half_a_result_is_none_and_the_others_are_kept(fake_worker: FakeWorker, tmp_path: Path) -> None:
+    acts = {"packed/0": {"document": '{"target": {"lay', "print": "disk full"}}
+    outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
+    assert outcome.code == FAILED
+    padded, packed = outcome.result["targets"]
+    assert padded["valid"]
+    assert "left half a result" in packed["reasons"][0]
+    assert "disk full" in packed["reasons"][0]
+
+
 def test_a_hanging_worker_is_ended_at_its_time_limit(fake_worker: FakeWorker, tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     acts = {"packed/0": {"sleep": 60, "touch": str(alive), "print": "waiting for a lock"}}

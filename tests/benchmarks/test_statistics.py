@@ -116,3 +116,21 @@ def test_drift_is_found_only_beyond_the_noise() -> None:
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (30, 2.042)])
 def test_student_quantiles(freedom: int, expected: float) -> None:
     assert st._student_quantile(freedom) == pytest.approx(expected, rel=0.01)
+
+
+def test_two_groups_are_told_and_one_is_not() -> None:
+    generator = np.random.default_rng(4)
+    noise = np.exp(0.01 * generator.standard_normal((3, 9)))
+    blocks = noise.copy()
+    blocks[:, ::3] *= 1.3
+    processes = noise * np.array([[1.0], [1.0], [1.2]])
+    for samples in (blocks, processes):
+        found = st.two_modes(samples.tolist())
+        assert found is not None
+        assert found[2] == 9
+    assert st.two_modes(noise.tolist()) is None
+    outlier = noise.copy()
+    outlier[0, 0] = 3.0
+    assert st.two_modes(outlier.tolist()) is None, "one outlier is no group"
+    drawn = [st.two_modes(np.exp(0.05 * generator.standard_normal((3, 9))).tolist()) for _ in range(300)]
+    assert sum(found is not None for found in drawn) <= 3

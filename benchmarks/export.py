@@ -1,0 +1,155 @@
+"""A result as one flat table, for spreadsheets (CSV) and pages (Markdown): one row a target, every figure a column.
+
+What is not valid says so in a column of its own, with its reasons; a figure that isn't there is an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from .columns import figure
+from .stored import BENCH, revision
+
+FORMATS = ("table", "json", "csv", "markdown")
+INTERVALS = (
+    "samples_per_second",
+    "real_tokens_per_second",
+    "padded_tokens_per_second",
+    "useful_tflops",
+    "hardware_tflops",
+    "step_seconds",
+)
+# What a page shows of them; the CSV has all.
+MARKDOWN_COLUMNS = (
+    "target",
+    "valid",
+    "samples_per_second",
+    "real_tokens_per_second",
+    "useful_tflops",
+    "hardware_tflops",
+    "share_of_peak_useful",
+    "roofline_share",
+    "roofline_bound",
+    "joules_per_sample",
+    "peak_bytes",
+    "n",
+    "reasons",
+)
+
+Row = dict[str, Any]
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """One flat row a target, or a side of a whole run; the rows of one result have the same keys."""
+    if result["schema"] != BENCH:
+        return [_side(result, side) for side in result["sides"]]
+    found = [_target(result, entry) for entry in result["targets"]]
+    keys = dict.fromkeys(key for row in found for key in row)
+    return [{key: row.get(key, "") for key in keys} for row in found]
+
+
+def to_csv(table: Sequence[Row]) -> str:
+    """RFC 4180 with a header line; numbers with all their digits."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, list(table[0]) if table else [])
+    writer.writeheader()
+    writer.writerows(table)
+    return output.getvalue()
+
+
+def result_markdown(result: dict[str, Any]) -> str:
+    """A GitHub table of the figures that a page wants, with their intervals, then what qualifies them."""
+    table = rows(result)
+    kept = [key for key in MARKDOWN_COLUMNS if any(_cell(row, key) for row in table)] if table else []
+    if result["schema"] != BENCH:
+        kept = [key for key in table[0] if not key.endswith(("_low", "_high"))]
+    lines = [f"`{' '.join(result['command'])}` at revision {revision(result)}, {result['created']}", ""]
+    lines += to_markdown([{key: _cell(row, key) for key in kept} for row in table]).splitlines()
+    lines += ["", *(f"* {note}" for note in result["notes"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_markdown(table: Sequence[Row]) -> str:
+    header = list(table[0]) if table else []
+    lines = [header, ["---"] * len(header), *([str(row[key]) for key in header] for row in table)]
+    return "".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |\n" for line in lines)
+
+
+def _cell(row: Row, key: str) -> str:
+    """A figure with its interval, where it has one."""
+    if key in row:
+        value = row[key]
+        return f"{value:.1%}" if "share" in key and value != "" else figure(value) if _is_number(value) else str(value)
+    middle, low, high = (row.get(f"{key}_{part}", "") for part in ("median", "low", "high"))
+    return f"{figure(middle)} ({figure(low)} to {figure(high)})" if _is_number(middle) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _target(result: dict[str, Any], entry: dict[str, Any]) -> Row:
+    emulated = entry.get("device", {}).get("emulated", False)
+    row: Row = {
+        "target": entry["label"].replace(entry["backend"], f"{entry['backend']} (emulated)", 1)
+        if emulated
+        else entry["label"],
+        **{key: entry[key] for key in ("backend", "workload", "layout", "kernel", "batch_size", "peer")},
+        "status": entry["status"],
+        "valid": entry["valid"],
+        "reasons": "; ".join(entry["reasons"]),
+        "warnings": "; ".join(entry["warnings"]),
+        "created": result["created"],
+        "revision": revision(result),
+    }
+    return row | _measured(entry) if "figures" in entry else row
+
+
+def _measured(entry: dict[str, Any]) -> Row:
+    figures, processes, energy = entry["figures"], entry["processes"], entry["energy"]
+    row: Row = {
+        "device": entry["device"]["name"],
+        "emulated": entry["device"]["emulated"],
+        "dtype": entry["policy"]["label"],
+        "kernel_used": f"{entry['kernel_used']['name']} {entry['kernel_used']['version']}",
+        "model": entry["model"]["label"],
+        "random_weights": entry["model"]["random_weights"],
+        "data": entry["data"]["name"],
+        "processes": len(processes),
+        "n": entry["n"],
+        "steps_per_block": processes[0]["steps_per_block"],
+        "warm_up_steps": median(process["warm_up"]["steps"] for process in processes),
+        "warm_up_quiet": all(process["warm_up"]["quiet"] for process in processes),
+    }
+    for name in INTERVALS:
+        row |= _interval(name, figures[name])
+    row |= {f"step_seconds_{name}": figures["step_seconds"][name] for name in ("p50", "p90", "p99")}
+    row |= {f"share_of_peak_{name}": share for name, share in entry["share_of_peak"].items()}
+    row |= {f"roofline_{name}": value for name, value in (entry["roofline"] or {}).items()}
+    row |= {f"seconds_{name}": spread["median"] for name, spread in entry["phases"].items()}
+    row["peak_bytes"] = entry["memory"]["peak_bytes"]
+    row |= _interval("joules_per_sample", energy["joules_per_sample"] or {})
+    return row | {"energy_source": energy["source"]}
+
+
+def _interval(name: str, interval: dict[str, float]) -> Row:
+    return {f"{name}_{part}": interval.get(part, "") for part in ("median", "low", "high")}
+
+
+def _side(result: dict[str, Any], side: dict[str, Any]) -> Row:
+    """One side of a whole run."""
+    return {
+        "side": side["name"],
+        "extrapolated": side["extrapolated"],
+        "valid": side["valid"],
+        "reasons": "; ".join(side["reasons"]),
+        "processes": len(side["processes"]),
+        **_interval("seconds", side.get("seconds", {})),
+        **_interval("ours_is_faster_by", side.get("ratio", {})),
+        "created": result["created"],
+        "revision": revision(result),
+    }

@@ -1,0 +1,87 @@
+"""Results over git revisions: each target's speed in the order in which it was measured, one line a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import UserError
+from .compare import SEED
+from .results import text_seconds
+from .statistics import ratio_interval
+from .stored import BENCH, load_result, revision
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class History:
+    """rows: one a result and target, by target, oldest first. skipped: files that are no bench result, and why."""
+
+    rows: tuple[Row, ...]
+    skipped: tuple[str, ...]
+
+
+def load_history(folder: Path) -> History:
+    """The history of all results under `folder`. Raises UserError where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is no folder; give the one that holds results of isotrain bench")
+    results, skipped = [], []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            result = load_result(path)
+        except UserError as error:
+            skipped.append(str(error))
+            continue
+        if result["schema"] == BENCH:
+            results.append((path, result))
+        else:
+            skipped.append(f"{str(path)!r} is a whole run; a history is of targets")
+    if not results:
+        raise UserError(f"{str(folder)!r} holds no result of isotrain bench; measure some with --out {folder}")
+    series: dict[tuple[str, ...], list[tuple[Path, dict[str, Any], dict[str, Any]]]] = {}
+    for path, result in sorted(results, key=lambda found: found[1]["created"]):
+        for entry in result["targets"]:
+            if "figures" in entry:
+                series.setdefault(_identity(entry), []).append((path, result, entry))
+    rows = [row for members in series.values() for row in _rows(members)]
+    return History(tuple(rows), tuple(skipped))
+
+
+def _identity(entry: dict[str, Any]) -> tuple[str, ...]:
+    """Only results that share all of this are points of one line."""
+    return entry["label"], entry["config_sha256"], entry["device"]["name"], entry["policy"]["label"]
+
+
+def _rows(members: list[tuple[Path, dict[str, Any], dict[str, Any]]]) -> list[Row]:
+    rows: list[Row] = []
+    before: dict[str, Any] | None = None
+    for path, result, entry in members:
+        samples = entry["figures"]["samples_per_second"]
+        rows.append(
+            {
+                "target": entry["label"],
+                "device": entry["device"]["name"],
+                "dtype": entry["policy"]["label"],
+                "config": entry["config_sha256"][:10],
+                "created": result["created"],
+                "revision": revision(result),
+                "valid": entry["valid"],
+                "n": entry["n"],
+                **{f"samples_per_second_{part}": samples[part] for part in ("median", "low", "high")},
+                **_change(before, entry),
+                "file": str(path),
+            }
+        )
+        if entry["valid"]:
+            before = entry
+    return rows
+
+
+def _change(before: dict[str, Any] | None, entry: dict[str, Any]) -> Row:
+    """Speed over that of the valid result before it, with its interval."""
+    if before is None or not entry["valid"]:
+        return {f"change_{part}": "" for part in ("median", "low", "high")}
+    ratio = ratio_interval(text_seconds(before), text_seconds(entry), SEED).as_dict()
+    return {f"change_{part}": ratio[part] for part in ("median", "low", "high")}

@@ -1,0 +1,276 @@
+"""`isotrain compare` and `isotrain history`: verdicts, refusals, exit codes, and files that are no results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from isotrain import UserError
+from isotrain.benchmarks.compare import (
+    FASTER,
+    REFUSED,
+    REGRESSED,
+    SLOWER,
+    SOUND,
+    UNDECIDED,
+    UNUSABLE,
+    Comparison,
+    compare_files,
+    parse_share,
+)
+from isotrain.benchmarks.environment import describe
+from isotrain.benchmarks.history import load_history
+from isotrain.benchmarks.plan import Options, make_plan
+from isotrain.benchmarks.report_history import bar
+from isotrain.benchmarks.results import build_result
+from isotrain.benchmarks.stored import load_result
+from isotrain.cli.compare import compare
+from isotrain.cli.history import history
+from typer import Typer
+from typer.testing import CliRunner
+
+Write = Callable[..., Path]
+OTHER = {"backend": "cpu", "device": "cpu", "name": "Other", "emulated": False}
+
+
+@pytest.fixture
+def write(all_runs: Callable[..., Any], tmp_path: Path) -> Write:
+    """`write("a.json", slowdown, spoil)`: a result of two layouts, 3 processes x 9 blocks, 1 % of noise."""
+
+    def make(
+        name: str,
+        slowdown: float = 0.0,
+        *,
+        options: dict[str, Any] | None = None,
+        changes: dict[int, dict[str, Any]] | None = None,
+        spoil: Callable[[dict[str, Any]], object] = len,
+    ) -> Path:
+        chosen = {"workloads": ("forward",), "layouts": ("padded", "packed")} | (options or {})
+        plan = make_plan(Options(**chosen))
+        runs = all_runs(plan, changes)
+        generator = np.random.default_rng(sum(name.encode()))
+        for run in runs:
+            noise = np.exp(0.01 * generator.standard_normal(9))
+            run.document["step_seconds"] = (0.5 * (1 + slowdown) * noise).tolist()
+        result = build_result(plan, runs, describe())
+        spoil(result)
+        path = tmp_path / name
+        path.write_text(json.dumps(result), encoding="utf-8")
+        return path
+
+    return make
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    return [one.verdict for one in comparison.targets]
+
+
+def test_one_run_alone_decides_nothing(write: Write) -> None:
+    comparison = compare_files(write("a.json"), write("b.json", 0.2))
+    assert verdicts(comparison) == [UNDECIDED, UNDECIDED]
+    assert {one.seen for one in comparison.targets} == {SLOWER}
+    assert comparison.targets[0].reason == "slower, not confirmed by a second run"
+    assert comparison.code == SOUND
+
+
+@pytest.mark.parametrize(("slowdown", "verdict", "code"), [(0.2, SLOWER, REGRESSED), (-0.2, FASTER, SOUND)])
+def test_what_a_second_run_confirms_is_a_verdict(write: Write, slowdown: float, verdict: str, code: int) -> None:
+    a, b, again = write("a.json"), write("b.json", slowdown), write("c.json", slowdown)
+    for confirmation in ([again], [write("d.json"), again]):
+        comparison = compare_files(a, b, confirmation)
+        assert verdicts(comparison) == [verdict, verdict]
+        assert comparison.code == code
+    speed = comparison.targets[0].speed
+    assert speed is not None
+    assert speed.low <= 1 / (1 + slowdown) <= speed.high
+
+
+def test_a_second_run_that_disagrees_leaves_it_open(write: Write) -> None:
+    comparison = compare_files(write("a.json"), write("b.json", 0.2), [write("c.json", 0.0)])
+    assert verdicts(comparison) == [UNDECIDED, UNDECIDED]
+    assert comparison.targets[0].reason == "slower, and the second run says no decision"
+
+
+def test_the_same_measurement_confirms_nothing(write: Write) -> None:
+    b = write("b.json", 0.2)
+    with pytest.raises(UserError, match="the same measurement as the one to confirm; measure a second time"):
+        compare_files(write("a.json"), b, [b])
+
+
+def test_an_effect_within_the_gate_is_no_decision(write: Write) -> None:
+    a, b, again = write("a.json"), write("b.json", 0.06), write("c.json", 0.06)
+    assert verdicts(compare_files(a, b, [again])) == [SLOWER, SLOWER]
+    comparison = compare_files(a, b, [again], gate=0.1)
+    assert verdicts(comparison) == [UNDECIDED, UNDECIDED]
+    assert comparison.targets[0].reason == "the effect is within 0.1"
+
+
+def test_a_shared_machine_has_the_wider_gate(write: Write, document: Callable[..., Any]) -> None:
+    busy = {0: {"environment": document()["environment"] | {"disturbed": True}}}
+    comparison = compare_files(write("a.json"), write("b.json", 0.06, changes=busy), [write("c.json", 0.06)])
+    assert [(one.verdict, one.threshold) for one in comparison.targets] == [(UNDECIDED, 0.1), (SLOWER, 0.03)]
+
+
+def test_too_few_processes_or_blocks_decide_nothing(write: Write) -> None:
+    quick = {"processes": 1}
+    comparison = compare_files(write("a.json", options=quick), write("b.json", 0.5, options=quick))
+    assert comparison.targets[0].reason == "fewer than 3 processes x 9 blocks"
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"options": {"dtype": "float32"}}, "config.dtype differs: 'bfloat16' in"),
+        ({"options": {"seed": 1}}, "config.seed differs: 23 in"),
+        (
+            {"changes": {0: {"device": {"backend": "cpu", "device": "cpu", "name": "Other", "emulated": False}}}},
+            "device.name",
+        ),
+        ({"spoil": lambda result: result.update(schema="isotrain.end-to-end/1", sides=[])}, "schema differs"),
+    ],
+)
+def test_another_configuration_is_refused_by_its_key(write: Write, change: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as error:
+        compare_files(write("a.json"), write("b.json", **change))
+    assert key in str(error.value)
+
+
+def test_invalid_figures_are_refused_and_the_other_targets_compared(write: Write) -> None:
+    bad = {1: {"reasons": ["3 compilations inside the timed region"]}}
+    comparison = compare_files(write("a.json"), write("b.json", -0.2, changes=bad), [write("c.json", -0.2)])
+    assert verdicts(comparison) == [FASTER, REFUSED]
+    assert comparison.targets[1].reason.startswith("invalid after: 3 compilations inside the timed region")
+    assert comparison.code == UNUSABLE
+
+
+def test_targets_that_only_one_has_are_named(write: Write) -> None:
+    comparison = compare_files(write("a.json"), write("b.json", options={"layouts": ("padded",)}))
+    assert len(comparison.targets) == 1
+    assert comparison.alone == ("cpu forward packed auto x8",)
+    with pytest.raises(UserError, match="no target in common"):
+        compare_files(write("a.json"), write("b.json", options={"layouts": ("bucketed",)}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema": "isotrain.bench/1", "targets": [', "is truncated or no JSON"),
+        ("", "is truncated or no JSON"),
+        ("[1, 2]", "its schema is None"),
+        ('{"schema": "pytest-benchmark"}', "its schema is 'pytest-benchmark', known are isotrain.bench/1"),
+        ('{"schema": "isotrain.bench/1"}', "it lacks created, config"),
+        (b"\xff\xfe\x00", "is no text"),
+    ],
+)
+def test_what_is_no_result_is_said_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as error:
+        load_result(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [-0.5, 0.0, float("nan"), None, "fast"])
+def test_times_that_no_clock_gives_are_refused(write: Write, value: object) -> None:
+    def backwards(result: dict[str, Any]) -> None:
+        result["targets"][0]["processes"][1]["step_seconds"][2] = value
+
+    with pytest.raises(UserError, match="are not the same number of positive seconds a process"):
+        load_result(write("b.json", spoil=backwards))
+
+
+def test_whole_runs_are_compared_too(tmp_path: Path) -> None:
+    def whole(name: str, seconds: float) -> Path:
+        processes = [{"seconds": seconds * factor, "device": "cpu"} for factor in (0.999, 1.0, 1.001)]
+        side = {"name": "isotrain train", "extrapolated": False, "valid": True, "reasons": [], "processes": processes}
+        result = {"schema": "isotrain.end-to-end/1", "created": name, "config": {}, "method": {}, "environment": {}}
+        (tmp_path / name).write_text(json.dumps(result | {"sides": [side]}), encoding="utf-8")
+        return tmp_path / name
+
+    comparison = compare_files(whole("a.json", 90.0), whole("b.json", 120.0), [whole("c.json", 121.0)])
+    assert verdicts(comparison) == [SLOWER]
+    assert comparison.targets[0].threshold == 0.1, "nobody knows whether the machine was shared"
+    assert comparison.code == REGRESSED
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), (" 10 %", 0.1), ("0%", 0.0)])
+def test_a_gate_is_a_share(text: str, share: float) -> None:
+    assert parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["five", "-1%", "100%", "nan", ""])
+def test_what_is_no_gate_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="allowed is 0% to 99%"):
+        parse_share(text)
+
+
+def run(command: Callable[..., None], *arguments: object) -> Any:
+    app = Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_compare_ends_in_its_verdict(write: Write) -> None:
+    a, b, c = write("a.json"), write("b.json", 0.2), write("c.json", 0.2)
+    once = run(compare, a, b)
+    assert once.exit_code == 0
+    assert "one run decides nothing" in once.output
+    confirmed = run(compare, a, b, "--again", c, "--gate", "5%")
+    assert confirmed.exit_code == 1
+    assert "0.83" in confirmed.output
+    document = json.loads(run(compare, a, b, "--again", c, "--json").stdout)
+    assert [target["verdict"] for target in document["targets"]] == ["slower", "slower"]
+    assert document["code"] == 1
+
+
+def dated(created: str, revision: str) -> Callable[[dict[str, Any]], None]:
+    def date(result: dict[str, Any]) -> None:
+        result["created"] = created
+        result["environment"]["git"] = {"revision": revision * 40, "dirty": revision == "b", "changed_files": 1}
+
+    return date
+
+
+def test_a_history_is_in_the_order_of_measuring_with_each_change(write: Write, tmp_path: Path) -> None:
+    write("2.json", -0.5, spoil=dated("2026-02-01T00:00:00+00:00", "b"))
+    write("1.json", spoil=dated("2026-01-01T00:00:00+00:00", "a"))
+    bad = {0: {"reasons": ["NaN"]}}
+    write("3.json", changes=bad, spoil=dated("2026-03-01T00:00:00+00:00", "c"))
+    write("4.json", options={"dtype": "float32"})
+    (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
+    found = load_history(tmp_path)
+    rows = [row for row in found.rows if row["target"] == "cpu forward padded auto x8"]
+    assert [row["revision"] for row in rows[:3]] == ["a" * 10, "b" * 10 + "+", "c" * 10]
+    assert rows[0]["change_median"] == ""
+    assert rows[1]["change_median"] == pytest.approx(2.0, rel=0.05)
+    assert not rows[2]["valid"]
+    assert rows[2]["change_median"] == ""
+    assert len(rows) == 4, "another configuration is a line of its own"
+    assert rows[3]["change_median"] == ""
+    assert len(found.skipped) == 1
+    shown = run(history, tmp_path)
+    assert shown.exit_code == 0
+    assert "INVALID" in shown.output
+    assert bar(1.0) in shown.output
+    assert "left out: " in shown.output
+    listed = list(csv.DictReader(io.StringIO(run(history, tmp_path, "--format", "csv").stdout)))
+    assert len(listed) == len(found.rows)
+
+
+def test_a_folder_without_results_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no result of isotrain bench"):
+        load_history(tmp_path)
+    with pytest.raises(UserError, match="is no folder"):
+        load_history(tmp_path / "nowhere")
+
+
+def test_a_bar_is_as_long_as_its_share() -> None:
+    assert [len(bar(share)) for share in (0.0, 0.5, 1.0)] == [0, 12, 24]
+    assert bar(0.51) != bar(0.5)

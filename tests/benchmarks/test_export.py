@@ -1,0 +1,67 @@
+"""A result as CSV and Markdown: every figure, and what isn't valid marked as such."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from isotrain.benchmarks.environment import describe
+from isotrain.benchmarks.export import result_markdown, rows, to_csv
+from isotrain.benchmarks.plan import Options, make_plan
+from isotrain.benchmarks.results import build_result
+
+
+@pytest.fixture
+def result(all_runs: Callable[..., Any]) -> dict[str, Any]:
+    """A valid target, an invalid one and, on an emulated card, one that nobody ran."""
+    plan = make_plan(Options(workloads=("forward",), processes=3, blocks=3))
+    device = {"backend": "tt", "device": "cpu", "name": "tt (emulated)", "emulated": True}
+    runs = all_runs(plan, {1: {"reasons": ["a|b"]}, 2: {"device": device}})
+    built = build_result(plan, runs, describe())
+    built["targets"][2].update(backend="tt", label="tt forward packed auto x8")
+    return built
+
+
+def test_the_csv_has_every_figure_with_all_its_digits(result: dict[str, Any]) -> None:
+    sound, invalid, emulated = csv.DictReader(io.StringIO(to_csv(rows(result))))
+    entry = result["targets"][0]
+    for name, interval in entry["figures"].items():
+        assert float(sound[f"{name}_low"]) == interval["low"]
+    assert float(sound["roofline_intensity_flop_per_byte"]) == entry["roofline"]["intensity_flop_per_byte"]
+    assert sound["energy_source"] == "unavailable: a test"
+    assert sound["joules_per_sample_median"] == ""
+    assert float(sound["seconds_first_step"]) == 0.25
+    assert (sound["valid"], invalid["valid"], invalid["reasons"]) == ("True", "False", "a|b (process 1, 2, 3)")
+    assert emulated["target"].startswith("tt (emulated)")
+    assert emulated["roofline_bound"] == ""
+    assert sound["random_weights"] == "True"
+
+
+def test_the_page_marks_what_is_invalid_and_keeps_its_columns(result: dict[str, Any]) -> None:
+    lines = [line for line in result_markdown(result).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3
+    assert len({line.count("|") for line in lines}) == 1, "a bar in a text is no column"
+    assert "False" in lines[3]
+    assert "a/b" in lines[3]
+    assert "16 (16 to 16)" in lines[2]
+
+
+def test_a_target_without_figures_keeps_its_row(all_runs: Callable[..., Any]) -> None:
+    plan = make_plan(Options(workloads=("forward",), processes=3, blocks=3))
+    built = build_result(plan, [run for run in all_runs(plan) if run.target == 0], describe(), interrupted=True)
+    table = rows(built)
+    assert [row["status"] for row in table] == ["complete", "not run", "not run"]
+    assert table[0].keys() == table[1].keys()
+    assert "not run" in to_csv(table)
+
+
+def test_a_whole_run_is_a_row_a_side() -> None:
+    side = {"name": "isotrain train", "extrapolated": False, "valid": True, "reasons": [], "processes": [{}]}
+    seconds = {"median": 90.0, "low": 89.0, "high": 91.0}
+    result = {"schema": "isotrain.end-to-end/1", "sides": [side | {"seconds": seconds}], "created": "2026"}
+    result |= {"environment": {"git": "unavailable: x"}, "command": ["isotrain"], "notes": []}
+    assert rows(result)[0]["seconds_low"] == 89.0
+    assert "| isotrain train | False | True |" in result_markdown(result)
