@@ -21,7 +21,7 @@ METRICS, RECORD, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
 LARGEST_FILE = 256 * 2**20
 # What a run keeps of the results of others' programs: model configurations, tokenizers, manifests.
 RUNS_OWN_FOLDERS = {"checkpoints", "model", "tokenizer", "tensorboard", "wandb"}
-RUNS_OWN_FILES = {RECORD, SUMMARY, "labels.json"}
+RUNS_OWN_FILES = {RECORD, SUMMARY}
 
 
 Document = TypeVar("Document")
@@ -76,6 +76,10 @@ class _UnusableError(ValueError):
     """Why a file isn't used, in a few words."""
 
 
+class _ForeignError(_UnusableError):
+    """It says nowhere that it is a result of isotrain."""
+
+
 def load_results(folder: Path) -> Results:
     """The results under `folder`, at any depth. Raises UserError where there is none that a report can show."""
     if not folder.is_dir():
@@ -90,6 +94,9 @@ def load_results(folder: Path) -> Results:
             else:
                 _sort_in(results, name, _read_result(path))
         except _UnusableError as error:
+            if isinstance(error, _ForeignError) and (path.parent / METRICS).is_file():
+                # What else a run keeps: labels, the hashes of what it was trained on.
+                continue
             results.skipped.append(Skipped(name, str(error)))
         except OSError as error:
             results.skipped.append(Skipped(name, f"can't be read ({error.strerror})"))
@@ -115,7 +122,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
             name for name in folders if not name.startswith(".") and not (is_run and name in RUNS_OWN_FOLDERS)
         )
         for name in sorted(files):
-            own = is_run and (name in RUNS_OWN_FILES or name.startswith("until-step-"))
+            own = is_run and name in RUNS_OWN_FILES
             if name == METRICS or (name.endswith(".json") and not name.startswith(".") and not own):
                 yield Path(root) / name
 
@@ -124,7 +131,7 @@ def _read_result(path: Path) -> Bench | EndToEnd | Parity:
     value = _json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema is None:
-        raise _UnusableError("no result of isotrain: it names no schema")
+        raise _ForeignError("no result of isotrain: it names no schema")
     if not isinstance(schema, str) or schema not in MODELS:
         raise _UnusableError(f"its schema {clean(str(schema))[:60]!r} is none of {', '.join(MODELS)}")
     return _checked(MODELS[schema], value)

@@ -48,6 +48,16 @@ def test_a_run_in_progress_is_read_up_to_its_torn_line(results_folder: Path) -> 
     assert second.record.device.emulated
 
 
+def test_a_result_kept_in_a_runs_folder_is_found_and_the_runs_own_files_are_no_foreign_ones(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    (run / "until-step-2-summary.json").write_text("{}")
+    (run / "parity.json").write_text(json.dumps(parity()), encoding="utf-8")
+    (run / "bench.json").write_text('{"schema": "isotrain.bench/1"', encoding="utf-8")
+    results = load_results(tmp_path)
+    assert [found.path for found in results.parity] == ["run/parity.json"]
+    assert list(reasons(results)) == ["run/bench.json"]
+
+
 def test_a_real_training_run_is_read_as_it_logged(tmp_path: Path) -> None:
     config = load_config(None, settings(write_dataset(tmp_path / "data"), tmp_path, threads=1))
     result = train(config)
