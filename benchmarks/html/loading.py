@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ... import UserError
+from .charts import Point
 from .documents import MODELS, Bench, EndToEnd, Parity, RunRecord, RunSummary
 from .text import clean
 
@@ -27,6 +29,9 @@ RUNS_OWN_FILES = {RECORD, SUMMARY}
 Document = TypeVar("Document")
 Checked = TypeVar("Checked", bound=BaseModel)
 
+# Figures of an evaluation. Their names become names of files and of places on the page.
+EVALUATION = re.compile(r"eval/[\w-]+", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Found(Generic[Document]):
@@ -38,13 +43,15 @@ class Found(Generic[Document]):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's folder: what it is, how it ended (None: not yet), and its curves by step."""
+    """A training run's folder: what it is, how it ended (None: not yet), and its curves by step.
+
+    evaluations: by the names of the figures, "loss" and whatever the task has beside it.
+    """
 
     record: RunRecord
     summary: RunSummary | None
-    loss: tuple[tuple[float, float | None], ...]
-    eval_loss: tuple[tuple[float, float | None], ...]
-    eval_accuracy: tuple[tuple[float, float | None], ...]
+    loss: tuple[Point, ...]
+    evaluations: dict[str, tuple[Point, ...]]
     samples_per_second: tuple[float, ...]
 
 
@@ -153,15 +160,15 @@ def _read_run(folder: Path) -> Run:
     summary = _checked(RunSummary, _json(folder / SUMMARY)) if (folder / SUMMARY).is_file() else None
     lines = list(_lines(folder / METRICS))
 
-    def curve(key: str) -> tuple[tuple[float, float | None], ...]:
+    def curve(key: str) -> tuple[Point, ...]:
         return tuple((line["step"], _number(line[key])) for line in lines if key in line)
 
+    found = sorted({key for line in lines for key in line if EVALUATION.fullmatch(key)})
     return Run(
         record=record,
         summary=summary,
         loss=curve("train/loss"),
-        eval_loss=curve("eval/loss"),
-        eval_accuracy=curve("eval/accuracy"),
+        evaluations={key.removeprefix("eval/"): curve(key) for key in found},
         samples_per_second=tuple(value for _, value in curve("samples_per_second") if value is not None),
     )
 
