@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from . import of_bench, of_environment, of_parity, of_phases, of_roofline, of_runs, of_whole_runs
 from .charts import Column, Section, Table, Words
 from .documents import Bench, EndToEnd, Parity
 from .labels import bench_tags, measured, whole_tags
-from .loading import Found, Results
+from .loading import Found, Results, Run
 from .text import joined, plural
 
 
@@ -92,12 +91,10 @@ def _of_whole_runs(result: EndToEnd) -> tuple[str, str]:
     return ", ".join(devices), joined([f"{valid} valid", invalid, *whole_tags(result)])
 
 
-def _of_run(run: Found[Any]) -> str:
-    accuracies = [value for _, value in run.document.eval_accuracy if value is not None]
-    return joined(
-        [
-            of_runs.ended(run.document),
-            f"accuracy {accuracies[-1]:.4f}" if accuracies else None,
-            *of_runs.run_tags([run]),
-        ]
-    )
+def _of_run(run: Found[Run]) -> str:
+    reached = [
+        f"{of_runs.said(metric)} {values[-1]:.4f}"
+        for metric in of_runs.metrics([run])
+        if (values := [value for _, value in run.document.evaluations[metric] if value is not None])
+    ]
+    return joined([of_runs.ended(run.document), ", ".join(reached), *of_runs.run_tags([run])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ... import UserError
+from .charts import Point
 from .documents import MODELS, Bench, EndToEnd, Parity, RunRecord, RunSummary
 from .text import clean
 
@@ -21,11 +23,14 @@ METRICS, RECORD, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
 LARGEST_FILE = 256 * 2**20
 # What a run keeps of the results of others' programs: model configurations, tokenizers, manifests.
 RUNS_OWN_FOLDERS = {"checkpoints", "model", "tokenizer", "tensorboard", "wandb"}
-RUNS_OWN_FILES = {RECORD, SUMMARY, "labels.json"}
+RUNS_OWN_FILES = {RECORD, SUMMARY}
 
 
 Document = TypeVar("Document")
 Checked = TypeVar("Checked", bound=BaseModel)
+
+# Figures of an evaluation. Their names become names of files and of places on the page.
+EVALUATION = re.compile(r"eval/[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,15 @@ class Found(Generic[Document]):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's folder: what it is, how it ended (None: not yet), and its curves by step."""
+    """A training run's folder: what it is, how it ended (None: not yet), and its curves by step.
+
+    evaluations: by the names of the figures, "loss" and whatever the task has beside it.
+    """
 
     record: RunRecord
     summary: RunSummary | None
-    loss: tuple[tuple[float, float | None], ...]
-    eval_loss: tuple[tuple[float, float | None], ...]
-    eval_accuracy: tuple[tuple[float, float | None], ...]
+    loss: tuple[Point, ...]
+    evaluations: dict[str, tuple[Point, ...]]
     samples_per_second: tuple[float, ...]
 
 
@@ -76,6 +83,10 @@ class _UnusableError(ValueError):
     """Why a file isn't used, in a few words."""
 
 
+class _ForeignError(_UnusableError):
+    """It says nowhere that it is a result of isotrain."""
+
+
 def load_results(folder: Path) -> Results:
     """The results under `folder`, at any depth. Raises UserError where there is none that a report can show."""
     if not folder.is_dir():
@@ -90,6 +101,9 @@ def load_results(folder: Path) -> Results:
             else:
                 _sort_in(results, name, _read_result(path))
         except _UnusableError as error:
+            if isinstance(error, _ForeignError) and (path.parent / METRICS).is_file():
+                # What else a run keeps: labels, the hashes of what it was trained on.
+                continue
             results.skipped.append(Skipped(name, str(error)))
         except OSError as error:
             results.skipped.append(Skipped(name, f"can't be read ({error.strerror})"))
@@ -115,7 +129,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
             name for name in folders if not name.startswith(".") and not (is_run and name in RUNS_OWN_FOLDERS)
         )
         for name in sorted(files):
-            own = is_run and (name in RUNS_OWN_FILES or name.startswith("until-step-"))
+            own = is_run and name in RUNS_OWN_FILES
             if name == METRICS or (name.endswith(".json") and not name.startswith(".") and not own):
                 yield Path(root) / name
 
@@ -124,7 +138,7 @@ def _read_result(path: Path) -> Bench | EndToEnd | Parity:
     value = _json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema is None:
-        raise _UnusableError("no result of isotrain: it names no schema")
+        raise _ForeignError("no result of isotrain: it names no schema")
     if not isinstance(schema, str) or schema not in MODELS:
         raise _UnusableError(f"its schema {clean(str(schema))[:60]!r} is none of {', '.join(MODELS)}")
     return _checked(MODELS[schema], value)
@@ -146,15 +160,15 @@ def _read_run(folder: Path) -> Run:
     summary = _checked(RunSummary, _json(folder / SUMMARY)) if (folder / SUMMARY).is_file() else None
     lines = list(_lines(folder / METRICS))
 
-    def curve(key: str) -> tuple[tuple[float, float | None], ...]:
+    def curve(key: str) -> tuple[Point, ...]:
         return tuple((line["step"], _number(line[key])) for line in lines if key in line)
 
+    found = sorted({key for line in lines for key in line if EVALUATION.fullmatch(key)})
     return Run(
         record=record,
         summary=summary,
         loss=curve("train/loss"),
-        eval_loss=curve("eval/loss"),
-        eval_accuracy=curve("eval/accuracy"),
+        evaluations={key.removeprefix("eval/"): curve(key) for key in found},
         samples_per_second=tuple(value for _, value in curve("samples_per_second") if value is not None),
     )
 

@@ -1,4 +1,4 @@
-"""What training runs say: their losses and accuracies by step, how they ended."""
+"""What training runs say: their losses and evaluations by step, how they ended."""
 
 from __future__ import annotations
 
@@ -10,27 +10,43 @@ from .documents import emulated_name
 from .labels import titled
 from .loading import Found, Results, Run
 
-# The file's name, what stands above it, the axis, and whether two of them stand side by side.
-CURVES = (
-    ("training-loss", "Training loss", "Mean over the steps since the last point.", "loss", False),
-    ("evaluation-loss", "Evaluation loss", "On the whole test split.", "loss", True),
-    ("evaluation-accuracy", "Evaluation accuracy", "On the whole test split.", "accuracy", True),
-)
+NAMES = {
+    "f1_macro": "macro-F1",
+    "f1": "F1",
+    "exact_match": "exact match",
+    "largest_share": "largest label's share",
+}
 
 
 def training(results: Results) -> Section:
-    """Losses and accuracies of all runs, over the same axes."""
+    """Losses and evaluations of all runs, over the same axes."""
     section = Section("training", "Training runs")
     runs = results.runs
     if not runs:
         return section
     section.blocks.append(_table(runs))
-    for key, title, words, unit, half in CURVES:
-        lines = _lines(runs, key)
+    losses = _lines(runs, [run.document.loss for run in runs])
+    if losses:
+        title, words = titled("Training loss", run_tags(runs)), "Mean over the steps since the last point."
+        section.blocks.append(LineChart("training-loss", title, words, Axis("step"), Axis("loss"), losses))
+    for metric in metrics(runs):
+        lines = _lines(runs, [run.document.evaluations.get(metric, ()) for run in runs])
         if lines:
-            chart = LineChart(key, titled(title, run_tags(runs)), words, Axis("step"), Axis(unit), lines, half=half)
-            section.blocks.append(chart)
+            title = titled(f"Evaluation: {said(metric)}", run_tags(runs))
+            words, axes = "On the whole test split.", (Axis("step"), Axis(said(metric)))
+            section.blocks.append(LineChart(f"evaluation-{metric}", title, words, *axes, lines, half=True))
     return section
+
+
+def metrics(runs: Sequence[Found[Run]]) -> list[str]:
+    """The figures that some run was evaluated by, the loss first."""
+    found = {metric for run in runs for metric in run.document.evaluations}
+    return sorted(found, key=lambda metric: (metric != "loss", metric))
+
+
+def said(metric: str) -> str:
+    """A figure's name as people write it."""
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def run_tags(runs: Sequence[Found[Run]]) -> list[str]:
@@ -49,12 +65,7 @@ def run_name(run: Found[Run]) -> str:
     return f"{run.path}, {device} {record.cast_policy.label}"
 
 
-def _lines(runs: Sequence[Found[Run]], key: str) -> tuple[Line, ...]:
-    curves = {
-        "training-loss": [run.document.loss for run in runs],
-        "evaluation-loss": [run.document.eval_loss for run in runs],
-        "evaluation-accuracy": [run.document.eval_accuracy for run in runs],
-    }[key]
+def _lines(runs: Sequence[Found[Run]], curves: Sequence[tuple[Point, ...]]) -> tuple[Line, ...]:
     return tuple(
         Line(run_name(run), curve, style)
         for style, (run, curve) in enumerate(zip(runs, curves, strict=True))
@@ -63,22 +74,15 @@ def _lines(runs: Sequence[Found[Run]], key: str) -> tuple[Line, ...]:
 
 
 def _table(runs: list[Found[Run]]) -> Table:
-    columns = tuple(
-        Column(header, numeric)
-        for header, numeric in (
-            ("run", False),
-            ("model", False),
-            ("ended", False),
-            ("steps", True),
-            ("train loss", True),
-            ("eval loss", True),
-            ("accuracy", True),
-            ("samples/s", True),
-            ("seconds", True),
-        )
+    known = metrics(runs)
+    columns = (
+        *(Column(header, numeric=False) for header in ("run", "model", "ended")),
+        *(Column(header) for header in ("steps", "train loss", *(f"eval {said(metric)}" for metric in known))),
+        *(Column(header) for header in ("samples/s", "seconds")),
     )
+    rows = tuple(_row(run, known) for run in runs)
     flagged = frozenset(index for index, run in enumerate(runs) if ended(run.document) != "completed")
-    return Table(titled("Runs", run_tags(runs)), columns, tuple(_row(run) for run in runs), flagged)
+    return Table(titled("Runs", run_tags(runs)), columns, rows, flagged)
 
 
 def ended(run: Run) -> str:
@@ -86,7 +90,7 @@ def ended(run: Run) -> str:
     return "not ended" if run.summary is None else run.summary.status
 
 
-def _row(run: Found[Run]) -> tuple[str, ...]:
+def _row(run: Found[Run], known: Sequence[str]) -> tuple[str, ...]:
     document = run.document
     record, summary = document.record, document.summary
     steps = max((step for step, _ in document.loss), default=0.0)
@@ -97,7 +101,8 @@ def _row(run: Found[Run]) -> tuple[str, ...]:
         record.model,
         ended(document),
         f"{steps:,.0f}" if summary is None else f"{summary.step:,} of {summary.total_steps:,}",
-        *(_last(curve) for curve in (document.loss, document.eval_loss, document.eval_accuracy)),
+        _last(document.loss),
+        *(_last(document.evaluations.get(metric, ())) for metric in known),
         speed,
         "" if summary is None or summary.seconds is None else number(summary.seconds),
     )

@@ -41,11 +41,21 @@ def test_what_can_not_be_used_is_named_with_the_reason(results_folder: Path) -> 
 
 def test_a_run_in_progress_is_read_up_to_its_torn_line(results_folder: Path) -> None:
     first, second = (found.document for found in load_results(results_folder).runs)
-    assert (len(first.loss), len(first.eval_accuracy)) == (1200, 4)
+    assert (len(first.loss), len(first.evaluations["accuracy"])) == (1200, 4)
     assert first.summary is not None
     assert len(second.loss) == 699
     assert second.summary is None
     assert second.record.device.emulated
+
+
+def test_a_result_kept_in_a_runs_folder_is_found_and_the_runs_own_files_are_no_foreign_ones(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    (run / "until-step-2-summary.json").write_text("{}")
+    (run / "parity.json").write_text(json.dumps(parity()), encoding="utf-8")
+    (run / "bench.json").write_text('{"schema": "isotrain.bench/1"', encoding="utf-8")
+    results = load_results(tmp_path)
+    assert [found.path for found in results.parity] == ["run/parity.json"]
+    assert list(reasons(results)) == ["run/bench.json"]
 
 
 def test_a_real_training_run_is_read_as_it_logged(tmp_path: Path) -> None:
@@ -55,7 +65,8 @@ def test_a_real_training_run_is_read_as_it_logged(tmp_path: Path) -> None:
     assert not results.skipped
     run = results.runs[0].document
     assert list(run.loss) == losses(result)
-    assert run.eval_accuracy[-1] == (result.step, result.metrics["eval/accuracy"])
+    for metric, value in result.metrics.items():
+        assert run.evaluations[metric.removeprefix("eval/")][-1] == (result.step, value)
     assert run.summary is not None
     assert run.summary.status == "completed"
     assert run.record.cast_policy.label == "float32"
@@ -139,6 +150,12 @@ def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path) -> None:
     lines = [{"step": step, "train/loss": loss} for step, loss in ((1, 2.0), (2, "NaN"), (3, "Infinity"), (4, 1.0))]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert load_results(tmp_path).runs[0].document.loss == ((1, 2.0), (2, None), (3, None), (4, 1.0))
+
+
+def test_whatever_a_task_is_evaluated_by_is_read_and_no_name_leads_out_of_a_folder(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path / "run", steps=3) / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "eval/exact_match": 50.5, "eval/../../x": 1, "eval/": 2, "eval_seconds": 3}\n')
+    assert load_results(tmp_path).runs[0].document.evaluations == {"exact_match": ((1, 50.5),)}
 
 
 def test_nothing_to_show_is_a_user_error_that_says_what_was_seen(tmp_path: Path) -> None:
