@@ -158,6 +158,7 @@ def _resume(training: Training) -> None:
         job,
         training.model,
         training.optimizer,
+        training.scale,
         training.stream,
         training.state,
         training.total_steps,
@@ -261,13 +262,15 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         for number, (inputs, labels) in enumerate(batches, start=1):
             with accumulating(training.parallel) if number < len(batches) else nullcontext():
                 loss, right = training.loss(inputs, labels)
-                (loss / size).backward()
+                training.scale.scaled(loss / size).backward()
             part = torch.stack((loss.detach().float(), right.float()))
             sums = part if sums is None else sums + part
+        if config.max_grad_norm is not None or watched:
+            training.scale.unscale(optimizer)
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         training.trackers.before_step(training.state.step + 1)
-        optimizer.step()
+        training.scale.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
         assert sums is not None, "a window holds at least one micro-batch"
         return sums
