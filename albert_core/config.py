@@ -313,10 +313,6 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "gradient_checkpointing saves nothing with a frozen encoder; set freeze_encoder: false, or drop it"
             )
-        if self.dtype == "float16" and not self.freeze_encoder:
-            raise ValueError(
-                "dtype: float16 can't train the whole model: there is no gradient scaler yet; set bfloat16"
-            )
         if self.lora.rank and self.freeze_encoder:
             raise ValueError(
                 "lora.rank puts adapters into the encoder, and it is frozen; set freeze_encoder: false, or lora.rank: 0"

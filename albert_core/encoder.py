@@ -96,12 +96,13 @@ def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
 
     Raises UserError where the disk refuses.
     """
+    # Not `module()`: the one that is being trained would leave training mode, and its dropout end.
+    module: Any = encoder._module
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with quiet_transformers():
-            # Not `module()`: the one that is being trained would leave training mode, and its dropout end.
-            encoder._module.save_pretrained(temporary)
+            module.save_pretrained(temporary)
         temporary.rename(folder)
     except OSError as error:
         raise UserError(

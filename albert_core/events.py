@@ -41,6 +41,7 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
         "train/loss": loss,
         "train/accuracy": accuracy,
         "learning_rate": rate,
+        **training.scale.figures(),
         "samples_per_second": clock.take(),
         "elapsed_seconds": clock.elapsed(),
     }
@@ -110,7 +111,7 @@ def save_now(training: Training, window: Window) -> None:
     processes = job.ranks.gather(own_tensors(job, state))
     if not job.ranks.first:
         return
-    saved = snapshot(job, training.model, training.optimizer, training.stream, window, state, processes)
+    saved = snapshot(job, training.model, training.optimizer, training.scale, training.stream, window, state, processes)
     for name, tensor in saved.model.items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(

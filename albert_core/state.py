@@ -16,6 +16,7 @@ from .collapse import CollapseWatch
 from .job import Job
 from .model import load_trained_state, trained_state
 from .ranks import ALONE, Ranks
+from .scaling import LossScale
 
 log = logging.getLogger("isotrain")
 
@@ -101,6 +102,7 @@ def snapshot(
     job: Job,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scale: LossScale,
     stream: BatchStream,
     window: Window,
     state: TrainingState,
@@ -116,6 +118,7 @@ def snapshot(
         state={
             "stream": position,
             "processes": len(processes),
+            "loss_scale": scale.state(),
             "samples": state.samples,
             "last_evaluation": state.last_evaluation,
             "evaluated_at": state.evaluated_at,
@@ -140,6 +143,7 @@ def restore(
     job: Job,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scale: LossScale,
     stream: BatchStream,
     state: TrainingState,
     total_steps: int,
@@ -166,6 +170,7 @@ def restore(
         optimizer.load_state_dict(saved.optimizer)
         for group, configured in zip(optimizer.param_groups, settings, strict=True):
             group.update(configured)
+    scale.restore(saved.state.get("loss_scale", {}))
     _restore_own(saved, job, state)
     stream.restore(saved.state["stream"])
     job.backend.step_boundary()

@@ -15,6 +15,7 @@ from ..backends import Backend, HeadStep
 from .batches import Window
 from .config import TrainConfig
 from .ranks import ALONE, Ranks, accumulating
+from .scaling import LossScale, unscaled
 from .training import Training
 
 
@@ -45,6 +46,7 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         before_update,
         training.job.ranks,
         training.parallel,
+        training.scale,
     )
 
 
@@ -57,6 +59,7 @@ def step_function(
     before_update: Callable[[torch.Tensor | None], object] = lambda _: None,
     ranks: Ranks = ALONE,
     parallel: nn.Module | None = None,
+    scale: LossScale | None = None,
 ) -> Callable[..., torch.Tensor]:
     """``step(num_samples, inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
 
@@ -64,8 +67,9 @@ def step_function(
     all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
     may have a fused step of its own, or record this one and repeat it; not where somebody looks at the gradients.
     Else `before_update` is called with the gradient's norm, where it was computed. With several `ranks`, `parallel` is
-    what stands around the model and averages their gradients.
+    what stands around the model and averages their gradients. `scale` is that of the loss, where its dtype needs one.
     """
+    scaling = scale or unscaled()
     watched = config.use_wandb and config.wandb_watch_mode is not None
     alone = ranks.size == 1
     if alone and config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
@@ -81,17 +85,19 @@ def step_function(
         for number, (inputs, labels) in enumerate(batches, start=1):
             with accumulating(parallel or model) if number < len(batches) else nullcontext():
                 loss, right = summed(inputs, labels)
-                (loss / size).backward()
+                scaling.scaled(loss / size).backward()
             wide = torch.promote_types(loss.dtype, torch.float32)
             part = torch.stack((loss.detach().to(wide), right.to(wide)))
             sums = part if sums is None else sums + part
+        if watched or config.max_grad_norm is not None or not config.freeze_encoder:
+            scaling.unscale(optimizer)
         if config.max_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         elif not config.freeze_encoder:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
         before_update(norm)
-        optimizer.step()
+        scaling.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
         assert sums is not None, "a window holds at least one micro-batch"
         return sums

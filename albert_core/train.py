@@ -182,6 +182,7 @@ def _resume(training: Training) -> None:
         job,
         training.model,
         training.optimizer,
+        training.scale,
         training.stream,
         training.state,
         training.total_steps,

@@ -23,6 +23,7 @@ from .model import WholeModel, checkpoint_activations, summed_loss
 from .optim import build_optimizer
 from .progress import Reporter
 from .run import RunFolder
+from .scaling import LossScale, loss_scale
 from .state import TrainingState
 from .storage import check_remote, remote_checkpoints, remote_url, sync_checkpoint
 from .tracking import Trackers
@@ -47,6 +48,7 @@ class Training:
     parallel: nn.Module
     loss: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     optimizer: torch.optim.Optimizer
+    scale: LossScale
     stream: BatchStream
     source: InputSource
     test_source: InputSource
@@ -59,6 +61,7 @@ class Training:
 
 def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
     config, backend = job.config, job.backend
+    scale = loss_scale(backend, job.policy, whole_model=not config.freeze_encoder)
     head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
     head = head.to(getattr(torch, config.head_dtype))
     model: nn.Module
@@ -106,6 +109,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         parallel=parallel,
         loss=backend.compile(summed_loss(parallel, job.task)),
         optimizer=optimizer,
+        scale=scale,
         stream=stream,
         source=source,
         test_source=test_source,

@@ -390,6 +390,14 @@ class Backend(ABC):
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters as they are."""
 
+    def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
+        """What scales the loss so that gradients in the policy's compute dtype don't underflow, or None.
+
+        Whole-model training in float16 needs one (Micikevicius et al. 2017, 1710.03740).
+        """
+        del policy
+        return None
+
     def kernels(self) -> dict[str, Availability]:
         """The names that `frozen_encoder` takes besides "auto", fastest first, and whether each can run here."""
         return {"portable": Availability(True, "torch operators")}

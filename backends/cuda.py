@@ -210,6 +210,9 @@ class CudaBackend(Backend):
         compute = getattr(torch, policy.compute)
         return torch.autocast("cuda", dtype=compute, enabled=policy.compute != policy.accumulate)
 
+    def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
+        return torch.amp.GradScaler("cuda") if policy.compute == "float16" else None
+
     def kernels(self) -> dict[str, Availability]:
         reason = self._why_no_triton_here()
         triton = Availability(not reason, reason or "Triton kernels, ours for attention too")

@@ -16,8 +16,8 @@ from .compare import compare
 from .config import config
 from .doctor import doctor
 from .export import export
-from .parity import parity
 from .history import history
+from .parity import parity
 from .predict import predict
 from .report import report
 from .train import train

@@ -118,7 +118,6 @@ def test_a_bare_no_is_the_word(tmp_path: Path) -> None:
         ("layout: packed\nkernel: transformers", "padded or bucketed"),
         ("run_name: ../elsewhere", "run_name"),
         ("head_dtype: float16", "float32 or bfloat16"),
-        ("dtype: float16\nfreeze_encoder: false", "set bfloat16"),
     ],
 )
 def test_refusals_are_one_line_that_names_the_fix(tmp_path: Path, text: str, expected: str) -> None:
