@@ -56,7 +56,8 @@ def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             for name in file.files:
                 array = file[name]
                 if array.dtype.kind == "f":
-                    yield name, torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+                    wide = np.float64 if array.itemsize > 4 else np.float32
+                    yield name, torch.from_numpy(np.ascontiguousarray(array, dtype=wide))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{path} is damaged or no .npz of plain arrays ({error}); write it with numpy.savez") from error
 

@@ -10,8 +10,8 @@ import typer
 def tt_estimate(
     model: Annotated[str, typer.Option(help="As model_name in a configuration.")] = "random:albert-base-v2",
     card: Annotated[str, typer.Option(help="n150, n300 or p150.")] = "n150",
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 256,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in each.")] = 16,
+    sequences: Annotated[int, typer.Option(help="Sequences in a batch.")] = 256,
+    length: Annotated[int, typer.Option(help="Tokens in each.")] = 16,
     weight_dtype: Annotated[str, typer.Option(help="bfloat16, bfp_bf8 or bfp_bf4.")] = "bfloat16",
     cores: Annotated[int | None, typer.Option(help="Other than the card's published number.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -22,14 +22,22 @@ def tt_estimate(
 
       isotrain tt-estimate --card p150 --weight-dtype bfp_bf8
     """
+    from .. import UserError
     from ..albert_core.encoder import load_encoder
     from ..benchmarks.flops import encoder_flops
     from ..kernels.tt.estimate import card_named, estimate_encoder
     from ..kernels.tt.model import PHASES
 
     chosen = card_named(card, cores)
+    for flag, value in (("--sequences", sequences), ("--length", length)):
+        if value < 1:
+            raise UserError(f"{flag} is {value}; an estimate needs at least 1")
     encoder = load_encoder(model)
     config = encoder.weights.config
+    if length > config.max_positions:
+        raise UserError(
+            f"--length {length} exceeds the positions that {encoder.label} has; give at most {config.max_positions}"
+        )
     flops = encoder_flops(config, [length] * sequences)
     rows = [estimate_encoder(config, sequences * length, flops, chosen, fidelity, weight_dtype) for fidelity in PHASES]
     if json_output:

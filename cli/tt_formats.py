@@ -65,15 +65,14 @@ def _print_json(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
 
 
 def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
-    from rich.console import Console
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=f"{weights}: losses by TT format and fidelity (blocks of 16 along the {axis} dimension)",
-        title_justify="left",
-    )
-    table.add_column("tensor", overflow="fold")
+    from ..benchmarks.report import output_console
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tensor", overflow="fold", min_width=8)
     for column in ("shape", "format", "fidelity"):
         table.add_column(column, no_wrap=True)
     broken = any(loss.non_finite for loss in losses)
@@ -94,18 +93,22 @@ def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
             *([f"{loss.non_finite:,}"] if broken else []),
         )
         previous = loss.tensor
-    Console().print(table)
+    console = output_console()
+    # Not the table's title: that would wrap at the table's width.
+    console.print(Text(f"{weights}: losses by TT format and fidelity (blocks of 16 along the {axis} dimension)"))
+    console.print(table)
 
 
 def _grouped(losses: list[TensorLoss]) -> list[tuple[TensorLoss, str]]:
-    """Neighbouring rows that differ in the fidelity's name alone become one, such as hifi2-4."""
+    """Neighbouring rows that differ in the fidelity's name alone become one, such as hifi2-4 or lofi-hifi4."""
     from dataclasses import replace
 
     rows: list[tuple[TensorLoss, str]] = []
     for loss in losses:
         if rows and replace(rows[-1][0], fidelity=loss.fidelity) == loss:
             first = rows[-1][0]
-            rows[-1] = (first, f"{first.fidelity}-{loss.fidelity.removeprefix('hifi')}")
+            last = loss.fidelity.removeprefix("hifi") if first.fidelity.startswith("hifi") else loss.fidelity
+            rows[-1] = (first, f"{first.fidelity}-{last}")
         else:
             rows.append((loss, loss.fidelity))
     return rows

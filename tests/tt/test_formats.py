@@ -62,7 +62,35 @@ def test_the_command_reads_npz_and_checkpoints(tmp_path: Path, capsys: pytest.Ca
         assert ours["relative_rms"] == pytest.approx(theirs["relative_rms"], rel=1e-9)
     with pytest.raises(SystemExit):
         main(["tt-formats", str(tmp_path / "w.npz")])
-    assert "bfp_bf4" in capsys.readouterr().out
+    assert "weight 20x40 bfloat16 lofi" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_table_names_every_tensor_and_what_no_format_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    np.savez(tmp_path / "w.npz", long_name=np.eye(16) * 1e300, half=np.ones(4, np.float16))
+    with pytest.raises(SystemExit) as end:
+        main(["tt-formats", str(tmp_path / "w.npz"), "--dtype", "bfp_bf8"])
+    assert end.value.code == 0
+    captured = capsys.readouterr()
+    for shown in ("long_name", "half", "lofi-hifi4", "not finite"):
+        assert shown in captured.out
+    assert not captured.err
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "missing", "empty.npz", "integers.npz", "objects.npz", "w.pt", "."])
+def test_what_holds_no_weights_ends_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "empty.npz")
+    np.savez(tmp_path / "integers.npz", ids=np.arange(4))
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    with pytest.raises(SystemExit) as end:
+        main(["tt-formats", str(tmp_path / name)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("isotrain: error:")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"weights"])
@@ -107,6 +135,8 @@ def test_an_estimate_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit):
             main(["tt-estimate", "--model", "random:tiny", *extra])
         assert "estimate" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as end:
-        main(["tt-estimate", "--card", "n999"])
-    assert end.value.code == 2
+    for wrong in (["--card", "n999"], ["--length", "100000"], ["--sequences", "0"], ["--weight-dtype", "int8"]):
+        with pytest.raises(SystemExit) as end:
+            main(["tt-estimate", "--model", "random:tiny", *wrong])
+        assert end.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
