@@ -73,7 +73,8 @@ def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], specs: Specs) ->
             "the %s are not cached: %s can't be written (%s)",
             folder.parent.name,
             folder.parent,
-            error.strerror or error,
+            # numpy raises its own error, without the system's reason, where fewer bytes were written than it gave.
+            error.strerror or f"is the disk full? {error}",
         )
         return False
     finally:

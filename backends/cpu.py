@@ -161,7 +161,10 @@ class CpuBackend(Backend):
             log.info("kernel portable: the native one can't run (%s)", reason)
         from ..kernels.packed import PortableEncoder
         from ..kernels.packed.prepacked import prepacked_linear
+        from ..kernels.weights import check_finite
 
+        # torch's attention gives 0, and not NaN, for a head whose scores are NaN.
+        check_finite(weights)
         rounded = weights.to(dtype=getattr(torch, policy.param))
         return PortableEncoder(
             rounded,

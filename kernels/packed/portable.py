@@ -30,13 +30,22 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 # Makes a linear layer of a weight (out, in) and a bias (out), both in the compute dtype and contiguous.
 MakeLinear = Callable[[torch.Tensor, torch.Tensor], Linear]
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+# Under transformers' names: what every kernel has, and what this one has alone.
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
     "gelu_new": partial(functional.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": torch.relu,
     "silu": functional.silu,
     "tanh": torch.tanh,
+}
+OTHER_ACTIVATIONS: dict[str, Activation] = {
+    "leaky_relu": functional.leaky_relu,
+    "mish": functional.mish,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu6": functional.relu6,
 }
 
 
@@ -100,10 +109,11 @@ class PortableEncoder:
     ) -> None:
         self.config = weights.config
         self.device = weights.device
-        if self.config.activation not in ACTIVATIONS:
+        activations = ACTIVATIONS | OTHER_ACTIVATIONS
+        if self.config.activation not in activations:
             raise UserError(
                 f"activation {self.config.activation!r} is not supported; the portable kernel has "
-                f"{', '.join(ACTIVATIONS)}"
+                f"{', '.join(activations)}; use kernel transformers"
             )
         if (
             not compute_dtype.is_floating_point
@@ -119,7 +129,7 @@ class PortableEncoder:
         self._compute = compute_dtype
         self._accumulate = accumulate_dtype
         self._make_linear = make_linear
-        self._activation = ACTIVATIONS[self.config.activation]
+        self._activation = activations[self.config.activation]
         # The table is kept as given: looking up a few rows is cheaper than a second copy of the largest tensor.
         self._word_embeddings = weights.word_embeddings
         self._position_embeddings = weights.position_embeddings.to(accumulate_dtype)

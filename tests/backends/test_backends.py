@@ -30,6 +30,7 @@ from isotrain.backends import (
 )
 from isotrain.backends.cpu import CpuBackend
 from isotrain.backends.selftest import self_test
+from support.awkward import with_nan
 
 
 def test_the_four_targets_are_known_and_cpu_opens() -> None:
@@ -156,6 +157,16 @@ def test_the_peak_is_not_that_of_the_parent_process() -> None:
     assert 0 < int(child.stdout) < len(held) / 2
 
 
+@pytest.mark.parametrize("kernel", ["portable", "native"])
+def test_weights_that_are_no_numbers_are_refused_by_name(kernel: str) -> None:
+    backend = get_backend("cpu")
+    if not backend.kernels()[kernel].ok:
+        pytest.skip(backend.kernels()[kernel].reason)
+    weights = with_nan(load_encoder("random:tiny").weights, "key_weight")
+    with pytest.raises(UserError, match=r"layers\.0\.key_weight holds 1 values that are NaN or infinite"):
+        backend.frozen_encoder(weights, CastPolicy("bfloat16", "bfloat16", "bfloat16", "float32", ""), kernel)
+
+
 class OtherBackend(Backend):
     """What another distribution would bring: the abstract members and nothing else."""
 
@@ -254,5 +265,9 @@ def test_a_shape_that_native_does_not_have_goes_to_portable(caplog: pytest.LogCa
     weights = load_encoder("random:tiny").weights
     odd = replace(weights, config=replace(weights.config, num_heads=8))
     assert backend.frozen_encoder(odd, policy).name == "portable"
+    assert "kernel portable: the native one can't run" in caplog.text
     assert "head size 8 (it must be a multiple of 16" in caplog.text
+    rare = replace(weights, config=replace(weights.config, activation="mish"))
+    assert backend.frozen_encoder(rare, policy).name == "portable"
+    assert "activation 'mish'" in caplog.text
     assert backend.frozen_encoder(weights, policy).name == "native"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from isotrain.albert_core.array_cache import ArraySpec, publish_arrays
 from isotrain.albert_core.config_file import ResolvedConfig
 from isotrain.albert_core.features import cached_features
 from isotrain.albert_core.job import Job, open_job
@@ -125,3 +127,17 @@ def test_a_full_disk_costs_a_warning_not_the_run(
     result = run()
     assert result.status == "completed"
     assert "features are not cached" in (result.run.path / "train.log").read_text()
+
+
+def test_a_file_that_is_cut_short_while_it_is_written(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    specs = {"features": ArraySpec("float32", (None, 100))}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        published = publish_arrays(cache / "key", {"features": np.zeros((1000, 100), np.float32)}, specs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not published
+    assert "the features are not cached" in caplog.text
+    assert "is the disk full?" in caplog.text
+    assert list(cache.iterdir()) == []

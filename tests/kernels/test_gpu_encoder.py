@@ -20,6 +20,7 @@ from isotrain.kernels.cuda.buckets import sequence_bucket, token_bucket
 from isotrain.kernels.cuda.rows import TokenRows, first_rows, key_ranges, split
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
+from support.awkward import NAN_PLACES, changed, unaligned, unaligned_batch, with_nan
 from support.repeat import Repeat
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -347,6 +348,19 @@ def test_tensors_that_are_not_contiguous(tiny: EncoderWeights, make_batch: MakeB
     assert not every_second.is_contiguous()
     features = make(replace(tiny, layers=(strided,)))(replace(batch, input_ids=every_second))
     assert_near(features, reference.encode(tiny, batch).features)
+
+
+def test_unaligned_tensors_give_the_same_bits(tiny: EncoderWeights, make_batch: MakeBatch, make: Callable) -> None:
+    batch = make_batch([4, 2, 9], pairs=True)
+    moved = make(changed(tiny, lambda _, tensor: unaligned(tensor)))
+    assert torch.equal(moved(unaligned_batch(batch)), make(tiny)(batch))
+
+
+@pytest.mark.parametrize("place", NAN_PLACES)
+def test_a_nan_among_the_weights_gives_no_number(place: str, build: Build, make: Callable) -> None:
+    weights = weights_from_module(build("albert-tiny", hidden_act="relu"))
+    features = make(with_nan(weights, place))(PackedBatch.from_lists([[2, 7, 3], [2, 5, 6, 7, 3]]))
+    assert torch.isnan(features).any(dim=1).all()
 
 
 def test_what_the_kernels_cannot_take_says_why(

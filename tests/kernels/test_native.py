@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from isotrain import UserError
@@ -14,8 +15,9 @@ from isotrain.kernels import reference
 from isotrain.kernels.cpu import NativeEncoder
 from isotrain.kernels.cpu.encoder import default_block_tokens
 from isotrain.kernels.cpu.library import EMULATED_ISA, best_isa, native, unit_rate, why_not
-from isotrain.kernels.packed import PackedBatch, PortableEncoder
+from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
+from support.awkward import changed, unaligned, unaligned_batch
 from transformers import AutoModel
 
 Build = Callable[..., torch.nn.Module]
@@ -135,6 +137,14 @@ def test_non_contiguous_and_other_integer_tensors(build: Build, make_batch: Make
     assert torch.equal(NativeEncoder(replace(transposed, layers=(turned,)))(batch), expected)
 
 
+def test_unaligned_tensors_give_the_same_bits(build: Build, make_batch: MakeBatch) -> None:
+    weights, batch = rounded(build("albert-tiny")), make_batch([5, 9, 3], pairs=True)
+    moved = changed(weights, lambda _, tensor: unaligned(tensor))
+    for isa in isas():
+        expected = NativeEncoder(weights, isa=isa)(batch)
+        assert torch.equal(NativeEncoder(moved, isa=isa)(unaligned_batch(batch)), expected)
+
+
 def test_float32_weights_are_rounded_like_any_others(build: Build, make_batch: MakeBatch) -> None:
     module, batch = build("albert-tiny"), make_batch([5, 9, 3])
     assert torch.equal(NativeEncoder(weights_from_module(module))(batch), NativeEncoder(rounded(module))(batch))
@@ -179,6 +189,18 @@ def test_values_out_of_range(change: dict[str, torch.Tensor], words: str, build:
 def test_a_sequence_longer_than_the_positions(build: Build, make_batch: MakeBatch) -> None:
     with pytest.raises(UserError, match="513 tokens is longer"):
         NativeEncoder(rounded(build("albert-tiny")))(make_batch([513]))
+
+
+def test_sequences_without_tokens(build: Build, make_batch: MakeBatch) -> None:
+    encoder, batch = NativeEncoder(rounded(build("albert-tiny"))), make_batch([3, 2])
+    with pytest.raises(UserError, match="sequence 1 is empty"):
+        encoder(replace(batch, host_lengths=np.array([5, 0])))
+    with pytest.raises(UserError, match="has 5 tokens, its lengths add up to 6"):
+        encoder(replace(batch, host_lengths=np.array([3, 3])))
+    for row in ([0, 0, 0], [0, 1, 1], [1, 0, 1]):
+        mask = torch.tensor([[1, 1, 0], row])
+        with pytest.raises(UserError, match="attention_mask must hold"):
+            encoder(PaddedBatch(torch.ones(2, 3, dtype=torch.int64), mask))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
