@@ -86,7 +86,7 @@ def run_bench(
     result = build_result(plan, runs, machine, interrupted, sweeps)
     if path is not None:
         write_result(result, path)
-    return Outcome(result, path, _exit_code(result))
+    return Outcome(result, path, exit_code(result))
 
 
 def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, list[dict[str, Any]]]) -> Plan:
@@ -106,7 +106,8 @@ def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, list[dict[str, An
     return plan
 
 
-def _exit_code(result: dict[str, Any]) -> int:
+def exit_code(result: dict[str, Any]) -> int:
+    """What a command ends in that has measured `result`."""
     if result["status"] == "partial":
         return INTERRUPTED
     if result["status"] == "failed":

@@ -18,7 +18,7 @@ from .extrapolate import total_ratio
 from .plan import FULL_BLOCKS, FULL_PROCESSES
 from .results import text_seconds
 from .statistics import Interval, ratio_interval
-from .stored import BENCH, load_result, revision
+from .stored import BENCH, load_result, revision, shown_label
 
 FASTER, SLOWER, UNDECIDED, REFUSED = "faster", "slower", "no decision", "refused"
 # Rule 8: the least effect that counts, on a machine of one's own and on one that others use too.
@@ -47,10 +47,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All targets of two results; `alone` are labels that only one of them has."""
+    """All targets of two results; `alone` are labels that only one of them has, `subject` is what both measured."""
 
     before: str
     after: str
+    subject: str
     confirmed: bool
     targets: tuple[Compared, ...]
     alone: tuple[str, ...]
@@ -82,6 +83,7 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), gate: f
     return Comparison(
         before=f"{before} ({revision(first)})",
         after=f"{after} ({revision(second)})",
+        subject=_subject(first),
         confirmed=confirmation is not None,
         targets=tuple(_decided(one, confirmation) for one in found),
         alone=tuple(sorted(labels[0] ^ labels[1])),
@@ -91,6 +93,17 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), gate: f
 def _entries(result: dict[str, Any]) -> tuple[str, list[Entry]]:
     """The key that names an entry, and the entries: targets, or the sides of a whole run."""
     return ("label", result["targets"]) if result["schema"] == BENCH else ("name", result["sides"])
+
+
+def _subject(result: dict[str, Any]) -> str:
+    """Model, dtype and device of a result, random weights and emulation named."""
+    if result["schema"] == BENCH:
+        measured = [entry for entry in result["targets"] if "figures" in entry]
+        parts = [(one["model"]["label"], one["policy"]["label"], one["device"]["name"]) for one in measured]
+    else:
+        processes = [process for side in result["sides"] for process in side["processes"]]
+        parts = [(str(one.get("model")), str(one.get("dtype")), str(one.get("device"))) for one in processes]
+    return "; ".join(", ".join(part) for part in dict.fromkeys(parts)) or "nothing that was measured"
 
 
 def _check_fresh(first: dict[str, Any], second: dict[str, Any], path: Path) -> None:
@@ -113,7 +126,7 @@ def _compare(
             "kernels and batch sizes"
         )
     judge = _judge_target if before["schema"] == BENCH else _judge_side
-    return [_refused(old[key], old, new) or judge(old, new, paths, gate) for old, new in pairs]
+    return [_refused(old, new) or judge(old, new, paths, gate) for old, new in pairs]
 
 
 def _check_equal(before: dict[str, Any], after: dict[str, Any], prefix: str, paths: tuple[Path, Path]) -> None:
@@ -125,12 +138,16 @@ def _check_equal(before: dict[str, Any], after: dict[str, Any], prefix: str, pat
             )
 
 
-def _refused(label: str, old: Entry, new: Entry) -> Compared | None:
+def _refused(old: Entry, new: Entry) -> Compared | None:
     for which, entry in (("before", old), ("after", new)):
         if not entry["valid"]:
             why = "; ".join(entry["reasons"]) or "it has no figures"
-            return Compared(label, REFUSED, REFUSED, None, 0.0, f"invalid {which}: {why}")
+            return Compared(_label(old), REFUSED, REFUSED, None, 0.0, f"invalid {which}: {why}")
     return None
+
+
+def _label(entry: Entry) -> str:
+    return shown_label(entry) if "label" in entry else str(entry["name"])
 
 
 def _judge_target(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:
@@ -142,7 +159,7 @@ def _judge_target(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float 
         for entry in (old, new)
     )
     lack = f"fewer than {FULL_PROCESSES} processes x {FULL_BLOCKS} blocks" if too_few else ""
-    return _seen(old["label"], speed, _threshold(gate, disturbed), lack)
+    return _seen(_label(old), speed, _threshold(gate, disturbed), lack)
 
 
 def _judge_side(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:

@@ -19,7 +19,7 @@ from typing import Any
 from .. import UserError
 from ..backends import foresee_backend
 from . import environment
-from .bench import FAILED, INTERRUPTED, INVALID, VALID, Outcome
+from .bench import FAILED, INTERRUPTED, Outcome, exit_code
 from .extrapolate import Part, Sampled, total_interval, total_ratio
 from .plan import EMBEDDED_LENGTHS, Options, hash_of, interleaved, refuse_emulated_race
 from .results import emulation_notes, result_path, write_result
@@ -101,7 +101,7 @@ def run_end_to_end(
     result = _result(options, sides, import_bytes, machine, interrupted)
     if path is not None:
         write_result(result, path)
-    return Outcome(result, path, _exit_code(result))
+    return Outcome(result, path, exit_code(result))
 
 
 def check(options: Options) -> None:
@@ -324,11 +324,3 @@ def _notes(options: Options, sides: Sequence[_Side]) -> list[str]:
     if options.processes < 3:
         notes.append(f"{options.processes} process a side: intervals don't cover what differs between processes")
     return notes
-
-
-def _exit_code(result: dict[str, Any]) -> int:
-    if result["status"] == "partial":
-        return INTERRUPTED
-    if result["status"] == "failed":
-        return FAILED
-    return VALID if result["valid"] else INVALID

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from .columns import figure
-from .stored import BENCH, revision
+from .stored import BENCH, revision, shown_label
 
 FORMATS = ("table", "json", "csv", "markdown")
 INTERVALS = (
@@ -93,11 +93,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _target(result: dict[str, Any], entry: dict[str, Any]) -> Row:
-    emulated = entry.get("device", {}).get("emulated", False)
     row: Row = {
-        "target": entry["label"].replace(entry["backend"], f"{entry['backend']} (emulated)", 1)
-        if emulated
-        else entry["label"],
+        "target": shown_label(entry),
         **{key: entry[key] for key in ("backend", "workload", "layout", "kernel", "batch_size", "peer")},
         "status": entry["status"],
         "valid": entry["valid"],

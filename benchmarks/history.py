@@ -10,7 +10,7 @@ from .. import UserError
 from .compare import SEED
 from .results import text_seconds
 from .statistics import ratio_interval
-from .stored import BENCH, load_result, revision
+from .stored import BENCH, load_result, revision, shown_label
 
 Row = dict[str, Any]
 
@@ -61,7 +61,8 @@ def _rows(members: list[tuple[Path, dict[str, Any], dict[str, Any]]]) -> list[Ro
         samples = entry["figures"]["samples_per_second"]
         rows.append(
             {
-                "target": entry["label"],
+                "target": shown_label(entry),
+                "model": entry["model"]["label"],
                 "device": entry["device"]["name"],
                 "dtype": entry["policy"]["label"],
                 "config": entry["config_sha256"][:10],

@@ -206,7 +206,7 @@ def _timed_step(target: Target, index: int, clock: Clock) -> int:
 
 
 def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list[str], dict[int, int]]:
-    """Rule 4: steps until quiet or out of budget; where batches differ, every one runs before the first block.
+    """Steps until quiet or out of budget (rule 4); where batches differ, each of the list runs before the first block.
 
     Returns also what reading the values found, and the usual time (ns) of each class of batches.
     """

@@ -14,7 +14,7 @@ from .compare import REFUSED, SLOWER, Compared, Comparison
 from .history import History, Row
 
 # What the rows of one table have in common.
-LINE = ("target", "config", "device", "dtype")
+LINE = ("target", "model", "dtype", "device", "config")
 BAR_WIDTH = 24
 # Eighths of a character cell.
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -22,6 +22,7 @@ BLOCKS = " ▏▎▍▌▋▊▉█"
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(Text(f"isotrain compare: {comparison.after} over {comparison.before}", style="bold"))
+    console.print(Text(f"of {comparison.subject}"))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("target", overflow="fold")
     for header in ("speed", "95 % interval", "threshold"):
@@ -51,7 +52,7 @@ def print_history(history: History, console: Console) -> None:
         rows = list(members)
         first = rows[0]
         table = Table(
-            title=f"{first['target']}, {first['dtype']}, {first['device']}, configuration {first['config']}",
+            title=", ".join(str(first[key]) for key in LINE),
             title_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
@@ -76,7 +77,15 @@ def _measured(row: Row, top: float) -> list[str]:
     if row["change_median"] != "":
         change = f"{row['change_median']:.3f}x ({row['change_low']:.3f} to {row['change_high']:.3f})"
     chart = bar(speed / top) if row["valid"] else "INVALID"
-    return [row["created"], row["revision"], figure(speed), interval, str(row["n"]), change, chart]
+    return [
+        row["created"][:16].replace("T", " "),
+        row["revision"],
+        figure(speed),
+        interval,
+        str(row["n"]),
+        change,
+        chart,
+    ]
 
 
 def bar(share: float) -> str:

@@ -16,7 +16,7 @@ REQUIRED = {
     BENCH: ("created", "config", "method", "environment", "targets"),
     END_TO_END: ("created", "config", "method", "environment", "sides"),
 }
-REQUIRED_OF_A_TARGET = ("label", "status", "valid", "reasons", "config_sha256")
+REQUIRED_OF_A_TARGET = ("label", "backend", "status", "valid", "reasons", "config_sha256")
 REQUIRED_OF_FIGURES = ("device", "policy", "model", "data", "work", "processes", "n")
 
 
@@ -79,6 +79,12 @@ def _lack_of(what: str, entries: Any, keys: tuple[str, ...]) -> str:
         if missing:
             return f"{what} {place} lacks {', '.join(missing)}"
     return ""
+
+
+def shown_label(entry: dict[str, Any]) -> str:
+    """A target's label as every table shows it: a device that is only emulated is called so."""
+    emulated = entry.get("device", {}).get("emulated", False)
+    return str(entry["label"]).replace(entry["backend"], f"{entry['backend']} (emulated)", 1 if emulated else 0)
 
 
 def revision(result: dict[str, Any]) -> str:

@@ -222,6 +222,7 @@ def test_the_command_compare_ends_in_its_verdict(write: Write) -> None:
     once = run(compare, a, b)
     assert once.exit_code == 0
     assert "one run decides nothing" in once.output
+    assert "of random:tiny (random weights), bfloat16 (computed in float32), Fake CPU" in once.output
     confirmed = run(compare, a, b, "--again", c, "--gate", "5%")
     assert confirmed.exit_code == 1
     assert "0.83" in confirmed.output
@@ -258,6 +259,8 @@ def test_a_history_is_in_the_order_of_measuring_with_each_change(write: Write, t
     shown = run(history, tmp_path)
     assert shown.exit_code == 0
     assert "INVALID" in shown.output
+    assert "random:tiny (random weights)" in shown.output
+    assert "2026-01-01 00:00" in shown.output
     assert bar(1.0) in shown.output
     assert "left out: " in shown.output
     listed = list(csv.DictReader(io.StringIO(run(history, tmp_path, "--format", "csv").stdout)))
