@@ -142,7 +142,8 @@ def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> It
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or any(word in str(error) for word in _LOST)):
             raise
-        reason = " ".join(str(error).split("] ")[-1].split())[:120]
+        # Without the source file that gloo begins with, and the advice that it ends with.
+        reason = str(error).split("] ")[-1].split(". ")[0]
         raise LostRankError(
             f"process {ranks.rank} of {ranks.size}: another process of this run ended, or was silent for {timeout} s "
             f"(process_timeout): {reason}; what was saved is kept: go on by --resume with the run's folder"
