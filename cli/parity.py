@@ -251,4 +251,4 @@ def _write_html(result: dict[str, Any], path: Path) -> None:
 
     with TemporaryDirectory(prefix="isotrain-parity-") as folder:
         write_result(result, Path(folder) / "parity.json")
-        write_report(Path(folder), path)
+        write_report(Path(folder), path, title=f"parity against {result['reference']['label']}")
