@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,22 @@ def gpu() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU and a CUDA build of torch: graphs and streams can't be emulated")
     return torch.device("cuda")
+
+
+_SHOWN = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`show(text)` puts a figure that the suite is to report at the end of its output, passed or not."""
+    return request.config.stash.setdefault(_SHOWN, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    shown = config.stash.get(_SHOWN, [])
+    if shown:
+        terminalreporter.section("figures")
+        terminalreporter.write("\n".join(shown) + "\n")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -266,6 +266,12 @@ class Composed:
     rms: float
     golden_rms: float
 
+    @property
+    def row(self) -> str:
+        """As docs/tt-emulation.md has it."""
+        equal = f"{100 * self.equal:.1f} %"
+        return f"| {self.name} | {self.mode} | {equal} | {self.max_ulp:,} | {self.rms:.2e} | {self.golden_rms:.2e} |"
+
 
 def compositions(folder: Path) -> Iterator[Composed]:
     """layer_norm, softmax, attention and the reductions against float64 and the golden outputs."""

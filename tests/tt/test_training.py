@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,9 @@ def run(folder: Path, tt: dict[str, object] | None = None, backend: str = "tt", 
     return train(load_config(None, settings, {"backend": backend}))
 
 
-def test_every_fidelity_and_weight_format_trains_and_precision_orders_the_losses(tmp_path: Path) -> None:
+def test_every_fidelity_and_weight_format_trains_and_precision_orders_the_losses(
+    tmp_path: Path, show: Callable[[str], None]
+) -> None:
     """The distance of every step's loss from float64's (RMS over an epoch) falls into classes, coarsest numbers last.
 
     Within a class, which its operands' least precise format makes, distances differ by chance.
@@ -65,9 +67,9 @@ def test_every_fidelity_and_weight_format_trains_and_precision_orders_the_losses
             result = run(tmp_path / f"{dtype}-{fidelity}", {"math_fidelity": fidelity, "weight_dtype": dtype}, **job)
             assert "tt (emulated)" in result.label
             gaps[dtype, fidelity] = distance(result)
-    print(f"\ndistance of a step's loss from float64's: float32 on the host {host:.1e}; tt (emulated):")
+    show(f"distance of a step's loss from float64's: float32 on the host {host:.1e}; tt (emulated):")
     for dtype in DTYPES:
-        print(f"{dtype:9s}" + "".join(f"  {fidelity} {gaps[dtype, fidelity]:.1e}" for fidelity in FIDELITIES))
+        show(f"{dtype:9s}" + "".join(f"  {fidelity} {gaps[dtype, fidelity]:.1e}" for fidelity in FIDELITIES))
     rounded = [gaps[dtype, fidelity] for dtype in DTYPES[:2] for fidelity in FIDELITIES[1:]]
     one_phase = [gaps[dtype, "lofi"] for dtype in DTYPES[:2]]
     three_bits = [gaps["bfp_bf4", fidelity] for fidelity in FIDELITIES]
