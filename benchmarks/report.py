@@ -27,7 +27,7 @@ from .gates import measured_entries
 from .plan import Plan
 
 # The width that all columns need; a narrower terminal gets fewer, a file or pipe always gets all.
-WIDE = 122
+WIDE = 130
 
 
 def output_console(*, stderr: bool = False) -> Console:
