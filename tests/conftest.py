@@ -63,7 +63,7 @@ def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    shown = config.stash.get(_SHOWN, [])
+    shown = [*config.stash.get(_SHOWN, []), *printed()]
     if shown:
         terminalreporter.section("figures")
         terminalreporter.write("\n".join(shown) + "\n")
@@ -75,9 +75,3 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOTRAIN_CACHE", str(tmp_path_factory.mktemp("isotrain-cache")))
         yield
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the tests measured, behind what passed."""
-    for line in printed():
-        terminalreporter.write_line(line)

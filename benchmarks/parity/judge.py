@@ -24,6 +24,8 @@ COARSE = ("bfloat16", "float16")
 LARGEST_FACTOR = 4.0
 # Units in the last place of float32 that are never held against anybody: losses are summed in it.
 FLOOR_ULPS = 4.0
+# What a device's float32 power may be off by: 4 units in the last place, as CUDA's own table of powf says.
+POWER_ERROR = 4.0 * float(np.finfo(np.float32).eps)
 # Steps of a series that are judged together: the error of one step alone may be next to nothing by luck.
 WINDOW = 16
 # So many times the allowed error is no drift any more.
@@ -152,10 +154,35 @@ def _series_checks(name: str, reference: Trace, candidate: Trace, yardsticks: Se
     together = np.maximum.accumulate(np.sqrt(np.mean(np.square(drawn), axis=0)))
     # A learning rate of 0 moves nothing: the floor is that of the series, not of the step.
     scale = float(np.abs(exact).max())
+    corrections = _bias_corrections(candidate)
+    if name == "update_norm":
+        floors = corrections * exact
+    else:
+        floors = _mean_so_far(corrections) * np.maximum.accumulate(np.abs(exact - exact[0]))
     return [
-        Check(name, step + 1, float(errors[step]), _allowed(m, [float(together[step])], scale))
+        Check(
+            name, step + 1, float(errors[step]), _allowed(m, [float(together[step])], scale) + m * float(floors[step])
+        )
         for step in range(len(exact))
     ]
+
+
+def _bias_corrections(candidate: Trace) -> np.ndarray:
+    """The relative error of each step's update by Adam's bias corrections, [S]: 0 where the host makes them in float64.
+
+    On a device they are float32: 1 - beta^t loses what beta^t's last place is worth, and the update is the moment over
+    1 - beta1^t, over the square root of another moment over 1 - beta2^t (Kingma & Ba 2014).
+    """
+    steps = np.arange(1, candidate.steps + 1)
+    betas = candidate.header["adam_on_device"]
+    if betas is None:
+        return np.zeros(len(steps))
+    first, second = (1.0 - beta**steps for beta in betas)
+    return POWER_ERROR * (1.0 / first + 0.5 / second)
+
+
+def _mean_so_far(values: np.ndarray) -> np.ndarray:
+    return np.cumsum(values) / np.arange(1, len(values) + 1)
 
 
 def _windowed(errors: np.ndarray) -> np.ndarray:
@@ -168,34 +195,49 @@ def _windowed(errors: np.ndarray) -> np.ndarray:
 
 def _logit_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
     steps = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
+    exact = reference.arrays["probe_logits"]
+    corrections = np.concatenate(([0.0], _mean_so_far(_bias_corrections(candidate))))
     checks = []
     for index, step in enumerate(steps):
         checks += _tensor_checks(
             "logits",
             step,
-            reference.arrays["probe_logits"][index],
+            exact[index],
             candidate.arrays["probe_logits"][index],
             [yardstick.arrays["probe_logits"][index] for yardstick in yardsticks],
             m,
+            float(corrections[step]) * np.abs(exact[index] - exact[0]),
         )
     return checks
 
 
 def _tensor_checks(
-    quantity: str, step: int, exact: np.ndarray, found: np.ndarray, drawn: Sequence[np.ndarray], m: float
+    quantity: str,
+    step: int,
+    exact: np.ndarray,
+    found: np.ndarray,
+    drawn: Sequence[np.ndarray],
+    m: float,
+    floor: np.ndarray | None = None,
 ) -> list[Check]:
-    """The mean error and the largest one of a tensor."""
+    """The mean error and the largest one of a tensor. `floor`: what each element may be off by besides."""
     error = found - exact
     others = [draw - exact for draw in drawn]
-    scale = _rms(exact)
+    extra = np.zeros(1) if floor is None else floor
     largest = max(float(np.abs(other).max()) for other in others)
+    most = LARGEST_FACTOR * m
     return [
-        Check(quantity, step, _rms(error), _allowed(m, [_rms(other) for other in others], scale)),
+        Check(
+            quantity,
+            step,
+            _rms(error),
+            _allowed(m, [_rms(other) for other in others], _rms(exact)) + m * _rms(extra),
+        ),
         Check(
             f"{quantity}, largest error",
             step,
             float(np.abs(error).max()),
-            _allowed(LARGEST_FACTOR * m, [largest], float(np.abs(exact).max())),
+            _allowed(most, [largest], float(np.abs(exact).max())) + most * float(extra.max()),
         ),
     ]
 

@@ -242,12 +242,19 @@ def _header(label: str, training: Training, weights: list[torch.Tensor]) -> dict
         "model": job.encoder.label,
         "random_weights": job.encoder.random,
         "dataset": job.dataset.name,
+        "adam_on_device": _adam_on_device(training.optimizer),
         "yardstick": {**asdict(yardstick), "label": yardstick.label},
         "weights_sha256": digest.hexdigest(),
         "probe_sha256": _batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
         "recipe": _recipe(job.config, job.num_labels),
         "environment": environment(),
     }
+
+
+def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
+    """Adam's betas where its step counter is on the device, and bias corrections float32 ones; else None."""
+    (group,) = optimizer.param_groups
+    return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
 def _recipe(config: TrainConfig, num_labels: int) -> dict[str, Any]:

@@ -46,6 +46,23 @@ def test_norms_are_judged_like_the_loss(name: str) -> None:
     assert verdict(changed(noisy(9), name, 5, 0.1)).first_step == 6
 
 
+def test_bias_corrections_in_float32_are_allowed_for_where_the_device_makes_them() -> None:
+    """A step's update may be off by what 1 - beta^t loses, and a later one by less; no more than that."""
+    update = exact().arrays["update_norm"]
+    errors = 1e-7 * update / (1 - 0.999 ** np.arange(1, STEPS + 1))
+    reference = exact()
+    yardsticks = [noisy(seed, 1e-9) for seed in (1, 2, 3)]
+
+    def found(scale: float, betas: list[float] | None) -> str:
+        candidate = noisy(9, 1e-9, adam_on_device=betas)
+        arrays = candidate.arrays | {"update_norm": update + scale * errors}
+        return judge(reference, replace(candidate, arrays=arrays), yardsticks).verdict
+
+    assert found(0.1, [0.9, 0.999]) == "pass"
+    assert found(0.1, None) != "pass"
+    assert found(100.0, [0.9, 0.999]) != "pass"
+
+
 def test_one_wrong_element_is_no_average() -> None:
     """Its error vanishes in the mean over the tensor, and in the correlation."""
     found = verdict(changed(noisy(9), "states", (2, 3, 4), 100 * NOISE))

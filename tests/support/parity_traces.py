@@ -20,6 +20,7 @@ def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
         "probe_sha256": "b" * 64,
         "batches": [f"{step:064d}" for step in range(STEPS)],
         "metrics": [{"epoch": 1, "step": STEPS, "accuracy": 0.5, "loss": 1.0}],
+        "adam_on_device": None,
         "yardstick": {"label": "ideal bfloat16"},
     } | changes
 
