@@ -27,7 +27,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 150, 56, 46
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over common places: `places[i]` is named `ticks[i]`, and `lines[name][i]` is the value there."""
+    """Lines over common places: `places[i]` is named `ticks[i]`, and `lines[name][i]` is the value there.
+
+    `title` has one line, or two: names of data sets and models may be long paths.
+    """
 
     title: str
     axis: str
@@ -86,8 +89,9 @@ def as_page(chart: Chart) -> str:
         + "</tr>"
         for i, tick in enumerate(chart.ticks)
     )
+    title = html.escape(", ".join(chart.title.splitlines()))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(chart.title)}</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 12px;text-align:right}</style></head><body>\n"
         f"{as_svg(chart)}\n<table><tr>{head}</tr>{body}</table>\n</body></html>\n"
     )
@@ -105,7 +109,8 @@ def as_svg(chart: Chart) -> str:
     def y(value: float) -> float:
         return _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_text(_LEFT, 22, chart.title, size=15), _text((x(first) + x(last)) / 2, _HEIGHT - 8, chart.axis, "middle")]
+    parts = [_text(12, 20 + 18 * number, line) for number, line in enumerate(chart.title.splitlines())]
+    parts.append(_text((x(first) + x(last)) / 2, _HEIGHT - 8, chart.axis, "middle"))
     for number in range(round((high - low) / step) + 1):
         value = low + number * step
         parts.append(f'<path d="M{_LEFT} {y(value):.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
@@ -134,8 +139,8 @@ def as_svg(chart: Chart) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#333", size: int = 12) -> str:
-    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}"'
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#333") -> str:
+    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="12"'
     return f"<text {where}>{html.escape(text)}</text>"
 
 
@@ -192,9 +197,13 @@ def write_png(chart: Chart, path: Path) -> None:
         axes.plot(chart.places, line, marker="o", color=colour, label=f"{name} {line[-1]:.4f}")
     shown = _thinned(len(chart.ticks))
     axes.set_xticks([chart.places[i] for i in shown], [chart.ticks[i] for i in shown])
-    axes.set(title=chart.title, xlabel=chart.axis)
+    axes.set_title(chart.title, fontsize="small")
+    axes.set_xlabel(chart.axis)
     axes.grid(color="#ddd")
     axes.legend(frameon=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
 def draw(training: Training, *, png: bool = False) -> None:
     """The charts that the configuration asks for, of the evaluations so far."""
     job = training.job
-    write_charts(training.run, job.config.chart, f"{job.dataset.name}: {job.label}", png=png)
+    write_charts(training.run, job.config.chart, f"{job.dataset.name}\n{job.label}", png=png)
 
 
 def _say_collapsed(training: Training) -> None:

@@ -97,9 +97,10 @@ def load_predictor(
         saved = read_checkpoint(store.find(option, checkpoint))
         weights, identity = saved.model, saved.identity
     task = find_task(config.task)
-    if identity["task"] != task.name:
+    trained_for = identity.get("task", "a task that it doesn't name")
+    if trained_for != task.name:
         raise UserError(
-            f"{checkpoint or run.model} holds weights for {identity['task']}, and run {str(run.path)!r} is one of "
+            f"{checkpoint or run.model} holds weights for {trained_for}, and run {str(run.path)!r} is one of "
             f"{task.name}; name a checkpoint of this run"
         )
     opened = get_backend(backend or config.backend_name, config.backend_options)

@@ -11,7 +11,7 @@ from isotrain.albert_core.data import load_dataset
 from isotrain.albert_core.normalise import RULES, normalise
 from support.command import Invoke, one_line_error
 
-SMALL = ["model_name=random:tiny", "dtype=float32", "max_length=32", "num_epochs=30", "learning_rate=1e-2"]
+SMALL = ["freeze_encoder=true", "max_length=32", "num_epochs=30", "learning_rate=1e-2"]
 ANSWERS = {
     "card": ["Hi {name}, it takes 5 days.", "hi [NAME], it takes 7 days.", "Hi {name}, it takes 5 days."],
     "loan": ["Rates: https://bank.example/1", "rates: https://bank.example/27", "Rates: https://bank.example/1"],
