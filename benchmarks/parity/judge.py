@@ -156,7 +156,7 @@ def _series_checks(name: str, reference: Trace, candidate: Trace, yardsticks: Se
     scale = float(np.abs(exact).max())
     corrections = _bias_corrections(candidate)
     if name == "update_norm":
-        floors = corrections * exact
+        floors = _windowed(corrections * exact)
     else:
         floors = _mean_so_far(corrections) * np.maximum.accumulate(np.abs(exact - exact[0]))
     return [
