@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGES = ("isotrain", "torch", "transformers", "tokenizers", "datasets", "numpy", "triton", "torch-xla")
 MATRIX_FLAGS = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma")
@@ -23,6 +23,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_
 # Linux takes a thread's CPU away 15 to 60 times a second on a machine that is otherwise idle, and 130 to 180 times
 # where another process wants that CPU all the time.
 BUSY_SWITCHES_PER_THREAD = 100.0
+# The share of its time that a thread may have waited for a CPU.
+LARGEST_WAIT = 0.05
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
@@ -131,14 +133,28 @@ def moment() -> dict[str, Any]:
     return {"load": load_average(), "clock_mhz": clock_mhz(), "temperature_celsius": temperature()}
 
 
-def involuntary_switches() -> int:
-    """How often the threads of this process have lost a CPU to somebody else so far (getrusage's ru_nivcsw)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+class Lost(NamedTuple):
+    """What other work has taken from this process's threads so far: how often they lost a CPU (getrusage's ru_nivcsw),
+    and for how many seconds they were ready and waited for one (0 where the system doesn't count that).
+    """
+
+    switches: int
+    seconds: float
 
 
-def is_disturbed(switches: int, seconds: float, threads: int) -> bool:
-    """Whether other work took the CPUs from a process of `threads` threads, by its involuntary context switches."""
-    return switches > BUSY_SWITCHES_PER_THREAD * threads * seconds
+def lost(tasks: Path = Path("/proc/self/task")) -> Lost:
+    """What was lost up to now, by every thread that lives."""
+    waited = sum(int(fields[1]) for path in tasks.glob("*/schedstat") if len(fields := _read(path).split()) == 3)
+    return Lost(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, waited / 1e9)
+
+
+def is_disturbed(before: Lost, after: Lost, seconds: float, threads: int) -> bool:
+    """Whether other work took the CPUs from a process of `threads` threads in those `seconds`.
+
+    By switches where a few processes take turns; by the time waited where there are many, whose turns are long.
+    """
+    often = after.switches - before.switches > BUSY_SWITCHES_PER_THREAD * threads * seconds
+    return often or after.seconds - before.seconds > LARGEST_WAIT * threads * seconds
 
 
 def command_line() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..backends import Backend, UnitRate
-from .environment import involuntary_switches, is_disturbed
+from .environment import is_disturbed, lost
 from .measure import Clock
 
 # A block is one fence. Short ones, because on a busy machine some of them run between two disturbances.
@@ -137,12 +137,12 @@ def _best_seconds(run: Callable[[int], None], once: float, clock: Clock) -> tupl
     best, clean = math.inf, 0
     begin = clock()
     while True:
-        switches = involuntary_switches()
+        before = lost()
         start = clock()
         run(count)
         stop = clock()
         best = min(best, (stop - start) / 1e9 / count)
-        clean += not is_disturbed(involuntary_switches() - switches, (stop - start) / 1e9, torch.get_num_threads())
+        clean += not is_disturbed(before, lost(), (stop - start) / 1e9, torch.get_num_threads())
         spent = (stop - begin) / 1e9
         if spent >= (SECONDS if clean >= CLEAN_BLOCKS else MOST_SECONDS):
             return best, clean < CLEAN_BLOCKS

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import UserError
-from .environment import affinity, involuntary_switches, is_disturbed, moment
+from .environment import affinity, is_disturbed, lost, moment
 from .plan import CACHED, Options, TargetSpec
 
 if TYPE_CHECKING:
@@ -51,23 +51,27 @@ class _Stages:
 
 
 class _Disturbances:
-    """How often, since it was made, other work took a CPU away from this process's threads."""
+    """What, since it was made, other work took from this process's threads."""
 
     def __init__(self) -> None:
-        self._switches, self._start = involuntary_switches(), time.perf_counter_ns()
+        self._before, self._start = lost(), time.perf_counter_ns()
 
     def so_far(self) -> bool:
-        """Whether that is so often that figures suffer."""
+        """Whether that is so much that figures suffer."""
         import torch
 
-        return is_disturbed(*self._counted(), torch.get_num_threads())
+        return is_disturbed(self._before, lost(), self._seconds(), torch.get_num_threads())
 
     def describe(self) -> dict[str, Any]:
-        switches, seconds = self._counted()
-        return {"involuntary_switches_per_second": round(switches / seconds, 1), "disturbed": self.so_far()}
+        now, seconds = lost(), self._seconds()
+        return {
+            "involuntary_switches_per_second": round((now.switches - self._before.switches) / seconds, 1),
+            "waited_seconds_per_second": round((now.seconds - self._before.seconds) / seconds, 4),
+            "disturbed": self.so_far(),
+        }
 
-    def _counted(self) -> tuple[int, float]:
-        return involuntary_switches() - self._switches, (time.perf_counter_ns() - self._start) / 1e9
+    def _seconds(self) -> float:
+        return (time.perf_counter_ns() - self._start) / 1e9
 
 
 def main() -> int:

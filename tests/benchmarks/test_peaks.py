@@ -7,6 +7,7 @@ import torch
 from isotrain.backends import DeviceInfo
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks import peaks as module
+from isotrain.benchmarks.environment import Lost
 from isotrain.benchmarks.peaks import measure_peaks
 
 MS = 1_000_000
@@ -32,7 +33,7 @@ class TimedBackend(CpuBackend):
 def backend(monkeypatch: pytest.MonkeyPatch) -> TimedBackend:
     monkeypatch.setattr(module, "PRODUCT_SIZES", (64, 128))
     monkeypatch.setattr(module, "COPY_BYTES", 4096)
-    monkeypatch.setattr(module, "involuntary_switches", lambda: 0)
+    monkeypatch.setattr(module, "lost", lambda: Lost(0, 0.0))
     return TimedBackend()
 
 
@@ -49,7 +50,7 @@ def test_a_peak_that_others_disturbed_says_so_after_looking_longer(
 ) -> None:
     calm = measure_peaks(backend, "float32", clock=lambda: backend.now)
     switches = iter(range(0, 10**9, 10**5))
-    monkeypatch.setattr(module, "involuntary_switches", lambda: next(switches))
+    monkeypatch.setattr(module, "lost", lambda: Lost(next(switches), 0.0))
     disturbed = measure_peaks(backend, "float32", clock=lambda: backend.now)
     assert not calm.disturbed
     assert disturbed.disturbed
