@@ -1,0 +1,41 @@
+"""The model of an arithmetic that parity measures by: it trains, rounds as told, and draws again."""
+
+from __future__ import annotations
+
+import pytest
+from isotrain import UserError
+from isotrain.backends import Yardstick, get_backend
+from isotrain.backends.selftest import self_test
+from isotrain.backends.tt_options import TtOptions
+
+
+def test_it_passes_the_self_test() -> None:
+    assert all(check.ok for check in self_test(get_backend("ideal")))
+
+
+def test_no_dtype_is_replaced_by_another() -> None:
+    """On a host without bfloat16 units the cpu backend computes in float32; a yardstick must not."""
+    for dtype in ("float32", "bfloat16", "float16", "float64"):
+        policy = get_backend("ideal").cast_policy(dtype)
+        assert (policy.param, policy.compute) == (dtype, dtype)
+    with pytest.raises(UserError, match="allowed are float32"):
+        get_backend("ideal").cast_policy("int8")
+
+
+def test_yardsticks_name_the_arithmetic_and_nothing_of_the_device() -> None:
+    cpu = get_backend("cpu")
+    assert cpu.yardstick(cpu.cast_policy("bfloat16")).label == "ideal bfloat16"
+    tt = get_backend("tt", {"tt": {"device": "emulated", "math_fidelity": "hifi2", "emulation": "exact"}})
+    found = tt.yardstick(tt.cast_policy("bfloat16"))
+    assert found.label == "tt bfloat16 (device emulated, math_fidelity hifi2)"
+    assert TtOptions.model_validate(dict(found.options)).emulation == "fast"
+
+
+def test_each_draw_is_a_run_of_its_own_unless_another_would_be_the_same() -> None:
+    assert [sets[0] for sets in Yardstick("ideal", "float32").settings(3)] == [
+        "backend=ideal:0",
+        "backend=ideal:1",
+        "backend=ideal:2",
+    ]
+    (only,) = Yardstick("tt", "bfloat16", {"math_fidelity": "lofi"}, draws=False, head_dtype="bfloat16").settings(3)
+    assert {"backend=tt", "tt.math_fidelity=lofi", "head_dtype=bfloat16"} <= set(only)
