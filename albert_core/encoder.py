@@ -100,7 +100,8 @@ def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with _quiet_transformers():
-            encoder.module().save_pretrained(temporary)
+            # Not `module()`: that one switches to evaluation, and the model in training is this one.
+            encoder._module.save_pretrained(temporary)
         temporary.rename(folder)
     except OSError as error:
         raise UserError(
