@@ -243,7 +243,7 @@ def _write_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> No
 def _load_graph(trained: LogitsModel, folder: Path) -> tuple[str, Logits]:
     """The graph in ONNX Runtime, or where that isn't installed in onnx's own reference evaluator (slow)."""
     del trained
-    run: Callable[[None, dict[str, Any]], list[Any]]
+    run: Callable[..., Any]
     if find_spec("onnxruntime") is not None:
         # Its builds for Linux send usage statistics unless this is set before the import.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
