@@ -47,6 +47,7 @@ class LineReporter:
         self._pause = int(seconds * 1e9)
         self._last = self._began = time.perf_counter_ns()
         self._first_step = self._total_steps = 0
+        self._of = ""
 
     def _due(self) -> bool:
         now = time.perf_counter_ns()
@@ -66,7 +67,8 @@ class LineReporter:
         return advance
 
     def start(self, step: int, total_steps: int, label: str = "") -> None:
-        del label
+        # A line is read without those before it: it says itself whose weights and which device its figures are of.
+        self._of = f" ({label})" if label else ""
         self._first_step, self._total_steps = step, total_steps
         self._last = self._began = time.perf_counter_ns()
 
@@ -75,12 +77,13 @@ class LineReporter:
             taken = (time.perf_counter_ns() - self._began) / 1e9
             left = taken / max(1, step - self._first_step) * (self._total_steps - step)
             log.info(
-                "step %d of %d: loss %.4f, %.0f samples/s, about %.0f s left",
+                "step %d of %d: loss %.4f, %.0f samples/s, about %.0f s left%s",
                 step,
                 self._total_steps,
                 values["train/loss"],
                 values["samples_per_second"],
                 left,
+                self._of,
             )
 
 

@@ -25,13 +25,13 @@ def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest
         "features train: 400 of 1,000, about 60 s left",
     ]
     caplog.clear()
-    reporter.start(100, 300)
+    reporter.start(100, 300, "random:tiny (random weights) on tt (emulated)")
     for step in range(101, 151):
         clock[0] += 10**9
         reporter.update(step, {"train/loss": 0.5, "samples_per_second": 8.0})
     assert [record.getMessage() for record in caplog.records] == [
-        "step 120 of 300: loss 0.5000, 8 samples/s, about 180 s left",
-        "step 140 of 300: loss 0.5000, 8 samples/s, about 160 s left",
+        "step 120 of 300: loss 0.5000, 8 samples/s, about 180 s left (random:tiny (random weights) on tt (emulated))",
+        "step 140 of 300: loss 0.5000, 8 samples/s, about 160 s left (random:tiny (random weights) on tt (emulated))",
     ]
 
 
