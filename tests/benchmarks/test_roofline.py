@@ -45,6 +45,7 @@ def entry(flops: float, moved: float, seconds: float = 0.5, **changes: Any) -> d
     """A measured target on a device of 1 TFLOP/s and 10 GB/s, whose cache copies 20 GB/s."""
     return {
         "backend": "cpu",
+        "emulated": False,
         "device": {"emulated": False},
         "work": {"hardware_flops": flops, "moved_bytes": moved},
         "peaks": {"dtype": "float32", "matmul_tflops": 1.0, "copy_gbps": 10.0, "disturbed": False},
