@@ -147,11 +147,15 @@ def _allowed(m: float, yardsticks: Sequence[float], scale: float) -> float:
 
 
 def _series_checks(name: str, reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
-    """A check a step: the error over the last WINDOW steps against the yardsticks' largest over any window so far."""
+    """A check a step: the error over the last WINDOW steps against the yardsticks' largest over any window so far.
+
+    The first steps are held against the whole first window: a few draws of one number may all be near by luck.
+    """
     exact = reference.arrays[name]
     errors = _windowed(candidate.arrays[name] - exact)
     drawn = np.stack([_windowed(yardstick.arrays[name] - exact) for yardstick in yardsticks])
     together = np.maximum.accumulate(np.sqrt(np.mean(np.square(drawn), axis=0)))
+    together = np.maximum(together, together[min(WINDOW, len(exact)) - 1])
     # A learning rate of 0 moves nothing: the floor is that of the series, not of the step.
     scale = float(np.abs(exact).max())
     corrections = _bias_corrections(candidate)
