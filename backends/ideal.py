@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
+from torch import nn
 
 from .. import UserError
 from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
     from .base import HeadStep
 
 
+T = TypeVar("T")
+
+
 class IdealBackend(CpuBackend):
     """The host with `kernels.ideal` as its encoder; "ideal:2" draws its random rounding from generator 2.
 
-    Heads and whole models train by plain autograd.
+    Heads and whole models train by plain autograd, each linear layer's result rounded at random, too.
     """
 
     name = "ideal"
@@ -47,6 +51,15 @@ class IdealBackend(CpuBackend):
             raise UserError(f"dtype {dtype!r} has no ideal; allowed are float32, bfloat16, float16, float64")
         wide = "float64" if dtype == "float64" else "float32"
         return CastPolicy(dtype, dtype, dtype, wide, f"a model: {dtype} operands and results, {wide} sums")
+
+    def place(self, value: T) -> T:
+        """As on the host; a module's linear layers round their results at random from now on."""
+        placed = super().place(value)
+        if isinstance(placed, nn.Module):
+            from ..kernels.ideal import round_linears
+
+            round_linears(placed, torch.Generator().manual_seed(self.index or 0))
+        return placed
 
     def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
         """None: autograd is the plainest."""

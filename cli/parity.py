@@ -101,6 +101,7 @@ def run(
         pythons=_pythons(python or []),
     )
     _check(comparison)
+    _check_html(html)
     result = run_parity(comparison, lambda line: typer.echo(line, err=True))
     _finish(result, comparison.out / "parity.json", html)
 
@@ -173,6 +174,7 @@ def compare(
     """Judge traces from any machines and torch versions; exit codes as for `isotrain parity run`."""
     from ..benchmarks.parity.compare import compare as compare_traces
 
+    _check_html(html)
     _finish(compare_traces(reference, candidates), out, html)
 
 
@@ -183,13 +185,14 @@ def _finish(result: dict[str, Any], out: Path | None, html: Path | None) -> None
     from ..benchmarks.report import output_console
     from ..benchmarks.results import write_result
 
-    print_parity(result, output_console())
     if out is not None:
         write_result(result, out)
-        typer.echo(f"result: {out}")
     if html is not None:
         _write_html(result, html)
-        typer.echo(f"report: {html}")
+    print_parity(result, output_console())
+    for kind, path in (("result", out), ("report", html)):
+        if path is not None:
+            typer.echo(f"{kind}: {path}")
     raise typer.Exit(exit_code(result))
 
 
@@ -202,9 +205,22 @@ def _check(comparison: Comparison) -> None:
         raise UserError(f"--seeds {comparison.seeds}: an equivalence test needs at least {LEAST_SEEDS}")
     if not comparison.margin > 0 or not comparison.time_limit > 0:
         raise UserError("--margin and --time-limit must be above 0")
+    # All of it now, rather than after the reference has run for an hour.
     for side in (comparison.reference, *comparison.candidates):
-        # Now, rather than after the reference has run for an hour.
         load_config(comparison.config, [*comparison.sets, *side.sets])
+    if load_config(comparison.config, [*comparison.sets, *comparison.reference.sets]).config.dtype != "float64":
+        raise UserError(f"--reference {comparison.reference.label}: only float64 arbitrates; write cpu:float64")
+    known = {side.base for side in (comparison.reference, *comparison.candidates)}
+    for name in comparison.pythons or {}:
+        if name not in known:
+            raise UserError(f"--python {name}=...: no side runs on {name}; here are {', '.join(sorted(known))}")
+
+
+def _check_html(path: Path | None) -> None:
+    from .. import UserError
+
+    if path is not None and (path.suffix.lower() not in (".html", ".htm") or not path.absolute().parent.is_dir()):
+        raise UserError(f"--html {str(path)!r}: give a file that ends in .html, in a folder that exists")
 
 
 def _step_limit(steps: int | None, seeds: int) -> int | None:

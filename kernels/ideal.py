@@ -8,6 +8,7 @@ own generator, show how far apart correct implementations of one arithmetic are.
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from .packed.portable import HOST_CHUNK_TOKENS, Linear, PortableEncoder
@@ -44,3 +45,16 @@ def randomly_rounded(values: torch.Tensor, dtype: torch.dtype, generator: torch.
     """`values` times 1 + d, d uniform within half an epsilon of `dtype`, rounded to it; in their own dtype."""
     noise = torch.rand(values.shape, generator=generator, dtype=values.dtype) - 0.5
     return (values * (1.0 + torch.finfo(dtype).eps * noise)).to(dtype).to(values.dtype)
+
+
+def round_linears(module: nn.Module, generator: torch.Generator) -> None:
+    """Every linear layer in `module` rounds its result at random from now on; gradients pass as if it didn't."""
+
+    def rounded(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        del inputs
+        wide = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+        return output + (randomly_rounded(wide, output.dtype, generator).to(output.dtype) - output.detach())
+
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_hook(rounded)

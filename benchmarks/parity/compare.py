@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ... import UserError
 from .. import environment
 from ..plan import hash_of
@@ -34,6 +36,8 @@ def compare(reference: Path, candidates: Sequence[Path]) -> dict[str, Any]:
     A candidate that can't be read is kept in the result with the reason.
     """
     exact = read_trace(reference)
+    if not all(np.isfinite(array).all() for array in exact.arrays.values()):
+        raise UserError(f"the reference {exact.label} holds NaN or inf: it arbitrates nothing; record it again")
     sides: list[Trace | Missing] = []
     for folder in candidates:
         try:
@@ -72,6 +76,7 @@ def build_result(
 
 def exit_code(result: Mapping[str, Any]) -> int:
     verdicts = {candidate["verdict"] for candidate in result["candidates"]}
+    verdicts |= {one["verdict"] for one in (result["seeds"] or {}).get("candidates", ()) if one["verdict"] == FAILED}
     if verdicts & {FAILED, REFUSED}:
         return NOT_COMPARED
     differing = {one["verdict"] for one in (result["seeds"] or {}).get("candidates", ())} - {"equivalent"}

@@ -84,6 +84,14 @@ def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Ju
             "measured by; add it with `isotrain parity yardstick REFERENCE CANDIDATE`"
         )
     differing = differences(reference, candidate)
+    for yardstick in yardsticks:
+        wrong = differences(reference, yardstick)
+        if yardstick.header["yardstick"]["label"] != candidate.header["yardstick"]["label"]:
+            wrong.append(f"it is a draw of {yardstick.header['yardstick']['label']!r}")
+        if not all(np.isfinite(array).all() for array in yardstick.arrays.values()):
+            wrong.append("it holds NaN or inf")
+        if wrong:
+            differing.append(f"the yardstick {yardstick.folder.name} is none for it ({wrong[0]}); record it again")
     if differing:
         return Judgement(REFUSED, differing)
     m = COARSE_FACTOR if _coarse(candidate) else FACTOR
@@ -91,7 +99,7 @@ def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Ju
     logits = _logit_checks(reference, candidate, yardsticks, m)
     repetitions = _repetition_checks(reference, candidate, yardsticks, m)
     checks = [*logits, *(check for found in series.values() for check in found)]
-    checks += [check for entry in repetitions for check in entry.cumulative]
+    checks += [check for entry in repetitions for check in (*entry.cumulative, *entry.local)]
     return _verdict(checks, repetitions, _details(reference, candidate, series["loss"], logits, repetitions))
 
 
@@ -119,6 +127,9 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
             found.append(f"the reference has NaN or inf in {name}: it arbitrates nothing")
         elif name in candidate.arrays and candidate.arrays[name].shape != array.shape and not found:
             found.append(f"{name} is {candidate.arrays[name].shape} in {candidate.label}, not {array.shape}")
+    replayed, states = candidate.arrays.get("replay"), reference.arrays["states"]
+    if replayed is not None and replayed.shape != states[1:].shape and not found:
+        found.append(f"the replay is {replayed.shape} in {candidate.label}, not {states[1:].shape}")
     return found
 
 
@@ -291,7 +302,7 @@ def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], detail
     leader = max((check for check in outside if check.step == first.step), key=lambda check: check.ratio)
     repetition = cause = None
     for entry in repetitions:
-        if any(not check.ratio <= 1.0 for check in entry.cumulative):
+        if any(not check.ratio <= 1.0 for check in (*entry.cumulative, *entry.local)):
             repetition = entry.name
             if entry.local:
                 cause = LOCAL if any(not check.ratio <= 1.0 for check in entry.local) else ACCUMULATED
@@ -340,12 +351,17 @@ def _details(
         "metrics": [
             {
                 "epoch": ours["epoch"],
-                **{key: _number(theirs.get(key)) for key in ("accuracy", "loss")},
-                **{f"reference_{key}": _number(ours.get(key)) for key in ("accuracy", "loss")},
+                **{key: _number(theirs.get(key)) for key in _figures(ours)},
+                **{f"reference_{key}": _number(ours.get(key)) for key in _figures(ours)},
             }
             for ours, theirs in zip(reference.header["metrics"], candidate.header["metrics"], strict=False)
         ],
     }
+
+
+def _figures(metrics: dict[str, Any]) -> list[str]:
+    """The names of an evaluation's figures."""
+    return [key for key in metrics if key not in ("epoch", "step")]
 
 
 def _correlation(exact: np.ndarray, found: np.ndarray) -> float | None:

@@ -88,6 +88,8 @@ def record(
             "use_tensorboard": False,
             "resume_from_checkpoint": False,
             "sync_to_storage": False,
+            "stop_on_collapse": False,
+            "stop_at_step": None,
         }
         recorder = _Recorder(label, replay_from)
         quiet = replace(resolved, config=resolved.config.model_copy(update=own))
@@ -114,7 +116,7 @@ class _Recorder:
 
     def started(self, training: Training) -> None:
         job = training.job
-        self._weights = _on_host(training.model.parameters())
+        self._weights = _on_host(_trained(training))
         adam = isinstance(training.optimizer, torch.optim.Adam | torch.optim.AdamW)
         if adam:
             self._moments = [torch.zeros_like(weight) for weight in self._weights]
@@ -128,6 +130,11 @@ class _Recorder:
                 f"(weights_sha256 {self.reference.header['weights_sha256'][:12]}, "
                 f"{self.header['weights_sha256'][:12]}); record both from the same model and seed"
             )
+        if self.reference is not None and self.reference.header["probe_sha256"] != self.header["probe_sha256"]:
+            raise UserError(
+                f"the reference {self.reference.label} has other evaluation texts than {self.label}; record both from "
+                "the same data, tokenizer and max_length"
+            )
         states = _Repetitions(training)
         self.arrays["states"] = states.run()
         if self.reference is not None:
@@ -137,7 +144,7 @@ class _Recorder:
         job.backend.step_boundary()
 
     def stepped(self, training: Training, window: Window, sums: torch.Tensor) -> None:
-        weights = _on_host(training.model.parameters())
+        weights = _on_host(_trained(training))
         self.series["loss"].append(float(sums[0]) / window.num_samples)
         self.series["grad_norm"].append(self._gradient_norm(training))
         self.series["update_norm"].append(_norm(now - then for now, then in zip(weights, self._weights, strict=True)))
@@ -163,7 +170,9 @@ class _Recorder:
         (group,) = training.optimizer.param_groups
         beta = group["betas"][0]
         state = training.optimizer.state
-        moments = _on_host(state[parameter]["exp_avg"] for parameter in training.model.parameters())
+        moments = _on_host(
+            state[parameter].get("exp_avg", torch.zeros_like(parameter)) for parameter in _trained(training)
+        )
         norm = _norm((now - beta * then) / (1 - beta) for now, then in zip(moments, self._moments, strict=True))
         self._moments = moments
         return norm
@@ -181,7 +190,7 @@ class _Repetitions:
         self.backend, self.policy = job.backend, job.policy
         store = job.test_tokens
         rows = np.arange(min(STATE_TEXTS, store.num_texts))
-        layout = job.layout if isinstance(training.model, WholeModel) is False else "bucketed"
+        layout = "bucketed" if isinstance(training.model, WholeModel) else job.layout
         self.batch: PackedBatch | PaddedBatch = token_batch(store, rows, layout, job.config.max_length)
         if isinstance(training.model, WholeModel):
             self.encoder: Any = training.model.encoder
@@ -287,6 +296,12 @@ def _batch_hash(store: TokenStore, rows: np.ndarray) -> str:
             digest.update(np.asarray(store.token_type_ids[span], dtype="<i8").tobytes())
     digest.update(np.asarray(store.labels[rows], dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def _trained(training: Training) -> list[torch.Tensor]:
+    """The parameters that the optimizer moves: of a model with adapters, not those beneath them."""
+    (group,) = training.optimizer.param_groups
+    return list(group["params"])
 
 
 def _on_host(tensors: Any) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from ... import UserError
 from ...backends import Yardstick
 from ..runner import Ended, how, run_process, said, terminable
 from .compare import Missing, build_result
+from .judge import FAILED, differences
 from .seeds import equivalence
 from .sides import Side
 from .trace import YARDSTICKS, Trace, read_trace, slug, yardstick_folders
@@ -66,13 +67,17 @@ def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
 def add_yardsticks(reference: Trace, candidates: Sequence[Trace], time_limit: float, tell: Tell) -> None:
     """Records with `reference` whatever yardsticks `candidates` need and it lacks, from its own configuration.
 
-    Raises UserError where one can't be recorded.
+    One that can't be recorded is told.
     """
     wanted = {trace.header["yardstick"]["label"]: trace.header["yardstick"] for trace in candidates}
     for label, values in wanted.items():
         if not yardstick_folders(reference.folder, label):
             given = {key: value for key, value in values.items() if key != "label"}
-            record_yardstick(reference, Yardstick(**given), time_limit, tell)
+            try:
+                record_yardstick(reference, Yardstick(**given), time_limit, tell)
+            except UserError as error:
+                # Its candidates are refused for want of it; the others keep their verdicts.
+                tell(str(error))
 
 
 def record_yardstick(reference: Trace, yardstick: Yardstick, time_limit: float, tell: Tell) -> None:
@@ -114,7 +119,12 @@ def _recorded(
     }
     python = (comparison.pythons or {}).get(side.base, sys.executable)
     error = _run(spec, python, folder, " ".join((side.label, *more)), comparison.time_limit, tell)
-    return Missing(side.label, error) if error else read_trace(folder)
+    if error:
+        return Missing(side.label, error)
+    try:
+        return read_trace(folder)
+    except UserError as unread:
+        return Missing(side.label, str(unread))
 
 
 def _run(spec: dict[str, Any], python: str, folder: Path, label: str, time_limit: float, tell: Tell) -> str:
@@ -146,29 +156,43 @@ def _why_ended(ended: Ended, result: Path, time_limit: float) -> str:
 def _seeds(
     comparison: Comparison, reference: Trace, candidates: Sequence[Trace | Missing], tell: Tell
 ) -> dict[str, Any]:
-    """Final metrics over several seeds, and whether they are equivalent to the reference's."""
+    """Final metrics over several seeds, and whether they are equivalent to the reference's.
+
+    Every seed's runs must be the same run as the reference's, too; one that isn't, or died, fails the candidate's test.
+    """
+    metric = _final_metric(reference)
     first = int(reference.header["recipe"]["seed"])
-    exact = [_final(reference)]
-    finals = {one.label: [_final(one)] for one in candidates if isinstance(one, Trace)}
-    sides = {side.label: side for side, one in zip(comparison.candidates, candidates, strict=True)}
-    names = {one.label: side.label for side, one in zip(comparison.candidates, candidates, strict=True)}
+    sides = {one.label: side for side, one in zip(comparison.candidates, candidates, strict=True)}
+    finals = {one.label: [_final(one, metric)] for one in candidates if isinstance(one, Trace)}
+    failed: dict[str, str] = {}
+    exact = [_final(reference, metric)]
     for seed in range(first + 1, first + comparison.seeds):
         folder = comparison.out / f"seed-{seed}"
         again = _recorded(comparison, comparison.reference, folder / "reference", None, tell, f"seed={seed}")
         if isinstance(again, Missing):
             raise UserError(f"the reference has no trace with seed {seed}: {again.reason}")
-        exact.append(_final(again))
-        for label, values in list(finals.items()):
-            side = sides[names[label]]
-            run = _recorded(comparison, side, folder / slug(side.label), None, tell, f"seed={seed}")
-            if isinstance(run, Missing):
-                tell(f"{label}: no equivalence test, its run with seed {seed} failed")
-                del finals[label]
-            else:
-                values.append(_final(run))
-    tests = [equivalence(label, exact, values, comparison.margin) for label, values in finals.items()]
-    return {"n": comparison.seeds, "metric": "accuracy", "margin": comparison.margin, "candidates": tests}
+        exact.append(_final(again, metric))
+        for label in [label for label in finals if label not in failed]:
+            run = _recorded(comparison, sides[label], folder / slug(label), None, tell, f"seed={seed}")
+            wrong = [run.reason] if isinstance(run, Missing) else differences(again, run)
+            if wrong:
+                failed[label] = f"seed {seed}: {wrong[0]}"
+            elif isinstance(run, Trace):
+                finals[label].append(_final(run, metric))
+    tests = [
+        {"label": label, "verdict": FAILED, "reason": failed[label]}
+        if label in failed
+        else equivalence(label, exact, values, comparison.margin)
+        for label, values in finals.items()
+    ]
+    return {"n": comparison.seeds, "metric": metric, "margin": comparison.margin, "candidates": tests}
 
 
-def _final(trace: Trace) -> float:
-    return float(trace.header["metrics"][-1]["accuracy"])
+def _final_metric(trace: Trace) -> str:
+    """Accuracy, or what the task has in its place."""
+    names = trace.header["metrics"][-1]
+    return next(name for name in ("accuracy", "f1", "loss") if name in names)
+
+
+def _final(trace: Trace, metric: str) -> float:
+    return float(trace.header["metrics"][-1][metric])

@@ -14,12 +14,16 @@ STYLES = {"pass": "green", "drift": "yellow", "diverged": "red", "refused": "red
 def print_parity(result: dict[str, Any], console: Console) -> None:
     """`result` (schema/parity-1.json) as text."""
     reference = result["reference"]
-    console.print(f"isotrain parity: {result['steps']} steps against {reference['label']} ({reference['device']})")
+    console.print(
+        Text(f"isotrain parity: {result['steps']} steps against {reference['label']} ({reference['device']})")
+    )
     weights = " (random weights)" if reference["random_weights"] else ""
     model = reference["model"] if weights.strip() in reference["model"] else reference["model"] + weights
-    console.print(f"model {model}; data {reference['dataset']}; same weights and batches for all, hashes compared")
+    console.print(
+        Text(f"model {model}; data {reference['dataset']}; same weights and batches for all, hashes compared")
+    )
     for note in result["notes"]:
-        console.print(f"note: {note}", style="yellow")
+        console.print(Text(f"note: {note}", style="yellow"))
     console.print(_table(result))
     for candidate in result["candidates"]:
         if "policy" in candidate:
@@ -37,10 +41,10 @@ def _table(result: dict[str, Any]) -> Table:
     for name in ("error /\nallowed", "first\nstep"):
         table.add_column(name, justify="right")
     table.add_column("first outside")
-    for name in ("loss\nrel. L2", "logits\nrel. L2", "logits\nmax abs", "PCC", "accuracy\n(reference)"):
+    for name in ("loss\nrel. L2", "logits\nrel. L2", "logits\nmax abs", "PCC", "last figure\n(reference)"):
         table.add_column(name, justify="right")
     for candidate in result["candidates"]:
-        table.add_row(*_row(candidate), style=STYLES[candidate["verdict"]])
+        table.add_row(*map(Text, _row(candidate)), style=STYLES[candidate["verdict"]])
     return table
 
 
@@ -64,7 +68,7 @@ def _row(candidate: dict[str, Any]) -> list[str]:
         _small(probe["relative_l2"]),
         _small(probe["max_abs"]),
         "-" if probe["pcc"] is None else f"{probe['pcc']:.6f}",
-        f"{_share(last.get('accuracy'))} ({_share(last.get('reference_accuracy'))})",
+        _figure(last),
     ]
 
 
@@ -79,8 +83,15 @@ def _small(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.1e}"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _figure(metrics: dict[str, Any]) -> str:
+    """Accuracy where the task has it, else its first figure that is no loss."""
+    names = [key for key in metrics if key not in ("epoch", "loss") and not key.startswith("reference_")]
+    if not names:
+        return "-"
+    name = "accuracy" if "accuracy" in names else names[0]
+    found, expected = (f"{value:.4f}" if value is not None else "not finite" for value in
+                       (metrics[name], metrics[f"reference_{name}"]))  # fmt: skip
+    return f"{name} {found} ({expected})"
 
 
 def _seeds(seeds: dict[str, Any]) -> Table:
@@ -91,6 +102,11 @@ def _seeds(seeds: dict[str, Any]) -> Table:
     table.add_column("90 % interval", justify="right")
     table.add_column("verdict")
     for one in seeds["candidates"]:
-        interval = f"{one['low']:+.4f} to {one['high']:+.4f}"
-        table.add_row(one["label"], f"{one['difference']:+.4f}", interval, one["verdict"])
+        table.add_row(*map(Text, _test(one)))
     return table
+
+
+def _test(one: dict[str, Any]) -> list[str]:
+    if one["verdict"] == "failed":
+        return [one["label"], "-", "-", f"failed: {one['reason']}"]
+    return [one["label"], f"{one['difference']:+.4f}", f"{one['low']:+.4f} to {one['high']:+.4f}", one["verdict"]]

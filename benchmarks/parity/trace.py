@@ -14,9 +14,10 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
 from ...albert_core.run import write_json
@@ -26,6 +27,59 @@ HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yards
 SERIES = ("loss", "grad_norm", "update_norm")
 # What every trace holds beside the series; "replay" only where it was recorded against a reference.
 ARRAYS = (*SERIES, "probe_logits", "states")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Policy(_Part):
+    param: str
+    compute: str
+    label: str
+
+
+class _Yardstick(_Part):
+    label: str
+    backend: str
+    dtype: str
+
+
+class _Evaluation(_Part):
+    epoch: int
+    step: int
+    loss: float
+
+
+class _Environment(_Part):
+    isotrain: str
+    python: str
+    torch: str
+    platform: str
+
+
+class _Header(_Part):
+    """What everybody who reads a trace takes for granted of its header."""
+
+    label: str
+    backend: str
+    device: str
+    emulated: bool
+    policy: _Policy
+    kernel: str
+    layout: str
+    model: str
+    random_weights: bool
+    dataset: str
+    adam_on_device: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None
+    yardstick: _Yardstick
+    weights_sha256: str
+    probe_sha256: str
+    recipe: dict[str, Any]
+    environment: _Environment
+    config: dict[str, Any]
+    batches: list[str]
+    metrics: list[_Evaluation] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -115,14 +169,25 @@ def yardstick_folders(reference: Path, label: str) -> list[Path]:
 def _check(trace: Trace) -> None:
     """What `judge` takes for granted."""
     where = str(trace.folder)
+    try:
+        # As JSON, in which a pair is a list.
+        _Header.model_validate_json(json.dumps(trace.header))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise UserError(f"trace {where!r}: {key}: {problem['msg'].lower()}; record it again") from error
     missing = [name for name in ARRAYS if name not in trace.arrays]
     if missing:
         raise UserError(f"trace {where!r} lacks {', '.join(missing)}; record it again")
-    lengths = {name: len(trace.arrays[name]) for name in SERIES}
+    lengths = {name: trace.arrays[name].size if trace.arrays[name].ndim == 1 else -1 for name in SERIES}
     if len(set(lengths.values())) != 1 or not lengths["loss"]:
         raise UserError(f"trace {where!r} has series of {lengths} steps, which must be one number; record it again")
-    if len(trace.header.get("batches", ())) != trace.steps:
-        raise UserError(f"trace {where!r} names {len(trace.header.get('batches', ()))} batches for {trace.steps} steps")
+    if len(trace.header["batches"]) != trace.steps:
+        raise UserError(f"trace {where!r} names {len(trace.header['batches'])} batches for {trace.steps} steps")
+    for name, dimensions in (("probe_logits", 1 + len(trace.header["metrics"])), ("states", None)):
+        array = trace.arrays[name]
+        if array.ndim < 3 or not array.size or dimensions not in (None, len(array)):
+            raise UserError(f"trace {where!r} has {name} of shape {array.shape}, which can't be; record it again")
 
 
 def _sha256(path: Path) -> str:

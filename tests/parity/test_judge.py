@@ -85,6 +85,28 @@ def test_a_repetitions_own_error_is_told_from_what_it_was_given() -> None:
     assert (unknown.repetition, unknown.cause) == ("repetition 2", None)
 
 
+@pytest.mark.parametrize("value", [0.01, np.nan])
+def test_a_repetition_that_errs_by_itself_alone_does_not_pass(value: float) -> None:
+    found = verdict(changed(noisy(9), "replay", 1, value))
+    assert (found.repetition, found.cause) == ("repetition 2", "local")
+    assert found.verdict != "pass"
+
+
+def test_a_replay_of_another_shape_is_refused() -> None:
+    short = noisy(9)
+    arrays = short.arrays | {"replay": short.arrays["replay"][:-1]}
+    assert "replay is" in verdict(replace(short, arrays=arrays)).reasons[0]
+
+
+def test_foreign_draws_are_no_yardstick() -> None:
+    """Not of another arithmetic, another run, or not finite: each would widen the band."""
+    other = noisy(2, yardstick={"label": "ideal float16", "backend": "ideal", "dtype": "float16"})
+    for draw in (other, noisy(2, probe_sha256="c" * 64), changed(noisy(2), "states", (0, 0, 0), np.inf)):
+        found = judge(exact(), noisy(9), [noisy(1), draw])
+        assert found.verdict == "refused"
+        assert "is none for it" in found.reasons[0]
+
+
 def test_a_loss_that_is_not_finite_has_diverged_where_it_began() -> None:
     found = verdict(changed(noisy(9), "loss", slice(11, None), np.nan))
     assert (found.verdict, found.first_step) == ("diverged", 12)

@@ -66,6 +66,29 @@ def test_series_of_several_lengths(tmp_path: Path) -> None:
         read_trace(tmp_path / "trace")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"label": [1]}, "label"),
+        ({"policy": "float32"}, "policy"),
+        ({"adam_on_device": [1.0, 1.0]}, "adam_on_device"),
+        ({"metrics": []}, "metrics"),
+        ({"batches": 7}, "batches"),
+        ({"environment": {}}, "environment"),
+        ({"emulated": "no"}, "emulated"),
+    ],
+)
+def test_a_header_that_is_not_as_it_should_be(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    trace = exact()
+    write_trace(Trace(trace.header | changes, trace.arrays), tmp_path / "wrong")
+    with pytest.raises(UserError, match=words):
+        read_trace(tmp_path / "wrong")
+    lacking = {key: value for key, value in trace.header.items() if key not in changes}
+    write_trace(Trace(lacking, trace.arrays), tmp_path / "lacking")
+    with pytest.raises(UserError, match=words):
+        read_trace(tmp_path / "lacking")
+
+
 def test_sides() -> None:
     assert parse_side("cpu:float64").sets == ("backend=cpu", "use_tt=false", "dtype=float64", "head_dtype=float64")
     assert parse_side("tt:hifi2+bfp_bf8").sets[2:] == ("tt.math_fidelity=hifi2", "tt.weight_dtype=bfp_bf8")

@@ -14,6 +14,16 @@ NOISE = 1e-4
 def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
     return {
         "label": f"device:{compute}",
+        "backend": "device",
+        "device": "a device",
+        "emulated": False,
+        "kernel": "portable 1",
+        "layout": "packed",
+        "model": "random:tiny (random weights)",
+        "random_weights": True,
+        "dataset": "by hand",
+        "environment": {"isotrain": "0", "python": "3", "torch": "2", "platform": "any"},
+        "config": {},
         "policy": {"compute": compute, "param": compute, "label": compute},
         "recipe": {"learning_rate": 1e-3, "seed": 1},
         "weights_sha256": "a" * 64,
@@ -21,7 +31,7 @@ def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
         "batches": [f"{step:064d}" for step in range(STEPS)],
         "metrics": [{"epoch": 1, "step": STEPS, "accuracy": 0.5, "loss": 1.0}],
         "adam_on_device": None,
-        "yardstick": {"label": "ideal bfloat16"},
+        "yardstick": {"label": "ideal bfloat16", "backend": "ideal", "dtype": "bfloat16"},
     } | changes
 
 
