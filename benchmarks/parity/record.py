@@ -255,7 +255,7 @@ def _header(label: str, training: Training, weights: list[torch.Tensor]) -> dict
         "yardstick": {**asdict(yardstick), "label": yardstick.label},
         "weights_sha256": digest.hexdigest(),
         "probe_sha256": _batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
-        "recipe": _recipe(job.config, job.num_labels),
+        "recipe": _recipe(job.config, job.num_labels, training.total_steps),
         "environment": environment(),
     }
 
@@ -266,8 +266,10 @@ def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
     return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
-def _recipe(config: TrainConfig, num_labels: int) -> dict[str, Any]:
-    return {key: getattr(config, key) for key in RECIPE_KEYS} | {"num_labels": num_labels}
+def _recipe(config: TrainConfig, num_labels: int, total_steps: int) -> dict[str, Any]:
+    """Steps and labels as they are, whatever the configuration asked for."""
+    asked = {key: getattr(config, key) for key in RECIPE_KEYS}
+    return asked | {"num_labels": num_labels, "max_steps": total_steps}
 
 
 def _probe_logits(training: Training) -> np.ndarray:

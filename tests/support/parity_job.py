@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +82,3 @@ class ParityJob:
                 self.record(label, **dict(item.split("=", 1) for item in sets)) for sets in yardstick.settings(DRAWS)
             ]
         return self._yardsticks[label]
-
-
-def relabelled(trace: Trace, recipe: dict[str, Any]) -> Trace:
-    """`trace` as one of a device that was told `recipe` and did something else."""
-    return replace(trace, header=trace.header | {"recipe": recipe})
