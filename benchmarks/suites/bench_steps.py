@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from isotrain import UserError
 from isotrain.albert_core.encoder import LoadedEncoder
 from isotrain.albert_core.frozen import frozen_encoder

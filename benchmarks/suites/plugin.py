@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from isotrain.albert_core.encoder import LoadedEncoder, load_encoder
 from isotrain.backends import Backend, backend_class, get_backend, list_backends
 from isotrain.benchmarks.texts import Texts, embedded_texts
