@@ -67,7 +67,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=recipe["rate"], weight_decay=recipe["decay"])
     scheduler = get_scheduler(recipe["schedule"], optimizer, math.ceil(recipe["warmup"] * total), total)
 
-    began, step, running = time.perf_counter(), 0, []
+    began, step, running = time.perf_counter_ns(), 0, []
     while step < total:
         encoder.train()
         for batch, labels in loader:
@@ -80,7 +80,7 @@ def main() -> None:
             step += 1
             if step % 50 == 0:
                 print(
-                    f"step {step}/{total}: loss {sum(running[-50:]) / 50:.4f}, {time.perf_counter() - began:.0f} s",
+                    f"step {step}/{total}: loss {sum(running[-50:]) / 50:.4f}, {seconds(began):.0f} s",
                     flush=True,
                 )
             if step == total:
@@ -93,10 +93,14 @@ def main() -> None:
         print(
             f"step {step}/{total}: training loss {sum(running) / len(running):.4f}, validation loss "
             f"{nn.functional.cross_entropy(found, truth):.4f}, accuracy {accuracy_score(truth, predicted):.4f}, "
-            f"F1 {f1_score(truth, predicted):.4f}, {time.perf_counter() - began:.0f} s",
+            f"F1 {f1_score(truth, predicted):.4f}, {seconds(began):.0f} s",
             flush=True,
         )
         running = []
+
+
+def seconds(began: int) -> float:
+    return (time.perf_counter_ns() - began) / 1e9
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
     scheduler = get_scheduler("linear", optimizer, int(options.warmup * total), total)
     print(f"{len(train)} windows of {len(ids['train'])} questions, {total} steps", flush=True)
 
-    began, step, running = time.perf_counter(), 0, []
+    began, step, running = time.perf_counter_ns(), 0, []
     encoder.train()
     for _ in range(options.epochs):
         for number, (batch, answers, _) in enumerate(loader, start=1):
@@ -76,7 +76,7 @@ def main() -> None:
                 optimizer.zero_grad()
                 step += 1
                 if step % 10 == 0:
-                    mean, seconds = sum(running) / len(running), time.perf_counter() - began
+                    mean, seconds = sum(running) / len(running), (time.perf_counter_ns() - began) / 1e9
                     print(f"step {step}/{total}: loss {mean:.4f}, {seconds:.0f} s", flush=True)
                     running = []
 
@@ -88,7 +88,7 @@ def main() -> None:
                 found = best_span(values[: len(row["ids"])], row)
                 best[row["id"]] = max(found, best.get(row["id"], (float("-inf"), "")))
     options.out.write_text(json.dumps({name: text for name, (_, text) in best.items()}, ensure_ascii=False))
-    print(f"{len(best)} answers in {options.out}, {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"{len(best)} answers in {options.out}, {(time.perf_counter_ns() - began) / 1e9:.0f} s", flush=True)
 
 
 def read(path: Path, ids: set[str]) -> list[dict[str, Any]]:
