@@ -30,6 +30,7 @@ class TransformersEncoder:
     """
 
     name = "transformers"
+    skips_padding = False
 
     def __init__(self, module: nn.Module, backend: Backend, policy: CastPolicy) -> None:
         import transformers

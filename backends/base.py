@@ -183,10 +183,14 @@ class ShapeGrid:
 
 
 class FrozenForward(Protocol):
-    """A frozen forward pass: a batch in, one [CLS] feature row a sequence out."""
+    """A frozen forward pass: a batch in, one [CLS] feature row a sequence out.
+
+    skips_padding: whether a padded batch costs what its real tokens cost. What it computes is counted by it.
+    """
 
     name: str
     version: str
+    skips_padding: bool
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32, shape (sequences, hidden), on the backend's device."""

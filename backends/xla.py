@@ -292,6 +292,8 @@ class StaticEncoder:
     `run` takes what the encoder does, and may be the encoder compiled.
     """
 
+    skips_padding = False
+
     def __init__(
         self, encoder: PortableEncoder, run: Callable[[PackedBatch | PaddedBatch], torch.Tensor] | None = None
     ) -> None:

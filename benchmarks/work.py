@@ -21,16 +21,19 @@ def work_per_step(
     workload: str,
     kernel: str,
     policy: CastPolicy,
+    *,
+    skips_padding: bool = False,
 ) -> dict[str, Any]:
     """Mean work of one step over the list, by the names in QUANTITIES.
 
     `kernel` is the one that ran: transformers' module computes its last repetition in full, the others for [CLS] only.
+    `skips_padding`: whether it leaves out what a padded batch is filled up with.
     A step on cached features computes no token: its tokens are those that its features stand for.
     """
     totals = dict.fromkeys(QUANTITIES, 0)
     for batch in batches:
         size, lengths = len(batch.rows), batch.lengths.tolist()
-        computed = lengths if workload == "head_step" else batch.computed.tolist()
+        computed = lengths if workload == "head_step" or skips_padding else batch.computed.tolist()
         useful, hardware = _flops(config, head, workload, lengths, computed, kernel)
         totals["samples"] += size
         totals["real_tokens"] += sum(lengths)

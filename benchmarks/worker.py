@@ -245,7 +245,15 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
     # Peers run the module's own graph, whose last repetition is computed in full.
     kernel, version = workload.kernel()
     computed_by = "transformers" if target.peer else kernel
-    work = work_per_step(encoder.weights.config, workload.head, workload.batches, target.workload, computed_by, policy)
+    work = work_per_step(
+        encoder.weights.config,
+        workload.head,
+        workload.batches,
+        target.workload,
+        computed_by,
+        policy,
+        skips_padding=workload.encoder.skips_padding,
+    )
     peaks = measure_peaks(backend, policy.compute, step_bytes=work["moved_bytes"])
     return {
         "target": target.as_dict(),

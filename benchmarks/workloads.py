@@ -41,6 +41,7 @@ class TrainedEncoder:
     policy: CastPolicy
     name: str
     version: str
+    skips_padding: bool = False
 
 
 class Workload(ABC):

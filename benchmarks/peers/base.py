@@ -26,6 +26,7 @@ class PeerEncoder(ABC):
     name: str
     version: str
     policy: CastPolicy
+    skips_padding = False
     notes: tuple[str, ...] = ()
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:

@@ -57,6 +57,7 @@ class NativeEncoder:
     """
 
     name = "native"
+    skips_padding = True
 
     def __init__(
         self,
@@ -101,18 +102,22 @@ class NativeEncoder:
     ) -> list[torch.Tensor]:
         """Every token's hidden state, float32 [tokens, hidden]: what the first repetition takes in, then what each one
         gives (R + 1 tensors). With `given`, R such tensors, each repetition is applied to its own one (R results).
+        Of a padded batch they are [sequences, length, hidden], with zeros at padded places.
         """
         packed = self._packed(batch)
+        real = batch.attention_mask.bool().cpu() if isinstance(batch, PaddedBatch) else None
         hidden, count = self.config.hidden_size, self.config.num_repetitions
         features = torch.empty(packed.num_sequences, hidden, dtype=torch.float32)
         states = torch.empty(count + 1, packed.num_tokens, hidden, dtype=torch.float32)
         inputs = None
         if given is not None:
-            inputs = torch.stack([_host(x, torch.float32).reshape(-1, hidden) for x in given])
+            tokens = [_host(x, torch.float32) for x in given]
+            inputs = torch.stack([x.reshape(-1, hidden) if real is None else x[real] for x in tokens])
             if inputs.shape != (count, packed.num_tokens, hidden):
                 raise UserError(f"a replay takes {count} states [{packed.num_tokens}, {hidden}], not {inputs.shape}")
         self._run(self._library.isotrain_cpu_watch, packed, features, inputs, states)
-        return list(states if given is None else states[1:])
+        found = list(states if given is None else states[1:])
+        return found if real is None else [_spread(state, real) for state in found]
 
     def _packed(self, batch: PackedBatch | PaddedBatch) -> PackedBatch:
         """`batch` checked, on the host, without padding."""
@@ -224,6 +229,13 @@ def _layer_tensors(layer: LayerWeights) -> list[torch.Tensor]:
 def _rounded(tensor: torch.Tensor) -> torch.Tensor:
     """Rounded to bfloat16 as every weight is, held in float32."""
     return _host(tensor.detach().to(torch.bfloat16), torch.float32)
+
+
+def _spread(state: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """[tokens, hidden] at the True places of `real` [sequences, length], zeros elsewhere."""
+    spread = state.new_zeros(*real.shape, state.shape[-1])
+    spread[real] = state
+    return spread
 
 
 def _host(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -50,6 +50,7 @@ class PackedGpuEncoder:
     """
 
     version = "1"
+    skips_padding = False
 
     def __init__(
         self,

@@ -98,6 +98,7 @@ class PortableEncoder:
 
     name = "portable"
     version = "1"
+    skips_padding = False
 
     def __init__(
         self,

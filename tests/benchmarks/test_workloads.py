@@ -18,6 +18,7 @@ from isotrain.benchmarks.plan import CACHED, Options, TargetSpec
 from isotrain.benchmarks.texts import Texts, embedded_texts, make_batches
 from isotrain.benchmarks.work import work_per_step
 from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
+from isotrain.kernels.cpu.library import why_not
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -239,12 +240,27 @@ def test_the_work_of_a_step(make: Callable[..., Workload], albert: LoadedEncoder
     ):
         workload = make(name, layout, kernel)
         policy = workload.backend.cast_policy("float32")
-        work = work_per_step(config, workload.head, workload.batches, name, workload.kernel()[0], policy)
+        skips = workload.encoder.skips_padding
+        work = work_per_step(
+            config, workload.head, workload.batches, name, workload.kernel()[0], policy, skips_padding=skips
+        )
         assert work["samples"] == 4
         assert work["real_tokens"] == texts.lengths.sum() / 4
-        assert work["padded_tokens"] == (texts.lengths.sum() / 4 if layout == "packed" else 4 * 64)
+        assert work["padded_tokens"] == (4 * 64 if hardware != useful else texts.lengths.sum() / 4)
         assert work["useful_flops"] == pytest.approx(useful)
         assert work["hardware_flops"] == pytest.approx(hardware)
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+def test_padding_that_a_kernel_leaves_out_is_not_counted() -> None:
+    """Else its figure would be above what the machine can do."""
+    options = Options(model="random:tiny", strict_dtype=True, blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
+    found = {
+        kernel: worker.run(options, TargetSpec("cpu", "forward", "padded", kernel, 4))["work"]
+        for kernel in ("native", "portable")
+    }
+    assert found["native"]["padded_tokens"] == found["native"]["real_tokens"] < found["portable"]["padded_tokens"]
+    assert found["native"]["hardware_flops"] == found["native"]["useful_flops"] < found["portable"]["hardware_flops"]
 
 
 def test_the_flops_of_a_step_of_the_whole_model_are_those_that_torch_counts(
