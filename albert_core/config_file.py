@@ -82,16 +82,16 @@ def load_config(
 
 
 def find_config(path: str | Path) -> Path:
-    """The file `path`, or the packaged configuration of that name."""
+    """The file `path`, or the packaged configuration of that name. A data set's folder may well have the name, too."""
     file = Path(path).expanduser()
     packaged = Path(__file__).resolve().parent.parent / "configs"
-    if file.is_dir():
-        raise UserError(f"configuration {str(path)!r} is a folder; give a YAML file")
     if file.is_file():
         return file
     named = packaged / f"{path}.yaml"
     if file.parent == Path() and named.is_file():
         return named
+    if file.is_dir():
+        raise UserError(f"configuration {str(path)!r} is a folder; give a YAML file")
     names = ", ".join(sorted(entry.stem for entry in packaged.glob("*.yaml")))
     raise UserError(
         f"configuration {str(path)!r} does not exist; give a YAML file or one of the packaged ones: {names}"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from isotrain import UserError
 from isotrain.albert_core.config import TrainConfig
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config_file import find_config, load_config
 
 # The Banking77 experiment's own 41 parameters, and the three its later versions add.
 KEYS = """
@@ -157,3 +157,15 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
 def test_malformed_set_options_are_refused(item: str) -> None:
     with pytest.raises(UserError, match="--set"):
         load_config(None, [item])
+
+
+def test_a_folder_of_a_packaged_configurations_name_is_not_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data sets lie in folders called squad or mrpc."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "squad").mkdir()
+    (tmp_path / "mine").mkdir()
+    assert find_config("squad").suffix == ".yaml"
+    with pytest.raises(UserError, match="'mine' is a folder"):
+        find_config("mine")
