@@ -116,6 +116,14 @@ def launched() -> Ranks:
     return Ranks(int(os.environ["RANK"]), int(size), int(os.environ["LOCAL_RANK"]))
 
 
+def starter(ranks: Ranks) -> str:
+    """How a command like this process's begins: "isotrain", or torchrun with as many processes on this machine."""
+    if ranks.size == 1:
+        return "isotrain"
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size))
+    return f"torchrun --nproc-per-node {here} -m isotrain.cli"
+
+
 @contextmanager
 def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> Iterator[None]:
     """The processes' group inside, over what the backend communicates with; each waits `timeout` seconds for another.

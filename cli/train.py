@@ -59,10 +59,11 @@ def train(
     resolved = load_config(source, sets or (), {"backend": backend, "threads": threads})
 
     from ..albert_core.progress import reporter_for_terminal
-    from ..albert_core.ranks import launched
+    from ..albert_core.ranks import launched, starter
     from ..albert_core.train import train as run_training
 
-    first = launched().first
+    ranks = launched()
+    first = ranks.first
     with reporter_for_terminal() if first else nullcontext() as reporter:
         result = run_training(resolved, resume=run, reporter=reporter)
     if first:
@@ -70,7 +71,7 @@ def train(
     if result.status == "stopped":
         done = f"stopped at step {result.step} of {result.total_steps}"
         if first:
-            typer.echo(f"{done}; go on with: isotrain train --resume {result.run.path}")
+            typer.echo(f"{done}; go on with: {starter(ranks)} train --resume {result.run.path}")
         raise typer.Exit(0 if result.step == resolved.config.stop_at_step else 130)
     if result.status == "collapsed":
         typer.echo(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")

@@ -90,4 +90,4 @@ def test_torchrun_passes_a_stop_on_and_all_save_the_same_step(job: Path, torchru
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "stopped", output
     assert f"step-{summary['step']:08d}" in {path.name for path in run.glob("checkpoints/*")}
-    assert output.count("go on with: isotrain train --resume") == 1, output
+    assert output.count("go on with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume") == 1, output
