@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -294,3 +295,24 @@ def test_a_device_of_two_modes_is_named_and_its_interval_holds_both(plan: Plan, 
     step = entry["figures"]["step_seconds"]
     assert step["low"] <= 0.51
     assert step["high"] >= 0.79
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(isotrain.benchmarks.__file__).parent / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_committed_results_keep_what_their_readme_promises(
+    path: Path, validator: jsonschema.Draft202012Validator
+) -> None:
+    """Valid, thorough, undisturbed, of a revision without changes, and nothing of whose machine it was."""
+    text = path.read_text(encoding="utf-8")
+    result = json.loads(text)
+    validator.validate(result)
+    assert result["valid"]
+    assert result["status"] == "complete"
+    assert not result["method"]["quick"]
+    assert (result["method"]["processes"], result["method"]["blocks"]) >= (3, 9)
+    assert not result["environment"]["git"]["dirty"]
+    for entry in result["targets"]:
+        assert entry["valid"]
+        assert not any(process["environment"]["disturbed"] for process in entry["processes"])
+    assert not re.search(r'"[^"]*(/home/|/root/|/tmp/)', text)
