@@ -46,11 +46,13 @@ class IdealBackend(CpuBackend):
         return replace(host, backend=self.name, name=f"ideal arithmetic on {host.name}")
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
-        del strict
+        """Without `strict`, a device that has no units for narrow dtypes: it rounds weights and computes in float32."""
         if dtype not in ("float32", "bfloat16", "float16", "float64"):
             raise UserError(f"dtype {dtype!r} has no ideal; allowed are float32, bfloat16, float16, float64")
         wide = "float64" if dtype == "float64" else "float32"
-        return CastPolicy(dtype, dtype, dtype, wide, f"a model: {dtype} operands and results, {wide} sums")
+        if strict or dtype == wide:
+            return CastPolicy(dtype, dtype, dtype, wide, f"a model: {dtype} operands and results, {wide} sums")
+        return CastPolicy(dtype, dtype, wide, wide, f"a model: weights rounded to {dtype}, products in {wide}")
 
     def place(self, value: T) -> T:
         """As on the host; a module's linear layers round their results at random from now on."""
@@ -77,4 +79,4 @@ class IdealBackend(CpuBackend):
 
         if kernel not in ("auto", "ideal"):
             raise UserError(f"kernel {kernel!r} does not exist on backend ideal; allowed are auto, ideal")
-        return IdealEncoder(weights, getattr(torch, policy.compute), self.index or 0)
+        return IdealEncoder(weights, getattr(torch, policy.param), getattr(torch, policy.compute), self.index or 0)

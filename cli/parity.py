@@ -133,7 +133,8 @@ def record(
     from ..benchmarks.parity.record import record as record_trace
     from ..benchmarks.parity.run import record_yardstick
     from ..benchmarks.parity.sides import parse_side
-    from ..benchmarks.parity.trace import check_free, read_trace, write_trace
+    from ..benchmarks.parity.trace import check_arbiter, check_free, read_trace, write_trace
+    from ..benchmarks.runner import terminable
 
     check_free(out)
     side = parse_side(f"{backend}:{dtype}" if dtype else backend)
@@ -144,8 +145,12 @@ def record(
     typer.echo(f"trace: {out} ({trace.label}, {trace.steps} steps)")
     if trace.header["policy"]["compute"] == "float64":
         written = read_trace(out)
-        for name in ("float32", "bfloat16"):
-            record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: typer.echo(line, err=True))
+        check_arbiter(written)
+        with terminable():
+            for name in ("float32", "bfloat16"):
+                record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: typer.echo(line, err=True))
+    elif trace.header["ended"] is not None:
+        typer.echo(f"warning: it could not train on: {trace.header['ended']['reason']}", err=True)
 
 
 @parity.command()
@@ -158,10 +163,14 @@ def yardstick(
     It runs on the host, on the reference's own configuration, and needs its model and data.
     """
     from ..benchmarks.parity.run import add_yardsticks
-    from ..benchmarks.parity.trace import read_trace
+    from ..benchmarks.parity.trace import check_arbiter, read_trace
+    from ..benchmarks.runner import terminable
 
     traces = [read_trace(folder) for folder in candidates]
-    add_yardsticks(read_trace(reference), traces, 3600.0, lambda line: typer.echo(line, err=True))
+    exact = read_trace(reference)
+    check_arbiter(exact)
+    with terminable():
+        add_yardsticks(exact, traces, 3600.0, lambda line: typer.echo(line, err=True))
 
 
 @parity.command()

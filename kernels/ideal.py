@@ -18,26 +18,26 @@ from .weights import EncoderWeights
 class IdealEncoder(PortableEncoder):
     """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
-    dtype: of weights, operands and results of linear layers (float32, bfloat16, float16, float64). seed: of the random
-    rounding. The residual stream and LayerNorm are float32, or float64 where `dtype` is.
+    param: what weights are rounded to; compute: operands and results of linear layers (float32, bfloat16, float16,
+    float64). seed: of the random rounding. The residual stream and LayerNorm are float32; float64 where `compute` is.
     """
 
     name = "ideal"
 
-    def __init__(self, weights: EncoderWeights, dtype: torch.dtype, seed: int) -> None:
-        wide = torch.promote_types(dtype, torch.float32)
+    def __init__(self, weights: EncoderWeights, param: torch.dtype, compute: torch.dtype, seed: int) -> None:
+        wide = torch.promote_types(compute, torch.float32)
         generator = torch.Generator().manual_seed(seed)
         # Another seed's features are others: part of every cache key.
         self.version = f"1-{seed}"
 
         def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
             def linear(x: torch.Tensor) -> torch.Tensor:
-                y = functional.linear(x.to(dtype).to(wide), weight, bias)
-                return randomly_rounded(y, dtype, generator)
+                y = functional.linear(x.to(compute).to(wide), weight, bias)
+                return randomly_rounded(y, compute, generator)
 
             return linear
 
-        rounded = weights.to("cpu", dtype).to("cpu", wide)
+        rounded = weights.to("cpu", param).to("cpu", wide)
         super().__init__(rounded, wide, wide, HOST_CHUNK_TOKENS, make_linear)
 
 

@@ -263,7 +263,7 @@ class Trace(Part):
     loss_high: Curve = []
     grad_norm: Curve = []
     update_norm: Curve = []
-    relative_l2: Curve = []
+    relative_error: Curve = []
 
     @model_validator(mode="after")
     def _one_value_a_step(self) -> Trace:
@@ -341,9 +341,10 @@ class Equivalence(Part):
     """The difference of a candidate's final metric from the reference's, over seeds, with its interval."""
 
     label: Text
-    difference: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
+    difference: FiniteFloat | None = None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    reason: Text = ""
     verdict: Text
 
 

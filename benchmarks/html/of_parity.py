@@ -293,7 +293,12 @@ def _seeds(parity: Parity) -> Table | None:
     )
     seeds = parity.seeds
     rows = tuple(
-        (one.label, f"{one.difference:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", one.verdict)
+        (
+            one.label,
+            _figure(one.difference, "{:+.4f}"),
+            " to ".join(_figure(end, "{:+.4f}") for end in (one.low, one.high) if end is not None),
+            joined([one.verdict, one.reason], ": "),
+        )
         for one in seeds.candidates
     )
     flagged = frozenset(index for index, one in enumerate(seeds.candidates) if one.verdict != "equivalent")

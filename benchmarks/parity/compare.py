@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ... import UserError
 from .. import environment
 from ..plan import hash_of
 from .judge import COARSE_FACTOR, DIVERGED_VERDICT, DRIFT, FACTOR, FAILED, PASS, REFUSED, SERIES, judge
-from .trace import Trace, read_trace, yardstick_folders
+from .trace import Trace, check_arbiter, read_trace, yardstick_folders
 
 SCHEMA = "isotrain.parity/1"
 # Exit codes: all pass, one is outside its band, one could not be compared.
@@ -36,15 +34,25 @@ def compare(reference: Path, candidates: Sequence[Path]) -> dict[str, Any]:
     A candidate that can't be read is kept in the result with the reason.
     """
     exact = read_trace(reference)
-    if not all(np.isfinite(array).all() for array in exact.arrays.values()):
-        raise UserError(f"the reference {exact.label} holds NaN or inf: it arbitrates nothing; record it again")
+    check_arbiter(exact)
     sides: list[Trace | Missing] = []
     for folder in candidates:
         try:
             sides.append(read_trace(folder))
         except UserError as error:
             sides.append(Missing(folder.name, " ".join(str(error).split()), REFUSED))
-    return build_result(exact, sides)
+    return build_result(exact, _told_apart(sides))
+
+
+def _told_apart(sides: Sequence[Trace | Missing]) -> list[Trace | Missing]:
+    """Traces of one label get their folders' names beside it."""
+    labels = [side.label for side in sides]
+    return [
+        replace(side, header=side.header | {"label": f"{side.label} [{side.folder}]"})
+        if isinstance(side, Trace) and labels.count(side.label) > 1
+        else side
+        for side in sides
+    ]
 
 
 def build_result(
@@ -101,6 +109,7 @@ def _candidate(reference: Trace, candidate: Trace | Missing) -> dict[str, Any]:
         "cause": found.cause,
         "yardstick": candidate.header["yardstick"]["label"],
         "draws": len(folders),
+        "ended": candidate.header["ended"],
         **found.details,
     }
 
@@ -134,6 +143,14 @@ def _notes(reference: Trace, candidates: Sequence[Trace | Missing]) -> list[str]
     verdicts = [one for one in candidates if isinstance(one, Missing)]
     if verdicts:
         notes.append(f"not compared: {', '.join(one.label for one in verdicts)}")
+    for one in traces:
+        if one.header["ended"] is not None:
+            reason = one.header["ended"]["reason"]
+            notes.append(
+                f"{one.label} could not train beyond step {one.steps}: {reason}; it is judged as far as it came"
+            )
+    if reference.header["dropout_off"]:
+        notes.append("dropout was off on every side: its masks differ between dtypes and devices")
     return notes
 
 

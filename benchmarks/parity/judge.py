@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ... import UserError
-from .trace import SERIES, Trace
+from .details import details, distances, rms
+from .trace import DRAWS, SERIES, Trace
 
 # m of rule 13: for float32 and float64, and for bfloat16, float16 and block formats.
 FACTOR, COARSE_FACTOR = 2.0, 3.0
@@ -70,19 +71,25 @@ class Judgement:
 def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Judgement:
     """`candidate` against the float64 `reference`, by the `yardsticks` of the candidate's arithmetic.
 
-    A candidate of other weights, batches or recipe gets the verdict "refused", with what differs. Raises UserError
-    where the reference is no float64 trace, or there is no yardstick.
+    A candidate of other weights, batches or recipe gets the verdict "refused", with what differs. One whose training
+    could not go on is judged as far as it came, and has diverged. Raises UserError where the reference is no float64
+    trace, or there are too few yardsticks.
     """
     if reference.header["policy"]["compute"] != "float64":
         raise UserError(
             f"the reference {reference.label} computes in {reference.header['policy']['label']}; only a float64 trace "
             "arbitrates: record one with --dtype float64"
         )
-    if not yardsticks:
+    promised = candidate.header["yardstick"]
+    wanted = DRAWS if promised["draws"] else 1
+    if len(yardsticks) < wanted:
         raise UserError(
-            f"the reference has no yardstick {candidate.header['yardstick']['label']!r}, which {candidate.label} is "
-            "measured by; add it with `isotrain parity yardstick REFERENCE CANDIDATE`"
+            f"the reference has {len(yardsticks)} of {wanted} draws of the yardstick {promised['label']!r}, which "
+            f"{candidate.label} is measured by; add them with `isotrain parity yardstick REFERENCE CANDIDATE`"
         )
+    if candidate.header["ended"] is not None:
+        came = candidate.steps, len(candidate.header["metrics"])
+        reference, *yardsticks = (trace.until(*came) for trace in (reference, *yardsticks))
     differing = differences(reference, candidate)
     for yardstick in yardsticks:
         wrong = differences(reference, yardstick)
@@ -100,7 +107,21 @@ def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Ju
     repetitions = _repetition_checks(reference, candidate, yardsticks, m)
     checks = [*logits, *(check for found in series.values() for check in found)]
     checks += [check for entry in repetitions for check in (*entry.cumulative, *entry.local)]
-    return _verdict(checks, repetitions, _details(reference, candidate, series["loss"], logits, repetitions))
+    ended = candidate.header["ended"]
+    if ended is not None:
+        # Of what ends a run, it is what a trace doesn't hold; everything else of it may be right.
+        checks.append(Check("the evaluation's loss", candidate.steps, float("inf"), 0.0))
+    shown = details(
+        reference,
+        candidate,
+        [check.allowed for check in series["loss"]],
+        logits[-2].allowed,
+        [entry.figures for entry in repetitions],
+    )
+    found = _verdict(checks, repetitions, shown)
+    if ended is not None:
+        found.reasons.append(f"training could not go on beyond step {ended['step']}: {ended['reason']}")
+    return found
 
 
 def differences(reference: Trace, candidate: Trace) -> list[str]:
@@ -128,6 +149,10 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
         elif name in candidate.arrays and candidate.arrays[name].shape != array.shape and not found:
             found.append(f"{name} is {candidate.arrays[name].shape} in {candidate.label}, not {array.shape}")
     replayed, states = candidate.arrays.get("replay"), reference.arrays["states"]
+    if replayed is not None and theirs["replayed_sha256"] != reference.states_sha256():
+        found.append(
+            f"{candidate.label} replayed other hidden states than this reference's; record it with --replay-from"
+        )
     if replayed is not None and replayed.shape != states[1:].shape and not found:
         found.append(f"the replay is {replayed.shape} in {candidate.label}, not {states[1:].shape}")
     return found
@@ -146,10 +171,6 @@ class _Repetition:
 def _coarse(candidate: Trace) -> bool:
     policy = candidate.header["policy"]
     return policy["compute"] in COARSE or policy["param"] in COARSE
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def _allowed(m: float, yardsticks: Sequence[float], scale: float) -> float:
@@ -245,8 +266,8 @@ def _tensor_checks(
         Check(
             quantity,
             step,
-            _rms(error),
-            _allowed(m, [_rms(other) for other in others], _rms(exact)) + m * _rms(extra),
+            rms(error),
+            _allowed(m, [rms(other) for other in others], rms(exact)) + m * rms(extra),
         ),
         Check(
             f"{quantity}, largest error",
@@ -275,29 +296,21 @@ def _repetition_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[
             local = _tensor_checks(f"{name} alone", 0, state, own, others, m)
         figures = {
             "name": name,
-            **_distances(state, found),
-            "allowed": cumulative[0].allowed / max(_rms(state), 1e-300),
-            "local_relative_l2": None if own is None else _distances(state, own)["relative_l2"],
-            "local_max_abs": None if own is None else _distances(state, own)["max_abs"],
-            "local_allowed": None if own is None else local[0].allowed / max(_rms(state), 1e-300),
+            **distances(state, found),
+            "allowed": cumulative[0].allowed / max(rms(state), 1e-300),
+            "local_relative_l2": None if own is None else distances(state, own)["relative_l2"],
+            "local_max_abs": None if own is None else distances(state, own)["max_abs"],
+            "local_allowed": None if own is None else local[0].allowed / max(rms(state), 1e-300),
         }
         entries.append(_Repetition(name, cumulative, local, figures))
     return entries
 
 
-def _distances(exact: np.ndarray, found: np.ndarray) -> dict[str, float | None]:
-    """Relative L2 distance and largest absolute error; None where a value isn't finite (JSON has no NaN)."""
-    error = found.astype(np.float64) - exact
-    if not np.isfinite(error).all():
-        return {"relative_l2": None, "max_abs": None}
-    return {"relative_l2": _rms(error) / max(_rms(exact), 1e-300), "max_abs": float(np.abs(error).max())}
-
-
-def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], details: dict[str, Any]) -> Judgement:
+def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], shown: dict[str, Any]) -> Judgement:
     outside = [check for check in checks if not check.ratio <= 1.0]
     worst = max(check.ratio for check in checks)
     if not outside:
-        return Judgement(PASS, [], worst=worst, details=details)
+        return Judgement(PASS, [], worst=worst, details=shown)
     first = min(outside, key=lambda check: check.step)
     leader = max((check for check in outside if check.step == first.step), key=lambda check: check.ratio)
     repetition = cause = None
@@ -308,7 +321,10 @@ def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], detail
                 cause = LOCAL if any(not check.ratio <= 1.0 for check in entry.local) else ACCUMULATED
             break
     place = "before the first step" if first.step == 0 else f"at step {first.step}"
-    reasons = [f"{leader.quantity} is off by {leader.error:.3g} {place}, {leader.allowed:.3g} is allowed"]
+    if np.isfinite(leader.error):
+        reasons = [f"{leader.quantity} is off by {leader.error:.3g} {place}, {leader.allowed:.3g} is allowed"]
+    else:
+        reasons = [f"{leader.quantity} is not finite {place}"]
     if repetition is None:
         reasons.append("the encoder's repetitions are within their band: look at the head, the loss or the optimizer")
     elif cause is None:
@@ -318,62 +334,4 @@ def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], detail
     else:
         reasons.append(f"{repetition} is the first outside its band by what it was given: by itself it is within")
     verdict = DIVERGED_VERDICT if worst > DIVERGED else DRIFT
-    return Judgement(verdict, reasons, first.step, repetition, cause, worst, details)
-
-
-def _details(
-    reference: Trace,
-    candidate: Trace,
-    loss: Sequence[Check],
-    logits: Sequence[Check],
-    repetitions: Sequence[_Repetition],
-) -> dict[str, Any]:
-    """What isotrain.parity/1 shows of a candidate beside its verdict."""
-    exact = reference.arrays["loss"]
-    found = candidate.arrays["loss"]
-    last = candidate.arrays["probe_logits"][-1]
-    expected = reference.arrays["probe_logits"][-1]
-    probe = {
-        **_distances(expected, last),
-        "pcc": _correlation(expected, last),
-        "allowed": logits[-2].allowed / max(_rms(expected), 1e-300),
-    }
-    return {
-        "series": {
-            "step": list(range(1, candidate.steps + 1)),
-            **{name: _finite(candidate.arrays[name]) for name in SERIES},
-            "loss_low": [float(value - check.allowed) for value, check in zip(exact, loss, strict=True)],
-            "loss_high": [float(value + check.allowed) for value, check in zip(exact, loss, strict=True)],
-            "relative_l2": _finite(np.abs(found - exact) / np.maximum(np.abs(exact), 1e-300)),
-        },
-        "repetitions": [entry.figures for entry in repetitions],
-        "probe": probe,
-        "metrics": [
-            {
-                "epoch": ours["epoch"],
-                **{key: _number(theirs.get(key)) for key in _figures(ours)},
-                **{f"reference_{key}": _number(ours.get(key)) for key in _figures(ours)},
-            }
-            for ours, theirs in zip(reference.header["metrics"], candidate.header["metrics"], strict=False)
-        ],
-    }
-
-
-def _figures(metrics: dict[str, Any]) -> list[str]:
-    """The names of an evaluation's figures."""
-    return [key for key in metrics if key not in ("epoch", "step")]
-
-
-def _correlation(exact: np.ndarray, found: np.ndarray) -> float | None:
-    """Pearson's, for those who ask; it decides nothing, for it hides a large error of few elements."""
-    if not np.isfinite(found).all() or np.ptp(found) == 0 or np.ptp(exact) == 0:
-        return None
-    return float(np.corrcoef(exact.ravel(), found.ravel())[0, 1])
-
-
-def _finite(values: np.ndarray) -> list[float | None]:
-    return [_number(float(value)) for value in values]
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
+    return Judgement(verdict, reasons, first.step, repetition, cause, worst, shown)

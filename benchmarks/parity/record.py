@@ -23,6 +23,7 @@ from ...albert_core.batches import Window
 from ...albert_core.config import TrainConfig
 from ...albert_core.config_file import load_config
 from ...albert_core.data import TokenStore
+from ...albert_core.events import TrainingError
 from ...albert_core.features import token_batch
 from ...albert_core.frozen import module_repetitions
 from ...albert_core.model import WholeModel
@@ -46,6 +47,8 @@ RECIPE_KEYS = (
     "batch_size",
     "gradient_accumulation_steps",
     "num_epochs",
+    "epoch_freq",
+    "val_steps_freq",
     "optim",
     "freeze_encoder",
     "lr_scheduler_type",
@@ -73,8 +76,9 @@ def record(
 
     steps: the most optimizer steps that it makes; None makes all of them.
     replay_from: the reference whose hidden states each repetition is applied to; it must be of the same weights.
-    Unless `sets` say otherwise the encoder runs at every step, and nothing is taken from a cache. Raises UserError for
-    what can't run, and what training raises.
+    Unless `sets` say otherwise the encoder runs at every step, and nothing is taken from a cache. Dropout is off: its
+    masks are other ones in every dtype and on every device. A run whose loss stops being finite gives a trace as far as
+    it came. Raises UserError for what can't run, and what else training raises.
     """
     resolved = load_config(config, ["feature_cache=false", *sets]).with_absolute_paths()
     limits = [number for number in (resolved.config.max_steps, steps) if number is not None]
@@ -93,7 +97,12 @@ def record(
         }
         recorder = _Recorder(label, replay_from)
         quiet = replace(resolved, config=resolved.config.model_copy(update=own))
-        result = train(quiet, observer=recorder)
+        try:
+            result = train(quiet, observer=recorder)
+        except TrainingError as error:
+            if not recorder.series["loss"]:
+                raise
+            return recorder.trace(resolved.config, str(error).partition(";")[0])
     if result.status != "completed":
         raise UserError(f"the run of {label} was stopped at step {result.step}: there is no trace of it")
     return recorder.trace(resolved.config)
@@ -124,6 +133,8 @@ class _Recorder:
             # Not Adam: such a step is made by autograd, and its gradients can be seen before they are used.
             training.optimizer.register_step_pre_hook(self._see_gradients)
         self.header = _header(self.label, training, self._weights)
+        self.header["dropout_off"] = _without_dropout(training.model)
+        self.header["replayed_sha256"] = None if self.reference is None else self.reference.states_sha256()
         if self.reference is not None and self.reference.header["weights_sha256"] != self.header["weights_sha256"]:
             raise UserError(
                 f"the reference {self.reference.label} has other initial weights than {self.label} "
@@ -158,9 +169,11 @@ class _Recorder:
         self.metrics.append({"epoch": epoch + 1, "step": training.state.step, **named})
         self.logits.append(_probe_logits(training))
 
-    def trace(self, config: TrainConfig) -> Trace:
+    def trace(self, config: TrainConfig, failure: str = "") -> Trace:
+        """`failure`: why training could not go on."""
         series = {name: np.array(values, dtype=np.float64) for name, values in self.series.items()}
         header = self.header | {"config": config.model_dump(), "batches": self.batches, "metrics": self.metrics}
+        header["ended"] = {"step": len(self.batches), "reason": failure} if failure else None
         return Trace(header, {**series, "probe_logits": np.stack(self.logits), **self.arrays})
 
     def _gradient_norm(self, training: Training) -> float:
@@ -269,7 +282,15 @@ def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
 def _recipe(config: TrainConfig, num_labels: int, total_steps: int) -> dict[str, Any]:
     """Steps and labels as they are, whatever the configuration asked for."""
     asked = {key: getattr(config, key) for key in RECIPE_KEYS}
-    return asked | {"num_labels": num_labels, "max_steps": total_steps}
+    return asked | {"num_labels": num_labels, "max_steps": total_steps, "lora": config.lora.model_dump(mode="json")}
+
+
+def _without_dropout(model: torch.nn.Module) -> bool:
+    """Switches dropout off for good, and says whether there was any. Attention takes its share from such a module."""
+    layers = [part for part in model.modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
+    for layer in layers:
+        layer.p = 0.0
+    return bool(layers)
 
 
 def _probe_logits(training: Training) -> np.ndarray:

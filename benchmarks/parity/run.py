@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from ...backends import Yardstick
+from ...albert_core.config_file import load_config
+from ...backends import Yardstick, device_label, foresee_backend
 from ..runner import Ended, how, run_process, said, terminable
 from .compare import Missing, build_result
 from .judge import FAILED, differences
 from .seeds import equivalence
 from .sides import Side
-from .trace import YARDSTICKS, Trace, read_trace, slug, yardstick_folders
+from .trace import DRAWS, YARDSTICKS, Trace, check_arbiter, read_trace, slug
 
 WORKER_MODULE = ("-m", "isotrain.benchmarks.parity.worker")
-# Draws of a yardstick: errors of one draw vary too much to judge by.
-DRAWS = 3
-
 Tell = Callable[[str], None]
 
 
@@ -54,6 +52,7 @@ def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
         reference = _recorded(comparison, comparison.reference, comparison.out / "reference", None, tell)
         if isinstance(reference, Missing):
             raise UserError(f"the reference {reference.label} has no trace: {reference.reason}")
+        check_arbiter(reference)
         found: list[Trace | Missing] = []
         for side in comparison.candidates:
             folder = comparison.out / "candidates" / slug(side.label)
@@ -65,30 +64,32 @@ def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
 
 
 def add_yardsticks(reference: Trace, candidates: Sequence[Trace], time_limit: float, tell: Tell) -> None:
-    """Records with `reference` whatever yardsticks `candidates` need and it lacks, from its own configuration.
+    """Records with `reference` whatever draws of yardsticks `candidates` need and it lacks, from its own configuration.
 
     One that can't be recorded is told.
     """
     wanted = {trace.header["yardstick"]["label"]: trace.header["yardstick"] for trace in candidates}
-    for label, values in wanted.items():
-        if not yardstick_folders(reference.folder, label):
-            given = {key: value for key, value in values.items() if key != "label"}
-            try:
-                record_yardstick(reference, Yardstick(**given), time_limit, tell)
-            except UserError as error:
-                # Its candidates are refused for want of it; the others keep their verdicts.
-                tell(str(error))
+    for values in wanted.values():
+        given = {key: value for key, value in values.items() if key != "label"}
+        try:
+            record_yardstick(reference, Yardstick(**given), time_limit, tell)
+        except UserError as error:
+            # Its candidates are refused for want of it; the others keep their verdicts.
+            tell(str(error))
 
 
 def record_yardstick(reference: Trace, yardstick: Yardstick, time_limit: float, tell: Tell) -> None:
-    """Records the draws of `yardstick` under the reference's folder, replaying its hidden states."""
+    """Records the draws of `yardstick` that the reference's folder lacks, replaying its hidden states."""
     config = reference.folder / "config.yaml"
     write_config(reference, config)
     folder = reference.folder / YARDSTICKS / slug(yardstick.label)
     jobs = [
         {"label": f"yardstick {yardstick.label}", "sets": sets, "out": str(folder / f"draw-{draw}")}
         for draw, sets in enumerate(yardstick.settings(DRAWS))
+        if not (folder / f"draw-{draw}").exists()
     ]
+    if not jobs:
+        return
     spec = {"config": str(config), "jobs": jobs, "replay_from": str(reference.folder), "steps": None}
     error = _run(spec, sys.executable, folder, f"yardstick {yardstick.label}", time_limit, tell)
     if error:
@@ -119,12 +120,22 @@ def _recorded(
     }
     python = (comparison.pythons or {}).get(side.base, sys.executable)
     error = _run(spec, python, folder, " ".join((side.label, *more)), comparison.time_limit, tell)
-    if error:
-        return Missing(side.label, error)
     try:
+        if error:
+            raise UserError(error)
         return read_trace(folder)
-    except UserError as unread:
-        return Missing(side.label, str(unread))
+    except UserError as reason:
+        return Missing(_foreseen_label(comparison, side), str(reason))
+
+
+def _foreseen_label(comparison: Comparison, side: Side) -> str:
+    """The side's label, with the word "emulated" where that is what would have run."""
+    config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
+    try:
+        emulated = foresee_backend(side.backend, config.backend_options).emulated
+    except UserError:
+        emulated = False
+    return device_label(side.label, emulated)
 
 
 def _run(spec: dict[str, Any], python: str, folder: Path, label: str, time_limit: float, tell: Tell) -> str:
@@ -163,18 +174,20 @@ def _seeds(
     metric = _final_metric(reference)
     first = int(reference.header["recipe"]["seed"])
     sides = {one.label: side for side, one in zip(comparison.candidates, candidates, strict=True)}
-    finals = {one.label: [_final(one, metric)] for one in candidates if isinstance(one, Trace)}
-    failed: dict[str, str] = {}
+    traces = [one for one in candidates if isinstance(one, Trace)]
+    failed = {one.label: f"seed {first}: {why}" for one in traces for why in _unfinished(one)}
+    finals = {one.label: [] if one.label in failed else [_final(one, metric)] for one in traces}
     exact = [_final(reference, metric)]
     for seed in range(first + 1, first + comparison.seeds):
         folder = comparison.out / f"seed-{seed}"
         again = _recorded(comparison, comparison.reference, folder / "reference", None, tell, f"seed={seed}")
         if isinstance(again, Missing):
             raise UserError(f"the reference has no trace with seed {seed}: {again.reason}")
+        check_arbiter(again)
         exact.append(_final(again, metric))
         for label in [label for label in finals if label not in failed]:
             run = _recorded(comparison, sides[label], folder / slug(label), None, tell, f"seed={seed}")
-            wrong = [run.reason] if isinstance(run, Missing) else differences(again, run)
+            wrong = [run.reason] if isinstance(run, Missing) else [*_unfinished(run), *differences(again, run)]
             if wrong:
                 failed[label] = f"seed {seed}: {wrong[0]}"
             elif isinstance(run, Trace):
@@ -186,6 +199,12 @@ def _seeds(
         for label, values in finals.items()
     ]
     return {"n": comparison.seeds, "metric": metric, "margin": comparison.margin, "candidates": tests}
+
+
+def _unfinished(trace: Trace) -> list[str]:
+    """Why a run has no final metric, if so."""
+    ended = trace.header["ended"]
+    return [] if ended is None else [f"training could not go on beyond step {ended['step']} ({ended['reason']})"]
 
 
 def _final_metric(trace: Trace) -> str:

@@ -53,7 +53,6 @@ def _row(candidate: dict[str, Any]) -> list[str]:
         return [candidate["label"], candidate["verdict"], *["-"] * 8]
     worst = candidate["worst"]
     probe = candidate["probe"]
-    losses = candidate["series"]["relative_l2"]
     last = candidate["metrics"][-1] if candidate["metrics"] else {}
     place = candidate["repetition"] or ("-" if candidate["first_step"] is None else "head, loss or optimizer")
     if candidate["cause"]:
@@ -64,7 +63,7 @@ def _row(candidate: dict[str, Any]) -> list[str]:
         "not finite" if worst is None else f"{worst:.2g}",
         "-" if candidate["first_step"] is None else str(candidate["first_step"]),
         place,
-        _small(None if None in losses else max(losses)),
+        _small(candidate["relative_l2"]["loss"]),
         _small(probe["relative_l2"]),
         _small(probe["max_abs"]),
         "-" if probe["pcc"] is None else f"{probe['pcc']:.6f}",

@@ -25,6 +25,8 @@ from ...albert_core.run import write_json
 SCHEMA = "isotrain.trace/1"
 HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"
 SERIES = ("loss", "grad_norm", "update_norm")
+# Draws of a yardstick: errors of one draw vary too much to judge by.
+DRAWS = 3
 # What every trace holds beside the series; "replay" only where it was recorded against a reference.
 ARRAYS = (*SERIES, "probe_logits", "states")
 
@@ -43,6 +45,12 @@ class _Yardstick(_Part):
     label: str
     backend: str
     dtype: str
+    draws: bool
+
+
+class _Ended(_Part):
+    step: int
+    reason: str
 
 
 class _Evaluation(_Part):
@@ -75,17 +83,21 @@ class _Header(_Part):
     yardstick: _Yardstick
     weights_sha256: str
     probe_sha256: str
+    replayed_sha256: str | None
+    dropout_off: bool
+    ended: _Ended | None
     recipe: dict[str, Any]
     environment: _Environment
     config: dict[str, Any]
     batches: list[str]
-    metrics: list[_Evaluation] = Field(min_length=1)
+    metrics: list[_Evaluation]
 
 
 @dataclass(frozen=True)
 class Trace:
     """One run. S steps, E evaluations, P probe texts of C labels, R repetitions, T tokens of width H.
 
+    header["ended"] says at which step and why training could not go on, or is None; S and E are then what there is.
     arrays: loss, grad_norm, update_norm [S]; probe_logits [E + 1, P, C], before the first step and after each
     evaluation; states [R + 1, T, H], what the first repetition takes in and what each one gives before the first step;
     replay [R, T, H], each repetition applied to the reference's own states. float32, of a float64 run float64.
@@ -102,6 +114,21 @@ class Trace:
     @property
     def steps(self) -> int:
         return len(self.arrays["loss"])
+
+    def states_sha256(self) -> str:
+        """Which hidden states these are: a replay from others is none from these."""
+        states = np.ascontiguousarray(self.arrays["states"])
+        return hashlib.sha256(f"{states.dtype.str}{states.shape}".encode() + states.tobytes()).hexdigest()
+
+    def until(self, steps: int, evaluations: int) -> Trace:
+        """The run's first `steps` steps and `evaluations` evaluations."""
+        header = self.header | {
+            "batches": self.header["batches"][:steps],
+            "metrics": self.header["metrics"][:evaluations],
+        }
+        series = {name: self.arrays[name][:steps] for name in SERIES}
+        arrays = self.arrays | series | {"probe_logits": self.arrays["probe_logits"][: evaluations + 1]}
+        return Trace(header, arrays, self.folder)
 
 
 def write_trace(trace: Trace, folder: Path) -> None:
@@ -166,6 +193,18 @@ def yardstick_folders(reference: Path, label: str) -> list[Path]:
     return sorted(path.parent for path in (reference / YARDSTICKS / slug(label)).glob(f"*/{HEADER_FILE}"))
 
 
+def check_arbiter(trace: Trace) -> None:
+    """Raises UserError where a reference can't judge anybody."""
+    ended = trace.header["ended"]
+    if ended is not None:
+        raise UserError(
+            f"the reference {trace.label} could not train beyond step {ended['step']} ({ended['reason']}): it "
+            "arbitrates nothing; lower learning_rate or set max_grad_norm"
+        )
+    if not all(np.isfinite(array).all() for array in trace.arrays.values()):
+        raise UserError(f"the reference {trace.label} holds NaN or inf: it arbitrates nothing; record it again")
+
+
 def _check(trace: Trace) -> None:
     """What `judge` takes for granted."""
     where = str(trace.folder)
@@ -176,6 +215,8 @@ def _check(trace: Trace) -> None:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise UserError(f"trace {where!r}: {key}: {problem['msg'].lower()}; record it again") from error
+    if not trace.header["metrics"] and trace.header["ended"] is None:
+        raise UserError(f"trace {where!r} holds no evaluation, and every run ends with one; record it again")
     missing = [name for name in ARRAYS if name not in trace.arrays]
     if missing:
         raise UserError(f"trace {where!r} lacks {', '.join(missing)}; record it again")

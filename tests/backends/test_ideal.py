@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from isotrain import UserError
-from isotrain.backends import Yardstick, get_backend
+from isotrain.backends import CastPolicy, Yardstick, get_backend
 from isotrain.backends.selftest import self_test
 from isotrain.backends.tt_options import TtOptions
 
@@ -13,18 +13,23 @@ def test_it_passes_the_self_test() -> None:
     assert all(check.ok for check in self_test(get_backend("ideal")))
 
 
-def test_no_dtype_is_replaced_by_another() -> None:
-    """On a host without bfloat16 units the cpu backend computes in float32; a yardstick must not."""
+def test_what_is_computed_follows_from_what_was_asked_not_from_the_host() -> None:
+    """strict: the dtype's own products. Without: those of a device that has no units for it."""
     for dtype in ("float32", "bfloat16", "float16", "float64"):
-        policy = get_backend("ideal").cast_policy(dtype)
-        assert (policy.param, policy.compute) == (dtype, dtype)
+        strict, wide = (get_backend("ideal").cast_policy(dtype, strict=strict) for strict in (True, False))
+        assert (strict.param, strict.compute) == (dtype, dtype)
+        assert (wide.param, wide.compute) == (dtype, dtype if dtype in ("float32", "float64") else "float32")
     with pytest.raises(UserError, match="allowed are float32"):
         get_backend("ideal").cast_policy("int8")
 
 
 def test_yardsticks_name_the_arithmetic_and_nothing_of_the_device() -> None:
     cpu = get_backend("cpu")
-    assert cpu.yardstick(cpu.cast_policy("bfloat16")).label == "ideal bfloat16"
+    assert cpu.yardstick(cpu.cast_policy("bfloat16", strict=True)).label == "ideal bfloat16"
+    assert "strict_dtype=true" in cpu.yardstick(cpu.cast_policy("bfloat16", strict=True)).settings(1)[0]
+    in_float32 = CastPolicy("bfloat16", "bfloat16", "float32", "float32", "no units")
+    assert cpu.yardstick(in_float32).label == "ideal bfloat16 (computed in float32)"
+    assert "strict_dtype=false" in cpu.yardstick(in_float32).settings(1)[0]
     tt = get_backend("tt", {"tt": {"device": "emulated", "math_fidelity": "hifi2", "emulation": "exact"}})
     found = tt.yardstick(tt.cast_policy("bfloat16"))
     assert found.label == "tt bfloat16 (device emulated, math_fidelity hifi2)"

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
+from isotrain.backends import cpu
 from isotrain.benchmarks.parity.judge import Judgement, judge
 from isotrain.kernels.cpu.library import why_not
-from support.faults import FAULTS, REFUSED, Fault, planted
+from support.faults import B16, FAULTS, NOT_FINITE, REFUSED, Fault, planted
 from support.parity_job import ParityJob, write_model
 from support.tables import show
+from support.whole_faults import WHOLE_FAULTS
 
 SEEDS = 8
 PAIRS = 200
@@ -24,6 +26,50 @@ def judged(job: ParityJob, settings: dict[str, Any]) -> Judgement:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_planted_faults_are_caught(job: ParityJob, fault: Fault) -> None:
+    check_caught(job, fault)
+
+
+@pytest.mark.parametrize("fault", WHOLE_FAULTS, ids=lambda fault: fault.name)
+def test_planted_faults_of_whole_models_are_caught(whole_job: ParityJob, fault: Fault) -> None:
+    check_caught(whole_job, fault)
+
+
+def test_a_run_whose_loss_stops_being_finite_is_judged_as_far_as_it_came(job: ParityJob) -> None:
+    """The weights are NaN after the fifth step, and the evaluation after the seventh ends the run."""
+    with planted(NOT_FINITE, 5):
+        candidate = job.record("faulty", **NOT_FINITE.settings)
+    assert candidate.header["ended"] == {"step": 7, "reason": "the loss is nan by step 7"}
+    found = judge(job.reference, candidate, job.yardsticks(candidate))
+    # The update to NaN is the fifth step's.
+    assert (found.verdict, found.first_step, found.repetition) == ("diverged", 5, None)
+
+
+def test_bfloat16_computed_in_float32_is_held_to_what_that_costs(
+    job: ParityJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its band is narrower than that of bfloat16 operands."""
+    narrow = job.record("candidate", **B16, strict_dtype=True)
+    monkeypatch.setattr(cpu, "_bfloat16_units", lambda: "")
+    wide = job.record("candidate", **B16)
+    assert narrow.header["yardstick"]["label"] == "ideal bfloat16"
+    assert wide.header["yardstick"]["label"] == "ideal bfloat16 (computed in float32)"
+    found = [judge(job.reference, one, job.yardsticks(one)) for one in (narrow, wide)]
+    assert [one.verdict for one in found] == ["pass", "pass"]
+    in_bfloat16, in_float32 = (one.details["repetitions"][-1]["allowed"] for one in found)
+    assert in_float32 < 0.8 * in_bfloat16
+
+
+def test_a_right_run_of_a_whole_model_passes(whole_job: ParityJob) -> None:
+    """Right runs of both dtypes, layouts and thread counts: none of the faults above is what whole models do anyhow."""
+    rows = []
+    for dtype, layout, threads in itertools.product(("float32", "bfloat16"), ("padded", "bucketed"), (1, 2)):
+        found = judged(whole_job, {"dtype": dtype, "layout": layout, "threads": threads})
+        rows.append((dtype, layout, threads, found.verdict, f"{found.worst:.2f}"))
+        assert found.verdict == "pass", (rows[-1], found.reasons)
+    show("parity: right runs of a whole model", ("dtype", "layout", "threads", "verdict", "error / allowed"), rows)
+
+
+def check_caught(job: ParityJob, fault: Fault) -> None:
     rows = []
     for size in fault.sizes:
         try:
@@ -62,6 +108,7 @@ def variants() -> list[dict[str, Any]]:
         found.append({"dtype": "bfloat16", "kernel": "transformers", "layout": layout})
     kernel = "portable" if why_not() else "native"
     found.append({"dtype": "bfloat16", "kernel": kernel, "feature_cache": True})
+    found.append({"dtype": "bfloat16", "kernel": kernel, "layout": "padded"})
     return found
 
 

@@ -100,9 +100,9 @@ def test_a_replay_of_another_shape_is_refused() -> None:
 
 def test_foreign_draws_are_no_yardstick() -> None:
     """Not of another arithmetic, another run, or not finite: each would widen the band."""
-    other = noisy(2, yardstick={"label": "ideal float16", "backend": "ideal", "dtype": "float16"})
+    other = noisy(2, yardstick={"label": "ideal float16", "backend": "ideal", "dtype": "float16", "draws": True})
     for draw in (other, noisy(2, probe_sha256="c" * 64), changed(noisy(2), "states", (0, 0, 0), np.inf)):
-        found = judge(exact(), noisy(9), [noisy(1), draw])
+        found = judge(exact(), noisy(9), [noisy(1), noisy(3), draw])
         assert found.verdict == "refused"
         assert "is none for it" in found.reasons[0]
 
@@ -110,7 +110,33 @@ def test_foreign_draws_are_no_yardstick() -> None:
 def test_a_loss_that_is_not_finite_has_diverged_where_it_began() -> None:
     found = verdict(changed(noisy(9), "loss", slice(11, None), np.nan))
     assert (found.verdict, found.first_step) == ("diverged", 12)
+    assert "not finite at step 12" in found.reasons[0]
     assert found.details["series"]["loss"][11:] == [None] * (STEPS - 11)
+
+
+def ended(trace: Trace, steps: int, evaluations: int) -> Trace:
+    """`trace` as a run that could not go on after `steps` steps leaves it."""
+    cut = trace.until(steps, evaluations)
+    return replace(cut, header=cut.header | {"ended": {"step": steps, "reason": "the loss is nan by step 20"}})
+
+
+def test_a_run_that_could_not_go_on_has_diverged_where_it_left_the_band() -> None:
+    found = verdict(ended(changed(noisy(9), "loss", slice(14, None), np.nan), 20, 0))
+    assert (found.verdict, found.first_step) == ("diverged", 15)
+    assert len(found.details["series"]["loss"]) == len(found.details["series"]["loss_low"]) == 20
+    assert found.details["metrics"] == []
+
+
+def test_a_run_that_could_not_go_on_has_diverged_even_where_all_it_showed_was_right() -> None:
+    found = verdict(ended(noisy(9), 20, 0))
+    assert (found.verdict, found.first_step) == ("diverged", 20)
+
+
+def test_a_replay_of_another_references_states_is_refused() -> None:
+    other = changed(exact(), "states", (0, 0, 0), 1e-9)
+    assert "replayed other hidden states" in " ".join(verdict(noisy(9, replayed_sha256=other.states_sha256())).reasons)
+    draw = noisy(2, replayed_sha256=other.states_sha256())
+    assert judge(exact(), noisy(9), [noisy(1), noisy(3), draw]).verdict == "refused"
 
 
 @pytest.mark.parametrize(
@@ -143,5 +169,6 @@ def test_a_reference_with_nan_arbitrates_nothing() -> None:
 def test_only_float64_arbitrates_and_never_without_a_yardstick() -> None:
     with pytest.raises(UserError, match="only a float64 trace"):
         verdict(noisy(9), noisy(4))
-    with pytest.raises(UserError, match="no yardstick 'ideal bfloat16'"):
-        judge(exact(), noisy(9), [])
+    for draws in ([], [noisy(1), noisy(2)]):
+        with pytest.raises(UserError, match=f"has {len(draws)} of 3 draws of the yardstick 'ideal bfloat16'"):
+            judge(exact(), noisy(9), draws)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path: Path) -> None:
-    sides = ["cpu:float32", "cpu:float32+weight_decay=0.5", "tt:lofi+bfp_bf4", "cuda:99:bfloat16"]
+    sides = ["cpu:float32", "cpu:float32+weight_decay=0.5", "tt:lofi+bfp_bf4", "cuda:99:bfloat16", "tt:float16"]
     arguments = [part for side in sides for part in ("--candidate", side)]
     done = isotrain("quickstart", *options(), *arguments, "--out", "out", folder=tmp_path)
     assert done.returncode == 2, done.stderr
@@ -63,6 +64,7 @@ def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path
     assert emulated["emulated"]
     assert found["cuda:99:bfloat16"]["verdict"] == "failed"
     assert "can't run here" in found["cuda:99:bfloat16"]["reasons"][0]
+    assert found["tt:float16 (emulated)"]["verdict"] == "failed"
     assert "tt:lofi+bfp_bf4 (emulated)" in done.stdout
     assert "random weights" in done.stdout
 
@@ -85,6 +87,31 @@ def test_a_damaged_trace_leaves_the_others_their_verdict(traces: Path, tmp_path:
     first, second = read(traces / "two.json")["candidates"]
     assert (first["verdict"], second["verdict"]) == ("pass", "refused")
     assert "truncated or no JSON" in second["reasons"][0]
+
+
+def test_traces_of_one_label_are_told_apart(traces: Path) -> None:
+    shutil.copytree(traces / "here", traces / "there")
+    done = isotrain("compare", "reference", "here", "there", "--out", "same.json", folder=traces)
+    assert done.returncode == 0, done.stdout
+    assert [one["label"] for one in read(traces / "same.json")["candidates"]] == [
+        "cpu:float32 [here]",
+        "cpu:float32 [there]",
+    ]
+
+
+def test_draws_that_an_interruption_left_out_are_missed_and_made_up_for(traces: Path, tmp_path: Path) -> None:
+    shutil.copytree(traces / "reference", tmp_path / "reference")
+    shutil.copytree(traces / "here", tmp_path / "here")
+    draws = tmp_path / "reference" / "yardsticks" / "ideal-float32"
+    kept = (draws / "draw-0" / "trace.json").stat().st_mtime_ns
+    shutil.rmtree(draws / "draw-2")
+    done = isotrain("compare", "reference", "here", folder=tmp_path)
+    assert done.returncode == 2
+    assert "has 2 of 3 draws of the yardstick 'ideal float32'" in " ".join(done.stdout.split())
+    done = isotrain("yardstick", "reference", "here", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (draws / "draw-0" / "trace.json").stat().st_mtime_ns == kept
+    assert isotrain("compare", "reference", "here", folder=tmp_path).returncode == 0
 
 
 def test_a_trace_of_another_seed_is_refused(traces: Path) -> None:
@@ -136,12 +163,12 @@ def test_a_candidate_that_hangs_is_ended_and_quoted(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\necho loading the plugin >&2\nexec sleep 600\n")
     script.chmod(0o755)
     done = isotrain(
-        "quickstart", *options(), "--candidate", "xla:float32", "--python", f"xla={script}", "--time-limit", "30",
+        "quickstart", *options(), "--candidate", "xla:float32", "--python", f"xla={script}", "--time-limit", "60",
         "--out", "out", folder=tmp_path,
     )  # fmt: skip
     (candidate,) = read(tmp_path / "out" / "parity.json")["candidates"]
     assert done.returncode == 2
-    assert "time limit of 30 s" in candidate["reasons"][0]
+    assert "time limit of 60 s" in candidate["reasons"][0]
     assert "loading the plugin" in candidate["reasons"][0]
 
 

@@ -72,7 +72,9 @@ def test_series_of_several_lengths(tmp_path: Path) -> None:
         ({"label": [1]}, "label"),
         ({"policy": "float32"}, "policy"),
         ({"adam_on_device": [1.0, 1.0]}, "adam_on_device"),
-        ({"metrics": []}, "metrics"),
+        ({"metrics": {}}, "metrics"),
+        ({"ended": "at step 3"}, "ended"),
+        ({"replayed_sha256": 7}, "replayed_sha256"),
         ({"batches": 7}, "batches"),
         ({"environment": {}}, "environment"),
         ({"emulated": "no"}, "emulated"),
@@ -87,6 +89,13 @@ def test_a_header_that_is_not_as_it_should_be(tmp_path: Path, changes: dict[str,
     write_trace(Trace(lacking, trace.arrays), tmp_path / "lacking")
     with pytest.raises(UserError, match=words):
         read_trace(tmp_path / "lacking")
+
+
+def test_a_finished_run_without_an_evaluation(tmp_path: Path) -> None:
+    trace = exact()
+    write_trace(Trace(trace.header | {"metrics": []}, trace.arrays), tmp_path / "trace")
+    with pytest.raises(UserError, match="holds no evaluation"):
+        read_trace(tmp_path / "trace")
 
 
 def test_sides() -> None:

@@ -250,9 +250,17 @@ def _moved_head(training: Any, size: float) -> None:
                 parameter.mul_(1 + size)
 
 
+def _not_finite(training: Any, memory: dict[str, Any], size: float) -> None:
+    if memory["number"] == size:
+        for parameter in training.model.parameters():
+            parameter.fill_(float("nan"))
+
+
 F32 = {"dtype": "float32"}
 B16 = {"dtype": "bfloat16", "kernel": "portable"}
 AUTOGRAD = F32 | {"fused_head": False}
+
+NOT_FINITE = Fault("weights NaN", "after step", (5,), 5, _after_step(_not_finite, _nothing), F32, "")
 
 FAULTS = (
     Fault(

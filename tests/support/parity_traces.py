@@ -31,7 +31,10 @@ def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
         "batches": [f"{step:064d}" for step in range(STEPS)],
         "metrics": [{"epoch": 1, "step": STEPS, "accuracy": 0.5, "loss": 1.0}],
         "adam_on_device": None,
-        "yardstick": {"label": "ideal bfloat16", "backend": "ideal", "dtype": "bfloat16"},
+        "yardstick": {"label": "ideal bfloat16", "backend": "ideal", "dtype": "bfloat16", "draws": True},
+        "replayed_sha256": None,
+        "dropout_off": False,
+        "ended": None,
     } | changes
 
 
@@ -52,6 +55,6 @@ def noisy(seed: int, noise: float = NOISE, **changes: Any) -> Trace:
     generator = np.random.default_rng(seed)
     arrays = exact().arrays
     return Trace(
-        header(**changes),
+        header(replayed_sha256=exact().states_sha256()) | changes,
         {name: array + noise * generator.standard_normal(array.shape) for name, array in arrays.items()},
     )

@@ -42,6 +42,10 @@ def candidate(label: str, policy: str, error: float, verdict: str = "pass", **ch
             "first_step": None if verdict == "pass" else 12,
             "repetition": None if verdict == "pass" else "repetition 4",
             "cause": None if verdict == "pass" else "local",
+            "yardstick": f"ideal {policy}",
+            "draws": 3,
+            "ended": None,
+            "relative_l2": {"loss": error, "grad_norm": error, "update_norm": error},
             "series": {
                 "step": steps,
                 "loss": [loss_at(step) + error * step * math.sin(step) for step in steps],
@@ -49,7 +53,7 @@ def candidate(label: str, policy: str, error: float, verdict: str = "pass", **ch
                 "loss_high": [loss_at(step) + 0.02 for step in steps],
                 "grad_norm": [1.0 / step for step in steps],
                 "update_norm": [0.1 / step for step in steps],
-                "relative_l2": [error * step / 10 for step in steps],
+                "relative_error": [error * step / 10 for step in steps],
             },
             "repetitions": [
                 {
