@@ -18,10 +18,10 @@ from .base import (
     MemoryUse,
     ShapeGrid,
     UnitRate,
-    Yardstick,
     device_label,
 )
 from .registry import backend_class, foresee_backend, get_backend, list_backends, rank_backend, rank_group
+from .yardstick import Yardstick
 
 __all__ = [
     "DTYPES",

@@ -26,7 +26,6 @@ from .base import (
     Foreseen,
     FrozenEncoder,
     ShapeGrid,
-    Yardstick,
     device_label,
 )
 from .xla import DEVICE_BATCH_TOKENS, KERNELS, StaticEncoder, XlaBackend
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from ..kernels.packed import PackedBatch, PaddedBatch
     from ..kernels.weights import EncoderWeights
     from .tt_options import TtOptions
+    from .yardstick import Yardstick
 
 F = TypeVar("F")
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, Yardstick, device_label
+from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, device_label
 from .cpu import CpuBackend
+from .yardstick import Yardstick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

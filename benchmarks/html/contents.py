@@ -6,9 +6,10 @@ from collections import Counter
 
 from . import of_bench, of_environment, of_parity, of_phases, of_roofline, of_runs, of_whole_runs
 from .charts import Column, Section, Table, Words
-from .documents import Bench, EndToEnd, Parity
+from .documents import Bench, EndToEnd
 from .labels import bench_tags, measured, whole_tags
 from .loading import Found, Results, Run
+from .parity_documents import Parity
 from .text import joined, plural
 
 

@@ -9,12 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
 
-from ..end_to_end import SCHEMA as END_TO_END
 from ..report import figure
-from ..results import SCHEMA as BENCH
 from .text import clean
-
-PARITY = "isotrain.parity/1"
 
 Text = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
@@ -251,130 +247,6 @@ class EndToEnd(Measurement):
         return [process for side in self.sides for process in side.processes]
 
 
-Curve = list[FiniteFloat | None]
-
-
-class Trace(Part):
-    """A run's figures by step; null where a step has none."""
-
-    step: list[int] = []
-    loss: Curve = []
-    loss_low: Curve = []
-    loss_high: Curve = []
-    grad_norm: Curve = []
-    update_norm: Curve = []
-    relative_error: Curve = []
-
-    @model_validator(mode="after")
-    def _one_value_a_step(self) -> Trace:
-        for name, values in self:
-            if values and len(values) != len(self.step):
-                raise ValueError(f"series {name} has {len(values)} values for {len(self.step)} steps")
-        return self
-
-
-class Ran(Part):
-    """Whoever ran the steps: the reference, or a candidate as far as it came."""
-
-    label: Text
-    backend: Text = ""
-    device: Text | None = None
-    policy: Text | None = None
-    kernel: Text | None = None
-    emulated: bool = False
-    random_weights: bool = False
-    model: Text | None = None
-    environment: dict[str, Any] | None = None
-    series: Trace | None = None
-
-    @property
-    def name(self) -> str:
-        return emulated_name(self.label, self.backend) if self.emulated else self.label
-
-    @property
-    def trace(self) -> Trace:
-        return self.series or Trace()
-
-
-class Repetition(Part):
-    """The error after one repetition of the layer: accumulated, and local (from the reference's own input)."""
-
-    name: Text
-    relative_l2: FiniteFloat | None = None
-    max_abs: FiniteFloat | None = None
-    allowed: FiniteFloat | None = None
-    local_relative_l2: FiniteFloat | None = None
-    local_max_abs: FiniteFloat | None = None
-    local_allowed: FiniteFloat | None = None
-
-
-class Probe(Part):
-    relative_l2: FiniteFloat | None = None
-    max_abs: FiniteFloat | None = None
-    pcc: FiniteFloat | None = None
-    allowed: FiniteFloat | None = None
-
-
-class Epoch(Part):
-    epoch: int
-    accuracy: FiniteFloat | None = None
-    reference_accuracy: FiniteFloat | None = None
-    loss: FiniteFloat | None = None
-    reference_loss: FiniteFloat | None = None
-
-
-class Candidate(Ran):
-    """A candidate judged; of one whose process failed or whose trace was refused, only the label and the reasons."""
-
-    verdict: Literal["pass", "drift", "diverged", "refused", "failed"]
-    reasons: list[Text] = []
-    worst: FiniteFloat | None = None
-    first_step: int | None = None
-    repetition: Text | None = None
-    cause: Text | None = None
-    repetitions: list[Repetition] = []
-    probe: Probe | None = None
-    metrics: list[Epoch] = []
-
-
-class Equivalence(Part):
-    """The difference of a candidate's final metric from the reference's, over seeds, with its interval."""
-
-    label: Text
-    difference: FiniteFloat | None = None
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-    reason: Text = ""
-    verdict: Text
-
-
-class Seeds(Part):
-    """The multi-seed test: equivalent is whose whole interval lies within the margin."""
-
-    n: int
-    metric: Text
-    margin: FiniteFloat
-    candidates: list[Equivalence]
-
-
-class Parity(Part):
-    """A result of `isotrain parity compare`."""
-
-    kind: Literal["isotrain.parity/1"] = Field(alias="schema")
-    created: Text
-    status: Text
-    notes: list[Text] = []
-    command: Text | list[Text] = ""
-    batches_sha256: Text | None = None
-    config_sha256: Text | None = None
-    weights_sha256: Text | None = None
-    steps: int
-    tolerance: dict[Text, FiniteFloat] = {}
-    reference: Ran
-    candidates: Annotated[list[Candidate], Field(min_length=1)]
-    seeds: Seeds | None = None
-
-
 class RunDevice(Part):
     backend: Text
     name: Text
@@ -416,6 +288,3 @@ class RunSummary(Part):
 def emulated_name(label: str, backend: str) -> str:
     """A label that says so: ``tt (emulated) forward packed x8``."""
     return label if "(emulated)" in label else label.replace(backend, f"{backend} (emulated)", 1)
-
-
-MODELS: dict[str, type[Bench] | type[EndToEnd] | type[Parity]] = {BENCH: Bench, END_TO_END: EndToEnd, PARITY: Parity}

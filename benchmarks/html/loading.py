@@ -14,9 +14,15 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ... import UserError
+from ..end_to_end import SCHEMA as END_TO_END
+from ..parity.compare import SCHEMA as PARITY
+from ..results import SCHEMA as BENCH
 from .charts import Point
-from .documents import MODELS, Bench, EndToEnd, Parity, RunRecord, RunSummary
+from .documents import Bench, EndToEnd, RunRecord, RunSummary
+from .parity_documents import Parity
 from .text import clean
+
+MODELS: dict[str, type[Bench] | type[EndToEnd] | type[Parity]] = {BENCH: Bench, END_TO_END: EndToEnd, PARITY: Parity}
 
 METRICS, RECORD, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
 # A result has kilobytes; a file of this size is something else and would fill the memory.

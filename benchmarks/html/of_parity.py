@@ -20,9 +20,9 @@ from .charts import (
     number,
     precise,
 )
-from .documents import Candidate, Parity, Ran, Repetition
 from .labels import reasons, titled
 from .loading import Found, Results
+from .parity_documents import Candidate, Parity, Ran, Repetition
 from .text import joined
 
 SIGNS = {"pass": "✓ pass", "drift": "△ drift", "diverged": "✗ diverged", "refused": "! refused", "failed": "! failed"}
