@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, HeadStep, MemoryUse, UnitRate
+from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
 from .host_memory import process_memory
 from .rapl import RaplCounters
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
+    from .protocols import FrozenEncoder, HeadStep
 
 log = logging.getLogger("isotrain")
 
