@@ -29,6 +29,8 @@ class CpuBackend(Backend):
     """Host execution: eager, synchronous, always available."""
 
     name = "cpu"
+    # Measured 1.65 times as fast as bucketed on Banking77; docs/recipes.md has the figures.
+    whole_model_layout = "packed"
     process_group = "gloo"
 
     def __init__(self, index: int | None = None) -> None:

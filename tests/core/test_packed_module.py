@@ -17,7 +17,7 @@ from isotrain.albert_core.model import checkpoint_activations
 from isotrain.albert_core.packed_module import packed_states, take_packed
 from isotrain.albert_core.predict import load_predictor
 from isotrain.albert_core.train import TrainResult
-from isotrain.backends import get_backend
+from isotrain.backends import backend_class, get_backend
 from isotrain.kernels.packed import PackedBatch
 from safetensors.torch import load_file
 from support.small_job import losses
@@ -166,6 +166,12 @@ def test_losses_are_those_of_bucketed_batches(run: Run, reading: dict[str, Any],
     np.testing.assert_allclose(np.array(losses(packed)), expected, rtol=1e-6, atol=0)
     assert packed.metrics == pytest.approx(bucketed.metrics, rel=1e-5)
     assert "packed layout" in (packed.run.path / "train.log").read_text()
+
+
+def test_the_layout_left_open_is_the_devices_own(run: Run) -> None:
+    assert "packed layout" in (run(**CLASSES | {"max_steps": 1}).run.path / "train.log").read_text()
+    assert backend_class("cpu").whole_model_layout == "packed"
+    assert backend_class("cuda").whole_model_layout == backend_class("xla").whole_model_layout == "bucketed"
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
