@@ -182,7 +182,9 @@ class TrainConfig(BaseModel):
         description="frozen forward: auto, portable, native (on cpu), triton or flash (on cuda), or transformers",
     )
     layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
-        "auto", description="batches for the encoder: packed (no padding), padded to max_length, bucketed (few lengths)"
+        "auto",
+        description="batches for the encoder: packed (no padding), padded to max_length, bucketed (few lengths); auto "
+        "is the device's choice",
     )
     strict_dtype: bool = Field(False, description="compute in dtype even where the device only emulates it")
     head_dtype: str = Field("float32", description="dtype of the head, its loss and the optimizer's state")
@@ -321,18 +323,12 @@ class TrainConfig(BaseModel):
             raise ValueError(f"use_tt: true and backend: {self.backend} contradict each other; keep one of them")
         if self.mesh_shape is not None or self.mesh_axis_names is not None:
             raise ValueError("mesh_shape and mesh_axis_names must be null: this version trains on one device")
-        if self.layout == "packed" and (self.kernel == "transformers" or not self.freeze_encoder):
+        if self.layout == "packed" and self.kernel == "transformers" and self.freeze_encoder:
             raise ValueError(
-                "layout: packed needs a frozen encoder and a packed kernel; set layout: padded or bucketed"
+                "layout: packed with a frozen encoder needs a packed kernel; set kernel: auto, or layout: padded or "
+                "bucketed"
             )
         return self
-
-    @property
-    def encoder_layout(self) -> str:
-        """The layout used: what `layout` says; "auto" is packed where a packed kernel runs, else bucketed."""
-        if self.layout != "auto":
-            return self.layout
-        return "packed" if self.freeze_encoder and self.kernel != "transformers" else "bucketed"
 
     @property
     def backend_options(self) -> dict[str, Any]:

@@ -158,17 +158,19 @@ def sampled(dataset: Any, config: TrainConfig) -> Any:
 
 
 def layout_on(backend: Backend, config: TrainConfig) -> str:
-    """The encoder's batch layout on `backend`: the configuration's, and of "auto" one that the device takes.
+    """The encoder's batch layout on `backend`: the configuration's, and of "auto" the device's own for a whole model,
+    and for a frozen encoder packed where kernel and device take that.
 
     Raises UserError for a layout that was asked for and that the device doesn't take.
     """
-    layout = config.encoder_layout
-    if layout in backend.layouts:
-        return layout
     if config.layout == "auto":
-        return "bucketed"
+        frozen = "bucketed" if config.kernel == "transformers" else "packed"
+        layout = frozen if config.freeze_encoder else backend.whole_model_layout
+        return layout if layout in backend.layouts else "bucketed"
+    if config.layout in backend.layouts:
+        return config.layout
     raise UserError(
-        f"layout {layout!r} can't run on the {backend.name} backend, which compiles a program for each shape; "
+        f"layout {config.layout!r} can't run on the {backend.name} backend, which compiles a program for each shape; "
         f"allowed there are {', '.join(backend.layouts)} and auto; set layout to one"
     )
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..backends import Backend, CastPolicy
-from ..kernels.packed import PaddedBatch
+from ..kernels.packed import PackedBatch, PaddedBatch
 from .encoder import encoder_layers
+from .packed_module import packed_states, take_packed
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -57,7 +58,8 @@ class WholeModel(nn.Module):
     """Encoder and head, all trained: `apply_head` says what the head reads of ``last_hidden_state``.
 
     Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
-    compute dtype under the backend's autocast, the head and the loss in the head's own dtype.
+    compute dtype under the backend's autocast, the head and the loss in the head's own dtype. Packed batches are taken
+    where the backend has that layout.
     """
 
     def __init__(
@@ -70,15 +72,27 @@ class WholeModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder.to(getattr(torch, policy.accumulate))
+        if "packed" in backend.layouts:
+            take_packed(self.encoder)
         self.head = head
         self._apply_head = apply_head
         self._backend = backend
         self._policy = policy
 
-    def forward(self, batch: PaddedBatch) -> torch.Tensor:
-        """Logits (sequences, outputs), or (sequences, length, outputs) where the head reads every token."""
+    def forward(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Logits (sequences, outputs), or (sequences, length, outputs) where the head reads every token.
+
+        The length is a padded batch's own, or that of a packed batch's longest sequence.
+        """
         with self._backend.autocast(self._policy):
-            output = self.encoder(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
-            )
-        return self._apply_head(self.head, output.last_hidden_state, batch.attention_mask)
+            if isinstance(batch, PackedBatch):
+                states, mask = packed_states(self.encoder, batch, self._backend)
+            else:
+                states, mask = self._padded_states(batch), batch.attention_mask
+        return self._apply_head(self.head, states, mask)
+
+    def _padded_states(self, batch: PaddedBatch) -> torch.Tensor:
+        output = self.encoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
+        )
+        return output.last_hidden_state

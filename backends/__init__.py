@@ -12,14 +12,12 @@ from .base import (
     DeviceInfo,
     EnergyUse,
     Foreseen,
-    FrozenEncoder,
-    FrozenForward,
-    HeadStep,
     MemoryUse,
     ShapeGrid,
     UnitRate,
     device_label,
 )
+from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
 from .registry import backend_class, foresee_backend, get_backend, list_backends, rank_backend, rank_group
 from .yardstick import Yardstick
 
@@ -37,6 +35,7 @@ __all__ = [
     "FrozenForward",
     "HeadStep",
     "MemoryUse",
+    "PackedAttention",
     "ShapeGrid",
     "UnitRate",
     "Yardstick",

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
 from .yardstick import Yardstick
@@ -18,8 +18,9 @@ from .yardstick import Yardstick
 if TYPE_CHECKING:
     import torch
 
-    from ..kernels.packed import PackedBatch, PaddedBatch
+    from ..kernels.packed import PackedBatch
     from ..kernels.weights import EncoderWeights
+    from .protocols import FrozenEncoder, HeadStep, PackedAttention
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -154,52 +155,13 @@ class ShapeGrid:
         return max(1, self.batch_tokens // length)
 
 
-class FrozenForward(Protocol):
-    """A frozen forward pass: a batch in, one [CLS] feature row a sequence out.
-
-    skips_padding: whether a padded batch costs what its real tokens cost. What it computes is counted by it.
-    """
-
-    name: str
-    version: str
-    skips_padding: bool
-
-    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
-        """Features, float32, shape (sequences, hidden), on the backend's device."""
-        ...
-
-
-class FrozenEncoder(FrozenForward, Protocol):
-    """One that also shows what happens between its repetitions."""
-
-    def repetitions(
-        self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
-    ) -> list[torch.Tensor]:
-        """Every token's hidden state: what the first repetition takes in, then what each one gives (R + 1 tensors).
-
-        [tokens, hidden] of a packed batch, [sequences, length, hidden] of a padded one, whose padded places mean
-        nothing. With `given`, R such tensors, it is a replay: each repetition is applied to its own one (R results).
-        It is how parity tells a repetition's own error from what came before; speed doesn't matter.
-        """
-        ...
-
-
-class HeadStep(Protocol):
-    """A whole optimizer step of a classification head ``Linear -> GELU -> Linear`` under cross entropy."""
-
-    def __call__(self, features: torch.Tensor, labels: torch.Tensor, num_samples: int) -> torch.Tensor:
-        """Updates the head by the mean loss over `num_samples` of features [b, f] and labels [b].
-
-        float32 [2] on the device: the batch's summed loss, and how many of its texts were told right.
-        """
-        ...
-
-
 class Backend(ABC):
     """A device that can train. Subclasses say how each of these is done on it."""
 
     name: str
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    # The one of them that whole models are trained in where the configuration leaves it open.
+    whole_model_layout: ClassVar[str] = "bucketed"
     # What processes that train one run together communicate over, as torch.distributed names it ("gloo",
     # "cpu:gloo,cuda:nccl"); tensors on the host are exchanged too. None: one process trains alone.
     process_group: ClassVar[str | None] = None
@@ -373,6 +335,12 @@ class Backend(ABC):
         """
         del policy
         return None
+
+    def packed_attention(self, batch: PackedBatch) -> PackedAttention:
+        """The attention of a whole model's layers on `batch`, placed, its sequences in order of length."""
+        from ..kernels.packed.attention import GroupedAttention
+
+        return GroupedAttention(batch.host_lengths)
 
     def kernels(self) -> dict[str, Availability]:
         """The names that `frozen_encoder` takes besides "auto", fastest first, and whether each can run here."""

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, HeadStep, MemoryUse, UnitRate
+from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
 from .host_memory import process_memory
 from .rapl import RaplCounters
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
+    from .protocols import FrozenEncoder, HeadStep
 
 log = logging.getLogger("isotrain")
 
@@ -28,6 +29,8 @@ class CpuBackend(Backend):
     """Host execution: eager, synchronous, always available."""
 
     name = "cpu"
+    # Measured 1.65 times as fast as bucketed on Banking77; docs/recipes.md has the figures.
+    whole_model_layout = "packed"
     process_group = "gloo"
 
     def __init__(self, index: int | None = None) -> None:

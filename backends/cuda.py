@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, MemoryUse
+from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse
 from .cuda_graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
 if TYPE_CHECKING:
     from ..kernels.cuda.encoder import Forward
     from ..kernels.cuda.rows import TokenRows
+    from ..kernels.packed import PackedBatch
     from ..kernels.weights import EncoderWeights
+    from .protocols import FrozenEncoder, PackedAttention
 
 T = TypeVar("T")
 
@@ -212,6 +214,11 @@ class CudaBackend(Backend):
 
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
         return torch.amp.GradScaler("cuda") if policy.compute == "float16" else None
+
+    def packed_attention(self, batch: PackedBatch) -> PackedAttention:
+        from ..kernels.cuda import VarlenAttention
+
+        return VarlenAttention(batch)
 
     def kernels(self) -> dict[str, Availability]:
         reason = self._why_no_triton_here()

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo, FrozenEncoder
+from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo
 from .cpu import CpuBackend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..kernels.weights import EncoderWeights
-    from .base import HeadStep
+    from .protocols import FrozenEncoder, HeadStep
 
 
 T = TypeVar("T")

@@ -24,7 +24,6 @@ from .base import (
     CastPolicy,
     DeviceInfo,
     Foreseen,
-    FrozenEncoder,
     ShapeGrid,
     device_label,
 )
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..kernels.packed import PackedBatch, PaddedBatch
     from ..kernels.weights import EncoderWeights
+    from .protocols import FrozenEncoder
     from .tt_options import TtOptions
     from .yardstick import Yardstick
 

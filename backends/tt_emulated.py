@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, device_label
+from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, device_label
 from .cpu import CpuBackend
 from .yardstick import Yardstick
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..kernels.tt.linear import Arithmetic
     from ..kernels.weights import EncoderWeights
-    from .base import HeadStep
+    from .protocols import FrozenEncoder, HeadStep
     from .tt_options import TtOptions
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
-from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, FrozenEncoder, MemoryUse, ShapeGrid
+from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
 from .cache import cache_root
 from .rapl import RaplCounters
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
     from ..kernels.weights import EncoderWeights
+    from .protocols import FrozenEncoder
 
 T = TypeVar("T")
 

@@ -176,7 +176,7 @@ def make_plan(options: Options) -> Plan:
     foreseen = {name: foresee_backend(name, options.backend_options) for name in options.backends}
     targets, skipped = [], []
     for spec in _combinations(options, foreseen):
-        if spec.kernel == "transformers" and spec.layout == "packed":
+        if spec.kernel == "transformers" and spec.layout == "packed" and spec.workload != "full_step":
             skipped.append(f"{spec.label}: transformers takes padded batches only")
         elif spec.layout not in (*foreseen[spec.backend].layouts, CACHED):
             skipped.append(

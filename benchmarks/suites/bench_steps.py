@@ -46,8 +46,8 @@ def make(encoder: LoadedEncoder, texts: Texts, dtype: str) -> Make:
 
     def build(backend: Backend, workload: str, kernel: str = "auto") -> Workload:
         policy = backend.cast_policy(dtype)
-        padded = workload == "full_step" or kernel == "transformers"
-        batches = make_batches(texts, BATCH_SIZE, "bucketed" if padded else backend.layouts[-1], MAX_LENGTH)
+        layout = "bucketed" if kernel == "transformers" else backend.layouts[-1]
+        batches = make_batches(texts, BATCH_SIZE, layout, MAX_LENGTH)
         head = ClassificationHead(encoder.weights.config.hidden_size, 256, NUM_LABELS, SEED)
         runs: Any
         if workload == "full_step":

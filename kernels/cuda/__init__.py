@@ -10,5 +10,15 @@ from __future__ import annotations
 from .buckets import BucketRunner, Capture
 from .encoder import PackedGpuEncoder
 from .support import Operators, smoke_test, why_no_triton, why_not
+from .varlen import VarlenAttention
 
-__all__ = ["BucketRunner", "Capture", "Operators", "PackedGpuEncoder", "smoke_test", "why_no_triton", "why_not"]
+__all__ = [
+    "BucketRunner",
+    "Capture",
+    "Operators",
+    "PackedGpuEncoder",
+    "VarlenAttention",
+    "smoke_test",
+    "why_no_triton",
+    "why_not",
+]

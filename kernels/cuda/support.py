@@ -19,6 +19,7 @@ ATTENTIONS = ("triton", "flash")
 NORMS = ("triton", "torch")
 ACTIVATION_OPERATORS = ("triton", "torch", "epilogue")
 
+FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16)
 # Largest difference from torch on values of about 1, by dtype: a few roundings of the result.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -60,10 +61,15 @@ def why_not(config: EncoderConfig, compute: torch.dtype, accumulate: torch.dtype
 
 def why_no_flash(config: EncoderConfig, compute: torch.dtype) -> str:
     """Why torch's variable-length attention can't be used; empty where it can (on a GPU of sm_80 or newer)."""
-    if compute not in (torch.bfloat16, torch.float16):
+    if compute not in FLASH_DTYPES:
         return f"flash attention computes in bfloat16 or float16, not in {compute}"
-    if config.head_size % 8 or config.head_size > LARGEST_HEAD:
-        return f"flash attention takes heads of a multiple of 8 up to {LARGEST_HEAD}, not of {config.head_size}"
+    return why_no_flash_heads(config.head_size)
+
+
+def why_no_flash_heads(width: int) -> str:
+    """Why torch's variable-length attention doesn't take heads of `width`; empty where it does."""
+    if width % 8 or width > LARGEST_HEAD:
+        return f"flash attention takes heads of a multiple of 8 up to {LARGEST_HEAD}, not of {width}"
     return ""
 
 

@@ -137,15 +137,27 @@ class PackedBatch:
             else self.token_type_ids.to(device, non_blocking=non_blocking),
         )
 
+    def select(self, indices: IntArray) -> PackedBatch:
+        """The sequences `indices`, int64 [n], of this batch in that order, on its device."""
+        lengths = self.host_lengths[indices]
+        starts = np.cumsum(self.host_lengths) - self.host_lengths
+        tokens = torch.from_numpy(token_places(starts[indices], lengths)).to(self.device)
+        bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        return PackedBatch(
+            input_ids=self.input_ids[tokens],
+            cu_seqlens=torch.from_numpy(bounds).to(self.device),
+            position_ids=self.position_ids[tokens],
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
+            host_lengths=lengths,
+        )
+
     def to_padded(self, length: int | None = None, pad_id: int = 0) -> PaddedBatch:
         """The same sequences padded on the right to `length` (the longest one's, when None)."""
         length = self.max_seqlen if length is None else length
         if length < self.max_seqlen:
             raise UserError(f"a sequence of {self.max_seqlen} tokens can't be padded to {length}; give a larger length")
         lengths = self.host_lengths
-        starts = np.cumsum(lengths) - lengths
-        slot = np.arange(self.num_tokens) + np.repeat(np.arange(len(lengths)) * length - starts, lengths)
-        slots = torch.from_numpy(slot).to(self.device)
+        slots = torch.from_numpy(token_places(np.arange(len(lengths)) * length, lengths)).to(self.device)
 
         def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
             rows = torch.full((len(lengths) * length,), fill, dtype=torch.int64, device=self.device)
@@ -255,6 +267,11 @@ class PaddedBatch:
             _check_range("token id", self.input_ids, config.vocab_size)
             if self.token_type_ids is not None:
                 _check_range("token type", self.token_type_ids, config.type_vocab_size)
+
+
+def token_places(starts: IntArray, lengths: IntArray) -> IntArray:
+    """Where the tokens of sequences lie that begin at `starts`, sequence by sequence: int64 [all tokens]."""
+    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
 def _flat_integers(rows: Sequence[Sequence[int]], what: str) -> IntArray:

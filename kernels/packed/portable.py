@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from ... import UserError
 from ..weights import EncoderWeights, LayerWeights
-from .batch import IntArray, PackedBatch, PaddedBatch
+from .attention import spans_of
+from .batch import IntArray, PackedBatch, PaddedBatch, token_places
 
 # Tokens that go through the repetitions together. On a host 512 to 4,096 measured alike, fewer or many more slower
 # (the widest activation no longer fits the last-level cache). An accelerator needs more of them to be busy.
@@ -202,8 +203,7 @@ class PortableEncoder:
         features = torch.empty(len(lengths), self.config.hidden_size, dtype=torch.float32, device=self.device)
         for chosen in _chunks(order, lengths, self.chunk_tokens):
             taken = lengths[chosen]
-            token = np.arange(taken.sum()) + np.repeat(starts[chosen] - (np.cumsum(taken) - taken), taken)
-            tokens = torch.from_numpy(token).to(self.device)
+            tokens = torch.from_numpy(token_places(starts[chosen], taken)).to(self.device)
             types = None if batch.token_type_ids is None else batch.token_type_ids[tokens]
             x = self._embed(batch.input_ids[tokens], batch.position_ids[tokens], types)
             features[torch.from_numpy(chosen).to(self.device)] = self._first_rows(x, self._packed_rows(taken))
@@ -304,10 +304,7 @@ class PortableEncoder:
         return weight.detach().to(self._accumulate), bias.detach().to(self._accumulate)
 
     def _packed_rows(self, lengths: IntArray) -> _Rows:
-        edges = np.flatnonzero(np.diff(lengths)) + 1
-        bounds = np.concatenate(([0], edges, [len(lengths)]))
-        spans = list(zip(np.diff(bounds).tolist(), lengths[bounds[:-1]].tolist(), strict=True))
-        return _Rows(spans, torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device))
+        return _Rows(spans_of(lengths), torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device))
 
 
 def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:

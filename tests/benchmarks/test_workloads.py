@@ -199,19 +199,26 @@ def test_a_step_on_cached_features_trains_as_one_that_computes_them(make: Callab
     assert cached.kernel()[0] in ("fused head step", "autograd")
 
 
-def test_a_step_of_the_whole_model_is_that_of_plain_torch(make: Callable[..., Workload], albert: LoadedEncoder) -> None:
-    workload = make("full_step", "bucketed")
+@pytest.mark.parametrize("layout", ["bucketed", "packed"])
+def test_a_step_of_the_whole_model_is_that_of_plain_torch(
+    make: Callable[..., Workload], albert: LoadedEncoder, layout: str
+) -> None:
+    workload = make("full_step", layout)
     module, head = copy.deepcopy(albert.module()), ClassificationHead(HIDDEN, MLP, LABELS, seed=1)
     optimizer = torch.optim.AdamW([*module.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.0)
     workload.begin()
     workload.step(0)
     batch = workload.batches[0]
-    features = module(input_ids=batch.inputs.input_ids, attention_mask=batch.inputs.attention_mask).last_hidden_state
+    padded = batch.inputs.to_padded() if layout == "packed" else batch.inputs
+    features = module(input_ids=padded.input_ids, attention_mask=padded.attention_mask).last_hidden_state
     labels = torch.from_numpy(workload.texts.labels[batch.rows])
     torch.nn.functional.cross_entropy(head(features[:, 0]), labels).backward()
     optimizer.step()
-    for got, expected in zip(workload.model.parameters(), [*module.parameters(), *head.parameters()], strict=True):
-        assert torch.allclose(got, expected, atol=2e-5)
+    trained = zip(workload.model.named_parameters(), [*module.parameters(), *head.parameters()], strict=True)
+    for (name, got), expected in trained:
+        # What is added to all keys changes no probability: its gradient is rounding, which Adam makes a step of.
+        if not name.endswith("key.bias"):
+            assert torch.allclose(got, expected, atol=2e-5), name
 
 
 def test_a_real_target_of_each_training_workload_leaves_the_model_its_name(albert: LoadedEncoder) -> None:
@@ -219,6 +226,7 @@ def test_a_real_target_of_each_training_workload_leaves_the_model_its_name(alber
     options = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
     for spec in (
         TargetSpec("cpu", "full_step", "padded", "transformers", 4),
+        TargetSpec("cpu", "full_step", "packed", "transformers", 4),
         TargetSpec("cpu", "head_step", CACHED, "auto", 4),
     ):
         document = worker.run(options, spec)
@@ -263,11 +271,12 @@ def test_padding_that_a_kernel_leaves_out_is_not_counted() -> None:
     assert found["native"]["hardware_flops"] == found["native"]["useful_flops"] < found["portable"]["hardware_flops"]
 
 
+@pytest.mark.parametrize("layout", ["bucketed", "packed"])
 def test_the_flops_of_a_step_of_the_whole_model_are_those_that_torch_counts(
-    make: Callable[..., Workload], albert: LoadedEncoder
+    make: Callable[..., Workload], albert: LoadedEncoder, layout: str
 ) -> None:
     """Forward and backward of every layer, as executed, on a batch's own shape (rule 10)."""
-    workload = make("full_step", "bucketed")
+    workload = make("full_step", layout)
     policy = workload.backend.cast_policy("float32")
     for index, batch in enumerate(workload.batches):
         # The counter knows the plain products of attention, not the CPU's fused operator.

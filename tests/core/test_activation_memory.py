@@ -33,7 +33,7 @@ def kept_bytes(job: Job, checkpointing: bool) -> tuple[int, float]:
         return tensor
 
     rows = torch.arange(16).numpy()
-    batch = token_batch(job.train_tokens, rows, "bucketed", 32)
+    batch = token_batch(job.train_tokens, rows, job.layout, 32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss, _ = job.task.loss(model(batch), torch.from_numpy(job.train_tokens.labels[rows]))
     loss.backward()
@@ -42,8 +42,9 @@ def kept_bytes(job: Job, checkpointing: bool) -> tuple[int, float]:
 
 @pytest.mark.parametrize("model", ["albert", "bert"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["bucketed", "packed"])
 def test_checkpointed_layers_keep_a_fraction_of_the_activations(
-    configure: Callable[..., ResolvedConfig], tmp_path: Path, model: str, dtype: str
+    configure: Callable[..., ResolvedConfig], tmp_path: Path, model: str, dtype: str, layout: str
 ) -> None:
     from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
@@ -63,7 +64,8 @@ def test_checkpointed_layers_keep_a_fraction_of_the_activations(
     tokenizer.save(tmp_path / "m")
 
     def job() -> Job:
-        return open_job(configure(model_name=str(tmp_path / "m"), freeze_encoder=False, dtype=dtype).config)
+        keys = {"model_name": str(tmp_path / "m"), "freeze_encoder": False, "dtype": dtype, "layout": layout}
+        return open_job(configure(**keys).config)
 
     plain, loss = kept_bytes(job(), checkpointing=False)
     less, same_loss = kept_bytes(job(), checkpointing=True)

@@ -115,7 +115,7 @@ def test_a_bare_no_is_the_word(tmp_path: Path) -> None:
         ("seed: 1\nseed: 2", "second time"),
         ("- a\n- b", "no mapping"),
         ("a: [1", "not valid YAML"),
-        ("layout: packed\nkernel: transformers", "padded or bucketed"),
+        ("layout: packed\nkernel: transformers", "set kernel: auto, or layout: padded or bucketed"),
         ("run_name: ../elsewhere", "run_name"),
         ("head_dtype: float16", "float32 or bfloat16"),
     ],

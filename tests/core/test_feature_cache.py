@@ -34,7 +34,7 @@ def features_of(job: Job) -> tuple[torch.Tensor, bool]:
         job.train_tokens,
         job.backend,
         job.policy,
-        config.encoder_layout,
+        job.layout,
         config.max_length,
     )
 

@@ -62,7 +62,7 @@ def best_answers(result: TrainResult, config: ResolvedConfig, max_tokens: int) -
     return {name: text for name, (_, text) in best.items()}
 
 
-@pytest.mark.parametrize("layout", ["bucketed", "padded"])
+@pytest.mark.parametrize("layout", ["bucketed", "padded", "packed"])
 def test_the_answers_are_the_best_spans_of_all_windows(
     run: Run, configure: Configure, reading: dict[str, Any], layout: str
 ) -> None:

@@ -104,11 +104,15 @@ def test_a_resume_and_a_prediction_work_there(run: Run, shapes: list[tuple[int, 
     assert [item.probability for item in here] == pytest.approx([item.probability for item in there], rel=1e-5)
 
 
-def test_packed_asked_for_is_refused_and_auto_is_bucketed(run: Run, shapes: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("freeze_encoder", [True, False])
+def test_packed_asked_for_is_refused_and_auto_is_bucketed(
+    run: Run, shapes: list[tuple[int, ...]], freeze_encoder: bool
+) -> None:
+    job = {"backend": "static", "freeze_encoder": freeze_encoder, "max_steps": 1}
     with pytest.raises(UserError, match="layout 'packed' can't run on the static backend") as caught:
-        run(backend="static", layout="packed")
+        run(layout="packed", **job)
     assert "\n" not in str(caught.value)
-    assert "bucketed layout" in (run(backend="static", max_steps=1).run.path / "train.log").read_text()
+    assert "bucketed layout" in (run(**job).run.path / "train.log").read_text()
 
 
 def test_the_logged_accuracy_counts_real_texts_alone(run: Run, shapes: list[tuple[int, ...]]) -> None:

@@ -22,9 +22,10 @@ SMALL = {"threads": 1, "steps_freq": 1, "batch_size": 4, "gradient_accumulation_
 # Momentum and no Adam: that would train as well by gradients of twice the size.
 SGD = SMALL | {"optim": "sgd", "momentum": 0.9}
 HEAD = SGD | {"learning_rate": 0.2, "weight_decay": 0.01, "max_grad_norm": 0.5}
-WHOLE = SGD | {"learning_rate": 0.02, "freeze_encoder": False}
+WHOLE = SGD | {"learning_rate": 0.02, "freeze_encoder": False, "layout": "bucketed"}
+PACKED = WHOLE | {"layout": "packed", "gradient_checkpointing": True}
 STREAMED = SGD | {"learning_rate": 0.2, "feature_cache": False, "layout": "padded"}
-LORA = SMALL | {"freeze_encoder": False, "lora": {"rank": 2, "dropout": 0.2}, "learning_rate": 1e-2}
+LORA = SMALL | {"freeze_encoder": False, "layout": "packed", "lora": {"rank": 2, "dropout": 0.2}, "learning_rate": 1e-2}
 
 # 21 texts: the last window of an epoch is a micro-batch of 4 and one of 1, of which one process of two has none.
 TRAIN, TEST = 21, 13
@@ -48,6 +49,7 @@ def together(folder: Path) -> Path:
     jobs = [
         job(folder, "head-2", **HEAD),
         job(folder, "whole-2", **WHOLE),
+        job(folder, "packed-2", **PACKED),
         job(folder, "streamed-2", **STREAMED),
         job(folder, "lora-2", **LORA),
         job(folder, "lora-cut", **LORA, stop_at_step=2),
@@ -82,7 +84,9 @@ def same_to_rounding(first: Path, second: Path) -> None:
         torch.testing.assert_close(theirs[name], weight, rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(("name", "overrides"), [("head", HEAD), ("whole", WHOLE), ("streamed", STREAMED)])
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("head", HEAD), ("whole", WHOLE), ("packed", PACKED), ("streamed", STREAMED)]
+)
 def test_two_processes_have_the_losses_of_one(
     folder: Path, together: Path, name: str, overrides: dict[str, Any]
 ) -> None:

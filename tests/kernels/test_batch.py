@@ -54,6 +54,18 @@ def test_the_batch_owns_its_tokens() -> None:
     assert batch.input_ids.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_chosen_sequences_of_a_batch_are_those_of_the_lists() -> None:
+    for types in (TYPES, None):
+        chosen = PackedBatch.from_lists(SEQUENCES, types).select(np.array([2, 0, 2]))
+        lists = [SEQUENCES[2], SEQUENCES[0], SEQUENCES[2]]
+        expected = PackedBatch.from_lists(lists, types and [types[2], types[0], types[2]])
+        for name in ("input_ids", "cu_seqlens", "position_ids", "token_type_ids"):
+            ours, theirs = getattr(chosen, name), getattr(expected, name)
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs), name
+            assert ours is None or ours.dtype == theirs.dtype
+        assert chosen.host_lengths.tolist() == expected.host_lengths.tolist()
+
+
 def test_padding_and_back() -> None:
     batch = PackedBatch.from_lists(SEQUENCES, TYPES)
     padded = batch.to_padded(length=8, pad_id=99)

@@ -36,8 +36,11 @@ def write_data(folder: Path, words: list[str]) -> None:
         (folder / f"{name}.json").write_text(json.dumps(squad(made)))
 
 
+@pytest.mark.parametrize("layout", ["packed", "bucketed"])
 @pytest.mark.parametrize("model", ["albert", "bert"])
-def test_losses_are_those_of_the_plain_script(model: str, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+def test_losses_are_those_of_the_plain_script(
+    model: str, layout: str, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
     folder = tiny_models[model]
     words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
     write_data(tmp_path / "data", words)
@@ -45,6 +48,7 @@ def test_losses_are_those_of_the_plain_script(model: str, tmp_path: Path, tiny_m
         "dataset_id": str(tmp_path / "data"),
         "model_name": str(folder),
         "dtype": "float32",
+        "layout": layout,
         "max_length": 40,
         "doc_stride": 12,
         "num_epochs": 1,

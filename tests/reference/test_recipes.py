@@ -119,8 +119,11 @@ def write_data(folder: Path, case: Case, words: list[str]) -> list[int]:
     return labels
 
 
+@pytest.mark.parametrize("layout", ["packed", "bucketed"])
 @pytest.mark.parametrize("name", CASES)
-def test_losses_are_those_of_the_plain_script(name: str, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+def test_losses_are_those_of_the_plain_script(
+    name: str, layout: str, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
     case = CASES[name]
     folder = tiny_models[case.model]
     words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
@@ -133,6 +136,7 @@ def test_losses_are_those_of_the_plain_script(name: str, tmp_path: Path, tiny_mo
         "dataset_id": str(tmp_path / "data"),
         "model_name": str(folder),
         "dtype": "float32",
+        "layout": layout,
         "num_epochs": 1,
         "steps_freq": 1,
         "project_dir": str(tmp_path / "runs"),

@@ -1,0 +1,110 @@
+"""Attention within the sequences of a packed batch, against its formula on one sequence at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from isotrain.kernels.cuda import VarlenAttention, varlen
+from isotrain.kernels.packed import PackedBatch
+from isotrain.kernels.packed.attention import GroupedAttention, spans_of
+
+LENGTHS = np.array([1, 3, 3, 3, 9, 40])
+HEADS, WIDTH = 2, 8
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """Query, key and value [1, heads, T, width] as a module's views of [1, T, heads, width]."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, int(LENGTHS.sum()), HEADS, WIDTH)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).transpose(1, 2) for _ in range(3)]
+
+
+def by_formula(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    parts = zip(*(tensor[0].split(LENGTHS.tolist(), dim=1) for tensor in (query, key, value)), strict=True)
+    attended = [torch.softmax(q @ k.transpose(1, 2) / WIDTH**0.5, dim=-1) @ v for q, k, v in parts]
+    return torch.cat(attended, dim=1).transpose(0, 1)[None]
+
+
+def test_spans_are_runs_of_equal_length() -> None:
+    assert spans_of(LENGTHS) == [(1, 1), (3, 3), (1, 9), (1, 40)]
+    assert spans_of(np.array([4, 4, 2, 4])) == [(2, 4), (1, 2), (1, 4)]
+
+
+def test_attention_and_its_gradients_are_the_formulas() -> None:
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in tensors()] for _ in range(2))
+    got, wanted = GroupedAttention(LENGTHS)(*ours), by_formula(*theirs)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1), dtype=got.dtype)
+    (got * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_dropout_drops_its_share_and_scales_the_others() -> None:
+    """Values that are unit vectors show each sequence's probabilities."""
+    length, rate = 64, 0.3
+    lengths = np.array([length] * 4)
+    query, key = torch.randn(2, 1, HEADS, 4 * length, length, generator=torch.Generator().manual_seed(0)).unbind()
+    value = torch.eye(length).repeat(4, 1).expand(1, HEADS, -1, -1)
+    attend = GroupedAttention(lengths)
+    exact = attend(query, key, value)
+    torch.manual_seed(5)
+    dropped = attend(query, key, value, dropout=rate)
+    kept = dropped != 0
+    assert float(kept.double().mean()) == pytest.approx(1 - rate, abs=0.01)
+    torch.testing.assert_close(dropped[kept], exact[kept] / (1 - rate), rtol=1e-5, atol=0)
+    torch.manual_seed(5)
+    assert torch.equal(attend(query, key, value, dropout=rate), dropped)
+    before = torch.get_rng_state()
+    attend(query, key, value)
+    assert torch.equal(torch.get_rng_state(), before), "without dropout no random number is drawn"
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The calls of the GPU's kernel, which the formula stands in for."""
+    calls: list[tuple[Any, ...]] = []
+
+    def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *bounds: Any) -> torch.Tensor:
+        calls.append((q.shape, *bounds))
+        wide = (tensor.double().transpose(0, 1)[None] for tensor in (q, k, v))
+        return by_formula(*wide)[0].to(q.dtype)
+
+    monkeypatch.setattr(varlen, "flash_attention", stand_in)
+    return calls
+
+
+def batch() -> PackedBatch:
+    return PackedBatch.from_lists([[1] * length for length in LENGTHS])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_variable_length_kernel_takes_all_sequences_at_once(
+    flash: list[tuple[Any, ...]], dtype: torch.dtype
+) -> None:
+    inputs = tensors(dtype)
+    got = VarlenAttention(batch())(*inputs)
+    ((shape, *bounds),) = flash
+    assert shape == (LENGTHS.sum(), HEADS, WIDTH)
+    assert all(torch.equal(given, batch().cu_seqlens) for given in bounds[:2])
+    assert bounds[2:] == [40, 40]
+    assert got.dtype == dtype
+    expected = by_formula(*(tensor.double() for tensor in inputs))
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("case", ["dropout", "float32", "heads"])
+def test_what_the_kernel_cannot_do_takes_groups(flash: list[tuple[Any, ...]], case: str) -> None:
+    inputs = tensors(torch.float32 if case == "float32" else torch.bfloat16)
+    if case == "heads":
+        inputs = [tensor[..., :7] for tensor in inputs]
+    rate = 0.5 if case == "dropout" else 0.0
+    torch.manual_seed(2)
+    got = VarlenAttention(batch())(*inputs, rate)
+    assert flash == []
+    torch.manual_seed(2)
+    assert torch.equal(got, GroupedAttention(LENGTHS)(*inputs, rate))
