@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.encoder import weights_from_module
-from isotrain.kernels import reference
+from isotrain.kernels import cpu, reference
 from isotrain.kernels.cpu import NativeEncoder
 from isotrain.kernels.cpu.encoder import default_block_tokens
 from isotrain.kernels.cpu.library import EMULATED_ISA, best_isa, native, unit_rate, why_not
@@ -225,6 +226,18 @@ def test_shapes_it_does_not_have(build: Build) -> None:
         NativeEncoder(rounded(build("albert-tiny", hidden_act="mish")))
     with pytest.raises(UserError, match="this processor can't run sse2"):
         NativeEncoder(rounded(build("albert-tiny")), isa="sse2")
+
+
+def test_its_version_names_the_build(build: Build) -> None:
+    """Features are kept on disk under it: those of another compiler's or source's kernel are not this one's."""
+    library = next(Path(cpu.__file__).parent.glob("_native*"))
+    build_hash = hashlib.sha256(library.read_bytes()).hexdigest()[:8]
+    assert NativeEncoder(rounded(build("albert-tiny"))).version == f"1-{best_isa()}-{build_hash}"
+
+
+def test_it_links_neither_torch_nor_openmp() -> None:
+    code = next(Path(cpu.__file__).parent.glob("_native*")).read_bytes()
+    assert not [name for name in (b"libtorch", b"libc10", b"libgomp", b"libomp", b"libiomp") if name in code]
 
 
 def test_block_tokens_follow_the_cache() -> None:
