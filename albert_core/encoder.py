@@ -170,6 +170,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             raise UserError(
                 f"model_name {model_name!r} is a {config.model_type!r} model; allowed are albert and bert encoders"
             )
+        _check_attention(config, f"model_name {model_name!r}")
         try:
             module, report = AutoModel.from_pretrained(
                 source, config=config, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
@@ -186,6 +187,22 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
         if not torch.isfinite(parameter).all():
             raise UserError(f"model_name {model_name!r} has NaN or inf in {name}; give an intact checkpoint")
     return LoadedEncoder(model_name, model_name, False, config, module)
+
+
+def _check_attention(config: Any, label: str) -> None:
+    """Refuses what nothing here computes: transformers 5 leaves relative positions out without a word, and our kernels
+    let every token see all others, which a decoder's may not.
+    """
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise UserError(
+            f"{label} has position_embedding_type {positions!r}, which neither transformers 5 nor isotrain computes; "
+            "give a model with absolute positions"
+        )
+    if getattr(config, "is_decoder", False):
+        raise UserError(
+            f"{label} is a decoder (is_decoder: true in its config.json): [CLS] sees itself alone; give an encoder"
+        )
 
 
 def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
@@ -226,14 +243,10 @@ def encoder_layers(module: Any) -> list[nn.Module]:
 def weights_from_module(module: nn.Module) -> EncoderWeights:
     """The weights of a transformers AlbertModel or BertModel under the kernels' names.
 
-    Raises UserError for another architecture or a position embedding that is not absolute.
+    Raises UserError for another architecture, a position embedding that is not absolute, or a decoder.
     """
     config: Any = module.config
-    if getattr(config, "position_embedding_type", "absolute") != "absolute":
-        raise UserError(
-            f"position_embedding_type {config.position_embedding_type!r} is not supported; allowed is absolute; "
-            "run this model with kernel transformers"
-        )
+    _check_attention(config, f"this {config.model_type} module")
     state = {name: parameter.detach() for name, parameter in module.named_parameters()}
     if config.model_type == "albert":
         layers, order = _albert_layers(config, state)

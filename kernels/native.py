@@ -6,6 +6,7 @@ They are optional. An installation without a C++ compiler has none, and then `lo
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -16,10 +17,11 @@ _FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class NativeLibrary:
-    """A loaded library, or None and why there is none."""
+    """A loaded library, or None and why there is none. `build` tells apart libraries of one interface."""
 
     library: ctypes.CDLL | None
     reason: str
+    build: str = ""
 
 
 @cache
@@ -46,4 +48,6 @@ def load(package: str, interface: int) -> NativeLibrary:
         return NativeLibrary(
             None, f"{path.name} is of another version (interface {built}, not {interface}); install isotrain again"
         )
-    return NativeLibrary(library, f"{path.name}, interface {interface}")
+    with path.open("rb") as file:
+        build = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    return NativeLibrary(library, f"{path.name}, interface {interface}", build)

@@ -76,7 +76,8 @@ class NativeEncoder:
         check_finite(weights)
         self.config = weights.config
         self.isa = isa
-        self.version = f"1-{isa}"
+        # Another compiler or an edited source may round elsewhere, and features are kept on disk under this name.
+        self.version = f"1-{isa}-{native().build}"
         self.threads = threads
         self.block_tokens = block_tokens or default_block_tokens(isa, weights.config.intermediate_size)
         self._library = library

@@ -25,8 +25,9 @@ class PackedBatch:
     input_ids: int64 [T]. cu_seqlens: int32 [B + 1], sequence b is ``input_ids[cu_seqlens[b]:cu_seqlens[b + 1]]``.
     position_ids: int64 [T], from 0 in every sequence. token_type_ids: int64 [T], None means all 0.
     host_lengths: int64 numpy [B]; read from `cu_seqlens` where it isn't given (which waits for the device).
+    int32 will do for int64, and the other way round.
 
-    Raises UserError for tensors that contradict each other, no sequence, or an empty one.
+    Raises UserError for tensors that contradict each other or hold no integers, no sequence, or an empty one.
     """
 
     input_ids: torch.Tensor
@@ -43,7 +44,12 @@ class PackedBatch:
                 f"input_ids {tuple(shape)}, position_ids {tuple(self.position_ids.shape)} and token_type_ids "
                 f"{None if types is None else tuple(types.shape)} of a packed batch must be flat and of one length"
             )
-        if not len(self.host_lengths):
+        if self.cu_seqlens.dim() != 1:
+            raise UserError(f"cu_seqlens of a packed batch must be flat, not {tuple(self.cu_seqlens.shape)}")
+        _check_integers(self, "input_ids", "cu_seqlens", "position_ids", "token_type_ids")
+        given = len(self.host_lengths) > 0
+        # Kernels go by the lengths, so wrong ones would give a wrong number. On a device comparing them would wait.
+        if not given or self.device.type == "cpu":
             bounds = self.cu_seqlens.cpu().numpy().astype(np.int64)
             lengths = np.diff(bounds)
             _check_lengths(lengths)
@@ -51,7 +57,10 @@ class PackedBatch:
                 raise UserError(
                     f"cu_seqlens must run from 0 to {shape[0]} tokens, not from {bounds[0]} to {bounds[-1]}"
                 )
-            object.__setattr__(self, "host_lengths", lengths)
+            if not given:
+                object.__setattr__(self, "host_lengths", lengths)
+            elif not np.array_equal(lengths, self.host_lengths):
+                raise UserError("host_lengths of a packed batch differ from its cu_seqlens; give the same, or none")
 
     @classmethod
     def from_lists(
@@ -192,7 +201,7 @@ class PaddedBatch:
     input_ids: int64 [B, L]. attention_mask: int64 [B, L], 1 = real token. token_type_ids: int64 [B, L], None means
     all 0. Positions are 0 .. L - 1 in every row. host_lengths: int64 numpy [B], None where they aren't known yet.
 
-    Raises UserError for tensors of different or wrong shapes, or no sequence.
+    Raises UserError for tensors of different or wrong shapes, ids that are no integers, or no sequence.
     """
 
     input_ids: torch.Tensor
@@ -211,6 +220,7 @@ class PaddedBatch:
             raise UserError(
                 f"attention_mask and token_type_ids of a padded batch must have the shape of input_ids, {tuple(shape)}"
             )
+        _check_integers(self, "input_ids", "token_type_ids")
 
     @property
     def num_sequences(self) -> int:
@@ -247,7 +257,7 @@ class PaddedBatch:
         """The same sequences without their padding. Raises UserError for a mask that isn't padding on the right."""
         _check_mask(self.attention_mask)
         real = self.attention_mask.bool()
-        lengths = self.attention_mask.sum(dim=1)
+        lengths = self.attention_mask.sum(dim=1, dtype=torch.int64)
         cu_seqlens = torch.zeros(self.num_sequences + 1, dtype=torch.int32, device=self.device)
         cu_seqlens[1:] = lengths.cumsum(0)
         positions = torch.arange(self.input_ids.shape[1], device=self.device).expand_as(self.input_ids)
@@ -279,6 +289,14 @@ def _flat_integers(rows: Sequence[Sequence[int]], what: str) -> IntArray:
     if flat.ndim != 1 or flat.dtype.kind not in "iu":
         raise UserError(f"{what} must be integers, one flat list a sequence; these are {flat.dtype}")
     return flat
+
+
+def _check_integers(batch: PackedBatch | PaddedBatch, *names: str) -> None:
+    """Whatever else torch would cut off, take for a mask, or refuse in the middle of a pass."""
+    for name in names:
+        values = getattr(batch, name)
+        if values is not None and values.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"{name} of a batch must be int64 or int32, not {values.dtype}")
 
 
 def _check_lengths(lengths: IntArray) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.config_file import ResolvedConfig
 from isotrain.albert_core.encoder import load_encoder, weights_from_module
 from isotrain.albert_core.frozen import frozen_encoder
+from isotrain.albert_core.job import open_job
 from isotrain.backends import get_backend
 from isotrain.kernels.packed import PackedBatch
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
@@ -157,8 +161,28 @@ def test_nan_weights_are_refused_by_name(tmp_path: Path) -> None:
         load_encoder(str(tmp_path / "model"))
 
 
-def test_relative_positions_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"position_embedding_type": "relative_key"}, "'relative_key', which neither"),
+        ({"is_decoder": True}, "a decoder .* sees itself alone"),
+    ],
+)
+def test_attention_that_nothing_here_computes_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    """At loading, before any kernel: transformers itself would take relative positions for absolute ones."""
     module = BertModel(BertConfig(**TINY), add_pooling_layer=False)
-    module.config.position_embedding_type = "relative_key"
-    with pytest.raises(UserError, match="relative_key"):
+    module.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    load_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=said):
+        load_encoder(str(tmp_path))
+    for key, value in change.items():
+        setattr(module.config, key, value)
+    with pytest.raises(UserError, match=said):
         weights_from_module(module)
+
+
+def test_a_max_length_beyond_the_models_positions_is_refused(configure: Callable[..., ResolvedConfig]) -> None:
+    with pytest.raises(UserError, match="max_length 513 exceeds the positions that random:tiny has; set at most 512"):
+        open_job(configure(max_length=513).config)

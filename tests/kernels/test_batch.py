@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,34 @@ def test_tensors_of_different_lengths_are_refused() -> None:
         PaddedBatch(torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 4, dtype=torch.int64))
     with pytest.raises(UserError, match="both above 0"):
         PaddedBatch(torch.ones(0, 3, dtype=torch.int64), torch.ones(0, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("lengths", [[3, 1], [3, 3], [2, 3], [6, -1], [5]])
+def test_lengths_that_differ_from_the_bounds_are_refused(lengths: list[int]) -> None:
+    batch = PackedBatch.from_lists([[2, 5, 3], [2, 3]])
+    with pytest.raises(UserError, match="host_lengths of a packed batch differ from its cu_seqlens"):
+        replace(batch, host_lengths=np.array(lengths))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_what_holds_no_integers_is_refused_by_name(dtype: torch.dtype) -> None:
+    batch = PackedBatch.from_lists(SEQUENCES, TYPES)
+    for name in ("input_ids", "cu_seqlens", "position_ids", "token_type_ids"):
+        with pytest.raises(UserError, match=f"{name} of a batch must be int64 or int32, not {dtype}"):
+            replace(batch, **{name: getattr(batch, name).to(dtype)})
+    for name in ("input_ids", "token_type_ids"):
+        with pytest.raises(UserError, match=f"{name} of a batch must be int64 or int32, not {dtype}"):
+            replace(batch.to_padded(), **{name: getattr(batch.to_padded(), name).to(dtype)})
+    with pytest.raises(UserError, match=r"cu_seqlens of a packed batch must be flat, not \(1, 5\)"):
+        replace(batch, cu_seqlens=batch.cu_seqlens[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_a_mask_may_have_any_dtype(dtype: torch.dtype) -> None:
+    padded = PackedBatch.from_lists(SEQUENCES).to_padded()
+    packed = replace(padded, attention_mask=padded.attention_mask.to(dtype)).to_packed()
+    assert packed.host_lengths.dtype == np.int64
+    assert packed.host_lengths.tolist() == [4, 2, 6, 1]
 
 
 def test_padding_shorter_than_a_sequence_is_refused() -> None:

@@ -108,7 +108,8 @@ void linear(float* c, Rows<const bf16> a, int rows, const Linear& layer, int fir
     }
 }
 
-// LayerNorm (Ba et al. 2016) of `width` values in place, two passes, and its bfloat16 rounding.
+// LayerNorm (Ba et al. 2016) of `width` values in place, two passes, and its bfloat16 rounding. Squares that overflow
+// give NaN: divided by infinity, every value would come out as a plausible 0.
 inline void normalise(float* x, bf16* rounded, int width, const Norm& norm, float eps) {
     __m512 total = _mm512_setzero_ps();
     for (int i = 0; i < width; i += kVector) total = _mm512_add_ps(total, _mm512_loadu_ps(x + i));
@@ -118,7 +119,9 @@ inline void normalise(float* x, bf16* rounded, int width, const Norm& norm, floa
         const __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(x + i), mean);
         squares = _mm512_fmadd_ps(centred, centred, squares);
     }
-    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / float(width) + eps));
+    const float variance = _mm512_reduce_add_ps(squares) / float(width);
+    const float deviation = std::isfinite(variance) ? std::sqrt(variance + eps) : std::numeric_limits<float>::quiet_NaN();
+    const __m512 scale = _mm512_set1_ps(1.0f / deviation);
     for (int i = 0; i < width; i += kVector) {
         const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), mean), scale);
         const __m512 y = _mm512_fmadd_ps(unit, _mm512_loadu_ps(norm.weight + i), _mm512_loadu_ps(norm.bias + i));
