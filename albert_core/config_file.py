@@ -156,8 +156,12 @@ def _check_keys(values: dict[str, Any], sources: dict[str, str]) -> None:
         for name in (key, *inner):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else "`isotrain config --keys` lists them all"
-                raise UserError(f"unknown key {name!r} ({sources.get(name, sources.get(key))}); {hint}")
+                hints = [f"did you mean {near[0]!r}?"] if near else []
+                if name in inner:
+                    hints.append(f"allowed in {key} are {', '.join(sections[key].model_fields)}")
+                elif not near:
+                    hints.append("`isotrain config --keys` lists them all")
+                raise UserError(f"unknown key {name!r} ({sources.get(name, sources.get(key))}); {' '.join(hints)}")
 
 
 def _one_line(error: ValidationError, sources: dict[str, str]) -> str:

@@ -49,7 +49,9 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
         values["train/gradient_norm"] = norm
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
-    log.debug("step %d: loss %.6f, %.0f samples/s", state.step, loss, values["samples_per_second"])
+    log.debug(
+        "step %d: loss %.6f, %.0f samples/s%s", state.step, loss, values["samples_per_second"], training.job.whose
+    )
     if state.watch.after_log(state.step, loss, norm):
         _say_collapsed(training)
 
@@ -70,12 +72,13 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
     log.info(
-        "epoch %d, step %d/%d: train/loss %.4f, eval/%s",
+        "epoch %d, step %d/%d: train/loss %.4f, eval/%s%s",
         epoch + 1,
         state.step,
         training.total_steps,
         training_loss,
         ", ".join(f"{word} {metrics[name]:.4f}" for name, word in job.task.metrics.items() if name in metrics),
+        job.whose,
     )
     draw(training)
     if state.watch.after_evaluation(state.step, training_loss, metrics):

@@ -7,6 +7,9 @@ from typing import Any
 
 from .run import RunFolder
 
+# How metrics.jsonl writes what JSON has no number for. Any other text there is a name, such as an emulated device's.
+_NOT_IN_JSON = ("NaN", "Infinity", "-Infinity")
+
 
 def evaluations(run: RunFolder) -> list[dict[str, Any]]:
     """One mapping an evaluation, in their order: step, epoch, ``train/loss`` (the mean since the evaluation before,
@@ -19,5 +22,5 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
         values = json.loads(line)
         if "eval/loss" in values:
             values["train/loss"] = values.pop("train/loss_since_evaluation")
-            rows.append({name: float(value) if isinstance(value, str) else value for name, value in values.items()})
+            rows.append({name: float(value) if value in _NOT_IN_JSON else value for name, value in values.items()})
     return rows

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,12 @@ class Job:
     layout: str
     phases: dict[str, float]
     ranks: Ranks = ALONE
+
+    @cached_property
+    def whose(self) -> str:
+        """What a line of the log ends with: nothing, or the name of a device that is only emulated."""
+        emulated = self.backend.info().emulated_label
+        return f" on {emulated}" if emulated else ""
 
     @property
     def label(self) -> str:

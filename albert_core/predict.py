@@ -171,13 +171,15 @@ def _texts_of(table: Table, column: str) -> list[str]:
     return texts
 
 
-def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction]) -> None:
+def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction], emulated: str = "") -> None:
     """`table`'s rows with the answers' columns added, whole or not at all: JSONL or CSV, by the name of `path`.
 
-    A column of the input that has the name of one added is kept as ``input_`` and that name. A .json file gets SQuAD's
-    format instead, the answer by id. Raises UserError where that is asked for and the rows have no ids of their own.
+    `emulated`, the label of a device that is only emulated, gets a column ``device``. A column of the input that has
+    the name of one added is kept as ``input_`` and that name. A .json file gets SQuAD's format instead, the answer by
+    id. Raises UserError where that is asked for and the rows have no ids of their own.
     """
-    answers = [prediction.answer() for prediction in predictions]
+    said: dict[str, str | int | float] = {"device": emulated} if emulated else {}
+    answers = [prediction.answer() | said for prediction in predictions]
     if path.suffix.lower() == ".json":
         write_json(path, dict(zip(_ids(table), (next(iter(answer.values())) for answer in answers), strict=True)))
         return

@@ -133,7 +133,7 @@ def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Repor
         record(training, resolved)
         info = job.backend.info()
         training.trackers = make_trackers(
-            job.config, run.path, training.state.step if resuming else None, info.label if info.emulated else ""
+            job.config, run.path, training.state.step if resuming else None, info.emulated_label
         )
         training.trackers.watch(training.model)
     training.step = make_step(training)

@@ -18,7 +18,15 @@ from .base import (
     device_label,
 )
 from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
-from .registry import backend_class, foresee_backend, get_backend, list_backends, rank_backend, rank_group
+from .registry import (
+    backend_class,
+    check_available,
+    foresee_backend,
+    get_backend,
+    list_backends,
+    rank_backend,
+    rank_group,
+)
 from .yardstick import Yardstick
 
 __all__ = [
@@ -40,6 +48,7 @@ __all__ = [
     "UnitRate",
     "Yardstick",
     "backend_class",
+    "check_available",
     "device_label",
     "foresee_backend",
     "get_backend",

@@ -91,6 +91,11 @@ class DeviceInfo:
     def label(self) -> str:
         return device_label(self.backend, self.emulated)
 
+    @property
+    def emulated_label(self) -> str:
+        """`label` where the device is only emulated, else ""."""
+        return self.label if self.emulated else ""
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -62,11 +62,16 @@ def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     base, separator, index = name.partition(":")
     if separator and not index.isdecimal():
         raise UserError(f"backend {name!r}: the part after the colon must be a device number; write {base}:0")
-    backend = backend_class(base)
-    availability = backend.probe()
+    check_available(base)
+    return backend_class(base).open(int(index) if separator else None, (options or {}).get(base))
+
+
+def check_available(name: str) -> None:
+    """Raises what `get_backend` would where the backend called `name` can't run here; opens nothing."""
+    base = name.partition(":")[0]
+    availability = backend_class(base).probe()
     if not availability.ok:
         raise BackendUnavailableError(f"backend {base!r} can't run here: {availability.reason}; {availability.fix}")
-    return backend.open(int(index) if separator else None, (options or {}).get(base))
 
 
 def rank_backend(name: str, local_rank: int) -> str:

@@ -31,7 +31,8 @@ class TtOptions(BaseModel):
         default="auto", description="a card where there is one, else emulation; or one of them"
     )
     optimizer_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="dtype of the emulated optimizer's arithmetic and state; hardware has float32"
+        default="float32",
+        description="dtype that an emulated step leaves parameters and optimizer state in; hardware has float32",
     )
     emulation: Literal["fast", "exact"] = Field(
         default="fast", description="how products are emulated: with the card's error, or with its bits"

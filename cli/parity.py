@@ -9,7 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from .. import UserError
     from ..benchmarks.parity.run import Comparison
+    from ..benchmarks.parity.sides import Side
 
 OWN = "run"
 
@@ -46,8 +48,10 @@ def run(
     candidate: Annotated[
         list[str],
         typer.Option(
+            "--candidate",
+            "--backend",
             help="What is judged, may be repeated: BACKEND[:NUMBER][:WORD+WORD], a word being a dtype, a value of the "
-            "backend's own options, or key=value. cpu:bfloat16, xla:float32, tt:hifi2+bfp_bf8, cpu:float32+threads=1."
+            "backend's own options, or key=value. cpu:bfloat16, xla:float32, tt:hifi2+bfp_bf8, cpu:float32+threads=1.",
         ),
     ],
     reference: Annotated[str, typer.Option(help="The float64 side that arbitrates.")] = "cpu:float64",
@@ -223,6 +227,27 @@ def _check(comparison: Comparison) -> None:
     for name in comparison.pythons or {}:
         if name not in known:
             raise UserError(f"--python {name}=...: no side runs on {name}; here are {', '.join(sorted(known))}")
+    reasons = [_absence(comparison, side) for side in comparison.candidates]
+    if all(reasons):
+        # With one that can be judged the others are failures beside it; without, the reference would run for nothing.
+        raise UserError(str(reasons[0]))
+
+
+def _absence(comparison: Comparison, side: Side) -> UserError | None:
+    """Why the side's backend can't run here; None where it can, and where an interpreter of its own will say."""
+    from .. import UserError
+    from ..albert_core.config_file import load_config
+    from ..backends import check_available, foresee_backend
+
+    if side.base in (comparison.pythons or {}):
+        return None
+    config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
+    try:
+        check_available(side.base)
+        foresee_backend(side.backend, config.backend_options)
+    except UserError as error:
+        return error
+    return None
 
 
 def _check_html(path: Path | None) -> None:

@@ -89,7 +89,7 @@ def predict(
     if out is None:
         _print(predictions, predictor.label, json_output)
         return
-    write_predictions(out, inputs.table, predictions)
+    write_predictions(out, inputs.table, predictions, predictor.backend.info().emulated_label)
     typer.echo(f"{len(predictions):,} predictions of {predictor.label} written to {out}")
 
 

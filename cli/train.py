@@ -95,9 +95,9 @@ def _show_evaluations(result: TrainResult) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows[-_SHOWN_EVALUATIONS:]:
         table.add_row(*(f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in names))
-    if len(rows) > _SHOWN_EVALUATIONS:
-        typer.echo(f"the last {_SHOWN_EVALUATIONS} of {len(rows)} evaluations:")
     if rows:
+        which = f"the last {_SHOWN_EVALUATIONS} of {len(rows)} " if len(rows) > _SHOWN_EVALUATIONS else ""
+        typer.echo(f"{which}evaluations of {result.label}:")
         Console().print(table)
     if len(rows) > 1 and result.chart:
         from ..albert_core.chart import as_text, evaluation_chart

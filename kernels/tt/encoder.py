@@ -11,6 +11,7 @@ from torch.nn import functional
 from ... import UserError
 from ..packed.portable import ACTIVATIONS, HOST_CHUNK_TOKENS, PortableEncoder, _Rows
 from ..weights import EncoderWeights, LayerWeights
+from . import native
 from .fast import FastWeight
 from .formats import check_dtype, host_convert
 from .linear import Arithmetic, add, linear
@@ -78,7 +79,7 @@ class TtEncoder(PortableEncoder):
         # Not the parent's: that one packs weights for torch's products. What is shared is how batches are cut up.
         self.arithmetic = arithmetic or Arithmetic()
         self.weight_dtype = check_dtype(weight_dtype)
-        self.version = f"1 {self.arithmetic.label} {weight_dtype}"
+        self.version = f"1 {self.arithmetic.label} {weight_dtype}{self._looped(weights)}"
         self.config = weights.config
         if self.config.activation not in ACTIVATIONS:
             raise UserError(
@@ -103,6 +104,11 @@ class TtEncoder(PortableEncoder):
             self._tt_projection = self._product(weights.projection_weight, weights.projection_bias)
         layers: list[Any] = [self._tt_layer(layer) for layer in weights.layers]
         self._layers = [layers[index] for index in self.config.layer_of_repetition]
+
+    def _looped(self, weights: EncoderWeights) -> str:
+        """Marks a bfloat16 Dst that fast mode rounds in a loop: the exact unit, where it serves, gives other bits."""
+        rounds = not self.arithmetic.fp32_dest_acc_en and self.arithmetic.mode == "fast"
+        return " looped" if rounds and not native.serves(weights.word_embeddings) else ""
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
         """The first repetition's input, [tokens, hidden]; looking a row up is an exact copy."""

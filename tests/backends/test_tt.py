@@ -121,6 +121,10 @@ def test_the_section_is_read_from_a_file_and_overridden_key_by_key(tmp_path: Pat
         ("tt.optimization_level=9", "tt.optimization_level: 9 is not allowed"),
         ("tt.device=card", "tt.device: 'card' is not allowed.*'emulated'"),
         ("tt.fidelity=hifi4", r"unknown key 'tt.fidelity'.*did you mean 'tt.math_fidelity'"),
+        (
+            "tt.foo=1",
+            r"unknown key 'tt.foo' \(--set\);.*allowed in tt are arch, math_fidelity, fp32_dest_acc_en, weight",
+        ),
         ("learning_rate.x=1", "unknown key 'learning_rate.x'"),
         ("tt=5", "tt: 5 is not allowed"),
     ],

@@ -69,6 +69,21 @@ def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path
     assert "random weights" in done.stdout
 
 
+@pytest.mark.parametrize("flag", ["--candidate", "--backend"])
+@pytest.mark.parametrize(
+    ("side", "missing"), [("cuda:99", "backend 'cuda' can't run here"), ("tt:hardware", "hardware can't run here")]
+)
+def test_a_device_that_is_not_here_is_said_before_the_reference_runs(
+    tmp_path: Path, flag: str, side: str, missing: str
+) -> None:
+    done = isotrain("quickstart", flag, side, folder=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stderr.startswith("isotrain: error:")
+    assert missing in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "parity").exists()
+
+
 def test_traces_from_elsewhere(traces: Path) -> None:
     done = isotrain("compare", "reference", "here", "--out", "result.json", folder=traces)
     assert done.returncode == 0, done.stderr + done.stdout

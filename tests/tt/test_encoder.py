@@ -9,6 +9,7 @@ from isotrain import UserError
 from isotrain.albert_core.encoder import load_encoder
 from isotrain.kernels import reference
 from isotrain.kernels.packed import PackedBatch
+from isotrain.kernels.tt import native
 from isotrain.kernels.tt.autograd import TtLinear, emulate_linears
 from isotrain.kernels.tt.encoder import TtEncoder
 from isotrain.kernels.tt.linear import Arithmetic
@@ -81,6 +82,20 @@ def test_every_repetition_is_near_the_reference(weights: EncoderWeights, batch: 
         assert error(state, torch.cat([sequence[index] for sequence in exact])) < 0.02
 
 
+def test_features_of_another_arithmetic_have_another_version(
+    weights: EncoderWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feature cache goes by it: a bfloat16 Dst has other bits where no extension computes it."""
+
+    def versions() -> set[str]:
+        return {TtEncoder(weights, Arithmetic(fp32_dest_acc_en=fp32)).version for fp32 in (True, False)}
+
+    monkeypatch.setattr(native, "serves", lambda _: True)
+    served = versions()
+    monkeypatch.setattr(native, "serves", lambda _: False)
+    assert len(served | versions()) == 3
+
+
 def test_unknown_settings_are_refused(weights: EncoderWeights) -> None:
     with pytest.raises(UserError, match="TT dtype 'int8' is unknown; allowed are bfloat16, bfp_bf8, bfp_bf4"):
         TtEncoder(weights, weight_dtype="int8")
@@ -126,5 +141,5 @@ def test_emulated_linears_train_and_keep_their_parameters() -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]

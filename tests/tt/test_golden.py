@@ -103,6 +103,14 @@ HEADER = """\
 |---|---|---|---|---|---|"""
 
 
+def test_compositions_are_near_the_vendors_results(show: Show) -> None:
+    """The part in the repository: a few rows of each, so that the table is printed wherever the suite runs."""
+    rows = list(tt_golden.compositions(COMPACT))
+    show("\n".join(["compositions, the part of the vectors in the repository:", HEADER, *(row.row for row in rows)]))
+    for row in rows:
+        assert row.golden_rms / 1.3 <= row.rms <= 1.3 * row.golden_rms, row
+
+
 @pytest.mark.shared
 def test_compositions_are_as_near_as_the_documentation_says(shared_data: Path, show: Show) -> None:
     rows = list(tt_golden.compositions(shared_data / "tt-golden"))

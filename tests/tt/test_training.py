@@ -88,6 +88,8 @@ def test_everything_a_run_writes_says_that_it_is_emulated(tmp_path: Path) -> Non
     log = (result.run.path / "train.log").read_text()
     assert "backend tt (emulated) on tt (emulated): wormhole arithmetic" in log
     assert "tt (emulated): every time and speed of this run is the emulation's on this host, never a card's" in log
+    for line in log.splitlines():
+        assert "tt (emulated)" in line or not any(figure in line for figure in ("samples/s", "eval/loss")), line
     metrics = [json.loads(line) for line in (result.run.path / "metrics.jsonl").read_text().splitlines()]
     assert {line["device"] for line in metrics} == {"tt (emulated)"}
     summary = json.loads(result.run.summary.read_text())
@@ -96,6 +98,30 @@ def test_everything_a_run_writes_says_that_it_is_emulated(tmp_path: Path) -> Non
     about = json.loads((result.run.path / "run.json").read_text())
     assert about["device"]["emulated"] is True
     assert "tt (emulated) hifi2" in about["identity"]["cast_policy"]
+
+
+def test_the_command_ends_with_the_emulations_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["model_name=random:tiny", "num_epochs=2", "chart=[eval/accuracy]", f"project_dir={tmp_path}", "run_name=r"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", "quickstart", "--backend", "tt", *(f"--set={key}" for key in keys)])
+    out, err = capsys.readouterr()
+    assert end.value.code == 0, err
+    assert "completed: random:tiny (random weights) on tt (emulated)" in out
+    assert "eval/accuracy: random:tiny (random weights) on tt (emulated)" in out.splitlines(), "the chart's title"
+    assert "evaluations of random:tiny (random weights) on tt (emulated):" in out
+    assert "on tt (emulated)" in (tmp_path / "r" / "chart.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
+def test_predictions_in_a_file_say_so_too(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = run(tmp_path, max_steps=2)
+    (tmp_path / "asked.csv").write_text("text\nI lost my card\n")
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(trained.run.path), "--csv", str(tmp_path / "asked.csv"), "--out", str(tmp_path / name)])
+    assert end.value.code == 0
+    assert "tt (emulated)" in capsys.readouterr().out
+    for line in (tmp_path / name).read_text().splitlines()[-1:]:
+        assert "tt (emulated)" in line
 
 
 def test_a_bfloat16_optimizer_leaves_bfloat16_values() -> None:
