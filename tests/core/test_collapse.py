@@ -49,7 +49,8 @@ def test_a_collapsed_run_says_so_and_keeps_its_best(run: Run) -> None:
     log = (result.run.path / "train.log").read_text()
     assert f"COLLAPSED by step {event['step']}" in log
     assert "--checkpoint best" in log
-    assert accuracy(result) == pytest.approx(1 / 6, abs=0.05), "six labels: this run has to have collapsed"
+    # Of 30 texts, guessing tells 5 right, give or take 2.
+    assert accuracy(result) == pytest.approx(1 / 6, abs=0.1), "six labels: this run has to have collapsed"
     assert accuracy(result, checkpoint="best") == result.best["eval/accuracy"] > 0.5
 
 
