@@ -29,14 +29,25 @@ MARKDOWN_COLUMNS = (
     "valid",
     "samples_per_second",
     "real_tokens_per_second",
+    "padded_tokens_per_second",
     "useful_tflops",
     "hardware_tflops",
     "share_of_peak_useful",
+    "share_of_peak_hardware",
     "roofline_share",
     "roofline_bound",
     "joules_per_sample",
+    "energy_source",
     "peak_bytes",
     "n",
+    "warm_up_steps",
+    "warm_up_quiet",
+    "seconds_import",
+    "seconds_open",
+    "seconds_load",
+    "seconds_first_step",
+    "seconds_later_compiles",
+    "seconds_steady",
     "reasons",
 )
 
@@ -125,7 +136,8 @@ def _measured(entry: dict[str, Any]) -> Row:
     for name in INTERVALS:
         row |= _interval(name, figures[name])
     row |= {f"step_seconds_{name}": figures["step_seconds"][name] for name in ("p50", "p90", "p99")}
-    row |= {f"share_of_peak_{name}": share for name, share in entry["share_of_peak"].items()}
+    # An emulated device has neither a share of a peak nor a place under the roof.
+    row |= {f"share_of_peak_{name}": share for name, share in (entry["share_of_peak"] or {}).items()}
     row |= {f"roofline_{name}": value for name, value in (entry["roofline"] or {}).items()}
     row |= {f"seconds_{name}": spread["median"] for name, spread in entry["phases"].items()}
     row["peak_bytes"] = entry["memory"]["peak_bytes"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
 
 from ..report import figure
+from ..stored import emulated_name
 from .text import clean
 
 Text = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
@@ -151,8 +152,9 @@ class Target(Part):
 
     @model_validator(mode="after")
     def _figures_come_with_what_they_are_of(self) -> Target:
-        known = (self.kernel_used, self.device, self.policy, self.model, self.memory, self.peaks, self.share_of_peak)
-        if self.figures is not None and None in known:
+        known = (self.kernel_used, self.device, self.policy, self.model, self.memory, self.peaks)
+        # Of an emulated device there is no share: the peak that was measured is the host's.
+        if self.figures is not None and (None in known or (self.share_of_peak is None and not self.emulated)):
             raise ValueError(f"target {self.label!r} has figures without its device, model or peaks")
         return self
 
@@ -283,8 +285,3 @@ class RunSummary(Part):
     seconds: FiniteFloat | None = None
     phases: dict[Text, FiniteFloat] = {}
     peak_memory_bytes: int | None = None
-
-
-def emulated_name(label: str, backend: str) -> str:
-    """A label that says so: ``tt (emulated) forward packed x8``."""
-    return label if "(emulated)" in label else label.replace(backend, f"{backend} (emulated)", 1)

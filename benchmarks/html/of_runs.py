@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from ..stored import emulated_name
 from .charts import Axis, Column, Line, LineChart, Point, Section, Table, number, precise
-from .documents import emulated_name
 from .labels import titled
 from .loading import Found, Results, Run
 

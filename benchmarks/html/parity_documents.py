@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from .documents import Part, Text, emulated_name
+from ..stored import emulated_name
+from .documents import Part, Text
 
 Curve = list[FiniteFloat | None]
 

@@ -148,19 +148,23 @@ def _run(spec: dict[str, Any], python: str, folder: Path, label: str, time_limit
         ended = run_process([python, *WORKER_MODULE], {**spec, "result": str(result)}, log, None, time_limit)
     except OSError as error:
         return f"{python} can't be started ({error.strerror}); give an interpreter by --python BACKEND=PATH"
-    reason = _why_ended(ended, result, time_limit)
+    reason = why_ended(ended, result, time_limit)
     tell(f"{label}: {ended.seconds:.1f} s{' FAILED' if reason else ''}")
     return reason
 
 
-def _why_ended(ended: Ended, result: Path, time_limit: float) -> str:
+def why_ended(ended: Ended, result: Path, time_limit: float) -> str:
     """What went wrong in a worker, in its own words where it left some; an empty string where nothing did."""
     if ended.timed_out:
         return f"took longer than the time limit of {time_limit:g} s and was ended{said(ended.log)}"
     if result.is_file():
-        reason = str(json.loads(result.read_text(encoding="utf-8"))["error"])
+        text = result.read_text(encoding="utf-8")
         result.unlink()
-        return reason
+        try:
+            return str(json.loads(text)["error"])
+        except ValueError:
+            # It died while it wrote its reason: its words are all there is, and the other candidates go on.
+            return f"{how(ended)} and left half an error{said(ended.log)}"
     return f"{how(ended)}{said(ended.log)}" if ended.code else ""
 
 

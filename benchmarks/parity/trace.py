@@ -54,6 +54,10 @@ class _Ended(_Part):
 
 
 class _Evaluation(_Part):
+    """Beside the loss, whatever figures the task has."""
+
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
     epoch: int
     step: int
     loss: float
@@ -220,11 +224,17 @@ def _check(trace: Trace) -> None:
     missing = [name for name in ARRAYS if name not in trace.arrays]
     if missing:
         raise UserError(f"trace {where!r} lacks {', '.join(missing)}; record it again")
+    foreign = [f"{name} of {array.dtype}" for name, array in trace.arrays.items() if array.dtype.kind != "f"]
+    if foreign:
+        raise UserError(f"trace {where!r} has {', '.join(foreign)}, not of float32 or float64; record it again")
     lengths = {name: trace.arrays[name].size if trace.arrays[name].ndim == 1 else -1 for name in SERIES}
     if len(set(lengths.values())) != 1 or not lengths["loss"]:
         raise UserError(f"trace {where!r} has series of {lengths} steps, which must be one number; record it again")
     if len(trace.header["batches"]) != trace.steps:
         raise UserError(f"trace {where!r} names {len(trace.header['batches'])} batches for {trace.steps} steps")
+    beyond = [entry["step"] for entry in trace.header["metrics"] if not 0 <= entry["step"] <= trace.steps]
+    if beyond:
+        raise UserError(f"trace {where!r} has an evaluation at step {beyond[0]} of {trace.steps}; record it again")
     for name, dimensions in (("probe_logits", 1 + len(trace.header["metrics"])), ("states", None)):
         array = trace.arrays[name]
         if array.ndim < 3 or not array.size or dimensions not in (None, len(array)):

@@ -165,7 +165,10 @@ def test_targets_that_only_one_has_are_named(write: Write) -> None:
         ("[1, 2]", "its schema is None"),
         ('{"schema": "pytest-benchmark"}', "its schema is 'pytest-benchmark', known are isotrain.bench/1"),
         ('{"schema": "isotrain.bench/1"}', "it lacks created, config"),
+        ('{"schema": []}', "its schema is []"),
         (b"\xff\xfe\x00", "is no text"),
+        ("[" * 100_000, "is no JSON of a result"),
+        ("9" * 5000, "is no JSON of a result"),
     ],
 )
 def test_what_is_no_result_is_said_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -184,6 +187,72 @@ def test_times_that_no_clock_gives_are_refused(write: Write, value: object) -> N
 
     with pytest.raises(UserError, match="are not the same number of positive seconds a process"):
         load_result(write("b.json", spoil=backwards))
+
+
+def put(place: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """A change of a result: `value` at `place`, which is dotted."""
+
+    def change(result: dict[str, Any]) -> None:
+        *way, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+        found: Any = result
+        for part in way:
+            found = found[part]
+        found[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "config",
+        "environment",
+        "environment.git",
+        "targets",
+        "targets.0",
+        "targets.0.reasons",
+        "targets.0.figures.samples_per_second",
+        "targets.0.device",
+        "targets.0.model",
+        "targets.0.work.samples",
+        "targets.0.processes",
+        "targets.0.processes.0",
+        "targets.0.processes.0.environment",
+    ],
+)
+def test_a_result_of_other_types_is_compared_or_refused_in_words(
+    write: Write, tmp_path: Path, place: str, value: object
+) -> None:
+    """Never an error of Python's: whatever isn't used may be anything."""
+    good, odd = write("a.json"), write("b.json", spoil=put(place, value))
+    app = Typer()
+    app.command("compare")(compare)
+    app.command("history")(history)
+    for arguments in (["compare", str(good), str(odd)], ["compare", str(odd), str(good)], ["history", str(tmp_path)]):
+        ended = CliRunner().invoke(app, arguments)
+        assert isinstance(ended.exception, (SystemExit, UserError, type(None))), (arguments, ended.exception)
+
+
+def test_what_is_not_as_it_should_be_is_named_by_its_place(write: Write) -> None:
+    with pytest.raises(UserError, match=r"'cpu forward padded auto x8': device.name: input should be a valid string"):
+        load_result(write("a.json", spoil=put("targets.0.device.name", 7)))
+    with pytest.raises(UserError, match=r"'cpu forward padded auto x8': it lacks work.samples"):
+        load_result(write("b.json", spoil=put("targets.0.work", {})))
+
+
+def test_a_whole_run_without_its_times_is_none(tmp_path: Path) -> None:
+    side = {
+        "name": "isotrain train",
+        "extrapolated": False,
+        "valid": True,
+        "reasons": [],
+        "processes": [{"seconds": 0}],
+    }
+    result = {"schema": "isotrain.end-to-end/1", "created": "2026", "config": {}, "method": {}, "environment": {}}
+    (tmp_path / "a.json").write_text(json.dumps(result | {"sides": [side]}), encoding="utf-8")
+    with pytest.raises(UserError, match="a process: seconds: input should be greater than 0"):
+        load_result(tmp_path / "a.json")
 
 
 def test_whole_runs_are_compared_too(tmp_path: Path) -> None:

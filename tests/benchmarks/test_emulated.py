@@ -15,6 +15,10 @@ from isotrain import UserError
 from isotrain.benchmarks.bench import VALID, run_bench
 from isotrain.benchmarks.end_to_end import check, training_arguments
 from isotrain.benchmarks.environment import describe
+from isotrain.benchmarks.export import result_markdown, rows, to_csv
+from isotrain.benchmarks.history import load_history
+from isotrain.benchmarks.html.loading import load_results
+from isotrain.benchmarks.html.write import write_report
 from isotrain.benchmarks.plan import Options, Plan, make_plan, with_peers
 from isotrain.benchmarks.report import WIDE, print_plan, print_result
 from isotrain.benchmarks.results import build_result
@@ -67,6 +71,24 @@ def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
     assert second["relative"]["to"] == first["label"]
     rows = [line for line in written(lambda console: print_result(result, console)).splitlines() if LABEL in line]
     assert any("n/a" in row for row in rows)
+
+
+def test_an_emulated_target_goes_into_every_table_history_and_report_by_its_name(
+    mixed: tuple[Plan, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, result = mixed
+    (tmp_path / "r.json").write_text(json.dumps(result), encoding="utf-8")
+    labels = [entry["label"] for entry in result["targets"]]
+    table = rows(result)
+    assert [row["target"] for row in table] == labels
+    assert table[0]["share_of_peak_useful"] > 0
+    assert table[2]["share_of_peak_useful"] == ""
+    for text in (to_csv(table), result_markdown(result)):
+        assert labels[2] in text
+    assert [row["target"] for row in load_history(tmp_path).rows] == labels
+    (found,) = load_results(tmp_path).bench
+    assert [target.name for target in found.document.targets] == labels
+    assert write_report(tmp_path, tmp_path / "r.html").skipped == ()
 
 
 def test_coarser_numbers_of_another_mode_are_no_wrong_answer(

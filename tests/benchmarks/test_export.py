@@ -46,7 +46,11 @@ def test_the_page_marks_what_is_invalid_and_keeps_its_columns(result: dict[str, 
     assert len({line.count("|") for line in lines}) == 1, "a bar in a text is no column"
     assert "False" in lines[3]
     assert "a/b" in lines[3]
-    assert "16 (16 to 16)" in lines[2]
+    sound = dict(zip(*([cell.strip() for cell in lines[row].split("|")] for row in (0, 2)), strict=True))
+    assert sound["samples_per_second"] == "16 (16 to 16)"
+    assert sound["energy_source"] == "unavailable: a test"
+    phases = {f"seconds_{name}" for name in ("import", "open", "load", "first_step", "later_compiles", "steady")}
+    assert phases | {"padded_tokens_per_second", "warm_up_steps", "warm_up_quiet", "n", "peak_bytes"} <= sound.keys()
 
 
 def test_a_target_without_figures_keeps_its_row(all_runs: Callable[..., Any]) -> None:

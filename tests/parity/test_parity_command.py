@@ -12,7 +12,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from isotrain.benchmarks.parity.run import why_ended
 from isotrain.benchmarks.parity.seeds import equivalence
+from isotrain.benchmarks.runner import Ended
 from support.parity_job import SETTINGS, sets_of
 
 SCHEMA = Path(__file__).resolve().parents[2] / "benchmarks" / "schema" / "parity-1.json"
@@ -185,6 +187,15 @@ def test_a_candidate_that_hangs_is_ended_and_quoted(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "time limit of 60 s" in candidate["reasons"][0]
     assert "loading the plugin" in candidate["reasons"][0]
+
+
+def test_half_a_reason_of_a_candidate_that_died_is_no_error_of_the_comparison(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("out of memory\n")
+    (tmp_path / "reason").write_text('{"error": "the dev')
+    ended = Ended(-9, 1.0, False, tmp_path / "log")
+    reason = why_ended(ended, tmp_path / "reason", 60.0)
+    assert reason.startswith("was killed by signal 9 and left half an error; its last words:")
+    assert "out of memory" in reason
 
 
 def test_equivalence_is_shown_not_assumed() -> None:

@@ -10,7 +10,7 @@ import pytest
 from isotrain import UserError
 from isotrain.benchmarks.parity.sides import parse_side
 from isotrain.benchmarks.parity.trace import HEADER_FILE, TENSOR_FILE, Trace, read_trace, write_trace
-from support.parity_traces import exact
+from support.parity_traces import STEPS, exact
 
 
 @pytest.fixture
@@ -73,6 +73,7 @@ def test_series_of_several_lengths(tmp_path: Path) -> None:
         ({"policy": "float32"}, "policy"),
         ({"adam_on_device": [1.0, 1.0]}, "adam_on_device"),
         ({"metrics": {}}, "metrics"),
+        ({"metrics": [{"epoch": 1, "step": STEPS, "loss": 1.0, "accuracy": "high"}]}, "metrics"),
         ({"ended": "at step 3"}, "ended"),
         ({"replayed_sha256": 7}, "replayed_sha256"),
         ({"batches": 7}, "batches"),
@@ -89,6 +90,23 @@ def test_a_header_that_is_not_as_it_should_be(tmp_path: Path, changes: dict[str,
     write_trace(Trace(lacking, trace.arrays), tmp_path / "lacking")
     with pytest.raises(UserError, match=words):
         read_trace(tmp_path / "lacking")
+
+
+@pytest.mark.parametrize("step", [-1, STEPS + 1])
+def test_an_evaluation_at_a_step_that_was_not_run(tmp_path: Path, step: int) -> None:
+    trace = exact()
+    metrics = [{"epoch": 1, "step": step, "loss": 1.0}]
+    write_trace(Trace(trace.header | {"metrics": metrics}, trace.arrays), tmp_path / "trace")
+    with pytest.raises(UserError, match=f"an evaluation at step {step} of {STEPS}"):
+        read_trace(tmp_path / "trace")
+
+
+@pytest.mark.parametrize("name", ["loss", "probe_logits", "replay"])
+def test_numbers_of_another_kind(tmp_path: Path, name: str) -> None:
+    trace = exact()
+    write_trace(Trace(trace.header, trace.arrays | {name: trace.arrays[name] > 0}), tmp_path / "trace")
+    with pytest.raises(UserError, match=f"has {name} of bool, not of float32 or float64"):
+        read_trace(tmp_path / "trace")
 
 
 def test_a_finished_run_without_an_evaluation(tmp_path: Path) -> None:
