@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
-from .statistics import drift, is_quiet
+from .statistics import drift, is_quiet, two_modes
 
 # Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
 Clock = Callable[[], int]
@@ -26,8 +26,10 @@ QUIET_COMPILE_STEPS = 5
 MOST_STEPS_PER_BLOCK = 100_000
 # The share of a block's time that may still be outstanding when its fence has returned.
 LARGEST_LATE_SHARE = 0.1
-# Blocks from which on a drift beyond the noise is no chance any more.
+# Blocks from which on a drift beyond the noise, or two groups, are no chance any more.
 LEAST_FOR_DRIFT = 9
+# How far apart two groups of blocks must be: the fastest of one from the slowest of the other.
+LEAST_BETWEEN_MODES = 0.1
 
 
 class Target(Protocol):
@@ -149,7 +151,7 @@ def measure(
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
     pass over the list, so that every block does the same work. A block starts at the list's first batch. `joules` reads
     a counter of energy, outside the timed region; `disturbed` says whether other work had the device meanwhile, which
-    excuses blocks that grow slower.
+    excuses blocks that grow slower or fall into two groups.
     """
     watched = _WatchedClock(clock)
     mixed = len(set(target.classes)) > 1
@@ -180,11 +182,14 @@ def measure(
     if min(blocks) <= 0 or watched.went_back:
         reasons.append("the clock stood still or went backwards: its times mean nothing")
     warnings = list(_qualifications(warm_up, budget, blocks))
-    unsteady = _unsteadiness(blocks)
-    if unsteady and len(blocks) >= LEAST_FOR_DRIFT and not disturbed():
-        reasons.append(f"{unsteady}: the device throttled, or never was in a steady state")
-    elif unsteady:
-        warnings.append(unsteady)
+    for found, meaning in (
+        (_unsteadiness(blocks), "the device throttled, or never was in a steady state"),
+        (_alternation(blocks), "it has no speed, but two"),
+    ):
+        if found and len(blocks) >= LEAST_FOR_DRIFT and not disturbed():
+            reasons.append(f"{found}: {meaning}")
+        elif found:
+            warnings.append(found)
     return Measurement(
         first_step=first_step,
         warm_up=warm_up,
@@ -321,6 +326,18 @@ def _unsteadiness(blocks: Sequence[int]) -> str:
         return ""
     word = "slower" if change > 0 else "faster"
     return f"the last third of the blocks ran {abs(change):.0%} {word} than the first"
+
+
+def _alternation(blocks: Sequence[int]) -> str:
+    """How the blocks fall into two groups more than a tenth apart, in words; empty where they don't, or drifted."""
+    groups = two_modes([blocks]) if min(blocks) > 0 else None
+    if groups is None or drift(blocks) is not None:
+        return ""
+    fast, slow, count = groups
+    ordered = sorted(blocks)
+    if ordered[-count] <= (1.0 + LEAST_BETWEEN_MODES) * ordered[-count - 1]:
+        return ""
+    return f"{count} of {len(blocks)} blocks ran {slow / fast - 1.0:.0%} slower than the others"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -211,6 +211,37 @@ def test_a_device_that_throttles_half_way_is_flagged() -> None:
     assert any("slower than the first" in warning for warning in excused.warnings)
 
 
+def test_a_device_of_two_speeds_has_none() -> None:
+    """A third of its blocks takes half as long again, at no time in particular."""
+
+    class Fickle(FakeDevice):
+        def __init__(self) -> None:
+            super().__init__(lambda *_: 9 * MS if self.begun % 3 == 1 else 6 * MS)
+            self.begun = 0
+
+        def begin(self) -> None:
+            super().begin()
+            self.begun += 1
+
+    measured = Fickle().measured()
+    assert any("slower than the others: it has no speed, but two" in reason for reason in measured.reasons)
+    device = Fickle()
+    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, disturbed=lambda: True)
+    assert excused.reasons == ()
+    assert any("slower than the others" in warning for warning in excused.warnings)
+
+
+def test_noise_is_not_two_speeds() -> None:
+    generator = np.random.default_rng(5)
+
+    def found(spread: float) -> int:
+        drawn = (np.exp(spread * generator.standard_normal(9)) * 1e6 for _ in range(500))
+        return sum(bool(measuring._alternation([int(block) for block in blocks])) for blocks in drawn)
+
+    assert found(0.05) <= 5
+    assert found(0.1) <= 20
+
+
 def test_what_reading_finds_makes_the_result_invalid_once() -> None:
     class Poisoned(FakeDevice):
         def read(self) -> list[str]:
