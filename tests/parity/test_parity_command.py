@@ -198,6 +198,21 @@ def test_half_a_reason_of_a_candidate_that_died_is_no_error_of_the_comparison(tm
     assert "out of memory" in reason
 
 
+@pytest.mark.slow
+def test_a_candidate_runs_in_its_own_environment(tmp_path: Path) -> None:
+    """The interpreter of another environment, played by a script that says so and goes on with this one's."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/used\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    done = isotrain(
+        "quickstart", *options(), "--candidate", "tt:hifi4", "--candidate", "cpu:float32", "--python", f"tt={script}",
+        "--out", "out", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert [one["verdict"] for one in read(tmp_path / "out" / "parity.json")["candidates"]] == ["pass", "pass"]
+    assert (tmp_path / "used").read_text().splitlines() == ["-m isotrain.benchmarks.parity.worker"]
+
+
 def test_equivalence_is_shown_not_assumed() -> None:
     reference = [0.90, 0.91, 0.89, 0.90, 0.92]
     near = [value + shift for value, shift in zip(reference, (1e-3, -1e-3, 2e-3, 0, -2e-3), strict=True)]
