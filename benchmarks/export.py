@@ -125,7 +125,7 @@ def _measured(entry: dict[str, Any]) -> Row:
     for name in INTERVALS:
         row |= _interval(name, figures[name])
     row |= {f"step_seconds_{name}": figures["step_seconds"][name] for name in ("p50", "p90", "p99")}
-    row |= {f"share_of_peak_{name}": share for name, share in entry["share_of_peak"].items()}
+    row |= {f"share_of_peak_{name}": share for name, share in (entry["share_of_peak"] or {}).items()}
     row |= {f"roofline_{name}": value for name, value in (entry["roofline"] or {}).items()}
     row |= {f"seconds_{name}": spread["median"] for name, spread in entry["phases"].items()}
     row["peak_bytes"] = entry["memory"]["peak_bytes"]

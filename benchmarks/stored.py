@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from ..backends import device_label
 
 BENCH, END_TO_END = "isotrain.bench/1", "isotrain.end-to-end/1"
 # What a comparison reads; a file that lacks one of them was not written by this program, or not to its end.
@@ -83,8 +84,11 @@ def _lack_of(what: str, entries: Any, keys: tuple[str, ...]) -> str:
 
 def shown_label(entry: dict[str, Any]) -> str:
     """A target's label as every table shows it: a device that is only emulated is called so."""
-    emulated = entry.get("device", {}).get("emulated", False)
-    return str(entry["label"]).replace(entry["backend"], f"{entry['backend']} (emulated)", 1 if emulated else 0)
+    label = str(entry["label"])
+    if not entry.get("device", {}).get("emulated", False) or "(emulated)" in label:
+        return label
+    # Results of earlier versions don't have it in their labels.
+    return label.replace(entry["backend"], device_label(entry["backend"], True), 1)
 
 
 def revision(result: dict[str, Any]) -> str:

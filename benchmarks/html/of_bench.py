@@ -132,10 +132,10 @@ def _cells(target: Target) -> list[str]:
     if target.figures is None:
         return [""] * 10
     figures, share, memory = target.figures, target.share_of_peak, target.memory
-    assert share is not None, "figures come with it"
     assert memory is not None, "figures come with it"
     if target.emulated:
         return ["none"] + [""] * 7 + [number(memory.peak_bytes / 2**20), ""]
+    assert share is not None, "a real device's figures come with it"
     steady = target.phases["steady"].median if "steady" in target.phases else None
     return [
         number(figures.samples_per_second.median),

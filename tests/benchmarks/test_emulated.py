@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from isotrain import UserError
 from isotrain.benchmarks.bench import VALID, run_bench
 from isotrain.benchmarks.end_to_end import check, training_arguments
 from isotrain.benchmarks.environment import describe
+from isotrain.benchmarks.export import result_markdown, rows, to_csv
+from isotrain.benchmarks.html.loading import load_results
 from isotrain.benchmarks.plan import Options, Plan, make_plan, with_peers
 from isotrain.benchmarks.report import WIDE, print_plan, print_result
 from isotrain.benchmarks.results import build_result
@@ -49,6 +52,8 @@ def test_every_line_about_an_emulated_target_says_so(mixed: tuple[Plan, dict[str
     assert f"{LABEL}: every time and rate is the emulation's on this host, never a card's" in result["notes"][0]
     for width in (WIDE, 80):
         text = written(lambda console: print_result(result, console), width)
+        assert f"{LABEL}: wormhole arithmetic on Fake CPU (2 threads), x" in " ".join(text.split())
+        assert f"energy of {LABEL}" in " ".join(text.split())
         assert "EMULATED: tt (emulated) is arithmetic on this host" in " ".join(text.split())
         # No "tt" without its qualification, in any table, banner, note or peak.
         assert text.replace("\n", " ").split().count("tt") == " ".join(text.split()).count(LABEL)
@@ -67,6 +72,19 @@ def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
     assert second["relative"]["to"] == first["label"]
     rows = [line for line in written(lambda console: print_result(result, console)).splitlines() if LABEL in line]
     assert any("n/a" in row for row in rows)
+
+
+def test_its_results_go_into_spreadsheets_and_the_report_by_their_name(
+    mixed: tuple[Plan, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, result = mixed
+    table = list(csv.DictReader(io.StringIO(to_csv(rows(result)))))
+    assert [row["target"].startswith(LABEL) for row in table] == [False, False, True, True]
+    assert [bool(row["share_of_peak_useful"]) for row in table] == [True, True, False, False]
+    assert result_markdown(result).count(f"| {LABEL} forward") == 2
+    (tmp_path / "bench.json").write_text(json.dumps(result), encoding="utf-8")
+    (bench,) = load_results(tmp_path).bench
+    assert [target.name.startswith(LABEL) for target in bench.document.targets] == [False, False, True, True]
 
 
 def test_coarser_numbers_of_another_mode_are_no_wrong_answer(
