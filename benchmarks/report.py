@@ -85,6 +85,13 @@ def print_plan(plan: Plan, console: Console) -> None:
     )
 
 
+def _device(entry: dict[str, Any]) -> str:
+    """A target's backend, device and threads; an emulated device's name has the backend's in it."""
+    threads = f"{entry['processes'][0]['environment']['threads']['intra_op']} threads"
+    name = entry["device"]["name"]
+    return f"{name} ({threads})" if entry["emulated"] else f"{entry['backend']} ({name}, {threads})"
+
+
 def title(result: dict[str, Any]) -> list[str]:
     """What was measured, on what: backend, device, dtype policy, model, data."""
     # The first target's device stands for all; a peer's own dtype stands in its note.
@@ -92,11 +99,7 @@ def title(result: dict[str, Any]) -> list[str]:
     config = result["config"]
     if not measured:
         return [f"isotrain bench: {config['model']}, {config['dtype']}"]
-    devices = dict.fromkeys(
-        f"{entry['backend']} ({entry['device']['name']}, {entry['processes'][0]['environment']['threads']['intra_op']} "
-        f"threads), {entry['policy']['label']}"
-        for entry in measured
-    )
+    devices = dict.fromkeys(f"{_device(entry)}, {entry['policy']['label']}" for entry in measured)
     data = measured[0]["data"]
     kernels = dict.fromkeys(
         f"{entry['kernel']} is {entry['kernel_used']['name']} {entry['kernel_used']['version']}"
@@ -270,7 +273,8 @@ def _peaks(result: dict[str, Any]) -> list[str]:
 def _energy_sources(result: dict[str, Any]) -> list[str]:
     """Where joules come from, or why there are none, by backend."""
     sources = dict.fromkeys(
-        (entry["backend"], entry["energy"]["source"]) for entry in measured_entries(result["targets"])
+        (device_label(entry["backend"], entry["emulated"]), entry["energy"]["source"])
+        for entry in measured_entries(result["targets"])
     )
     return [f"energy of {backend}: {source}" for backend, source in sources]
 

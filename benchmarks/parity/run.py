@@ -119,13 +119,14 @@ def _recorded(
         "steps": comparison.steps,
     }
     python = (comparison.pythons or {}).get(side.base, sys.executable)
-    error = _run(spec, python, folder, " ".join((side.label, *more)), comparison.time_limit, tell)
+    label = _foreseen_label(comparison, side)
+    error = _run(spec, python, folder, " ".join((label, *more)), comparison.time_limit, tell)
     try:
         if error:
             raise UserError(error)
         return read_trace(folder)
     except UserError as reason:
-        return Missing(_foreseen_label(comparison, side), str(reason))
+        return Missing(label, str(reason))
 
 
 def _foreseen_label(comparison: Comparison, side: Side) -> str:

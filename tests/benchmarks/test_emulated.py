@@ -53,6 +53,8 @@ def test_every_line_about_an_emulated_target_says_so(mixed: tuple[Plan, dict[str
     assert f"{LABEL}: every time and rate is the emulation's on this host, never a card's" in result["notes"][0]
     for width in (WIDE, 80):
         text = written(lambda console: print_result(result, console), width)
+        assert f"{LABEL}: wormhole arithmetic on Fake CPU (2 threads), x" in " ".join(text.split())
+        assert f"energy of {LABEL}" in " ".join(text.split())
         assert "EMULATED: tt (emulated) is arithmetic on this host" in " ".join(text.split())
         # No "tt" without its qualification, in any table, banner, note or peak.
         assert text.replace("\n", " ").split().count("tt") == " ".join(text.split()).count(LABEL)

@@ -68,6 +68,7 @@ def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path
     assert "can't run here" in found["cuda:99:bfloat16"]["reasons"][0]
     assert found["tt:float16 (emulated)"]["verdict"] == "failed"
     assert "tt:lofi+bfp_bf4 (emulated)" in done.stdout
+    assert "\ntt:lofi+bfp_bf4 (emulated): " in done.stderr
     assert "random weights" in done.stdout
 
 
