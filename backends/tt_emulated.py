@@ -135,7 +135,7 @@ class TtEmulated(CpuBackend):
 def yardstick(options: TtOptions, policy: CastPolicy) -> Yardstick:
     """The card's arithmetic emulated fast: block formats and fidelities are no dtype that the ideal could round to."""
     chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"})
-    return Yardstick("tt", policy.requested, chosen.model_dump(exclude_defaults=True), draws=False)
+    return Yardstick("tt", policy.requested, chosen.model_dump(exclude_defaults=True), draws=False, emulated=True)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ class Yardstick:
 
     `options` are the backend's own, as `get_backend` takes them for its name. `draws`: whether each device number of
     the backend is another draw of the same arithmetic's rounding. `compute`: what products take, where that isn't
-    `dtype` but wider.
+    `dtype` but wider. `emulated`: whether it emulates a card's arithmetic, which its label says.
     """
 
     backend: str
@@ -22,15 +22,17 @@ class Yardstick:
     draws: bool = True
     head_dtype: str = "float32"
     compute: str = ""
+    emulated: bool = False
 
     @property
     def label(self) -> str:
-        chosen = [f"{key} {value}" for key, value in sorted(self.options.items())]
+        chosen = [f"{key} {value}" for key, value in sorted(self.options.items()) if value != "emulated"]
         if self.head_dtype != "float32":
             chosen.append(f"head {self.head_dtype}")
         if not self._narrow:
             chosen.insert(0, f"computed in {self.compute}")
-        return f"{self.backend} {self.dtype}" + (f" ({', '.join(chosen)})" if chosen else "")
+        name = f"{self.backend} (emulated)" if self.emulated else self.backend
+        return f"{name} {self.dtype}" + (f" ({', '.join(chosen)})" if chosen else "")
 
     @property
     def _narrow(self) -> bool:

@@ -32,7 +32,7 @@ def test_yardsticks_name_the_arithmetic_and_nothing_of_the_device() -> None:
     assert "strict_dtype=false" in cpu.yardstick(in_float32).settings(1)[0]
     tt = get_backend("tt", {"tt": {"device": "emulated", "math_fidelity": "hifi2", "emulation": "exact"}})
     found = tt.yardstick(tt.cast_policy("bfloat16"))
-    assert found.label == "tt bfloat16 (device emulated, math_fidelity hifi2)"
+    assert found.label == "tt (emulated) bfloat16 (math_fidelity hifi2)"
     assert TtOptions.model_validate(dict(found.options)).emulation == "fast"
 
 
