@@ -106,6 +106,12 @@ def load_predictor(
             f"{checkpoint or run.model} holds weights for {trained_for}, and run {str(run.path)!r} is one of "
             f"{task.name}; name a checkpoint of this run"
         )
+    # Two recipes of one task have weights of the same shapes, and labels that have nothing to do with each other.
+    if identity["train_data"] != run.identity().get("train_data", identity["train_data"]):
+        raise UserError(
+            f"{checkpoint or run.model} holds weights trained on other texts than run {str(run.path)!r}; name a "
+            "checkpoint of this run"
+        )
     opened = get_backend(backend or config.backend_name, config.backend_options)
     if model_name is None and run.encoder.is_dir():
         encoder = saved_encoder(run.encoder, config.model_name)
