@@ -21,6 +21,7 @@ from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
 from .data import Table, TextTokenizer, TokenStore, load_tokenizer
+from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .job import frozen_encoder, labelled, layout_on, with_adapters
@@ -54,10 +55,13 @@ class Predictor:
         """
         if pairs is not None and len(pairs) != len(texts):
             raise UserError(f"there are {len(texts)} texts and {len(pairs)} second texts; give each text its second")
-        for texts_of_role in (texts, pairs or ()):
+        for role, texts_of_role in (("text", texts), ("second text", pairs or ())):
             for number, text in enumerate(texts_of_role, start=1):
                 if not text.strip():
-                    raise UserError(f"text {number} of {len(texts)} is empty; give a text to predict")
+                    raise UserError(f"{role} {number} of {len(texts)} is empty; give a text to predict")
+                # As a shell hands over bytes that are in another encoding.
+                if not is_unicode(text):
+                    raise UserError(f"{role} {number} of {len(texts)} is not UTF-8: {text!r}; write it as UTF-8")
         return self.task.predict(self, texts, pairs) if texts else []
 
     def outputs(self, store: TokenStore) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
