@@ -176,7 +176,7 @@ def record(training: Training, resolved: ResolvedConfig) -> None:
     if job.config.copy_encoder and not job.encoder.random and not run.encoder.exists():
         save_encoder(job.encoder, run.encoder)
     write_json(
-        run.path / "run.json",
+        run.origin,
         {
             "model": job.encoder.label,
             "random_weights": job.encoder.random,

@@ -21,6 +21,7 @@ from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
 from .data import Table, TextTokenizer, TokenStore, load_tokenizer
+from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .job import frozen_encoder, labelled, layout_on, with_adapters
@@ -54,10 +55,13 @@ class Predictor:
         """
         if pairs is not None and len(pairs) != len(texts):
             raise UserError(f"there are {len(texts)} texts and {len(pairs)} second texts; give each text its second")
-        for texts_of_role in (texts, pairs or ()):
+        for role, texts_of_role in (("text", texts), ("second text", pairs or ())):
             for number, text in enumerate(texts_of_role, start=1):
                 if not text.strip():
-                    raise UserError(f"text {number} of {len(texts)} is empty; give a text to predict")
+                    raise UserError(f"{role} {number} of {len(texts)} is empty; give a text to predict")
+                # As a shell hands over bytes that are in another encoding.
+                if not is_unicode(text):
+                    raise UserError(f"{role} {number} of {len(texts)} is not UTF-8: {text!r}; write it as UTF-8")
         return self.task.predict(self, texts, pairs) if texts else []
 
     def outputs(self, store: TokenStore) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -105,6 +109,12 @@ def load_predictor(
         raise UserError(
             f"{checkpoint or run.model} holds weights for {trained_for}, and run {str(run.path)!r} is one of "
             f"{task.name}; name a checkpoint of this run"
+        )
+    # Two recipes of one task have weights of the same shapes, and labels that have nothing to do with each other.
+    if identity["train_data"] != run.identity().get("train_data", identity["train_data"]):
+        raise UserError(
+            f"{checkpoint or run.model} holds weights trained on other texts than run {str(run.path)!r}; name a "
+            "checkpoint of this run"
         )
     opened = get_backend(backend or config.backend_name, config.backend_options)
     if model_name is None and run.encoder.is_dir():

@@ -51,6 +51,7 @@ class RunFolder:
         self.responses = path / "responses.json"
         self.config = path / "config.yaml"
         self.summary = path / "summary.json"
+        self.origin = path / "run.json"
 
     @property
     def name(self) -> str:
@@ -61,6 +62,20 @@ class RunFolder:
         with suppress(OSError, ValueError):
             return bool(json.loads(self.summary.read_text(encoding="utf-8"))["status"] == "completed")
         return False
+
+    def identity(self) -> dict[str, Any]:
+        """What the run's weights have in common, as it wrote it when it began; empty where it didn't.
+
+        Raises UserError for a file that is damaged.
+        """
+        try:
+            found = json.loads(self.origin.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.origin} can't be read ({error}); copy the whole run folder again") from error
+        identity = found.get("identity") if isinstance(found, dict) else None
+        return identity if isinstance(identity, dict) else {}
 
 
 def create_run(resolved: ResolvedConfig) -> RunFolder:

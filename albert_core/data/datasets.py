@@ -241,15 +241,4 @@ def _texts(table: Table, column: str, columns: Columns) -> list[str]:
             raise UserError(
                 f"{table.place(row)}: the text ({column!r}) is {shown([text])}, a {type(text).__name__}; give a string"
             )
-        if not is_unicode(text):
-            raise UserError(f"{table.place(row)}: the text has half of a surrogate pair (\\ud800-\\udfff); remove it")
     return texts
-
-
-def is_unicode(text: str) -> bool:
-    """Whether `text` can be written down: no half of a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

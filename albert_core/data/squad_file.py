@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from .datasets import is_unicode
-from .tabular import TABLE_SUFFIXES, Table, read_table, shown
+from .tabular import TABLE_SUFFIXES, Table, read_table, refuse_half_pairs, shown
 
 NESTED_SUFFIXES = (".json", ".json.gz")
 COLUMNS = ["id", "title", "context", "question", "answers"]
@@ -107,7 +106,7 @@ def split_of(
     checked = []
     for row, name in enumerate(ids):
         for role, text in (("question", questions[row]), ("context", contexts[row])):
-            if not isinstance(text, str) or not text.strip() or not is_unicode(text):
+            if not isinstance(text, str) or not text.strip():
                 raise UserError(
                     f"{table.place(row)} ({name}): the {role} is {shown([text])}, and a text is needed; fill it in or "
                     "remove the question"
@@ -155,9 +154,12 @@ def _read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte offset {error.start}); save it again as UTF-8") from error
     try:
-        return json.loads(text)
+        root = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); give SQuAD's JSON, or .jsonl with an object a line") from error
+    if "\\u" in text:
+        refuse_half_pairs(str(path), root)
+    return root
 
 
 def _questions(path: Path, root: Any) -> Iterator[list[Any]]:

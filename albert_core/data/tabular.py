@@ -159,6 +159,8 @@ def _read_jsonl(path: Path, text: str) -> Table:
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", None) or str(error).partition(";")[0]
             raise UserError(f"{path}:{number} is not JSON ({reason}); write one object a line") from error
+        if "\\u" in line:
+            refuse_half_pairs(f"{path}, line {number}", value)
         if not isinstance(value, dict):
             raise UserError(
                 f"{path}:{number} is a JSON {type(value).__name__}, not an object; "
@@ -174,6 +176,24 @@ def _refuse_duplicates(path: Path, columns: Sequence[str]) -> None:
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise UserError(f"{path} has columns that appear twice: {shown(twice)}; rename one of each")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written down: no half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_half_pairs(place: str, value: Any) -> None:
+    """Raises UserError where any text in a JSON value, keys included, holds half of a surrogate pair.
+
+    JSON can escape one in a file that is UTF-8, and no file that a run writes could hold it.
+    """
+    if not is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise UserError(f"{place} has half of a surrogate pair (\\ud800-\\udfff) in a text; remove it")
 
 
 def shown(values: Iterable[Any], limit: int = 8) -> str:

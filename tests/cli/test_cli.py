@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ def test_predict_from_a_checkpoint_gives_the_finished_models_answer(invoke: Invo
 def test_predict_refuses_what_it_cannot_use(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
     one_line_error(invoke("predict", small_run), "either texts or --csv")
     one_line_error(invoke("predict", small_run, "  "), "empty")
+    one_line_error(invoke("predict", small_run, os.fsdecode(b"caf\xe9")), "not UTF-8")
     one_line_error(invoke("predict", tmp_path / "absent", "x"), "no folder")
     one_line_error(invoke("predict", tmp_path, "x"), "not a run folder")
     one_line_error(invoke("predict", small_run, "--csv", "absent.csv"), "absent.csv")
@@ -184,6 +186,9 @@ def test_a_diverging_run_exits_with_1(invoke: Invoke, small_run: Path) -> None:
 def test_cells_that_are_no_text_are_refused_by_row(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "lost card"}\n{"id": 2}\n')
     one_line_error(invoke("predict", small_run, "--csv", "in.jsonl", "--out", "o.csv"), "in.jsonl, line 2", "None")
+    (tmp_path / "half.jsonl").write_text('{"text": "lost card"}\n{"text": "card", "note": "\\ud83d"}\n')
+    half = invoke("predict", small_run, "--csv", "half.jsonl", "--out", "o.csv")
+    one_line_error(half, "half.jsonl, line 2", "surrogate")
     assert not (tmp_path / "o.csv").exists()
 
 

@@ -84,7 +84,7 @@ def test_the_evaluations_answers_come_again_from_a_moved_run(invoke: Invoke, rea
 
 def test_what_cannot_be_asked_is_refused(invoke: Invoke, reading_run: Path, tmp_path: Path) -> None:
     one_line_error(invoke("predict", reading_run, "Where?"), "give each question its context")
-    one_line_error(invoke("predict", reading_run, "Where?", "--context", " "), "empty")
+    one_line_error(invoke("predict", reading_run, "Where?", "--context", " "), "second text 1 of 1 is empty")
     one_line_error(invoke("predict", reading_run, "where " * 60, "--context", "There."), "doc_stride 12")
     (tmp_path / "one.csv").write_text("question\nWhere?\n")
     one_line_error(invoke("predict", reading_run, "--file", "one.csv"), "no column 'context'", "--pair-column")

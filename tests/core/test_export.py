@@ -45,6 +45,14 @@ def by_transformers(folder: Path) -> Callable[[Inputs], torch.Tensor]:
     return logits
 
 
+def by_transformers_spans(folder: Path) -> Callable[[Inputs], torch.Tensor]:
+    """The same for questions, whose head is one layer over every token."""
+    from transformers import AutoModel
+
+    encoder, head = AutoModel.from_pretrained(folder).eval(), load_file(folder / "head.safetensors")
+    return lambda inputs: encoder(**inputs).last_hidden_state @ head["output.weight"].T + head["output.bias"]
+
+
 def by_torch_export(folder: Path) -> Callable[[Inputs], torch.Tensor]:
     program = torch.export.load(folder / "model.pt2").module()
     return lambda inputs: program(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
@@ -88,6 +96,30 @@ def test_an_export_answers_as_the_run_does(
     record = json.loads((result.folder / "export.json").read_text())
     assert "random weights" in record["model"]
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("form", list(LOADERS))
+def test_an_export_answers_questions_as_the_run_does(
+    run: Run, reading: dict[str, Any], tmp_path: Path, needs: None, form: str
+) -> None:
+    """One window a question, whose best span is looked for here."""
+    from transformers import AutoTokenizer
+
+    trained = run(**reading | {"max_length": 96, "num_epochs": 4})
+    folder = export_run(trained.run, form, tmp_path / "out").folder
+    question, context = "Where does Anna keep it?", "Anna keeps a violin in the cellar. Hugo keeps two keys in Room 12."
+    (expected,) = load_predictor(trained.run).predict([question], [context])
+    inputs = AutoTokenizer.from_pretrained(folder)(
+        question, context, return_tensors="pt", return_offsets_mapping=True, return_token_type_ids=True
+    )
+    (offsets,), types = inputs.pop("offset_mapping").tolist(), inputs["token_type_ids"][0].tolist()
+    load = by_transformers_spans if form == "safetensors" else LOADERS[form]
+    with torch.no_grad():
+        start, end = load(folder)(dict(inputs))[0].T.tolist()
+    words = [place for place, kind in enumerate(types) if kind == 1 and offsets[place][1] > offsets[place][0]]
+    spans = [(start[one] + end[two], one, two) for one in words for two in words if one <= two < one + 30]
+    _, first, last = max(spans)
+    assert context[offsets[first][0] : offsets[last][1]].strip() == expected.text
 
 
 def test_the_hugging_face_folder_can_be_trained_on(run: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,25 @@ def test_a_checkpoint_of_another_task_is_refused(run: Run, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
     with pytest.raises(checkpoint.CheckpointError, match="task is 'question_answering' there"):
         run(resume=result.run, resume_option="path", checkpoint_path=str(foreign))
+
+
+def test_weights_of_another_recipe_are_refused(run: Run, pair_data: str, tmp_path: Path) -> None:
+    """Of the same task and the same shapes, so that they would load and answer with labels of other texts."""
+    own = run(run_name="own", num_labels=6).run
+    other = run(run_name="other", num_labels=6, dataset_id=pair_data).run
+    foreign = max(other.checkpoints.glob("step-*"))
+    with pytest.raises(UserError, match="trained on other texts than run") as caught:
+        load_predictor(own, checkpoint=str(foreign))
+    assert "\n" not in str(caught.value)
+    shutil.copy(other.model / "model.safetensors", own.model)
+    with pytest.raises(UserError, match="trained on other texts than run"):
+        load_predictor(own)
+    kept = max(own.checkpoints.glob("step-*"))
+    moved = shutil.copytree(kept, tmp_path / "fetched" / kept.name)
+    assert load_predictor(own, checkpoint=str(moved)).predict(["lost card"]), "its own, wherever it lies"
+    own.origin.write_text("[")
+    with pytest.raises(UserError, match=r"run\.json can't be read"):
+        load_predictor(own, checkpoint="last")
 
 
 def test_the_run_keeps_what_predictions_need(run: Run, pair_data: str) -> None:

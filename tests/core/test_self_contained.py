@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.data.questions import load_questions
 from isotrain.albert_core.predict import Predictor, load_predictor
 from isotrain.albert_core.run import open_run
 from isotrain.albert_core.train import TrainResult
@@ -60,6 +63,23 @@ def test_a_copied_run_predicts_when_everything_else_is_gone(
     there = load_predictor(open_run(tmp_path / "elsewhere"), checkpoint=checkpoint)
     assert answers(there) == wanted
     assert there.label == before.label
+
+
+@pytest.mark.parametrize("checkpoint", [None, "last"])
+def test_a_copied_run_answers_questions_when_everything_else_is_gone(
+    run: Run, sources: dict[str, str], reading: dict[str, Any], tmp_path: Path, checkpoint: str | None
+) -> None:
+    shutil.copytree(reading["dataset_id"], tmp_path / "questions")
+    result = run(**reading | sources | {"dataset_id": str(tmp_path / "questions")})
+    data = load_questions(str(tmp_path / "questions")).test
+    shutil.copytree(result.run.path, tmp_path / "elsewhere")
+    for gone in [*sources.values(), tmp_path / "questions", result.run.path]:
+        shutil.rmtree(gone)
+    there = load_predictor(open_run(tmp_path / "elsewhere"), checkpoint=checkpoint)
+    assert there.label == sources["model_name"]
+    answers = there.predict(data.questions, data.contexts)
+    evaluated = json.loads((tmp_path / "elsewhere" / "predictions.json").read_text())
+    assert {name: item.text for name, item in zip(data.ids, answers, strict=True)} == evaluated
 
 
 def test_a_run_without_a_copy_says_what_it_lacks(run: Run, sources: dict[str, str], tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_wrong_labels_and_texts_are_refused_by_row(tmp_path: Path, train: str, t
         ('{"text": null, "label": "x"}', "empty"),
         ('{"label": "x"}', "empty"),
         ('{"text": "a\\ud800b", "label": "x"}', "surrogate"),
+        ('{"text": "a", "label": "\\udc00x"}', "surrogate"),
         ('{"text": "a", "label": true}', "True"),
         ('{"text": "a", "label": 1.0}', "fraction"),
         ('{"text": "a", "label": NaN}', "fraction"),

@@ -16,6 +16,7 @@ from isotrain.albert_core.train import TrainResult, train
 from safetensors.torch import load_file
 from support.processes import end, environment, start
 from support.small_job import settings, write_dataset
+from support.small_questions import write_questions
 
 JOB = Path(__file__).parent.parent / "support" / "ranks_job.py"
 SMALL = {"threads": 1, "steps_freq": 1, "batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 3}
@@ -25,6 +26,13 @@ HEAD = SGD | {"learning_rate": 0.2, "weight_decay": 0.01, "max_grad_norm": 0.5}
 WHOLE = SGD | {"learning_rate": 0.02, "freeze_encoder": False, "layout": "bucketed"}
 PACKED = WHOLE | {"layout": "packed", "gradient_checkpointing": True}
 STREAMED = SGD | {"learning_rate": 0.2, "feature_cache": False, "layout": "padded"}
+READING = SGD | {
+    "task": "question_answering",
+    "freeze_encoder": False,
+    "max_length": 64,
+    "doc_stride": 20,
+    "learning_rate": 0.02,
+}
 LORA = SMALL | {"freeze_encoder": False, "layout": "packed", "lora": {"rank": 2, "dropout": 0.2}, "learning_rate": 1e-2}
 
 # 21 texts: the last window of an epoch is a micro-batch of 4 and one of 1, of which one process of two has none.
@@ -35,11 +43,13 @@ TRAIN, TEST = 21, 13
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks")
     write_dataset(path / "data", train=TRAIN, test=TEST)
+    write_questions(path / "questions", train=5, dev=3, sentences=6)
     return path
 
 
 def job(folder: Path, name: str, resume: str | None = None, **overrides: Any) -> dict[str, Any]:
-    sets = settings(folder / "data", folder, run_name=name, **overrides)
+    data = folder / ("questions" if overrides.get("task") == "question_answering" else "data")
+    sets = settings(data, folder, run_name=name, **overrides)
     return {"sets": sets, "resume": str(folder / "runs" / resume) if resume else None}
 
 
@@ -51,6 +61,7 @@ def together(folder: Path) -> Path:
         job(folder, "whole-2", **WHOLE),
         job(folder, "packed-2", **PACKED),
         job(folder, "streamed-2", **STREAMED),
+        job(folder, "reading-2", **READING),
         job(folder, "lora-2", **LORA),
         job(folder, "lora-cut", **LORA, stop_at_step=2),
         job(folder, "lora-cut", resume="lora-cut", **LORA),
@@ -85,7 +96,8 @@ def same_to_rounding(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"), [("head", HEAD), ("whole", WHOLE), ("packed", PACKED), ("streamed", STREAMED)]
+    ("name", "overrides"),
+    [("head", HEAD), ("whole", WHOLE), ("packed", PACKED), ("streamed", STREAMED), ("reading", READING)],
 )
 def test_two_processes_have_the_losses_of_one(
     folder: Path, together: Path, name: str, overrides: dict[str, Any]
@@ -94,7 +106,11 @@ def test_two_processes_have_the_losses_of_one(
     same_to_rounding(one.run.path, together / f"{name}-2")
     summary = json.loads((together / f"{name}-2" / "summary.json").read_text())
     assert summary["processes"] == 2
-    assert summary["eval/loss"] == pytest.approx(one.metrics["eval/loss"], abs=1e-5)
+    for metric, value in one.metrics.items():
+        assert summary[metric] == pytest.approx(value, abs=1e-5), metric
+    answers = [path / "predictions.json" for path in (one.run.path, together / f"{name}-2")]
+    if name == "reading":
+        assert answers[0].read_text() == answers[1].read_text()
 
 
 def test_a_resume_of_two_processes_is_bit_exact(together: Path) -> None:

@@ -30,6 +30,9 @@ class Recipe:
     warmup_steps: int = 0
     clip: float | None = None
     frozen: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ()
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
@@ -45,11 +48,13 @@ def train(
     head_weights: dict[str, torch.Tensor],
     order: Sequence[int],
     recipe: Recipe,
+    adapter_weights: dict[str, torch.Tensor] | None = None,
 ) -> list[float]:
     """The mean loss of each optimizer step, from the model and tokenizer in `folder`.
 
     `texts` holds one text a row, or two; `order` the rows of the one epoch that the steps fall into, in the order of
-    training; `head_weights` those of Linear, GELU, Linear on the [CLS] state.
+    training; `head_weights` those of Linear, GELU, Linear on the [CLS] state; `adapter_weights` those of the adapters
+    of a recipe with a rank, by peft's names.
     """
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]")
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).train(not recipe.frozen)
@@ -58,6 +63,16 @@ def train(
     names = zip(("0.weight", "0.bias", "2.weight", "2.bias"), head_weights, strict=True)
     head.load_state_dict({ours: head_weights[given] for ours, given in names})
     encoder.requires_grad_(not recipe.frozen)
+    if recipe.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        targets = list(recipe.lora_targets)
+        encoder = get_peft_model(
+            encoder, LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules=targets)
+        )
+        adapters = {f"base_model.model.{name}": weight for name, weight in (adapter_weights or {}).items()}
+        assert adapters.keys() == {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+        encoder.load_state_dict(adapters, strict=False)
     trained = [parameter for parameter in [*encoder.parameters(), *head.parameters()] if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from isotrain.albert_core.batches import epoch_order
 from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.encoder import load_encoder
 from isotrain.albert_core.head import ClassificationHead
+from isotrain.albert_core.lora import add_adapters
+from isotrain.albert_core.lora_options import LoraOptions
 from isotrain.albert_core.train import train
 from reference import plain_loop
 from support.small_job import losses
@@ -95,6 +98,22 @@ CASES = {
         seed=23,
         keys={"num_labels": 3},
     ),
+    "banking77, adapters": Case(
+        "banking77_lora",
+        "albert",
+        ("text", "label"),
+        recipe(
+            learning_rate=1e-3,
+            batch_size=8,
+            weight_decay=0.01,
+            schedule="linear",
+            warmup_steps=math.ceil(0.1 * STEPS),
+            lora_rank=8,
+            lora_targets=("query", "value"),
+        ),
+        seed=23,
+        keys={"num_labels": 3},
+    ),
 }
 
 
@@ -109,7 +128,7 @@ def write_data(folder: Path, case: Case, words: list[str]) -> list[int]:
             writer = csv.writer(file)
             writer.writerow(case.columns)
             for number in range(count):
-                label = number % (3 if case.config in ("csv_intents", "banking77") else 2)
+                label = number % (2 if case.config in ("subj", "mrpc") else 3)
                 texts = [" ".join(draw.choices(words, k=draw.randint(2, 24))) for _ in case.columns[1:]]
                 topic = list(ANSWERS)[label]
                 shown = draw.choice(ANSWERS[topic]) if case.columns[-1] == "response" else label
@@ -125,6 +144,8 @@ def test_losses_are_those_of_the_plain_script(
     name: str, layout: str, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
     case = CASES[name]
+    if case.recipe.lora_rank:
+        pytest.importorskip("peft", reason="needs the extra lora: pip install 'isotrain[lora]'")
     folder = tiny_models[case.model]
     words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
     labels = write_data(tmp_path / "data", case, words)
@@ -144,9 +165,14 @@ def test_losses_are_those_of_the_plain_script(
     result = train(load_config(case.config, [f"{key}={json.dumps(value)}" for key, value in keys.items()]))
     got = [loss for _, loss in losses(result)]
     head = ClassificationHead(HIDDEN, case.mlp_hidden_size, len(set(labels)), case.seed)
+    adapters = None
+    if case.recipe.lora_rank:
+        options = LoraOptions(rank=case.recipe.lora_rank, targets=case.recipe.lora_targets)
+        adapted = add_adapters(load_encoder(str(folder)).module(), options, case.seed)
+        adapters = {key: value.detach() for key, value in adapted.named_parameters() if value.requires_grad}
     texts = plain_loop.read_rows(tmp_path / "data" / "train.csv", case.columns[:-1])
     order = epoch_order(len(labels), case.seed, 0).tolist()
-    expected = plain_loop.train(folder, texts, labels, dict(head.state_dict()), order, case.recipe)
+    expected = plain_loop.train(folder, texts, labels, dict(head.state_dict()), order, case.recipe, adapters)
     assert len(got) == len(expected) == STEPS
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
     assert np.ptp(expected) > 1e-3, "losses that never move would prove nothing"
