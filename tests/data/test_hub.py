@@ -7,7 +7,9 @@ from typing import Any
 import datasets
 import pytest
 from isotrain import UserError
+from isotrain.albert_core.config_file import load_config
 from isotrain.albert_core.data import load_dataset
+from isotrain.albert_core.tasks import find_task
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, **splits: Any) -> list[str]:
@@ -34,6 +36,20 @@ def test_banking77_is_an_alias_and_label_text_names_the_ids(monkeypatch: pytest.
     assert data.name == "mteb/banking77"
     assert data.label_names == ["reason", "place"]
     assert (data.train.texts, data.train.labels) == (["where?", " why\n", "who"], [1, 0, 1])
+
+
+def test_the_subj_recipes_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SetFit publishes it: text, label, label_text; the recipe's own configuration loads it."""
+    rows = split(text=["a plot", "a view"], label=[0, 1], label_text=["objective", "subjective"])
+    asked = serve(monkeypatch, train=rows, test=rows)
+    config = load_config("subj").config
+    data = find_task(config.task).load(config)
+    assert asked == ["SetFit/subj"]
+    assert (data.label_names, data.train.texts, data.train.labels) == (
+        ["objective", "subjective"],
+        ["a plot", "a view"],
+        [0, 1],
+    )
 
 
 def test_class_labels_give_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
