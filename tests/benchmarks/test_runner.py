@@ -160,6 +160,8 @@ def test_a_real_run_from_end_to_end(tmp_path: Path) -> None:
         model="random:tiny",
         workloads=("forward",),
         layouts=("bucketed", "packed"),
+        # The native kernel leaves out a bucketed batch's padding.
+        kernels=("portable",),
         processes=1,
         blocks=3,
         seconds=0.2,
