@@ -7,73 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from isotrain import UserError
 from isotrain.albert_core.encoder import load_encoder
 from isotrain.albert_core.train import TrainResult
-from isotrain.backends import get_backend, tt
+from isotrain.backends import get_backend
 from isotrain.kernels.packed import PackedBatch
-from support.small_job import losses
+from support.small_job import losses, settings
+from support.tt_card import Card, put_card
 
 Run = Callable[..., TrainResult]
 
 
-class Card:
-    """What the vendor's stack was told: options of its compiler, in order, and graphs that dynamo handed over."""
-
-    def __init__(self) -> None:
-        self.options: list[dict[str, Any]] = []
-        self.graphs: list[tuple[torch.fx.GraphModule, dict[str, Any]]] = []
-        self.compiled_under: list[str] = []
-
-
 @pytest.fixture
 def card(backend: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Card:
-    import torch_xla
-    from torch._dynamo.backends import registry
-    from torch_xla import runtime
-
-    told = Card()
-
-    def compiler(graph: torch.fx.GraphModule, inputs: Any, options: dict[str, Any]) -> Callable[..., Any]:
-        told.graphs.append((graph, options))
-        return graph.forward
-
-    sync = torch_xla.sync
-
-    def counting_sync(*args: Any, **kwargs: Any) -> None:
-        before = backend.compile_count()
-        sync(*args, **kwargs)
-        if backend.compile_count() != before:
-            told.compiled_under.append(told.options[-1]["experimental_weight_dtype"])
-
-    (tmp_path / "tenstorrent").mkdir()
-    (tmp_path / "tenstorrent" / "0").touch()
-    entry = EntryPoint("tt", "torch_plugin_tt:TTPlugin", tt.PLUGIN_GROUP)
-    monkeypatch.setattr(tt, "CARD_FOLDER", tmp_path / "tenstorrent")
-    monkeypatch.setattr(tt, "entry_points", lambda **_: [entry])
-    monkeypatch.setattr(tt, "DEVICE_TYPE", "CPU")
-    # `_open` sets it for good; afterwards it is gone again.
-    monkeypatch.setenv("XLA_STABLEHLO_COMPILE", "0")
-    monkeypatch.setattr(torch_xla, "set_custom_compile_options", told.options.append, raising=False)
-    monkeypatch.setattr(torch_xla, "sync", counting_sync)
-    monkeypatch.setattr(
-        runtime, "global_runtime_device_attributes", lambda: [{"name": "TT:0", "device_arch": "Wormhole_b0"}]
-    )
-    monkeypatch.setitem(sys.modules, "tt_torch", ModuleType("tt_torch"))
-    # As torch._dynamo.register_backend does it, which has no way back.
-    monkeypatch.setitem(registry._BACKENDS, "tt", None)
-    monkeypatch.setitem(registry._COMPILER_FNS, "tt", compiler)
-    torch._dynamo.reset()
-    return told
+    return put_card(monkeypatch, tmp_path, backend.compile_count)
 
 
 def test_the_compiler_is_told_the_options_under_its_names(card: Card) -> None:
@@ -118,6 +72,43 @@ def test_a_resume_is_bit_for_bit(card: Card, run: Run) -> None:
     straight = run(backend="tt", run_name="straight", steps_freq=1, num_epochs=1)
     first = run(backend="tt", run_name="cut", steps_freq=1, num_epochs=1, stop_at_step=4)
     assert losses(run(backend="tt", resume=first.run, steps_freq=1, num_epochs=1)) == losses(straight)
+
+
+# A process of its own: torch_xla takes a cache once, before it computes anything.
+CACHED_RUN = """
+import sys
+from pathlib import Path
+
+import pytest
+from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.train import train
+from isotrain.backends.xla import XlaBackend
+from support.tt_card import name_it_a_card, put_card
+
+with pytest.MonkeyPatch.context() as patch:
+    put_card(patch, Path(sys.argv[1]), lambda: 0)
+    name_it_a_card(patch)
+    result = train(load_config(None, sys.argv[2:]))
+    print(result.status, result.run.path)
+"""
+
+
+def test_a_cards_programs_are_kept_on_the_disk(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch_xla
+
+    monkeypatch.setenv("ISOTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("XLA_PERSISTENT_CACHE_PATH", raising=False)
+    sets = settings(small_data, tmp_path, backend="tt", num_epochs=1)
+    tests = str(Path(__file__).parents[1])
+    program = f"import sys; sys.path.insert(0, {tests!r})\n{CACHED_RUN}"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path), *sets], capture_output=True, text=True)
+    assert done.stdout.startswith("completed "), done.stderr[-2000:]
+    kept = tmp_path / "cache" / "xla" / f"tt-{torch_xla.__version__}"
+    assert len(list(kept.iterdir())) >= 2, "the encoder's programs, and the head's"
+    saved = json.loads((Path(done.stdout.split(maxsplit=1)[1].strip()) / "run.json").read_text())
+    assert "PJRT TT" in saved["device"]["features"]
 
 
 def test_a_whole_model_trains(card: Card, run: Run) -> None:
