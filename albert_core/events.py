@@ -36,6 +36,8 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
     loss, accuracy = state.take_means(training.job.ranks)
     _require_finite(loss, training)
     norm = None if state.gradient_norm is None else float(state.gradient_norm)
+    # Not for its value: a counter that wraps must be looked at in between.
+    training.job.backend.energy()
     values = {
         "epoch": epoch + 1,
         "train/loss": loss,
@@ -213,6 +215,8 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "seconds": None if seconds is None else round(seconds, 3),
         "phases": {name: round(value, 3) for name, value in job.phases.items()},
         "peak_memory_bytes": job.backend.memory().peak_bytes,
+        # From the opened device on; of several processes, what the first one's counter covers.
+        "energy": asdict(job.backend.energy().since(job.energy)),
     }
     write_json(training.run.summary, summary)
     return summary

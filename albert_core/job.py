@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import UserError
-from ..backends import Backend, CastPolicy, FrozenEncoder, get_backend
+from ..backends import Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backend
 from .batches import epoch_order
 from .config import TrainConfig
 from .data import TextTokenizer, TokenStore, load_tokenizer
@@ -30,7 +30,7 @@ PhaseProgress = Callable[[str], Callable[[int, int], None] | None]
 
 @dataclass
 class Job:
-    """What training reads. `phases` holds the seconds each part of opening took.
+    """What training reads. `phases` holds the seconds each part of opening took, `energy` the counter once it was open.
 
     `dataset` is what the task's `load` returned, `num_labels` how many outputs its head has.
     """
@@ -47,6 +47,7 @@ class Job:
     num_labels: int
     layout: str
     phases: dict[str, float]
+    energy: EnergyUse
     ranks: Ranks = ALONE
 
     @cached_property
@@ -113,6 +114,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
         layout = layout_on(backend, config)
+        energy = backend.energy()
     with _timed(phases, "load_data"):
         dataset = sampled(task.load(config), config)
         num_labels = task.outputs(config, dataset)
@@ -150,6 +152,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         num_labels=num_labels,
         layout=layout,
         phases=phases,
+        energy=energy,
         ranks=ranks,
     )
 

@@ -127,6 +127,12 @@ class EnergyUse:
     joules: float | None
     source: str
 
+    def since(self, earlier: EnergyUse) -> EnergyUse:
+        """What was used after `earlier` was read."""
+        if self.joules is None or earlier.joules is None:
+            return EnergyUse(None, self.source if self.joules is None else earlier.source)
+        return EnergyUse(self.joules - earlier.joules, self.source)
+
 
 @dataclass(frozen=True)
 class UnitRate:
@@ -238,7 +244,10 @@ class Backend(ABC):
         """Memory in use and its peak since the process began."""
 
     def energy(self) -> EnergyUse:
-        """What the device's energy counter says now, everything that runs on it and its idle draw included."""
+        """What the device's energy counter says now, everything that runs on it and its idle draw included.
+
+        Read it every few minutes: a counter that starts anew unseen twice has lost what it counted.
+        """
         return EnergyUse(None, f"unavailable: the {self.name} backend reads no energy counter")
 
     @abstractmethod

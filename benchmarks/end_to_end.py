@@ -24,10 +24,12 @@ from .extrapolate import Part, Sampled, total_interval, total_ratio
 from .plan import EMBEDDED_LENGTHS, Options, hash_of, interleaved, refuse_emulated_race
 from .results import emulation_notes, result_path, write_result
 from .runner import Ended, how, run_process, said, terminable
+from .whole_figures import add_figures
 
 SCHEMA = "isotrain.end-to-end/1"
 WORKLOAD = "end_to_end"
 OWN = "isotrain train"
+RUN = Path("runs/end-to-end")
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 5, 8, 1e-3
 # At least so many of the experiment's steps and validation batches are timed in each process.
 LEAST_STEPS, LEAST_VALIDATION = 50, 20
@@ -36,18 +38,20 @@ TIME_LIMIT = 6 * 3600.0
 
 TRAIN = (sys.executable, "-m", "isotrain.benchmarks.peak_memory")
 LOOP = (sys.executable, "-m", "isotrain.benchmarks.peers.experiment")
+COUNT = (sys.executable, "-m", "isotrain.benchmarks.whole_work")
 
 Said = Callable[[str], None]
 
 
 @dataclass
 class _Side:
-    """One row of the comparison: its processes so far, and why it has none or is not valid."""
+    """One row of the comparison: its processes so far, why it has none or is not valid, and its last one's folder."""
 
     name: str
     padding: str = ""
     documents: list[dict[str, Any]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    last: Path | None = None
 
     @property
     def extrapolated(self) -> bool:
@@ -82,6 +86,7 @@ def run_end_to_end(
     machine = environment.describe()
     interrupted = False
     import_bytes: list[int] = []
+    counted: dict[str, Any] | None = None
     order = interleaved(len(sides), options.processes, options.seed)
     try:
         with tempfile.TemporaryDirectory(prefix="isotrain-end-to-end-") as folder, terminable():
@@ -94,11 +99,14 @@ def run_end_to_end(
                 scratch = Path(folder) / f"{index}-{process}"
                 scratch.mkdir()
                 (_train if not side.extrapolated else _loop)(options, side, scratch)
+            if sides[0].last is not None:
+                tell("counting the work, measuring the device's peaks")
+                counted = _count(options, sides, sides[0].last)
     except KeyboardInterrupt:
         interrupted = True
     if not any(side.documents for side in sides):
         return Outcome(None, None, INTERRUPTED if interrupted else FAILED)
-    result = _result(options, sides, import_bytes, machine, interrupted)
+    result = _result(options, sides, import_bytes, counted, machine, interrupted)
     if path is not None:
         write_result(result, path)
     return Outcome(result, path, exit_code(result))
@@ -133,8 +141,8 @@ def training_arguments(options: Options, folder: Path) -> list[str]:
         "num_labels": "",
         "kernel": options.kernels[0],
         "seed": options.seed,
-        "project_dir": str(folder / "runs"),
-        "run_name": "end-to-end",
+        "project_dir": str(folder / RUN.parent),
+        "run_name": RUN.name,
     }
     if options.tokenizer is not None:
         values["tokenizer_name"] = _absolute(options.tokenizer)
@@ -159,7 +167,7 @@ def _train(options: Options, side: _Side, folder: Path) -> None:
     ended = run_process(
         command, None, folder / "log", options.threads, TIME_LIMIT, {"ISOTRAIN_CACHE": str(folder / "cache")}
     )
-    summary = folder / "runs" / "end-to-end" / "summary.json"
+    summary = folder / RUN / "summary.json"
     if ended.code == 2:
         raise UserError(_last_error(ended))
     if ended.code != 0 or ended.timed_out or not summary.is_file():
@@ -171,10 +179,11 @@ def _train(options: Options, side: _Side, folder: Path) -> None:
             "seconds": ended.seconds,
             "peak_bytes": int(memory.read_text(encoding="utf-8")),
             **{key: document[key] for key in ("status", "step", "total_steps", "phases", "model", "random_weights")},
-            **{key: document[key] for key in ("device", "dtype", "dataset")},
+            **{key: document[key] for key in ("device", "dtype", "dataset", "energy")},
             "metrics": {key: document[key] for key in ("eval/loss", "eval/accuracy", "eval/f1_macro")},
         }
     )
+    side.last = folder
     if document["status"] != "completed":
         side.reasons.append(f"a run ended {document['status']}")
 
@@ -212,6 +221,26 @@ def _loop(options: Options, side: _Side, folder: Path) -> None:
         side.reasons.append("its loss became NaN or infinite")
 
 
+def _count(options: Options, sides: Sequence[_Side], folder: Path) -> dict[str, Any] | None:
+    """What `whole_work` counts of the run in `folder` and of the loops; None, and a reason, where it can't."""
+    result = folder / "work.json"
+    spec = {
+        "run": str(folder / RUN),
+        "loops": [side.documents for side in sides if side.extrapolated and side.documents],
+        "dtype": options.dtype,
+        "threads": options.threads,
+        "result": str(result),
+    }
+    cache = {"ISOTRAIN_CACHE": str(folder / "cache")}
+    ended = run_process(COUNT, spec, folder / "count.log", options.threads, TIME_LIMIT, cache)
+    document = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"error": {"message": ""}}
+    if "error" in document:
+        why = document["error"]["message"] or _death(ended)
+        sides[0].reasons.append(f"its work could not be counted: {why}")
+        return None
+    return dict(document)
+
+
 def _import_torch(options: Options, folder: Path) -> int:
     """Peak bytes of a process that imports torch and does nothing else."""
     file = folder / "import"
@@ -232,7 +261,12 @@ def _last_error(ended: Ended) -> str:
 
 
 def _result(
-    options: Options, sides: Sequence[_Side], import_bytes: Sequence[int], machine: dict[str, Any], interrupted: bool
+    options: Options,
+    sides: Sequence[_Side],
+    import_bytes: Sequence[int],
+    counted: dict[str, Any] | None,
+    machine: dict[str, Any],
+    interrupted: bool,
 ) -> dict[str, Any]:
     config = {
         key: value
@@ -258,13 +292,15 @@ def _result(
     }
     own = sides[0]
     entries = [_entry(side, own, options) for side in sides]
+    if counted is not None:
+        add_figures(entries, counted, options.seed)
     failed = any(side.reasons and not side.documents for side in sides)
     result = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "partial" if interrupted else "failed" if failed else "complete",
         "valid": all(entry["valid"] for entry in entries),
-        "notes": _notes(options, sides),
+        "notes": _notes(options, sides, counted),
         "command": environment.command_line(),
         "config": config,
         "config_sha256": hash_of(config),
@@ -276,6 +312,7 @@ def _result(
         },
         "environment": machine,
         "sides": entries,
+        **{key: None if counted is None else counted[key] for key in ("device", "policy", "kernel", "peaks")},
         "memory": None,
     }
     if own.documents:
@@ -295,6 +332,7 @@ def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
         "extrapolated": side.extrapolated,
         "valid": bool(side.documents) and not side.reasons,
         "reasons": list(side.reasons) or ([] if side.documents else ["no process of it was complete"]),
+        "warnings": [],
         "processes": side.documents,
     }
     if not side.documents:
@@ -313,7 +351,7 @@ def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
     return entry
 
 
-def _notes(options: Options, sides: Sequence[_Side]) -> list[str]:
+def _notes(options: Options, sides: Sequence[_Side], counted: dict[str, Any] | None) -> list[str]:
     emulated = foresee_backend(options.backends[0], options.backend_options).emulated
     notes = emulation_notes(options.backends[:1] if emulated else ())
     if any(side.extrapolated for side in sides):
@@ -321,6 +359,8 @@ def _notes(options: Options, sides: Sequence[_Side]) -> list[str]:
             "the experiment's loop is re-created as published and does the same work as ours: one evaluation an epoch, "
             "not one every ten steps; checkpoints and trackers are left out of it"
         )
+    if counted is None:
+        notes.append("the work was not counted: there are seconds, and no rates")
     if options.processes < 3:
         notes.append(f"{options.processes} process a side: intervals don't cover what differs between processes")
     return notes

@@ -13,6 +13,7 @@ from typing import Any
 
 from .columns import figure
 from .stored import BENCH, revision, shown_label
+from .whole_figures import RATES
 
 FORMATS = ("table", "json", "csv", "markdown")
 INTERVALS = (
@@ -24,9 +25,7 @@ INTERVALS = (
     "step_seconds",
 )
 # What a page shows of them; the CSV has all.
-MARKDOWN_COLUMNS = (
-    "target",
-    "valid",
+RATE_COLUMNS = (
     "samples_per_second",
     "real_tokens_per_second",
     "padded_tokens_per_second",
@@ -39,6 +38,11 @@ MARKDOWN_COLUMNS = (
     "joules_per_sample",
     "energy_source",
     "peak_bytes",
+)
+MARKDOWN_COLUMNS = (
+    "target",
+    "valid",
+    *RATE_COLUMNS,
     "n",
     "warm_up_steps",
     "warm_up_quiet",
@@ -50,15 +54,26 @@ MARKDOWN_COLUMNS = (
     "seconds_steady",
     "reasons",
 )
+WHOLE_COLUMNS = (
+    "side",
+    "extrapolated",
+    "valid",
+    "seconds",
+    "ours_is_faster_by",
+    *RATE_COLUMNS,
+    "processes",
+    "reasons",
+)
 
 Row = dict[str, Any]
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
     """One flat row a target, or a side of a whole run; the rows of one result have the same keys."""
-    if result["schema"] != BENCH:
-        return [_side(result, side) for side in result["sides"]]
-    found = [_target(result, entry) for entry in result["targets"]]
+    if result["schema"] == BENCH:
+        found = [_target(result, entry) for entry in result["targets"]]
+    else:
+        found = [_side(result, side) for side in result["sides"]]
     keys = dict.fromkeys(key for row in found for key in row)
     return [{key: row.get(key, "") for key in keys} for row in found]
 
@@ -75,9 +90,8 @@ def to_csv(table: Sequence[Row]) -> str:
 def result_markdown(result: dict[str, Any]) -> str:
     """A GitHub table of the figures that a page wants, with their intervals, then what qualifies them."""
     table = rows(result)
-    kept = [key for key in MARKDOWN_COLUMNS if any(_cell(row, key) for row in table)] if table else []
-    if result["schema"] != BENCH:
-        kept = [key for key in table[0] if not key.endswith(("_low", "_high"))]
+    wanted = MARKDOWN_COLUMNS if result["schema"] == BENCH else WHOLE_COLUMNS
+    kept = [key for key in wanted if any(_cell(row, key) for row in table)]
     lines = [f"`{' '.join(result['command'])}` at revision {revision(result)}, {result['created']}", ""]
     lines += to_markdown([{key: _cell(row, key) for key in kept} for row in table]).splitlines()
     lines += ["", *(f"* {note}" for note in result["notes"])]
@@ -151,14 +165,22 @@ def _interval(name: str, interval: dict[str, float]) -> Row:
 
 def _side(result: dict[str, Any], side: dict[str, Any]) -> Row:
     """One side of a whole run."""
+    energy = side.get("energy", {})
     return {
         "side": side["name"],
         "extrapolated": side["extrapolated"],
         "valid": side["valid"],
         "reasons": "; ".join(side["reasons"]),
+        "warnings": "; ".join(side["warnings"]),
         "processes": len(side["processes"]),
         **_interval("seconds", side.get("seconds", {})),
         **_interval("ours_is_faster_by", side.get("ratio", {})),
+        **{key: text for name in RATES for key, text in _interval(name, side.get("figures", {}).get(name, {})).items()},
+        **{f"share_of_peak_{name}": value for name, value in (side.get("share_of_peak") or {}).items()},
+        **{f"roofline_{name}": value for name, value in (side.get("roofline") or {}).items()},
+        **_interval("joules_per_sample", energy.get("joules_per_sample") or {}),
+        "energy_source": energy.get("source", ""),
+        "peak_bytes": max((process["peak_bytes"] for process in side["processes"]), default=""),
         "created": result["created"],
         "revision": revision(result),
     }

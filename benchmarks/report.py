@@ -249,25 +249,30 @@ def _peaks(result: dict[str, Any]) -> list[str]:
     lines = {}
     for entry in measured_entries(result["targets"]):
         peaks = entry["peaks"]
-        vendor = [
-            "n/a" if value is None else f"{figure(value)} {unit}"
-            for value, unit in ((peaks["vendor_tflops"], "TFLOP/s"), (peaks["vendor_gbps"], "GB/s"))
-        ]
-        unit = peaks.get("unit")
-        rate = (
-            ""
-            if unit is None
-            else (
-                f"; its {unit['unit']} unit fed from {unit['fed_from']} with {unit['threads']} threads: "
-                f"{figure(unit['tflops'])} TFLOP/s"
-            )
-        )
-        whose = f"{device_label(entry['backend'], True)}: this host's" if entry["emulated"] else entry["backend"]
-        lines[entry["backend"], peaks["dtype"]] = (
-            f"{whose} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} "
-            f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}" + rate
-        )
+        lines[entry["backend"], peaks["dtype"]] = peak_line(entry["backend"], peaks, emulated=entry["emulated"])
     return list(lines.values())
+
+
+def peak_line(backend: str, peaks: dict[str, Any], *, emulated: bool) -> str:
+    """A device's limits as they were measured, and as its vendor states them."""
+    vendor = [
+        "n/a" if value is None else f"{figure(value)} {unit}"
+        for value, unit in ((peaks["vendor_tflops"], "TFLOP/s"), (peaks["vendor_gbps"], "GB/s"))
+    ]
+    unit = peaks.get("unit")
+    alone = (
+        ""
+        if unit is None
+        else (
+            f"; its {unit['unit']} unit fed from {unit['fed_from']} with {unit['threads']} threads: "
+            f"{figure(unit['tflops'])} TFLOP/s"
+        )
+    )
+    whose = f"{device_label(backend, True)}: this host's" if emulated else backend
+    return (
+        f"{whose} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} "
+        f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}" + alone
+    )
 
 
 def _energy_sources(result: dict[str, Any]) -> list[str]:

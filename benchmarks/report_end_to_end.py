@@ -1,4 +1,4 @@
-"""A result of the whole-run comparison as a table on a terminal."""
+"""A result of the whole-run comparison as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .columns import figure
+from .columns import ROOF_COLUMNS, UNIT_COLUMN, Column, figure, rate, share
+from .report import WIDE, peak_line
+
+RATE_COLUMNS = (
+    Column("samples/s", rate("samples_per_second"), narrow=True),
+    Column("real\ntokens/s", rate("real_tokens_per_second")),
+    Column("computed\ntokens/s", rate("padded_tokens_per_second")),
+    Column("useful\nTFLOP/s", rate("useful_tflops"), narrow=True),
+    Column("of\npeak", share("useful"), narrow=True),
+    Column("hardware\nTFLOP/s", rate("hardware_tflops"), narrow=True),
+    Column("of\npeak", share("hardware")),
+    *(column for column in ROOF_COLUMNS if column.narrow),
+)
+# What a narrow terminal leaves out of these, too.
+ONLY_WIDE = ("FLOP\nper byte", "roof\nTFLOP/s")
 
 
 def print_end_to_end(result: dict[str, Any], console: Console) -> None:
-    """Title, one row a side, the memory, then whatever qualifies the figures."""
+    """Title, a row a side of seconds and one of work, the memory, then whatever qualifies the figures."""
     config = result["config"]
     known: dict[str, Any] = next((side["processes"][0] for side in result["sides"] if side["processes"]), {})
     random = known.get("random_weights", False)
@@ -39,6 +53,9 @@ def print_end_to_end(result: dict[str, Any], console: Console) -> None:
     for side in result["sides"]:
         table.add_row(*_row(side), style="" if side["valid"] else "red")
     console.print(table)
+    if result["peaks"] is not None:
+        console.print(_rates(result, random, console.width))
+        console.print(Text(peak_line(config["backend"], result["peaks"], emulated=result["device"]["emulated"])))
     if result["memory"] is not None:
         memory = {key: value / 2**20 for key, value in result["memory"].items() if key.endswith("_bytes")}
         console.print(
@@ -52,8 +69,39 @@ def print_end_to_end(result: dict[str, Any], console: Console) -> None:
         console.print(line)
 
 
+def _rates(result: dict[str, Any], random: bool, width: int) -> Table:
+    """Work over seconds, and where that stands under the device's limits."""
+    table = Table(
+        title=f"work and limits{' (random weights)' if random else ''}",
+        title_justify="left",
+        box=SIMPLE_HEAD if width >= WIDE else None,
+        pad_edge=False,
+    )
+    has_unit = any("unit" in (side.get("share_of_peak") or ()) for side in result["sides"])
+    columns = [*RATE_COLUMNS, *([UNIT_COLUMN] if has_unit else [])]
+    shown = [column for column in columns if width >= WIDE or (column.narrow and column.header not in ONLY_WIDE)]
+    table.add_column("what", no_wrap=True)
+    for column in shown:
+        table.add_column(column.header, justify="right", overflow="fold")
+    for side in result["sides"]:
+        if "figures" in side:
+            name = _name(side) + ("\nextrapolated" if side["extrapolated"] else "")
+            table.add_row(name, *(column.cell(side) for column in shown), style="" if side["valid"] else "red")
+    return table
+
+
+def _energy(energy: dict[str, Any]) -> str:
+    joules = energy["joules_per_sample"]
+    per_text = "" if joules is None else "{} J/text ({} to {}): ".format(*map(figure, joules.values()))
+    return f"energy: {per_text}{energy['source']}"
+
+
+def _name(side: dict[str, Any]) -> str:
+    return str(side["name"]) if side["valid"] else f"INVALID {side['name']}"
+
+
 def _row(side: dict[str, Any]) -> list[str]:
-    name = side["name"] if side["valid"] else f"INVALID {side['name']}"
+    name = _name(side)
     if "seconds" not in side:
         return [name, "none", "", "", ""]
     seconds, ratio, part = side["seconds"], side.get("ratio"), side.get("from")
@@ -77,6 +125,9 @@ def _details(result: dict[str, Any]) -> list[Text]:
         parts = ", ".join(f"{name} {figure(seconds)} s" for name, seconds in first["phases"].items())
         accuracy = first["metrics"]["eval/accuracy"]
         lines.append(Text(f"{own['name']}: {parts}; {first['step']:,} steps, accuracy {accuracy:.4f}"))
+        if "energy" in own:
+            lines.append(Text(_energy(own["energy"])))
     for side in result["sides"]:
         lines += [Text(f"invalid: {side['name']}: {reason}", style="red") for reason in side["reasons"]]
+        lines += [Text(f"note: {side['name']}: {warning}") for warning in side["warnings"]]
     return lines + [Text(f"note: {note}") for note in result["notes"]]

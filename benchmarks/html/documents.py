@@ -221,6 +221,15 @@ class TimedOf(Part):
     of_steps: int
 
 
+class Rates(Part):
+    """What a whole run did in a second of its time."""
+
+    samples_per_second: Interval
+    real_tokens_per_second: Interval
+    useful_tflops: Interval
+    hardware_tflops: Interval
+
+
 class Side(Part):
     name: Text
     extrapolated: bool
@@ -230,6 +239,10 @@ class Side(Part):
     seconds: Interval | None = None
     ratio: Interval | None = None
     timed_of: TimedOf | None = Field(default=None, alias="from")
+    figures: Rates | None = None
+    share_of_peak: Share | None = None
+    roofline: Roofline | None = None
+    energy: Energy | None = None
 
 
 class EndToEndMethod(Part):

@@ -31,7 +31,58 @@ def whole_runs(found: Found[EndToEnd], key: str) -> list[Block]:
     rows = tuple(_side_cells(side) for side in result.sides)
     flagged = frozenset(index for index, side in enumerate(result.sides) if not side.valid)
     blocks.append(Table(named, columns, rows, flagged))
+    if any(side.figures for side in result.sides):
+        blocks.append(_rates(result))
+    blocks += [Words(f"Energy {source}") for source in _without_energy(result)]
     return blocks + reasons((side.name, _valid(side), side.reasons) for side in result.sides)
+
+
+def _rates(result: EndToEnd) -> Table:
+    """Work over seconds, and where that stands under the device's limits."""
+    columns = (
+        Column("what", numeric=False),
+        Column("samples/s"),
+        Column("real tokens/s"),
+        Column("useful TFLOP/s"),
+        Column("of the peak"),
+        Column("hardware TFLOP/s"),
+        Column("of the peak"),
+        Column("FLOP/byte"),
+        Column("of the roof"),
+        Column("bound by", numeric=False),
+        Column("J/text"),
+        Column("valid", numeric=False),
+    )
+    counted = [side for side in result.sides if side.figures is not None]
+    flagged = frozenset(index for index, side in enumerate(counted) if not side.valid)
+    titles = titled("Whole runs, work and limits", whole_tags(result))
+    return Table(titles, columns, tuple(_rate_cells(side) for side in counted), flagged)
+
+
+def _rate_cells(side: Side) -> tuple[str, ...]:
+    figures, share, at = side.figures, side.share_of_peak, side.roofline
+    assert figures is not None, "sides with figures only"
+    joules = side.energy.joules_per_sample if side.energy is not None else None
+    return (
+        joined([side.name, side_words(side)], ", "),
+        number(figures.samples_per_second.median),
+        number(figures.real_tokens_per_second.median),
+        number(figures.useful_tflops.median),
+        "n/a" if share is None else f"{share.useful:.1%}",
+        number(figures.hardware_tflops.median),
+        "n/a" if share is None else f"{share.hardware:.1%}",
+        "" if at is None else number(at.intensity_flop_per_byte),
+        "" if at is None else f"{at.share:.1%}",
+        "" if at is None else at.bound,
+        "unavailable" if joules is None else f"{number(joules.median)} ({joules.words()})",
+        _valid(side),
+    )
+
+
+def _without_energy(result: EndToEnd) -> list[str]:
+    """Why our runs have no figure of energy."""
+    known = [side.energy for side in result.sides if side.energy is not None and not side.extrapolated]
+    return [energy.source for energy in known if energy.joules_per_sample is None]
 
 
 def _bar(side: Side, seconds: Interval) -> Bar:

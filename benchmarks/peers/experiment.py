@@ -53,6 +53,8 @@ def main() -> int:
 def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the parts of one run: those that happen once, each timed step, each timed validation batch.
 
+    Also what each of these batches was (`step_batches`, `validation_batches`).
+
     spec: backend, model, dataset, tokenizer, dtype, max_length, padding ("dynamic" or "padded"), batch_size,
     learning_rate, mlp_hidden_size, seed, threads, steps, validation_batches.
     """
@@ -83,7 +85,7 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
     loss_fn = CrossEntropyLoss()
 
     model.train()
-    running, steps = 0.0, []
+    running, steps, step_batches = 0.0, [], []
     start = time.perf_counter_ns()
     for batch in _limited(loaders["train"], WARM_UP_STEPS + spec["steps"]):
         optimizer.zero_grad()
@@ -97,10 +99,11 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
         # From one step's end to the next one's: collating the batch is part of the loop.
         stop = time.perf_counter_ns()
         steps.append((stop - start) / 1e9)
-        start = stop
+        step_batches.append(_shape(batch))
+        start = time.perf_counter_ns()
 
     model.eval()
-    correct, validation = 0, []
+    correct, validation, validation_batches = 0, [], []
     start = time.perf_counter_ns()
     with torch.no_grad():
         for batch in spread(loaders["test"], spec["validation_batches"]):
@@ -110,11 +113,14 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
             correct += int((torch.argmax(logits, dim=-1) == placed["labels"]).sum().item())
             stop = time.perf_counter_ns()
             validation.append((stop - start) / 1e9)
-            start = stop
+            validation_batches.append(_shape(batch))
+            start = time.perf_counter_ns()
     return {
         "once": once,
         "steps": steps[WARM_UP_STEPS:],
         "validation": validation,
+        "step_batches": step_batches[WARM_UP_STEPS:],
+        "validation_batches": validation_batches,
         "steps_per_epoch": len(raw.train.texts) // spec["batch_size"],
         "validation_batches_per_epoch": len(raw.test.texts) // spec["batch_size"],
         "train_texts": len(raw.train.texts),
@@ -125,6 +131,12 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
         "random_weights": encoder.random,
         "device": backend.info().name,
     }
+
+
+def _shape(batch: Any) -> dict[str, int]:
+    """Texts of a batch, the length that they were padded to, and the tokens that are no padding."""
+    texts, length = batch["input_ids"].shape
+    return {"texts": texts, "length": length, "real_tokens": int(batch["attention_mask"].sum())}
 
 
 def build_model(encoder: Any, mlp_hidden_size: int, num_labels: int) -> Any:

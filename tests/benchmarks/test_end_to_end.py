@@ -192,13 +192,45 @@ def test_a_real_comparison_says_what_it_extrapolated(data: Path, tmp_path: Path)
     total = sum(first["once"].values()) + 5 * (11 * np.mean(first["steps"]) + 3 * np.mean(first["validation"]))
     assert dynamic["seconds"]["median"] == pytest.approx(total)
     assert dynamic["ratio"]["median"] == pytest.approx(total / own["seconds"]["median"])
+    assert own["work"]["samples"] == 5 * (90 + 30)
+    assert dynamic["work"]["samples"] == pytest.approx(5 * (11 + 3) * 8)
+    assert own["work"]["useful_flops"] == padded["work"]["useful_flops"] < dynamic["work"]["hardware_flops"]
+    for side in result["sides"]:
+        rate = side["figures"]["hardware_tflops"]["median"]
+        assert rate == pytest.approx(side["work"]["hardware_flops"] / side["seconds"]["median"] / 1e12)
+        assert 0 < side["share_of_peak"]["hardware"] == rate / result["peaks"]["matmul_tflops"]
+        assert side["roofline"]["share"] > 0
+        assert (side["energy"]["joules_per_sample"] is None) == side["energy"]["source"].startswith("unavailable: ")
     memory = result["memory"]
     assert memory["above_import_bytes"] == memory["peak_bytes"] - memory["import_torch_bytes"] > 0
     text = " ".join(done.stdout.split())
     assert "extrapolated" in text
     assert "50 of 55 steps, 3 of 15 validation batches" in text
     assert "above a process that only imports torch" in text
+    assert "work and limits (random weights)" in text
+    assert "cpu peak in float32, measured in this run" in text
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_whose_work_cant_be_counted_has_seconds_and_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_train(options: Options, side: Any, folder: Path) -> None:
+        side.last = folder
+        side.documents.append(
+            {"seconds": 10.0, "peak_bytes": 2**30, "model": "m", "random_weights": True, "device": "d"}
+        )
+
+    monkeypatch.setattr(end_to_end, "_train", fake_train)
+    monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
+    outcome = run_end_to_end(Options(dataset=str(data), processes=1), out=tmp_path / "r.json")
+    own = outcome.result["sides"][0]
+    assert outcome.code == 1
+    assert own["seconds"]["median"] == 10.0
+    assert own["reasons"][0].startswith("its work could not be counted: ")
+    assert "figures" not in own
+    assert "the work was not counted" in outcome.result["notes"][0]
+    validate(outcome.result)
 
 
 def test_json_is_all_that_stdout_gets(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,9 +63,11 @@ def test_a_target_without_figures_keeps_its_row(all_runs: Callable[..., Any]) ->
 
 
 def test_a_whole_run_is_a_row_a_side() -> None:
-    side = {"name": "isotrain train", "extrapolated": False, "valid": True, "reasons": [], "processes": [{}]}
+    side = {"name": "isotrain train", "extrapolated": False, "valid": True, "reasons": [], "warnings": []}
+    side["processes"] = [{"peak_bytes": 5}]
     seconds = {"median": 90.0, "low": 89.0, "high": 91.0}
     result = {"schema": "isotrain.end-to-end/1", "sides": [side | {"seconds": seconds}], "created": "2026"}
     result |= {"environment": {"git": "unavailable: x"}, "command": ["isotrain"], "notes": []}
     assert rows(result)[0]["seconds_low"] == 89.0
-    assert "| isotrain train | False | True |" in result_markdown(result)
+    assert rows(result)[0]["peak_bytes"] == 5
+    assert "| isotrain train | False | True | 90 (89 to 91) |" in result_markdown(result)

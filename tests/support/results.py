@@ -125,6 +125,24 @@ def parity(*candidates: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def whole_figures(tflops: float, energy_source: str) -> dict[str, Any]:
+    """What a side of a whole run has beside its seconds, where `tflops` of its device's 0.5 are reached."""
+    rate = {"median": tflops, "low": 0.9 * tflops, "high": 1.1 * tflops}
+    names = ("samples_per_second", "real_tokens_per_second", "padded_tokens_per_second")
+    return {
+        "figures": dict.fromkeys((*names, "useful_tflops", "hardware_tflops"), rate),
+        "share_of_peak": {"useful": tflops / 0.5, "hardware": tflops / 0.5},
+        "roofline": {
+            "intensity_flop_per_byte": 300.0,
+            "roof_tflops": 0.5,
+            "share": tflops / 0.5,
+            "bound": "compute",
+            "bandwidth_gbps": 10.0,
+        },
+        "energy": {"source": energy_source, "joules_per_sample": None, "n": 0},
+    }
+
+
 def whole_run() -> dict[str, Any]:
     """A result of `isotrain bench --workload end_to_end` whose second side is extrapolated."""
     process = {
@@ -154,6 +172,7 @@ def whole_run() -> dict[str, Any]:
                 "reasons": [],
                 "processes": [process],
                 "seconds": {"median": 91.0, "low": 90.0, "high": 92.0},
+                **whole_figures(0.4, "unavailable: no RAPL package"),
             },
             {
                 "name": "the experiment's loop, dynamic padding",
@@ -163,6 +182,7 @@ def whole_run() -> dict[str, Any]:
                 "processes": [process | {"phases": {}}],
                 "seconds": {"median": 1289.0, "low": 1186.0, "high": 1396.0},
                 "ratio": {"median": 14.1, "low": 13.0, "high": 15.3},
+                **whole_figures(0.1, "unavailable: only a part of the run was run"),
                 "from": {"steps": 50, "of_steps": 6255, "validation_batches": 20, "of_validation_batches": 1925},
             },
         ],

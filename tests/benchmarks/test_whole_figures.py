@@ -1,0 +1,234 @@
+"""What whole runs come to: their work, judged by torch's own counter on what really runs, and its rates and limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import isotrain.kernels.cpu.head
+import pytest
+from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.encoder import load_encoder
+from isotrain.albert_core.job import open_job
+from isotrain.albert_core.train import train
+from isotrain.backends import EnergyUse
+from isotrain.backends.cpu import CpuBackend
+from isotrain.benchmarks.peers.experiment import WARM_UP_STEPS, measure_loop
+from isotrain.benchmarks.whole_figures import add_figures
+from isotrain.benchmarks.whole_work import count, loop_work
+from support.small_job import settings, write_dataset
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+EPOCHS = 3
+TRAIN, TEST = 90, 30
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "intents", TRAIN, TEST)
+
+
+@pytest.fixture
+def without_the_fused_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is trained by torch's operators, which are all that its counter knows."""
+    monkeypatch.setattr(isotrain.kernels.cpu.head, "head_step_unsupported", lambda *_: "a test")
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
+
+
+def spec_of(run: Path, **changes: Any) -> dict[str, Any]:
+    return {"run": str(run), "loops": [], "dtype": "float32", "threads": None} | changes
+
+
+@pytest.mark.parametrize(
+    ("kernel", "layout"), [("transformers", "padded"), ("portable", "bucketed"), ("portable", "packed")]
+)
+def test_a_runs_hardware_flops_are_those_that_torch_counts(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_the_fused_step: None,
+    kernel: str,
+    layout: str,
+) -> None:
+    monkeypatch.setenv("ISOTRAIN_CACHE", str(tmp_path / "cache"))
+    sets = settings(data, tmp_path, kernel=kernel, layout=layout, num_epochs=EPOCHS)
+    with counting() as counter:
+        result = train(load_config(None, sets))
+    counted = count(spec_of(result.run.path))
+    assert counted["work"]["hardware_flops"] == counter.get_total_flops()
+    assert counted["kernel"]["name"] == kernel
+    assert counted["peaks"]["matmul_tflops"] > 0
+
+
+def test_tokens_are_counted_as_often_as_they_are_read_and_as_often_as_they_are_computed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOTRAIN_CACHE", str(tmp_path / "cache"))
+    padded = settings(data, tmp_path, kernel="portable", layout="padded", num_epochs=EPOCHS, max_length=32)
+    config = load_config(None, padded)
+    work = count(spec_of(train(config).run.path))["work"]
+    job = open_job(config.config)
+    real = job.train_tokens.num_tokens + job.test_tokens.num_tokens
+    assert work["samples"] == EPOCHS * (TRAIN + TEST)
+    assert work["real_tokens"] == EPOCHS * real
+    assert work["padded_tokens"] == 32 * (TRAIN + TEST), "features are computed once"
+    assert work["useful_flops"] < work["hardware_flops"]
+
+
+@pytest.mark.parametrize("padding", ["padded", "dynamic"])
+def test_a_loops_flops_are_those_that_torch_counts(data: Path, padding: str) -> None:
+    spec = {
+        "backend": "cpu",
+        "model": "random:tiny",
+        "dataset": str(data),
+        "tokenizer": None,
+        "dtype": "float32",
+        "max_length": 32,
+        "padding": padding,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "mlp_hidden_size": 16,
+        "seed": 1,
+        "threads": None,
+        # With the warm-up, all of an epoch.
+        "steps": TRAIN // 8 - WARM_UP_STEPS,
+        "validation_batches": TEST // 8,
+    }
+    with counting() as counter:
+        document = measure_loop(spec)
+    # Each batch once: those of the warm-up are as long as the timed ones in one case alone.
+    document |= {"steps_per_epoch": spec["steps"]}
+    config = load_encoder("random:tiny", 0).weights.config
+    run = load_config(None, ["num_epochs=1"]).config
+    work = loop_work(config, (config.hidden_size, 16, 6), [document], run, "float32")
+    pooler = 2 * config.hidden_size**2 * 8 * (TRAIN // 8 + TEST // 8)
+    assert work["samples"] == 8 * (spec["steps"] + TEST // 8)
+    if padding == "padded":
+        warm_up = WARM_UP_STEPS * _step_flops(document, config)
+        assert work["hardware_flops"] + warm_up == pytest.approx(counter.get_total_flops() - pooler, rel=1e-12)
+        assert work["padded_tokens"] == 32 * work["samples"]
+    else:
+        assert work["hardware_flops"] < counter.get_total_flops() - pooler
+        assert work["real_tokens"] < work["padded_tokens"] < 32 * work["samples"]
+
+
+def _step_flops(document: dict[str, Any], config: Any) -> float:
+    run = load_config(None, ["num_epochs=1"]).config
+    one = document | {"steps_per_epoch": 1, "step_batches": document["step_batches"][:1], "validation_batches": []}
+    return loop_work(config, (config.hidden_size, 16, 6), [one], run, "float32")["hardware_flops"]
+
+
+def test_a_summary_has_the_joules_since_its_device_was_opened(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joules = iter(range(100, 10_000, 5))
+    read: list[int] = []
+
+    def energy(_: CpuBackend) -> EnergyUse:
+        read.append(next(joules))
+        return EnergyUse(float(read[-1]), "a counter")
+
+    monkeypatch.setattr(CpuBackend, "energy", energy)
+    result = train(load_config(None, settings(data, tmp_path, num_epochs=1)))
+    summary = json.loads(result.run.summary.read_text(encoding="utf-8"))
+    assert summary["energy"] == {"joules": float(read[-1] - 100), "source": "a counter"}
+    assert len(read) > 3, "a counter that wraps is read in between"
+
+
+def work(**changes: float) -> dict[str, float]:
+    return {
+        "samples": 1000.0,
+        "real_tokens": 12_000.0,
+        "padded_tokens": 8_000.0,
+        "useful_flops": 2e12,
+        "hardware_flops": 4e12,
+        "moved_bytes": 1e9,
+    } | changes
+
+
+def counted(emulated: bool = False, **changes: Any) -> dict[str, Any]:
+    return {
+        "work": work(),
+        "loops": [work(hardware_flops=4e13)],
+        "peaks": {"dtype": "float32", "matmul_tflops": 0.5, "copy_gbps": 10.0, "step_copy_gbps": 10.0}
+        | {"unit": None, "disturbed": False},
+        "device": {"backend": "cpu", "emulated": emulated},
+    } | changes
+
+
+def side(seconds: float, extrapolated: bool = False, joules: tuple[float | None, ...] = (50.0, 60.0)) -> dict[str, Any]:
+    energy = [
+        {"energy": {"joules": one, "source": "unavailable: why" if one is None else "a counter"}} for one in joules
+    ]
+    return {
+        "name": "a side",
+        "extrapolated": extrapolated,
+        "valid": True,
+        "reasons": [],
+        "processes": [{}] if extrapolated else energy,
+        "seconds": {"median": seconds, "low": 0.5 * seconds, "high": 2 * seconds},
+    }
+
+
+def test_rates_are_work_over_seconds_and_share_their_interval() -> None:
+    own, loop = sides = [side(20.0), side(400.0, extrapolated=True)]
+    add_figures(sides, counted(), seed=0)
+    assert own["figures"]["samples_per_second"] == {"median": 50.0, "low": 25.0, "high": 100.0}
+    assert own["figures"]["real_tokens_per_second"]["median"] == 600.0
+    assert own["figures"]["padded_tokens_per_second"]["median"] == 400.0
+    assert own["figures"]["useful_tflops"]["median"] == pytest.approx(0.1)
+    assert own["share_of_peak"] == {"useful": pytest.approx(0.2), "hardware": pytest.approx(0.4)}
+    assert own["roofline"]["bound"] == "compute"
+    assert loop["figures"]["hardware_tflops"]["median"] == pytest.approx(0.1)
+    assert own["valid"]
+    assert loop["valid"]
+
+
+def test_energy_is_a_texts_share_of_what_the_runs_used() -> None:
+    own, loop = sides = [side(20.0), side(400.0, extrapolated=True)]
+    add_figures(sides, counted(), seed=0)
+    assert own["energy"]["joules_per_sample"]["median"] == pytest.approx(0.055)
+    assert own["energy"]["n"] == 2
+    assert loop["energy"]["source"] == "unavailable: only a part of the run was run"
+
+
+@pytest.mark.parametrize(
+    ("joules", "source"),
+    [((None, None), "unavailable: why"), ((5.0, 0.0), "unavailable: the counter stood still during a run")],
+)
+def test_without_joules_of_every_run_there_is_a_reason(joules: tuple[float | None, ...], source: str) -> None:
+    own = side(20.0, joules=joules)
+    add_figures([own], counted(), seed=0)
+    assert own["energy"] == {"source": source, "joules_per_sample": None, "n": 0}
+
+
+def test_a_run_faster_than_its_device_is_no_result() -> None:
+    own = side(2.0)
+    add_figures([own], counted(), seed=0)
+    assert not own["valid"]
+    assert "more than the measured peak" in own["reasons"][0]
+
+
+def test_an_emulated_device_has_rates_and_no_share_of_a_peak() -> None:
+    own = side(20.0)
+    add_figures([own], counted(emulated=True), seed=0)
+    assert own["share_of_peak"] is None
+    assert own["roofline"] is None
+    assert own["figures"]["samples_per_second"]["median"] == 50.0
+
+
+def test_a_side_without_a_process_stays_without_figures() -> None:
+    dead = {"name": "dead", "extrapolated": False, "valid": False, "reasons": ["it died"], "processes": []}
+    loop = side(400.0, extrapolated=True)
+    add_figures([dead, loop], counted(), seed=0)
+    assert "figures" not in dead
+    assert loop["figures"]["samples_per_second"]["median"] == 2.5
