@@ -15,6 +15,7 @@ from typing import Any
 from .. import UserError
 from .end_to_end import sampled
 from .extrapolate import total_ratio
+from .gates import is_disturbed
 from .plan import FULL_BLOCKS, FULL_PROCESSES
 from .results import text_seconds
 from .statistics import Interval, ratio_interval
@@ -153,7 +154,7 @@ def _label(entry: Entry) -> str:
 def _judge_target(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:
     _check_equal(_identity(old), _identity(new), f"{old['label']}: ", paths)
     speed = ratio_interval(text_seconds(old), text_seconds(new), SEED)
-    disturbed = any(process["environment"]["disturbed"] for entry in (old, new) for process in entry["processes"])
+    disturbed = is_disturbed(old) or is_disturbed(new)
     too_few = any(
         len(entry["processes"]) < FULL_PROCESSES or len(entry["processes"][0]["step_seconds"]) < FULL_BLOCKS
         for entry in (old, new)

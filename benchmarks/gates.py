@@ -43,6 +43,11 @@ def measured_entries(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if "figures" in entry]
 
 
+def is_disturbed(entry: Entry) -> bool:
+    """Whether other work had the CPUs while one of the target's processes was measured."""
+    return any(process["environment"]["disturbed"] for process in entry["processes"])
+
+
 def gate_identity(entries: Sequence[Entry]) -> None:
     """All targets must have run the same weights; all of one batch size the same texts, and peers those of all."""
     compared = any(entry["peer"] for entry in entries)
@@ -100,13 +105,20 @@ def _better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def gate_growth(entries: Sequence[Entry]) -> None:
-    """A step on a larger batch can't take less time; intervals that overlap decide nothing."""
+    """A step on a larger batch can't take less time; intervals that overlap decide nothing.
+
+    Where other work had the CPUs while one of the two was measured, that may be why: a warning.
+    """
     for small, large in combinations(sorted(entries, key=lambda entry: entry["batch_size"]), 2):
         alike = all(small[key] == large[key] for key in ("backend", "workload", "layout", "kernel"))
         if not alike or small["batch_size"] == large["batch_size"]:
             continue
         if large["figures"]["step_seconds"]["high"] < small["figures"]["step_seconds"]["low"]:
-            large["reasons"].append(f"its step takes less time than that of the smaller batch {small['batch_size']}")
+            found = f"its step takes less time than that of the smaller batch {small['batch_size']}"
+            if is_disturbed(small) or is_disturbed(large):
+                large["warnings"].append(f"{found}, and other work on the machine disturbed them")
+            else:
+                large["reasons"].append(found)
 
 
 def gate_answers(probed: Sequence[tuple[Entry, Probe]]) -> None:

@@ -23,7 +23,7 @@ from .columns import (
     share,
     throughput_columns,
 )
-from .gates import measured_entries
+from .gates import is_disturbed, measured_entries
 from .plan import Plan
 
 # The width that all columns need; a narrower terminal gets fewer, a file or pipe always gets all.
@@ -129,7 +129,7 @@ def banners(result: dict[str, Any]) -> list[str]:
             f"EMULATED: {', '.join(emulated)} is arithmetic on this host; its times are the host's and say nothing "
             "about a card's speed"
         )
-    disturbed = [_name(entry, result) for entry in measured if _disturbed(entry)]
+    disturbed = [_name(entry, result) for entry in measured if is_disturbed(entry)]
     if disturbed:
         lines.append(
             f"BUSY MACHINE: other work used the CPUs while {len(disturbed)} of {len(measured)} targets were measured; "
@@ -150,10 +150,6 @@ def _reach(result: dict[str, Any]) -> str:
     if result["method"]["processes"] == 1:
         return "intervals are within one process; another process may lie outside"
     return "intervals are over processes"
-
-
-def _disturbed(entry: dict[str, Any]) -> bool:
-    return any(process["environment"]["disturbed"] for process in entry["processes"])
 
 
 def duration(seconds: float) -> str:

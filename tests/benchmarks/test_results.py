@@ -156,6 +156,10 @@ def test_time_must_grow_with_the_batch(all_runs: Runs) -> None:
     assert sound["valid"]
     absurd = built(plan, all_runs(plan, {1: {"step_seconds": (0.4, 0.4, 0.4)}}))
     assert absurd["targets"][1]["reasons"] == ["its step takes less time than that of the smaller batch 8"]
+    busy = {"environment": absurd["targets"][0]["processes"][0]["environment"] | {"disturbed": True}}
+    excused = built(plan, all_runs(plan, {0: busy, 1: {"step_seconds": (0.4, 0.4, 0.4)}}))
+    assert excused["valid"]
+    assert "smaller batch 8, and other work on the machine" in excused["targets"][1]["warnings"][0]
 
 
 def test_the_best_peak_of_the_run_counts_for_all(plan: Plan, all_runs: Runs, document: Callable[..., Any]) -> None:
