@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
-from ..backends import foresee_backend
+from ..backends import device_label, foresee_backend
 from . import environment
 from .bench import FAILED, INTERRUPTED, Outcome, exit_code
 from .extrapolate import Part, Sampled, total_interval, total_ratio
@@ -80,7 +80,8 @@ def run_end_to_end(
     """
     check(options)
     path = result_path(out, datetime.now(UTC)) if write else None
-    sides = [_Side(OWN)]
+    emulated = _emulated_name(options)
+    sides = [_Side(f"{OWN} on {emulated}" if emulated else OWN)]
     if options.vs:
         sides += [_Side("experiment-dynamic", "dynamic"), _Side("experiment-padded", "padded")]
     machine = environment.describe()
@@ -351,9 +352,14 @@ def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
     return entry
 
 
+def _emulated_name(options: Options) -> str:
+    """What a device that will only be emulated is called; "" for a real one."""
+    backend = options.backends[0]
+    return device_label(backend, True) if foresee_backend(backend, options.backend_options).emulated else ""
+
+
 def _notes(options: Options, sides: Sequence[_Side], counted: dict[str, Any] | None) -> list[str]:
-    emulated = foresee_backend(options.backends[0], options.backend_options).emulated
-    notes = emulation_notes(options.backends[:1] if emulated else ())
+    notes = emulation_notes(options.backends[:1] if _emulated_name(options) else ())
     if any(side.extrapolated for side in sides):
         notes.append(
             "the experiment's loop is re-created as published and does the same work as ours: one evaluation an epoch, "

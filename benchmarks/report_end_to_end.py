@@ -31,10 +31,13 @@ def print_end_to_end(result: dict[str, Any], console: Console) -> None:
     config = result["config"]
     known: dict[str, Any] = next((side["processes"][0] for side in result["sides"] if side["processes"]), {})
     random = known.get("random_weights", False)
+    device = known.get("device", "unknown device")
+    # An emulated device's name has the backend's in it.
+    where = device if device.startswith(config["backend"]) else f"{config['backend']} ({device})"
     console.print(
         Text(
             f"isotrain bench end_to_end: {config['epochs']} epochs at batch {config['batch_size']} with one evaluation "
-            f"each, {config['backend']} ({known.get('device', 'unknown device')})",
+            f"each, {where}",
             style="bold",
         )
     )

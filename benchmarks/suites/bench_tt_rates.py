@@ -58,7 +58,6 @@ def test_a_core_multiplies_at_the_rate_asked_for(engine: str, fp32_dest: bool) -
     assert min(rates.values()) > 400
 
 
-@pytest.mark.slow
 def test_the_fast_forward_is_a_sixth_of_the_portable_ones_speed_or_more() -> None:
     encoder = load_encoder("random:albert-base-v2")
     rng = np.random.default_rng(0)

@@ -247,6 +247,19 @@ def test_json_is_all_that_stdout_gets(data: Path, monkeypatch: pytest.MonkeyPatc
     assert [side["name"] for side in result["sides"]] == ["isotrain train"]
 
 
+def test_an_emulated_devices_run_is_called_so_in_every_format(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake_train(options: Options, side: Any, folder: Path) -> None:
+        side.documents.append(
+            {"seconds": 10.0, "peak_bytes": 2**30, "model": "m", "random_weights": True, "device": "d"}
+        )
+
+    monkeypatch.setattr(end_to_end, "_train", fake_train)
+    monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
+    for shown_as in ("json", "csv", "markdown"):
+        arguments = f"--workload end_to_end --backend tt --dataset {data} --quick --format {shown_as}"
+        assert "isotrain train on tt (emulated)" in CliRunner().invoke(app, arguments.split()).stdout
+
+
 @pytest.mark.parametrize("after_one", [True, False])
 def test_an_interruption_keeps_what_is_complete(data: Path, tmp_path: Path, after_one: bool) -> None:
     alive, out = tmp_path / "alive", tmp_path / "r.json"
