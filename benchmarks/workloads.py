@@ -119,7 +119,10 @@ class Forward(Workload):
 
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
-        return self.logits(self.encoder(self.backend.place(self.batches[index].inputs)))
+        features = self.encoder(self.backend.place(self.batches[index].inputs))
+        # As training holds it around the head: else a product of microseconds waits for the host's other threads.
+        with self.backend.small_steps():
+            return self.logits(features)
 
     def fence(self) -> None:
         # Every step's logits: on a lazy device, those that nobody asks for are never computed.
@@ -161,7 +164,8 @@ class PeerForward(Forward):
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
         features = self.peer(self.backend.place(self.batches[index].inputs))
-        return self.head(features[: len(self.batches[index].rows)])
+        with self.backend.small_steps():
+            return self.head(features[: len(self.batches[index].rows)])
 
     def compile_count(self) -> int:
         return self.backend.compile_count() + self.peer.compile_count()
