@@ -29,6 +29,8 @@ T = TypeVar("T")
 KERNELS = ("auto", "portable")
 DEVICE_VARIABLE = "PJRT_DEVICE"
 CACHE_PATH_VARIABLE = "XLA_PERSISTENT_CACHE_PATH"
+# In Adam's place of a learning rate of 0: float32 holds its quotients, and no weight feels it.
+LEAST_RATE = 1e-30
 
 # Tokens of a batch in a pass over a whole split: an accelerator needs many to be busy, a host is by fewer, and the
 # fewer there are, the less a small last batch is filled up.
@@ -172,12 +174,17 @@ class XlaBackend(Backend):
         return self.place(torch.tensor(value, dtype=torch.float32))
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """As a tensor for Adam, which multiplies by it on the device; the others would fetch it to the host."""
+        """As a tensor for Adam, which multiplies by it on the device; the others would fetch it to the host.
+
+        Adam with a step counter on the device divides by the rate. At a warm-up's first, 0, that is 0 / 0 for every
+        weight that has had no gradient yet (the embeddings of words not seen, an adapter's A): it gets one that moves
+        no weight.
+        """
         import torch
 
         adam = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
         for group in optimizer.param_groups:
-            group["lr"] = self.scalar(rate) if adam else rate
+            group["lr"] = self.scalar(max(rate, LEAST_RATE)) if adam else rate
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Gives Adam and SGD the zeros they begin with as data: made inside the first step they are constants of it.
