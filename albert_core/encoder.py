@@ -102,7 +102,9 @@ def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with quiet_transformers():
-            module.save_pretrained(temporary)
+            # It may be on a device by now, of whose tensors not every kind can be written.
+            state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+            module.save_pretrained(temporary, state_dict=state)
         temporary.rename(folder)
     except OSError as error:
         raise UserError(

@@ -20,6 +20,7 @@ from isotrain.albert_core.predict import load_predictor
 from isotrain.albert_core.train import TrainResult
 from safetensors.torch import load_file
 from support.small_job import losses
+from support.tiny_models import write_models
 
 Run = Callable[..., TrainResult]
 
@@ -68,6 +69,14 @@ def test_a_weight_without_a_gradient_survives_a_warm_ups_first_rate(run: Run, op
     job = {"freeze_encoder": False, "learning_rate": 1e-3, "warmup_ratio": 0.2, "optim": optim, "steps_freq": 1}
     result, reference = (run(num_epochs=1, backend=name, layout="bucketed", **job) for name in ("xla", "cpu"))
     assert worst(result, reference) <= 1e-5
+
+
+def test_a_whole_model_from_a_folder_is_copied_into_its_run(run: Run, tmp_path: Path) -> None:
+    model = write_models(tmp_path / "models")["albert"]
+    result = run(model_name=str(model), freeze_encoder=False, max_steps=2)
+    copied, given = (load_file(folder / "model.safetensors") for folder in (result.run.encoder, model))
+    assert copied.keys() == given.keys()
+    assert all(torch.equal(copied[name], given[name]) for name in given)
 
 
 def test_bfloat16_trains_to_the_cpu_backends_metrics(run: Run) -> None:
