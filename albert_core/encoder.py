@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
+from ..kernels.packed import PaddedBatch
 from ..kernels.weights import EncoderConfig, EncoderWeights, LayerWeights
 from .data.hub import quiet_hub
 
@@ -232,6 +233,19 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Tensor:
+    """The last hidden states [B, L, hidden] of a padded batch, from a transformers AlbertModel or BertModel.
+
+    `static`: the device compiles a program for each shape. transformers asks a mask [B, L] whether it hides anything,
+    which there is a value fetched in the middle of a step, and two programs a shape; one of [B, 1, 1, L] it takes as it
+    is.
+    """
+    mask = batch.attention_mask.bool()[:, None, None] if static else batch.attention_mask
+    output = module(input_ids=batch.input_ids, attention_mask=mask, token_type_ids=batch.token_type_ids)
+    states: torch.Tensor = output.last_hidden_state
+    return states
 
 
 def encoder_layers(module: Any) -> list[nn.Module]:

@@ -12,7 +12,7 @@ from torch import nn
 from .. import UserError
 from ..backends import Backend, CastPolicy, FrozenEncoder
 from ..kernels.packed import PackedBatch, PaddedBatch
-from .encoder import LoadedEncoder, encoder_layers
+from .encoder import LoadedEncoder, encoder_layers, padded_states
 
 
 def frozen_encoder(encoder: LoadedEncoder, backend: Backend, policy: CastPolicy, kernel: str) -> FrozenEncoder:
@@ -38,16 +38,14 @@ class TransformersEncoder:
         self.version = transformers.__version__
         rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
         self.module = backend.place(rounded.eval().requires_grad_(False))
+        self._static = backend.static_shapes is not None
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features (sequences, hidden), float32."""
         if isinstance(batch, PackedBatch):
             raise UserError("kernel transformers takes padded batches only; set layout: padded or bucketed")
         with torch.no_grad():
-            output = self.module(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
-            )
-        return output.last_hidden_state[:, 0].float()
+            return padded_states(self.module, batch, static=self._static)[:, 0].float()
 
     def repetitions(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None

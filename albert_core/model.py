@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..backends import Backend, CastPolicy
 from ..kernels.packed import PackedBatch, PaddedBatch
-from .encoder import encoder_layers
+from .encoder import encoder_layers, padded_states
 from .packed_module import packed_states, take_packed
 
 if TYPE_CHECKING:
@@ -88,11 +88,6 @@ class WholeModel(nn.Module):
             if isinstance(batch, PackedBatch):
                 states, mask = packed_states(self.encoder, batch, self._backend)
             else:
-                states, mask = self._padded_states(batch), batch.attention_mask
+                static = self._backend.static_shapes is not None
+                states, mask = padded_states(self.encoder, batch, static=static), batch.attention_mask
         return self._apply_head(self.head, states, mask)
-
-    def _padded_states(self, batch: PaddedBatch) -> torch.Tensor:
-        output = self.encoder(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids
-        )
-        return output.last_hidden_state

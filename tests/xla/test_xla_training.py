@@ -112,7 +112,10 @@ def test_no_step_but_the_first_ones_compiles(
         assert counts[3] - counts[0] <= 1
 
 
-def test_a_step_is_one_execution(run: Run, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "job", [{"feature_cache": False}, {"freeze_encoder": False}], ids=["frozen encoder", "whole model"]
+)
+def test_a_step_is_one_execution(run: Run, backend: Any, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from torch_xla.debug import metrics
 
     counts: list[int] = []
@@ -124,7 +127,7 @@ def test_a_step_is_one_execution(run: Run, backend: Any, monkeypatch: pytest.Mon
         return step(*args)
 
     monkeypatch.setattr(loop, "optimizer_step", counting)
-    run(steps_freq=3, num_epochs=1, gradient_accumulation_steps=2, max_grad_norm=1.0, feature_cache=False)
+    run(steps_freq=3, num_epochs=1, gradient_accumulation_steps=2, max_grad_norm=1.0, **job)
     assert np.diff(counts).tolist() == [1] * (len(counts) - 1)
 
 
