@@ -145,8 +145,8 @@ def trained_model(predictor: Predictor) -> LogitsModel:
     if config.freeze_encoder:
         encoder, head = predictor.loaded.module(), model
     else:
-        encoder, head = model.encoder, model.head
-    whole = LogitsModel(merged(encoder), copy.deepcopy(head), predictor.task.apply_head)
+        encoder, head = predictor.backend.on_host(model.encoder), model.head
+    whole = LogitsModel(merged(encoder), predictor.backend.on_host(head), predictor.task.apply_head)
     return whole.to("cpu", torch.float32).eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ so adding a device touches one file (or an installed package with an entry point
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from .yardstick import Yardstick
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ..kernels.packed import PackedBatch
     from ..kernels.weights import EncoderWeights
@@ -311,6 +313,10 @@ class Backend(ABC):
         Where a compiled program would have it built in, that is a float32 tensor of no dimension on the device.
         """
         return value
+
+    def on_host(self, module: nn.Module) -> nn.Module:
+        """A copy of a placed module on the host, where it computes as torch does, whatever it did in its place."""
+        return copy.deepcopy(module).to("cpu")
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
         """Makes `rate` the learning rate of the next step, whatever form the device's step needs it in."""

@@ -83,6 +83,11 @@ class TtEmulated(CpuBackend):
             emulate_linears(placed, self._arithmetic(torch.float32))
         return placed
 
+    def on_host(self, module: nn.Module) -> nn.Module:
+        from ..kernels.tt.autograd import plain_linears
+
+        return plain_linears(super().on_host(module))
+
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if self.options.optimizer_dtype == "bfloat16":
             optimizer.register_step_post_hook(_round_to_bfloat16)

@@ -54,6 +54,17 @@ def emulate_linears(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
     return module
 
 
+def plain_linears(module: nn.Module) -> nn.Module:
+    """`module` itself, with every nn.Linear in it computing as torch does again: `emulate_linears` undone.
+
+    A copy of an emulated module needs it in any case, for its layers would go on with the original's weights.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            vars(part).pop("forward", None)
+    return module
+
+
 def _emulated_forward(layer: nn.Linear, arithmetic: Arithmetic) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
