@@ -33,7 +33,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
 $(XLA_VENV)/.installed: pyproject.toml constraints.txt constraints-xla.txt $(XLA_BIN)/python
 	@mkdir -p build && grep -v -E '^(torch|triton)==' constraints.txt > build/constraints-common.txt
 	$(XLA_BIN)/python $(PIP_INSTALL) --constraint build/constraints-common.txt --constraint constraints-xla.txt \
-	  --editable '.[xla]' pytest pytest-benchmark jsonschema
+	  --editable '.[xla,lora]' pytest pytest-benchmark jsonschema
 	@touch $@
 
 run: $(VENV)/.installed

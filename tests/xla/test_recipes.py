@@ -1,0 +1,80 @@
+"""Every published recipe on the XLA backend: the CPU backend's losses and answers, one program a shape in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from isotrain.albert_core import train as loop
+from isotrain.albert_core.batches import bucket_length, epoch_order
+from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.data.squad_file import QuestionSplit
+from isotrain.albert_core.job import Job
+from isotrain.albert_core.predict import load_predictor
+from isotrain.albert_core.train import TrainResult, train
+from support.small_job import losses
+from support.small_recipes import RECIPES, STEPS, recipe_settings
+
+
+def run_recipe(recipe: str, folder: Path, backend: str) -> TrainResult:
+    settings = recipe_settings(recipe, folder, run_name=backend, layout="bucketed")
+    return train(load_config(recipe, settings, {"backend": backend}))
+
+
+def shapes_in_use(job: Job) -> int:
+    """The (rows, length) of training steps and of evaluations that the texts' lengths lead to, counted here anew."""
+    config, limit = job.config, job.config.max_length
+
+    def lengths(ordered: np.ndarray, rows: int) -> set[int]:
+        starts = range(0, len(ordered), rows)
+        return {bucket_length(int(ordered[start : start + rows].max()), limit) for start in starts}
+
+    tokens, window = np.asarray(job.train_tokens.lengths), config.batch_size * config.gradient_accumulation_steps
+    per_epoch = -(-len(tokens) // window)
+    steps: set[int] = set()
+    for epoch in range(-(-STEPS // per_epoch)):
+        order = epoch_order(len(tokens), config.seed, epoch)[: window * (STEPS - epoch * per_epoch)]
+        steps |= lengths(tokens[order], window)
+    tokens = np.asarray(job.test_tokens.lengths)
+    by_length = config.task == "question_answering"
+    return len(steps) + len(lengths(np.sort(tokens) if by_length else tokens, config.eval_batch_size))
+
+
+def first_of(split: Any, count: int = 6) -> tuple[list[str], list[str] | None]:
+    """Some of a split's texts, and what belongs to them: contexts, or second texts."""
+    if isinstance(split, QuestionSplit):
+        return split.questions[:count], split.contexts[:count]
+    return split.texts[:count], None if split.pairs is None else split.pairs[:count]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_gives_the_cpu_backends_losses_and_answers(
+    backend: Any, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+    real = loop.build_training
+
+    def keep(job: Job, *args: Any) -> Any:
+        jobs.append(job)
+        return real(job, *args)
+
+    monkeypatch.setattr(loop, "build_training", keep)
+    before = backend.compile_count()
+    result = run_recipe(recipe, tmp_path, "xla")
+    compiles = backend.compile_count() - before
+    reference = run_recipe(recipe, tmp_path, "cpu")
+    got, want = np.array(losses(result)), np.array(losses(reference))
+    assert len(got) == STEPS
+    assert np.array_equal(got[:, 0], want[:, 0])
+    assert np.abs(got[:, 1] / want[:, 1] - 1).max() <= 1e-5
+    assert result.metrics == pytest.approx(reference.metrics, rel=1e-4)
+    if not jobs[0].config.freeze_encoder:
+        assert 0 < compiles <= shapes_in_use(jobs[0])
+    asked = first_of(jobs[0].dataset.test)
+    here, there = (load_predictor(result.run, backend=name).predict(*asked) for name in ("xla", "cpu"))
+    for ours, theirs in zip(here, there, strict=True):
+        for name, value in theirs.answer().items():
+            assert ours.answer()[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
