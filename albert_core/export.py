@@ -26,6 +26,7 @@ from torch import nn
 from .. import UserError
 from .encoder import quiet_transformers
 from .lora import merged
+from .model import WholeModel
 from .predict import Predictor, load_predictor
 from .run import RunFolder, environment, write_json
 from .saved_model import HEADER_KEY
@@ -140,12 +141,11 @@ def trained_model(predictor: Predictor) -> LogitsModel:
 
     A frozen encoder is taken from its own files: such a run computes features with weights rounded to its dtype.
     """
-    config = predictor.config
     model: Any = predictor.model
-    if config.freeze_encoder:
-        encoder, head = predictor.loaded.module(), model
-    else:
+    if isinstance(model, WholeModel):
         encoder, head = predictor.backend.on_host(model.encoder), model.head
+    else:
+        encoder, head = predictor.loaded.module(), model
     whole = LogitsModel(merged(encoder), predictor.backend.on_host(head), predictor.task.apply_head)
     return whole.to("cpu", torch.float32).eval().requires_grad_(False)
 
@@ -188,7 +188,7 @@ def _write_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path)
     names = predictor.task.output_names(predictor.recalled)
     encoder.config.update({"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}})
     encoder.save_pretrained(folder)
-    reads = "last_hidden_state[:, 0]" if predictor.task.frozen else "last_hidden_state"
+    reads = "last_hidden_state[:, 0]" if predictor.task.on_features else "last_hidden_state"
     header = {"format": HEAD_FORMAT, "reads": reads, "layers": str(trained.head)}
     tensors = {name: tensor.contiguous() for name, tensor in trained.head.state_dict().items()}
     save_file(tensors, folder / HEAD_FILE, metadata={HEADER_KEY: json.dumps(header)})

@@ -66,8 +66,8 @@ class Job:
         return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
 
     def trainable_encoder(self) -> Any:
-        """The transformers encoder of a whole model, with the adapters that the configuration asks for."""
-        return with_adapters(self.encoder, self.config)
+        """The transformers encoder of a whole model (see `module_of`)."""
+        return module_of(self.encoder, self.config)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with a run that goes on from it."""
@@ -93,9 +93,17 @@ class Job:
         }
 
 
-def with_adapters(encoder: LoadedEncoder, config: TrainConfig) -> Any:
-    """The transformers module of `encoder`, or where `config` has a rank for them, one with adapters in it."""
-    return add_adapters(encoder.module(), config.lora, config.seed) if config.lora.rank else encoder.module()
+def trains_on_features(config: TrainConfig) -> bool:
+    """Whether the head is trained on a frozen encoder's features, and not in one model with the encoder."""
+    return config.freeze_encoder and find_task(config.task).on_features
+
+
+def module_of(encoder: LoadedEncoder, config: TrainConfig) -> Any:
+    """The transformers module of `encoder` that a head is joined to: frozen, or with adapters, if `config` says so."""
+    module = encoder.module()
+    if config.freeze_encoder:
+        return module.requires_grad_(False)
+    return add_adapters(module, config.lora, config.seed) if config.lora.rank else module
 
 
 def labelled(label: str, backend: Backend) -> str:
@@ -108,8 +116,6 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
     """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
     phases: dict[str, float] = {}
     task = find_task(config.task)
-    if config.freeze_encoder and not task.frozen:
-        raise UserError(f"task {task.name} trains the whole model; set freeze_encoder: false")
     with _timed(phases, "open_backend"):
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
@@ -169,13 +175,13 @@ def sampled(dataset: Any, config: TrainConfig) -> Any:
 
 def layout_on(backend: Backend, config: TrainConfig) -> str:
     """The encoder's batch layout on `backend`: the configuration's, and of "auto" the device's own for a whole model,
-    and for a frozen encoder packed where kernel and device take that.
+    and for a frozen encoder's features packed where kernel and device take that.
 
     Raises UserError for a layout that was asked for and that the device doesn't take.
     """
     if config.layout == "auto":
         frozen = "bucketed" if config.kernel == "transformers" else "packed"
-        layout = frozen if config.freeze_encoder else backend.whole_model_layout
+        layout = frozen if trains_on_features(config) else backend.whole_model_layout
         return layout if layout in backend.layouts else "bucketed"
     if config.layout in backend.layouts:
         return config.layout

@@ -55,7 +55,9 @@ def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None
 
 
 class WholeModel(nn.Module):
-    """Encoder and head, all trained: `apply_head` says what the head reads of ``last_hidden_state``.
+    """Encoder and head in one: `apply_head` says what the head reads of ``last_hidden_state``.
+
+    An encoder with a trained weight in it is trained; one without stays as it is in evaluation, without dropout.
 
     Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
     compute dtype under the backend's autocast, the head and the loss in the head's own dtype. Packed batches are taken
@@ -78,6 +80,12 @@ class WholeModel(nn.Module):
         self._apply_head = apply_head
         self._backend = backend
         self._policy = policy
+
+    def train(self, mode: bool = True) -> WholeModel:
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
 
     def forward(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Logits (sequences, outputs), or (sequences, length, outputs) where the head reads every token.

@@ -24,7 +24,7 @@ from .data import Table, TextTokenizer, TokenStore, load_tokenizer
 from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
-from .job import frozen_encoder, labelled, layout_on, with_adapters
+from .job import frozen_encoder, labelled, layout_on, module_of, trains_on_features
 from .model import WholeModel, load_trained_state
 from .run import RunFolder, write_json, write_text
 from .saved_model import read_model
@@ -137,8 +137,9 @@ def load_predictor(
     head = task.head(encoder.config.hidden_size, identity["num_labels"], config).to(getattr(torch, config.head_dtype))
     policy = opened.cast_policy(config.dtype, strict=config.strict_dtype)
     model: nn.Module = head
-    if not config.freeze_encoder:
-        model = WholeModel(with_adapters(encoder, config), head, task.apply_head, opened, policy)
+    on_features = trains_on_features(config)
+    if not on_features:
+        model = WholeModel(module_of(encoder, config), head, task.apply_head, opened, policy)
     load_trained_state(model, weights)
     return Predictor(
         config=config,
@@ -149,7 +150,7 @@ def load_predictor(
         recalled=task.recall(run),
         model=opened.place(model).eval(),
         label=labelled(encoder.label, opened),
-        encoder=frozen_encoder(encoder, opened, policy, config.kernel) if config.freeze_encoder else None,
+        encoder=frozen_encoder(encoder, opened, policy, config.kernel) if on_features else None,
         layout=layout_on(opened, config),
     )
 

@@ -14,6 +14,7 @@ from torch import nn
 from ..backends import Backend, HeadStep
 from .batches import Window
 from .config import TrainConfig
+from .model import WholeModel
 from .ranks import ALONE, Ranks, accumulating
 from .scaling import LossScale, unscaled
 from .training import Training
@@ -72,7 +73,8 @@ def step_function(
     scaling = scale or unscaled()
     watched = config.use_wandb and config.wandb_watch_mode is not None
     alone = ranks.size == 1
-    if alone and config.freeze_encoder and config.fused_head and config.max_grad_norm is None and not watched:
+    on_features = not isinstance(model, WholeModel)
+    if alone and on_features and config.fused_head and config.max_grad_norm is None and not watched:
         fused = backend.head_step(list(model.parameters()), optimizer)
         if fused is not None:
             return partial(_fused_step, fused)
@@ -89,11 +91,11 @@ def step_function(
             wide = torch.promote_types(loss.dtype, torch.float32)
             part = torch.stack((loss.detach().to(wide), right.to(wide)))
             sums = part if sums is None else sums + part
-        if watched or config.max_grad_norm is not None or not config.freeze_encoder:
+        if watched or config.max_grad_norm is not None or not on_features:
             scaling.unscale(optimizer)
         if config.max_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        elif not config.freeze_encoder:
+        elif not on_features:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
         before_update(norm)
@@ -105,7 +107,7 @@ def step_function(
     def counted(*pairs: Any) -> torch.Tensor:
         return step(sum(len(labels) for labels in pairs[1::2]), *pairs)
 
-    if alone and config.freeze_encoder and not watched:
+    if alone and on_features and not watched:
         captured = backend.capture_step(counted, optimizer)
         if captured is not counted:
             return lambda _, *pairs: captured(*pairs)

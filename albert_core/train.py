@@ -25,7 +25,7 @@ from .checkpoint import Snapshot, read_checkpoint
 from .config import TrainConfig
 from .config_file import ResolvedConfig
 from .events import Throughput, describe, draw, evaluate_now, fail, log_step, record, save_now, summarize
-from .job import Job, open_job
+from .job import Job, open_job, trains_on_features
 from .optim import learning_rate_at
 from .progress import Reporter, SilentReporter
 from .ranks import StopVote, joined, launched
@@ -111,7 +111,7 @@ def train(
                 training = _prepare(job, run, resolved, reporter, resuming)
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps, job.label)
-            small = config.freeze_encoder and config.feature_cache
+            small = trains_on_features(config) and config.feature_cache
             try:
                 if observer is not None:
                     observer.started(training)

@@ -18,7 +18,7 @@ from .checkpoint_store import CheckpointStore
 from .collapse import CollapseWatch
 from .config import TrainConfig
 from .features import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
-from .job import Job
+from .job import Job, trains_on_features
 from .model import WholeModel, checkpoint_activations, summed_loss
 from .optim import build_optimizer
 from .progress import Reporter
@@ -61,11 +61,11 @@ class Training:
 
 def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
     config, backend = job.config, job.backend
-    scale = loss_scale(backend, job.policy, whole_model=not config.freeze_encoder)
+    scale = loss_scale(backend, job.policy, whole_model=not trains_on_features(config))
     head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
     head = head.to(getattr(torch, config.head_dtype))
     model: nn.Module
-    if config.freeze_encoder:
+    if trains_on_features(config):
         model = backend.place(head)
         source, test_source = _frozen_sources(job, reporter)
     else:
@@ -74,7 +74,8 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
             checkpoint_activations(encoder)
         model = backend.place(WholeModel(encoder, head, job.task.apply_head, backend, job.policy))
         log.info(
-            "training the whole model: %s layout, %s master weights, products in %s",
+            "training %s: %s layout, %s master weights, products in %s",
+            "the head, which reads every token of a frozen encoder" if config.freeze_encoder else "the whole model",
             job.layout,
             job.policy.accumulate,
             job.policy.compute,

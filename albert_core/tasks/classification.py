@@ -220,7 +220,7 @@ def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | N
 
 TASK = Task(
     name="classification",
-    frozen=True,
+    on_features=True,
     metrics={"eval/loss": "loss", "eval/accuracy": "accuracy", "eval/f1_macro": "macro-F1", "eval/f1": "F1"},
     sequences="texts",
     load=load,

@@ -275,7 +275,7 @@ def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | N
 
 TASK = Task(
     name="question_answering",
-    frozen=False,
+    on_features=False,
     metrics={"eval/loss": "loss", "eval/exact_match": "exact match", "eval/f1": "F1"},
     sequences="windows",
     load=load,

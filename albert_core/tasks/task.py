@@ -79,13 +79,13 @@ class Evaluation:
 class Task:
     """The functions that differ from task to task.
 
-    name: the value of the key `task`. frozen: whether it can train on a frozen encoder's [CLS] features. metrics: the
-    figures of an evaluation in the order that tables show them, "eval/loss" first, and the words that logs use.
-    sequences: what logs call the rows of a batch.
+    name: the value of the key `task`. on_features: whether its head reads [CLS] alone, so that features stand for a
+    frozen encoder. metrics: the figures of an evaluation in the order that tables show them, "eval/loss" first, and the
+    words that logs use. sequences: what logs call the rows of a batch.
     """
 
     name: str
-    frozen: bool
+    on_features: bool
     metrics: dict[str, str]
     sequences: str
 

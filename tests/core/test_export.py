@@ -98,14 +98,15 @@ def test_an_export_answers_as_the_run_does(
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("freeze_encoder", [False, True])
 @pytest.mark.parametrize("form", list(LOADERS))
 def test_an_export_answers_questions_as_the_run_does(
-    run: Run, reading: dict[str, Any], tmp_path: Path, needs: None, form: str
+    run: Run, reading: dict[str, Any], tmp_path: Path, needs: None, form: str, freeze_encoder: bool
 ) -> None:
     """One window a question, whose best span is looked for here."""
     from transformers import AutoTokenizer
 
-    trained = run(**reading | {"max_length": 96, "num_epochs": 4})
+    trained = run(**reading | {"max_length": 96, "num_epochs": 4, "freeze_encoder": freeze_encoder})
     folder = export_run(trained.run, form, tmp_path / "out").folder
     question, context = "Where does Anna keep it?", "Anna keeps a violin in the cellar. Hugo keeps two keys in Room 12."
     (expected,) = load_predictor(trained.run).predict([question], [context])

@@ -20,6 +20,7 @@ from isotrain.albert_core.config_file import ResolvedConfig
 from isotrain.albert_core.data.windows import WindowStore
 from isotrain.albert_core.encoder import load_encoder
 from isotrain.albert_core.job import open_job
+from isotrain.albert_core.model import WholeModel
 from isotrain.albert_core.predict import load_predictor
 from isotrain.albert_core.run import RunFolder
 from isotrain.albert_core.squad_score import score_predictions
@@ -101,7 +102,9 @@ def test_it_learns_to_read(run: Run, reading: dict[str, Any]) -> None:
     assert last < 0.6 * first
 
 
-def test_a_resumed_run_ends_with_the_same_bits(run: Run, reading: dict[str, Any]) -> None:
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_a_resumed_run_ends_with_the_same_bits(run: Run, reading: dict[str, Any], freeze_encoder: bool) -> None:
+    reading |= {"freeze_encoder": freeze_encoder}
     whole = run(**reading, run_name="whole")
     run(**reading, run_name="parts", stop_at_step=3)
     parts = run(**reading, run_name="parts", resume=RunFolder(whole.run.path.parent / "parts"))
@@ -133,8 +136,30 @@ def test_a_killed_run_goes_on_to_the_same_bits(run: Run, reading: dict[str, Any]
     assert all(torch.equal(value, weights(resumed.run)[name]) for name, value in weights(whole.run).items())
 
 
-def test_new_questions_get_the_answers_of_the_evaluation(run: Run, reading: dict[str, Any]) -> None:
-    result = run(**reading)
+def test_a_frozen_encoder_keeps_its_weights_and_stays_out_of_checkpoints(run: Run, reading: dict[str, Any]) -> None:
+    result = run(**reading | {"freeze_encoder": True, "learning_rate": 1e-2})
+    assert losses(result)[-1][1] < losses(result)[0][1]
+    trained, given = weights(result.run), load_encoder("random:tiny", 23).module().state_dict()
+    assert {name.split(".")[0] for name in trained} == {"encoder", "head"}
+    assert all(torch.equal(trained[f"encoder.{name}"], tensor) for name, tensor in given.items())
+    kept = load_file(next(result.run.checkpoints.glob("step-*")) / "model.safetensors")
+    assert {name.split(".")[0] for name in kept} == {"head"}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_only_a_trained_encoder_has_dropout(configure: Configure, reading: dict[str, Any], frozen: bool) -> None:
+    job = open_job(configure(**reading | {"freeze_encoder": frozen}).config)
+    head = job.task.head(job.encoder.config.hidden_size, 2, job.config)
+    model = WholeModel(job.trainable_encoder(), head, job.task.apply_head, job.backend, job.policy).train()
+    assert model.head.training
+    assert {part.training for part in model.encoder.modules()} == {not frozen}
+
+
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_new_questions_get_the_answers_of_the_evaluation(
+    run: Run, reading: dict[str, Any], freeze_encoder: bool
+) -> None:
+    result = run(**reading | {"freeze_encoder": freeze_encoder})
     predictor = load_predictor(result.run)
     predictor.backend.feature_batch_tokens = 128
     split = open_job(predictor.config).dataset.test
@@ -162,7 +187,6 @@ def test_a_lost_answer_is_said_in_the_log(run: Run, reading: dict[str, Any], tmp
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"freeze_encoder": True}, "task question_answering trains the whole model; set freeze_encoder: false"),
         ({"num_labels": 3}, "has 2 ends; drop num_labels"),
         ({"label_rules": ["case"]}, "drop label_rules"),
         ({"checkpoint_metric": "eval/accuracy"}, "allowed are eval/loss, eval/exact_match, eval/f1"),

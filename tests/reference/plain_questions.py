@@ -30,6 +30,7 @@ class Recipe:
     max_length: int
     stride: int
     weight_decay: float
+    frozen: bool
 
 
 def windows(folder: Path, file: Path, recipe: Recipe) -> list[dict[str, Any]]:
@@ -83,12 +84,12 @@ def train(
     `order` holds the windows of the one epoch that the steps fall into, in the order of training; `head_weights` those
     of a Linear on every token's state.
     """
-    encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).train()
+    encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).train(not recipe.frozen)
+    encoder.requires_grad_(not recipe.frozen)
     head = nn.Linear(encoder.config.hidden_size, 2)
     head.load_state_dict(dict(zip(("weight", "bias"), head_weights.values(), strict=True)))
-    optimizer = torch.optim.AdamW(
-        [*encoder.parameters(), *head.parameters()], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    trained = [*head.parameters()] if recipe.frozen else [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     scheduler = get_scheduler("linear", optimizer, 0, recipe.total_steps)
 
     def loss_of(row: int) -> torch.Tensor:

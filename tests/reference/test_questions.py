@@ -36,10 +36,11 @@ def write_data(folder: Path, words: list[str]) -> None:
         (folder / f"{name}.json").write_text(json.dumps(squad(made)))
 
 
+@pytest.mark.parametrize(("frozen", "rate"), [(False, 2e-5), (True, 1e-2)], ids=["whole", "frozen"])
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
 @pytest.mark.parametrize("model", ["albert", "bert"])
 def test_losses_are_those_of_the_plain_script(
-    model: str, layout: str, tmp_path: Path, tiny_models: dict[str, Path]
+    model: str, layout: str, frozen: bool, rate: float, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
     folder = tiny_models[model]
     words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
@@ -48,6 +49,8 @@ def test_losses_are_those_of_the_plain_script(
         "dataset_id": str(tmp_path / "data"),
         "model_name": str(folder),
         "dtype": "float32",
+        "freeze_encoder": frozen,
+        "learning_rate": rate,
         "layout": layout,
         "max_length": 40,
         "doc_stride": 12,
@@ -60,7 +63,7 @@ def test_losses_are_those_of_the_plain_script(
     result = train(load_config("squad", [f"{key}={json.dumps(value)}" for key, value in keys.items()]))
     got = [loss for _, loss in losses(result)][:STEPS]
     recipe = plain_questions.Recipe(
-        learning_rate=2e-5,
+        learning_rate=rate,
         batch_size=8,
         accumulation=2,
         steps=STEPS,
@@ -68,6 +71,7 @@ def test_losses_are_those_of_the_plain_script(
         max_length=40,
         stride=12,
         weight_decay=0.01,
+        frozen=frozen,
     )
     examples = plain_questions.windows(folder, tmp_path / "data" / "train.json", recipe)
     assert len(examples) > 1.5 * 190, "contexts of one window would leave the windows untested"
