@@ -21,6 +21,7 @@ from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
 from .data import Table, TextTokenizer, TokenStore, load_tokenizer
+from .data.columns import refuse_repeated_ids
 from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
@@ -165,10 +166,15 @@ class Inputs:
 
 
 def read_inputs(run: RunFolder, file: Path, text_column: str | None, pair_column: str | None) -> Inputs:
-    """The texts in a CSV, TSV or JSONL file that `run` is to answer for. Raises UserError, also for an empty cell."""
-    task = find_task(load_config(run.config).config.task)
+    """The texts in a CSV, TSV or JSONL file that `run` is to answer for.
+
+    Raises UserError, also for an empty cell and for an id that occurs twice.
+    """
+    config = load_config(run.config).config
+    task = find_task(config.task)
     table = task.read(file)
     first, second = task.columns(table, task.recall(run), text_column, pair_column)
+    refuse_repeated_ids(table, used=(first, second, config.label_column))
     return Inputs(table, _texts_of(table, first), None if second is None else _texts_of(table, second))
 
 
@@ -209,13 +215,15 @@ def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction
 
 
 def _ids(table: Table) -> list[str]:
-    ids = [str(cell) for cell in table.column("id")] if "id" in table.columns else []
-    if not ids or len(set(ids)) < len(ids):
-        raise UserError(
-            f"{table.origin} has {'an id twice' if ids else 'no column id'}, and a .json file of answers has them by "
-            "id; give each row its own, or name a .csv or .jsonl file by --out"
-        )
-    return ids
+    instead = "a .json file of answers has them by id: give each row its own, or name a .csv or .jsonl file by --out"
+    if "id" not in table.columns:
+        raise UserError(f"{table.origin} has no column id, and {instead}")
+    refuse_repeated_ids(table)
+    ids = table.column("id")
+    for row, cell in enumerate(ids):
+        if cell in (None, ""):
+            raise UserError(f"{table.place(row)} has no id, and {instead}")
+    return [str(cell) for cell in ids]
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ... import UserError
-from .tabular import shown
+from .tabular import Table, shown
 
 TEXT_COLUMNS = ("text", "sentence", "utterance", "query")
 PAIRED_COLUMNS = (
@@ -18,6 +18,7 @@ PAIRED_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "category", "intent", "label_text", "response")
 LABEL_NAME_COLUMN = "label_text"
+ID_COLUMNS = ("id", "idx")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 EVALUATION_SPLITS = ("test", *VALIDATION_SPLITS)
 
@@ -67,6 +68,30 @@ def choose_columns(
     if label_column is not None or spelled_out in (text, text_pair, label):
         spelled_out = None
     return Columns(text, text_pair, label, spelled_out)
+
+
+def refuse_repeated_ids(table: Table, used: Sequence[str | None] = ()) -> None:
+    """Raises UserError naming an id that two rows of `table` have, and both rows.
+
+    Ids are the cells of columns called id or idx (in any letter case), but for those `used` as something else. 1 and
+    "1" are one, and an empty cell is none.
+    """
+    for column in table.columns:
+        if column.lower() not in ID_COLUMNS or column in used:
+            continue
+        first_row: dict[str, int] = {}
+        for row, cell in enumerate(table.column(column)):
+            if cell in (None, "") or first_row.setdefault(str(cell), row) == row:
+                continue
+            fix = (
+                "give each question an id of its own"
+                if table.unit == "question"
+                else f"give each row one of its own, or call column {column!r} something else where it holds no ids"
+            )
+            raise UserError(
+                f"{table.place(row)}: {column} {str(cell)!r} occurs twice, first at {table.unit} "
+                f"{table.positions[first_row[str(cell)]]}; {fix}"
+            )
 
 
 def choose_text_columns(

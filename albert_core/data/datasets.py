@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ... import UserError
-from .columns import Columns, choose_columns
+from .columns import Columns, choose_columns, refuse_repeated_ids
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
 from .labels import encode_labels, names_from_column, read_categories
@@ -93,7 +93,7 @@ def load_dataset(
     (see `normalise`) labels are texts, and those that the rules make alike are one class.
 
     Raises UserError for a name that is nothing of these, and for data that can't be used: columns not found, empty
-    texts, labels that are no classes or unseen in training, no test split.
+    texts, an id that occurs twice in a split, labels that are no classes or unseen in training, no test split.
     """
     if dataset_id.startswith(EMBEDDED_PREFIX):
         for key, value in (
@@ -196,6 +196,8 @@ def _assemble(
     tables = [train] if test is None else [train, test]
     for table in tables[1:]:
         choose_columns(table.origin, table.columns, columns.text, columns.label, columns.text_pair)
+    for table in tables:
+        refuse_repeated_ids(table, used=(*columns.texts, columns.label, columns.label_names))
     responses = [str(cell) for cell in train.column(columns.label)]
     if label_rules:
         tables = [with_normalised_labels(table, columns.label, label_rules) for table in tables]

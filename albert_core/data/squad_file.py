@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from .columns import refuse_repeated_ids
 from .tabular import TABLE_SUFFIXES, Table, read_table, refuse_half_pairs, shown
 
 NESTED_SUFFIXES = (".json", ".json.gz")
@@ -94,15 +95,10 @@ def split_of(
             "and answers by text_column, text_pair_column and label_column"
         )
     ids, questions, contexts, answers = (table.column(name) for name in wanted)
-    first_row: dict[str, int] = {}
     for row, name in enumerate(ids):
         if not isinstance(name, str) or not name:
             raise UserError(f"{table.place(row)}: the id is {shown([name])}; give each question a string of its own")
-        if first_row.setdefault(name, row) != row:
-            raise UserError(
-                f"{table.place(row)}: id {name!r} occurs twice, first at {table.unit} "
-                f"{table.positions[first_row[name]]}; give each question an id of its own"
-            )
+    refuse_repeated_ids(table, used=wanted[1:])
     checked = []
     for row, name in enumerate(ids):
         for role, text in (("question", questions[row]), ("context", contexts[row])):

@@ -70,6 +70,11 @@ def test_what_is_no_pair_is_refused(invoke: Invoke, pair_run: Path, tmp_path: Pa
     one_line_error(invoke("predict", pair_run, "--csv", "one.csv"), "one.csv")
     (tmp_path / "half.csv").write_text("sentence1,sentence2\nx,y\nx,\n")
     one_line_error(invoke("predict", pair_run, "--csv", "half.csv"), "half.csv, line 3", "sentence2")
+    (tmp_path / "twice.csv").write_text("idx,sentence1,sentence2\n3,x,y\n4,x,z\n3,y,z\n")
+    one_line_error(
+        invoke("predict", pair_run, "--csv", "twice.csv", "--out", "out.csv"),
+        "twice.csv, line 4: idx '3' occurs twice, first at line 2",
+    )
     (tmp_path / "latin.csv").write_bytes("sentence1,sentence2\nx,é\n".encode("latin-1"))
     one_line_error(invoke("predict", pair_run, "--csv", "latin.csv"), "not UTF-8", "line 2")
     one_line_error(invoke("predict", pair_run, "--csv", "half.csv", "--out", "out.txt"), ".jsonl")

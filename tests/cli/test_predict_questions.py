@@ -96,6 +96,31 @@ def test_what_cannot_be_asked_is_refused(invoke: Invoke, reading_run: Path, tmp_
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.parametrize("out", [(), ("--out", "a.csv"), ("--out", "a.jsonl"), ("--out", "a.json")])
+def test_an_id_twice_is_refused_whatever_becomes_of_the_answers(
+    invoke: Invoke, reading_run: Path, tmp_path: Path, out: tuple[str, ...]
+) -> None:
+    asked = [{"id": name, "question": "Where?"} for name in ("q1", "q2", "q1")]
+    (tmp_path / "in.json").write_text(json.dumps(squad([("There.", asked[:2]), ("Here.", asked[2:])])))
+    one_line_error(
+        invoke("predict", reading_run, "--file", "in.json", *out),
+        "in.json, question 3: id 'q1' occurs twice, first at question 1",
+    )
+    rows = [{"id": number, "question": "Where?", "context": "There."} for number in (1, 2, 2)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one_line_error(
+        invoke("predict", reading_run, "--file", "in.jsonl", *out), "in.jsonl, line 3: id '2' occurs twice", "line 2"
+    )
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_answers_by_id_need_an_id_in_every_row(invoke: Invoke, reading_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,question,context\n,Where?,There.\n,Where?,There.\n")
+    one_line_error(invoke("predict", reading_run, "--file", "in.csv", "--out", "a.json"), "in.csv, line 2 has no id")
+    code, _, err = invoke("predict", reading_run, "--file", "in.csv", "--out", "a.csv")
+    assert code == 0, err
+
+
 def test_unusable_training_data_ends_in_one_line(invoke: Invoke, tmp_path: Path) -> None:
     context = "Anna lives in Rome."
     asked = question(1, "Where?", context, "Rome")

@@ -24,6 +24,13 @@ ANSWERS = "text,response\nwhere is it,On its way {name}\nhow much,It costs 5 eur
         ("subj", TEXTS, "text,label\na,2\n", ["occur in no training row"]),
         ("subj", "body,label\na,0\n", TEXTS, ["no text column", "'body'"]),
         ("subj", "text,label\nna\u00efve,0\n", TEXTS, ["not UTF-8", "line 2"]),
+        ("mrpc", "idx," + PAIRS.replace("\na", "\n7,a").replace("\nb", "\n7,b"), PAIRS, ["line 3: idx '7'", "line 2"]),
+        (
+            "subj",
+            TEXTS,
+            "ID,text,label\nx,red one,0\nx,blue one,1\n",
+            ["test.csv, line 3: ID 'x' occurs twice", "line 2"],
+        ),
         ("csv_intents", ANSWERS, ANSWERS.replace("costs", "is"), ["occur in no training row"]),
         ("csv_intents", ANSWERS.replace("On its way {name}", "It costs 7 EUROS!"), ANSWERS, ["one label only"]),
         ("csv_intents", "text,response\na,?!\nb,x\n", ANSWERS, ["nothing is left of the label '?!'"]),

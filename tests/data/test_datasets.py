@@ -262,6 +262,16 @@ def test_a_single_file_needs_a_test_fraction(tmp_path: Path) -> None:
     assert load_dataset(str(path), test_fraction=0.2, seed=2).test.texts != data.test.texts
 
 
+def test_an_id_column_that_is_the_label_may_repeat_and_empty_cells_are_no_ids(tmp_path: Path) -> None:
+    rows = "id,idx,text\n0,,a\n1,,b\n0,5,c\n1,6,d\n"
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text(rows)
+    assert load_dataset(str(tmp_path), label_column="id").train.labels == [0, 1, 0, 1]
+    (tmp_path / "test.csv").write_text(rows.replace("6", "5"))
+    with pytest.raises(UserError, match=r"test\.csv, line 5: idx '5' occurs twice, first at line 4; give each row"):
+        load_dataset(str(tmp_path), label_column="id")
+
+
 def test_fingerprint_is_of_content_alone(tmp_path: Path) -> None:
     first = load_dataset(str(folder(tmp_path / "a", train_csv=TRAIN, test_csv=TEST)))
     elsewhere = load_dataset(str(folder(tmp_path / "b", train_tsv=TRAIN.replace(",", "\t"), test_csv=TEST)))
