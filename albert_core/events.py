@@ -19,7 +19,7 @@ from .config_file import ResolvedConfig
 from .encoder import save_encoder
 from .job import Job
 from .progress import Reporter
-from .run import RunFolder, environment, write_json, write_text
+from .run import RunFolder, environment, with_device, write_json, write_text
 from .saved_model import MODEL_FILE
 from .state import own_tensors, snapshot
 from .training import Training
@@ -67,7 +67,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     _require_finite(metrics["eval/loss"], training)
     if job.ranks.first:
         for name, content in evaluation.files.items():
-            write_json(training.run.path / name, content)
+            write_json(training.run.path / name, with_device(content, job.backend.info().emulated_label))
     state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
     training_loss = state.take_recent_loss(job.ranks)
     values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}

@@ -27,7 +27,7 @@ from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .job import frozen_encoder, labelled, layout_on, module_of, trains_on_features
 from .model import WholeModel, load_trained_state
-from .run import RunFolder, write_json, write_text
+from .run import RunFolder, with_device, write_json, write_text
 from .saved_model import read_model
 from .tasks import Prediction, Task, find_task
 
@@ -193,12 +193,14 @@ def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction
 
     `emulated`, the label of a device that is only emulated, gets a column ``device``. A column of the input that has
     the name of one added is kept as ``input_`` and that name. A .json file gets SQuAD's format instead, the answer by
-    id. Raises UserError where that is asked for and the rows have no ids of their own.
+    id (and the label as `with_device` puts it). Raises UserError where that is asked for and the rows have no ids of
+    their own.
     """
     said: dict[str, str | int | float] = {"device": emulated} if emulated else {}
     answers = [prediction.answer() | said for prediction in predictions]
     if path.suffix.lower() == ".json":
-        write_json(path, dict(zip(_ids(table), (next(iter(answer.values())) for answer in answers), strict=True)))
+        by_id = dict(zip(_ids(table), (next(iter(answer.values())) for answer in answers), strict=True))
+        write_json(path, with_device(by_id, emulated))
         return
     added = list(answers[0]) if answers else []
     kept = [f"input_{column}" if column in added else column for column in table.columns]

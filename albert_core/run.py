@@ -143,6 +143,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
 
 
+def with_device(by_id: dict[str, Any], emulated: str) -> dict[str, Any]:
+    """What a file holds by id, begun with ``device`` where `emulated` names a device that is only emulated.
+
+    Whoever looks up ids, as SQuAD's evaluation does, passes over it. Where an id is called so, the key is ``_device``.
+    """
+    key = "device"
+    while key in by_id:
+        key = f"_{key}"
+    return {key: emulated} | by_id if emulated else by_id
+
+
 def read_strings(path: Path) -> list[str]:
     """A JSON list of strings, as `write_json` left it. Raises UserError for a file that is anything else."""
     try:

@@ -69,10 +69,10 @@ class Prediction(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: figures, and what the run's folder gets of it as JSON, by file name."""
+    """What an evaluation found: figures, and what the run's folder gets of it as JSON by id, by file name."""
 
     metrics: dict[str, float]
-    files: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from isotrain.albert_core.run import with_device
 from isotrain.albert_core.squad_score import normalised, score_predictions, token_f1
 
 
@@ -31,9 +33,13 @@ def test_published_answers_get_their_published_scores(
         for question in paragraph["qas"]
     }
     with gzip.open(folder / "reference-predictions" / f"{system}.dev-v1.1.json.gz", "rt", encoding="utf-8") as file:
-        score = score_predictions(json.load(file), answers)
+        predictions = json.load(file)
+    score = score_predictions(predictions, answers)
     assert (score.exact_match, score.f1) == (exact_match, f1)
     assert (score.questions, score.missing, score.unknown) == (10570, missing, unknown)
+    labelled = with_device(predictions, "tt (emulated)")
+    assert labelled != predictions
+    assert score_predictions(labelled, answers) == replace(score, unknown=unknown + 1)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,13 @@ def test_published_answers_get_their_published_scores(
 )
 def test_answers_are_made_alike(answer: str, said: str) -> None:
     assert normalised(answer) == said
+
+
+def test_a_devices_label_takes_no_questions_place() -> None:
+    assert with_device({"q": "a"}, "") == {"q": "a"}
+    assert list(with_device({"q": "a"}, "tt (emulated)").items()) == [("device", "tt (emulated)"), ("q", "a")]
+    asked = {"device": "a phone", "q": "a"}
+    assert with_device(asked, "tt (emulated)") == asked | {"_device": "tt (emulated)"}
 
 
 def test_f1_counts_a_word_as_often_as_it_occurs() -> None:
