@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .columns import ROOF_COLUMNS, UNIT_COLUMN, Column, figure, rate, share
+from .columns import ROOF_COLUMNS, Column, figure, rate, share
 from .report import WIDE, peak_line
 
 RATE_COLUMNS = (
@@ -79,10 +79,9 @@ def _rates(result: dict[str, Any], random: bool, width: int) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD if width >= WIDE else None,
         pad_edge=False,
+        collapse_padding=True,
     )
-    has_unit = any("unit" in (side.get("share_of_peak") or ()) for side in result["sides"])
-    columns = [*RATE_COLUMNS, *([UNIT_COLUMN] if has_unit else [])]
-    shown = [column for column in columns if width >= WIDE or (column.narrow and column.header not in ONLY_WIDE)]
+    shown = [column for column in RATE_COLUMNS if width >= WIDE or (column.narrow and column.header not in ONLY_WIDE)]
     table.add_column("what", no_wrap=True)
     for column in shown:
         table.add_column(column.header, justify="right", overflow="fold")

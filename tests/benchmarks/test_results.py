@@ -217,6 +217,7 @@ def test_a_disturbed_peak_excuses_a_little_and_not_everything(
     packed = result["targets"][1]
     assert packed["valid"] is valid
     assert any("shares of it are too high" in text for text in packed["warnings"]) is valid
+    assert "other work disturbed that, the true peak is higher" in " ".join(shown(result).split())
 
 
 def test_other_work_on_the_machine_is_said_above_the_figures(
