@@ -267,8 +267,8 @@ def peak_line(backend: str, peaks: dict[str, Any], *, emulated: bool) -> str:
     whose = f"{device_label(backend, True)}: this host's" if emulated else backend
     disturbed = "; other work disturbed that, the true peak is higher" if peaks["disturbed"] else ""
     return (
-        f"{whose} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} "
-        f"TFLOP/s, copy {figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}{alone}{disturbed}"
+        f"{whose} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} TFLOP/s, copy "
+        f"{figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}{alone}{disturbed}"
     )
 
 

@@ -53,6 +53,15 @@ RECIPES = {
     "subj": Recipe(_texts, keys={"num_labels": None, "learning_rate": 2e-3}),
 }
 
+# What each is not published as: a whole model frozen, a frozen one whole.
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "banking77": {"freeze_encoder": False, "learning_rate": 2e-3},
+    "csv_intents": {"freeze_encoder": True, "learning_rate": 1e-2},
+    "mrpc": {"freeze_encoder": True, "learning_rate": 1e-2},
+    "squad": {"freeze_encoder": True, "learning_rate": 1e-2},
+    "subj": {"freeze_encoder": True, "learning_rate": 1e-2},
+}
+
 
 def recipe_settings(name: str, folder: Path, **overrides: Any) -> list[str]:
     """The recipe `name` as ``key=value`` strings: float32, `STEPS` steps, each logged, its runs under `folder`."""

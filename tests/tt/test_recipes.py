@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import isotrain.configs
 import numpy as np
@@ -15,7 +16,7 @@ from isotrain.albert_core.squad_score import normalised, token_f1
 from isotrain.albert_core.train import train
 from isotrain.cli.main import main
 from support.small_job import losses
-from support.small_recipes import RECIPES, STEPS, recipe_settings
+from support.small_recipes import OTHERWISE, RECIPES, STEPS, recipe_settings
 
 Command = Callable[..., str]
 
@@ -41,9 +42,9 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     return run
 
 
-def train_emulated(command: Command, recipe: str, folder: Path) -> Path:
+def train_emulated(command: Command, recipe: str, folder: Path, **keys: Any) -> Path:
     """A recipe's run on the emulation, at the precision that is the default: HiFi4, float32 destination."""
-    settings = recipe_settings(recipe, folder, run_name="tt")
+    settings = recipe_settings(recipe, folder, run_name="tt", **keys)
     out = command("train", recipe, "--backend", "tt", *(f"--set={setting}" for setting in settings))
     assert "on tt (emulated)" in out
     return folder / "runs" / "tt"
@@ -131,3 +132,14 @@ def test_a_recipes_export_is_the_model_without_the_emulation(command: Command, t
     assert "on tt (emulated)" in command("export", run, "--format", "safetensors", "--out", tmp_path / "exported")
     record = json.loads((tmp_path / "exported" / "export.json").read_text())
     assert "tt (emulated)" in json.dumps(record)
+
+
+@pytest.mark.parametrize("recipe", OTHERWISE)
+def test_a_whole_recipe_trains_frozen_and_a_frozen_one_whole(command: Command, tmp_path: Path, recipe: str) -> None:
+    keys = OTHERWISE[recipe]
+    run = train_emulated(command, recipe, tmp_path, **keys)
+    host = train(load_config(recipe, recipe_settings(recipe, tmp_path, run_name="host", **keys)))
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    got = np.array([line["train/loss"] for line in lines if "train/loss" in line])
+    worst = np.abs(got / np.array(losses(host))[:, 1] - 1).max()
+    assert ROUNDING < worst < 2 * BFLOAT16

@@ -15,11 +15,11 @@ from isotrain.albert_core.job import Job
 from isotrain.albert_core.predict import load_predictor
 from isotrain.albert_core.train import TrainResult, train
 from support.small_job import losses
-from support.small_recipes import RECIPES, STEPS, recipe_settings
+from support.small_recipes import OTHERWISE, RECIPES, STEPS, recipe_settings
 
 
-def run_recipe(recipe: str, folder: Path, backend: str) -> TrainResult:
-    settings = recipe_settings(recipe, folder, run_name=backend, layout="bucketed")
+def run_recipe(recipe: str, folder: Path, backend: str, **keys: Any) -> TrainResult:
+    settings = recipe_settings(recipe, folder, run_name=backend, layout="bucketed", **keys)
     return train(load_config(recipe, settings, {"backend": backend}))
 
 
@@ -78,3 +78,12 @@ def test_a_recipe_gives_the_cpu_backends_losses_and_answers(
     for ours, theirs in zip(here, there, strict=True):
         for name, value in theirs.answer().items():
             assert ours.answer()[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+
+
+@pytest.mark.parametrize("recipe", OTHERWISE)
+def test_a_whole_recipe_trains_frozen_and_a_frozen_one_whole(backend: Any, tmp_path: Path, recipe: str) -> None:
+    keys = OTHERWISE[recipe]
+    result, reference = (run_recipe(recipe, tmp_path, name, **keys) for name in ("xla", "cpu"))
+    got, want = np.array(losses(result)), np.array(losses(reference))
+    assert np.array_equal(got[:, 0], want[:, 0])
+    assert np.abs(got[:, 1] / want[:, 1] - 1).max() <= 1e-5
