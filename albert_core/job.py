@@ -121,6 +121,11 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
         layout = layout_on(backend, config)
         energy = backend.energy()
+    if config.gradient_checkpointing and not backend.recomputes:
+        raise UserError(
+            f"gradient_checkpointing can't run on the {backend.name} backend, where torch recomputes no activations; "
+            "drop it, and save memory by a smaller batch_size with more gradient_accumulation_steps"
+        )
     with _timed(phases, "load_data"):
         dataset = sampled(task.load(config), config)
         num_labels = task.outputs(config, dataset)

@@ -175,6 +175,8 @@ class Backend(ABC):
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
     # The one of them that whole models are trained in where the configuration leaves it open.
     whole_model_layout: ClassVar[str] = "bucketed"
+    # Whether torch.utils.checkpoint can compute a layer again in backward.
+    recomputes: ClassVar[bool] = True
     # What processes that train one run together communicate over, as torch.distributed names it ("gloo",
     # "cpu:gloo,cuda:nccl"); tensors on the host are exchanged too. None: one process trains alone.
     process_group: ClassVar[str | None] = None

@@ -45,6 +45,8 @@ class XlaBackend(Backend):
 
     name = "xla"
     layouts = ("padded", "bucketed")
+    # torch.utils.checkpoint looks for the device's generator in a module torch.xla, which there isn't.
+    recomputes = False
 
     def __init__(self, index: int | None = None) -> None:
         super().__init__(index)

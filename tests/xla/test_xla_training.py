@@ -224,6 +224,13 @@ def test_a_run_predicts_and_its_model_runs_on_the_cpu_backend_alike(run: Run) ->
     assert [item.probability for item in here] == pytest.approx([item.probability for item in there], rel=1e-4)
 
 
+def test_gradient_checkpointing_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gradient_checkpointing can't run on the xla backend") as caught:
+        run(freeze_encoder=False, gradient_checkpointing=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_packed_batches_are_refused_and_auto_means_bucketed(run: Run) -> None:
     with pytest.raises(UserError, match=r"layout 'packed' can't run on the xla backend.*padded, bucketed"):
         run(layout="packed")
