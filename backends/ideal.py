@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo
+from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo, EnergyUse
 from .cpu import CpuBackend
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class IdealBackend(CpuBackend):
     def info(self) -> DeviceInfo:
         host = super().info()
         return replace(host, backend=self.name, name=f"ideal arithmetic on {host.name}")
+
+    def energy(self) -> EnergyUse:
+        return EnergyUse(None, "unavailable: a model of arithmetic uses none")
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         """Without `strict`, a device that has no units for narrow dtypes: it rounds weights and computes in float32."""
