@@ -98,6 +98,12 @@ def trains_on_features(config: TrainConfig) -> bool:
     return config.freeze_encoder and find_task(config.task).on_features
 
 
+def policy_on(backend: Backend, config: TrainConfig) -> CastPolicy:
+    """The dtypes of the encoder that `config` trains or trains on, on `backend`. Raises UserError for one it lacks."""
+    policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
+    return policy if trains_on_features(config) else backend.whole_model_policy(policy)
+
+
 def module_of(encoder: LoadedEncoder, config: TrainConfig) -> Any:
     """The transformers module of `encoder` that a head is joined to: frozen, or with adapters, if `config` says so."""
     module = encoder.module()
@@ -118,7 +124,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
     task = find_task(config.task)
     with _timed(phases, "open_backend"):
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
-        policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
+        policy = policy_on(backend, config)
         layout = layout_on(backend, config)
         energy = backend.energy()
     if config.gradient_checkpointing and not backend.recomputes:

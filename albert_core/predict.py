@@ -25,7 +25,7 @@ from .data.columns import refuse_repeated_ids
 from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
-from .job import frozen_encoder, labelled, layout_on, module_of, trains_on_features
+from .job import frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
 from .model import WholeModel, load_trained_state
 from .run import RunFolder, with_device, write_json, write_text
 from .saved_model import read_model
@@ -136,7 +136,7 @@ def load_predictor(
         raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
     tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)
     head = task.head(encoder.config.hidden_size, identity["num_labels"], config).to(getattr(torch, config.head_dtype))
-    policy = opened.cast_policy(config.dtype, strict=config.strict_dtype)
+    policy = policy_on(opened, config)
     model: nn.Module = head
     on_features = trains_on_features(config)
     if not on_features:
@@ -199,7 +199,7 @@ def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction
     said: dict[str, str | int | float] = {"device": emulated} if emulated else {}
     answers = [prediction.answer() | said for prediction in predictions]
     if path.suffix.lower() == ".json":
-        by_id = dict(zip(_ids(table), (next(iter(answer.values())) for answer in answers), strict=True))
+        by_id = dict(zip(answer_ids(table), (next(iter(answer.values())) for answer in answers), strict=True))
         write_json(path, with_device(by_id, emulated))
         return
     added = list(answers[0]) if answers else []
@@ -216,7 +216,8 @@ def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction
     write_text(path, buffer.getvalue())
 
 
-def _ids(table: Table) -> list[str]:
+def answer_ids(table: Table) -> list[str]:
+    """The id of each row, for answers by id. Raises UserError where one has none, or that of another."""
     instead = "a .json file of answers has them by id: give each row its own, or name a .csv or .jsonl file by --out"
     if "id" not in table.columns:
         raise UserError(f"{table.origin} has no column id, and {instead}")

@@ -232,6 +232,10 @@ class Backend(ABC):
         Raises UserError for a dtype the device doesn't have.
         """
 
+    def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
+        """`policy` of a head and its encoder in one model: without what holds for a frozen encoder's weights alone."""
+        return policy
+
     def yardstick(self, policy: CastPolicy) -> Yardstick:
         """The host's model of this device's arithmetic under `policy`, for parity: by default the dtype's own."""
         return Yardstick("ideal", policy.requested, compute=policy.compute)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -201,9 +202,12 @@ class TtHardware(XlaBackend):
         )
 
     def _mode(self) -> str:
-        sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
         weights = "" if self.options.weight_dtype == "bfloat16" else f", frozen weights {self.options.weight_dtype}"
-        return f"{self.options.math_fidelity}, {sums} destination{weights}"
+        return f"{self._products()}{weights}"
+
+    def _products(self) -> str:
+        sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
+        return f"{self.options.math_fidelity}, {sums} destination"
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         del strict  # No dtype is replaced by another here.
@@ -213,6 +217,10 @@ class TtHardware(XlaBackend):
             )
         reason = f"{dtype} tensors; products at the matrix unit's {self._mode()}"
         return CastPolicy(dtype, dtype, dtype, "float32", reason, self._mode())
+
+    def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
+        mode = self._products()
+        return replace(policy, reason=f"{policy.compute} tensors; products at the matrix unit's {mode}", mode=mode)
 
     def yardstick(self, policy: CastPolicy) -> Yardstick:
         from .tt_emulated import yardstick

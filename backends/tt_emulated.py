@@ -71,6 +71,11 @@ class TtEmulated(CpuBackend):
         reason = "emulated, no card is here: frozen weights and activations in the card's formats, products at "
         return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason + self._mode(), f"{LABEL} {self._mode()}")
 
+    def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
+        mode = f"{self._products()}, {self.options.emulation}"
+        reason = f"emulated, no card is here: products of linear layers at {mode}, all else as on the host"
+        return replace(policy, reason=reason, mode=f"{LABEL} {mode}")
+
     def yardstick(self, policy: CastPolicy) -> Yardstick:
         return yardstick(self.options, policy)
 
@@ -132,9 +137,11 @@ class TtEmulated(CpuBackend):
         )
 
     def _mode(self) -> str:
+        return f"{self._products()}, frozen weights {self.options.weight_dtype}, {self.options.emulation}"
+
+    def _products(self) -> str:
         sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
-        weights = f"frozen weights {self.options.weight_dtype}"
-        return f"{self.options.math_fidelity}, {sums} destination, {weights}, {self.options.emulation}"
+        return f"{self.options.math_fidelity}, {sums} destination"
 
 
 def yardstick(options: TtOptions, policy: CastPolicy) -> Yardstick:

@@ -173,12 +173,14 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     if target.workload == "full_step":
         # A copy: the encoder's own weights name the model in the result, and stay what they are.
         module = copy.deepcopy(opened.encoder.module())
-        trained = TrainedEncoder(module, opened.policy, "transformers", transformers.__version__)
+        policy = opened.backend.whole_model_policy(opened.policy)
+        trained = TrainedEncoder(module, policy, "transformers", transformers.__version__)
     else:
-        trained = frozen_encoder(opened.encoder, opened.backend, opened.policy, target.kernel)
+        policy = opened.policy
+        trained = frozen_encoder(opened.encoder, opened.backend, policy, target.kernel)
     workload = WORKLOAD_CLASSES[target.workload](opened.backend, trained, head, batches, opened.texts)
     opened.backend.synchronize(*workload.head.parameters())
-    return workload, opened.policy, []
+    return workload, policy, []
 
 
 def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | None = None) -> dict[str, Any]:

@@ -78,9 +78,11 @@ def predict(
     folder = open_run(run)
     _check_out(out, file)
 
-    from ..albert_core.predict import load_predictor, read_inputs, write_predictions
+    from ..albert_core.predict import answer_ids, load_predictor, read_inputs, write_predictions
 
     inputs = None if file is None else read_inputs(folder, file, text_column, pair_column)
+    if inputs is not None and out is not None and out.suffix.lower() == ".json":
+        answer_ids(inputs.table)
     predictor = load_predictor(folder, backend, checkpoint, model)
     if inputs is None:
         _print(predictor.predict(texts, pairs or None), predictor.label, json_output)

@@ -134,6 +134,20 @@ def test_a_recipes_export_is_the_model_without_the_emulation(command: Command, t
     assert "tt (emulated)" in json.dumps(record)
 
 
+def test_a_whole_models_label_names_no_format_of_frozen_weights(command: Command, tmp_path: Path) -> None:
+    def label(recipe: str) -> str:
+        (tmp_path / recipe).mkdir()
+        run = train_emulated(
+            command, recipe, tmp_path / recipe, tt={"weight_dtype": "bfp_bf8", "math_fidelity": "lofi"}
+        )
+        return json.loads((run / "summary.json").read_text())["dtype"]
+
+    assert "frozen weights bfp_bf8" in label("banking77")
+    whole = label("mrpc")
+    assert "tt (emulated) lofi" in whole
+    assert "weights" not in whole
+
+
 @pytest.mark.parametrize("recipe", OTHERWISE)
 def test_a_whole_recipe_trains_frozen_and_a_frozen_one_whole(command: Command, tmp_path: Path, recipe: str) -> None:
     keys = OTHERWISE[recipe]
