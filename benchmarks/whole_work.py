@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from ..albert_core.config import TrainConfig
 from ..albert_core.config_file import load_config
 from ..albert_core.features import batches_by_length
 from ..albert_core.job import Job, open_job
@@ -44,6 +45,7 @@ def main() -> int:
 def count(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The work of the run in the folder `run`, and of the whole runs that `loops` (lists of documents) are parts of.
 
+    spec: run, loops, dtype (of the loops), threads. Raises UserError where the run's own configuration no longer opens.
     Also the peaks of the run's device, measured with copies as large as what a batch or a step moves on average.
     """
     if spec["threads"] is not None:
@@ -112,7 +114,9 @@ def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -
             }
 
 
-def loop_work(config: EncoderConfig, head: Head, documents: Sequence[Mapping[str, Any]], run: Any, dtype: str) -> Work:
+def loop_work(
+    config: EncoderConfig, head: Head, documents: Sequence[Mapping[str, Any]], run: TrainConfig, dtype: str
+) -> Work:
     """A whole run of the experiment's loop, extrapolated from the batches that its processes timed, as its seconds are.
 
     documents: what `peers.experiment` wrote. Its encoder runs at every step, with its last repetition in full.
