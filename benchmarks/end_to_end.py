@@ -180,7 +180,9 @@ def _train(options: Options, side: _Side, folder: Path) -> None:
             "seconds": ended.seconds,
             "peak_bytes": int(memory.read_text(encoding="utf-8")),
             **{key: document[key] for key in ("status", "step", "total_steps", "phases", "model", "random_weights")},
-            **{key: document[key] for key in ("device", "dtype", "dataset", "energy")},
+            **{key: document[key] for key in ("device", "dtype", "energy")},
+            # As it was given: the run was told an absolute path, which is this machine's alone.
+            "dataset": options.dataset,
             "metrics": {key: document[key] for key in ("eval/loss", "eval/accuracy", "eval/f1_macro")},
         }
     )
