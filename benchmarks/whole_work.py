@@ -7,14 +7,12 @@ what was run. The experiment's loops say themselves how long the batches were th
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from .. import UserError
 from ..albert_core.config import TrainConfig
 from ..albert_core.config_file import load_config
 from ..albert_core.features import batches_by_length
@@ -22,24 +20,12 @@ from ..albert_core.job import Job, open_job
 from ..kernels.packed import PaddedBatch
 from ..kernels.weights import EncoderConfig
 from . import flops, traffic
+from .answer import answer
 from .peaks import measure_peaks
 from .work import QUANTITIES
 
 Work = dict[str, float]
 Head = tuple[int, int, int]
-
-
-def main() -> int:
-    """Specification from stdin, document to the file that it names; 0, or 2 for what the user can mend."""
-    spec = json.load(sys.stdin)
-    code = 0
-    try:
-        document = count(spec)
-    except UserError as error:
-        document = {"error": {"message": " ".join(str(error).split())}}
-        code = 2
-    Path(spec["result"]).write_text(json.dumps(document), encoding="utf-8")
-    return code
 
 
 def count(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,4 +139,4 @@ def _head_flops(head: Head, sequences: int, *, trained: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(count))

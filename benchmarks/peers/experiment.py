@@ -20,7 +20,6 @@ an epoch, as often as what it is compared with. Checkpoints, trackers and progre
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -31,23 +30,11 @@ from typing import Any
 
 from ... import UserError
 from ...backends.host_memory import process_memory
+from ..answer import answer
 
 PADDINGS = ("dynamic", "padded")
 # Its first steps allocate and dispatch; leaving them out is in its favour.
 WARM_UP_STEPS = 3
-
-
-def main() -> int:
-    """Specification from stdin, document to the file that it names; 0, or 2 for what the user can mend."""
-    spec = json.load(sys.stdin)
-    code = 0
-    try:
-        document = measure_loop(spec)
-    except UserError as error:
-        document = {"error": {"message": " ".join(str(error).split()), "scope": "target"}}
-        code = 2
-    Path(spec["result"]).write_text(json.dumps(document), encoding="utf-8")
-    return code
 
 
 def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
@@ -229,4 +216,4 @@ def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(measure_loop))

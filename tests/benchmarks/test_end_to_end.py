@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from isotrain.benchmarks.extrapolate import Part, Sampled, total_interval, total
 from isotrain.benchmarks.peers.experiment import build_model, measure_loop
 from isotrain.benchmarks.plan import Options
 from isotrain.cli.bench import bench
+from support.loop_spec import loop_spec
 from support.small_job import write_dataset
 from typer import Typer
 from typer.testing import CliRunner
@@ -42,25 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def spec(data: Path) -> Callable[..., dict[str, Any]]:
-    def make(**changes: Any) -> dict[str, Any]:
-        return {
-            "backend": "cpu",
-            "model": "random:tiny",
-            "dataset": str(data),
-            "tokenizer": None,
-            "dtype": "float32",
-            "max_length": 32,
-            "padding": "dynamic",
-            "batch_size": 8,
-            "learning_rate": 1e-2,
-            "mlp_hidden_size": 16,
-            "seed": 1,
-            "threads": None,
-            "steps": 14,
-            "validation_batches": 2,
-        } | changes
-
-    return make
+    return partial(loop_spec, data)
 
 
 def validate(result: dict[str, Any]) -> None:

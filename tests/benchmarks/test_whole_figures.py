@@ -19,6 +19,7 @@ from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.peers.experiment import WARM_UP_STEPS, measure_loop
 from isotrain.benchmarks.whole_figures import add_figures
 from isotrain.benchmarks.whole_work import count, loop_work
+from support.loop_spec import loop_spec
 from support.small_job import settings, write_dataset
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -86,23 +87,8 @@ def test_tokens_are_counted_as_often_as_they_are_read_and_as_often_as_they_are_c
 
 @pytest.mark.parametrize("padding", ["padded", "dynamic"])
 def test_a_loops_flops_are_those_that_torch_counts(data: Path, padding: str) -> None:
-    spec = {
-        "backend": "cpu",
-        "model": "random:tiny",
-        "dataset": str(data),
-        "tokenizer": None,
-        "dtype": "float32",
-        "max_length": 32,
-        "padding": padding,
-        "batch_size": 8,
-        "learning_rate": 1e-2,
-        "mlp_hidden_size": 16,
-        "seed": 1,
-        "threads": None,
-        # With the warm-up, all of an epoch.
-        "steps": TRAIN // 8 - WARM_UP_STEPS,
-        "validation_batches": TEST // 8,
-    }
+    # With the warm-up, all of an epoch.
+    spec = loop_spec(data, padding=padding, steps=TRAIN // 8 - WARM_UP_STEPS, validation_batches=TEST // 8)
     with counting() as counter:
         document = measure_loop(spec)
     # Each batch once: those of the warm-up are as long as the timed ones in one case alone.

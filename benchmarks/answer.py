@@ -1,0 +1,27 @@
+"""A process of its own that is given a specification on stdin and answers by one JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import UserError
+
+
+def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
+    """Writes `work`'s document, or what the user can mend, to the file that the specification calls ``result``.
+
+    Returns the exit code: 0, or 2 for a UserError.
+    """
+    spec = json.load(sys.stdin)
+    code = 0
+    try:
+        document = work(spec)
+    except UserError as error:
+        document = {"error": {"message": " ".join(str(error).split())}}
+        code = 2
+    Path(spec["result"]).write_text(json.dumps(document), encoding="utf-8")
+    return code
