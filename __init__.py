@@ -17,13 +17,20 @@ _LAZY = {
     "train": ".albert_core.train",
 }
 
-__all__ = ["UserError", "__version__", *sorted(_LAZY)]
+__all__ = ["RunError", "UserError", "__version__", *sorted(_LAZY)]
 
 
 class UserError(ValueError):
     """Input that can't be used. The message is one line: what was given, what is allowed, how to fix it.
 
     The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run or a measurement that failed for no fault of its input: a full disk, a folder removed, a lost process.
+
+    The message is one line, as UserError's. The command line exits with code 1.
     """
 
 

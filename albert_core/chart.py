@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .history import evaluations
-from .run import RunFolder, write_text
+from .run import RunFolder
+from .runs.files import write_text
 
 log = logging.getLogger("isotrain")
 

@@ -19,7 +19,8 @@ from .config_file import ResolvedConfig
 from .encoder import save_encoder
 from .job import Job
 from .progress import Reporter
-from .run import RunFolder, environment, with_device, write_json, write_text
+from .run import RunFolder, environment, with_device
+from .runs.files import write_json, write_text
 from .saved_model import MODEL_FILE
 from .state import own_tensors, snapshot
 from .training import Training

@@ -28,7 +28,8 @@ from .encoder import quiet_transformers
 from .lora import merged
 from .model import WholeModel
 from .predict import Predictor, load_predictor
-from .run import RunFolder, environment, write_json
+from .run import RunFolder, environment
+from .runs.files import write_json
 from .saved_model import HEADER_KEY
 
 FORMATS = ("safetensors", "torch-export", "onnx")

@@ -27,7 +27,8 @@ from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .job import frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
 from .model import WholeModel, load_trained_state
-from .run import RunFolder, with_device, write_json, write_text
+from .run import RunFolder, with_device
+from .runs.files import write_json, write_text
 from .saved_model import read_model
 from .tasks import Prediction, Task, find_task
 

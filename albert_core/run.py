@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shlex
 import sys
@@ -138,11 +137,6 @@ def open_run(path: str | Path) -> RunFolder:
     return folder
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON at `path`, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
-
-
 def with_device(by_id: dict[str, Any], emulated: str) -> dict[str, Any]:
     """What a file holds by id, begun with ``device`` where `emulated` names a device that is only emulated.
 
@@ -163,26 +157,6 @@ def read_strings(path: Path) -> list[str]:
     if not isinstance(strings, list) or not strings or not all(isinstance(item, str) for item in strings):
         raise UserError(f"{path} holds no list of names; copy the whole run folder again")
     return strings
-
-
-def write_text(path: Path, text: str) -> None:
-    """`text` at `path` as UTF-8, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """`data` at `path`, whole or not at all: written beside it, flushed to disk, renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"can't write {path} ({error.strerror}); free space or choose another folder") from error
 
 
 def environment() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from .. import UserError
 from ..albert_core.encoder import LoadedEncoder, load_encoder
 from ..albert_core.frozen import TransformersEncoder, frozen_encoder
 from ..albert_core.head import ClassificationHead
-from ..albert_core.run import write_json
+from ..albert_core.runs.files import write_json
 from ..backends import Backend, CastPolicy, FrozenEncoder, get_backend
 from ..kernels import reference
 from ..kernels.packed import PackedBatch, PaddedBatch, PortableEncoder

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from .. import UserError
-from ..albert_core.run import write_json
+from ..albert_core.runs.files import write_json
 from ..backends import device_label
 from . import environment
 from .gates import Entry, judge, measured_entries

@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import UserError, __version__
+from .. import RunError, UserError, __version__
+from ..albert_core.text import clean
 from .bench import bench
 from .compare import compare
 from .config import config
 from .doctor import doctor
+from .exits import Exit
 from .export import export
 from .history import history
 from .parity import parity
@@ -63,7 +65,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             typer.echo("isotrain: interrupted", err=True)
-            raise typer.Exit(130) from interrupt
+            raise typer.Exit(Exit.STOPPED) from interrupt
 
     return run
 
@@ -101,29 +103,31 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=given, standalone_mode=False)
     except UserError as error:
-        _fail(error, debug, 2)
+        _fail(error, debug, Exit.UNUSABLE)
+    except RunError as error:
+        _fail(error, debug, Exit.FAILED)
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        sys.exit(Exit.STOPPED)
     except BrokenPipeError:
         # The reader went away (`isotrain config | head`): nobody is left to tell.
-        sys.exit(1)
+        sys.exit(Exit.FAILED)
     except OSError as error:
         # A folder that can't be written, a name that is too long: the system's words name the file.
-        _fail(UserError(f"{error}; choose another file or folder, or mend its permissions"), debug, 2)
+        _fail(UserError(f"{error}; choose another file or folder, or mend its permissions"), debug, Exit.UNUSABLE)
     except _USAGE_ERROR as error:
         error.show()
-        sys.exit(2)
+        sys.exit(Exit.UNUSABLE)
     except Exception as error:  # noqa: BLE001 (the last stop: every error becomes a line and an exit code)
-        _fail(error, debug, 1)
+        _fail(error, debug, Exit.FAILED)
     else:
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else Exit.DONE)
 
 
-def _fail(error: Exception, debug: bool, code: int) -> None:
+def _fail(error: Exception, debug: bool, code: Exit) -> None:
     if debug:
         raise error
-    message = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, UserError):
+    message = clean(" ".join(str(error).split())) or type(error).__name__
+    if not isinstance(error, (UserError, RunError)):
         message = f"{type(error).__name__}: {message} (add --debug for the traceback)"
     typer.echo(f"isotrain: error: {message}", err=True)
     sys.exit(code)

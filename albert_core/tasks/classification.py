@@ -20,7 +20,8 @@ from ..data.columns import choose_text_column, choose_text_columns
 from ..data.tokenstore import Progress
 from ..head import ClassificationHead
 from ..metrics import evaluate_labels
-from ..run import RunFolder, read_strings, write_json
+from ..run import RunFolder, read_strings
+from ..runs.files import write_json
 from .task import Evaluation, Task
 
 if TYPE_CHECKING:

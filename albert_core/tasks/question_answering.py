@@ -25,7 +25,8 @@ from ..data.tabular import shown
 from ..data.tokenstore import Progress
 from ..data.windows import WindowStore, build_window_store
 from ..head import SpanHead
-from ..run import RunFolder, read_strings, write_json
+from ..run import RunFolder, read_strings
+from ..runs.files import write_json
 from ..spans import Span, WindowLogits, best_spans, probabilities
 from ..squad_score import score_predictions
 from .task import Evaluation, Task

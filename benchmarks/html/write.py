@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ... import UserError, __version__
-from ...albert_core.run import write_bytes, write_text
+from ...albert_core.runs.files import write_bytes, write_text
 from .contents import contents, lead
 from .loading import Skipped, load_results
 from .page import render_page

@@ -100,7 +100,7 @@ def write_config(trace: Trace, path: Path) -> None:
     """The configuration that `trace` was recorded from, as YAML."""
     import yaml
 
-    from ...albert_core.run import write_text
+    from ...albert_core.runs.files import write_text
 
     kept = {key: value for key, value in trace.header["config"].items() if key not in ("backend", "use_tt")}
     steps = {"max_steps": trace.steps}

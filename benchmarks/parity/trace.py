@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
-from ...albert_core.run import write_json
+from ...albert_core.runs.files import write_json
 
 SCHEMA = "isotrain.trace/1"
 HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"
