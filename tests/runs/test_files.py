@@ -56,11 +56,9 @@ def test_a_full_disk_is_a_failed_run() -> None:
     device = Path("/dev/full")
     if not device.exists():
         pytest.skip("needs /dev/full")
-    try:
-        with device.open("wb", buffering=0) as file:
-            file.write(b"x")
-    except OSError as error:
-        assert isinstance(files.write_error(Path("a.txt"), error), RunError)
+    with pytest.raises(OSError, match="No space left") as refused, device.open("wb", buffering=0) as file:
+        file.write(b"x")
+    assert isinstance(files.write_error(Path("a.txt"), refused.value), RunError)
 
 
 def test_a_folder_is_published_once(tmp_path: Path) -> None:
