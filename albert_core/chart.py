@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..kernels.install import install_hint
 from .history import evaluations
 from .run import RunFolder
 from .runs.files import write_text
@@ -76,7 +77,7 @@ def write_charts(run: RunFolder, metrics: list[str], title: str, *, png: bool) -
     if not png:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        log.info("no chart.png, for matplotlib is not installed: pip install 'isotrain[plots]'")
+        log.info("no chart.png, for matplotlib is not installed: %s", install_hint("plots"))
         return
     write_png(chart, run.path / "chart.png")
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from .. import UserError
+from ..kernels.install import install_hint
 from .encoder import quiet_transformers
 from .lora import merged
 from .model import WholeModel
@@ -106,7 +107,7 @@ def export_run(
         raise UserError(f"--format {form!r} does not exist; allowed are {', '.join(FORMATS)}")
     missing = [name for name in ("onnx", "onnxscript") if form == "onnx" and find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx needs {', '.join(missing)}, not installed: pip install 'isotrain[onnx]'")
+        raise UserError(f"--format onnx needs {', '.join(missing)}, not installed: {install_hint('onnx')}")
     if target.exists():
         raise UserError(f"{str(target)!r} exists already; choose another place by --out, or remove it first")
     if not target.absolute().parent.is_dir():

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .. import UserError
+from ..kernels.install import install_hint
 from .lora_options import LoraOptions
 
 log = logging.getLogger("isotrain")
@@ -29,7 +30,7 @@ def add_adapters(encoder: Any, options: LoraOptions, seed: int) -> Any:
     missing, or a target is no linear layer of this encoder.
     """
     if find_spec("peft") is None:
-        raise UserError("lora.rank needs peft, which is not installed: pip install 'isotrain[lora]', or lora.rank: 0")
+        raise UserError(f"lora.rank needs peft, which is not installed: {install_hint('lora')}; or set lora.rank: 0")
     linear = [name for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
     for target in options.targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):

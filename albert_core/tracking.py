@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import UserError
+from ..kernels.install import install_hint
 from .checkpoint import write_synced
 from .config import TrainConfig
 
@@ -281,7 +282,7 @@ def _opened(extra: str, build: Callable[[], Tracker]) -> list[Tracker]:
     try:
         return [build()]
     except ImportError as error:
-        fix = f"pip install 'isotrain[{extra}]'"
+        fix = install_hint(extra)
         logger.warning("use_%s is set but can't be followed (%s): %s; the run goes on without it", extra, error, fix)
     # The same reason as in Trackers: a service that can't be reached is no reason not to train.
     except Exception as error:  # noqa: BLE001

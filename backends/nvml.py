@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..kernels.install import install_hint
 from .base import EnergyUse
 
 
@@ -10,7 +11,7 @@ def gpu_energy(uuid: str) -> EnergyUse:
     try:
         import pynvml
     except ImportError:
-        return EnergyUse(None, "unavailable: nvidia-ml-py is not installed (pip install 'isotrain[nvml]')")
+        return EnergyUse(None, f"unavailable: nvidia-ml-py is not installed ({install_hint('nvml')})")
     try:
         # Initialising again only counts up: NVML holds one state a process.
         pynvml.nvmlInit()

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
+from ..kernels.install import install_hint
 from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
 from .cache import cache_root
 from .rapl import RaplCounters
@@ -337,8 +338,8 @@ def _refuse_packed(batch: PackedBatch | PaddedBatch) -> None:
 def torch_xla_version() -> Availability:
     """Whether a torch_xla that fits the installed torch is there; `reason` names its version. Imports neither."""
     fix = (
-        "install it with its own torch in an environment of its own: python -m venv .venv-xla && "
-        ".venv-xla/bin/pip install 'isotrain[xla]'; or use --backend cpu"
+        "install it with its own torch in an environment of its own: python3 -m venv .venv-xla && "
+        f"{install_hint('xla', pip='.venv-xla/bin/pip')}; or use --backend cpu"
     )
     try:
         found = metadata.version("torch-xla")

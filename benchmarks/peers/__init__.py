@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ... import UserError
+from ...kernels.install import install_hint
 
 if TYPE_CHECKING:
     from ...albert_core.encoder import LoadedEncoder
@@ -45,7 +46,8 @@ class Peer:
         absent = [package for package in self.packages if find_spec(package) is None]
         if not absent:
             return ""
-        return f"{', '.join(absent)} not installed; get {'it' if len(absent) == 1 else 'them'} by: {INSTALL}"
+        them = "it" if len(absent) == 1 else "them"
+        return f"{', '.join(absent)} not installed; get {them} by: {install_hint('peers')}"
 
     def choices(self, batch_sizes: Sequence[int]) -> tuple[Shape, ...]:
         """Its shapes, with these batch sizes instead of its own where any are given."""
@@ -54,8 +56,6 @@ class Peer:
         layouts = dict.fromkeys(layout for layout, _ in self.shapes)
         return tuple((layout, size) for layout in layouts for size in batch_sizes)
 
-
-INSTALL = "pip install 'isotrain[peers]'"
 
 # The first shape of each is what --quick takes without a sweep.
 PEERS: dict[str, Peer] = {

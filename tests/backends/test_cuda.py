@@ -56,7 +56,7 @@ class HostedCuda(CudaBackend):
 
 @pytest.fixture
 def hosted(monkeypatch: pytest.MonkeyPatch) -> HostedCuda:
-    pytest.importorskip("triton", reason="triton is not installed: pip install 'isotrain[dev]'")
+    pytest.importorskip("triton", reason="triton is not installed: pip install -e '.[dev]'")
     if torch.cuda.is_available():
         pytest.skip("Triton's kernels are compiled for the GPU here, the host can't run them")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))

@@ -22,6 +22,7 @@ from isotrain.benchmarks.peers import PEERS, build_peer, chosen_peers
 from isotrain.benchmarks.peers.base import PeerEncoder, peer_policy, running
 from isotrain.benchmarks.texts import Texts, embedded_texts, make_batches, static_cells
 from isotrain.benchmarks.workloads import PeerForward
+from isotrain.kernels.install import install_hint
 from isotrain.kernels.packed import PaddedBatch
 
 PEER_LAYOUTS = [
@@ -121,7 +122,7 @@ def test_names_are_checked_and_peers_means_all() -> None:
 
 def test_a_peer_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "onnx" else find_spec("json"))
-    assert PEERS["onnxruntime"].missing() == "onnx not installed; get it by: pip install 'isotrain[peers]'"
+    assert PEERS["onnxruntime"].missing() == f"onnx not installed; get it by: {install_hint('peers')}"
     assert PEERS["openvino"].missing() == ""
     assert PEERS["transformers-sorted"].missing() == ""
 

@@ -53,7 +53,7 @@ FOCUSED = "const it = document.activeElement; return it.getAttribute('aria-label
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    pytest.importorskip("selenium", reason="selenium is not installed: pip install 'isotrain[dev]'")
+    pytest.importorskip("selenium", reason="selenium is not installed: pip install -e '.[dev]'")
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
     with open_browser(tmp_path_factory.mktemp("profile")) as driver:

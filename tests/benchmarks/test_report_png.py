@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from isotrain import UserError
 from isotrain.benchmarks.html import png
 from isotrain.benchmarks.html.charts import Axis, Bar, BarChart, Line, LineChart, Stack, StackedChart
 from isotrain.benchmarks.html.write import write_report
+from isotrain.kernels.install import install_hint
 
 BARS = BarChart("bars", "Bars · random weights", "w", "samples/s", (Bar("a $1", 5.0, 4.0, 7.0, 0, "invalid", True),))
 PARTS = (Stack("a", {"x": 1.0, "y": 2.0}), Stack("b", {"y": 3.0}))
@@ -22,7 +24,7 @@ LINES = LineChart("lines", "t", "w", Axis("step"), Axis("loss", log=True), (CURV
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is drawn on, as far as anything was drawn."""
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'isotrain[plots]'")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install -e '.[plots]'")
     known: list[Any] = []
     canvas = png._canvas
 
@@ -74,7 +76,7 @@ def test_without_matplotlib_one_line_names_the_extra_and_nothing_is_written(
     results_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"--png needs matplotlib.*pip install 'isotrain\[plots\]'"):
+    with pytest.raises(UserError, match=f"--png needs matplotlib.*{re.escape(install_hint('plots'))}"):
         write_report(results_folder, tmp_path / "report.html", tmp_path / "charts")
     assert not (tmp_path / "report.html").exists()
     assert not (tmp_path / "charts").exists()

@@ -16,6 +16,7 @@ from isotrain import UserError
 from isotrain.albert_core import tracking
 from isotrain.albert_core.config import TrainConfig
 from isotrain.albert_core.tracking import JsonlTracker, Tracker, Trackers, make_trackers
+from isotrain.kernels.install import install_hint
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -121,13 +122,13 @@ def test_a_missing_package_is_one_warning_with_the_fix(
     trackers.finish("completed")
     (warning,) = caplog.records
     assert warning.levelno == logging.WARNING
-    assert f"pip install 'isotrain[{extra}]'" in warning.getMessage()
+    assert install_hint(extra) in warning.getMessage()
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
 
 
 @pytest.fixture
 def offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'isotrain[wandb]'")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install -e '.[wandb]'")
     for name, value in {
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
@@ -230,7 +231,7 @@ def test_wandb_that_can_not_log_in_is_one_warning(
 def test_tensorboard_events_and_those_a_resume_supersedes(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
-        reason="tensorboard is not installed: pip install 'isotrain[tensorboard]'",
+        reason="tensorboard is not installed: pip install -e '.[tensorboard]'",
     )
     config = TrainConfig(use_tensorboard=True)
     for resume_step, steps, loss in ((None, (1, 2, 3), 1.0), (1, (2, 3, 4), 2.0)):

@@ -16,6 +16,7 @@ from isotrain import UserError
 from isotrain.albert_core.chart import Chart, as_page, as_svg, as_text, evaluation_chart
 from isotrain.albert_core.history import evaluations
 from isotrain.albert_core.train import TrainResult
+from isotrain.kernels.install import install_hint
 from support.small_pairs import write_pairs
 
 Run = Callable[..., TrainResult]
@@ -78,7 +79,7 @@ def test_odd_values_are_drawn_as_far_as_they_can_be(values: list[float]) -> None
 
 
 def test_a_run_draws_what_it_evaluated(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'isotrain[plots]'")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install -e '.[plots]'")
     job = {"dataset_id": str(write_pairs(tmp_path / "pairs")), "chart": ["eval/accuracy", "eval/f1"]}
     result = run(num_epochs=3, **job)
     page = (result.run.path / "chart.html").read_text()
@@ -93,7 +94,7 @@ def test_a_run_draws_what_it_evaluated(run: Run, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     without = run(run_name="without", max_steps=2, **job)
     assert not (without.run.path / "chart.png").exists()
-    assert "isotrain[plots]" in (without.run.path / "train.log").read_text()
+    assert install_hint("plots") in (without.run.path / "train.log").read_text()
 
 
 def test_a_metric_that_is_none_is_refused(run: Run) -> None:

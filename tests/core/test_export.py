@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from isotrain.albert_core.export import ExportError, export_run
 from isotrain.albert_core.predict import load_predictor
 from isotrain.albert_core.train import TrainResult
 from isotrain.cli.main import main
+from isotrain.kernels.install import install_hint
 from safetensors.torch import load_file
 from support.small_job import metrics
 
@@ -71,7 +73,7 @@ LOADERS = {"safetensors": by_transformers, "torch-export": by_torch_export, "onn
 @pytest.fixture
 def needs(request: pytest.FixtureRequest) -> None:
     if request.getfixturevalue("form") == "onnx":
-        pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install 'isotrain[onnx]'")
+        pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install -e '.[onnx]'")
 
 
 @pytest.mark.parametrize("job", [{"threads": 1}, WHOLE], ids=["head", "whole"])
@@ -172,7 +174,7 @@ def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path, monkeypatc
         with pytest.raises(UserError, match=message):
             export_run(trained.run, form, tmp_path / target, checkpoint="last")
     monkeypatch.setattr(export, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"onnx, onnxscript, not installed: pip install 'isotrain\[onnx\]'"):
+    with pytest.raises(UserError, match=f"onnx, onnxscript, not installed: {re.escape(install_hint('onnx'))}"):
         export_run(trained.run, "onnx", tmp_path / "out", checkpoint="last")
     assert not (tmp_path / "out").exists()
 

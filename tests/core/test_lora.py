@@ -20,7 +20,7 @@ from isotrain.albert_core.train import TrainResult
 from safetensors.torch import load_file
 from support.small_job import losses
 
-peft = pytest.importorskip("peft", reason="needs the extra lora: pip install 'isotrain[lora]'")
+peft = pytest.importorskip("peft", reason="needs the extra lora: pip install -e '.[lora]'")
 
 Run = Callable[..., TrainResult]
 

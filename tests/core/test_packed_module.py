@@ -151,7 +151,7 @@ CLASSES = {"freeze_encoder": False, "learning_rate": 1e-3, "steps_freq": 1, "thr
 @pytest.mark.parametrize("job", ["classification", "pairs", "questions", "lora"])
 def test_losses_are_those_of_bucketed_batches(run: Run, reading: dict[str, Any], tmp_path: Path, job: str) -> None:
     if job == "lora":
-        pytest.importorskip("peft", reason="needs the extra lora: pip install 'isotrain[lora]'")
+        pytest.importorskip("peft", reason="needs the extra lora: pip install -e '.[lora]'")
     keys: dict[str, Any] = {
         "classification": CLASSES,
         "pairs": CLASSES | {"dataset_id": str(write_pairs(tmp_path / "pairs")), "num_epochs": 3},

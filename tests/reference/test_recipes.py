@@ -145,7 +145,7 @@ def test_losses_are_those_of_the_plain_script(
 ) -> None:
     case = CASES[name]
     if case.recipe.lora_rank:
-        pytest.importorskip("peft", reason="needs the extra lora: pip install 'isotrain[lora]'")
+        pytest.importorskip("peft", reason="needs the extra lora: pip install -e '.[lora]'")
     folder = tiny_models[case.model]
     words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
     labels = write_data(tmp_path / "data", case, words)

@@ -1,0 +1,81 @@
+"""The commands that messages print to install what is missing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from isotrain.kernels import install
+from isotrain.kernels.install import install_hint
+
+ROOT = Path(__file__).resolve().parents[2]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+DISTRIBUTION = re.compile(r"isotrain\\*\[\w+\\*\]|pip install [^`\n]*\bisotrain\b")
+SHOWN = [
+    path
+    for pattern in ("*.md", "Makefile", "docs/*.md", "configs/*.yaml", "**/*.py", "constraints*.txt")
+    for path in sorted(ROOT.glob(pattern))
+    if not path.relative_to(ROOT).parts[0].startswith((".", "build")) and path != Path(__file__)
+]
+
+
+def test_no_text_names_a_distribution_that_no_index_has() -> None:
+    named = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in SHOWN
+        for match in DISTRIBUTION.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert named == []
+
+
+def test_every_extra_that_a_text_names_exists() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SHOWN)
+    named = {*re.findall(r"install -e '\.\[(\w+)\]", text), *re.findall(r"install_hint\(['\"](\w+)", text)}
+    assert named >= {"onnx", "plots", "lora", "peers", "nvml", "xla", "dev"}
+    assert named <= EXTRAS.keys()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_checkout_is_installed_from_wherever_the_user_stands(
+    inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "a checkout"
+    checkout.mkdir()
+    monkeypatch.setattr(install, "checkout_folder", lambda: checkout)
+    monkeypatch.chdir(checkout if inside else tmp_path.parent)
+    command = shlex.split(install_hint("onnx", pip="pip"))
+    assert command[:3] == ["pip", "install", "-e"]
+    place, extra = command[3][:-6], command[3][-6:]
+    assert extra == "[onnx]"
+    assert (Path.cwd() / place).resolve() == checkout.resolve()
+    assert place == "." or not inside
+
+
+def test_this_checkout_is_known() -> None:
+    assert install.checkout_folder() == ROOT
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_installed_wheel_names_the_packages_themselves(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    required = [f'{text}; extra == "{name}"' for name, texts in EXTRAS.items() for text in texts if ";" not in text]
+    monkeypatch.setattr(install, "checkout_folder", lambda: None)
+    monkeypatch.setattr(install.metadata, "requires", lambda _: ["torch>=2.9", *required])
+    expected = [text for text in EXTRAS[extra] if ";" not in text]
+    assert shlex.split(install_hint(extra, pip="pip")) == ["pip", "install", *expected]
+
+
+def test_pip_is_the_running_interpreters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "pip").write_text("#!/bin/sh\n")
+    (folder / "pip").chmod(0o755)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert install_hint("onnx").startswith(".venv/bin/pip install ")
+    monkeypatch.setenv("PATH", str(folder))
+    assert install_hint("onnx").startswith("pip install ")
