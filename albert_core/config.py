@@ -40,7 +40,8 @@ class TrainConfig(BaseModel):
     model_name: str = Field(
         "albert/albert-base-v2",
         min_length=1,
-        description="Hub id, local folder, or random:albert-base-v2, random:albert-large-v2, random:tiny",
+        description="Hub id, local folder, demo:minilm (pretrained, by extra `demo`), or random:albert-base-v2, "
+        "random:albert-large-v2, random:tiny",
     )
     max_length: int = Field(128, ge=2, description="tokens a text is truncated to, special tokens included")
     num_labels: int | None = Field(None, ge=2, description="outputs of the head; taken from the data when absent")

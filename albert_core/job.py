@@ -17,7 +17,7 @@ from ..backends import Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backen
 from .batches import epoch_order
 from .config import TrainConfig
 from .data import TextTokenizer, TokenStore, load_tokenizer
-from .encoder import LoadedEncoder, load_encoder
+from .encoder import LoadedEncoder, load_encoder, model_source
 from .frozen import frozen_encoder
 from .lora import add_adapters
 from .ranks import ALONE, Ranks
@@ -150,9 +150,10 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
     with _timed(phases, "tokenise"):
         tokenizer = load_tokenizer(
             config.tokenizer_name,
-            config.model_name,
+            model_source(config.model_name),
             texts=dataset.train.corpus,
             vocab_size=encoder.config.vocab_size,
+            label=encoder.label,
         )
         train_tokens = task.tokenise(dataset.train, tokenizer, config, True, progress("tokenise train"))
         test_tokens = task.tokenise(dataset.test, tokenizer, config, True, progress("tokenise test"))

@@ -97,9 +97,10 @@ def dataset_texts(
 ) -> Texts:
     """`count` texts of a real training split, tokenised as training would. Raises UserError as training would."""
     from ..albert_core.data import build_token_store, load_dataset, load_tokenizer
+    from ..albert_core.encoder import model_source
 
     raw = load_dataset(dataset, seed=seed)
-    tokenizer = load_tokenizer(tokenizer_name, model, texts=raw.train.texts, vocab_size=vocab_size)
+    tokenizer = load_tokenizer(tokenizer_name, model_source(model), texts=raw.train.texts, vocab_size=vocab_size)
     store = build_token_store(raw.train, tokenizer, max_length)
     chosen = representatives(np.asarray(store.lengths), count, np.random.default_rng(seed))
     batch = PackedBatch.from_flat(store.ids, store.offsets, chosen)

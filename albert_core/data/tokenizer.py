@@ -151,12 +151,18 @@ class TextTokenizer:
 
 
 def load_tokenizer(
-    tokenizer_name: str | None, model_name: str, *, texts: Sequence[str] | None = None, vocab_size: int | None = None
+    tokenizer_name: str | None,
+    model_name: str,
+    *,
+    texts: Sequence[str] | None = None,
+    vocab_size: int | None = None,
+    label: str | None = None,
 ) -> TextTokenizer:
     """The tokenizer called `tokenizer_name`, or `model_name`'s own where that is None.
 
     A name is a ``tokenizer.json``, a folder that holds one (or a BERT's ``vocab.txt``), a Hub id, or ``embedded``: one
-    trained on `texts`, the default of ``random:`` models and allowed for them only. `vocab_size` is the model's.
+    trained on `texts`, the default of ``random:`` models and allowed for them only. `vocab_size` is the model's,
+    `label` what logs call its own tokenizer (default: by its name).
 
     Raises UserError for a name that can't be loaded, an ALBERT folder with ``spiece.model`` alone, and a tokenizer with
     ids that the model doesn't have.
@@ -176,6 +182,8 @@ def load_tokenizer(
         tokenizer = train_tokenizer(texts, min(vocab_size or EMBEDDED_VOCABULARY, EMBEDDED_VOCABULARY))
     else:
         tokenizer = _named_tokenizer(name)
+        if tokenizer_name is None and label is not None:
+            tokenizer.label = label
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"tokenizer {tokenizer.label} has ids up to {tokenizer.vocab_size - 1}, {model_name} has {vocab_size} "

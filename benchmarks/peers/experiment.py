@@ -51,7 +51,7 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
         from torch.nn import CrossEntropyLoss
 
         from ...albert_core.data import load_dataset, load_tokenizer
-        from ...albert_core.encoder import load_encoder
+        from ...albert_core.encoder import load_encoder, model_source
         from ...backends import get_backend
     if spec["threads"] is not None:
         torch.set_num_threads(spec["threads"])
@@ -64,7 +64,7 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
         model = model.to(getattr(torch, spec["dtype"])).to(backend.device)
         # The loop is given the same ids as ours: where that trains a tokenizer, the loop gets it as a gift.
     tokenizer = load_tokenizer(
-        spec["tokenizer"], spec["model"], texts=raw.train.texts, vocab_size=encoder.config.vocab_size
+        spec["tokenizer"], model_source(spec["model"]), texts=raw.train.texts, vocab_size=encoder.config.vocab_size
     )
     with tempfile.TemporaryDirectory(prefix="isotrain-experiment-") as folder, _timed(once, "tokenise"):
         loaders = make_loaders(spec, raw, tokenizer, Path(folder))
