@@ -8,14 +8,21 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ... import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
+# Rows read at a time: enough for batches of texts of like lengths.
+PART_ROWS = 8192
+
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,32 @@ class Table:
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
 
+    def aligned(self, columns: Sequence[str]) -> list[list[Any]]:
+        """The rows with their cells under `columns`; None where the table lacks one."""
+        if list(columns) == self.columns:
+            return self.rows
+        places = {name: index for index, name in enumerate(self.columns)}
+        return [[row[places[name]] if name in places else None for name in columns] for row in self.rows]
+
     def place(self, row: int) -> str:
         """Where a row stands, for messages: ``train.csv, line 12``."""
         return f"{self.origin}, {self.unit} {self.positions[row]}"
 
 
 def read_table(path: Path) -> Table:
-    """The file at `path`, in the format its suffix names.
+    """The whole file at `path`. Raises UserError as `table_parts`."""
+    parts = list(table_parts(path))
+    columns = list(dict.fromkeys(name for part in parts for name in part.columns))
+    rows = [row for part in parts for row in part.aligned(columns)]
+    return Table(str(path), columns, rows, [line for part in parts for line in part.positions])
+
+
+def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:
+    """The file at `path`, in the format its suffix names, `size` rows at a time.
 
     CSV and TSV follow RFC 4180 (quoted line breaks, doubled quotes, LF or CRLF) with a header line; both are UTF-8,
-    with or without a byte order mark. Blank lines between rows are skipped. JSONL holds one object a line.
+    with or without a byte order mark. Blank lines between rows are skipped. JSONL holds one object a line; the columns
+    of its parts are those that their own objects have.
 
     Raises UserError naming file and line for an unknown suffix, an unreadable or empty file, bytes that are not UTF-8,
     NUL, unclosed quotes, rows of another width than the header, columns that appear twice, a line that is no object.
@@ -56,67 +79,77 @@ def read_table(path: Path) -> Table:
     if suffix not in TABLE_SUFFIXES:
         allowed = ", ".join(TABLE_SUFFIXES)
         raise UserError(f"{path} is no data file known here; allowed are {allowed}; convert it to one of them")
-    text = _decoded(path)
-    if suffix == ".jsonl":
-        table = _read_jsonl(path, text)
-    else:
-        table = _read_delimited(path, text, "\t" if suffix == ".tsv" else ",")
-    if not table.rows:
+    lines = _lines(path)
+    parts = _jsonl_parts(path, lines, size) if suffix == ".jsonl" else _delimited_parts(path, lines, size)
+    empty = True
+    for part in parts:
+        empty = False
+        yield part
+    if empty:
         raise UserError(f"{path} has no rows below its header; give a file with at least one text and label")
-    return table
 
 
-def _decoded(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
+    """The file's lines as text, each with the LF that ends it."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            while (begin := file.read(1 << 16)) and not begin.strip():
+                pass
+            if not begin:
+                raise UserError(f"{path} is empty; give a file with a header line and at least one row")
+            file.seek(0)
+            if file.read(2) in _UTF16_MARKS:
+                raise UserError(f"{path} is UTF-16 (by its first two bytes); allowed is UTF-8; save it again as UTF-8")
+            file.seek(0)
+            offset = 0
+            for number, line in enumerate(file, start=1):
+                yield _decoded(path, number, offset, line)
+                offset += len(line)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}); give a readable file") from error
-    if raw.startswith(_UTF16_MARKS):
-        raise UserError(f"{path} is UTF-16 (by its first two bytes); allowed is UTF-8; save it again as UTF-8")
-    if not raw.strip():
-        raise UserError(f"{path} is empty; give a file with a header line and at least one row")
-    nul = raw.find(b"\0")
+
+
+def _decoded(path: Path, number: int, offset: int, line: bytes) -> str:
+    """One line as text; `offset` is its first byte's in the file."""
+    nul = line.find(b"\0")
     if nul >= 0:
         raise UserError(
-            f"{path} has a NUL byte at byte offset {nul} (line {_line_at(raw, nul)}): it is no text file, or a damaged "
+            f"{path} has a NUL byte at byte offset {offset + nul} (line {number}): it is no text file, or a damaged "
             "one; save it again as UTF-8 text"
         )
+    mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
     try:
-        return raw.decode("utf-8-sig")
+        return line[mark:].decode("utf-8")
     except UnicodeDecodeError as error:
-        # The codec counts from behind the byte order mark.
-        mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
-        offset = error.start + mark
+        place = mark + error.start
         raise UserError(
-            f"{path} is not UTF-8: byte 0x{raw[offset]:02x} at byte offset {offset} (line {_line_at(raw, offset)}); "
+            f"{path} is not UTF-8: byte 0x{line[place]:02x} at byte offset {offset + place} (line {number}); "
             "save it again as UTF-8"
         ) from error
 
 
-def _line_at(raw: bytes, offset: int) -> int:
-    return raw.count(b"\n", 0, offset) + 1
-
-
-def _read_delimited(path: Path, text: str, delimiter: str) -> Table:
-    # newline="" hands quoted line breaks to the parser unchanged.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    numbered = _numbered_rows(path, reader)
+def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # The parser takes a lone CR as a line's end, and only where a line is handed to it alone; newline="" cuts there.
+    cut = (part for line in lines for part in io.StringIO(line, newline=""))
+    numbered = _numbered_rows(path, csv.reader(cut, delimiter=delimiter, strict=True))
     _, header = next(numbered, (0, []))
     columns = [name.strip() for name in header]
     if not columns:
         raise UserError(f"{path} has only blank lines; give a file with a header line and at least one row")
     _refuse_duplicates(path, columns)
-    rows: list[list[Any]] = []
-    positions: list[int] = []
-    for line, row in numbered:
-        if len(row) != len(columns):
-            raise UserError(
-                f"{path}, line {line} has {len(row)} fields, the header has {len(columns)} ({shown(columns)}); put "
-                f"quotes around a field that holds a {'tab' if delimiter == chr(9) else 'comma'} or a line break"
-            )
-        rows.append(list(row))
-        positions.append(line)
-    return Table(str(path), columns, rows, positions)
+
+    def rows() -> Iterator[tuple[int, list[Any]]]:
+        for line, row in numbered:
+            if len(row) != len(columns):
+                raise UserError(
+                    f"{path}, line {line} has {len(row)} fields, the header has {len(columns)} ({shown(columns)}); put "
+                    f"quotes around a field that holds a {'tab' if delimiter == chr(9) else 'comma'} or a line break"
+                )
+            yield line, row
+
+    for part in _batched(rows(), size):
+        yield Table(str(path), columns, [row for _, row in part], [line for line, _ in part])
 
 
 def _numbered_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
@@ -147,29 +180,44 @@ def _csv_reason(error: csv.Error) -> str:
     return f"the quoting is wrong ({message}); quote the whole field, and write a quote inside a text twice"
 
 
-def _read_jsonl(path: Path, text: str) -> Table:
+def _jsonl_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]:
     # Only LF ends a line: a text may hold U+2028 and others that str.splitlines would cut at.
-    objects: list[dict[str, Any]] = []
-    positions: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", None) or str(error).partition(";")[0]
-            raise UserError(f"{path}:{number} is not JSON ({reason}); write one object a line") from error
-        if "\\u" in line:
-            refuse_half_pairs(f"{path}, line {number}", value)
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{path}:{number} is a JSON {type(value).__name__}, not an object; "
-                'write lines such as {"text": "...", "label": "..."}'
-            )
-        objects.append(value)
-        positions.append(number)
-    columns = list(dict.fromkeys(key for entry in objects for key in entry))
-    return Table(str(path), columns, [[entry.get(key) for key in columns] for entry in objects], positions)
+    numbered = ((number, _object(path, number, line)) for number, line in enumerate(lines, start=1) if line.strip())
+    for part in _batched(numbered, size):
+        columns = list(dict.fromkeys(key for _, entry in part for key in entry))
+        rows = [[entry.get(key) for key in columns] for _, entry in part]
+        yield Table(str(path), columns, rows, [number for number, _ in part])
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    """The JSON object on line `number`."""
+    try:
+        value = json.loads(line, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or str(error).partition(";")[0]
+        raise UserError(f"{path}:{number} is not JSON ({reason}); write one object a line") from error
+    if "\\u" in line:
+        refuse_half_pairs(f"{path}, line {number}", value)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path}:{number} is a JSON {type(value).__name__}, not an object; "
+            'write lines such as {"text": "...", "label": "..."}'
+        )
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, which would keep the last of several values under one name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {shown(name for name in found if names.count(name) > 1)} twice")
+    return found
+
+
+def _batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    while part := list(islice(items, size)):
+        yield part
 
 
 def _refuse_duplicates(path: Path, columns: Sequence[str]) -> None:

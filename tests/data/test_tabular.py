@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.data import read_table
+from isotrain.albert_core.data.tabular import table_parts
 
 
 def write(folder: Path, content: bytes | str, name: str = "rows.csv") -> Path:
@@ -115,6 +116,8 @@ def test_jsonl_keeps_types_and_line_separators(tmp_path: Path) -> None:
         ("3", "JSON int"),
         ('{"n": ' + "9" * 5000 + "}", "not JSON"),
         ("[" * 100_000, "not JSON"),
+        ('{"text": "a", "label": 1, "text": "b"}', "it has 'text' twice"),
+        ('{"text": "a", "label": {"a": 1, "a": 2}}', "it has 'a' twice"),
     ],
 )
 def test_defective_jsonl_is_refused_by_line(tmp_path: Path, line: str, said: str) -> None:
@@ -122,6 +125,27 @@ def test_defective_jsonl_is_refused_by_line(tmp_path: Path, line: str, said: str
     message = refusal(path)
     assert f"{path}:2 " in message
     assert said in message
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_parts_of_a_file_are_the_file(tmp_path: Path, size: int) -> None:
+    rng = random.Random(6)
+    rows = [["".join(rng.choices(" ab\",;\n\r\t'é\u2028", k=rng.randrange(1, 12))), str(n)] for n in range(20)]
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerows([["text", "label"], *rows])
+    path = write(tmp_path, "\ufeff" + buffer.getvalue())
+    parts = list(table_parts(path, size))
+    assert [len(part.rows) for part in parts] == [min(size, 20 - start) for start in range(0, 20, size)]
+    assert [row for part in parts for row in part.rows] == rows
+    assert [part.place(0) for part in parts] == [read_table(path).place(start) for start in range(0, 20, size)]
+
+
+def test_objects_of_a_later_part_may_have_other_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"text": "a"}\n{"label": 1, "text": "b"}\n{"x": 2}\n', "rows.jsonl")
+    assert [part.columns for part in table_parts(path, 1)] == [["text"], ["label", "text"], ["x"]]
+    table = read_table(path)
+    assert table.columns == ["text", "label", "x"]
+    assert [row for part in table_parts(path, 1) for row in part.aligned(table.columns)] == table.rows
 
 
 def test_other_suffixes_and_folders_are_refused(tmp_path: Path) -> None:
