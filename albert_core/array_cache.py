@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .. import RunError, UserError
+from .runs.files import checksum, published, remove, sweep, temporary_name, write_json, written
 
 log = logging.getLogger("isotrain")
 
@@ -34,9 +34,6 @@ class ArraySpec:
 
 Specs = dict[str, ArraySpec]
 
-_TEMPORARY = ".tmp-"
-# A temporary folder that is this much older than one just made was left behind by a process that was killed.
-_ABANDONED_SECONDS = 24 * 3600
 _ATTEMPTS = 3
 
 
@@ -55,81 +52,49 @@ def load_arrays(folder: Path, specs: Specs) -> dict[str, np.ndarray] | None:
 
 
 def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], specs: Specs) -> bool:
-    """Writes `arrays` as `folder`: under a temporary name, synced, then renamed. Returns whether it is there now.
+    """Writes `arrays` as `folder`, whole or not at all. Returns whether it is there now.
 
     Where another process was faster, its intact copy stays; a damaged one is replaced. A disk that is full or can't be
     written gives a warning and False, and leaves nothing behind.
     """
-    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary_folder(folder)
-        _remove_abandoned(temporary)
-        _write(temporary, folder.name, arrays)
-        published = _move_into_place(temporary, folder, specs)
-        _sync(folder.parent)
-    except OSError as error:
-        log.warning(
-            "the %s are not cached: %s can't be written (%s)",
-            folder.parent.name,
-            folder.parent,
-            # numpy raises its own error, without the system's reason, where fewer bytes were written than it gave.
-            error.strerror or f"is the disk full? {error}",
-        )
-        return False
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return published
-
-
-def _temporary_folder(folder: Path) -> Path:
-    """A new folder beside `folder`, with ordinary permissions (tempfile's are for one user; caches get shared)."""
-    temporary = folder.parent / f"{folder.name[:16]}{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
-    temporary.mkdir()
-    return temporary
+        sweep(folder.parent)
+        for _ in range(_ATTEMPTS):
+            _discard_damaged(folder, specs)
+            try:
+                with published(folder) as temporary:
+                    _write(temporary, folder.name, arrays)
+            except FileExistsError:
+                if load_arrays(folder, specs) is None:
+                    continue
+            return True
+    except (OSError, RunError, UserError) as error:
+        log.warning("the %s are not cached: %s", folder.parent.name, error)
+    return False
 
 
 def _write(folder: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
     described: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
-        with (folder / f"{name}.npy").open("wb") as file:
+        path = folder / f"{name}.npy"
+        with written(path) as file:
             np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        described[name] = {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": _file_hash(folder, name)}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "key": key, "arrays": described}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(folder)
+        described[name] = {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": checksum(path).sha256}
+    write_json(folder / MANIFEST, {"format": FORMAT, "key": key, "arrays": described})
 
 
-def _move_into_place(temporary: Path, folder: Path, specs: Specs) -> bool:
-    for _ in range(_ATTEMPTS):
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # Not "already there" but a disk's refusal: the caller reports it.
-            if not folder.exists():
-                raise
-        else:
-            return True
-        if load_arrays(folder, specs) is not None:
-            return True
-        _discard(folder)
-    return False
-
-
-def _discard(folder: Path) -> None:
+def _discard_damaged(folder: Path, specs: Specs) -> None:
     """Takes a damaged entry out of the way in one step, so that no other process sees half of it, then removes it."""
-    aside = _temporary_folder(folder)
+    if not os.path.lexists(folder) or load_arrays(folder, specs) is not None:
+        return
+    aside = folder.with_name(temporary_name(folder.name))
     try:
-        folder.rename(aside / "damaged")
+        folder.rename(aside)
     except FileNotFoundError:
         log.debug("another process removed the damaged cache %s first", folder.name[:12])
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
 
 
 def _verified(folder: Path, specs: Specs) -> dict[str, np.ndarray]:
@@ -145,7 +110,7 @@ def _verified(folder: Path, specs: Specs) -> dict[str, np.ndarray]:
 
 
 def _verified_array(folder: Path, name: str, described: Any, spec: ArraySpec) -> np.ndarray:
-    if not isinstance(described, dict) or described.get("sha256") != _file_hash(folder, name):
+    if not isinstance(described, dict) or described.get("sha256") != checksum(folder / f"{name}.npy").sha256:
         raise ValueError(f"{name}.npy has other bytes than {MANIFEST} says")
     array = np.load(folder / f"{name}.npy", mmap_mode="c" if spec.mapped else None, allow_pickle=False)
     fits = len(array.shape) == len(spec.shape) and all(
@@ -154,27 +119,3 @@ def _verified_array(folder: Path, name: str, described: Any, spec: ArraySpec) ->
     if str(array.dtype) != spec.dtype or not fits:
         raise ValueError(f"{name}.npy is {array.dtype} {array.shape}")
     return array
-
-
-def _file_hash(folder: Path, name: str) -> str:
-    with (folder / f"{name}.npy").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove_abandoned(fresh: Path) -> None:
-    newest = fresh.stat().st_mtime
-    for other in fresh.parent.glob(f"*{_TEMPORARY}*"):
-        try:
-            abandoned = newest - other.stat().st_mtime > _ABANDONED_SECONDS
-        except FileNotFoundError:
-            continue
-        if abandoned:
-            shutil.rmtree(other, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

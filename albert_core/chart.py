@@ -6,7 +6,6 @@ import html
 import importlib.util
 import logging
 import math
-import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from ..kernels.install import install_hint
 from .history import evaluations
 from .run import RunFolder
-from .runs.files import write_text
+from .runs.files import write_text, written
 
 log = logging.getLogger("isotrain")
 
@@ -203,9 +202,5 @@ def write_png(chart: Chart, path: Path) -> None:
     axes.set_xlabel(chart.axis)
     axes.grid(color="#ddd")
     axes.legend(frameon=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})

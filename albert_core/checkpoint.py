@@ -1,22 +1,18 @@
 """One checkpoint on disk: a folder of safetensors files and a JSON manifest that vouches for every byte of them.
 
 ``step-00000123/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.safetensors`` and ``manifest.json``.
-It is written under a temporary name, every file and folder is flushed to the disk, and one rename makes it appear:
-a folder that carries a checkpoint's name is whole. What is read back is checked against the manifest's sizes and
-SHA-256 sums first, and nothing here deletes or repairs a damaged one.
+One rename makes it appear: a folder that carries a checkpoint's name is whole. What is read back is checked against the
+manifest's sizes and SHA-256 sums first, and nothing here deletes or repairs a damaged one.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
-import os
 import platform
 import re
 import reprlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,15 +21,20 @@ from typing import Any
 
 import torch
 
-from .. import UserError, __version__
+from .. import RunError, UserError, __version__
+from .runs.files import make_folder, published, write_bytes
+from .text import quoted, shorten
 
 FORMAT = "isotrain-checkpoint"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 FILES = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "state": "state.safetensors"}
 
+# What every manifest has, and of what kind.
+_KEYS = {"step": int, "epoch": int, "created": str, "metrics": dict, "identity": dict, "state": dict, "files": dict}
+
 # The number after the dot tells apart checkpoints of one step that were written one after the other.
-STEP_NAME = re.compile(r"step-(?P<step>\d{8,})(?:\.(?P<attempt>\d+))?")
+STEP_NAME = re.compile(r"step-(?P<step>[0-9]{8,15})(?:\.(?P<attempt>[0-9]{1,9}))?")
 
 
 class CheckpointError(UserError):
@@ -66,35 +67,28 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, optimizer_prunable: bo
     """Writes `snapshot` as ``folder/step-NNNNNNNN`` and returns that path. A kill leaves all of it or none.
 
     A step that is there already is written beside it as ``step-NNNNNNNN.2``: replacing a folder can't be done in one
-    move. `optimizer_prunable` marks the optimizer's file as one that may be missing later. Raises CheckpointError
-    naming the path when the disk refuses, after removing what was written.
+    move. `optimizer_prunable` marks the optimizer's file as one that may be missing later. When the system refuses
+    nothing is left of it, and RunError (a full or broken disk) or UserError names the path.
     """
+    make_folder(folder)
     target = _free_name(folder, snapshot.step)
-    temporary = folder / temporary_name(target.name)
+    optimizer_tensors: dict[str, torch.Tensor] = {}
+    manifest = _describe(snapshot, optimizer_tensors)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        optimizer_tensors: dict[str, torch.Tensor] = {}
-        manifest = _describe(snapshot, optimizer_tensors)
-        for role, tensors in _tensors_by_role(snapshot, optimizer_tensors):
-            data = _serialize(tensors)
-            write_synced(temporary / FILES[role], data)
-            manifest["files"][role] = {
-                "name": FILES[role],
-                "size": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "prunable": role == "optimizer" and optimizer_prunable,
-            }
-        manifest["manifest_sha256"] = _manifest_digest(manifest)
-        write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
-        sync_folder(temporary)
-        temporary.rename(target)
-        sync_folder(folder)
-    except OSError as error:
-        raise CheckpointError(_write_failure(error, snapshot, target)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with published(target) as temporary:
+            for role, tensors in _tensors_by_role(snapshot, optimizer_tensors):
+                data = _serialize(tensors)
+                write_bytes(temporary / FILES[role], data)
+                manifest["files"][role] = {
+                    "name": FILES[role],
+                    "size": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "prunable": role == "optimizer" and optimizer_prunable,
+                }
+            manifest["manifest_sha256"] = _manifest_digest(manifest)
+            write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
+    except RunError as error:
+        raise RunError(_write_failure(error, snapshot, target)) from error
     return target
 
 
@@ -103,25 +97,33 @@ def read_checkpoint(folder: Path) -> Snapshot:
 
     Raises CheckpointError naming the file and what is wrong with it: missing, truncated, changed, of another format.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     manifest = read_manifest(folder)
     tensors: dict[str, dict[str, torch.Tensor] | None] = {}
     for role, entry in manifest["files"].items():
         data = _checked_bytes(folder / FILES[role], entry)
-        tensors[role] = None if data is None else load(data)
+        try:
+            tensors[role] = None if data is None else load(data)
+        except (SafetensorError, ValueError) as error:
+            raise _damaged(folder / FILES[role], f"it is no safetensors file ({error})") from error
     optimizer_tensors = tensors.get("optimizer")
-    return Snapshot(
-        model=tensors["model"] or {},
-        optimizer=None if optimizer_tensors is None else _decode(manifest["optimizer"], optimizer_tensors),
-        state_tensors=tensors["state"] or {},
-        state=_decode(manifest["state"], {}),
-        identity=_decode(manifest["identity"], {}),
-        metrics=_decode(manifest["metrics"], {}),
-        step=manifest["step"],
-        epoch=manifest["epoch"],
-        folder=folder,
-    )
+    try:
+        return Snapshot(
+            model=tensors["model"] or {},
+            optimizer=None if optimizer_tensors is None else _decode(manifest["optimizer"], optimizer_tensors),
+            state_tensors=tensors["state"] or {},
+            state=_decode(manifest["state"], {}),
+            identity=_decode(manifest["identity"], {}),
+            metrics=manifest_metrics(manifest),
+            step=manifest["step"],
+            epoch=manifest["epoch"],
+            folder=folder,
+        )
+    # Its own SHA-256 is right, so that somebody else than isotrain wrote it.
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / MANIFEST, f"it holds values that isotrain does not write ({error!r})") from error
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -131,36 +133,58 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in `folder`, checked for format, version and its own SHA-256; no other file is.
-
-    Its `metrics`, `state` and `identity` are still encoded: see `manifest_metrics`. Raises CheckpointError.
-    """
+    """The manifest of the checkpoint in `folder`, checked as `parse_manifest` does; no other file is."""
     file = folder / MANIFEST
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder}: there is no such folder; give a checkpoint's folder")
     try:
-        manifest = json.loads(file.read_bytes())
+        return parse_manifest(file.read_bytes(), file)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint file {file} is missing; go on from another checkpoint") from error
     except OSError as error:
         raise CheckpointError(f"checkpoint file {file} can't be read ({error.strerror}); make it readable") from error
-    except ValueError as error:
+
+
+def parse_manifest(data: bytes, file: object) -> dict[str, Any]:
+    """The manifest that is `data`, checked for format, version, its own SHA-256 and its keys.
+
+    Its `metrics`, `state` and `identity` are still encoded: see `manifest_metrics`. Raises CheckpointError, which calls
+    it `file`.
+    """
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise _damaged(file, "it is no JSON") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint file {file} is not of an isotrain checkpoint; give one that isotrain wrote")
     if manifest.get("version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"checkpoint file {file} has format version {manifest.get('version')!r}, this isotrain reads version "
-            f"{FORMAT_VERSION}; use the isotrain that wrote it ({manifest.get('isotrain', 'unknown')})"
+            f"checkpoint file {file} has format version {quoted(manifest.get('version'))}, this isotrain reads version "
+            f"{FORMAT_VERSION}; use the isotrain that wrote it ({shorten(str(manifest.get('isotrain', 'unknown')))})"
         )
     if manifest.get("manifest_sha256") != _manifest_digest(manifest):
         raise _damaged(file, "its SHA-256 is another one than when it was written")
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(manifest.get(key), kind)]
+    if not wrong and not _describes_files(manifest["files"]):
+        wrong = ["files"]
+    if wrong:
+        raise _damaged(file, f"its {', '.join(wrong)} are not what isotrain writes")
     return manifest
 
 
+def _describes_files(files: dict[str, Any]) -> bool:
+    return {"model", "state"} <= files.keys() <= FILES.keys() and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("prunable"), bool)
+        for entry in files.values()
+    )
+
+
 def manifest_metrics(manifest: dict[str, Any]) -> dict[str, float]:
-    """The metrics in what `read_manifest` returned."""
-    return _decode(manifest["metrics"], {})
+    """The metrics in what `read_manifest` returned; ValueError where they are no numbers."""
+    return {name: float(value) for name, value in _decode(manifest["metrics"], {}).items()}
 
 
 def check_identity(snapshot: Snapshot, expected: dict[str, Any]) -> None:
@@ -177,28 +201,6 @@ def check_identity(snapshot: Snapshot, expected: dict[str, Any]) -> None:
             f"foreign checkpoint {snapshot.folder or ''}: {'; '.join(differences[:3])}{more}; "
             "resume with the values it was trained with, or start a new run"
         )
-
-
-def temporary_name(name: str) -> str:
-    """The hidden name under which this process builds what will be called `name`."""
-    return f".tmp-{platform.node()}-{os.getpid()}-{name}"
-
-
-def write_synced(file: Path, data: bytes) -> None:
-    """Writes a file and waits until the disk has it."""
-    with file.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the disk has the folder's names: a rename inside it then survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free_name(folder: Path, step: int) -> Path:
@@ -277,21 +279,20 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _damaged(file: Path, reason: str) -> CheckpointError:
+def _damaged(file: object, reason: str) -> CheckpointError:
     return CheckpointError(f"checkpoint file {file} is damaged: {reason}; go on from another checkpoint")
 
 
-def _write_failure(error: OSError, snapshot: Snapshot, target: Path) -> str:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return f"checkpoint {target} can't be written ({error.strerror or error}); check the folder and its disk"
+def _write_failure(error: RunError, snapshot: Snapshot, target: Path) -> str:
     optimizer_tensors: dict[str, torch.Tensor] = {}
     _encode(snapshot.optimizer, "optimizer", optimizer_tensors)
     needed = sum(
         tensor.nbytes for _, tensors in _tensors_by_role(snapshot, optimizer_tensors) for tensor in tensors.values()
     )
+    reason = getattr(error.__cause__, "strerror", None) or str(error)
     return (
-        f"checkpoint {target} can't be written: the disk is full and it needs {needed:,} bytes; "
-        "free some, or lower keep_last_n and keep_best_n, or set project_dir to another disk"
+        f"checkpoint {target} can't be written ({reason}) and it needs {needed:,} bytes; free some, or lower "
+        "keep_last_n and keep_best_n, or set project_dir to another disk"
     )
 
 

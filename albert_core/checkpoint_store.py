@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import platform
 import re
 import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -22,20 +19,16 @@ from .checkpoint import (
     Snapshot,
     manifest_metrics,
     read_manifest,
-    sync_folder,
     verify_checkpoint,
     write_checkpoint,
 )
+from .runs.files import remove, sweep, sync_folder
 
 logger = logging.getLogger(__name__)
 
-# Names of what a kill may leave behind. Trash carries a whole checkpoint's name only after this prefix.
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-step-.*")
+# A kill may leave it behind. Trash carries a whole checkpoint's name only after this prefix.
 _TRASH = re.compile(r"\.trash-[0-9a-f]{32}-step-.*")
 _ASIDE = "set-aside-"
-
-# No save takes this long, so a temporary folder of another machine that is older has no writer any more.
-_ABANDONED_AFTER = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -160,13 +153,14 @@ class CheckpointStore:
         step = _step_and_attempt(path)[0]
         try:
             manifest = read_manifest(path)
-        except CheckpointError as error:
+            metrics = manifest_metrics(manifest)
+        except (CheckpointError, TypeError, ValueError) as error:
             return CheckpointInfo(path, step, problem=str(error))
         return CheckpointInfo(
             path,
             step,
             manifest["epoch"],
-            manifest_metrics(manifest).get(self.metric),
+            metrics.get(self.metric),
             manifest["created"],
             manifest["files"].get("optimizer", {}).get("prunable", False),
         )
@@ -219,35 +213,10 @@ class CheckpointStore:
 
 def sweep_leftovers(folder: Path) -> None:
     """Removes what killed processes left half-written or half-deleted in `folder`, never what a live one works on."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if _TRASH.fullmatch(path.name) or _is_abandoned(path):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_abandoned(path: Path) -> bool:
-    match = _TEMPORARY.fullmatch(path.name)
-    if match is None:
-        return False
-    if match["host"] == platform.node():
-        # One of our own number is an earlier process's: this one has no save under way when it sweeps.
-        return int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))
-    try:
-        age = datetime.now(UTC) - datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    except FileNotFoundError:
-        return False
-    return age > _ABANDONED_AFTER
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    sweep(folder)
+    for path in folder.glob(".trash-*"):
+        if _TRASH.fullmatch(path.name):
+            remove(path)
 
 
 def _step_and_attempt(path: Path) -> tuple[int, int]:

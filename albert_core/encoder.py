@@ -6,8 +6,6 @@ ALBERT and BERT only, without their poolers: the job reads ``last_hidden_state[:
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from .. import UserError
 from ..kernels.packed import PaddedBatch
 from ..kernels.weights import EncoderConfig, EncoderWeights, LayerWeights
 from .data.hub import quiet_hub
+from .runs.files import published
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,24 +123,14 @@ def model_source(model_name: str) -> str:
 def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
     """Writes configuration and weights as transformers' ``save_pretrained`` does, whole or not at all.
 
-    Raises UserError where the disk refuses.
+    Raises as `files.published`.
     """
     # Not `module()`: the one that is being trained would leave training mode, and its dropout end.
     module: Any = encoder._module
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with quiet_transformers():
-            # It may be on a device by now, of whose tensors not every kind can be written.
-            state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
-            module.save_pretrained(temporary, state_dict=state)
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"can't write {folder} ({error.strerror or error}); free space, or set copy_encoder: false"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with published(folder) as temporary, quiet_transformers():
+        # It may be on a device by now, of whose tensors not every kind can be written.
+        state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+        module.save_pretrained(temporary, state_dict=state)
 
 
 def saved_encoder(folder: Path, model_name: str) -> LoadedEncoder:

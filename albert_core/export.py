@@ -11,7 +11,6 @@ import copy
 import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from .lora import merged
 from .model import WholeModel
 from .predict import Predictor, load_predictor
 from .run import RunFolder, environment
-from .runs.files import write_json
+from .runs.files import published, write_bytes, write_json
 from .saved_model import HEADER_KEY
 
 FORMATS = ("safetensors", "torch-export", "onnx")
@@ -114,9 +113,7 @@ def export_run(
         raise UserError(f"there is no folder {str(target.absolute().parent)!r} to put the export in; make it first")
     predictor = load_predictor(run, backend, checkpoint, model_name)
     write, load = _WAYS[form]
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir()
+    with published(target) as temporary:
         with _quiet(), torch.no_grad():
             trained = trained_model(predictor)
             write(trained, predictor, temporary)
@@ -130,11 +127,6 @@ def export_run(
         _write_companions(predictor, run, temporary)
         result = Exported(target, predictor.label, judge, max_abs, relative)
         write_json(temporary / "export.json", _record(predictor, run, form, result))
-        temporary.rename(target)
-    except OSError as error:
-        raise UserError(f"can't write {target} ({error.strerror}); free space or choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return result
 
 
@@ -184,7 +176,7 @@ def difference(model: LogitsModel, logits: Logits, max_length: int) -> tuple[flo
 
 
 def _write_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     encoder: Any = trained.encoder
     names = predictor.task.output_names(predictor.recalled)
@@ -193,7 +185,7 @@ def _write_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path)
     reads = "last_hidden_state[:, 0]" if predictor.task.on_features else "last_hidden_state"
     header = {"format": HEAD_FORMAT, "reads": reads, "layers": str(trained.head)}
     tensors = {name: tensor.contiguous() for name, tensor in trained.head.state_dict().items()}
-    save_file(tensors, folder / HEAD_FILE, metadata={HEADER_KEY: json.dumps(header)})
+    write_bytes(folder / HEAD_FILE, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
 
 
 def _load_safetensors(trained: LogitsModel, folder: Path) -> tuple[str, Logits]:
@@ -303,7 +295,7 @@ def _write_companions(predictor: Predictor, run: RunFolder, folder: Path) -> Non
     ).save_pretrained(folder)
     for kept in (run.labels, run.inputs, run.responses):
         if kept.is_file():
-            shutil.copy2(kept, folder / kept.name)
+            write_bytes(folder / kept.name, kept.read_bytes())
 
 
 def _record(predictor: Predictor, run: RunFolder, form: str, result: Exported) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .. import UserError, __version__
 from .config import TrainConfig
 from .config_file import ResolvedConfig, load_config
 from .progress import terminal
+from .runs.files import open_to_append, refuse_links
 
 log = logging.getLogger("isotrain")
 
@@ -221,7 +222,8 @@ class _LastingHandler(logging.StreamHandler[TextIO]):
 def log_to_file(file: Path, early: MemoryHandler) -> Iterator[None]:
     """All of isotrain's log in `file` too, beginning with the lines that `early` kept."""
     logger = logging.getLogger("isotrain")
-    on_disk = logging.FileHandler(file, encoding="utf-8")
+    stream = open_to_append(file)
+    on_disk = logging.StreamHandler(stream)
     on_disk.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     early.setTarget(on_disk)
     early.flush()
@@ -232,14 +234,20 @@ def log_to_file(file: Path, early: MemoryHandler) -> Iterator[None]:
     finally:
         logger.removeHandler(on_disk)
         on_disk.close()
+        stream.close()
 
 
 @contextmanager
 def run_lock(run: RunFolder) -> Iterator[None]:
-    """One process trains a run at a time. Raises UserError where another one does; a killed one's lock is gone."""
+    """One process trains a run at a time. Raises UserError where another one does; a killed one's lock is gone.
+
+    A run may come from a stranger: one with a link in it is refused, through which something elsewhere would be
+    written. wandb's folder has links of wandb's own.
+    """
     import fcntl
 
-    with (run.path / ".lock").open("w") as file:
+    refuse_links(run.path, but_in="wandb")
+    with open_to_append(run.path / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

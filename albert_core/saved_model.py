@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from .. import UserError, __version__
 from .job import Job
 from .run import RunFolder
+from .runs.files import make_folder, write_bytes
 
 FORMAT = "isotrain-model-1"
 MODEL_FILE = "model.safetensors"
@@ -23,11 +23,10 @@ HEADER_KEY = "isotrain"
 
 def save_model(run: RunFolder, model: nn.Module, job: Job) -> Path:
     """Writes ``model/model.safetensors``, whole or not at all; its header says what the weights belong to."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    run.model.mkdir(exist_ok=True)
+    make_folder(run.model)
     path = run.model / MODEL_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = {
         "format": FORMAT,
         "isotrain": __version__,
@@ -36,14 +35,7 @@ def save_model(run: RunFolder, model: nn.Module, job: Job) -> Path:
         "identity": job.identity(),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"can't write {path} ({error.strerror}); free space and resume the run") from error
+    write_bytes(path, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
     return path
 
 

@@ -7,22 +7,25 @@ verified under a temporary name first. fsspec is imported on first use.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import UserError
-from .checkpoint import FORMAT, MANIFEST, STEP_NAME, CheckpointError, read_manifest, temporary_name, verify_checkpoint
+from .checkpoint import FILES, MANIFEST, STEP_NAME, CheckpointError, parse_manifest, read_manifest, verify_checkpoint
 from .checkpoint_store import sweep_leftovers
+from .runs.files import make_folder, published, temporary_name, write_bytes, written
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 logger = logging.getLogger(__name__)
+
+_CHUNK = 2**20
+# A manifest has a few kilobytes; one that is cut here is no JSON.
+_LARGEST_MANIFEST = 2**26
 
 
 def remote_url(remote_path: str, storage_backend: Literal["local", "fsspec"]) -> str:
@@ -46,38 +49,35 @@ def check_remote(url: str) -> None:
         filesystem.makedirs(root, exist_ok=True)
 
 
-def upload_folder(local: Path, url: str) -> None:
-    """Copies the files of `local`, subfolders included, into the folder `url`.
+def upload_checkpoint(checkpoint: Path, url: str) -> None:
+    """Copies the files of `checkpoint` that its manifest names into the folder `url`; one of that name is replaced.
 
-    A checkpoint of that name there is replaced; in a folder of any other name only the same files are. Raises
-    UserError with the storage's own reason when it fails.
+    Raises CheckpointError for a damaged manifest, and UserError with the storage's own reason when it fails.
     """
     filesystem, root = _open(url)
-    files = sorted((path for path in local.rglob("*") if path.is_file()), key=lambda path: path.name == MANIFEST)
-    if not files:
-        raise UserError(f"nothing to upload: {local} is no folder with files in it")
+    files = [checkpoint / FILES[role] for role in read_manifest(checkpoint)["files"]]
+    # The optimizer's file may have been pruned; the manifest is the last.
+    files = [*filter(Path.is_file, files), checkpoint / MANIFEST]
     parent, _, name = root.rpartition("/")
-    replaces = STEP_NAME.fullmatch(name) is not None
-    renames = replaces and _is_local(filesystem)
+    renames = _is_local(filesystem)
     if renames:
         sweep_leftovers(Path(parent))
     target = f"{parent}/{temporary_name(name)}" if renames else root
-    with _remote_errors(f"can't upload {local} to {url}"):
-        if replaces:
-            _remove(filesystem, target)
+    with _remote_errors(f"can't upload {checkpoint} to {url}"):
+        _remove(filesystem, target)
+        filesystem.makedirs(target, exist_ok=True)
         for path in files:
-            remote_file = f"{target}/{path.relative_to(local).as_posix()}"
-            filesystem.makedirs(remote_file.rpartition("/")[0], exist_ok=True)
-            filesystem.put_file(str(path), remote_file)
+            filesystem.put_file(str(path), f"{target}/{path.name}")
         if renames:
             _remove(filesystem, root)
             filesystem.mv(target, root)
 
 
-def download_folder(url: str, local: Path) -> Path:
+def download_checkpoint(url: str, local: Path) -> Path:
     """Copies the checkpoint at `url` to the folder `local`, which appears only when it is whole; returns `local`.
 
-    A checkpoint that is there already with the same content is left alone. Raises CheckpointError when another one is
+    Nothing is fetched but the manifest and the files that a checkpoint has, of the sizes that the manifest says. A
+    checkpoint that is there already with the same content is left alone. Raises CheckpointError when another one is
     there, or when what came is damaged, and UserError with the storage's reason when it can't be fetched.
     """
     filesystem, root = _open(url)
@@ -89,27 +89,45 @@ def download_folder(url: str, local: Path) -> Path:
         if _content(read_manifest(local)) == _content(_remote_manifest(filesystem, root)):
             return local
         raise CheckpointError(f"{local} is another checkpoint than {url}; move one of them away")
-    temporary = local.parent / temporary_name(local.name)
+    make_folder(local.parent)
     try:
-        with _remote_errors(f"can't download {url}"):
-            local.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            filesystem.invalidate_cache()
-            remote_files = filesystem.find(root)
-            if not remote_files:
-                raise CheckpointError(f"there is no checkpoint at {url}; check remote_path")
-            for remote_file in remote_files:
-                file = temporary / remote_file.removeprefix(root).lstrip("/")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(remote_file, str(file))
-        try:
-            verify_checkpoint(temporary)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(temporary), url)) from error
-        temporary.rename(local)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        data = _manifest_bytes(filesystem, root)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {url}; check remote_path") from error
+    manifest = parse_manifest(data, f"{url}/{MANIFEST}")
+    try:
+        with published(local) as temporary:
+            for role, entry in manifest["files"].items():
+                _fetch(filesystem, f"{root}/{FILES[role]}", temporary / FILES[role], entry, f"{url}/{FILES[role]}")
+            write_bytes(temporary / MANIFEST, data)
+            try:
+                verify_checkpoint(temporary)
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace(str(temporary), url)) from error
+    except FileExistsError as error:
+        raise CheckpointError(f"{local} was made by another process; start again") from error
     return local
+
+
+def _fetch(filesystem: AbstractFileSystem, remote: str, local: Path, entry: dict[str, Any], name: str) -> None:
+    """One file, of which no more is read than the manifest's `entry` says; a pruned one is passed over."""
+    left = entry["size"]
+    try:
+        with _remote_errors(f"can't download {name}", passing=FileNotFoundError):
+            source = filesystem.open(remote, "rb")
+    except FileNotFoundError as error:
+        if entry["prunable"]:
+            return
+        raise CheckpointError(f"checkpoint file {name} is missing; go on from another checkpoint") from error
+    with source, written(local) as file:
+        while left >= 0:
+            with _remote_errors(f"can't download {name}"):
+                chunk = source.read(min(_CHUNK, left + 1))
+            if not chunk:
+                return
+            left -= len(chunk)
+            file.write(chunk)
+    raise CheckpointError(f"checkpoint file {name} is damaged: it has more than {entry['size']} bytes")
 
 
 def sync_checkpoint(checkpoint: Path, url: str) -> bool:
@@ -127,7 +145,7 @@ def sync_checkpoint(checkpoint: Path, url: str) -> bool:
         if remote is not None and remote.get("identity") != local["identity"]:
             raise CheckpointError(f"{url} has {checkpoint.name} of another run; set remote_path to a folder of its own")
         if remote is None or _content(remote) != _content(local):
-            upload_folder(checkpoint, f"{url.rstrip('/')}/{checkpoint.name}")
+            upload_checkpoint(checkpoint, f"{url.rstrip('/')}/{checkpoint.name}")
     except CheckpointError:
         raise
     except UserError as error:
@@ -163,7 +181,7 @@ def fetch_latest(url: str, folder: Path) -> Path:
     name = latest_remote(url)
     if name is None:
         raise CheckpointError(f"no checkpoint at {url}; check remote_path, or set load_from_storage: false")
-    return download_folder(f"{url.rstrip('/')}/{name}", folder / name)
+    return download_checkpoint(f"{url.rstrip('/')}/{name}", folder / name)
 
 
 def _open(url: str) -> tuple[AbstractFileSystem, str]:
@@ -200,15 +218,19 @@ def _remove(filesystem: AbstractFileSystem, path: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
+def _manifest_bytes(filesystem: AbstractFileSystem, path: str) -> bytes:
+    """What the remote folder `path` has as its manifest. Raises FileNotFoundError without any."""
+    with _remote_errors(f"can't read {path}/{MANIFEST}", passing=FileNotFoundError):
+        filesystem.invalidate_cache()
+        return bytes(filesystem.cat_file(f"{path}/{MANIFEST}", start=0, end=_LARGEST_MANIFEST))
+
+
 def _remote_manifest(filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
     """The manifest in the remote folder `path`; None where there is none of ours."""
-    with _remote_errors(f"can't read {path}/{MANIFEST}"):
-        filesystem.invalidate_cache()
-        try:
-            manifest = json.loads(filesystem.cat_file(f"{path}/{MANIFEST}"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    try:
+        return parse_manifest(_manifest_bytes(filesystem, path), f"{path}/{MANIFEST}")
+    except (FileNotFoundError, CheckpointError):
+        return None
 
 
 def _content(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -217,11 +239,11 @@ def _content(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _remote_errors(what: str) -> Iterator[None]:
-    """Turns a storage's failure into a UserError with its reason."""
+def _remote_errors(what: str, passing: type[Exception] = UserError) -> Iterator[None]:
+    """Turns a storage's failure into a UserError with its reason; `passing` goes through as it is."""
     try:
         yield
-    except UserError:
+    except (UserError, passing):
         raise
     # Each storage's library has exceptions of its own, with no base in common (botocore, aiohttp, google.auth...).
     except Exception as error:

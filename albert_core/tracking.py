@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import UserError
 from ..kernels.install import install_hint
-from .checkpoint import write_synced
 from .config import TrainConfig
+from .runs.files import append_text, write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,18 +84,12 @@ class JsonlTracker(Tracker):
             except (ValueError, KeyError, TypeError):
                 level = logging.INFO if number == len(lines) else logging.WARNING
                 logger.log(level, "%s:%d is no line of figures; it is dropped", self.path, number)
-        _replace(self.path, b"".join(kept))
+        write_bytes(self.path, b"".join(kept))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         plain = {name: _plain(value) for name, value in values.items()}
         line = json.dumps({"step": step, **self._every_line, **plain}, allow_nan=False)
-        try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{self.path} can't be written ({error.strerror}); check the folder and its disk"
-            ) from error
+        append_text(self.path, line + "\n")
 
 
 class WandbTracker(Tracker):
@@ -294,15 +287,8 @@ def _wandb_id(run_dir: Path) -> str:
     """The W&B id of the run in `run_dir`, made on the first call and the same ever after."""
     file = run_dir / WANDB_ID_FILE
     if not file.exists():
-        _replace(file, secrets.token_hex(4).encode())
+        write_text(file, secrets.token_hex(4))
     return file.read_text(encoding="ascii").strip()
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Writes the file in one move: a kill leaves the old content or the new."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    write_synced(temporary, data)
-    temporary.replace(file)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from ..albert_core.runs.files import write_json
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
@@ -23,5 +24,5 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     except UserError as error:
         document = {"error": {"message": " ".join(str(error).split())}}
         code = 2
-    Path(spec["result"]).write_text(json.dumps(document), encoding="utf-8")
+    write_json(Path(spec["result"]), document)
     return code

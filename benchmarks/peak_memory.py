@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from ..albert_core.runs.files import write_text
 from ..backends.host_memory import process_memory
 
 
@@ -21,7 +22,7 @@ def main() -> None:
         else:
             run_isotrain([command, *arguments])
     finally:
-        Path(file).write_text(str(process_memory().peak_bytes), encoding="utf-8")
+        write_text(Path(file), str(process_memory().peak_bytes))
 
 
 def run_isotrain(arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..albert_core.runs.files import open_anew
 from .plan import Plan
 
 WORKER = (sys.executable, "-m", "isotrain.benchmarks.worker")
@@ -122,7 +123,7 @@ def run_process(
     extra: environment variables beside those of `worker_environment`. An interruption ends it too, and is raised.
     """
     start = time.perf_counter_ns()
-    with log.open("wb") as output:
+    with open_anew(log) as output:
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker and whatever it started.
         worker = subprocess.Popen(
             command,

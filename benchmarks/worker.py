@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import UserError
+from ..albert_core.runs.files import write_json
 from .environment import affinity, is_disturbed, lost, moment
 from .plan import CACHED, Options, TargetSpec
 
@@ -88,10 +89,7 @@ def main() -> int:
     except UserError as error:
         document = {"error": {"message": " ".join(str(error).split()), "scope": stages.scope}}
         code = 2
-    path = Path(spec["result"])
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document), encoding="utf-8")
-    partial.replace(path)
+    write_json(Path(spec["result"]), document)
     return code
 
 

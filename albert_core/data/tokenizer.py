@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import UserError
+from ..runs.files import make_folder, write_json, write_text
 from .tabular import shown
 
 if TYPE_CHECKING:
@@ -144,10 +145,9 @@ class TextTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer.json`` and a small file with label, padding id and fingerprint into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / TOKENIZER_FILE).write_text(self._definition, encoding="utf-8")
-        meta = {"label": self.label, "pad_id": self.pad_id, "fingerprint": self.fingerprint}
-        (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        make_folder(folder)
+        write_text(folder / TOKENIZER_FILE, self._definition)
+        write_json(folder / META_FILE, {"label": self.label, "pad_id": self.pad_id, "fingerprint": self.fingerprint})
 
 
 def load_tokenizer(

@@ -15,12 +15,13 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from ... import RunError, UserError
 
@@ -91,7 +92,10 @@ def published(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         for path in sorted(temporary.rglob("*"), reverse=True):
+            # Libraries choose modes of their own (safetensors 0600); mkdir's is the one that the umask gives.
+            path.chmod(mode if path.is_dir() else mode & 0o666)
             sync_folder(path)
         sync_folder(temporary)
         # A rename would replace an empty folder without a word.
@@ -107,6 +111,77 @@ def published(folder: Path) -> Iterator[Path]:
         raise write_error(folder, error) from error
     finally:
         remove(temporary)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds `text` to the end of the file at `path`, as `open_to_append` opens it. Raises as `written`."""
+    try:
+        with open_to_append(path) as file:
+            file.write(text)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def open_to_append(path: Path) -> TextIO:
+    """A UTF-8 stream that adds to the end of the file at `path`, made where it isn't there.
+
+    What is there must be a file of this one name: through a symbolic or a hard link a file elsewhere would grow.
+    Raises as `written`.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
+    except OSError as error:
+        raise write_error(path, error) from error
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        file.close()
+        raise UserError(f"{path} is no file, or has a second name (a hard link); put a copy of it in its place")
+    return file
+
+
+def open_anew(path: Path) -> BinaryIO:
+    """A new, empty file at `path`, for what another process writes bit by bit; what was there is removed.
+
+    Raises as `written`.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        return path.open("xb")
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes one folder where there is none; its parent must be there. Raises UserError for a link or a file."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    refuse_link(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises UserError where `path` is a symbolic link: what is written there would land where the link says."""
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a symbolic link, and nothing is written through one; put what it leads to in its place, or "
+            "mount it there"
+        )
+
+
+def refuse_links(folder: Path, but_in: str | None = None) -> None:
+    """Raises UserError for the first symbolic link, pipe, socket or device in `folder`, at any depth.
+
+    What lies in the folders called `but_in` is not looked at.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            refuse_link(path)
+            if not (path.is_dir() or path.is_file()):
+                raise UserError(f"{path} is no file and no folder; remove it")
+        folders[:] = [name for name in folders if name != but_in]
 
 
 def write_error(path: Path, error: OSError) -> RunError | UserError:

@@ -92,6 +92,7 @@ def record(
             "use_tensorboard": False,
             "resume_from_checkpoint": False,
             "sync_to_storage": False,
+            "load_from_storage": False,
             "stop_on_collapse": False,
             "stop_at_step": None,
         }

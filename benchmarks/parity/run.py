@@ -11,6 +11,7 @@ from typing import Any
 
 from ... import UserError
 from ...albert_core.config_file import load_config
+from ...albert_core.runs.files import refuse_links
 from ...backends import Yardstick, device_label, foresee_backend
 from ..runner import Ended, how, run_process, said, terminable
 from .compare import Missing, build_result
@@ -83,6 +84,8 @@ def record_yardstick(reference: Trace, yardstick: Yardstick, time_limit: float, 
     config = reference.folder / "config.yaml"
     write_config(reference, config)
     folder = reference.folder / YARDSTICKS / slug(yardstick.label)
+    # The reference may come from a stranger.
+    refuse_links(reference.folder)
     jobs = [
         {"label": f"yardstick {yardstick.label}", "sets": sets, "out": str(folder / f"draw-{draw}")}
         for draw, sets in enumerate(yardstick.settings(DRAWS))

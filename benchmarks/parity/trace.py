@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
-from ...albert_core.runs.files import write_json
+from ...albert_core.runs.files import checksum, published, write_bytes, write_error, write_json
 
 SCHEMA = "isotrain.trace/1"
 HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"
@@ -137,20 +135,18 @@ class Trace:
 
 def write_trace(trace: Trace, folder: Path) -> None:
     """The trace as the folder `folder`, whole or not at all. Raises UserError where it exists or can't be written."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     check_free(folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        partial.mkdir(parents=True)
-        save_file({name: np.ascontiguousarray(array) for name, array in trace.arrays.items()}, partial / TENSOR_FILE)
-        digest = _sha256(partial / TENSOR_FILE)
-        write_json(partial / HEADER_FILE, {"schema": SCHEMA, **trace.header, "tensors_sha256": digest})
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"can't write the trace {folder} ({error.strerror}); free space or choose another") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise write_error(folder, error) from error
+    with published(folder) as partial:
+        data = save({name: np.ascontiguousarray(array) for name, array in trace.arrays.items()})
+        write_bytes(partial / TENSOR_FILE, data)
+        digest = hashlib.sha256(data).hexdigest()
+        write_json(partial / HEADER_FILE, {"schema": SCHEMA, **trace.header, "tensors_sha256": digest})
 
 
 def check_free(folder: Path) -> None:
@@ -177,7 +173,7 @@ def read_trace(folder: Path) -> Trace:
         raise UserError(f"{folder / HEADER_FILE} has schema {found!r}, this version reads {SCHEMA}; record it again")
     path = folder / TENSOR_FILE
     try:
-        if _sha256(path) != header.get("tensors_sha256"):
+        if checksum(path).sha256 != header.get("tensors_sha256"):
             raise UserError(f"{path} is not what was recorded: its checksum differs; copy or record it again")
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -189,7 +185,7 @@ def read_trace(folder: Path) -> Trace:
 
 def slug(text: str) -> str:
     """`text` as a folder's name."""
-    return re.sub(r"[^\w.+=-]+", "-", text).strip("-")
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
 
 
 def yardstick_folders(reference: Path, label: str) -> list[Path]:
@@ -239,8 +235,3 @@ def _check(trace: Trace) -> None:
         array = trace.arrays[name]
         if array.ndim < 3 or not array.size or dimensions not in (None, len(array)):
             raise UserError(f"trace {where!r} has {name} of shape {array.shape}, which can't be; record it again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

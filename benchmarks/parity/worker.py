@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ...albert_core.runs.files import write_json
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     try:
         run_jobs(spec)
     except UserError as error:
-        Path(spec["result"]).write_text(json.dumps({"error": " ".join(str(error).split())}), encoding="utf-8")
+        write_json(Path(spec["result"]), {"error": " ".join(str(error).split())})
         return 2
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import shutil
 import sys
 import uuid
 from collections.abc import Callable
@@ -20,13 +19,13 @@ from isotrain.albert_core.checkpoint import CheckpointError, Snapshot, read_chec
 from isotrain.albert_core.checkpoint_store import CheckpointStore
 from isotrain.albert_core.storage import (
     check_remote,
-    download_folder,
+    download_checkpoint,
     fetch_latest,
     latest_remote,
     remote_checkpoints,
     remote_url,
     sync_checkpoint,
-    upload_folder,
+    upload_checkpoint,
 )
 
 
@@ -145,22 +144,26 @@ def test_a_local_checkpoint_that_differs_from_the_remote_one_is_kept(
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: .* move it away to fetch it from"):
         fetch_latest(url, tmp_path / "there")
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*step-00000099"):
-        download_folder(f"{url}/step-00000099", tmp_path / "there" / "step-00000099")
+        download_checkpoint(f"{url}/step-00000099", tmp_path / "there" / "step-00000099")
 
 
-def test_uploading_a_plain_folder_leaves_its_neighbours(url: str, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    (model / "tokenizer").mkdir(parents=True)
-    (model / "head.safetensors").write_bytes(b"weights")
-    (model / "tokenizer" / "tokenizer.json").write_text("{}")
-    filesystem, root = fsspec.core.url_to_fs(f"{url}/notes.txt")
-    filesystem.makedirs(root.rpartition("/")[0], exist_ok=True)
-    filesystem.pipe_file(root, b"keep")
-    upload_folder(model, url)
-    assert remote_names(url) == ["head.safetensors", "notes.txt", "tokenizer"]
-    assert filesystem.cat_file(root.replace("notes.txt", "tokenizer/tokenizer.json")) == b"{}"
-    with pytest.raises(UserError, match="nothing to upload"):
-        upload_folder(tmp_path / "absent", url)
+def test_nothing_but_a_checkpoints_files_is_uploaded(
+    url: str, tmp_path: Path, make_snapshot: Callable[..., Snapshot]
+) -> None:
+    path = write_checkpoint(make_snapshot(1), tmp_path / "here")
+    (tmp_path / "secret").write_text("secret")
+    (path / "link").symlink_to(tmp_path / "secret")
+    (path / "more").mkdir()
+    (path / "more" / "notes.txt").write_text("mine")
+    upload_checkpoint(path, f"{url}/{path.name}")
+    assert remote_names(f"{url}/{path.name}") == [
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.safetensors",
+    ]
+    with pytest.raises(UserError, match="there is no such folder"):
+        upload_checkpoint(tmp_path / "absent", url)
 
 
 def test_a_folder_without_manifest_does_not_count(
@@ -168,9 +171,9 @@ def test_a_folder_without_manifest_does_not_count(
 ) -> None:
     path = write_checkpoint(make_snapshot(1), tmp_path / "here")
     sync_checkpoint(path, url)
-    half = shutil.copytree(path, tmp_path / "half" / "step-00000002")
-    (half / "manifest.json").unlink()
-    upload_folder(half, f"{url}/{half.name}")
+    filesystem, root = fsspec.core.url_to_fs(f"{url}/step-00000002/model.safetensors")
+    filesystem.makedirs(root.rpartition("/")[0])
+    filesystem.pipe_file(root, b"half")
     assert remote_checkpoints(url) == ["step-00000001"]
 
 

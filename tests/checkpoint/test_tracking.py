@@ -78,7 +78,7 @@ def test_truncating_what_is_not_there_makes_nothing_and_a_bad_line_is_told(
 
 def test_a_record_that_can_not_be_written_ends_the_run_by_name(tmp_path: Path) -> None:
     trackers = make_trackers(TrainConfig(), tmp_path / "missing")
-    with pytest.raises(UserError, match=r"metrics\.jsonl can't be written"):
+    with pytest.raises(UserError, match=r"can't write .*metrics\.jsonl"):
         trackers.log(1, {"train/loss": 1.0})
 
 

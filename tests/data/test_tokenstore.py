@@ -100,7 +100,7 @@ def test_the_second_time_it_comes_from_the_cache(
     assert same(first, second)
     assert isinstance(second.ids, np.memmap)
     assert second.labels.flags.writeable, "torch takes no read-only arrays"
-    assert not list(tmp_path.glob("*.tmp-*"))
+    assert not list(tmp_path.glob(".*"))
     assert sorted(file.name for file in entry(tmp_path).iterdir()) == sorted(FILES)
 
 
@@ -224,10 +224,10 @@ def test_what_a_killed_process_left_is_ignored_and_swept_when_old(
 ) -> None:
     build_token_store(small, tokenizer, 12, cache_dir=tmp_path)
     key = entry(tmp_path).name
-    entry(tmp_path).rename(tmp_path / f"{key[:16]}.tmp-1-dead")
-    recent = tmp_path / f"{key[:16]}.tmp-2-busy"
+    entry(tmp_path).rename(tmp_path / f".tmp-another.host-1-0123abcd-{key}")
+    recent = tmp_path / f".tmp-another.host-2-0123abcd-{key}"
     recent.mkdir()
-    os.utime(tmp_path / f"{key[:16]}.tmp-1-dead", (1, 1))
+    os.utime(tmp_path / f".tmp-another.host-1-0123abcd-{key}", (1, 1))
     assert not build_token_store(small, tokenizer, 12, cache_dir=tmp_path).from_cache
     assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted([key, recent.name])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isotrain import UserError
+from isotrain import RunError, UserError
 from isotrain.benchmarks.parity.sides import parse_side
 from isotrain.benchmarks.parity.trace import HEADER_FILE, TENSOR_FILE, Trace, read_trace, write_trace
 from support.parity_traces import STEPS, exact
@@ -36,8 +36,8 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
-    with pytest.raises(UserError, match="No space left"):
+    monkeypatch.setattr("safetensors.numpy.save", full)
+    with pytest.raises(RunError, match="No space left"):
         write_trace(exact(), tmp_path / "trace")
     assert list(tmp_path.iterdir()) == []
 
