@@ -25,6 +25,14 @@ DTYPE_NAMES = {
     "double": "float64",
 }
 
+# The largest values of whole numbers: of what is counted, and of what asks for memory at once. Beyond them torch or the
+# system would end the run, in words of its own.
+MOST = 10**9
+LARGEST = 10**6
+MOST_THREADS = 1024
+# The largest rate, decay and the like, which float32 still holds after a few products.
+LARGEST_FACTOR = 1e6
+
 OPTIMIZERS = ("adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad")
 
 
@@ -43,24 +51,27 @@ class TrainConfig(BaseModel):
         description="Hub id, local folder, demo:minilm (pretrained, by extra `demo`), or random:albert-base-v2, "
         "random:albert-large-v2, random:tiny",
     )
-    max_length: int = Field(128, ge=2, description="tokens a text is truncated to, special tokens included")
-    num_labels: int | None = Field(None, ge=2, description="outputs of the head; taken from the data when absent")
-    mlp_hidden_size: int = Field(256, ge=1, description="width of the head's hidden layer")
+    max_length: int = Field(128, ge=2, le=LARGEST, description="tokens a text is truncated to, special tokens included")
+    num_labels: int | None = Field(
+        None, ge=2, le=LARGEST, description="outputs of the head; taken from the data when absent"
+    )
+    mlp_hidden_size: int = Field(256, ge=1, le=LARGEST, description="width of the head's hidden layer")
     dtype: str = Field(
         "bfloat16", description="encoder dtype: float32, bfloat16, float16 or float64, with or without 'torch.'"
     )
 
     # Optimisation
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="peak learning rate")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, le=LARGEST_FACTOR, description="peak learning rate")
     weight_decay: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="decoupled for adamw, L2 for the others; applied to all parameters"
+        0.0, ge=0, allow_inf_nan=False, le=LARGEST_FACTOR,
+        description="decoupled for adamw, L2 for the others; applied to all parameters",
     )
-    batch_size: int = Field(8, ge=1, description="texts a micro-batch")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches an optimizer step")
+    batch_size: int = Field(8, ge=1, le=LARGEST, description="texts a micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MOST, description="micro-batches an optimizer step")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in backward (needs freeze_encoder: false)"
     )
-    num_epochs: int = Field(5, ge=1, description="passes over the training split")
+    num_epochs: int = Field(5, ge=1, le=MOST, description="passes over the training split")
     optim: Literal["adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad"] = Field(
         "adamw_torch", description="optimizer"
     )
@@ -76,13 +87,14 @@ class TrainConfig(BaseModel):
     wandb_watch_mode: Literal["gradients", "parameters", "all"] | None = Field(
         None, description="what W&B records of the trained weights"
     )
-    wandb_log_freq: int = Field(1000, ge=1, description="steps between W&B's weight records")
+    wandb_log_freq: int = Field(1000, ge=1, le=MOST, description="steps between W&B's weight records")
     model_to_wandb: bool = Field(False, description="upload the final model to W&B as an artifact")
     steps_freq: int = Field(
-        10, ge=1, description="optimizer steps between log lines, and between checkpoints with save_strategy: step"
+        10, ge=1, le=MOST,
+        description="optimizer steps between log lines, and between checkpoints with save_strategy: step",
     )
     epoch_freq: int = Field(
-        1, ge=1, description="epochs between evaluations, and between checkpoints with save_strategy: epoch"
+        1, ge=1, le=MOST, description="epochs between evaluations, and between checkpoints with save_strategy: epoch"
     )
 
     # Checkpoints
@@ -93,8 +105,8 @@ class TrainConfig(BaseModel):
         "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two, or the answers'"
     )
     checkpoint_metric_mode: Literal["min", "max"] = Field("min", description="whether lower or higher is better")
-    keep_last_n: int = Field(3, ge=0, description="newest checkpoints kept; 0 keeps none after the run")
-    keep_best_n: int = Field(1, ge=0, description="best checkpoints kept beside them")
+    keep_last_n: int = Field(3, ge=0, le=MOST, description="newest checkpoints kept; 0 keeps none after the run")
+    keep_best_n: int = Field(1, ge=0, le=MOST, description="best checkpoints kept beside them")
     save_strategy: Literal["epoch", "step", "no"] = Field("epoch", description="when checkpoints are written")
     project_dir: str = Field("runs", min_length=1, description="folder under which each run gets its own")
     save_optim: bool = Field(
@@ -118,7 +130,7 @@ class TrainConfig(BaseModel):
     use_tt: bool = Field(False, description="the same as backend: tt; --backend on the command line wins")
 
     # Later keys of the experiment
-    val_steps_freq: int | None = Field(None, ge=1, description="also evaluate every so many optimizer steps")
+    val_steps_freq: int | None = Field(None, ge=1, le=MOST, description="also evaluate every so many optimizer steps")
     mesh_shape: list[int] | None = Field(None, description="device mesh; only null (one device) in this version")
     mesh_axis_names: list[str] | None = Field(None, description="names of the mesh's axes; only null in this version")
 
@@ -158,16 +170,20 @@ class TrainConfig(BaseModel):
         None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
     )
     max_train_samples: int | None = Field(
-        None, ge=1, description="train on so many of the training split's rows, chosen by seed; all when absent"
+        None, ge=1, le=MOST,
+        description="train on so many of the training split's rows, chosen by seed; all when absent",
     )
     max_eval_samples: int | None = Field(
-        None, ge=1, description="evaluate so many of the evaluation split's rows, chosen by seed; all when absent"
+        None, ge=1, le=MOST,
+        description="evaluate so many of the evaluation split's rows, chosen by seed; all when absent",
     )
     doc_stride: int = Field(
-        128, ge=0, description="question_answering: tokens of the context that neighbouring windows share"
+        128, ge=0, le=LARGEST, description="question_answering: tokens of the context that neighbouring windows share"
     )
-    n_best_size: int = Field(20, ge=1, description="question_answering: spans kept of a question")
-    max_answer_length: int = Field(30, ge=1, description="question_answering: tokens of the longest answer given")
+    n_best_size: int = Field(20, ge=1, le=LARGEST, description="question_answering: spans kept of a question")
+    max_answer_length: int = Field(
+        30, ge=1, le=LARGEST, description="question_answering: tokens of the longest answer given"
+    )
     copy_encoder: bool = Field(
         True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
     )
@@ -189,11 +205,11 @@ class TrainConfig(BaseModel):
     )
     strict_dtype: bool = Field(False, description="compute in dtype even where the device only emulates it")
     head_dtype: str = Field("float32", description="dtype of the head, its loss and the optimizer's state")
-    eval_batch_size: int = Field(256, ge=1, description="texts a batch in evaluation and prediction")
+    eval_batch_size: int = Field(256, ge=1, le=LARGEST, description="texts a batch in evaluation and prediction")
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after the warm-up"
     )
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    warmup_steps: int = Field(0, ge=0, le=MOST, description="optimizer steps of linear warm-up")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
     fused_head: bool = Field(
         True, description="a head on frozen features trains by the device's fused step, where it has one"
@@ -201,18 +217,21 @@ class TrainConfig(BaseModel):
     stop_on_collapse: bool = Field(
         False, description="end the run when the model is back at guessing; seen and said in any case"
     )
-    max_grad_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
+    max_grad_norm: float | None = Field(
+        None, gt=0, le=1e30, allow_inf_nan=False, description="clip the gradient's norm to this"
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")
-    adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, allow_inf_nan=False, description="Adam's epsilon")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd and rmsprop")
-    max_steps: int | None = Field(None, ge=1, description="end the schedule after so many optimizer steps")
+    max_steps: int | None = Field(None, ge=1, le=MOST, description="end the schedule after so many optimizer steps")
     stop_at_step: int | None = Field(
-        None, ge=1, description="stop there with a checkpoint, schedule unchanged: for time-limited jobs"
+        None, ge=1, le=MOST, description="stop there with a checkpoint, schedule unchanged: for time-limited jobs"
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; torch's choice when absent")
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS, description="CPU threads; torch's choice when absent")
     process_timeout: int = Field(
-        600, ge=1, description="seconds that processes started by torchrun wait for one of them before they give up"
+        600, ge=1, le=10**7,
+        description="seconds that processes started by torchrun wait for one of them before they give up",
     )
     tt: TtOptions = Field(
         TtOptions(),
@@ -249,14 +268,7 @@ class TrainConfig(BaseModel):
     @field_validator("wandb_watch_mode", mode="before")
     @classmethod
     def _off_is_none(cls, value: Any) -> Any:
-        # YAML reads a bare `off` as false.
-        return None if value in ("", "off", "none", "None", False) else value
-
-    @field_validator("save_strategy", mode="before")
-    @classmethod
-    def _false_is_no(cls, value: Any) -> Any:
-        # And a bare `no`.
-        return "no" if value is False else value
+        return None if str(value).lower() in ("", "off", "no", "none", "false") else value
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from pydantic import ValidationError
 
 from .. import UserError
 from .config import TrainConfig
+from .parsing import Raw, Scalar, is_unicode, read_yaml
+from .text import SHORT, quoted
+from .typed_values import mapping, typed
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,10 @@ def load_config(
 ) -> ResolvedConfig:
     """Reads `path` (a YAML file, or the name of a packaged one such as ``banking77``), then applies overrides.
 
-    `sets` are ``key=value`` strings whose values are read as YAML; `options` are command-line options by key, where
-    None means not given. Later wins: defaults, file, --set, options. Raises UserError naming the key at fault.
+    `sets` are ``key=value`` strings; a key of type text takes what stands behind the sign as it stands. `options` are
+    command-line options by key, where None means not given. Later wins: defaults, file, --set, options.
+
+    Raises UserError naming the key at fault and where it was set.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -52,18 +58,12 @@ def load_config(
     if path is not None:
         file = find_config(path)
         stem = file.stem
-        for key, value, line in _read_yaml(file):
-            values[key] = value
-            sources[key] = f"{file.name}:{line}"
+        written = read_yaml(file, "write one 'key: value' a line")
+        for key, raw in written.items.items():
+            _put(values, sources, key, raw, written.places[key])
     for item in sets:
-        key, value = _parse_set(item)
-        section, dot, inner = key.partition(".")
-        if dot and section in TrainConfig.sections():
-            values[section] = {**_mapping(values.get(section), section), inner: value}
-            sources[section] = "--set"
-        else:
-            values[key] = value
-        sources[key] = "--set"
+        key, raw = _parse_set(item)
+        _put(values, sources, key, raw, "--set")
     for key, value in (options or {}).items():
         if value is not None:
             values[key] = value
@@ -72,13 +72,17 @@ def load_config(
                 # The command line's backend wins over the file's use_tt, by whichever name the file chose.
                 values["use_tt"] = str(value).partition(":")[0] == "tt"
                 sources["use_tt"] = "--backend"
-    _check_keys(values, sources)
     try:
         config = TrainConfig(**values)
     except ValidationError as error:
         raise UserError(_one_line(error, sources)) from error
     origin = {key: sources.get(key, "default") for key in TrainConfig.model_fields}
     return ResolvedConfig(config, origin, stem)
+
+
+def as_set(key: str, value: Any) -> str:
+    """``key=value`` as ``--set`` reads it back."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def find_config(path: str | Path) -> Path:
@@ -91,10 +95,10 @@ def find_config(path: str | Path) -> Path:
     if file.parent == Path() and named.is_file():
         return named
     if file.is_dir():
-        raise UserError(f"configuration {str(path)!r} is a folder; give a YAML file")
+        raise UserError(f"configuration {quoted(str(path))} is a folder; give a YAML file")
     names = ", ".join(sorted(entry.stem for entry in packaged.glob("*.yaml")))
     raise UserError(
-        f"configuration {str(path)!r} does not exist; give a YAML file or one of the packaged ones: {names}"
+        f"configuration {quoted(str(path))} does not exist; give a YAML file or one of the packaged ones: {names}"
     )
 
 
@@ -103,79 +107,72 @@ def config_hash(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
-def _read_yaml(file: Path) -> list[tuple[str, Any, int]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        loaded = yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{file}: can't be read ({error.strerror}); give a readable YAML file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise UserError(f"{file}{where}: not valid YAML ({problem}); write one 'key: value' a line") from error
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode) or not isinstance(loaded, dict):
-        raise UserError(f"{file}: holds no mapping; write one 'key: value' a line")
-    lines: dict[str, int] = {}
-    for key_node, _ in root.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
-        if key in lines:
-            raise UserError(
-                f"{file}:{line}: key {key!r} stands there a second time (first in line {lines[key]}); keep one"
-            )
-        lines[key] = line
-    return [(str(key), value, lines.get(str(key), 0)) for key, value in loaded.items()]
-
-
-def _parse_set(item: str) -> tuple[str, Any]:
+def _parse_set(item: str) -> tuple[str, Raw]:
     key, separator, value = item.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"--set {item!r}: write key=value, e.g. --set learning_rate=1e-3")
-    try:
-        return key.strip(), yaml.safe_load(value) if value.strip() else ""
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {item!r}: the value is not valid YAML; quote it") from error
+        raise UserError(f"--set {quoted(item)}: write key=value, e.g. --set learning_rate=1e-3")
+    if key != key.strip():
+        raise UserError(f"--set {quoted(item)}: white space stands around the key; write key=value without it")
+    if "\0" in value or not is_unicode(value):
+        raise UserError(f"--set {quoted(item)}: the value holds bytes that are no UTF-8 text; write it in UTF-8")
+    return key, Scalar(value, "--set", "given")
 
 
-def _mapping(value: Any, key: str) -> dict[str, Any]:
-    if value is None or isinstance(value, dict):
-        return value or {}
-    raise UserError(f"{key} is {value!r}, and {key}.something sets a key of a mapping; write 'key: value' lines in it")
-
-
-def _check_keys(values: dict[str, Any], sources: dict[str, str]) -> None:
+def _put(values: dict[str, Any], sources: dict[str, str], key: str, raw: Raw, place: str) -> None:
+    """Sets `key`, or ``section.key``, to what was written. Raises UserError for an unknown key or another type."""
     sections = TrainConfig.sections()
-    known = [*TrainConfig.model_fields, *(f"{name}.{key}" for name in sections for key in sections[name].model_fields)]
-    for key, value in values.items():
-        inner = [f"{key}.{name}" for name in value] if key in sections and isinstance(value, dict) else []
-        for name in (key, *inner):
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hints = [f"did you mean {near[0]!r}?"] if near else []
-                if name in inner:
-                    hints.append(f"allowed in {key} are {', '.join(sections[key].model_fields)}")
-                elif not near:
-                    hints.append("`isotrain config --keys` lists them all")
-                raise UserError(f"unknown key {name!r} ({sources.get(name, sources.get(key))}); {' '.join(hints)}")
+    name, dot, inner = key.partition(".")
+    if name in sections and not dot:
+        entries = mapping(raw, key)
+        values[key], sources[key] = {}, place
+        for inner, item in entries.items.items():
+            _put(values, sources, f"{key}.{inner}", item, entries.places[inner])
+        sources[key] = place
+        return
+    fields = sections[name].model_fields if name in sections else TrainConfig.model_fields
+    field = fields.get(inner if name in sections else key)
+    if field is None:
+        raise UserError(_unknown(key, place))
+    value = typed(raw, field.annotation, key)
+    if name in sections:
+        values[name] = {**values.get(name, {}), inner: value}
+        sources[name] = place
+    else:
+        values[key] = value
+    sources[key] = place
+
+
+def _unknown(key: str, place: str) -> str:
+    sections = TrainConfig.sections()
+    inner = [f"{name}.{field}" for name, section in sections.items() for field in section.model_fields]
+    near = difflib.get_close_matches(key[:SHORT], [*TrainConfig.model_fields, *inner], n=1, cutoff=0.5)
+    hints = [f"did you mean {near[0]!r}?"] if near else []
+    section = key.partition(".")[0]
+    if section in sections:
+        hints.append(f"allowed in {section} are {', '.join(sections[section].model_fields)}")
+    elif not near:
+        hints.append("`isotrain config --keys` lists them all")
+    return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
 
 
 def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
     parts = []
-    for problem in error.errors():
+    for problem in error.errors(include_url=False):
         message = str(problem["msg"]).removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         if problem["loc"]:
             key = ".".join(map(str, problem["loc"]))
             source = sources.get(key, sources.get(str(problem["loc"][0]), "default"))
-            parts.append(f"{key}: {problem['input']!r} {_joined(message)} ({source})")
+            parts.append(f"{key}: {quoted(problem['input'])} {_joined(message)} ({source})")
         else:
-            parts.append(message)
+            places = [f"{key}: {sources[key]}" for key in _keys_in(message) if key in sources]
+            parts.append(f"{message} ({', '.join(places)})" if places else message)
     return "; ".join(parts)
+
+
+def _keys_in(message: str) -> list[str]:
+    """The keys that a message names, in its order, each once."""
+    return list(dict.fromkeys(re.findall(r"[a-z][a-z_]*(?:\.[a-z_]+)?", message)))
 
 
 def _joined(message: str) -> str:

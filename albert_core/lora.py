@@ -18,7 +18,8 @@ from torch import nn
 
 from .. import UserError
 from ..kernels.install import install_hint
-from .lora_options import LoraOptions
+from .lora_options import ALL_LINEAR, LoraOptions
+from .text import quoted
 
 log = logging.getLogger("isotrain")
 
@@ -32,10 +33,14 @@ def add_adapters(encoder: Any, options: LoraOptions, seed: int) -> Any:
     if find_spec("peft") is None:
         raise UserError(f"lora.rank needs peft, which is not installed: {install_hint('lora')}; or set lora.rank: 0")
     linear = [name for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
-    for target in options.targets:
+    targets = linear if ALL_LINEAR in options.targets else list(options.targets)
+    for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             ends = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise UserError(f"lora.targets names {target!r}, no linear layer of this encoder ends so; there are {ends}")
+            raise UserError(
+                f"lora.targets names {quoted(target)}, no linear layer of this encoder ends so; there are {ends}, and "
+                f"{ALL_LINEAR} for all of them"
+            )
     from peft import LoraConfig, inject_adapter_in_model
 
     shared = copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
@@ -43,7 +48,7 @@ def add_adapters(encoder: Any, options: LoraOptions, seed: int) -> Any:
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=list(options.targets),
+        target_modules=targets,
     )
     adapted: Any = inject_adapter_in_model(config, shared)
     generator = torch.Generator().manual_seed(seed)

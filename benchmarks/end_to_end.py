@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from ..albert_core.config_file import as_set
 from ..backends import device_label, foresee_backend
 from . import environment
 from .bench import FAILED, INTERRUPTED, Outcome, exit_code
@@ -151,7 +152,7 @@ def training_arguments(options: Options, folder: Path) -> list[str]:
         values["threads"] = options.threads
     for backend, told in options.backend_options.items():
         values |= {f"{backend}.{key}": value for key, value in told.items()}
-    sets = [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    sets = [part for key, value in values.items() for part in ("--set", as_set(key, value))]
     return ["train", "banking77", "--backend", options.backends[0], *sets]
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from isotrain.albert_core.config_file import as_set
 from support.command import Invoke
 from support.small_job import write_dataset
 from support.small_pairs import write_pairs
@@ -14,7 +15,7 @@ SMALL = {"model_name": "random:tiny", "dtype": "float32", "max_length": 32, "mlp
 
 
 def train(invoke: Invoke, config: str, **keys: object) -> tuple[int, str, str]:
-    return invoke("train", config, *(f"--set={key}={json.dumps(value)}" for key, value in (SMALL | keys).items()))
+    return invoke("train", config, *(f"--set={as_set(key, value)}" for key, value in (SMALL | keys).items()))
 
 
 def rows(out: str) -> list[list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isotrain.albert_core.batches import epoch_order
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config_file import as_set, load_config
 from isotrain.albert_core.head import SpanHead
 from isotrain.albert_core.train import train
 from reference import plain_questions
@@ -60,7 +60,7 @@ def test_losses_are_those_of_the_plain_script(
         "threads": 1,
         "project_dir": str(tmp_path / "runs"),
     }
-    result = train(load_config("squad", [f"{key}={json.dumps(value)}" for key, value in keys.items()]))
+    result = train(load_config("squad", [as_set(key, value) for key, value in keys.items()]))
     got = [loss for _, loss in losses(result)][:STEPS]
     recipe = plain_questions.Recipe(
         learning_rate=rate,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from isotrain.albert_core.batches import epoch_order
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config_file import as_set, load_config
 from isotrain.albert_core.encoder import load_encoder
 from isotrain.albert_core.head import ClassificationHead
 from isotrain.albert_core.lora import add_adapters
@@ -162,7 +162,7 @@ def test_losses_are_those_of_the_plain_script(
         "steps_freq": 1,
         "project_dir": str(tmp_path / "runs"),
     } | case.keys
-    result = train(load_config(case.config, [f"{key}={json.dumps(value)}" for key, value in keys.items()]))
+    result = train(load_config(case.config, [as_set(key, value) for key, value in keys.items()]))
     got = [loss for _, loss in losses(result)]
     head = ClassificationHead(HIDDEN, case.mlp_hidden_size, len(set(labels)), case.seed)
     adapters = None

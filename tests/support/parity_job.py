@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config_file import as_set, load_config
 from isotrain.albert_core.encoder import RANDOM_ARCHITECTURES
 from isotrain.albert_core.job import open_job
 from isotrain.backends import Yardstick
@@ -54,10 +54,7 @@ def write_model(folder: Path, seed: int = 0) -> dict[str, str]:
 
 
 def sets_of(settings: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}={'null' if value is None else repr(value) if value == 'no' else value}"
-        for key, value in settings.items()
-    ]
+    return [as_set(key, value) for key, value in settings.items()]
 
 
 class ParityJob:

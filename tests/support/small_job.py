@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from isotrain.albert_core.config_file import as_set
 from isotrain.albert_core.train import TrainResult
 
 WORDS = {
@@ -59,4 +60,4 @@ def settings(data: Path, folder: Path, **overrides: Any) -> list[str]:
         "steps_freq": 4,
         "project_dir": str(folder / "runs"),
     } | overrides
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return [as_set(key, value) for key, value in values.items()]

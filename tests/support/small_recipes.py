@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isotrain.albert_core.config_file import as_set
 from support.small_job import write_dataset
 from support.small_pairs import write_pairs
 from support.small_questions import write_questions
@@ -78,4 +78,4 @@ def recipe_settings(name: str, folder: Path, **overrides: Any) -> list[str]:
         "chart": [],
         "project_dir": str(folder / "runs"),
     }
-    return [f"{key}={json.dumps(value)}" for key, value in (values | recipe.keys | overrides).items()]
+    return [as_set(key, value) for key, value in (values | recipe.keys | overrides).items()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config_file import as_set, load_config
 from isotrain.albert_core.train import TrainResult, train
 from isotrain.backends import get_backend
 from isotrain.cli.main import main
@@ -42,7 +42,7 @@ def run(folder: Path, tt: dict[str, object] | None = None, backend: str = "tt", 
         "project_dir": str(folder),
     }
     sets |= keys | {f"tt.{key}": value for key, value in (tt or {}).items()}
-    settings = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
+    settings = [as_set(key, value) for key, value in sets.items()]
     return train(load_config(None, settings, {"backend": backend}))
 
 
