@@ -30,8 +30,8 @@ DTYPE_NAMES = {
 MOST = 10**9
 LARGEST = 10**6
 MOST_THREADS = 1024
-# The largest rate, decay and the like, which float32 still holds after a few products.
-LARGEST_FACTOR = 1e6
+# The largest rate or decay: one that float32 holds.
+LARGEST_FACTOR = 1e30
 
 OPTIMIZERS = ("adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad")
 
@@ -63,7 +63,10 @@ class TrainConfig(BaseModel):
     # Optimisation
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, le=LARGEST_FACTOR, description="peak learning rate")
     weight_decay: float = Field(
-        0.0, ge=0, allow_inf_nan=False, le=LARGEST_FACTOR,
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        le=LARGEST_FACTOR,
         description="decoupled for adamw, L2 for the others; applied to all parameters",
     )
     batch_size: int = Field(8, ge=1, le=LARGEST, description="texts a micro-batch")
@@ -90,7 +93,9 @@ class TrainConfig(BaseModel):
     wandb_log_freq: int = Field(1000, ge=1, le=MOST, description="steps between W&B's weight records")
     model_to_wandb: bool = Field(False, description="upload the final model to W&B as an artifact")
     steps_freq: int = Field(
-        10, ge=1, le=MOST,
+        10,
+        ge=1,
+        le=MOST,
         description="optimizer steps between log lines, and between checkpoints with save_strategy: step",
     )
     epoch_freq: int = Field(
@@ -170,11 +175,15 @@ class TrainConfig(BaseModel):
         None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
     )
     max_train_samples: int | None = Field(
-        None, ge=1, le=MOST,
+        None,
+        ge=1,
+        le=MOST,
         description="train on so many of the training split's rows, chosen by seed; all when absent",
     )
     max_eval_samples: int | None = Field(
-        None, ge=1, le=MOST,
+        None,
+        ge=1,
+        le=MOST,
         description="evaluate so many of the evaluation split's rows, chosen by seed; all when absent",
     )
     doc_stride: int = Field(
@@ -230,7 +239,9 @@ class TrainConfig(BaseModel):
     )
     threads: int | None = Field(None, ge=1, le=MOST_THREADS, description="CPU threads; torch's choice when absent")
     process_timeout: int = Field(
-        600, ge=1, le=10**7,
+        600,
+        ge=1,
+        le=10**7,
         description="seconds that processes started by torchrun wait for one of them before they give up",
     )
     tt: TtOptions = Field(

@@ -160,7 +160,8 @@ def json_kind(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    return {dict: "object", list: "list", str: "text"}.get(type(value), "number")
+    kinds: tuple[tuple[type, str], ...] = ((dict, "object"), (list, "list"), (str, "text"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "number")
 
 
 def is_unicode(text: str) -> bool:
