@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .best import Best
 from .checkpoint import (
     FILES,
     STEP_NAME,
@@ -33,7 +33,7 @@ _ASIDE = "set-aside-"
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint's manifest says. `metric` is None where the run's metric wasn't measured.
+    """What a checkpoint's manifest says. `metrics` is empty where its weights weren't evaluated.
 
     `problem` is the reason why the manifest can't be used; everything but `path` and `step` is then empty.
     """
@@ -41,7 +41,7 @@ class CheckpointInfo:
     path: Path
     step: int
     epoch: int | None = None
-    metric: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     created: str = ""
     optimizer_prunable: bool = False
     problem: str | None = None
@@ -53,12 +53,11 @@ Paths = list[Path]
 
 
 class CheckpointStore:
-    """The checkpoints in `folder`. Kept are the last `keep_last_n` by step and the best `keep_best_n` by `metric`.
+    """The checkpoints in `folder`. Kept are the last `keep_last_n` by step and the first `keep_best_n` as `best` ranks.
 
-    Whatever these say, the newest stays until `finish`: it is what a resume needs. A checkpoint without the metric, or
-    with NaN, is never best; of two equal ones the earlier step is better. A checkpoint whose manifest is damaged is
-    neither counted nor deleted. With `save_optim` false only the newest keeps its optimizer state, and none after
-    `finish`. `after_save` is called with the path of each new checkpoint, once it is verified.
+    Whatever these say, the newest stays until `finish`: it is what a resume needs. A checkpoint whose manifest is
+    damaged is neither counted nor deleted. With `save_optim` false only the newest keeps its optimizer state, and none
+    after `finish`. `after_save` is called with the path of each new checkpoint, once it is verified.
     """
 
     def __init__(
@@ -66,23 +65,21 @@ class CheckpointStore:
         folder: Path,
         keep_last_n: int,
         keep_best_n: int,
-        metric: str,
-        mode: Literal["min", "max"],
+        best: Best,
         save_optim: bool = True,
         after_save: Callable[[Path], None] | None = None,
     ) -> None:
         self.folder = folder
         self.keep_last_n = keep_last_n
         self.keep_best_n = keep_best_n
-        self.metric = metric
-        self.mode = mode
+        self.best = best
         self.save_optim = save_optim
         self.after_save = after_save
 
     @classmethod
-    def for_reading(cls, folder: Path, metric: str, mode: Literal["min", "max"]) -> CheckpointStore:
+    def for_reading(cls, folder: Path, best: Best) -> CheckpointStore:
         """A store to call `find` and `list` on."""
-        return cls(folder, 0, 0, metric, mode)
+        return cls(folder, 0, 0, best)
 
     def save(self, snapshot: Snapshot) -> Path:
         """Writes `snapshot`, reads it back, and only then deletes what the policy no longer keeps.
@@ -92,7 +89,7 @@ class CheckpointStore:
         sweep_leftovers(self.folder)
         path = write_checkpoint(snapshot, self.folder, optimizer_prunable=not self.save_optim)
         verify_checkpoint(path)
-        self._prune(newest=path)
+        self._prune([path])
         if self.after_save is not None:
             self.after_save(path)
         return path
@@ -100,7 +97,18 @@ class CheckpointStore:
     def finish(self) -> None:
         """Applies the policy strictly, to the newest too: for the end of a run that won't be gone on with."""
         sweep_leftovers(self.folder)
-        self._prune(newest=None)
+        self._prune([])
+
+    def make_room(self, resumed: Path) -> None:
+        """Applies the policy before anything is written, for the disk may be full. `resumed` and the newest stay."""
+        sweep_leftovers(self.folder)
+        newest = [info.path for info in self.list() if info.problem is None][-1:]
+        self._prune([resumed, *newest])
+
+    def of_step(self, step: int, *, finished: bool) -> Path | None:
+        """The checkpoint of `step`, unless there is none or `finish` will delete it once the run is `finished`."""
+        infos = self._kept([]) if finished else self.list()
+        return next((info.path for info in infos[::-1] if info.step == step and info.problem is None), None)
 
     def list(self) -> Infos:
         """Every checkpoint in the folder by step, those with a damaged manifest included."""
@@ -125,7 +133,7 @@ class CheckpointStore:
             case _:
                 raise CheckpointError(f"resume_option is {option!r}; allowed are last, best and path")
         if not candidates:
-            wanted = f"checkpoint with {self.metric}" if option == "best" and self.list() else "checkpoint"
+            wanted = f"checkpoint with {self.best.metric}" if option == "best" and self.list() else "checkpoint"
             raise CheckpointError(f"no {wanted} to go on from in {self.folder}; {self._what_is_there()}")
         try:
             verify_checkpoint(candidates[0].path)
@@ -160,28 +168,32 @@ class CheckpointStore:
             path,
             step,
             manifest["epoch"],
-            metrics.get(self.metric),
+            metrics,
             manifest["created"],
             manifest["files"].get("optimizer", {}).get("prunable", False),
         )
 
     def _ranked(self, infos: Infos) -> Infos:
         """Those that compete for best, best first."""
-        sign = 1.0 if self.mode == "min" else -1.0
-        measured = [(sign * i.metric, i.step, i) for i in infos if i.metric is not None and not math.isnan(i.metric)]
-        return [info for _, _, info in sorted(measured, key=lambda entry: entry[:2])]
+        return self.best.rank(infos, lambda info: info.metrics)
 
-    def _prune(self, newest: Path | None) -> None:
-        """A failure to delete is only warned about: the checkpoints that matter are safe on the disk."""
+    def _kept(self, needed: Paths) -> Infos:
+        """The intact checkpoints that the policy keeps, and those of `needed`."""
         intact = [info for info in self.list() if info.problem is None]
         latest = list({info.step: info for info in intact}.values())
-        keep = latest[max(0, len(latest) - self.keep_last_n) :] + self._ranked(latest)[: self.keep_best_n]
-        kept = {info.path for info in keep} | ({newest} if newest is not None else set())
+        wanted = latest[max(0, len(latest) - self.keep_last_n) :] + self._ranked(latest)[: self.keep_best_n]
+        paths = {*needed, *(info.path for info in wanted)}
+        return [info for info in intact if info.path in paths]
+
+    def _prune(self, needed: Paths) -> None:
+        """A failure to delete is only warned about: the checkpoints that matter are safe on the disk."""
+        kept = self._kept(needed)
+        paths = {info.path for info in kept}
         try:
-            self._delete([info.path for info in intact if info.path not in kept])
+            self._delete([info.path for info in self.list() if info.problem is None and info.path not in paths])
             if not self.save_optim:
-                for info in intact:
-                    if info.path in kept and info.path != newest and info.optimizer_prunable:
+                for info in kept:
+                    if info.path not in needed and info.optimizer_prunable:
                         (info.path / FILES["optimizer"]).unlink(missing_ok=True)
         except OSError as error:
             logger.warning("old checkpoints in %s can't be deleted (%s); the run goes on", self.folder, error)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..backends.tt_options import TtOptions
+from .best import Best
 from .lora_options import LoraOptions
 from .normalise import check_rule
 
@@ -109,7 +110,9 @@ class TrainConfig(BaseModel):
     checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/exact_match"] = Field(
         "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two, or the answers'"
     )
-    checkpoint_metric_mode: Literal["min", "max"] = Field("min", description="whether lower or higher is better")
+    checkpoint_metric_mode: Literal["min", "max"] | None = Field(
+        None, description="whether lower or higher is better; min for eval/loss and max for the others when absent"
+    )
     keep_last_n: int = Field(3, ge=0, le=MOST, description="newest checkpoints kept; 0 keeps none after the run")
     keep_best_n: int = Field(1, ge=0, le=MOST, description="best checkpoints kept beside them")
     save_strategy: Literal["epoch", "step", "no"] = Field("epoch", description="when checkpoints are written")
@@ -281,14 +284,6 @@ class TrainConfig(BaseModel):
     def _off_is_none(cls, value: Any) -> Any:
         return None if str(value).lower() in ("", "off", "no", "none", "false") else value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _metric_mode_of_the_metric(cls, values: Any) -> Any:
-        # A loss is better when lower, the others when higher: whoever sets the metric alone means that.
-        if isinstance(values, dict) and values.get("checkpoint_metric", "eval/loss") != "eval/loss":
-            return {"checkpoint_metric_mode": "max"} | values
-        return values
-
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -317,6 +312,7 @@ class TrainConfig(BaseModel):
         "label_column",
         "evaluation_split",
         "run_name",
+        "checkpoint_metric_mode",
         mode="before",
     )
     @classmethod
@@ -364,6 +360,11 @@ class TrainConfig(BaseModel):
         """The keys that are mappings: `lora`, and a backend's own options by its name."""
         found = {name: field.annotation for name, field in cls.model_fields.items()}
         return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+
+    @property
+    def best(self) -> Best:
+        """Which evaluation, and so which checkpoint, is the best."""
+        return Best.by(self.checkpoint_metric, self.checkpoint_metric_mode)
 
     @property
     def backend_name(self) -> str:

@@ -70,8 +70,8 @@ def load_config(
             sources[key] = "--" + key.replace("_", "-")
             if key == "backend":
                 # The command line's backend wins over the file's use_tt, by whichever name the file chose.
-                values["use_tt"] = str(value).partition(":")[0] == "tt"
-                sources["use_tt"] = "--backend"
+                values.pop("use_tt", None)
+                sources.pop("use_tt", None)
     try:
         config = TrainConfig(**values)
     except ValidationError as error:

@@ -69,7 +69,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     if job.ranks.first:
         for name, content in evaluation.files.items():
             write_json(training.run.path / name, with_device(content, job.backend.info().emulated_label))
-    state.record_evaluation(metrics, job.config.checkpoint_metric, job.config.checkpoint_metric_mode)
+    state.record_evaluation(metrics, job.config.best)
     training_loss = state.take_recent_loss(job.ranks)
     values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
     training.trackers.log(state.step, values)
@@ -97,8 +97,8 @@ def draw(training: Training, *, png: bool = False) -> None:
 def _say_collapsed(training: Training) -> None:
     state, config = training.state, training.job.config
     state_of_best = (
-        f"the best evaluation was at step {state.best['step']:.0f} ({config.checkpoint_metric} "
-        f"{state.best[config.checkpoint_metric]:.4f})"
+        f"the best evaluation was at step {state.best['step']:.0f} ({config.best.metric} "
+        f"{state.best[config.best.metric]:.4f})"
         if state.best
         else "no evaluation was made yet"
     )
@@ -198,6 +198,7 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
     """Writes summary.json: how the run ended and what it reached."""
     job, state = training.job, training.state
     info = job.backend.info()
+    held = training.store.of_step(int(state.best["step"]), finished=status == "completed") if state.best else None
     summary = {
         "status": status,
         "step": state.step,
@@ -212,6 +213,9 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "dtype": job.policy.label,
         **state.last_evaluation,
         "best": state.best,
+        "best_by": asdict(job.config.best),
+        # Null where no checkpoint holds the best evaluation's weights.
+        "best_checkpoint": None if held is None else held.name,
         "collapse": {"step": state.watch.step, "reason": state.watch.reason} if state.watch.reason else None,
         "seconds": None if seconds is None else round(seconds, 3),
         "phases": {name: round(value, 3) for name, value in job.phases.items()},

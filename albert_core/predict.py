@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import nn
 
 from .. import UserError
 from ..backends import Backend, FrozenEncoder, get_backend
-from .checkpoint import read_checkpoint
+from .best import Best
+from .checkpoint import Snapshot, read_checkpoint
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
@@ -25,12 +27,15 @@ from .data.columns import refuse_repeated_ids
 from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
+from .history import best_evaluation
 from .job import frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
 from .model import WholeModel, load_trained_state
 from .run import RunFolder, with_device
 from .runs.files import write_json, write_text
 from .saved_model import read_model
 from .tasks import Prediction, Task, find_task
+
+log = logging.getLogger("isotrain")
 
 
 @dataclass
@@ -102,8 +107,10 @@ def load_predictor(
             option = "last"
         elif checkpoint == "best":
             option = "best"
-        store = CheckpointStore.for_reading(run.checkpoints, config.checkpoint_metric, config.checkpoint_metric_mode)
+        store = CheckpointStore.for_reading(run.checkpoints, config.best)
         saved = read_checkpoint(store.find(option, checkpoint))
+        if option == "best":
+            _say_if_not_held(run, config.best, saved)
         weights, identity = saved.model, saved.identity
     task = find_task(config.task)
     trained_for = identity.get("task", "a task that it doesn't name")
@@ -155,6 +162,22 @@ def load_predictor(
         encoder=frozen_encoder(encoder, opened, policy, config.kernel) if on_features else None,
         layout=layout_on(opened, config),
     )
+
+
+def _say_if_not_held(run: RunFolder, best: Best, saved: Snapshot) -> None:
+    """Warns where the run's best evaluation was of weights that no checkpoint holds."""
+    found = best_evaluation(run, best)
+    if found and found["step"] != saved.step:
+        log.warning(
+            "no checkpoint holds the run's %s, step %d (%s %.4f); this is %s (%s %.4f), the best that is kept",
+            best.words,
+            found["step"],
+            best.metric,
+            found[best.metric],
+            saved.folder.name if saved.folder else saved.step,
+            best.metric,
+            saved.metrics[best.metric],
+        )
 
 
 @dataclass(frozen=True)

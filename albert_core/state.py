@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import UserError
 from .batches import BatchStream, Window
+from .best import Best
 from .checkpoint import Snapshot, check_identity
 from .collapse import CollapseWatch
 from .job import Job
@@ -83,12 +84,11 @@ class TrainingState:
         self.recent = (self.recent[0] + total - self.counted[0], self.recent[1] + self.samples - self.counted[1])
         self.counted = (total, self.samples)
 
-    def record_evaluation(self, metrics: dict[str, float], metric: str, mode: str) -> None:
-        """Remembers the newest evaluation, and the best one by `metric`."""
+    def record_evaluation(self, metrics: dict[str, float], best: Best) -> None:
+        """Remembers the newest evaluation, and the first one as `best` ranks them."""
         self.last_evaluation, self.evaluated_at = dict(metrics), self.step
-        sign = 1.0 if mode == "max" else -1.0
-        if not self.best or sign * metrics[metric] > sign * self.best[metric]:
-            self.best = {**metrics, "step": float(self.step)}
+        evaluated = {**metrics, "step": float(self.step)}
+        self.best = best.first([self.best, evaluated] if self.best else [evaluated])
 
 
 def own_tensors(job: Job, state: TrainingState) -> dict[str, torch.Tensor]:

@@ -16,15 +16,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from .batches import BatchStream, Window
+from .best import Best
 from .checkpoint import Snapshot, read_checkpoint
 from .config import TrainConfig
 from .config_file import ResolvedConfig
 from .events import Throughput, describe, draw, evaluate_now, fail, log_step, record, save_now, summarize
+from .history import best_evaluation
 from .job import Job, open_job, trains_on_features
 from .optim import learning_rate_at
 from .progress import Reporter, SilentReporter
@@ -43,7 +45,8 @@ log = logging.getLogger("isotrain")
 
 @dataclass
 class TrainResult:
-    """How a run ended. `metrics` is its last evaluation; `best` the best of `checkpoint_metric`.
+    """How a run ended. `metrics` is its last evaluation, `best` the best one by `best_by`, and `best_checkpoint` the
+    name of the checkpoint that holds its weights, if any does.
 
     `metric_names`: what an evaluation of its task and data has, in the order that tables show. `collapse`: why the
     model counts as collapsed, "" where it doesn't. `chart`: the metrics that are drawn.
@@ -55,9 +58,11 @@ class TrainResult:
     total_steps: int
     metrics: dict[str, float]
     best: dict[str, float]
+    best_by: Best
     seconds: float
     label: str
     metric_names: tuple[str, ...]
+    best_checkpoint: str | None = None
     collapse: str = ""
     chart: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
@@ -187,6 +192,9 @@ def _resume(training: Training) -> None:
         training.state,
         training.total_steps,
     )
+    before = saved.state["config"]
+    if Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) != job.config.best:
+        training.state.best = job.ranks.from_first(lambda: _best_so_far(training, saved))
     if not job.ranks.first:
         return
     changed = changed_keys(saved.state["config"], job.config)
@@ -195,6 +203,13 @@ def _resume(training: Training) -> None:
     for path in training.store.set_aside_after(training.state.step):
         log.warning("%s is later than the step resumed from: it is set aside, not deleted", path.name)
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
+
+
+def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:
+    """The best evaluation of the run that is gone on with, by a metric or a mode that it was not looked at for."""
+    checkpoints = [{**info.metrics, "step": info.step} for info in training.store.list() if info.metrics]
+    remembered = [saved.state["best"]] if saved.state["best"] else []
+    return best_evaluation(training.run, training.job.config.best, [*checkpoints, *remembered], saved.step)
 
 
 def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
@@ -256,9 +271,9 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
 
 
 def _improved(training: Training) -> bool:
-    """Whether the evaluation of this very step is the best yet and is to be kept: saves by step rarely fall on one."""
+    """Whether the evaluation of this very step is the best yet and is to be kept: saves may fall on other steps."""
     config, state = training.job.config, training.state
-    wanted = config.save_strategy == "step" and config.keep_best_n > 0
+    wanted = config.save_strategy != "no" and config.keep_best_n > 0
     return wanted and state.evaluated_at == state.step and state.best.get("step") == state.step
 
 
@@ -288,15 +303,15 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         save_model(run, training.model, job)
         training.trackers.artifact(run.model)
     seconds = (time.perf_counter_ns() - began) / 1e9
+    summary: dict[str, Any] = {}
     if job.ranks.first:
-        training.trackers.summary(summarize(training, status, seconds))
+        summary = summarize(training, status, seconds)
+        training.trackers.summary(summary)
         draw(training, png=True)
         training.trackers.finish("failed" if status == "collapsed" else status)
     if job.ranks.first and state.watch.reason:
-        kept = job.config.keep_best_n > 0 and training.store.list()
-        best = (
-            f"`isotrain predict {run.path} --checkpoint best`" if kept else "gone: keep_best_n or save_strategy says so"
-        )
+        kept = summary["best_checkpoint"]
+        best = f"`isotrain predict {run.path} --checkpoint best`" if kept else "gone: no checkpoint holds them"
         log.warning("the newest weights are those of the collapsed model; the best are %s", best)
     if job.ranks.first and status == "completed":
         # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.
@@ -308,6 +323,8 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         total_steps=training.total_steps,
         metrics=state.last_evaluation,
         best=state.best,
+        best_by=job.config.best,
+        best_checkpoint=summary.get("best_checkpoint"),
         seconds=seconds,
         label=job.label,
         metric_names=job.task.metrics_of(job.dataset),

@@ -98,8 +98,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         run.checkpoints,
         keep_last_n=config.keep_last_n,
         keep_best_n=config.keep_best_n,
-        metric=config.checkpoint_metric,
-        mode=config.checkpoint_metric_mode,
+        best=config.best,
         save_optim=config.save_optim,
         after_save=_uploader(config) if config.sync_to_storage else None,
     )

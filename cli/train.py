@@ -116,7 +116,7 @@ def _show(result: TrainResult) -> None:
     table = Table()
     table.add_column("")
     table.add_column("last", justify="right")
-    table.add_column("best", justify="right")
+    table.add_column(result.best_by.words, justify="right")
     for key in result.metric_names:
         table.add_row(
             key, *(f"{values[key]:.4f}" if key in values else "-" for values in (result.metrics, result.best))
@@ -125,6 +125,9 @@ def _show(result: TrainResult) -> None:
     table.add_row("step", f"{result.step} of {result.total_steps}", best_step)
     table.add_row("seconds", f"{result.seconds:.1f}", "")
     Console().print(table)
+    if result.best and result.best_checkpoint is None:
+        kept = "keep_best_n and save_strategy say which are kept"
+        typer.echo(f"no checkpoint holds the {result.best_by.words}, step {best_step}: {kept}")
     if result.collapse:
         typer.echo(f"COLLAPSED: {result.collapse}")
     model = ", model/" if result.status == "completed" else ""

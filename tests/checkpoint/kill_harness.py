@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from isotrain.albert_core.best import Best
 from isotrain.albert_core.checkpoint import Snapshot, read_checkpoint
 from isotrain.albert_core.checkpoint_store import CheckpointStore
 
@@ -60,7 +61,7 @@ def check(store: CheckpointStore, at_least: int) -> int:
 def main() -> None:
     folder, kills, seed, last, best, save_optim = sys.argv[1:]
     torch.set_num_threads(1)
-    store = CheckpointStore(Path(folder), int(last), int(best), "eval/loss", "min", save_optim == "true")
+    store = CheckpointStore(Path(folder), int(last), int(best), Best("eval/loss", "min"), save_optim == "true")
     moments = random.Random(int(seed))
     step = leftovers = 0
     for _ in range(int(kills)):

@@ -15,6 +15,7 @@ import fsspec
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.best import Best
 from isotrain.albert_core.checkpoint import CheckpointError, Snapshot, read_checkpoint, write_checkpoint
 from isotrain.albert_core.checkpoint_store import CheckpointStore
 from isotrain.albert_core.storage import (
@@ -61,7 +62,7 @@ def test_a_store_syncs_each_checkpoint_and_a_fresh_machine_fetches_the_newest(
     with pytest.raises(UserError, match="no checkpoint at"):
         fetch_latest(url, tmp_path / "there")
     store = CheckpointStore(
-        tmp_path / "here", 1, 0, "eval/loss", "min", after_save=lambda path: sync_checkpoint(path, url)
+        tmp_path / "here", 1, 0, Best("eval/loss", "min"), after_save=lambda path: sync_checkpoint(path, url)
     )
     for step in (9, 10, 11, 11):
         store.save(make_snapshot(step))

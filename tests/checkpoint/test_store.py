@@ -16,13 +16,14 @@ from typing import Any, cast
 import pytest
 import torch
 from isotrain import RunError
+from isotrain.albert_core.best import Best
 from isotrain.albert_core.checkpoint import CheckpointError, Snapshot, read_checkpoint, verify_checkpoint
 from isotrain.albert_core.checkpoint_store import CheckpointStore
 
 
 def build_store(folder: Path, last: int = 3, best: int = 0, **options: Any) -> CheckpointStore:
-    options = {"metric": "eval/loss", "mode": "min"} | options
-    return CheckpointStore(folder, last, best, **options)
+    by = Best(options.pop("metric", "eval/loss"), options.pop("mode", "min"))
+    return CheckpointStore(folder, last, best, by, **options)
 
 
 def steps(store: CheckpointStore) -> list[int]:
@@ -79,7 +80,7 @@ def test_nan_and_unmeasured_checkpoints_are_never_best_and_the_earlier_of_equals
         store.save(make_snapshot(step, metrics))
     assert steps(store) == [3, 5, 7]
     assert store.find("best").name == "step-00000003"
-    assert [info.metric for info in store.list()] == [0.5, 0.5, None]
+    assert [info.metrics.get("eval/loss") for info in store.list()] == [0.5, 0.5, None]
 
 
 def test_a_worse_best_is_deleted_once_displaced_and_a_resumed_store_remembers_it(
@@ -144,7 +145,7 @@ def test_list_tells_what_the_manifests_say(tmp_path: Path, make_snapshot: Callab
     path = store.save(make_snapshot(25, {"eval/loss": 0.25}))
     (path.parent / "notes.txt").write_text("not a checkpoint")
     (info,) = store.list()
-    assert (info.path, info.step, info.epoch, info.metric, info.problem) == (path, 25, 2, 0.25, None)
+    assert (info.path, info.step, info.epoch, info.metrics, info.problem) == (path, 25, 2, {"eval/loss": 0.25}, None)
     assert info.created.endswith("+00:00")
 
 
@@ -154,7 +155,7 @@ def test_find_says_what_is_there(tmp_path: Path, make_snapshot: Callable[..., Sn
         store.find("last")
     path = store.save(make_snapshot(4))
     assert store.find("last") == path
-    assert CheckpointStore.for_reading(tmp_path, "eval/loss", "min").find("last") == path
+    assert CheckpointStore.for_reading(tmp_path, Best("eval/loss", "min")).find("last") == path
     assert store.find("path", path) == path
     assert store.find("path", "step-00000004") == path
     with pytest.raises(CheckpointError, match=r"no checkpoint with eval/loss.* has step-00000004"):

@@ -130,11 +130,19 @@ def test_relative_paths_mean_the_same_from_another_folder(
 
 def test_the_mode_follows_the_metric_unless_it_is_set() -> None:
     def mode(*sets: str) -> str:
-        return load_config(None, sets).config.checkpoint_metric_mode
+        return load_config(None, sets).config.best.mode
 
     assert mode() == "min"
     assert mode("checkpoint_metric=eval/accuracy") == "max"
     assert mode("checkpoint_metric=eval/f1_macro", "checkpoint_metric_mode=min") == "min"
+    assert mode("checkpoint_metric=eval/loss", "checkpoint_metric_mode=max") == "max"
+
+
+@pytest.mark.parametrize(("backend", "then"), [("tt", "cpu"), ("cpu", "tt")])
+def test_a_backend_of_the_command_line_sets_no_other_key(tmp_path: Path, backend: str, then: str) -> None:
+    (tmp_path / "config.yaml").write_text(load_config("quickstart", options={"backend": backend}).to_yaml())
+    again = load_config(tmp_path / "config.yaml", [f"backend={then}"])
+    assert again.config.backend_name == then
 
 
 def test_a_log_that_nobody_reads_any_more_ends_no_run(configure: Callable[..., ResolvedConfig], tmp_path: Path) -> None:
