@@ -42,10 +42,8 @@ def load_arrays(folder: Path, specs: Specs) -> dict[str, np.ndarray] | None:
 
     Every byte is checked against the manifest, whose key must be the folder's name, and every array against `specs`.
     """
-    if not folder.is_dir():
-        return None
     try:
-        return _verified(folder, specs)
+        return _verified(folder, specs) if folder.is_dir() else None
     except (OSError, ValueError) as error:
         log.warning("the cache of %s %s is damaged (%s); it is made anew", folder.parent.name, folder.name[:12], error)
         return None

@@ -24,6 +24,7 @@ from torch import nn
 
 from .. import UserError
 from ..kernels.install import install_hint
+from ..kernels.names import check_name
 from .encoder import quiet_transformers
 from .lora import merged
 from .model import WholeModel
@@ -102,8 +103,7 @@ def export_run(
     a missing package, or a target that exists, and ExportError when the logits differ by more than TOLERANCE; then
     nothing is left at `target`.
     """
-    if form not in FORMATS:
-        raise UserError(f"--format {form!r} does not exist; allowed are {', '.join(FORMATS)}")
+    check_name("--format", form, FORMATS)
     missing = [name for name in ("onnx", "onnxscript") if form == "onnx" and find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {', '.join(missing)}, not installed: {install_hint('onnx')}")

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ..backends import Backend, CastPolicy, FrozenEncoder, ShapeGrid
+from ..backends.cache import cache_folder
 from ..kernels.packed import PackedBatch, PaddedBatch
 from .array_cache import ArraySpec, load_arrays, publish_arrays
 from .batches import BUCKETS, IGNORED, bucket_length, filled
-from .data import TokenStore, cache_root
+from .data import TokenStore
 from .ranks import ALONE, Ranks
 
 # Part of every cache key: raise it when the same inputs should give other features.
@@ -219,15 +220,15 @@ def cached_features(
         "torch": torch.__version__,
     }
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    folder = cache_root() / "features" / key
+    root = cache_folder("features")
     specs = {"features": ArraySpec("float32", (store.num_texts, None), mapped=True)}
-    arrays = load_arrays(folder, specs)
+    arrays = None if root is None else load_arrays(root / key, specs)
     # All of them or none: whoever computes waits for the others' parts.
     if all(ranks.gather(arrays is not None)) and arrays is not None:
         return backend.place(torch.from_numpy(arrays["features"])), True
     features = compute_features(encoder, store, backend, layout, max_length, progress, ranks)
-    if ranks.local_rank == 0:
-        publish_arrays(folder, {"features": features.cpu().numpy()}, specs)
+    if root is not None and ranks.local_rank == 0:
+        publish_arrays(root / key, {"features": features.cpu().numpy()}, specs)
     return features, False
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
+from ..kernels.names import check_name
 from .yardstick import Yardstick
 
 if TYPE_CHECKING:
@@ -104,10 +105,23 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What a backend will be once it is opened: the batch layouts it takes, and whether it only emulates a device."""
+    """What a backend will be once it is opened.
+
+    `layouts`: the batch layouts it takes; `emulated`: whether it only emulates a device; `kernels`: the names that its
+    `frozen_encoder` takes besides "auto", or none where they are not known before.
+    """
 
     layouts: tuple[str, ...]
     emulated: bool = False
+    kernels: tuple[str, ...] = ()
+
+    def check_kernel(self, what: str, kernel: str, backend: str, others: tuple[str, ...] = ()) -> None:
+        """Raises UserError where `backend`, which this is, has no kernel of that name, and `others` don't name it.
+
+        `what` is how the user names it, such as "--kernel".
+        """
+        if self.kernels:
+            check_name(what, kernel, ("auto", *self.kernels, *others), f"on backend {backend}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,8 @@ class Backend(ABC):
 
     name: str
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    # The names of `kernels`, where they are the same on every machine; empty where they are not.
+    kernel_names: ClassVar[tuple[str, ...]] = ()
     # The one of them that whole models are trained in where the configuration leaves it open.
     whole_model_layout: ClassVar[str] = "bucketed"
     # Whether torch.utils.checkpoint can compute a layer again in backward.
@@ -203,7 +219,7 @@ class Backend(ABC):
     def foresee(cls, options: Mapping[str, Any] | None = None) -> Foreseen:
         """What `open` with these options will give. As cheap as `probe`; raises UserError as `open` does."""
         del options
-        return Foreseen(cls.layouts)
+        return Foreseen(cls.layouts, kernels=cls.kernel_names)
 
     @classmethod
     def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from .. import UserError
+from ..kernels.names import check_name
 from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
 from .host_memory import process_memory
 from .rapl import RaplCounters
@@ -31,6 +32,7 @@ class CpuBackend(Backend):
     name = "cpu"
     # Measured 1.65 times as fast as bucketed on Banking77; docs/recipes.md has the figures.
     whole_model_layout = "packed"
+    kernel_names: ClassVar[tuple[str, ...]] = ("native", "portable")
     process_group = "gloo"
 
     def __init__(self, index: int | None = None) -> None:
@@ -149,9 +151,8 @@ class CpuBackend(Backend):
         return UnitRate(isa, "bfloat16", "second-level cache", sum(rates) / 1e12, threads)
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend cpu")
         known = self.kernels()
-        if kernel != "auto" and kernel not in known:
-            raise UserError(f"kernel {kernel!r} does not exist on backend cpu; allowed are auto, {', '.join(known)}")
         if kernel != "portable":
             native = known["native"]
             reason = _not_native(weights, policy) if native.ok else native.reason

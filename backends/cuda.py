@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .. import UserError
+from ..kernels.names import check_name
 from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse
 from .cuda_graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
@@ -29,8 +30,6 @@ T = TypeVar("T")
 log = logging.getLogger("isotrain")
 
 # triton and flash differ in their attention only: ours, or torch's for sequences of any length.
-KERNELS = ("auto", "portable", "triton", "flash")
-
 # Tokens that go through the encoder's repetitions at once: enough rows to keep every multiprocessor busy.
 CHUNK_TOKENS = 65536
 
@@ -53,6 +52,7 @@ class CudaBackend(Backend):
     """One NVIDIA GPU: asynchronous kernels, a caching allocator, copies on a side stream."""
 
     name = "cuda"
+    kernel_names = ("triton", "flash", "portable")
     process_group = "cpu:gloo,cuda:nccl"
     feature_batch_tokens = CHUNK_TOKENS
 
@@ -231,8 +231,7 @@ class CudaBackend(Backend):
         from ..kernels.packed import PortableEncoder
         from ..kernels.weights import check_finite
 
-        if kernel not in KERNELS:
-            raise UserError(f"kernel {kernel!r} does not exist on backend cuda; allowed are {', '.join(KERNELS)}")
+        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend cuda")
         check_finite(weights)
         rounded = weights.to(device=self.device, dtype=getattr(torch, policy.param))
         reason = "" if kernel == "portable" else self._why_no_triton(weights, policy)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import UserError
+from ..kernels.names import check_name
 from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo, EnergyUse
 from .cpu import CpuBackend
 
@@ -33,6 +34,7 @@ class IdealBackend(CpuBackend):
 
     name = "ideal"
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    kernel_names = ("ideal",)
 
     def __init__(self, index: int | None = None) -> None:
         Backend.__init__(self, index)
@@ -80,6 +82,5 @@ class IdealBackend(CpuBackend):
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         from ..kernels.ideal import IdealEncoder
 
-        if kernel not in ("auto", "ideal"):
-            raise UserError(f"kernel {kernel!r} does not exist on backend ideal; allowed are auto, ideal")
+        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend ideal")
         return IdealEncoder(weights, getattr(torch, policy.param), getattr(torch, policy.compute), self.index or 0)

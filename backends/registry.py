@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .. import UserError
+from ..kernels.names import check_name
 from .base import LAYOUTS, Backend, BackendUnavailableError, Foreseen
 
 ENTRY_POINT_GROUP = "isotrain.backends"
@@ -22,8 +23,9 @@ _BUILT_IN = {
     "tt": ".tt:TtBackend",
     "ideal": ".ideal:IdealBackend",
 }
-# Their modules import torch, which planning a benchmark must not; all that is to be foreseen is the default.
-_IMPORT_TORCH = ("cpu", "cuda")
+# The kernels of those whose modules import torch, which planning a benchmark must not; all else that is to be foreseen
+# of them is the default.
+_IMPORT_TORCH = {"cpu": ("native", "portable"), "cuda": ("triton", "flash", "portable")}
 
 
 def list_backends() -> list[str]:
@@ -39,7 +41,8 @@ def backend_class(name: str) -> type[Backend]:
     for entry in _installed():
         if entry.name == name:
             return _load(entry)
-    raise UserError(f"unknown backend {name!r}; known are {', '.join(list_backends())}; choose one of them")
+    check_name("backend", name, list_backends())
+    raise AssertionError("a name that is listed is found")
 
 
 def foresee_backend(name: str, options: Mapping[str, Any] | None = None) -> Foreseen:
@@ -47,8 +50,10 @@ def foresee_backend(name: str, options: Mapping[str, Any] | None = None) -> Fore
 
     A built-in one costs no import of torch. Raises UserError for an unknown name, and for options it can't use.
     """
-    base = name.partition(":")[0]
-    return Foreseen(LAYOUTS) if base in _IMPORT_TORCH else backend_class(base).foresee((options or {}).get(base))
+    base, _ = split_name(name)
+    if base in _IMPORT_TORCH:
+        return Foreseen(LAYOUTS, kernels=_IMPORT_TORCH[base])
+    return backend_class(base).foresee((options or {}).get(base))
 
 
 def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
@@ -59,11 +64,17 @@ def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     Raises UserError for an unknown name (it lists what exists) and BackendUnavailableError, with the reason and
     the fix, for one that can't run here.
     """
+    base, index = split_name(name)
+    check_available(base)
+    return backend_class(base).open(index, (options or {}).get(base))
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """The backend's name and the device number of "cuda:1". Raises UserError for what is no number."""
     base, separator, index = name.partition(":")
     if separator and not index.isdecimal():
         raise UserError(f"backend {name!r}: the part after the colon must be a device number; write {base}:0")
-    check_available(base)
-    return backend_class(base).open(int(index) if separator else None, (options or {}).get(base))
+    return base, int(index) if separator else None
 
 
 def check_available(name: str) -> None:

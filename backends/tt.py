@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
+from ..kernels.names import check_name
 from .base import (
     LAYOUTS,
     Availability,
@@ -28,7 +29,7 @@ from .base import (
     ShapeGrid,
     device_label,
 )
-from .xla import DEVICE_BATCH_TOKENS, KERNELS, StaticEncoder, XlaBackend
+from .xla import DEVICE_BATCH_TOKENS, StaticEncoder, XlaBackend
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,9 @@ class TtBackend(Backend):
     @classmethod
     def foresee(cls, options: Mapping[str, Any] | None = None) -> Foreseen:
         emulated = _is_emulated(_read_options(options or {}))
-        return Foreseen(LAYOUTS if emulated else cls.layouts, emulated)
+        if emulated:
+            return Foreseen(LAYOUTS, emulated, ("emulated",))
+        return Foreseen(cls.layouts, emulated, TtHardware.kernel_names)
 
     @classmethod
     def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
@@ -239,8 +242,7 @@ class TtHardware(XlaBackend):
         self._xla.sync(wait=True)
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
-        if kernel not in KERNELS:
-            raise UserError(f"kernel {kernel!r} does not exist on backend tt; allowed are {', '.join(KERNELS)}")
+        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend tt")
         import torch
 
         from ..kernels.packed import PaddedBatch

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .. import UserError
+from ..kernels.names import check_name
 from .base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, device_label
 from .cpu import CpuBackend
 from .yardstick import Yardstick
@@ -38,6 +39,7 @@ class TtEmulated(CpuBackend):
     """
 
     name = "tt"
+    kernel_names = ("emulated",)
     layouts: ClassVar[tuple[str, ...]] = LAYOUTS
 
     def __init__(self, index: int | None, options: TtOptions) -> None:
@@ -120,8 +122,7 @@ class TtEmulated(CpuBackend):
         from ..kernels.tt.encoder import TtEncoder
 
         del policy
-        if kernel not in ("auto", "emulated"):
-            raise UserError(f"kernel {kernel!r} does not exist on backend {LABEL}; allowed are auto, emulated")
+        check_name("kernel", kernel, ("auto", *self.kernel_names), f"on backend {LABEL}")
         gemm = getattr(torch, super().cast_policy("bfloat16").compute)
         return TtEncoder(weights, self._arithmetic(gemm), self.options.weight_dtype)
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
 from ..kernels.install import install_hint
+from ..kernels.names import check_name
 from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
-from .cache import cache_root
+from .cache import cache_folder
 from .rapl import RaplCounters
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KERNELS = ("auto", "portable")
 DEVICE_VARIABLE = "PJRT_DEVICE"
 CACHE_PATH_VARIABLE = "XLA_PERSISTENT_CACHE_PATH"
 # In Adam's place of a learning rate of 0: float32 holds its quotients, and no weight feels it.
@@ -46,6 +46,7 @@ class XlaBackend(Backend):
 
     name = "xla"
     layouts = ("padded", "bucketed")
+    kernel_names = ("portable",)
     # torch.utils.checkpoint looks for the device's generator in a module torch.xla, which there isn't.
     recomputes = False
 
@@ -108,9 +109,9 @@ class XlaBackend(Backend):
         executable not supported"), so there is nothing to keep there.
         """
         if self.device_type != "CPU" and CACHE_PATH_VARIABLE not in os.environ:
-            folder = cache_root() / "xla" / f"{self.device_type.lower()}-{self._xla.__version__}"
-            folder.mkdir(parents=True, exist_ok=True)
-            self._runtime.initialize_cache(str(folder))
+            folder = cache_folder(f"xla/{self.device_type.lower()}-{self._xla.__version__}")
+            if folder is not None:
+                self._runtime.initialize_cache(str(folder))
 
     @property
     def device(self) -> torch.device:
@@ -276,10 +277,7 @@ class XlaBackend(Backend):
         return torch.autocast("xla", dtype=getattr(torch, policy.compute))
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
-        if kernel not in KERNELS:
-            raise UserError(
-                f"kernel {kernel!r} does not exist on backend {self.name}; allowed are {', '.join(KERNELS)}"
-            )
+        check_name("kernel", kernel, ("auto", *self.kernel_names), f"on backend {self.name}")
         return StaticEncoder(self._portable(weights, policy))
 
     def _portable(self, weights: EncoderWeights, policy: CastPolicy) -> PortableEncoder:

@@ -22,13 +22,12 @@ from ..backends import device_label, foresee_backend
 from . import environment
 from .bench import FAILED, INTERRUPTED, Outcome, exit_code
 from .extrapolate import Part, Sampled, total_interval, total_ratio
-from .plan import EMBEDDED_LENGTHS, Options, hash_of, interleaved, refuse_emulated_race
+from .plan import EMBEDDED_LENGTHS, END_TO_END, Options, check_values, hash_of, interleaved, refuse_emulated_race
 from .results import emulation_notes, result_path, write_result
 from .runner import Ended, how, run_process, said, terminable
 from .whole_figures import add_figures
 
 SCHEMA = "isotrain.end-to-end/1"
-WORKLOAD = "end_to_end"
 OWN = "isotrain train"
 RUN = Path("runs/end-to-end")
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 5, 8, 1e-3
@@ -116,16 +115,15 @@ def run_end_to_end(
 
 def check(options: Options) -> None:
     """Raises UserError for options that this workload can't use."""
+    check_values(options)
     if options.dataset == EMBEDDED_LENGTHS:
         raise UserError(
-            f"--workload {WORKLOAD} trains on texts, and {EMBEDDED_LENGTHS} has none; give --dataset: a folder with "
+            f"--workload {END_TO_END} trains on texts, and {EMBEDDED_LENGTHS} has none; give --dataset: a folder with "
             "train and test files, a Hub id, or embedded:intents"
         )
     if len(options.backends) > 1 or len(options.kernels) > 1:
-        raise UserError(f"--workload {WORKLOAD} runs one backend and kernel; give --backend and --kernel once")
+        raise UserError(f"--workload {END_TO_END} runs one backend and kernel; give --backend and --kernel once")
     refuse_emulated_race(options)
-    if options.processes < 1:
-        raise UserError(f"--processes {options.processes} is out of range; allowed is 1 to 100")
 
 
 def training_arguments(options: Options, folder: Path) -> list[str]:

@@ -16,9 +16,12 @@ from typing import Any
 
 from .. import UserError
 from ..backends import DTYPES, LAYOUTS, Foreseen, device_label, foresee_backend, list_backends
+from ..kernels.names import check_name
 from .peers import Shape, chosen_peers
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
+# A whole training run, which is measured alone.
+END_TO_END = "end_to_end"
 DEFAULT_WORKLOADS = ("forward", "train_step")
 # The layout of a step on cached features, which has no tokens to lay out.
 CACHED = "cached"
@@ -170,7 +173,10 @@ class Plan:
 
 def make_plan(options: Options) -> Plan:
     """Checks `options` and lists the targets and their schedule. Raises UserError for anything not allowed."""
-    _check(options)
+    check_values(options)
+    if END_TO_END in options.workloads:
+        raise UserError(f"--workload {END_TO_END} has results of its own kind; give it without other workloads")
+    _check_peers(options)
     if options.vs:
         return _peers_plan(options)
     foreseen = {name: foresee_backend(name, options.backend_options) for name in options.backends}
@@ -272,15 +278,18 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(options: Options) -> None:
+def check_values(options: Options) -> None:
+    """Raises UserError for a name that does not exist, or a number out of range, before any process is started."""
     for flag, values, allowed in (
-        ("--workload", options.workloads, WORKLOADS),
+        ("--workload", options.workloads, (*WORKLOADS, END_TO_END)),
         ("--layout", options.layouts, LAYOUTS),
         ("--dtype", (options.dtype,), DTYPES),
         ("--backend", [name.partition(":")[0] for name in options.backends], list_backends()),
     ):
         _check_names(flag, values, allowed)
-    # Which kernels there are is known to the backend, which the worker opens: this process must stay without torch.
+    for backend, kernel in product(options.backends, options.kernels):
+        foreseen = foresee_backend(backend, options.backend_options)
+        foreseen.check_kernel("--kernel", kernel, backend, ("transformers",))
     for flag, sizes in (
         ("--batch-size", options.batch_sizes),
         ("--backend", options.backends),
@@ -293,7 +302,6 @@ def _check(options: Options) -> None:
     _check_range("--blocks", options.blocks, 1, 10_000)
     _check_range("--seconds", options.seconds, 0.01, 3600)
     _check_range("--seed", options.seed, 0, 2**63 - 1)
-    _check_peers(options)
     if options.texts is not None:
         _check_range("--texts", options.texts, 1, 1_000_000)
     for size in options.batch_sizes:
@@ -328,8 +336,7 @@ def refuse_emulated_race(options: Options) -> None:
 
 def _check_names(flag: str, values: Sequence[str], allowed: Sequence[str]) -> None:
     for value in values:
-        if value not in allowed:
-            raise UserError(f"{flag} {value!r} does not exist; allowed are {', '.join(allowed)}")
+        check_name(flag, value, allowed)
     if len(set(values)) != len(values) and flag != "--backend":
         raise UserError(f"{flag} is given {', '.join(values)}; give each value once")
     if not values:

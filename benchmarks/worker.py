@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import UserError
 from ..albert_core.runs.files import write_json
+from ..kernels.names import check_name
 from .environment import affinity, is_disturbed, lost, moment
 from .plan import CACHED, Options, TargetSpec
 
@@ -140,11 +141,9 @@ def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
 
 
 def _check_kernel(target: TargetSpec, backend: Backend) -> None:
-    allowed = ("auto", *backend.kernels(), "transformers")
-    if not target.peer and target.kernel not in allowed:
-        raise UserError(
-            f"--kernel {target.kernel!r} does not exist on backend {target.backend}; allowed are {', '.join(allowed)}"
-        )
+    if not target.peer:
+        allowed = ("auto", *backend.kernels(), "transformers")
+        check_name("--kernel", target.kernel, allowed, f"on backend {target.backend}")
 
 
 def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Workload, CastPolicy, list[str]]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from .streams import kept
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..benchmarks.bench import Outcome
     from ..benchmarks.plan import Options
 
 Value = TypeVar("Value", str, int)
@@ -128,9 +134,8 @@ def bench(
     """
     from dataclasses import replace
 
-    from .. import UserError
     from ..benchmarks.bench import run_bench, watcher_for_terminal
-    from ..benchmarks.plan import DEFAULT_WORKLOADS, LAYOUTS, Options, make_plan, with_peers, with_quick
+    from ..benchmarks.plan import DEFAULT_WORKLOADS, END_TO_END, LAYOUTS, Options, make_plan, with_peers, with_quick
     from ..benchmarks.report import output_console, print_plan, print_result
 
     shown_as = _stdout_format(shown_as, json_only)
@@ -151,9 +156,7 @@ def bench(
         seed=seed,
         backend_options=_backend_options(sets or []),
     )
-    whole = "end_to_end" in (workload or ())
-    if whole and len(workload or ()) > 1:
-        raise UserError("--workload end_to_end has results of its own kind; give it without other workloads")
+    whole = options.workloads == (END_TO_END,)
     if vs:
         options = with_peers(options, vs)
     if quick:
@@ -170,13 +173,7 @@ def bench(
         outcome = run_bench(options, out=out, write=shown_as == "table" or out is not None, watcher=watcher)
     if outcome.result is None:
         typer.echo("isotrain: interrupted before a target was complete; nothing was written", err=True)
-    elif shown_as != "table":
-        _print_as(outcome.result, shown_as)
-    else:
-        print_result(outcome.result, output_console())
-    if outcome.path is not None:
-        typer.echo(f"result: {outcome.path}", err=shown_as != "table")
-    raise typer.Exit(outcome.code)
+    _show(outcome, shown_as, print_result)
 
 
 def _once(flag: str, values: list[Value] | None) -> Value | None:
@@ -193,12 +190,27 @@ def _stdout_format(shown_as: str, json_only: bool) -> str:
     """What stdout gets. Raises UserError for an unknown format, and for two of them."""
     from .. import UserError
     from ..benchmarks.export import FORMATS
+    from ..kernels.names import check_name
 
-    if shown_as not in FORMATS:
-        raise UserError(f"--format {shown_as!r} does not exist; allowed are {', '.join(FORMATS)}")
+    check_name("--format", shown_as, FORMATS)
     if json_only and shown_as not in ("table", "json"):
         raise UserError(f"--json and --format {shown_as} both name what stdout gets; give one of them")
     return "json" if json_only else shown_as
+
+
+def _show(outcome: Outcome, shown_as: str, print_table: Callable[[dict[str, Any], Console], None]) -> None:
+    """A result on stdout, and where it was written. Ends the command."""
+    from ..benchmarks.report import output_console
+
+    where = "" if outcome.path is None else f" and is kept in {outcome.path}"
+    with kept(f"the measurement is complete{where}"):
+        if outcome.result is not None and shown_as != "table":
+            _print_as(outcome.result, shown_as)
+        elif outcome.result is not None:
+            print_table(outcome.result, output_console())
+        if outcome.path is not None:
+            typer.echo(f"result: {outcome.path}", err=shown_as != "table")
+    raise typer.Exit(outcome.code)
 
 
 def _print_as(result: dict[str, Any], shown_as: str) -> None:
@@ -216,7 +228,6 @@ def _print_as(result: dict[str, Any], shown_as: str) -> None:
 def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool) -> None:
     """The whole-run comparison, which has results of a kind of its own. Ends the command."""
     from ..benchmarks.end_to_end import check, run_end_to_end, training_arguments
-    from ..benchmarks.report import output_console
     from ..benchmarks.report_end_to_end import print_end_to_end
 
     if dry_run:
@@ -231,13 +242,7 @@ def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool
     )
     if outcome.result is None:
         typer.echo("isotrain: no run was complete; nothing was written", err=True)
-    elif shown_as != "table":
-        _print_as(outcome.result, shown_as)
-    else:
-        print_end_to_end(outcome.result, output_console())
-    if outcome.path is not None:
-        typer.echo(f"result: {outcome.path}", err=shown_as != "table")
-    raise typer.Exit(outcome.code)
+    _show(outcome, shown_as, print_end_to_end)
 
 
 def _backend_options(sets: list[str]) -> dict[str, Any]:

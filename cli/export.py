@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .streams import kept
+
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
@@ -36,8 +38,9 @@ def export(
     folder = open_run(run)
     target = out if out is not None else folder.path / f"export-{form}"
     result = export_run(folder, form, target, backend, checkpoint, model)
-    typer.echo(f"{form} export of {result.label}: {result.folder}")
-    typer.echo(
-        f"checked by {result.judge}: logits within {result.max_abs:.1e} (max abs) and {result.relative_l2:.1e} "
-        "(relative L2) of the run's model in float32"
-    )
+    with kept(f"the export is complete and is kept in {result.folder}"):
+        typer.echo(f"{form} export of {result.label}: {result.folder}")
+        typer.echo(
+            f"checked by {result.judge}: logits within {result.max_abs:.1e} (max abs) and {result.relative_l2:.1e} "
+            "(relative L2) of the run's model in float32"
+        )

@@ -27,14 +27,13 @@ def history(
     """
     import json
 
-    from .. import UserError
     from ..benchmarks.export import FORMATS, to_csv, to_markdown
     from ..benchmarks.history import load_history
     from ..benchmarks.report import output_console
     from ..benchmarks.report_history import print_history
+    from ..kernels.names import check_name
 
-    if shown_as not in FORMATS:
-        raise UserError(f"--format {shown_as!r} does not exist; allowed are {', '.join(FORMATS)}")
+    check_name("--format", shown_as, FORMATS)
     found = load_history(folder)
     if shown_as == "table":
         print_history(found, output_console())

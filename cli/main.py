@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -12,6 +11,7 @@ import typer
 
 from .. import RunError, UserError, __version__
 from ..albert_core.text import clean
+from ..backends.cache import settle_home
 from .bench import bench
 from .compare import compare
 from .config import config
@@ -22,6 +22,7 @@ from .history import history
 from .parity import parity
 from .predict import predict
 from .report import report
+from .streams import settle_streams
 from .train import train
 from .tt_estimate import tt_estimate
 from .tt_formats import tt_formats
@@ -93,12 +94,10 @@ app.add_typer(parity, name="parity")
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Wrong input ends in one line on stderr and exit code 2, a failed run in exit code 1."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    settle_streams()
+    settle_home()
     # --debug may stand anywhere: whoever adds it has just seen an error and repeats the line.
     debug = "--debug" in given
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that can't show a character gets its code, not a traceback.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     given = [argument for argument in given if argument != "--debug"]
     try:
         code = app(args=given, standalone_mode=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from .streams import kept
 
 if TYPE_CHECKING:
     from .. import UserError
@@ -146,7 +149,8 @@ def record(
     chosen = [*(sets or []), *side.sets]
     trace = record_trace(config, side.label, chosen, replay_from=reference, steps=_step_limit(steps, 1))
     write_trace(trace, out)
-    typer.echo(f"trace: {out} ({trace.label}, {trace.steps} steps)")
+    with kept(f"the trace is kept in {out}"):
+        typer.echo(f"trace: {out} ({trace.label}, {trace.steps} steps)")
     if trace.header["policy"]["compute"] == "float64":
         written = read_trace(out)
         check_arbiter(written)
@@ -202,16 +206,19 @@ def _finish(result: dict[str, Any], out: Path | None, html: Path | None) -> None
         write_result(result, out)
     if html is not None:
         _write_html(result, html)
-    print_parity(result, output_console())
-    for kind, path in (("result", out), ("report", html)):
-        if path is not None:
-            typer.echo(f"{kind}: {path}")
+    where = " and ".join(str(path) for path in (out, html) if path is not None)
+    with kept(f"the comparison is complete{f' and is kept in {where}' if where else ''}"):
+        print_parity(result, output_console())
+        for kind, path in (("result", out), ("report", html)):
+            if path is not None:
+                typer.echo(f"{kind}: {path}")
     raise typer.Exit(exit_code(result))
 
 
 def _check(comparison: Comparison) -> None:
     from .. import UserError
     from ..albert_core.config_file import load_config
+    from ..backends import BackendUnavailableError, foresee_backend
     from ..benchmarks.parity.seeds import LEAST_SEEDS
 
     if comparison.seeds != 1 and comparison.seeds < LEAST_SEEDS:
@@ -220,7 +227,10 @@ def _check(comparison: Comparison) -> None:
         raise UserError("--margin and --time-limit must be above 0")
     # All of it now, rather than after the reference has run for an hour.
     for side in (comparison.reference, *comparison.candidates):
-        load_config(comparison.config, [*comparison.sets, *side.sets])
+        config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
+        with suppress(BackendUnavailableError):
+            foreseen = foresee_backend(side.backend, config.backend_options)
+            foreseen.check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend, ("transformers",))
     if load_config(comparison.config, [*comparison.sets, *comparison.reference.sets]).config.dtype != "float64":
         raise UserError(f"--reference {comparison.reference.label}: only float64 arbitrates; write cpu:float64")
     known = {side.base for side in (comparison.reference, *comparison.candidates)}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .streams import kept
+
 if TYPE_CHECKING:
     from ..albert_core.tasks import Prediction
 
@@ -92,7 +94,8 @@ def predict(
         _print(predictions, predictor.label, json_output)
         return
     write_predictions(out, inputs.table, predictions, predictor.backend.info().emulated_label)
-    typer.echo(f"{len(predictions):,} predictions of {predictor.label} written to {out}")
+    with kept(f"the predictions are complete and are kept in {out}"):
+        typer.echo(f"{len(predictions):,} predictions of {predictor.label} written to {out}")
 
 
 def _check_out(out: Path | None, file: Path | None) -> None:

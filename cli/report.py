@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .streams import kept
+
 # A folder of somebody else's JSON shall not scroll the result away.
 MOST_WARNINGS = 10
 
@@ -39,6 +41,7 @@ def report(
     if len(written.skipped) > MOST_WARNINGS:
         more = len(written.skipped) - MOST_WARNINGS
         typer.echo(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
-    typer.echo(f"report: {written.page} ({written.charts} charts)")
-    if png is not None:
-        typer.echo(f"charts: {len(written.pictures)} PNG files in {png}")
+    with kept(f"the report is complete and is kept in {written.page}"):
+        typer.echo(f"report: {written.page} ({written.charts} charts)")
+        if png is not None:
+            typer.echo(f"charts: {len(written.pictures)} PNG files in {png}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .streams import kept
+
 if TYPE_CHECKING:
     from ..albert_core.train import TrainResult
 
@@ -66,12 +68,13 @@ def train(
     first = ranks.first
     with reporter_for_terminal() if first else nullcontext() as reporter:
         result = run_training(resolved, resume=run, reporter=reporter)
+    done = f"stopped at step {result.step} of {result.total_steps}"
     if first:
-        _show(result)
+        with kept(f"the run {result.status} and is kept in {result.run.path}"):
+            _show(result)
+            if result.status == "stopped":
+                typer.echo(f"{done}; go on with: {starter(ranks)} train --resume {result.run.path}")
     if result.status == "stopped":
-        done = f"stopped at step {result.step} of {result.total_steps}"
-        if first:
-            typer.echo(f"{done}; go on with: {starter(ranks)} train --resume {result.run.path}")
         raise typer.Exit(0 if result.step == resolved.config.stop_at_step else 130)
     if result.status == "collapsed":
         typer.echo(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")

@@ -8,7 +8,7 @@ from .lengths import BANKING77_LENGTHS, banking77_lengths
 from .summary import SplitSummary, summarize_split
 from .tabular import Table, read_table
 from .tokenizer import TextTokenizer, load_tokenizer
-from .tokenstore import TokenStore, build_token_store, cache_root
+from .tokenstore import TokenStore, build_token_store
 
 __all__ = [
     "BANKING77_LENGTHS",
@@ -20,7 +20,6 @@ __all__ = [
     "TokenStore",
     "banking77_lengths",
     "build_token_store",
-    "cache_root",
     "choose_text_column",
     "load_dataset",
     "load_tokenizer",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ... import UserError
-from ...backends.cache import cache_root
+from ...backends.cache import cache_folder
 from ..array_cache import ArraySpec, Specs, load_arrays, publish_arrays
 from .datasets import RawSplit
 from .tokenizer import TextTokenizer
@@ -76,16 +76,17 @@ def build_token_store(
 ) -> TokenStore:
     """The tokens of `split`, from the cache where they are there and intact, else made and put there.
 
-    A text longer than `max_length` tokens (special ones included) is cut. `cache_dir` is ``cache_root() / "tokens"``
+    A text longer than `max_length` tokens (special ones included) is cut. `cache_dir` is ``cache_folder("tokens")``
     when absent; `use_cache` False neither reads nor writes it. `progress(done, total)` counts texts. A cache that can't
     be written costs a warning, not the run. Raises UserError for an empty split or a `max_length` too small for text.
     """
     total = len(split)
     if not total:
         raise UserError("the split to tokenise has no texts; give data with at least one")
-    folder = (cache_dir or cache_root() / "tokens") / store_key(split, tokenizer, max_length)
     make = partial(_tokenise, split, tokenizer, max_length, progress)
-    arrays, from_cache = kept_arrays(folder if use_cache else None, _specs(split), make)
+    root = (cache_dir or cache_folder("tokens")) if use_cache else None
+    folder = root and root / store_key(split, tokenizer, max_length)
+    arrays, from_cache = kept_arrays(folder, _specs(split), make)
     if from_cache and progress is not None:
         progress(total, total)
     return TokenStore(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ... import UserError
-from ...backends.cache import cache_root
+from ...backends.cache import cache_folder
 from ..array_cache import ArraySpec
 from .squad_file import Answer, QuestionSplit
 from .tokenizer import EncodedWindows, TextTokenizer
@@ -81,13 +81,14 @@ def build_window_store(
     """The windows of `split`, from the cache where they are there and intact, else made and put there.
 
     Windows have at most `max_length` tokens, and neighbours share `stride` of the context's. `cache_dir` is
-    ``cache_root() / "tokens"`` when absent; `progress(done, total)` counts questions. Raises UserError for an empty
+    ``cache_folder("tokens")`` when absent; `progress(done, total)` counts questions. Raises UserError for an empty
     split or a question that leaves no room for context.
     """
     total = len(split)
     if not total:
         raise UserError("the split to tokenise has no questions; give data with at least one")
-    folder = (cache_dir or cache_root() / "tokens") / _key(split, tokenizer, max_length, stride)
+    root = (cache_dir or cache_folder("tokens")) if use_cache else None
+    folder = root and root / _key(split, tokenizer, max_length, stride)
 
     def make() -> dict[str, np.ndarray]:
         chunks = []
@@ -98,7 +99,7 @@ def build_window_store(
                 progress(start + len(part), total)
         return _joined(chunks)
 
-    arrays, from_cache = kept_arrays(folder if use_cache else None, _SPECS, make)
+    arrays, from_cache = kept_arrays(folder, _SPECS, make)
     if from_cache and progress is not None:
         progress(total, total)
     return WindowStore(**arrays, fingerprint=fingerprint_of_arrays(arrays), from_cache=from_cache)

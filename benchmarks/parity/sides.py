@@ -8,6 +8,7 @@ from typing import get_args
 from ... import UserError
 from ...albert_core.config import DTYPE_NAMES, TrainConfig
 from ...backends import list_backends
+from ...kernels.names import check_name
 
 # Optimizer steps of a comparison that doesn't say how many.
 STEPS = 200
@@ -34,8 +35,7 @@ def parse_side(text: str) -> Side:
     configuration. A float64 side trains its head in float64, too. Raises UserError for anything else.
     """
     name, *rest = text.strip().split(":")
-    if name not in list_backends():
-        raise UserError(f"{text!r}: backend {name!r} does not exist; allowed are {', '.join(list_backends())}")
+    check_name(f"{text!r}: backend", name, list_backends())
     backend = name
     if rest and rest[0].isdecimal():
         backend = f"{name}:{rest.pop(0)}"
@@ -54,9 +54,8 @@ def _settings(text: str, backend: str, word: str) -> list[str]:
     if "=" in word:
         return [word]
     allowed = _words(backend)
-    if word not in allowed:
-        known = ", ".join(dict.fromkeys([*DTYPE_NAMES.values(), *allowed]))
-        raise UserError(f"{text!r}: {word!r} means nothing on {backend}; allowed are {known}, and key=value")
+    known = dict.fromkeys([*DTYPE_NAMES.values(), *allowed])
+    check_name(f"{text!r}:", word, [*known, "key=value"], f"on {backend}")
     return [f"{backend}.{allowed[word]}={word}"]
 
 

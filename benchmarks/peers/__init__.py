@@ -13,8 +13,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ... import UserError
 from ...kernels.install import install_hint
+from ...kernels.names import check_name
 
 if TYPE_CHECKING:
     from ...albert_core.encoder import LoadedEncoder
@@ -114,8 +114,7 @@ PEERS: dict[str, Peer] = {
 def chosen_peers(names: Sequence[str]) -> list[Peer]:
     """The peers that `--vs` names; ``peers`` is all of them. Raises UserError for an unknown name."""
     for name in names:
-        if name != ALL and name not in PEERS:
-            raise UserError(f"--vs {name!r} does not exist; allowed are {ALL} (all of them), {', '.join(PEERS)}")
+        check_name("--vs", name, (ALL, *PEERS))
     wanted = PEERS if ALL in names else dict.fromkeys(names)
     return [PEERS[name] for name in wanted]
 

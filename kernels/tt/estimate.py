@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ... import UserError
+from ..names import check_name
 from ..weights import EncoderConfig
 from .model import PHASES
 from .tiles import TILE_BYTES
@@ -58,8 +59,7 @@ class Estimate:
 
 def card_named(name: str, cores: int | None = None, clock_ghz: float | None = None) -> Card:
     """A card of CARDS, with another number of cores (a firmware may enable fewer) or clock when given."""
-    if name not in CARDS:
-        raise UserError(f"card {name!r} is unknown; allowed are {', '.join(CARDS)}")
+    check_name("card", name, CARDS)
     card = CARDS[name]
     if (cores is not None and cores < 1) or (clock_ghz is not None and not clock_ghz > 0.0):
         raise UserError("a card needs at least one core and a clock above 0")
@@ -68,8 +68,7 @@ def card_named(name: str, cores: int | None = None, clock_ghz: float | None = No
 
 def peak_tflops(card: Card, math_fidelity: str) -> float:
     """The matrix units' peak in TFLOP/s. Raises UserError for an unknown fidelity."""
-    if math_fidelity not in PHASES:
-        raise UserError(f"math_fidelity {math_fidelity!r} is unknown; allowed are {', '.join(PHASES)}")
+    check_name("math_fidelity", math_fidelity, PHASES)
     return card.cores * TFLOPS_PER_CORE_AND_GHZ * card.clock_ghz / PHASES[math_fidelity]
 
 
@@ -77,8 +76,7 @@ def encoder_bytes(config: EncoderConfig, tokens: int, weight_dtype: str) -> int:
     """Bytes of memory traffic of one frozen forward: every repetition reads its weights once, every operation reads
     its bfloat16 inputs and writes its outputs (GELU fused into the product before it, attention one operation).
     """
-    if weight_dtype not in TILE_BYTES:
-        raise UserError(f"weight_dtype {weight_dtype!r} is unknown; allowed are {', '.join(TILE_BYTES)}")
+    check_name("weight_dtype", weight_dtype, TILE_BYTES)
     hidden, inner = config.hidden_size, config.intermediate_size
     weights = (4 * hidden * hidden + 2 * hidden * inner) * TILE_BYTES[weight_dtype] // 1024
     # Q, K, V: 1 + 3; attention: 3 + 1; its output: 1 + 1; two norms with their residuals: 2 + 1 each; FFN: 1 + 1.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ... import UserError
+from ..names import check_name
 from .formats import GROUP, MAGNITUDE_BITS, WEIGHT_DTYPES, check_dtype, host_convert, truncate
 
 # Mantissa bits of a weight (in1) that the phases of a fidelity read: LoFi its upper 5, all others 10 of 11.
@@ -52,11 +52,9 @@ def format_losses(
     Raises UserError for an unknown format, fidelity or axis.
     """
     dtypes, fidelities = [check_dtype(dtype) for dtype in dtypes], list(fidelities)
-    unknown = [name for name in fidelities if name not in READ_BITS]
-    if unknown:
-        raise UserError(f"math_fidelity {unknown[0]!r} is unknown; allowed are {', '.join(READ_BITS)}")
-    if block_axis not in BLOCK_AXES:
-        raise UserError(f"block axis {block_axis!r} is unknown; allowed are {', '.join(BLOCK_AXES)}")
+    for fidelity in fidelities:
+        check_name("math_fidelity", fidelity, READ_BITS)
+    check_name("block axis", block_axis, BLOCK_AXES)
     for name, tensor in tensors:
         if not tensor.is_floating_point() or not tensor.numel():
             continue

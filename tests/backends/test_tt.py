@@ -71,12 +71,17 @@ def test_doctor_lists_the_card_and_its_emulation() -> None:
 def test_what_is_foreseen_is_what_is_opened(machine: Any) -> None:
     machine(True, 0)
     for name in ("cpu", "cuda", "xla"):
-        assert foresee_backend(name) == foresee_backend(f"{name}:0") == Foreseen(backend_class(name).layouts)
+        opened = backend_class(name)
+        foreseen = Foreseen(opened.layouts, kernels=opened.kernel_names)
+        assert foresee_backend(name) == foresee_backend(f"{name}:0") == foreseen
+    for name in ("cpu", "ideal"):
+        assert list(foresee_backend(name).kernels) == list(get_backend(name).kernels())
     emulated = get_backend("tt")
-    assert foresee_backend("tt") == Foreseen(emulated.layouts, emulated.info().emulated)
+    kernels = tuple(emulated.kernels())
+    assert foresee_backend("tt") == Foreseen(emulated.layouts, emulated.info().emulated, kernels)
     assert foresee_backend("tt").emulated
     machine(True, 1)
-    assert foresee_backend("tt") == Foreseen(("padded", "bucketed"), False)
+    assert foresee_backend("tt") == Foreseen(("padded", "bucketed"), False, ("portable",))
     assert foresee_backend("tt", {"tt": {"device": "emulated"}}).emulated
     machine(False, 1)
     with pytest.raises(BackendUnavailableError, match=r"tt\.device: hardware can't run here"):

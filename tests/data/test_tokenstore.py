@@ -19,11 +19,11 @@ from isotrain.albert_core.data import (
     TextTokenizer,
     TokenStore,
     build_token_store,
-    cache_root,
     load_dataset,
     load_tokenizer,
     summarize_split,
 )
+from isotrain.backends.cache import cache_root
 from tokenizers import Tokenizer
 
 FILES = ("ids.npy", "offsets.npy", "labels.npy", "manifest.json")

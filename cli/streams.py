@@ -1,0 +1,106 @@
+"""The three standard streams, as a command finds them: closed, full, or a terminal that lacks some characters."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .. import RunError
+
+_STDOUT, _STDERR = 1, 2
+
+
+class OutputLostError(RunError):
+    """stdout takes no more: its disk is full or broken."""
+
+
+def settle_streams() -> None:
+    """Makes every standard stream one that can be used.
+
+    A closed one becomes /dev/null, also for the processes that are started: otherwise the next file that is opened
+    would take its number. What stderr refuses is dropped. What stdout refuses is an OutputLostError.
+    """
+    for name, number in (("stdin", 0), ("stdout", _STDOUT), ("stderr", _STDERR)):
+        _fill(number)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+        elif number != 0 and isinstance(stream, io.TextIOWrapper):
+            # A terminal that can't show a character gets its code, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
+            if _writes_to(stream, number):
+                setattr(sys, name, _guarded(stream, number))
+
+
+@contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Around the words about work that is done: where stdout refuses them, the error says that the work is kept.
+
+    Args:
+        what: What is complete, and where it lies.
+
+    Raises:
+        RunError: stdout can't be written.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise RunError(f"{what}; stdout's reader went away before all of it was printed") from error
+    except OutputLostError as error:
+        raise RunError(f"{what}; {error}") from error
+
+
+def _fill(number: int) -> None:
+    """Opens /dev/null as file `number` where that is closed."""
+    try:
+        os.fstat(number)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        # Like a stream that a shell gives: a started process has it, too.
+        os.set_inheritable(number, True)
+
+
+def _writes_to(stream: io.TextIOWrapper, number: int) -> bool:
+    """Whether it is the process's own stream and not a replacement."""
+    try:
+        return stream.fileno() == number
+    except io.UnsupportedOperation:
+        return False
+
+
+def _guarded(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
+    """The same stream, with `_Guarded`'s answer to what the system refuses."""
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Guarded(number, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Guarded(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            number = self.fileno()
+            # What comes after is lost, too, and is not to be complained of again when the process ends.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+            if number == _STDERR:
+                return len(memoryview(data).cast("B"))
+            if error.errno == errno.EPIPE:
+                raise
+            reason = error.strerror or str(error)
+            raise OutputLostError(f"stdout can't be written ({reason}); send it elsewhere") from error

@@ -1,0 +1,101 @@
+"""Standard streams that are closed or full: the work is done and kept, and where that can be said, it is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = Path("/dev/full")
+JOB = (
+    "train quickstart --set model_name=random:tiny --set 'dataset_id=embedded:intents?train=154&test=77' "
+    "--set dtype=float32 --set num_epochs=1"
+)
+BENCH = (
+    "bench --quick --model random:tiny --dtype float32 --workload head_step --max-length 16 --seconds 0.05 --blocks 1"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run."""
+    folder = tmp_path_factory.mktemp("streams")
+    assert shell(f"{JOB} --set run_name=first", folder)[0] == 0
+    return folder
+
+
+def shell(arguments: str, folder: Path, redirections: str = "") -> tuple[int, str]:
+    """Exit code and what reached stderr, of a command line as a shell runs it."""
+    command = f"{shlex.quote(sys.executable)} -m isotrain.cli {arguments} {redirections}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    return result.returncode, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- >&- 2>&-"])
+def test_closed_streams_are_as_dev_null(folder: Path, closed: str, tmp_path: Path) -> None:
+    for arguments in (
+        f"{JOB} --set project_dir={tmp_path} --set run_name=closed",
+        f"{BENCH} --out {tmp_path}/bench.json",
+        "predict runs/first hello",
+        f"report runs -o {tmp_path}/report.html",
+        "doctor",
+    ):
+        code, said = shell(arguments, folder, closed)
+        # A busy machine may make a measurement invalid.
+        assert code == 0 or (code == 1 and arguments.startswith("bench")), (arguments, said)
+        assert "rror" not in said
+    summary = json.loads((tmp_path / "closed" / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    # What would have been opened as file 1 or 2 has its own content, and no words of a log.
+    reference = folder / "runs" / "first" / "model" / "model.safetensors"
+    assert (tmp_path / "closed" / "model" / "model.safetensors").read_bytes() == reference.read_bytes()
+    assert json.loads((tmp_path / "bench.json").read_text())["status"] == "complete"
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_a_full_stdout_keeps_the_work_and_says_where(folder: Path, tmp_path: Path) -> None:
+    for arguments, written, word in (
+        (f"{JOB} --set project_dir={tmp_path} --set run_name=full", "full/summary.json", "the run completed"),
+        (f"{BENCH} --out {tmp_path}/bench.json", "bench.json", "the measurement is complete"),
+        (f"report runs -o {tmp_path}/report.html", "report.html", "the report is complete"),
+        (f"export runs/first --format safetensors -o {tmp_path}/export", "export", "the export is complete"),
+        ("predict runs/first hello", "", "stdout can't be written"),
+        ("doctor", "", "stdout can't be written"),
+        ("--help", "", "stdout can't be written"),
+    ):
+        code, said = shell(arguments, folder, ">/dev/full")
+        assert code == 1, (arguments, said)
+        (error,) = [line for line in said.splitlines() if line.startswith("isotrain: error: ")]
+        assert word in error
+        assert "No space left on device" in error
+        if written:
+            assert (tmp_path / written).exists()
+            assert str(tmp_path / Path(written).parts[0]) in error
+        assert "Traceback" not in said
+        assert "Exception ignored" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_a_full_stderr_ends_nothing(folder: Path, tmp_path: Path) -> None:
+    for arguments in (
+        f"{JOB} --set project_dir={tmp_path} --set run_name=mute",
+        f"{BENCH} --out {tmp_path}/bench.json",
+    ):
+        assert shell(arguments, folder, "2>/dev/full")[0] in ((0, 1) if arguments.startswith("bench") else (0,))
+    assert json.loads((tmp_path / "mute" / "summary.json").read_text())["status"] == "completed"
+    assert json.loads((tmp_path / "bench.json").read_text())["status"] == "complete"
+
+
+def test_an_error_is_still_told_by_its_code_where_stderr_is_closed(folder: Path) -> None:
+    assert shell("train absent.yaml", folder, "2>&-")[0] == 2
+    assert shell("report absent", folder, "2>/dev/full")[0] == 2
