@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,18 +18,19 @@ from .checkpoint import Snapshot, read_checkpoint
 from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
-from .data import Table, TextTokenizer, TokenStore, load_tokenizer
-from .data.columns import refuse_repeated_ids
+from .data import TextTokenizer, TokenStore, load_tokenizer
 from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .history import best_evaluation
 from .job import frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
 from .model import WholeModel, load_trained_state
-from .run import RunFolder, with_device
-from .runs.files import write_json, write_text
+from .run import RunFolder
 from .saved_model import read_model
-from .tasks import Prediction, Task, find_task
+from .tasks import Task, find_task
+
+# Logits that the head computes at once: 16 MB in float32, and a few times that where probabilities come of them.
+HEAD_OUTPUTS = 1 << 22
 
 log = logging.getLogger("isotrain")
 
@@ -41,7 +38,7 @@ log = logging.getLogger("isotrain")
 @dataclass
 class Predictor:
     """A trained run, loaded. `label` names the encoder, random weights included; `loaded` is the encoder it was trained
-    on, `recalled` what the task kept.
+    on, `recalled` what the task kept. `progress(done, total)`, where somebody watches, counts the sequences of a call.
     """
 
     config: TrainConfig
@@ -54,6 +51,8 @@ class Predictor:
     label: str
     encoder: FrozenEncoder | None
     layout: str
+    num_outputs: int
+    progress: Callable[[int, int], None] | None = None
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
         """The task's answers (see `Prediction`) in the order of `texts`, with second texts where it was trained on two.
@@ -79,13 +78,20 @@ class Predictor:
         length = self.config.max_length
         with torch.no_grad():
             if self.encoder is not None:
-                features = compute_features(self.encoder, store, self.backend, self.layout, length)
-                yield np.arange(store.num_texts), self.model(features).cpu()
+                features = compute_features(self.encoder, store, self.backend, self.layout, length, self.progress)
+                size = max(1, HEAD_OUTPUTS // self.num_outputs)
+                for start in range(0, store.num_texts, size):
+                    part = features[start : start + size]
+                    yield np.arange(start, start + len(part)), self.model(part).cpu()
                 return
+            done = 0
             for rows, batch in batches_by_length(store, self.backend, self.layout, length):
                 logits = self.model(batch)
                 self.backend.step_boundary()
                 yield rows, logits.cpu()[: len(rows)]
+                done += len(rows)
+                if self.progress is not None:
+                    self.progress(done, store.num_texts)
 
 
 def load_predictor(
@@ -161,6 +167,7 @@ def load_predictor(
         label=labelled(encoder.label, opened),
         encoder=frozen_encoder(encoder, opened, policy, config.kernel) if on_features else None,
         layout=layout_on(opened, config),
+        num_outputs=identity["num_labels"],
     )
 
 
@@ -178,82 +185,3 @@ def _say_if_not_held(run: RunFolder, best: Best, saved: Snapshot) -> None:
             best.metric,
             saved.metrics[best.metric],
         )
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a file asks: its table, the texts, and the second texts of pairs."""
-
-    table: Table
-    texts: list[str]
-    pairs: list[str] | None
-
-
-def read_inputs(run: RunFolder, file: Path, text_column: str | None, pair_column: str | None) -> Inputs:
-    """The texts in a CSV, TSV or JSONL file that `run` is to answer for.
-
-    Raises UserError, also for an empty cell and for an id that occurs twice.
-    """
-    config = load_config(run.config).config
-    task = find_task(config.task)
-    table = task.read(file)
-    first, second = task.columns(table, task.recall(run), text_column, pair_column)
-    refuse_repeated_ids(table, used=(first, second, config.label_column))
-    return Inputs(table, _texts_of(table, first), None if second is None else _texts_of(table, second))
-
-
-def _texts_of(table: Table, column: str) -> list[str]:
-    texts = table.column(column)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(
-                f"{table.place(row)}: {column} is {text!r}, and a text is needed; fill it in or remove the row"
-            )
-    return texts
-
-
-def write_predictions(path: Path, table: Table, predictions: Sequence[Prediction], emulated: str = "") -> None:
-    """`table`'s rows with the answers' columns added, whole or not at all: JSONL or CSV, by the name of `path`.
-
-    `emulated`, the label of a device that is only emulated, gets a column ``device``. A column of the input that has
-    the name of one added is kept as ``input_`` and that name. A .json file gets SQuAD's format instead, the answer by
-    id (and the label as `with_device` puts it). Raises UserError where that is asked for and the rows have no ids of
-    their own.
-    """
-    said: dict[str, str | int | float] = {"device": emulated} if emulated else {}
-    answers = [prediction.answer() | said for prediction in predictions]
-    if path.suffix.lower() == ".json":
-        by_id = dict(zip(answer_ids(table), (next(iter(answer.values())) for answer in answers), strict=True))
-        write_json(path, with_device(by_id, emulated))
-        return
-    added = list(answers[0]) if answers else []
-    kept = [f"input_{column}" if column in added else column for column in table.columns]
-    if path.suffix.lower() == ".jsonl":
-        rows = (dict(zip(kept, row, strict=True)) | answer for row, answer in zip(table.rows, answers, strict=True))
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        return
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow([*kept, *added])
-    for row, answer in zip(table.rows, answers, strict=True):
-        writer.writerow([*map(_cell, row), *map(_cell, answer.values())])
-    write_text(path, buffer.getvalue())
-
-
-def answer_ids(table: Table) -> list[str]:
-    """The id of each row, for answers by id. Raises UserError where one has none, or that of another."""
-    instead = "a .json file of answers has them by id: give each row its own, or name a .csv or .jsonl file by --out"
-    if "id" not in table.columns:
-        raise UserError(f"{table.origin} has no column id, and {instead}")
-    refuse_repeated_ids(table)
-    ids = table.column("id")
-    for row, cell in enumerate(ids):
-        if cell in (None, ""):
-            raise UserError(f"{table.place(row)} has no id, and {instead}")
-    return [str(cell) for cell in ids]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..albert_core.text import clean
 from .streams import kept
 
 if TYPE_CHECKING:
+    from ..albert_core.data.tokenstore import Progress
+    from ..albert_core.predict import Predictor
+    from ..albert_core.prediction_files import Inputs
     from ..albert_core.tasks import Prediction
+
+# Rows of a printed table; the next ones get a table of their own.
+TABLE_ROWS = 100
+# Characters that a column takes at least; on a narrower terminal there are lines instead of a table.
+COLUMN_WIDTH = 11
 
 
 def predict(
@@ -35,7 +47,7 @@ def predict(
         Path | None,
         typer.Option(
             "--out",
-            help="CSV or JSONL file to write, the input's columns and the predictions'; or .json, answers by id.",
+            help="CSV or JSONL file to write, the input's columns and then the answers'; or .json, answers by id.",
         ),
     ] = None,
     text_column: Annotated[
@@ -80,22 +92,73 @@ def predict(
     folder = open_run(run)
     _check_out(out, file)
 
-    from ..albert_core.predict import answer_ids, load_predictor, read_inputs, write_predictions
+    from ..albert_core.predict import load_predictor
+    from ..albert_core.prediction_files import read_inputs
 
-    inputs = None if file is None else read_inputs(folder, file, text_column, pair_column)
-    if inputs is not None and out is not None and out.suffix.lower() == ".json":
-        answer_ids(inputs.table)
+    inputs = None
+    if file is not None:
+        by_id = out is not None and out.suffix.lower() == ".json"
+        inputs = read_inputs(folder, file, text_column, pair_column, by_id)
     predictor = load_predictor(folder, backend, checkpoint, model)
     if inputs is None:
-        _print(predictor.predict(texts, pairs or None), predictor.label, json_output)
-        return
-    predictions = predictor.predict(inputs.texts, inputs.pairs)
-    if out is None:
-        _print(predictions, predictor.label, json_output)
-        return
-    write_predictions(out, inputs.table, predictions, predictor.backend.info().emulated_label)
+        _print(iter([predictor.predict(texts, pairs or None)]), predictor.label, json_output)
+    elif out is None:
+        answers = (predictor.predict(*inputs.texts(part)) for part in inputs.parts())
+        _print(answers, predictor.label, json_output)
+    else:
+        _write(out, inputs, predictor)
+
+
+def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
+    """The answers' file, and what was written."""
+    from ..albert_core.prediction_files import answer_file
+    from ..albert_core.progress import reporter_for_terminal
+    from ..albert_core.runs.files import sweep
+
+    # What an earlier process left there when it was killed.
+    sweep(out.absolute().parent)
+    done = 0
+    with (
+        _ended_by_signals(),
+        answer_file(out, inputs, predictor.backend.info().emulated_label) as answers,
+        reporter_for_terminal() as reporter,
+    ):
+        advance = reporter.phase("predictions")
+        for part in inputs.parts():
+            predictor.progress = _of_all(advance, done, len(part.rows), inputs.rows)
+            answers.add(part, predictor.predict(*inputs.texts(part)))
+            done += len(part.rows)
     with kept(f"the predictions are complete and are kept in {out}"):
-        typer.echo(f"{len(predictions):,} predictions of {predictor.label} written to {out}")
+        typer.echo(f"{done:,} predictions of {predictor.label} written to {clean(str(out))}")
+        for name, used in answers.names.items():
+            if used == name:
+                continue
+            typer.echo(f"{name} is under {clean(used)!r}: the input has a {name!r} of its own")
+
+
+def _of_all(advance: Progress | None, done: int, rows: int, total: int) -> Progress:
+    """The progress of some rows as that of all; `done` are the rows before them."""
+
+    def progress(count: int, of: int) -> None:
+        if advance is not None:
+            advance(done + rows * count // of, total)
+
+    return progress
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does, so that it can clean up."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_out(out: Path | None, file: Path | None) -> None:
@@ -111,29 +174,48 @@ def _check_out(out: Path | None, file: Path | None) -> None:
         raise UserError(f"--out {str(out)!r} exists already; choose another name, or remove it first")
 
 
-def _print(predictions: list[Prediction], label: str, json_output: bool) -> None:
+def _print(answers: Iterator[list[Prediction]], label: str, json_output: bool) -> None:
+    """Prints some answers at a time: there may be any number of them."""
     if json_output:
-        import json
-
-        typer.echo(
-            json.dumps(
-                {"model": label, "predictions": [item.asked() | item.answer() for item in predictions]},
-                ensure_ascii=False,
-                indent=2,
-            )
-        )
+        _print_json(answers, label)
         return
+    typer.echo(clean(label))
+    for part in answers:
+        for start in range(0, len(part), TABLE_ROWS):
+            _print_table(part[start : start + TABLE_ROWS])
+
+
+def _print_json(answers: Iterator[list[Prediction]], label: str) -> None:
+    import json
+
+    typer.echo(f'{{\n  "model": {json.dumps(label, ensure_ascii=False)},\n  "predictions": [', nl=False)
+    before = "\n"
+    for part in answers:
+        for item in part:
+            shown = json.dumps(item.asked() | item.answer(), ensure_ascii=False, indent=2)
+            typer.echo(before + "    " + shown.replace("\n", "\n    "), nl=False)
+            before = ",\n"
+    typer.echo("\n  ]\n}")
+
+
+def _print_table(items: list[Prediction]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    typer.echo(label)
+    rows = [{name: clean(_shown(value)) for name, value in (item.asked() | item.answer()).items()} for item in items]
+    console = Console()
+    if console.width < COLUMN_WIDTH * len(rows[0]):
+        # Columns of a few characters can't be read.
+        for row in rows:
+            typer.echo("\n".join(f"{name}: {value}" for name, value in row.items()) + "\n")
+        return
     table = Table()
-    for column in (*predictions[0].asked(), *predictions[0].answer()):
+    for column in rows[0]:
         table.add_column(column, overflow="fold")
-    for item in predictions:
-        table.add_row(*(Text(_shown(value)) for value in (item.asked() | item.answer()).values()))
-    Console().print(table)
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    console.print(table)
 
 
 def _shown(value: str | int | float) -> str:

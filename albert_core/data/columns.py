@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from ... import UserError
 from .tabular import Table, shown
@@ -70,28 +71,44 @@ def choose_columns(
     return Columns(text, text_pair, label, spelled_out)
 
 
-def refuse_repeated_ids(table: Table, used: Sequence[str | None] = ()) -> None:
-    """Raises UserError naming an id that two rows of `table` have, and both rows.
+def refuse_repeated_ids(table: Table, used: Iterable[str | None] = ()) -> None:
+    """Raises UserError naming an id that two rows of `table` have, and both rows; see `IdsSeen`."""
+    IdsSeen(used).add(table)
+
+
+class IdsSeen:
+    """The ids of a table that is read in parts, to refuse one that two rows have.
 
     Ids are the cells of columns called id or idx (in any letter case), but for those `used` as something else. 1 and
     "1" are one, and an empty cell is none.
     """
-    for column in table.columns:
-        if column.lower() not in ID_COLUMNS or column in used:
-            continue
-        first_row: dict[str, int] = {}
-        for row, cell in enumerate(table.column(column)):
-            if cell in (None, "") or first_row.setdefault(str(cell), row) == row:
+
+    def __init__(self, used: Iterable[str | None] = ()) -> None:
+        self._used = set(used)
+        # A digest instead of the id: an id may be any text, and there may be many.
+        self._first: dict[tuple[str, bytes], int] = {}
+
+    def add(self, table: Table) -> None:
+        """Adds a part's ids. Raises UserError naming one that was there already, and both rows."""
+        for column in table.columns:
+            if column.lower() not in ID_COLUMNS or column in self._used:
                 continue
-            fix = (
-                "give each question an id of its own"
-                if table.unit == "question"
-                else f"give each row one of its own, or call column {column!r} something else where it holds no ids"
-            )
-            raise UserError(
-                f"{table.place(row)}: {column} {str(cell)!r} occurs twice, first at {table.unit} "
-                f"{table.positions[first_row[str(cell)]]}; {fix}"
-            )
+            for row, cell in enumerate(table.column(column)):
+                if cell in (None, ""):
+                    continue
+                position = table.positions[row]
+                key = column, blake2b(str(cell).encode(), digest_size=16).digest()
+                first = self._first.setdefault(key, position)
+                if first != position:
+                    fix = (
+                        "give each question an id of its own"
+                        if table.unit == "question"
+                        else f"give each row one of its own, or call column {column!r} something else where it holds "
+                        "no ids"
+                    )
+                    raise UserError(
+                        f"{table.place(row)}: {column} {str(cell)!r} occurs twice, first at {table.unit} {first}; {fix}"
+                    )
 
 
 def choose_text_columns(

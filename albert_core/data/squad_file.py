@@ -12,7 +12,7 @@ from typing import Any
 
 from ... import UserError
 from .columns import refuse_repeated_ids
-from .tabular import TABLE_SUFFIXES, Table, read_table, refuse_half_pairs, shown
+from .tabular import PART_ROWS, TABLE_SUFFIXES, Table, read_table, refuse_half_pairs, shown, table_parts
 
 NESTED_SUFFIXES = (".json", ".json.gz")
 COLUMNS = ["id", "title", "context", "question", "answers"]
@@ -60,6 +60,17 @@ class QuestionSplit:
             [self.contexts[row] for row in indices],
             [self.answers[row] for row in indices],
         )
+
+
+def question_parts(path: Path) -> Iterator[Table]:
+    """The file at `path` as `read_question_table` reads it, some rows at a time; SQuAD's JSON is read as a whole."""
+    if path.name.lower().endswith(TABLE_SUFFIXES):
+        yield from table_parts(path)
+        return
+    table = read_question_table(path)
+    for start in range(0, len(table.rows), PART_ROWS):
+        part = slice(start, start + PART_ROWS)
+        yield Table(table.origin, table.columns, table.rows[part], table.positions[part], table.unit)
 
 
 def read_question_table(path: Path) -> Table:

@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +15,13 @@ from ... import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-# Rows read at a time: enough for batches of texts of like lengths.
+# Rows read at a time, enough for batches of texts of like lengths; fewer where they have more characters than that.
 PART_ROWS = 8192
+PART_CHARACTERS = 1 << 23
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-
-_Item = TypeVar("_Item")
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -139,17 +138,17 @@ def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Ta
         raise UserError(f"{path} has only blank lines; give a file with a header line and at least one row")
     _refuse_duplicates(path, columns)
 
-    def rows() -> Iterator[tuple[int, list[Any]]]:
+    def rows() -> Iterator[tuple[int, int, list[Any]]]:
         for line, row in numbered:
             if len(row) != len(columns):
                 raise UserError(
                     f"{path}, line {line} has {len(row)} fields, the header has {len(columns)} ({shown(columns)}); put "
                     f"quotes around a field that holds a {'tab' if delimiter == chr(9) else 'comma'} or a line break"
                 )
-            yield line, row
+            yield line, sum(map(len, row)), row
 
-    for part in _batched(rows(), size):
-        yield Table(str(path), columns, [row for _, row in part], [line for line, _ in part])
+    for positions, part in _parts(rows(), size):
+        yield Table(str(path), columns, part, positions)
 
 
 def _numbered_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
@@ -182,11 +181,11 @@ def _csv_reason(error: csv.Error) -> str:
 
 def _jsonl_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]:
     # Only LF ends a line: a text may hold U+2028 and others that str.splitlines would cut at.
-    numbered = ((number, _object(path, number, line)) for number, line in enumerate(lines, start=1) if line.strip())
-    for part in _batched(numbered, size):
-        columns = list(dict.fromkeys(key for _, entry in part for key in entry))
-        rows = [[entry.get(key) for key in columns] for _, entry in part]
-        yield Table(str(path), columns, rows, [number for number, _ in part])
+    numbered = enumerate(lines, start=1)
+    objects = ((number, len(line), _object(path, number, line)) for number, line in numbered if line.strip())
+    for positions, part in _parts(objects, size):
+        columns = list(dict.fromkeys(key for entry in part for key in entry))
+        yield Table(str(path), columns, [[entry.get(key) for key in columns] for entry in part], positions)
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -215,9 +214,20 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    while part := list(islice(items, size)):
-        yield part
+def _parts(rows: Iterable[tuple[int, int, _Row]], size: int) -> Iterator[tuple[list[int], list[_Row]]]:
+    """Line numbers and rows, at most `size` at a time, fewer where they are long; given with each one's characters."""
+    lines: list[int] = []
+    part: list[_Row] = []
+    characters = 0
+    for line, length, row in rows:
+        lines.append(line)
+        part.append(row)
+        characters += length
+        if len(part) == size or characters > PART_CHARACTERS:
+            yield lines, part
+            lines, part, characters = [], [], 0
+    if part:
+        yield lines, part
 
 
 def _refuse_duplicates(path: Path, columns: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ from torch.nn import functional
 from ... import UserError
 from ..batches import IGNORED
 from ..config_file import load_config
-from ..data import RawDataset, RawSplit, Table, TextTokenizer, TokenStore, build_token_store, load_dataset, read_table
+from ..data import RawDataset, RawSplit, Table, TextTokenizer, TokenStore, build_token_store, load_dataset
 from ..data.columns import choose_text_column, choose_text_columns
+from ..data.tabular import table_parts
 from ..data.tokenstore import Progress
 from ..head import ClassificationHead
 from ..metrics import evaluate_labels
@@ -144,7 +145,12 @@ class Recalled:
     responses: list[str] | None
 
     def name(self, label_id: int) -> str:
-        return self.label_names[label_id] if label_id < len(self.label_names) else f"unused-{label_id}"
+        if label_id < len(self.label_names):
+            return self.label_names[label_id]
+        name = f"unused-{label_id}"
+        while name in self.label_names:
+            name = f"_{name}"
+        return name
 
     def response(self, label_id: int) -> str | None:
         return None if self.responses is None or label_id >= len(self.responses) else self.responses[label_id]
@@ -206,16 +212,14 @@ def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | N
         )
     split = RawSplit(list(texts), [0] * len(texts), None if pairs is None else list(pairs))
     store = tokenise(split, predictor.tokenizer, predictor.config, False, None)
-    logits: torch.Tensor | None = None
-    for rows, part in predictor.outputs(store):
-        logits = part.new_empty(len(texts), part.shape[1]) if logits is None else logits
-        logits[torch.from_numpy(rows)] = part
-    assert logits is not None, "there is at least one text"
-    best, ids = (part.tolist() for part in torch.softmax(logits.double(), dim=-1).max(dim=-1))
+    best, ids = np.empty(len(texts)), np.empty(len(texts), dtype=np.int64)
+    # Of many labels, the logits of all texts would not fit the memory.
+    for rows, logits in predictor.outputs(store):
+        best[rows], ids[rows] = (part.numpy() for part in torch.softmax(logits.double(), dim=-1).max(dim=-1))
     seconds = [None] * len(texts) if pairs is None else pairs
     return [
         LabelPrediction(text, recalled.name(label_id), label_id, probability, second, recalled.response(label_id))
-        for text, second, label_id, probability in zip(texts, seconds, ids, best, strict=True)
+        for text, second, label_id, probability in zip(texts, seconds, ids.tolist(), best.tolist(), strict=True)
     ]
 
 
@@ -236,7 +240,7 @@ TASK = Task(
     record=record,
     recall=recall,
     output_names=output_names,
-    read=read_table,
+    parts=table_parts,
     columns=columns,
     predict=predict,
 )

@@ -20,7 +20,7 @@ from ... import UserError
 from ..batches import IGNORED
 from ..data import Table, TextTokenizer
 from ..data.questions import QuestionDataset, load_questions
-from ..data.squad_file import QuestionSplit, read_question_table
+from ..data.squad_file import QuestionSplit, question_parts
 from ..data.tabular import shown
 from ..data.tokenstore import Progress
 from ..data.windows import WindowStore, build_window_store
@@ -291,7 +291,7 @@ TASK = Task(
     record=record,
     recall=recall,
     output_names=output_names,
-    read=read_question_table,
+    parts=question_parts,
     columns=columns,
     predict=predict,
 )

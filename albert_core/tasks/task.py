@@ -7,7 +7,7 @@ devices are the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -116,8 +116,8 @@ class Task:
     recall: Callable[[RunFolder], Any]
     # What the head's outputs are called, from what `recall` returned.
     output_names: Callable[[Any], list[str]]
-    # A file of inputs as a table.
-    read: Callable[[Path], Table]
+    # A file of inputs as tables, some rows each.
+    parts: Callable[[Path], Iterator[Table]]
     # Which columns of a table prediction reads: the first text's, and the second's (None: there is none), from the
     # table, what `recall` returned and the names asked for.
     columns: Callable[[Table, Any, str | None, str | None], tuple[str, str | None]]

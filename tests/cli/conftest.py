@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from isotrain.cli.main import main
 from support.command import Invoke
+from support.small_job import write_dataset
 
 
 @pytest.fixture
@@ -22,3 +23,18 @@ def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
         return int(ended.value.code or 0), printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def small_run(invoke: Invoke, tmp_path: Path) -> Path:
+    """A finished run of the tiny encoder."""
+    write_dataset(tmp_path / "data")
+    (tmp_path / "small.yaml").write_text(
+        "dataset_id: ./data\nmodel_name: random:tiny\ndtype: float32\nmax_length: 32\nmlp_hidden_size: 16\n"
+        "num_epochs: 2\nlearning_rate: 1.0e-2\nrun_name: small\n"
+    )
+    code, out, err = invoke("train", "small.yaml")
+    assert code == 0, err
+    assert "random weights" in out
+    assert "runs/small" in out
+    return tmp_path / "runs" / "small"

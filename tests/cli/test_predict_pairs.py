@@ -44,10 +44,8 @@ def test_pairs_from_the_command_line_and_from_files_agree(invoke: Invoke, pair_r
             assert code == 0, err
             with (tmp_path / target).open(newline="") as file:
                 read = list(csv.DictReader(file)) if target.endswith("csv") else [json.loads(line) for line in file]
-            assert [(row["sentence1"], row["sentence2"], row["input_label"]) for row in read] == [
-                (*p, "?") for p in pairs
-            ]
-            assert [row["label"] for row in read] == [item["label"] for item in wanted]
+            assert [(row["sentence1"], row["sentence2"], row["label"]) for row in read] == [(*p, "?") for p in pairs]
+            assert [row["predicted_label"] for row in read] == [item["label"] for item in wanted]
             assert [float(row["probability"]) for row in read] == pytest.approx(
                 [item["probability"] for item in wanted], abs=1e-6
             )
