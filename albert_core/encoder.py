@@ -21,6 +21,7 @@ from ..kernels.packed import PaddedBatch
 from ..kernels.weights import EncoderConfig, EncoderWeights, LayerWeights
 from .data.hub import quiet_hub
 from .runs.files import published
+from .text import clean, quoted, shorten
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +64,20 @@ RANDOM_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "albert-large-v2": _ALBERT_V2 | _LARGE,
     "tiny": _ALBERT_V2 | _TINY | {"embedding_size": 32, "initializer_range": 0.15},
 }
+
+
+# What must be a positive number in the config.json of an ALBERT or a BERT.
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "num_hidden_groups",
+    "inner_group_num",
+)
 
 
 @dataclass(frozen=True)
@@ -173,7 +188,7 @@ def _fill_randomly(module: Any, seed: int) -> None:
 
 
 def _pretrained_encoder(model_name: str) -> LoadedEncoder:
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, PretrainedConfig
 
     folder = Path(model_name).expanduser()
     local = folder.exists() or model_name.startswith((".", "/", "~"))
@@ -183,21 +198,31 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             "give a folder that save_pretrained wrote, a Hub id such as albert/albert-base-v2, or random:albert-base-v2"
         )
     source = str(folder) if local else model_name
+    label = f"model_name {quoted(model_name)}"
     with quiet_hub(), quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
+            _check_described(PretrainedConfig.get_config_dict(source)[0], label)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except UserError:
+            raise
+        # A stranger's files may hold anything, over which transformers and safetensors stumble in any way.
+        except Exception as error:
             raise UserError(_cannot_load(model_name, local, error)) from error
-        if config.model_type not in ("albert", "bert"):
-            raise UserError(
-                f"model_name {model_name!r} is a {config.model_type!r} model; allowed are albert and bert encoders"
-            )
-        _check_attention(config, f"model_name {model_name!r}")
+        _check_sizes(config, label)
+        _check_attention(config, label)
         try:
             module, report = AutoModel.from_pretrained(
-                source, config=config, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
+                source,
+                config=config,
+                add_pooling_layer=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                # Else config.json may name a kernel on the Hub, which is code.
+                attn_implementation="sdpa",
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             raise UserError(_cannot_load(model_name, local, error)) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -209,6 +234,22 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
         if not torch.isfinite(parameter).all():
             raise UserError(f"model_name {model_name!r} has NaN or inf in {name}; give an intact checkpoint")
     return LoadedEncoder(model_name, model_name, False, config, module)
+
+
+def _check_described(described: dict[str, Any], label: str) -> None:
+    """Refuses by its config.json what is not to be loaded at all: transformers would offer to run the folder's code."""
+    kind = described.get("model_type")
+    if kind not in ("albert", "bert"):
+        raise UserError(f"{label} is a {quoted(kind)} model; allowed are albert and bert encoders")
+    if described.get("quantization_config") is not None:
+        raise UserError(f"{label} holds quantized weights; give the model it was made from")
+
+
+def _check_sizes(config: Any, label: str) -> None:
+    for key in _SIZES:
+        size = getattr(config, key, 1)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{label} has {key} {quoted(size)} in its config.json; give an intact model")
 
 
 def _check_attention(config: Any, label: str) -> None:
@@ -228,12 +269,19 @@ def _check_attention(config: Any, label: str) -> None:
 
 
 def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split()) or type(error).__name__
+    label = f"model_name {quoted(model_name)}"
+    if local and any(Path(model_name).expanduser().glob("pytorch_model*.bin")) and "safetensors" in reason:
+        convert = f"from transformers import AutoModel as M; M.from_pretrained({model_name!r}).save_pretrained('NEW')"
+        return (
+            f"{label} has its weights in a pickle (pytorch_model.bin), which may hold code, and none in safetensors; "
+            f'if you trust it write them anew, python -c "{convert}", and give the folder NEW'
+        )
     if local:
-        return f"model_name {model_name!r} can't be loaded ({reason}); give an intact save_pretrained folder"
+        return f"{label} can't be loaded ({shorten(clean(reason), 200)}); give an intact save_pretrained folder"
     return (
-        f"model_name {model_name!r} is read as a Hub id and can't be loaded ({reason}); without a network give a local "
-        "folder, or random:albert-base-v2 for seeded random weights"
+        f"{label} is read as a Hub id and can't be loaded ({shorten(clean(reason), 200)}); without a network give a "
+        "local folder, or random:albert-base-v2 for seeded random weights"
     )
 
 

@@ -192,7 +192,9 @@ def _load_safetensors(trained: LogitsModel, folder: Path) -> tuple[str, Logits]:
     import transformers
     from safetensors.torch import load_file
 
-    encoder = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).eval()
+    encoder = transformers.AutoModel.from_pretrained(
+        folder, add_pooling_layer=False, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    ).eval()
     head = copy.deepcopy(trained.head)
     head.load_state_dict(load_file(folder / HEAD_FILE), strict=True)
     return f"transformers {transformers.__version__} (AutoModel)", LogitsModel(encoder, head, trained._apply_head)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -69,13 +71,23 @@ class Job:
         """The transformers encoder of a whole model (see `module_of`)."""
         return module_of(self.encoder, self.config)
 
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """Of the evaluation's examples as they were given and tokenised, and of what the outputs stand for."""
+        return {
+            "test_data": _hash([self.test_tokens.fingerprint, self.dataset.test.content]),
+            "labels": _hash(self.dataset.meaning),
+        }
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with a run that goes on from it."""
         config = self.config
         return {
             "task": self.task.name,
             "encoder": self.encoder.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
             "train_data": self.train_tokens.fingerprint,
+            **self._hashes,
             "num_labels": self.num_labels,
             "mlp_hidden_size": config.mlp_hidden_size,
             "freeze_encoder": config.freeze_encoder,
@@ -86,11 +98,18 @@ class Job:
             f"{self.policy.mode}".rstrip(),
             "kernel": config.kernel,
             "layout": self.layout,
+            "max_length": config.max_length,
+            "n_best_size": config.n_best_size,
+            "max_answer_length": config.max_answer_length,
             "seed": config.seed,
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
         }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def trains_on_features(config: TrainConfig) -> bool:

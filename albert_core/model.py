@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .. import UserError
 from ..backends import Backend, CastPolicy
 from ..kernels.packed import PackedBatch, PaddedBatch
 from .encoder import encoder_layers, padded_states
 from .packed_module import packed_states, take_packed
+from .text import clean, quoted, shorten
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -47,11 +49,22 @@ def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
-    """Puts back a `trained_state`, or a whole ``state_dict``. RuntimeError where one is missing or foreign."""
+    """Puts back a `trained_state`, or a whole ``state_dict``.
+
+    Raises UserError where one is missing, foreign, of another shape, or not finite.
+    """
+    fix = "these are not this run's weights; name a checkpoint of this run"
     absent = trained_state(model).keys() - saved.keys()
     if absent:
-        raise RuntimeError(f"the saved model lacks {', '.join(sorted(absent))}")
-    model.load_state_dict(model.state_dict() | saved, strict=True)
+        raise UserError(f"the saved model lacks {shorten(', '.join(sorted(absent)))}: {fix}")
+    for name, tensor in saved.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"the saved weight {quoted(name)} is NaN or inf; take an earlier checkpoint")
+    try:
+        model.load_state_dict(model.state_dict() | saved, strict=True)
+    except RuntimeError as error:
+        reason = shorten(clean(" ".join(str(error).split())))
+        raise UserError(f"the saved model does not fit ({reason}): {fix}") from error
 
 
 class WholeModel(nn.Module):

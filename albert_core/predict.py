@@ -126,7 +126,8 @@ def load_predictor(
             f"{task.name}; name a checkpoint of this run"
         )
     # Two recipes of one task have weights of the same shapes, and labels that have nothing to do with each other.
-    if identity["train_data"] != run.identity().get("train_data", identity["train_data"]):
+    own = run.identity()
+    if any(identity.get(key) != own.get(key) for key in ("train_data", "tokenizer", "labels")):
         raise UserError(
             f"{checkpoint or run.model} holds weights trained on other texts than run {str(run.path)!r}; name a "
             "checkpoint of this run"

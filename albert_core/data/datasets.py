@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ... import UserError
 from .columns import Columns, choose_columns, refuse_repeated_ids
@@ -40,6 +41,11 @@ class RawSplit:
         """Every text, first and second ones."""
         return self.texts if self.pairs is None else [*self.texts, *self.pairs]
 
+    @property
+    def content(self) -> list[Any]:
+        """What an evaluation depends on, as JSON takes it."""
+        return [self.texts, self.labels, self.pairs]
+
     def rows(self, indices: Sequence[int]) -> RawSplit:
         """Some of the rows, in the order of `indices`."""
         pairs = None if self.pairs is None else [self.pairs[row] for row in indices]
@@ -61,6 +67,11 @@ class RawDataset:
     fingerprint: str
     text_columns: tuple[str, ...] = ("text",)
     responses: list[str] | None = None
+
+    @property
+    def meaning(self) -> list[Any]:
+        """What the head's outputs stand for, in their order."""
+        return [self.label_names, self.responses]
 
 
 def load_dataset(
@@ -130,8 +141,7 @@ def load_dataset(
 
 def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:
     """SHA-256 (hex) over texts, labels and label names, in their order."""
-    content = [[split.texts, split.labels, split.pairs] for split in (train, test)]
-    encoded = json.dumps(["isotrain data 1", content, list(label_names)], ensure_ascii=False)
+    encoded = json.dumps(["isotrain data 1", [train.content, test.content], list(label_names)], ensure_ascii=False)
     return hashlib.sha256(encoded.encode()).hexdigest()
 
 

@@ -27,6 +27,11 @@ class QuestionDataset:
     test: QuestionSplit
     text_columns: tuple[str, str]
 
+    @property
+    def meaning(self) -> list[str]:
+        """What the head's outputs stand for: the ends of an answer, whatever the data."""
+        return ["start", "end"]
+
 
 def load_questions(
     dataset_id: str,

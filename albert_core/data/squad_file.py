@@ -51,6 +51,12 @@ class QuestionSplit:
         """Every text once: the questions, and the contexts, which several questions share."""
         return [*self.questions, *dict.fromkeys(self.contexts)]
 
+    @property
+    def content(self) -> list[Any]:
+        """What an evaluation depends on, as JSON takes it."""
+        answers = [[(answer.text, answer.start) for answer in given] for given in self.answers]
+        return [self.questions, self.contexts, answers]
+
     def rows(self, indices: Sequence[int]) -> QuestionSplit:
         """Some of the questions, in the order of `indices`."""
         return QuestionSplit(

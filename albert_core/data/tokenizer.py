@@ -293,8 +293,9 @@ def _from_bert_vocabulary(folder: Path, label: str) -> TextTokenizer:
 
     # from_pretrained reads do_lower_case from tokenizer_config.json; the constructor would ignore vocab_file.
     try:
-        fast = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        fast = BertTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    # A stranger's files may hold anything, over which transformers and tokenizers stumble in any way.
+    except Exception as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
             f"tokenizer {label!r} can't be built from its vocab.txt ({reason}); give an intact one"

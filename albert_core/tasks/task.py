@@ -32,18 +32,28 @@ TASK_NAMES = ("classification", "question_answering")
 
 
 class Split(Protocol):
-    """One split's examples. `corpus`: every text in it, for training an embedded tokenizer."""
+    """One split's examples. `corpus`: every text in it, for training an embedded tokenizer. `content`: what an
+    evaluation depends on, as JSON takes it.
+    """
 
     def __len__(self) -> int: ...
 
     @property
     def corpus(self) -> list[str]: ...
 
+    @property
+    def content(self) -> list[Any]: ...
+
     def rows(self, indices: Sequence[int]) -> Split: ...
 
 
 class TaskData(Protocol):
-    """What a task's `load` returns: at least a name and both splits."""
+    """What a task's `load` returns: at least a name and both splits. `meaning`: what the head's outputs stand for, in
+    their order, as JSON takes it.
+    """
+
+    @property
+    def meaning(self) -> list[Any]: ...
 
     @property
     def name(self) -> str: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import subprocess
@@ -16,7 +17,7 @@ from isotrain.albert_core.config_file import ResolvedConfig, load_config
 from isotrain.albert_core.predict import load_predictor
 from isotrain.albert_core.train import TrainResult, train
 from safetensors.torch import load_file
-from support.small_job import losses, metrics, write_dataset
+from support.small_job import WORDS, losses, metrics, write_dataset
 
 Run = Callable[..., TrainResult]
 
@@ -47,6 +48,60 @@ def test_settings_changed_at_a_resume_count_and_are_named(run: Run) -> None:
 def test_what_changes_the_numbers_is_refused(run: Run, change: dict[str, Any]) -> None:
     first = run(stop_at_step=3)
     with pytest.raises(UserError, match=r"layout|dtype|cast_policy"):
+        run(resume=first.run, **change)
+
+
+def _rotated(path: Path) -> None:
+    """Gives every row of a CSV the label of the row before."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    labels = [row[1] for row in rows]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [header, *([row[0], label] for row, label in zip(rows, labels[-1:] + labels[:-1], strict=True))]
+        )
+
+
+@pytest.mark.parametrize(("split", "key"), [("test", "test_data"), ("train", "train_data")])
+def test_changed_data_is_refused_by_name(run: Run, tmp_path: Path, split: str, key: str) -> None:
+    data = write_dataset(tmp_path / "own")
+    first = run(dataset_id=str(data), stop_at_step=3)
+    _rotated(data / f"{split}.csv")
+    with pytest.raises(UserError, match=rf"foreign checkpoint .*{key} is .* there and .* here"):
+        run(resume=first.run, dataset_id=str(data))
+
+
+def test_names_of_labels_in_another_order_are_refused(run: Run, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "own")
+    names = {name: label for label, name in enumerate(sorted(WORDS))}
+    for path in data.glob("*.csv"):
+        with path.open(newline="") as file:
+            (text, label), *rows = csv.reader(file)
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([(text, label), *((words, names[name]) for words, name in rows)])
+    (data / "categories.json").write_text(json.dumps(list(names)))
+    first = run(dataset_id=str(data), stop_at_step=3)
+    (data / "categories.json").write_text(json.dumps(list(names)[::-1]))
+    with pytest.raises(UserError, match="labels is"):
+        run(resume=first.run, dataset_id=str(data))
+
+
+def test_another_tokenizer_is_refused_although_it_numbers_this_data_alike(run: Run, tmp_path: Path) -> None:
+    first = run(stop_at_step=3)
+    definition = json.loads((first.run.tokenizer / "tokenizer.json").read_text())
+    definition["added_tokens"].append(
+        {"id": 29_999, "content": "[NEW]", "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(UserError, match=r"tokenizer is .* there and .* here"):
+        run(resume=first.run, tokenizer_name=str(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("change", [{"max_length": 24}, {"max_eval_samples": 10}])
+def test_what_an_evaluation_depends_on_is_refused_by_name(run: Run, change: dict[str, Any]) -> None:
+    first = run(stop_at_step=3)
+    with pytest.raises(UserError, match=r"max_length is|test_data is"):
         run(resume=first.run, **change)
 
 

@@ -1,0 +1,148 @@
+"""A model or tokenizer folder from a stranger runs no code, is asked no question about, and is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from isotrain import UserError
+from isotrain.albert_core.data import load_tokenizer
+from isotrain.albert_core.encoder import load_encoder
+from transformers import AlbertConfig, AlbertModel
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small ALBERT as `save_pretrained` writes it, with Python files beside it that leave a marker when imported."""
+    config = AlbertConfig(
+        vocab_size=30,
+        embedding_size=8,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=2,
+    )
+    path = tmp_path / "model"
+    AlbertModel(config, add_pooling_layer=False).save_pretrained(path)
+    for name in ("configuration_evil", "modeling_evil", "tokenization_evil"):
+        code = (
+            f"open({str(tmp_path / 'marker')!r}, 'w')\nfrom transformers import AlbertConfig as C, AlbertModel as M\n"
+        )
+        (path / f"{name}.py").write_text(code)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran_and_nothing_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def asked(*_: object) -> str:
+        (tmp_path / "marker").touch()
+        return "y"
+
+    monkeypatch.setattr("builtins.input", asked)
+    yield
+    assert not (tmp_path / "marker").exists()
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+CODE = {"AutoConfig": "configuration_evil.C", "AutoModel": "modeling_evil.M", "AutoTokenizer": "tokenization_evil.T"}
+
+
+@pytest.mark.parametrize("kind", ["albert-nova", None, 7, ["albert"]])
+def test_an_unknown_kind_with_code_of_its_own_is_refused_in_one_line(folder: Path, kind: Any) -> None:
+    edit(folder / "config.json", model_type=kind, auto_map=CODE)
+    with pytest.raises(UserError, match="allowed are albert and bert") as caught:
+        load_encoder(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_known_kind_with_code_of_its_own_is_loaded_by_transformers_own(folder: Path) -> None:
+    wanted = load_encoder(str(folder)).fingerprint
+    edit(folder / "config.json", auto_map=CODE)
+    encoder = load_encoder(str(folder))
+    assert encoder.fingerprint == wanted
+    assert type(encoder.module()).__module__.startswith("transformers.")
+
+
+def test_a_kernel_that_the_folder_names_is_not_fetched(folder: Path) -> None:
+    edit(folder / "config.json", attn_implementation="stranger/kernel", _attn_implementation="stranger/kernel")
+    assert load_encoder(str(folder)).module().config._attn_implementation == "sdpa"
+
+
+def test_quantized_weights_are_refused(folder: Path) -> None:
+    edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(UserError, match="quantized"):
+        load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, beside: bool) -> None:
+    torch.save({"a": Bomb(tmp_path / "marker")}, folder / "pytorch_model.bin")
+    if beside:
+        load_encoder(str(folder))
+        return
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"in a pickle .* write them anew, python -c ") as caught:
+        load_encoder(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_printed_conversion_works(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = load_encoder(str(folder)).fingerprint
+    torch.save(load_encoder(str(folder)).module().state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError) as caught:
+        load_encoder(str(folder))
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).partition('python -c "')[2].partition('"')[0], {})
+    assert load_encoder(str(tmp_path / "NEW")).fingerprint == wanted
+
+
+def test_a_renamed_pickle_is_no_safetensors_file(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
+    with pytest.raises(UserError, match="can't be loaded"):
+        load_encoder(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "x"},
+        {"hidden_size": -4},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": None},
+        {"vocab_size": []},
+        {"hidden_act": "os.system"},
+        {"num_hidden_groups": 0},
+    ],
+)
+def test_values_that_no_configuration_has_end_in_one_line(folder: Path, changes: dict[str, Any]) -> None:
+    edit(folder / "config.json", **changes)
+    with pytest.raises(UserError) as caught:
+        load_encoder(str(folder))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_tokenizer_folders_code_is_not_run(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    settings = {"tokenizer_class": "Evil", "auto_map": CODE, "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    ids, _, _ = load_tokenizer(str(folder), str(folder)).encode_batch(["a b"], 16)
+    assert ids.tolist() == [2, 5, 6, 3]
