@@ -11,13 +11,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ..albert_core.runs.files import open_anew
+from ..albert_core.text import clean, shorten
 from .plan import Plan
 
 WORKER = (sys.executable, "-m", "isotrain.benchmarks.worker")
@@ -123,6 +124,24 @@ def run_process(
     extra: environment variables beside those of `worker_environment`. An interruption ends it too, and is raised.
     """
     start = time.perf_counter_ns()
+    with running(command, spec, log, threads, extra) as worker:
+        # A timer and a blocking wait: waiting with a timeout wakes twenty times a second, and each time takes a CPU
+        # away from what is measured.
+        timed_out = threading.Event()
+        limit = threading.Timer(time_limit, _expire, (worker, timed_out))
+        limit.start()
+        try:
+            worker.wait()
+        finally:
+            limit.cancel()
+    return Ended(worker.returncode, (time.perf_counter_ns() - start) / 1e9, timed_out.is_set(), log)
+
+
+@contextmanager
+def running(
+    command: Sequence[str], spec: Any, log: Path, threads: int | None, extra: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of `run_process` that is ended, with whatever it started, when the block ends."""
     with open_anew(log) as output:
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker and whatever it started.
         worker = subprocess.Popen(
@@ -133,17 +152,14 @@ def run_process(
             env=worker_environment(threads) | (extra or {}),
             start_new_session=True,
         )
-        # A timer and a blocking wait: waiting with a timeout wakes twenty times a second, and each time takes a CPU
-        # away from what is measured.
-        timed_out = threading.Event()
-        limit = threading.Timer(time_limit, _expire, (worker, timed_out))
-        limit.start()
-        try:
-            worker.communicate(json.dumps(spec).encode())
-        finally:
-            limit.cancel()
-            _end(worker)
-    return Ended(worker.returncode, (time.perf_counter_ns() - start) / 1e9, timed_out.is_set(), log)
+    assert worker.stdin is not None, "it was asked for"
+    try:
+        # One that has ended already reads nothing.
+        with suppress(BrokenPipeError), worker.stdin as given:
+            given.write(json.dumps(spec).encode())
+        yield worker
+    finally:
+        _end(worker)
 
 
 def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
@@ -173,6 +189,12 @@ def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
 def how(ended: Ended) -> str:
     """How a process ended, in words."""
     return f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
+
+
+def last_words(log: Path) -> str:
+    """The last line that a process wrote, as the end of a sentence; empty where it wrote none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f": {shorten(clean(lines[-1].strip()))}" if lines else ""
 
 
 def said(log: Path) -> str:

@@ -2,99 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from ..backends import Availability
-
 
 def doctor(
-    json_output: Annotated[bool, typer.Option("--json", help="The same as JSON, for machines.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Each device's checks, dtype, kernels and how to get it.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
     """Say which devices work here: run a matmul and a backward pass on each, or say what is missing and how to get it.
 
-    Exits with 1 when a device that is here fails its test.
-    """
-    reports = [report for name in _names() for report in _examine(name)]
-    if json_output:
-        import json
+    Each is tested in a process of its own. Exits with 1 when a device that is here fails its test.
 
-        typer.echo(json.dumps({"backends": reports}, indent=2))
+    Examples:
+
+      isotrain doctor
+
+      isotrain doctor -v
+    """
+    from ..backends import list_backends
+    from ..benchmarks.probe import examine
+
+    reports = examine(list_backends())
+    if json_output:
+        from .documents import print_json
+
+        print_json("doctor", {"backends": reports})
     else:
-        _show(reports)
+        _show(reports, verbose)
     if any(report["status"] == "FAIL" for report in reports):
         raise typer.Exit(1)
 
 
-def _names() -> list[str]:
-    from ..backends import list_backends
-
-    return list_backends()
+COLOURS = {"PASS": "green", "FAIL": "bold red", "absent": "yellow"}
 
 
-def _examine(name: str) -> list[dict[str, Any]]:
-    """A report of each device behind a backend's name."""
-    from .. import UserError
-    from ..backends import backend_class
-
-    try:
-        variants = backend_class(name).variants()
-    except UserError as error:
-        fix = "repair or uninstall the package"
-        return [{"backend": name, "status": "FAIL", "reason": str(error), "fix": fix, "checks": []}]
-    return [_test(name, label, availability, options) for label, (availability, options) in variants.items()]
-
-
-def _test(name: str, label: str, availability: Availability, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    from .. import UserError
-    from ..backends import get_backend
-    from ..backends.selftest import self_test
-
-    report: dict[str, Any] = {"backend": label, "status": "absent", "checks": []}
-    report |= {"reason": availability.reason, "fix": availability.fix}
-    if not availability.ok:
-        return report
-    try:
-        backend = get_backend(name, {name: options} if options else None)
-        checks = self_test(backend)
-        policy = backend.cast_policy("bfloat16")
-    except (RuntimeError, UserError) as error:
-        return report | {
-            "status": "FAIL",
-            "reason": f"the self-test failed: {error}",
-            "fix": "check the device's driver",
-        }
-    report["status"] = "PASS" if all(check.ok for check in checks) else "FAIL"
-    report["checks"] = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
-    report["device"] = backend.info().as_dict()
-    report["bfloat16"] = policy.__dict__
-    report["kernels"] = {
-        name: f"available, {state.reason}" if state.ok else f"not here: {state.reason}"
-        for name, state in backend.kernels().items()
-    }
-    return report
-
-
-def _show(reports: list[dict[str, Any]]) -> None:
-    from rich.console import Console
+def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="isotrain doctor", title_justify="left")
-    for column in ("backend", "result", "what", "checks"):
-        table.add_column(column, overflow="fold")
-    colours = {"PASS": "green", "FAIL": "bold red", "absent": "yellow"}
+    from ..benchmarks.report import output_console
+
+    console = output_console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in ("backend", "result"):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for report in reports:
-        what = report["reason"] + (f"\nfix: {report['fix']}" if report["fix"] else "")
-        if "bfloat16" in report:
-            what += f"\nbfloat16: {report['bfloat16']['reason']}"
-            what += "".join(f"\nkernel {name}: {state}" for name, state in report["kernels"].items())
-        checks = "\n".join(
-            f"{check['name']}: {'ok' if check['ok'] else 'WRONG'}, {check['detail']}" for check in report["checks"]
-        )
-        status = report["status"]
-        table.add_row(report["backend"], Text(status, colours[status]), Text(what), Text(checks))
-    Console().print(table)
+        status = Text(report["status"], COLOURS[report["status"]])
+        if verbose:
+            console.print(Text.assemble((report["backend"], "bold"), "  ", status))
+            # A command must be whole when it is pasted, so no line is broken.
+            for line in _details(report):
+                console.print(Text(f"  {line}"), soft_wrap=True)
+        else:
+            table.add_row(report["backend"], status, Text(_summary(report)))
+    if verbose:
+        return
+    console.print(table)
+    if any(report["status"] != "PASS" for report in reports):
+        console.print("how to get what is missing: isotrain doctor -v")
+
+
+def _summary(report: dict[str, Any]) -> str:
+    """What a user needs of a device in a line."""
+    if report["status"] != "PASS":
+        return str(report["reason"])
+    here = [name for name, state in report["kernels"].items() if state.startswith("available")]
+    return f"{report['device']['name']}; kernels {', '.join(here)}"
+
+
+def _details(report: dict[str, Any]) -> list[str]:
+    lines = [report["reason"], *([f"fix: {report['fix']}"] if report["fix"] else [])]
+    if "bfloat16" in report:
+        lines += [f"device: {report['device']['name']}", f"bfloat16: {report['bfloat16']['reason']}"]
+        lines += [f"kernel {name}: {state}" for name, state in report["kernels"].items()]
+    checks = report["checks"]
+    return lines + [f"{check['name']}: {'ok' if check['ok'] else 'WRONG'}, {check['detail']}" for check in checks]
