@@ -74,18 +74,29 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
-    log.info(
-        "epoch %d, step %d/%d: train/loss %.4f, eval/%s%s",
-        epoch + 1,
-        state.step,
-        training.total_steps,
-        training_loss,
-        ", ".join(f"{word} {metrics[name]:.4f}" for name, word in job.task.metrics.items() if name in metrics),
-        job.whose,
-    )
+    _log_evaluation(training, epoch, training_loss, metrics)
     draw(training)
     if state.watch.after_evaluation(state.step, training_loss, metrics):
         _say_collapsed(training)
+
+
+def _log_evaluation(training: Training, epoch: int, training_loss: float, metrics: dict[str, float]) -> None:
+    """One row of the log's table of evaluations, under a header where it is this process's first."""
+    job, step = training.job, training.state.step
+    words = {word: metrics[name] for name, word in job.task.metrics.items() if name in metrics}
+    loss, *others = words
+    headers = ["epoch", f"step of {training.total_steps:,}", "train/loss", f"eval/{loss}", *others]
+    cells = [f"{epoch + 1}", f"{step:,}", *(f"{value:.4f}" for value in (training_loss, *words.values()))]
+    widths = [max(len(header), len("0.0000")) for header in headers]
+    if not training.evaluated:
+        training.evaluated = True
+        log.info("evaluations of %s", job.label)
+        log.info(_row(headers, widths))
+    log.info("%s%s", _row(cells, widths), job.whose)
+
+
+def _row(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
 def draw(training: Training, *, png: bool = False) -> None:
@@ -146,17 +157,11 @@ def describe(job: Job, run: RunFolder) -> None:
         log.warning("%s: every time and speed of this run is the emulation's on this host, never a card's", info.label)
     if job.ranks.size > 1:
         log.info("%d processes share each batch of %d texts", job.ranks.size, job.config.batch_size)
-    for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens)):
-        log.info(
-            "%s %s: %s %s, %s tokens, %d outputs%s",
-            job.dataset.name,
-            name,
-            f"{tokens.num_texts:,}",
-            job.task.sequences,
-            f"{tokens.num_tokens:,}",
-            job.num_labels,
-            " (tokens from cache)" if tokens.from_cache else "",
-        )
+    splits = [
+        f"{tokens.num_texts:,} {name} {job.task.sequences} ({tokens.num_tokens:,} tokens)"
+        for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens))
+    ]
+    log.info("data %s: %s, %d outputs", job.dataset.name, ", ".join(splits), job.num_labels)
 
 
 def record(training: Training, resolved: ResolvedConfig) -> None:

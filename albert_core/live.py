@@ -1,4 +1,6 @@
-"""What a run shows on a terminal while it trains: bars, the loss and its way down, throughput, evaluations.
+"""What a run shows on a terminal while it trains: bars, the loss and its way down, throughput.
+
+Evaluations are rows of the log above it.
 
 It is told what the loop logs anyway, and drawn four times a second from that: it never asks the device for anything.
 """
@@ -12,7 +14,6 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 FRAMES_PER_SECOND = 4
@@ -20,7 +21,6 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 32
 # The weight of what came before in a smoothed loss: about the last ten log lines count.
 MEMORY = 0.9
-EVALUATIONS = 5
 
 
 class Smoothed:
@@ -86,7 +86,6 @@ class LiveReporter:
         self._values: dict[str, Any] = {}
         self._smoothed, self._history = Smoothed(), History()
         self._mean: float | None = None
-        self._evaluations: list[tuple[int, int, dict[str, float]]] = []
 
     def phase(self, name: str) -> Callable[[int, int], None]:
         task: TaskID | None = None
@@ -110,9 +109,6 @@ class LiveReporter:
             self._values = values
             self._mean = self._smoothed.add(values["train/loss"])
             self._history.add(self._mean)
-        found = {name.removeprefix("eval/"): value for name, value in values.items() if name.startswith("eval/")}
-        if found:
-            self._evaluations = [*self._evaluations[1 - EVALUATIONS :], (values.get("epoch", 0), step, found)]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield self.progress
@@ -120,8 +116,6 @@ class LiveReporter:
         if self._mean is not None:
             parts.append(self._losses(sparks=not options.ascii_only))
         yield Group(*parts)
-        if self._evaluations:
-            yield self._evaluated()
 
     def _losses(self, sparks: bool) -> Text:
         values = self._values
@@ -130,16 +124,6 @@ class LiveReporter:
             words += f"  {self._history.sparks()}"
         words += f"\n{values['samples_per_second']:,.0f} samples/s  learning rate {values['learning_rate']:.2e}"
         return Text(words)
-
-    def _evaluated(self) -> Table:
-        """The last evaluations, the latest at the bottom."""
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        names = list(dict.fromkeys(name for *_, found in self._evaluations for name in found))
-        for name in ("epoch", "step", *names):
-            table.add_column(name, justify="right")
-        for epoch, step, found in self._evaluations:
-            table.add_row(str(epoch), f"{step:,}", *(f"{found[name]:.4f}" if name in found else "" for name in names))
-        return table
 
 
 @contextmanager

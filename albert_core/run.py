@@ -189,11 +189,11 @@ def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
     console = terminal()
     screen: logging.Handler
     if console.is_terminal:
-        screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+        screen = RichHandler(console=console, show_path=False, show_time=False, show_level=False, markup=False)
     else:
         # rich would wrap at 80 columns, and a log file is searched by line.
         screen = _LastingHandler()
-        screen.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+    screen.setFormatter(_Loud("%(message)s"))
     screen.setLevel(logging.CRITICAL + 1 if level is None else level)
     early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     logger.setLevel(logging.DEBUG)
@@ -208,6 +208,14 @@ def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
             handler.close()
         logger.setLevel(previous[0])
         logger.propagate = previous[1]
+
+
+class _Loud(logging.Formatter):
+    """Names the level of what is more than news."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return line if record.levelno <= logging.INFO else f"{record.levelname} {line}"
 
 
 class _LastingHandler(logging.StreamHandler[TextIO]):

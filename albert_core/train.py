@@ -49,7 +49,8 @@ class TrainResult:
     name of the checkpoint that holds its weights, if any does.
 
     `metric_names`: what an evaluation of its task and data has, in the order that tables show. `collapse`: why the
-    model counts as collapsed, "" where it doesn't. `chart`: the metrics that are drawn.
+    model counts as collapsed, "" where it doesn't. `chart`: the metrics that are drawn. `example`: an input of its
+    evaluation data, one text or two.
     """
 
     run: RunFolder
@@ -66,6 +67,7 @@ class TrainResult:
     collapse: str = ""
     chart: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    example: tuple[str, ...] = ()
 
 
 class Observer(Protocol):
@@ -331,6 +333,7 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         collapse=state.watch.reason,
         chart=job.config.chart,
         phases=job.phases,
+        example=job.dataset.test.example,
     )
 
 

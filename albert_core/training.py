@@ -56,6 +56,8 @@ class Training:
     trackers: Trackers
     state: TrainingState
     total_steps: int
+    #: Whether this process has evaluated yet.
+    evaluated: bool = False
     step: Callable[..., torch.Tensor] = field(default=_not_ready)
 
 
@@ -169,7 +171,7 @@ def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSou
         log.info("feature cache off: the frozen encoder runs at every step (%s)", described)
         train_batches, test_batches = _token_batches(job)
         return StreamedFeatures(encoder, train_batches), StreamedFeatures(encoder, test_batches)
-    log.info("feature cache on: the frozen encoder's features are computed once (%s)", described)
+    log.debug("feature cache on: the frozen encoder's features are computed once (%s)", described)
     began = time.perf_counter_ns()
     sources: list[InputSource] = []
     for name, tokens, rows in (
@@ -188,7 +190,7 @@ def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSou
             job.ranks,
         )
         sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend, rows, job.ranks))
-        log.info("features of %s %s texts %s", f"{tokens.num_texts:,}", name, "from the disk" if kept else "computed")
+        log.debug("features of %s %s texts %s", f"{tokens.num_texts:,}", name, "from the disk" if kept else "computed")
     job.phases["features"] = (time.perf_counter_ns() - began) / 1e9
-    log.info("features ready after %.1f s", job.phases["features"])
+    log.info("features of the frozen encoder ready after %.1f s (%s)", job.phases["features"], described)
     return sources[0], sources[1]

@@ -22,6 +22,7 @@ def report(
         Path | None,
         typer.Option(metavar="FOLDER", help="Each chart as a PNG file, too; needs matplotlib."),
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
 ) -> None:
     """Show results as one HTML page that needs nothing beside it.
 
@@ -45,3 +46,8 @@ def report(
         typer.echo(f"report: {written.page} ({written.charts} charts)")
         if png is not None:
             typer.echo(f"charts: {len(written.pictures)} PNG files in {png}")
+    if show:
+        import webbrowser
+
+        if not webbrowser.open(written.page.resolve().as_uri()):
+            typer.echo(f"no browser was found here; open {written.page} in one", err=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .invocation import program
 from .streams import kept
 
 if TYPE_CHECKING:
+    from ..albert_core.config import TrainConfig
     from ..albert_core.train import TrainResult
 
 
@@ -72,8 +75,11 @@ def train(
     if first:
         with kept(f"the run {result.status} and is kept in {result.run.path}"):
             _show(result)
+            if result.status == "completed":
+                typer.echo("\n".join(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))]))
             if result.status == "stopped":
-                typer.echo(f"{done}; go on with: {starter(ranks)} train --resume {result.run.path}")
+                start = program() if ranks.size == 1 else starter(ranks)
+                typer.echo(f"{done}; go on with: {start} train --resume {shlex.quote(str(result.run.path))}")
     if result.status == "stopped":
         raise typer.Exit(0 if result.step == resolved.config.stop_at_step else 130)
     if result.status == "collapsed":
@@ -81,38 +87,34 @@ def train(
         raise typer.Exit(1)
 
 
-# Rows of the table of evaluations: more would push the result off the screen; metrics.jsonl has them all.
-_SHOWN_EVALUATIONS = 20
-
-
-def _show_evaluations(result: TrainResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..albert_core.history import evaluations
-
-    rows = evaluations(result.run)
-    names = ("train/loss", "epoch", "step", *result.metric_names)
-    table = Table()
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows[-_SHOWN_EVALUATIONS:]:
-        table.add_row(*(f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in names))
-    if rows:
-        which = f"the last {_SHOWN_EVALUATIONS} of {len(rows)} " if len(rows) > _SHOWN_EVALUATIONS else ""
-        typer.echo(f"{which}evaluations of {result.label}:")
-        Console().print(table)
-    if len(rows) > 1 and result.chart:
-        from ..albert_core.chart import as_text, evaluation_chart
-
-        typer.echo(as_text(evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")))
+def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
+    """What to try on a finished run, as commands that work as pasted."""
+    start, run = program(), result.run.path
+    texts = [result.example[0], *(part for text in result.example[1:] for part in ("--pair", text))]
+    backend = config.backend_name
+    kernels = ["--quick", "--layout", "bucketed", "--kernel", "auto", "--kernel", "transformers"]
+    return [
+        f"{start} {shlex.join(words)}"
+        for words in (
+            ["predict", str(run), *texts],
+            ["bench", *kernels, "--backend", backend, "--model", config.model_name],
+            ["parity", str(run / "config.yaml"), "--candidate", f"{backend}:bfloat16", "--steps", "20"],
+            ["report", str(run.parent), "--open"],
+        )
+    ]
 
 
 def _show(result: TrainResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    _show_evaluations(result)
+    if result.chart:
+        from ..albert_core.chart import as_text, evaluation_chart
+        from ..albert_core.history import evaluations
+
+        rows = evaluations(result.run)
+        if len(rows) > 1:
+            typer.echo(as_text(evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")))
 
     # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
     typer.echo(f"{result.status}: {result.label}")

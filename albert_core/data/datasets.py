@@ -46,10 +46,26 @@ class RawSplit:
         """What an evaluation depends on, as JSON takes it."""
         return [self.texts, self.labels, self.pairs]
 
+    @property
+    def example(self) -> tuple[str, ...]:
+        """A text, or both texts of a pair, to try a trained model on."""
+        row = example_row(self.texts)
+        return (self.texts[row],) if self.pairs is None else (self.texts[row], self.pairs[row])
+
     def rows(self, indices: Sequence[int]) -> RawSplit:
         """Some of the rows, in the order of `indices`."""
         pairs = None if self.pairs is None else [self.pairs[row] for row in indices]
         return RawSplit([self.texts[row] for row in indices], [self.labels[row] for row in indices], pairs)
+
+
+def example_row(texts: Sequence[str]) -> int:
+    """The row whose text fits a command line best: one printable line of about 40 characters, no option."""
+
+    def unfit(row: int) -> tuple[bool, int]:
+        text = texts[row]
+        return text.startswith("-") or not text.isprintable(), abs(len(text) - 40)
+
+    return min(range(len(texts)), key=unfit)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,12 @@ class QuestionSplit:
         answers = [[(answer.text, answer.start) for answer in given] for given in self.answers]
         return [self.questions, self.contexts, answers]
 
+    @property
+    def example(self) -> tuple[str, ...]:
+        """A question and its context, the shortest there is, to try a trained model on."""
+        row = min(range(len(self)), key=lambda row: len(self.contexts[row]))
+        return self.questions[row], self.contexts[row]
+
     def rows(self, indices: Sequence[int]) -> QuestionSplit:
         """Some of the questions, in the order of `indices`."""
         return QuestionSplit(

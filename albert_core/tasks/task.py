@@ -33,7 +33,7 @@ TASK_NAMES = ("classification", "question_answering")
 
 class Split(Protocol):
     """One split's examples. `corpus`: every text in it, for training an embedded tokenizer. `content`: what an
-    evaluation depends on, as JSON takes it.
+    evaluation depends on, as JSON takes it. `example`: one input, a text or two.
     """
 
     def __len__(self) -> int: ...
@@ -43,6 +43,9 @@ class Split(Protocol):
 
     @property
     def content(self) -> list[Any]: ...
+
+    @property
+    def example(self) -> tuple[str, ...]: ...
 
     def rows(self, indices: Sequence[int]) -> Split: ...
 

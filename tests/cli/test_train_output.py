@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,32 +19,44 @@ def train(invoke: Invoke, config: str, **keys: object) -> tuple[int, str, str]:
     return invoke("train", config, *(f"--set={as_set(key, value)}" for key, value in (SMALL | keys).items()))
 
 
-def rows(out: str) -> list[list[str]]:
-    """The cells of every table row in what was printed."""
-    lines = [line.replace("┃", "│") for line in out.splitlines()]
-    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines if "│" in line]
-
-
-def test_evaluations_are_a_table_and_a_chart(invoke: Invoke, tmp_path: Path) -> None:
+def test_evaluations_are_one_table_and_a_chart(invoke: Invoke, tmp_path: Path) -> None:
     write_pairs(tmp_path / "data")
     keys = {"dataset_id": "./data", "freeze_encoder": True, "learning_rate": 1e-2}
     code, out, err = train(invoke, "mrpc", **keys)
     assert code == 0, err
-    table = rows(out)
-    header = ["train/loss", "epoch", "step", "eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1"]
-    start = table.index(header)
     logged = [json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()]
     evaluated = [row for row in logged if "eval/loss" in row]
     assert len(evaluated) == 3
-    for shown, row in zip(table[start + 1 :], evaluated, strict=False):
-        values = [row["train/loss_since_evaluation"], row["epoch"], row["step"], *(row[name] for name in header[3:])]
-        assert shown == [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
+    lines = err.splitlines()
+    title = lines.index("evaluations of random:tiny (random weights)")
+    assert lines[title + 1].split() == [
+        "epoch", "step", "of", str(evaluated[-1]["step"]), "train/loss", "eval/loss", "accuracy", "macro-F1", "F1"
+    ]  # fmt: skip
+    metrics = ["train/loss_since_evaluation", "eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1"]
+    rows = [line for line in lines[title + 2 :] if line.split()[0].isdigit()]
+    for line, row in zip(rows, evaluated, strict=True):
+        assert line.split() == [str(row["epoch"]), str(row["step"]), *(f"{row[name]:.4f}" for name in metrics)]
+        assert len(line) == len(lines[title + 1]), "columns are aligned"
+        assert line not in out, "nothing is printed twice"
     assert "* eval/accuracy   o eval/f1" in out
     assert "eval/accuracy, eval/f1: random:tiny (random weights)" in out.splitlines(), "the chart's title"
-    live = [line for line in err.splitlines() if "train/loss" in line and "eval/loss" in line]
-    assert len(live) == 3, "a line as each epoch ends"
-    assert f"train/loss {evaluated[1]['train/loss_since_evaluation']:.4f}" in live[1]
-    assert f"accuracy {evaluated[1]['eval/accuracy']:.4f}" in live[1]
+
+
+def test_a_finished_run_says_what_to_do_next_and_each_command_works(invoke: Invoke, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "data")
+    code, out, err = train(invoke, "mrpc", dataset_id="./data", freeze_encoder=True)
+    assert code == 0, err
+    _, _, after = out.partition("\nnext:\n")
+    commands = [shlex.split(line) for line in after.splitlines()]
+    assert [words[1] for words in commands] == ["predict", "bench", "parity", "report"]
+    assert "--pair" in commands[0]
+    code, out, err = invoke(*commands[0][1:])
+    assert code == 0, err
+    assert "random:tiny (random weights)" in out
+    assert invoke(*commands[1][1:], "--dry-run")[0] == 0
+    code, _, err = invoke(*commands[3][1:-1])
+    assert code == 0, err
+    assert (tmp_path / "report.html").is_file()
 
 
 @pytest.mark.parametrize(("stop", "code"), [(True, 1), (False, 0)])

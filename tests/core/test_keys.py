@@ -116,7 +116,7 @@ def test_optim(run: Run) -> None:
 
 def test_log_level(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     run(log_level="INFO")
-    assert "feature cache on" in capfd.readouterr().err
+    assert "features of the frozen encoder ready" in capfd.readouterr().err
     quiet = run(log_level="ERROR")
     assert capfd.readouterr().err == ""
     assert "feature cache on" in (quiet.run.path / "train.log").read_text(), "the file has everything"

@@ -49,14 +49,13 @@ def step_values(loss: float) -> dict[str, float]:
     return {"epoch": 1, "train/loss": loss, "samples_per_second": 4321.0, "learning_rate": 1e-3}
 
 
-def test_the_live_view_shows_progress_losses_speed_and_evaluations() -> None:
+def test_the_live_view_shows_progress_losses_and_speed() -> None:
     reporter = LiveReporter()
     reporter.phase("tokenise train")(500, 1000)
     reporter.start(3, 40, "random:tiny (random weights) on tt (emulated)")
     for step, loss in ((4, 4.0), (5, 3.0), (6, 2.0)):
         reporter.update(step, step_values(loss))
-    for epoch in range(1, 9):
-        reporter.update(6 + epoch, {"epoch": epoch, "eval/loss": 1.0, "eval/accuracy": epoch / 10, "eval_seconds": 0.1})
+    reporter.update(14, {"epoch": 1, "eval/loss": 1.0, "eval/accuracy": 0.1, "eval_seconds": 0.1})
     lines = on_a_terminal(reporter)
     assert lines[0].split()[:2] == ["tokenise", "train"]
     assert "500/1000" in lines[0]
@@ -66,10 +65,7 @@ def test_the_live_view_shows_progress_losses_speed_and_evaluations() -> None:
     # Weights 0.81, 0.9 and 1 of the three losses.
     assert lines[3] == f"loss 2.0000  smoothed {(0.81 * 4 + 0.9 * 3 + 2) / 2.71:.4f}  █▅▁"
     assert lines[4] == "4,321 samples/s  learning rate 1.00e-03"
-    assert lines[5].split() == ["epoch", "step", "loss", "accuracy"]
-    assert [line.split() for line in lines[6:]] == [
-        [f"{epoch}", f"{6 + epoch}", "1.0000", f"{epoch / 10:.4f}"] for epoch in range(4, 9)
-    ]
+    assert len(lines) == 5, "evaluations are rows of the log above"
 
 
 @pytest.mark.parametrize("width", [80, 40])

@@ -1,0 +1,26 @@
+"""How isotrain was started, for commands that a message gives to be pasted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def program() -> str:
+    """What starts isotrain in this shell and folder: its name where the path has it, else the script's path."""
+    started = Path(sys.argv[0])
+    if started.name != "isotrain":
+        return "isotrain" if shutil.which("isotrain") else f"{_relative(Path(sys.executable))} -m isotrain.cli"
+    found = shutil.which("isotrain")
+    if found is not None and Path(found).resolve() == started.resolve():
+        return "isotrain"
+    return _relative(started)
+
+
+def _relative(path: Path) -> str:
+    """`path` as short as it can be written from the current folder."""
+    absolute = os.path.abspath(path)  # noqa: PTH100 (resolve would leave the environment for the Python it links to)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith("..") else relative
