@@ -34,6 +34,9 @@ MOST_THREADS = 1024
 # The largest rate or decay: one that float32 holds.
 LARGEST_FACTOR = 1e30
 
+# What spreadsheets and data frames write where there is no value.
+MISSING_MARKERS = ("NA", "N/A", "#N/A", "<NA>", "NaN", "-NaN", "null", "None")
+
 OPTIMIZERS = ("adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad")
 
 
@@ -170,6 +173,13 @@ class TrainConfig(BaseModel):
         default_factory=list,
         description="labels are texts, one class where these make them alike: unicode, placeholders, urls, emails, "
         "numbers, case, punctuation, white_space, s/pattern/replacement/; in their order",
+    )
+    missing_markers: list[str] = Field(
+        default_factory=lambda: list(MISSING_MARKERS),
+        description="labels that say there is none, in any letter case; [] makes classes of them",
+    )
+    drop_missing: bool = Field(
+        False, description="leave out rows without a label or a text, which are refused otherwise"
     )
     evaluation_split: Literal["test", "validation"] | None = Field(
         None, description="which split is evaluated; test, else validation (or valid, val, dev) when absent"

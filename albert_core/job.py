@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,8 @@ from .. import UserError
 from ..backends import Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backend
 from .batches import epoch_order
 from .config import TrainConfig
-from .data import TextTokenizer, TokenStore, load_tokenizer
+from .data import RawSplit, TextTokenizer, TokenStore, load_tokenizer
+from .data.tabular import shown
 from .encoder import LoadedEncoder, load_encoder, model_source
 from .frozen import frozen_encoder
 from .lora import add_adapters
@@ -200,8 +201,24 @@ def sampled(dataset: Any, config: TrainConfig) -> Any:
         rows = getattr(dataset, split)
         if wanted is not None and wanted < len(rows):
             chosen = np.sort(epoch_order(len(rows), config.seed, 0)[:wanted]).tolist()
-            dataset = replace(dataset, **{split: rows.rows(chosen)})
+            kept = rows.rows(chosen)
+            if split == "train" and isinstance(rows, RawSplit):
+                _warn_of_lost_labels(rows, kept, dataset.label_names)
+            dataset = replace(dataset, **{split: kept})
     return dataset
+
+
+def _warn_of_lost_labels(rows: RawSplit, kept: RawSplit, names: Sequence[str]) -> None:
+    """Says which labels a smaller training split has no row of any more."""
+    lost = sorted(set(rows.labels) - set(kept.labels))
+    if lost:
+        log.warning(
+            "max_train_samples: %d leaves %d of %d labels without a training row: %s; they can't be learned",
+            len(kept),
+            len(lost),
+            len(names),
+            shown(names[label] for label in lost),
+        )
 
 
 def layout_on(backend: Backend, config: TrainConfig) -> str:

@@ -135,6 +135,8 @@ def parse_json(text: str, origin: object, fix: str, first_line: int = 1) -> Any:
         UserError: no JSON, a key twice, NaN or infinity, a number too long or too large, half of a surrogate pair,
             nested too deeply. The message names the line.
     """
+    # Else what is missing at the end would be missed in the line below.
+    text = text.rstrip(" \t\r\n")
     try:
         value = json.loads(
             text,

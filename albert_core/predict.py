@@ -19,12 +19,12 @@ from .checkpoint_store import CheckpointStore
 from .config import TrainConfig
 from .config_file import load_config
 from .data import TextTokenizer, TokenStore, load_tokenizer
-from .data.tabular import is_unicode
 from .encoder import LoadedEncoder, load_encoder, saved_encoder
 from .features import batches_by_length, compute_features
 from .history import best_evaluation
 from .job import frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
 from .model import WholeModel, load_trained_state
+from .parsing import is_unicode
 from .run import RunFolder
 from .saved_model import read_model
 from .tasks import Task, find_task

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ..config import MISSING_MARKERS
 from .columns import Columns, choose_columns, refuse_repeated_ids
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
 from .labels import encode_labels, names_from_column, read_categories
 from .local import LABELLED_TEXTS, read_local
+from .missing import without_missing
 from .responses import RESPONSES, originals_by_class, response_tables, with_normalised_labels
 from .tabular import Table, shown
 
@@ -101,6 +103,8 @@ def load_dataset(
     label_names: Sequence[str] | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
+    missing_markers: Sequence[str] = MISSING_MARKERS,
+    drop_missing: bool = False,
 ) -> RawDataset:
     """The data set that `dataset_id` names.
 
@@ -118,6 +122,9 @@ def load_dataset(
     Texts are kept byte for byte. Labels are names, or ids from 0; `label_names` gives the names' order (else
     ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted). With `label_rules`
     (see `normalise`) labels are texts, and those that the rules make alike are one class.
+
+    A label that is one of `missing_markers` says that there is none; with `drop_missing` rows without a label or a text
+    are left out.
 
     Raises UserError for a name that is nothing of these, and for data that can't be used: columns not found, empty
     texts, an id that occurs twice in a split, labels that are no classes or unseen in training, no test split.
@@ -152,7 +159,8 @@ def load_dataset(
     asked = partial(
         choose_columns, text_column=text_column, label_column=label_column, text_pair_column=text_pair_column
     )
-    return _assemble(name, train, test, label_names or names, asked, test_fraction, seed, label_rules)
+    missing = partial(without_missing, markers=missing_markers, drop=drop_missing)
+    return _assemble(name, train, test, label_names or names, asked, test_fraction, seed, label_rules, missing)
 
 
 def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:
@@ -187,7 +195,7 @@ def _embedded(dataset_id: str, label_rules: Sequence[str]) -> RawDataset:
     if dataset_id.startswith(RESPONSES):
         tables = response_tables(dataset_id)
         asked = partial(choose_columns, text_column="text", label_column="response")
-        return _assemble(dataset_id, *tables, None, asked, None, 0, label_rules)
+        return _assemble(dataset_id, *tables, None, asked, None, 0, label_rules, None)
     if label_rules:
         raise UserError(f"label_rules are set, but the labels of {dataset_id} are no texts; drop label_rules")
     sizes = parse_embedded_id(dataset_id)
@@ -206,6 +214,7 @@ def _assemble(
     test_fraction: float | None,
     seed: int,
     label_rules: Sequence[str],
+    missing: Callable[..., Table] | None,
 ) -> RawDataset:
     if test is not None and test_fraction is not None:
         raise UserError(
@@ -222,9 +231,11 @@ def _assemble(
     tables = [train] if test is None else [train, test]
     for table in tables[1:]:
         choose_columns(table.origin, table.columns, columns.text, columns.label, columns.text_pair)
+    if missing is not None:
+        tables = [missing(table, columns.label, columns.texts, classes=label_names or ()) for table in tables]
     for table in tables:
         refuse_repeated_ids(table, used=(*columns.texts, columns.label, columns.label_names))
-    responses = [str(cell) for cell in train.column(columns.label)]
+    responses = [str(cell) for cell in tables[0].column(columns.label)]
     if label_rules:
         tables = [with_normalised_labels(table, columns.label, label_rules) for table in tables]
     elif label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ..parsing import read_json
 from .tabular import Table, shown
 
 # Long enough for any id, short enough for int().
+log = logging.getLogger("isotrain")
+
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 
@@ -39,6 +42,8 @@ def encode_labels(
     else:
         _refuse_fractions(tables, cells)
         by_id = whole_numbers
+        if not by_id:
+            _warn_of_lookalikes(tables, cells)
     # Before the test's labels are looked at, which one label only would make unseen ones.
     if len({int(cell) for cell in cells[0]} if by_id else set(cells[0])) < 2:
         raise UserError(
@@ -82,12 +87,7 @@ def read_categories(path: Path) -> list[str]:
 
     Raises UserError for a file that is anything else.
     """
-    try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} can't be read as JSON ({error}); give a list of label names, or remove the file"
-        ) from error
+    names = read_json(path, "give a list of label names, or remove the file")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is no list of label names; give a JSON list of strings, or remove the file")
     return names
@@ -106,12 +106,38 @@ def _cells(table: Table, column: str) -> list[str]:
     for row, cell in enumerate(table.column(column)):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             raise UserError(f"{table.place(row)}: the label ({column!r}) is empty; give every row a label")
-        if isinstance(cell, bool) or not isinstance(cell, int | str | float):
-            raise UserError(f"{table.place(row)}: the label {cell!r} is no name and no integer; give one of them")
+        if isinstance(cell, bool):
+            # As JSON writes it.
+            cell = str(cell).lower()
+        if not isinstance(cell, int | str | float):
+            raise UserError(f"{table.place(row)}: the label {shown([cell])} is no name and no id; give one of them")
         if isinstance(cell, float):
             raise UserError(_fraction_message(table, row, cell))
         cells.append(str(cell).strip())
     return cells
+
+
+def _warn_of_lookalikes(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> None:
+    """Says where names are probably none: one word among ids, and names that differ in letter case alone."""
+    places = [(table, row, cell) for table, part in zip(tables, cells, strict=True) for row, cell in enumerate(part)]
+    words = [place for place in places if not _DECIMAL.fullmatch(place[2])]
+    if len(words) * 2 < len(places):
+        table, row, cell = words[0]
+        log.warning(
+            "%s: the label %s is no number, as most are: all labels are names now, and none is an id",
+            table.place(row),
+            shown([cell]),
+        )
+    first: dict[str, str] = {}
+    for table, row, cell in places:
+        known = first.setdefault(cell.casefold(), cell)
+        if known != cell:
+            log.warning(
+                "%s: the labels %s differ in letter case alone and are two classes; label_rules: [case] makes them one",
+                table.place(row),
+                shown([known, cell]),
+            )
+            return
 
 
 def _refuse_fractions(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ..parsing import decoded, parse_json
 from .columns import refuse_repeated_ids
-from .tabular import PART_ROWS, TABLE_SUFFIXES, Table, read_table, refuse_half_pairs, shown, table_parts
+from .tabular import PART_ROWS, TABLE_SUFFIXES, Table, read_table, shown, table_parts
 
 NESTED_SUFFIXES = (".json", ".json.gz")
 COLUMNS = ["id", "title", "context", "question", "answers"]
@@ -167,18 +167,12 @@ def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
 def _read_json(path: Path) -> Any:
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw).decode("utf-8-sig")
+        raw = gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} can't be read ({error}); give an intact file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte offset {error.start}); save it again as UTF-8") from error
-    try:
-        root = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give SQuAD's JSON, or .jsonl with an object a line") from error
-    if "\\u" in text:
-        refuse_half_pairs(str(path), root)
-    return root
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} can't be read ({reason}); give an intact file") from error
+    text = decoded(raw, path, "give an intact file")
+    return parse_json(text, path, "give SQuAD's JSON, or .jsonl with an object a line")
 
 
 def _questions(path: Path, root: Any) -> Iterator[list[Any]]:

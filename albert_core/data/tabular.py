@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ... import UserError
+from ..parsing import json_kind, parse_json
+from ..text import clean, shorten
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -19,6 +23,9 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 PART_ROWS = 8192
 PART_CHARACTERS = 1 << 23
 
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_NAMED_DELIMITER = re.compile(r"sep=([,;\t])")
+_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _Row = TypeVar("_Row")
@@ -68,8 +75,9 @@ def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:
     """The file at `path`, in the format its suffix names, `size` rows at a time.
 
     CSV and TSV follow RFC 4180 (quoted line breaks, doubled quotes, LF or CRLF) with a header line; both are UTF-8,
-    with or without a byte order mark. Blank lines between rows are skipped. JSONL holds one object a line; the columns
-    of its parts are those that their own objects have.
+    with or without a byte order mark. A header without the usual separator may have another (see `_with_delimiter`),
+    and a column without a name is called by its place, ``Unnamed: 0``. Blank lines between rows are skipped. JSONL
+    holds one object a line; the columns of its parts are those that their own objects have.
 
     Raises UserError naming file and line for an unknown suffix, an unreadable or empty file, bytes that are not UTF-8,
     NUL, unclosed quotes, rows of another width than the header, columns that appear twice, a line that is no object.
@@ -128,12 +136,12 @@ def _decoded(path: Path, number: int, offset: int, line: bytes) -> str:
 
 
 def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    lines, delimiter = _with_delimiter(path, iter(lines))
     # The parser takes a lone CR as a line's end, and only where a line is handed to it alone; newline="" cuts there.
     cut = (part for line in lines for part in io.StringIO(line, newline=""))
     numbered = _numbered_rows(path, csv.reader(cut, delimiter=delimiter, strict=True))
     _, header = next(numbered, (0, []))
-    columns = [name.strip() for name in header]
+    columns = _named([name.strip() for name in header])
     if not columns:
         raise UserError(f"{path} has only blank lines; give a file with a header line and at least one row")
     _refuse_duplicates(path, columns)
@@ -143,7 +151,7 @@ def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Ta
             if len(row) != len(columns):
                 raise UserError(
                     f"{path}, line {line} has {len(row)} fields, the header has {len(columns)} ({shown(columns)}); put "
-                    f"quotes around a field that holds a {'tab' if delimiter == chr(9) else 'comma'} or a line break"
+                    f"quotes around a field that holds a {_DELIMITERS[delimiter]} or a line break"
                 )
             yield line, sum(map(len, row)), row
 
@@ -151,14 +159,51 @@ def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Ta
         yield Table(str(path), columns, part, positions)
 
 
+def _with_delimiter(path: Path, lines: Iterator[str]) -> tuple[Iterator[str], str]:
+    """All of the lines again, and what separates their fields: what the suffix says, else what the header has.
+
+    Spreadsheets of many countries write semicolons into a .csv, and some a line ``sep=;`` before the header.
+    """
+    blank: list[str] = []
+    header = ""
+    for header in lines:
+        if header.strip():
+            break
+        blank.append(header)
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    named = _NAMED_DELIMITER.fullmatch(header.strip("\r\n"))
+    if named:
+        # An empty line in its place keeps the numbers of the others.
+        return chain(blank, ["\n"], lines), named[1]
+    unquoted = _QUOTED.sub("", header)
+    delimiter = next((sign for sign in (usual, *_DELIMITERS) if sign in unquoted), usual)
+    return chain(blank, [header], lines), delimiter
+
+
+def _named(columns: list[str]) -> list[str]:
+    """The columns with a name for each: data frames write their row numbers under none."""
+    taken = set(columns)
+    found = []
+    for place, name in enumerate(columns):
+        unnamed = f"Unnamed: {place}"
+        while unnamed in taken:
+            unnamed += "_"
+        found.append(name or unnamed)
+    return found
+
+
 def _numbered_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
     """Rows that aren't blank, each with the line it begins on."""
     while True:
         line = reader.line_num + 1
+        limit = csv.field_size_limit(sys.maxsize)
         try:
             row = next(reader, None)
         except csv.Error as error:
             raise UserError(f"{path}, line {line}: {_csv_reason(error)}") from error
+        finally:
+            # The limit is the whole process's.
+            csv.field_size_limit(limit)
         if row is None:
             return
         if row:
@@ -167,11 +212,6 @@ def _numbered_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 def _csv_reason(error: csv.Error) -> str:
     message = str(error)
-    if "field larger than field limit" in message:
-        return (
-            f"a field is longer than {csv.field_size_limit():,} characters, mostly from a quote that is never closed; "
-            "close it, or shorten the text"
-        )
     if "unexpected end of data" in message:
         return (
             "a quoted field begins here and its quote is never closed; close it, and write a quote inside a text twice"
@@ -190,28 +230,13 @@ def _jsonl_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     """The JSON object on line `number`."""
-    try:
-        value = json.loads(line, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or str(error).partition(";")[0]
-        raise UserError(f"{path}:{number} is not JSON ({reason}); write one object a line") from error
-    if "\\u" in line:
-        refuse_half_pairs(f"{path}, line {number}", value)
+    value = parse_json(line, path, "write one object a line", number)
     if not isinstance(value, dict):
         raise UserError(
-            f"{path}:{number} is a JSON {type(value).__name__}, not an object; "
+            f"{path}:{number}: a JSON {json_kind(value)}, not an object; "
             'write lines such as {"text": "...", "label": "..."}'
         )
     return value
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, which would keep the last of several values under one name."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has {shown(name for name in found if names.count(name) > 1)} twice")
-    return found
 
 
 def _parts(rows: Iterable[tuple[int, int, _Row]], size: int) -> Iterator[tuple[list[int], list[_Row]]]:
@@ -236,27 +261,9 @@ def _refuse_duplicates(path: Path, columns: Sequence[str]) -> None:
         raise UserError(f"{path} has columns that appear twice: {shown(twice)}; rename one of each")
 
 
-def is_unicode(text: str) -> bool:
-    """Whether `text` can be written down: no half of a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def refuse_half_pairs(place: str, value: Any) -> None:
-    """Raises UserError where any text in a JSON value, keys included, holds half of a surrogate pair.
-
-    JSON can escape one in a file that is UTF-8, and no file that a run writes could hold it.
-    """
-    if not is_unicode(json.dumps(value, ensure_ascii=False)):
-        raise UserError(f"{place} has half of a surrogate pair (\\ud800-\\udfff) in a text; remove it")
-
-
 def shown(values: Iterable[Any], limit: int = 8) -> str:
     """Values on one line for a message: quoted, long ones cut, the number of those left out at the end."""
     listed = list(values)
-    texts = [repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..." for value in listed[:limit]]
+    texts = [shorten(clean(repr(value)), 60) for value in listed[:limit]]
     more = len(listed) - limit
     return ", ".join(texts) + (f" and {more} more" if more > 0 else "")

@@ -69,6 +69,8 @@ def load(config: TrainConfig) -> RawDataset:
         evaluation_split=config.evaluation_split,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        missing_markers=config.missing_markers,
+        drop_missing=config.drop_missing,
     )
 
 

@@ -160,7 +160,7 @@ def test_cells_that_are_no_text_are_refused_by_row(invoke: Invoke, small_run: Pa
     one_line_error(invoke("predict", small_run, "--csv", "in.jsonl", "--out", "o.csv"), "in.jsonl, line 2", "None")
     (tmp_path / "half.jsonl").write_text('{"text": "lost card"}\n{"text": "card", "note": "\\ud83d"}\n')
     half = invoke("predict", small_run, "--csv", "half.jsonl", "--out", "o.csv")
-    one_line_error(half, "half.jsonl, line 2", "surrogate")
+    one_line_error(half, "half.jsonl:2", "surrogate")
     assert not (tmp_path / "o.csv").exists()
 
 

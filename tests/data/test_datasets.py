@@ -199,9 +199,8 @@ def test_wrong_labels_and_texts_are_refused_by_row(tmp_path: Path, train: str, t
         ('{"label": "x"}', "empty"),
         ('{"text": "a\\ud800b", "label": "x"}', "surrogate"),
         ('{"text": "a", "label": "\\udc00x"}', "surrogate"),
-        ('{"text": "a", "label": true}', "True"),
         ('{"text": "a", "label": 1.0}', "fraction"),
-        ('{"text": "a", "label": NaN}', "fraction"),
+        ('{"text": "a", "label": NaN}', "NaN is no JSON number"),
         ('{"text": "a", "label": ["x"]}', "no name"),
         ('{"text": "a"}', "label"),
     ],
@@ -210,13 +209,13 @@ def test_wrong_json_values_are_refused_by_line(tmp_path: Path, row: str, said: s
     good = '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'
     message = refusal(folder(tmp_path, train_jsonl=good + row + "\n", test_jsonl=good))
     assert said in message
-    assert "line 3" in message
+    assert re.search(r"(line |jsonl:)3\b", message)
 
 
 @pytest.mark.parametrize(
     ("categories", "said"),
     [
-        ("{", "can't be read as JSON"),
+        ("{", "json:1: not valid JSON"),
         ('{"a": 1}', "list of strings"),
         ("[1, 2]", "list of strings"),
         ('["red", "blue", "red"]', "twice: 'red'"),

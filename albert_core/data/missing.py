@@ -1,0 +1,85 @@
+"""Rows without a label or a text: named, or left out where the configuration says so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ... import UserError
+from .tabular import Table, shown
+
+log = logging.getLogger("isotrain")
+
+
+def without_missing(
+    table: Table, label: str, texts: Sequence[str], markers: Sequence[str], drop: bool, classes: Sequence[str] = ()
+) -> Table:
+    """`table` without the rows that lack a label or a text, where `drop` says to leave them out.
+
+    Args:
+        table: Rows of texts and labels.
+        label: The column of the labels.
+        texts: The columns of the texts.
+        markers: Labels that say there is none, in any letter case.
+        drop: Leave such rows out, and empty texts; the log says how many.
+        classes: Names that are known to be classes, whatever they look like.
+
+    Raises:
+        UserError: a label is a marker (the row is named) and `drop` is false, or no row is left.
+    """
+    known = {marker.casefold() for marker in markers} - {name.strip().casefold() for name in classes}
+    labels = table.column(label)
+    marked = {row for row, cell in enumerate(labels) if _is_marker(cell, known)}
+    if not drop:
+        if marked:
+            first = min(marked)
+            more = f" (and {len(marked) - 1:,} more rows)" if len(marked) > 1 else ""
+            raise UserError(
+                f"{table.place(first)}{more}: the label {shown([labels[first]])} says that there is none; correct it, "
+                "leave such rows out by drop_missing: true, or make it a class by missing_markers: []"
+            )
+        _warn_of_texts(table, texts, known)
+        return table
+    lacking = {row for column in texts for row, cell in enumerate(table.column(column)) if _is_empty(cell)}
+    lacking |= marked | {row for row, cell in enumerate(labels) if _is_empty(cell)}
+    kept = [row for row in range(len(table.rows)) if row not in lacking]
+    if not kept:
+        raise UserError(f"{table.origin} has no row with a text and a label; give a file that has, or another column")
+    if lacking:
+        log.warning(
+            "%s: %d of %d rows are left out: they lack a label or a text (the first is %s %s)",
+            table.origin,
+            len(lacking),
+            len(table.rows),
+            table.unit,
+            table.positions[min(lacking)],
+        )
+    smaller = replace(table, rows=[table.rows[row] for row in kept], positions=[table.positions[row] for row in kept])
+    _warn_of_texts(smaller, texts, known)
+    return smaller
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def _is_marker(cell: Any, known: set[str]) -> bool:
+    if isinstance(cell, float) and cell != cell:
+        return True
+    return isinstance(cell, str) and cell.strip().casefold() in known
+
+
+def _warn_of_texts(table: Table, texts: Sequence[str], known: set[str]) -> None:
+    """A text may well be the word: it is trained on, and said."""
+    for column in texts:
+        cells = table.column(column)
+        rows = [row for row, cell in enumerate(cells) if _is_marker(cell, known)]
+        if rows:
+            log.warning(
+                "%s, as a text: %s (%d rows in all) is what programs write for a missing value; it is trained on",
+                table.place(rows[0]),
+                shown([cells[rows[0]]]),
+                len(rows),
+            )
