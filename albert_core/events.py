@@ -21,6 +21,7 @@ from .job import Job
 from .progress import Reporter
 from .run import RunFolder, environment, with_device
 from .runs.files import write_json, write_text
+from .runs.manifest import CHANGING, vouch, withdraw
 from .saved_model import MODEL_FILE
 from .state import own_tensors, snapshot
 from .training import Training
@@ -174,6 +175,7 @@ def record(training: Training, resolved: ResolvedConfig) -> None:
     text = resolved.with_absolute_paths().to_yaml()
     if run.config.is_file() and run.config.read_text(encoding="utf-8") != text:
         run.config.replace(run.path / f"config-until-step-{step}.yaml")
+    withdraw(run.path, CHANGING)
     for earlier in (run.summary, run.model / MODEL_FILE):
         if earlier.is_file():
             earlier.replace(earlier.with_name(f"until-step-{step}-{earlier.name}"))
@@ -197,6 +199,7 @@ def record(training: Training, resolved: ResolvedConfig) -> None:
             "environment": environment(),
         },
     )
+    vouch(run.path)
 
 
 def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from .optim import learning_rate_at
 from .progress import Reporter, SilentReporter
 from .ranks import StopVote, joined, launched
 from .run import RunFolder, changed_keys, create_run, find_run, log_to_file, log_to_terminal, run_lock
+from .runs.manifest import check_run, has_manifest
 from .saved_model import save_model
 from .state import restore
 from .step import make_step, optimizer_step
@@ -216,6 +217,8 @@ def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:
 
 def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
     """The checkpoint to go on from; None where the run begins again at its first step."""
+    if has_manifest(training.run.path):
+        check_run(training.run.path)
     config, run = training.job.config, training.run
     if config.load_from_storage:
         fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
