@@ -7,16 +7,19 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from isotrain import UserError
+from isotrain import RunError
 from isotrain.benchmarks.html import styles
 from isotrain.benchmarks.html.charts import BarChart, LineChart, StackedChart, Table
 from isotrain.benchmarks.html.contents import contents
+from isotrain.benchmarks.html.draw_bars import draw_bars
 from isotrain.benchmarks.html.draw_lines import extremes
 from isotrain.benchmarks.html.loading import load_results
 from isotrain.benchmarks.html.scale import scale_over, tick_labels, wrapped
@@ -152,6 +155,38 @@ def test_an_invalid_target_is_hatched_named_and_explained(results_folder: Path, 
     roof = next(block for block in sections["roofline"].blocks if isinstance(block, LineChart))
     assert [line.name for line in roof.lines if line.invalid] == ["cpu forward padded auto x8 (invalid)"]
     assert "1 invalid" in page.sections["summary"]
+
+
+def test_a_pattern_means_invalid_and_nothing_else(bench_result: dict[str, Any], tmp_path: Path) -> None:
+    invalid, *others = bench_result["targets"][:4]
+    for place, target in enumerate(others):
+        target["label"] = f"cpu {('forward', 'train_step', 'head_step')[place]} padded auto x{place + 1}"
+        target |= {"valid": True, "reasons": [], "device": {**target["device"], "emulated": False}}
+    failed = {key: value for key, value in others[0].items() if key != "figures"}
+    failed |= {"label": "cpu forward packed auto x9", "valid": False, "status": "failed", "reasons": ["was killed"]}
+    bench_result["targets"] = [invalid | {"valid": False, "reasons": ["NaN"]}, *others, failed]
+    (tmp_path / "bench.json").write_text(json.dumps(bench_result))
+    sections = {section.key: section for section in contents(load_results(tmp_path))}
+    chart = next(block for block in sections["throughput"].blocks if isinstance(block, BarChart))
+    drawn = ElementTree.fromstring(draw_bars(chart, 1080, "x"))
+    bars = [node for node in drawn.iter() if node.tag == "rect" and "bar" in node.get("class", "")]
+    assert [node.get("fill", "").startswith("url(") for node in bars] == [True, False, False, False]
+    assert {node.get("class") for node in bars[1:]} == {f"mark bar s{style}" for style in range(3)}
+    assert [fill.name for fill in chart.legend()] == [
+        "forward",
+        "train_step",
+        "head_step",
+        "hatched: invalid, to be used for nothing",
+    ]
+    assert [(bar.name, bar.words, bar.figures) for bar in chart.bars if bar.empty] == [
+        ("cpu forward packed auto x9", "failed", "no figures")
+    ]
+    text = "".join(drawn.itertext())
+    assert "cpu forward packed auto x9" in text
+    assert "no figures" in text
+    without = replace(chart, bars=chart.bars[1:4])
+    assert "hatch" not in draw_bars(without, 1080, "x")
+    assert not any(fill.hatched for fill in without.legend())
 
 
 def test_an_estimate_is_called_one(results_folder: Path, page: Page) -> None:
@@ -341,8 +376,8 @@ def test_every_colour_stands_out_from_its_background(theme: str, colours: tuple[
 def test_no_two_series_differ_by_colour_alone() -> None:
     looks = [(styles.dash(style), styles.marker(style)) for style in range(30)]
     assert len(set(looks)) == 30
-    parts = [(styles.colour(style), styles.pattern(style)) for style in range(20)]
-    assert len(set(parts)) == 20
+    parts = [(styles.colour(style), styles.shade(style)) for style in range(18)]
+    assert len(set(parts)) == 18
 
 
 def run_command(*arguments: str) -> int:
@@ -406,8 +441,8 @@ def test_a_report_that_can_not_be_written_leaves_the_one_before(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("isotrain.albert_core.run.os.fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
         write_report(results_folder, out)
     assert out.read_text() == "the one before"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.html"]
