@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import UserError
+from .. import RunError, UserError
 from .batches import Window
 from .chart import write_charts
 from .config_file import ResolvedConfig
@@ -24,6 +24,7 @@ from .runs.files import write_json, write_text
 from .runs.manifest import CHANGING, vouch, withdraw
 from .saved_model import MODEL_FILE
 from .state import own_tensors, snapshot
+from .text import error_line
 from .training import Training
 
 log = logging.getLogger("isotrain")
@@ -239,8 +240,10 @@ def fail(training: Training, error: BaseException) -> None:
     """Says in summary.json and to the trackers that the run ended early, as far as that is still possible."""
     if not training.job.ranks.first:
         return
-    with suppress(OSError, UserError):
-        summarize(training, f"failed: {type(error).__name__}: {error}".rstrip(": "))
+    status = f"failed: {error_line(error)}"
+    with suppress(OSError, UserError, RunError):
+        summarize(training, status)
+    training.trackers.summary({"status": status})
     training.trackers.finish("failed")
 
 

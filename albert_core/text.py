@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
+from .. import RunError, UserError
+
 # Of a value repeated in a message; a message itself holds a few of them.
 SHORT = 120
+# Of what another program's error says.
+_LONGEST_REASON = 500
 
 
 def clean(text: str) -> str:
@@ -31,6 +35,16 @@ def shorten(text: str, limit: int = SHORT) -> str:
 def quoted(value: object, limit: int = SHORT) -> str:
     """`value` as Python writes it, cleaned and shortened: how messages repeat what was given."""
     return shorten(clean(repr(value)), limit)
+
+
+def error_line(error: BaseException) -> str:
+    """`error` in one line: ours as it stands, any other with its type's name and without a library's stack."""
+    if isinstance(error, (UserError, RunError)):
+        return clean(" ".join(str(error).split()))
+    # Libraries in C++ write their stack below the reason.
+    message = clean(" ".join(str(error).split("\nException raised from ")[0].split()))
+    name = type(error).__name__
+    return f"{name}: {shorten(message, _LONGEST_REASON)}" if message else name
 
 
 def _is_shown(character: str) -> bool:

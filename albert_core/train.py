@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ from .events import Throughput, describe, draw, evaluate_now, fail, log_step, re
 from .history import best_evaluation
 from .job import Job, open_job, trains_on_features
 from .optim import learning_rate_at
+from .parent import stop_with_launcher
 from .progress import Reporter, SilentReporter
-from .ranks import StopVote, joined, launched
+from .ranks import StopVote, joined, launched, starter, watching
 from .run import RunFolder, changed_keys, create_run, find_run, log_to_file, log_to_terminal, run_lock
 from .runs.manifest import check_run, has_manifest
 from .saved_model import save_model
@@ -101,6 +103,7 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     ranks = launched()
+    stop_with_launcher()
     # What is drawn from torch's own generator (dropout) should differ between processes; all else has its own.
     torch.manual_seed(config.seed + ranks.rank)
 
@@ -123,7 +126,11 @@ def train(
             try:
                 if observer is not None:
                     observer.started(training)
-                with job.backend.small_steps() if small else nullcontext():
+                go_on = f"{starter(ranks)} train --resume {shlex.quote(str(run.path))}"
+                with (
+                    watching(ranks, config.process_timeout, f"what was saved is kept: go on with: {go_on}"),
+                    job.backend.small_steps() if small else nullcontext(),
+                ):
                     status = _loop(training, reporter, stop, observer)
             except BaseException as error:
                 fail(training, error)

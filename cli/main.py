@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import RunError, UserError, __version__
-from ..albert_core.text import clean
+from ..albert_core.text import error_line
 from ..backends.cache import settle_home
 from .bench import bench
 from .compare import compare
@@ -125,8 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(error: Exception, debug: bool, code: Exit) -> None:
     if debug:
         raise error
-    message = clean(" ".join(str(error).split())) or type(error).__name__
+    message = error_line(error)
     if not isinstance(error, (UserError, RunError)):
-        message = f"{type(error).__name__}: {message} (add --debug for the traceback)"
+        message += " (add --debug for the traceback)"
     typer.echo(f"isotrain: error: {message}", err=True)
     sys.exit(code)

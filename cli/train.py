@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -54,6 +55,12 @@ def train(
     Ctrl-C saves a checkpoint and prints the command that goes on from it, bit for bit.
     """
     from .. import UserError
+    from ..albert_core.parent import stop_with_launcher
+
+    stop_with_launcher()
+    # Read when torch loads: its warnings of a lost process are C++ stacks, and the run says it in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     from ..albert_core.config_file import load_config
     from ..albert_core.run import open_run
 
