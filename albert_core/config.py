@@ -11,6 +11,7 @@ from ..backends.tt_options import TtOptions
 from .best import Best
 from .lora_options import LoraOptions
 from .normalise import check_rule
+from .text import holds_secret
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -300,6 +301,16 @@ class TrainConfig(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind in (int, float, int | None, float | None):
             raise ValueError("is no number")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        if isinstance(value, str) and holds_secret(value):
+            raise ValueError(
+                "holds a password or a token, and every value is written to the run's folder; leave it out and give it "
+                "to fsspec, as FSSPEC_SFTP_PASSWORD in the environment or in ~/.config/fsspec"
+            )
         return value
 
     @field_validator("dataset_id", "model_name", "tokenizer_name", "project_dir", "remote_path", "checkpoint_path")

@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .config_file import ResolvedConfig, load_config
 from .progress import terminal
 from .runs.files import open_to_append, refuse_links
+from .text import redacted
 
 log = logging.getLogger("isotrain")
 
@@ -174,7 +175,7 @@ def environment() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "command": shlex.join(sys.argv),
+        "command": redacted(shlex.join(sys.argv)),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
