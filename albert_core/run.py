@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import shlex
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 from .. import UserError, __version__
 from .config import TrainConfig
 from .config_file import ResolvedConfig, load_config
+from .parsing import read_json, read_json_object
 from .progress import terminal
 from .runs.files import open_to_append, refuse_links
 from .text import redacted
@@ -35,6 +35,9 @@ RESUME_KEYS = {
     "log_level",
     "threads",
 }
+
+
+COPY_AGAIN = "copy the whole run folder again"
 
 
 class RunFolder:
@@ -60,8 +63,8 @@ class RunFolder:
 
     def is_complete(self) -> bool:
         """Whether summary.json says that the run reached its last step."""
-        with suppress(OSError, ValueError):
-            return bool(json.loads(self.summary.read_text(encoding="utf-8"))["status"] == "completed")
+        with suppress(UserError):
+            return bool(read_json_object(self.summary, COPY_AGAIN).get("status") == "completed")
         return False
 
     def identity(self) -> dict[str, Any]:
@@ -69,13 +72,9 @@ class RunFolder:
 
         Raises UserError for a file that is damaged.
         """
-        try:
-            found = json.loads(self.origin.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.origin.exists():
             return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.origin} can't be read ({error}); copy the whole run folder again") from error
-        identity = found.get("identity") if isinstance(found, dict) else None
+        identity = read_json_object(self.origin, COPY_AGAIN).get("identity")
         return identity if isinstance(identity, dict) else {}
 
 
@@ -152,12 +151,9 @@ def with_device(by_id: dict[str, Any], emulated: str) -> dict[str, Any]:
 
 def read_strings(path: Path) -> list[str]:
     """A JSON list of strings, as `write_json` left it. Raises UserError for a file that is anything else."""
-    try:
-        strings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}); copy the whole run folder again") from error
+    strings = read_json(path, COPY_AGAIN)
     if not isinstance(strings, list) or not strings or not all(isinstance(item, str) for item in strings):
-        raise UserError(f"{path} holds no list of names; copy the whole run folder again")
+        raise UserError(f"{path} holds no list of names; {COPY_AGAIN}")
     return strings
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import UserError, __version__
 from .job import Job
+from .parsing import parse_json
 from .run import RunFolder
 from .runs.files import make_folder, write_bytes
 from .runs.manifest import MODEL, vouch
@@ -59,10 +60,11 @@ def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     check_finished(run)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            written = (file.metadata() or {}).get(HEADER_KEY, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); resume the run or copy it again") from error
+    header = parse_json(written, path, "give the folder of a run of this version")
     if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("identity"), dict):
         raise UserError(f"{path} is no isotrain model of format {FORMAT!r}; give the folder of a run of this version")
     return tensors, header["identity"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..kernels.install import install_hint
 from .config import TrainConfig
+from .parsing import parse_json
 from .runs.files import append_text, write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class JsonlTracker(Tracker):
         kept = []
         for number, line in enumerate(lines, start=1):
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json(line.decode(), self.path, "", number)["step"] <= step:
                     kept.append(line + b"\n")
             except (ValueError, KeyError, TypeError):
                 level = logging.INFO if number == len(lines) else logging.WARNING

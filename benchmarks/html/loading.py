@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ... import UserError
+from ...albert_core.parsing import decoded, parse_json
 from ..end_to_end import SCHEMA as END_TO_END
 from ..parity.compare import SCHEMA as PARITY
 from ..results import SCHEMA as BENCH
@@ -83,6 +83,9 @@ class Results:
     @property
     def count(self) -> int:
         return len(self.bench) + len(self.whole_runs) + len(self.parity) + len(self.runs)
+
+
+_AGAIN = "write it again"
 
 
 class _UnusableError(ValueError):
@@ -184,8 +187,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
-        except ValueError as error:
+            line = parse_json(text, METRICS, "remove the line", number)
+        except UserError as error:
             if number == len(lines):
                 return
             raise _UnusableError(f"{METRICS}:{number} is no JSON") from error
@@ -204,23 +207,9 @@ def _json(path: Path) -> Any:
     if path.stat().st_size > LARGEST_FILE:
         raise _UnusableError(f"larger than {LARGEST_FILE // 2**20} MiB")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        what = "truncated" if error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg else "no JSON"
-        raise _UnusableError(f"{what}: {error.msg} at line {error.lineno}") from error
-    except UnicodeDecodeError as error:
-        raise _UnusableError("not UTF-8") from error
-    except RecursionError as error:
-        raise _UnusableError("nested too deeply") from error
-    except _UnusableError:
-        raise
-    except ValueError as error:
-        # A number of thousands of digits, which Python refuses to convert.
-        raise _UnusableError(f"no JSON: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    raise _UnusableError(f"{name} in it, which JSON doesn't have")
+        return parse_json(decoded(path.read_bytes(), path.name, _AGAIN), path.name, _AGAIN, halves=True)
+    except UserError as error:
+        raise _UnusableError(str(error)) from error
 
 
 def _checked(model: type[Checked], value: Any) -> Checked:

@@ -160,15 +160,15 @@ def test_targets_that_only_one_has_are_named(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"schema": "isotrain.bench/1", "targets": [', "is truncated or no JSON"),
-        ("", "is truncated or no JSON"),
+        ('{"schema": "isotrain.bench/1", "targets": [', "x.json:1: truncated JSON"),
+        ("", "x.json:1: truncated JSON"),
         ("[1, 2]", "its schema is None"),
         ('{"schema": "pytest-benchmark"}', "its schema is 'pytest-benchmark', known are isotrain.bench/1"),
         ('{"schema": "isotrain.bench/1"}', "it lacks created, config"),
         ('{"schema": []}', "its schema is []"),
-        (b"\xff\xfe\x00", "is no text"),
-        ("[" * 100_000, "is no JSON of a result"),
-        ("9" * 5000, "is no JSON of a result"),
+        (b"\xff\xfe\x00", "is UTF-16"),
+        ("[" * 100_000, "x.json:1: nested"),
+        ("9" * 5000, "x.json:1: a whole number of 5,000 digits"),
     ],
 )
 def test_what_is_no_result_is_said_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
