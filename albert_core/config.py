@@ -234,6 +234,10 @@ class TrainConfig(BaseModel):
     )
     warmup_steps: int = Field(0, ge=0, le=MOST, description="optimizer steps of linear warm-up")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
+    no_decay: list[str] = Field(
+        default_factory=list,
+        description="trained weights that weight_decay leaves alone: bias, layer_norm, or a part of a parameter's name",
+    )
     fused_head: bool = Field(
         True, description="a head on frozen features trains by the device's fused step, where it has one"
     )
@@ -284,6 +288,11 @@ class TrainConfig(BaseModel):
         if value == "float16":
             raise ValueError("can't be float16: its gradients underflow without a scaler; use float32 or bfloat16")
         return value
+
+    @field_validator("no_decay", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("label_rules")
     @classmethod

@@ -16,6 +16,7 @@ from .checkpoint import Snapshot, check_identity
 from .collapse import CollapseWatch
 from .job import Job
 from .model import load_trained_state, trained_state
+from .optim import load_optimizer_state, optimizer_state
 from .ranks import ALONE, Ranks
 from .scaling import LossScale
 
@@ -113,7 +114,7 @@ def snapshot(
     tensors = {f"{_owner(rank)}{name}": tensor for rank, own in enumerate(processes) for name, tensor in own.items()}
     return Snapshot(
         model={name: tensor.detach().cpu() for name, tensor in trained_state(model).items()},
-        optimizer=optimizer.state_dict(),
+        optimizer=optimizer_state(optimizer, model),
         state_tensors=tensors,
         state={
             "stream": position,
@@ -166,10 +167,7 @@ def restore(
         )
     load_trained_state(model, saved.model)
     if saved.optimizer is not None:
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved.optimizer)
-        for group, configured in zip(optimizer.param_groups, settings, strict=True):
-            group.update(configured)
+        load_optimizer_state(optimizer, model, saved.optimizer)
     scale.restore(saved.state.get("loss_scale", {}))
     _restore_own(saved, job, state)
     stream.restore(saved.state["stream"])

@@ -69,7 +69,6 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
     model: nn.Module
     if trains_on_features(config):
         model = backend.place(head)
-        source, test_source = _frozen_sources(job, reporter)
     else:
         encoder = job.trainable_encoder()
         if config.gradient_checkpointing:
@@ -82,11 +81,10 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
             job.policy.accumulate,
             job.policy.compute,
         )
-        source, test_source = _token_batches(job)
     model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = build_optimizer(trained, config, backend)
+    optimizer = build_optimizer(model, config, backend)
     backend.prepare_optimizer(optimizer)
+    source, test_source = _frozen_sources(job, reporter) if trains_on_features(config) else _token_batches(job)
     stream = BatchStream(
         job.train_tokens.num_texts,
         config.batch_size,

@@ -44,6 +44,7 @@ RECIPE_KEYS = (
     "mlp_hidden_size",
     "learning_rate",
     "weight_decay",
+    "no_decay",
     "batch_size",
     "gradient_accumulation_steps",
     "num_epochs",
@@ -181,8 +182,7 @@ class _Recorder:
         """Of Adam: m' = b m + (1 - b) g, solved for g; its state is there whatever made the step."""
         if self._moments is None:
             return self._gradient
-        (group,) = training.optimizer.param_groups
-        beta = group["betas"][0]
+        beta = training.optimizer.param_groups[0]["betas"][0]
         state = training.optimizer.state
         moments = _on_host(
             state[parameter].get("exp_avg", torch.zeros_like(parameter)) for parameter in _trained(training)
@@ -192,8 +192,8 @@ class _Recorder:
         return norm
 
     def _see_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        (group,) = optimizer.param_groups
-        self._gradient = _norm(_on_host(parameter.grad for parameter in group["params"]))
+        groups = optimizer.param_groups
+        self._gradient = _norm(_on_host(parameter.grad for group in groups for parameter in group["params"]))
 
 
 class _Repetitions:
@@ -276,7 +276,7 @@ def _header(label: str, training: Training, weights: list[torch.Tensor]) -> dict
 
 def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
     """Adam's betas where its step counter is on the device, and bias corrections float32 ones; else None."""
-    (group,) = optimizer.param_groups
+    group = optimizer.param_groups[0]
     return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
@@ -324,8 +324,7 @@ def _batch_hash(store: TokenStore, rows: np.ndarray) -> str:
 
 def _trained(training: Training) -> list[torch.Tensor]:
     """The parameters that the optimizer moves: of a model with adapters, not those beneath them."""
-    (group,) = training.optimizer.param_groups
-    return list(group["params"])
+    return [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
 
 
 def _on_host(tensors: Any) -> list[torch.Tensor]:
