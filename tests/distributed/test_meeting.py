@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.ranks import ALONE, launched
-from support.processes import end, environment
+from support.processes import end, environment, free_port
 from support.small_job import settings, write_dataset
 
 LIMIT = 4
@@ -41,12 +41,6 @@ def train(job: Path, rank: int, size: int, port: int, **changed: str) -> subproc
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def test_a_group_that_does_not_form_says_why_in_one_line(job: Path, listener: socket.socket) -> None:
