@@ -108,7 +108,11 @@ class TrainConfig(BaseModel):
     )
 
     # Checkpoints
-    resume_from_checkpoint: bool = Field(False, description="go on with an earlier run instead of starting a new one")
+    resume_from_checkpoint: bool | Literal["auto"] = Field(
+        False,
+        description="go on with an earlier run instead of starting a new one; auto goes on with run_name where it is "
+        "there, and starts it where it is not",
+    )
     resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
     checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/exact_match"] = Field(
@@ -355,6 +359,11 @@ class TrainConfig(BaseModel):
             raise ValueError("warmup_steps and warmup_ratio are both set; keep one of them")
         if self.resume_option == "path" and not self.checkpoint_path:
             raise ValueError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
+        if self.resume_from_checkpoint == "auto" and self.run_name is None:
+            raise ValueError(
+                "resume_from_checkpoint: auto (--resume-or-start) needs run_name, the run to go on with or to start; "
+                "add --set run_name=NAME"
+            )
         if (self.sync_to_storage or self.load_from_storage) and not self.remote_path:
             raise ValueError("sync_to_storage and load_from_storage need remote_path; name a path or URL there")
         if self.load_from_storage and not self.resume_from_checkpoint:

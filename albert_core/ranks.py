@@ -20,6 +20,7 @@ from torch import distributed, nn
 
 from .. import RunError, UserError
 from ..backends import rank_backend, rank_group
+from .invocation import program
 from .meeting import meet, reason
 from .text import quoted
 
@@ -138,9 +139,9 @@ def _number(name: str, least: int, most: int | None) -> int:
 
 
 def starter(ranks: Ranks) -> str:
-    """How a command like this process's begins: "isotrain", or torchrun with as many processes on this machine."""
+    """How a command like this process's begins: isotrain, or torchrun with as many processes on this machine."""
     if ranks.size == 1:
-        return "isotrain"
+        return program()
     here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size))
     return f"torchrun --nproc-per-node {here} -m isotrain.cli"
 

@@ -14,6 +14,7 @@ from .batches import BatchStream, Window
 from .best import Best
 from .checkpoint import Snapshot, check_identity
 from .collapse import CollapseWatch
+from .config import TrainConfig
 from .job import Job
 from .model import load_trained_state, trained_state
 from .optim import load_optimizer_state, optimizer_state
@@ -105,11 +106,15 @@ def snapshot(
     optimizer: torch.optim.Optimizer,
     scale: LossScale,
     stream: BatchStream,
-    window: Window,
+    window: Window | None,
     state: TrainingState,
     processes: list[dict[str, torch.Tensor]],
+    recorded: TrainConfig,
 ) -> Snapshot:
-    """Everything that the steps after `window` depend on; `processes` holds each one's `own_tensors`, by rank."""
+    """Everything that the steps after `window` depend on, or after the stream's position where that is None.
+
+    `processes` holds each one's `own_tensors`, by rank; `recorded` is the configuration as the run's folder has it.
+    """
     position = stream.state(window)
     tensors = {f"{_owner(rank)}{name}": tensor for rank, own in enumerate(processes) for name, tensor in own.items()}
     return Snapshot(
@@ -128,7 +133,7 @@ def snapshot(
             "counted": state.counted,
             "watch": asdict(state.watch),
             "lr_scheduler": {"type": job.config.lr_scheduler_type, "step": state.step},
-            "config": job.config.model_dump(),
+            "config": recorded.model_dump(),
         },
         identity=job.identity(),
         # An evaluation of earlier weights says nothing about these.

@@ -65,7 +65,8 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
-            typer.echo("isotrain: interrupted", err=True)
+            how = f"; {interrupt}" if interrupt.args else ""
+            typer.echo(f"isotrain: interrupted{how}", err=True)
             raise typer.Exit(Exit.STOPPED) from interrupt
 
     return run
