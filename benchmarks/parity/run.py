@@ -58,7 +58,8 @@ def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
         for side in comparison.candidates:
             folder = comparison.out / "candidates" / slug(side.label)
             found.append(_recorded(comparison, side, folder, reference, tell))
-        traces = [one for one in found if isinstance(one, Trace)]
+        # One of another run is refused, whatever its arithmetic costs.
+        traces = [one for one in found if isinstance(one, Trace) and not differences(reference, one)]
         add_yardsticks(reference, traces, comparison.time_limit, tell)
         seeds = _seeds(comparison, reference, found, tell) if comparison.seeds > 1 else None
     return build_result(reference, found, seeds)
@@ -178,22 +179,33 @@ def _seeds(
     """Final metrics over several seeds, and whether they are equivalent to the reference's.
 
     Every seed's runs must be the same run as the reference's, too; one that isn't, or died, fails the candidate's test.
+    No seed is run once no candidate is left to test, nor for a candidate that has failed.
     """
     metric = _final_metric(reference)
     first = int(reference.header["recipe"]["seed"])
     sides = {one.label: side for side, one in zip(comparison.candidates, candidates, strict=True)}
     traces = [one for one in candidates if isinstance(one, Trace)]
-    failed = {one.label: f"seed {first}: {why}" for one in traces for why in _unfinished(one)}
+    failed = {
+        one.label: f"seed {first}: {why}"
+        for one in traces
+        for why in [*_unfinished(one), *differences(reference, one)][:1]
+    }
     finals = {one.label: [] if one.label in failed else [_final(one, metric)] for one in traces}
     exact = [_final(reference, metric)]
     for seed in range(first + 1, first + comparison.seeds):
+        tested = [label for label in finals if label not in failed]
+        if not tested:
+            tell(f"seed {seed} and later ones: not run, for no candidate is left to compare")
+            break
         folder = comparison.out / f"seed-{seed}"
         again = _recorded(comparison, comparison.reference, folder / "reference", None, tell, f"seed={seed}")
-        if isinstance(again, Missing):
-            raise UserError(f"the reference has no trace with seed {seed}: {again.reason}")
-        check_arbiter(again)
+        why_not = _no_arbiter(again)
+        if why_not or isinstance(again, Missing):
+            # What the first seed found is kept.
+            failed |= dict.fromkeys(tested, f"seed {seed}: the reference can't be recorded: {why_not}")
+            break
         exact.append(_final(again, metric))
-        for label in [label for label in finals if label not in failed]:
+        for label in tested:
             run = _recorded(comparison, sides[label], folder / slug(label), None, tell, f"seed={seed}")
             wrong = [run.reason] if isinstance(run, Missing) else [*_unfinished(run), *differences(again, run)]
             if wrong:
@@ -207,6 +219,17 @@ def _seeds(
         for label, values in finals.items()
     ]
     return {"n": comparison.seeds, "metric": metric, "margin": comparison.margin, "candidates": tests}
+
+
+def _no_arbiter(reference: Trace | Missing) -> str:
+    """Why a reference can't be compared with; an empty string where it can."""
+    if isinstance(reference, Missing):
+        return reference.reason
+    try:
+        check_arbiter(reference)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _unfinished(trace: Trace) -> list[str]:

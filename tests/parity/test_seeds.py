@@ -30,14 +30,20 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def play(spec: dict[str, Any], python: str, folder: Path, label: str, *_: Any) -> str:
         labels.append(label)
+        if label.startswith("xla"):
+            return "backend 'xla' can't run here"
         for draw, job in enumerate(spec["jobs"]):
             given = [item for item in job["sets"] if item.startswith("seed=")]
             seed = int(given[-1].partition("=")[2]) if given else 1
             if job["label"] == "cpu:float32" and seed == 3:
                 return "was killed by signal 9; its last words: out of memory"
             exactly = job["label"] == "cpu:float64"
+            if exactly and seed == 4 and "no fourth seed" in str(spec["config"]):
+                return "was killed by signal 9"
             trace = exact() if exactly else noisy(100 * seed + draw + len(labels))
             accuracy = ACCURACY[seed] + (0.0 if exactly else 0.001 * (-1) ** seed)
+            if job["label"] == "cpu:float32+seed=2":
+                seed = 9
             write_trace(finished(trace, job["label"], seed, accuracy), Path(job["out"]))
         return ""
 
@@ -45,9 +51,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return labels
 
 
-def compared(folder: Path, *candidates: str) -> dict[str, Any]:
+def compared(folder: Path, *candidates: str, config: str = "quickstart") -> dict[str, Any]:
     sides = tuple(parse_side(text) for text in candidates)
-    return run_parity(Comparison("quickstart", parse_side("cpu:float64"), sides, folder, seeds=SEEDS), print)
+    return run_parity(Comparison(config, parse_side("cpu:float64"), sides, folder, seeds=SEEDS), print)
 
 
 def test_the_metrics_of_all_seeds_are_tested_with_their_interval(recorded: list[str], tmp_path: Path) -> None:
@@ -69,3 +75,37 @@ def test_a_candidate_that_dies_at_one_seed_leaves_the_others_their_test(recorded
     assert dead["reason"] == "seed 3: was killed by signal 9; its last words: out of memory"
     assert exit_code(result) == NOT_COMPARED
     assert "cpu:float32 seed=4" not in recorded
+
+
+@pytest.mark.parametrize(
+    ("candidates", "runs"),
+    [
+        # It can't run, and it is another run than the reference's.
+        (["xla:float32"], ["cpu:float64", "xla:float32"]),
+        (["cpu:float32+seed=2"], ["cpu:float64", "cpu:float32+seed=2"]),
+        (["xla:float32", "cpu:float32+seed=2"], ["cpu:float64", "xla:float32", "cpu:float32+seed=2"]),
+    ],
+)
+def test_nothing_more_is_run_once_no_candidate_is_left(
+    recorded: list[str], tmp_path: Path, candidates: list[str], runs: list[str]
+) -> None:
+    result = compared(tmp_path / "out", *candidates)
+    assert recorded == runs
+    assert exit_code(result) == NOT_COMPARED
+    assert {one["verdict"] for one in result["seeds"]["candidates"]} <= {"failed"}
+
+
+def test_no_later_seed_is_run_once_the_last_candidate_has_died(recorded: list[str], tmp_path: Path) -> None:
+    result = compared(tmp_path / "out", "cpu:float32")
+    assert exit_code(result) == NOT_COMPARED
+    assert [label for label in recorded if "seed=" in label][-2:] == ["cpu:float64 seed=3", "cpu:float32 seed=3"]
+
+
+def test_a_reference_that_dies_at_a_later_seed_leaves_what_was_found(recorded: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "no fourth seed.yaml"
+    config.write_text("seed: 1\n")
+    result = compared(tmp_path / "out", "cpu:bfloat16", config=str(config))
+    (candidate,), (test,) = result["candidates"], result["seeds"]["candidates"]
+    assert (candidate["verdict"], test["verdict"]) == ("pass", "failed")
+    assert test["reason"] == "seed 4: the reference can't be recorded: was killed by signal 9"
+    assert not any("seed=5" in label for label in recorded)
