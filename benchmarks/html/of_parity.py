@@ -87,7 +87,8 @@ def _losses(found: Found[Parity], index: str) -> list[Block]:
                     half=True,
                 )
             )
-    return blocks + [table for table in (_probes(parity), _epochs(parity), _seeds(parity)) if table is not None]
+    tables = (_quantities(parity), _probes(parity), _epochs(parity), _seeds(parity))
+    return blocks + [table for table in tables if table is not None]
 
 
 def _what(parity: Parity) -> str:
@@ -114,7 +115,7 @@ def _verdicts(parity: Parity) -> Table:
             ("candidate", False),
             ("verdict", False),
             ("first step outside", True),
-            ("repetition", False),
+            ("where", False),
             ("error", False),
             ("last loss", True),
             ("error / allowed", True),
@@ -126,7 +127,7 @@ def _verdicts(parity: Parity) -> Table:
             one.name,
             SIGNS[one.verdict],
             "" if one.first_step is None else f"{one.first_step:,}",
-            one.repetition or "",
+            one.place or one.repetition or "",
             one.cause or "",
             precise(next((value for value in reversed(one.trace.loss) if value is not None), None)),
             _figure(one.worst, "{:.3g}"),
@@ -240,6 +241,33 @@ def _by_repetition(repetitions: Sequence[Repetition], names: tuple[str, ...], ke
     return tuple((float(names.index(one.name)), getattr(one, key)) for one in repetitions)
 
 
+def _quantities(parity: Parity) -> Table | None:
+    """Everything that a candidate is judged by, each at the moment at which it came nearest to its limit."""
+    judged = [(one, check) for one in parity.candidates for check in one.checks]
+    rows = tuple(
+        (
+            one.name,
+            check.quantity,
+            f"{check.step:,}",
+            "not finite" if check.error is None else number(check.error),
+            number(check.allowed),
+            "not finite" if check.ratio is None else f"{check.ratio:.2g}",
+        )
+        for one, check in judged
+    )
+    columns = (
+        Column("candidate", numeric=False),
+        Column("quantity", numeric=False),
+        Column("step"),
+        Column("error"),
+        Column("allowed"),
+        Column("error / allowed"),
+    )
+    outside = (index for index, (_, check) in enumerate(judged) if check.ratio is None or check.ratio > 1)
+    title = titled("Largest error of each quantity", parity_tags(parity))
+    return Table(title, columns, rows, frozenset(outside)) if rows else None
+
+
 def _probes(parity: Parity) -> Table | None:
     rows = tuple(
         (one.name, _figure(at.relative_l2), _figure(at.allowed), _figure(at.max_abs), _figure(at.pcc, "{:.9f}"))
@@ -265,7 +293,12 @@ def _epochs(parity: Parity) -> Table | None:
         (
             one.name,
             f"{at.epoch}",
-            *(_figure(value, "{:.4f}") for value in (at.accuracy, at.reference_accuracy, at.loss, at.reference_loss)),
+            _figure(at.accuracy, "{:.4f}"),
+            _figure(at.reference_accuracy, "{:.4f}"),
+            _figure(at.allowed_accuracy, "{:.2g}"),
+            _figure(at.loss, "{:.4f}"),
+            _figure(at.reference_loss, "{:.4f}"),
+            _figure(at.allowed_loss, "{:.2g}"),
         )
         for one in parity.candidates
         for at in one.metrics
@@ -275,10 +308,13 @@ def _epochs(parity: Parity) -> Table | None:
         Column("epoch"),
         Column("accuracy"),
         Column("reference's"),
+        Column("may differ by"),
         Column("loss"),
         Column("reference's"),
+        Column("may differ by"),
     )
-    return Table(titled("Metrics by epoch", parity_tags(parity)), columns, rows) if rows else None
+    table = Table(titled("Metrics by epoch", parity_tags(parity)), columns, rows)
+    return table.without_empty_columns() if rows else None
 
 
 def _seeds(parity: Parity) -> Table | None:

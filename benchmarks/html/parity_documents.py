@@ -79,6 +79,18 @@ class Epoch(Part):
     reference_accuracy: FiniteFloat | None = None
     loss: FiniteFloat | None = None
     reference_loss: FiniteFloat | None = None
+    allowed_accuracy: FiniteFloat | None = None
+    allowed_loss: FiniteFloat | None = None
+
+
+class Quantity(Part):
+    """A judged quantity at the moment at which it came nearest to its limit, or exceeded it most."""
+
+    quantity: Text
+    step: int
+    error: FiniteFloat | None = None
+    allowed: FiniteFloat
+    ratio: FiniteFloat | None = None
 
 
 class Candidate(Ran):
@@ -90,6 +102,8 @@ class Candidate(Ran):
     first_step: int | None = None
     repetition: Text | None = None
     cause: Text | None = None
+    place: Text | None = None
+    checks: list[Quantity] = Field(default_factory=list)
     repetitions: list[Repetition] = Field(default_factory=list)
     probe: Probe | None = None
     metrics: list[Epoch] = Field(default_factory=list)

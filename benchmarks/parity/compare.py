@@ -11,8 +11,10 @@ from typing import Any
 from ... import UserError
 from .. import environment
 from ..plan import hash_of
-from .judge import COARSE_FACTOR, DIVERGED_VERDICT, DRIFT, FACTOR, FAILED, PASS, REFUSED, SERIES, judge
-from .trace import Trace, check_arbiter, read_trace, yardstick_folders
+from .bands import COARSE_FACTOR, FACTOR
+from .head_checks import unjudged
+from .judge import DIVERGED_VERDICT, DRIFT, FAILED, PASS, REFUSED, judge
+from .trace import SERIES, Trace, check_arbiter, read_trace, yardstick_folders
 
 SCHEMA = "isotrain.parity/1"
 # Exit codes: all pass, one is outside its band, one could not be compared.
@@ -138,8 +140,7 @@ def _notes(reference: Trace, candidates: Sequence[Trace | Missing]) -> list[str]
     traces = [one for one in candidates if isinstance(one, Trace)]
     if any(one.header["emulated"] for one in traces):
         notes.append("emulated: the arithmetic is a card's, the run was the host's")
-    if any("replay" not in one.arrays for one in traces):
-        notes.append("a trace without a replay: its repetitions' own errors are unknown (record with --replay-from)")
+    notes += dict.fromkeys(note for one in traces for note in unjudged(reference, one))
     verdicts = [one for one in candidates if isinstance(one, Missing)]
     if verdicts:
         notes.append(f"not compared: {', '.join(one.label for one in verdicts)}")

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .bands import Check, rms
+from .evaluations import figures
 from .trace import SERIES, Trace
-
-
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def distances(exact: np.ndarray, found: np.ndarray) -> dict[str, float | None]:
@@ -28,11 +26,15 @@ def details(
     loss_allowed: Sequence[float],
     logits_allowed: float,
     repetitions: list[dict[str, Any]],
+    metrics: Sequence[Check],
+    checks: Sequence[Check],
 ) -> dict[str, Any]:
     """What isotrain.parity/1 shows of a candidate beside its verdict.
 
     loss_allowed: each step's band; logits_allowed: that of the last evaluation's logits, root mean square.
+    metrics: the checks of each evaluation's figures, in their order; checks: all of them.
     """
+    bands = iter(metrics)
     exact = reference.arrays["loss"]
     found = candidate.arrays["loss"]
     last = candidate.arrays["probe_logits"][-1]
@@ -58,17 +60,35 @@ def details(
         "metrics": [
             {
                 "epoch": ours["epoch"],
-                **{key: _number(theirs.get(key)) for key in _figures(ours)},
-                **{f"reference_{key}": _number(ours.get(key)) for key in _figures(ours)},
+                **{key: _number(theirs.get(key)) for key in figures(ours)},
+                **{f"reference_{key}": _number(ours.get(key)) for key in figures(ours)},
+                **{f"allowed_{key}": _number(next(bands).allowed) for key in figures(ours)},
             }
             for ours, theirs in zip(reference.header["metrics"], candidate.header["metrics"], strict=False)
         ],
+        "checks": _largest(checks),
     }
 
 
-def _figures(metrics: dict[str, Any]) -> list[str]:
-    """The names of an evaluation's figures."""
-    return [key for key in metrics if key not in ("epoch", "step")]
+def _largest(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Of each quantity (all repetitions are one) the moment nearest to its limit, or farthest beyond it."""
+    found: dict[str, Check] = {}
+    for check in checks:
+        kind = check.quantity.removesuffix(", largest error")
+        if kind.startswith("repetition "):
+            kind = "alone" if kind.endswith(" alone") else "repetition"
+        if kind not in found or not check.ratio <= found[kind].ratio:
+            found[kind] = check
+    return [
+        {
+            "quantity": check.quantity,
+            "step": check.step,
+            "error": _number(check.error),
+            "allowed": check.allowed,
+            "ratio": _number(check.ratio),
+        }
+        for check in found.values()
+    ]
 
 
 def _correlation(exact: np.ndarray, found: np.ndarray) -> float | None:

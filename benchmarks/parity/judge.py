@@ -15,44 +15,38 @@ from typing import Any
 import numpy as np
 
 from ... import UserError
-from .details import details, distances, rms
+from .bands import (
+    COARSE,
+    COARSE_FACTOR,
+    FACTOR,
+    Check,
+    bias_corrections,
+    mean_so_far,
+    rms,
+    series_checks,
+    tensor_checks,
+)
+from .details import details, distances
+from .evaluations import accuracy_check, metric_checks
+from .head_checks import GIVEN, feature_checks, head_checks
 from .trace import DRAWS, SERIES, Trace
 
-# m of rule 13: for float32 and float64, and for bfloat16, float16 and block formats.
-FACTOR, COARSE_FACTOR = 2.0, 3.0
-COARSE = ("bfloat16", "float16")
-# The same for the largest single error, which varies more from draw to draw.
-LARGEST_FACTOR = 4.0
-# Units in the last place of float32 that are never held against anybody: losses are summed in it.
-FLOOR_ULPS = 4.0
-# What a device's float32 power may be off by: 4 units in the last place, as CUDA's own table of powf says.
-POWER_ERROR = 4.0 * float(np.finfo(np.float32).eps)
-# Steps of a series that are judged together: the error of one step alone may be next to nothing by luck.
-WINDOW = 16
 # So many times the allowed error is no drift any more.
 DIVERGED = 10.0
+# Quantities that are named beside the first one outside.
+NAMED = 6
 
 PASS, DRIFT, DIVERGED_VERDICT, REFUSED, FAILED = "pass", "drift", "diverged", "refused", "failed"
 LOCAL, ACCUMULATED = "local", "accumulated"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One quantity of one moment: its error against float64, what is allowed, and where it belongs.
-
-    step: the optimizer step after which it was seen, 0 before the first. error and allowed: in the quantity's own unit.
-    """
-
-    quantity: str
-    step: int
-    error: float
-    allowed: float
-
-    @property
-    def ratio(self) -> float:
-        if not np.isfinite(self.error):
-            return float("inf")
-        return self.error / self.allowed if self.allowed > 0 else (0.0 if self.error == 0 else float("inf"))
+# Where something is wrong that isn't one repetition, and what to do about it.
+HEAD, HEAD_ITSELF = "head, loss or optimizer", "head, loss or optimizer, by itself"
+FEATURES, EVALUATION = "features", "evaluation"
+ADVICE = {
+    HEAD: "look at the head, the loss or the optimizer",
+    HEAD_ITSELF: "given the reference's own features it errs, too: look at the head, the loss or the optimizer",
+    FEATURES: "the features differ that the head was given: look at the feature cache, the batches or the encoder",
+    EVALUATION: "its logits are, too: look at how an evaluation's figures are computed",
+}
 
 
 @dataclass(frozen=True)
@@ -102,10 +96,15 @@ def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Ju
     if differing:
         return Judgement(REFUSED, differing)
     m = COARSE_FACTOR if _coarse(candidate) else FACTOR
-    series = {name: _series_checks(name, reference, candidate, yardsticks, m) for name in SERIES}
+    series = {name: series_checks(name, name, reference, candidate, yardsticks, m) for name in SERIES}
     logits = _logit_checks(reference, candidate, yardsticks, m)
     repetitions = _repetition_checks(reference, candidate, yardsticks, m)
-    checks = [*logits, *(check for found in series.values() for check in found)]
+    allowed = [check.allowed for check in logits[::2]]
+    features = feature_checks(reference, candidate, yardsticks, m)
+    head = head_checks(reference, candidate, yardsticks, m)
+    metrics = metric_checks(reference, candidate, allowed[1:])
+    right = accuracy_check(reference, candidate, allowed)
+    checks = [*logits, *(check for found in series.values() for check in found), *features, *head, *right, *metrics]
     checks += [check for entry in repetitions for check in (*entry.cumulative, *entry.local)]
     ended = candidate.header["ended"]
     if ended is not None:
@@ -115,8 +114,10 @@ def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Ju
         reference,
         candidate,
         [check.allowed for check in series["loss"]],
-        logits[-2].allowed,
+        allowed[-1],
         [entry.figures for entry in repetitions],
+        metrics,
+        checks,
     )
     found = _verdict(checks, repetitions, shown)
     if ended is not None:
@@ -129,11 +130,12 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
 
     A series of NaN is no difference but a divergence; only what the reference holds must be finite.
     """
-    found = []
     ours, theirs = reference.header, candidate.header
+    found = _other_evaluations(reference, candidate)
     for key, value in ours["recipe"].items():
-        if theirs["recipe"].get(key) != value:
-            found.append(f"{key} is {value} in the reference and {theirs['recipe'].get(key)} in {candidate.label}")
+        # A key that only one side's version has is no difference that can be told.
+        if theirs["recipe"].get(key, value) != value:
+            found.append(f"{key} is {value} in the reference and {theirs['recipe'][key]} in {candidate.label}")
     for key, words in (("weights_sha256", "initial weights"), ("probe_sha256", "probe texts")):
         if ours[key] != theirs[key]:
             found.append(f"the {words} differ ({key} {ours[key][:12]}, {theirs[key][:12]})")
@@ -146,7 +148,7 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
     for name, array in reference.arrays.items():
         if not np.isfinite(array).all():
             found.append(f"the reference has NaN or inf in {name}: it arbitrates nothing")
-        elif name in candidate.arrays and candidate.arrays[name].shape != array.shape and not found:
+        elif name in candidate.arrays and not found and _shape(name, candidate.arrays[name]) != _shape(name, array):
             found.append(f"{name} is {candidate.arrays[name].shape} in {candidate.label}, not {array.shape}")
     replayed, states = candidate.arrays.get("replay"), reference.arrays["states"]
     if replayed is not None and theirs["replayed_sha256"] != reference.states_sha256():
@@ -155,6 +157,44 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
         )
     if replayed is not None and replayed.shape != states[1:].shape and not found:
         found.append(f"the replay is {replayed.shape} in {candidate.label}, not {states[1:].shape}")
+    return found
+
+
+def _shape(name: str, array: np.ndarray) -> tuple[int, ...]:
+    """What must be the same on all sides: of the head's replay, and of its features, all but how long they are."""
+    return array.shape[1:] if name.startswith(("head_", "features", "probe_features")) else array.shape
+
+
+def _other_evaluations(reference: Trace, candidate: Trace) -> list[str]:
+    """What makes the evaluations of two traces incomparable, where both say it."""
+    found = []
+    ours, theirs = (trace.header.get("evaluation") for trace in (reference, candidate))
+    if ours is not None and theirs is not None and (ours["rows"], ours["sha256"]) != (theirs["rows"], theirs["sha256"]):
+        found.append(
+            f"the evaluation splits differ ({ours['rows']} rows, {theirs['rows']} in {candidate.label}; "
+            f"sha256 {ours['sha256'][:12]}, {theirs['sha256'][:12]})"
+        )
+    entries = zip(reference.header["metrics"], candidate.header["metrics"], strict=False)
+    for number, (one, other) in enumerate(entries, start=1):
+        if one.keys() != other.keys():
+            names = ", ".join(sorted(one.keys() ^ other.keys()))
+            found.append(f"evaluation {number} has not the same figures on both sides ({names})")
+        elif (one["epoch"], one["step"]) != (other["epoch"], other["step"]):
+            found.append(
+                f"evaluation {number} is after step {one['step']} in the reference, and in {candidate.label} after "
+                f"{other['step']}"
+            )
+    if len(reference.header["metrics"]) != len(candidate.header["metrics"]):
+        found.append(
+            f"the reference has {len(reference.header['metrics'])} evaluations, {candidate.label} "
+            f"{len(candidate.header['metrics'])}"
+        )
+    betas = candidate.header["adam_on_device"]
+    asked = [reference.header["recipe"].get(key) for key in ("adam_beta1", "adam_beta2")]
+    if betas is not None and None not in asked and list(betas) != asked:
+        found.append(f"Adam's betas are {asked} in the reference and {list(betas)} on the device of {candidate.label}")
+    if reference.header["dropout_off"] != candidate.header["dropout_off"]:
+        found.append(f"only one of the reference and {candidate.label} had dropout to switch off: their models differ")
     return found
 
 
@@ -173,69 +213,13 @@ def _coarse(candidate: Trace) -> bool:
     return policy["compute"] in COARSE or policy["param"] in COARSE
 
 
-def _allowed(m: float, yardsticks: Sequence[float], scale: float) -> float:
-    """m times the yardsticks' errors taken together, and the floor at a quantity of this size."""
-    return m * float(np.sqrt(np.mean(np.square(yardsticks)))) + FLOOR_ULPS * float(np.finfo(np.float32).eps) * scale
-
-
-def _series_checks(name: str, reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
-    """A check a step: the error over the last WINDOW steps against the yardsticks' largest over any window so far.
-
-    The first steps are held against the whole first window: a few draws of one number may all be near by luck.
-    """
-    exact = reference.arrays[name]
-    errors = _windowed(candidate.arrays[name] - exact)
-    drawn = np.stack([_windowed(yardstick.arrays[name] - exact) for yardstick in yardsticks])
-    together = np.maximum.accumulate(np.sqrt(np.mean(np.square(drawn), axis=0)))
-    together = np.maximum(together, together[min(WINDOW, len(exact)) - 1])
-    # A learning rate of 0 moves nothing: the floor is that of the series, not of the step.
-    scale = float(np.abs(exact).max())
-    corrections = _bias_corrections(candidate)
-    if name == "update_norm":
-        floors = _windowed(corrections * exact)
-    else:
-        floors = _mean_so_far(corrections) * np.maximum.accumulate(np.abs(exact - exact[0]))
-    return [
-        Check(
-            name, step + 1, float(errors[step]), _allowed(m, [float(together[step])], scale) + m * float(floors[step])
-        )
-        for step in range(len(exact))
-    ]
-
-
-def _bias_corrections(candidate: Trace) -> np.ndarray:
-    """The relative error of each step's update by Adam's bias corrections, [S]: 0 where the host makes them in float64.
-
-    On a device they are float32: 1 - beta^t loses what beta^t's last place is worth, and the update is the moment over
-    1 - beta1^t, over the square root of another moment over 1 - beta2^t (Kingma & Ba 2014).
-    """
-    steps = np.arange(1, candidate.steps + 1)
-    betas = candidate.header["adam_on_device"]
-    if betas is None:
-        return np.zeros(len(steps))
-    first, second = (1.0 - beta**steps for beta in betas)
-    return POWER_ERROR * (1.0 / first + 0.5 / second)
-
-
-def _mean_so_far(values: np.ndarray) -> np.ndarray:
-    return np.cumsum(values) / np.arange(1, len(values) + 1)
-
-
-def _windowed(errors: np.ndarray) -> np.ndarray:
-    """The root mean square of each step's error and of those up to WINDOW - 1 before it, [S]."""
-    squares = np.concatenate(([0.0], np.cumsum(np.square(errors))))
-    steps = np.arange(1, len(errors) + 1)
-    starts = np.maximum(0, steps - WINDOW)
-    return np.sqrt(np.maximum(squares[steps] - squares[starts], 0.0) / (steps - starts))
-
-
 def _logit_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
     steps = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
     exact = reference.arrays["probe_logits"]
-    corrections = np.concatenate(([0.0], _mean_so_far(_bias_corrections(candidate))))
+    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate))))
     checks = []
     for index, step in enumerate(steps):
-        checks += _tensor_checks(
+        checks += tensor_checks(
             "logits",
             step,
             exact[index],
@@ -247,37 +231,6 @@ def _logit_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace
     return checks
 
 
-def _tensor_checks(
-    quantity: str,
-    step: int,
-    exact: np.ndarray,
-    found: np.ndarray,
-    drawn: Sequence[np.ndarray],
-    m: float,
-    floor: np.ndarray | None = None,
-) -> list[Check]:
-    """The mean error and the largest one of a tensor. `floor`: what each element may be off by besides."""
-    error = found - exact
-    others = [draw - exact for draw in drawn]
-    extra = np.zeros(1) if floor is None else floor
-    largest = max(float(np.abs(other).max()) for other in others)
-    most = LARGEST_FACTOR * m
-    return [
-        Check(
-            quantity,
-            step,
-            rms(error),
-            _allowed(m, [rms(other) for other in others], rms(exact)) + m * rms(extra),
-        ),
-        Check(
-            f"{quantity}, largest error",
-            step,
-            float(np.abs(error).max()),
-            _allowed(most, [largest], float(np.abs(exact).max())) + most * float(extra.max()),
-        ),
-    ]
-
-
 def _repetition_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[_Repetition]:
     exact = reference.arrays["states"]
     replayed = "replay" in candidate.arrays and all("replay" in yardstick.arrays for yardstick in yardsticks)
@@ -286,14 +239,14 @@ def _repetition_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[
         name = "embedding" if index == 0 else f"repetition {index}"
         found = candidate.arrays["states"][index]
         drawn = [yardstick.arrays["states"][index] for yardstick in yardsticks]
-        cumulative = _tensor_checks(name, 0, state, found, drawn, m)
+        cumulative = tensor_checks(name, 0, state, found, drawn, m)
         local, own = [], None
         if index == 0:
             local, own = cumulative, found
         elif replayed:
             own = candidate.arrays["replay"][index - 1]
             others = [yardstick.arrays["replay"][index - 1] for yardstick in yardsticks]
-            local = _tensor_checks(f"{name} alone", 0, state, own, others, m)
+            local = tensor_checks(f"{name} alone", 0, state, own, others, m)
         figures = {
             "name": name,
             **distances(state, found),
@@ -320,18 +273,36 @@ def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], shown:
             if entry.local:
                 cause = LOCAL if any(not check.ratio <= 1.0 for check in entry.local) else ACCUMULATED
             break
-    place = "before the first step" if first.step == 0 else f"at step {first.step}"
+    when = "before the first step" if first.step == 0 else f"at step {first.step}"
     if np.isfinite(leader.error):
-        reasons = [f"{leader.quantity} is off by {leader.error:.3g} {place}, {leader.allowed:.3g} is allowed"]
+        reasons = [f"{leader.quantity} is off by {leader.error:.3g} {when}, {leader.allowed:.3g} is allowed"]
     else:
-        reasons = [f"{leader.quantity} is not finite {place}"]
+        reasons = [f"{leader.quantity} is not finite {when}"]
+    place = repetition or _place(outside)
     if repetition is None:
-        reasons.append("the encoder's repetitions are within their band: look at the head, the loss or the optimizer")
+        reasons.append(f"the encoder's repetitions are within their band: {ADVICE[place]}")
     elif cause is None:
         reasons.append(f"{repetition} is the first outside its band (without a replay: its own error, or what it got)")
     elif cause == LOCAL:
         reasons.append(f"{repetition} is the first outside its band, and by itself: given the reference's input, too")
     else:
         reasons.append(f"{repetition} is the first outside its band by what it was given: by itself it is within")
+    others = dict.fromkeys(check.quantity.removesuffix(", largest error") for check in outside)
+    others.pop(leader.quantity.removesuffix(", largest error"))
+    if others:
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        reasons.append(f"outside, too: {', '.join([*others][:NAMED])}{more}")
     verdict = DIVERGED_VERDICT if worst > DIVERGED else DRIFT
-    return Judgement(verdict, reasons, first.step, repetition, cause, worst, shown)
+    return Judgement(verdict, reasons, first.step, repetition, cause, worst, shown | {"place": place})
+
+
+def _place(outside: Sequence[Check]) -> str:
+    """Where to look where all repetitions are within their band."""
+    quantities = {check.quantity for check in outside}
+    if any(GIVEN in quantity for quantity in quantities):
+        return HEAD_ITSELF
+    if any(quantity.startswith("features") for quantity in quantities):
+        return FEATURES
+    if all(quantity.startswith("the evaluation's") for quantity in quantities):
+        return EVALUATION
+    return HEAD

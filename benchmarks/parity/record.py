@@ -22,47 +22,24 @@ from ... import UserError
 from ...albert_core.batches import Window
 from ...albert_core.config import TrainConfig
 from ...albert_core.config_file import load_config
-from ...albert_core.data import TokenStore
 from ...albert_core.events import TrainingError
 from ...albert_core.features import token_batch
 from ...albert_core.frozen import module_repetitions
+from ...albert_core.job import Job, trains_on_features
 from ...albert_core.model import WholeModel
 from ...albert_core.run import environment
 from ...albert_core.train import train
 from ...albert_core.training import Training
 from ...backends import Yardstick
 from ...kernels.packed import PackedBatch, PaddedBatch
-from .trace import Trace
+from .evaluations import moves
+from .head_replay import replay_head
+from .observe import PROBE_TEXTS, HeadInputs, Steps, batch_hash, on_host, probe, trained
+from .recipe import recipe_of
+from .trace import HEAD_SERIES, HEAD_STEPS, Trace
 
-# Texts whose hidden states are kept, and those whose logits are: the first ones of the evaluation split.
-STATE_TEXTS, PROBE_TEXTS = 8, 64
-
-# What makes two runs the same training; where, in which dtype and by which kernel it runs is what is compared.
-RECIPE_KEYS = (
-    "max_length",
-    "num_labels",
-    "mlp_hidden_size",
-    "learning_rate",
-    "weight_decay",
-    "no_decay",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "num_epochs",
-    "epoch_freq",
-    "val_steps_freq",
-    "optim",
-    "freeze_encoder",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "warmup_ratio",
-    "max_grad_norm",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "momentum",
-    "max_steps",
-    "seed",
-)
+# Texts whose hidden states are kept: the first ones of the evaluation split.
+STATE_TEXTS = 8
 
 
 def record(
@@ -76,12 +53,17 @@ def record(
     """Trains `config` (a file, a packaged name, or None for the defaults) with `sets`, and returns the run's trace.
 
     steps: the most optimizer steps that it makes; None makes all of them.
-    replay_from: the reference whose hidden states each repetition is applied to; it must be of the same weights.
-    Unless `sets` say otherwise the encoder runs at every step, and nothing is taken from a cache. Dropout is off: its
-    masks are other ones in every dtype and on every device. A run whose loss stops being finite gives a trace as far as
-    it came. Raises UserError for what can't run, and what else training raises.
+    replay_from: the reference whose hidden states each repetition is applied to, and whose features the head is trained
+    on once more; it must be of the same weights. Features come from the cache where `isotrain train` has it so; a
+    float64 run computes them at every step, unless `sets` say otherwise. Dropout is off: its masks are other ones in
+    every dtype and on every device. A run whose loss stops being finite gives a trace as far as it came. Raises
+    UserError for what can't run, and what else training raises.
     """
-    resolved = load_config(config, ["feature_cache=false", *sets]).with_absolute_paths()
+    resolved = load_config(config, sets)
+    if resolved.config.dtype == "float64":
+        # What others take from a cache is judged by features that were computed where they are used.
+        resolved = load_config(config, ["feature_cache=false", *sets])
+    resolved = resolved.with_absolute_paths()
     limits = [number for number in (resolved.config.max_steps, steps) if number is not None]
     with tempfile.TemporaryDirectory(prefix="isotrain-parity-") as folder:
         own = {
@@ -99,15 +81,20 @@ def record(
         }
         recorder = _Recorder(label, replay_from)
         quiet = replace(resolved, config=resolved.config.model_copy(update=own))
+        failure = ""
         try:
             result = train(quiet, observer=recorder)
         except TrainingError as error:
-            if not recorder.series["loss"]:
+            if not recorder.batches:
                 raise
-            return recorder.trace(resolved.config, str(error).partition(";")[0])
-    if result.status != "completed":
-        raise UserError(f"the run of {label} was stopped at step {result.step}: there is no trace of it")
-    return recorder.trace(resolved.config)
+            failure = str(error).partition(";")[0]
+        else:
+            if result.status != "completed":
+                raise UserError(f"the run of {label} was stopped at step {result.step}: there is no trace of it")
+        trace = recorder.trace(resolved.config, failure)
+        if replay_from is not None and "features" in replay_from.arrays:
+            trace.arrays.update(replay_head(quiet, replay_from))
+    return trace
 
 
 class _Recorder:
@@ -115,85 +102,103 @@ class _Recorder:
 
     def __init__(self, label: str, replay_from: Trace | None) -> None:
         self.label, self.reference = label, replay_from
-        self.series: dict[str, list[float]] = {"loss": [], "grad_norm": [], "update_norm": []}
         self.logits: list[np.ndarray] = []
         self.metrics: list[dict[str, float]] = []
         self.batches: list[str] = []
+        self.batch_sizes: list[int] = []
         self.header: dict[str, Any] = {}
         self.arrays: dict[str, np.ndarray] = {}
-        self._weights: list[torch.Tensor] = []
-        self._moments: list[torch.Tensor] | None = None
-        self._gradient = 0.0
+        self.inputs: HeadInputs | None = None
+        self.head_steps: Steps | None = None
 
     def started(self, training: Training) -> None:
         job = training.job
-        self._weights = _on_host(_trained(training))
-        adam = isinstance(training.optimizer, torch.optim.Adam | torch.optim.AdamW)
-        if adam:
-            self._moments = [torch.zeros_like(weight) for weight in self._weights]
-        else:
-            # Not Adam: such a step is made by autograd, and its gradients can be seen before they are used.
-            training.optimizer.register_step_pre_hook(self._see_gradients)
-        self.header = _header(self.label, training, self._weights)
+        self.training = training
+        self.steps = Steps(training, trained(training))
+        self.header = _header(self.label, training, on_host(trained(training)))
         self.header["dropout_off"] = _without_dropout(training.model)
         self.header["replayed_sha256"] = None if self.reference is None else self.reference.states_sha256()
-        if self.reference is not None and self.reference.header["weights_sha256"] != self.header["weights_sha256"]:
-            raise UserError(
-                f"the reference {self.reference.label} has other initial weights than {self.label} "
-                f"(weights_sha256 {self.reference.header['weights_sha256'][:12]}, "
-                f"{self.header['weights_sha256'][:12]}); record both from the same model and seed"
-            )
-        if self.reference is not None and self.reference.header["probe_sha256"] != self.header["probe_sha256"]:
-            raise UserError(
-                f"the reference {self.reference.label} has other evaluation texts than {self.label}; record both from "
-                "the same data, tokenizer and max_length"
-            )
+        self._check_reference()
         states = _Repetitions(training)
         self.arrays["states"] = states.run()
         if self.reference is not None:
             self.arrays["replay"] = states.run(self.reference.arrays["states"][:-1])
         self.header["kernel"] = states.kernel
-        self.logits.append(_probe_logits(training))
+        self._watch_the_head()
+        self._probe()
         job.backend.step_boundary()
 
     def stepped(self, training: Training, window: Window, sums: torch.Tensor) -> None:
-        weights = _on_host(_trained(training))
-        self.series["loss"].append(float(sums[0]) / window.num_samples)
-        self.series["grad_norm"].append(self._gradient_norm(training))
-        self.series["update_norm"].append(_norm(now - then for now, then in zip(weights, self._weights, strict=True)))
-        self._weights = weights
+        for steps in (self.steps, self.head_steps):
+            if steps is not None:
+                steps.add(training, window, sums)
+        if self.inputs is not None:
+            self.inputs.stepped(window)
         rows = training.stream.order()[window.micro_batches[0][0] : window.micro_batches[-1][1]]
-        self.batches.append(_batch_hash(training.job.train_tokens, rows))
+        self.batches.append(batch_hash(training.job.train_tokens, rows))
+        self.batch_sizes.append(len(rows))
 
     def evaluated(self, training: Training, epoch: int) -> None:
         evaluation = training.state.last_evaluation
         named = {key.removeprefix("eval/"): float(value) for key, value in evaluation.items()}
         self.metrics.append({"epoch": epoch + 1, "step": training.state.step, **named})
-        self.logits.append(_probe_logits(training))
+        self._probe()
 
     def trace(self, config: TrainConfig, failure: str = "") -> Trace:
         """`failure`: why training could not go on."""
-        series = {name: np.array(values, dtype=np.float64) for name, values in self.series.items()}
         header = self.header | {"config": config.model_dump(), "batches": self.batches, "metrics": self.metrics}
+        header["batch_sizes"] = self.batch_sizes
         header["ended"] = {"step": len(self.batches), "reason": failure} if failure else None
-        return Trace(header, {**series, "probe_logits": np.stack(self.logits), **self.arrays})
+        arrays = {**self.steps.arrays(), "probe_logits": np.stack(self.logits), **self.arrays}
+        if self.inputs is not None:
+            arrays |= self.inputs.arrays(self.training)
+        if self.head_steps is not None:
+            arrays |= self._own_head(self.head_steps)
+        return Trace(header, arrays)
 
-    def _gradient_norm(self, training: Training) -> float:
-        """Of Adam: m' = b m + (1 - b) g, solved for g; its state is there whatever made the step."""
-        if self._moments is None:
-            return self._gradient
-        beta = training.optimizer.param_groups[0]["betas"][0]
-        state = training.optimizer.state
-        moments = _on_host(
-            state[parameter].get("exp_avg", torch.zeros_like(parameter)) for parameter in _trained(training)
-        )
-        norm = _norm((now - beta * then) / (1 - beta) for now, then in zip(moments, self._moments, strict=True))
-        self._moments = moments
-        return norm
+    def _check_reference(self) -> None:
+        """Raises UserError for a reference that nothing of this run can be replayed from."""
+        reference = self.reference
+        if reference is None:
+            return
+        if reference.header["weights_sha256"] != self.header["weights_sha256"]:
+            raise UserError(
+                f"the reference {reference.label} has other initial weights than {self.label} "
+                f"(weights_sha256 {reference.header['weights_sha256'][:12]}, "
+                f"{self.header['weights_sha256'][:12]}); record both from the same model and seed"
+            )
+        if reference.header["probe_sha256"] != self.header["probe_sha256"]:
+            raise UserError(
+                f"the reference {reference.label} has other evaluation texts than {self.label}; record both from "
+                "the same data, tokenizer and max_length"
+            )
 
-    def _see_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        groups = optimizer.param_groups
-        self._gradient = _norm(_on_host(parameter.grad for group in groups for parameter in group["params"]))
+    def _watch_the_head(self) -> None:
+        """Keeps what a head on features is given; of a whole model only for a reference, which others replay."""
+        job, model = self.training.job, self.training.model
+        frozen = trains_on_features(job.config)
+        # A clipped gradient of a head is one of the whole model: there is none of the head alone.
+        alone = job.task.on_features and (frozen or job.config.max_grad_norm is None)
+        if frozen or (alone and self.reference is None):
+            self.inputs = HeadInputs(self.training)
+        if alone and self.reference is None:
+            head: Any = model if frozen else model.head
+            self.head_steps = Steps(self.training, list(head.parameters()))
+
+    def _own_head(self, steps: Steps) -> dict[str, np.ndarray]:
+        """What a replay of the head is to be held against: the head's own part of this very run."""
+        found = steps.arrays()
+        evaluations = sum(entry["step"] <= HEAD_STEPS for entry in self.metrics)
+        return {
+            **{f"head_{name}": found[name][:HEAD_STEPS] for name in HEAD_SERIES},
+            "head_logits": np.stack(self.logits[: evaluations + 1]),
+        }
+
+    def _probe(self) -> None:
+        inputs, logits = probe(self.training)
+        self.logits.append(logits)
+        if self.inputs is not None:
+            self.inputs.probed(inputs, len(logits))
 
 
 class _Repetitions:
@@ -268,8 +273,9 @@ def _header(label: str, training: Training, weights: list[torch.Tensor]) -> dict
         "adam_on_device": _adam_on_device(training.optimizer),
         "yardstick": {**asdict(yardstick), "label": yardstick.label},
         "weights_sha256": digest.hexdigest(),
-        "probe_sha256": _batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
-        "recipe": _recipe(job.config, job.num_labels, training.total_steps),
+        "probe_sha256": batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
+        "evaluation": _evaluation(job),
+        "recipe": recipe_of(job.config, job.num_labels, training.total_steps),
         "environment": environment(),
     }
 
@@ -280,10 +286,15 @@ def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
     return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
-def _recipe(config: TrainConfig, num_labels: int, total_steps: int) -> dict[str, Any]:
-    """Steps and labels as they are, whatever the configuration asked for."""
-    asked = {key: getattr(config, key) for key in RECIPE_KEYS}
-    return asked | {"num_labels": num_labels, "max_steps": total_steps, "lora": config.lora.model_dump(mode="json")}
+def _evaluation(job: Job) -> dict[str, Any]:
+    """The evaluation split: its rows, a hash of all of them, and by how much one answer moves each figure."""
+    store = job.test_tokens
+    rows = store.num_texts
+    if job.task.on_features:
+        moved = moves(rows, None, np.bincount(store.labels, minlength=job.num_labels).tolist())
+    else:
+        moved = moves(rows, len(job.dataset.test), [])
+    return {"rows": rows, "sha256": batch_hash(store, np.arange(rows)), "moves": moved}
 
 
 def _without_dropout(model: torch.nn.Module) -> bool:
@@ -292,46 +303,3 @@ def _without_dropout(model: torch.nn.Module) -> bool:
     for layer in layers:
         layer.p = 0.0
     return bool(layers)
-
-
-def _probe_logits(training: Training) -> np.ndarray:
-    """Logits of the first evaluation texts under the present weights, [texts, labels], on the host."""
-    size = min(training.job.config.eval_batch_size, training.job.test_tokens.num_texts)
-    source, model = training.test_source, training.model
-    training_mode = model.training
-    model.eval()
-    source.start_epoch(np.arange(training.job.test_tokens.num_texts))
-    with torch.no_grad():
-        logits = model(source.batch(0, size)[0])
-    model.train(training_mode)
-    host = logits.cpu()[: min(size, PROBE_TEXTS)]
-    # A masked logit is as low as its dtype goes: a constant, beside which no error would show.
-    host = host.masked_fill(host <= torch.finfo(host.dtype).min / 2, 0.0)
-    return host.to(torch.promote_types(host.dtype, torch.float32)).numpy()
-
-
-def _batch_hash(store: TokenStore, rows: np.ndarray) -> str:
-    """SHA-256 of the token ids, token types and labels of some texts, in this order."""
-    digest = hashlib.sha256()
-    for row in rows.tolist():
-        span = slice(int(store.offsets[row]), int(store.offsets[row + 1]))
-        digest.update(np.asarray(store.ids[span], dtype="<i8").tobytes())
-        if store.token_type_ids is not None:
-            digest.update(np.asarray(store.token_type_ids[span], dtype="<i8").tobytes())
-    digest.update(np.asarray(store.labels[rows], dtype="<i8").tobytes())
-    return digest.hexdigest()
-
-
-def _trained(training: Training) -> list[torch.Tensor]:
-    """The parameters that the optimizer moves: of a model with adapters, not those beneath them."""
-    return [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
-
-
-def _on_host(tensors: Any) -> list[torch.Tensor]:
-    """Copies, for the originals are written over by the next step."""
-    return [tensor.detach().cpu().clone() for tensor in tensors if tensor is not None]
-
-
-def _norm(parts: Any) -> float:
-    """The L2 norm of all parts together, in float64."""
-    return float(torch.stack([part.to(torch.float64).square().sum() for part in parts]).sum().sqrt())

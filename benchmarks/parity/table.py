@@ -38,8 +38,9 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table(title="loss parity", title_justify="left")
     table.add_column("candidate")
     table.add_column("verdict")
-    for name in ("error /\nallowed", "first\nstep"):
-        table.add_column(name, justify="right")
+    table.add_column("error /\nallowed", justify="right")
+    table.add_column("largest in")
+    table.add_column("first\nstep", justify="right")
     table.add_column("first outside")
     for name in ("loss\nrel. L2", "logits\nrel. L2", "logits\nmax abs", "PCC", "last figure\n(reference)"):
         table.add_column(name, justify="right")
@@ -50,17 +51,19 @@ def _table(result: dict[str, Any]) -> Table:
 
 def _row(candidate: dict[str, Any]) -> list[str]:
     if "series" not in candidate:
-        return [candidate["label"], candidate["verdict"], *["-"] * 8]
+        return [candidate["label"], candidate["verdict"], *["-"] * 9]
     worst = candidate["worst"]
     probe = candidate["probe"]
+    largest = max(candidate["checks"], key=lambda check: float("inf") if check["ratio"] is None else check["ratio"])
     last = candidate["metrics"][-1] if candidate["metrics"] else {}
-    place = candidate["repetition"] or ("-" if candidate["first_step"] is None else "head, loss or optimizer")
+    place = candidate.get("place", "-")
     if candidate["cause"]:
         place += f" ({candidate['cause']})"
     return [
         candidate["label"],
         candidate["verdict"],
         "not finite" if worst is None else f"{worst:.2g}",
+        largest["quantity"],
         "-" if candidate["first_step"] is None else str(candidate["first_step"]),
         place,
         _small(candidate["relative_l2"]["loss"]),
@@ -84,7 +87,7 @@ def _small(value: float | None) -> str:
 
 def _figure(metrics: dict[str, Any]) -> str:
     """Accuracy where the task has it, else its first figure that is no loss."""
-    names = [key for key in metrics if key not in ("epoch", "loss") and not key.startswith("reference_")]
+    names = [key for key in metrics if key not in ("epoch", "loss") and not key.startswith(("reference_", "allowed_"))]
     if not names:
         return "-"
     name = "accuracy" if "accuracy" in names else names[0]

@@ -18,15 +18,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
-from ...albert_core.parsing import read_json_object
 from ...albert_core.runs.files import checksum, published, write_bytes, write_error, write_json
-from ...albert_core.text import quoted
 
 SCHEMA = "isotrain.trace/1"
 HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"
 SERIES = ("loss", "grad_norm", "update_norm")
 # Draws of a yardstick: errors of one draw vary too much to judge by.
 DRAWS = 3
+# Of a replay of the head, each with "head_" before its name; it takes so many steps at most.
+HEAD_SERIES = SERIES
+HEAD_STEPS = 200
 # What every trace holds beside the series; "replay" only where it was recorded against a reference.
 ARRAYS = (*SERIES, "probe_logits", "states")
 
@@ -63,6 +64,14 @@ class _Evaluation(_Part):
     loss: float
 
 
+class _Split(_Part):
+    """The evaluation split: how many rows it has, and by how much one answer moves each figure at most."""
+
+    rows: int = Field(ge=1)
+    sha256: str
+    moves: dict[str, float]
+
+
 class _Environment(_Part):
     isotrain: str
     python: str
@@ -95,6 +104,9 @@ class _Header(_Part):
     config: dict[str, Any]
     batches: list[str]
     metrics: list[_Evaluation]
+    # Traces of earlier versions have neither.
+    batch_sizes: list[Annotated[int, Field(ge=1)]] | None = None
+    evaluation: _Split | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,11 @@ class Trace:
     header["ended"] says at which step and why training could not go on, or is None; S and E are then what there is.
     arrays: loss, grad_norm, update_norm [S]; probe_logits [E + 1, P, C], before the first step and after each
     evaluation; states [R + 1, T, H], what the first repetition takes in and what each one gives before the first step;
-    replay [R, T, H], each repetition applied to the reference's own states. float32, of a float64 run float64.
+    replay [R, T, H], each repetition applied to the reference's own states. right [S]: texts told right by the step.
+    features [F, H]: what the head was given for the texts of the first steps, in their order; probe_features
+    [1 or E + 1, P, H]: for the probe texts. head_loss, head_grad_norm, head_update_norm [n] and head_logits [e, P, C]:
+    the head trained on the reference's features; of the reference, the head's part of its own run. float32, of a
+    float64 run float64.
     """
 
     header: dict[str, Any]
@@ -130,7 +146,9 @@ class Trace:
             "batches": self.header["batches"][:steps],
             "metrics": self.header["metrics"][:evaluations],
         }
-        series = {name: self.arrays[name][:steps] for name in SERIES}
+        if header.get("batch_sizes") is not None:
+            header["batch_sizes"] = header["batch_sizes"][:steps]
+        series = {name: self.arrays[name][:steps] for name in (*SERIES, "right") if name in self.arrays}
         arrays = self.arrays | series | {"probe_logits": self.arrays["probe_logits"][: evaluations + 1]}
         return Trace(header, arrays, self.folder)
 
@@ -166,10 +184,13 @@ def read_trace(folder: Path) -> Trace:
         raise UserError(
             f"{str(folder)!r} is no trace: it has no {HEADER_FILE}; give what `isotrain parity record` wrote"
         )
-    header = read_json_object(folder / HEADER_FILE, "record the trace again", nan=True)
-    if header.get("schema") != SCHEMA:
-        found = quoted(header.get("schema"))
-        raise UserError(f"{folder / HEADER_FILE} has schema {found}, this version reads {SCHEMA}; record it again")
+    try:
+        header = json.loads((folder / HEADER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / HEADER_FILE} is truncated or no JSON ({error}); record the trace again") from error
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        found = header.get("schema") if isinstance(header, dict) else None
+        raise UserError(f"{folder / HEADER_FILE} has schema {found!r}, this version reads {SCHEMA}; record it again")
     path = folder / TENSOR_FILE
     try:
         if checksum(path).sha256 != header.get("tensors_sha256"):
@@ -234,3 +255,33 @@ def _check(trace: Trace) -> None:
         array = trace.arrays[name]
         if array.ndim < 3 or not array.size or dimensions not in (None, len(array)):
             raise UserError(f"trace {where!r} has {name} of shape {array.shape}, which can't be; record it again")
+    _check_head(trace)
+
+
+def _check_head(trace: Trace) -> None:
+    """Whether what a trace says of the head is whole, where it says anything."""
+    where, arrays, sizes = str(trace.folder), trace.arrays, trace.header.get("batch_sizes")
+
+    def refuse(name: str) -> None:
+        if name in arrays:
+            shape = arrays[name].shape
+            raise UserError(f"trace {where!r} has {name} of shape {shape}, which can't be; record it again")
+
+    if sizes is not None and len(sizes) != trace.steps:
+        raise UserError(f"trace {where!r} has {len(sizes)} batch sizes for {trace.steps} steps; record it again")
+    if arrays.get("right", arrays["loss"]).shape != arrays["loss"].shape or ("right" in arrays and sizes is None):
+        refuse("right")
+    features, probes = arrays.get("features"), arrays.get("probe_features")
+    if features is not None and (features.ndim != 2 or len(features) != sum((sizes or [])[:HEAD_STEPS])):
+        refuse("features")
+    if (features is None) != (probes is None):
+        refuse("features" if probes is None else "probe_features")
+    evaluations = 1 + len(trace.header["metrics"])
+    if probes is not None and (probes.ndim != 3 or len(probes) not in (1, evaluations)):
+        refuse("probe_features")
+    names = [f"head_{name}" for name in HEAD_SERIES]
+    known = [arrays[name].shape for name in (*names, "head_logits") if name in arrays]
+    if known and (len(known) != len(names) + 1 or len(set(known[:-1])) != 1 or len(known[0]) != 1):
+        refuse(next(name for name in (*names, "head_logits") if name in arrays))
+    if known and (arrays["head_logits"].ndim != 3 or not arrays["head_logits"].size):
+        refuse("head_logits")

@@ -11,6 +11,7 @@ from isotrain.backends import cpu
 from isotrain.benchmarks.parity.judge import Judgement, judge
 from isotrain.kernels.cpu.library import why_not
 from support.faults import B16, FAULTS, NOT_FINITE, REFUSED, Fault, planted
+from support.head_faults import EVALUATION_FAULTS, FEATURE_FAULTS, HEAD_FAULTS, WHOLE_HEAD_FAULTS
 from support.parity_job import ParityJob, write_model
 from support.tables import show
 from support.whole_faults import WHOLE_FAULTS
@@ -24,12 +25,14 @@ def judged(job: ParityJob, settings: dict[str, Any]) -> Judgement:
     return judge(job.reference, candidate, job.yardsticks(candidate))
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", [*FAULTS, *HEAD_FAULTS, *FEATURE_FAULTS, *EVALUATION_FAULTS], ids=lambda fault: fault.name
+)
 def test_planted_faults_are_caught(job: ParityJob, fault: Fault) -> None:
     check_caught(job, fault)
 
 
-@pytest.mark.parametrize("fault", WHOLE_FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*WHOLE_FAULTS, *WHOLE_HEAD_FAULTS], ids=lambda fault: fault.name)
 def test_planted_faults_of_whole_models_are_caught(whole_job: ParityJob, fault: Fault) -> None:
     check_caught(whole_job, fault)
 
@@ -107,7 +110,9 @@ def variants() -> list[dict[str, Any]]:
     for layout in ("padded", "bucketed"):
         found.append({"dtype": "bfloat16", "kernel": "transformers", "layout": layout})
     kernel = "portable" if why_not() else "native"
-    found.append({"dtype": "bfloat16", "kernel": kernel, "feature_cache": True})
+    for dtype in ("float32", "bfloat16"):
+        found.append({"dtype": dtype, "feature_cache": False})
+    found.append({"dtype": "bfloat16", "kernel": kernel})
     found.append({"dtype": "bfloat16", "kernel": kernel, "layout": "padded"})
     return found
 

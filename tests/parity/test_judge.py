@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from isotrain import UserError
+from isotrain.benchmarks.parity.head_checks import unjudged
 from isotrain.benchmarks.parity.judge import Judgement, judge
 from isotrain.benchmarks.parity.trace import Trace
-from support.parity_traces import NOISE, STEPS, exact, header, noisy
+from support.parity_traces import NOISE, STEPS, TEXTS, WIDTH, exact, header, noisy
 
 
 def verdict(candidate: Trace, reference: Trace | None = None) -> Judgement:
@@ -172,3 +173,119 @@ def test_only_float64_arbitrates_and_never_without_a_yardstick() -> None:
     for draws in ([], [noisy(1), noisy(2)]):
         with pytest.raises(UserError, match=f"has {len(draws)} of 3 draws of the yardstick 'ideal bfloat16'"):
             judge(exact(), noisy(9), draws)
+
+
+def evaluation(**changes: float) -> list[dict[str, float]]:
+    return [{"epoch": 1, "step": STEPS, "accuracy": 0.5, "loss": 1.0} | changes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": 0.01, "accuracy": 0.99}, "the evaluation's"),
+        ({"loss": 1.01}, "the evaluation's loss"),
+        ({"accuracy": 0.99}, "the evaluation's accuracy"),
+        ({"accuracy": float("nan")}, "the evaluation's accuracy is not finite"),
+        ({"loss": float("inf")}, "the evaluation's loss is not finite"),
+    ],
+)
+def test_figures_of_an_evaluation_that_its_logits_do_not_explain(changes: dict[str, float], words: str) -> None:
+    found = verdict(noisy(9, metrics=evaluation(**changes)))
+    assert found.verdict != "pass"
+    assert words in found.reasons[0]
+    assert "how an evaluation's figures are computed" in found.reasons[1]
+    assert (found.first_step, found.repetition, found.details["place"]) == (STEPS, None, "evaluation")
+    (shown,) = found.details["metrics"]
+    assert shown["reference_loss"] == 1.0
+    assert 0 < shown["allowed_loss"] < 1e-2
+    assert max(check["ratio"] or 99 for check in found.details["checks"]) > 1
+
+
+def test_a_figure_may_differ_by_what_the_logits_error_makes_of_it() -> None:
+    assert verdict(noisy(9, metrics=evaluation(loss=1.0 + NOISE))).verdict == "pass"
+    split = {"rows": 3080, "sha256": "e" * 64, "moves": {"accuracy": 1 / 3080}}
+    reference = replace(exact(), header=exact().header | {"evaluation": split})
+    for changed_answers, expected in ((1, "pass"), (40, "drift")):
+        candidate = noisy(9, evaluation=split, metrics=evaluation(accuracy=0.5 + changed_answers / 3080))
+        assert verdict(candidate, reference).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"metrics": evaluation(f1=0.5)}, "has not the same figures on both sides (f1)"),
+        ({"metrics": evaluation(step=STEPS - 1)}, f"is after step {STEPS} in the reference, and in device:bfloat16"),
+        ({"evaluation": {"rows": 76, "sha256": "e" * 64, "moves": {}}}, "the evaluation splits differ (77 rows, 76"),
+        ({"dropout_off": True}, "had dropout to switch off"),
+        ({"adam_on_device": [0.9, 0.99]}, "Adam's betas are [0.9, 0.999] in the reference and [0.9, 0.99]"),
+    ],
+)
+def test_other_evaluations_and_optimizers_are_refused(changes: dict[str, Any], words: str) -> None:
+    split = {"rows": 77, "sha256": "e" * 64, "moves": {}}
+    recipe = header()["recipe"] | {"adam_beta1": 0.9, "adam_beta2": 0.999}
+    reference = replace(exact(), header=exact().header | {"evaluation": split, "recipe": recipe})
+    draws = [noisy(seed, recipe=recipe) for seed in (1, 2, 3)]
+    found = judge(reference, noisy(9, **{"recipe": recipe} | changes), draws)
+    assert found.verdict == "refused"
+    assert words in " ".join(found.reasons)
+
+
+def with_head(trace: Trace, noise: float = 0.0, seed: int = 0) -> Trace:
+    """`trace` with a head that was replayed: in its own dtype, its errors are far smaller than the encoder's."""
+    generator = np.random.default_rng(seed)
+    source = exact().arrays
+    arrays = {f"head_{name}": source[name] for name in ("loss", "grad_norm", "update_norm")}
+    arrays |= {"head_logits": source["probe_logits"]}
+    arrays = {name: array + noise * generator.standard_normal(array.shape) for name, array in arrays.items()}
+    rows = np.random.default_rng(1).standard_normal((16 * STEPS, WIDTH))
+    given = {"features": rows, "probe_features": rows[None, :TEXTS], "right": np.full(STEPS, 8.0)}
+    spread = NOISE if noise else 0.0
+    for name in ("features", "probe_features"):
+        given[name] = given[name] + spread * generator.standard_normal(given[name].shape)
+    header = trace.header | {"batch_sizes": [16] * STEPS}
+    return replace(trace, header=header, arrays=trace.arrays | arrays | given)
+
+
+def beside_the_encoder(candidate: Trace) -> Judgement:
+    return judge(with_head(exact()), candidate, [with_head(noisy(seed), 1e-7, seed) for seed in (1, 2, 3)])
+
+
+@pytest.mark.parametrize("name", ["head_loss", "head_grad_norm", "head_update_norm"])
+def test_a_heads_own_error_is_not_hidden_by_the_encoders(name: str) -> None:
+    right = with_head(noisy(9), 1e-7, 9)
+    assert beside_the_encoder(right).verdict == "pass"
+    # As much as the encoder's rounding makes of it, and a hundred times what the head's own does.
+    found = beside_the_encoder(changed(right, name, slice(7, None), NOISE))
+    assert (found.verdict, found.first_step, found.repetition, found.cause) == ("diverged", 8, None, None)
+    assert "given the reference's features" in found.reasons[0]
+    assert found.details["place"] == "head, loss or optimizer, by itself"
+
+
+def test_a_replay_of_the_head_that_could_not_go_on_has_diverged() -> None:
+    right = with_head(noisy(9), 1e-7, 9)
+    short = {name: right.arrays[name][:5] for name in ("head_loss", "head_grad_norm", "head_update_norm")}
+    found = beside_the_encoder(replace(right, arrays=right.arrays | short))
+    assert (found.verdict, found.first_step) == ("diverged", 5)
+    none = {name: right.arrays[name][:0] for name in short}
+    assert beside_the_encoder(replace(right, arrays=right.arrays | none)).verdict == "diverged"
+
+
+@pytest.mark.parametrize(("name", "place", "step"), [("features", (16 * 4, 3), 5), ("probe_features", (0, 1, 2), 0)])
+def test_features_that_the_head_should_not_have_got(name: str, place: Any, step: int) -> None:
+    found = beside_the_encoder(changed(with_head(noisy(9), 1e-7, 9), name, place, 100 * NOISE))
+    assert (found.verdict, found.first_step, found.details["place"]) == ("drift", step, "features")
+    assert "look at the feature cache" in found.reasons[1]
+
+
+def test_right_answers_that_a_step_miscounts() -> None:
+    found = beside_the_encoder(changed(with_head(noisy(9), 1e-7, 9), "right", slice(None), 4.0))
+    assert found.verdict != "pass"
+    assert "training's right answers so far" in found.reasons[0]
+
+
+def test_what_an_earlier_version_did_not_record_is_not_held_against_anybody() -> None:
+    """Of a trace without features and head, all else is judged, and a note says so."""
+    old = noisy(9)
+    found = judge(with_head(exact()), old, [with_head(noisy(seed), 1e-7, seed) for seed in (1, 2, 3)])
+    assert found.verdict == "pass"
+    assert "recorded by an earlier version" in " ".join(unjudged(with_head(exact()), old))

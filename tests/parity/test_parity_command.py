@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -95,6 +96,32 @@ def test_traces_from_elsewhere(traces: Path) -> None:
     assert candidate["draws"] == 3
     assert candidate["repetitions"][1]["local_relative_l2"] is not None
     assert candidate["metrics"][0]["accuracy"] == candidate["metrics"][0]["reference_accuracy"]
+    assert candidate["metrics"][0]["allowed_loss"] < 1e-4
+    judged = {check["quantity"].partition(",")[0] for check in candidate["checks"]}
+    assert judged >= {
+        "loss", "grad_norm", "update_norm", "logits", "features", "loss given the reference's features",
+        "logits given the reference's features", "training's right answers so far", "the evaluation's f1_macro",
+    }  # fmt: skip
+
+
+def test_a_candidate_that_reports_other_figures_than_its_logits_say_is_outside(traces: Path) -> None:
+    shutil.copytree(traces / "here", traces / "boasting")
+    header = json.loads((traces / "boasting" / "trace.json").read_text())
+    header["metrics"][-1] |= {"loss": 0.01, "accuracy": 0.99}
+    (traces / "boasting" / "trace.json").write_text(json.dumps(header))
+    done = isotrain(
+        "compare", "reference", "boasting", "--out", "boast.json", "--html", "boast.html", folder=traces, COLUMNS="400"
+    )
+    assert done.returncode == 1, done.stderr
+    (candidate,) = read(traces / "boast.json")["candidates"]
+    assert (candidate["verdict"], candidate["place"]) == ("diverged", "evaluation")
+    outside = {check["quantity"] for check in candidate["checks"] if check["ratio"] > 1}
+    assert outside == {"the evaluation's loss", "the evaluation's accuracy"}
+    assert "the evaluation's loss is off by" in done.stdout
+    assert "outside, too: the evaluation's accuracy" in done.stdout
+    page = html.unescape((traces / "boast.html").read_text())
+    assert "the evaluation's accuracy" in page
+    assert "may differ by" in page
 
 
 def test_a_damaged_trace_leaves_the_others_their_verdict(traces: Path, tmp_path: Path) -> None:
@@ -104,7 +131,7 @@ def test_a_damaged_trace_leaves_the_others_their_verdict(traces: Path, tmp_path:
     assert done.returncode == 2
     first, second = read(traces / "two.json")["candidates"]
     assert (first["verdict"], second["verdict"]) == ("pass", "refused")
-    assert "truncated JSON" in second["reasons"][0]
+    assert "truncated or no JSON" in second["reasons"][0]
 
 
 def test_traces_of_one_label_are_told_apart(traces: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from isotrain import RunError, UserError
+from isotrain.albert_core.config import TrainConfig
+from isotrain.benchmarks.parity.recipe import COMPUTED, DATA, KEPT, recipe_of
 from isotrain.benchmarks.parity.sides import parse_side
 from isotrain.benchmarks.parity.trace import HEADER_FILE, TENSOR_FILE, Trace, read_trace, write_trace
 from support.parity_traces import STEPS, exact
@@ -46,8 +49,8 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest
     ("damage", "words"),
     [
         (lambda path: (path / HEADER_FILE).unlink(), "is no trace"),
-        (lambda path: (path / HEADER_FILE).write_text("{"), "truncated JSON"),
-        (lambda path: (path / HEADER_FILE).write_text("[]"), "a JSON list and no object"),
+        (lambda path: (path / HEADER_FILE).write_text("{"), "truncated or no JSON"),
+        (lambda path: (path / HEADER_FILE).write_text("[]"), "has schema None"),
         (lambda path: (path / HEADER_FILE).write_text(json.dumps({"schema": "isotrain.bench/1"})), "isotrain.bench/1"),
         (lambda path: (path / TENSOR_FILE).write_bytes((path / TENSOR_FILE).read_bytes()[:-8]), "checksum differs"),
         (lambda path: (path / TENSOR_FILE).unlink(), "can't be read"),
@@ -116,6 +119,43 @@ def test_a_finished_run_without_an_evaluation(tmp_path: Path) -> None:
         read_trace(tmp_path / "trace")
 
 
+def test_a_recipe_is_every_key_but_those_that_say_where_and_what_is_kept() -> None:
+    left_out = [*DATA, *COMPUTED, *KEPT]
+    assert set(left_out) <= TrainConfig.model_fields.keys()
+    recipe = recipe_of(TrainConfig(seed=5), 77, 10)
+    assert recipe.keys() == TrainConfig.model_fields.keys() - set(left_out)
+    assert (recipe["seed"], recipe["num_labels"], recipe["max_steps"], recipe["lora"]["rank"]) == (5, 77, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features": np.zeros((3, 4))}, "features of shape (3, 4)"),
+        ({"features": np.zeros(16 * STEPS)}, "features of shape"),
+        ({"probe_features": np.zeros((5, 4, 4))}, "probe_features of shape"),
+        ({"right": np.zeros(3)}, "right of shape (3,)"),
+        ({"head_loss": np.zeros(3)}, "head_loss of shape (3,)"),
+        ({"head_logits": np.zeros((1, 64))}, "head_logits of shape (1, 64)"),
+    ],
+)
+def test_a_head_that_is_not_as_it_should_be(tmp_path: Path, changes: dict[str, np.ndarray], words: str) -> None:
+    trace = exact()
+    head = {f"head_{name}": trace.arrays[name] for name in ("loss", "grad_norm", "update_norm")}
+    head |= {"head_logits": trace.arrays["probe_logits"], "right": np.zeros(STEPS)}
+    head |= {"features": np.zeros((16 * STEPS, 4)), "probe_features": np.zeros((1, 64, 4))}
+    header = trace.header | {"batch_sizes": [16] * STEPS}
+    write_trace(Trace(header, trace.arrays | head), tmp_path / "right")
+    read_trace(tmp_path / "right")
+    write_trace(Trace(header, trace.arrays | head | changes), tmp_path / "wrong")
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_trace(tmp_path / "wrong")
+    without = {name: array for name, array in head.items() if name not in changes}
+    if "head_logits" in changes or "features" in changes:
+        write_trace(Trace(header, trace.arrays | without), tmp_path / "lacking")
+        with pytest.raises(UserError, match="record it again"):
+            read_trace(tmp_path / "lacking")
+
+
 def test_sides() -> None:
     assert parse_side("cpu:float64").sets == ("backend=cpu", "use_tt=false", "dtype=float64", "head_dtype=float64")
     assert parse_side("tt:hifi2+bfp_bf8").sets[2:] == ("tt.math_fidelity=hifi2", "tt.weight_dtype=bfp_bf8")
@@ -128,7 +168,7 @@ def test_sides() -> None:
     ("text", "words"),
     [
         ("gpu:float32", "backend 'gpu' does not exist; allowed are cpu, cuda"),
-        ("cpu:hifi2", "'hifi2' means nothing on cpu; allowed are float32"),
+        ("cpu:hifi2", "'hifi2' does not exist on cpu; allowed are float32"),
         ("tt:hifi5", "allowed are .*hifi4"),
         ("cpu:float32:float64", r"write BACKEND:WORD\+WORD"),
     ],

@@ -59,12 +59,7 @@ def main() -> None:
     loader = DataLoader(train, 8, shuffle=True, collate_fn=collate)
     per_epoch = -(-len(loader) // 2)
     total = per_epoch * options.epochs
-    # Biases and the weights of layer norms, which have one dimension, don't decay.
-    groups = [
-        {"params": [part for part in parameters if part.dim() > 1], "weight_decay": 0.01},
-        {"params": [part for part in parameters if part.dim() == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=options.rate)
+    optimizer = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=0.01)
     scheduler = get_scheduler("linear", optimizer, int(options.warmup * total), total)
     print(f"{len(train)} windows of {len(ids['train'])} questions, {total} steps", flush=True)
 
@@ -76,7 +71,6 @@ def main() -> None:
             (loss / 2).backward()
             running.append(loss.item())
             if number % 2 == 0 or number == len(loader):
-                nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()

@@ -15,16 +15,11 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in told.items()}}
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """`size` processes of one run, without torchrun: what ends one of them is then the others' doing."""
-    port = free_port()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
     return [
         subprocess.Popen(
             [sys.executable, *arguments],

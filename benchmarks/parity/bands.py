@@ -1,0 +1,145 @@
+"""How far from float64 a quantity may be: m times the error of the yardsticks, and a floor.
+
+A yardstick is a draw of the candidate's own arithmetic on the host. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .trace import Trace
+
+# m of rule 13: for float32 and float64, and for bfloat16, float16 and block formats.
+FACTOR, COARSE_FACTOR = 2.0, 3.0
+COARSE = ("bfloat16", "float16")
+# The same for the largest single error, which varies more from draw to draw.
+LARGEST_FACTOR = 4.0
+# Units in the last place of float32 that are never held against anybody: losses are summed in it.
+FLOOR_ULPS = 4.0
+# What a device's float32 power may be off by: 4 units in the last place, as CUDA's own table of powf says.
+POWER_ERROR = 4.0 * float(np.finfo(np.float32).eps)
+# Steps of a series that are judged together: the error of one step alone may be next to nothing by luck.
+WINDOW = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity of one moment: its error against float64, what is allowed, and where it belongs.
+
+    step: the optimizer step after which it was seen, 0 before the first. error and allowed: in the quantity's own unit.
+    """
+
+    quantity: str
+    step: int
+    error: float
+    allowed: float
+
+    @property
+    def ratio(self) -> float:
+        if not np.isfinite(self.error):
+            return float("inf")
+        return self.error / self.allowed if self.allowed > 0 else (0.0 if self.error == 0 else float("inf"))
+
+
+def rms(values: np.ndarray) -> float:
+    """The root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def floor(scale: float) -> float:
+    """What is never held against anybody at a quantity of this size."""
+    return FLOOR_ULPS * float(np.finfo(np.float32).eps) * scale
+
+
+def _allowed(m: float, yardsticks: Sequence[float], scale: float) -> float:
+    """m times the yardsticks' errors taken together, and the floor at a quantity of this size."""
+    return m * float(np.sqrt(np.mean(np.square(yardsticks)))) + floor(scale)
+
+
+def series_checks(
+    name: str, words: str, reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float
+) -> list[Check]:
+    """A check a step of the series `name`, called `words`, as far as the candidate's goes.
+
+    The error over the last WINDOW steps is held against the yardsticks' largest over any window so far, and that of the
+    first steps against the whole first window: a few draws of one number may all be near by luck.
+    """
+    found = candidate.arrays[name]
+    exact = reference.arrays[name][: len(found)]
+    errors = _windowed(found - exact)
+    drawn = np.stack([_windowed(yardstick.arrays[name][: len(found)] - exact) for yardstick in yardsticks])
+    together = np.maximum.accumulate(np.sqrt(np.mean(np.square(drawn), axis=0)))
+    together = np.maximum(together, together[min(WINDOW, len(exact)) - 1])
+    # A learning rate of 0 moves nothing: the floor is that of the series, not of the step.
+    scale = float(np.abs(exact).max())
+    corrections = bias_corrections(candidate)[: len(found)]
+    if name.endswith("update_norm"):
+        floors = _windowed(corrections * exact)
+    else:
+        floors = mean_so_far(corrections) * np.maximum.accumulate(np.abs(exact - exact[0]))
+    return [
+        Check(
+            words, step + 1, float(errors[step]), _allowed(m, [float(together[step])], scale) + m * float(floors[step])
+        )
+        for step in range(len(exact))
+    ]
+
+
+def bias_corrections(candidate: Trace) -> np.ndarray:
+    """The relative error of each step's update by Adam's bias corrections, [S]: 0 where the host makes them in float64.
+
+    On a device they are float32: 1 - beta^t loses what beta^t's last place is worth, and the update is the moment over
+    1 - beta1^t, over the square root of another moment over 1 - beta2^t (Kingma & Ba 2014).
+    """
+    steps = np.arange(1, candidate.steps + 1)
+    betas = candidate.header["adam_on_device"]
+    if betas is None:
+        return np.zeros(len(steps))
+    first, second = (1.0 - beta**steps for beta in betas)
+    return POWER_ERROR * (1.0 / first + 0.5 / second)
+
+
+def mean_so_far(values: np.ndarray) -> np.ndarray:
+    return np.cumsum(values) / np.arange(1, len(values) + 1)
+
+
+def _windowed(errors: np.ndarray) -> np.ndarray:
+    """The root mean square of each step's error and of those up to WINDOW - 1 before it, [S]."""
+    squares = np.concatenate(([0.0], np.cumsum(np.square(errors))))
+    steps = np.arange(1, len(errors) + 1)
+    starts = np.maximum(0, steps - WINDOW)
+    return np.sqrt(np.maximum(squares[steps] - squares[starts], 0.0) / (steps - starts))
+
+
+def tensor_checks(
+    quantity: str,
+    step: int,
+    exact: np.ndarray,
+    found: np.ndarray,
+    drawn: Sequence[np.ndarray],
+    m: float,
+    floor: np.ndarray | None = None,
+) -> list[Check]:
+    """The mean error and the largest one of a tensor. `floor`: what each element may be off by besides."""
+    error = found - exact
+    others = [draw - exact for draw in drawn]
+    extra = np.zeros(1) if floor is None else floor
+    largest = max(float(np.abs(other).max()) for other in others)
+    most = LARGEST_FACTOR * m
+    return [
+        Check(
+            quantity,
+            step,
+            rms(error),
+            _allowed(m, [rms(other) for other in others], rms(exact)) + m * rms(extra),
+        ),
+        Check(
+            f"{quantity}, largest error",
+            step,
+            float(np.abs(error).max()),
+            _allowed(most, [largest], float(np.abs(exact).max())) + most * float(extra.max()),
+        ),
+    ]

@@ -1,0 +1,111 @@
+"""The head, trained again from the reference's own features: what head, loss and optimizer err by themselves.
+
+They compute in the head's dtype, whatever the encoder's is. Beside the rounding of a bfloat16 encoder, a wrong beta or
+a bias without its decay would not show; here it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import UserError
+from ...albert_core.batches import Window, epoch_order
+from ...albert_core.config_file import ResolvedConfig
+from ...albert_core.events import TrainingError
+from ...albert_core.features import CachedFeatures
+from ...albert_core.job import Job, trains_on_features
+from ...albert_core.train import train
+from ...albert_core.training import Training
+from .observe import Steps, probe
+from .trace import HEAD_SERIES, Trace
+
+
+def replay_head(resolved: ResolvedConfig, reference: Trace) -> dict[str, np.ndarray]:
+    """Trains the head of `resolved` on the reference's features, by the loop and the step of any run.
+
+    Returns head_loss, head_grad_norm and head_update_norm [n] and head_logits [e, P, C] of as many steps as `reference`
+    has features of; fewer where training can't go on. A whole model makes its own step, in which its head gets the
+    reference's features in the place of its encoder's.
+    """
+    config = resolved.config
+    steps = len(reference.arrays["head_loss"])
+    own = {"run_name": "head", "stop_at_step": steps if steps < reference.steps else None}
+    observer = _Replay(reference)
+    try:
+        result = train(replace(resolved, config=config.model_copy(update=own)), observer=observer)
+    except TrainingError:
+        return observer.arrays()
+    if result.step < steps:
+        raise UserError(f"the replay of the head was stopped at step {result.step}: there is no trace of it")
+    return observer.arrays()
+
+
+class _Replay:
+    """An observer that gives a run the reference's features before its first step."""
+
+    def __init__(self, reference: Trace) -> None:
+        self.reference = reference
+        self.logits: list[np.ndarray] = []
+
+    def started(self, training: Training) -> None:
+        job = training.job
+        features = self.reference.arrays["features"]
+        epochs = -(-len(features) // job.train_tokens.num_texts)
+        order = np.concatenate(
+            [epoch_order(job.train_tokens.num_texts, job.config.seed, epoch) for epoch in range(epochs)]
+        )
+        labels = job.train_tokens.labels[order[: len(features)]]
+        training.source = _InOrder(_cached(job, features, labels, job.config.batch_size))
+        # Only the probe texts' features are known, and only their logits are judged.
+        known = self.reference.arrays["probe_features"][0]
+        all_texts = np.zeros((job.test_tokens.num_texts, known.shape[1]), dtype=known.dtype)
+        self.probes = _cached(job, all_texts, job.test_tokens.labels, job.config.eval_batch_size)
+        training.test_source = self.probes
+        head: Any = training.model
+        if not trains_on_features(job.config):
+            whole, head = head, head.head
+            whole.forward = lambda given: job.task.apply_head(head, given.unsqueeze(1), torch.ones_like(given[:, :1]))
+        self.steps = Steps(training, list(head.parameters()))
+        self._probe(training)
+        job.backend.step_boundary()
+
+    def stepped(self, training: Training, window: Window, sums: torch.Tensor) -> None:
+        self.steps.add(training, window, sums)
+
+    def evaluated(self, training: Training, epoch: int) -> None:
+        del epoch
+        self._probe(training)
+
+    def _probe(self, training: Training) -> None:
+        known = self.reference.arrays["probe_features"]
+        rows = torch.from_numpy(known[min(len(self.logits), len(known) - 1)])
+        self.probes.features[: len(rows)] = training.job.backend.place(rows)
+        self.logits.append(probe(training)[1])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = self.steps.arrays()
+        return {f"head_{name}": found[name] for name in HEAD_SERIES} | {"head_logits": np.stack(self.logits)}
+
+
+class _InOrder:
+    """Features that lie in the order in which the steps take them, over all epochs."""
+
+    def __init__(self, features: CachedFeatures) -> None:
+        self.features = features
+        self.taken = 0
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.features.start_epoch(np.arange(self.taken, self.taken + len(order)))
+        self.taken += len(order)
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.features.batch(start, stop)
+
+
+def _cached(job: Job, features: np.ndarray, labels: np.ndarray, rows: int) -> CachedFeatures:
+    placed = job.backend.place(torch.from_numpy(features.copy()))
+    return CachedFeatures(placed, torch.from_numpy(labels.copy()), job.backend, rows, job.ranks)

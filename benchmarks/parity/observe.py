@@ -1,0 +1,174 @@
+"""What a training run leaves behind, read from inside: each step's figures, what the head was given, and logits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...albert_core.batches import Window
+from ...albert_core.data import TokenStore
+from ...albert_core.features import InputSource
+from ...albert_core.job import trains_on_features
+from ...albert_core.training import Training
+from .trace import HEAD_STEPS
+
+# Texts whose logits are kept: the first ones of the evaluation split.
+PROBE_TEXTS = 64
+
+
+class Steps:
+    """Loss and right answers of each step, and the norms of gradient and update of `parameters`.
+
+    The gradient is taken from what Adam's first moment gained: m' = b m + (1 - b) g, solved for g. So it is that of the
+    step that really happened, whatever made it.
+    """
+
+    def __init__(self, training: Training, parameters: Sequence[torch.Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.values: dict[str, list[float]] = {"loss": [], "grad_norm": [], "update_norm": [], "right": []}
+        self._weights = on_host(self.parameters)
+        self._moments: list[torch.Tensor] | None = None
+        self._gradient = 0.0
+        groups = training.optimizer.param_groups
+        if isinstance(training.optimizer, torch.optim.Adam | torch.optim.AdamW):
+            self._moments = [torch.zeros_like(weight) for weight in self._weights]
+            betas = {parameter: group["betas"][0] for group in groups for parameter in group["params"]}
+            self._betas = [betas[parameter] for parameter in self.parameters]
+        else:
+            # Not Adam: such a step is made by autograd, and its gradients can be seen before they are used.
+            training.optimizer.register_step_pre_hook(self._see_gradients)
+
+    def add(self, training: Training, window: Window, sums: torch.Tensor) -> None:
+        """Reads what the step over `window` left; `sums` is what it returned."""
+        weights = on_host(self.parameters)
+        self.values["loss"].append(float(sums[0]) / window.num_samples)
+        self.values["right"].append(float(sums[1]))
+        self.values["grad_norm"].append(self._gradient_norm(training))
+        self.values["update_norm"].append(norm(now - then for now, then in zip(weights, self._weights, strict=True)))
+        self._weights = weights
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Each figure by step, float64 [S]."""
+        return {name: np.array(values, dtype=np.float64) for name, values in self.values.items()}
+
+    def _gradient_norm(self, training: Training) -> float:
+        if self._moments is None:
+            return self._gradient
+        state = training.optimizer.state
+        moments = on_host(state[parameter].get("exp_avg", torch.zeros_like(parameter)) for parameter in self.parameters)
+        pairs = zip(moments, self._moments, self._betas, strict=True)
+        size = norm((now - beta * then) / (1 - beta) for now, then, beta in pairs)
+        self._moments = moments
+        return size
+
+    def _see_gradients(self, *_: Any) -> None:
+        self._gradient = norm(on_host(parameter.grad for parameter in self.parameters))
+
+
+class HeadInputs:
+    """What the head was given: the features of each step's texts, in their order, and of the probe texts.
+
+    Of a whole model it is the state of [CLS] after the encoder at that step.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.steps: list[np.ndarray] = []
+        self.probes: list[np.ndarray] = []
+        self._taken: list[Any] = []
+        self._last: torch.Tensor | None = None
+        if trains_on_features(training.job.config):
+            training.source = _Watched(training.source, self._taken)
+        else:
+            self._model = training.model
+            head: Any = training.model.head
+            head.register_forward_pre_hook(self._see)
+
+    def _see(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self._model.training:
+            self._taken.append(inputs[0].detach())
+        else:
+            self._last = inputs[0].detach()
+
+    def stepped(self, window: Window) -> None:
+        """Keeps what the step over `window` took, of the first steps."""
+        if len(self.steps) < HEAD_STEPS:
+            sizes = (stop - start for start, stop in window.micro_batches)
+            parts = [part[:size].cpu() for part, size in zip(self._taken, sizes, strict=True)]
+            self.steps.append(torch.cat(parts).numpy())
+        self._taken.clear()
+
+    def probed(self, inputs: Any, rows: int) -> None:
+        """Keeps what the head was given for the probe texts just now; `inputs` are the model's."""
+        given = inputs if self._last is None else self._last
+        self.probes.append(given[:rows].cpu().numpy())
+
+    def arrays(self, training: Training) -> dict[str, np.ndarray]:
+        """features [rows, H]; probe_features [E + 1, P, H], of a frozen encoder [1, P, H]."""
+        if not self.steps:
+            return {}
+        frozen = trains_on_features(training.job.config)
+        probes = self.probes[:1] if frozen else self.probes
+        return {"features": np.concatenate(self.steps), "probe_features": np.stack(probes)}
+
+
+class _Watched:
+    """A source of features that keeps what it gave."""
+
+    def __init__(self, source: InputSource, taken: list[Any]) -> None:
+        self.source, self.taken = source, taken
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.source.start_epoch(order)
+
+    def batch(self, start: int, stop: int) -> tuple[Any, torch.Tensor]:
+        inputs, labels = self.source.batch(start, stop)
+        self.taken.append(inputs)
+        return inputs, labels
+
+
+def probe(training: Training) -> tuple[Any, np.ndarray]:
+    """The model's inputs of the first evaluation texts, and their logits [texts, labels], on the host."""
+    size = min(training.job.config.eval_batch_size, training.job.test_tokens.num_texts)
+    source, model = training.test_source, training.model
+    training_mode = model.training
+    model.eval()
+    source.start_epoch(np.arange(training.job.test_tokens.num_texts))
+    with torch.no_grad():
+        inputs = source.batch(0, size)[0]
+        logits = model(inputs)
+    model.train(training_mode)
+    host = logits.cpu()[: min(size, PROBE_TEXTS)]
+    # A masked logit is as low as its dtype goes: a constant, beside which no error would show.
+    host = host.masked_fill(host <= torch.finfo(host.dtype).min / 2, 0.0)
+    return inputs, host.to(torch.promote_types(host.dtype, torch.float32)).numpy()
+
+
+def trained(training: Training) -> list[torch.Tensor]:
+    """The parameters that the optimizer moves: of a model with adapters, not those beneath them."""
+    return [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
+
+
+def batch_hash(store: TokenStore, rows: np.ndarray) -> str:
+    """SHA-256 of the token ids, token types and labels of some texts, in this order."""
+    digest = hashlib.sha256()
+    for row in rows.tolist():
+        span = slice(int(store.offsets[row]), int(store.offsets[row + 1]))
+        digest.update(np.asarray(store.ids[span], dtype="<i8").tobytes())
+        if store.token_type_ids is not None:
+            digest.update(np.asarray(store.token_type_ids[span], dtype="<i8").tobytes())
+    digest.update(np.asarray(store.labels[rows], dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def on_host(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Copies, for the originals are written over by the next step."""
+    return [tensor.detach().cpu().clone() for tensor in tensors if tensor is not None]
+
+
+def norm(parts: Iterable[torch.Tensor]) -> float:
+    """The L2 norm of all parts together, in float64."""
+    return float(torch.stack([part.to(torch.float64).square().sum() for part in parts]).sum().sqrt())

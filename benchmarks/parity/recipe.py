@@ -1,0 +1,82 @@
+"""What makes two runs the same training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...albert_core.config import TrainConfig
+
+# Data, model and tokens are compared by hashes of what they give.
+DATA = (
+    "dataset_id",
+    "model_name",
+    "tokenizer_name",
+    "text_column",
+    "text_pair_column",
+    "label_column",
+    "label_rules",
+    "evaluation_split",
+    "test_fraction",
+    "max_train_samples",
+    "max_eval_samples",
+    "doc_stride",
+)
+# Where, in which dtype and how the run is computed is what is compared.
+COMPUTED = (
+    "backend",
+    "use_tt",
+    "tt",
+    "dtype",
+    "head_dtype",
+    "strict_dtype",
+    "kernel",
+    "layout",
+    "feature_cache",
+    "fused_head",
+    "gradient_checkpointing",
+    "threads",
+    "deterministic",
+    "eval_batch_size",
+    "process_timeout",
+)
+# What is shown, kept and gone on with; recording switches off what would act on the run.
+KEPT = (
+    "log_level",
+    "steps_freq",
+    "chart",
+    "use_tensorboard",
+    "use_wandb",
+    "wandb_project",
+    "wandb_run_name",
+    "wandb_tags",
+    "wandb_watch_mode",
+    "wandb_log_freq",
+    "model_to_wandb",
+    "project_dir",
+    "run_name",
+    "copy_encoder",
+    "save_strategy",
+    "save_optim",
+    "keep_last_n",
+    "keep_best_n",
+    "checkpoint_metric",
+    "checkpoint_metric_mode",
+    "checkpoint_path",
+    "resume_from_checkpoint",
+    "resume_option",
+    "storage_backend",
+    "sync_to_storage",
+    "load_from_storage",
+    "remote_path",
+    "stop_on_collapse",
+    "stop_at_step",
+)
+
+
+def recipe_of(config: TrainConfig, num_labels: int, total_steps: int) -> dict[str, Any]:
+    """Every key of `config` but those above: a key that a later version has is compared, too.
+
+    Steps and labels are those there are, whatever the configuration asked for.
+    """
+    asked = config.model_dump(mode="json", exclude={*DATA, *COMPUTED, *KEPT})
+    return asked | {"num_labels": num_labels, "max_steps": total_steps}
