@@ -1,5 +1,6 @@
 # make run: install and run the main job.  make test: install and run the suite.  make check: lint, format, types.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
+# make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
 # make test-xla: the XLA and Tenstorrent tests, in an environment of their own (torch-xla pins an older torch).
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ XLA_BIN := $(XLA_VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run test bench-suite test-xla check format clean help
+.PHONY: run test storm bench-suite test-xla check format clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -43,6 +44,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+storm: $(VENV)/.installed-dev
+	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m storm $(ARGS)
 
 bench-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \

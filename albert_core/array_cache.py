@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import RunError, UserError
+from .parsing import read_json_object
 from .runs.files import checksum, published, remove, sweep, temporary_name, write_json, written
 
 log = logging.getLogger("isotrain")
@@ -96,8 +96,8 @@ def _discard_damaged(folder: Path, specs: Specs) -> None:
 
 
 def _verified(folder: Path, specs: Specs) -> dict[str, np.ndarray]:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_json_object(folder / MANIFEST, "remove it")
+    if manifest.get("format") != FORMAT:
         raise ValueError(f"{MANIFEST} is of another format")
     if manifest.get("key") != folder.name:
         raise ValueError(f"{MANIFEST} belongs to other data")

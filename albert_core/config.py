@@ -11,6 +11,7 @@ from ..backends.tt_options import TtOptions
 from .best import Best
 from .lora_options import LoraOptions
 from .normalise import check_rule
+from .text import holds_secret
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -107,7 +108,11 @@ class TrainConfig(BaseModel):
     )
 
     # Checkpoints
-    resume_from_checkpoint: bool = Field(False, description="go on with an earlier run instead of starting a new one")
+    resume_from_checkpoint: bool | Literal["auto"] = Field(
+        False,
+        description="go on with an earlier run instead of starting a new one; auto goes on with run_name where it is "
+        "there, and starts it where it is not",
+    )
     resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
     checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/exact_match"] = Field(
@@ -233,6 +238,10 @@ class TrainConfig(BaseModel):
     )
     warmup_steps: int = Field(0, ge=0, le=MOST, description="optimizer steps of linear warm-up")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
+    no_decay: list[str] = Field(
+        default_factory=list,
+        description="trained weights that weight_decay leaves alone: bias, layer_norm, or a part of a parameter's name",
+    )
     fused_head: bool = Field(
         True, description="a head on frozen features trains by the device's fused step, where it has one"
     )
@@ -284,6 +293,11 @@ class TrainConfig(BaseModel):
             raise ValueError("can't be float16: its gradients underflow without a scaler; use float32 or bfloat16")
         return value
 
+    @field_validator("no_decay", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @field_validator("label_rules")
     @classmethod
     def _known_rules(cls, value: list[str]) -> list[str]:
@@ -300,6 +314,16 @@ class TrainConfig(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind in (int, float, int | None, float | None):
             raise ValueError("is no number")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        if isinstance(value, str) and holds_secret(value):
+            raise ValueError(
+                "holds a password or a token, and every value is written to the run's folder; leave it out and give it "
+                "to fsspec, as FSSPEC_SFTP_PASSWORD in the environment or in ~/.config/fsspec"
+            )
         return value
 
     @field_validator("dataset_id", "model_name", "tokenizer_name", "project_dir", "remote_path", "checkpoint_path")
@@ -335,6 +359,11 @@ class TrainConfig(BaseModel):
             raise ValueError("warmup_steps and warmup_ratio are both set; keep one of them")
         if self.resume_option == "path" and not self.checkpoint_path:
             raise ValueError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
+        if self.resume_from_checkpoint == "auto" and self.run_name is None:
+            raise ValueError(
+                "resume_from_checkpoint: auto (--resume-or-start) needs run_name, the run to go on with or to start; "
+                "add --set run_name=NAME"
+            )
         if (self.sync_to_storage or self.load_from_storage) and not self.remote_path:
             raise ValueError("sync_to_storage and load_from_storage need remote_path; name a path or URL there")
         if self.load_from_storage and not self.resume_from_checkpoint:

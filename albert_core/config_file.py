@@ -38,6 +38,13 @@ class ResolvedConfig:
                 paths[key] = str(Path(value).expanduser().absolute())
         return ResolvedConfig(self.config.model_copy(update=paths), self.sources, self.stem)
 
+    def of_run(self) -> ResolvedConfig:
+        """What a run's folder keeps: paths absolute, and not which checkpoint this very start goes on from."""
+        once = ("resume_from_checkpoint", "resume_option", "checkpoint_path", "load_from_storage")
+        defaults = {key: TrainConfig.model_fields[key].default for key in once}
+        kept = self.with_absolute_paths()
+        return ResolvedConfig(kept.config.model_copy(update=defaults), self.sources, self.stem)
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.config.model_dump(), sort_keys=False, allow_unicode=True)
 

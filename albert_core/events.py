@@ -5,34 +5,35 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from .. import UserError
+from .. import RunError, UserError
 from .batches import Window
 from .chart import write_charts
-from .config_file import ResolvedConfig
-from .encoder import save_encoder
+from .features import InputSource
 from .job import Job
 from .progress import Reporter
-from .run import RunFolder, environment, with_device
-from .runs.files import write_json, write_text
-from .saved_model import MODEL_FILE
+from .run import RunFolder, with_device
+from .runs.files import write_json
 from .state import own_tensors, snapshot
+from .text import error_line
 from .training import Training
 
 log = logging.getLogger("isotrain")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunError):
     """Training can't go on: a loss or a weight is no longer finite."""
 
 
 def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
+    training.check_folder()
     state = training.state
     loss, accuracy = state.take_means(training.job.ranks)
     _require_finite(loss, training)
@@ -59,10 +60,40 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
         _say_collapsed(training)
 
 
-def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
+class _StopAskedError(Exception):
+    """A stop was asked for between two batches of an evaluation."""
+
+
+@dataclass(frozen=True)
+class _Stoppable:
+    """An input source whose reader ends between two batches once `asked` says so."""
+
+    source: InputSource
+    asked: Callable[[], bool]
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.source.start_epoch(order)
+
+    def batch(self, start: int, stop: int) -> tuple[Any, torch.Tensor]:
+        if self.asked():
+            raise _StopAskedError
+        return self.source.batch(start, stop)
+
+
+def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Callable[[], bool]) -> bool:
+    """Evaluates, and records what came out; False, with nothing recorded, where `asked` says that a stop is wanted.
+
+    Every process asks before every batch.
+    """
     job, state = training.job, training.state
     began = time.perf_counter_ns()
-    evaluation = job.task.evaluate(training.model, training.test_source, job)
+    try:
+        evaluation = job.task.evaluate(training.model, _Stoppable(training.test_source, asked), job)
+    except _StopAskedError:
+        training.model.train()
+        log.info("the evaluation of step %d was stopped; a resume begins with it", state.step)
+        return False
+    training.check_folder()
     metrics = evaluation.metrics
     seconds = (time.perf_counter_ns() - began) / 1e9
     _require_finite(metrics["eval/loss"], training)
@@ -78,6 +109,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter) -> None:
     draw(training)
     if state.watch.after_evaluation(state.step, training_loss, metrics):
         _say_collapsed(training)
+    return True
 
 
 def _log_evaluation(training: Training, epoch: int, training_loss: float, metrics: dict[str, float]) -> None:
@@ -122,19 +154,31 @@ def _say_collapsed(training: Training) -> None:
     training.trackers.log(state.step, {"event": "collapse", "reason": state.watch.reason})
 
 
-def save_now(training: Training, window: Window) -> None:
+def save_now(training: Training, window: Window | None) -> None:
+    """Saves what the steps after `window` need, or after the stream's position where that is None."""
     job, state = training.job, training.state
     _require_finite(state.peek_means(job.ranks)[0], training)
     processes = job.ranks.gather(own_tensors(job, state))
     if not job.ranks.first:
         return
-    saved = snapshot(job, training.model, training.optimizer, training.scale, training.stream, window, state, processes)
+    saved = snapshot(
+        job,
+        training.model,
+        training.optimizer,
+        training.scale,
+        training.stream,
+        window,
+        state,
+        processes,
+        training.recorded,
+    )
     for name, tensor in saved.model.items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
                 f"weight {name} is NaN or inf after step {state.step}; earlier checkpoints of {training.run.path} are "
                 "kept; lower learning_rate or set max_grad_norm"
             )
+    training.check_folder()
     folder = training.store.save(saved)
     log.debug("checkpoint %s", folder)
 
@@ -162,41 +206,6 @@ def describe(job: Job, run: RunFolder) -> None:
         for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens))
     ]
     log.info("data %s: %s, %d outputs", job.dataset.name, ", ".join(splits), job.num_labels)
-
-
-def record(training: Training, resolved: ResolvedConfig) -> None:
-    """Writes what `predict`, a resume and a reader need beside the weights.
-
-    Of a run that is gone on with, the configuration it had is kept under another name, and so are a finished model and
-    summary: they are not this part's.
-    """
-    job, run, step = training.job, training.run, training.state.step
-    text = resolved.with_absolute_paths().to_yaml()
-    if run.config.is_file() and run.config.read_text(encoding="utf-8") != text:
-        run.config.replace(run.path / f"config-until-step-{step}.yaml")
-    for earlier in (run.summary, run.model / MODEL_FILE):
-        if earlier.is_file():
-            earlier.replace(earlier.with_name(f"until-step-{step}-{earlier.name}"))
-    write_text(run.config, text)
-    job.task.record(run, job.dataset)
-    job.tokenizer.save(run.tokenizer)
-    # Random weights are made again from their name and seed.
-    if job.config.copy_encoder and not job.encoder.random and not run.encoder.exists():
-        save_encoder(job.encoder, run.encoder)
-    write_json(
-        run.origin,
-        {
-            "model": job.encoder.label,
-            "random_weights": job.encoder.random,
-            "tokenizer": job.tokenizer.label,
-            "dataset": job.dataset.name,
-            "device": job.backend.info().as_dict(),
-            "cast_policy": asdict(job.policy),
-            "identity": job.identity(),
-            "config_sources": resolved.sources,
-            "environment": environment(),
-        },
-    )
 
 
 def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:
@@ -236,8 +245,11 @@ def fail(training: Training, error: BaseException) -> None:
     """Says in summary.json and to the trackers that the run ended early, as far as that is still possible."""
     if not training.job.ranks.first:
         return
-    with suppress(OSError, UserError):
-        summarize(training, f"failed: {type(error).__name__}: {error}".rstrip(": "))
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error_line(error)}"
+    with suppress(OSError, UserError, RunError):
+        training.check_folder()
+        summarize(training, status)
+    training.trackers.summary({"status": status})
     training.trackers.finish("failed")
 
 

@@ -1,4 +1,4 @@
-"""A trained run as files that other programs load: a Hugging Face folder, a torch.export program, an ONNX graph.
+"""A trained run as files that other programs load: a Hugging Face or peft folder, a torch.export program, ONNX.
 
 Each export is a folder that appears whole: it is written under a temporary name, what was written is loaded again as
 its users would load it, and its logits are compared with the run's own model in float32. One that differs by more than
@@ -26,14 +26,14 @@ from .. import UserError
 from ..kernels.install import install_hint
 from ..kernels.names import check_name
 from .encoder import quiet_transformers
-from .lora import merged
+from .lora import adapter_config, merged, write_adapters
 from .model import WholeModel
 from .predict import Predictor, load_predictor
 from .run import RunFolder, environment
 from .runs.files import published, write_bytes, write_json
 from .saved_model import HEADER_KEY
 
-FORMATS = ("safetensors", "torch-export", "onnx")
+FORMATS = ("safetensors", "peft", "torch-export", "onnx")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_FILE, HEAD_FILE, PROGRAM_FILE, GRAPH_FILE = "model.safetensors", "head.safetensors", "model.pt2", "model.onnx"
 HEAD_FORMAT = "isotrain-head-1"
@@ -112,12 +112,17 @@ def export_run(
     if not target.absolute().parent.is_dir():
         raise UserError(f"there is no folder {str(target.absolute().parent)!r} to put the export in; make it first")
     predictor = load_predictor(run, backend, checkpoint, model_name)
+    if form == "peft" and not predictor.config.lora.rank:
+        raise UserError(
+            f"--format peft is for adapters (lora.rank), and run {str(run.path)!r} has none; allowed for it are "
+            f"{', '.join(name for name in FORMATS if name != form)}"
+        )
     write, load = _WAYS[form]
     with published(target) as temporary:
         with _quiet(), torch.no_grad():
             trained = trained_model(predictor)
             write(trained, predictor, temporary)
-            judge, logits = load(trained, temporary)
+            judge, logits = load(trained, predictor, temporary)
             max_abs, relative = difference(trained, logits, predictor.config.max_length)
         if not relative <= TOLERANCE:
             raise ExportError(
@@ -176,28 +181,56 @@ def difference(model: LogitsModel, logits: Logits, max_length: int) -> tuple[flo
 
 
 def _write_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
-    from safetensors.torch import save
-
     encoder: Any = trained.encoder
     names = predictor.task.output_names(predictor.recalled)
     encoder.config.update({"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}})
     encoder.save_pretrained(folder)
+    _write_head(trained, predictor, folder)
+
+
+def _write_head(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    from safetensors.torch import save
+
     reads = "last_hidden_state[:, 0]" if predictor.task.on_features else "last_hidden_state"
     header = {"format": HEAD_FORMAT, "reads": reads, "layers": str(trained.head)}
     tensors = {name: tensor.contiguous() for name, tensor in trained.head.state_dict().items()}
     write_bytes(folder / HEAD_FILE, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
 
 
-def _load_safetensors(trained: LogitsModel, folder: Path) -> tuple[str, Logits]:
+def _load_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
     import transformers
-    from safetensors.torch import load_file
 
+    del predictor
     encoder = transformers.AutoModel.from_pretrained(
         folder, add_pooling_layer=False, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-    ).eval()
+    )
+    return f"transformers {transformers.__version__} (AutoModel)", _with_head(trained, encoder.eval(), folder)
+
+
+def _write_peft(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    model: Any = predictor.model
+    config = adapter_config(predictor.loaded.module(), predictor.config.lora)
+    config.base_model_name_or_path = predictor.loaded.name
+    config.inference_mode = True
+    write_adapters(predictor.backend.on_host(model.encoder), config, folder)
+    _write_head(trained, predictor, folder)
+
+
+def _load_peft(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
+    import peft
+
+    base = copy.deepcopy(predictor.loaded.module()).to(torch.float32)
+    encoder = peft.PeftModel.from_pretrained(base, folder).eval()
+    return f"peft {peft.__version__} (PeftModel)", _with_head(trained, encoder, folder)
+
+
+def _with_head(trained: LogitsModel, encoder: nn.Module, folder: Path) -> LogitsModel:
+    """`encoder` with the head that was written to `folder`."""
+    from safetensors.torch import load_file
+
     head = copy.deepcopy(trained.head)
     head.load_state_dict(load_file(folder / HEAD_FILE), strict=True)
-    return f"transformers {transformers.__version__} (AutoModel)", LogitsModel(encoder, head, trained._apply_head)
+    return LogitsModel(encoder, head, trained._apply_head)
 
 
 def _example(trained: LogitsModel, predictor: Predictor) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
@@ -216,8 +249,8 @@ def _write_program(trained: LogitsModel, predictor: Predictor, folder: Path) -> 
     torch.export.save(torch.export.export(trained, batch, dynamic_shapes=free), folder / PROGRAM_FILE)
 
 
-def _load_program(trained: LogitsModel, folder: Path) -> tuple[str, Logits]:
-    del trained
+def _load_program(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
+    del trained, predictor
     return f"torch.export {torch.__version__}", torch.export.load(folder / PROGRAM_FILE).module()
 
 
@@ -236,9 +269,9 @@ def _write_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> No
     )
 
 
-def _load_graph(trained: LogitsModel, folder: Path) -> tuple[str, Logits]:
+def _load_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
     """The graph in ONNX Runtime, or where that isn't installed in onnx's own reference evaluator (slow)."""
-    del trained
+    del trained, predictor
     run: Callable[..., Any]
     if find_spec("onnxruntime") is not None:
         # Its builds for Linux send usage statistics unless this is set before the import.
@@ -266,6 +299,7 @@ def _load_graph(trained: LogitsModel, folder: Path) -> tuple[str, Logits]:
 
 _WAYS: dict[str, tuple[Callable[[LogitsModel, Predictor, Path], None], Callable[..., tuple[str, Logits]]]] = {
     "safetensors": (_write_safetensors, _load_safetensors),
+    "peft": (_write_peft, _load_peft),
     "torch-export": (_write_program, _load_program),
     "onnx": (_write_graph, _load_graph),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
 from .best import Best
+from .parsing import parse_json
 from .run import RunFolder
 
 # How metrics.jsonl writes what JSON has no number for. Any other text there is a name, such as an emulated device's.
@@ -22,9 +22,9 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
     if not run.metrics.is_file():
         return []
     rows = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            values = json.loads(line)
+            values = parse_json(line, run.metrics, "")
         except ValueError:
             continue
         if isinstance(values, dict) and {"step", "eval/loss"} <= values.keys():

@@ -7,7 +7,7 @@ It is told what the loop logs anyway, and drawn four times a second from that: i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,11 +59,14 @@ class History:
         """The whole curve as at most `SPARKS` blocks, the lowest value as the lowest block."""
         step = -(-len(self._means) // SPARKS) or 1
         values = [sum(part) / len(part) for part in _parts(self._means, step)]
-        if len(values) < 2:
-            return ""
-        low, high = min(values), max(values)
-        scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-        return "".join(BLOCKS[round((value - low) * scale)] for value in values)
+        return as_blocks(values) if len(values) > 1 else ""
+
+
+def as_blocks(values: Sequence[float]) -> str:
+    """A block for each value, from the lowest block for the lowest value to the highest for the highest."""
+    low, high = min(values), max(values)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((value - low) * scale)] for value in values)
 
 
 def _parts(values: list[float], size: int) -> Iterator[list[float]]:

@@ -109,20 +109,22 @@ def decoded(raw: bytes, origin: object, fix: str) -> str:
         ) from error
 
 
-def read_json(path: Path, fix: str) -> Any:
+def read_json(path: Path, fix: str, *, nan: bool = False) -> Any:
     """The JSON value in a file. Raises UserError as `read_text` and `parse_json` do."""
-    return parse_json(read_text(path, fix), path, fix)
+    return parse_json(read_text(path, fix), path, fix, nan=nan)
 
 
-def read_json_object(path: Path, fix: str) -> dict[str, Any]:
+def read_json_object(path: Path, fix: str, *, nan: bool = False) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError as `read_json` does, and for any other value."""
-    value = read_json(path, fix)
+    value = read_json(path, fix, nan=nan)
     if not isinstance(value, dict):
         raise UserError(f"{path}:1: a JSON {json_kind(value)} and no object; {fix}")
     return value
 
 
-def parse_json(text: str, origin: object, fix: str, first_line: int = 1) -> Any:
+def parse_json(
+    text: str, origin: object, fix: str, first_line: int = 1, *, nan: bool = False, halves: bool = False
+) -> Any:
     """The value that a JSON text holds.
 
     Args:
@@ -130,6 +132,8 @@ def parse_json(text: str, origin: object, fix: str, first_line: int = 1) -> Any:
         origin: What messages call the file, mostly its path.
         fix: What to do about a text that can't be used; ends the message.
         first_line: The line of the file that `text` begins on.
+        nan: Take NaN and the infinities, as Python writes them.
+        halves: Take halves of surrogate pairs: file names that are not UTF-8 have them.
 
     Raises:
         UserError: no JSON, a key twice, NaN or infinity, a number too long or too large, half of a surrogate pair,
@@ -141,13 +145,15 @@ def parse_json(text: str, origin: object, fix: str, first_line: int = 1) -> Any:
         value = json.loads(
             text,
             object_pairs_hook=_without_repeats,
-            parse_constant=_refuse_constant,
+            parse_constant=None if nan else _refuse_constant,
             parse_float=_finite,
             parse_int=_whole,
         )
-        _check_tree(value, escapes="\\u" in text)
+        _check_tree(value, escapes="\\u" in text and not halves)
     except json.JSONDecodeError as error:
-        raise _refusal(origin, first_line + error.lineno - 1, f"not valid JSON ({error.msg})", fix) from error
+        ends = error.pos >= len(text) - 1 or "Unterminated" in error.msg
+        what = f"{'truncated' if ends else 'not valid'} JSON ({error.msg})"
+        raise _refusal(origin, first_line + error.lineno - 1, what, fix) from error
     except RecursionError as error:
         raise _refusal(origin, first_line, f"nested more than {MAX_DEPTH} levels deep", fix) from error
     except _RefusedError as error:

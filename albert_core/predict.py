@@ -26,13 +26,18 @@ from .job import frozen_encoder, labelled, layout_on, module_of, policy_on, trai
 from .model import WholeModel, load_trained_state
 from .parsing import is_unicode
 from .run import RunFolder
-from .saved_model import read_model
+from .runs.manifest import CONFIG, MODEL, ORIGIN, check_run
+from .saved_model import check_finished, read_model
 from .tasks import Task, find_task
 
 # Logits that the head computes at once: 16 MB in float32, and a few times that where probabilities come of them.
 HEAD_OUTPUTS = 1 << 22
 
 log = logging.getLogger("isotrain")
+
+
+# What a run's manifest must vouch for, beside the weights.
+NEEDED = (CONFIG, ORIGIN, "inputs.json", "tokenizer/tokenizer.json")
 
 
 @dataclass
@@ -104,6 +109,9 @@ def load_predictor(
     Raises UserError when the run is unfinished and no checkpoint is named, when something in it is damaged, or when
     the encoder it was trained on is not the one that loads now.
     """
+    if checkpoint is None:
+        check_finished(run)
+    check_run(run.path, NEEDED if checkpoint else (*NEEDED, MODEL), encoder=model_name is None)
     config = load_config(run.config, options={"model_name": model_name}).config
     if checkpoint is None:
         weights, identity = read_model(run)
@@ -137,13 +145,13 @@ def load_predictor(
         encoder = saved_encoder(run.encoder, config.model_name)
     else:
         encoder = load_encoder(config.model_name, config.seed)
-    if encoder.fingerprint != identity["encoder"]:
+    if encoder.fingerprint != identity.get("encoder"):
         raise UserError(
             f"run {str(run.path)!r} was trained on other weights than {config.model_name!r} holds now; "
             "name the encoder it was trained with by --model"
         )
     edited = [
-        key for key in ("mlp_hidden_size", "freeze_encoder", "head_dtype") if identity[key] != getattr(config, key)
+        key for key in ("mlp_hidden_size", "freeze_encoder", "head_dtype") if identity.get(key) != getattr(config, key)
     ]
     if config.lora.rank and identity.get("lora") != config.lora.model_dump(mode="json"):
         edited.append("lora")

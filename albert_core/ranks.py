@@ -18,18 +18,22 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed, nn
 
-from .. import UserError
+from .. import RunError, UserError
 from ..backends import rank_backend, rank_group
+from .invocation import program
+from .meeting import meet, reason
+from .text import quoted
 
 T = TypeVar("T")
 
 _SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_ADVICE = "start by torchrun --nproc-per-node N -m isotrain.cli train CONFIG, or unset WORLD_SIZE"
 
 # Words in the errors of torch's collectives, which are plain RuntimeErrors: a closed socket, a wait that ended.
 _LOST = ("gloo", "NCCL", "pair closure", "Timed out waiting")
 
 
-class LostRankError(RuntimeError):
+class LostRankError(RunError):
     """Another process of the run ended, or did not answer in time."""
 
 
@@ -72,21 +76,22 @@ class Ranks:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in all of them. Where it raises UserError the others just end."""
+        """What `make` returns in the first process, in all of them. Where it raises an error the others just end."""
         if self.size == 1:
             return make()
-        sent: list[Any] = [None, True]
+        sent: list[Any] = [None, 0]
         if self.first:
             try:
-                sent = [make(), False]
-            except UserError:
+                sent[0] = make()
+            except (UserError, RunError) as error:
+                sent[1] = 2 if isinstance(error, UserError) else 1
                 distributed.broadcast_object_list(sent)
                 raise
         distributed.broadcast_object_list(sent)
-        value, failed = sent
-        if failed:
+        value, code = sent
+        if code:
             # The first process says what was wrong.
-            raise SystemExit(2)
+            raise SystemExit(code)
         return value
 
     def parallel(self, model: nn.Module) -> nn.Module:
@@ -103,23 +108,40 @@ ALONE = Ranks()
 
 
 def launched() -> Ranks:
-    """Which process this is, by torchrun's environment variables; `ALONE` without them. Raises UserError for half."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size == "1":
+    """Which process this is, by torchrun's environment variables; `ALONE` without them.
+
+    Raises:
+        UserError: only some are set, or a value makes no sense.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        if os.environ.get("RANK", "0") != "0":
+            raise UserError(f"RANK is {quoted(os.environ['RANK'])} and WORLD_SIZE is not set; {_ADVICE}")
         return ALONE
-    missing = [name for name in _SET_BY_TORCHRUN if name not in os.environ]
+    size = _number("WORLD_SIZE", 1, None)
+    if size == 1:
+        return ALONE
+    missing = [name for name in _SET_BY_TORCHRUN if not os.environ.get(name)]
     if missing:
-        raise UserError(
-            f"WORLD_SIZE is {size} and {', '.join(missing)} not set; start by torchrun --nproc-per-node N -m "
-            "isotrain.cli train CONFIG, or unset WORLD_SIZE"
-        )
-    return Ranks(int(os.environ["RANK"]), int(size), int(os.environ["LOCAL_RANK"]))
+        raise UserError(f"WORLD_SIZE is {size} and {', '.join(missing)} not set; {_ADVICE}")
+    _number("MASTER_PORT", 1, 65535)
+    return Ranks(_number("RANK", 0, size - 1), size, _number("LOCAL_RANK", 0, size - 1))
+
+
+def _number(name: str, least: int, most: int | None) -> int:
+    """The environment variable `name` as a whole number from `least` to `most`. Raises UserError."""
+    text = os.environ[name]
+    allowed = f"from {least} to {most}" if most is not None else f"from {least}"
+    if most is not None and name != "MASTER_PORT":
+        allowed += " (below WORLD_SIZE)"
+    if not (text.isascii() and text.isdecimal() and least <= int(text[:20]) <= (most or 10**6)):
+        raise UserError(f"{name} is {quoted(text)}, allowed are whole numbers {allowed}; {_ADVICE}")
+    return int(text)
 
 
 def starter(ranks: Ranks) -> str:
-    """How a command like this process's begins: "isotrain", or torchrun with as many processes on this machine."""
+    """How a command like this process's begins: isotrain, or torchrun with as many processes on this machine."""
     if ranks.size == 1:
-        return "isotrain"
+        return program()
     here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size))
     return f"torchrun --nproc-per-node {here} -m isotrain.cli"
 
@@ -129,8 +151,10 @@ def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> It
     """The processes' group inside, over what the backend communicates with; each waits `timeout` seconds for another.
     A group that the caller has made already is used and left as it is.
 
-    Raises UserError for a backend that trains in one process or a `batch_size` that leaves some without a text, and
-    LostRankError where another process is lost.
+    Raises:
+        UserError: the backend trains in one process, or `batch_size` leaves some without a text.
+        RunError: the group does not form.
+        LostRankError: another process is lost; see `watching`.
     """
     if ranks.size == 1:
         yield
@@ -143,22 +167,45 @@ def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> It
             f"batch_size {batch_size} can't be shared by {ranks.size} processes; raise it, or start fewer of them"
         )
     ours = not distributed.is_initialized()
+    if ours:
+        _form(ranks, group, timeout)
+    with watching(ranks, timeout, "the run had not begun: start it again"):
+        yield
+    if ours:
+        distributed.destroy_process_group()
+
+
+def _form(ranks: Ranks, group: str, timeout: int) -> None:
+    """Makes the group `group` ("gloo", "nccl") of all processes. Raises RunError where that fails."""
+    store = meet(ranks.rank, ranks.size, timeout)
     try:
-        if ours:
-            distributed.init_process_group(group, timeout=timedelta(seconds=timeout))
+        distributed.init_process_group(
+            group, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timedelta(seconds=timeout)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"process {ranks.rank} of {ranks.size} met the others and can't exchange data with them over {group} "
+            f"({reason(error)}); {group.upper()}_SOCKET_IFNAME names the network interface to use"
+        ) from error
+
+
+@contextmanager
+def watching(ranks: Ranks, timeout: int, advice: str) -> Iterator[None]:
+    """Turns what a collective raises inside when another process is lost into one clear line that ends by `advice`.
+
+    Raises:
+        LostRankError: another process ended, or was silent for `timeout` seconds.
+    """
+    try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, distributed.DistError) or any(word in str(error) for word in _LOST)):
+        lost = isinstance(error, distributed.DistError) or any(word in str(error) for word in _LOST)
+        if ranks.size == 1 or isinstance(error, RunError) or not lost:
             raise
-        # Without the source file that gloo begins with, and the advice that it ends with.
-        reason = str(error).split("] ")[-1].split(". ")[0]
         raise LostRankError(
             f"process {ranks.rank} of {ranks.size}: another process of this run ended, or was silent for {timeout} s "
-            f"(process_timeout): {reason}; what was saved is kept: go on by --resume with the run's folder"
+            f"(process_timeout): {reason(error)}; {advice}"
         ) from error
-    else:
-        if ours:
-            distributed.destroy_process_group()
 
 
 def accumulating(model: nn.Module) -> AbstractContextManager[Any]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import UserError, __version__
+from .. import RunError, UserError, __version__
 from .config import TrainConfig
 from .config_file import ResolvedConfig, load_config
+from .parsing import read_json, read_json_object
 from .progress import terminal
-from .runs.files import open_to_append, refuse_links
+from .runs.files import open_to_append, published, refuse_links, sweep
+from .text import quoted, redacted
 
 log = logging.getLogger("isotrain")
+
+LOCK_FILE = ".lock"
 
 # Keys that say how, where and how far to go on, not what is trained.
 RESUME_KEYS = {
@@ -34,6 +38,9 @@ RESUME_KEYS = {
     "log_level",
     "threads",
 }
+
+
+COPY_AGAIN = "copy the whole run folder again"
 
 
 class RunFolder:
@@ -57,73 +64,96 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
+    def ended(self) -> dict[str, Any]:
+        """What summary.json says; empty where there is none, or a damaged one."""
+        with suppress(UserError):
+            return read_json_object(self.summary, COPY_AGAIN)
+        return {}
+
     def is_complete(self) -> bool:
         """Whether summary.json says that the run reached its last step."""
-        with suppress(OSError, ValueError):
-            return bool(json.loads(self.summary.read_text(encoding="utf-8"))["status"] == "completed")
-        return False
+        return bool(self.ended().get("status") == "completed")
 
     def identity(self) -> dict[str, Any]:
         """What the run's weights have in common, as it wrote it when it began; empty where it didn't.
 
         Raises UserError for a file that is damaged.
         """
-        try:
-            found = json.loads(self.origin.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.origin.exists():
             return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.origin} can't be read ({error}); copy the whole run folder again") from error
-        identity = found.get("identity") if isinstance(found, dict) else None
+        identity = read_json_object(self.origin, COPY_AGAIN).get("identity")
         return identity if isinstance(identity, dict) else {}
 
 
-def create_run(resolved: ResolvedConfig) -> RunFolder:
-    """A new folder ``project_dir/run_name``; an existing one is never written over (UserError)."""
+def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: ExitStack) -> tuple[RunFolder, RunLock]:
+    """A new folder ``project_dir/run_name``, which appears with all that `fill` writes in it, and locked (in `held`).
+
+    An existing folder is never written over. Raises UserError for that and for a project_dir that can't be used, and
+    RunError where the disk is full.
+    """
     config = resolved.config
     parent = Path(config.project_dir).expanduser()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"project_dir {quoted(config.project_dir)} can't be made ({error.strerror}); choose another"
+        ) from error
+    sweep(parent)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     names = [config.run_name] if config.run_name else _numbered(f"{resolved.stem}-{stamp}")
     for name in names:
         path = parent / name
         try:
-            path.mkdir(parents=True)
-        except FileExistsError as error:
-            if config.run_name:
-                raise UserError(
-                    f"run {str(path)!r} exists already; choose another run_name, or go on with it by --resume {path}"
-                ) from error
-            continue
-        except OSError as error:
+            if not os.path.lexists(path):
+                with published(path) as temporary:
+                    run = RunFolder(temporary)
+                    fill(run)
+                    # The lock comes along, so that nobody takes the run between its appearance and its first step.
+                    lock = held.enter_context(run_lock(run))
+                return RunFolder(path), lock
+        except FileExistsError:
+            log.debug("another process made %s first", path)
+        if config.run_name:
             raise UserError(
-                f"project_dir {config.project_dir!r}: can't create {path} ({error.strerror}); choose another"
-            ) from error
-        return RunFolder(path)
+                f"run {quoted(str(path))} exists already; choose another run_name, or go on with it by "
+                f"--resume {shlex.quote(str(path))}"
+            )
     raise AssertionError("numbered names never end")
 
 
+def earlier_run(config: TrainConfig) -> RunFolder | None:
+    """The run to go on with, as `resume_from_checkpoint` says; None where a new one is to begin."""
+    folder = Path(config.project_dir).expanduser() / (config.run_name or "")
+    there = config.run_name is not None and os.path.lexists(folder)
+    if config.resume_from_checkpoint == "auto":
+        return open_run(folder) if there else None
+    if not config.resume_from_checkpoint:
+        return None
+    # With a storage, the run may come from another machine: its checkpoint then arrives in a folder that is new here.
+    return None if config.load_from_storage and not there else find_run(config)
+
+
 def find_run(config: TrainConfig) -> RunFolder:
-    """The run to go on with: the one that run_name names, else the newest of this configuration under project_dir."""
+    """The run that run_name names, else the newest of this configuration under project_dir. Raises UserError."""
     parent = Path(config.project_dir).expanduser()
     if config.run_name is not None:
-        folder = RunFolder(parent / config.run_name)
-        if not folder.path.is_dir():
-            raise UserError(f"there is no run {str(folder.path)!r} to resume; runs there: {_runs_in(parent)}")
-        return folder
-    found = sorted(parent.glob("*/checkpoints/step-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        if not (parent / config.run_name).is_dir():
+            raise UserError(
+                f"there is no run {quoted(str(parent / config.run_name))} to resume; runs there: {_runs_in(parent)}"
+            )
+        return open_run(parent / config.run_name)
+    found = sorted(parent.glob("[!.]*/checkpoints/step-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    kept = ResolvedConfig(config, {}, "").of_run().config
     for path in dict.fromkeys(path.parent.parent for path in found):
         run = RunFolder(path)
         with suppress(UserError):
-            if not changed_keys(load_config(run.config).config.model_dump(), _absolute(config)):
+            if not changed_keys(load_config(run.config).config.model_dump(), kept):
                 return run
     raise UserError(
-        f"no run under {str(parent)!r} has this configuration and a checkpoint to resume from; runs there: "
+        f"no run under {quoted(str(parent))} has this configuration and a checkpoint to resume from; runs there: "
         f"{_runs_in(parent)}; name one by run_name, or start without resume_from_checkpoint"
     )
-
-
-def _absolute(config: TrainConfig) -> TrainConfig:
-    return ResolvedConfig(config, {}, "").with_absolute_paths().config
 
 
 def open_run(path: str | Path) -> RunFolder:
@@ -151,12 +181,9 @@ def with_device(by_id: dict[str, Any], emulated: str) -> dict[str, Any]:
 
 def read_strings(path: Path) -> list[str]:
     """A JSON list of strings, as `write_json` left it. Raises UserError for a file that is anything else."""
-    try:
-        strings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}); copy the whole run folder again") from error
+    strings = read_json(path, COPY_AGAIN)
     if not isinstance(strings, list) or not strings or not all(isinstance(item, str) for item in strings):
-        raise UserError(f"{path} holds no list of names; copy the whole run folder again")
+        raise UserError(f"{path} holds no list of names; {COPY_AGAIN}")
     return strings
 
 
@@ -174,7 +201,7 @@ def environment() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "command": shlex.join(sys.argv),
+        "command": redacted(shlex.join(sys.argv)),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -219,10 +246,10 @@ class _Loud(logging.Formatter):
 
 
 class _LastingHandler(logging.StreamHandler[TextIO]):
-    """Lines on stderr for as long as somebody reads them; a closed pipe is no reason to end a run."""
+    """Lines for as long as they can be written; a closed pipe or a full disk is no reason to end a run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+        if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
@@ -231,7 +258,7 @@ def log_to_file(file: Path, early: MemoryHandler) -> Iterator[None]:
     """All of isotrain's log in `file` too, beginning with the lines that `early` kept."""
     logger = logging.getLogger("isotrain")
     stream = open_to_append(file)
-    on_disk = logging.StreamHandler(stream)
+    on_disk = _LastingHandler(stream)
     on_disk.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     early.setTarget(on_disk)
     early.flush()
@@ -241,12 +268,30 @@ def log_to_file(file: Path, early: MemoryHandler) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(on_disk)
-        on_disk.close()
-        stream.close()
+        with suppress(OSError):
+            on_disk.close()
+            stream.close()
+
+
+class RunLock:
+    """What makes a run this process's: an open, locked file in its folder."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def check(self, run: RunFolder) -> None:
+        """Raises RunError where `run` is no longer the folder that was locked: removed, renamed, or another one."""
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._file.fileno()), (run.path / LOCK_FILE).stat()):
+                return
+        raise RunError(
+            f"the folder of run {quoted(str(run.path))} was removed or renamed while it trained; nothing more is "
+            "written; what was saved goes on by --resume where the folder is now"
+        )
 
 
 @contextmanager
-def run_lock(run: RunFolder) -> Iterator[None]:
+def run_lock(run: RunFolder) -> Iterator[RunLock]:
     """One process trains a run at a time. Raises UserError where another one does; a killed one's lock is gone.
 
     A run may come from a stranger: one with a link in it is refused, through which something elsewhere would be
@@ -255,14 +300,14 @@ def run_lock(run: RunFolder) -> Iterator[None]:
     import fcntl
 
     refuse_links(run.path, but_in="wandb")
-    with open_to_append(run.path / ".lock") as file:
+    with open_to_append(run.path / LOCK_FILE) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"run {str(run.path)!r} is being trained by another process; wait for it, or end it"
+                f"run {quoted(str(run.path))} is being trained by another process; wait for it, or end it"
             ) from error
-        yield
+        yield RunLock(file)
 
 
 def changed_keys(before: dict[str, Any], config: TrainConfig) -> list[str]:
@@ -284,5 +329,5 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _runs_in(parent: Path) -> str:
-    names = sorted(path.parent.name for path in parent.glob("*/config.yaml")) if parent.is_dir() else []
+    names = sorted(path.parent.name for path in parent.glob("[!.]*/config.yaml")) if parent.is_dir() else []
     return ", ".join(names[-5:]) or "none"

@@ -11,8 +11,10 @@ from torch import nn
 
 from .. import UserError, __version__
 from .job import Job
+from .parsing import parse_json
 from .run import RunFolder
 from .runs.files import make_folder, write_bytes
+from .runs.manifest import MODEL, vouch
 
 FORMAT = "isotrain-model-1"
 MODEL_FILE = "model.safetensors"
@@ -22,7 +24,9 @@ HEADER_KEY = "isotrain"
 
 
 def save_model(run: RunFolder, model: nn.Module, job: Job) -> Path:
-    """Writes ``model/model.safetensors``, whole or not at all; its header says what the weights belong to."""
+    """Writes ``model/model.safetensors``, whole or not at all, and into the run's manifest; its header says what the
+    weights belong to.
+    """
     from safetensors.torch import save
 
     make_folder(run.model)
@@ -36,7 +40,16 @@ def save_model(run: RunFolder, model: nn.Module, job: Job) -> Path:
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(path, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
+    vouch(run.path, [MODEL])
     return path
+
+
+def check_finished(run: RunFolder) -> None:
+    """Raises UserError where the run has no final model."""
+    if not (run.model / MODEL_FILE).is_file():
+        raise UserError(
+            f"run {str(run.path)!r} has no finished model; let it end (--resume {run.path}), or name a checkpoint"
+        )
 
 
 def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -44,16 +57,14 @@ def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     from safetensors import SafetensorError, safe_open
 
     path = run.model / MODEL_FILE
-    if not path.is_file():
-        raise UserError(
-            f"run {str(run.path)!r} has no finished model; let it end (--resume {run.path}), or name a checkpoint"
-        )
+    check_finished(run)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            written = (file.metadata() or {}).get(HEADER_KEY, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); resume the run or copy it again") from error
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path} is no isotrain model (format {header.get('format')!r}, wanted {FORMAT!r})")
+    header = parse_json(written, path, "give the folder of a run of this version")
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("identity"), dict):
+        raise UserError(f"{path} is no isotrain model of format {FORMAT!r}; give the folder of a run of this version")
     return tensors, header["identity"]

@@ -14,8 +14,10 @@ from .batches import BatchStream, Window
 from .best import Best
 from .checkpoint import Snapshot, check_identity
 from .collapse import CollapseWatch
+from .config import TrainConfig
 from .job import Job
 from .model import load_trained_state, trained_state
+from .optim import load_optimizer_state, optimizer_state
 from .ranks import ALONE, Ranks
 from .scaling import LossScale
 
@@ -104,16 +106,20 @@ def snapshot(
     optimizer: torch.optim.Optimizer,
     scale: LossScale,
     stream: BatchStream,
-    window: Window,
+    window: Window | None,
     state: TrainingState,
     processes: list[dict[str, torch.Tensor]],
+    recorded: TrainConfig,
 ) -> Snapshot:
-    """Everything that the steps after `window` depend on; `processes` holds each one's `own_tensors`, by rank."""
+    """Everything that the steps after `window` depend on, or after the stream's position where that is None.
+
+    `processes` holds each one's `own_tensors`, by rank; `recorded` is the configuration as the run's folder has it.
+    """
     position = stream.state(window)
     tensors = {f"{_owner(rank)}{name}": tensor for rank, own in enumerate(processes) for name, tensor in own.items()}
     return Snapshot(
         model={name: tensor.detach().cpu() for name, tensor in trained_state(model).items()},
-        optimizer=optimizer.state_dict(),
+        optimizer=optimizer_state(optimizer, model),
         state_tensors=tensors,
         state={
             "stream": position,
@@ -127,7 +133,7 @@ def snapshot(
             "counted": state.counted,
             "watch": asdict(state.watch),
             "lr_scheduler": {"type": job.config.lr_scheduler_type, "step": state.step},
-            "config": job.config.model_dump(),
+            "config": recorded.model_dump(),
         },
         identity=job.identity(),
         # An evaluation of earlier weights says nothing about these.
@@ -166,10 +172,7 @@ def restore(
         )
     load_trained_state(model, saved.model)
     if saved.optimizer is not None:
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved.optimizer)
-        for group, configured in zip(optimizer.param_groups, settings, strict=True):
-            group.update(configured)
+        load_optimizer_state(optimizer, model, saved.optimizer)
     scale.restore(saved.state.get("loss_scale", {}))
     _restore_own(saved, job, state)
     stream.restore(saved.state["stream"])

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# What a user, a closing terminal, a scheduler and a limit of processor time send before they kill.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
 
 class StopRequest:
-    """Set by SIGINT or SIGTERM; the loop looks at it after each optimizer step."""
+    """Set by one of the `STOPPING` signals; the loop looks at it after each optimizer step and before each batch of an
+    evaluation.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -30,12 +35,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGINT and SIGTERM into a request, in the main thread; elsewhere signals stay as they are."""
+    """Turns the `STOPPING` signals into a request, in the main thread; elsewhere signals stay as they are.
+
+    SIGHUP stays ignored where it is, as nohup asks for.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    hung_up = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in STOPPING if not (number == signal.SIGHUP and hung_up)]
+    previous = {number: signal.signal(number, request.handle) for number in numbers}
     try:
         yield request
     finally:

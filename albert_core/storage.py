@@ -17,6 +17,7 @@ from .. import UserError
 from .checkpoint import FILES, MANIFEST, STEP_NAME, CheckpointError, parse_manifest, read_manifest, verify_checkpoint
 from .checkpoint_store import sweep_leftovers
 from .runs.files import make_folder, published, temporary_name, write_bytes, written
+from .text import clean, shorten
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -247,5 +248,5 @@ def _remote_errors(what: str, passing: type[Exception] = UserError) -> Iterator[
         raise
     # Each storage's library has exceptions of its own, with no base in common (botocore, aiohttp, google.auth...).
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten(clean(" ".join(str(error).split())), 300) or type(error).__name__
         raise UserError(f"{what} ({reason}); check remote_path, storage_backend and your access to it") from error

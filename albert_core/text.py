@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+from .. import RunError, UserError
 
 # Of a value repeated in a message; a message itself holds a few of them.
 SHORT = 120
+# Of what another program's error says.
+_LONGEST_REASON = 500
+
+
+# Passwords, tokens and signatures in a URL, and tokens of the Hub.
+_SECRETS = re.compile(
+    r"""(?<=://)(?P<user>[^\s/@:'"]*):[^\s/'"]*@
+    | (?<=http://|ttps://)[^\s/@:'"]+@
+    | (?P<name>[?&;][\w.-]*(?:token|secret|password|passwd|pwd|sig|signature|credential|key|auth)[\w.-]*=)[^\s&;'"]+
+    | \bhf_[A-Za-z0-9]{16,}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def redacted(text: str) -> str:
+    """`text` with ``***`` in place of the passwords and tokens of URLs in it."""
+    return _SECRETS.sub(_hidden, text) if "://" in text or "hf_" in text else text
+
+
+def holds_secret(text: str) -> bool:
+    """Whether `redacted` would hide something of `text`."""
+    return redacted(text) != text
 
 
 def clean(text: str) -> str:
-    """`text` without what steers a terminal or reorders a line: each such character as its escape (``\\x1b``).
+    """`text` without secrets (`redacted`), and without what steers a terminal or reorders a line: each such character
+    as its escape (``\\x1b``).
 
     Control characters (line breaks and tabs too), format characters such as bidirectional overrides, surrogates and
     private use (Unicode's categories Cc, Cf, Cs, Co, Zl, Zp). Joiners that scripts and emoji need stay.
     """
+    text = redacted(text)
     if text.isprintable():
         return text
     return "".join(character if _is_shown(character) else _escaped(character) for character in text)
@@ -31,6 +58,24 @@ def shorten(text: str, limit: int = SHORT) -> str:
 def quoted(value: object, limit: int = SHORT) -> str:
     """`value` as Python writes it, cleaned and shortened: how messages repeat what was given."""
     return shorten(clean(repr(value)), limit)
+
+
+def error_line(error: BaseException) -> str:
+    """`error` in one line: ours as it stands, any other with its type's name and without a library's stack."""
+    if isinstance(error, (UserError, RunError)):
+        return clean(" ".join(str(error).split()))
+    # Libraries in C++ write their stack below the reason.
+    message = clean(" ".join(str(error).split("\nException raised from ")[0].split()))
+    name = type(error).__name__
+    return f"{name}: {shorten(message, _LONGEST_REASON)}" if message else name
+
+
+def _hidden(match: re.Match[str]) -> str:
+    if match["name"] is not None:
+        return f"{match['name']}***"
+    if match["user"] is not None:
+        return f"{match['user']}:***@"
+    return "***@" if match[0].endswith("@") else "***"
 
 
 def _is_shown(character: str) -> bool:

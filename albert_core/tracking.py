@@ -15,6 +15,7 @@ import numpy as np
 
 from ..kernels.install import install_hint
 from .config import TrainConfig
+from .parsing import parse_json
 from .runs.files import append_text, write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ class JsonlTracker(Tracker):
         self.path = path
         self._every_line = {"device": emulated} if emulated else {}
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
         """Drops the lines of later steps, which a resume from `step` writes anew, and a line torn by a kill.
+
+        So is `step`'s own evaluation where it is still to be made (`evaluated` is false).
 
         The file is replaced in one move. A line elsewhere that isn't JSON is dropped with a warning.
         """
@@ -79,7 +82,8 @@ class JsonlTracker(Tracker):
         kept = []
         for number, line in enumerate(lines, start=1):
             try:
-                if json.loads(line)["step"] <= step:
+                values = parse_json(line.decode(), self.path, "", number)
+                if values["step"] < step or (values["step"] == step and (evaluated or "eval/loss" not in values)):
                     kept.append(line + b"\n")
             except (ValueError, KeyError, TypeError):
                 level = logging.INFO if number == len(lines) else logging.WARNING
@@ -238,16 +242,24 @@ class Trackers(Tracker):
                 )
 
 
-def make_trackers(config: TrainConfig, run_dir: Path, resume_step: int | None = None, emulated: str = "") -> Trackers:
+def make_trackers(
+    config: TrainConfig,
+    run_dir: Path,
+    resume_step: int | None = None,
+    emulated: str = "",
+    *,
+    evaluated: bool = True,
+) -> Trackers:
     """The trackers `config` asks for, writing under `run_dir`, which must exist.
 
-    `resume_step` is the step a resumed run goes on from: what was logged after it is dropped. A tracker whose package
+    `resume_step` is the step a resumed run goes on from: what was logged after it is dropped, and so is its evaluation
+    unless it is `evaluated`. A tracker whose package
     is missing, or whose service refuses, is warned about once with the fix, and the run goes on without it.
     `emulated` is the label of a device that is only emulated, else "": charts show it as part of the run's name.
     """
     metrics = JsonlTracker(run_dir / METRICS_FILE, emulated)
     if resume_step is not None:
-        metrics.truncate_after(resume_step)
+        metrics.truncate_after(resume_step, evaluated=evaluated)
     trackers: list[Tracker] = [metrics]
     if config.use_wandb:
         trackers += _opened("wandb", lambda: _open_wandb(config, run_dir, emulated))

@@ -9,36 +9,37 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from .batches import BatchStream, Window
+from .. import RunError, UserError
+from .batches import Window
 from .best import Best
-from .checkpoint import Snapshot, read_checkpoint
 from .config import TrainConfig
-from .config_file import ResolvedConfig
-from .events import Throughput, describe, draw, evaluate_now, fail, log_step, record, save_now, summarize
-from .history import best_evaluation
-from .job import Job, open_job, trains_on_features
+from .config_file import ResolvedConfig, load_config
+from .events import Throughput, draw, evaluate_now, fail, log_step, save_now, summarize
+from .job import open_job, trains_on_features
 from .optim import learning_rate_at
+from .parent import stop_with_launcher
 from .progress import Reporter, SilentReporter
-from .ranks import StopVote, joined, launched
-from .run import RunFolder, changed_keys, create_run, find_run, log_to_file, log_to_terminal, run_lock
-from .saved_model import save_model
-from .state import restore
-from .step import make_step, optimizer_step
+from .ranks import Ranks, StopVote, joined, launched, starter, watching
+from .run import RunFolder, changed_keys, earlier_run, log_to_terminal
+from .runs.files import write_error
+from .saved_model import MODEL_FILE, save_model
+from .start import open_folder, prepare
+from .step import optimizer_step
 from .stopping import StopRequest, stop_on_signals
-from .storage import fetch_latest, remote_url
-from .tracking import make_trackers
-from .training import Training, build_training, check_storage
+from .tasks import find_task
+from .text import clean
+from .training import Training, check_storage
 
 log = logging.getLogger("isotrain")
 
@@ -50,7 +51,8 @@ class TrainResult:
 
     `metric_names`: what an evaluation of its task and data has, in the order that tables show. `collapse`: why the
     model counts as collapsed, "" where it doesn't. `chart`: the metrics that are drawn. `example`: an input of its
-    evaluation data, one text or two.
+    evaluation data, one text or two; none where `before` says that it was completed already, and nothing was left to
+    do.
     """
 
     run: RunFolder
@@ -68,6 +70,7 @@ class TrainResult:
     chart: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     example: tuple[str, ...] = ()
+    before: bool = False
 
 
 class Observer(Protocol):
@@ -90,9 +93,10 @@ def train(
 ) -> TrainResult:
     """Runs the configuration to its end, or to a stop that can be resumed.
 
-    `resume` goes on with that run's checkpoint (`resume_option` says which); so does `resume_from_checkpoint: true`,
-    with the run it finds. Raises UserError for input that can't be used and TrainingError when the loss stops being
-    finite; the run's folder then still holds its checkpoints.
+    `resume` goes on with that run's checkpoint (`resume_option` says which); so does `resume_from_checkpoint`, with the
+    run it finds. Raises UserError for input that can't be used, RunError when the run fails (TrainingError where the
+    loss stops being finite), and KeyboardInterrupt when it is interrupted at once; the folder of a run that made a step
+    stays, with its checkpoints.
     """
     config = resolved.config
     reporter = reporter or SilentReporter()
@@ -100,6 +104,7 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     ranks = launched()
+    stop_with_launcher()
     # What is drawn from torch's own generator (dropout) should differ between processes; all else has its own.
     torch.manual_seed(config.seed + ranks.rank)
 
@@ -108,123 +113,88 @@ def train(
         stop_on_signals() as stop,
         _deterministic(config.deterministic),
         joined(ranks, config.backend_name, config.batch_size, config.process_timeout),
+        ExitStack() as held,
     ):
-        resuming = resume is not None or config.resume_from_checkpoint
-        ranks.from_first(lambda: check_storage(config, resuming))
+        earlier = resume or ranks.from_first(lambda: earlier_run(config))
+        if resume is None and earlier is not None and config.resume_from_checkpoint == "auto":
+            completed = ranks.from_first(lambda: _completed_before(earlier, resolved))
+            if completed is not None:
+                return completed
+        ranks.from_first(lambda: check_storage(config, earlier is not None or config.load_from_storage))
+        kept = resolved.of_run()
         job = open_job(config, reporter.phase, ranks)
-        run, is_new = ranks.from_first(lambda: (resume, False) if resume else _choose_run(resolved))
-        with _kept(run, early) if ranks.first else nullcontext():
-            with _removed_unless_started(run, is_new and ranks.first):
-                training = _prepare(job, run, resolved, reporter, resuming)
+        run, is_new, check_folder = open_folder(job, kept, resume, held, early)
+        with _ends(run, is_new, ranks, stop):
+            training = prepare(job, run, kept, reporter, is_new)
+            training.check_folder = check_folder
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps, job.label)
             small = trains_on_features(config) and config.feature_cache
             try:
                 if observer is not None:
                     observer.started(training)
-                with job.backend.small_steps() if small else nullcontext():
+                go_on = f"what was saved is kept: go on with: {resume_command(run, ranks)}"
+                with (
+                    watching(ranks, config.process_timeout, go_on),
+                    job.backend.small_steps() if small else nullcontext(),
+                ):
                     status = _loop(training, reporter, stop, observer)
+                return _finish(training, status, began)
             except BaseException as error:
                 fail(training, error)
                 raise
-            return _finish(training, status, began)
-
-
-def _prepare(job: Job, run: RunFolder, resolved: ResolvedConfig, reporter: Reporter, resuming: bool) -> Training:
-    """Everything up to the first step: parts, checkpoint, the run's small files, trackers."""
-    describe(job, run)
-    training = build_training(job, run, reporter)
-    if resuming:
-        _resume(training)
-    if job.ranks.first:
-        record(training, resolved)
-        info = job.backend.info()
-        training.trackers = make_trackers(
-            job.config, run.path, training.state.step if resuming else None, info.emulated_label
-        )
-        training.trackers.watch(training.model)
-    training.step = make_step(training)
-    return training
-
-
-def _choose_run(resolved: ResolvedConfig) -> tuple[RunFolder, bool]:
-    """A new folder and True, or the earlier run that `resume_from_checkpoint` means and False."""
-    config = resolved.config
-    if not config.resume_from_checkpoint:
-        return create_run(resolved), True
-    named = config.run_name and (Path(config.project_dir).expanduser() / config.run_name).is_dir()
-    if config.load_from_storage and not named:
-        # The run may come from another machine: its checkpoint arrives in a folder that is new here.
-        return create_run(resolved), True
-    return find_run(config), False
 
 
 @contextmanager
-def _kept(run: RunFolder, early: MemoryHandler) -> Iterator[None]:
-    """The run is this process's to write in: locked, and its log in it."""
-    with run_lock(run), log_to_file(run.path / "train.log", early):
-        yield
+def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
+    """A run that can't begin leaves no folder behind; from its first step on it fails (RunError), whatever failed.
 
-
-@contextmanager
-def _removed_unless_started(run: RunFolder, is_new: bool) -> Iterator[None]:
-    """A run that fails or is interrupted before its first step leaves no folder behind."""
+    One that is interrupted stays, and can be gone on with.
+    """
     try:
         yield
-    except BaseException:
-        if is_new:
-            shutil.rmtree(run.path, ignore_errors=True)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(clean(f"go on with: {resume_command(run, ranks)}")) from interrupt
+    except Exception as error:
+        if not stop.loop_started:
+            if is_new and ranks.first:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        if isinstance(error, OSError):
+            raise RunError(str(write_error(Path(error.filename or run.path), error))) from error
+        if isinstance(error, UserError):
+            raise RunError(str(error)) from error
         raise
 
 
-def _resume(training: Training) -> None:
-    job = training.job
-    found = job.ranks.from_first(lambda: _read_saved(training))
-    if found is None:
-        return
-    folder, saved = found
-    restore(
-        saved,
-        folder,
-        job,
-        training.model,
-        training.optimizer,
-        training.scale,
-        training.stream,
-        training.state,
-        training.total_steps,
-    )
-    before = saved.state["config"]
-    if Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) != job.config.best:
-        training.state.best = job.ranks.from_first(lambda: _best_so_far(training, saved))
-    if not job.ranks.first:
-        return
-    changed = changed_keys(saved.state["config"], job.config)
-    if changed:
-        log.warning("resumed with other values than the checkpoint's: %s", "; ".join(changed))
-    for path in training.store.set_aside_after(training.state.step):
-        log.warning("%s is later than the step resumed from: it is set aside, not deleted", path.name)
-    log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
+def resume_command(run: RunFolder, ranks: Ranks) -> str:
+    """The command line that goes on with `run`, ready to be pasted."""
+    return f"{starter(ranks)} train --resume {shlex.quote(str(run.path))}"
 
 
-def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:
-    """The best evaluation of the run that is gone on with, by a metric or a mode that it was not looked at for."""
-    checkpoints = [{**info.metrics, "step": info.step} for info in training.store.list() if info.metrics]
-    remembered = [saved.state["best"]] if saved.state["best"] else []
-    return best_evaluation(training.run, training.job.config.best, [*checkpoints, *remembered], saved.step)
-
-
-def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
-    """The checkpoint to go on from; None where the run begins again at its first step."""
-    config, run = training.job.config, training.run
-    if config.load_from_storage:
-        fetch_latest(remote_url(config.remote_path, config.storage_backend), run.checkpoints)
-    elif config.resume_option == "last" and not training.store.list() and not run.is_complete():
-        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
-        log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
+def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult | None:
+    """How `run` ended, if it reached its last step with this very configuration; else None."""
+    summary = run.ended()
+    if summary.get("status") != "completed" or not (run.model / MODEL_FILE).is_file():
         return None
-    folder = training.store.find(config.resume_option, config.checkpoint_path or None)
-    return folder, read_checkpoint(folder)
+    if changed_keys(load_config(run.config).config.model_dump(), resolved.of_run().config):
+        return None
+    names = [name for name in find_task(resolved.config.task).metrics if name in summary]
+    return TrainResult(
+        run=run,
+        status="completed",
+        step=summary["step"],
+        total_steps=summary["total_steps"],
+        metrics={name: summary[name] for name in names},
+        best=summary["best"],
+        best_by=resolved.config.best,
+        best_checkpoint=summary["best_checkpoint"],
+        seconds=summary["seconds"],
+        label=summary["model"],
+        metric_names=tuple(names),
+        chart=resolved.config.chart,
+        before=True,
+    )
 
 
 def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: Observer | None) -> str:
@@ -235,6 +205,22 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
     job, state, stream = training.job, training.state, training.stream
     config, backend = job.config, job.backend
     clock, vote = Throughput(), StopVote(job.ranks)
+
+    def evaluated(epoch: int) -> bool:
+        """Evaluates, unless a stop comes before the end: the resume then begins with the evaluation."""
+        done = evaluate_now(training, epoch, reporter, lambda: vote.agreed(stop.requested))
+        if done and observer is not None:
+            observer.evaluated(training, epoch)
+        return done
+
+    position = stream.state()
+    due = _Due.after(state.step, position, training.total_steps, config)
+    if due.evaluate and state.evaluated_at != state.step:
+        if not evaluated(position["epoch"] - (position["position"] == 0)):
+            vote.close()
+            return "stopped"
+        if due.save or _improved(training):
+            save_now(training, None)
     while state.step < training.total_steps:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
@@ -249,24 +235,24 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
             if observer is not None:
                 observer.stepped(training, window, sums)
 
-            due = _Due.after(state.step, window, stream, training.total_steps, config)
+            due = _Due.after(state.step, stream.state(window), training.total_steps, config)
             if due.log:
                 log_step(training, window.epoch, rate, clock, reporter)
             stopping = vote.agreed(stop.requested) or state.step == config.stop_at_step
+            cut_short = False
             if due.evaluate or due.save or stopping:
                 # Else queued steps would end while the clock stands.
                 backend.synchronize(*training.model.parameters())
                 with clock.paused():
-                    if due.evaluate:
-                        evaluate_now(training, window.epoch, reporter)
-                        if observer is not None:
-                            observer.evaluated(training, window.epoch)
-                    if due.save or _improved(training) or (stopping and state.step < training.total_steps):
+                    cut_short = due.evaluate and not evaluated(window.epoch)
+                    stopping = stopping or cut_short
+                    unfinished = cut_short or state.step < training.total_steps
+                    if due.save or _improved(training) or (stopping and unfinished):
                         save_now(training, window)
             collapsed = config.stop_on_collapse and bool(state.watch.reason)
             if stopping or collapsed or state.step >= training.total_steps:
                 vote.close()
-                if state.step >= training.total_steps:
+                if state.step >= training.total_steps and not cut_short:
                     return "completed"
                 return "collapsed" if collapsed else "stopped"
     return "completed"
@@ -288,9 +274,12 @@ class _Due:
     save: bool
 
     @staticmethod
-    def after(step: int, window: Window, stream: BatchStream, total_steps: int, config: TrainConfig) -> _Due:
+    def after(step: int, position: dict[str, int], total_steps: int, config: TrainConfig) -> _Due:
+        """`position` is the stream's after the step (see `BatchStream.state`)."""
+        if step == 0:
+            return _Due(log=False, evaluate=False, save=False)
         last = step == total_steps
-        epoch_ends = window.micro_batches[-1][1] == stream.num_samples and (window.epoch + 1) % config.epoch_freq == 0
+        epoch_ends = position["position"] == 0 and position["epoch"] % config.epoch_freq == 0
         by_step = step % config.steps_freq == 0
         return _Due(
             log=by_step or last,
@@ -301,6 +290,7 @@ class _Due:
 
 def _finish(training: Training, status: str, began: int) -> TrainResult:
     job, run, state = training.job, training.run, training.state
+    training.check_folder()
     if job.ranks.first and status == "completed":
         save_model(run, training.model, job)
         training.trackers.artifact(run.model)

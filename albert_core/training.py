@@ -39,6 +39,9 @@ def _not_ready(*_: Any) -> torch.Tensor:
 class Training:
     """All the parts the loop moves. `step` makes an optimizer step (`step.make_step`), once it is set.
 
+    `recorded` is the configuration as the run's folder keeps it. `check_folder` raises RunError where that folder is
+    no longer the one that the run began in; only the first process looks.
+
     `parallel` is `model` as the step calls it: of several processes, wrapped so that they sum their gradients.
     """
 
@@ -56,12 +59,14 @@ class Training:
     trackers: Trackers
     state: TrainingState
     total_steps: int
+    recorded: TrainConfig
+    check_folder: Callable[[], None] = field(default=lambda: None)
     #: Whether this process has evaluated yet.
     evaluated: bool = False
     step: Callable[..., torch.Tensor] = field(default=_not_ready)
 
 
-def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
+def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
     config, backend = job.config, job.backend
     scale = loss_scale(backend, job.policy, whole_model=not trains_on_features(config))
     head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
@@ -69,7 +74,6 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
     model: nn.Module
     if trains_on_features(config):
         model = backend.place(head)
-        source, test_source = _frozen_sources(job, reporter)
     else:
         encoder = job.trainable_encoder()
         if config.gradient_checkpointing:
@@ -82,11 +86,10 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
             job.policy.accumulate,
             job.policy.compute,
         )
-        source, test_source = _token_batches(job)
     model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = build_optimizer(trained, config, backend)
+    optimizer = build_optimizer(model, config, backend)
     backend.prepare_optimizer(optimizer)
+    source, test_source = _frozen_sources(job, reporter) if trains_on_features(config) else _token_batches(job)
     stream = BatchStream(
         job.train_tokens.num_texts,
         config.batch_size,
@@ -119,6 +122,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter) -> Training:
         trackers=Trackers(()),
         state=TrainingState(backend.place(torch.zeros(2)), watch=CollapseWatch(job.task.chance_loss(job))),
         total_steps=min(total_steps, config.max_steps or total_steps),
+        recorded=recorded,
     )
 
 

@@ -35,7 +35,10 @@ def typed(raw: Raw, kind: Any, key: str) -> Any:
             return None
         if raw.style == "plain" and raw.text:
             _refuse(raw, key, "is allowed only for optional keys; leave the key out for its default, or quote the word")
-    kind = options[0]
+    kind, *others = options
+    words = [word for other in others for word in get_args(other)]
+    if isinstance(raw, Scalar) and raw.text.strip() in words:
+        return raw.text.strip()
     if get_origin(kind) in (list, tuple):
         return [typed(item, get_args(kind)[0], key) for item in _items(raw, key)]
     if not isinstance(raw, Scalar):
@@ -45,7 +48,7 @@ def typed(raw: Raw, kind: Any, key: str) -> Any:
         numbers = all(isinstance(choice, int) for choice in get_args(kind))
         return _whole(raw, key) if numbers else raw.text
     if kind is bool:
-        return _truth(raw, key)
+        return _truth(raw, key, words)
     if kind is int:
         return _whole(raw, key)
     if kind is float:
@@ -100,10 +103,10 @@ def _flow(raw: Scalar, key: str) -> Raw:
     return found
 
 
-def _truth(raw: Scalar, key: str) -> bool:
+def _truth(raw: Scalar, key: str, others: list[str]) -> bool:
     word = raw.text.strip().lower()
     if word not in _TRUE + _FALSE:
-        _refuse(raw, key, "is neither true nor false; write true or false")
+        _refuse(raw, key, f"is neither true nor false; write {' or '.join(['true', 'false', *others])}")
     return word in _TRUE
 
 

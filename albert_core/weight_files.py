@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from .. import UserError
+from .checkpoint import MANIFEST as CHECKPOINT_MANIFEST
+from .checkpoint import verify_checkpoint
+from .runs.manifest import CONFIG, MODEL, check_run
 
 MODEL_FILE = "model.safetensors"
 
@@ -18,7 +21,8 @@ def weight_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of every array in `path`, one at a time: an .npz or .safetensors file, a folder that
     save_pretrained wrote (sharded ones too), a checkpoint, or a run (its finished model, else its last checkpoint).
 
-    Raises UserError for anything else, and for a file that can't be read.
+    Raises UserError for anything else, and for a file that can't be read or, of a checkpoint or a run, has other bytes
+    than when it was written.
     """
     if path.suffix == ".npz" and path.is_file():
         yield from _npz(path)
@@ -35,14 +39,18 @@ def _safetensors_files(path: Path) -> list[Path]:
         raise UserError(
             f"{str(path)!r} is {found}; give an .npz or .safetensors file, a checkpoint folder or a run folder"
         )
+    if (path / CHECKPOINT_MANIFEST).is_file() and not (path / CONFIG).is_file():
+        verify_checkpoint(path)
     shards = sorted(path.glob("model*.safetensors"))
     if shards:
         return shards
     model = path / "model" / MODEL_FILE
     if model.is_file():
+        check_run(path, [MODEL], encoder=False)
         return [model]
-    checkpoints = sorted(path.glob(f"checkpoints/*/{MODEL_FILE}"))
+    checkpoints = sorted(path.glob(f"checkpoints/step-*/{MODEL_FILE}"))
     if checkpoints:
+        verify_checkpoint(checkpoints[-1].parent)
         return [checkpoints[-1]]
     raise UserError(
         f"folder {str(path)!r} holds no {MODEL_FILE}; give a folder that save_pretrained wrote, a checkpoint, or a run "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import UserError
+from ..albert_core.parent import end_with_parent
 from ..albert_core.runs.files import write_json
 
 
@@ -17,6 +18,7 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
 
     Returns the exit code: 0, or 2 for a UserError.
     """
+    end_with_parent()
     spec = json.load(sys.stdin)
     code = 0
     try:

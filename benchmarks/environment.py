@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..albert_core.text import redacted
+
 PACKAGES = ("isotrain", "torch", "transformers", "tokenizers", "datasets", "numpy", "triton", "torch-xla")
 MATRIX_FLAGS = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY")
@@ -159,7 +161,7 @@ def is_disturbed(before: Lost, after: Lost, seconds: float, threads: int) -> boo
 
 def command_line() -> list[str]:
     """The command as it was typed; the interpreter's own path is left out."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])]
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from .. import UserError
+from ..kernels.names import check_name
 from .columns import figure
 from .stored import BENCH, revision, shown_label
 from .whole_figures import RATES
@@ -66,6 +68,14 @@ WHOLE_COLUMNS = (
 )
 
 Row = dict[str, Any]
+
+
+def stdout_format(shown_as: str, json_only: bool) -> str:
+    """What stdout gets, by --format and --json. Raises UserError for an unknown format, and for two of them."""
+    check_name("--format", shown_as, FORMATS)
+    if json_only and shown_as not in ("table", "json"):
+        raise UserError(f"--json and --format {shown_as} both name what stdout gets; give one of them")
+    return "json" if json_only else shown_as
 
 
 def rows(result: dict[str, Any]) -> list[Row]:

@@ -8,19 +8,24 @@ from typing import Any
 
 from .. import UserError
 from .compare import SEED
+from .found import find_results, foreign_line
 from .results import text_seconds
 from .statistics import ratio_interval
-from .stored import BENCH, load_result, revision, shown_label
+from .stored import load_result, revision, shown_label
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class History:
-    """rows: one a result and target, by target, oldest first. skipped: files that are no bench result, and why."""
+    """rows: one a result and target, by target, oldest first.
+
+    skipped: results that can't be used, and why. foreign: a line about files that are no results, or empty.
+    """
 
     rows: tuple[Row, ...]
     skipped: tuple[str, ...]
+    foreign: str = ""
 
 
 def load_history(folder: Path) -> History:
@@ -28,16 +33,17 @@ def load_history(folder: Path) -> History:
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is no folder; give the one that holds results of isotrain bench")
     results, skipped = [], []
-    for path in sorted(folder.rglob("*.json")):
+    found = find_results(folder)
+    for path, kind in found.results:
+        # Whole runs and comparisons of losses have no targets.
+        if not "bench".startswith(kind):
+            continue
         try:
             result = load_result(path)
         except UserError as error:
             skipped.append(str(error))
-            continue
-        if result["schema"] == BENCH:
-            results.append((path, result))
         else:
-            skipped.append(f"{str(path)!r} is a whole run; a history is of targets")
+            results.append((path, result))
     if not results:
         raise UserError(f"{str(folder)!r} holds no result of isotrain bench; measure some with --out {folder}")
     series: dict[tuple[str, ...], list[tuple[Path, dict[str, Any], dict[str, Any]]]] = {}
@@ -46,7 +52,7 @@ def load_history(folder: Path) -> History:
             if "figures" in entry:
                 series.setdefault(_identity(entry), []).append((path, result, entry))
     rows = [row for members in series.values() for row in _rows(members)]
-    return History(tuple(rows), tuple(skipped))
+    return History(tuple(rows), tuple(skipped), foreign_line(found.foreign, folder))
 
 
 def _identity(entry: dict[str, Any]) -> tuple[str, ...]:

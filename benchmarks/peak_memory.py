@@ -10,11 +10,13 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from ..albert_core.parent import end_with_parent
 from ..albert_core.runs.files import write_text
 from ..backends.host_memory import process_memory
 
 
 def main() -> None:
+    end_with_parent()
     file, command, *arguments = sys.argv[1:]
     try:
         if command == "import":

@@ -6,18 +6,19 @@ from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..albert_core.live import as_blocks
 from .columns import figure
 from .compare import REFUSED, SLOWER, Compared, Comparison
 from .history import History, Row
 
 # What the rows of one table have in common.
 LINE = ("target", "model", "dtype", "device", "config")
-BAR_WIDTH = 24
-# Eighths of a character cell.
-BLOCKS = " ▏▎▍▌▋▊▉█"
+# From this width on, a row has the interval and the number of blocks.
+NARROW = 72
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -47,48 +48,55 @@ def _compared(one: Compared) -> list[str]:
 
 
 def print_history(history: History, console: Console) -> None:
-    """A table with a bar a result, for each target on its own scale."""
+    """For each target its course in a line, and a row a result."""
     for _, members in groupby(history.rows, key=lambda row: [row[key] for key in LINE]):
         rows = list(members)
         first = rows[0]
-        table = Table(
-            title=", ".join(str(first[key]) for key in LINE),
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-        )
-        for header in ("measured", "revision"):
-            table.add_column(header)
-        for header in ("samples/s", "95 % interval", "n", "over the one before"):
-            table.add_column(header, justify="right")
-        table.add_column("", no_wrap=True)
-        top = max((row["samples_per_second_median"] for row in rows if row["valid"]), default=0.0)
-        for row in rows:
-            table.add_row(*_measured(row, top), style="" if row["valid"] else "red")
-        console.print(table)
+        console.print(Text(first["target"], style="bold"))
+        what = f"{first['model']}, {first['dtype']}, {first['device']}, configuration {first['config']}"
+        for line in filter(None, (what, _course(rows))):
+            console.print(Padding(Text(line), (0, 0, 0, 1)))
+        console.print(_rows(rows, console.width), end="\n\n")
     for reason in history.skipped:
         console.print(Text(f"left out: {reason}"))
+    if history.foreign:
+        console.print(Text(history.foreign, style="dim"))
 
 
-def _measured(row: Row, top: float) -> list[str]:
-    speed = row["samples_per_second_median"]
-    interval = f"{figure(row['samples_per_second_low'])} to {figure(row['samples_per_second_high'])}"
-    change = ""
+def _course(rows: list[Row]) -> str:
+    """The valid results as blocks, and what the lowest and the highest stand for; nothing where it has no course."""
+    speeds = [row["samples_per_second_median"] for row in rows if row["valid"]]
+    if len(speeds) < 2:
+        return ""
+    blocks = iter(as_blocks(speeds))
+    line = "".join(next(blocks) if row["valid"] else "x" for row in rows)
+    return f"{line}  {figure(min(speeds))} to {figure(max(speeds))} samples/s, last {figure(speeds[-1])}"
+
+
+def _rows(rows: list[Row], width: int) -> Table:
+    """A row a result; a narrow terminal gets no intervals."""
+    intervals = width >= NARROW
+    table = Table(box=None, pad_edge=True, padding=(0, 1))
+    for header in ("measured", "revision"):
+        table.add_column(header, no_wrap=True)
+    for header in ("samples/s", *(["95 % interval", "n"] if intervals else []), "change"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_measured(row, intervals), style="" if row["valid"] else "red")
+    return table
+
+
+def _measured(row: Row, intervals: bool) -> list[str]:
+    """The cells of a result. Its change says by an asterisk that the interval of the ratio excludes 1."""
+    change = "" if row["valid"] else "INVALID"
     if row["change_median"] != "":
-        change = f"{row['change_median']:.3f}x ({row['change_low']:.3f} to {row['change_high']:.3f})"
-    chart = bar(speed / top) if row["valid"] else "INVALID"
+        clear = "*" if row["change_low"] > 1 or row["change_high"] < 1 else ""
+        change = f"{row['change_median']:.3f}x{clear}"
+    within = [f"{figure(row['samples_per_second_low'])} to {figure(row['samples_per_second_high'])}", str(row["n"])]
     return [
         row["created"][:16].replace("T", " "),
         row["revision"],
-        figure(speed),
-        interval,
-        str(row["n"]),
+        figure(row["samples_per_second_median"]),
+        *(within if intervals else []),
         change,
-        chart,
     ]
-
-
-def bar(share: float) -> str:
-    """A bar of `share` (0 to 1) of BAR_WIDTH cells, to an eighth of a cell."""
-    eighths = round(share * BAR_WIDTH * 8)
-    return BLOCKS[8] * (eighths // 8) + (BLOCKS[eighths % 8] if eighths % 8 else "")

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..albert_core.parent import LIFELINE
 from ..albert_core.runs.files import open_anew
 from ..albert_core.text import clean, shorten
 from .plan import Plan
@@ -142,24 +143,28 @@ def running(
     command: Sequence[str], spec: Any, log: Path, threads: int | None, extra: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process of `run_process` that is ended, with whatever it started, when the block ends."""
-    with open_anew(log) as output:
+    # The worker reads the end of this pipe when the process that holds its other side is gone, even by kill -9.
+    lifeline, held = os.pipe()
+    with os.fdopen(held, "wb"):
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker and whatever it started.
-        worker = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env=worker_environment(threads) | (extra or {}),
-            start_new_session=True,
-        )
-    assert worker.stdin is not None, "it was asked for"
-    try:
-        # One that has ended already reads nothing.
-        with suppress(BrokenPipeError), worker.stdin as given:
-            given.write(json.dumps(spec).encode())
-        yield worker
-    finally:
-        _end(worker)
+        with open_anew(log) as output, os.fdopen(lifeline, "rb"):
+            worker = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=worker_environment(threads) | (extra or {}) | {LIFELINE: str(lifeline)},
+                pass_fds=(lifeline,),
+                start_new_session=True,
+            )
+        assert worker.stdin is not None, "it was asked for"
+        try:
+            # One that has ended already reads nothing.
+            with suppress(BrokenPipeError), worker.stdin as given:
+                given.write(json.dumps(spec).encode())
+            yield worker
+        finally:
+            _end(worker)
 
 
 def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import chain
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import UserError
+from ..albert_core.parsing import read_json
 
 BENCH, END_TO_END = "isotrain.bench/1", "isotrain.end-to-end/1"
 
@@ -140,19 +140,7 @@ KINDS: dict[str, type[_Bench] | type[_EndToEnd]] = {BENCH: _Bench, END_TO_END: _
 
 def load_result(path: Path) -> dict[str, Any]:
     """The result in a file of `isotrain bench`. Raises UserError for anything else, and says what it found."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{str(path)!r} can't be read ({error.strerror}); give a result of isotrain bench") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{str(path)!r} is no text; give a result of isotrain bench") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{str(path)!r} is truncated or no JSON (line {error.lineno}: {error.msg}); measure again, or give another"
-        ) from error
-    except (RecursionError, ValueError) as error:
-        # Nested beyond what Python follows, or a number of thousands of digits.
-        raise UserError(f"{str(path)!r} is no JSON of a result ({error}); give a result of isotrain bench") from error
+    document = read_json(path, "give a result of isotrain bench", nan=True)
     lack = what_lacks(document)
     if lack:
         raise UserError(f"{str(path)!r} is no result of isotrain bench: {lack}; give one that isotrain bench wrote")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import UserError
+from ..albert_core.parent import end_with_parent
 from ..albert_core.runs.files import write_json
 from ..kernels.names import check_name
 from .environment import affinity, is_disturbed, lost, moment
@@ -78,6 +79,7 @@ class _Disturbances:
 
 def main() -> int:
     """Specification from stdin, document to its file; returns the exit code: 0, or 2 for what the user can mend."""
+    end_with_parent()
     spec = json.load(sys.stdin)
     stages = _Stages()
     code = 0

@@ -178,7 +178,7 @@ class _Training(Workload):
         """Sets `model` up to be trained under a configuration of the defaults but for `settings`."""
         self.model = model.train()
         self.config = TrainConfig.model_validate(settings)
-        self.optimizer = build_optimizer(model.parameters(), self.config, self.backend)
+        self.optimizer = build_optimizer(model, self.config, self.backend)
         self.backend.prepare_optimizer(self.optimizer)
         loss = self.backend.compile(summed_loss(model, find_task("classification")))
         self._step = step_function(self.config, self.backend, model, self.optimizer, loss)

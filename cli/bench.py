@@ -135,10 +135,11 @@ def bench(
     from dataclasses import replace
 
     from ..benchmarks.bench import run_bench, watcher_for_terminal
+    from ..benchmarks.export import stdout_format
     from ..benchmarks.plan import DEFAULT_WORKLOADS, END_TO_END, LAYOUTS, Options, make_plan, with_peers, with_quick
     from ..benchmarks.report import output_console, print_plan, print_result
 
-    shown_as = _stdout_format(shown_as, json_only)
+    shown_as = stdout_format(shown_as, json_only)
     options = Options(
         backends=tuple(backend or ("cpu",)),
         model=model,
@@ -184,18 +185,6 @@ def _once(flag: str, values: list[Value] | None) -> Value | None:
         given = ", ".join(str(value) for value in values)
         raise UserError(f"{flag} is given {given}; a result has one value of it: run isotrain bench once for each")
     return values[0] if values else None
-
-
-def _stdout_format(shown_as: str, json_only: bool) -> str:
-    """What stdout gets. Raises UserError for an unknown format, and for two of them."""
-    from .. import UserError
-    from ..benchmarks.export import FORMATS
-    from ..kernels.names import check_name
-
-    check_name("--format", shown_as, FORMATS)
-    if json_only and shown_as not in ("table", "json"):
-        raise UserError(f"--json and --format {shown_as} both name what stdout gets; give one of them")
-    return "json" if json_only else shown_as
 
 
 def _show(outcome: Outcome, shown_as: str, print_table: Callable[[dict[str, Any], Console], None]) -> None:

@@ -12,7 +12,10 @@ from .streams import kept
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
-    form: Annotated[str, typer.Option("--format", help="safetensors (a Hugging Face folder), torch-export or onnx.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="safetensors (a Hugging Face folder), peft (adapters), torch-export or onnx."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write, a new one; RUN/export-FORMAT when absent.")
     ] = None,

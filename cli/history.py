@@ -11,13 +11,14 @@ import typer
 def history(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results of isotrain bench, at any depth.")],
     shown_as: Annotated[
-        str, typer.Option("--format", help="table (with bars), csv, markdown or json, on stdout.")
+        str, typer.Option("--format", help="table (with each target's course), csv, markdown or json, on stdout.")
     ] = "table",
+    json_only: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Show how fast each target was at each git revision, oldest first, with its change from the result before.
 
-    Results of one line share their configuration, device and dtype. Files that are no bench result are named and left
-    out; invalid figures are marked and never compared with.
+    Results of one line share their configuration, device and dtype. Invalid figures are marked and never compared with.
+    An asterisk: the 95 % interval of a change excludes none.
 
     Examples:
 
@@ -25,22 +26,20 @@ def history(
 
       isotrain history results/ --format csv > history.csv
     """
-    import json
-
-    from ..benchmarks.export import FORMATS, to_csv, to_markdown
+    from ..benchmarks.export import stdout_format, to_csv, to_markdown
     from ..benchmarks.history import load_history
     from ..benchmarks.report import output_console
     from ..benchmarks.report_history import print_history
-    from ..kernels.names import check_name
+    from .documents import print_json
 
-    check_name("--format", shown_as, FORMATS)
+    shown_as = stdout_format(shown_as, json_only)
     found = load_history(folder)
     if shown_as == "table":
         print_history(found, output_console())
         return
     if shown_as == "json":
-        typer.echo(json.dumps(list(found.rows), indent=2))
+        print_json("history", {"rows": list(found.rows), "left_out": list(found.skipped)})
     else:
         typer.echo((to_csv if shown_as == "csv" else to_markdown)(found.rows), nl=False)
-    for reason in found.skipped:
-        typer.echo(f"left out: {reason}", err=True)
+    for line in (*(f"left out: {reason}" for reason in found.skipped), *([found.foreign] if found.foreign else [])):
+        typer.echo(line, err=True)

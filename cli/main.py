@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import RunError, UserError, __version__
-from ..albert_core.text import clean
+from ..albert_core.text import error_line
 from ..backends.cache import settle_home
 from .bench import bench
 from .compare import compare
@@ -65,7 +65,8 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
-            typer.echo("isotrain: interrupted", err=True)
+            how = f"; {interrupt}" if interrupt.args else ""
+            typer.echo(f"isotrain: interrupted{how}", err=True)
             raise typer.Exit(Exit.STOPPED) from interrupt
 
     return run
@@ -125,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(error: Exception, debug: bool, code: Exit) -> None:
     if debug:
         raise error
-    message = clean(" ".join(str(error).split())) or type(error).__name__
+    message = error_line(error)
     if not isinstance(error, (UserError, RunError)):
-        message = f"{type(error).__name__}: {message} (add --debug for the traceback)"
+        message += " (add --debug for the traceback)"
     typer.echo(f"isotrain: error: {message}", err=True)
     sys.exit(code)

@@ -9,7 +9,7 @@ import typer
 
 from .streams import kept
 
-# A folder of somebody else's JSON shall not scroll the result away.
+# Damaged results shall not scroll the page's name away.
 MOST_WARNINGS = 10
 
 
@@ -42,6 +42,8 @@ def report(
     if len(written.skipped) > MOST_WARNINGS:
         more = len(written.skipped) - MOST_WARNINGS
         typer.echo(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
+    if written.foreign:
+        typer.echo(f"isotrain: {written.foreign}", err=True)
     with kept(f"the report is complete and is kept in {written.page}"):
         typer.echo(f"report: {written.page} ({written.charts} charts)")
         if png is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .invocation import program
+from ..albert_core.invocation import program
+from ..albert_core.stopping import stop_on_signals
+from .exits import Exit
 from .streams import kept
 
 if TYPE_CHECKING:
@@ -39,6 +42,14 @@ def train(
             metavar="RUN", help="Go on with this run's folder; its own configuration is used when CONFIG is not given."
         ),
     ] = None,
+    resume_or_start: Annotated[
+        bool,
+        typer.Option(
+            "--resume-or-start",
+            help="Go on with the run that run_name names where it is there, else start it; one that is complete ends "
+            "at once. For schedulers and restarts, which repeat one command line.",
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ) -> None:
     """Train the head on a frozen encoder (or the whole model), and evaluate it.
@@ -51,40 +62,55 @@ def train(
 
       isotrain train --resume runs/banking77-20260101-120000
 
+      isotrain train banking77 --set run_name=nightly --resume-or-start
+
     Ctrl-C saves a checkpoint and prints the command that goes on from it, bit for bit.
     """
     from .. import UserError
+    from ..albert_core.parent import stop_with_launcher
+
+    stop_with_launcher()
+    # Read when torch loads: its warnings of a lost process are C++ stacks, and the run says it in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     from ..albert_core.config_file import load_config
     from ..albert_core.run import open_run
 
     if config is None and resume is None:
         raise UserError("no configuration given; name a YAML file, a packaged one (quickstart), or --resume RUN")
+    if resume is not None and resume_or_start:
+        raise UserError(
+            "--resume names a run that is there, --resume-or-start one by run_name that may be there; give one of them"
+        )
     run = open_run(resume) if resume is not None else None
     source = config if config is not None else (run.config if run else None)
-    resolved = load_config(source, sets or (), {"backend": backend, "threads": threads})
+    auto = ["resume_from_checkpoint=auto"] if resume_or_start else []
+    resolved = load_config(source, [*(sets or ()), *auto], {"backend": backend, "threads": threads})
 
-    from ..albert_core.progress import reporter_for_terminal
-    from ..albert_core.ranks import launched, starter
-    from ..albert_core.train import train as run_training
+    # From here on, for the imports take seconds.
+    with stop_on_signals():
+        from ..albert_core.progress import reporter_for_terminal
+        from ..albert_core.ranks import launched
+        from ..albert_core.train import resume_command
+        from ..albert_core.train import train as run_training
 
-    ranks = launched()
-    first = ranks.first
-    with reporter_for_terminal() if first else nullcontext() as reporter:
-        result = run_training(resolved, resume=run, reporter=reporter)
+        ranks = launched()
+        first = ranks.first
+        with reporter_for_terminal() if first else nullcontext() as reporter:
+            result = run_training(resolved, resume=run, reporter=reporter)
     done = f"stopped at step {result.step} of {result.total_steps}"
     if first:
         with kept(f"the run {result.status} and is kept in {result.run.path}"):
             _show(result)
-            if result.status == "completed":
+            if result.status == "completed" and not result.before:
                 typer.echo("\n".join(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))]))
             if result.status == "stopped":
-                start = program() if ranks.size == 1 else starter(ranks)
-                typer.echo(f"{done}; go on with: {start} train --resume {shlex.quote(str(result.run.path))}")
+                typer.echo(f"{done}; go on with: {resume_command(result.run, ranks)}")
     if result.status == "stopped":
-        raise typer.Exit(0 if result.step == resolved.config.stop_at_step else 130)
+        raise typer.Exit(Exit.DONE if result.step == resolved.config.stop_at_step else Exit.STOPPED)
     if result.status == "collapsed":
         typer.echo(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILED)
 
 
 def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
@@ -117,7 +143,8 @@ def _show(result: TrainResult) -> None:
             typer.echo(as_text(evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")))
 
     # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
-    typer.echo(f"{result.status}: {result.label}")
+    already = " already, nothing was left to do" if result.before else ""
+    typer.echo(f"{result.status}{already}: {result.label}")
     table = Table()
     table.add_column("")
     table.add_column("last", justify="right")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import UserError
+from ..parsing import read_json_object
 from ..runs.files import make_folder, write_json, write_text
 from .tabular import shown
 
@@ -279,11 +279,8 @@ def _meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     if not path.is_file():
         return {}
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, or give an intact folder") from error
-    if not isinstance(meta, dict) or not isinstance(meta.get("label"), str) or not isinstance(meta.get("pad_id"), int):
+    meta = read_json_object(path, "remove it, or give an intact folder")
+    if not isinstance(meta.get("label"), str) or not isinstance(meta.get("pad_id"), int):
         raise UserError(f"{path} lacks label or pad_id; remove it, or give an intact folder")
     return meta
 

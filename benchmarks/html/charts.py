@@ -1,7 +1,7 @@
 """What a chart and a table say, apart from how they are drawn: the page (SVG) and the PNG files draw the same objects.
 
 Every chart can be read as a table, too. A style is a number: whoever draws turns it into a colour, a dash, a marker and
-a pattern, so that no two series differ by colour alone.
+a shade, so that no two series differ by colour alone.
 """
 
 from __future__ import annotations
@@ -109,39 +109,61 @@ class LineChart:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One value with its interval. `words`: what qualifies it, said beside its name; `hatched`: it is no result."""
+class Fill:
+    """How a bar or a part of one is filled, and what that means."""
 
     name: str
-    value: float
-    low: float
-    high: float
+    style: int
+    hatched: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One value with its interval. `words`: what qualifies it, said beside its name.
+
+    `hatched`: it is no result. `empty`: there is no value at all, only the name and why.
+    """
+
+    name: str
+    value: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
     style: int = 0
     words: str = ""
     hatched: bool = False
+    empty: bool = False
+
+    @property
+    def interval(self) -> str:
+        return "" if self.empty else f"{number(self.low)} to {number(self.high)}"
 
     @property
     def figures(self) -> str:
-        return f"{number(self.value)} ({number(self.low)} to {number(self.high)})"
+        return "no figures" if self.empty else f"{number(self.value)} ({self.interval})"
 
 
 @dataclass(frozen=True)
 class BarChart:
-    """Horizontal bars from zero."""
+    """Horizontal bars from zero. `groups`: what each style, from 0 on, stands for."""
 
     key: str
     title: str
     words: str
     unit: str
     bars: tuple[Bar, ...]
+    groups: tuple[str, ...] = ()
     half: bool = False
+
+    def legend(self) -> list[Fill]:
+        """What the fills mean: nothing where all bars are alike."""
+        hatched = sorted({bar.style for bar in self.bars if bar.hatched})
+        fills = [Fill(name, style) for style, name in enumerate(self.groups)] if len(self.groups) > 1 else []
+        return fills + [Fill("hatched: invalid, to be used for nothing", style, True) for style in hatched[:1]]
 
     def table(self) -> Table:
         columns = (Column("what", numeric=False), Column(self.unit), Column("95 % interval"), Column("remarks", False))
-        rows = tuple(
-            (bar.name, number(bar.value), f"{number(bar.low)} to {number(bar.high)}", bar.words) for bar in self.bars
-        )
-        flagged = frozenset(index for index, bar in enumerate(self.bars) if bar.hatched)
+        rows = tuple((bar.name, "" if bar.empty else number(bar.value), bar.interval, bar.words) for bar in self.bars)
+        flagged = frozenset(index for index, bar in enumerate(self.bars) if bar.hatched or bar.empty)
         return Table(f"{self.title}: {self.unit}", columns, rows, flagged)
 
 
@@ -169,6 +191,10 @@ class StackedChart:
     parts: tuple[str, ...]
     stacks: tuple[Stack, ...]
     half: bool = False
+
+    def legend(self) -> list[Fill]:
+        """The parts, in the order in which they lie in every bar."""
+        return [Fill(part, style) for style, part in enumerate(self.parts)]
 
     def table(self) -> Table:
         columns = (Column("what", numeric=False), *(Column(part) for part in self.parts), Column("sum"))

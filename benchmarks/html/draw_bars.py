@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from . import styles
 from .charts import Bar, BarChart, Stack, StackedChart, joined_name, number
 from .scale import Scale, scale_over
-from .styles import HATCH, pattern
 from .svg import LINE, Element, Patterns, axis_of_values, finished, hue, lines_of, node, picture, text, widest
 
 THICKNESS = 18.0
@@ -16,19 +16,20 @@ GAP = 14.0
 
 @dataclass(frozen=True)
 class _Row:
-    """What is written beside a bar."""
+    """What is written beside a bar. `alarm`: its words say that it is no result."""
 
     name: str
     words: str
     value: str
+    alarm: bool = False
 
 
 def draw_bars(chart: BarChart, width: float, key: str) -> str:
     """The chart, `width` pixels wide. `key` starts the names inside it, which no other drawing of the page has."""
     svg = picture(key, chart.title, chart.words, width)
     patterns = Patterns(svg, key)
-    rows = [_Row(bar.name, bar.words, bar.figures) for bar in chart.bars]
-    limit = max(max(bar.value, bar.high) for bar in chart.bars)
+    rows = [_Row(bar.name, bar.words, bar.figures, bar.hatched or bar.empty) for bar in chart.bars]
+    limit = max(max(bar.value, bar.high) for bar in chart.bars if not bar.empty)
 
     def draw(index: int, scale: Scale, top: float) -> None:
         _bar(svg, chart.bars[index], scale, top, patterns)
@@ -39,12 +40,11 @@ def draw_bars(chart: BarChart, width: float, key: str) -> str:
 def draw_stacks(chart: StackedChart, width: float, key: str) -> str:
     """The chart, `width` pixels wide. `key` starts the names inside it, which no other drawing of the page has."""
     svg = picture(key, chart.title, chart.words, width)
-    patterns = Patterns(svg, key)
     rows = [_Row(stack.name, stack.words, number(stack.total)) for stack in chart.stacks]
     limit = max(stack.total for stack in chart.stacks)
 
     def draw(index: int, scale: Scale, top: float) -> None:
-        _stack(svg, chart.stacks[index], chart.parts, scale, top, patterns)
+        _stack(svg, chart.stacks[index], chart.parts, scale, top)
 
     return _rows(svg, rows, limit, chart.unit, width, draw)
 
@@ -89,7 +89,7 @@ def _written(svg: Element, row: _Row, top: float, room: float, width: float, bes
     """Writes what stands beside or above a bar. Returns where the bar begins."""
     name, words = _lines(row, room, beside)
     for place, line in enumerate((*name, *words)):
-        class_ = "name" if place < len(name) else "alarm tick" if "invalid" in row.words else "tick"
+        class_ = "name" if place < len(name) else "alarm tick" if row.alarm else "tick"
         text(svg, 0, top + GAP / 2 + LINE * (place + 1) - 5, line, class_=class_)
     if not beside:
         return top + GAP / 2 + LINE * (len(name) + len(words)) + 4
@@ -98,7 +98,8 @@ def _written(svg: Element, row: _Row, top: float, room: float, width: float, bes
 
 
 def _bar(svg: Element, bar: Bar, scale: Scale, top: float, patterns: Patterns) -> None:
-    kind = HATCH if bar.hatched else pattern(bar.style)
+    if bar.empty:
+        return
     rect = node(
         svg,
         "rect",
@@ -106,7 +107,8 @@ def _bar(svg: Element, bar: Bar, scale: Scale, top: float, patterns: Patterns) -
         y=top,
         width=max(1.0, scale(bar.value) - scale.start),
         height=THICKNESS,
-        fill=patterns.fill(bar.style, kind),
+        fill=patterns.fill(bar.style, bar.hatched),
+        fill_opacity=styles.shade(bar.style),
         class_=f"mark bar {hue(bar.style)}{' hatched' if bar.hatched else ''}",
     )
     node(rect, "title", joined_name(f"{bar.name}: {bar.figures}", bar.words))
@@ -116,7 +118,7 @@ def _bar(svg: Element, bar: Bar, scale: Scale, top: float, patterns: Patterns) -
         node(svg, "path", d=whisker, class_=class_)
 
 
-def _stack(svg: Element, stack: Stack, parts: Sequence[str], scale: Scale, top: float, patterns: Patterns) -> None:
+def _stack(svg: Element, stack: Stack, parts: Sequence[str], scale: Scale, top: float) -> None:
     done = 0.0
     for style, part in enumerate(parts):
         value = stack.parts.get(part, 0.0)
@@ -129,7 +131,8 @@ def _stack(svg: Element, stack: Stack, parts: Sequence[str], scale: Scale, top: 
             y=top,
             width=scale(done + value) - scale(done),
             height=THICKNESS,
-            fill=patterns.fill(style, pattern(style)),
+            fill="currentColor",
+            fill_opacity=styles.shade(style),
             class_=f"mark part {hue(style)}",
         )
         node(rect, "title", f"{stack.name}, {part}: {number(value)}")

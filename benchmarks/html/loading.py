@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,7 +13,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ... import UserError
+from ...albert_core.parsing import decoded, parse_json
 from ..end_to_end import SCHEMA as END_TO_END
+from ..found import LARGEST_FILE, METRICS, RECORD, find_results, foreign_line
 from ..parity.compare import SCHEMA as PARITY
 from ..results import SCHEMA as BENCH
 from .charts import Point
@@ -24,13 +25,7 @@ from .text import clean
 
 MODELS: dict[str, type[Bench] | type[EndToEnd] | type[Parity]] = {BENCH: Bench, END_TO_END: EndToEnd, PARITY: Parity}
 
-METRICS, RECORD, SUMMARY = "metrics.jsonl", "run.json", "summary.json"
-# A result has kilobytes; a file of this size is something else and would fill the memory.
-LARGEST_FILE = 256 * 2**20
-# What a run keeps of the results of others' programs: model configurations, tokenizers, manifests.
-RUNS_OWN_FOLDERS = {"checkpoints", "model", "tokenizer", "tensorboard", "wandb"}
-RUNS_OWN_FILES = {RECORD, SUMMARY}
-
+SUMMARY = "summary.json"
 
 Document = TypeVar("Document")
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -71,7 +66,7 @@ class Skipped:
 
 @dataclass
 class Results:
-    """All that a report is made of, each kind in the order of its paths."""
+    """All that a report is made of, each kind in the order of its paths. foreign: files that are none of isotrain's."""
 
     folder: Path
     bench: list[Found[Bench]] = field(default_factory=list)
@@ -79,18 +74,28 @@ class Results:
     parity: list[Found[Parity]] = field(default_factory=list)
     runs: list[Found[Run]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    foreign: tuple[Path, ...] = ()
+
+    @contextmanager
+    def watched(self, name: str) -> Iterator[None]:
+        """Around the reading of one of them: why it can't be used is noted."""
+        try:
+            yield
+        except _UnusableError as error:
+            self.skipped.append(Skipped(name, str(error)))
+        except OSError as error:
+            self.skipped.append(Skipped(name, f"can't be read ({error.strerror})"))
 
     @property
     def count(self) -> int:
         return len(self.bench) + len(self.whole_runs) + len(self.parity) + len(self.runs)
 
 
+_AGAIN = "write it again"
+
+
 class _UnusableError(ValueError):
     """Why a file isn't used, in a few words."""
-
-
-class _ForeignError(_UnusableError):
-    """It says nowhere that it is a result of isotrain."""
 
 
 def load_results(folder: Path) -> Results:
@@ -98,21 +103,16 @@ def load_results(folder: Path) -> Results:
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is no folder; give one that holds results or training runs")
     results = Results(folder)
-    for path in _candidates(folder):
+    found = find_results(folder)
+    for path in found.runs:
+        name = clean(str(path.relative_to(folder))) if path != folder else folder.resolve().name
+        with results.watched(name):
+            results.runs.append(Found(name, _read_run(path)))
+    for path, _ in found.results:
         name = clean(str(path.relative_to(folder)))
-        try:
-            if path.name == METRICS:
-                name = clean(str(path.parent.relative_to(folder))) if path.parent != folder else folder.resolve().name
-                results.runs.append(Found(name, _read_run(path.parent)))
-            else:
-                _sort_in(results, name, _read_result(path))
-        except _UnusableError as error:
-            if isinstance(error, _ForeignError) and (path.parent / METRICS).is_file():
-                # What else a run keeps: labels, the hashes of what it was trained on.
-                continue
-            results.skipped.append(Skipped(name, str(error)))
-        except OSError as error:
-            results.skipped.append(Skipped(name, f"can't be read ({error.strerror})"))
+        with results.watched(name):
+            _sort_in(results, name, _read_result(path))
+    results.foreign = found.foreign
     if results.count == 0:
         raise UserError(_nothing(results))
     return results
@@ -121,30 +121,16 @@ def load_results(folder: Path) -> Results:
 def _nothing(results: Results) -> str:
     seen = "; ".join(f"{one.path}: {one.reason}" for one in results.skipped[:3])
     more = f"; and {len(results.skipped) - 3} more" if len(results.skipped) > 3 else ""
+    other = foreign_line(results.foreign, results.folder) or "it holds no result"
     return (
-        f"nothing under {str(results.folder)!r} can be shown ({seen + more if seen else 'it holds no JSON'}); give a "
+        f"nothing under {str(results.folder)!r} can be shown ({seen + more if seen else other}); give a "
         "folder with results of isotrain bench or isotrain parity, or with training runs"
     )
-
-
-def _candidates(folder: Path) -> Iterator[Path]:
-    """JSON files and runs' metrics in the order of their paths, without hidden folders and what a run keeps beside."""
-    for root, folders, files in os.walk(folder):
-        is_run = METRICS in files
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not (is_run and name in RUNS_OWN_FOLDERS)
-        )
-        for name in sorted(files):
-            own = is_run and name in RUNS_OWN_FILES
-            if name == METRICS or (name.endswith(".json") and not name.startswith(".") and not own):
-                yield Path(root) / name
 
 
 def _read_result(path: Path) -> Bench | EndToEnd | Parity:
     value = _json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
-    if schema is None:
-        raise _ForeignError("no result of isotrain: it names no schema")
     if not isinstance(schema, str) or schema not in MODELS:
         raise _UnusableError(f"its schema {clean(str(schema))[:60]!r} is none of {', '.join(MODELS)}")
     return _checked(MODELS[schema], value)
@@ -184,8 +170,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
-        except ValueError as error:
+            line = parse_json(text, METRICS, "remove the line", number)
+        except UserError as error:
             if number == len(lines):
                 return
             raise _UnusableError(f"{METRICS}:{number} is no JSON") from error
@@ -204,23 +190,9 @@ def _json(path: Path) -> Any:
     if path.stat().st_size > LARGEST_FILE:
         raise _UnusableError(f"larger than {LARGEST_FILE // 2**20} MiB")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        what = "truncated" if error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg else "no JSON"
-        raise _UnusableError(f"{what}: {error.msg} at line {error.lineno}") from error
-    except UnicodeDecodeError as error:
-        raise _UnusableError("not UTF-8") from error
-    except RecursionError as error:
-        raise _UnusableError("nested too deeply") from error
-    except _UnusableError:
-        raise
-    except ValueError as error:
-        # A number of thousands of digits, which Python refuses to convert.
-        raise _UnusableError(f"no JSON: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    raise _UnusableError(f"{name} in it, which JSON doesn't have")
+        return parse_json(decoded(path.read_bytes(), path.name, _AGAIN), path.name, _AGAIN, halves=True)
+    except UserError as error:
+        raise _UnusableError(str(error)) from error
 
 
 def _checked(model: type[Checked], value: Any) -> Checked:

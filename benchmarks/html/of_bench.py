@@ -1,6 +1,7 @@
 """The throughput of a bench result's targets, with their intervals. Rules 7 and 10.
 
-A target that is emulated has no throughput: its times are this host's. One that is invalid keeps its bar, hatched.
+A target that is emulated has no throughput: its times are this host's. One that is invalid keeps its bar, hatched, and
+one that has no figures its name.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
     blocks += [Words(text, strong=True) for text in _banners(bench)]
     real = [target for target in measured(bench) if not target.emulated]
     workloads = list(dict.fromkeys(_workload(target) for target in real))
-    bars = tuple(_bar(target, workloads.index(_workload(target))) for target in real)
-    if bars:
-        words = "Median of all blocks; whiskers: its 95 % interval. Hatched: invalid, to be used for nothing."
-        blocks.append(BarChart(key, titled("Throughput", bench_tags(bench)), words, "samples/s", bars))
+    bars = tuple(
+        _bar(target, workloads.index(_workload(target))) if target.figures else _no_bar(target)
+        for target in bench.targets
+        if not target.emulated
+    )
+    if real:
+        words = "Median of all blocks; whiskers: its 95 % interval."
+        titles = titled("Throughput", bench_tags(bench))
+        blocks.append(BarChart(key, titles, words, "samples/s", bars, tuple(workloads)))
     blocks.append(_table(bench))
     blocks += [Words(f"Energy {source}") for source in _without_energy(bench)]
     blocks += reasons((target.name, verdict(target), target.reasons) for target in bench.targets)
@@ -76,6 +82,10 @@ def _bar(target: Target, style: int) -> Bar:
     rate = target.figures.samples_per_second
     words = joined(["" if target.valid else "invalid", "busy machine" if target.disturbed else ""], ", ")
     return Bar(target.name, rate.median, rate.low, rate.high, style, words, hatched=not target.valid)
+
+
+def _no_bar(target: Target) -> Bar:
+    return Bar(target.name, words=verdict(target), empty=True)
 
 
 def _table(bench: Bench) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .charts import Bar, BarChart, Block, Column, Heading, Table, Words, number
-from .documents import EndToEnd, Interval, Side
+from .documents import EndToEnd, Side
 from .labels import reasons, titled, whole_tags
 from .loading import Found
 from .text import joined
@@ -17,10 +17,11 @@ def whole_runs(found: Found[EndToEnd], key: str) -> list[Block]:
     if known is not None:
         blocks.append(Words(f"Whole training runs: model {known.model}, {result.config.get('epochs', '?')} epochs"))
     named = titled("Whole runs", whole_tags(result))
-    bars = tuple(_bar(side, seconds) for side in result.sides if (seconds := side.seconds) is not None)
-    if bars:
-        words = "Less is better. Whiskers: 95 % intervals. Hatched: invalid."
-        blocks.append(BarChart(key, named, words, "seconds", bars))
+    bars = tuple(_bar(side) for side in result.sides)
+    if not all(bar.empty for bar in bars):
+        words = "Less is better. Whiskers: 95 % intervals."
+        groups = ("measured", "extrapolated") if any(side.extrapolated for side in result.sides) else ()
+        blocks.append(BarChart(key, named, words, "seconds", bars, groups))
     columns = (
         Column("what", numeric=False),
         Column("seconds"),
@@ -85,8 +86,10 @@ def _without_energy(result: EndToEnd) -> list[str]:
     return [energy.source for energy in known if energy.joules_per_sample is None]
 
 
-def _bar(side: Side, seconds: Interval) -> Bar:
-    style = int(side.extrapolated)
+def _bar(side: Side) -> Bar:
+    style, seconds = int(side.extrapolated), side.seconds
+    if seconds is None:
+        return Bar(side.name, words=side_words(side), empty=True)
     return Bar(side.name, seconds.median, seconds.low, seconds.high, style, side_words(side), hatched=not side.valid)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from . import styles
-from .charts import BarChart, Chart, Heading, Line, LineChart, Section, StackedChart, Table, Words
+from .charts import BarChart, Chart, Fill, Heading, Line, LineChart, Section, Table, Words
 from .draw_bars import draw_bars, draw_stacks
 from .draw_lines import draw_lines
 from .svg import Patterns, hue, mark, node
@@ -57,11 +57,9 @@ def _draw(chart: Chart, width: float, key: str) -> str:
 
 
 def _legend(chart: Chart) -> list[tuple[Markup, str]]:
-    """A sample of each series beside its name. Bars bear their names themselves."""
-    if isinstance(chart, BarChart):
-        return []
-    if isinstance(chart, StackedChart):
-        return [(_markup(_part(f"{chart.key}-l", style)), part) for style, part in enumerate(chart.parts)]
+    """A sample of each series beside its name."""
+    if not isinstance(chart, LineChart):
+        return [(_markup(_part(f"{chart.key}-l", fill)), fill.name) for fill in chart.legend()]
     lines = [(_markup(_sample(line)), line.name) for line in chart.lines]
     return lines + [(_markup(_area(band.style)), band.name) for band in chart.bands]
 
@@ -90,10 +88,11 @@ def _area(style: int) -> str:
     return ElementTree.tostring(svg, encoding="unicode")
 
 
-def _part(key: str, style: int) -> str:
+def _part(key: str, fill: Fill) -> str:
     svg = _swatch(22)
-    fill = Patterns(svg, f"{key}{style}").fill(style, styles.pattern(style))
-    node(svg, "rect", width=22, height=14, fill=fill, class_=f"part {hue(style)}")
+    value = Patterns(svg, f"{key}{fill.style}").fill(fill.style, fill.hatched)
+    opacity = styles.shade(fill.style)
+    node(svg, "rect", width=22, height=14, fill=value, fill_opacity=opacity, class_=f"part {hue(fill.style)}")
     return ElementTree.tostring(svg, encoding="unicode")
 
 

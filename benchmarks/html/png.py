@@ -1,4 +1,4 @@
-"""The page's charts as PNG files, by matplotlib: the same data, labels, colours, dashes, markers and patterns."""
+"""The page's charts as PNG files, by matplotlib: the same data, labels, colours, dashes, markers and hatches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ... import UserError
 from ...kernels.install import install_hint
 from . import styles
-from .charts import REFERENCE, BarChart, Chart, Line, LineChart, StackedChart, joined_name, number
+from .charts import REFERENCE, BarChart, Chart, Fill, Line, LineChart, StackedChart, joined_name, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ MARKERS = {
     "wedge": "v",
     "plus": "+",
 }
-PATTERNS = {"solid": "", "dots": "..", "back": "\\\\\\", "grid": "++", styles.HATCH: "///"}
+HATCH = "///"
 
 
 def draw_png(chart: Chart) -> bytes:
@@ -115,8 +115,9 @@ def _line(axes: Axes, line: Line) -> None:
 
 def _bars(axes: Axes, chart: BarChart) -> None:
     for place, bar in enumerate(chart.bars):
-        kind = styles.HATCH if bar.hatched else styles.pattern(bar.style)
-        axes.barh(place, bar.value, height=0.55, **_fill(bar.style, kind))
+        if bar.empty:
+            continue
+        axes.barh(place, bar.value, height=0.55, **_fill(bar.style, bar.hatched))
         axes.errorbar(
             bar.value,
             place,
@@ -125,6 +126,7 @@ def _bars(axes: Axes, chart: BarChart) -> None:
             capsize=4,
         )
     _names(axes, [f"{joined_name(bar.name, bar.words)}\n{bar.figures}" for bar in chart.bars], chart.unit)
+    _legend(axes, chart.legend())
 
 
 def _stacks(axes: Axes, chart: StackedChart) -> None:
@@ -132,12 +134,22 @@ def _stacks(axes: Axes, chart: StackedChart) -> None:
     places = list(range(len(chart.stacks)))
     for style, part in enumerate(chart.parts):
         lengths = [stack.parts.get(part, 0.0) for stack in chart.stacks]
-        fill = _fill(style, styles.pattern(style))
-        axes.barh(places, lengths, left=done, height=0.55, label=_plain(part), **fill)
+        axes.barh(places, lengths, left=done, height=0.55, **_fill(style, False))
         done = [before + length for before, length in zip(done, lengths, strict=True)]
     names = [f"{joined_name(stack.name, stack.words)}\n{number(stack.total)}" for stack in chart.stacks]
     _names(axes, names, chart.unit)
-    axes.figure.legend(loc="outside lower left", ncols=6, fontsize=8, frameon=False)
+    _legend(axes, chart.legend())
+
+
+def _legend(axes: Axes, fills: list[Fill]) -> None:
+    """A sample of each fill with its name, below the chart."""
+    from matplotlib.patches import Patch
+
+    samples = [Patch(label=_plain(fill.name), **_fill(fill.style, fill.hatched)) for fill in fills]
+    if samples:
+        axes.figure.legend(
+            handles=samples, loc="outside lower left", ncols=min(8, len(fills)), fontsize=8, frameon=False
+        )
 
 
 def _names(axes: Axes, names: list[str], unit: str) -> None:
@@ -147,11 +159,11 @@ def _names(axes: Axes, names: list[str], unit: str) -> None:
     axes.set_xlabel(unit)
 
 
-def _fill(style: int, kind: str) -> dict[str, Any]:
+def _fill(style: int, hatched: bool) -> dict[str, Any]:
     colour = _colour(style)
-    if kind == "solid":
-        return {"color": colour, "edgecolor": "white"}
-    return {"facecolor": f"{colour}30", "edgecolor": colour, "hatch": PATTERNS[kind]}
+    if hatched:
+        return {"facecolor": f"{colour}30", "edgecolor": colour, "hatch": HATCH}
+    return {"facecolor": f"{colour}{round(255 * styles.shade(style)):02x}", "edgecolor": "white"}
 
 
 def _plain(text: str) -> str:

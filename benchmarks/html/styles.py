@@ -1,4 +1,7 @@
-"""How the series of a chart are told apart: colour, dash, marker and pattern together, on the page and in PNG files.
+"""How the series of a chart are told apart: colour, dash and marker together, on the page and in PNG files.
+
+A hatch is kept for what is no result, and means nothing else. Bars bear their names, and the parts of a stacked bar lie
+in the legend's order, so neither is told by colour alone.
 
 The hues are those of Okabe and Ito (2008), which the usual kinds of colour blindness keep apart, without their yellow
 and darkened or lightened until each has at least three times the luminance contrast to its background that WCAG 2.2
@@ -16,13 +19,13 @@ INK = {"light": "#16191d", "dark": "#e8eaed"}
 # SVG's stroke-dasharray.
 DASHES = ("", "8 4", "2 3", "10 3 2 3", "14 4")
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "wedge", "plus")
-PATTERNS = ("solid", "dots", "back", "grid")
-# Kept for what is no result.
-HATCH = "hatch"
+# Of a bar's fill, by how often its colour was used before.
+SHADES = (1.0, 0.5, 0.22)
 
 
 def colour(style: int) -> int:
-    return style % len(LIGHT)
+    # A step further each time round: the light shade of a colour stands beside no neighbour of it.
+    return (style + style // len(LIGHT)) % len(LIGHT)
 
 
 def dash(style: int) -> str:
@@ -33,5 +36,5 @@ def marker(style: int) -> str:
     return MARKERS[style % len(MARKERS)] if style >= 0 else "circle"
 
 
-def pattern(style: int) -> str:
-    return PATTERNS[(style + style // len(LIGHT)) % len(PATTERNS)]
+def shade(style: int) -> float:
+    return SHADES[max(0, style) // len(LIGHT) % len(SHADES)]

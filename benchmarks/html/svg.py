@@ -16,8 +16,6 @@ Element = ElementTree.Element
 # Text is drawn at its own size: a chart is drawn once for each width, and scaled little.
 SIZE = 13.0
 LINE = 18.0
-# From an axis down to its ticks' words: those of the lowest tick beside the axis end above them.
-TICK_DROP = 23.0
 # From an axis to its ticks' words: the words of a tick beside it end above them.
 TICK_DROP = 23.0
 
@@ -95,30 +93,21 @@ class Patterns:
         self._defs = node(svg, "defs")
         self._known: set[str] = set()
 
-    def fill(self, style: int, kind: str) -> str:
+    def fill(self, style: int, hatched: bool) -> str:
         """The value of a `fill` attribute."""
-        if kind == "solid":
+        if not hatched:
             return "currentColor"
-        name = f"{self._key}-{kind}-{hue(style)}"
+        name = f"{self._key}-hatch-{hue(style)}"
         if name not in self._known:
             self._known.add(name)
-            self._define(name, style, kind)
+            self._define(name, style)
         return f"url(#{name})"
 
-    def _define(self, name: str, style: int, kind: str) -> None:
+    def _define(self, name: str, style: int) -> None:
         tile = node(self._defs, "pattern", id=name, width=8, height=8, class_=f"tile {hue(style)}")
         tile.set("patternUnits", "userSpaceOnUse")
         node(tile, "rect", width=8, height=8, class_="ground")
-        if kind == "dots":
-            for x, y in ((2, 2), (6, 6)):
-                node(tile, "circle", cx=x, cy=y, r=1.5)
-            return
-        lines = {
-            styles.HATCH: "M-2 2l4-4M0 8l8-8M6 10l4-4",
-            "back": "M-2 6l4 4M0 0l8 8M6-2l4 4",
-            "grid": "M0 4h8M4 0v8",
-        }[kind]
-        node(tile, "path", d=lines)
+        node(tile, "path", d="M-2 2l4-4M0 8l8-8M6 10l4-4")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ... import UserError, __version__
 from ...albert_core.runs.files import write_bytes, write_text
+from ..found import foreign_line
 from .contents import contents, lead
 from .loading import Skipped, load_results
 from .page import render_page
@@ -16,12 +17,13 @@ from .text import clean
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the page, the PNG files, and the files under the folder that it doesn't show."""
+    """What was written: the page and the PNG files; the results that it doesn't show, and a line about other files."""
 
     page: Path
     pictures: tuple[Path, ...]
     charts: int
     skipped: tuple[Skipped, ...]
+    foreign: str
 
 
 def write_report(folder: Path, out: Path, pictures: Path | None = None, title: str | None = None) -> Written:
@@ -56,4 +58,4 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None, title: s
         for key, image in images.items():
             files.append(pictures / f"{key}.png")
             write_bytes(files[-1], image)
-    return Written(out, tuple(files), len(charts), tuple(results.skipped))
+    return Written(out, tuple(files), len(charts), tuple(results.skipped), foreign_line(results.foreign, folder))

@@ -18,7 +18,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
+from ...albert_core.parsing import read_json_object
 from ...albert_core.runs.files import checksum, published, write_bytes, write_error, write_json
+from ...albert_core.text import quoted
 
 SCHEMA = "isotrain.trace/1"
 HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"
@@ -184,13 +186,10 @@ def read_trace(folder: Path) -> Trace:
         raise UserError(
             f"{str(folder)!r} is no trace: it has no {HEADER_FILE}; give what `isotrain parity record` wrote"
         )
-    try:
-        header = json.loads((folder / HEADER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / HEADER_FILE} is truncated or no JSON ({error}); record the trace again") from error
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
-        found = header.get("schema") if isinstance(header, dict) else None
-        raise UserError(f"{folder / HEADER_FILE} has schema {found!r}, this version reads {SCHEMA}; record it again")
+    header = read_json_object(folder / HEADER_FILE, "record the trace again", nan=True)
+    if header.get("schema") != SCHEMA:
+        found = quoted(header.get("schema"))
+        raise UserError(f"{folder / HEADER_FILE} has schema {found}, this version reads {SCHEMA}; record it again")
     path = folder / TENSOR_FILE
     try:
         if checksum(path).sha256 != header.get("tensors_sha256"):

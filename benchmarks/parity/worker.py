@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ...albert_core.parent import end_with_parent
 from ...albert_core.runs.files import write_json
 
 
 def main() -> int:
     """Specification: config, jobs (label, sets, out), replay_from (a trace's folder or null), steps, result."""
+    end_with_parent()
     spec: dict[str, Any] = json.load(sys.stdin)
     try:
         run_jobs(spec)

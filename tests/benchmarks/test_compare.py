@@ -27,11 +27,12 @@ from isotrain.benchmarks.compare import (
 from isotrain.benchmarks.environment import describe
 from isotrain.benchmarks.history import load_history
 from isotrain.benchmarks.plan import Options, make_plan
-from isotrain.benchmarks.report_history import bar
+from isotrain.benchmarks.report_history import print_history
 from isotrain.benchmarks.results import build_result
 from isotrain.benchmarks.stored import load_result
 from isotrain.cli.compare import compare
 from isotrain.cli.history import history
+from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -160,15 +161,15 @@ def test_targets_that_only_one_has_are_named(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"schema": "isotrain.bench/1", "targets": [', "is truncated or no JSON"),
-        ("", "is truncated or no JSON"),
+        ('{"schema": "isotrain.bench/1", "targets": [', "x.json:1: truncated JSON"),
+        ("", "x.json:1: truncated JSON"),
         ("[1, 2]", "its schema is None"),
         ('{"schema": "pytest-benchmark"}', "its schema is 'pytest-benchmark', known are isotrain.bench/1"),
         ('{"schema": "isotrain.bench/1"}', "it lacks created, config"),
         ('{"schema": []}', "its schema is []"),
-        (b"\xff\xfe\x00", "is no text"),
-        ("[" * 100_000, "is no JSON of a result"),
-        ("9" * 5000, "is no JSON of a result"),
+        (b"\xff\xfe\x00", "is UTF-16"),
+        ("[" * 100_000, "x.json:1: nested"),
+        ("9" * 5000, "x.json:1: a whole number of 5,000 digits"),
     ],
 )
 def test_what_is_no_result_is_said_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
@@ -324,14 +325,16 @@ def test_a_history_is_in_the_order_of_measuring_with_each_change(write: Write, t
     assert rows[2]["change_median"] == ""
     assert len(rows) == 4, "another configuration is a line of its own"
     assert rows[3]["change_median"] == ""
-    assert len(found.skipped) == 1
+    assert found.skipped == ()
+    assert found.foreign == "notes.json is no result of isotrain, and left out"
     shown = run(history, tmp_path)
     assert shown.exit_code == 0
     assert "INVALID" in shown.output
     assert "random:tiny (random weights)" in shown.output
     assert "2026-01-01 00:00" in shown.output
-    assert bar(1.0) in shown.output
-    assert "left out: " in shown.output
+    assert "▁█x" in shown.output
+    assert "2.000x*" in shown.output
+    assert "notes.json is no result of isotrain, and left out" in shown.output
     listed = list(csv.DictReader(io.StringIO(run(history, tmp_path, "--format", "csv").stdout)))
     assert len(listed) == len(found.rows)
 
@@ -343,6 +346,17 @@ def test_a_folder_without_results_is_said(tmp_path: Path) -> None:
         load_history(tmp_path / "nowhere")
 
 
-def test_a_bar_is_as_long_as_its_share() -> None:
-    assert [len(bar(share)) for share in (0.0, 0.5, 1.0)] == [0, 12, 24]
-    assert bar(0.51) != bar(0.5)
+@pytest.mark.parametrize("width", [50, 60, 80, 120, 200])
+def test_a_history_is_readable_at_any_width(write: Write, tmp_path: Path, width: int) -> None:
+    for number in range(8):
+        write(f"{number}.json", -0.05 * number, spoil=dated(f"2026-0{number + 1}-01T00:00:00+00:00", str(number)))
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    print_history(load_history(tmp_path), console)
+    output = console.file.getvalue()
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line.split() for line in lines if "2026-08-01" in line]
+    assert rows
+    assert all(row[2] == "7" * 10 and row[-1].rstrip("*").endswith("x") for row in rows)
+    assert ("95 % interval" in output) == (width >= 72)
+    assert "…" not in output

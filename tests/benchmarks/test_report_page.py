@@ -7,16 +7,19 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from isotrain import UserError
+from isotrain import RunError
 from isotrain.benchmarks.html import styles
 from isotrain.benchmarks.html.charts import BarChart, LineChart, StackedChart, Table
 from isotrain.benchmarks.html.contents import contents
+from isotrain.benchmarks.html.draw_bars import draw_bars
 from isotrain.benchmarks.html.draw_lines import extremes
 from isotrain.benchmarks.html.loading import load_results
 from isotrain.benchmarks.html.scale import scale_over, tick_labels, wrapped
@@ -154,6 +157,38 @@ def test_an_invalid_target_is_hatched_named_and_explained(results_folder: Path, 
     assert "1 invalid" in page.sections["summary"]
 
 
+def test_a_pattern_means_invalid_and_nothing_else(bench_result: dict[str, Any], tmp_path: Path) -> None:
+    invalid, *others = bench_result["targets"][:4]
+    for place, target in enumerate(others):
+        target["label"] = f"cpu {('forward', 'train_step', 'head_step')[place]} padded auto x{place + 1}"
+        target |= {"valid": True, "reasons": [], "device": {**target["device"], "emulated": False}}
+    failed = {key: value for key, value in others[0].items() if key != "figures"}
+    failed |= {"label": "cpu forward packed auto x9", "valid": False, "status": "failed", "reasons": ["was killed"]}
+    bench_result["targets"] = [invalid | {"valid": False, "reasons": ["NaN"]}, *others, failed]
+    (tmp_path / "bench.json").write_text(json.dumps(bench_result))
+    sections = {section.key: section for section in contents(load_results(tmp_path))}
+    chart = next(block for block in sections["throughput"].blocks if isinstance(block, BarChart))
+    drawn = ElementTree.fromstring(draw_bars(chart, 1080, "x"))
+    bars = [node for node in drawn.iter() if node.tag == "rect" and "bar" in node.get("class", "")]
+    assert [node.get("fill", "").startswith("url(") for node in bars] == [True, False, False, False]
+    assert {node.get("class") for node in bars[1:]} == {f"mark bar s{style}" for style in range(3)}
+    assert [fill.name for fill in chart.legend()] == [
+        "forward",
+        "train_step",
+        "head_step",
+        "hatched: invalid, to be used for nothing",
+    ]
+    assert [(bar.name, bar.words, bar.figures) for bar in chart.bars if bar.empty] == [
+        ("cpu forward packed auto x9", "failed", "no figures")
+    ]
+    text = "".join(drawn.itertext())
+    assert "cpu forward packed auto x9" in text
+    assert "no figures" in text
+    without = replace(chart, bars=chart.bars[1:4])
+    assert "hatch" not in draw_bars(without, 1080, "x")
+    assert not any(fill.hatched for fill in without.legend())
+
+
 def test_an_estimate_is_called_one(results_folder: Path, page: Page) -> None:
     sections = {section.key: section for section in contents(load_results(results_folder))}
     whole = [block for block in sections["throughput"].blocks if isinstance(block, BarChart)][1]
@@ -270,8 +305,8 @@ def test_where_a_result_comes_from_is_said(page: Page) -> None:
 
 
 def test_files_that_can_not_be_used_stand_in_the_notes(page: Page) -> None:
-    assert "3 files could not be used" in page.sections["summary"]
-    for name in ("foreign.json", "future.json", "truncated.json"):
+    assert "2 files could not be used" in page.sections["summary"]
+    for name in ("future.json", "truncated.json"):
         assert name in page.sections["notes"]
 
 
@@ -341,8 +376,8 @@ def test_every_colour_stands_out_from_its_background(theme: str, colours: tuple[
 def test_no_two_series_differ_by_colour_alone() -> None:
     looks = [(styles.dash(style), styles.marker(style)) for style in range(30)]
     assert len(set(looks)) == 30
-    parts = [(styles.colour(style), styles.pattern(style)) for style in range(20)]
-    assert len(set(parts)) == 20
+    parts = [(styles.colour(style), styles.shade(style)) for style in range(18)]
+    assert len(set(parts)) == 18
 
 
 def run_command(*arguments: str) -> int:
@@ -360,20 +395,26 @@ def test_the_command_says_what_it_wrote_and_what_it_left_out(
     assert told.out == f"report: {out} (16 charts)\n"
     warnings = told.err.splitlines()
     assert len(warnings) == 3
-    assert "isotrain: warning: foreign.json is left out: no result of isotrain: it names no schema" in warnings
+    assert warnings[-1] == "isotrain: foreign.json is no result of isotrain, and left out"
     for number in range(30):
         (results_folder / f"other-{number}.json").write_text("[]")
     assert run_command(str(results_folder), "-o", str(out)) == 0
     warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 11
-    assert warnings[-1] == "isotrain: warning: 23 more are left out; the report's notes name them all"
+    assert len(warnings) == 3
+    assert warnings[-1] == "isotrain: 31 JSON files, such as foreign.json, are no results of isotrain, and left out"
+    for number in range(30):
+        (results_folder / f"other-{number}.json").write_text('{"schema": "isotrain.bench/9"}')
+    assert run_command(str(results_folder), "-o", str(out)) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 12
+    assert warnings[-2] == "isotrain: warning: 22 more are left out; the report's notes name them all"
     assert "other-29.json" in Page(out.read_text(encoding="utf-8")).sections["notes"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("{empty}", "-o", "{out}"), "it holds no JSON"),
+        (("{empty}", "-o", "{out}"), "it holds no result"),
         (("{nowhere}", "-o", "{out}"), "is no folder"),
         (("{full}", "-o", "{full}/bench.json"), "doesn't end in .html"),
         (("{full}", "-o", "{nowhere}/report.html"), "give a file in a folder that exists"),
@@ -406,8 +447,8 @@ def test_a_report_that_can_not_be_written_leaves_the_one_before(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("isotrain.albert_core.run.os.fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
         write_report(results_folder, out)
     assert out.read_text() == "the one before"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.html"]

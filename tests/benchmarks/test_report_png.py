@@ -58,6 +58,21 @@ def test_bars_have_their_values_intervals_and_words(axes: list[Any]) -> None:
     assert axes[0].get_xlabel() == "samples/s"
 
 
+def test_a_legend_says_what_colours_and_hatches_mean(axes: list[Any]) -> None:
+    bars = (
+        Bar("a", 5.0, 4.0, 7.0, 0),
+        Bar("b", 3.0, 2.0, 4.0, 1, "invalid", True),
+        Bar("c", words="failed", empty=True),
+    )
+    png.draw_png(BarChart("bars", "t", "w", "samples/s", bars, ("forward", "train_step")))
+    (legend,) = axes[0].figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["forward", "train_step", "hatched: invalid, to be used for nothing"]
+    assert [bool(patch.get_hatch()) for patch in legend.get_patches()] == [False, False, True]
+    assert [bool(bar.get_hatch()) for bar in axes[0].patches] == [False, True]
+    assert axes[0].get_yticklabels()[2].get_text() == "c (failed)\nno figures"
+
+
 def test_parts_stand_behind_each_other(axes: list[Any]) -> None:
     png.draw_png(STACKS)
     assert [(bar.get_x(), bar.get_width()) for bar in axes[0].patches] == [(0, 1), (0, 0), (1, 2), (0, 3)]

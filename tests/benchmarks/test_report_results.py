@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,9 @@ def test_every_kind_is_found_at_any_depth(results_folder: Path) -> None:
 
 def test_what_can_not_be_used_is_named_with_the_reason(results_folder: Path) -> None:
     found = reasons(load_results(results_folder))
-    assert set(found) == {"foreign.json", "future.json", "truncated.json"}
-    assert "names no schema" in found["foreign.json"]
+    assert set(found) == {"future.json", "truncated.json"}
     assert "'isotrain.bench/9' is none of isotrain.bench/1" in found["future.json"]
-    assert found["truncated.json"].startswith("truncated")
+    assert "truncated JSON" in found["truncated.json"]
 
 
 def test_a_run_in_progress_is_read_up_to_its_torn_line(results_folder: Path) -> None:
@@ -96,9 +96,9 @@ def series(change: Callable[[dict[str, Any]], Any]) -> Change:
             "samples_per_second.low",
         ),
         ("bench", target(lambda one: one["figures"]["samples_per_second"].update(high=-1.0)), "greater than 0"),
-        ("bench", target(lambda one: one["figures"]["samples_per_second"].update(low=float("nan"))), "NaN in it"),
+        ("bench", target(lambda one: one["figures"]["samples_per_second"].update(low=float("nan"))), "NaN is no JSON"),
         ("parity", series(lambda one: one["loss"].pop()), "series loss has 39 values for 40 steps"),
-        ("parity", series(lambda one: one["loss"].insert(3, float("inf"))), "Infinity in it"),
+        ("parity", series(lambda one: one["loss"].insert(3, float("inf"))), "Infinity is no JSON number"),
         ("parity", lambda document: document["candidates"][0].update(verdict="fine"), "verdict"),
         ("parity", lambda document: document.update(candidates=[]), "candidates"),
         ("whole", lambda document: document["sides"][0]["seconds"].pop("low"), "sides.0.seconds.low: Field required"),
@@ -119,20 +119,55 @@ def test_a_document_that_is_not_as_its_schema_says_is_left_out(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "truncated"),
         (b'{"schema": "isotrain.be', "truncated"),
-        (b"hello", "no JSON"),
-        (b"\xff\xfe{}", "not UTF-8"),
-        (b"[1, 2]", "names no schema"),
+        (b'{"schema": "isotrain.bench/1", hello', "odd.json:1: not valid JSON"),
+        (b'{"schema": "isotrain.bench/1", "a": "\xff\xfe"}', "UTF-8"),
         (b'{"schema": ["isotrain.bench/1"]}', "is none of"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"1" * 5000, "no JSON"),
+        (b'{"schema": "isotrain.bench/1", "a": ' + b"[" * 100_000, "nested"),
+        (b'{"schema": "isotrain.bench/1", "a": ' + b"1" * 5000, "5,000 digits"),
     ],
 )
-def test_a_file_that_is_no_json_object_is_left_out(content: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_damaged_result_is_left_out_with_the_reason(content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_bytes(content)
     write_run(tmp_path / "run", steps=3)
     assert reason in reasons(load_results(tmp_path))["odd.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xfe{}", b"[1, 2]", b"[" * 100_000, b'{"schema": "other/1"}'])
+def test_a_file_of_other_people_is_no_alarm(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_bytes(content)
+    write_run(tmp_path / "run", steps=3)
+    results = load_results(tmp_path)
+    assert not results.skipped
+    assert results.foreign == (tmp_path / "odd.json",)
+
+
+def test_what_isotrain_and_its_models_write_is_passed_over(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=3)
+    for name in (
+        "run/encoder/config.json",
+        "run/adapter/adapter_config.json",
+        "run/checkpoints/step-1/manifest.json",
+        "run/export-onnx/export.json",
+        "run/labels.json",
+        "moved/export.json",
+        "moved/config.json",
+        "moved/anything.json",
+        "parity/reference/trace.json",
+        "parity/reference/yardsticks/draw-0/odd.json",
+        "cache/tokens/0a1b/manifest.json",
+        "minilm/tokenizer_config.json",
+        "minilm/special_tokens_map.json",
+        "predictions.json",
+        "nbest_predictions.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "doctor.json").write_text('{"schema": "isotrain.doctor/1"}')
+    os.mkfifo(tmp_path / "pipe.json")
+    results = load_results(tmp_path)
+    assert [found.path for found in results.runs] == [run.name]
+    assert (results.skipped, results.foreign) == ([], ())
 
 
 def test_a_damaged_line_inside_a_runs_metrics_is_no_curve(tmp_path: Path) -> None:
@@ -161,9 +196,9 @@ def test_whatever_a_task_is_evaluated_by_is_read_and_no_name_leads_out_of_a_fold
 def test_nothing_to_show_is_a_user_error_that_says_what_was_seen(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder"):
         load_results(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="it holds no JSON"):
+    with pytest.raises(UserError, match="it holds no result"):
         load_results(tmp_path)
     for number in range(5):
         (tmp_path / f"{number}.json").write_text("{}")
-    with pytest.raises(UserError, match=r"0\.json: no result .*; and 2 more\); give a folder"):
+    with pytest.raises(UserError, match=r"\(5 JSON files, such as 0\.json, are no results .*\); give a folder"):
         load_results(tmp_path)

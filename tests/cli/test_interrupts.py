@@ -88,7 +88,7 @@ def same_end(run: Path, straight: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
 def test_a_stop_signal_saves_and_says_how_to_go_on(folder: Path, straight: Path, number: signal.Signals) -> None:
     name = f"stopped-{number.name.lower()}"
     process = start(folder, "job.yaml", "--set", f"run_name={name}")
@@ -129,7 +129,7 @@ def test_kill_9_again_and_again_ends_in_the_same_bits(folder: Path, straight: Pa
 
 
 @pytest.mark.slow
-def test_a_signal_before_the_first_step_leaves_nothing(folder: Path) -> None:
+def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_with(folder: Path, straight: Path) -> None:
     process = start(folder, "job.yaml", "--set", "run_name=early", "--set", "model_name=random:albert-base-v2")
     run = folder / "runs" / "early"
     log = run / "train.log"
@@ -140,8 +140,12 @@ def test_a_signal_before_the_first_step_leaves_nothing(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "isotrain: interrupted" in output
-    assert not run.exists()
+    assert "isotrain: interrupted; go on with: isotrain train --resume runs/early" in output
+    assert (run / "config.yaml").is_file()
+    process = start(folder, "--resume", "runs/early", "--set", "model_name=random:tiny")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    same_end(run, straight)
 
 
 @pytest.mark.slow

@@ -188,3 +188,57 @@ def test_the_command_says_what_it_checked(run: Run, capsys: pytest.CaptureFixtur
     assert "random weights" in said
     assert "relative L2" in said
     assert (trained.run.path / "export-torch-export" / "model.pt2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "reads"),
+    [("albert", ["query", "value"], False), ("bert", "all-linear", False), ("albert", ["ffn"], True)],
+)
+def test_peft_loads_the_adapters_onto_the_same_encoder(
+    run: Run, reading: dict[str, Any], tmp_path: Path, model: str, targets: Any, reads: bool
+) -> None:
+    peft = pytest.importorskip("peft", reason="needs the extra lora")
+    from support.tiny_models import write_models
+    from transformers import AutoModel, AutoTokenizer
+
+    base = write_models(tmp_path / "models")[model]
+    job = (reading if reads else {}) | WHOLE | {"learning_rate": 1e-2, "lora": {"rank": 3, "targets": targets}}
+    trained = run(model_name=str(base), **job)
+    folder = tmp_path / "adapters"
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(trained.run.path), "--format", "peft", "--out", str(folder)])
+    assert not ended.value.code
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert saved
+    assert all(name.startswith("base_model.model.") and ".lora_" in name for name in saved)
+    assert any(bool(tensor.any()) for name, tensor in saved.items() if ".lora_B." in name)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["peft_type"], config["base_model_name_or_path"]) == (3, "LORA", str(base))
+
+    plain = AutoModel.from_pretrained(base, add_pooling_layer=False)
+    head = load_file(folder / "head.safetensors")
+    merged = export_run(trained.run, "safetensors", tmp_path / "merged").folder
+    adapted = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(base, add_pooling_layer=False), folder).eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = adapted(**inputs).last_hidden_state
+        if reads:
+            got = states @ head["output.weight"].T + head["output.bias"]
+            wanted = by_transformers_spans(merged)(inputs)
+        else:
+            hidden = torch.nn.functional.gelu(states[:, 0] @ head["hidden.weight"].T + head["hidden.bias"])
+            got = hidden @ head["output.weight"].T + head["output.bias"]
+            wanted = by_transformers(merged)(inputs)
+        unadapted = plain.eval()(**inputs).last_hidden_state
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    assert (states - unadapted).abs().max() > 1e-3, "adapters that change nothing prove nothing"
+    if not reads:
+        texts = [item.label_id for item in load_predictor(trained.run).predict(TEXTS)]
+        assert got.argmax(dim=-1).tolist() == texts
+
+
+def test_a_run_without_adapters_has_none_to_export(run: Run, tmp_path: Path) -> None:
+    trained = run(threads=1)
+    with pytest.raises(UserError, match=r"--format peft is for adapters .*; allowed for it are safetensors"):
+        export_run(trained.run, "peft", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

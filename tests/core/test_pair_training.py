@@ -15,6 +15,7 @@ from isotrain.albert_core.config_file import ResolvedConfig
 from isotrain.albert_core.features import compute_features
 from isotrain.albert_core.job import open_job
 from isotrain.albert_core.predict import load_predictor
+from isotrain.albert_core.runs.manifest import vouch
 from isotrain.albert_core.train import TrainResult
 from sklearn.metrics import accuracy_score, f1_score
 from support.small_pairs import write_pairs
@@ -102,13 +103,16 @@ def test_weights_of_another_recipe_are_refused(run: Run, pair_data: str, tmp_pat
         load_predictor(own, checkpoint=str(foreign))
     assert "\n" not in str(caught.value)
     shutil.copy(other.model / "model.safetensors", own.model)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load_predictor(own)
+    vouch(own.path, ["model/model.safetensors"])
     with pytest.raises(UserError, match="trained on other texts than run"):
         load_predictor(own)
     kept = max(own.checkpoints.glob("step-*"))
     moved = shutil.copytree(kept, tmp_path / "fetched" / kept.name)
     assert load_predictor(own, checkpoint=str(moved)).predict(["lost card"]), "its own, wherever it lies"
     own.origin.write_text("[")
-    with pytest.raises(UserError, match=r"run\.json can't be read"):
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
         load_predictor(own, checkpoint="last")
 
 
@@ -116,5 +120,5 @@ def test_the_run_keeps_what_predictions_need(run: Run, pair_data: str) -> None:
     folder = run(dataset_id=pair_data).run
     assert json.loads(folder.inputs.read_text()) == ["sentence1", "sentence2"]
     folder.inputs.write_text("[")
-    with pytest.raises(UserError, match=r"inputs\.json can't be read"):
+    with pytest.raises(UserError, match=r"inputs\.json is damaged"):
         load_predictor(folder)

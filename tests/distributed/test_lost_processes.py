@@ -55,7 +55,10 @@ def test_a_lost_process_ends_the_other(job: Path, number: signal.Signals) -> Non
     assert len(said) == 1, output
     assert "another process of this run ended, or was silent for 8 s (process_timeout)" in said[0]
     assert "Traceback" not in output
-    assert json.loads((run / "summary.json").read_text())["status"].startswith("failed")
+    # In one line and the same words everywhere: the summary has those of the terminal.
+    status = json.loads((run / "summary.json").read_text())["status"]
+    assert status == said[0].replace("isotrain: error: ", "failed: ")
+    assert f"go on with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume {run}" in status
     assert list(run.glob("checkpoints/step-*")), "what was saved is kept"
 
 

@@ -32,6 +32,40 @@ def test_files_named_in_the_documents_exist() -> None:
             assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 
+def test_what_the_documents_name_in_a_file_is_there() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name, path in re.findall(r"`(\w+)(?:\(\))?` in `([\w/]+\.py)`", document.read_text()):
+            assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{document.name}: {name} is not in {path}"
+
+
+CITED = re.compile(r"\brules? (\d+(?:(?:, | and | to )\d+)*)", re.IGNORECASE)
+
+
+def cited_rules(text: str) -> set[int]:
+    """The numbers of all rules that `text` cites, those between two joined by "to" included."""
+    found = set()
+    for cited in CITED.findall(text):
+        for part in re.split(r", | and ", cited):
+            first, _, last = part.partition(" to ")
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def test_every_rule_that_the_code_cites_is_written_down() -> None:
+    assert cited_rules("rules 4, 7 and 8; Rules 12 to 14; (rule 2)") == {2, 4, 7, 8, 12, 13, 14}
+    written = re.findall(r"^(\d+)\. ", (ROOT / "docs" / "measurement.md").read_text(), re.MULTILINE)
+    assert [int(number) for number in written] == list(range(1, len(written) + 1))
+    cited = {
+        number
+        for folder in ("kernels", "backends", "albert_core", "benchmarks", "cli", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if path != Path(__file__)
+        for number in cited_rules(path.read_text())
+    }
+    assert cited >= {7, 9, 13}
+    assert cited <= set(map(int, written))
+
+
 def test_no_placeholder_is_left_in_the_documents() -> None:
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         assert not re.search(r"@@|TODO|TBD|XXX", document.read_text()), document.name

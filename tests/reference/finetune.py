@@ -22,9 +22,9 @@ from transformers import AutoModel, AutoTokenizer, get_scheduler
 
 RECIPES = {
     "mrpc": {"columns": ("sentence1", "sentence2"), "evaluation": "dev", "rate": 3e-5, "batch": 8, "epochs": 3,
-             "decay": 0.01, "schedule": "linear", "warmup": 0.0},
+             "decay": 0.01, "schedule": "linear", "warmup": 0.0, "clip": math.inf},
     "subj": {"columns": ("text",), "evaluation": "test", "rate": 4e-5, "batch": 16, "epochs": 5,
-             "decay": 0.0, "schedule": "cosine", "warmup": 0.2},
+             "decay": 0.0, "schedule": "cosine", "warmup": 0.2, "clip": 1.0},
 }  # fmt: skip
 
 
@@ -73,6 +73,7 @@ def main() -> None:
         for batch, labels in loader:
             loss = nn.functional.cross_entropy(logits(batch), labels)
             loss.backward()
+            nn.utils.clip_grad_norm_(parameters, recipe["clip"])
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()

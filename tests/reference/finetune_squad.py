@@ -59,7 +59,12 @@ def main() -> None:
     loader = DataLoader(train, 8, shuffle=True, collate_fn=collate)
     per_epoch = -(-len(loader) // 2)
     total = per_epoch * options.epochs
-    optimizer = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=0.01)
+    # Biases and the weights of layer norms, which have one dimension, don't decay.
+    groups = [
+        {"params": [part for part in parameters if part.dim() > 1], "weight_decay": 0.01},
+        {"params": [part for part in parameters if part.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=options.rate)
     scheduler = get_scheduler("linear", optimizer, int(options.warmup * total), total)
     print(f"{len(train)} windows of {len(ids['train'])} questions, {total} steps", flush=True)
 
@@ -71,6 +76,7 @@ def main() -> None:
             (loss / 2).backward()
             running.append(loss.item())
             if number % 2 == 0 or number == len(loader):
+                nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ class Recipe:
     max_length: int
     accumulation: int = 1
     weight_decay: float = 0.0
+    decay_all: bool = True
     schedule: str = "constant"
     warmup_steps: int = 0
     clip: float | None = None
@@ -74,7 +76,9 @@ def train(
         assert adapters.keys() == {name for name, weight in encoder.named_parameters() if weight.requires_grad}
         encoder.load_state_dict(adapters, strict=False)
     trained = [parameter for parameter in [*encoder.parameters(), *head.parameters()] if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    decay = recipe.weight_decay
+    groups = [{"params": trained, "weight_decay": decay}] if recipe.decay_all else decay_groups((encoder, head), decay)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     scheduler = get_scheduler(name, optimizer, recipe.warmup_steps, recipe.steps)
 
@@ -101,6 +105,18 @@ def train(
         optimizer.zero_grad()
         history.append(total)
     return history
+
+
+def decay_groups(parts: Sequence[nn.Module], decay: float) -> list[dict[str, Any]]:
+    """Trained parameters in two groups, as Trainer makes them: biases and those of layer norms don't decay."""
+    decayed, spared = [], []
+    for part in parts:
+        norms = {name for name, layer in part.named_modules() if isinstance(layer, nn.LayerNorm)}
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad:
+                owner, _, last = name.rpartition(".")
+                (spared if owner in norms or "bias" in last else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
 
 
 def _cut(rows: Sequence[int], size: int) -> list[Sequence[int]]:

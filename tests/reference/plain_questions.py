@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerFast, get_scheduler
 
+from .plain_loop import decay_groups
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,6 +33,7 @@ class Recipe:
     stride: int
     weight_decay: float
     frozen: bool
+    clip: float
 
 
 def windows(folder: Path, file: Path, recipe: Recipe) -> list[dict[str, Any]]:
@@ -88,8 +91,9 @@ def train(
     encoder.requires_grad_(not recipe.frozen)
     head = nn.Linear(encoder.config.hidden_size, 2)
     head.load_state_dict(dict(zip(("weight", "bias"), head_weights.values(), strict=True)))
-    trained = [*head.parameters()] if recipe.frozen else [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    parts = [head] if recipe.frozen else [encoder, head]
+    optimizer = torch.optim.AdamW(decay_groups(parts, recipe.weight_decay), lr=recipe.learning_rate)
+    trained = [parameter for part in parts for parameter in part.parameters()]
     scheduler = get_scheduler("linear", optimizer, 0, recipe.total_steps)
 
     def loss_of(row: int) -> torch.Tensor:
@@ -113,6 +117,7 @@ def train(
             loss = loss_of(row) / len(rows)
             loss.backward()
             total += loss.item()
+        nn.utils.clip_grad_norm_(trained, recipe.clip)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

@@ -72,6 +72,7 @@ def test_losses_are_those_of_the_plain_script(
         stride=12,
         weight_decay=0.01,
         frozen=frozen,
+        clip=1.0,
     )
     examples = plain_questions.windows(folder, tmp_path / "data" / "train.json", recipe)
     assert len(examples) > 1.5 * 190, "contexts of one window would leave the windows untested"

@@ -53,6 +53,7 @@ ANSWERING = recipe(
     batch_size=8,
     accumulation=4,
     weight_decay=0.01,
+    decay_all=False,
     schedule="cosine",
     warmup_steps=math.ceil(0.05 * STEPS),
     clip=1.0,
@@ -80,7 +81,7 @@ CASES = {
         "subj",
         "albert",
         ("text", "label"),
-        recipe(learning_rate=4e-5, batch_size=16, schedule="cosine", warmup_steps=math.ceil(0.2 * STEPS)),
+        recipe(learning_rate=4e-5, batch_size=16, schedule="cosine", warmup_steps=math.ceil(0.2 * STEPS), clip=1.0),
         seed=42,
     ),
     "mrpc": Case(

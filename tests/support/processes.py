@@ -15,11 +15,16 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in told.items()}}
 
 
-def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """`size` processes of one run, without torchrun: what ends one of them is then the others' doing."""
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
+        return int(listener.getsockname()[1])
+
+
+def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """`size` processes of one run, without torchrun: what ends one of them is then the others' doing."""
+    port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, *arguments],

@@ -1,0 +1,136 @@
+"""RUN/manifest.json: size and SHA-256 of whatever a prediction, an export or a resume reads of a run.
+
+It is written when the run is set up, and again with the final model. A resume changes some of the files: they are taken
+out first and put back afterwards, so that a kill in between leaves a run that can be resumed and that predicts nothing.
+A manifest tells accidents and mixed-up files. It is no signature: whoever can write the files can write it, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ... import UserError, __version__
+from .files import check_file, checksums, write_json
+
+MANIFEST = "manifest.json"
+FORMAT = "isotrain-run-1"
+
+CONFIG, ORIGIN, MODEL = "config.yaml", "run.json", "model/model.safetensors"
+# What a resume writes anew.
+CHANGING = (CONFIG, ORIGIN, MODEL)
+_SMALL = (CONFIG, ORIGIN, "labels.json", "inputs.json", "responses.json")
+_FOLDERS = ("tokenizer", "encoder")
+
+
+def vouch(run: Path, names: Iterable[str] | None = None) -> None:
+    """Adds the run's files `names` as they are now (those that exist) to what the manifest says; None: all of them.
+
+    Raises as `files.write_json`.
+    """
+    chosen = [name for name in (_present(run) if names is None else names) if (run / name).is_file()]
+    known = {} if names is None else _read(run)
+    _write(run, known | checksums(run, chosen))
+
+
+def withdraw(run: Path, names: Iterable[str]) -> None:
+    """Takes `names` out of the manifest, before they are changed. Raises as `files.write_json`."""
+    if (run / MANIFEST).is_file():
+        _write(run, {name: entry for name, entry in _read(run).items() if name not in names})
+
+
+def check_run(run: Path, required: Iterable[str] = (), *, encoder: bool = True) -> None:
+    """Compares a run's files with its manifest.
+
+    Args:
+        run: The run's folder.
+        required: Files that the manifest must name, or the run is not finished.
+        encoder: Whether the copied encoder is looked at.
+
+    Raises:
+        UserError: there is no manifest, it lacks a file, a file is missing or has other bytes, or another one lies in
+            the tokenizer's or the encoder's folder. The message names the file.
+    """
+    described = _read(run)
+    for name in required:
+        if name not in described:
+            raise UserError(
+                f"{run / MANIFEST} does not vouch for {name}: the run was interrupted while it wrote it; go on with "
+                f"it by isotrain train --resume {run}"
+            )
+    for name, entry in described.items():
+        if encoder or not name.startswith("encoder/"):
+            check_file(run / name, entry, _advice(run, name))
+    for name in _present(run):
+        if name not in described and name.partition("/")[0] in _FOLDERS and (encoder or "encoder/" not in name):
+            raise UserError(f"{run / name} was not written by this run; remove it")
+
+
+def has_manifest(run: Path) -> bool:
+    """Whether the run has a manifest; one that was killed before its first step may have none."""
+    return (run / MANIFEST).is_file()
+
+
+def _advice(run: Path, name: str) -> str:
+    if name == CONFIG:
+        return (
+            f"put it back, and change values by isotrain train --resume {run} --set KEY=VALUE, or for a prediction by "
+            "--model and --backend"
+        )
+    return "copy the whole run folder again"
+
+
+def _present(run: Path) -> Iterator[str]:
+    """The names of what a manifest covers, of the files in the run."""
+    for name in (*_SMALL, MODEL):
+        if (run / name).is_file():
+            yield name
+    for folder in _FOLDERS:
+        for path in sorted((run / folder).rglob("*")):
+            if not path.is_dir() and not path.name.startswith(".tmp-"):
+                yield path.relative_to(run).as_posix()
+
+
+def _read(run: Path) -> dict[str, Any]:
+    path = run / MANIFEST
+    fix = "copy the whole run folder again"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run} has no {MANIFEST}, by which its files are checked; copy the whole run folder again, or let "
+            f"isotrain train --resume {run} write it"
+        ) from error
+    except PermissionError as error:
+        raise UserError(f"{path} can't be read (Permission denied); make it readable for this user") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is no JSON; {fix}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is no manifest of a run that this isotrain reads; {fix}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or manifest.get("files_sha256") != _digest(files):
+        raise UserError(f"{path} is damaged: its SHA-256 is another one than when it was written; {fix}")
+    strange = [name for name in files if name not in (*_SMALL, MODEL) and not _lies_in_a_folder(name)]
+    if strange:
+        raise UserError(f"{path} names files that no run has; {fix}")
+    return files
+
+
+def _lies_in_a_folder(name: str) -> bool:
+    folder, *rest = name.split("/")
+    return folder in _FOLDERS and bool(rest) and not {"", ".", ".."} & {*rest}
+
+
+def _write(run: Path, files: dict[str, Any]) -> None:
+    described = dict(sorted(files.items()))
+    write_json(
+        run / MANIFEST,
+        {"format": FORMAT, "isotrain": __version__, "files": described, "files_sha256": _digest(described)},
+    )
+
+
+def _digest(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

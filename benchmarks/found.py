@@ -1,0 +1,86 @@
+"""The results in a folder that may hold anything else: training runs, exports, caches, other people's files."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+METRICS, RECORD = "metrics.jsonl", "run.json"
+# What a run keeps below its folder: no result lies there.
+_RUNS_FOLDERS = {"checkpoints", "model", "encoder", "adapter", "tokenizer", "tensorboard", "wandb"}
+# Whatever has one of these is an export or a trace of ours, all of it.
+_MARKERS = {"export.json", "trace.json"}
+# Files of models, tokenizers, caches and projects: nothing to wonder about.
+_NO_RESULTS = re.compile(
+    r"(adapter_|generation_|preprocessor_|processor_|tokenizer_)?config\.json|(isotrain_)?tokenizer\.json|"
+    r"special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.json|.*\.index\.json|manifest\.json|"
+    r"trainer_state\.json|package(-lock)?\.json|labels\.json|inputs\.json|(nbest_)?predictions.*\.json"
+)
+_SCHEMA = re.compile(rb'"schema"\s*:\s*\[?\s*"isotrain\.?([\w-]*)')
+_RESULTS = ("bench", "end-to-end", "parity")
+# A result has kilobytes; a file of this size is something else and would fill the memory.
+LARGEST_FILE = 256 * 2**20
+_HEAD = 2**20
+
+
+@dataclass(frozen=True)
+class Files:
+    """What lies under a folder, in the order of its paths.
+
+    results: files that call themselves results, each with its kind, such as "bench" (cut short in a truncated file);
+    `runs`: training runs' folders; `foreign`: JSON files of other people.
+    """
+
+    results: tuple[tuple[Path, str], ...]
+    runs: tuple[Path, ...]
+    foreign: tuple[Path, ...]
+
+
+def find_results(folder: Path) -> Files:
+    """Looks through `folder` at any depth, without hidden folders and what isotrain keeps beside its results."""
+    results, runs, foreign = [], [], []
+    for root, folders, files in os.walk(folder):
+        is_run = METRICS in files or {RECORD, "config.yaml"} <= set(files)
+        if METRICS in files:
+            runs.append(Path(root))
+        if _MARKERS & set(files):
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not (is_run and _is_runs(name)))
+        for name in sorted(files):
+            path = Path(root) / name
+            if name.startswith(".") or not name.endswith(".json") or not path.is_file():
+                continue
+            kind = _kind(path)
+            if kind is not None and any(result.startswith(kind) for result in _RESULTS):
+                results.append((path, kind))
+            elif kind is None and not is_run and not _NO_RESULTS.fullmatch(name):
+                foreign.append(path)
+    return Files(tuple(results), tuple(runs), tuple(foreign))
+
+
+def _kind(path: Path) -> str | None:
+    """What of isotrain a file says that it is, such as "bench", cut short where it is truncated; None for any other."""
+    try:
+        with path.open("rb") as file:
+            match = _SCHEMA.search(file.read(LARGEST_FILE if path.stat().st_size <= LARGEST_FILE else _HEAD))
+    except OSError:
+        # Whoever reads it says why it can't be.
+        return ""
+    return match[1].decode("ascii") if match else None
+
+
+def foreign_line(foreign: tuple[Path, ...], folder: Path) -> str:
+    """One line about all the files of other people; empty where there are none."""
+    if not foreign:
+        return ""
+    first = foreign[0].relative_to(folder)
+    if len(foreign) == 1:
+        return f"{first} is no result of isotrain, and left out"
+    return f"{len(foreign)} JSON files, such as {first}, are no results of isotrain, and left out"
+
+
+def _is_runs(name: str) -> bool:
+    return name in _RUNS_FOLDERS or name.startswith("export-")

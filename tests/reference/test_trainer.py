@@ -1,0 +1,148 @@
+"""The packaged recipes' losses over twenty steps, float32, against `transformers.Trainer` itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from isotrain.albert_core.batches import epoch_order
+from isotrain.albert_core.config_file import as_set, load_config
+from isotrain.albert_core.head import ClassificationHead, SpanHead
+from isotrain.albert_core.train import train
+from reference import plain_loop, plain_questions, test_questions, test_recipes, trainer_loop
+from support.small_job import losses
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+pytest.importorskip("accelerate", reason="Trainer needs accelerate, of the extra dev")
+
+STEPS, HIDDEN = 20, 32
+# So that tiny models move in twenty steps as far as the published ones do in a thousand.
+RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published job says beside Trainer's defaults, as TrainingArguments; the loops without Trainer, too."""
+
+    arguments: dict[str, Any]
+    model: str
+    seed: int
+    accumulation: int = 1
+    decay_all: bool = False
+    keys: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "subj": Published(
+        {"per_device_train_batch_size": 16, "lr_scheduler_type": "cosine", "warmup_steps": 4}, "albert", 42
+    ),
+    # The course's loop clips nothing, and torch's AdamW makes all weights decay.
+    "mrpc": Published(
+        {"per_device_train_batch_size": 8, "weight_decay": 0.01, "max_grad_norm": 0.0}, "bert", 42, decay_all=True
+    ),
+    "csv_intents": Published(
+        {
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 4,
+            "weight_decay": 0.01,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 1,
+        },
+        "albert",
+        23,
+        accumulation=4,
+    ),
+    "squad": Published(
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "weight_decay": 0.01},
+        "albert",
+        23,
+        accumulation=2,
+        keys={"max_length": 40, "doc_stride": 12},
+    ),
+}
+
+
+def samples_of(name: str, folder: Path, data: Path, words: list[str]) -> list[dict[str, Any]]:
+    """The data of a job, written to `data`, as token ids, token types and labels."""
+    if name == "squad":
+        test_questions.write_data(data, words)
+        cut = plain_questions.Recipe(RATE, 8, 2, STEPS, STEPS, 40, 12, 0.01, frozen=False, clip=1.0)
+        found = plain_questions.windows(folder, data / "train.json", cut)
+        return [{"ids": one["ids"], "types": one["types"], "labels": one["answer"]} for one in found]
+    case = test_recipes.CASES["csv" if name == "csv_intents" else name]
+    labels = test_recipes.write_data(data, case, words)
+    texts = plain_loop.read_rows(data / "train.csv", case.columns[:-1])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]")
+    encoded = tokenizer(
+        *map(list, zip(*texts, strict=True)),
+        truncation=True,
+        max_length=case.recipe.max_length,
+        return_token_type_ids=True,
+    )
+    rows = zip(encoded["input_ids"], encoded["token_type_ids"], labels, strict=True)
+    return [{"ids": ids, "types": types, "labels": label} for ids, types, label in rows]
+
+
+def first_model(name: str, folder: Path, outputs: int, seed: int) -> trainer_loop.Model:
+    """The model that both sides begin with."""
+    if name == "squad":
+        given = SpanHead(HIDDEN, 2, seed).state_dict()
+        head: nn.Module = nn.Linear(HIDDEN, 2)
+        head.load_state_dict(dict(zip(("weight", "bias"), given.values(), strict=True)))
+        return trainer_loop.Model(folder, head, trainer_loop.of_spans, frozen=False)
+    given = ClassificationHead(HIDDEN, 256, outputs, seed).state_dict()
+    head = nn.Sequential(nn.Linear(HIDDEN, 256), nn.GELU(), nn.Linear(256, outputs))
+    head.load_state_dict(dict(zip(("0.weight", "0.bias", "2.weight", "2.bias"), given.values(), strict=True)))
+    return trainer_loop.Model(folder, head, trainer_loop.of_texts, frozen=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_are_trainers(name: str, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    job = CASES[name]
+    folder = tiny_models[job.model]
+    words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
+    samples = samples_of(name, folder, tmp_path / "data", words)
+    keys = {
+        "dataset_id": str(tmp_path / "data"),
+        "model_name": str(folder),
+        "dtype": "float32",
+        "learning_rate": RATE,
+        "layout": "bucketed",
+        "max_steps": STEPS,
+        "num_epochs": 1,
+        "steps_freq": 1,
+        "save_strategy": "no",
+        "chart": [],
+        "threads": 1,
+        "project_dir": str(tmp_path / "runs"),
+    } | job.keys
+    result = train(load_config(name, [as_set(key, value) for key, value in keys.items()]))
+    got = [loss for _, loss in losses(result)]
+    outputs = 2 if name == "squad" else 1 + max(sample["labels"] for sample in samples)
+    order = epoch_order(len(samples), job.seed, 0).tolist()
+
+    def trainers(**otherwise: Any) -> list[float]:
+        settings = {"decay_all": job.decay_all, "learning_rate": RATE, "max_steps": STEPS} | job.arguments | otherwise
+        model = first_model(name, folder, outputs, job.seed)
+        return trainer_loop.train(folder, tmp_path / "out", model, samples, order, **settings)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = trainers()
+        without_clipping = trainers(max_grad_norm=1.0 if name == "mrpc" else 0.0)
+        with_all_decaying = trainers(decay_all=not job.decay_all)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(got) == len(expected) == STEPS
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+    # What tells the recipes from their neighbours is seen at this size.
+    assert np.abs(np.array(expected) / without_clipping - 1).max() > 1e-5
+    if "weight_decay" in job.arguments:
+        assert np.abs(np.array(expected) / with_all_decaying - 1).max() > 2e-6

@@ -1,0 +1,107 @@
+"""Configurations, data sets, traces, results and weight files are data: reading one runs nothing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from isotrain import UserError
+from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.data import load_dataset
+from isotrain.albert_core.weight_files import weight_tensors
+from isotrain.benchmarks.parity.trace import TENSOR_FILE, read_trace, write_trace
+from isotrain.benchmarks.stored import load_result
+from support.command import Invoke
+from support.parity_traces import exact
+from support.small_job import settings, write_dataset
+
+ESCAPES = "\x1b[31mred\x1b]0;title\x07"
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Any:
+    path = tmp_path / "marker"
+    yield path
+    assert not path.exists(), "something ran"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:pathlib.Path.touch [{}]",
+        "!!python/name:os.system",
+        "!!python/module:antigravity",
+        "!evil x",
+    ],
+)
+def test_a_configuration_makes_no_objects(tmp_path: Path, marker: Path, value: str) -> None:
+    (tmp_path / "job.yaml").write_text(f"run_name: {value.format(marker)}\n")
+    with pytest.raises(UserError, match=r"job\.yaml"):
+        load_config(tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "data.py", "train.parquet.py"])
+def test_a_data_set_is_text(tmp_path: Path, marker: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
+    (folder / "data.py").write_text(f"open({str(marker)!r}, 'w')")
+    with pytest.raises(UserError):
+        load_dataset(str(folder))
+    with pytest.raises(UserError):
+        load_dataset(str(folder / name), test_fraction=0.5)
+
+
+def test_weights_in_npz_are_plain_arrays(tmp_path: Path, marker: Path) -> None:
+    np.savez(tmp_path / "weights.npz", a=np.array([Bomb(marker)], dtype=object))
+    with pytest.raises(UserError, match=r"no \.npz of plain arrays"):
+        list(weight_tensors(tmp_path / "weights.npz"))
+
+
+def test_a_traces_tensors_are_no_pickle(tmp_path: Path, marker: Path) -> None:
+    write_trace(exact(), tmp_path / "trace")
+    (tmp_path / "trace" / TENSOR_FILE).write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(UserError, match="checksum"):
+        read_trace(tmp_path / "trace")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, '{"schema": 1}', "null"])
+def test_a_result_that_is_none_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_result(tmp_path / "result.json")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_what_steers_a_terminal_does_not_reach_it(invoke: Invoke, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    for path in data.glob("*.csv"):
+        path.write_text(path.read_text().replace(",card", f",{ESCAPES}"))
+    (tmp_path / "job.yaml").write_text("num_epochs: 1\n")
+    chosen = settings(data, tmp_path, num_epochs=1, run_name="run")
+    code, out, err = invoke("train", "job.yaml", *(f"--set={item}" for item in chosen))
+    assert code == 0, err
+    shown = out + err + (tmp_path / "runs" / "run" / "train.log").read_text()
+    texts = [f"lost {ESCAPES} card", "plastic chip pin", "lost stolen broken", "new order card"]
+    code, out, err = invoke("predict", str(tmp_path / "runs" / "run"), *texts)
+    assert code == 0, err
+    assert "[31mred" in out, "the text and its label are shown"
+    assert "\x1b]" not in shown + out + err
+    assert "\x07" not in shown + out + err
+    names = json.loads((tmp_path / "runs" / "run" / "labels.json").read_text())
+    assert ESCAPES in names, "what is stored stays as it was"
