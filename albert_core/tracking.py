@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from ..kernels.install import install_hint
 from .config import TrainConfig
 from .parsing import parse_json
 from .runs.files import append_text, write_bytes, write_text
+from .tracked import Line, figures, lacking_in_tensorboard, lacking_in_wandb, wandb_ended
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,26 +70,31 @@ class JsonlTracker(Tracker):
         self.path = path
         self._every_line = {"device": emulated} if emulated else {}
 
-    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> tuple[int, list[Line]]:
         """Drops the lines of later steps, which a resume from `step` writes anew, and a line torn by a kill.
 
         So is `step`'s own evaluation where it is still to be made (`evaluated` is false).
 
-        The file is replaced in one move. A line elsewhere that isn't JSON is dropped with a warning.
+        The file is replaced in one move. A line elsewhere that isn't JSON is dropped with a warning. Returns the last
+        step of which nothing was dropped, and the lines that are left.
         """
         if not self.path.exists():
-            return
+            return step, []
         lines = self.path.read_bytes().splitlines()
-        kept = []
+        until, kept, read = step, [], []
         for number, line in enumerate(lines, start=1):
             try:
                 values = parse_json(line.decode(), self.path, "", number)
                 if values["step"] < step or (values["step"] == step and (evaluated or "eval/loss" not in values)):
                     kept.append(line + b"\n")
+                    read.append(values)
+                elif values["step"] == step:
+                    until = step - 1
             except (ValueError, KeyError, TypeError):
                 level = logging.INFO if number == len(lines) else logging.WARNING
                 logger.log(level, "%s:%d is no line of figures; it is dropped", self.path, number)
         write_bytes(self.path, b"".join(kept))
+        return until, read
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         plain = {name: _plain(value) for name, value in values.items()}
@@ -101,6 +107,7 @@ class WandbTracker(Tracker):
 
     Its id is kept in the run directory, so that a resumed run goes on in the same W&B run. Steps are logged as the
     value ``step`` and are the x axis of every chart: W&B's own counter refuses to go back, as a resume must.
+    `until`, `lines`: the step after which a resumed run logs anew, and its lines; W&B is given those it lacks.
     `watch_mode` records histograms every `log_freq` steps under the names of ``wandb.watch``, but without its hooks:
     an exception in one (W&B's service was killed) would pass through the training's forward or backward.
     Raises ImportError where wandb is not installed and wandb's own errors where the run can't be opened.
@@ -116,6 +123,8 @@ class WandbTracker(Tracker):
         log_freq: int = 1000,
         model_to_wandb: bool = False,
         config: dict[str, Any] | None = None,
+        until: int | None = None,
+        lines: Sequence[Line] = (),
     ) -> None:
         import wandb
 
@@ -127,17 +136,25 @@ class WandbTracker(Tracker):
         self._log_freq = log_freq
         self._model_to_wandb = model_to_wandb
         self._watched: nn.Module | None = None
+        self._last_step = 0
+        wandb_id = _wandb_id(run_dir)
+        lacking = [] if until is None else lacking_in_wandb(run_dir, wandb_id, until, lines)
         self.run = wandb.init(
             project=project,
             name=run_name,
             tags=list(tags),
             dir=str(run_dir),
-            id=_wandb_id(run_dir),
+            id=wandb_id,
             resume="allow",
             config=config,
             settings=wandb.Settings(console="off"),
         )
         self.run.define_metric("*", step_metric="step")
+        # Disabled, W&B has a folder elsewhere.
+        folder = Path(self.run.dir).parent
+        self._folder = folder if folder.is_relative_to(run_dir) else None
+        for line in lacking:
+            self.log(line["step"], figures(line))
 
     def watch(self, module: nn.Module) -> None:
         self._watched = module
@@ -156,6 +173,7 @@ class WandbTracker(Tracker):
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.run.log({"step": step, **values})
+        self._last_step = step
 
     def summary(self, values: dict[str, Any]) -> None:
         self.run.summary.update(values)
@@ -172,17 +190,28 @@ class WandbTracker(Tracker):
 
     def finish(self, status: str) -> None:
         self.run.finish(exit_code=1 if status == "failed" else 0)
+        if self._folder is not None:
+            wandb_ended(self._folder, self._last_step)
 
 
 class TensorBoardTracker(Tracker):
-    """TensorBoard event files in `folder` (extra `tensorboard`). Events after `resume_step` of an earlier part of the
-    run are marked as superseded. Raises ImportError where tensorboard is not installed."""
+    """TensorBoard event files in `folder` (extra `tensorboard`).
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    `until`, `lines`: the step after which a resumed run logs anew, and its lines. Later events of an earlier part are
+    marked as superseded, and what is missing of `lines` is written again.
+    Raises ImportError where tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, until: int | None = None, lines: Sequence[Line] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        if until is None:
+            self._writer = SummaryWriter(str(folder))
+            return
+        lacking = lacking_in_tensorboard(folder, until, lines)
+        self._writer = SummaryWriter(str(folder), purge_step=lacking[0]["step"] if lacking else until + 1)
+        for line in lacking:
+            self.log(line["step"], figures(line))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -253,22 +282,24 @@ def make_trackers(
     """The trackers `config` asks for, writing under `run_dir`, which must exist.
 
     `resume_step` is the step a resumed run goes on from: what was logged after it is dropped, and so is its evaluation
-    unless it is `evaluated`. A tracker whose package
+    unless it is `evaluated`; what W&B and TensorBoard lack of the rest they are given. A tracker whose package
     is missing, or whose service refuses, is warned about once with the fix, and the run goes on without it.
     `emulated` is the label of a device that is only emulated, else "": charts show it as part of the run's name.
     """
     metrics = JsonlTracker(run_dir / METRICS_FILE, emulated)
-    if resume_step is not None:
-        metrics.truncate_after(resume_step, evaluated=evaluated)
+    until, lines = (None, []) if resume_step is None else metrics.truncate_after(resume_step, evaluated=evaluated)
     trackers: list[Tracker] = [metrics]
     if config.use_wandb:
-        trackers += _opened("wandb", lambda: _open_wandb(config, run_dir, emulated))
+        trackers += _opened("wandb", lambda: _open_wandb(config, run_dir, emulated, until, lines))
     if config.use_tensorboard:
-        trackers += _opened("tensorboard", lambda: TensorBoardTracker(run_dir / "tensorboard" / emulated, resume_step))
+        events = run_dir / "tensorboard" / emulated
+        trackers += _opened("tensorboard", lambda: TensorBoardTracker(events, until, lines))
     return Trackers(trackers)
 
 
-def _open_wandb(config: TrainConfig, run_dir: Path, emulated: str) -> WandbTracker:
+def _open_wandb(
+    config: TrainConfig, run_dir: Path, emulated: str, until: int | None, lines: Sequence[Line]
+) -> WandbTracker:
     name = config.wandb_run_name or run_dir.name
     return WandbTracker(
         run_dir,
@@ -279,6 +310,8 @@ def _open_wandb(config: TrainConfig, run_dir: Path, emulated: str) -> WandbTrack
         config.wandb_log_freq,
         config.model_to_wandb,
         config.model_dump(),
+        until,
+        lines,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_an_emulated_device_stands_in_every_line_and_in_the_name_of_every_chart(
 ) -> None:
     opened: list[Any] = []
     monkeypatch.setattr(tracking, "WandbTracker", lambda *given: opened.append(given[2]) or Tracker())
-    monkeypatch.setattr(tracking, "TensorBoardTracker", lambda folder, _: opened.append(folder) or Tracker())
+    monkeypatch.setattr(tracking, "TensorBoardTracker", lambda folder, *_: opened.append(folder) or Tracker())
     config = TrainConfig(use_wandb=True, use_tensorboard=True, wandb_run_name="name-x")
     make_trackers(config, tmp_path, None, "npu (emulated)").log(1, {"train/loss": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "device": "npu (emulated)", "train/loss": 0.5}]
@@ -248,3 +249,116 @@ def test_tensorboard_events_and_those_a_resume_supersedes(tmp_path: Path) -> Non
         (3, 2.0),
         (4, 2.0),
     ]
+
+
+KILLED_AFTER = 7
+
+# Seven steps, logged to all trackers, and a kill; or a part that ends by itself.
+PART = """
+import logging, os, signal, sys
+from pathlib import Path
+from isotrain.albert_core.config import TrainConfig
+from isotrain.albert_core.tracking import make_trackers
+
+logging.basicConfig()
+run_dir, first, last, resume_step, ending = sys.argv[1:]
+resume = int(resume_step) if resume_step != "none" else None
+config = TrainConfig(use_wandb=True, use_tensorboard=True)
+trackers = make_trackers(config, Path(run_dir), resume)
+for step in range(int(first), int(last) + 1):
+    trackers.log(step, {"train/loss": float(step) + (0.5 if ending == "completed" else 0.0)})
+if ending == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+trackers.finish(ending)
+"""
+
+
+def wandb_steps(run_dir: Path) -> list[int]:
+    """The value "step" of every line of figures in the offline parts that ``wandb sync`` would send, in their order."""
+    record_type = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
+    steps = []
+    for path in sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
+        data, place, whole = path.read_bytes(), 7, b""
+        while place < len(data):
+            # LevelDB's log: blocks of 32 KiB, in which each piece has a checksum, a length and a kind.
+            left = 32768 - place % 32768
+            if left < 7:
+                place += left
+                continue
+            length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+            whole += data[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4):
+                record = record_type.FromString(whole)
+                whole = b""
+                items = record.history.item if record.HasField("history") else ()
+                steps += [int(item.value_json) for item in items if (item.key or item.nested_key[0]) == "step"]
+    return steps
+
+
+def scalars(folder: Path, name: str = "train/loss") -> list[tuple[int, float]]:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+@pytest.mark.parametrize("ending", ["killed", "failed", "stopped"])
+def test_what_trackers_lack_after_a_kill_is_filled_up_and_no_step_is_there_twice(
+    tmp_path: Path, offline_wandb: Any, ending: str
+) -> None:
+    def part(*arguments: object) -> str:
+        words = [str(word) for word in arguments]
+        done = subprocess.run([sys.executable, "-c", PART, str(tmp_path), *words], capture_output=True, text=True)
+        assert done.returncode == (-9 if words[-1] == "killed" else 0), done.stderr
+        return done.stderr
+
+    first = 0 if ending == "stopped" else 2
+    part(1, KILLED_AFTER, "none", ending)
+    # The newest checkpoint is of step 5: two steps are logged again. One that stopped saved its last step.
+    saved = KILLED_AFTER if ending == "stopped" else KILLED_AFTER - first
+    part(saved + 1, 9, saved, "completed")
+    assert wandb_steps(tmp_path) == list(range(1, 10))
+    expected = [(step, step + (0.5 if step > saved else 0.0)) for step in range(1, 10)]
+    assert scalars(tmp_path / "tensorboard") == expected
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == list(range(1, 10))
+
+
+def test_an_evaluation_that_is_made_again_is_there_once(tmp_path: Path, offline_wandb: Any) -> None:
+    config = TrainConfig(use_wandb=True, use_tensorboard=True)
+    for resume_step in (None, 2):
+        trackers = make_trackers(config, tmp_path, resume_step, evaluated=False)
+        for step in () if resume_step else (1, 2):
+            trackers.log(step, {"train/loss": float(step)})
+        trackers.log(2, {"eval/loss": 0.5 if resume_step else 0.25})
+        trackers.finish("failed")
+        offline_wandb.teardown()
+    assert wandb_steps(tmp_path) == [1, 2, 2]
+    assert scalars(tmp_path / "tensorboard") == [(1, 1.0), (2, 2.0)]
+    assert scalars(tmp_path / "tensorboard", "eval/loss") == [(2, 0.5)]
+
+
+def test_a_part_that_was_sent_to_wandb_is_not_sent_again_and_that_is_said(
+    tmp_path: Path, offline_wandb: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(use_wandb=True)
+    make_trackers(config, tmp_path).log(1, {"train/loss": float("nan")})
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (folder / f"run-{offline_wandb.run.id}.wandb.synced").touch()
+    offline_wandb.teardown()
+    make_trackers(config, tmp_path, 1).finish("stopped")
+    assert "W&B has a part of this run that was killed" in caplog.text
+    assert folder.is_dir()
+
+
+def test_trackers_that_are_asked_for_in_the_middle_get_all_that_was_logged(tmp_path: Path, offline_wandb: Any) -> None:
+    del offline_wandb
+    trackers = make_trackers(TrainConfig(), tmp_path)
+    for step in (1, 2):
+        trackers.log(step, {"train/loss": float("nan") if step == 1 else 0.5, "note": "text"})
+    config = TrainConfig(use_wandb=True, use_tensorboard=True)
+    trackers = make_trackers(config, tmp_path, 2)
+    trackers.log(3, {"train/loss": 0.25})
+    trackers.finish("completed")
+    assert wandb_steps(tmp_path) == [1, 2, 3]
+    assert [step for step, _ in scalars(tmp_path / "tensorboard")] == [1, 2, 3]
