@@ -46,6 +46,8 @@ def open_folder(
             run, lock = new_run(kept, lambda folder: set_up(job, folder, kept), held)
         else:
             lock = held.enter_context(run_lock(run))
+            if has_manifest(run.path):
+                check_run(run.path)
             for folder in (run.path, run.checkpoints, run.model):
                 sweep(folder)
         locks.append(lock)
@@ -170,8 +172,6 @@ def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:
 def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
     """The checkpoint to go on from; None where the run begins at its first step."""
     config, run = training.job.config, training.run
-    if has_manifest(run.path):
-        check_run(run.path)
     or_start = config.resume_from_checkpoint == "auto"
     if config.load_from_storage:
         url = remote_url(config.remote_path, config.storage_backend)

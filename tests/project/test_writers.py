@@ -32,10 +32,12 @@ ALLOWED = {
     ("albert_core/encoder.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/export.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/chart.py", "savefig"): "into a stream of files.written",
+    ("benchmarks/runner.py", "fdopen"): "a pipe to another process",
     ("benchmarks/html/png.py", "savefig"): "into memory",
     ("albert_core/array_cache.py", "rename"): "takes a damaged entry out of the way",
     ("albert_core/checkpoint_store.py", "rename"): "sets whole checkpoints aside, or into the trash",
-    ("albert_core/events.py", "replace"): "sets a finished model aside",
+    ("albert_core/lora.py", "save_pretrained"): "into a folder that files.published publishes",
+    ("albert_core/start.py", "replace"): "sets a finished model aside",
     ("backends/cache.py", "mkdtemp"): "a cache for this process alone where there is no home folder",
 }
 

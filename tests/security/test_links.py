@@ -13,6 +13,7 @@ from isotrain.albert_core.run import RunFolder, open_run
 from isotrain.albert_core.runs import files
 from isotrain.albert_core.train import train
 from isotrain.backends import Yardstick
+from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import record_yardstick
 from isotrain.benchmarks.parity.trace import read_trace, write_trace
 from isotrain.benchmarks.results import write_result
@@ -126,6 +127,20 @@ def test_a_trace_with_a_link_in_it_gets_no_yardsticks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="yardsticks is a symbolic link"):
         record_yardstick(read_trace(tmp_path / "trace"), Yardstick("ideal", "float32"), 60.0, print)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_recording_a_strangers_recipe_uses_no_store(tmp_path: Path) -> None:
+    chosen = settings(
+        write_dataset(tmp_path / "data"),
+        tmp_path,
+        remote_path=str(tmp_path / "store"),
+        sync_to_storage=True,
+        load_from_storage=True,
+        resume_from_checkpoint=True,
+        save_strategy="step",
+    )
+    assert record(None, "cpu:float32", chosen, steps=2).steps == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_results_and_logs_replace_a_link(tmp_path: Path) -> None:
