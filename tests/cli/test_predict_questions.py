@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from isotrain.albert_core.data import squad_file, tabular
 from support.command import Invoke, one_line_error
 from support.small_questions import question, squad, write_questions
 
@@ -69,6 +70,41 @@ def test_every_way_of_asking_gets_the_same_answers(invoke: Invoke, reading_run: 
                     read = list(csv.DictReader(file))
             assert [row["answer"] for row in read] == [item["answer"] for item in wanted]
             assert [float(row["score"]) for row in read] == pytest.approx([item["score"] for item in wanted], abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["in.json", "in.jsonl", "in.csv"])
+def test_answers_do_not_depend_on_the_parts_that_a_file_is_read_in(
+    invoke: Invoke, reading_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    rows = [{"id": f"q{n}", "question": ASKED[n % 2][0], "context": f"{ASKED[n % 2][1]} {n}."} for n in range(7)]
+    contexts = [(row["context"], [{"id": row["id"], "question": row["question"]}]) for row in rows]
+    (tmp_path / "in.json").write_text(json.dumps(squad(contexts)))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    targets = ("a.csv", "a.jsonl", "a.out.json")
+    for target in targets:
+        assert invoke("predict", reading_run, "--file", source, "--out", target)[0] == 0
+    monkeypatch.setattr(squad_file, "PART_ROWS", 2)
+    monkeypatch.setattr(tabular, "PART_CHARACTERS", 100)
+    for target in targets:
+        code, _, err = invoke("predict", reading_run, "--file", source, "--out", f"parts-{target}")
+        assert code == 0, err
+        if target.endswith("out.json"):
+            assert json.loads((tmp_path / target).read_text()) == json.loads((tmp_path / f"parts-{target}").read_text())
+            continue
+        whole, parts = (
+            [json.loads(line) for line in path.read_text().splitlines()]
+            if target.endswith(".jsonl")
+            else list(csv.DictReader(path.open(newline="")))
+            for path in (tmp_path / target, tmp_path / f"parts-{target}")
+        )
+        assert [row["id"] for row in whole] == [row["id"] for row in rows]
+        scores = [[float(row.pop("score")) for row in found] for found in (whole, parts)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        assert whole == parts
 
 
 def test_the_evaluations_answers_come_again_from_a_moved_run(invoke: Invoke, reading_run: Path, tmp_path: Path) -> None:
