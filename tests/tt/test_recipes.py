@@ -121,7 +121,7 @@ def test_a_recipes_run_answers_as_it_was_evaluated_and_says_what_it_ran_on(
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["device"] for row in rows} == {"tt (emulated)"}
-    right = [row["label"] == row["input_label"] for row in rows]
+    right = [row["predicted_label"] == row["label"] for row in rows]
     assert np.mean(right) == pytest.approx(found["eval/accuracy"])
 
 
