@@ -15,6 +15,7 @@ from ..kernels.install import install_hint
 from .history import evaluations
 from .run import RunFolder
 from .runs.files import write_text, written
+from .text import clean
 
 log = logging.getLogger("isotrain")
 
@@ -83,14 +84,12 @@ def write_charts(run: RunFolder, metrics: list[str], title: str, *, png: bool) -
 
 def as_page(chart: Chart) -> str:
     """A page of its own that holds the chart, and the figures as a table."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (chart.axis, *chart.lines))
+    head = "".join(f"<th>{_shown(name)}</th>" for name in (chart.axis, *chart.lines))
     body = "".join(
-        f"<tr><td>{html.escape(tick)}</td>"
-        + "".join(f"<td>{line[i]:.4f}</td>" for line in chart.lines.values())
-        + "</tr>"
+        f"<tr><td>{_shown(tick)}</td>" + "".join(f"<td>{line[i]:.4f}</td>" for line in chart.lines.values()) + "</tr>"
         for i, tick in enumerate(chart.ticks)
     )
-    title = html.escape(", ".join(chart.title.splitlines()))
+    title = _shown(", ".join(chart.title.splitlines()))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 12px;text-align:right}</style></head><body>\n"
@@ -126,7 +125,7 @@ def as_svg(chart: Chart) -> str:
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _ in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for px, py, value in points:
-            said = f"<title>{html.escape(name)} {value:.4f}</title>"
+            said = f"<title>{_shown(name)} {value:.4f}</title>"
             parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}">{said}</circle>')
         ends.append((points[-1][1] + 4, points[-1][0] + 10, f"{name} {points[-1][2]:.4f}", colour))
     lowest = 0.0
@@ -142,7 +141,7 @@ def as_svg(chart: Chart) -> str:
 
 def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#333") -> str:
     where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="12"'
-    return f"<text {where}>{html.escape(text)}</text>"
+    return f"<text {where}>{_shown(text)}</text>"
 
 
 def _thinned(count: int, most: int = 12) -> list[int]:
@@ -204,3 +203,8 @@ def write_png(chart: Chart, path: Path) -> None:
     axes.legend(frameon=False)
     with written(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def _shown(text: str) -> str:
+    """A text from outside, such as a model's name, in HTML."""
+    return html.escape(clean(text))

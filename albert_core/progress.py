@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
+from .console import new_console
+
 log = logging.getLogger("isotrain")
 
 
@@ -90,15 +92,7 @@ class LineReporter:
 @cache
 def terminal() -> Any:
     """The one rich console on stderr: log lines and a bar that share it don't write into each other."""
-    from rich.console import Console
-
-    class LastingConsole(Console):
-        """Goes quiet when its reader has gone (`isotrain train ... 2>&1 | head`): a run is worth more than its log."""
-
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-
-    return LastingConsole(stderr=True)
+    return new_console(stderr=True)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from .. import RunError, UserError, __version__
 from .config import TrainConfig
 from .config_file import ResolvedConfig, load_config
+from .console import CleanFormatter
 from .parsing import read_json, read_json_object
 from .progress import terminal
 from .runs.files import open_to_append, published, refuse_links, sweep
@@ -237,7 +238,7 @@ def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
         logger.propagate = previous[1]
 
 
-class _Loud(logging.Formatter):
+class _Loud(CleanFormatter):
     """Names the level of what is more than news."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -259,7 +260,7 @@ def log_to_file(file: Path, early: MemoryHandler) -> Iterator[None]:
     logger = logging.getLogger("isotrain")
     stream = open_to_append(file)
     on_disk = _LastingHandler(stream)
-    on_disk.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    on_disk.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(message)s"))
     early.setTarget(on_disk)
     early.flush()
     logger.removeHandler(early)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 
@@ -9,6 +10,10 @@ from .. import RunError, UserError
 
 # Of a value repeated in a message; a message itself holds a few of them.
 SHORT = 120
+# Of a whole message, with what a command writes before it: less than three lines of 200 characters.
+LONGEST_MESSAGE = 560
+
+_LONG_PART = re.compile(r"'(?:[^'\\]|\\.){200,}'|\"(?:[^\"\\]|\\.){200,}\"|\S{200,}")
 # Of what another program's error says.
 _LONGEST_REASON = 500
 
@@ -76,6 +81,25 @@ def _hidden(match: re.Match[str]) -> str:
     if match["user"] is not None:
         return f"{match['user']}:***@"
     return "***@" if match[0].endswith("@") else "***"
+
+
+def brief(message: str, limit: int = LONGEST_MESSAGE) -> str:
+    """A message that fits on three lines of 200 characters: long words and quoted texts first, then its middle, so that
+    what is wrong and how to mend it remain.
+    """
+    if len(message) <= limit:
+        return message
+    return shorten(_LONG_PART.sub(lambda part: shorten(part[0]), message), limit)
+
+
+def json_text(value: object, indent: int | None = 2) -> str:
+    """`value` as JSON that can be shown: its characters as they are, but for those that `clean` would escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        mark if mark == "\n" or mark.isprintable() or _is_shown(mark) else json.dumps(mark)[1:-1] for mark in text
+    )
 
 
 def _is_shown(character: str) -> bool:

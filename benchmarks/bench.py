@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import UserError
+from ..albert_core.console import new_console, say
 from .environment import describe
 from .plan import Options, Plan, make_plan
 from .report import duration
@@ -138,8 +139,7 @@ class PlainWatcher:
         ending = "" if run.document is not None else " can't run" if refused else " FAILED"
         remaining = f", about {duration(left)} left" if self.done < total else ""
         label = _doing(self.plan, run.target, run.process)
-        sys.stderr.write(f"[{self.done}/{total}] {label}: {run.seconds:.1f} s{remaining}{ending}\n")
-        sys.stderr.flush()
+        say(f"[{self.done}/{total}] {label}: {run.seconds:.1f} s{remaining}{ending}", err=True)
 
 
 class BarWatcher:
@@ -176,7 +176,6 @@ def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
     if not sys.stderr.isatty():
         yield PlainWatcher(plan)
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -187,15 +186,15 @@ def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("ETA"),
+        TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
     )
     # The estimate looks back over the whole run: processes take tens of seconds each.
     with Progress(
-        *columns, console=Console(stderr=True), refresh_per_second=2, speed_estimate_period=86_400, transient=True
+        *columns, console=new_console(stderr=True), refresh_per_second=2, speed_estimate_period=86_400, transient=True
     ) as progress:
         yield BarWatcher(plan, progress)

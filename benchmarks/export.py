@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from .. import UserError
+from ..albert_core.text import clean
 from ..kernels.names import check_name
 from .columns import figure
 from .stored import BENCH, revision, shown_label
@@ -93,7 +94,7 @@ def to_csv(table: Sequence[Row]) -> str:
     output = io.StringIO()
     writer = csv.DictWriter(output, list(table[0]) if table else [])
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({key: _shown(value) for key, value in row.items()} for row in table)
     return output.getvalue()
 
 
@@ -110,8 +111,13 @@ def result_markdown(result: dict[str, Any]) -> str:
 
 def to_markdown(table: Sequence[Row]) -> str:
     header = list(table[0]) if table else []
-    lines = [header, ["---"] * len(header), *([str(row[key]) for key in header] for row in table)]
+    lines = [header, ["---"] * len(header), *([str(_shown(row[key])) for key in header] for row in table)]
     return "".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |\n" for line in lines)
+
+
+def _shown(value: Any) -> Any:
+    """A result may be a stranger's: its texts are cleaned, its numbers kept."""
+    return clean(value) if isinstance(value, str) else value
 
 
 def _cell(row: Row, key: str) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..albert_core.console import new_console
 from ..backends import device_label
 from .columns import (
     PHASE_COLUMNS,
@@ -32,8 +33,8 @@ WIDE = 130
 
 def output_console(*, stderr: bool = False) -> Console:
     """A console for tables, wide enough for them where the output is a file or a pipe."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
+    console = new_console(stderr=stderr)
+    return console if console.is_terminal else new_console(stderr=stderr, width=WIDE)
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ..albert_core.console import say, say_json, say_lines
 from .streams import kept
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def bench(
     with watcher_for_terminal(plan) as watcher:
         outcome = run_bench(options, out=out, write=shown_as == "table" or out is not None, watcher=watcher)
     if outcome.result is None:
-        typer.echo("isotrain: interrupted before a target was complete; nothing was written", err=True)
+        say("isotrain: interrupted before a target was complete; nothing was written", err=True)
     _show(outcome, shown_as, print_result)
 
 
@@ -198,20 +199,20 @@ def _show(outcome: Outcome, shown_as: str, print_table: Callable[[dict[str, Any]
         elif outcome.result is not None:
             print_table(outcome.result, output_console())
         if outcome.path is not None:
-            typer.echo(f"result: {outcome.path}", err=shown_as != "table")
+            say(f"result: {outcome.path}", err=shown_as != "table")
     raise typer.Exit(outcome.code)
 
 
 def _print_as(result: dict[str, Any], shown_as: str) -> None:
     """A whole result on stdout as JSON, CSV or Markdown."""
-    import json
 
     from ..benchmarks.export import result_markdown, rows, to_csv
 
     if shown_as == "json":
-        typer.echo(json.dumps(result, indent=2))
+        say_json(result)
     else:
-        typer.echo(to_csv(rows(result)) if shown_as == "csv" else result_markdown(result), nl=False)
+        text = to_csv(rows(result)) if shown_as == "csv" else result_markdown(result)
+        say_lines(text.splitlines())
 
 
 def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool) -> None:
@@ -222,15 +223,15 @@ def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool
     if dry_run:
         check(options)
         command = " ".join(["isotrain", *training_arguments(options, Path("FOLDER"))])
-        typer.echo(f"{options.processes} x {command}")
+        say(f"{options.processes} x {command}")
         if options.vs:
-            typer.echo(f"{options.processes} x the experiment's loop, dynamic padding; the same padded to --max-length")
+            say(f"{options.processes} x the experiment's loop, dynamic padding; the same padded to --max-length")
         raise typer.Exit
     outcome = run_end_to_end(
-        options, out=out, write=shown_as == "table" or out is not None, tell=lambda line: typer.echo(line, err=True)
+        options, out=out, write=shown_as == "table" or out is not None, tell=lambda line: say(line, err=True)
     )
     if outcome.result is None:
-        typer.echo("isotrain: no run was complete; nothing was written", err=True)
+        say("isotrain: no run was complete; nothing was written", err=True)
     _show(outcome, shown_as, print_end_to_end)
 
 

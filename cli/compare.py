@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..albert_core.console import say_json
+
 
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="The older result of isotrain bench.")],
@@ -38,8 +40,6 @@ def compare(
 
       isotrain compare before.json after.json --again before-2.json --again after-2.json --json
     """
-    import json
-
     from .. import UserError
     from ..benchmarks.compare import compare_files, parse_share
     from ..benchmarks.report import output_console
@@ -49,7 +49,7 @@ def compare(
         raise UserError(f"--again is given {len(again or ())} times; give it once (B's) or twice (A's, then B's)")
     comparison = compare_files(before, after, again or (), None if gate is None else parse_share(gate))
     if json_only:
-        typer.echo(json.dumps(comparison.as_dict(), indent=2))
+        say_json(comparison.as_dict())
     else:
         print_comparison(comparison, output_console())
     raise typer.Exit(comparison.code)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..albert_core.console import new_console, say_json, say_lines
+
 
 def config(
     file: Annotated[
@@ -33,11 +35,8 @@ def config(
     resolved = load_config(file, sets or (), {"backend": backend})
     values = resolved.config.model_dump()
     if json_output:
-        import json
-
-        typer.echo(json.dumps({"values": values, "sources": resolved.sources}, indent=2))
+        say_json({"values": values, "sources": resolved.sources})
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -48,7 +47,7 @@ def config(
         source = resolved.sources[key]
         style = "dim" if source == "default" else "bold"
         table.add_row(Text(key, style), Text(_yaml(value), style), Text(source, style))
-    Console().print(table)
+    new_console().print(table)
 
 
 def _show_keys(markdown: bool) -> None:
@@ -63,11 +62,9 @@ def _show_keys(markdown: bool) -> None:
         for key, field in fields.items()
     ]
     if markdown:
-        typer.echo("| key | default | meaning |\n|---|---|---|")
-        for key, default, meaning in rows:
-            typer.echo(f"| `{key}` | `{default}` | {meaning} |")
+        lines = [f"| `{key}` | `{default}` | {meaning} |" for key, default, meaning in rows]
+        say_lines(["| key | default | meaning |", "|---|---|---|", *lines])
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -76,7 +73,7 @@ def _show_keys(markdown: bool) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    new_console().print(table)
 
 
 def _yaml(value: object) -> str:

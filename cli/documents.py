@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import typer
+from ..albert_core.console import say_json
 
 
 def print_json(kind: str, values: dict[str, Any]) -> None:
     """Prints `values` as a document of the schema ``isotrain.KIND/1``, as results' files have it."""
-    typer.echo(json.dumps({"schema": f"isotrain.{kind}/1", **values}, indent=2, ensure_ascii=False))
+    say_json({"schema": f"isotrain.{kind}/1", **values})

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..albert_core.console import say
 from .streams import kept
 
 
@@ -42,8 +43,8 @@ def export(
     target = out if out is not None else folder.path / f"export-{form}"
     result = export_run(folder, form, target, backend, checkpoint, model)
     with kept(f"the export is complete and is kept in {result.folder}"):
-        typer.echo(f"{form} export of {result.label}: {result.folder}")
-        typer.echo(
+        say(f"{form} export of {result.label}: {result.folder}")
+        say(
             f"checked by {result.judge}: logits within {result.max_abs:.1e} (max abs) and {result.relative_l2:.1e} "
             "(relative L2) of the run's model in float32"
         )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..albert_core.console import say, say_lines
+
 
 def history(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results of isotrain bench, at any depth.")],
@@ -40,6 +42,6 @@ def history(
     if shown_as == "json":
         print_json("history", {"rows": list(found.rows), "left_out": list(found.skipped)})
     else:
-        typer.echo((to_csv if shown_as == "csv" else to_markdown)(found.rows), nl=False)
+        say_lines((to_csv if shown_as == "csv" else to_markdown)(found.rows).splitlines())
     for line in (*(f"left out: {reason}" for reason in found.skipped), *([found.foreign] if found.foreign else [])):
-        typer.echo(line, err=True)
+        say(line, err=True)

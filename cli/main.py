@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import RunError, UserError, __version__
-from ..albert_core.text import error_line
+from ..albert_core.console import say
+from ..albert_core.text import brief, error_line, quoted
 from ..backends.cache import settle_home
 from .bench import bench
 from .compare import compare
@@ -38,12 +39,13 @@ app = typer.Typer(
 
 
 # Some releases of typer carry a click of their own, so its errors are named through what typer exports.
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"isotrain {__version__}")
+        say(f"isotrain {__version__}")
         raise typer.Exit
 
 
@@ -66,7 +68,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             how = f"; {interrupt}" if interrupt.args else ""
-            typer.echo(f"isotrain: interrupted{how}", err=True)
+            say(f"isotrain: interrupted{how}", err=True)
             raise typer.Exit(Exit.STOPPED) from interrupt
 
     return run
@@ -115,12 +117,33 @@ def main(arguments: list[str] | None = None) -> None:
         # A folder that can't be written, a name that is too long: the system's words name the file.
         _fail(UserError(f"{error}; choose another file or folder, or mend its permissions"), debug, Exit.UNUSABLE)
     except _USAGE_ERROR as error:
-        error.show()
-        sys.exit(Exit.UNUSABLE)
+        _fail_usage(error, debug)
     except Exception as error:  # noqa: BLE001 (the last stop: every error becomes a line and an exit code)
-        _fail(error, debug, Exit.FAILED)
+        _fail(_out_of_memory(error) or error, debug, Exit.FAILED)
     else:
         sys.exit(code if isinstance(code, int) else Exit.DONE)
+
+
+def _fail_usage(error: Any, debug: bool) -> None:
+    """Options that the command line can't take; a command without any shows its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(Exit.UNUSABLE)
+    words = error.ctx.command_path.split()[1:] if error.ctx is not None else []
+    command = " ".join(["isotrain", *words])
+    _fail(
+        UserError(f"{error.format_message().rstrip('.')}; `{command} --help` lists what there is"), debug, Exit.UNUSABLE
+    )
+
+
+def _out_of_memory(error: Exception) -> RunError | None:
+    """The one line for memory that was asked for and isn't there, in whose words it may be said; None for the rest."""
+    said = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not any(words in said.lower() for words in _NO_MEMORY):
+        return None
+    return RunError(
+        f"there is not enough memory ({quoted(said)}); lower batch_size, eval_batch_size, max_length or mlp_hidden_size"
+    )
 
 
 def _fail(error: Exception, debug: bool, code: Exit) -> None:
@@ -129,5 +152,5 @@ def _fail(error: Exception, debug: bool, code: Exit) -> None:
     message = error_line(error)
     if not isinstance(error, (UserError, RunError)):
         message += " (add --debug for the traceback)"
-    typer.echo(f"isotrain: error: {message}", err=True)
+    say(f"isotrain: error: {brief(message)}", err=True)
     sys.exit(code)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..albert_core.console import say
 from .streams import kept
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def run(
     )
     _check(comparison)
     _check_html(html)
-    result = run_parity(comparison, lambda line: typer.echo(line, err=True))
+    result = run_parity(comparison, lambda line: say(line, err=True))
     _finish(result, comparison.out / "parity.json", html)
 
 
@@ -150,15 +151,15 @@ def record(
     trace = record_trace(config, side.label, chosen, replay_from=reference, steps=_step_limit(steps, 1))
     write_trace(trace, out)
     with kept(f"the trace is kept in {out}"):
-        typer.echo(f"trace: {out} ({trace.label}, {trace.steps} steps)")
+        say(f"trace: {out} ({trace.label}, {trace.steps} steps)")
     if trace.header["policy"]["compute"] == "float64":
         written = read_trace(out)
         check_arbiter(written)
         with terminable():
             for name in ("float32", "bfloat16"):
-                record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: typer.echo(line, err=True))
+                record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: say(line, err=True))
     elif trace.header["ended"] is not None:
-        typer.echo(f"warning: it could not train on: {trace.header['ended']['reason']}", err=True)
+        say(f"warning: it could not train on: {trace.header['ended']['reason']}", err=True)
 
 
 @parity.command()
@@ -178,7 +179,7 @@ def yardstick(
     exact = read_trace(reference)
     check_arbiter(exact)
     with terminable():
-        add_yardsticks(exact, traces, 3600.0, lambda line: typer.echo(line, err=True))
+        add_yardsticks(exact, traces, 3600.0, lambda line: say(line, err=True))
 
 
 @parity.command()
@@ -211,7 +212,7 @@ def _finish(result: dict[str, Any], out: Path | None, html: Path | None) -> None
         print_parity(result, output_console())
         for kind, path in (("result", out), ("report", html)):
             if path is not None:
-                typer.echo(f"{kind}: {path}")
+                say(f"{kind}: {path}")
     raise typer.Exit(exit_code(result))
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..albert_core.text import clean
+from ..albert_core.console import new_console, say, say_lines
+from ..albert_core.text import clean, json_text
 from .streams import kept
 
 if TYPE_CHECKING:
@@ -129,11 +130,11 @@ def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
             answers.add(part, predictor.predict(*inputs.texts(part)))
             done += len(part.rows)
     with kept(f"the predictions are complete and are kept in {out}"):
-        typer.echo(f"{done:,} predictions of {predictor.label} written to {clean(str(out))}")
+        say(f"{done:,} predictions of {predictor.label} written to {out}")
         for name, used in answers.names.items():
             if used == name:
                 continue
-            typer.echo(f"{name} is under {clean(used)!r}: the input has a {name!r} of its own")
+            say(f"{name} is under {clean(used)!r}: the input has a {name!r} of its own")
 
 
 def _of_all(advance: Progress | None, done: int, rows: int, total: int) -> Progress:
@@ -179,36 +180,33 @@ def _print(answers: Iterator[list[Prediction]], label: str, json_output: bool) -
     if json_output:
         _print_json(answers, label)
         return
-    typer.echo(clean(label))
+    say(label)
     for part in answers:
         for start in range(0, len(part), TABLE_ROWS):
             _print_table(part[start : start + TABLE_ROWS])
 
 
 def _print_json(answers: Iterator[list[Prediction]], label: str) -> None:
-    import json
-
-    typer.echo(f'{{\n  "model": {json.dumps(label, ensure_ascii=False)},\n  "predictions": [', nl=False)
+    typer.echo(f'{{\n  "model": {json_text(label)},\n  "predictions": [', nl=False)
     before = "\n"
     for part in answers:
         for item in part:
-            shown = json.dumps(item.asked() | item.answer(), ensure_ascii=False, indent=2)
+            shown = json_text(item.asked() | item.answer())
             typer.echo(before + "    " + shown.replace("\n", "\n    "), nl=False)
             before = ",\n"
     typer.echo("\n  ]\n}")
 
 
 def _print_table(items: list[Prediction]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     rows = [{name: clean(_shown(value)) for name, value in (item.asked() | item.answer()).items()} for item in items]
-    console = Console()
+    console = new_console()
     if console.width < COLUMN_WIDTH * len(rows[0]):
         # Columns of a few characters can't be read.
         for row in rows:
-            typer.echo("\n".join(f"{name}: {value}" for name, value in row.items()) + "\n")
+            say_lines([*(f"{name}: {value}" for name, value in row.items()), ""])
         return
     table = Table()
     for column in rows[0]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..albert_core.console import say
 from .streams import kept
 
 # Damaged results shall not scroll the page's name away.
@@ -38,18 +39,18 @@ def report(
 
     written = write_report(folder, out, png)
     for skipped in written.skipped[:MOST_WARNINGS]:
-        typer.echo(f"isotrain: warning: {skipped.path} is left out: {skipped.reason}", err=True)
+        say(f"isotrain: warning: {skipped.path} is left out: {skipped.reason}", err=True)
     if len(written.skipped) > MOST_WARNINGS:
         more = len(written.skipped) - MOST_WARNINGS
-        typer.echo(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
+        say(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
     if written.foreign:
-        typer.echo(f"isotrain: {written.foreign}", err=True)
+        say(f"isotrain: {written.foreign}", err=True)
     with kept(f"the report is complete and is kept in {written.page}"):
-        typer.echo(f"report: {written.page} ({written.charts} charts)")
+        say(f"report: {written.page} ({written.charts} charts)")
         if png is not None:
-            typer.echo(f"charts: {len(written.pictures)} PNG files in {png}")
+            say(f"charts: {len(written.pictures)} PNG files in {png}")
     if show:
         import webbrowser
 
         if not webbrowser.open(written.page.resolve().as_uri()):
-            typer.echo(f"no browser was found here; open {written.page} in one", err=True)
+            say(f"no browser was found here; open {written.page} in one", err=True)

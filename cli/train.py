@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..albert_core.console import new_console, say, say_lines
 from ..albert_core.invocation import program
 from ..albert_core.stopping import stop_on_signals
 from .exits import Exit
@@ -103,13 +104,13 @@ def train(
         with kept(f"the run {result.status} and is kept in {result.run.path}"):
             _show(result)
             if result.status == "completed" and not result.before:
-                typer.echo("\n".join(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))]))
+                say_lines(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))])
             if result.status == "stopped":
-                typer.echo(f"{done}; go on with: {resume_command(result.run, ranks)}")
+                say(f"{done}; go on with: {resume_command(result.run, ranks)}")
     if result.status == "stopped":
         raise typer.Exit(Exit.DONE if result.step == resolved.config.stop_at_step else Exit.STOPPED)
     if result.status == "collapsed":
-        typer.echo(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
+        say(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
         raise typer.Exit(Exit.FAILED)
 
 
@@ -131,7 +132,6 @@ def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
 
 
 def _show(result: TrainResult) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     if result.chart:
@@ -140,11 +140,12 @@ def _show(result: TrainResult) -> None:
 
         rows = evaluations(result.run)
         if len(rows) > 1:
-            typer.echo(as_text(evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")))
+            chart = evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")
+            say_lines(as_text(chart).split("\n"))
 
     # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
     already = " already, nothing was left to do" if result.before else ""
-    typer.echo(f"{result.status}{already}: {result.label}")
+    say(f"{result.status}{already}: {result.label}")
     table = Table()
     table.add_column("")
     table.add_column("last", justify="right")
@@ -156,11 +157,11 @@ def _show(result: TrainResult) -> None:
     best_step = f"{int(result.best['step'])}" if result.best else "-"
     table.add_row("step", f"{result.step} of {result.total_steps}", best_step)
     table.add_row("seconds", f"{result.seconds:.1f}", "")
-    Console().print(table)
+    new_console().print(table)
     if result.best and result.best_checkpoint is None:
         kept = "keep_best_n and save_strategy say which are kept"
-        typer.echo(f"no checkpoint holds the {result.best_by.words}, step {best_step}: {kept}")
+        say(f"no checkpoint holds the {result.best_by.words}, step {best_step}: {kept}")
     if result.collapse:
-        typer.echo(f"COLLAPSED: {result.collapse}")
+        say(f"COLLAPSED: {result.collapse}")
     model = ", model/" if result.status == "completed" else ""
-    typer.echo(f"run: {result.run.path}  (metrics.jsonl, summary.json{model})")
+    say(f"run: {result.run.path}  (metrics.jsonl, summary.json{model})")

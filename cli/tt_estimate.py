@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..albert_core.console import new_console, say_json
+
 
 def tt_estimate(
     model: Annotated[str, typer.Option(help="As model_name in a configuration.")] = "random:albert-base-v2",
@@ -41,13 +43,11 @@ def tt_estimate(
     flops = encoder_flops(config, [length] * sequences)
     rows = [estimate_encoder(config, sequences * length, flops, chosen, fidelity, weight_dtype) for fidelity in PHASES]
     if json_output:
-        import json
         from dataclasses import asdict
 
         estimates = [asdict(row) for row in rows]
-        typer.echo(json.dumps({"kind": "estimate", "model": encoder.label, "estimates": estimates}, indent=2))
+        say_json({"kind": "estimate", "model": encoder.label, "estimates": estimates})
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -64,7 +64,7 @@ def tt_estimate(
             f"{row.seconds * 1e3:.3f}",
             row.bound,
         )
-    console = Console()
+    console = new_console()
     console.print(table)
     console.print("assumptions of the estimate (at the last fidelity):")
     for assumption in rows[-1].assumptions:

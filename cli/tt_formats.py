@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..albert_core.console import say_json
+
 if TYPE_CHECKING:
     from ..kernels.tt.losses import TensorLoss
 
@@ -54,14 +56,13 @@ def tt_formats(
 
 
 def _print_json(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
-    import json
     from dataclasses import asdict
 
     def finite(value: object) -> object:
         return value if not isinstance(value, float) or value - value == 0.0 else None
 
     rows = [{key: finite(value) for key, value in asdict(loss).items()} for loss in losses]
-    typer.echo(json.dumps({"weights": str(weights), "block_axis": axis, "losses": rows}, indent=2))
+    say_json({"weights": str(weights), "block_axis": axis, "losses": rows})
 
 
 def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:

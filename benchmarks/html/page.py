@@ -12,6 +12,7 @@ from .charts import BarChart, Chart, Fill, Heading, Line, LineChart, Section, Ta
 from .draw_bars import draw_bars, draw_stacks
 from .draw_lines import draw_lines
 from .svg import Patterns, hue, mark, node
+from .text import clean
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -22,13 +23,15 @@ KINDS = {Heading: "heading", Words: "words", Table: "table"}
 
 
 def render_page(title: str, lead: str, sections: list[Section], created: str) -> str:
-    """The whole page as text. Everything that isn't markup of this module's own is escaped."""
+    """The whole page as text. Everything that isn't markup of this module's own is cleaned and escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("isotrain.benchmarks.html", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        # Markup is of this module's own making, any other text may be a stranger's.
+        finalize=lambda value: clean(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

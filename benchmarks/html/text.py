@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
-# Controls and lone surrogates have no place in HTML; bidirectional overrides would turn the text beside them around.
-_UNWANTED = {"Cc", "Cs", "Co", "Cn"}
-_OVERRIDES = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+from ...albert_core import text as text_module
 
 
 def clean(text: str) -> str:
-    """`text` on one line, with what no page can show replaced by U+FFFD."""
-    shown = (
-        "\ufffd" if unicodedata.category(mark) in _UNWANTED or mark in _OVERRIDES else mark
-        for mark in " ".join(text.split())
-    )
-    return "".join(shown)
+    """`text` on one line, with what no page can show as its escape."""
+    return text_module.clean(" ".join(text.split()))
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,0 +1,65 @@
+"""The way to a terminal. A text from outside (a label, a path, an error's words) can't steer it: every line and every
+rich console comes from here, and what goes through is cleaned last of all.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from .text import clean, json_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Prints one line. A line break in it is shown as its escape."""
+    say_lines([line], err=err)
+
+
+def say_lines(lines: Iterable[str], *, err: bool = False) -> None:
+    """Prints lines, on stderr with `err`."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write("".join(f"{clean(line)}\n" for line in lines))
+    stream.flush()
+
+
+def say_json(value: Any) -> None:
+    """Prints a value as indented JSON."""
+    say_lines(json_text(value).split("\n"))
+
+
+def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A rich console that takes no markup and no emoji codes, and goes quiet when its reader has gone."""
+    return _class()(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+class CleanFormatter(logging.Formatter):
+    """One line a record, whatever its texts hold; a traceback below keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return clean(super().formatMessage(record))
+
+
+@cache
+def _class() -> type[Console]:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class CleanConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                if segment.control or segment.text.isprintable() or segment.text == "\n":
+                    yield segment
+                else:
+                    yield Segment("\n".join(map(clean, segment.text.split("\n"))), segment.style)
+
+        def on_broken_pipe(self) -> None:
+            # A run is worth more than its log.
+            self.quiet = True
+
+    return CleanConsole
