@@ -82,8 +82,10 @@ def run(
     """Train the same run on every side, each in a process of its own, and judge each candidate.
 
     All begin with the same weights and see the same batches (hashes are compared). At every step the candidate's loss,
-    gradient norm and update norm, before the first step every repetition's hidden states, and at each evaluation the
-    logits may be at most m times as far from float64 as the candidate's own arithmetic costs on the host.
+    gradient norm, update norm and features, before the first step every repetition's hidden states, and at each
+    evaluation the logits may be at most m times as far from float64 as the candidate's own arithmetic costs on the
+    host. The head is trained once more on the reference's features and judged in its own dtype; an evaluation's figures
+    may differ by what the logits' error makes of them.
 
     Exit code 0: all pass; 1: one drifts or diverges; 2: one could not be compared.
 
@@ -124,7 +126,7 @@ def record(
     steps: Annotated[int | None, _STEPS] = None,
     replay_from: Annotated[
         Path | None,
-        typer.Option(metavar="REFERENCE", help="Also apply each repetition to the hidden states of this trace."),
+        typer.Option(metavar="REFERENCE", help="Also replay this trace: its hidden states, and its features."),
     ] = None,
 ) -> None:
     """Write a trace of one run: what a comparison needs of it, and nothing of the machine but its description.

@@ -75,7 +75,7 @@ def series_checks(
     together = np.maximum(together, together[min(WINDOW, len(exact)) - 1])
     # A learning rate of 0 moves nothing: the floor is that of the series, not of the step.
     scale = float(np.abs(exact).max())
-    corrections = bias_corrections(candidate)[: len(found)]
+    corrections = bias_corrections(candidate, len(found))
     if name.endswith("update_norm"):
         floors = _windowed(corrections * exact)
     else:
@@ -88,17 +88,16 @@ def series_checks(
     ]
 
 
-def bias_corrections(candidate: Trace) -> np.ndarray:
+def bias_corrections(candidate: Trace, steps: int) -> np.ndarray:
     """The relative error of each step's update by Adam's bias corrections, [S]: 0 where the host makes them in float64.
 
     On a device they are float32: 1 - beta^t loses what beta^t's last place is worth, and the update is the moment over
     1 - beta1^t, over the square root of another moment over 1 - beta2^t (Kingma & Ba 2014).
     """
-    steps = np.arange(1, candidate.steps + 1)
     betas = candidate.header["adam_on_device"]
     if betas is None:
-        return np.zeros(len(steps))
-    first, second = (1.0 - beta**steps for beta in betas)
+        return np.zeros(steps)
+    first, second = (1.0 - beta ** np.arange(1, steps + 1) for beta in betas)
     return POWER_ERROR * (1.0 / first + 0.5 / second)
 
 

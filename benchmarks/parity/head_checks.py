@@ -49,7 +49,7 @@ def head_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace],
             checks += series_checks(f"head_{name}", f"{name} {GIVEN}", reference, candidate, yardsticks, m)
     if steps < len(reference.arrays["head_loss"]):
         checks.append(Check(f"loss {GIVEN}", steps, float("inf"), 0.0))
-    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate))))
+    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, steps))))
     exact = reference.arrays["head_logits"]
     moments = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
     for index, logits in enumerate(candidate.arrays["head_logits"][: len(exact)]):

@@ -216,7 +216,7 @@ def _coarse(candidate: Trace) -> bool:
 def _logit_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
     steps = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
     exact = reference.arrays["probe_logits"]
-    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate))))
+    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, candidate.steps))))
     checks = []
     for index, step in enumerate(steps):
         checks += tensor_checks(

@@ -270,6 +270,14 @@ def test_a_replay_of_the_head_that_could_not_go_on_has_diverged() -> None:
     assert beside_the_encoder(replace(right, arrays=right.arrays | none)).verdict == "diverged"
 
 
+@pytest.mark.parametrize("betas", [None, [0.9, 0.999]])
+def test_a_run_that_could_not_go_on_is_held_against_a_whole_replay_of_its_head(betas: list[float] | None) -> None:
+    whole = with_head(noisy(9, adam_on_device=betas), 1e-7, 9)
+    cut = ended(whole, 20, 0)
+    rows = {"features": whole.arrays["features"][: 16 * 20]}
+    assert (beside_the_encoder(replace(cut, arrays=cut.arrays | rows)).first_step) == 20
+
+
 @pytest.mark.parametrize(("name", "place", "step"), [("features", (16 * 4, 3), 5), ("probe_features", (0, 1, 2), 0)])
 def test_features_that_the_head_should_not_have_got(name: str, place: Any, step: int) -> None:
     found = beside_the_encoder(changed(with_head(noisy(9), 1e-7, 9), name, place, 100 * NOISE))
