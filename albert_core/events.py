@@ -246,8 +246,12 @@ def fail(training: Training, error: BaseException) -> None:
     if not training.job.ranks.first:
         return
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error_line(error)}"
-    with suppress(OSError, UserError, RunError):
+    try:
         training.check_folder()
+    except RunError:
+        # Trackers write there, too.
+        return
+    with suppress(OSError, UserError, RunError):
         summarize(training, status)
     training.trackers.summary({"status": status})
     training.trackers.finish("failed")
