@@ -197,6 +197,9 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             f"model_name {model_name!r} is read as a local folder, and there is no config.json in it; "
             "give a folder that save_pretrained wrote, a Hub id such as albert/albert-base-v2, or random:albert-base-v2"
         )
+    if (folder / "adapter_config.json").exists():
+        # transformers would load the model that this file names in its place.
+        raise UserError(f"model_name {quoted(model_name)} holds a peft adapter; merge it into its model and give that")
     source = str(folder) if local else model_name
     label = f"model_name {quoted(model_name)}"
     with quiet_hub(), quiet_transformers():

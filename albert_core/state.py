@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import UserError
+from .. import RunError, UserError
 from .batches import BatchStream, Window
 from .best import Best
 from .checkpoint import Snapshot, check_identity
@@ -20,6 +20,7 @@ from .model import load_trained_state, trained_state
 from .optim import load_optimizer_state, optimizer_state
 from .ranks import ALONE, Ranks
 from .scaling import LossScale
+from .text import quoted
 
 log = logging.getLogger("isotrain")
 
@@ -170,6 +171,27 @@ def restore(
             f"checkpoint {str(folder)!r} has no optimizer state (written with save_optim: false), so training can't go "
             "on from it exactly; resume the newest one (resume_option: last), or train with save_optim: true"
         )
+    try:
+        _put_back(saved, job, model, optimizer, scale, stream, state)
+    except (RunError, UserError):
+        raise
+    # Its checksums are right and its identity is this job's, so that somebody else than isotrain wrote it.
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {str(folder)!r} holds a state that isotrain does not write ({quoted(str(error))}); resume "
+            "from another one"
+        ) from error
+
+
+def _put_back(
+    saved: Snapshot,
+    job: Job,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scale: LossScale,
+    stream: BatchStream,
+    state: TrainingState,
+) -> None:
     load_trained_state(model, saved.model)
     if saved.optimizer is not None:
         load_optimizer_state(optimizer, model, saved.optimizer)
@@ -182,7 +204,7 @@ def restore(
     state.last_evaluation = dict(saved.state["last_evaluation"])
     state.evaluated_at = int(saved.state["evaluated_at"])
     state.best = dict(saved.state["best"])
-    state.recent, state.counted = saved.state["recent"], saved.state["counted"]
+    state.recent, state.counted = tuple(saved.state["recent"]), tuple(saved.state["counted"])
     state.watch = CollapseWatch(**saved.state["watch"])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.checkpoint import read_checkpoint, write_checkpoint
 from isotrain.albert_core.config_file import load_config
 from isotrain.albert_core.export import export_run
 from isotrain.albert_core.predict import load_predictor
@@ -202,3 +203,25 @@ def test_a_configuration_is_changed_by_a_resume_and_not_by_hand(copy: Path, invo
     code, _, err = invoke("train", "--resume", str(copy))
     assert code == 2
     assert "config.yaml is damaged" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"stream": {}},
+        {"samples": "x"},
+        {"watch": {"nonsense": 1}},
+        {"best": 5},
+        {"recent": None, "loss_scale": []},
+    ],
+)
+def test_a_checkpoint_with_a_state_of_another_making_ends_in_one_line(copy: Path, state: dict[str, Any]) -> None:
+    newest = max((copy / "checkpoints").glob("step-*"))
+    saved = read_checkpoint(newest)
+    saved.state = saved.state | state if state else {}
+    shutil.rmtree(newest)
+    write_checkpoint(saved, newest.parent)
+    with pytest.raises(UserError, match="holds a state that isotrain does not write") as caught:
+        resume(open_run(copy))
+    assert "\n" not in str(caught.value)

@@ -85,6 +85,13 @@ def test_a_kernel_that_the_folder_names_is_not_fetched(folder: Path) -> None:
     assert load_encoder(str(folder)).module().config._attn_implementation == "sdpa"
 
 
+def test_another_model_that_an_adapter_names_is_not_loaded(folder: Path) -> None:
+    settings = {"base_model_name_or_path": "stranger/model", "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="peft adapter"):
+        load_encoder(str(folder))
+
+
 def test_quantized_weights_are_refused(folder: Path) -> None:
     edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(UserError, match="quantized"):
