@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -99,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     settle_streams()
     settle_home()
+    _settle_processes(given)
     # --debug may stand anywhere: whoever adds it has just seen an error and repeats the line.
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -144,6 +146,19 @@ def _out_of_memory(error: Exception) -> RunError | None:
     return RunError(
         f"there is not enough memory ({quoted(said)}); lower batch_size, eval_batch_size, max_length or mlp_hidden_size"
     )
+
+
+def _settle_processes(given: list[str]) -> None:
+    """Every command but `train` works in one process: of several that a launcher started, the first does it alone."""
+    if given[:1] == ["train"] or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if os.environ.get("RANK", "").lstrip("0").isdecimal():
+        sys.exit(Exit.DONE)
+    typer.echo("isotrain: this command works in one process; the others that were started with it end", err=True)
+    # Workers inherit the environment, and those of parity train.
+    for name in list(os.environ):
+        if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
 
 
 def _fail(error: Exception, debug: bool, code: Exit) -> None:

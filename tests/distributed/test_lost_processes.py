@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import end, start
+from support.processes import children, end, start
 from support.small_job import settings, write_dataset
 
 ENDLESS = {
@@ -63,34 +63,69 @@ def test_a_lost_process_ends_the_other(job: Path, number: signal.Signals) -> Non
 
 
 @pytest.fixture
-def torchrun(job: Path) -> Iterator[subprocess.Popen[str]]:
-    """Two processes of the job under torchrun."""
-    command = [
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "isotrain.cli",
-        "train",
-        str(job),
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    yield process
-    if process.poll() is None:
-        process.terminate()
-        process.communicate(timeout=60)
+def torchrun(job: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts two processes of the job under torchrun: torchrun's options, then the command's."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(options: Iterable[str] = (), arguments: Iterable[str] = ()) -> subprocess.Popen[str]:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+        process = subprocess.Popen(
+            [sys.executable, *command, "-m", "isotrain.cli", "train", str(job), *arguments],
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_stop_on_and_all_save_the_same_step(job: Path, torchrun: subprocess.Popen[str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_torchrun_passes_a_stop_on_and_all_save_the_same_step(
+    job: Path, torchrun: Callable[..., subprocess.Popen[str]], number: signal.Signals
+) -> None:
     run = job.parent / "runs" / "run"
-    wait_for_a_checkpoint(run, [torchrun])
-    torchrun.send_signal(signal.SIGINT)
-    output, _ = torchrun.communicate(timeout=120)
+    process = torchrun()
+    wait_for_a_checkpoint(run, [process])
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "stopped", output
     assert f"step-{summary['step']:08d}" in {path.name for path in run.glob("checkpoints/*")}
     assert output.count("go on with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume") == 1, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_torchrun_restarts_what_died_and_it_goes_on_from_the_newest_checkpoint(
+    job: Path, torchrun: Callable[..., subprocess.Popen[str]], killed: int
+) -> None:
+    """The process that comes late is the other one each time: the first to come must not take the dead for living."""
+    run = job.parent / "runs" / "run"
+    sets = ["--set", "resume_from_checkpoint=auto", "--set", "num_epochs=60", "--set", "process_timeout=60"]
+    process = torchrun(["--max-restarts", "1"], sets)
+    wait_for_a_checkpoint(run, [process])
+    first = children(process.pid)
+    os.kill(first[killed], signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while len(second := [pid for pid in children(process.pid) if pid not in first]) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "not started again in two minutes"
+        time.sleep(0.05)
+    late = second[1 - killed]
+    os.kill(late, signal.SIGSTOP)
+    time.sleep(4)
+    os.kill(late, signal.SIGCONT)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed", output
+    assert "resumed from" in (run / "train.log").read_text(), "it began anew"
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "eval/" in line]
+    assert steps == [4 * epoch for epoch in range(1, 61)]

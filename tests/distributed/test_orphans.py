@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from isotrain.albert_core import parent
-from support.processes import environment, free_port
+from support.processes import children, environment, free_port
 from support.small_job import settings, write_dataset
 
 # A worker that has a child of its own, as one that compiles has.
@@ -61,10 +61,6 @@ def running(pids: Iterable[int]) -> list[int]:
         except OSError:
             continue
     return [pid for pid, state in states.items() if state != "Z"]
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_worker_and_its_children_end_with_their_parent(tmp_path: Path) -> None:

@@ -165,3 +165,11 @@ def test_each_process_takes_a_gpu_of_its_own() -> None:
     assert ALONE.backend("cuda:1") == "cuda:1"
     with pytest.raises(UserError, match="one device"):
         Ranks(1, 2, local_rank=1).backend("cuda:0")
+
+
+def test_a_command_that_works_in_one_process_runs_once() -> None:
+    first, second = end(start(2, "-m", "isotrain.cli", "config", "quickstart"))
+    assert first[0] == second[0] == 0
+    assert first[1].startswith("isotrain: this command works in one process; the others that were started with it end")
+    assert "dataset_id" in first[1]
+    assert second[1] == ""

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -20,6 +21,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid`'s first thread started and that are there, zombies too, oldest first."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
