@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Rows of a printed table; the next ones get a table of their own.
 TABLE_ROWS = 100
 # Characters that a column takes at least; on a narrower terminal there are lines instead of a table.
-COLUMN_WIDTH = 11
+COLUMN_WIDTH = 14
 
 
 def predict(

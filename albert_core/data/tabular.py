@@ -98,6 +98,9 @@ def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:
 
 def _lines(path: Path) -> Iterator[str]:
     """The file's lines as text, each with the LF that ends it."""
+    # A pipe can be read once, and its reader waits for a writer that may never come.
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} can't be read (it is no regular file); save what it gives as a file first")
     try:
         with path.open("rb") as file:
             while (begin := file.read(1 << 16)) and not begin.strip():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import random
 from pathlib import Path
 
@@ -154,6 +155,8 @@ def test_other_suffixes_and_folders_are_refused(tmp_path: Path) -> None:
     assert ".csv, .tsv, .jsonl" in refusal(write(tmp_path, "a", "rows.parquet"))
     (tmp_path / "folder.csv").mkdir()
     assert "can't be read" in refusal(tmp_path / "folder.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "no regular file" in refusal(tmp_path / "pipe.csv")
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
