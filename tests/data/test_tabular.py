@@ -110,7 +110,7 @@ def test_jsonl_keeps_types_and_line_separators(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": "a", "label": 1', "not valid JSON"),
+        ('{"text": "a", "label": 1', "truncated JSON"),
         ("['text']", "not valid JSON"),
         ('["a", 1]', "JSON list"),
         ("3", "JSON number"),
