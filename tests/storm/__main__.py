@@ -53,7 +53,11 @@ def attempt(root: str, one: Try) -> tuple[Try, Outcome, float]:
     began = time.monotonic()
     home = home_of(Path(root), f"worker-{os.getpid()}", one.kind, one.variant)
     chance = random.Random(f"{one.seed} {one.kind} {one.variant} {one.number}")
-    outcome = KINDS[one.kind].attempt(home, one.number, chance)
+    try:
+        outcome = KINDS[one.kind].attempt(home, one.number, chance)
+    except RuntimeError as error:
+        # A run that nothing was done to failed.
+        outcome = Outcome(Verdict.WRONG, str(error))
     return one, outcome, time.monotonic() - began
 
 

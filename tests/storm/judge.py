@@ -24,7 +24,8 @@ _VARIES = {
     "environment",
 }
 _LONGEST = 3 * 200
-_LOG_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR) ")
+# Python's warnings, progress bars, C++'s logs.
+_LIBRARIES = re.compile(r"\w+Warning: |\d%\||\[rank\d\]|^[WEF]\d{4} |terminate called")
 _STEP = re.compile(r"step-(\d+)(\.\d+)?")
 
 
@@ -144,9 +145,9 @@ def spoke(ended: Ended, allowed: tuple[int, ...]) -> Outcome:
             return Outcome(Verdict.MESSAGE, f"{len(line)} characters: {line[:150]}...")
         if "\x1b" in line or "\r" in line:
             return Outcome(Verdict.MESSAGE, f"raw control characters: {line[:150]!r}")
-    others = [line for line in lines if not _LOG_LINE.match(line) and line not in errors]
-    if ended.code in (1, 2) and len(others) > 2:
-        return Outcome(Verdict.MESSAGE, f"{len(others)} lines beside the error: {others[0][:150]}")
+    strange = [line for line in lines if _LIBRARIES.search(line) and line not in errors]
+    if strange:
+        return Outcome(Verdict.MESSAGE, f"a library's words: {strange[0][:150]}")
     return WELL
 
 

@@ -127,7 +127,7 @@ def test_the_judge_sees_what_is_left_over(tmp_path: Path) -> None:
         (2, "isotrain: error: one\nisotrain: error: two\n", Verdict.MESSAGE),
         (2, "isotrain: error: " + "x" * 600 + "\n", Verdict.MESSAGE),
         (2, "isotrain: error: \x1b[31mred\n", Verdict.MESSAGE),
-        (2, "isotrain: error: one\n" + "words of a library\n" * 3, Verdict.MESSAGE),
+        (2, "a.py:1: FutureWarning: words of a library\nisotrain: error: one\n", Verdict.MESSAGE),
         (1, "isotrain: error: the disk is full\n", Verdict.EXIT_CODE),
         (-11, "", Verdict.EXIT_CODE),
         (None, "", Verdict.DEAD_END),
