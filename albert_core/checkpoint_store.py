@@ -129,7 +129,11 @@ class CheckpointStore:
             case "last":
                 candidates = self.list()[::-1]
             case "best":
-                candidates = self._ranked(self.list())
+                infos = self.list()
+                candidates = self._ranked(infos)
+                damaged = [info.problem for info in infos if info.problem is not None]
+                if damaged:
+                    raise CheckpointError(f"{damaged[0]}; it may be the best one; {_suggestion(infos[::-1])}")
             case _:
                 raise CheckpointError(f"resume_option is {option!r}; allowed are last, best and path")
         if not candidates:

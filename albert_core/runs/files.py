@@ -109,6 +109,11 @@ def published(folder: Path) -> Iterator[Path]:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise FileExistsError(errno.EEXIST, "exists already", str(folder)) from error
         raise write_error(folder, error) from error
+    except Exception as error:
+        refused = _librarys_refusal(error)
+        if refused is None:
+            raise
+        raise write_error(folder, refused) from error
     finally:
         remove(temporary)
 
@@ -190,6 +195,14 @@ def write_error(path: Path, error: OSError) -> RunError | UserError:
     if error.errno in _DISK_ERRORS or error.errno is None:
         return RunError(f"can't write {path} ({reason}); free space or choose another disk")
     return UserError(f"can't write {path} ({reason}); choose another folder, or mend this one")
+
+
+def _librarys_refusal(error: Exception) -> OSError | None:
+    """The disk's refusal of a write that a library made: safetensors and torch raise errors of their own for it."""
+    text = str(error)
+    if found := re.search(r"\(os error (\d+)\)", text):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return OSError(text) if "PytorchStreamWriter failed writing" in text else None
 
 
 def checksum(path: Path) -> Checksum:

@@ -208,6 +208,18 @@ def test_a_damaged_manifest_is_neither_counted_nor_deleted(
     assert [(info.step, info.problem is None) for info in store.list()] == [(9, False), (11, True)]
 
 
+def test_the_best_is_not_guessed_where_a_manifest_is_damaged(
+    tmp_path: Path, make_snapshot: Callable[..., Snapshot]
+) -> None:
+    store = build_store(tmp_path, last=3)
+    for step in (9, 10):
+        store.save(make_snapshot(step))
+    (tmp_path / "step-00000009" / "manifest.json").write_text("null")
+    with pytest.raises(CheckpointError, match=r"step-00000009/manifest.json.* may be the best.*step-00000010"):
+        store.find("best")
+    assert store.find("last").name == "step-00000010"
+
+
 def test_resuming_an_older_step_sets_the_later_ones_aside(
     tmp_path: Path, make_snapshot: Callable[..., Snapshot]
 ) -> None:

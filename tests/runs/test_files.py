@@ -61,6 +61,22 @@ def test_a_full_disk_is_a_failed_run() -> None:
     assert isinstance(files.write_error(Path("a.txt"), refused.value), RunError)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: file write failed",
+    ],
+)
+def test_a_full_disk_in_a_librarys_words_is_a_failed_run(tmp_path: Path, words: str) -> None:
+    with pytest.raises(RunError, match=r"can't write .*folder \("), files.published(tmp_path / "folder") as folder:
+        (folder / "file").touch()
+        raise RuntimeError(words)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="another"), files.published(tmp_path / "folder"):
+        raise RuntimeError("another")
+
+
 def test_a_folder_is_published_once(tmp_path: Path) -> None:
     with files.published(tmp_path / "folder") as folder:
         (folder / "deep").mkdir()

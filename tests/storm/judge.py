@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -87,9 +88,9 @@ def newest_step(run: Path) -> int:
 
 
 def without_times(values: dict[str, Any]) -> dict[str, Any]:
-    """A line of figures or a summary, with what must be equal; a data set is called by its folder's name."""
+    """What must be equal of a line of figures or a summary; data set and model are called by their folders' names."""
     kept = {key: value for key, value in values.items() if key not in _VARIES}
-    return kept | ({"dataset": Path(kept["dataset"]).name} if "dataset" in kept else {})
+    return kept | {key: Path(kept[key]).name for key in ("dataset", "model") if key in kept}
 
 
 def is_complete(run: Path) -> bool:
@@ -157,7 +158,13 @@ def first_bad(*outcomes: Outcome) -> Outcome:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file of tensors without its notes, which say by what path the user named the encoder."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    with suppress(ValueError, AttributeError):
+        tensors = {name: entry for name, entry in json.loads(data[8 : 8 + size]).items() if name != "__metadata__"}
+        data = json.dumps(tensors).encode() + data[8 + size :]
+    return hashlib.sha256(data).hexdigest()
 
 
 def _last(text: str, limit: int) -> str:

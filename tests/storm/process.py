@@ -107,6 +107,9 @@ def start(
     for rank in range(processes):
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port} if port else {}
         own = environment | {name: str(value) for name, value in told.items()}
+        for name in ("out", "err"):
+            # Here, for the child may be killed before it does anything.
+            (folder.parent / f"{rank}.{name}").write_bytes(b"")
         pid = os.fork()
         if pid == 0:
             _become(arguments, folder, own | ({"MASTER_ADDR": "127.0.0.1"} if port else {}), rank, really, prepare)
