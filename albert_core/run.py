@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -306,9 +307,23 @@ def run_lock(run: RunFolder) -> Iterator[RunLock]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"run {quoted(str(run.path))} is being trained by another process; wait for it, or end it"
+                f"run {quoted(str(run.path))} is being trained by {_lock_holder(run)}; wait for it, or end it"
             ) from error
+        # For the line above; a full disk is told of by what matters more.
+        with suppress(OSError):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}")
+            file.flush()
         yield RunLock(file)
+
+
+def _lock_holder(run: RunFolder) -> str:
+    """Who trains the run, as the lock's file says."""
+    with suppress(OSError, UnicodeDecodeError):
+        said = (run.path / LOCK_FILE).read_text(encoding="utf-8")
+        if re.fullmatch(r"\d{1,10} on [\w.-]{1,64}", said):
+            return f"process {said}"
+    return "another process"
 
 
 def changed_keys(before: dict[str, Any], config: TrainConfig) -> list[str]:

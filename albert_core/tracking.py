@@ -17,6 +17,7 @@ from ..kernels.install import install_hint
 from .config import TrainConfig
 from .parsing import parse_json
 from .runs.files import append_text, write_bytes, write_text
+from .text import error_line
 from .tracked import Line, figures, lacking_in_tensorboard, lacking_in_wandb, wandb_ended
 
 if TYPE_CHECKING:
@@ -263,11 +264,10 @@ class Trackers(Tracker):
                     raise
                 self._trackers.remove(tracker)
                 logger.warning(
-                    "%s failed at %s (%s: %s); the run goes on without it",
+                    "%s failed at %s (%s); the run goes on without it",
                     type(tracker).__name__,
                     what,
-                    type(error).__name__,
-                    error,
+                    error_line(error),
                 )
 
 
@@ -324,7 +324,7 @@ def _opened(extra: str, build: Callable[[], Tracker]) -> list[Tracker]:
         logger.warning("use_%s is set but can't be followed (%s): %s; the run goes on without it", extra, error, fix)
     # The same reason as in Trackers: a service that can't be reached is no reason not to train.
     except Exception as error:  # noqa: BLE001
-        logger.warning("%s can't be opened (%s: %s); the run goes on without it", extra, type(error).__name__, error)
+        logger.warning("%s can't be opened (%s); the run goes on without it", extra, error_line(error))
     return []
 
 

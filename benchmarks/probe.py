@@ -17,6 +17,7 @@ from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, Any
 
 from .. import UserError
+from ..albert_core.text import error_line
 from .answer import answer
 from .runner import Ended, how, last_words, running, terminable
 
@@ -113,7 +114,7 @@ def _tested(name: str, label: str, options: dict[str, Any] | None) -> Report:
         checks = self_test(backend)
         described = _described(backend)
     except (RuntimeError, UserError) as error:
-        return _failed(label, f"the self-test failed: {' '.join(str(error).split())}")
+        return _failed(label, f"the self-test failed: {error_line(error)}")
     return {
         "status": "PASS" if all(check.ok for check in checks) else "FAIL",
         "checks": [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +16,7 @@ import pytest
 from isotrain import UserError
 from isotrain.albert_core.config_file import ResolvedConfig, load_config
 from isotrain.albert_core.predict import load_predictor
+from isotrain.albert_core.run import run_lock
 from isotrain.albert_core.train import TrainResult, train
 from safetensors.torch import load_file
 from support.small_job import WORDS, losses, metrics, write_dataset
@@ -25,10 +26,9 @@ Run = Callable[..., TrainResult]
 
 def test_two_processes_never_train_one_run(run: Run) -> None:
     first = run(stop_at_step=3)
-    with (first.run.path / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="being trained by another process"):
-            run(resume=first.run)
+    said = rf"being trained by process {os.getpid()} on [\w.-]+; wait for it"
+    with run_lock(first.run), pytest.raises(UserError, match=said):
+        run(resume=first.run)
     assert run(resume=first.run).status == "completed"
 
 

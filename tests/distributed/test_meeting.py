@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,38 @@ def test_restarted_processes_meet_again(tmp_path: Path, nodes: int) -> None:
     for code, output in end(started):
         assert code == 0, output
     assert [(tmp_path / f"total-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+
+
+def test_a_group_that_has_met_takes_nobody_else(tmp_path: Path) -> None:
+    """A second run at the same port: its first process can't listen there, and its second comes too late."""
+    (tmp_path / "meet.py").write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from isotrain import RunError\n"
+        "from isotrain.albert_core.meeting import meet\n"
+        "try:\n"
+        "    store = meet(int(os.environ['RANK']), 2, 60)\n"
+        "except RunError as error:\n"
+        "    sys.exit(str(error))\n"
+        "Path(sys.argv[1]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    port, met = free_port(), tmp_path / "met"
+
+    def begin(rank: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(tmp_path / "meet.py"), str(met)],
+            env=environment(rank, 2, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    run = [begin(0), begin(1)]
+    while not met.exists():
+        assert all(process.poll() is None for process in run)
+        time.sleep(0.05)
+    (first_code, first), (second_code, second) = end([begin(0), begin(1)], others=run)
+    assert first_code == second_code == 1
+    assert "can't be listened at (Address already in use)" in first
+    assert "is in use by processes that have met already; another run may use this port" in second
