@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.command import Invoke
 from support.tables import printed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -51,6 +52,23 @@ def gpu() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU and a CUDA build of torch: graphs and streams can't be emulated")
     return torch.device("cuda")
+
+
+@pytest.fixture
+def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Runs a command in this process and in an empty folder; (exit code, stdout, stderr)."""
+    from isotrain.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capfd.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
 
 
 _SHOWN = pytest.StashKey[list[str]]()

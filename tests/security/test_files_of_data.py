@@ -15,21 +15,12 @@ from isotrain.albert_core.data import load_dataset
 from isotrain.albert_core.weight_files import weight_tensors
 from isotrain.benchmarks.parity.trace import TENSOR_FILE, read_trace, write_trace
 from isotrain.benchmarks.stored import load_result
+from support.bomb import Bomb
 from support.command import Invoke
 from support.parity_traces import exact
 from support.small_job import settings, write_dataset
 
 ESCAPES = "\x1b[31mred\x1b]0;title\x07"
-
-
-class Bomb:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.marker,)
 
 
 @pytest.fixture

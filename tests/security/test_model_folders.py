@@ -12,17 +12,8 @@ import torch
 from isotrain import UserError
 from isotrain.albert_core.data import load_tokenizer
 from isotrain.albert_core.encoder import load_encoder
+from support.bomb import Bomb
 from transformers import AlbertConfig, AlbertModel
-
-
-class Bomb:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.marker,)
 
 
 @pytest.fixture
