@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import RunError, UserError
+from ..backends.cache import warn_uncached
 from .parsing import read_json_object
 from .runs.files import checksum, published, remove, sweep, temporary_name, write_json, written
 
@@ -68,7 +69,10 @@ def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], specs: Specs) ->
                     continue
             return True
     except (OSError, RunError, UserError) as error:
-        log.warning("the %s are not cached: %s", folder.parent.name, error)
+        # numpy's own error has no number of the system's, where fewer bytes were written than it gave.
+        refused = error if isinstance(error, OSError) else error.__cause__ or error
+        reason = getattr(refused, "strerror", None) or f"is the disk full? {refused}"
+        warn_uncached(f"{folder.parent.parent}: {reason}")
     return False
 
 

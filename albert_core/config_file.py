@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from .. import UserError
+from ..kernels.names import meant
 from .config import TrainConfig
 from .parsing import Raw, Scalar, is_unicode, read_yaml
 from .text import SHORT, quoted
@@ -103,10 +104,16 @@ def find_config(path: str | Path) -> Path:
         return named
     if file.is_dir():
         raise UserError(f"configuration {quoted(str(path))} is a folder; give a YAML file")
-    names = ", ".join(sorted(entry.stem for entry in packaged.glob("*.yaml")))
+    names = [packed.stem for packed in packaged_configs()]
     raise UserError(
-        f"configuration {quoted(str(path))} does not exist; give a YAML file or one of the packaged ones: {names}"
+        f"configuration {quoted(str(path))} does not exist; {meant(str(path), names)}give a YAML file or one of the "
+        f"packaged ones: {', '.join(names)}"
     )
+
+
+def packaged_configs() -> list[Path]:
+    """The files of the configurations that isotrain brings, by name."""
+    return sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 
 
 def config_hash(config: TrainConfig) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from .. import RunError, UserError
+from ..backends import foresee_backend
 from .batches import Window
 from .best import Best
 from .config import TrainConfig
@@ -100,6 +101,9 @@ def train(
     """
     config = resolved.config
     reporter = reporter or SilentReporter()
+    # A name that does not exist costs nothing yet.
+    foreseen = foresee_backend(config.backend_name, config.backend_options)
+    foreseen.check_kernel("kernel", config.kernel, config.backend_name, ("transformers",))
     began = time.perf_counter_ns()
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -39,7 +39,7 @@ def cache_folder(kind: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         # Once for all kinds of one root.
-        warn_uncached(f"{root} can't be written: {error.strerror}")
+        warn_uncached(f"{root}: {error.strerror}")
         return None
     return folder
 

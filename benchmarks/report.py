@@ -31,10 +31,10 @@ from .plan import Plan
 WIDE = 130
 
 
-def output_console(*, stderr: bool = False) -> Console:
-    """A console for tables, wide enough for them where the output is a file or a pipe."""
-    console = new_console(stderr=stderr)
-    return console if console.is_terminal else new_console(stderr=stderr, width=WIDE)
+def output_console(*, width: int | None = None) -> Console:
+    """A console for tables, wide enough for them where the output is a file or a pipe, or as wide as `width`."""
+    console = new_console(width=width)
+    return console if console.is_terminal or width is not None else new_console(width=WIDE)
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -217,15 +217,31 @@ def _table(name: str, result: dict[str, Any], columns: Sequence[Column], width: 
     table.add_column("target", overflow="fold")
     for column in shown:
         table.add_column(column.header, justify="right", overflow="fold")
+    best = fastest(result["targets"])
     for entry in result["targets"]:
         name = _name(entry, result)
         if "figures" not in entry:
             table.add_row(name, Text(_lack(entry).upper(), style="red"))
         elif entry["valid"]:
-            table.add_row(name, *(column.cell(entry) for column in shown))
+            style = "green" if entry["label"] in best else ""
+            table.add_row(name, *(column.cell(entry) for column in shown), style=style)
         else:
             table.add_row(f"INVALID {name}", *(column.cell(entry) for column in shown), style="red")
     return table
+
+
+def fastest(targets: Sequence[dict[str, Any]]) -> set[str]:
+    """The labels of the valid targets with the most samples/s of their workload, where it has others."""
+    found = set()
+    for workload in {entry["workload"] for entry in targets}:
+        valid = [
+            one
+            for one in targets
+            if one["workload"] == workload and one["valid"] and "figures" in one and not one["emulated"]
+        ]
+        if len(valid) > 1:
+            found.add(max(valid, key=lambda one: one["figures"]["samples_per_second"]["median"])["label"])
+    return found
 
 
 def _lack(entry: dict[str, Any]) -> str:

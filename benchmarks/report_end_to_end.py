@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .columns import ROOF_COLUMNS, Column, figure, rate, share
+from .fit import fitted
 from .report import WIDE, peak_line
 
 RATE_COLUMNS = (
@@ -55,7 +56,7 @@ def print_end_to_end(result: dict[str, Any], console: Console) -> None:
         table.add_column(header, justify="right")
     for side in result["sides"]:
         table.add_row(*_row(side), style="" if side["valid"] else "red")
-    console.print(table)
+    console.print(fitted(table, console))
     if result["peaks"] is not None:
         console.print(_rates(result, random, console.width))
         console.print(Text(peak_line(config["backend"], result["peaks"], emulated=result["device"]["emulated"])))

@@ -13,6 +13,7 @@ from rich.text import Text
 from ..albert_core.live import as_blocks
 from .columns import figure
 from .compare import REFUSED, SLOWER, Compared, Comparison
+from .fit import fitted
 from .history import History, Row
 
 # What the rows of one table have in common.
@@ -32,7 +33,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         table.add_column(header, overflow="fold")
     for one in comparison.targets:
         table.add_row(*_compared(one), style="red" if one.verdict in (SLOWER, REFUSED) else "")
-    console.print(table)
+    console.print(fitted(table, console))
     for label in comparison.alone:
         console.print(Text(f"note: {label}: only one of the two has it"))
     if not comparison.confirmed:

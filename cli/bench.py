@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", str, int)
 
+_WHAT, _HOW, _OUTPUT = "What is measured", "How thoroughly", "Output"
+
 
 def bench(
     backend: Annotated[
-        list[str] | None, typer.Option(help="Device: cpu (default), cuda, cuda:1, xla, tt; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Device: cpu (default), cuda, cuda:1, xla, tt; may be repeated.", rich_help_panel=_WHAT),
     ] = None,
     model: Annotated[
         str,
         typer.Option(
-            help="Encoder: random:albert-base-v2, random:albert-large-v2, random:tiny, a folder, or a Hub id."
+            help="Encoder: random:albert-base-v2, random:albert-large-v2, random:tiny, a folder, or a Hub id.",
+            rich_help_panel=_WHAT,
         ),
     ] = "random:albert-base-v2",
     workload: Annotated[
@@ -35,89 +39,135 @@ def bench(
         typer.Option(
             help="forward (frozen encoder and head) and train_step (the same, loss, backward, AdamW) by default; "
             "head_step (on cached features), full_step (all layers trained); end_to_end: a whole training run, "
-            "tokenising to trained head, with cold caches."
+            "tokenising to trained head, with cold caches.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     layout: Annotated[
         list[str] | None,
         typer.Option(
-            help="padded (to --max-length), bucketed (by length, few lengths), packed (no padding); all by default."
+            help="padded (to --max-length), bucketed (by length, few lengths), packed (no padding); all by default.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     kernel: Annotated[
         list[str] | None,
         typer.Option(
             help="Frozen forward: auto (the backend's fastest, default), one of the backend's by name (portable, "
-            "native on cpu, triton and flash on cuda), or transformers (its own module)."
+            "native on cpu, triton and flash on cuda), or transformers (its own module).",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(
-            help="Texts a step (default 8); repeat for a sweep. With --vs: the sizes to choose the best from."
+            help="Texts a step (default 8); repeat for a sweep. With --vs: the sizes to choose the best from.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     vs: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compare with peers (all of them) or one by name; may be repeated. Said in docs/benchmarks.md."
+            help="Compare with peers (all of them) or one by name; may be repeated. Said in docs/benchmarks.md.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     texts: Annotated[
-        int | None, typer.Option(help="Texts that everyone runs in a comparison with peers (default 512, quick 32).")
+        int | None,
+        typer.Option(
+            help="Texts that everyone runs in a comparison with peers (default 512, quick 32).", rich_help_panel=_WHAT
+        ),
     ] = None,
     dtype: Annotated[
         list[str] | None,
         typer.Option(
             help="Encoder dtype: bfloat16 (default), float32, float64, float16. The table says what the device makes "
-            "of it."
+            "of it.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     strict_dtype: Annotated[
-        bool, typer.Option("--strict-dtype", help="Compute in --dtype even where the device only emulates it.")
+        bool,
+        typer.Option(
+            "--strict-dtype", help="Compute in --dtype even where the device only emulates it.", rich_help_panel=_WHAT
+        ),
     ] = False,
-    max_length: Annotated[int, typer.Option(help="Tokens a text is cut to, and padded to in the padded layout.")] = 128,
-    threads: Annotated[list[int] | None, typer.Option(help="CPU threads; torch's choice when not given.")] = None,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens a text is cut to, and padded to in the padded layout.", rich_help_panel=_WHAT)
+    ] = 128,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="CPU threads; torch's choice when not given.", rich_help_panel=_WHAT)
+    ] = None,
     dataset: Annotated[
         str,
         typer.Option(
-            help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training."
+            help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training.",
+            rich_help_panel=_WHAT,
         ),
     ] = "banking77-lengths",
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given."),
+        typer.Option(
+            help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(help="Fresh processes a target (default 3): their spread is part of the interval.")
+        int | None,
+        typer.Option(
+            help="Fresh processes a target (default 3): their spread is part of the interval.", rich_help_panel=_HOW
+        ),
     ] = None,
-    blocks: Annotated[int | None, typer.Option(help="Timed blocks a process (default 9), each of k steps.")] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="Timed blocks a process (default 9), each of k steps.", rich_help_panel=_HOW)
+    ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds for a process's timed blocks (default 10). k follows from it; at least one step."),
+        typer.Option(
+            help="Seconds for a process's timed blocks (default 10). k follows from it; at least one step.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="One process of 3 short blocks: a look, no result. Intervals are within one process."
+            "--quick",
+            help="One process of 3 short blocks: a look, no result. Intervals are within one process.",
+            rich_help_panel=_HOW,
         ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Result file (.json) or folder; results/bench-<time>.json by default.")
+        Path | None,
+        typer.Option(
+            help="Result file (.json) or folder; results/bench-<time>.json by default.", rich_help_panel=_OUTPUT
+        ),
     ] = None,
     shown_as: Annotated[
         str,
         typer.Option(
-            "--format", help="On stdout: table, json, csv or markdown; other than table writes a file only for --out."
+            "--format",
+            help="On stdout: table, json, csv or markdown; other than table writes a file only for --out.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = "table",
-    json_only: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    json_only: Annotated[
+        bool, typer.Option("--json", help="The same as --format json.", rich_help_panel=_OUTPUT)
+    ] = False,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="What a backend is told, as in a configuration: tt.arch=..."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="What a backend is told, as in a configuration: tt.arch=...",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random weights, texts, head, order of the targets, bootstrap.")] = 23,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, in which order, and end.")] = False,
+    seed: Annotated[
+        int, typer.Option(help="Random weights, texts, head, order of the targets, bootstrap.", rich_help_panel=_WHAT)
+    ] = 23,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run, in which order, and end.", rich_help_panel=_OUTPUT)
+    ] = False,
 ) -> None:
     """Measure how fast a device does the frozen forward and the training step, against its own limit.
 

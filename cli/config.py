@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..albert_core.console import new_console, say_json, say_lines
+from ..albert_core.console import new_console, say_lines
 
 
 def config(
@@ -35,7 +35,9 @@ def config(
     resolved = load_config(file, sets or (), {"backend": backend})
     values = resolved.config.model_dump()
     if json_output:
-        say_json({"values": values, "sources": resolved.sources})
+        from .documents import print_json
+
+        print_json("config", {"values": values, "sources": resolved.sources})
         return
     from rich.table import Table
     from rich.text import Text

@@ -27,6 +27,7 @@ def export(
     model: Annotated[
         str | None, typer.Option(help="Where the encoder is now, when it has moved since training.")
     ] = None,
+    json_only: Annotated[bool, typer.Option("--json", help="Where it is and how it was checked, as JSON.")] = False,
 ) -> None:
     """Write a trained run for other programs, and check that what was written gives the same logits.
 
@@ -36,13 +37,19 @@ def export(
 
       isotrain export runs/banking77-... --format onnx -o intents-onnx/
     """
+    from dataclasses import asdict
+
     from ..albert_core.export import export_run
     from ..albert_core.run import open_run
+    from .documents import print_json
 
     folder = open_run(run)
     target = out if out is not None else folder.path / f"export-{form}"
     result = export_run(folder, form, target, backend, checkpoint, model)
     with kept(f"the export is complete and is kept in {result.folder}"):
+        if json_only:
+            print_json("export", {"format": form, **asdict(result), "folder": str(result.folder)})
+            return
         say(f"{form} export of {result.label}: {result.folder}")
         say(
             f"checked by {result.judge}: logits within {result.max_abs:.1e} (max abs) and {result.relative_l2:.1e} "

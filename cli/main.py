@@ -21,9 +21,11 @@ from .doctor import doctor
 from .exits import Exit
 from .export import export
 from .history import history
+from .list import list_names
 from .parity import parity
 from .predict import predict
 from .report import report
+from .show import show
 from .streams import settle_streams
 from .train import train
 from .tt_estimate import tt_estimate
@@ -32,7 +34,7 @@ from .tt_formats import tt_formats
 app = typer.Typer(
     name="isotrain",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="The same training on every device: how fast each is against its limit, and whether the losses agree.",
@@ -53,7 +55,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and end."),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -75,24 +78,19 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _name, _command in (
-    ("train", train),
-    ("predict", predict),
-    ("export", export),
-    ("bench", bench),
-    ("report", report),
-    ("compare", compare),
-    ("history", history),
-    ("doctor", doctor),
-    ("config", config),
-    ("tt-formats", tt_formats),
-    ("tt-estimate", tt_estimate),
-):
-    app.command(_name)(_interruptible(_command))
+_PANELS: tuple[tuple[str, dict[str, Callable[..., None]]], ...] = (
+    ("Train and use", {"train": train, "predict": predict, "export": export}),
+    ("Measure and compare", {"bench": bench, "compare": compare, "history": history}),
+    ("Show", {"report": report, "show": show, "list": list_names, "config": config, "doctor": doctor}),
+    ("Tenstorrent", {"tt-formats": tt_formats, "tt-estimate": tt_estimate}),
+)
+for _panel, _commands in _PANELS:
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_interruptible(_command))
 for _registered in parity.registered_commands:
     assert _registered.callback is not None, "every command is a function"
     _registered.callback = _interruptible(_registered.callback)
-app.add_typer(parity, name="parity")
+app.add_typer(parity, name="parity", rich_help_panel="Measure and compare")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..albert_core.console import say
+from ..albert_core.console import say, say_json
 from .streams import kept
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class _RunUnlessNamed(TyperGroup):
     """`isotrain parity CONFIG ...` is `isotrain parity run CONFIG ...`: what isn't a part's name is a configuration."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = [OWN, *args]
         return super().parse_args(ctx, args)
 
@@ -41,6 +41,7 @@ parity = typer.Typer(
 )
 
 _SETS = typer.Option("--set", metavar="KEY=VALUE", help="Override a key of CONFIG for every side; may be repeated.")
+_JSON = typer.Option("--json", help="The result as JSON on stdout.")
 _STEPS = typer.Option(help="Optimizer steps (default 200, fewer where the run is shorter); 0 runs all.")
 
 
@@ -78,6 +79,7 @@ def run(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the result as one HTML file, too.")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds after which a side's process is ended.")] = 3600.0,
+    json_only: Annotated[bool, _JSON] = False,
 ) -> None:
     """Train the same run on every side, each in a process of its own, and judge each candidate.
 
@@ -113,7 +115,7 @@ def run(
     _check(comparison)
     _check_html(html)
     result = run_parity(comparison, lambda line: say(line, err=True))
-    _finish(result, comparison.out / "parity.json", html)
+    _finish(result, comparison.out / "parity.json", html, json_only)
 
 
 @parity.command()
@@ -190,15 +192,16 @@ def compare(
     candidates: Annotated[list[Path], typer.Argument(help="Traces to judge, from any machine.")],
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the result as one HTML file.")] = None,
+    json_only: Annotated[bool, _JSON] = False,
 ) -> None:
     """Judge traces from any machines and torch versions; exit codes as for `isotrain parity run`."""
     from ..benchmarks.parity.compare import compare as compare_traces
 
     _check_html(html)
-    _finish(compare_traces(reference, candidates), out, html)
+    _finish(compare_traces(reference, candidates), out, html, json_only)
 
 
-def _finish(result: dict[str, Any], out: Path | None, html: Path | None) -> None:
+def _finish(result: dict[str, Any], out: Path | None, html: Path | None, json_only: bool) -> None:
     """Prints the result, writes what was asked for, ends the command with the result's exit code."""
     from ..benchmarks.parity.compare import exit_code
     from ..benchmarks.parity.table import print_parity
@@ -211,10 +214,13 @@ def _finish(result: dict[str, Any], out: Path | None, html: Path | None) -> None
         _write_html(result, html)
     where = " and ".join(str(path) for path in (out, html) if path is not None)
     with kept(f"the comparison is complete{f' and is kept in {where}' if where else ''}"):
-        print_parity(result, output_console())
+        if json_only:
+            say_json(result)
+        else:
+            print_parity(result, output_console())
         for kind, path in (("result", out), ("report", html)):
             if path is not None:
-                say(f"{kind}: {path}")
+                say(f"{kind}: {path}", err=json_only)
     raise typer.Exit(exit_code(result))
 
 

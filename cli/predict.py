@@ -187,7 +187,8 @@ def _print(answers: Iterator[list[Prediction]], label: str, json_output: bool) -
 
 
 def _print_json(answers: Iterator[list[Prediction]], label: str) -> None:
-    typer.echo(f'{{\n  "model": {json_text(label)},\n  "predictions": [', nl=False)
+    typer.echo('{\n  "schema": "isotrain.predict/1",\n', nl=False)
+    typer.echo(f'  "model": {json_text(label)},\n  "predictions": [', nl=False)
     before = "\n"
     for part in answers:
         for item in part:

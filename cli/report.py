@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..albert_core.console import say
 from .streams import kept
+
+if TYPE_CHECKING:
+    from ..benchmarks.html.write import Written
 
 # Damaged results shall not scroll the page's name away.
 MOST_WARNINGS = 10
@@ -23,6 +26,7 @@ def report(
         Path | None,
         typer.Option(metavar="FOLDER", help="Each chart as a PNG file, too; needs matplotlib."),
     ] = None,
+    json_only: Annotated[bool, typer.Option("--json", help="What was written and what was left out, as JSON.")] = False,
     show: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
 ) -> None:
     """Show results as one HTML page that needs nothing beside it.
@@ -38,6 +42,31 @@ def report(
     from ..benchmarks.html.write import write_report
 
     written = write_report(folder, out, png)
+    with kept(f"the report is complete and is kept in {written.page}"):
+        if json_only:
+            _print_json(written)
+        else:
+            _print(written, png)
+    if show:
+        import webbrowser
+
+        if not webbrowser.open(written.page.resolve().as_uri()):
+            say(f"no browser was found here; open {written.page} in one", err=True)
+
+
+def _print_json(written: Written) -> None:
+    from dataclasses import asdict
+
+    from .documents import print_json
+
+    pictures = [str(path) for path in written.pictures]
+    left_out = [asdict(skipped) for skipped in written.skipped]
+    print_json(
+        "report", {"page": str(written.page), "charts": written.charts, "pictures": pictures, "left_out": left_out}
+    )
+
+
+def _print(written: Written, png: Path | None) -> None:
     for skipped in written.skipped[:MOST_WARNINGS]:
         say(f"isotrain: warning: {skipped.path} is left out: {skipped.reason}", err=True)
     if len(written.skipped) > MOST_WARNINGS:
@@ -45,12 +74,6 @@ def report(
         say(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
     if written.foreign:
         say(f"isotrain: {written.foreign}", err=True)
-    with kept(f"the report is complete and is kept in {written.page}"):
-        say(f"report: {written.page} ({written.charts} charts)")
-        if png is not None:
-            say(f"charts: {len(written.pictures)} PNG files in {png}")
-    if show:
-        import webbrowser
-
-        if not webbrowser.open(written.page.resolve().as_uri()):
-            say(f"no browser was found here; open {written.page} in one", err=True)
+    say(f"report: {written.page} ({written.charts} charts)")
+    if png is not None:
+        say(f"charts: {len(written.pictures)} PNG files in {png}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +14,13 @@ import typer
 from ..albert_core.console import new_console, say, say_lines
 from ..albert_core.invocation import program
 from ..albert_core.stopping import stop_on_signals
+from .documents import print_json
 from .exits import Exit
 from .streams import kept
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..albert_core.config import TrainConfig
     from ..albert_core.train import TrainResult
 
@@ -52,6 +56,7 @@ def train(
         ),
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    json_only: Annotated[bool, typer.Option("--json", help="How the run ended, as JSON on stdout.")] = False,
 ) -> None:
     """Train the head on a frozen encoder (or the whole model), and evaluate it.
 
@@ -102,16 +107,25 @@ def train(
     done = f"stopped at step {result.step} of {result.total_steps}"
     if first:
         with kept(f"the run {result.status} and is kept in {result.run.path}"):
+            if json_only:
+                print_json("run", {"run": str(result.run.path), **result.run.ended()})
+                raise typer.Exit(_code(result, resolved.config))
             _show(result)
             if result.status == "completed" and not result.before:
                 say_lines(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))])
             if result.status == "stopped":
                 say(f"{done}; go on with: {resume_command(result.run, ranks)}")
-    if result.status == "stopped":
-        raise typer.Exit(Exit.DONE if result.step == resolved.config.stop_at_step else Exit.STOPPED)
     if result.status == "collapsed":
         say(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
-        raise typer.Exit(Exit.FAILED)
+    raise typer.Exit(_code(result, resolved.config))
+
+
+def _code(result: TrainResult, config: TrainConfig) -> Exit:
+    """What the command ends in: a stop that was asked for is none."""
+    if result.status == "collapsed":
+        return Exit.FAILED
+    stopped = result.status == "stopped" and result.step != config.stop_at_step
+    return Exit.STOPPED if stopped else Exit.DONE
 
 
 def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
@@ -132,8 +146,6 @@ def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
 
 
 def _show(result: TrainResult) -> None:
-    from rich.table import Table
-
     if result.chart:
         from ..albert_core.chart import as_text, evaluation_chart
         from ..albert_core.history import evaluations
@@ -146,22 +158,37 @@ def _show(result: TrainResult) -> None:
     # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
     already = " already, nothing was left to do" if result.before else ""
     say(f"{result.status}{already}: {result.label}")
-    table = Table()
-    table.add_column("")
-    table.add_column("last", justify="right")
-    table.add_column(result.best_by.words, justify="right")
-    for key in result.metric_names:
-        table.add_row(
-            key, *(f"{values[key]:.4f}" if key in values else "-" for values in (result.metrics, result.best))
-        )
-    best_step = f"{int(result.best['step'])}" if result.best else "-"
-    table.add_row("step", f"{result.step} of {result.total_steps}", best_step)
-    table.add_row("seconds", f"{result.seconds:.1f}", "")
-    new_console().print(table)
+    words, of = result.best_by.words, result.total_steps
+    new_console().print(
+        figures_table(result.metric_names, result.metrics, result.best, words, result.step, of, result.seconds)
+    )
     if result.best and result.best_checkpoint is None:
         kept = "keep_best_n and save_strategy say which are kept"
-        say(f"no checkpoint holds the {result.best_by.words}, step {best_step}: {kept}")
+        say(f"no checkpoint holds the {words}, step {int(result.best['step'])}: {kept}")
     if result.collapse:
         say(f"COLLAPSED: {result.collapse}")
     model = ", model/" if result.status == "completed" else ""
     say(f"run: {result.run.path}  (metrics.jsonl, summary.json{model})")
+
+
+def figures_table(
+    names: Sequence[str],
+    last: Mapping[str, float],
+    best: Mapping[str, float],
+    best_words: str,
+    step: int,
+    total_steps: int,
+    seconds: float | None,
+) -> Table:
+    """A run's last and best evaluation, by the metrics' `names`."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("", overflow="fold")
+    for header in ("last", best_words):
+        table.add_column(header, justify="right")
+    for name in names:
+        table.add_row(name, *(f"{values[name]:.4f}" if name in values else "-" for values in (last, best)))
+    table.add_row("step", f"{step} of {total_steps}", f"{int(best['step'])}" if best else "-")
+    table.add_row("seconds", "-" if seconds is None else f"{seconds:.1f}", "")
+    return table

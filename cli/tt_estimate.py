@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..albert_core.console import new_console, say_json
+from ..albert_core.console import new_console
 
 
 def tt_estimate(
@@ -45,8 +45,9 @@ def tt_estimate(
     if json_output:
         from dataclasses import asdict
 
-        estimates = [asdict(row) for row in rows]
-        say_json({"kind": "estimate", "model": encoder.label, "estimates": estimates})
+        from .documents import print_json
+
+        print_json("tt-estimate", {"model": encoder.label, "estimates": [asdict(row) for row in rows]})
         return
     from rich.table import Table
 

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..albert_core.console import say_json
-
 if TYPE_CHECKING:
     from ..kernels.tt.losses import TensorLoss
 
@@ -58,11 +56,13 @@ def tt_formats(
 def _print_json(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
     from dataclasses import asdict
 
+    from .documents import print_json
+
     def finite(value: object) -> object:
         return value if not isinstance(value, float) or value - value == 0.0 else None
 
     rows = [{key: finite(value) for key, value in asdict(loss).items()} for loss in losses]
-    say_json({"weights": str(weights), "block_axis": axis, "losses": rows})
+    print_json("tt-formats", {"weights": str(weights), "block_axis": axis, "losses": rows})
 
 
 def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:

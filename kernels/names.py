@@ -20,8 +20,12 @@ def check_name(what: str, name: str, allowed: Collection[str], where: str = "") 
     if name in allowed:
         return
     shown = f"{name!r}" if len(name) <= 80 else f"{name[:80]!r}..."
+    there = f" {where}" if where else ""
+    raise UserError(f"{what} {shown} does not exist{there}; {meant(name, allowed)}allowed are {', '.join(allowed)}")
+
+
+def meant(name: str, allowed: Collection[str]) -> str:
+    """ "did you mean NAME? " with the nearest of `allowed`; empty where none is near."""
     begun = [one for one in allowed if len(name) > 1 and one.startswith(name.lower())]
     near = begun or difflib.get_close_matches(name.lower(), allowed, n=1, cutoff=0.7)
-    meant = f"did you mean {near[0]}? " if near else ""
-    there = f" {where}" if where else ""
-    raise UserError(f"{what} {shown} does not exist{there}; {meant}allowed are {', '.join(allowed)}")
+    return f"did you mean {near[0]}? " if near else ""

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..fit import fitted
+
 STYLES = {"pass": "green", "drift": "yellow", "diverged": "red", "refused": "red", "failed": "red"}
 
 
@@ -24,14 +26,14 @@ def print_parity(result: dict[str, Any], console: Console) -> None:
     )
     for note in result["notes"]:
         console.print(Text(f"note: {note}", style="yellow"))
-    console.print(_table(result))
+    console.print(fitted(_table(result), console))
     for candidate in result["candidates"]:
         if "policy" in candidate:
             console.print(Text(f"{candidate['label']}: {_described(candidate)}", style="dim"))
         for reason in candidate["reasons"]:
             console.print(Text(f"{candidate['label']}: {reason}"))
     if result["seeds"]:
-        console.print(_seeds(result["seeds"]))
+        console.print(fitted(_seeds(result["seeds"]), console))
 
 
 def _table(result: dict[str, Any]) -> Table:
@@ -54,7 +56,9 @@ def _row(candidate: dict[str, Any]) -> list[str]:
         return [candidate["label"], candidate["verdict"], *["-"] * 9]
     worst = candidate["worst"]
     probe = candidate["probe"]
-    largest = max(candidate["checks"], key=lambda check: float("inf") if check["ratio"] is None else check["ratio"])
+    # Results of earlier versions have none.
+    checks = candidate.get("checks") or [{"quantity": "-", "ratio": 0.0}]
+    largest = max(checks, key=lambda check: float("inf") if check["ratio"] is None else check["ratio"])
     last = candidate["metrics"][-1] if candidate["metrics"] else {}
     place = candidate.get("place", "-")
     if candidate["cause"]:

@@ -126,7 +126,7 @@ def test_a_full_disk_costs_a_warning_not_the_run(
     monkeypatch.setattr("isotrain.albert_core.array_cache._write", full)
     result = run()
     assert result.status == "completed"
-    assert "features are not cached" in (result.run.path / "train.log").read_text()
+    assert "nothing is cached for the next run" in (result.run.path / "train.log").read_text()
 
 
 def test_a_file_that_is_cut_short_while_it_is_written(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,6 +138,6 @@ def test_a_file_that_is_cut_short_while_it_is_written(cache: Path, caplog: pytes
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not published
-    assert "the features are not cached" in caplog.text
+    assert "nothing is cached for the next run" in caplog.text
     assert "is the disk full?" in caplog.text
     assert list(cache.iterdir()) == []

@@ -239,7 +239,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
     with caplog.at_level(logging.WARNING, logger="isotrain"):
         store = build_token_store(small, tokenizer, 12, cache_dir=tmp_path / "file" / "cache")
     assert same(store, build_token_store(small, tokenizer, 12, use_cache=False))
-    assert "not cached" in caplog.text
+    assert "nothing is cached for the next run" in caplog.text
 
 
 LIMITED = """
@@ -260,7 +260,7 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing(
     # A limit on file sizes stands in for the full disk: the write fails half-way, in the kernel.
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == build_token_store(split, tokenizer, 64, use_cache=False).fingerprint
-    assert "not cached" in done.stderr
+    assert "nothing is cached for the next run" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,36 @@
+"""Tables that a narrow terminal can show: columns without room beside each other stand below each other."""
+
+from __future__ import annotations
+
+from rich.console import Console, ConsoleRenderable, Group
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+# Cells that say nothing.
+_EMPTY = {"", "-"}
+
+
+def fitted(table: Table, console: Console) -> ConsoleRenderable:
+    """`table` where it fits into the console's width; else a block of lines a row, led by its first cell.
+
+    The cells are texts, or what `Table.add_row` takes for one.
+    """
+    natural = Measurement.get(console, console.options.update(max_width=10_000), table)
+    drawn = (segment.text for line in console.render_lines(table) for segment in line)
+    # No cell is cut, nor becomes a long thin column.
+    if natural.maximum <= 1.5 * console.width and not any("…" in text for text in drawn):
+        return table
+    headers = [_plain(column.header).replace("\n", " ") for column in table.columns]
+    blocks: list[ConsoleRenderable] = [Text(_plain(table.title))] if table.title else []
+    for row, cells in zip(table.rows, zip(*(column.cells for column in table.columns), strict=True), strict=True):
+        first, *others = (_plain(cell) for cell in cells)
+        blocks.append(Text(first, style=row.style or "bold"))
+        lines = (f"{name}: {cell}" for name, cell in zip(headers[1:], others, strict=True) if cell not in _EMPTY)
+        blocks += [Padding(Text(line.replace("\n", " ")), (0, 0, 0, 2)) for line in lines]
+    return Group(*blocks)
+
+
+def _plain(cell: object) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)

@@ -1,0 +1,184 @@
+"""Stored results shown again, the lists of names, and the forms in which users ask for help."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain.benchmarks.fit import fitted
+from rich.console import Console
+from rich.table import Table
+from support.command import Invoke, one_line_error
+from support.results import parity
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+WIDTHS = [60, 80, 120, 200]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> list[Path]:
+    """A result of every kind."""
+    document: dict[str, Any] = parity()
+    document["reference"]["dataset"] = "embedded:intents"
+    (tmp_path / "parity.json").write_text(json.dumps(document))
+    return [tmp_path / "parity.json", *sorted(RESULTS.glob("*.json"))]
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    figures = {"eval/loss": 0.5, "eval/accuracy": 0.875}
+    summary = {
+        "status": "completed",
+        "step": 10,
+        "total_steps": 10,
+        "model": "random:tiny (random weights)",
+        "dataset": "embedded:intents",
+        "device": "a processor",
+        "dtype": "float32",
+        **figures,
+        "best": {**figures, "eval/loss": 0.25, "step": 5},
+        "best_by": {"metric": "eval/loss", "mode": "min"},
+        "collapse": None,
+        "seconds": 1.5,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_result_can_be_read_at_any_width(invoke: Invoke, stored: list[Path], width: int) -> None:
+    for path in stored:
+        code, out, err = invoke("show", path, "--width", width)
+        assert code == 0, err
+        assert max(map(len, out.splitlines())) <= width
+        assert "…" not in out, (path.name, out)
+        assert "random weights" in out
+
+
+def test_the_document_itself_is_json(invoke: Invoke, stored: list[Path]) -> None:
+    for path in stored:
+        assert json.loads(invoke("show", path, "--json")[1]) == json.loads(path.read_text())
+
+
+def test_a_run_is_shown_by_its_folder(invoke: Invoke, run_folder: Path) -> None:
+    code, out, _ = invoke("show", run_folder)
+    assert code == 0
+    for words in ("completed: random:tiny (random weights)", "best by loss", "0.2500", "0.8750", "10 of 10", "1.5"):
+        assert words in out
+    assert json.loads(invoke("show", run_folder, "--json")[1])["step"] == 10
+
+
+def test_what_can_not_be_shown_is_one_line(invoke: Invoke, run_folder: Path, stored: list[Path]) -> None:
+    folder = run_folder.parent
+    one_line_error(invoke("show", folder), "holds no run")
+    one_line_error(invoke("show", folder / "absent.json"), "absent.json")
+    one_line_error(invoke("show", stored[0], "--width", "5"), "--width 5 is out of range")
+    for content, expected in (
+        ("{}", "has schema None"),
+        ("[1]", "no object"),
+        ("{", "odd.json"),
+        ('{"schema": "isotrain.bench/1"}', "is not as its schema says"),
+        ('{"schema": "isotrain.parity/1", "steps": 3}', "is not as its schema says"),
+        ('{"schema": ["isotrain.bench/1"]}', "has schema"),
+    ):
+        (folder / "odd.json").write_text(content)
+        result = invoke("show", folder / "odd.json")
+        one_line_error(result, expected)
+        assert result[1] == ""
+    (run_folder / "summary.json").write_text('{"status": "completed"}')
+    one_line_error(invoke("show", run_folder), "is not as its schema says")
+    (run_folder / "summary.json").unlink()
+    (run_folder / "config.yaml").write_text("")
+    one_line_error(invoke("show", run_folder), "has not ended yet")
+
+
+def test_a_table_without_room_becomes_blocks() -> None:
+    table = Table(title="numbers")
+    for header in ("name", "a long\nheader", "other"):
+        table.add_column(header)
+    table.add_row("first", "a value of several words", "-")
+    wide, narrow = (Console(width=width, file=io.StringIO()) for width in (80, 24))
+    assert fitted(table, wide) is table
+    narrow.print(fitted(table, narrow))
+    lines = [line.rstrip() for line in narrow.file.getvalue().splitlines()]
+    assert lines == ["numbers", "first", "  a long header: a value", "  of several words"]
+
+
+def test_lists_name_what_there_is(invoke: Invoke) -> None:
+    code, out, _ = invoke("list")
+    assert code == 0
+    for name in ("banking77", "cuda", "auto, native, portable", "train_step", "packed", "onnxruntime", "peft"):
+        assert name in out
+    document = json.loads(invoke("list", "--json")[1])
+    assert document.pop("schema") == "isotrain.list/1"
+    configs = Path(__file__).resolve().parents[2] / "configs"
+    assert sorted(document["recipes"]) == sorted(path.stem for path in configs.glob("*.yaml"))
+    assert all(document["recipes"].values())
+    assert invoke("list", "recipes")[1].splitlines()[0] == "recipes"
+    one_line_error(invoke("list", "recipe"), "did you mean recipes?")
+
+
+def test_lists_are_those_that_the_commands_check_by() -> None:
+    from isotrain.albert_core.export import FORMATS
+    from isotrain.benchmarks.plan import END_TO_END, LAYOUTS, WORKLOADS
+    from isotrain.cli import list as lists
+
+    assert tuple(lists._workloads()) == (*WORKLOADS, END_TO_END)
+    assert tuple(lists._layouts()) == LAYOUTS
+    assert sorted(lists._formats()) == sorted(FORMATS)
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("bench",), ("parity",), ("parity", "run"), ("show",)])
+def test_help_has_its_short_form_everywhere(invoke: Invoke, command: tuple[str, ...]) -> None:
+    short, long = invoke(*command, "-h"), invoke(*command, "--help")
+    assert short == long
+    assert short[0] == 0
+    assert "Usage:" in short[1]
+
+
+def test_commands_and_options_stand_in_groups(invoke: Invoke) -> None:
+    out = invoke("-h")[1]
+    for panel in ("Train and use", "Measure and compare", "Show", "Tenstorrent"):
+        assert panel in out
+    out = invoke("bench", "-h")[1]
+    for panel in ("What is measured", "How thoroughly", "Output"):
+        assert panel in out
+    assert invoke("-V")[1] == invoke("--version")[1]
+
+
+def test_the_shell_completes_commands() -> None:
+    told = {"_ISOTRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "isotrain pre", "COMP_CWORD": "1"}
+    program = "import sys; sys.argv[0] = 'isotrain'; from isotrain.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | told, capture_output=True, text=True, check=False
+    )
+    assert "predict" in done.stdout
+
+
+def test_colour_is_for_terminals_alone(invoke: Invoke, stored: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in invoke("show", stored[0])[1]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[" in invoke("show", stored[0])[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[3\d", invoke("show", stored[0])[1]), "no colour; bold is none"
+
+
+def test_help_takes_half_a_second() -> None:
+    def seconds() -> float:
+        before = time.process_time(), os.times().children_user + os.times().children_system
+        subprocess.run([sys.executable, "-m", "isotrain.cli", "--help"], capture_output=True, check=True)
+        return os.times().children_user + os.times().children_system - before[1]
+
+    # The processor's seconds, for other work may hold it up.
+    assert min(seconds() for _ in range(3)) < 0.5
