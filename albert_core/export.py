@@ -30,7 +30,7 @@ from .lora import adapter_config, merged, write_adapters
 from .model import WholeModel
 from .predict import Predictor, load_predictor
 from .run import RunFolder, environment
-from .runs.files import published, write_bytes, write_json
+from .runs.files import published, sweep, write_bytes, write_json
 from .saved_model import HEADER_KEY
 
 FORMATS = ("safetensors", "peft", "torch-export", "onnx")
@@ -118,6 +118,7 @@ def export_run(
             f"{', '.join(name for name in FORMATS if name != form)}"
         )
     write, load = _WAYS[form]
+    sweep(target.parent)
     with published(target) as temporary:
         with _quiet(), torch.no_grad():
             trained = trained_model(predictor)

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from .. import UserError
-from ..albert_core.runs.files import write_json
+from ..albert_core.runs.files import sweep, write_json
 from ..backends import device_label
 from . import environment
 from .gates import Entry, judge, measured_entries
@@ -78,6 +78,7 @@ def write_result(result: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {str(path)!r}: can't create its folder ({error.strerror}); choose another") from error
+    sweep(path.parent)
     write_json(path, result)
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ... import UserError, __version__
-from ...albert_core.runs.files import write_bytes, write_text
+from ...albert_core.runs.files import sweep, write_bytes, write_text
 from ..found import foreign_line
 from .contents import contents, lead
 from .loading import Skipped, load_results
@@ -51,6 +51,7 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None, title: s
     now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
     heading = f"isotrain report: {clean(title or folder.resolve().name)}"
     page = render_page(heading, lead(results), sections, f"Made by isotrain {__version__}, {now}")
+    sweep(out.absolute().parent)
     write_text(out, page)
     files = []
     if pictures is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from isotrain import RunError, UserError
 from isotrain.albert_core.runs import files
+from isotrain.benchmarks.results import write_result
 
 
 def test_a_file_appears_whole_with_the_umasks_mode(tmp_path: Path) -> None:
@@ -121,3 +122,13 @@ def test_names_as_long_as_the_file_system_takes_can_be_written(tmp_path: Path) -
     path = tmp_path / ("n" * 251 + ".txt")
     files.write_text(path, "text")
     assert path.read_text() == "text"
+
+
+def test_what_a_killed_writer_left_beside_a_result_goes_with_the_next_result(tmp_path: Path) -> None:
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True, text=True
+    )
+    left = tmp_path / files.temporary_name("bench.json").replace(f"-{os.getpid()}-", f"-{dead.stdout.strip()}-")
+    left.write_text("half")
+    write_result({}, tmp_path / "bench.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
