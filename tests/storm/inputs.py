@@ -86,8 +86,8 @@ def attempt(home: Home, number: int, chance: random.Random) -> Outcome:
     """Changes one input of one kind and gives it to the command that reads it."""
     if not home.run.exists():
         home.completed()
-    kind = list(_KINDS)[number % len(_KINDS)]
-    text, arguments, file = _KINDS[kind](chance)
+    kind = list(KINDS)[number % len(KINDS)]
+    text, arguments, file = KINDS[kind](chance)
     changed = text
     for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
         changed = change(changed, chance)
@@ -214,4 +214,4 @@ def _squad(chance: random.Random) -> tuple[str, tuple[str, ...], str]:
     return text, _train_on(*keys), name
 
 
-_KINDS = {"yaml": _configuration, "--set": _set, "csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "squad": _squad}
+KINDS = {"yaml": _configuration, "--set": _set, "csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "squad": _squad}
