@@ -297,17 +297,17 @@ def check_values(options: Options) -> None:
     ):
         if len(set(sizes)) != len(sizes):
             raise UserError(f"{flag} is given {', '.join(map(str, sizes))}; give each value once")
-    _check_range("--max-length", options.max_length, 2, 512)
-    _check_range("--processes", options.processes, 1, 100)
-    _check_range("--blocks", options.blocks, 1, 10_000)
-    _check_range("--seconds", options.seconds, 0.01, 3600)
-    _check_range("--seed", options.seed, 0, 2**63 - 1)
+    check_range("--max-length", options.max_length, 2, 512)
+    check_range("--processes", options.processes, 1, 100)
+    check_range("--blocks", options.blocks, 1, 10_000)
+    check_range("--seconds", options.seconds, 0.01, 3600)
+    check_range("--seed", options.seed, 0, 2**63 - 1)
     if options.texts is not None:
-        _check_range("--texts", options.texts, 1, 1_000_000)
+        check_range("--texts", options.texts, 1, 1_000_000)
     for size in options.batch_sizes:
-        _check_range("--batch-size", size, 1, 65_536)
+        check_range("--batch-size", size, 1, 65_536)
     if options.threads is not None:
-        _check_range("--threads", options.threads, 1, available_cpus(), "the CPUs this process may use")
+        check_range("--threads", options.threads, 1, available_cpus(), "the CPUs this process may use")
 
 
 def _check_peers(options: Options) -> None:
@@ -343,7 +343,8 @@ def _check_names(flag: str, values: Sequence[str], allowed: Sequence[str]) -> No
         raise UserError(f"{flag} needs at least one value; allowed are {', '.join(allowed)}")
 
 
-def _check_range(flag: str, value: float, least: float, most: float, why: str = "") -> None:
+def check_range(flag: str, value: float, least: float, most: float, why: str = "") -> None:
+    """Raises UserError where the number given by `flag` is not from `least` to `most`."""
     # `not (a <= b)` rather than `a > b`: NaN must fail too.
     if not least <= value <= most:
         raise UserError(f"{flag} {value} is out of range; allowed is {least} to {most}{f' ({why})' if why else ''}")

@@ -141,8 +141,9 @@ def _out_of_memory(error: Exception) -> RunError | None:
     said = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and not any(words in said.lower() for words in _NO_MEMORY):
         return None
+    reason = f" ({quoted(said)})" if said else ""
     return RunError(
-        f"there is not enough memory ({quoted(said)}); lower batch_size, eval_batch_size, max_length or mlp_hidden_size"
+        f"there is not enough memory{reason}; lower batch_size, eval_batch_size, max_length or mlp_hidden_size"
     )
 
 
@@ -152,7 +153,7 @@ def _settle_processes(given: list[str]) -> None:
         return
     if os.environ.get("RANK", "").lstrip("0").isdecimal():
         sys.exit(Exit.DONE)
-    typer.echo("isotrain: this command works in one process; the others that were started with it end", err=True)
+    say("isotrain: this command works in one process; the others that were started with it end", err=True)
     # Workers inherit the environment, and those of parity train.
     for name in list(os.environ):
         if name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or name.startswith("TORCHELASTIC_"):

@@ -229,11 +229,13 @@ def _check(comparison: Comparison) -> None:
     from ..albert_core.config_file import load_config
     from ..backends import BackendUnavailableError, foresee_backend
     from ..benchmarks.parity.seeds import LEAST_SEEDS
+    from ..benchmarks.plan import check_range
 
     if comparison.seeds != 1 and comparison.seeds < LEAST_SEEDS:
         raise UserError(f"--seeds {comparison.seeds}: an equivalence test needs at least {LEAST_SEEDS}")
-    if not comparison.margin > 0 or not comparison.time_limit > 0:
-        raise UserError("--margin and --time-limit must be above 0")
+    check_range("--seeds", comparison.seeds, 1, 1000)
+    check_range("--margin", comparison.margin, 1e-6, 1)
+    check_range("--time-limit", comparison.time_limit, 0.001, 10**7)
     # All of it now, rather than after the reference has run for an hour.
     for side in (comparison.reference, *comparison.candidates):
         config = load_config(comparison.config, [*comparison.sets, *side.sets]).config

@@ -27,13 +27,13 @@ def tt_estimate(
     from .. import UserError
     from ..albert_core.encoder import load_encoder
     from ..benchmarks.flops import encoder_flops
+    from ..benchmarks.plan import check_range
     from ..kernels.tt.estimate import card_named, estimate_encoder
     from ..kernels.tt.model import PHASES
 
     chosen = card_named(card, cores)
     for flag, value in (("--sequences", sequences), ("--length", length)):
-        if value < 1:
-            raise UserError(f"{flag} is {value}; an estimate needs at least 1")
+        check_range(flag, value, 1, 10**6)
     encoder = load_encoder(model)
     config = encoder.weights.config
     if length > config.max_positions:
