@@ -154,3 +154,12 @@ def test_the_packaged_configuration_is_one() -> None:
     config = load_config("banking77_lora").config
     assert config.lora == LoraOptions(rank=8)
     assert not config.freeze_encoder
+
+
+@pytest.mark.parametrize(("targets", "every"), [(("all-linear",), True), (("query",), False)])
+def test_targets_are_one_name_or_all_linear_layers(targets: tuple[str, ...], every: bool) -> None:
+    encoder = load_encoder("random:tiny", 23).module()
+    linear = [name for name, layer in encoder.named_modules() if isinstance(layer, torch.nn.Linear)]
+    adapted = add_adapters(encoder, LoraOptions(rank=2, targets=targets), seed=1)
+    adapters = [name for name, _ in adapted.named_parameters() if ".lora_A." in name]
+    assert len(adapters) == (len(linear) if every else sum(name.endswith(".query") for name in linear))
