@@ -32,6 +32,7 @@ ALLOWED = {
     ("albert_core/encoder.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/export.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/chart.py", "savefig"): "into a stream of files.written",
+    ("albert_core/tracked.py", "rename"): "sets a killed part of a W&B run aside",
     ("benchmarks/runner.py", "fdopen"): "a pipe to another process",
     ("benchmarks/html/png.py", "savefig"): "into memory",
     ("albert_core/array_cache.py", "rename"): "takes a damaged entry out of the way",
