@@ -31,14 +31,23 @@ def stop_with_launcher() -> None:
         return
     if any(thread.name == _THREAD for thread in threading.enumerate()):
         return
-    threading.Thread(target=_watch, args=(_launchers(),), name=_THREAD, daemon=True).start()
+    launchers = () if _is_orphan() else _launchers()
+    threading.Thread(target=_watch, args=(launchers,), name=_THREAD, daemon=True).start()
 
 
 def _watch(launchers: tuple[int, ...]) -> None:
     while _launchers() == launchers:
         time.sleep(_SECONDS)
-    log.warning("the launcher of this process (%d) is gone: it stops, as by SIGTERM", launchers[-1])
+    log.warning("the launcher of this process is gone: it stops, as by SIGTERM")
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_orphan() -> bool:
+    """Whether the launcher was gone before the watch began: init is the parent, of a session that isn't its own.
+
+    torchrun's processes have sessions of their own; those find its store gone, too.
+    """
+    return os.getppid() == 1 and os.getsid(0) not in (os.getpid(), os.getsid(1))
 
 
 def _launchers() -> tuple[int, ...]:
