@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core import features, train
+from isotrain.albert_core import features, start, train
 from isotrain.albert_core.tasks import classification
 from isotrain.backends.cpu import CpuBackend
 from isotrain.kernels.packed import PaddedBatch
@@ -148,7 +148,7 @@ def _after_step(change: Callable[[Any, dict[str, Any], float], None], before: Ca
     """Something is done to parameters or optimizer after each step."""
 
     def plant(patch: pytest.MonkeyPatch, size: float) -> None:
-        real = train.make_step
+        real = start.make_step
 
         def make(training: Any) -> Any:
             step = real(training)
@@ -164,7 +164,7 @@ def _after_step(change: Callable[[Any, dict[str, Any], float], None], before: Ca
 
             return wrong
 
-        patch.setattr(train, "make_step", make)
+        patch.setattr(start, "make_step", make)
 
     return plant
 
@@ -194,7 +194,7 @@ def _bf16_moments(training: Any, memory: dict[str, Any], size: float) -> None:
 
 
 def _bf16_loss(patch: pytest.MonkeyPatch, size: float) -> None:
-    real = train.make_step
+    real = start.make_step
 
     def make(training: Any) -> Any:
         loss = training.loss
@@ -206,19 +206,19 @@ def _bf16_loss(patch: pytest.MonkeyPatch, size: float) -> None:
         training.loss = rounded
         return real(training)
 
-    patch.setattr(train, "make_step", make)
+    patch.setattr(start, "make_step", make)
 
 
 def _decay(patch: pytest.MonkeyPatch, size: float) -> None:
     """Weight decay is `size` (relative) off."""
-    real = train.make_step
+    real = start.make_step
 
     def make(training: Any) -> Any:
         for group in training.optimizer.param_groups:
             group["weight_decay"] *= 1 + size
         return real(training)
 
-    patch.setattr(train, "make_step", make)
+    patch.setattr(start, "make_step", make)
 
 
 def _late_rate(patch: pytest.MonkeyPatch, size: float) -> None:
@@ -229,14 +229,14 @@ def _late_rate(patch: pytest.MonkeyPatch, size: float) -> None:
 
 def _wrong_normaliser(patch: pytest.MonkeyPatch, size: float) -> None:
     """A window's loss is divided by what whole micro-batches would hold, whatever the last one holds."""
-    real = train.make_step
+    real = start.make_step
 
     def make(training: Any) -> Any:
         step = real(training)
         whole = training.stream.batch_size * training.stream.accumulation
         return lambda _, *pairs: step(whole, *pairs)
 
-    patch.setattr(train, "make_step", make)
+    patch.setattr(start, "make_step", make)
 
 
 def _other_seed(patch: pytest.MonkeyPatch, size: float) -> None:

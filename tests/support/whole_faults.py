@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core import train
+from isotrain.albert_core import start
 
 from .faults import F32, Fault, Plant, _after_step, _decay
 
@@ -18,13 +18,13 @@ def _before_training(change: Callable[[Any, float], None]) -> Plant:
     """Something is done to what is trained, after it was hashed, before anything ran."""
 
     def plant(patch: pytest.MonkeyPatch, size: float) -> None:
-        real = train.make_step
+        real = start.make_step
 
         def make(training: Any) -> Any:
             change(training, size)
             return real(training)
 
-        patch.setattr(train, "make_step", make)
+        patch.setattr(start, "make_step", make)
 
     return plant
 
