@@ -173,7 +173,8 @@ def test_a_damaged_cache_is_made_anew(
 ) -> None:
     good = build_token_store(small, tokenizer, 12, cache_dir=tmp_path)
     target = entry(tmp_path) / name
-    raw = target.read_bytes()
+    # Without the line end of a text file, whose loss harms nothing.
+    raw = target.read_bytes().rstrip(b"\n") if name == "manifest.json" else target.read_bytes()
     damages = [raw[:-1], raw[: len(raw) // 2], b"", bytes(len(raw)), raw + b"\0"]
     # White space and brackets of the manifest's layout carry nothing: flip bytes that do.
     places = (
