@@ -11,8 +11,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -68,16 +68,16 @@ def home_of(root: Path, worker: str, kind: str, variant: str) -> Home:
     return home
 
 
-def planned(arguments: argparse.Namespace, root: Path) -> Iterator[Try]:
-    """The tries of every kind and variant asked for."""
+def planned(root: str, arguments: argparse.Namespace, variant: str) -> list[Try]:
+    """The tries of every kind asked for, with one variant of the run; makes what they share."""
+    tries = []
     for kind in arguments.only:
-        for variant in getattr(KINDS[kind], "ON", VARIANTS):
-            if variant not in arguments.variant:
-                continue
-            home = home_of(root, "plan", kind, variant)
+        if variant in getattr(KINDS[kind], "ON", VARIANTS):
+            home = home_of(Path(root), "plan", kind, variant)
             expected_of(home)
             numbers = arguments.number or KINDS[kind].plan(home, arguments.tries)
-            yield from (Try(kind, variant, number, arguments.seed) for number in numbers)
+            tries += [Try(kind, variant, number, arguments.seed) for number in numbers]
+    return tries
 
 
 def main() -> int:
@@ -105,11 +105,12 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, root: Path) -> int:
     import_everything()
     began = time.monotonic()
-    tries = list(planned(arguments, root))
-    print(f"storm: {len(tries)} tries in {arguments.jobs} processes", flush=True)
     ended: list[tuple[Try, Outcome, float]] = []
     with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
-        work = pool.imap_unordered(_Attempt(str(root)), tries)
+        plans = pool.imap(partial(planned, str(root), arguments), arguments.variant)
+        tries = sorted((one for plan in plans for one in plan), key=lambda one: arguments.only.index(one.kind))
+        print(f"storm: {len(tries)} tries in {arguments.jobs} processes", flush=True)
+        work = pool.imap_unordered(partial(attempt, str(root)), tries)
         for one, outcome, seconds in work:
             ended.append((one, outcome, seconds))
             if outcome.verdict is not Verdict.WELL:
@@ -124,16 +125,6 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
         done = [{**asdict(one), **asdict(outcome), "seconds": round(spent, 2)} for one, outcome, spent in ended]
         arguments.json.write_text(json.dumps(done, indent=1) + "\n")
     return int(any(verdict is not Verdict.WELL for *_, verdict in rows))
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """`attempt` with its folder, as a pool can send it."""
-
-    root: str
-
-    def __call__(self, one: Try) -> tuple[Try, Outcome, float]:
-        return attempt(self.root, one)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def result(run: Path) -> dict[str, Any]:
             found[name] = _digest(path)
         elif name in ("labels.json", "inputs.json", "responses.json"):
             found[name] = path.read_text()
-    found["metrics"] = [without_times(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
+    found["metrics"] = [without_times(json.loads(line)) for line in lines]
     found["summary"] = without_times(json.loads((run / "summary.json").read_text()))
     found["checkpoints"] = checkpoints(run / "checkpoints")
     return found

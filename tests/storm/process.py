@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -11,8 +12,26 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
+_COMMANDS_IMPORT = (
+    "fsspec.implementations.local",
+    "isotrain.albert_core.export",
+    "isotrain.albert_core.metrics",
+    "isotrain.albert_core.predict",
+    "isotrain.albert_core.tasks.classification",
+    "isotrain.albert_core.train",
+    "isotrain.backends.cpu",
+    "isotrain.benchmarks.parity.compare",
+    "isotrain.benchmarks.parity.record",
+    "isotrain.benchmarks.report",
+    "isotrain.cli.main",
+    "isotrain.kernels.cpu",
+    "peft",
+    "rich.logging",
+    "sklearn.metrics",
+)
 # A command that takes longer hangs.
 PATIENCE = 180.0
 
@@ -161,21 +180,13 @@ def _free_port() -> int:
 
 def import_everything() -> None:
     """Imports what commands import, so that a forked one begins at once."""
-    import torch
-
+    torch = import_module("torch")
     # Threads don't survive a fork: this process must never have more than one.
     torch.set_num_threads(1)
-    import isotrain.albert_core.export
-    import isotrain.albert_core.predict
-    import isotrain.albert_core.train
-    import isotrain.benchmarks.parity.compare
-    import isotrain.benchmarks.parity.record
-    import isotrain.benchmarks.report
-    import isotrain.cli.main  # noqa: F401
-    import sklearn.metrics
-    import torch.distributed
-    import transformers
-
-    for module in (transformers, sklearn.metrics, torch.distributed):
-        for name in ("AlbertModel", "AlbertConfig", "PreTrainedTokenizerFast"):
-            getattr(module, name, None)
+    for name in _COMMANDS_IMPORT:
+        import_module(name)
+    transformers = import_module("transformers")
+    for name in ("AlbertModel", "BertModel", "PreTrainedTokenizerFast"):
+        getattr(transformers, name)
+    # What is here when a process is forked stays: its collector need not copy the pages to look at it.
+    gc.freeze()
