@@ -1,4 +1,7 @@
-"""``python -m storm``: plans the tries, shares them among processes, prints what ended badly and a table."""
+"""``python -m storm``: plans the tries, shares them among processes, prints what ended badly and a table.
+
+Ctrl-C ends it early, with the table so far.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -106,17 +110,19 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
     import_everything()
     began = time.monotonic()
     ended: list[tuple[Try, Outcome, float]] = []
-    with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+    with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool, suppress(KeyboardInterrupt):
         plans = pool.imap(partial(planned, str(root), arguments), arguments.variant)
-        tries = sorted((one for plan in plans for one in plan), key=lambda one: arguments.only.index(one.kind))
+        tries = [one for plan in plans for one in plan]
+        # Mixed, so that one that is interrupted has tried something of everything.
+        random.Random(arguments.seed).shuffle(tries)
         print(f"storm: {len(tries)} tries in {arguments.jobs} processes", flush=True)
-        work = pool.imap_unordered(partial(attempt, str(root)), tries)
-        for one, outcome, seconds in work:
+        for one, outcome, seconds in pool.imap_unordered(partial(attempt, str(root)), tries):
             ended.append((one, outcome, seconds))
-            if outcome.verdict is not Verdict.WELL:
+            if outcome.verdict.is_bad:
                 print(f"{one.kind} {one.variant}: {outcome.verdict}: {outcome.seen}\n  {one.command()}", flush=True)
             if len(ended) % 100 == 0:
                 print(f"storm: {len(ended)} of {len(tries)} after {time.monotonic() - began:.0f} s", flush=True)
+    ended.sort(key=lambda end: (arguments.only.index(end[0].kind), arguments.variant.index(end[0].variant)))
     rows = [(one.kind, one.variant, outcome.verdict) for one, outcome, _ in ended]
     print(as_text(rows))
     if arguments.markdown:
@@ -124,7 +130,7 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
     if arguments.json:
         done = [{**asdict(one), **asdict(outcome), "seconds": round(spent, 2)} for one, outcome, spent in ended]
         arguments.json.write_text(json.dumps(done, indent=1) + "\n")
-    return int(any(verdict is not Verdict.WELL for *_, verdict in rows))
+    return int(any(verdict.is_bad for *_, verdict in rows))
 
 
 if __name__ == "__main__":

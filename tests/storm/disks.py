@@ -39,7 +39,7 @@ def attempt(home: Home, number: int, chance: random.Random) -> Outcome:
     harm = (_full, _few_inodes, _small_files, _failing)[number % 4]
     mounts = harm in (_full, _few_inodes)
     if mounts and not may_mount():
-        return Outcome(Verdict.WELL, "skipped: no right to mount a disk")
+        return Outcome(Verdict.SKIPPED, "no right to mount a disk")
     with _mounted(home.folder) if mounts else nullcontext():
         if resumed:
             home.stopped()

@@ -42,6 +42,12 @@ class Verdict(StrEnum):
     EXIT_CODE = "wrong exit code"
     TRACEBACK = "traceback"
     MESSAGE = "bad message"
+    SKIPPED = "skipped"
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something has to be mended."""
+        return self not in (Verdict.WELL, Verdict.SKIPPED)
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,8 @@ def attempt(home: Home, number: int, chance: random.Random) -> Outcome:
     path = home.folder / case.file
     described = WAYS[case.way](path, _other(home) / case.file, chance)
     if described is None:
-        return Outcome(Verdict.WELL, "nothing to change")
-    outcome = _judged(home, case, _run(home, case), expected)
+        return Outcome(Verdict.SKIPPED, "nothing to change")
+    outcome = _judged(home, case, described, _run(home, case), expected)
     if outcome.verdict is Verdict.WELL:
         return outcome
     return Outcome(outcome.verdict, f"{case.file}: {described}; {' '.join(case.command)}: {outcome.seen}")
@@ -192,7 +192,7 @@ def _answer(home: Home, case: Case, ended: Ended) -> dict[str, Any]:
     return {"code": ended.code, "printed": ended.out, "weights": [path.read_bytes() for path in written]}
 
 
-def _judged(home: Home, case: Case, ended: Ended, expected: dict[str, Any]) -> Outcome:
+def _judged(home: Home, case: Case, described: str, ended: Ended, expected: dict[str, Any]) -> Outcome:
     # A comparison that finds a difference ends with 1.
     usual = (0, 2, 1) if expected.get("code") == 1 else (0, 2)
     # A comparison says in its table what it couldn't compare.
@@ -201,7 +201,7 @@ def _judged(home: Home, case: Case, ended: Ended, expected: dict[str, Any]) -> O
     if outcome.verdict is not Verdict.WELL:
         return outcome
     if ended.code == 2:
-        return _named(case, ended.err + ended.out)
+        return _named(case, described, ended.err + ended.out)
     try:
         found = _answer(home, case, ended)
     except (OSError, ValueError, KeyError) as error:
@@ -228,9 +228,11 @@ def _is_said(case: Case, ended: Ended, different: str) -> bool:
     return "resumed with other values" in ended.err and case.file.endswith("config.yaml")
 
 
-def _named(case: Case, said: str) -> Outcome:
+def _named(case: Case, described: str, said: str) -> Outcome:
+    """The line must name the file; of a configuration it may name the key."""
     path = Path(case.file)
-    if path.name in said or path.parent.name in said:
+    key = described.split()[0] if path.name == "config.yaml" else path.name
+    if path.name in said or path.parent.name in said or key in said:
         return Outcome(Verdict.WELL)
     return Outcome(Verdict.MESSAGE, f"names no file: {said.splitlines()[-1][:300]}")
 

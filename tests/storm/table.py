@@ -19,11 +19,17 @@ def cells(rows: Iterable[Row]) -> list[list[str]]:
     lines = [["kind", "variant", "tried", *Verdict]]
     for kind, variant in groups:
         found = [counts[kind, variant, verdict] for verdict in Verdict]
-        lines.append([kind, variant, f"{sum(found):,}", *(f"{count:,}" for count in found)])
+        lines.append([kind, variant, *_counted(found)])
     for kind in order:
         found = [sum(counts[kind, variant, verdict] for of, variant in groups if of == kind) for verdict in Verdict]
-        lines.append([kind, "all", f"{sum(found):,}", *(f"{count:,}" for count in found)])
+        lines.append([kind, "all", *_counted(found)])
     return lines
+
+
+def _counted(found: list[int]) -> list[str]:
+    """How many were tried, what was skipped left out, and how many ended in each way."""
+    skipped = found[list(Verdict).index(Verdict.SKIPPED)]
+    return [f"{count:,}" for count in (sum(found) - skipped, *found)]
 
 
 def as_text(rows: Iterable[Row]) -> str:

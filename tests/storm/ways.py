@@ -91,10 +91,10 @@ def other_type(path: Path, other: Path, chance: random.Random) -> str | None:
     if path.suffix == ".yaml":
         lines = text.splitlines()
         at = chance.randrange(len(lines))
-        value = json.dumps(chance.choice(VALUES))
-        lines[at] = f"{lines[at].partition(':')[0]}: {value}"
+        key, value = lines[at].partition(":")[0], json.dumps(chance.choice(VALUES))
+        lines[at] = f"{key}: {value}"
         path.write_text("\n".join(lines) + "\n")
-        return f"line {at + 1} says {value[:20]}"
+        return f"{key} says {value[:20]}"
     try:
         document = json.loads(text)
     except ValueError:
