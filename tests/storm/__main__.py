@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -110,7 +111,11 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
     import_everything()
     began = time.monotonic()
     ended: list[tuple[Try, Outcome, float]] = []
-    with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool, suppress(KeyboardInterrupt):
+    # A terminal's Ctrl-C is for this process alone.
+    workers = multiprocessing.get_context("fork").Pool(
+        arguments.jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
+    with workers as pool, suppress(KeyboardInterrupt):
         plans = pool.imap(partial(planned, str(root), arguments), arguments.variant)
         tries = [one for plan in plans for one in plan]
         # Mixed, so that one that is interrupted has tried something of everything.

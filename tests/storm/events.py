@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .going_on import judged, to_the_end
 from .hook import kill_before, on_file_events, write_count
 from .job import BEGIN, GO_ON, Home
-from .judge import Outcome, Verdict
+from .judge import Outcome
 
 CHANGED = (*GO_ON, "--set", "keep_last_n=2", "--set", "checkpoint_metric=eval/accuracy")
 # By hundreds, so that a try's number says which: 100 + event of a new run, 1100 + event of a resume, ...
@@ -61,19 +61,5 @@ def attempt(home: Home, number: int, chance: random.Random) -> Outcome:
     ended = home.isotrain(command, on_file_events(home.folder, kill_before(event)))
     if ended.code == 0 and name != "changed key":
         return judged(home, ended)
-    if name != "changed key":
-        return to_the_end(home)
-    return _with_changed_key(home)
-
-
-def _with_changed_key(home: Home) -> Outcome:
-    """What is best and kept follows the new key, or the old one where the kill came before it was written.
-
-    The weights are the same either way, so only the rest of the result may differ.
-    """
-    outcome = to_the_end(home)
-    about_keeping = {"checkpoints", "summary"}
-    named = set(outcome.seen.partition(" differ:")[0].split(", "))
-    if outcome.verdict is Verdict.WRONG and named <= about_keeping:
-        return Outcome(Verdict.WELL)
-    return outcome
+    # What is best and kept follows the new key, or the old one where the kill came before that was written.
+    return to_the_end(home, may_differ=("checkpoints", "summary") if name == "changed key" else ())

@@ -39,7 +39,9 @@ def next_command(home: Home, last: Ended | None = None) -> tuple[str, ...]:
     return GO_ON if home.run.is_dir() else BEGIN
 
 
-def to_the_end(home: Home, last: Ended | None = None, always: tuple[str, ...] = ()) -> Outcome:
+def to_the_end(
+    home: Home, last: Ended | None = None, always: tuple[str, ...] = (), may_differ: tuple[str, ...] = ()
+) -> Outcome:
     """Goes on until the run is complete and judges the result against an undisturbed run's.
 
     The commands are those that the tool says, or `always` one that begins and goes on alike.
@@ -52,15 +54,15 @@ def to_the_end(home: Home, last: Ended | None = None, always: tuple[str, ...] = 
         if before and last.code == 0 and (resumed is None or int(resumed[1]) < before):
             return Outcome(Verdict.LOST, f"a checkpoint of step {before} was there: {resumed and resumed[0]}")
         if last.code == 0:
-            return judged(home, last)
+            return judged(home, last, may_differ)
         if always or next_command(home, last) == command:
             break
     return Outcome(Verdict.DEAD_END, f"isotrain {' '.join(command)}: exit {last.code}: {last.said}")
 
 
-def judged(home: Home, last: Ended) -> Outcome:
+def judged(home: Home, last: Ended, may_differ: tuple[str, ...] = ()) -> Outcome:
     """The verdict on a completed run: its result, what is left over, what was said."""
-    outcome = first_bad(compared(home.run, expected_of(home)), left_over(home.folder), spoke(last, (0,)))
+    outcome = first_bad(compared(home.run, expected_of(home), may_differ), left_over(home.folder), spoke(last, (0,)))
     if outcome.verdict is Verdict.WELL and home.variant.settings.get("sync_to_storage"):
         return _remote(home)
     return outcome

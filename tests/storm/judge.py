@@ -116,13 +116,21 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return f"{', '.join(names)} differ: {_first(found.get(names[0]), expected.get(names[0]))}"
 
 
-def compared(run: Path, expected: dict[str, Any]) -> Outcome:
-    """Whether the completed run in `run` has the result `expected`."""
+def compared(run: Path, expected: dict[str, Any], may_differ: tuple[str, ...] = ()) -> Outcome:
+    """Whether the completed run in `run` has the result `expected`, but for what `may_differ`.
+
+    Of "checkpoints" that is which steps are kept: where both have one, it is the same, and so is the newest.
+    """
     try:
         found = result(run)
     except (OSError, ValueError, KeyError) as error:
         return Outcome(Verdict.WRONG, f"{type(error).__name__}: {error}")
-    different = differences(found, expected)
+    if "checkpoints" in may_differ:
+        both = found["checkpoints"].keys() & expected["checkpoints"].keys() | {max(expected["checkpoints"])}
+        found["checkpoints"] = {step: found["checkpoints"].get(step) for step in both}
+        expected = expected | {"checkpoints": {step: expected["checkpoints"][step] for step in both}}
+    others = [name for name in may_differ if name != "checkpoints"]
+    different = differences(*({name: side[name] for name in side if name not in others} for side in (found, expected)))
     return Outcome(Verdict.WRONG, different) if different else WELL
 
 
