@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console, ConsoleRenderable, Group
 from rich.measure import Measurement
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -12,15 +15,22 @@ from rich.text import Text
 _EMPTY = {"", "-"}
 
 
-def fitted(table: Table, console: Console) -> ConsoleRenderable:
-    """`table` where it fits into the console's width; else a block of lines a row, led by its first cell.
+def fits(table: Table, console: Console) -> bool:
+    """Whether the console's width has room for `table`: no word is broken or cut, no cell becomes a long thin column.
 
     The cells are texts, or what `Table.add_row` takes for one.
     """
     natural = Measurement.get(console, console.options.update(max_width=10_000), table)
-    drawn = (segment.text for line in console.render_lines(table) for segment in line)
-    # No cell is cut, nor becomes a long thin column.
-    if natural.maximum <= 1.5 * console.width and not any("…" in text for text in drawn):
+    if natural.maximum > 1.5 * console.width:
+        return False
+    drawn = "".join(segment.text for line in console.render_lines(table) for segment in [*line, Segment("\n")])
+    cells = (_plain(cell) for column in table.columns for cell in (column.header, *column.cells))
+    return not Counter(word for cell in cells for word in cell.split()) - Counter(drawn.split())
+
+
+def fitted(table: Table, console: Console) -> ConsoleRenderable:
+    """`table` where it fits; else a block of lines a row, led by its first cell."""
+    if fits(table, console):
         return table
     headers = [_plain(column.header).replace("\n", " ") for column in table.columns]
     blocks: list[ConsoleRenderable] = [Text(_plain(table.title))] if table.title else []

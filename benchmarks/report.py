@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from .columns import (
     share,
     throughput_columns,
 )
+from .fit import fitted
 from .gates import is_disturbed, measured_entries
 from .plan import Plan
 
@@ -32,9 +34,10 @@ WIDE = 130
 
 
 def output_console(*, width: int | None = None) -> Console:
-    """A console for tables, wide enough for them where the output is a file or a pipe, or as wide as `width`."""
+    """A console for tables: as wide as `width`, or COLUMNS, or the terminal; wide enough in a file or a pipe."""
     console = new_console(width=width)
-    return console if console.is_terminal or width is not None else new_console(width=WIDE)
+    told = width is not None or "COLUMNS" in os.environ
+    return console if told or console.is_terminal else new_console(width=WIDE)
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -51,9 +54,12 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         columns = against or throughput_columns(has_p99)
         if has_unit:
             columns = [*columns, UNIT_COLUMN]
-        console.print(_table("against peers" if against else "throughput", result, columns, console.width))
-        console.print(_table("hardware, phases, memory", result, PHASE_COLUMNS, console.width))
-        console.print(_table("under the roof, energy", result, ROOF_COLUMNS, console.width))
+        for name, shown in (
+            ("against peers" if against else "throughput", columns),
+            ("hardware, phases, memory", PHASE_COLUMNS),
+            ("under the roof, energy", ROOF_COLUMNS),
+        ):
+            console.print(fitted(_table(name, result, shown, console.width), console))
         if console.width < WIDE:
             console.print(Text(f"more columns from {WIDE} characters on; all of them are in the JSON"))
         for line in best_peers(result) + _peaks(result) + _energy_sources(result):
@@ -69,7 +75,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         table.add_column(name, justify="left" if name == "target" else "right")
     for place, (target, process) in enumerate(plan.order, start=1):
         table.add_row(str(place), plan.targets[target].label, f"{process + 1} of {plan.options.processes}")
-    console.print(table)
+    console.print(fitted(table, console))
     for line in plan.skipped:
         console.print(Text(f"left out: {line}"))
     for target, shapes in plan.candidates.items():

@@ -58,7 +58,7 @@ def print_end_to_end(result: dict[str, Any], console: Console) -> None:
         table.add_row(*_row(side), style="" if side["valid"] else "red")
     console.print(fitted(table, console))
     if result["peaks"] is not None:
-        console.print(_rates(result, random, console.width))
+        console.print(fitted(_rates(result, random, console.width), console))
         console.print(Text(peak_line(config["backend"], result["peaks"], emulated=result["device"]["emulated"])))
     if result["memory"] is not None:
         memory = {key: value / 2**20 for key, value in result["memory"].items() if key.endswith("_bytes")}

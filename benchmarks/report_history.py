@@ -57,7 +57,7 @@ def print_history(history: History, console: Console) -> None:
         what = f"{first['model']}, {first['dtype']}, {first['device']}, configuration {first['config']}"
         for line in filter(None, (what, _course(rows))):
             console.print(Padding(Text(line), (0, 0, 0, 1)))
-        console.print(_rows(rows, console.width), end="\n\n")
+        console.print(fitted(_rows(rows, console.width), console), end="\n\n")
     for reason in history.skipped:
         console.print(Text(f"left out: {reason}"))
     if history.foreign:

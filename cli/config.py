@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +18,7 @@ def config(
     backend: Annotated[str | None, typer.Option(help="As on `isotrain train`.")] = None,
     keys: Annotated[bool, typer.Option("--keys", help="List every key with its type, default and meaning.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="With --keys: a Markdown table.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Values and sources as JSON.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Show what a run would really use, and where each value comes from.
 
@@ -27,10 +28,13 @@ def config(
 
       isotrain config --keys
     """
+    from .. import UserError
     from ..albert_core.config_file import load_config
 
+    if markdown and not keys:
+        raise UserError("--markdown is a form of the list of keys; add --keys")
     if keys:
-        _show_keys(markdown)
+        _show_keys(markdown, json_output)
         return
     resolved = load_config(file, sets or (), {"backend": backend})
     values = resolved.config.model_dump()
@@ -39,20 +43,21 @@ def config(
 
         print_json("config", {"values": values, "sources": resolved.sources})
         return
-    from rich.table import Table
+    _show_values(values, resolved.sources)
+
+
+def _show_values(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """A line a key, which is YAML: what is printed can be run as a configuration."""
     from rich.text import Text
 
-    table = Table(title=f"configuration of {resolved.stem}", title_justify="left")
-    for column in ("key", "value", "from"):
-        table.add_column(column, overflow="fold")
+    console = new_console()
     for key, value in values.items():
-        source = resolved.sources[key]
+        source = sources[key]
         style = "dim" if source == "default" else "bold"
-        table.add_row(Text(key, style), Text(_yaml(value), style), Text(source, style))
-    new_console().print(table)
+        console.print(Text(f"{key}: {_yaml(value)}", style).append(f"  # {source}", "dim"), soft_wrap=True)
 
 
-def _show_keys(markdown: bool) -> None:
+def _show_keys(markdown: bool, json_output: bool) -> None:
     from ..albert_core.config import TrainConfig
 
     sections = TrainConfig.sections()
@@ -63,6 +68,12 @@ def _show_keys(markdown: bool) -> None:
         (key, _yaml(field.get_default(call_default_factory=True)), field.description or "")
         for key, field in fields.items()
     ]
+    if json_output:
+        from .documents import print_json
+
+        names = ("key", "default", "meaning")
+        print_json("config-keys", {"keys": [dict(zip(names, row, strict=True)) for row in rows]})
+        return
     if markdown:
         lines = [f"| `{key}` | `{default}` | {meaning} |" for key, default, meaning in rows]
         say_lines(["| key | default | meaning |", "|---|---|---|", *lines])
@@ -70,15 +81,19 @@ def _show_keys(markdown: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..benchmarks.fit import fitted
+    from ..benchmarks.report import output_console
+
     table = Table(title="configuration keys", title_justify="left")
     for column in ("key", "default", "meaning"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    new_console().print(table)
+    console = output_console()
+    console.print(fitted(table, console))
 
 
 def _yaml(value: object) -> str:
     import yaml
 
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()

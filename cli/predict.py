@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..albert_core.console import new_console, say, say_lines
+from ..albert_core.console import say, say_lines
 from ..albert_core.text import clean, json_text
 from .streams import kept
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Rows of a printed table; the next ones get a table of their own.
 TABLE_ROWS = 100
-# Characters that a column takes at least; on a narrower terminal there are lines instead of a table.
-COLUMN_WIDTH = 14
 
 
 def predict(
@@ -202,19 +200,21 @@ def _print_table(items: list[Prediction]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..benchmarks.fit import fits
+    from ..benchmarks.report import output_console
+
     rows = [{name: clean(_shown(value)) for name, value in (item.asked() | item.answer()).items()} for item in items]
-    console = new_console()
-    if console.width < COLUMN_WIDTH * len(rows[0]):
-        # Columns of a few characters can't be read.
-        for row in rows:
-            say_lines([*(f"{name}: {value}" for name, value in row.items()), ""])
-        return
     table = Table()
     for column in rows[0]:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row.values()))
-    console.print(table)
+    console = output_console()
+    if fits(table, console):
+        console.print(table)
+        return
+    for row in rows:
+        say_lines([*(f"{name}: {value}" for name, value in row.items()), ""])
 
 
 def _shown(value: str | int | float) -> str:

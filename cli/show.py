@@ -122,6 +122,7 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
 
     from ..albert_core.best import Best
     from ..albert_core.text import clean
+    from ..benchmarks.fit import fitted
     from .train import figures_table
 
     names = tuple(name for name in summary if name.startswith("eval/"))
@@ -130,7 +131,7 @@ def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
     table = figures_table(names, summary, best, words, summary["step"], summary["total_steps"], seconds)
     console.print(Text(clean(f"{summary['status']}: {summary['model']}, {summary['dtype']}, on {summary['device']}")))
     console.print(Text(clean(f"data {summary['dataset']}")))
-    console.print(table)
+    console.print(fitted(table, console))
     if summary["collapse"]:
         console.print(Text(clean(f"COLLAPSED: {summary['collapse']['reason']}"), style="red"))
     console.print(Text(f"run: {folder}"))

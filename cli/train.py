@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..albert_core.console import new_console, say, say_lines
+from ..albert_core.console import say, say_lines
 from ..albert_core.invocation import program
 from ..albert_core.stopping import stop_on_signals
 from .documents import print_json
@@ -146,6 +146,9 @@ def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
 
 
 def _show(result: TrainResult) -> None:
+    from ..benchmarks.fit import fitted
+    from ..benchmarks.report import output_console
+
     if result.chart:
         from ..albert_core.chart import as_text, evaluation_chart
         from ..albert_core.history import evaluations
@@ -159,9 +162,9 @@ def _show(result: TrainResult) -> None:
     already = " already, nothing was left to do" if result.before else ""
     say(f"{result.status}{already}: {result.label}")
     words, of = result.best_by.words, result.total_steps
-    new_console().print(
-        figures_table(result.metric_names, result.metrics, result.best, words, result.step, of, result.seconds)
-    )
+    console = output_console()
+    table = figures_table(result.metric_names, result.metrics, result.best, words, result.step, of, result.seconds)
+    console.print(fitted(table, console))
     if result.best and result.best_checkpoint is None:
         kept = "keep_best_n and save_strategy say which are kept"
         say(f"no checkpoint holds the {words}, step {int(result.best['step'])}: {kept}")

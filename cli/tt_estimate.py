@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ..albert_core.console import new_console
-
 
 def tt_estimate(
     model: Annotated[str, typer.Option(help="As model_name in a configuration.")] = "random:albert-base-v2",
@@ -51,10 +49,10 @@ def tt_estimate(
         return
     from rich.table import Table
 
-    table = Table(
-        title=f"estimate, not a measurement: {encoder.label} on {card}, {sequences} x {length} tokens, {weight_dtype}",
-        title_justify="left",
-    )
+    from ..benchmarks.fit import fitted
+    from ..benchmarks.report import output_console
+
+    table = Table()
     for column in ("fidelity", "peak TFLOP/s", "estimate tokens/s", "estimate ms", "bound by"):
         table.add_column(column, justify="right", overflow="fold")
     for row in rows:
@@ -65,8 +63,11 @@ def tt_estimate(
             f"{row.seconds * 1e3:.3f}",
             row.bound,
         )
-    console = new_console()
-    console.print(table)
+    console = output_console()
+    # Not the table's title: that would wrap at the table's width.
+    given = f"{encoder.label} on {card}, {sequences} x {length} tokens, {weight_dtype}"
+    console.print(f"estimate, not a measurement: {given}")
+    console.print(fitted(table, console))
     console.print("assumptions of the estimate (at the last fidelity):")
     for assumption in rows[-1].assumptions:
         console.print(f"- {assumption}")

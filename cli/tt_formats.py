@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..kernels.tt.losses import TensorLoss
 
 
@@ -66,25 +68,32 @@ def _print_json(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
 
 
 def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from itertools import groupby
+
     from rich.text import Text
 
+    from ..benchmarks.fit import fitted
     from ..benchmarks.report import output_console
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("tensor", overflow="fold", min_width=8)
-    for column in ("shape", "format", "fidelity"):
-        table.add_column(column, no_wrap=True)
+    console = output_console()
+    console.print(Text(f"{weights}: losses by TT format and fidelity (blocks of 16 along the {axis} dimension)"))
     broken = any(loss.non_finite for loss in losses)
+    for (tensor, shape), rows in groupby(_grouped(losses), key=lambda row: (row[0].tensor, row[0].shape)):
+        console.print(Text(f"{tensor}  {'x'.join(map(str, shape))}", style="bold"))
+        console.print(fitted(_table(list(rows), broken), console))
+
+
+def _table(rows: list[tuple[TensorLoss, str]], broken: bool) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in ("format", "fidelity"):
+        # As wide for every tensor.
+        table.add_column(column, min_width=10)
     for column in ("rel. RMS", "max abs", "saturated", "flushed", *(["not finite"] if broken else [])):
-        table.add_column(column, justify="right", no_wrap=True)
-    previous = ""
-    for loss, fidelities in _grouped(losses):
-        new = loss.tensor != previous
+        table.add_column(column, justify="right")
+    for loss, fidelities in rows:
         table.add_row(
-            Text(loss.tensor if new else ""),
-            "x".join(map(str, loss.shape)) if new else "",
             loss.dtype,
             fidelities,
             f"{loss.relative_rms:.2e}",
@@ -93,11 +102,7 @@ def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
             f"{loss.flushed:,}",
             *([f"{loss.non_finite:,}"] if broken else []),
         )
-        previous = loss.tensor
-    console = output_console()
-    # Not the table's title: that would wrap at the table's width.
-    console.print(Text(f"{weights}: losses by TT format and fidelity (blocks of 16 along the {axis} dimension)"))
-    console.print(table)
+    return table
 
 
 def _grouped(losses: list[TensorLoss]) -> list[tuple[TensorLoss, str]]:

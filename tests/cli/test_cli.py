@@ -42,12 +42,19 @@ def test_doctor_lists_every_backend(invoke: Invoke) -> None:
 def test_config_shows_values_and_sources(invoke: Invoke) -> None:
     code, out, _ = invoke("config", "banking77", "--set", "seed=5", "--backend", "cpu")
     assert code == 0
-    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") >= 4}
-    assert "5" in rows["seed"]
-    assert "--set" in rows["seed"]
-    assert "banking77.yaml:" in rows["learning_rate"]
-    assert "default" in rows["warmup_ratio"]
+    rows = {line.partition(":")[0]: line for line in out.splitlines()}
+    assert rows["seed"] == "seed: 5  # --set"
+    assert "# banking77.yaml:" in rows["learning_rate"]
+    assert rows["warmup_ratio"].endswith("# default")
     assert json.loads(invoke("config", "banking77", "--json")[1])["sources"]["eval_batch_size"] == "default"
+
+
+def test_what_config_shows_can_be_run(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    sets = ("--set", "wandb_tags=[a, 'b: # c']", "--set", f"run_name={'long' * 30}")
+    (tmp_path / "again.yaml").write_text(invoke("config", "banking77", *sets)[1])
+    shown = [json.loads(invoke("config", *given, "--json")[1]) for given in (["banking77", *sets], ["again.yaml"])]
+    assert shown[0]["values"] == shown[1]["values"]
 
 
 def test_config_lists_every_key(invoke: Invoke) -> None:
@@ -55,6 +62,10 @@ def test_config_lists_every_key(invoke: Invoke) -> None:
 
     out = invoke("config", "--keys")[1]
     assert all(key in out for key in TrainConfig.model_fields)
+    document = json.loads(invoke("config", "--keys", "--json")[1])
+    assert document["schema"] == "isotrain.config-keys/1"
+    assert {row["key"]: row["default"] for row in document["keys"]}["learning_rate"] == "0.001"
+    one_line_error(invoke("config", "banking77", "--markdown"), "add --keys")
 
 
 def test_predict_texts_and_json(invoke: Invoke, small_run: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from isotrain.benchmarks.fit import fitted
 from rich.console import Console
@@ -20,7 +21,7 @@ from support.command import Invoke, one_line_error
 from support.results import parity
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-WIDTHS = [60, 80, 120, 200]
+WIDTHS = [40, 60, 80, 120, 200]
 
 
 @pytest.fixture
@@ -62,7 +63,11 @@ def test_every_result_can_be_read_at_any_width(invoke: Invoke, stored: list[Path
         assert code == 0, err
         assert max(map(len, out.splitlines())) <= width
         assert "…" not in out, (path.name, out)
-        assert "random weights" in out
+        assert "random weights" in " ".join(out.split())
+        document = json.loads(path.read_text())
+        names = {entry["kernel"] for entry in document.get("targets", ())}
+        names |= {side["name"] for side in document.get("sides", ())}
+        assert {word for name in names for word in name.split()} <= set(out.split()), "no name is broken"
 
 
 def test_the_document_itself_is_json(invoke: Invoke, stored: list[Path]) -> None:
@@ -112,6 +117,30 @@ def test_a_table_without_room_becomes_blocks() -> None:
     narrow.print(fitted(table, narrow))
     lines = [line.rstrip() for line in narrow.file.getvalue().splitlines()]
     assert lines == ["numbers", "first", "  a long header: a value", "  of several words"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("config", "--keys"),
+        ("tt-estimate", "--model", "random:tiny"),
+        ("tt-formats", "weights.npz"),
+        ("bench", "--dry-run", "--model", "random:tiny"),
+        ("list",),
+    ],
+)
+def test_no_command_breaks_a_word_at_40_columns(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    np.savez(tmp_path / "weights.npz", **{"encoder.attention.query.weight": np.ones((32, 32), np.float32)})
+    wide, narrow = [], []
+    for width, words in ((400, wide), (40, narrow)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        code, out, err = invoke(*command)
+        assert code == 0, err
+        words += re.findall(r"[\w/.-]{3,36}", out)
+    # A block is led by its first column, whose name goes without saying.
+    assert set(wide) - set(narrow) <= {"key", "fidelity", "format"}
 
 
 def test_lists_name_what_there_is(invoke: Invoke) -> None:
