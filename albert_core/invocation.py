@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,11 @@ def program() -> str:
     if found is not None and Path(found).resolve() == started.resolve():
         return "isotrain"
     return _relative(started)
+
+
+def command(*words: str) -> str:
+    """The command line `isotrain` with these `words`, as it is pasted into a shell."""
+    return f"{program()} {shlex.join(words)}"
 
 
 def _relative(path: Path) -> str:

@@ -21,7 +21,7 @@ from .config_file import ResolvedConfig, load_config
 from .console import CleanFormatter
 from .parsing import read_json, read_json_object
 from .progress import terminal
-from .runs.files import open_to_append, published, refuse_links, sweep
+from .runs.files import make_folders, open_to_append, published, refuse_links, sweep
 from .text import quoted, redacted
 
 log = logging.getLogger("isotrain")
@@ -95,12 +95,7 @@ def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: E
     """
     config = resolved.config
     parent = Path(config.project_dir).expanduser()
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"project_dir {quoted(config.project_dir)} can't be made ({error.strerror}); choose another"
-        ) from error
+    make_folders(parent, "project_dir")
     sweep(parent)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     names = [config.run_name] if config.run_name else _numbered(f"{resolved.stem}-{stamp}")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import UserError, __version__
+from .invocation import command
 from .job import Job
 from .parsing import parse_json
 from .run import RunFolder
@@ -47,9 +48,8 @@ def save_model(run: RunFolder, model: nn.Module, job: Job) -> Path:
 def check_finished(run: RunFolder) -> None:
     """Raises UserError where the run has no final model."""
     if not (run.model / MODEL_FILE).is_file():
-        raise UserError(
-            f"run {str(run.path)!r} has no finished model; let it end (--resume {run.path}), or name a checkpoint"
-        )
+        resume = command("train", "--resume", str(run.path))
+        raise UserError(f"run {str(run.path)!r} has no finished model; let it end ({resume}), or name a checkpoint")
 
 
 def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -169,7 +169,8 @@ def restore(
     if saved.optimizer is None and saved.step < total_steps:
         raise UserError(
             f"checkpoint {str(folder)!r} has no optimizer state (written with save_optim: false), so training can't go "
-            "on from it exactly; resume the newest one (resume_option: last), or train with save_optim: true"
+            "on from it exactly; the newest one of an unfinished run has it (resume_option: last), and that of a "
+            "complete run only where it was trained with save_optim: true"
         )
     try:
         _put_back(saved, job, model, optimizer, scale, stream, state)

@@ -27,6 +27,7 @@ from .best import Best
 from .config import TrainConfig
 from .config_file import ResolvedConfig, load_config
 from .events import Throughput, draw, evaluate_now, fail, log_step, save_now, summarize
+from .invocation import command
 from .job import open_job, trains_on_features
 from .optim import learning_rate_at
 from .parent import stop_with_launcher
@@ -307,7 +308,8 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         training.trackers.finish("failed" if status == "collapsed" else status)
     if job.ranks.first and state.watch.reason:
         kept = summary["best_checkpoint"]
-        best = f"`isotrain predict {run.path} --checkpoint best`" if kept else "gone: no checkpoint holds them"
+        predict = command("predict", str(run.path), "--checkpoint", "best")
+        best = f"`{predict} TEXT`" if kept else "gone: no checkpoint holds them"
         log.warning("the newest weights are those of the collapsed model; the best are %s", best)
     if job.ranks.first and status == "completed":
         # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.

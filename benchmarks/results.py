@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from .. import UserError
-from ..albert_core.runs.files import sweep, write_json
+from ..albert_core.runs.files import make_folders, sweep, write_json
 from ..backends import device_label
 from . import environment
 from .gates import Entry, judge, measured_entries
@@ -73,11 +73,8 @@ def build_result(
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """The result as JSON at `path`, whole or not at all. Raises UserError where it can't be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {str(path)!r}: can't create its folder ({error.strerror}); choose another") from error
+    """The result as JSON at `path`, whole or not at all. Raises as `written`."""
+    make_folders(path.parent, "--out")
     sweep(path.parent)
     write_json(path, result)
 

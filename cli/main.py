@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -97,6 +98,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Wrong input ends in one line on stderr and exit code 2, a failed run in exit code 1."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     settle_streams()
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        # Libraries look for their parts from here, and end the process.
+        _fail(UserError("the current folder was removed; change to one that is there"), False, Exit.UNUSABLE)
     settle_home()
     _settle_processes(given)
     # --debug may stand anywhere: whoever adds it has just seen an error and repeats the line.
@@ -114,14 +120,24 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader went away (`isotrain config | head`): nobody is left to tell.
         sys.exit(Exit.FAILED)
     except OSError as error:
-        # A folder that can't be written, a name that is too long: the system's words name the file.
-        _fail(UserError(f"{error}; choose another file or folder, or mend its permissions"), debug, Exit.UNUSABLE)
+        refused = _refused(error)
+        _fail(refused, debug, Exit.FAILED if isinstance(refused, RunError) else Exit.UNUSABLE)
     except _USAGE_ERROR as error:
         _fail_usage(error, debug)
     except Exception as error:  # noqa: BLE001 (the last stop: every error becomes a line and an exit code)
         _fail(_out_of_memory(error) or error, debug, Exit.FAILED)
     else:
         sys.exit(code if isinstance(code, int) else Exit.DONE)
+
+
+def _refused(error: OSError) -> RunError | UserError:
+    """The one line for what the system refused: a full disk, a folder that can't be written, a name too long."""
+    from ..albert_core.runs.files import is_disk_error
+
+    if is_disk_error(error):
+        return RunError(f"{error}; free space or choose another disk")
+    # The system's words name the file.
+    return UserError(f"{error}; choose another file or folder, or mend its permissions")
 
 
 def _fail_usage(error: Any, debug: bool) -> None:

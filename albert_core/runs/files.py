@@ -166,6 +166,17 @@ def make_folder(path: Path) -> None:
     refuse_link(path)
 
 
+def make_folders(path: Path, what: str) -> None:
+    """Makes a folder and those above it, where they are not there. `what` names it in the error, e.g. ``--out``.
+
+    Raises as `written`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error, what) from error
+
+
 def refuse_link(path: Path) -> None:
     """Raises UserError where `path` is a symbolic link: what is written there would land where the link says."""
     if path.is_symlink():
@@ -189,12 +200,18 @@ def refuse_links(folder: Path, but_in: str | None = None) -> None:
         folders[:] = [name for name in folders if name != but_in]
 
 
-def write_error(path: Path, error: OSError) -> RunError | UserError:
+def write_error(path: Path, error: OSError, what: str = "") -> RunError | UserError:
     """The one line for a write that the system refused: a failed run if the disk is at fault, else unusable input."""
     reason = error.strerror or str(error) or type(error).__name__
-    if error.errno in _DISK_ERRORS or error.errno is None:
-        return RunError(f"can't write {path} ({reason}); free space or choose another disk")
-    return UserError(f"can't write {path} ({reason}); choose another folder, or mend this one")
+    named = f"{what} {path}" if what else path
+    if is_disk_error(error) or error.errno is None:
+        return RunError(f"can't write {named} ({reason}); free space or choose another disk")
+    return UserError(f"can't write {named} ({reason}); choose another folder, or mend this one")
+
+
+def is_disk_error(error: OSError) -> bool:
+    """Whether the disk is at fault: full, beyond a quota or a limit, or broken."""
+    return error.errno in _DISK_ERRORS
 
 
 def _librarys_refusal(error: Exception) -> OSError | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError, __version__
+from ..invocation import command
 from .files import check_file, checksums, write_json
 
 MANIFEST = "manifest.json"
@@ -59,7 +60,7 @@ def check_run(run: Path, required: Iterable[str] = (), *, encoder: bool = True) 
         if name not in described:
             raise UserError(
                 f"{run / MANIFEST} does not vouch for {name}: the run was interrupted while it wrote it; go on with "
-                f"it by isotrain train --resume {run}"
+                f"it by {_resume(run)}"
             )
     for name, entry in described.items():
         if encoder or not name.startswith("encoder/"):
@@ -77,10 +78,14 @@ def has_manifest(run: Path) -> bool:
 def _advice(run: Path, name: str) -> str:
     if name == CONFIG:
         return (
-            f"put it back, and change values by isotrain train --resume {run} --set KEY=VALUE, or for a prediction by "
+            f"put it back, and change values by {_resume(run)} --set KEY=VALUE, or for a prediction by "
             "--model and --backend"
         )
     return "copy the whole run folder again"
+
+
+def _resume(run: Path) -> str:
+    return command("train", "--resume", str(run))
 
 
 def _present(run: Path) -> Iterator[str]:
@@ -102,7 +107,7 @@ def _read(run: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(
             f"{run} has no {MANIFEST}, by which its files are checked; copy the whole run folder again, or let "
-            f"isotrain train --resume {run} write it"
+            f"{_resume(run)} write it"
         ) from error
     except PermissionError as error:
         raise UserError(f"{path} can't be read (Permission denied); make it readable for this user") from error

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ... import UserError, __version__
-from ...albert_core.runs.files import sweep, write_bytes, write_text
+from ...albert_core.runs.files import make_folders, sweep, write_bytes, write_text
 from ..found import foreign_line
 from .contents import contents, lead
 from .loading import Skipped, load_results
@@ -55,7 +55,7 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None, title: s
     write_text(out, page)
     files = []
     if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
+        make_folders(pictures, "--png")
         for key, image in images.items():
             files.append(pictures / f"{key}.png")
             write_bytes(files[-1], image)

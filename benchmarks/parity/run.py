@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import UserError
 from ...albert_core.config_file import load_config
-from ...albert_core.runs.files import refuse_links
+from ...albert_core.runs.files import make_folders, refuse_links
 from ...backends import Yardstick, device_label, foresee_backend
 from ..runner import Ended, how, run_process, said, terminable
 from .compare import Missing, build_result
@@ -145,7 +145,7 @@ def _foreseen_label(comparison: Comparison, side: Side) -> str:
 
 def _run(spec: dict[str, Any], python: str, folder: Path, label: str, time_limit: float, tell: Tell) -> str:
     """Runs a worker; returns what went wrong, or an empty string. Its words stay beside its trace as a .log file."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(folder.parent, "--out")
     result = folder.with_name(folder.name + ".error.json")
     log = folder.with_name(folder.name + ".log")
     result.unlink(missing_ok=True)

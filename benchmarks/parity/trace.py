@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
 from ...albert_core.parsing import read_json_object
-from ...albert_core.runs.files import checksum, published, sweep, write_bytes, write_error, write_json
+from ...albert_core.runs.files import checksum, make_folders, published, sweep, write_bytes, write_json
 from ...albert_core.text import quoted
 
 SCHEMA = "isotrain.trace/1"
@@ -160,10 +160,7 @@ def write_trace(trace: Trace, folder: Path) -> None:
     from safetensors.numpy import save
 
     check_free(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    make_folders(folder.parent, "--out")
     sweep(folder.parent)
     with published(folder) as partial:
         data = save({name: np.ascontiguousarray(array) for name, array in trace.arrays.items()})

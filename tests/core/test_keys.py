@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -141,8 +140,11 @@ def spied_wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         name = "fake"
         id = "0"
 
-        def __init__(self) -> None:
+        def __init__(self, options: dict[str, Any]) -> None:
             self.summary: dict[str, Any] = {}
+            folder = Path(options["dir"], "wandb", f"offline-run-{self.id}", "files")
+            folder.mkdir(parents=True)
+            self.dir = str(folder)
 
         def log(self, values: dict[str, Any], **options: Any) -> None:
             seen["log"].append((values.get("step"), values))
@@ -157,7 +159,7 @@ def spied_wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def init(**options: Any) -> FakeRun:
         seen["init"] = options
-        return FakeRun()
+        return FakeRun(options)
 
     monkeypatch.setattr(wandb, "init", init)
     return seen
@@ -180,7 +182,6 @@ def test_use_wandb_not_installed_is_one_warning(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_wandb)
-    monkeypatch.setattr(importlib, "import_module", without_wandb)
     result = run(use_wandb=True)
     assert result.status == "completed"
     warnings = [line for line in (result.run.path / "train.log").read_text().splitlines() if "WARNING" in line]
