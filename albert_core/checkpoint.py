@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from .. import RunError, UserError, __version__
+from .parsing import decoded, parse_json
 from .runs.files import make_folder, published, write_bytes
 from .text import quoted, shorten
 
@@ -123,7 +124,7 @@ def read_checkpoint(folder: Path) -> Snapshot:
         )
     # Its own SHA-256 is right, so that somebody else than isotrain wrote it.
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / MANIFEST, f"it holds values that isotrain does not write ({error!r})") from error
+        raise _damaged(folder / MANIFEST, "it holds values that isotrain does not write") from error
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -151,10 +152,11 @@ def parse_manifest(data: bytes, file: object) -> dict[str, Any]:
     Its `metrics`, `state` and `identity` are still encoded: see `manifest_metrics`. Raises CheckpointError, which calls
     it `file`.
     """
+    fix = "go on from another checkpoint"
     try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, "it is no JSON") from error
+        manifest = parse_json(decoded(data, file, fix), file, fix, nan=True, halves=True)
+    except UserError as error:
+        raise CheckpointError(f"checkpoint file {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint file {file} is not of an isotrain checkpoint; give one that isotrain wrote")
     if manifest.get("version") != FORMAT_VERSION:

@@ -319,7 +319,7 @@ class TrainConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_secrets(cls, value: Any) -> Any:
-        if isinstance(value, str) and holds_secret(value):
+        if holds_secret(value):
             raise ValueError(
                 "holds a password or a token, and every value is written to the run's folder; leave it out and give it "
                 "to fsspec, as FSSPEC_SFTP_PASSWORD in the environment or in ~/.config/fsspec"

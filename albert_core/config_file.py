@@ -169,10 +169,18 @@ def _unknown(key: str, place: str) -> str:
     return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
 
 
+# By pydantic's type of error, whose own words name Python's types and regular expressions.
+_WORDS = {
+    "string_too_short": "is empty; give a value, or leave the key out for its default",
+    "too_short": "is empty; name at least one, or leave the key out for its default",
+    "string_pattern_mismatch": "is no name; write letters, digits, _, - and ., the first a letter, a digit or _",
+}
+
+
 def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
     parts = []
     for problem in error.errors(include_url=False):
-        message = str(problem["msg"]).removeprefix("Value error, ")
+        message = _WORDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
         message = message[0].lower() + message[1:]
         if problem["loc"]:
             key = ".".join(map(str, problem["loc"]))
@@ -190,4 +198,4 @@ def _keys_in(message: str) -> list[str]:
 
 
 def _joined(message: str) -> str:
-    return message if message.startswith(("is ", "can't ", "names ")) else f"is not allowed: {message}"
+    return message if message.startswith(("is ", "can't ", "names ", "holds ")) else f"is not allowed: {message}"

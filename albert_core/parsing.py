@@ -81,7 +81,7 @@ def read_text(path: Path, fix: str) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); {fix}") from error
+        raise _unreadable(path, error, fix) from error
     except ValueError as error:
         raise UserError(f"{quoted(str(path))} is no name of a file; {fix}") from error
     return decoded(raw, path, fix)
@@ -187,7 +187,7 @@ def read_yaml(path: Path, fix: str) -> Mapped:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UserError(f"{path} is larger than {MAX_YAML_BYTES // 2**20} MiB: it is no configuration; {fix}")
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); {fix}") from error
+        raise _unreadable(path, error, fix) from error
     raw = parse_yaml(read_text(path, fix), str(path), path.name, fix)
     if raw is None:
         return Mapped({}, {}, str(path))
@@ -278,6 +278,11 @@ class _Converter:
             raise _refusal(self.origin, line, f"{quoted(text)} holds NUL or half of a surrogate pair", self.fix)
 
 
+def _unreadable(path: Path, error: OSError, fix: str) -> UserError:
+    advice = "make it readable for this user" if isinstance(error, PermissionError) else fix
+    return UserError(f"{path} can't be read ({error.strerror}); {advice}")
+
+
 def _refusal(origin: object, line: int, reason: str, fix: str) -> UserError:
     return UserError(f"{_place(origin, line)}: {shorten(clean(reason), 300)}; {fix}")
 
@@ -294,8 +299,9 @@ def _line_at(raw: bytes, offset: int) -> int:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        # A key's last place is the dict's; the first that has another stands again.
+        last = {key: place for place, (key, _) in enumerate(pairs)}
+        twice = next(key for place, (key, _) in enumerate(pairs) if last[key] != place)
         raise _RefusedError(f"the key {quoted(twice)} stands twice in one object", _repeated_key)
     return found
 

@@ -20,9 +20,9 @@ _LONGEST_REASON = 500
 
 # Passwords, tokens and signatures in a URL, and tokens of the Hub.
 _SECRETS = re.compile(
-    r"""(?<=://)(?P<user>[^\s/@:'"]*):[^\s/'"]*@
+    r"""(?<=://)(?P<user>[^\s/@:'"]*):(?!:|[0-9]*/)[^\s'"]*@
     | (?<=http://|ttps://)[^\s/@:'"]+@
-    | (?P<name>[?&;][\w.-]*(?:token|secret|password|passwd|pwd|sig|signature|credential|key|auth)[\w.-]*=)[^\s&;'"]+
+    | (?P<name>[?&;\#][\w.-]*(?:token|secret|password|passwd|pwd|sig|signature|credential|key|auth)[\w.-]*=)[^\s&;'"]+
     | \bhf_[A-Za-z0-9]{16,}""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -33,9 +33,13 @@ def redacted(text: str) -> str:
     return _SECRETS.sub(_hidden, text) if "://" in text or "hf_" in text else text
 
 
-def holds_secret(text: str) -> bool:
-    """Whether `redacted` would hide something of `text`."""
-    return redacted(text) != text
+def holds_secret(value: object) -> bool:
+    """Whether `redacted` would hide something of a text, or of one in a list or a mapping."""
+    if isinstance(value, dict):
+        return any(map(holds_secret, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_secret, value))
+    return isinstance(value, str) and redacted(value) != value
 
 
 def clean(text: str) -> str:

@@ -35,6 +35,7 @@ def show(
       isotrain show runs/banking77-20260101-120000 --width 100
     """
     from .. import UserError
+    from ..albert_core.text import quoted
     from ..benchmarks.report import output_console
 
     if width is not None and not LEAST_WIDTH <= width <= MOST_WIDTH:
@@ -48,11 +49,9 @@ def show(
         # Once for nobody, so that of a damaged document nothing is shown rather than its first half.
         with console.capture():
             _print(document, file, console)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        lack = " ".join(str(error).split())
-        raise UserError(
-            f"{str(file)!r} is not as its schema says ({type(error).__name__}: {lack}); make it again"
-        ) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        lack = f"it lacks {quoted(error.args[0])}" if isinstance(error, KeyError) else "a value of another type or size"
+        raise UserError(f"{str(file)!r} is not as its schema says ({lack}); make it again") from error
     _print(document, file, console)
 
 

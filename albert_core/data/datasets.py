@@ -13,6 +13,7 @@ from typing import Any
 
 from ... import UserError
 from ..config import MISSING_MARKERS
+from ..parsing import json_kind
 from .columns import Columns, choose_columns, refuse_repeated_ids
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
@@ -278,6 +279,7 @@ def _texts(table: Table, column: str, columns: Columns) -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(
-                f"{table.place(row)}: the text ({column!r}) is {shown([text])}, a {type(text).__name__}; give a string"
+                f"{table.place(row)}: the text ({column!r}) is {shown([text])}, a JSON {json_kind(text)}; give a text "
+                "in quotes"
             )
     return texts

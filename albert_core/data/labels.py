@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ... import UserError
 from ..parsing import read_json
+from ..text import shorten
 from .tabular import Table, shown
 
-# Long enough for any id, short enough for int().
 log = logging.getLogger("isotrain")
 
+# Long enough for any id, short enough for int().
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
+_WHOLE = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 
 
@@ -95,7 +98,7 @@ def read_categories(path: Path) -> list[str]:
 
 def _checked_names(names: Sequence[str]) -> list[str]:
     stripped = [name.strip() for name in names]
-    twice = sorted({name for name in stripped if stripped.count(name) > 1})
+    twice = sorted(name for name, times in Counter(stripped).items() if times > 1)
     if twice:
         raise UserError(f"label names appear twice: {shown(twice)}; give each class a name of its own")
     return stripped
@@ -150,8 +153,9 @@ def _refuse_fractions(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -
 
 
 def _fraction_message(table: Table, row: int, cell: Any) -> str:
+    what = "an id too large" if _WHOLE.fullmatch(str(cell)) else "a number with a fraction"
     return (
-        f"{table.place(row)}: the label {cell} is a number with a fraction; allowed are integers from 0, or names; "
+        f"{table.place(row)}: the label {shorten(str(cell))} is {what}; allowed are integers from 0, or names; "
         "write it as an integer (1, not 1.0)"
     )
 

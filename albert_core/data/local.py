@@ -55,6 +55,11 @@ def read_local(dataset_id: str, path: Path, evaluation_split: str | None, kind: 
                 "test_fraction instead"
             )
         return kind.read(path), None
+    if not path.is_dir():
+        raise UserError(
+            f"dataset_id {dataset_id!r} is a pipe, a socket or a device, which can't be read twice; save the rows to a "
+            "file, and give that"
+        )
     train = _split_file(path, ("train",), kind)
     if train is None:
         found = sorted(entry.name for entry in path.iterdir())

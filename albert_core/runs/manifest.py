@@ -15,6 +15,7 @@ from typing import Any
 
 from ... import UserError, __version__
 from ..invocation import command
+from ..parsing import parse_json, read_text
 from .files import check_file, checksums, write_json
 
 MANIFEST = "manifest.json"
@@ -102,17 +103,11 @@ def _present(run: Path) -> Iterator[str]:
 def _read(run: Path) -> dict[str, Any]:
     path = run / MANIFEST
     fix = "copy the whole run folder again"
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise UserError(
-            f"{run} has no {MANIFEST}, by which its files are checked; copy the whole run folder again, or let "
-            f"{_resume(run)} write it"
-        ) from error
-    except PermissionError as error:
-        raise UserError(f"{path} can't be read (Permission denied); make it readable for this user") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is no JSON; {fix}") from error
+            f"{run} has no {MANIFEST}, by which its files are checked; {fix}, or let {_resume(run)} write it"
+        )
+    manifest = parse_json(read_text(path, fix), path, fix, halves=True)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} is no manifest of a run that this isotrain reads; {fix}")
     files = manifest.get("files")

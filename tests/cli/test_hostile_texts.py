@@ -225,6 +225,12 @@ def test_memory_that_is_not_there_is_said_in_one_line(
     assert "lower batch_size" in err
 
 
+def test_the_systems_refusal_is_no_python_error(invoke: Invoke) -> None:
+    result = invoke("train", "quickstart", "--set", f"dataset_id={'x' * 300}", "--set", "test_fraction=0.5")
+    one_line_error(result, "File name too long", "choose another file")
+    assert "Errno" not in result[2]
+
+
 def test_nothing_prints_but_through_the_console() -> None:
     """Whoever adds a place that prints must not have to think of this."""
     root = Path(command_line.__file__).resolve().parents[1]

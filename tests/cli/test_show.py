@@ -92,7 +92,7 @@ def test_what_can_not_be_shown_is_one_line(invoke: Invoke, run_folder: Path, sto
         ("{}", "has schema None"),
         ("[1]", "no object"),
         ("{", "odd.json"),
-        ('{"schema": "isotrain.bench/1"}', "is not as its schema says"),
+        ('{"schema": "isotrain.bench/1"}', "is not as its schema says (it lacks "),
         ('{"schema": "isotrain.parity/1", "steps": 3}', "is not as its schema says"),
         ('{"schema": ["isotrain.bench/1"]}', "has schema"),
     ):

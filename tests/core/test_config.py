@@ -169,3 +169,19 @@ def test_a_folder_of_a_packaged_configurations_name_is_not_in_its_way(
     assert find_config("squad").suffix == ".yaml"
     with pytest.raises(UserError, match="'mine' is a folder"):
         find_config("mine")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("run_name: ..", "write letters, digits"),
+        ("run_name: a/b", "write letters, digits"),
+        ('run_name: "-x"', "write letters, digits"),
+        ('dataset_id: ""', "is empty; give a value"),
+        ("lora: {targets: []}", "is empty; name at least one"),
+    ],
+)
+def test_a_refusal_is_in_plain_words(tmp_path: Path, written: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        load_config(write(tmp_path, written))
+    assert "should" not in str(caught.value)

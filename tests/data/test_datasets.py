@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_ratings_named_by_numbers_are_names_in_csv_and_ids_in_json(tmp_path: Pat
         (labelled(0, 1), labelled(-1), ["test.csv, line 2", "negative"]),
         (labelled("0.0", "1.0"), labelled("1.0"), ["line 2", "fraction"]),
         (labelled(0, 1), labelled(1, "0.5"), ["test.csv, line 3", "fraction"]),
+        (labelled(0, 10**30), labelled(0), ["line 3", "an id too large"]),
         (labelled("a", ""), labelled("a"), ["line 3", "label", "empty"]),
         (labelled("a", "a"), labelled("a"), ["one label only", "'a'"]),
         (labelled(0, 0), labelled(0), ["one label only"]),
@@ -194,7 +196,7 @@ def test_wrong_labels_and_texts_are_refused_by_row(tmp_path: Path, train: str, t
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ('{"text": 5, "label": "x"}', "int"),
+        ('{"text": 5, "label": "x"}', "a JSON number; give a text"),
         ('{"text": null, "label": "x"}', "empty"),
         ('{"label": "x"}', "empty"),
         ('{"text": "a\\ud800b", "label": "x"}', "surrogate"),
@@ -215,7 +217,7 @@ def test_wrong_json_values_are_refused_by_line(tmp_path: Path, row: str, said: s
 @pytest.mark.parametrize(
     ("categories", "said"),
     [
-        ("{", "json:1: not valid JSON"),
+        ("{", "json:1: truncated JSON"),
         ('{"a": 1}', "list of strings"),
         ("[1, 2]", "list of strings"),
         ('["red", "blue", "red"]', "twice: 'red'"),
@@ -239,6 +241,15 @@ def test_folders_that_lack_or_double_a_split(tmp_path: Path) -> None:
     assert "2 times" in refusal(folder(tmp_path / "c", train_csv=TRAIN, train_tsv=TRAIN, test_csv=TEST))
     assert "test_fraction" in refusal(folder(tmp_path / "d", train_csv=TRAIN))
     assert "drop test_fraction" in refusal(folder(tmp_path / "e", train_csv=TRAIN, test_csv=TEST), test_fraction=0.5)
+
+
+def test_a_pipe_and_a_device_are_no_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("/dev/zero")
+    for name in ("pipe.csv", "link.csv"):
+        message = refusal(tmp_path / name)
+        assert "save the rows to a file" in message
+        assert name in message
 
 
 def test_a_single_file_needs_a_test_fraction(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_each_defect_is_named_in_one_line(tmp_path: Path, file: Any, said: str) 
     [
         ("a.txt", b"{}", "no file of questions known here; allowed are .json, .json.gz"),
         ("a.csv", b"id,question,context,answers\nx,?,c,c\n", "in a .json or .jsonl file"),
-        ("a.json", b"{", "not valid JSON"),
+        ("a.json", b"{", "truncated JSON"),
         ("a.json", b'{"data": "\xe9"}', "not UTF-8"),
         ("a.json.gz", b"{}", "can't be read"),
         ("a.json.gz", gzip.compress(b"{}")[:-6], "can't be read"),

@@ -26,6 +26,8 @@ WITH_SECRET = {
     f"https://host/runs?token={SECRET}&x=1": "https://host/runs?token=***&x=1",
     f"https://host/runs?x=1&X-Amz-Signature={SECRET}": "https://host/runs?x=1&X-Amz-Signature=***",
     f"abfs://c@account.blob/x?sv=2024&sig={SECRET}": "abfs://c@account.blob/x?sv=2024&sig=***",
+    f"gs://bucket/runs#access_token={SECRET}": "gs://bucket/runs#access_token=***",
+    f"sftp://me:{SECRET}/with/slashes@host/runs": "sftp://me:***@host/runs",
     f"hf://hf_{SECRET}@datasets/x": "hf://***@datasets/x",
 }
 WITHOUT = [
@@ -33,6 +35,8 @@ WITHOUT = [
     "sftp://me@host:22/runs",
     "abfs://container@account/x",
     "embedded:intents?train=154&test=77",
+    "http://host:8080/a@b",
+    "zip://a.csv::s3://me@bucket/b",
 ]
 
 
@@ -43,6 +47,9 @@ def test_a_secret_in_a_url_is_hidden_and_refused_as_a_value(url: str, shown: str
     for key in ("remote_path", "dataset_id", "model_name", "tokenizer_name", "checkpoint_path"):
         with pytest.raises(ValueError, match="holds a password or a token"):
             TrainConfig(**{key: url, "storage_backend": "fsspec"})
+    for values in ({"wandb_tags": ["a", url]}, {"missing_markers": [url]}, {"lora": {"targets": [url]}}):
+        with pytest.raises(ValueError, match="holds a password or a token"):
+            TrainConfig(**values)
 
 
 @pytest.mark.parametrize("url", WITHOUT)
