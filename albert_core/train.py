@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +185,9 @@ def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult |
     if changed_keys(load_config(run.config).config.model_dump(), resolved.of_run().config):
         return None
     names = [name for name in find_task(resolved.config.task).metrics if name in summary]
+    if not _is_whole(summary, names):
+        log.warning("%s is damaged: it is made anew from the last checkpoint", run.summary)
+        return None
     return TrainResult(
         run=run,
         status="completed",
@@ -200,6 +203,15 @@ def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult |
         chart=resolved.config.chart,
         before=True,
     )
+
+
+def _is_whole(summary: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether summary.json, which has no checksum, still says all that is shown of a completed run."""
+    best = summary.get("best")
+    if not isinstance(best, dict) or (best and "step" not in best) or not isinstance(summary.get("model"), str):
+        return False
+    figures = [summary.get(name) for name in ("step", "total_steps", "seconds", *names)]
+    return all(isinstance(figure, (int, float)) for figure in (*figures, *best.values()))
 
 
 def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: Observer | None) -> str:
@@ -226,6 +238,10 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
             return "stopped"
         if due.save or _improved(training):
             save_now(training, None)
+    if config.stop_at_step is not None and config.stop_at_step <= state.step < training.total_steps:
+        # A scheduler repeats the command that brought the run here.
+        vote.close()
+        return "stopped"
     while state.step < training.total_steps:
         training.source.start_epoch(stream.order())
         for window in stream.windows():

@@ -124,8 +124,8 @@ def _code(result: TrainResult, config: TrainConfig) -> Exit:
     """What the command ends in: a stop that was asked for is none."""
     if result.status == "collapsed":
         return Exit.FAILED
-    stopped = result.status == "stopped" and result.step != config.stop_at_step
-    return Exit.STOPPED if stopped else Exit.DONE
+    asked = config.stop_at_step is not None and result.step >= config.stop_at_step
+    return Exit.STOPPED if result.status == "stopped" and not asked else Exit.DONE
 
 
 def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:

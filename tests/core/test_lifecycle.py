@@ -144,6 +144,26 @@ def test_one_command_begins_goes_on_and_ends_at_once(run: Run) -> None:
     assert run(num_epochs=3, **auto).step == 36, "more to do is done"
 
 
+def test_a_stop_at_a_step_that_is_reached_already_makes_no_step(run: Run) -> None:
+    auto: dict[str, Any] = {"run_name": "job", "resume_from_checkpoint": "auto"}
+    for stop_at_step in (5, 5, 3):
+        result = run(stop_at_step=stop_at_step, **auto)
+        assert (result.status, result.step) == ("stopped", 5)
+    assert run(**auto).status == "completed"
+
+
+@pytest.mark.parametrize("said", [{"status": "completed"}, {"best": {"eval/loss": 1.0}}, {"step": "5"}, {"model": 1}])
+def test_a_summary_that_lost_something_is_made_anew(run: Run, said: dict[str, Any]) -> None:
+    auto: dict[str, Any] = {"run_name": "job", "resume_from_checkpoint": "auto"}
+    first = run(**auto)
+    whole = json.loads(first.run.summary.read_text())
+    first.run.summary.write_text(json.dumps(said if "status" in said else whole | said))
+    again = run(**auto)
+    made = json.loads(again.run.summary.read_text())
+    assert (again.status, again.best, again.metrics) == ("completed", first.best, first.metrics)
+    assert all(made[name] == whole[name] for name in ("status", "step", "total_steps", "model", "best", "eval/loss"))
+
+
 def test_the_one_command_needs_a_name_and_a_run(configure: Configure, run: Run) -> None:
     with pytest.raises(UserError, match="needs run_name"):
         configure(resume_from_checkpoint="auto")
