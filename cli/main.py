@@ -137,7 +137,9 @@ def _refused(error: OSError) -> RunError | UserError:
     if is_disk_error(error):
         return RunError(f"{error}; free space or choose another disk")
     # The system's words name the file.
-    return UserError(f"{error}; choose another file or folder, or mend its permissions")
+    named = f"{quoted(error.filename)}: " if error.filename is not None else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    return UserError(f"{named}{reason}; choose another file or folder, or mend its permissions")
 
 
 def _fail_usage(error: Any, debug: bool) -> None:
