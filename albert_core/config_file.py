@@ -40,8 +40,8 @@ class ResolvedConfig:
         return ResolvedConfig(self.config.model_copy(update=paths), self.sources, self.stem)
 
     def of_run(self) -> ResolvedConfig:
-        """What a run's folder keeps: paths absolute, and not which checkpoint this very start goes on from."""
-        once = ("resume_from_checkpoint", "resume_option", "checkpoint_path", "load_from_storage")
+        """What a run's folder keeps: paths absolute, and not from where to where this very start trains."""
+        once = ("resume_from_checkpoint", "resume_option", "checkpoint_path", "load_from_storage", "stop_at_step")
         defaults = {key: TrainConfig.model_fields[key].default for key in once}
         kept = self.with_absolute_paths()
         return ResolvedConfig(kept.config.model_copy(update=defaults), self.sources, self.stem)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..albert_core.console import say, say_lines
-from ..albert_core.invocation import program
+from ..albert_core.invocation import command
 from ..albert_core.stopping import stop_on_signals
 from .documents import print_json
 from .exits import Exit
@@ -130,12 +129,15 @@ def _code(result: TrainResult, config: TrainConfig) -> Exit:
 
 def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
     """What to try on a finished run, as commands that work as pasted."""
-    start, run = program(), result.run.path
-    texts = [result.example[0], *(part for text in result.example[1:] for part in ("--pair", text))]
+    run = result.run.path
+    first, *second = result.example
+    # Behind two dashes, a text that begins with one is no option.
+    asked = ["--", first] if first.startswith("-") else [first]
+    texts = [*(part for text in second for part in ("--pair", text)), *asked]
     backend = config.backend_name
     kernels = ["--quick", "--layout", "bucketed", "--kernel", "auto", "--kernel", "transformers"]
     return [
-        f"{start} {shlex.join(words)}"
+        command(*words)
         for words in (
             ["predict", str(run), *texts],
             ["bench", *kernels, "--backend", backend, "--model", config.model_name],

@@ -42,8 +42,12 @@ def test_evaluations_are_one_table_and_a_chart(invoke: Invoke, tmp_path: Path) -
     assert "eval/accuracy, eval/f1: random:tiny (random weights)" in out.splitlines(), "the chart's title"
 
 
-def test_a_finished_run_says_what_to_do_next_and_each_command_works(invoke: Invoke, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", ["", "- "], ids=["a word", "a dash"])
+def test_a_finished_run_says_what_to_do_next_and_each_command_works(invoke: Invoke, tmp_path: Path, mark: str) -> None:
     write_pairs(tmp_path / "data")
+    texts = tmp_path / "data" / "dev.csv"
+    header, *rows = texts.read_text(encoding="utf-8").splitlines()
+    texts.write_text("\n".join([header, *(mark + row for row in rows)]), encoding="utf-8")
     code, out, err = train(invoke, "mrpc", dataset_id="./data", freeze_encoder=True)
     assert code == 0, err
     _, _, after = out.partition("\nnext:\n")

@@ -143,7 +143,7 @@ def test_resume_is_bit_exact(run: Run, stop: int, overrides: dict[str, Any]) -> 
     first = run(run_name="cut", stop_at_step=stop, **common)
     assert first.status == "stopped"
     assert first.step == stop
-    second = run(run_name="cut", resume=first.run, stop_at_step=stop, **common)
+    second = run(run_name="cut", resume=first.run, **common)
     assert second.status == "completed"
     assert same_weights(straight, second)
     assert losses(straight) == losses(second)
