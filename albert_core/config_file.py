@@ -75,7 +75,8 @@ def load_config(
     for key, value in (options or {}).items():
         if value is not None:
             values[key] = value
-            sources[key] = "--" + key.replace("_", "-")
+            # The option --model is for model_name.
+            sources[key] = "--" + key.removesuffix("_name").replace("_", "-")
             if key == "backend":
                 # The command line's backend wins over the file's use_tt, by whichever name the file chose.
                 values.pop("use_tt", None)
@@ -159,9 +160,10 @@ def _put(values: dict[str, Any], sources: dict[str, str], key: str, raw: Raw, pl
 def _unknown(key: str, place: str) -> str:
     sections = TrainConfig.sections()
     inner = [f"{name}.{field}" for name, section in sections.items() for field in section.model_fields]
-    near = difflib.get_close_matches(key[:SHORT], [*TrainConfig.model_fields, *inner], n=1, cutoff=0.5)
-    hints = [f"did you mean {near[0]!r}?"] if near else []
     section = key.partition(".")[0]
+    outer = TrainConfig.model_fields if section not in sections else ()
+    near = difflib.get_close_matches(key[:SHORT], [*outer, *inner], n=1, cutoff=0.5)
+    hints = [f"did you mean {near[0]!r}?"] if near else []
     if section in sections:
         hints.append(f"allowed in {section} are {', '.join(sections[section].model_fields)}")
     elif not near:

@@ -18,10 +18,10 @@ _LONG_PART = re.compile(r"'(?:[^'\\]|\\.){200,}'|\"(?:[^\"\\]|\\.){200,}\"|\S{20
 _LONGEST_REASON = 500
 
 
-# Passwords, tokens and signatures in a URL, and tokens of the Hub.
+# Passwords, tokens and signatures in a URL, and tokens of the Hub. A path has one slash where its URL had two.
 _SECRETS = re.compile(
-    r"""(?<=://)(?P<user>[^\s/@:'"]*):(?!:|[0-9]*/)[^\s'"]*@
-    | (?<=http://|ttps://)[^\s/@:'"]+@
+    r"""(?<=:/)(?P<user>/?[^\s/@:'"]*):(?!:|[0-9]*/)[^\s'"]*@
+    | (?<=http:/|ttps:/)(?P<slash>/?)[^\s/@:'"]+@
     | (?P<name>[?&;\#][\w.-]*(?:token|secret|password|passwd|pwd|sig|signature|credential|key|auth)[\w.-]*=)[^\s&;'"]+
     | \bhf_[A-Za-z0-9]{16,}""",
     re.IGNORECASE | re.VERBOSE,
@@ -30,7 +30,7 @@ _SECRETS = re.compile(
 
 def redacted(text: str) -> str:
     """`text` with ``***`` in place of the passwords and tokens of URLs in it."""
-    return _SECRETS.sub(_hidden, text) if "://" in text or "hf_" in text else text
+    return _SECRETS.sub(_hidden, text) if ":/" in text or "hf_" in text else text
 
 
 def holds_secret(value: object) -> bool:
@@ -84,7 +84,7 @@ def _hidden(match: re.Match[str]) -> str:
         return f"{match['name']}***"
     if match["user"] is not None:
         return f"{match['user']}:***@"
-    return "***@" if match[0].endswith("@") else "***"
+    return "***" if match["slash"] is None else f"{match['slash']}***@"
 
 
 def brief(message: str, limit: int = LONGEST_MESSAGE) -> str:

@@ -292,10 +292,11 @@ def _backend_options(sets: list[str]) -> dict[str, Any]:
     from .. import UserError
     from ..albert_core.config_file import load_config
 
-    sections = load_config(None, sets).config.backend_options
+    allowed = load_config(None).config.backend_options
     for item in sets:
-        if item.partition("=")[0].strip().partition(".")[0] not in sections:
+        if item.partition("=")[0].strip().partition(".")[0] not in allowed:
             raise UserError(
                 f"--set {item!r}: only a backend's own options are set here, such as tt.math_fidelity=hifi2"
             )
+    sections = load_config(None, sets).config.backend_options
     return {name: options for name, options in sections.items() if any(item.strip().startswith(name) for item in sets)}

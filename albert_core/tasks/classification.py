@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,8 +76,12 @@ def load(config: TrainConfig) -> RawDataset:
 
 
 def outputs(config: TrainConfig, dataset: RawDataset) -> int:
-    """num_labels, or as many as the data has. Raises UserError where the data has more than num_labels."""
+    """num_labels, or as many as the data has.
+
+    Raises UserError where the data has more than num_labels, and where the head is larger than the machine's memory.
+    """
     found = len(dataset.label_names)
+    _check_size(config.mlp_hidden_size, found if config.num_labels is None else config.num_labels)
     if config.num_labels is None:
         return found
     if config.num_labels < found:
@@ -88,6 +93,17 @@ def outputs(config: TrainConfig, dataset: RawDataset) -> int:
             "num_labels is %d, %s has %d labels: the others are never right", config.num_labels, dataset.name, found
         )
     return config.num_labels
+
+
+def _check_size(mlp_hidden_size: int, labels: int) -> None:
+    # In float32, the weights and their gradients. The host draws them, whatever device they go to.
+    needed = 2 * 4 * mlp_hidden_size * labels
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"a head with mlp_hidden_size {mlp_hidden_size:,} and {labels:,} labels needs at least {needed / 1e9:,.0f} "
+            f"GB, and this machine has {memory / 1e9:,.0f} GB; lower mlp_hidden_size or num_labels"
+        )
 
 
 def metrics_of(dataset: RawDataset) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Traces in one fresh process: ``python -m isotrain.benchmarks.parity.worker`` with its specification on stdin.
 
-Each job's trace appears whole or not at all. What a user can mend is written to the specification's result file, and
-the exit code is 2; anything else is a traceback on stderr.
+Each job's trace appears whole or not at all. What is refused is written to the specification's result file, and the
+exit code is 2; anything else is a traceback on stderr.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ... import UserError
+from ... import RunError, UserError
 from ...albert_core.parent import end_with_parent
 from ...albert_core.runs.files import write_json
 
@@ -22,7 +22,8 @@ def main() -> int:
     spec: dict[str, Any] = json.load(sys.stdin)
     try:
         run_jobs(spec)
-    except UserError as error:
+    # RunError: what was refused after the run's first step.
+    except (UserError, RunError) as error:
         write_json(Path(spec["result"]), {"error": " ".join(str(error).split())})
         return 2
     return 0

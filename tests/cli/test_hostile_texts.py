@@ -13,6 +13,7 @@ import pytest
 from isotrain import RunError, UserError
 from isotrain.albert_core.console import CleanFormatter, new_console, say, say_json, say_lines
 from isotrain.albert_core.text import LONGEST_MESSAGE, brief, json_text
+from isotrain.benchmarks import probe
 from isotrain.cli import main as command_line
 from rich.table import Table
 from rich.text import Text
@@ -132,6 +133,47 @@ def test_a_strangers_results(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("parity", "compare", folder, folder)
     one_line_error(result, "schema")
     assert_harmless(*result[1:])
+
+
+def hostile(value: Any) -> Any:
+    """`value` with every text in it replaced but those that choose how the rest is read."""
+    if isinstance(value, dict):
+        chosen = ("schema", "created", "workload", "layout")
+        return {key: inner if key in chosen else hostile(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hostile(inner) for inner in value]
+    return f"{HOSTILE} <script>alert(1)</script> https://me:hunter2@host/ {value}" if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("name", ["zen4-portable", "zen4-whole-runs"])
+def test_a_valid_result_of_hostile_texts_is_shown_by_every_command(invoke: Invoke, tmp_path: Path, name: str) -> None:
+    own = next((Path(command_line.__file__).resolve().parents[1] / "benchmarks" / "results").glob(f"*-{name}.json"))
+    (tmp_path / "r").mkdir()
+    for copy in ("a", "b"):
+        (tmp_path / "r" / f"{copy}.json").write_text(json.dumps(hostile(json.loads(own.read_text()))))
+    commands = [("show", "r/a.json"), ("show", "r/a.json", "--json"), ("report", "r", "-o", "page.html")]
+    if name == "zen4-portable":
+        commands += [("compare", "r/a.json", "r/b.json"), ("compare", "r/a.json", "r/b.json", "--json")]
+        commands += [("history", "r", "--format", kind) for kind in ("table", "csv", "markdown", "json")]
+    for command in commands:
+        code, out, err = invoke(*command)
+        assert code == 0, (command, err)
+        assert_harmless(out, err)
+        assert "hunter2" not in out + err or "json" in command[-1], command
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert_harmless(page)
+    assert "<script>alert" not in page
+    assert "hunter2" not in page
+
+
+def test_a_devices_words_are_cleaned_by_doctor(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"backend": HOSTILE, "status": "FAIL", "reason": HOSTILE, "fix": HOSTILE, "checks": []}
+    monkeypatch.setattr(probe, "examine", lambda _: [failed])
+    for options in ((), ("-v",), ("--json",)):
+        code, out, err = invoke("doctor", *options)
+        assert code == 1
+        assert_harmless(out, err)
+    assert json.loads(out)["backends"] == [failed]
 
 
 def test_configurations_are_shown_as_texts(invoke: Invoke, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
+from isotrain.albert_core.config_file import load_config
 from isotrain.kernels.names import check_name
 from support.command import Invoke, one_line_error
 
@@ -68,3 +69,10 @@ def test_a_name_is_repeated_in_short_and_far_ones_get_no_hint() -> None:
     assert len(str(caught.value)) < 200
     assert "did you mean" not in str(caught.value)
     check_name("--kernel", "native", ["native"])
+
+
+def test_a_refusal_names_the_option_that_was_given(invoke: Invoke, tmp_path: Path) -> None:
+    one_line_error(invoke(*BENCH, "--dry-run", "--set", "lora.rank=8"), "only a backend's own options are set here")
+    one_line_error(invoke(*BENCH, "--dry-run", "--set", "tt.foo=1"), "unknown key 'tt.foo'", "allowed in tt are")
+    with pytest.raises(UserError, match=r"\(--model\)"):
+        load_config(None, options={"model_name": "https://me:pass@host/"})

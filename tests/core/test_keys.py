@@ -58,6 +58,8 @@ def test_num_labels(run: Run, configure: Configure) -> None:
     assert weights(run())["output.weight"].shape[0] == 6, "from the data when absent"
     with pytest.raises(UserError, match="num_labels: 6"):
         open_job(configure(num_labels=5).config)
+    with pytest.raises(UserError, match=r"1,000,000 labels needs at least 8,000 GB.*; lower mlp_hidden_size"):
+        open_job(configure(num_labels=1_000_000, mlp_hidden_size=1_000_000).config)
 
 
 def test_mlp_hidden_size(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from isotrain import RunError, UserError
+from isotrain.benchmarks.parity import worker
 from isotrain.benchmarks.parity.run import why_ended
 from isotrain.benchmarks.parity.seeds import equivalence
 from isotrain.benchmarks.runner import Ended
@@ -224,6 +227,21 @@ def test_half_a_reason_of_a_candidate_that_died_is_no_error_of_the_comparison(tm
     reason = why_ended(ended, tmp_path / "reason", 60.0)
     assert reason.startswith("was killed by signal 9 and left half an error; its last words:")
     assert "out of memory" in reason
+
+
+@pytest.mark.parametrize("kind", [UserError, RunError])
+def test_a_worker_says_what_was_refused_before_and_after_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def refuse(spec: dict[str, Any]) -> None:
+        raise kind("other initial weights; record both from the same seed")
+
+    monkeypatch.setattr(worker, "run_jobs", refuse)
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"result": str(tmp_path / "reason")})))
+    assert worker.main() == 2
+    ended = Ended(2, 1.0, False, tmp_path / "log")
+    assert why_ended(ended, tmp_path / "reason", 60.0) == "other initial weights; record both from the same seed"
 
 
 @pytest.mark.slow

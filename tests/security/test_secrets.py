@@ -26,6 +26,8 @@ WITH_SECRET = {
     f"https://host/runs?token={SECRET}&x=1": "https://host/runs?token=***&x=1",
     f"https://host/runs?x=1&X-Amz-Signature={SECRET}": "https://host/runs?x=1&X-Amz-Signature=***",
     f"abfs://c@account.blob/x?sv=2024&sig={SECRET}": "abfs://c@account.blob/x?sv=2024&sig=***",
+    f"https:/me:{SECRET}@host/runs": "https:/me:***@host/runs",
+    f"https:/{SECRET}@host/runs": "https:/***@host/runs",
     f"gs://bucket/runs#access_token={SECRET}": "gs://bucket/runs#access_token=***",
     f"sftp://me:{SECRET}/with/slashes@host/runs": "sftp://me:***@host/runs",
     f"hf://hf_{SECRET}@datasets/x": "hf://***@datasets/x",
@@ -36,6 +38,7 @@ WITHOUT = [
     "abfs://container@account/x",
     "embedded:intents?train=154&test=77",
     "http://host:8080/a@b",
+    "/srv/data:/a@b/c.csv",
     "zip://a.csv::s3://me@bucket/b",
 ]
 
