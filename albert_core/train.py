@@ -132,12 +132,12 @@ def train(
         with _ends(run, is_new, ranks, stop):
             training = prepare(job, run, kept, reporter, is_new)
             training.check_folder = check_folder
+            if observer is not None:
+                observer.started(training)
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps, job.label)
             small = trains_on_features(config) and config.feature_cache
             try:
-                if observer is not None:
-                    observer.started(training)
                 go_on = f"what was saved is kept: go on with: {resume_command(run, ranks)}"
                 with (
                     watching(ranks, config.process_timeout, go_on),

@@ -10,24 +10,41 @@ import typer
 from ..albert_core.console import say
 from .streams import kept
 
+_WHAT, _OUTPUT = "What is exported", "Output"
+
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
     form: Annotated[
         str,
-        typer.Option("--format", help="safetensors (a Hugging Face folder), peft (adapters), torch-export or onnx."),
+        typer.Option(
+            "--format",
+            help="safetensors (a Hugging Face folder), peft (adapters), torch-export or onnx.",
+            rich_help_panel=_OUTPUT,
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write, a new one; RUN/export-FORMAT when absent.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder to write, a new one; RUN/export-FORMAT when absent.", rich_help_panel=_OUTPUT
+        ),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="last, best, or a checkpoint's folder, instead of the finished model.")
+        str | None,
+        typer.Option(
+            help="last, best, or a checkpoint's folder, instead of the finished model.", rich_help_panel=_WHAT
+        ),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="Device to open the run on, when not its own.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Device to open the run on, when not its own.", rich_help_panel=_WHAT)
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the encoder is now, when it has moved since training.")
+        str | None,
+        typer.Option(help="Where the encoder is now, when it has moved since training.", rich_help_panel=_WHAT),
     ] = None,
-    json_only: Annotated[bool, typer.Option("--json", help="Where it is and how it was checked, as JSON.")] = False,
+    json_only: Annotated[
+        bool, typer.Option("--json", help="Where it is and how it was checked, as JSON.", rich_help_panel=_OUTPUT)
+    ] = False,
 ) -> None:
     """Write a trained run for other programs, and check that what was written gives the same logits.
 

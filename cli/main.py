@@ -15,6 +15,7 @@ from .. import RunError, UserError, __version__
 from ..albert_core.console import say
 from ..albert_core.text import brief, error_line, quoted
 from ..backends.cache import settle_home
+from ..kernels.names import meant
 from .bench import bench
 from .compare import compare
 from .config import config
@@ -109,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        code = app(args=given, standalone_mode=False)
+        code = app(args=given, prog_name="isotrain", standalone_mode=False)
     except UserError as error:
         _fail(error, debug, Exit.UNUSABLE)
     except RunError as error:
@@ -149,9 +150,11 @@ def _fail_usage(error: Any, debug: bool) -> None:
         sys.exit(Exit.UNUSABLE)
     words = error.ctx.command_path.split()[1:] if error.ctx is not None else []
     command = " ".join(["isotrain", *words])
-    _fail(
-        UserError(f"{error.format_message().rstrip('.')}; `{command} --help` lists what there is"), debug, Exit.UNUSABLE
-    )
+    said = error.format_message().rstrip(".?").replace(". Did you mean ", "; did you mean ")
+    if getattr(error, "possibilities", None) and getattr(error, "option_name", None):
+        said = f"{said.partition(' (')[0]}; {meant(error.option_name, error.possibilities)}".rstrip("; ?")
+    end = "?" if "; did you mean " in said else ";"
+    _fail(UserError(f"{said}{end} `{command} --help` lists what there is"), debug, Exit.UNUSABLE)
 
 
 def _out_of_memory(error: Exception) -> RunError | None:

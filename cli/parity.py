@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..albert_core.console import say, say_json
+from ..albert_core.console import say, say_json, say_lines
+from ..kernels.names import meant
+from .documents import print_json
 from .streams import kept
 
 if TYPE_CHECKING:
@@ -25,8 +28,21 @@ class _RunUnlessNamed(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            _check_part(args[0], self.commands)
             args = [OWN, *args]
         return super().parse_args(ctx, args)
+
+
+def _check_part(given: str, parts: Collection[str]) -> None:
+    """Raises UserError for what is nearly a part's name and no configuration that is here."""
+    nearest = meant(given, parts)
+    if nearest and not Path(given).exists():
+        from .. import UserError
+
+        raise UserError(
+            f"parity {given!r} is neither a command nor a configuration; {nearest}`isotrain parity --help` lists "
+            "what there is"
+        )
 
 
 parity = typer.Typer(
@@ -40,9 +56,17 @@ parity = typer.Typer(
     --help`). For runs on several machines: `record` a trace on each, `compare` them anywhere.""",
 )
 
-_SETS = typer.Option("--set", metavar="KEY=VALUE", help="Override a key of CONFIG for every side; may be repeated.")
-_JSON = typer.Option("--json", help="The result as JSON on stdout.")
-_STEPS = typer.Option(help="Optimizer steps (default 200, fewer where the run is shorter); 0 runs all.")
+_WHAT, _HOW, _OUTPUT = "What is run", "How thoroughly", "Output"
+_SETS = typer.Option(
+    "--set",
+    metavar="KEY=VALUE",
+    help="Override a key of CONFIG for every side; may be repeated.",
+    rich_help_panel=_WHAT,
+)
+_JSON = typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=_OUTPUT)
+_STEPS = typer.Option(
+    help="Optimizer steps (default 200, fewer where the run is shorter); 0 runs all.", rich_help_panel=_HOW
+)
 
 
 @parity.command(OWN)
@@ -57,28 +81,43 @@ def run(
             "--backend",
             help="What is judged, may be repeated: BACKEND[:NUMBER][:WORD+WORD], a word being a dtype, a value of the "
             "backend's own options, or key=value. cpu:bfloat16, xla:float32, tt:hifi2+bfp_bf8, cpu:float32+threads=1.",
+            rich_help_panel=_WHAT,
         ),
     ],
-    reference: Annotated[str, typer.Option(help="The float64 side that arbitrates.")] = "cpu:float64",
+    reference: Annotated[
+        str, typer.Option(help="The float64 side that arbitrates.", rich_help_panel=_WHAT)
+    ] = "cpu:float64",
     sets: Annotated[list[str] | None, _SETS] = None,
     steps: Annotated[int | None, _STEPS] = None,
     seeds: Annotated[
-        int, typer.Option(help="Run so many seeds (at least 5) and test the final accuracies for equivalence.")
+        int,
+        typer.Option(
+            help="Run so many seeds (at least 5) and test the final accuracies for equivalence.", rich_help_panel=_HOW
+        ),
     ] = 1,
     margin: Annotated[
-        float, typer.Option(help="With --seeds: differences of accuracy up to this don't matter.")
+        float, typer.Option(help="With --seeds: differences of accuracy up to this don't matter.", rich_help_panel=_HOW)
     ] = 0.01,
     python: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="BACKEND=PATH", help="A backend's own interpreter: xla=.venv-xla/bin/python; may be repeated."
+            metavar="BACKEND=PATH",
+            help="A backend's own interpreter: xla=.venv-xla/bin/python; may be repeated.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for traces and parity.json (default parity/<config>-<time>).")
+        Path | None,
+        typer.Option(
+            help="Folder for traces and parity.json (default parity/<config>-<time>).", rich_help_panel=_OUTPUT
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the result as one HTML file, too.")] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds after which a side's process is ended.")] = 3600.0,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the result as one HTML file, too.", rich_help_panel=_OUTPUT)
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds after which a side's process is ended.", rich_help_panel=_HOW)
+    ] = 3600.0,
     json_only: Annotated[bool, _JSON] = False,
 ) -> None:
     """Train the same run on every side, each in a process of its own, and judge each candidate.
@@ -121,15 +160,22 @@ def run(
 @parity.command()
 def record(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name.")],
-    out: Annotated[Path, typer.Option(help="The trace's folder; it must not exist.")],
-    backend: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt.")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="Encoder dtype; float64 makes a reference.")] = None,
+    out: Annotated[Path, typer.Option(help="The trace's folder; it must not exist.", rich_help_panel=_OUTPUT)],
+    backend: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt.", rich_help_panel=_WHAT)] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="Encoder dtype; float64 makes a reference.", rich_help_panel=_WHAT)
+    ] = None,
     sets: Annotated[list[str] | None, _SETS] = None,
     steps: Annotated[int | None, _STEPS] = None,
     replay_from: Annotated[
         Path | None,
-        typer.Option(metavar="REFERENCE", help="Also replay this trace: its hidden states, and its features."),
+        typer.Option(
+            metavar="REFERENCE",
+            help="Also replay this trace: its hidden states, and its features.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
+    json_only: Annotated[bool, _JSON] = False,
 ) -> None:
     """Write a trace of one run: what a comparison needs of it, and nothing of the machine but its description.
 
@@ -154,29 +200,34 @@ def record(
     chosen = [*(sets or []), *side.sets]
     trace = record_trace(config, side.label, chosen, replay_from=reference, steps=_step_limit(steps, 1))
     write_trace(trace, out)
+    ended = trace.header["ended"]
     with kept(f"the trace is kept in {out}"):
-        say(f"trace: {out} ({trace.label}, {trace.steps} steps)")
+        if json_only:
+            print_json("parity-record", {"trace": str(out), "label": trace.label, "steps": trace.steps, "ended": ended})
+        else:
+            say(f"trace: {out} ({trace.label}, {trace.steps} steps)")
     if trace.header["policy"]["compute"] == "float64":
         written = read_trace(out)
         check_arbiter(written)
         with terminable():
             for name in ("float32", "bfloat16"):
                 record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: say(line, err=True))
-    elif trace.header["ended"] is not None:
-        say(f"warning: it could not train on: {trace.header['ended']['reason']}", err=True)
+    elif ended is not None:
+        say(f"warning: it could not train on: {ended['reason']}", err=True)
 
 
 @parity.command()
 def yardstick(
     reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
     candidates: Annotated[list[Path], typer.Argument(help="Traces whose arithmetic it is to be measured by.")],
+    json_only: Annotated[bool, _JSON] = False,
 ) -> None:
     """Record with a reference what the arithmetic of some candidates costs, where that is missing.
 
     It runs on the host, on the reference's own configuration, and needs its model and data.
     """
     from ..benchmarks.parity.run import add_yardsticks
-    from ..benchmarks.parity.trace import check_arbiter, read_trace
+    from ..benchmarks.parity.trace import check_arbiter, read_trace, yardstick_folders
     from ..benchmarks.runner import terminable
 
     traces = [read_trace(folder) for folder in candidates]
@@ -184,6 +235,12 @@ def yardstick(
     check_arbiter(exact)
     with terminable():
         add_yardsticks(exact, traces, 3600.0, lambda line: say(line, err=True))
+    labels = dict.fromkeys(trace.header["yardstick"]["label"] for trace in traces)
+    draws = {label: len(yardstick_folders(reference, label)) for label in labels}
+    if json_only:
+        print_json("parity-yardstick", {"reference": str(reference), "draws": draws})
+    else:
+        say_lines(f"yardstick {label}: {count} draws in {reference}" for label, count in draws.items())
 
 
 @parity.command()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..albert_core.prediction_files import Inputs
     from ..albert_core.tasks import Prediction
 
+_TEXTS, _MODEL, _OUTPUT = "What is asked", "Which model, where", "Output"
+
 # Rows of a printed table; the next ones get a table of their own.
 TABLE_ROWS = 100
 
@@ -34,35 +36,46 @@ def predict(
             "--context",
             metavar="TEXT",
             help="Second text of a pair, or context of a question; once for each TEXT, in their order.",
+            rich_help_panel=_TEXTS,
         ),
     ] = None,
     questions: Annotated[
-        list[str] | None, typer.Option("--question", metavar="TEXT", help="The same as a TEXT; may be repeated.")
+        list[str] | None,
+        typer.Option("--question", metavar="TEXT", help="The same as a TEXT; may be repeated.", rich_help_panel=_TEXTS),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--csv", "--file", help="CSV, TSV, JSONL or SQuAD JSON file of texts.")
+        Path | None,
+        typer.Option("--csv", "--file", help="CSV, TSV, JSONL or SQuAD JSON file of texts.", rich_help_panel=_TEXTS),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             help="CSV or JSONL file to write, the input's columns and then the answers'; or .json, answers by id.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column of the text, when it isn't found by its name.")
+        str | None, typer.Option(help="Column of the text, when it isn't found by its name.", rich_help_panel=_TEXTS)
     ] = None,
     pair_column: Annotated[
-        str | None, typer.Option(help="Column of the second text, when it isn't found by its name.")
+        str | None,
+        typer.Option(help="Column of the second text, when it isn't found by its name.", rich_help_panel=_TEXTS),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="last, best, or a checkpoint's folder, instead of the finished model.")
+        str | None,
+        typer.Option(
+            help="last, best, or a checkpoint's folder, instead of the finished model.", rich_help_panel=_MODEL
+        ),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="Device, when not the run's own.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Device, when not the run's own.", rich_help_panel=_MODEL)] = None,
     model: Annotated[
-        str | None, typer.Option(help="Where the encoder is now, when the run has no copy of it and it has moved.")
+        str | None,
+        typer.Option(
+            help="Where the encoder is now, when the run has no copy of it and it has moved.", rich_help_panel=_MODEL
+        ),
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_OUTPUT)] = False,
 ) -> None:
     """Ask a trained run about new texts.
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..albert_core.train import TrainResult
 
 
+_WHAT, _AGAIN, _OUTPUT = "What is run", "Going on", "Output"
+
+
 def train(
     config: Annotated[
         str | None,
@@ -34,16 +37,22 @@ def train(
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a key; may be repeated. `isotrain config --keys` lists them."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key; may be repeated. `isotrain config --keys` lists them.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt. Wins over the configuration.")
+        str | None,
+        typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt. Wins over the configuration.", rich_help_panel=_WHAT),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Go on with this run's folder; its own configuration is used when CONFIG is not given."
+            metavar="RUN",
+            help="Go on with this run's folder; its own configuration is used when CONFIG is not given.",
+            rich_help_panel=_AGAIN,
         ),
     ] = None,
     resume_or_start: Annotated[
@@ -52,10 +61,13 @@ def train(
             "--resume-or-start",
             help="Go on with the run that run_name names where it is there, else start it; one that is complete ends "
             "at once. For schedulers and restarts, which repeat one command line.",
+            rich_help_panel=_AGAIN,
         ),
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    json_only: Annotated[bool, typer.Option("--json", help="How the run ended, as JSON on stdout.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_WHAT)] = None,
+    json_only: Annotated[
+        bool, typer.Option("--json", help="How the run ended, as JSON on stdout.", rich_help_panel=_OUTPUT)
+    ] = False,
 ) -> None:
     """Train the head on a frozen encoder (or the whole model), and evaluate it.
 

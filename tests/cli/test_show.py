@@ -179,10 +179,40 @@ def test_commands_and_options_stand_in_groups(invoke: Invoke) -> None:
     out = invoke("-h")[1]
     for panel in ("Train and use", "Measure and compare", "Show", "Tenstorrent"):
         assert panel in out
-    out = invoke("bench", "-h")[1]
-    for panel in ("What is measured", "How thoroughly", "Output"):
-        assert panel in out
+    for command, panels in {
+        ("bench",): ("What is measured", "How thoroughly", "Output"),
+        ("train",): ("What is run", "Going on", "Output"),
+        ("predict",): ("What is asked", "Which model, where", "Output"),
+        ("export",): ("What is exported", "Output"),
+        ("parity", "run"): ("What is run", "How thoroughly", "Output"),
+        ("parity", "record"): ("What is run", "How thoroughly", "Output"),
+    }.items():
+        out = invoke(*command, "-h")[1]
+        assert all(panel in out for panel in panels), command
+        # Help alone stands outside.
+        others = out.partition("╭─ Options ")[2].partition("╰")[0]
+        assert len(re.findall(r"--[a-z]", others)) == 1, others
     assert invoke("-V")[1] == invoke("--version")[1]
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        (("trian",), "did you mean 'train'? `isotrain --help`"),
+        (("bench", "--kernl", "x"), "did you mean --kernel? `isotrain bench --help`"),
+        (("parity", "rcord"), "did you mean record? `isotrain parity --help`"),
+        (("config", "--bogus"), "No such option: --bogus; `isotrain config --help`"),
+    ],
+)
+def test_a_slip_is_told_the_nearest_name(invoke: Invoke, slip: tuple[str, ...], meant: str) -> None:
+    one_line_error(invoke(*slip), meant)
+
+
+def test_every_command_with_something_to_tell_has_json(invoke: Invoke) -> None:
+    for command in ("train", "predict", "export", "bench", "compare", "history", "report", "show", "list", "config"):
+        assert "--json" in invoke(command, "-h")[1], command
+    for command in ("run", "record", "yardstick", "compare"):
+        assert "--json" in invoke("parity", command, "-h")[1], command
 
 
 def test_the_shell_completes_commands() -> None:

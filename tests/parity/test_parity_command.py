@@ -49,8 +49,11 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("traces")
     for name, chosen in (("reference", ["--dtype", "float64"]), ("here", ["--dtype", "float32"])):
         replay = [] if name == "reference" else ["--replay-from", "reference"]
-        done = isotrain("record", "quickstart", *options(), *chosen, *replay, "--out", name, folder=folder)
+        done = isotrain("record", "quickstart", *options(), *chosen, *replay, "--out", name, "--json", folder=folder)
         assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert document["schema"] == "isotrain.parity-record/1"
+        assert (document["trace"], document["ended"]) == (name, None)
     return folder
 
 
@@ -156,8 +159,10 @@ def test_draws_that_an_interruption_left_out_are_missed_and_made_up_for(traces: 
     done = isotrain("compare", "reference", "here", folder=tmp_path)
     assert done.returncode == 2
     assert "has 2 of 3 draws of the yardstick 'ideal float32'" in " ".join(done.stdout.split())
-    done = isotrain("yardstick", "reference", "here", folder=tmp_path)
+    done = isotrain("yardstick", "reference", "here", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    told = {"schema": "isotrain.parity-yardstick/1", "reference": "reference", "draws": {"ideal float32": 3}}
+    assert json.loads(done.stdout) == told
     assert (draws / "draw-0" / "trace.json").stat().st_mtime_ns == kept
     assert isotrain("compare", "reference", "here", folder=tmp_path).returncode == 0
 

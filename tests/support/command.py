@@ -16,5 +16,5 @@ def one_line_error(result: tuple[int, str, str], *expected: str) -> None:
     assert len(lines) == 1, err
     assert lines[0].startswith("isotrain: error: ")
     for part in expected:
-        assert part in lines[0]
+        assert part in lines[0], lines[0]
     assert "Traceback" not in err
