@@ -18,13 +18,14 @@ from typing import Any
 
 from .. import UserError
 from ..albert_core.config_file import as_set
+from ..albert_core.stopping import interrupted_by_signals
 from ..backends import device_label, foresee_backend
 from . import environment
 from .bench import FAILED, INTERRUPTED, Outcome, exit_code
 from .extrapolate import Part, Sampled, total_interval, total_ratio
 from .plan import EMBEDDED_LENGTHS, END_TO_END, Options, check_values, hash_of, interleaved, refuse_emulated_race
 from .results import emulation_notes, result_path, write_result
-from .runner import Ended, how, run_process, said, terminable
+from .runner import Ended, how, run_process, said
 from .whole_figures import add_figures
 
 SCHEMA = "isotrain.end-to-end/1"
@@ -90,7 +91,7 @@ def run_end_to_end(
     counted: dict[str, Any] | None = None
     order = interleaved(len(sides), options.processes, options.seed)
     try:
-        with tempfile.TemporaryDirectory(prefix="isotrain-end-to-end-") as folder, terminable():
+        with tempfile.TemporaryDirectory(prefix="isotrain-end-to-end-") as folder, interrupted_by_signals():
             import_bytes.append(_import_torch(options, Path(folder)))
             for place, (index, process) in enumerate(order, start=1):
                 side = sides[index]

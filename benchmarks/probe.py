@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import UserError
 from ..albert_core.text import error_line
 from .answer import answer
-from .runner import Ended, how, last_words, running, terminable
+from .runner import Ended, how, last_words, running
 
 if TYPE_CHECKING:
     from ..backends import Backend
@@ -55,7 +55,7 @@ def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report
 
 def _examined(devices: Sequence[tuple[str, int]], time_limit: float) -> list[tuple[Report, int | None]]:
     """The report of each (name, variant), and how many variants its name has; None where its process said nothing."""
-    with tempfile.TemporaryDirectory(prefix="isotrain-doctor-") as folder, terminable(), ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="isotrain-doctor-") as folder, ExitStack() as stack:
         deadline = time.monotonic() + time_limit
         started = []
         for place, (name, variant) in enumerate(devices):

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ..albert_core.parent import LIFELINE
 from ..albert_core.runs.files import open_anew
+from ..albert_core.stopping import interrupted_by_signals
 from ..albert_core.text import clean, shorten
 from .plan import Plan
 
@@ -51,7 +51,7 @@ def run_workers(
     runs and are raised to the caller, who has what was complete.
     """
     failed: set[int] = set()
-    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, terminable():
+    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
         for target, process in plan.order:
             if target in failed:
                 continue
@@ -65,7 +65,7 @@ def run_workers(
 
 def run_sweeps(plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER) -> Iterator[WorkerRun]:
     """A process for each target that has several shapes to choose from; its document names them with their speed."""
-    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, terminable():
+    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
         for target, specs in plan.candidates.items():
             started(target, SWEEP)
             result = Path(folder) / f"{target}-sweep.json"
@@ -227,21 +227,3 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     worker.wait()
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM as KeyboardInterrupt while workers run: ended politely, the parent must not orphan one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from .. import RunError, UserError, __version__
 from ..albert_core.console import say
+from ..albert_core.stopping import interrupted_by_signals
 from ..albert_core.text import brief, error_line, quoted
 from ..backends.cache import settle_home
 from ..kernels.names import meant
@@ -66,12 +68,14 @@ def _options(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Says that Ctrl-C ended the command: typer turns it into a silent exit code."""
+    """Says that Ctrl-C ended the command, or a signal that means the same: typer turns it into a silent exit code."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            # A run has an answer of its own to signals.
+            with nullcontext() if command is train else interrupted_by_signals():
+                command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
             how = f"; {interrupt}" if interrupt.args else ""
             say(f"isotrain: interrupted{how}", err=True)

@@ -192,7 +192,6 @@ def record(
     from ..benchmarks.parity.run import record_yardstick
     from ..benchmarks.parity.sides import parse_side
     from ..benchmarks.parity.trace import check_arbiter, check_free, read_trace, write_trace
-    from ..benchmarks.runner import terminable
 
     check_free(out)
     side = parse_side(f"{backend}:{dtype}" if dtype else backend)
@@ -209,9 +208,8 @@ def record(
     if trace.header["policy"]["compute"] == "float64":
         written = read_trace(out)
         check_arbiter(written)
-        with terminable():
-            for name in ("float32", "bfloat16"):
-                record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: say(line, err=True))
+        for name in ("float32", "bfloat16"):
+            record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: say(line, err=True))
     elif ended is not None:
         say(f"warning: it could not train on: {ended['reason']}", err=True)
 
@@ -228,13 +226,11 @@ def yardstick(
     """
     from ..benchmarks.parity.run import add_yardsticks
     from ..benchmarks.parity.trace import check_arbiter, read_trace, yardstick_folders
-    from ..benchmarks.runner import terminable
 
     traces = [read_trace(folder) for folder in candidates]
     exact = read_trace(reference)
     check_arbiter(exact)
-    with terminable():
-        add_yardsticks(exact, traces, 3600.0, lambda line: say(line, err=True))
+    add_yardsticks(exact, traces, 3600.0, lambda line: say(line, err=True))
     labels = dict.fromkeys(trace.header["yardstick"]["label"] for trace in traces)
     draws = {label: len(yardstick_folders(reference, label)) for label in labels}
     if json_only:

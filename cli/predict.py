@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,7 +129,6 @@ def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
     sweep(out.absolute().parent)
     done = 0
     with (
-        _ended_by_signals(),
         answer_file(out, inputs, predictor.backend.info().emulated_label) as answers,
         reporter_for_terminal() as reporter,
     ):
@@ -156,21 +153,6 @@ def _of_all(advance: Progress | None, done: int, rows: int, total: int) -> Progr
             advance(done + rows * count // of, total)
 
     return progress
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the block as Ctrl-C does, so that it can clean up."""
-    before = {
-        number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) == signal.SIG_DFL
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_out(out: Path | None, file: Path | None) -> None:

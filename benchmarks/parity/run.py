@@ -12,8 +12,9 @@ from typing import Any
 from ... import UserError
 from ...albert_core.config_file import load_config
 from ...albert_core.runs.files import make_folders, refuse_links
+from ...albert_core.stopping import interrupted_by_signals
 from ...backends import Yardstick, device_label, foresee_backend
-from ..runner import Ended, how, run_process, said, terminable
+from ..runner import Ended, how, run_process, said
 from .compare import Missing, build_result
 from .judge import FAILED, differences
 from .seeds import equivalence
@@ -49,7 +50,7 @@ def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
     labels = [side.label for side in (comparison.reference, *comparison.candidates)]
     if len(set(labels)) != len(labels):
         raise UserError(f"a side is given twice among {', '.join(labels)}; give each once")
-    with terminable():
+    with interrupted_by_signals():
         reference = _recorded(comparison, comparison.reference, comparison.out / "reference", None, tell)
         if isinstance(reference, Missing):
             raise UserError(f"the reference {reference.label} has no trace: {reference.reason}")

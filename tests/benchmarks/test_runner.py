@@ -119,7 +119,7 @@ def test_threads_reach_the_libraries_that_read_them_at_import() -> None:
     assert worker_environment(None).get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("after_one", [True, False])
 def test_an_interruption_ends_the_worker_and_keeps_what_is_complete(
     fake_worker: FakeWorker, tmp_path: Path, number: signal.Signals, after_one: bool

@@ -87,6 +87,27 @@ def same_end(run: Path, straight: Path) -> None:
     assert lines(run) == lines(straight)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_cleans_up_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from isotrain.albert_core.runs.files import written
+from isotrain.benchmarks.html import write
+from isotrain.cli.main import main
+
+def half(*_):
+    with written(Path("page.html")):
+        os.kill(os.getpid(), {int(number)})
+
+write.write_report = half
+main(["report", "."])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "isotrain: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
 def test_a_stop_signal_saves_and_says_how_to_go_on(folder: Path, straight: Path, number: signal.Signals) -> None:
