@@ -19,7 +19,7 @@ import torch
 from .. import UserError
 from ..kernels.packed import PaddedBatch
 from ..kernels.weights import EncoderConfig, EncoderWeights, LayerWeights
-from .data.hub import quiet_hub
+from .data.hub import hub_is_away, quiet_hub
 from .runs.files import published
 from .text import clean, quoted, shorten
 
@@ -203,9 +203,10 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
     source = str(folder) if local else model_name
     label = f"model_name {quoted(model_name)}"
     with quiet_hub(), quiet_transformers():
+        here = local or hub_is_away()
         try:
-            _check_described(PretrainedConfig.get_config_dict(source)[0], label)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            _check_described(PretrainedConfig.get_config_dict(source, local_files_only=here)[0], label)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=here)
         except UserError:
             raise
         # A stranger's files may hold anything, over which transformers and safetensors stumble in any way.
@@ -221,6 +222,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
                 dtype=torch.float32,
                 output_loading_info=True,
                 trust_remote_code=False,
+                local_files_only=here,
                 use_safetensors=True,
                 # Else config.json may name a kernel on the Hub, which is code.
                 attn_implementation="sdpa",

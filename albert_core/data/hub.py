@@ -70,6 +70,19 @@ def quiet_hub() -> Iterator[None]:
         client.setLevel(level)
 
 
+def hub_is_away() -> bool:
+    """Whether the Hub can't be reached; its client would ask again for half a minute before it says so."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    # The client's HTTP library, and with it what it raises, changes by release.
+    except Exception:  # noqa: BLE001
+        return True
+    return False
+
+
 def hub_name(dataset_id: str) -> tuple[str, ...]:
     """The repository, and the configuration where `dataset_id` names one: ("glue", "mrpc"), ("mteb/banking77",)."""
     repository, _, last = dataset_id.rpartition("/")

@@ -15,6 +15,7 @@ import numpy as np
 from ... import UserError
 from ..parsing import read_json_object
 from ..runs.files import make_folder, write_json, write_text
+from .hub import hub_is_away
 from .tabular import shown
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def _hub_folder(name: str) -> Path:
 
     try:
         with _no_progress_bars():
-            return Path(snapshot_download(name, allow_patterns=list(_USABLE_FILES)))
+            return Path(snapshot_download(name, allow_patterns=list(_USABLE_FILES), local_files_only=hub_is_away()))
     except (OSError, HFValidationError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(
