@@ -79,10 +79,15 @@ def read_text(path: Path, fix: str) -> str:
     Raises UserError for a file that can't be read, is UTF-16, holds NUL or other bytes than UTF-8.
     """
     try:
+        # The reader of a pipe waits for a writer that may never come.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is a pipe, a socket or a device; save what it gives as a file first")
         raw = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error, fix) from error
     except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{quoted(str(path))} is no name of a file; {fix}") from error
     return decoded(raw, path, fix)
 

@@ -41,7 +41,7 @@ def _safetensors_files(path: Path) -> list[Path]:
         )
     if (path / CHECKPOINT_MANIFEST).is_file() and not (path / CONFIG).is_file():
         verify_checkpoint(path)
-    shards = sorted(path.glob("model*.safetensors"))
+    shards = [shard for shard in sorted(path.glob("model*.safetensors")) if shard.is_file()]
     if shards:
         return shards
     model = path / "model" / MODEL_FILE
@@ -63,11 +63,14 @@ def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
                 array = file[name]
-                if array.dtype.kind == "f":
+                # Numpy gives another kind of file in the archive as its bytes.
+                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     wide = np.float64 if array.itemsize > 4 else np.float32
                     yield name, torch.from_numpy(np.ascontiguousarray(array, dtype=wide))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{path} is damaged or no .npz of plain arrays ({error}); write it with numpy.savez") from error
+    # MemoryError: a header names a size that no file has.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as error:
+        why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise UserError(f"{path} is damaged or no .npz of plain arrays{why}; write it with numpy.savez") from error
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -195,6 +195,20 @@ def _json(path: Path) -> Any:
         raise _UnusableError(str(error)) from error
 
 
+# By pydantic's type of error, whose own words name Python's types.
+_WORDS = {
+    "missing": "is missing",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dict_type": "must be an object",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+}
+
+
 def _checked(model: type[Checked], value: Any) -> Checked:
     try:
         return model.model_validate(value)
@@ -202,4 +216,5 @@ def _checked(model: type[Checked], value: Any) -> Checked:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise _UnusableError(f"not as its schema says: {clean(where)}: {clean(first['msg'])}{others}") from error
+        said = _WORDS.get(first["type"], str(first["msg"]).replace("Input should", "must"))
+        raise _UnusableError(f"not as its schema says: {clean(where)}: {clean(said)}{others}") from error

@@ -88,7 +88,8 @@ def series(change: Callable[[dict[str, Any]], Any]) -> Change:
 @pytest.mark.parametrize(
     ("kind", "change", "reason"),
     [
-        ("bench", lambda document: document.pop("targets"), "targets: Field required"),
+        ("bench", lambda document: document.pop("targets"), "targets: is missing"),
+        ("bench", lambda document: document["targets"].insert(0, 5), "targets.0: must be an object"),
         ("bench", target(lambda one: one.pop("peaks")), "figures without its device, model or peaks"),
         (
             "bench",
@@ -101,7 +102,7 @@ def series(change: Callable[[dict[str, Any]], Any]) -> Change:
         ("parity", series(lambda one: one["loss"].insert(3, float("inf"))), "Infinity is no JSON number"),
         ("parity", lambda document: document["candidates"][0].update(verdict="fine"), "verdict"),
         ("parity", lambda document: document.update(candidates=[]), "candidates"),
-        ("whole", lambda document: document["sides"][0]["seconds"].pop("low"), "sides.0.seconds.low: Field required"),
+        ("whole", lambda document: document["sides"][0]["seconds"].pop("low"), "sides.0.seconds.low: is missing"),
     ],
 )
 def test_a_document_that_is_not_as_its_schema_says_is_left_out(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,17 @@ from isotrain.albert_core.weight_files import weight_tensors
 from isotrain.benchmarks.parity.trace import TENSOR_FILE, read_trace, write_trace
 from isotrain.benchmarks.stored import load_result
 from support.bomb import Bomb
-from support.command import Invoke
+from support.command import Invoke, one_line_error
 from support.parity_traces import exact
 from support.small_job import settings, write_dataset
 
 ESCAPES = "\x1b[31mred\x1b]0;title\x07"
+
+
+def _npy(shape: str) -> bytes:
+    """The beginning of an .npy file, with `shape` where its shape is described."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
 
 
 @pytest.fixture
@@ -61,6 +70,33 @@ def test_weights_in_npz_are_plain_arrays(tmp_path: Path, marker: Path) -> None:
     np.savez(tmp_path / "weights.npz", a=np.array([Bomb(marker)], dtype=object))
     with pytest.raises(UserError, match=r"no \.npz of plain arrays"):
         list(weight_tensors(tmp_path / "weights.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.npy", _npy("(1000000000, 1000000000)")),
+        ("a.npy", _npy("__import__('os')")),
+        ("a.txt", b"no array"),
+        ("a.npy", b""),
+    ],
+)
+def test_an_npz_that_lies_about_its_arrays_is_refused(
+    invoke: Invoke, tmp_path: Path, name: str, content: bytes
+) -> None:
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr(name, content)
+    result = invoke("tt-formats", tmp_path / "w.npz")
+    one_line_error(result)
+    assert "ast." not in result[2]
+
+
+@pytest.mark.parametrize("command", ["show", "tt-formats", "compare"])
+def test_nobody_waits_for_a_pipe(invoke: Invoke, tmp_path: Path, command: str) -> None:
+    for name in ("summary.json", "model.safetensors", "result.json"):
+        os.mkfifo(tmp_path / name)
+    files = {"show": [tmp_path], "tt-formats": [tmp_path], "compare": [tmp_path / "result.json"] * 2}
+    one_line_error(invoke(command, *files[command]))
 
 
 def test_a_traces_tensors_are_no_pickle(tmp_path: Path, marker: Path) -> None:

@@ -122,11 +122,16 @@ def test_a_renamed_pickle_is_no_safetensors_file(folder: Path, tmp_path: Path) -
     "changes",
     [
         {"hidden_size": "x"},
+        {"hidden_size": True},
+        {"num_hidden_layers": 10**9},
+        {"vocab_size": 10**15},
         {"hidden_size": -4},
         {"num_attention_heads": 0},
         {"num_hidden_layers": None},
         {"vocab_size": []},
         {"hidden_act": "os.system"},
+        {"hidden_act": 5},
+        {"hidden_size": 48},
         {"num_hidden_groups": 0},
     ],
 )
@@ -136,6 +141,8 @@ def test_values_that_no_configuration_has_end_in_one_line(folder: Path, changes:
         load_encoder(str(folder))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+    assert "Error" not in str(caught.value)
+    assert "ignore_mismatched_sizes" not in str(caught.value)
 
 
 def test_a_tokenizer_folders_code_is_not_run(folder: Path) -> None:
