@@ -33,10 +33,10 @@ def fitted(table: Table, console: Console) -> ConsoleRenderable:
     if fits(table, console):
         return table
     headers = [_plain(column.header).replace("\n", " ") for column in table.columns]
-    blocks: list[ConsoleRenderable] = [Text(_plain(table.title))] if table.title else []
+    blocks: list[ConsoleRenderable] = [Text(_plain(table.title), style="italic")] if table.title else []
     for row, cells in zip(table.rows, zip(*(column.cells for column in table.columns), strict=True), strict=True):
         first, *others = (_plain(cell) for cell in cells)
-        blocks.append(Text(first, style=row.style or "bold"))
+        blocks.append(Text(first, style=f"bold {row.style or ''}"))
         lines = (f"{name}: {cell}" for name, cell in zip(headers[1:], others, strict=True) if cell not in _EMPTY)
         blocks += [Padding(Text(line.replace("\n", " ")), (0, 0, 0, 2)) for line in lines]
     return Group(*blocks)
