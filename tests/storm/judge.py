@@ -97,7 +97,10 @@ def newest_step(run: Path) -> int:
 def without_times(values: dict[str, Any]) -> dict[str, Any]:
     """What must be equal of a line of figures or a summary; data set and model are called by their folders' names."""
     kept = {key: value for key, value in values.items() if key not in _VARIES}
-    return kept | {key: Path(kept[key]).name for key in ("dataset", "model") if key in kept}
+    # A step that was saved by a stop is saved again, under another name, once its evaluation has been made up for.
+    named = _STEP.fullmatch(str(kept.get("best_checkpoint")))
+    step = {"best_checkpoint": named[1]} if named else {}
+    return kept | {key: Path(kept[key]).name for key in ("dataset", "model") if key in kept} | step
 
 
 def is_complete(run: Path) -> bool:
@@ -192,4 +195,7 @@ def _first(found: Any, expected: Any) -> str:
         if not pairs:
             return f"{len(found)} instead of {len(expected)}"
         found, expected = pairs[0]
+    if isinstance(found, dict) and isinstance(expected, dict):
+        names = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
+        found, expected = ({name: side.get(name) for name in names} for side in (found, expected))
     return f"{str(found)[:200]} instead of {str(expected)[:200]}"
