@@ -79,6 +79,7 @@ _SIZES = {
     "type_vocab_size": 10**6,
     "num_hidden_groups": 10**4,
     "inner_group_num": 10**4,
+    "num_labels": 10**6,
 }
 
 
@@ -273,8 +274,8 @@ def _check_attention(config: Any, label: str) -> None:
 
 def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
     reason = re.sub(r"\b\w+Error: ", "", " ".join(str(error).split())) or type(error).__name__
-    if "ignore_mismatched_sizes" in reason:
-        reason = "its weights have other shapes than its config.json says"
+    if isinstance(error, (AttributeError, LookupError, TypeError)) or "ignore_mismatched_sizes" in reason:
+        reason = "its config.json has an unknown value, or sizes other than its weights'"
     label = f"model_name {quoted(model_name)}"
     if local and any(Path(model_name).expanduser().glob("pytorch_model*.bin")) and "safetensors" in reason:
         convert = f"from transformers import AutoModel as M; M.from_pretrained({model_name!r}).save_pretrained('NEW')"

@@ -131,6 +131,8 @@ def test_a_renamed_pickle_is_no_safetensors_file(folder: Path, tmp_path: Path) -
         {"vocab_size": []},
         {"hidden_act": "os.system"},
         {"hidden_act": 5},
+        {"id2label": 5},
+        {"num_labels": 10**12},
         {"hidden_size": 48},
         {"num_hidden_groups": 0},
     ],
@@ -142,6 +144,7 @@ def test_values_that_no_configuration_has_end_in_one_line(folder: Path, changes:
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert "Error" not in str(caught.value)
+    assert "object has no attribute" not in str(caught.value)
     assert "ignore_mismatched_sizes" not in str(caught.value)
 
 
