@@ -1,10 +1,12 @@
-# make run: install and run the main job.  make test: install and run the suite.  make check: lint, format, types.
+# make run: install, look for devices, train on pretrained weights.  make test: the suite.  make check: lint, format, types.
+# make run BANKING77=FOLDER: trains on the published Banking77 (a folder with train.csv and test.csv), too.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
 # make test-xla: the XLA and Tenstorrent tests, in an environment of their own (torch-xla pins an older torch).
 PYTHON ?= python3
 VENV ?= .venv
 XLA_VENV ?= .venv-xla
+BANKING77 ?= $(wildcard ../shared/data/banking77)
 BIN := $(VENV)/bin
 NATIVE := $(wildcard kernels/*/native/* kernels/include/*)
 XLA_BIN := $(XLA_VENV)/bin
@@ -22,7 +24,7 @@ $(BIN)/python $(XLA_BIN)/python:
 	$(PYTHON) -m venv $(@D:/bin=)
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
@@ -39,7 +41,9 @@ $(XLA_VENV)/.installed: pyproject.toml constraints.txt constraints-xla.txt $(XLA
 
 run: $(VENV)/.installed
 	$(BIN)/isotrain doctor
-	$(BIN)/isotrain bench --backend cpu --quick
+ifneq ($(BANKING77),)
+	$(BIN)/isotrain train banking77 --set 'dataset_id=$(BANKING77)' --set model_name=demo:minilm
+endif
 	$(BIN)/isotrain train quickstart
 
 test: $(VENV)/.installed-dev

@@ -167,7 +167,7 @@ def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path, monkeypatc
         export_run(trained.run, "safetensors", tmp_path / "out")
     assert export_run(trained.run, "safetensors", tmp_path / "last", checkpoint="last").relative_l2 <= 1e-5
     for form, target, message in (
-        ("pickle", "out", "safetensors, torch-export, onnx"),
+        ("pickle", "out", "safetensors, peft, torch-export, onnx"),
         ("safetensors", "last", "exists already"),
         ("safetensors", "absent/out", "no folder"),
     ):

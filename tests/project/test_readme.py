@@ -1,0 +1,44 @@
+"""The README's commands work as pasted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.partition("  #")[0] for block in BLOCKS for line in block.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("minilm_folder")
+def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        # What --open starts.
+        "BROWSER": "true",
+    }
+    for command in COMMANDS:
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+            continue
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert {path.name for path in tmp_path.iterdir()} >= {"runs", "results", "parity", "report.html"}
+
+
+def test_the_commands_named_in_the_readmes_table_exist() -> None:
+    from isotrain.cli.main import app
+
+    named = set(re.findall(r"`isotrain ([a-z-]+)", README))
+    known = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    assert named
+    assert named <= known
