@@ -26,7 +26,7 @@ def command(*words: str) -> str:
 
 
 def _relative(path: Path) -> str:
-    """`path` as short as it can be written from the current folder."""
+    """`path` as a shell takes it, as short as it can be written from the current folder."""
     absolute = os.path.abspath(path)  # noqa: PTH100 (resolve would leave the environment for the Python it links to)
     relative = os.path.relpath(absolute)
-    return absolute if relative.startswith("..") else relative
+    return shlex.quote(absolute if relative.startswith("..") else relative)

@@ -131,7 +131,7 @@ def test_the_section_is_read_from_a_file_and_overridden_key_by_key(tmp_path: Pat
             r"unknown key 'tt.foo' \(--set\);.*allowed in tt are arch, math_fidelity, fp32_dest_acc_en, weight",
         ),
         ("learning_rate.x=1", "unknown key 'learning_rate.x'"),
-        ("tt=5", "tt: 5 is not allowed"),
+        ("tt=5", "tt is '5', and it is a section"),
     ],
 )
 def test_wrong_options_end_in_one_line(setting: str, message: str) -> None:

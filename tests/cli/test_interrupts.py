@@ -117,7 +117,7 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(folder: Path, straight: Path,
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert f"isotrain train --resume runs/{name}" in output
+    assert f"train --resume runs/{name}" in output
     process = start(folder, "--resume", f"runs/{name}")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
@@ -161,7 +161,8 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_with(folder: Path,
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "isotrain: interrupted; go on with: isotrain train --resume runs/early" in output
+    assert "isotrain: interrupted; go on with: " in output
+    assert "train --resume runs/early" in output
     assert (run / "config.yaml").is_file()
     process = start(folder, "--resume", "runs/early", "--set", "model_name=random:tiny")
     output, _ = process.communicate(timeout=240)
@@ -198,6 +199,6 @@ def test_ctrl_c_on_a_terminal_saves_and_leaves_the_last_frame(folder: Path) -> N
     os.close(control)
     screen = b"".join(shown).decode()
     assert process.returncode == 130, screen
-    assert "isotrain train --resume runs/watched" in output
+    assert "train --resume runs/watched" in output
     assert re.search(r"loss \d\.\d{4}  smoothed", screen)
     assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), "the cursor is given back"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from isotrain.albert_core.config_file import as_set
+from isotrain.albert_core.invocation import program
 from support.command import Invoke
 from support.small_job import write_dataset
 from support.small_pairs import write_pairs
@@ -51,14 +52,14 @@ def test_a_finished_run_says_what_to_do_next_and_each_command_works(invoke: Invo
     code, out, err = train(invoke, "mrpc", dataset_id="./data", freeze_encoder=True)
     assert code == 0, err
     _, _, after = out.partition("\nnext:\n")
-    commands = [shlex.split(line) for line in after.splitlines()]
-    assert [words[1] for words in commands] == ["predict", "bench", "parity", "report"]
+    commands = [shlex.split(line.strip().removeprefix(program())) for line in after.splitlines()]
+    assert [words[0] for words in commands] == ["predict", "bench", "parity", "report"]
     assert "--pair" in commands[0]
-    code, out, err = invoke(*commands[0][1:])
+    code, out, err = invoke(*commands[0])
     assert code == 0, err
     assert "random:tiny (random weights)" in out
-    assert invoke(*commands[1][1:], "--dry-run")[0] == 0
-    code, _, err = invoke(*commands[3][1:-1])
+    assert invoke(*commands[1], "--dry-run")[0] == 0
+    code, _, err = invoke(*commands[3][:-1])
     assert code == 0, err
     assert (tmp_path / "report.html").is_file()
 
