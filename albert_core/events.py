@@ -123,7 +123,7 @@ def _log_evaluation(training: Training, epoch: int, training_loss: float, metric
     if not training.evaluated:
         training.evaluated = True
         log.info("evaluations of %s", job.label)
-        log.info(_row(headers, widths))
+        log.info("%s%s", _row(headers, widths), job.whose)
     log.info("%s%s", _row(cells, widths), job.whose)
 
 

@@ -108,7 +108,7 @@ def test_the_command_ends_with_the_emulations_evaluations(tmp_path: Path, capsys
     assert end.value.code == 0, err
     assert "completed: random:tiny (random weights) on tt (emulated)" in out
     assert "eval/accuracy: random:tiny (random weights) on tt (emulated)" in out.splitlines(), "the chart's title"
-    assert "evaluations of random:tiny (random weights) on tt (emulated):" in out
+    assert "evaluations of random:tiny (random weights) on tt (emulated)" in err.splitlines()
     assert "on tt (emulated)" in (tmp_path / "r" / "chart.html").read_text()
 
 
