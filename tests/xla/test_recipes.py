@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isotrain.albert_core import train as loop
+from isotrain.albert_core import start
 from isotrain.albert_core.batches import bucket_length, epoch_order
 from isotrain.albert_core.config_file import load_config
 from isotrain.albert_core.data.squad_file import QuestionSplit
@@ -55,13 +55,13 @@ def test_a_recipe_gives_the_cpu_backends_losses_and_answers(
     backend: Any, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Job] = []
-    real = loop.build_training
+    real = start.build_training
 
     def keep(job: Job, *args: Any) -> Any:
         jobs.append(job)
         return real(job, *args)
 
-    monkeypatch.setattr(loop, "build_training", keep)
+    monkeypatch.setattr(start, "build_training", keep)
     before = backend.compile_count()
     result = run_recipe(recipe, tmp_path, "xla")
     compiles = backend.compile_count() - before

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core import start
 from isotrain.albert_core import train as loop
 from isotrain.albert_core.batches import BUCKETS, bucket_length, epoch_order
 from isotrain.albert_core.data.lengths import banking77_lengths
@@ -154,7 +155,7 @@ def test_an_epoch_of_banking77_compiles_once_a_grid_cell(
 ) -> None:
     seen: list[TrainResult] = []
     stores: list[Any] = []
-    real = loop.build_training
+    real = start.build_training
 
     def keep(job: Any, *args: Any) -> Any:
         stores.extend((job.train_tokens, job.test_tokens))
@@ -164,7 +165,7 @@ def test_an_epoch_of_banking77_compiles_once_a_grid_cell(
     job = {"dataset_id": str(banking77_sized), "num_epochs": 1, "batch_size": batch, "eval_batch_size": evaluation}
     job |= {"max_length": limit, "feature_cache": cached, "warmup_ratio": 0.1, "steps_freq": 50}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_training", keep)
+        patch.setattr(start, "build_training", keep)
         compiles = count_compiles(backend, lambda: seen.append(run(**job)))
     assert seen[0].status == "completed"
     train_lengths, test_lengths = (np.asarray(store.lengths) for store in stores)
