@@ -123,7 +123,7 @@ def test_peers_do_not_race_an_emulation() -> None:
 
 def test_a_whole_run_gets_what_the_backend_is_told(tmp_path: Path) -> None:
     options = Options(("tt",), backend_options={"tt": {"math_fidelity": "lofi"}}, dataset="embedded:intents")
-    assert 'tt.math_fidelity="lofi"' in training_arguments(options, tmp_path)
+    assert "tt.math_fidelity=lofi" in training_arguments(options, tmp_path)
 
 
 def test_a_real_emulated_target_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
