@@ -103,6 +103,13 @@ def train(
     source = config if config is not None else (run.config if run else None)
     auto = ["resume_from_checkpoint=auto"] if resume_or_start else []
     resolved = load_config(source, [*(sets or ()), *auto], {"backend": backend, "threads": threads})
+    if config is None and run is not None:
+        # A run's own file has every key: without these the defaults' data and model would be looked for instead.
+        lost = [key for key in ("dataset_id", "model_name") if resolved.sources[key] == "default"]
+        if lost:
+            raise UserError(
+                f"{run.config} has no {lost[0]}: it was emptied or cut short; copy the whole run folder again"
+            )
 
     # From here on, for the imports take seconds.
     with stop_on_signals():

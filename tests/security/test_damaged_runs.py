@@ -225,3 +225,15 @@ def test_a_checkpoint_with_a_state_of_another_making_ends_in_one_line(copy: Path
     with pytest.raises(UserError, match="holds a state that isotrain does not write") as caught:
         resume(open_run(copy))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 1], ids=["emptied", "cut short"])
+def test_a_configuration_that_lost_its_lines_is_named_before_anything_is_opened(
+    copy: Path, invoke: Invoke, kept: int
+) -> None:
+    lines = (copy / "config.yaml").read_text().splitlines(keepends=True)
+    (copy / "config.yaml").write_text("".join(lines[:kept]))
+    code, _, err = invoke("train", "--resume", str(copy))
+    assert code == 2
+    assert "config.yaml has no " in err
+    assert "copy the whole run folder again" in err
