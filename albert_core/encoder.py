@@ -72,6 +72,7 @@ RANDOM_ARCHITECTURES: dict[str, dict[str, Any]] = {
 _SIZES = {
     "vocab_size": 10**8,
     "hidden_size": 10**6,
+    "embedding_size": 10**6,
     "intermediate_size": 10**7,
     "num_hidden_layers": 10**4,
     "num_attention_heads": 10**4,

@@ -135,6 +135,7 @@ def test_a_renamed_pickle_is_no_safetensors_file(folder: Path, tmp_path: Path) -
         {"num_labels": 10**12},
         {"hidden_size": 48},
         {"num_hidden_groups": 0},
+        {"embedding_size": 0},
     ],
 )
 def test_values_that_no_configuration_has_end_in_one_line(folder: Path, changes: dict[str, Any]) -> None:
