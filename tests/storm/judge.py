@@ -179,7 +179,7 @@ def _digest(path: Path) -> str:
     """Of a file of tensors without its notes, which say by what path the user named the encoder."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
-    with suppress(ValueError, AttributeError):
+    with suppress(ValueError, AttributeError, RecursionError):
         tensors = {name: entry for name, entry in json.loads(data[8 : 8 + size]).items() if name != "__metadata__"}
         data = json.dumps(tensors).encode() + data[8 + size :]
     return hashlib.sha256(data).hexdigest()
