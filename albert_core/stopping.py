@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 # What a user, a closing terminal, a scheduler and a limit of processor time send before they kill.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -72,3 +76,40 @@ def interrupted_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_of_a_program(stopped: int) -> Iterator[None]:
+    """Around a whole program: a `STOPPING` signal interrupts it, and once its exit code is known no longer changes it.
+
+    From then on a signal only ends the process at once: Python's own end runs the clean-up of libraries, which a
+    signal would tear into a traceback. In its last moments Python takes its signal handlers away, so by then signals
+    are ignored. A signal that is ignored from outside stays so, as nohup asks for.
+
+    Args:
+        stopped: The exit code of a program that was interrupted.
+
+    Raises:
+        SystemExit: The program was interrupted.
+    """
+    numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+
+    def answer(handler: Any) -> None:
+        for number in numbers:
+            signal.signal(number, handler)
+
+    # The first to be registered is the last to be called.
+    atexit.register(answer, signal.SIG_IGN)
+    answer(signal.default_int_handler)
+    try:
+        try:
+            yield
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+            answer(lambda *_: os._exit(code))
+            raise
+    except KeyboardInterrupt:
+        answer(lambda *_: os._exit(stopped))
+        with suppress(OSError):
+            sys.stdout.flush()
+        sys.exit(stopped)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from .. import RunError, UserError, __version__
 from ..albert_core.console import say
-from ..albert_core.stopping import interrupted_by_signals
+from ..albert_core.stopping import interrupted_by_signals, signals_of_a_program
 from ..albert_core.text import brief, error_line, quoted
 from ..backends.cache import settle_home
 from ..kernels.names import meant
@@ -100,8 +100,21 @@ app.add_typer(parity, name="parity", rich_help_panel="Measure and compare")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. Wrong input ends in one line on stderr and exit code 2, a failed run in exit code 1."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Runs the command line. Wrong input ends in one line on stderr and exit code 2, a failed run in exit code 1.
+
+    Args:
+        arguments: Of a call from Python; without them it is the program itself, and takes the process's signals.
+
+    Raises:
+        SystemExit: Always, with one of `Exit`.
+    """
+    if arguments is not None:
+        _run(list(arguments))
+    with signals_of_a_program(Exit.STOPPED):
+        _run(sys.argv[1:])
+
+
+def _run(given: list[str]) -> NoReturn:
     settle_streams()
     try:
         Path.cwd()
@@ -147,7 +160,7 @@ def _refused(error: OSError) -> RunError | UserError:
     return UserError(f"{named}{reason}; choose another file or folder, or mend its permissions")
 
 
-def _fail_usage(error: Any, debug: bool) -> None:
+def _fail_usage(error: Any, debug: bool) -> NoReturn:
     """Options that the command line can't take; a command without any shows its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
@@ -185,7 +198,7 @@ def _settle_processes(given: list[str]) -> None:
             del os.environ[name]
 
 
-def _fail(error: Exception, debug: bool, code: Exit) -> None:
+def _fail(error: Exception, debug: bool, code: Exit) -> NoReturn:
     if debug:
         raise error
     message = error_line(error)

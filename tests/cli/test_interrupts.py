@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from isotrain.albert_core.stopping import STOPPING
 from support.small_job import write_dataset
 
 CONFIG = """
@@ -106,6 +107,50 @@ main(["report", "."])
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (130, "isotrain: interrupted\n")
     assert not list(tmp_path.iterdir())
+
+
+_LATE = """
+import atexit, os, sys
+from isotrain.benchmarks.html import write
+from isotrain.cli import main as cli
+
+def signalled():
+    os.kill(os.getpid(), {number})
+
+class Last:
+    # The interpreter takes modules apart after everything else.
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+
+def ended(*_):
+    atexit.register(lambda: (signalled(), print("reached")))
+    {then}
+
+write.write_report = ended
+sys.argv = ["isotrain", "report", "."]
+sys.last = Last()
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize(
+    ("then", "code", "said"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ('raise cli.RunError("no room")', 1, "isotrain: error: no room\n"),
+        ("signalled()", 130, "isotrain: interrupted\n"),
+    ],
+)
+def test_a_signal_in_the_last_moments_changes_nothing(
+    tmp_path: Path, number: signal.Signals, then: str, code: int, said: str
+) -> None:
+    program = _LATE.format(number=int(number), then=then)
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", said)
+    alone = program.replace("signalled(), ", "")
+    ended = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "reached\n", said)
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ def _become(
         from isotrain.cli.main import main
 
         prepare()
-        main(list(arguments))
+        main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     except BaseException:  # noqa: BLE001 (as Python itself would end it)
