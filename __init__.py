@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 _LAZY = {
     "get_backend": ".backends",
     "list_backends": ".backends",
-    "load_config": ".albert_core.config_file",
-    "train": ".albert_core.train",
+    "load_config": ".albert_core.config.load",
+    "train": ".albert_core.loop.train",
 }
 
 __all__ = ["RunError", "UserError", "__version__", *sorted(_LAZY)]

@@ -17,6 +17,7 @@ from .base import (
     UnitRate,
     device_label,
 )
+from .error_budget import Yardstick
 from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
 from .registry import (
     backend_class,
@@ -27,7 +28,6 @@ from .registry import (
     rank_backend,
     rank_group,
 )
-from .yardstick import Yardstick
 
 __all__ = [
     "DTYPES",

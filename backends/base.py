@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
 from ..kernels.names import check_name
-from .yardstick import Yardstick
+from .error_budget import Yardstick
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ import torch
 from .. import UserError
 from ..kernels.names import check_name
 from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
-from .host_memory import process_memory
-from .rapl import RaplCounters
+from .host.memory import process_memory
+from .host.rapl import RaplCounters
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights

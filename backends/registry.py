@@ -18,9 +18,9 @@ ENTRY_POINT_GROUP = "isotrain.backends"
 
 _BUILT_IN = {
     "cpu": ".cpu:CpuBackend",
-    "cuda": ".cuda:CudaBackend",
+    "cuda": ".cuda.device:CudaBackend",
     "xla": ".xla:XlaBackend",
-    "tt": ".tt:TtBackend",
+    "tt": ".tt.card:TtBackend",
     "ideal": ".ideal:IdealBackend",
 }
 # The kernels of those whose modules import torch, which planning a benchmark must not; all else that is to be foreseen

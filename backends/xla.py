@@ -16,8 +16,8 @@ from .. import UserError
 from ..kernels.install import install_hint
 from ..kernels.names import check_name
 from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
-from .cache import cache_folder
-from .rapl import RaplCounters
+from .host.cache import cache_folder
+from .host.rapl import RaplCounters
 
 if TYPE_CHECKING:
     import torch

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import UserError
-from ..albert_core.console import new_console, say
-from .environment import describe
-from .plan import Options, Plan, make_plan
-from .report import duration
-from .results import build_result, result_path, write_result
-from .runner import SWEEP, WORKER, WorkerRun, run_sweeps, run_workers
+from ..albert_core.terminal.console import new_console, say
+from ..albert_core.terminal.text import duration
+from .harness.environment import describe
+from .harness.plan import Options, Plan, make_plan
+from .harness.runner import SWEEP, WORKER, WorkerRun, run_sweeps, run_workers
+from .outcome.build import build_result, result_path, write_result
 
 VALID, INVALID, FAILED, INTERRUPTED = 0, 1, 2, 130
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..albert_core.console import say_json
+from ..albert_core.terminal.console import say_json
 
 
 def print_json(kind: str, values: dict[str, Any]) -> None:

@@ -13,27 +13,27 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .. import RunError, UserError, __version__
-from ..albert_core.console import say
-from ..albert_core.stopping import interrupted_by_signals, signals_of_a_program
-from ..albert_core.text import brief, error_line, quoted
-from ..backends.cache import settle_home
+from ..albert_core.processes.signals import interrupted_by_signals, signals_of_a_program
+from ..albert_core.terminal.console import say
+from ..albert_core.terminal.text import brief, error_line, quoted
+from ..backends.host.cache import settle_home
 from ..kernels.names import meant
-from .bench import bench
-from .compare import compare
-from .config import config
-from .doctor import doctor
+from .commands.bench import bench
+from .commands.compare import compare
+from .commands.config import config
+from .commands.doctor import doctor
+from .commands.export import export
+from .commands.history import history
+from .commands.list import list_names
+from .commands.parity import parity
+from .commands.predict import predict
+from .commands.report import report
+from .commands.show import show
+from .commands.train import train
+from .commands.tt_estimate import tt_estimate
+from .commands.tt_formats import tt_formats
 from .exits import Exit
-from .export import export
-from .history import history
-from .list import list_names
-from .parity import parity
-from .predict import predict
-from .report import report
-from .show import show
 from .streams import settle_streams
-from .train import train
-from .tt_estimate import tt_estimate
-from .tt_formats import tt_formats
 
 app = typer.Typer(
     name="isotrain",

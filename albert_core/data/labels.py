@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from ..parsing import read_json
-from ..text import shorten
+from ..config.parsing import read_json
+from ..terminal.text import shorten
 from .tabular import Table, shown
 
 log = logging.getLogger("isotrain")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ... import UserError
-from ..normalise import most_frequent, normalise
+from ..config.label_rules import most_frequent, normalise
 from .intents import generate_intents, parse_embedded_id
 from .tabular import Table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from ..parsing import decoded, parse_json
+from ..config.parsing import decoded, parse_json
 from .columns import refuse_repeated_ids
 from .tabular import PART_ROWS, TABLE_SUFFIXES, Table, read_table, shown, table_parts
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ... import UserError
-from ..parsing import json_kind, parse_json
-from ..text import clean, shorten
+from ..config.parsing import json_kind, parse_json
+from ..terminal.text import clean, shorten
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError, __version__
-from ..invocation import command
-from ..parsing import parse_json, read_text
+from ..config.parsing import parse_json, read_text
+from ..terminal.invocation import command
 from .files import check_file, checksums, write_json
 
 MANIFEST = "manifest.json"

@@ -14,25 +14,26 @@ import torch
 from torch.nn import functional
 
 from ... import UserError
-from ..batches import IGNORED
-from ..config_file import load_config
-from ..data import RawDataset, RawSplit, Table, TextTokenizer, TokenStore, build_token_store, load_dataset
+from ..config.load import load_config
 from ..data.columns import choose_text_column, choose_text_columns
-from ..data.tabular import table_parts
-from ..data.tokenstore import Progress
-from ..head import ClassificationHead
-from ..metrics import evaluate_labels
-from ..run import RunFolder, read_strings
+from ..data.datasets import RawDataset, RawSplit, load_dataset
+from ..data.tabular import Table, table_parts
+from ..model.head import ClassificationHead
 from ..runs.files import write_json
+from ..runs.folder import RunFolder, read_strings
+from ..tokens.order import IGNORED
+from ..tokens.store import Progress, TokenStore, build_token_store
+from ..tokens.tokenizer import TextTokenizer
+from .metrics import evaluate_labels
 from .task import Evaluation, Task
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..config import TrainConfig
-    from ..features import InputSource
-    from ..job import Job
-    from ..predict import Predictor
+    from ..config.schema import TrainConfig
+    from ..features.compute import InputSource
+    from ..inference.predict import Predictor
+    from ..loop.job import Job
 
 log = logging.getLogger("isotrain")
 

@@ -17,27 +17,27 @@ import torch
 from torch.nn import functional
 
 from ... import UserError
-from ..batches import IGNORED
-from ..data import Table, TextTokenizer
 from ..data.questions import QuestionDataset, load_questions
 from ..data.squad_file import QuestionSplit, question_parts
-from ..data.tabular import shown
-from ..data.tokenstore import Progress
-from ..data.windows import WindowStore, build_window_store
-from ..head import SpanHead
-from ..run import RunFolder, read_strings
+from ..data.tabular import Table, shown
+from ..model.head import SpanHead
 from ..runs.files import write_json
-from ..spans import Span, WindowLogits, best_spans, probabilities
-from ..squad_score import score_predictions
+from ..runs.folder import RunFolder, read_strings
+from ..tokens.order import IGNORED
+from ..tokens.store import Progress
+from ..tokens.tokenizer import TextTokenizer
+from ..tokens.windows import WindowStore, build_window_store
+from .spans import Span, WindowLogits, best_spans, probabilities
+from .squad_score import score_predictions
 from .task import Evaluation, Task
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..config import TrainConfig
-    from ..features import InputSource
-    from ..job import Job
-    from ..predict import Predictor
+    from ..config.schema import TrainConfig
+    from ..features.compute import InputSource
+    from ..inference.predict import Predictor
+    from ..loop.job import Job
 
 log = logging.getLogger("isotrain")
 

@@ -19,13 +19,14 @@ from torch import nn
 from ... import UserError
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
-    from ..data import Table, TextTokenizer, TokenStore
-    from ..data.tokenstore import Progress
-    from ..features import InputSource
-    from ..job import Job
-    from ..predict import Predictor
-    from ..run import RunFolder
+    from ..config.schema import TrainConfig
+    from ..data.tabular import Table
+    from ..features.compute import InputSource
+    from ..inference.predict import Predictor
+    from ..loop.job import Job
+    from ..runs.folder import RunFolder
+    from ..tokens.store import Progress, TokenStore
+    from ..tokens.tokenizer import TextTokenizer
 
 # Each is a module of this folder with a `TASK`; it is imported when a configuration names it.
 TASK_NAMES = ("classification", "question_answering")

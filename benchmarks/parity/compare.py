@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from .. import environment
-from ..plan import hash_of
+from ..harness import environment
+from ..harness.plan import hash_of
 from .bands import COARSE_FACTOR, FACTOR
 from .head_checks import unjudged
 from .judge import DIVERGED_VERDICT, DRIFT, FAILED, PASS, REFUSED, judge

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from ... import UserError
-from ...albert_core.batches import Window, epoch_order
-from ...albert_core.config_file import ResolvedConfig
-from ...albert_core.events import TrainingError
-from ...albert_core.features import CachedFeatures
-from ...albert_core.job import Job, trains_on_features
-from ...albert_core.train import train
-from ...albert_core.training import Training
+from ...albert_core.config.load import ResolvedConfig
+from ...albert_core.features.compute import CachedFeatures
+from ...albert_core.loop.build import Training
+from ...albert_core.loop.events import TrainingError
+from ...albert_core.loop.job import Job, trains_on_features
+from ...albert_core.loop.train import train
+from ...albert_core.tokens.order import Window, epoch_order
 from .observe import Steps, probe
 from .trace import HEAD_SERIES, Trace
 

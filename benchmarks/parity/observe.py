@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...albert_core.batches import Window
-from ...albert_core.data import TokenStore
-from ...albert_core.features import InputSource
-from ...albert_core.job import trains_on_features
-from ...albert_core.training import Training
+from ...albert_core.features.compute import InputSource
+from ...albert_core.loop.build import Training
+from ...albert_core.loop.job import trains_on_features
+from ...albert_core.tokens.order import Window
+from ...albert_core.tokens.store import TokenStore
 from .trace import HEAD_STEPS
 
 # Texts whose logits are kept: the first ones of the evaluation split.

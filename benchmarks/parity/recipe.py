@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...albert_core.config import TrainConfig
+from ...albert_core.config.schema import TrainConfig
 
 # Data, model and tokens are compared by hashes of what they give.
 DATA = (

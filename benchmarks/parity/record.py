@@ -19,17 +19,17 @@ import numpy as np
 import torch
 
 from ... import UserError
-from ...albert_core.batches import Window
-from ...albert_core.config import TrainConfig
-from ...albert_core.config_file import load_config
-from ...albert_core.events import TrainingError
-from ...albert_core.features import token_batch
-from ...albert_core.frozen import module_repetitions
-from ...albert_core.job import Job, trains_on_features
-from ...albert_core.model import WholeModel
-from ...albert_core.run import environment
-from ...albert_core.train import train
-from ...albert_core.training import Training
+from ...albert_core.config.load import load_config
+from ...albert_core.config.schema import TrainConfig
+from ...albert_core.features.compute import token_batch
+from ...albert_core.features.source import module_repetitions
+from ...albert_core.loop.build import Training
+from ...albert_core.loop.events import TrainingError
+from ...albert_core.loop.job import Job, trains_on_features
+from ...albert_core.loop.train import train
+from ...albert_core.model.whole import WholeModel
+from ...albert_core.runs.folder import environment
+from ...albert_core.tokens.order import Window
 from ...backends import Yardstick
 from ...kernels.packed import PackedBatch, PaddedBatch
 from .evaluations import moves

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from ...albert_core.config_file import load_config
+from ...albert_core.config.load import load_config
+from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import make_folders, refuse_links
-from ...albert_core.stopping import interrupted_by_signals
 from ...backends import Yardstick, device_label, foresee_backend
-from ..runner import Ended, how, run_process, said
+from ..harness.runner import Ended, how, run_process, said
 from .compare import Missing, build_result
 from .judge import FAILED, differences
 from .seeds import equivalence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ... import UserError
-from ...albert_core.config import DTYPE_NAMES, TrainConfig
+from ...albert_core.config.schema import DTYPE_NAMES, TrainConfig
 from ...backends import list_backends
 from ...kernels.names import check_name
 

@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
-from ...albert_core.parsing import read_json_object
+from ...albert_core.config.parsing import read_json_object
 from ...albert_core.runs.files import checksum, make_folders, published, sweep, write_bytes, write_json
-from ...albert_core.text import quoted
+from ...albert_core.terminal.text import quoted
 
 SCHEMA = "isotrain.trace/1"
 HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"

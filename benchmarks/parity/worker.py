@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import RunError, UserError
-from ...albert_core.parent import end_with_parent
+from ...albert_core.processes.parent import end_with_parent
 from ...albert_core.runs.files import write_json
 
 

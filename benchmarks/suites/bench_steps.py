@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.encoder import LoadedEncoder
-from isotrain.albert_core.frozen import frozen_encoder
-from isotrain.albert_core.head import ClassificationHead
+from isotrain.albert_core.features.source import frozen_encoder
+from isotrain.albert_core.model.encoder import LoadedEncoder
+from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import Backend
+from isotrain.benchmarks.harness.texts import Texts, make_batches
+from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
 from isotrain.benchmarks.suites.plugin import (
     BATCH_SIZE,
     MAX_LENGTH,
@@ -21,8 +23,6 @@ from isotrain.benchmarks.suites.plugin import (
     opened_backends,
     usable_kernels,
 )
-from isotrain.benchmarks.texts import Texts, make_batches
-from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
 
 BACKENDS = opened_backends()
 KERNELS = [

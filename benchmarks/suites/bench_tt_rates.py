@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ...albert_core.encoder import load_encoder
-from ...albert_core.head import ClassificationHead
+from ...albert_core.model.encoder import load_encoder
+from ...albert_core.model.head import ClassificationHead
 from ...backends import get_backend
 from ...kernels.packed import PackedBatch
 from ...kernels.tt import model, native

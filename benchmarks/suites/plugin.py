@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from isotrain.albert_core.encoder import LoadedEncoder, load_encoder
+from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
 from isotrain.backends import Backend, backend_class, get_backend, list_backends
-from isotrain.benchmarks.texts import Texts, embedded_texts
-from isotrain.benchmarks.workloads import Workload
+from isotrain.benchmarks.harness.texts import Texts, embedded_texts
+from isotrain.benchmarks.harness.workloads import Workload
 
 BATCH_SIZE, BATCHES, MAX_LENGTH, NUM_LABELS, SEED = 8, 4, 128, 77, 23
 ROUNDS = 5

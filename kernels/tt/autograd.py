@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .arithmetic import Arithmetic
 from .formats import host_convert
-from .linear import Arithmetic, linear
+from .linear import linear
 
 
 class TtLinear(torch.autograd.Function):

@@ -12,9 +12,10 @@ from ... import UserError
 from ..packed.portable import ACTIVATIONS, HOST_CHUNK_TOKENS, PortableEncoder, _Rows
 from ..weights import EncoderWeights, LayerWeights
 from . import native
+from .arithmetic import Arithmetic
 from .fast import FastWeight
 from .formats import check_dtype, host_convert
-from .linear import Arithmetic, add, linear
+from .linear import add, linear
 from .ops import attention, layer_norm
 from .unary import OF_ACTIVATION, unary
 

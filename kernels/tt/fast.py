@@ -9,16 +9,12 @@ than the exact unit in C++, which therefore computes for a bfloat16 Dst wherever
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.nn import functional
 
 from . import native
+from .arithmetic import Arithmetic, k_blocks
 from .formats import device_pack, host_convert, round_half_away_bf16, truncate
-
-if TYPE_CHECKING:
-    from .linear import Arithmetic
 
 SLICE = 16
 GROUP = 8
@@ -104,8 +100,6 @@ def _rounding_dest(
     in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic, out_dtype: str
 ) -> torch.Tensor:
     """A layer with a bfloat16 Dst: every slice's two groups are rounded to Dst's grid before they are added to it."""
-    from .linear import k_blocks
-
     blocks = k_blocks(in0.shape[1], arithmetic.block_tiles if arithmetic.packer_l1_acc else 0)
     pairs = _phase_operands(in0, in1, arithmetic.phases)
     sums: torch.Tensor | None = None

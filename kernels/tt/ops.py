@@ -20,7 +20,7 @@ from .linear import add, linear, multiply, multiply_bf16
 from .unary import unary
 
 if TYPE_CHECKING:
-    from .linear import Arithmetic
+    from .arithmetic import Arithmetic
 
 
 def reduce_rows(

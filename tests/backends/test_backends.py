@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.encoder import load_encoder
+from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.backends import (
     Availability,
     Backend,
@@ -152,7 +152,7 @@ def test_memory_counts_what_is_allocated() -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system counts no process's own peak")
 def test_the_peak_is_not_that_of_the_parent_process() -> None:
     held = b"x" * 500_000_000
-    script = "from isotrain.backends.host_memory import process_memory; print(process_memory().peak_bytes)"
+    script = "from isotrain.backends.host.memory import process_memory; print(process_memory().peak_bytes)"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 0 < int(child.stdout) < len(held) / 2
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.head import ClassificationHead
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import CastPolicy, get_backend
-from isotrain.backends.cuda import CudaBackend, map_tensors
-from isotrain.backends.cuda_graphs import CapturedStep, why_not_captured
+from isotrain.backends.cuda.device import CudaBackend, map_tensors
+from isotrain.backends.cuda.graphs import CapturedStep, why_not_captured
 from isotrain.kernels import reference
 from isotrain.kernels.cuda import BucketRunner, PackedGpuEncoder
 from isotrain.kernels.packed import PackedBatch, PortableEncoder

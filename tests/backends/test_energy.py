@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 from isotrain.backends import get_backend
-from isotrain.backends.nvml import gpu_energy
-from isotrain.backends.rapl import RaplCounters
+from isotrain.backends.cuda.nvml import gpu_energy
+from isotrain.backends.host.rapl import RaplCounters
 
 
 def domain(root: Path, folder: str, name: str, energy: int) -> Path:

@@ -6,7 +6,7 @@ import pytest
 from isotrain import UserError
 from isotrain.backends import CastPolicy, Yardstick, get_backend
 from isotrain.backends.selftest import self_test
-from isotrain.backends.tt_options import TtOptions
+from isotrain.backends.tt.options import TtOptions
 
 
 def test_it_passes_the_self_test() -> None:

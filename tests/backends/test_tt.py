@@ -10,15 +10,9 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import config_hash, load_config
-from isotrain.backends import (
-    BackendUnavailableError,
-    Foreseen,
-    backend_class,
-    foresee_backend,
-    get_backend,
-    tt,
-)
+from isotrain.albert_core.config.load import config_hash, load_config
+from isotrain.backends import BackendUnavailableError, Foreseen, backend_class, foresee_backend, get_backend
+from isotrain.backends.tt import card as tt
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isotrain.benchmarks.environment import describe
-from isotrain.benchmarks.plan import Options, Plan, make_plan
-from isotrain.benchmarks.results import build_result
-from isotrain.benchmarks.runner import WorkerRun
+from isotrain.benchmarks.harness.environment import describe
+from isotrain.benchmarks.harness.plan import Options, Plan, make_plan
+from isotrain.benchmarks.harness.runner import WorkerRun
+from isotrain.benchmarks.outcome.build import build_result
 from support.results import parity, whole_run, write_run
 
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady", "peaks")

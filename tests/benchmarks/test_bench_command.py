@@ -10,8 +10,8 @@ import pytest
 import typer
 from isotrain import UserError
 from isotrain.benchmarks import bench as bench_module
-from isotrain.benchmarks import runner
-from isotrain.cli.bench import bench
+from isotrain.benchmarks.harness import runner
+from isotrain.cli.commands.bench import bench
 from typer.testing import CliRunner
 
 app = typer.Typer()

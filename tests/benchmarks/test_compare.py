@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.benchmarks.compare import (
+from isotrain.benchmarks.harness.environment import describe
+from isotrain.benchmarks.harness.plan import Options, make_plan
+from isotrain.benchmarks.outcome.build import build_result
+from isotrain.benchmarks.outcome.compare import (
     FASTER,
     REFUSED,
     REGRESSED,
@@ -24,14 +27,11 @@ from isotrain.benchmarks.compare import (
     compare_files,
     parse_share,
 )
-from isotrain.benchmarks.environment import describe
-from isotrain.benchmarks.history import load_history
-from isotrain.benchmarks.plan import Options, make_plan
-from isotrain.benchmarks.report_history import print_history
-from isotrain.benchmarks.results import build_result
-from isotrain.benchmarks.stored import load_result
-from isotrain.cli.compare import compare
-from isotrain.cli.history import history
+from isotrain.benchmarks.outcome.history import load_history
+from isotrain.benchmarks.outcome.model import load_result
+from isotrain.benchmarks.reports.terminal_history import print_history
+from isotrain.cli.commands.compare import compare
+from isotrain.cli.commands.history import history
 from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner

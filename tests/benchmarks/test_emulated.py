@@ -13,16 +13,16 @@ import jsonschema
 import pytest
 from isotrain import UserError
 from isotrain.benchmarks.bench import VALID, run_bench
-from isotrain.benchmarks.end_to_end import check, training_arguments
-from isotrain.benchmarks.environment import describe
-from isotrain.benchmarks.export import result_markdown, rows, to_csv
-from isotrain.benchmarks.history import load_history
-from isotrain.benchmarks.html.loading import load_results
-from isotrain.benchmarks.html.write import write_report
-from isotrain.benchmarks.plan import Options, Plan, make_plan, with_peers
-from isotrain.benchmarks.report import WIDE, print_plan, print_result
-from isotrain.benchmarks.results import build_result
-from isotrain.benchmarks.runner import WorkerRun
+from isotrain.benchmarks.end_to_end.run import check, training_arguments
+from isotrain.benchmarks.harness.environment import describe
+from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_peers
+from isotrain.benchmarks.harness.runner import WorkerRun
+from isotrain.benchmarks.outcome.build import build_result
+from isotrain.benchmarks.outcome.history import load_history
+from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
+from isotrain.benchmarks.reports.html.loading import load_results
+from isotrain.benchmarks.reports.html.write import write_report
+from isotrain.benchmarks.reports.terminal import WIDE, print_plan, print_result
 from rich.console import Console
 
 LABEL = "tt (emulated)"
@@ -105,7 +105,8 @@ def test_coarser_numbers_of_another_mode_are_no_wrong_answer(
 
 
 def test_a_card_that_is_here_is_not_called_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isotrain.backends import Availability, tt
+    from isotrain.backends import Availability
+    from isotrain.backends.tt import card as tt
 
     monkeypatch.setattr(tt, "hardware_availability", lambda: Availability(True, "a card"))
     plan = make_plan(Options(("tt",)))

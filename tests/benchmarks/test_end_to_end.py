@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.benchmarks import end_to_end
-from isotrain.benchmarks.end_to_end import run_end_to_end, training_arguments
-from isotrain.benchmarks.extrapolate import Part, Sampled, total_interval, total_ratio
-from isotrain.benchmarks.peers.experiment import build_model, measure_loop
-from isotrain.benchmarks.plan import Options
-from isotrain.cli.bench import bench
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.benchmarks.end_to_end.blacksmith_loop import build_model, measure_loop
+from isotrain.benchmarks.end_to_end.run import run as end_to_end
+from isotrain.benchmarks.end_to_end.run import run_end_to_end, training_arguments
+from isotrain.benchmarks.harness.extrapolate import Part, Sampled, total_interval, total_ratio
+from isotrain.benchmarks.harness.plan import Options
+from isotrain.cli.commands.bench import bench
 from support.loop_spec import loop_spec
 from support.small_job import write_dataset
 from typer import Typer
@@ -108,7 +108,7 @@ def test_the_loop_pads_as_it_says(spec: Callable[..., Any], monkeypatch: pytest.
         model.register_forward_pre_hook(watch)
         return model
 
-    monkeypatch.setattr("isotrain.benchmarks.peers.experiment.build_model", watched)
+    monkeypatch.setattr("isotrain.benchmarks.end_to_end.blacksmith_loop.build_model", watched)
     measure_loop(spec(padding="padded"))
     assert set(shapes) == {(8, 32)}
     assert all(masked)
@@ -251,7 +251,7 @@ def test_an_interruption_keeps_what_is_complete(data: Path, tmp_path: Path, afte
 import sys, time
 from pathlib import Path
 from isotrain.benchmarks import end_to_end
-from isotrain.benchmarks.plan import Options
+from isotrain.benchmarks.harness.plan import Options
 done = []
 def train(options, side, folder):
     if len(done) == {int(after_one)}:

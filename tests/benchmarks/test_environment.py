@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from isotrain.benchmarks import environment as env
+from isotrain.benchmarks.harness import environment as env
 
 
 def test_the_record_is_plain_json_and_names_the_versions() -> None:

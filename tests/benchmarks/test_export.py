@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from isotrain.benchmarks.environment import describe
-from isotrain.benchmarks.export import result_markdown, rows, to_csv
-from isotrain.benchmarks.plan import Options, make_plan
-from isotrain.benchmarks.results import build_result
+from isotrain.benchmarks.harness.environment import describe
+from isotrain.benchmarks.harness.plan import Options, make_plan
+from isotrain.benchmarks.outcome.build import build_result
+from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
 
 
 @pytest.fixture

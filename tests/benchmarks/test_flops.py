@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from isotrain.albert_core.encoder import LoadedEncoder, load_encoder, weights_from_module
-from isotrain.albert_core.head import ClassificationHead
-from isotrain.benchmarks.flops import encoder_flops, head_backward_flops, head_forward_flops
+from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder, weights_from_module
+from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.benchmarks.work.flops import encoder_flops, head_backward_flops, head_forward_flops
 from isotrain.kernels.packed import PackedBatch, PortableEncoder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

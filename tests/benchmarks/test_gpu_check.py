@@ -12,8 +12,8 @@ import pytest
 import torch
 from isotrain.backends import get_backend
 from isotrain.backends.cpu import CpuBackend
-from isotrain.benchmarks import gpu_check
-from isotrain.benchmarks.gpu_operators import fastest
+from isotrain.benchmarks.suites import gpu_check
+from isotrain.benchmarks.suites.gpu_operators import fastest
 
 
 @pytest.fixture(scope="module")

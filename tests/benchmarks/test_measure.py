@@ -8,9 +8,9 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from isotrain.benchmarks import measure as measuring
-from isotrain.benchmarks.measure import Budget, Measurement, measure
-from isotrain.benchmarks.statistics import bounds, resampled_medians
+from isotrain.benchmarks.harness import measure as measuring
+from isotrain.benchmarks.harness.measure import Budget, Measurement, measure
+from isotrain.benchmarks.harness.statistics import bounds, resampled_medians
 
 MS = 1_000_000
 

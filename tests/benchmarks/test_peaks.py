@@ -6,9 +6,9 @@ import pytest
 import torch
 from isotrain.backends import DeviceInfo
 from isotrain.backends.cpu import CpuBackend
-from isotrain.benchmarks import peaks as module
-from isotrain.benchmarks.environment import Lost
-from isotrain.benchmarks.peaks import measure_peaks
+from isotrain.benchmarks.harness import peaks as module
+from isotrain.benchmarks.harness.environment import Lost
+from isotrain.benchmarks.harness.peaks import measure_peaks
 
 MS = 1_000_000
 

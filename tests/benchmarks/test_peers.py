@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.encoder import LoadedEncoder, load_encoder
-from isotrain.albert_core.head import ClassificationHead
+from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
+from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import get_backend
-from isotrain.benchmarks import peers
-from isotrain.benchmarks.peers import PEERS, build_peer, chosen_peers
-from isotrain.benchmarks.peers.base import PeerEncoder, peer_policy, running
-from isotrain.benchmarks.texts import Texts, embedded_texts, make_batches, static_cells
-from isotrain.benchmarks.workloads import PeerForward
+from isotrain.benchmarks import baselines as peers
+from isotrain.benchmarks.baselines import PEERS, build_peer, chosen_peers
+from isotrain.benchmarks.baselines.base import PeerEncoder, peer_policy, running
+from isotrain.benchmarks.harness.texts import Texts, embedded_texts, make_batches, static_cells
+from isotrain.benchmarks.harness.workloads import PeerForward
 from isotrain.kernels.install import install_hint
 from isotrain.kernels.packed import PaddedBatch
 
@@ -92,9 +92,9 @@ def test_a_peer_sends_nobody_statistics(name: str, tmp_path: Path) -> None:
     needed(name)
     program = (
         "import sys\n"
-        "from isotrain.albert_core.encoder import load_encoder\n"
+        "from isotrain.albert_core.model.encoder import load_encoder\n"
         "from isotrain.backends import get_backend\n"
-        "from isotrain.benchmarks.peers import build_peer\n"
+        "from isotrain.benchmarks.baselines import build_peer\n"
         f"build_peer({name!r}, load_encoder('random:tiny', 0), get_backend('cpu'), 'float32', 'sorted')\n"
         "sent = [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
         "sys.exit(str(sent) if sent else 0)\n"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from isotrain import UserError
-from isotrain.benchmarks.plan import Options, available_cpus, hash_of, interleaved, make_plan, with_quick
+from isotrain.benchmarks.harness.plan import Options, available_cpus, hash_of, interleaved, make_plan, with_quick
 
 
 def test_all_combinations_are_targets_and_impossible_ones_are_named() -> None:
@@ -69,7 +69,7 @@ def test_planning_needs_no_torch() -> None:
     code = (
         "import sys\n"
         "from isotrain.benchmarks.bench import run_bench\n"
-        "from isotrain.benchmarks.plan import Options, make_plan\n"
+        "from isotrain.benchmarks.harness.plan import Options, make_plan\n"
         "make_plan(Options())\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"

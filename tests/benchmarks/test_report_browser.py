@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isotrain.benchmarks.html.write import write_report
+from isotrain.benchmarks.reports.html.write import write_report
 from support.browser import CHROMIUM, DRIVER, console_errors, open_browser, show
 from support.results import candidate, parity, write_run
 

@@ -16,14 +16,14 @@ from xml.etree import ElementTree
 
 import pytest
 from isotrain import RunError
-from isotrain.benchmarks.html import styles
-from isotrain.benchmarks.html.charts import BarChart, LineChart, StackedChart, Table
-from isotrain.benchmarks.html.contents import contents
-from isotrain.benchmarks.html.draw_bars import draw_bars
-from isotrain.benchmarks.html.draw_lines import extremes
-from isotrain.benchmarks.html.loading import load_results
-from isotrain.benchmarks.html.scale import scale_over, tick_labels, wrapped
-from isotrain.benchmarks.html.write import write_report
+from isotrain.benchmarks.reports.html import styles
+from isotrain.benchmarks.reports.html.charts import BarChart, LineChart, StackedChart, Table
+from isotrain.benchmarks.reports.html.contents import contents
+from isotrain.benchmarks.reports.html.draw_bars import draw_bars
+from isotrain.benchmarks.reports.html.draw_lines import extremes
+from isotrain.benchmarks.reports.html.loading import load_results
+from isotrain.benchmarks.reports.html.scale import scale_over, tick_labels, wrapped
+from isotrain.benchmarks.reports.html.write import write_report
 from isotrain.cli.main import main
 from support.results import REPETITIONS, STEPS, loss_at, parity
 
@@ -456,7 +456,7 @@ def test_a_report_that_can_not_be_written_leaves_the_one_before(
 
 def test_the_report_needs_no_torch(results_folder: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from isotrain.benchmarks.html.write import write_report; from pathlib import Path; "
+        "import sys; from isotrain.benchmarks.reports.html.write import write_report; from pathlib import Path; "
         f"write_report(Path({str(results_folder)!r}), Path({str(tmp_path / 'r.html')!r})); "
         "print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     )

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.benchmarks.html import png
-from isotrain.benchmarks.html.charts import Axis, Bar, BarChart, Line, LineChart, Stack, StackedChart
-from isotrain.benchmarks.html.write import write_report
+from isotrain.benchmarks.reports.html import png
+from isotrain.benchmarks.reports.html.charts import Axis, Bar, BarChart, Line, LineChart, Stack, StackedChart
+from isotrain.benchmarks.reports.html.write import write_report
 from isotrain.kernels.install import install_hint
 
 BARS = BarChart("bars", "Bars · random weights", "w", "samples/s", (Bar("a $1", 5.0, 4.0, 7.0, 0, "invalid", True),))

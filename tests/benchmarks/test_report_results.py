@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.train import train
-from isotrain.benchmarks.html.loading import Results, load_results
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.train import train
+from isotrain.benchmarks.reports.html.loading import Results, load_results
 from support.results import parity, whole_run, write_run
 from support.small_job import losses, settings, write_dataset
 

@@ -14,11 +14,11 @@ import isotrain.benchmarks
 import jsonschema
 import pytest
 from isotrain import UserError
-from isotrain.benchmarks.environment import describe
-from isotrain.benchmarks.plan import Options, Plan, make_plan, with_quick
-from isotrain.benchmarks.report import WIDE, output_console, print_plan, print_result
-from isotrain.benchmarks.results import build_result, result_path, write_result
-from isotrain.benchmarks.runner import WorkerRun
+from isotrain.benchmarks.harness.environment import describe
+from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_quick
+from isotrain.benchmarks.harness.runner import WorkerRun
+from isotrain.benchmarks.outcome.build import build_result, result_path, write_result
+from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
 Runs = Callable[..., list[WorkerRun]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from isotrain.albert_core.encoder import load_encoder, weights_from_module
-from isotrain.albert_core.head import ClassificationHead
-from isotrain.benchmarks import traffic
-from isotrain.benchmarks.gates import gate_peaks
-from isotrain.benchmarks.roofline import place
+from isotrain.albert_core.model.encoder import load_encoder, weights_from_module
+from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.benchmarks.outcome.gates import gate_peaks
+from isotrain.benchmarks.work import traffic
+from isotrain.benchmarks.work.roofline import place
 
 
 def counted(module: Any) -> int:

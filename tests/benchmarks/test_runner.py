@@ -18,8 +18,8 @@ import jsonschema
 import pytest
 from isotrain import UserError
 from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
-from isotrain.benchmarks.plan import Options, make_plan
-from isotrain.benchmarks.runner import run_workers, worker_environment
+from isotrain.benchmarks.harness.plan import Options, make_plan
+from isotrain.benchmarks.harness.runner import run_workers, worker_environment
 
 FakeWorker = Callable[..., tuple[str, ...]]
 OPTIONS = Options(workloads=("forward",), layouts=("padded", "packed"), processes=2, blocks=3)
@@ -133,7 +133,7 @@ def test_an_interruption_ends_the_worker_and_keeps_what_is_complete(
         "import sys\n"
         "from pathlib import Path\n"
         "from isotrain.benchmarks.bench import run_bench\n"
-        "from isotrain.benchmarks.plan import Options\n"
+        "from isotrain.benchmarks.harness.plan import Options\n"
         f"options = Options(workloads=('forward',), layouts=('padded', 'packed'), processes=2, blocks=3)\n"
         f"sys.exit(run_bench(options, out=Path({str(out)!r}), command={command!r}).code)\n"
     )

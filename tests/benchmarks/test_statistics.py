@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from isotrain.benchmarks import statistics as st
+from isotrain.benchmarks.harness import statistics as st
 
 
 def _coverage(processes: int, blocks: int, between: float, runs: int = 400) -> float:

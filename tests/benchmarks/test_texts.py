@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.batches import BUCKETS
-from isotrain.benchmarks.texts import (
+from isotrain.albert_core.tokens.order import BUCKETS
+from isotrain.benchmarks.harness.texts import (
     Texts,
     check_length,
     cost_classes,

@@ -13,11 +13,11 @@ import isotrain.benchmarks
 import jsonschema
 import pytest
 from isotrain import UserError
-from isotrain.benchmarks import peers
+from isotrain.benchmarks import baselines as peers
 from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
-from isotrain.benchmarks.plan import Options, Plan, make_plan, with_peers, with_quick
-from isotrain.benchmarks.report import WIDE, output_console, print_plan, print_result
-from isotrain.benchmarks.worker import sweep
+from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_peers, with_quick
+from isotrain.benchmarks.harness.worker import sweep
+from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
 NAMES = ("experiment-padded", "transformers-sorted", "openvino")

@@ -10,15 +10,15 @@ from typing import Any
 
 import isotrain.kernels.cpu.head
 import pytest
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.job import open_job
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.train import train
+from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.backends import EnergyUse
 from isotrain.backends.cpu import CpuBackend
-from isotrain.benchmarks.peers.experiment import WARM_UP_STEPS, measure_loop
-from isotrain.benchmarks.whole_figures import add_figures
-from isotrain.benchmarks.whole_work import count, loop_work
+from isotrain.benchmarks.end_to_end.blacksmith_loop import WARM_UP_STEPS, measure_loop
+from isotrain.benchmarks.end_to_end.whole_figures import add_figures
+from isotrain.benchmarks.end_to_end.whole_work import count, loop_work
 from support.loop_spec import loop_spec
 from support.small_job import settings, write_dataset
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from isotrain.albert_core.encoder import LoadedEncoder, load_encoder
-from isotrain.albert_core.head import ClassificationHead
-from isotrain.albert_core.job import frozen_encoder
+from isotrain.albert_core.loop.job import frozen_encoder
+from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
+from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends.cpu import CpuBackend
-from isotrain.benchmarks import worker
-from isotrain.benchmarks.flops import encoder_flops, head_backward_flops, head_forward_flops
-from isotrain.benchmarks.measure import Budget, measure
-from isotrain.benchmarks.plan import CACHED, Options, TargetSpec
-from isotrain.benchmarks.texts import Texts, embedded_texts, make_batches
-from isotrain.benchmarks.work import work_per_step
-from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
+from isotrain.benchmarks.harness import worker
+from isotrain.benchmarks.harness.measure import Budget, measure
+from isotrain.benchmarks.harness.plan import CACHED, Options, TargetSpec
+from isotrain.benchmarks.harness.texts import Texts, embedded_texts, make_batches
+from isotrain.benchmarks.harness.work import work_per_step
+from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
+from isotrain.benchmarks.work.flops import encoder_flops, head_backward_flops, head_forward_flops
 from isotrain.kernels.cpu.library import why_not
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core.checkpoint import Snapshot
+from isotrain.albert_core.runs.checkpoint import Snapshot
 
 
 def build_snapshot(step: int, metrics: dict[str, float] | None = None, width: int = 4) -> Snapshot:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import RunError, UserError
-from isotrain.albert_core.checkpoint import (
+from isotrain.albert_core.runs.checkpoint import (
     CheckpointError,
     Snapshot,
     check_identity,

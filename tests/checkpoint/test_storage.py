@@ -15,10 +15,10 @@ import fsspec
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.best import Best
-from isotrain.albert_core.checkpoint import CheckpointError, Snapshot, read_checkpoint, write_checkpoint
-from isotrain.albert_core.checkpoint_store import CheckpointStore
-from isotrain.albert_core.storage import (
+from isotrain.albert_core.config.best import Best
+from isotrain.albert_core.runs.checkpoint import CheckpointError, Snapshot, read_checkpoint, write_checkpoint
+from isotrain.albert_core.runs.checkpoint_store import CheckpointStore
+from isotrain.albert_core.runs.remote import (
     check_remote,
     download_checkpoint,
     fetch_latest,

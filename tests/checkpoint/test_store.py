@@ -16,9 +16,9 @@ from typing import Any, cast
 import pytest
 import torch
 from isotrain import RunError
-from isotrain.albert_core.best import Best
-from isotrain.albert_core.checkpoint import CheckpointError, Snapshot, read_checkpoint, verify_checkpoint
-from isotrain.albert_core.checkpoint_store import CheckpointStore
+from isotrain.albert_core.config.best import Best
+from isotrain.albert_core.runs.checkpoint import CheckpointError, Snapshot, read_checkpoint, verify_checkpoint
+from isotrain.albert_core.runs.checkpoint_store import CheckpointStore
 
 
 def build_store(folder: Path, last: int = 3, best: int = 0, **options: Any) -> CheckpointStore:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core import tracking
-from isotrain.albert_core.config import TrainConfig
-from isotrain.albert_core.tracking import JsonlTracker, Tracker, Trackers, make_trackers
+from isotrain.albert_core.config.schema import TrainConfig
+from isotrain.albert_core.output import tracking
+from isotrain.albert_core.output.tracking import JsonlTracker, Tracker, Trackers, make_trackers
 from isotrain.kernels.install import install_hint
 
 
@@ -257,8 +257,8 @@ KILLED_AFTER = 7
 PART = """
 import logging, os, signal, sys
 from pathlib import Path
-from isotrain.albert_core.config import TrainConfig
-from isotrain.albert_core.tracking import make_trackers
+from isotrain.albert_core.config.schema import TrainConfig
+from isotrain.albert_core.output.tracking import make_trackers
 
 logging.basicConfig()
 run_dir, first, last, resume_step, ending = sys.argv[1:]

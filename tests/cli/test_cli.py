@@ -58,7 +58,7 @@ def test_what_config_shows_can_be_run(invoke: Invoke, tmp_path: Path, monkeypatc
 
 
 def test_config_lists_every_key(invoke: Invoke) -> None:
-    from isotrain.albert_core.config import TrainConfig
+    from isotrain.albert_core.config.schema import TrainConfig
 
     out = invoke("config", "--keys")[1]
     assert all(key in out for key in TrainConfig.model_fields)

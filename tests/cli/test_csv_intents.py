@@ -7,8 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
-from isotrain.albert_core.data import load_dataset
-from isotrain.albert_core.normalise import RULES, normalise
+from isotrain.albert_core.config.label_rules import RULES, normalise
+from isotrain.albert_core.data.datasets import load_dataset
 from support.command import Invoke, one_line_error
 
 SMALL = ["freeze_encoder=true", "max_length=32", "num_epochs=30", "learning_rate=1e-2"]

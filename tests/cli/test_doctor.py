@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from isotrain.benchmarks import probe
+from isotrain.benchmarks.harness import probe
 from support.command import Invoke
 
 # Backends as another distribution would bring them. `late` works only where nothing of torch was used before.

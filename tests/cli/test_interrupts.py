@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from isotrain.albert_core.stopping import STOPPING
+from isotrain.albert_core.processes.signals import STOPPING
 from support.small_job import write_dataset
 
 CONFIG = """
@@ -94,7 +94,7 @@ def test_a_command_that_is_ended_cleans_up_and_says_so(tmp_path: Path, number: s
 import os
 from pathlib import Path
 from isotrain.albert_core.runs.files import written
-from isotrain.benchmarks.html import write
+from isotrain.benchmarks.reports.html import write
 from isotrain.cli.main import main
 
 def half(*_):
@@ -111,7 +111,7 @@ main(["report", "."])
 
 _LATE = """
 import atexit, os, sys
-from isotrain.benchmarks.html import write
+from isotrain.benchmarks.reports.html import write
 from isotrain.cli import main as cli
 
 def signalled():
@@ -151,6 +151,24 @@ def test_a_signal_in_the_last_moments_changes_nothing(
     alone = program.replace("signalled(), ", "")
     ended = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "reached\n", said)
+
+
+def test_a_signal_while_the_last_lines_are_printed_is_too_late(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", train=30, test=12)
+    (tmp_path / "job.yaml").write_text(CONFIG)
+    program = """
+import os, signal, sys
+from isotrain.cli.commands import train
+from isotrain.cli.main import main
+
+shown = train._show
+train._show = lambda result: [os.kill(os.getpid(), number) for number in (15, 2, 15)] and shown(result)
+sys.argv = ["isotrain", "train", "job.yaml", "--set", "num_epochs=1", "--set", "run_name=late"]
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "isotrain predict runs/late" in ended.stdout.replace(f"{sys.executable} -m isotrain.cli", "isotrain")
 
 
 @pytest.mark.slow

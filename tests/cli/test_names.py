@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config.load import load_config
 from isotrain.kernels.names import check_name
 from support.command import Invoke, one_line_error
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from isotrain.backends import cache
-from isotrain.backends.cache import cache_folder, settle_home
+from isotrain.backends.host import cache
+from isotrain.backends.host.cache import cache_folder, settle_home
 
 JOB = ["train", "quickstart", "--set", "dataset_id=embedded:intents?train=154&test=77"]
 JOB += [part for item in ("model_name=random:tiny", "dtype=float32", "num_epochs=1") for part in ("--set", item)]

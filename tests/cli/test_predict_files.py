@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core import predict
-from isotrain.albert_core.prediction_files import answer_file, free_names, read_inputs
-from isotrain.albert_core.run import open_run
+from isotrain.albert_core.inference import predict
+from isotrain.albert_core.inference.prediction_files import answer_file, free_names, read_inputs
+from isotrain.albert_core.runs.folder import open_run
 from support.command import Invoke, one_line_error
 
 WORDS = ("card", "loan", "fee", "lost", "rate", "open")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isotrain.benchmarks.fit import fitted
+from isotrain.benchmarks.reports.fit import fitted
 from rich.console import Console
 from rich.table import Table
 from support.command import Invoke, one_line_error
@@ -158,9 +158,9 @@ def test_lists_name_what_there_is(invoke: Invoke) -> None:
 
 
 def test_lists_are_those_that_the_commands_check_by() -> None:
-    from isotrain.albert_core.export import FORMATS
-    from isotrain.benchmarks.plan import END_TO_END, LAYOUTS, WORKLOADS
-    from isotrain.cli import list as lists
+    from isotrain.albert_core.inference.export import FORMATS
+    from isotrain.benchmarks.harness.plan import END_TO_END, LAYOUTS, WORKLOADS
+    from isotrain.cli.commands import list as lists
 
     assert tuple(lists._workloads()) == (*WORKLOADS, END_TO_END)
     assert tuple(lists._layouts()) == LAYOUTS

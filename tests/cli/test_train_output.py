@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from isotrain.albert_core.config_file import as_set
-from isotrain.albert_core.invocation import program
+from isotrain.albert_core.config.load import as_set
+from isotrain.albert_core.terminal.invocation import program
 from support.command import Invoke
 from support.small_job import write_dataset
 from support.small_pairs import write_pairs

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isotrain.albert_core.config_file import ResolvedConfig, load_config
-from isotrain.albert_core.run import RunFolder
-from isotrain.albert_core.train import TrainResult, train
+from isotrain.albert_core.config.load import ResolvedConfig, load_config
+from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.runs.folder import RunFolder
 from support.small_job import settings, write_dataset
 from support.small_questions import write_questions
 

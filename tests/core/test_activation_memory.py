@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from isotrain.albert_core.config_file import ResolvedConfig
-from isotrain.albert_core.features import token_batch
-from isotrain.albert_core.job import Job, open_job
-from isotrain.albert_core.model import WholeModel, checkpoint_activations
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.features.compute import token_batch
+from isotrain.albert_core.loop.job import Job, open_job
+from isotrain.albert_core.model.whole import WholeModel, checkpoint_activations
 
 
 def kept_bytes(job: Job, checkpointing: bool) -> tuple[int, float]:

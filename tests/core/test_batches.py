@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.batches import BUCKETS, BatchStream, bucket_length, epoch_order
+from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_length, epoch_order
 
 
 def test_an_epoch_uses_every_text_once_and_drops_no_partial_batch() -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from isotrain.albert_core.best import Best
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult, train
+from isotrain.albert_core.config.best import Best
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.train import TrainResult, train
 from support.small_job import metrics
 
 Run = Callable[..., TrainResult]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.loop.train import TrainResult
 from isotrain.backends.cpu import CpuBackend
-from isotrain.backends.cuda_graphs import CapturedStep
+from isotrain.backends.cuda.graphs import CapturedStep
 from support.repeat import Repeat
 from support.small_job import losses
 
@@ -31,7 +31,7 @@ class RecordingBackend(CpuBackend):
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> RecordingBackend:
     backend = RecordingBackend()
-    monkeypatch.setattr("isotrain.albert_core.job.get_backend", lambda *_: backend)
+    monkeypatch.setattr("isotrain.albert_core.loop.job.get_backend", lambda *_: backend)
     return backend
 
 
@@ -72,6 +72,7 @@ def test_a_recorded_run_is_resumed_bit_for_bit(run: Callable[..., TrainResult], 
 def test_steps_that_somebody_looks_into_are_not_recorded(
     options: dict[str, Any], run: Callable[..., TrainResult], recording: RecordingBackend, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("isotrain.albert_core.tracking._open_wandb", lambda *_: (_ for _ in ()).throw(ImportError()))
+    tracking = "isotrain.albert_core.output.tracking"
+    monkeypatch.setattr(f"{tracking}._open_wandb", lambda *_: (_ for _ in ()).throw(ImportError()))
     run(num_epochs=1, max_steps=3, **options)
     assert recording.captures == []

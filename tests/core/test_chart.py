@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.chart import Chart, as_page, as_svg, as_text, evaluation_chart
-from isotrain.albert_core.history import evaluations
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.output.chart import Chart, as_page, as_svg, as_text, evaluation_chart
+from isotrain.albert_core.runs.history import evaluations
 from isotrain.kernels.install import install_hint
 from support.small_pairs import write_pairs
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isotrain.albert_core.collapse import CollapseWatch
-from isotrain.albert_core.config_file import ResolvedConfig, load_config
-from isotrain.albert_core.job import open_job
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.load import ResolvedConfig, load_config
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.collapse import CollapseWatch
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.train import TrainResult
 from sklearn.metrics import accuracy_score, log_loss
 from support.small_job import metrics
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from isotrain import UserError
-from isotrain.albert_core.config import TrainConfig
-from isotrain.albert_core.config_file import find_config, load_config
+from isotrain.albert_core.config.load import find_config, load_config
+from isotrain.albert_core.config.schema import TrainConfig
 
 # The Banking77 experiment's own 41 parameters, and the three its later versions add.
 KEYS = """

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from isotrain.albert_core import encoder
-from isotrain.albert_core.data.tokenizer import load_tokenizer
+from isotrain.albert_core.model import encoder
+from isotrain.albert_core.tokens.tokenizer import load_tokenizer
 
 
 def test_the_demo_encoder_is_the_packages(minilm_folder: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core import export
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.export import ExportError, export_run
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.inference import export
+from isotrain.albert_core.inference.export import ExportError, export_run
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.cli.main import main
 from isotrain.kernels.install import install_hint
 from safetensors.torch import load_file

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from isotrain.albert_core.array_cache import ArraySpec, publish_arrays
-from isotrain.albert_core.config_file import ResolvedConfig
-from isotrain.albert_core.features import cached_features
-from isotrain.albert_core.job import Job, open_job
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.features.compute import cached_features
+from isotrain.albert_core.loop.job import Job, open_job
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.runs.array_cache import ArraySpec, publish_arrays
 from support.small_job import losses, metrics
 
 Configure = Callable[..., ResolvedConfig]
@@ -48,7 +48,7 @@ def test_the_second_run_starts_training_at_once_with_the_same_bits(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the encoder ran although its features are on the disk")
 
-    monkeypatch.setattr("isotrain.albert_core.features.compute_features", never)
+    monkeypatch.setattr("isotrain.albert_core.features.compute.compute_features", never)
     second = run(run_name="second")
     assert "from the disk" in (second.run.path / "train.log").read_text()
     assert losses(first) == losses(second)
@@ -123,7 +123,7 @@ def test_a_full_disk_costs_a_warning_not_the_run(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("isotrain.albert_core.array_cache._write", full)
+    monkeypatch.setattr("isotrain.albert_core.runs.array_cache._write", full)
     result = run()
     assert result.status == "completed"
     assert "nothing is cached for the next run" in (result.run.path / "train.log").read_text()

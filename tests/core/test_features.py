@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isotrain.albert_core.config_file import ResolvedConfig
-from isotrain.albert_core.features import TokenBatches
-from isotrain.albert_core.job import Job, open_job
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.features.compute import TokenBatches
+from isotrain.albert_core.loop.job import Job, open_job
 from isotrain.backends.cpu import CpuBackend
 from support.small_job import losses
 
@@ -66,7 +66,7 @@ def test_streamed_training_does_not_depend_on_what_is_prepared_ahead(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = run(feature_cache=False, gradient_accumulation_steps=2, run_name="plain")
-    monkeypatch.setattr("isotrain.albert_core.job.get_backend", lambda *_: EagerBackend())
+    monkeypatch.setattr("isotrain.albert_core.loop.job.get_backend", lambda *_: EagerBackend())
     ahead = run(feature_cache=False, gradient_accumulation_steps=2, run_name="ahead")
     assert plain.metrics == ahead.metrics
     assert losses(plain) == losses(ahead)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.config_file import ResolvedConfig
-from isotrain.albert_core.job import open_job
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.train import TrainResult
 from isotrain.kernels.install import install_hint
 from safetensors.torch import load_file
 from support.small_job import losses, metrics, write_dataset
@@ -362,6 +363,15 @@ def test_storage_keys(run: Run, tmp_path: Path, backend: str) -> None:
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(straight).items())
 
 
+def test_a_checkpoint_that_was_not_copied_before_a_kill_is_copied_by_the_resume(run: Run, tmp_path: Path) -> None:
+    where = {"sync_to_storage": True, "remote_path": str(tmp_path / "remote")}
+    done = run(**where)
+    newest = max(done.run.checkpoints.glob("step-*"))
+    shutil.rmtree(tmp_path / "remote" / newest.name)
+    run(resume=done.run, **where)
+    assert max((tmp_path / "remote").glob("step-*")).name == newest.name
+
+
 def test_storage_in_memory(run: Run) -> None:
     import fsspec
 
@@ -375,7 +385,7 @@ def test_seed(run: Run) -> None:
 
 def test_deterministic(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    from isotrain.albert_core import train as module
+    from isotrain.albert_core.loop import train as module
 
     step = module.optimizer_step
     monkeypatch.setattr(

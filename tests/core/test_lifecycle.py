@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 from isotrain import RunError, UserError
-from isotrain.albert_core import events, start
-from isotrain.albert_core import train as train_module
-from isotrain.albert_core.config_file import ResolvedConfig, load_config
-from isotrain.albert_core.run import RunFolder
+from isotrain.albert_core.config.load import ResolvedConfig, load_config
+from isotrain.albert_core.loop import events, start
+from isotrain.albert_core.loop import train as train_module
+from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.processes.signals import STOPPING, stop_on_signals
 from isotrain.albert_core.runs.files import temporary_name
-from isotrain.albert_core.stopping import STOPPING, stop_on_signals
-from isotrain.albert_core.train import TrainResult, train
+from isotrain.albert_core.runs.folder import RunFolder
 from support.small_job import metrics, write_dataset
 
 Run = Callable[..., TrainResult]
@@ -258,7 +258,11 @@ def test_a_disk_that_fills_up_while_training_fails_the_run(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
-    target = {"append_text": "tracking.append_text", "write_json": "events.write_json", "save": "train.save_model"}
+    target = {
+        "append_text": "output.tracking.append_text",
+        "write_json": "loop.events.write_json",
+        "save": "loop.train.save_model",
+    }
     monkeypatch.setattr(f"isotrain.albert_core.{target[refused]}", full)
     with pytest.raises(RunError, match=r"can't write somewhere \(No space left on device\)"):
         run()

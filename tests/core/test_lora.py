@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.checkpoint import read_checkpoint
-from isotrain.albert_core.config_file import ResolvedConfig, load_config
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.export import export_run
-from isotrain.albert_core.lora import add_adapters, merged
-from isotrain.albert_core.lora_options import LoraOptions
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.load import ResolvedConfig, load_config
+from isotrain.albert_core.config.lora import LoraOptions
+from isotrain.albert_core.inference.export import export_run
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.model.adapters import add_adapters, merged
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.runs.checkpoint import read_checkpoint
 from safetensors.torch import load_file
 from support.small_job import losses
 
@@ -58,9 +58,9 @@ def test_only_adapters_and_head_are_trained_and_losses_fall(run: Run) -> None:
 
 def test_losses_are_those_of_peft_and_a_plain_loop(run: Run, configure: Callable[..., ResolvedConfig]) -> None:
     """The judge has peft's own model, its merge, and torch's optimizer; only the adapters' first weights are shared."""
-    from isotrain.albert_core.batches import epoch_order
-    from isotrain.albert_core.head import ClassificationHead
-    from isotrain.albert_core.job import open_job
+    from isotrain.albert_core.loop.job import open_job
+    from isotrain.albert_core.model.head import ClassificationHead
+    from isotrain.albert_core.tokens.order import epoch_order
 
     config = configure(**LORA).config
     job = open_job(config)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from isotrain.albert_core.job import open_job
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.train import TrainResult
 from isotrain.kernels.cpu.library import native, why_not
 from support.small_job import losses
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.config import TrainConfig
-from isotrain.albert_core.optim import build_optimizer, load_optimizer_state, optimizer_state, parameter_groups
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.schema import TrainConfig
+from isotrain.albert_core.loop.optim import build_optimizer, load_optimizer_state, optimizer_state, parameter_groups
+from isotrain.albert_core.loop.train import TrainResult
 from isotrain.backends import get_backend
 from safetensors.torch import load_file
 from support.small_job import losses
@@ -78,7 +78,7 @@ def test_it_is_refused_before_any_work(run: Run, monkeypatch: pytest.MonkeyPatch
     def compute(*_: Any) -> None:
         raise AssertionError("features were computed first")
 
-    monkeypatch.setattr("isotrain.albert_core.training.cached_features", compute)
+    monkeypatch.setattr("isotrain.albert_core.loop.build.cached_features", compute)
     with pytest.raises(UserError, match="no_decay names 'absent'"):
         run(no_decay=["absent"])
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from isotrain.albert_core.export import export_run
-from isotrain.albert_core.model import checkpoint_activations
-from isotrain.albert_core.packed_module import packed_states, take_packed
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.inference.export import export_run
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.model.packed_module import packed_states, take_packed
+from isotrain.albert_core.model.whole import checkpoint_activations
 from isotrain.backends import backend_class, get_backend
 from isotrain.kernels.packed import PackedBatch
 from safetensors.torch import load_file

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.config_file import ResolvedConfig
-from isotrain.albert_core.features import compute_features
-from isotrain.albert_core.job import open_job
-from isotrain.albert_core.predict import load_predictor
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.features.compute import compute_features
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.runs.manifest import vouch
-from isotrain.albert_core.train import TrainResult
 from sklearn.metrics import accuracy_score, f1_score
 from support.small_pairs import write_pairs
 
@@ -80,8 +80,8 @@ def test_f1_is_asked_of_two_labels_only(run: Run) -> None:
 
 
 def test_a_checkpoint_of_another_task_is_refused(run: Run, tmp_path: Path) -> None:
-    from isotrain.albert_core import checkpoint
-    from isotrain.albert_core.checkpoint import read_checkpoint, write_checkpoint
+    from isotrain.albert_core.runs import checkpoint
+    from isotrain.albert_core.runs.checkpoint import read_checkpoint, write_checkpoint
 
     result = run(stop_at_step=3)
     saved = read_checkpoint(next(result.run.checkpoints.glob("step-*")))

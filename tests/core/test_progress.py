@@ -6,14 +6,14 @@ import io
 import logging
 
 import pytest
-from isotrain.albert_core.live import SPARKS, History, LiveReporter, Smoothed, live_reporter
-from isotrain.albert_core.progress import LineReporter, reporter_for_terminal
+from isotrain.albert_core.output.live import SPARKS, History, LiveReporter, Smoothed, live_reporter
+from isotrain.albert_core.output.progress import LineReporter, reporter_for_terminal
 from rich.console import Console
 
 
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     clock = [0]
-    monkeypatch.setattr("isotrain.albert_core.progress.time.perf_counter_ns", lambda: clock[0])
+    monkeypatch.setattr("isotrain.albert_core.output.progress.time.perf_counter_ns", lambda: clock[0])
     caplog.set_level(logging.INFO, logger="isotrain")
     reporter = LineReporter(seconds=20)
     advance = reporter.phase("features train")
@@ -135,6 +135,6 @@ def test_an_interrupted_view_gives_the_cursor_back() -> None:
 
 
 def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isotrain.albert_core.progress.sys.stderr", io.StringIO())
+    monkeypatch.setattr("isotrain.albert_core.output.progress.sys.stderr", io.StringIO())
     with reporter_for_terminal() as reporter:
         assert isinstance(reporter, LineReporter)

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.config_file import ResolvedConfig
-from isotrain.albert_core.data.windows import WindowStore
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.job import open_job
-from isotrain.albert_core.model import WholeModel
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.run import RunFolder
-from isotrain.albert_core.squad_score import score_predictions
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.whole import WholeModel
+from isotrain.albert_core.runs.folder import RunFolder
+from isotrain.albert_core.tasks.squad_score import score_predictions
+from isotrain.albert_core.tokens.windows import WindowStore
 from safetensors.torch import load_file
 from support.small_job import losses, settings
 
@@ -116,8 +116,8 @@ def test_a_resumed_run_ends_with_the_same_bits(run: Run, reading: dict[str, Any]
 
 KILLED = """
 import sys
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.train import train
 train(load_config(None, sys.argv[1:]))
 """
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import ResolvedConfig, load_config
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.run import run_lock
-from isotrain.albert_core.train import TrainResult, train
+from isotrain.albert_core.config.load import ResolvedConfig, load_config
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.runs.folder import run_lock
 from safetensors.torch import load_file
 from support.small_job import WORDS, losses, metrics, write_dataset
 
@@ -122,7 +122,7 @@ def test_the_best_is_kept_although_saves_fall_on_other_steps(run: Run) -> None:
 
 
 def test_a_run_that_dies_while_finishing_can_be_finished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from isotrain.albert_core import train as module
+    from isotrain.albert_core.loop import train as module
 
     def die(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -222,7 +222,7 @@ def test_a_log_that_nobody_reads_any_more_ends_no_run(configure: Callable[..., R
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from isotrain.albert_core import train as module
+    from isotrain.albert_core.loop import train as module
 
     straight = run(run_name="straight")
     step, calls = module.optimizer_step, []

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.scaling import LossScale
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.loop.loss_scale import LossScale
+from isotrain.albert_core.loop.train import TrainResult
 from isotrain.backends import CastPolicy, registry
 from isotrain.backends.cpu import CpuBackend
 from safetensors.torch import load_file

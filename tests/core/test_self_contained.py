@@ -12,9 +12,9 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.data.questions import load_questions
-from isotrain.albert_core.predict import Predictor, load_predictor
-from isotrain.albert_core.run import open_run
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.inference.predict import Predictor, load_predictor
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.runs.folder import open_run
 from support.small_job import write_dataset
 
 Run = Callable[..., TrainResult]
@@ -24,7 +24,7 @@ TEXTS = ["lost card", "reset password app", "fee"]
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, str]:
     """A data folder, a model folder and a tokenizer that can be taken away."""
-    from isotrain.albert_core.data import load_tokenizer
+    from isotrain.albert_core.tokens.tokenizer import load_tokenizer
     from support.small_job import WORDS
     from transformers import BertConfig, BertModel
 

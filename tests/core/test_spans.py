@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from isotrain.albert_core.spans import WindowLogits, best_spans, probabilities
+from isotrain.albert_core.tasks.spans import WindowLogits, best_spans, probabilities
 
 CONTEXT = "Anna's  oil-lamp stood in the north tower, ½ empty; Boris found it there ..."
 

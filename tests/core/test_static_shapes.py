@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core import features
-from isotrain.albert_core.batches import BUCKETS, BatchStream, bucket_length
-from isotrain.albert_core.features import grid_groups
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.features import compute as features
+from isotrain.albert_core.features.compute import grid_groups
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_length
 from isotrain.backends import ShapeGrid, registry
 from isotrain.backends.cpu import CpuBackend
 from support.small_job import losses
@@ -162,7 +162,7 @@ def test_whole_windows_have_equally_many_micro_batches(samples: int) -> None:
 
 
 def test_an_encoder_moved_is_the_same_encoder() -> None:
-    from isotrain.albert_core.encoder import load_encoder
+    from isotrain.albert_core.model.encoder import load_encoder
     from isotrain.kernels.packed import PackedBatch, PortableEncoder
 
     encoder = PortableEncoder(load_encoder("random:tiny").weights)

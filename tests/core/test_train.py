@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.batches import epoch_order
-from isotrain.albert_core.config_file import ResolvedConfig
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.events import TrainingError
-from isotrain.albert_core.head import ClassificationHead
-from isotrain.albert_core.job import open_job
-from isotrain.albert_core.optim import learning_rate_at
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.loop.events import TrainingError
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.optim import learning_rate_at
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.albert_core.tokens.order import epoch_order
 from safetensors.torch import load_file
 from support.small_job import losses, metrics
 
@@ -201,7 +201,7 @@ def test_the_run_folder_says_what_happened(run: Run) -> None:
 
 
 def test_macro_f1_is_scikit_learns(run: Run) -> None:
-    from isotrain.albert_core.predict import load_predictor
+    from isotrain.albert_core.inference.predict import load_predictor
     from sklearn.metrics import accuracy_score, f1_score
 
     result = run()
@@ -214,7 +214,7 @@ def test_macro_f1_is_scikit_learns(run: Run) -> None:
 
 
 def _config_of(result: TrainResult) -> Any:
-    from isotrain.albert_core.config_file import load_config
+    from isotrain.albert_core.config.load import load_config
 
     return load_config(result.run.config).config
 
@@ -282,7 +282,7 @@ def test_schedules_are_transformers_own(configure: Configure, kind: str, warmup:
 
 
 def test_the_cached_features_are_those_of_transformers(configure: Configure) -> None:
-    from isotrain.albert_core.features import compute_features
+    from isotrain.albert_core.features.compute import compute_features
 
     job = open_job(configure().config)
     features = compute_features(job.frozen_encoder(), job.train_tokens, job.backend, "packed", 32)
@@ -304,7 +304,7 @@ def test_no_value_is_fetched_between_log_lines(run: Run, monkeypatch: pytest.Mon
             return _original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, spy)
-    from isotrain.albert_core import train as module
+    from isotrain.albert_core.loop import train as module
 
     counts = []
     step = module.optimizer_step

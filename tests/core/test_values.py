@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config import TrainConfig
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.config.schema import TrainConfig
 
 
 def write(folder: Path, text: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import load_dataset
+from isotrain.albert_core.data.datasets import load_dataset
 
 TRAIN = "text,label\nred one,red\nblue one,blue\nred two,red\n"
 TEST = "text,label\nblue three,blue\n"

@@ -7,8 +7,8 @@ from typing import Any
 import datasets
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.data import load_dataset
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.data.datasets import load_dataset
 from isotrain.albert_core.tasks import find_task
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import RawDataset, load_dataset
+from isotrain.albert_core.data.datasets import RawDataset, load_dataset
 from isotrain.albert_core.data.intents_templates import FAMILIES, INTENTS
 
 

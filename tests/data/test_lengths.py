@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import BANKING77_LENGTHS, banking77_lengths
+from isotrain.albert_core.tokens.lengths import BANKING77_LENGTHS, banking77_lengths
 from tokenizers import Tokenizer
 
 

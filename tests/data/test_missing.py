@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config import MISSING_MARKERS
-from isotrain.albert_core.data import load_dataset
+from isotrain.albert_core.config.schema import MISSING_MARKERS
+from isotrain.albert_core.data.datasets import load_dataset
 
 
 def csv_of(folder: Path, *labels: str, texts: tuple[str, ...] = ()) -> Path:

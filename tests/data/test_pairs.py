@@ -10,7 +10,9 @@ from typing import Any
 import datasets
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import RawSplit, build_token_store, load_dataset, load_tokenizer
+from isotrain.albert_core.data.datasets import RawSplit, load_dataset
+from isotrain.albert_core.tokens.store import build_token_store
+from isotrain.albert_core.tokens.tokenizer import load_tokenizer
 
 PAIRS = "sentence1,sentence2,label\na one,a two,1\nb one,b two,0\n"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import load_dataset
-from isotrain.albert_core.normalise import RULES, check_rule, most_frequent, normalise
+from isotrain.albert_core.config.label_rules import RULES, check_rule, most_frequent, normalise
+from isotrain.albert_core.data.datasets import load_dataset
 
 ALL = list(RULES)
 

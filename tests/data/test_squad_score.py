@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from isotrain.albert_core.run import with_device
-from isotrain.albert_core.squad_score import normalised, score_predictions, token_f1
+from isotrain.albert_core.runs.folder import with_device
+from isotrain.albert_core.tasks.squad_score import normalised, score_predictions, token_f1
 
 
 @pytest.mark.shared

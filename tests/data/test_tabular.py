@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import read_table
-from isotrain.albert_core.data.tabular import table_parts
+from isotrain.albert_core.data.tabular import read_table, table_parts
 
 
 def write(folder: Path, content: bytes | str, name: str = "rows.csv") -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import TextTokenizer, load_dataset, load_tokenizer
+from isotrain.albert_core.data.datasets import load_dataset
+from isotrain.albert_core.tokens.tokenizer import TextTokenizer, load_tokenizer
 from tokenizers import Tokenizer
 
 TEXTS = ["re-activate my card (please)", "Naïve café, 2008, ``quoted''", "x", "中文 text\nnext line  ", "[CLS] inside"]

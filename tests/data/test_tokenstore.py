@@ -14,16 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import (
-    RawSplit,
-    TextTokenizer,
-    TokenStore,
-    build_token_store,
-    load_dataset,
-    load_tokenizer,
-    summarize_split,
-)
-from isotrain.backends.cache import cache_root
+from isotrain.albert_core.data.datasets import RawSplit, load_dataset
+from isotrain.albert_core.tokens.store import TokenStore, build_token_store
+from isotrain.albert_core.tokens.summary import summarize_split
+from isotrain.albert_core.tokens.tokenizer import TextTokenizer, load_tokenizer
+from isotrain.backends.host.cache import cache_root
 from tokenizers import Tokenizer
 
 FILES = ("ids.npy", "offsets.npy", "labels.npy", "manifest.json")

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import load_tokenizer
 from isotrain.albert_core.data.questions import load_questions
 from isotrain.albert_core.data.squad_file import Answer, QuestionSplit
-from isotrain.albert_core.data.tokenizer import TextTokenizer, train_tokenizer
-from isotrain.albert_core.data.windows import WindowStore, build_window_store
+from isotrain.albert_core.tokens.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
+from isotrain.albert_core.tokens.windows import WindowStore, build_window_store
 from support.small_questions import write_questions
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.ranks import ALONE, launched
+from isotrain.albert_core.processes.ranks import ALONE, launched
 from support.processes import end, environment, free_port
 from support.small_job import settings, write_dataset
 
@@ -131,7 +131,7 @@ def test_a_group_that_has_met_takes_nobody_else(tmp_path: Path) -> None:
         "import os, sys, time\n"
         "from pathlib import Path\n"
         "from isotrain import RunError\n"
-        "from isotrain.albert_core.meeting import meet\n"
+        "from isotrain.albert_core.processes.meeting import meet\n"
         "try:\n"
         "    store = meet(int(os.environ['RANK']), 2, 60)\n"
         "except RunError as error:\n"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from isotrain.albert_core import parent
+from isotrain.albert_core.processes import parent
 from support.processes import children, environment, free_port
 from support.small_job import settings, write_dataset
 
@@ -20,7 +20,7 @@ from support.small_job import settings, write_dataset
 WORKER = """
 import subprocess, sys, time
 from pathlib import Path
-from isotrain.benchmarks.answer import answer
+from isotrain.benchmarks.harness.answer import answer
 
 def work(spec):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
@@ -35,7 +35,7 @@ sys.exit(answer(work))
 PARENT = """
 import os, sys
 from pathlib import Path
-from isotrain.benchmarks.runner import running
+from isotrain.benchmarks.harness.runner import running
 
 folder = Path(sys.argv[1])
 spec = {"result": str(folder / "result"), "pids": str(folder / "pids"), "own": ""}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.ranks import ALONE, Ranks, joined, launched
-from isotrain.albert_core.run import RunFolder
-from isotrain.albert_core.train import TrainResult, train
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.processes.ranks import ALONE, Ranks, joined, launched
+from isotrain.albert_core.runs.folder import RunFolder
 from safetensors.torch import load_file
 from support.processes import end, environment, start
 from support.small_job import settings, write_dataset

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.data import load_dataset
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.config.parsing import parse_json
+from isotrain.albert_core.data.datasets import load_dataset
 from isotrain.albert_core.data.questions import load_questions
-from isotrain.albert_core.parsing import parse_json
-from isotrain.albert_core.text import LONGEST_MESSAGE, brief, clean, error_line
+from isotrain.albert_core.terminal.text import LONGEST_MESSAGE, brief, clean, error_line
 from storm.inputs import KINDS, change
 
 # The same cases at every run: what is new is looked for by the storm.

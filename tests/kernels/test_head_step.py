@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.head import ClassificationHead
+from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.kernels.cpu.head import HeadStep, head_step_unsupported
 from isotrain.kernels.cpu.library import native
 from torch.nn import functional

@@ -15,10 +15,10 @@ from typing import Any
 import jsonschema
 import pytest
 from isotrain import RunError, UserError
+from isotrain.benchmarks.harness.runner import Ended
 from isotrain.benchmarks.parity import worker
 from isotrain.benchmarks.parity.run import why_ended
 from isotrain.benchmarks.parity.seeds import equivalence
-from isotrain.benchmarks.runner import Ended
 from support.parity_job import SETTINGS, sets_of
 
 SCHEMA = Path(__file__).resolve().parents[2] / "benchmarks" / "schema" / "parity-1.json"

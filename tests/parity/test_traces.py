@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isotrain import RunError, UserError
-from isotrain.albert_core.config import TrainConfig
+from isotrain.albert_core.config.schema import TrainConfig
 from isotrain.benchmarks.parity.recipe import COMPUTED, DATA, KEPT, recipe_of
 from isotrain.benchmarks.parity.sides import parse_side
 from isotrain.benchmarks.parity.trace import HEADER_FILE, TENSOR_FILE, Trace, read_trace, write_trace

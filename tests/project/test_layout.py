@@ -101,7 +101,7 @@ def test_files_fit_a_head() -> None:
         ("import isotrain", {"torch", "numpy", "pydantic", "transformers"}),
         ("import isotrain.cli.main", {"torch", "numpy", "transformers", "datasets", "sklearn", "pydantic"}),
         ("import isotrain.backends", {"torch_xla", "triton", "transformers", "datasets"}),
-        ("import isotrain.albert_core.train", {"transformers", "datasets", "sklearn", "wandb", "torch_xla"}),
+        ("import isotrain.albert_core.loop.train", {"transformers", "datasets", "sklearn", "wandb", "torch_xla"}),
     ],
 )
 def test_imports_are_lazy(statement: str, unwanted: set[str]) -> None:

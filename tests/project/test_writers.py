@@ -29,17 +29,17 @@ METHODS = {"write_text", "write_bytes"}
 
 # Where something else writes, and why that is right.
 ALLOWED = {
-    ("albert_core/encoder.py", "save_pretrained"): "into a folder that files.published publishes",
-    ("albert_core/export.py", "save_pretrained"): "into a folder that files.published publishes",
-    ("albert_core/chart.py", "savefig"): "into a stream of files.written",
-    ("albert_core/tracked.py", "rename"): "sets a killed part of a W&B run aside",
-    ("benchmarks/runner.py", "fdopen"): "a pipe to another process",
-    ("benchmarks/html/png.py", "savefig"): "into memory",
-    ("albert_core/array_cache.py", "rename"): "takes a damaged entry out of the way",
-    ("albert_core/checkpoint_store.py", "rename"): "sets whole checkpoints aside, or into the trash",
-    ("albert_core/lora.py", "save_pretrained"): "into a folder that files.published publishes",
-    ("albert_core/start.py", "replace"): "sets a finished model aside",
-    ("backends/cache.py", "mkdtemp"): "a cache for this process alone where there is no home folder",
+    ("albert_core/model/encoder.py", "save_pretrained"): "into a folder that files.published publishes",
+    ("albert_core/inference/export.py", "save_pretrained"): "into a folder that files.published publishes",
+    ("albert_core/output/chart.py", "savefig"): "into a stream of files.written",
+    ("albert_core/output/tracked.py", "rename"): "sets a killed part of a W&B run aside",
+    ("benchmarks/harness/runner.py", "fdopen"): "a pipe to another process",
+    ("benchmarks/reports/html/png.py", "savefig"): "into memory",
+    ("albert_core/runs/array_cache.py", "rename"): "takes a damaged entry out of the way",
+    ("albert_core/runs/checkpoint_store.py", "rename"): "sets whole checkpoints aside, or into the trash",
+    ("albert_core/model/adapters.py", "save_pretrained"): "into a folder that files.published publishes",
+    ("albert_core/loop/start.py", "replace"): "sets a finished model aside",
+    ("backends/host/cache.py", "mkdtemp"): "a cache for this process alone where there is no home folder",
 }
 
 

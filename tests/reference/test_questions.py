@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isotrain.albert_core.batches import epoch_order
-from isotrain.albert_core.config_file import as_set, load_config
-from isotrain.albert_core.head import SpanHead
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import as_set, load_config
+from isotrain.albert_core.loop.train import train
+from isotrain.albert_core.model.head import SpanHead
+from isotrain.albert_core.tokens.order import epoch_order
 from reference import plain_questions
 from support.small_job import losses
 from support.small_questions import squad

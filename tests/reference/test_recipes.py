@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isotrain.albert_core.batches import epoch_order
-from isotrain.albert_core.config_file import as_set, load_config
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.head import ClassificationHead
-from isotrain.albert_core.lora import add_adapters
-from isotrain.albert_core.lora_options import LoraOptions
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import as_set, load_config
+from isotrain.albert_core.config.lora import LoraOptions
+from isotrain.albert_core.loop.train import train
+from isotrain.albert_core.model.adapters import add_adapters
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.albert_core.tokens.order import epoch_order
 from reference import plain_loop
 from support.small_job import losses
 

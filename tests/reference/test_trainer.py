@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from isotrain.albert_core.batches import epoch_order
-from isotrain.albert_core.config_file import as_set, load_config
-from isotrain.albert_core.head import ClassificationHead, SpanHead
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import as_set, load_config
+from isotrain.albert_core.loop.train import train
+from isotrain.albert_core.model.head import ClassificationHead, SpanHead
+from isotrain.albert_core.tokens.order import epoch_order
 from reference import plain_loop, plain_questions, test_questions, test_recipes, trainer_loop
 from support.small_job import losses
 from torch import nn

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from isotrain import RunError, UserError
 from isotrain.albert_core.runs import files
-from isotrain.benchmarks.results import write_result
+from isotrain.benchmarks.outcome.build import write_result
 
 
 def test_a_file_appears_whole_with_the_umasks_mode(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.export import export_run
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.inference.export import export_run
+from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.runs.files import check_file, checksums
-from isotrain.albert_core.train import train
 from isotrain.benchmarks.parity.trace import write_trace
 from support.parity_traces import exact
 from support.small_job import settings, write_dataset

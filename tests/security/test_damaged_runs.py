@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.checkpoint import read_checkpoint, write_checkpoint
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.export import export_run
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.run import RunFolder, open_run
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.inference.export import export_run
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.train import train
+from isotrain.albert_core.runs.checkpoint import read_checkpoint, write_checkpoint
+from isotrain.albert_core.runs.folder import RunFolder, open_run
 from isotrain.albert_core.runs.manifest import vouch
-from isotrain.albert_core.train import train
-from isotrain.albert_core.weight_files import weight_tensors
+from isotrain.albert_core.runs.weight_files import weight_tensors
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support.command import Invoke, one_line_error
@@ -53,7 +53,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     AlbertModel(config, add_pooling_layer=False).save_pretrained(folder / "model")
     data = write_dataset(folder / "data")
-    from isotrain.albert_core.data import load_dataset, load_tokenizer
+    from isotrain.albert_core.data.datasets import load_dataset
+    from isotrain.albert_core.tokens.tokenizer import load_tokenizer
 
     texts = load_dataset(str(data)).train.texts
     load_tokenizer("embedded", "random:tiny", texts=texts, vocab_size=600).save(folder / "tokenizer")

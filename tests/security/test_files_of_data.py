@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.data import load_dataset
-from isotrain.albert_core.weight_files import weight_tensors
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.data.datasets import load_dataset
+from isotrain.albert_core.runs.weight_files import weight_tensors
+from isotrain.benchmarks.outcome.model import load_result
 from isotrain.benchmarks.parity.trace import TENSOR_FILE, read_trace, write_trace
-from isotrain.benchmarks.stored import load_result
 from support.bomb import Bomb
 from support.command import Invoke, one_line_error
 from support.parity_traces import exact

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.run import RunFolder, open_run
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.runs import files
-from isotrain.albert_core.train import train
+from isotrain.albert_core.runs.folder import RunFolder, open_run
 from isotrain.backends import Yardstick
+from isotrain.benchmarks.outcome.build import write_result
 from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import record_yardstick
 from isotrain.benchmarks.parity.trace import read_trace, write_trace
-from isotrain.benchmarks.results import write_result
 from support.parity_traces import exact
 from support.small_job import settings, write_dataset
 

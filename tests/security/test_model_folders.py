@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.data import load_tokenizer
-from isotrain.albert_core.encoder import load_encoder
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.tokens.tokenizer import load_tokenizer
 from support.bomb import Bomb
 from transformers import AlbertConfig, AlbertModel
 

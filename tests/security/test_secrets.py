@@ -10,10 +10,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from isotrain import UserError
-from isotrain.albert_core.config import TrainConfig
-from isotrain.albert_core.storage import check_remote
-from isotrain.albert_core.text import clean, redacted
-from isotrain.benchmarks.environment import command_line
+from isotrain.albert_core.config.schema import TrainConfig
+from isotrain.albert_core.runs.remote import check_remote
+from isotrain.albert_core.terminal.text import clean, redacted
+from isotrain.benchmarks.harness.environment import command_line
 from support.command import Invoke, one_line_error
 from support.small_job import settings, write_dataset
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from isotrain import UserError
-from isotrain.albert_core import checkpoint
-from isotrain.albert_core.checkpoint import Snapshot, write_checkpoint
-from isotrain.albert_core.storage import fetch_latest, remote_checkpoints, sync_checkpoint
+from isotrain.albert_core.runs import checkpoint
+from isotrain.albert_core.runs.checkpoint import Snapshot, write_checkpoint
+from isotrain.albert_core.runs.remote import fetch_latest, remote_checkpoints, sync_checkpoint
 
 
 def snapshot() -> Snapshot:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core import features, start, train
+from isotrain.albert_core.features import compute as features
+from isotrain.albert_core.loop import start, train
 from isotrain.albert_core.tasks import classification
 from isotrain.backends.cpu import CpuBackend
 from isotrain.kernels.packed import PaddedBatch

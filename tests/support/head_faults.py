@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core import head, start, train, training
+from isotrain.albert_core.loop import build as training
+from isotrain.albert_core.loop import start, train
+from isotrain.albert_core.model import head
 from isotrain.albert_core.tasks import classification
 from torch.nn import functional
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from isotrain.albert_core.meeting import meet
+from isotrain.albert_core.processes.meeting import meet
 from torch import distributed
 
 if __name__ == "__main__":

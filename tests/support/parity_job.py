@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from isotrain.albert_core.config_file import as_set, load_config
-from isotrain.albert_core.encoder import RANDOM_ARCHITECTURES
-from isotrain.albert_core.job import open_job
+from isotrain.albert_core.config.load import as_set, load_config
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.model.encoder import RANDOM_ARCHITECTURES
 from isotrain.backends import Yardstick
 from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import DRAWS

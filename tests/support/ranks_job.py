@@ -10,10 +10,10 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.ranks import launched
-from isotrain.albert_core.run import open_run
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.train import train
+from isotrain.albert_core.processes.ranks import launched
+from isotrain.albert_core.runs.folder import open_run
 from torch import distributed
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from isotrain.albert_core.config_file import as_set
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.config.load import as_set
+from isotrain.albert_core.loop.train import TrainResult
 
 WORDS = {
     "card": "card plastic chip pin lost stolen broken new order",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isotrain.albert_core.config_file import as_set
+from isotrain.albert_core.config.load import as_set
 from support.small_job import write_dataset
 from support.small_pairs import write_pairs
 from support.small_questions import write_questions

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.backends import tt
+from isotrain.backends.tt import card as tt
 
 
 class Card:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from isotrain.kernels.tt import formats, model, native, ops, tiles
-from isotrain.kernels.tt.linear import Arithmetic, add, linear, multiply, multiply_bf16, ttnn_default
+from isotrain.kernels.tt.arithmetic import Arithmetic, ttnn_default
+from isotrain.kernels.tt.linear import add, linear, multiply, multiply_bf16
 from isotrain.kernels.tt.unary import FUNCTIONS, _tables, unary
 
 DTYPES = {"bf16": "bfloat16", "bfp8": "bfp_bf8", "bfp4": "bfp_bf4", "fp32": "float32"}

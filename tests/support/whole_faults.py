@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core import start
+from isotrain.albert_core.loop import start
 
 from .faults import F32, Fault, Plant, _after_step, _decay
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.encoder import load_encoder
+from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.kernels import reference
 from isotrain.kernels.packed import PackedBatch
 from isotrain.kernels.tt import native
+from isotrain.kernels.tt.arithmetic import Arithmetic
 from isotrain.kernels.tt.autograd import TtLinear, emulate_linears
 from isotrain.kernels.tt.encoder import TtEncoder
-from isotrain.kernels.tt.linear import Arithmetic
 from isotrain.kernels.weights import EncoderWeights
 
 FIDELITIES = ("lofi", "hifi2", "hifi3", "hifi4")

@@ -11,9 +11,9 @@ from typing import Any
 import isotrain.configs
 import numpy as np
 import pytest
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.squad_score import normalised, token_f1
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.train import train
+from isotrain.albert_core.tasks.squad_score import normalised, token_f1
 from isotrain.cli.main import main
 from support.small_job import losses
 from support.small_recipes import OTHERWISE, RECIPES, STEPS, recipe_settings
@@ -30,7 +30,7 @@ FROZEN = ("banking77", "quickstart")
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """Runs a command that is to succeed, where no card is; what it printed."""
-    monkeypatch.setattr("isotrain.backends.tt.CARD_FOLDER", tmp_path / "none")
+    monkeypatch.setattr("isotrain.backends.tt.card.CARD_FOLDER", tmp_path / "none")
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as end:

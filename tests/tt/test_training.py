@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from isotrain.albert_core.config_file import as_set, load_config
-from isotrain.albert_core.train import TrainResult, train
+from isotrain.albert_core.config.load import as_set, load_config
+from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.backends import get_backend
 from isotrain.cli.main import main
 
@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("isotrain.backends.tt.CARD_FOLDER", tmp_path / "none")
+    monkeypatch.setattr("isotrain.backends.tt.card.CARD_FOLDER", tmp_path / "none")
 
 
 def run(folder: Path, tt: dict[str, object] | None = None, backend: str = "tt", **keys: object) -> TrainResult:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isotrain.albert_core import start
-from isotrain.albert_core.batches import bucket_length, epoch_order
-from isotrain.albert_core.config_file import load_config
+from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.data.squad_file import QuestionSplit
-from isotrain.albert_core.job import Job
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult, train
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop import start
+from isotrain.albert_core.loop.job import Job
+from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.tokens.order import bucket_length, epoch_order
 from support.small_job import losses
 from support.small_recipes import OTHERWISE, RECIPES, STEPS, recipe_settings
 

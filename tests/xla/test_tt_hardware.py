@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.backends import get_backend
 from isotrain.kernels.packed import PackedBatch
 from support.small_job import losses, settings
@@ -80,8 +80,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from isotrain.albert_core.config_file import load_config
-from isotrain.albert_core.train import train
+from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.loop.train import train
 from isotrain.backends.xla import XlaBackend
 from support.tt_card import name_it_a_card, put_card
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.encoder import load_encoder
+from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.backends import backend_class, get_backend
 from isotrain.backends.selftest import self_test
 from isotrain.kernels.packed import PackedBatch

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from isotrain.albert_core.encoder import load_encoder
-from isotrain.albert_core.frozen import frozen_encoder
-from isotrain.albert_core.head import ClassificationHead
-from isotrain.benchmarks.measure import Budget, measure
-from isotrain.benchmarks.peaks import measure_peaks
-from isotrain.benchmarks.plan import CACHED, Options, TargetSpec
-from isotrain.benchmarks.texts import embedded_texts, make_batches
-from isotrain.benchmarks.worker import run
-from isotrain.benchmarks.workloads import WORKLOAD_CLASSES, Workload
+from isotrain.albert_core.features.source import frozen_encoder
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.benchmarks.harness.measure import Budget, measure
+from isotrain.benchmarks.harness.peaks import measure_peaks
+from isotrain.benchmarks.harness.plan import CACHED, Options, TargetSpec
+from isotrain.benchmarks.harness.texts import embedded_texts, make_batches
+from isotrain.benchmarks.harness.worker import run
+from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, Workload
 
 OPTIONS = Options(backends=("xla",), model="random:tiny", dtype="float32", blocks=3, seconds=1.5, num_labels=7)
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core import start
-from isotrain.albert_core import train as loop
-from isotrain.albert_core.batches import BUCKETS, bucket_length, epoch_order
-from isotrain.albert_core.data.lengths import banking77_lengths
-from isotrain.albert_core.features import grid_groups
-from isotrain.albert_core.predict import load_predictor
-from isotrain.albert_core.train import TrainResult
+from isotrain.albert_core.features.compute import grid_groups
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop import start
+from isotrain.albert_core.loop import train as loop
+from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.tokens.lengths import banking77_lengths
+from isotrain.albert_core.tokens.order import BUCKETS, bucket_length, epoch_order
 from safetensors.torch import load_file
 from support.small_job import losses
 from support.tiny_models import write_models

@@ -1,0 +1,88 @@
+"""Rules that make one label of texts that say the same: ``Hi {name}, 3 days`` and ``hi [NAME],  5 days``."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ... import UserError
+
+# {name}, {{name}}, [DATE], <order_id>: one word or a few, so that [a long remark] stays what it is.
+_PLACEHOLDER = re.compile(r"\{\{?\s*(\w[\w .-]{0,39}?)\s*\}?\}|\[\s*(\w[\w .-]{0,39}?)\s*\]|<\s*(\w[\w .-]{0,39}?)\s*>")
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]", re.IGNORECASE)
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+# Dates, times, amounts and percentages are runs of digits with signs between and around them.
+_NUMBER = re.compile(r"[€£$]?(?<![\w<])\d+(?:[.,:/-]\d+)*(?:\s?%)?(?![\w>])")
+_PUNCTUATION = re.compile(r"(?<!\w)[^\w\s<>]+|[^\w\s<>]+(?!\w)")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named step of the normalisation. `meaning` is what the documentation says of it."""
+
+    meaning: str
+    apply: Callable[[str], str]
+
+
+def _placeholder(match: re.Match[str]) -> str:
+    name = next(group for group in match.groups() if group is not None)
+    return "<" + re.sub(r"[\s.-]+", "_", name).lower() + ">"
+
+
+RULES: dict[str, Rule] = {
+    "unicode": Rule(
+        "compatible characters become one (NFKC), typographic quotes and dashes plain ones",
+        lambda text: unicodedata.normalize("NFKC", text).translate(str.maketrans("‘’“”–—", "''\"\"--")),
+    ),
+    "placeholders": Rule(
+        "`{name}`, `{{name}}`, `[NAME]` and `<name>` become `<name>`", lambda text: _PLACEHOLDER.sub(_placeholder, text)
+    ),
+    "urls": Rule("web addresses become `<url>`", lambda text: _URL.sub("<url>", text)),
+    "emails": Rule("mail addresses become `<email>`", lambda text: _EMAIL.sub("<email>", text)),
+    "numbers": Rule(
+        "numbers, amounts, dates and times in digits become `<number>`", lambda text: _NUMBER.sub("<number>", text)
+    ),
+    "case": Rule("letters become lower case (Unicode case folding)", str.casefold),
+    "punctuation": Rule(
+        "signs at the ends of words go; those inside words stay", lambda text: _PUNCTUATION.sub(" ", text)
+    ),
+    "white_space": Rule("runs of white space become one space, none at the ends", lambda text: " ".join(text.split())),
+}
+
+
+def normalise(text: str, rules: Sequence[str]) -> str:
+    """`text` after `rules`, in their order: names of `RULES`, or own ones written ``s/pattern/replacement/``."""
+    for rule in rules:
+        text = _step(rule)(text)
+    return text
+
+
+def check_rule(rule: str) -> str:
+    """`rule` itself; raises UserError for one that is neither a name of `RULES` nor a usable ``s/pattern/.../``."""
+    _step(rule)
+    return rule
+
+
+def _step(rule: str) -> Callable[[str], str]:
+    if rule in RULES:
+        return RULES[rule].apply
+    parts = rule.split("/")
+    if rule[:2] != "s/" or len(parts) != 4 or parts[3]:
+        raise UserError(
+            f"rule {rule!r} is unknown; allowed are {', '.join(RULES)}, and s/pattern/replacement/ (a regular "
+            "expression without slashes)"
+        )
+    try:
+        pattern = re.compile(parts[1])
+        pattern.sub(parts[2], "")
+    except (re.error, IndexError) as error:
+        raise UserError(f"rule {rule!r} has no usable regular expression ({error}); correct it") from error
+    return lambda text: pattern.sub(parts[2], text)
+
+
+def most_frequent(texts_of: Sequence[Sequence[str]]) -> list[str]:
+    """The most frequent of each list of texts; of equally frequent ones the first in sorted order."""
+    return [min(counts, key=lambda text: (-counts[text], text)) for counts in map(Counter, texts_of)]

@@ -1,0 +1,203 @@
+"""From YAML and ``--set`` to a `TrainConfig`, remembering where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ... import UserError
+from ...kernels.names import meant
+from ..terminal.text import SHORT, quoted
+from .parsing import Raw, Scalar, is_unicode, read_yaml
+from .schema import TrainConfig
+from .typed_values import mapping, typed
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """The configuration a run really uses. `sources` maps each key to "default", "FILE:LINE" or an option."""
+
+    config: TrainConfig
+    sources: dict[str, str]
+    stem: str
+
+    def with_absolute_paths(self) -> ResolvedConfig:
+        """The same with every local path that exists made absolute, so that it means the same from any folder."""
+        paths = {}
+        for key in ("dataset_id", "model_name", "tokenizer_name", "remote_path"):
+            value = getattr(self.config, key)
+            if value and "://" not in value and Path(value).expanduser().exists():
+                paths[key] = str(Path(value).expanduser().absolute())
+        return ResolvedConfig(self.config.model_copy(update=paths), self.sources, self.stem)
+
+    def of_run(self) -> ResolvedConfig:
+        """What a run's folder keeps: paths absolute, and not from where to where this very start trains."""
+        once = ("resume_from_checkpoint", "resume_option", "checkpoint_path", "load_from_storage", "stop_at_step")
+        defaults = {key: TrainConfig.model_fields[key].default for key in once}
+        kept = self.with_absolute_paths()
+        return ResolvedConfig(kept.config.model_copy(update=defaults), self.sources, self.stem)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    path: str | Path | None, sets: Iterable[str] = (), options: dict[str, Any] | None = None
+) -> ResolvedConfig:
+    """Reads `path` (a YAML file, or the name of a packaged one such as ``banking77``), then applies overrides.
+
+    `sets` are ``key=value`` strings; a key of type text takes what stands behind the sign as it stands. `options` are
+    command-line options by key, where None means not given. Later wins: defaults, file, --set, options.
+
+    Raises UserError naming the key at fault and where it was set.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    stem = "train"
+    if path is not None:
+        file = find_config(path)
+        stem = file.stem
+        written = read_yaml(file, "write one 'key: value' a line")
+        for key, raw in written.items.items():
+            _put(values, sources, key, raw, written.places[key])
+    for item in sets:
+        key, raw = _parse_set(item)
+        _put(values, sources, key, raw, "--set")
+    for key, value in (options or {}).items():
+        if value is not None:
+            values[key] = value
+            # The option --model is for model_name.
+            sources[key] = "--" + key.removesuffix("_name").replace("_", "-")
+            if key == "backend":
+                # The command line's backend wins over the file's use_tt, by whichever name the file chose.
+                values.pop("use_tt", None)
+                sources.pop("use_tt", None)
+    try:
+        config = TrainConfig(**values)
+    except ValidationError as error:
+        raise UserError(_one_line(error, sources)) from error
+    origin = {key: sources.get(key, "default") for key in TrainConfig.model_fields}
+    return ResolvedConfig(config, origin, stem)
+
+
+def as_set(key: str, value: Any) -> str:
+    """``key=value`` as ``--set`` reads it back."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def find_config(path: str | Path) -> Path:
+    """The file `path`, or the packaged configuration of that name. A data set's folder may well have the name, too."""
+    file = Path(path).expanduser()
+    packaged = Path(__file__).resolve().parents[2] / "configs"
+    if file.is_file():
+        return file
+    named = packaged / f"{path}.yaml"
+    if file.parent == Path() and named.is_file():
+        return named
+    if file.is_dir():
+        raise UserError(f"configuration {quoted(str(path))} is a folder; give a YAML file")
+    names = [packed.stem for packed in packaged_configs()]
+    raise UserError(
+        f"configuration {quoted(str(path))} does not exist; {meant(str(path), names)}give a YAML file or one of the "
+        f"packaged ones: {', '.join(names)}"
+    )
+
+
+def packaged_configs() -> list[Path]:
+    """The files of the configurations that isotrain brings, by name."""
+    return sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+def config_hash(config: TrainConfig) -> str:
+    """SHA-256 of the configuration as sorted JSON."""
+    return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def _parse_set(item: str) -> tuple[str, Raw]:
+    key, separator, value = item.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {quoted(item)}: write key=value, e.g. --set learning_rate=1e-3")
+    if key != key.strip():
+        raise UserError(f"--set {quoted(item)}: white space stands around the key; write key=value without it")
+    if "\0" in value or not is_unicode(value):
+        raise UserError(f"--set {quoted(item)}: the value holds bytes that are no UTF-8 text; write it in UTF-8")
+    return key, Scalar(value, "--set", "given")
+
+
+def _put(values: dict[str, Any], sources: dict[str, str], key: str, raw: Raw, place: str) -> None:
+    """Sets `key`, or ``section.key``, to what was written. Raises UserError for an unknown key or another type."""
+    sections = TrainConfig.sections()
+    name, dot, inner = key.partition(".")
+    if name in sections and not dot:
+        entries = mapping(raw, key)
+        values[key], sources[key] = {}, place
+        for inner, item in entries.items.items():
+            _put(values, sources, f"{key}.{inner}", item, entries.places[inner])
+        sources[key] = place
+        return
+    fields = sections[name].model_fields if name in sections else TrainConfig.model_fields
+    field = fields.get(inner if name in sections else key)
+    if field is None:
+        raise UserError(_unknown(key, place))
+    value = typed(raw, field.annotation, key)
+    if name in sections:
+        values[name] = {**values.get(name, {}), inner: value}
+        sources[name] = place
+    else:
+        values[key] = value
+    sources[key] = place
+
+
+def _unknown(key: str, place: str) -> str:
+    sections = TrainConfig.sections()
+    inner = [f"{name}.{field}" for name, section in sections.items() for field in section.model_fields]
+    section = key.partition(".")[0]
+    outer = TrainConfig.model_fields if section not in sections else ()
+    near = difflib.get_close_matches(key[:SHORT], [*outer, *inner], n=1, cutoff=0.5)
+    hints = [f"did you mean {near[0]!r}?"] if near else []
+    if section in sections:
+        hints.append(f"allowed in {section} are {', '.join(sections[section].model_fields)}")
+    elif not near:
+        hints.append("`isotrain config --keys` lists them all")
+    return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
+
+
+# By pydantic's type of error, whose own words name Python's types and regular expressions.
+_WORDS = {
+    "string_too_short": "is empty; give a value, or leave the key out for its default",
+    "too_short": "is empty; name at least one, or leave the key out for its default",
+    "string_pattern_mismatch": "is no name; write letters, digits, _, - and ., the first a letter, a digit or _",
+}
+
+
+def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
+    parts = []
+    for problem in error.errors(include_url=False):
+        message = _WORDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
+        message = message[0].lower() + message[1:]
+        if problem["loc"]:
+            key = ".".join(map(str, problem["loc"]))
+            source = sources.get(key, sources.get(str(problem["loc"][0]), "default"))
+            parts.append(f"{key}: {quoted(problem['input'])} {_joined(message)} ({source})")
+        else:
+            places = [f"{key}: {sources[key]}" for key in _keys_in(message) if key in sources]
+            parts.append(f"{message} ({', '.join(places)})" if places else message)
+    return "; ".join(parts)
+
+
+def _keys_in(message: str) -> list[str]:
+    """The keys that a message names, in its order, each once."""
+    return list(dict.fromkeys(re.findall(r"[a-z][a-z_]*(?:\.[a-z_]+)?", message)))
+
+
+def _joined(message: str) -> str:
+    return message if message.startswith(("is ", "can't ", "names ", "holds ")) else f"is not allowed: {message}"

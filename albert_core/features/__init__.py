@@ -1,0 +1,1 @@
+"""Where the head's inputs come from: a frozen encoder's features, cached or streamed."""

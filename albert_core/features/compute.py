@@ -1,0 +1,335 @@
+"""From token stores to what the trained part reads: cached features, streamed features, or token batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ...backends import Backend, CastPolicy, FrozenEncoder, ShapeGrid
+from ...backends.host.cache import cache_folder
+from ...kernels.packed import PackedBatch, PaddedBatch
+from ..processes.ranks import ALONE, Ranks
+from ..runs.array_cache import ArraySpec, load_arrays, publish_arrays
+from ..tokens.order import BUCKETS, IGNORED, bucket_length, filled
+from ..tokens.store import TokenStore
+
+# Part of every cache key: raise it when the same inputs should give other features.
+FEATURES_FORMAT = 1
+
+Batch = PackedBatch | PaddedBatch
+
+
+class InputSource(Protocol):
+    """Where the loop's inputs come from. `start_epoch` fixes an order; `batch` takes ranges of it.
+
+    Of several processes that train one run, each gets its share of a range.
+    """
+
+    def start_epoch(self, order: np.ndarray) -> None: ...
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor | Batch, torch.Tensor]:
+        """Inputs and labels (int64) of the texts at [start, stop) of the order, on the device."""
+        ...
+
+
+def token_batch(
+    store: TokenStore, indices: np.ndarray, layout: str, max_length: int, length: int | None = None
+) -> Batch:
+    """The texts `indices` of `store` as one host batch in `layout` (packed, padded or bucketed).
+
+    `length` is what texts are padded to where the layout's own choice is not wanted.
+    """
+    packed = PackedBatch.from_flat(store.ids, store.offsets, indices, store.token_type_ids)
+    if layout == "packed":
+        return packed
+    if length is None:
+        length = max_length if layout == "padded" else bucket_length(packed.max_seqlen, max_length)
+    return packed.to_padded(length)
+
+
+def compute_features(
+    encoder: FrozenEncoder,
+    store: TokenStore,
+    backend: Backend,
+    layout: str,
+    max_length: int,
+    progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> torch.Tensor:
+    """The features of every text, once: float32 (texts, hidden) on the device, in the store's order.
+
+    Texts are taken in order of length, so that batches hold texts of like lengths whatever the layout. Of several
+    processes each computes a share of the batches, and all get all features, with the bits that one would compute.
+    `progress(done, total)` counts this process's texts.
+    """
+    if backend.static_shapes is not None:
+        return _compute_on_grid(encoder, store, backend, layout, max_length, progress)
+    features: torch.Tensor | None = None
+    done = 0
+    padded_to = max_length if layout == "padded" else None
+    groups = list(_length_sorted_groups(store.lengths, padded_to, backend.feature_batch_tokens))
+    groups = groups[ranks.rank :: ranks.size]
+    total = sum(map(len, groups))
+    batches = ((torch.from_numpy(indices), token_batch(store, indices, layout, max_length)) for indices in groups)
+    for indices, batch in backend.prefetch(batches):
+        rows = encoder(batch)
+        if features is None:
+            features = rows.new_empty(store.num_texts, rows.shape[1])
+        features.index_copy_(0, indices, rows)
+        backend.step_boundary()
+        done += len(indices)
+        if progress is not None:
+            progress(done, total)
+    if ranks.size > 1:
+        return _exchanged(features, groups, store.num_texts, backend, ranks)
+    assert features is not None, "a token store holds at least one text"
+    backend.synchronize(features)
+    return features
+
+
+def _exchanged(
+    features: torch.Tensor | None, groups: list[np.ndarray], num_texts: int, backend: Backend, ranks: Ranks
+) -> torch.Tensor:
+    """All features, of which each process computed those of its `groups` of texts (None where it has no group)."""
+    mine = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
+    rows = None if features is None else features[backend.place(torch.from_numpy(mine))].cpu().numpy()
+    parts = [(indices, part) for indices, part in ranks.gather((mine, rows)) if part is not None]
+    result = np.empty((num_texts, parts[0][1].shape[1]), dtype=np.float32)
+    for indices, part in parts:
+        result[indices] = part
+    return backend.place(torch.from_numpy(result))
+
+
+def _compute_on_grid(
+    encoder: FrozenEncoder,
+    store: TokenStore,
+    backend: Backend,
+    layout: str,
+    max_length: int,
+    progress: Callable[[int, int], None] | None,
+) -> torch.Tensor:
+    """`compute_features` in batches of the grid's shapes: one program a shape, whatever the split.
+
+    The rows are put in their places on the host, for a program that did so would be another one for each split.
+    """
+    parts, places = [], []
+    done = 0
+    for indices, batch in batches_by_length(store, backend, layout, max_length):
+        parts.append(encoder(batch))
+        places.append(indices)
+        backend.step_boundary()
+        done += len(indices)
+        if progress is not None:
+            progress(done, store.num_texts)
+    backend.synchronize(*parts)
+    features = torch.empty(store.num_texts, parts[0].shape[1])
+    for indices, rows in zip(places, parts, strict=True):
+        features[torch.from_numpy(indices)] = rows.cpu()[: len(indices)]
+    return backend.place(features)
+
+
+def batches_by_length(
+    store: TokenStore, backend: Backend, layout: str, max_length: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """All texts once, in order of length: row numbers int64 [n], and their batch on the device.
+
+    Batches hold about as many tokens as the device likes. Where shapes are static they are the grid's, and rows beyond
+    the first n only fill the batch up.
+    """
+    grid = backend.static_shapes
+    groups: list[tuple[np.ndarray, int | None]]
+    if grid is None:
+        padded_to = max_length if layout == "padded" else None
+        sorted_groups = _length_sorted_groups(store.lengths, padded_to, backend.feature_batch_tokens)
+        groups = [(indices, None) for indices in sorted_groups]
+    else:
+        groups = list(grid_groups(store.lengths, grid, layout, max_length))
+
+    def rows_of(indices: np.ndarray, length: int | None) -> np.ndarray:
+        return indices if grid is None or length is None else filled(indices, grid.rows(length), indices[-1])
+
+    batches = (token_batch(store, rows_of(*group), layout, max_length, group[1]) for group in groups)
+    yield from zip((indices for indices, _ in groups), backend.prefetch(batches), strict=True)
+
+
+def grid_groups(lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Indices in order of length in groups that fit a batch of the grid, with the length each is padded to.
+
+    What is left of a length's texts joins the next length's where that computes fewer tokens than a batch filled up.
+    """
+    order = np.argsort(lengths, kind="stable")
+    longest = int(lengths[order[-1]])
+    edges = (max_length,) if layout == "padded" else cell_lengths(longest, grid, max_length)
+    start = 0
+    for length, longer in zip(edges, (*edges[1:], None), strict=True):
+        end = int(np.searchsorted(lengths[order], length, side="right"))
+        rows = grid.rows(length)
+        while start < end:
+            left = end - start
+            if left < rows and longer is not None and left * (longer - length) < (rows - left) * length:
+                break
+            stop = min(start + rows, end)
+            yield order[start:stop], length
+            start = stop
+
+
+def cell_lengths(longest: int, grid: ShapeGrid, max_length: int) -> tuple[int, ...]:
+    """The lengths of the grid that texts of up to `longest` tokens are padded to, ascending."""
+    allowed = grid.lengths or BUCKETS
+    return tuple(sorted({bucket_length(token, max_length, allowed) for token in range(1, longest + 1)}))
+
+
+def _length_sorted_groups(lengths: np.ndarray, padded_to: int | None, tokens: int) -> Iterator[np.ndarray]:
+    """Indices in order of length, cut into groups of about `tokens` tokens (padding counted)."""
+    order = np.argsort(lengths, kind="stable")
+    cost = np.full(len(order), padded_to) if padded_to else lengths[order]
+    cell = np.cumsum(cost) // tokens
+    yield from np.split(order, np.flatnonzero(np.diff(cell)) + 1)
+
+
+def cached_features(
+    encoder: FrozenEncoder,
+    fingerprint: str,
+    store: TokenStore,
+    backend: Backend,
+    policy: CastPolicy,
+    layout: str,
+    max_length: int,
+    progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[torch.Tensor, bool]:
+    """`compute_features`, or what an earlier run kept of it; and whether it came from the disk.
+
+    The key holds everything the bits follow from: weights (`fingerprint`), tokens, kernel and its version, layout,
+    dtypes, device and torch. A damaged or foreign file is found by its checksum and computed anew.
+    """
+    info = backend.info()
+    made_from = {
+        "format": FEATURES_FORMAT,
+        "encoder": fingerprint,
+        "ids": store.fingerprint,
+        "kernel": [encoder.name, encoder.version],
+        "layout": [layout, max_length if layout == "padded" else None],
+        "policy": [policy.param, policy.compute, policy.accumulate],
+        "device": [info.backend, info.name, info.features, info.emulated, torch.get_num_threads()],
+        "torch": torch.__version__,
+    }
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    root = cache_folder("features")
+    specs = {"features": ArraySpec("float32", (store.num_texts, None), mapped=True)}
+    arrays = None if root is None else load_arrays(root / key, specs)
+    # All of them or none: whoever computes waits for the others' parts.
+    if all(ranks.gather(arrays is not None)) and arrays is not None:
+        return backend.place(torch.from_numpy(arrays["features"])), True
+    features = compute_features(encoder, store, backend, layout, max_length, progress, ranks)
+    if root is not None and ranks.local_rank == 0:
+        publish_arrays(root / key, {"features": features.cpu().numpy()}, specs)
+    return features, False
+
+
+class CachedFeatures:
+    """Features computed once: a batch is a gather of rows. `rows` is how many it has where shapes are static."""
+
+    def __init__(
+        self, features: torch.Tensor, labels: torch.Tensor, backend: Backend, rows: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.features, self.backend, self.rows, self.ranks = features, backend, rows, ranks
+        self.static = backend.static_shapes is not None
+        self.labels = labels if self.static else backend.place(labels)
+        self.order = labels.new_empty(0)
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        # A slice's bounds are part of a compiled program: there, each batch's indices are sent instead.
+        self.order = torch.from_numpy(order) if self.static else self.backend.place(torch.from_numpy(order))
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.order[slice(*self.ranks.share(start, stop))]
+        if not self.static:
+            return self.features.index_select(0, rows), self.labels.index_select(0, rows)
+        chosen = filled(rows.numpy(), self.rows, 0)
+        labels = filled(self.labels[rows].numpy(), self.rows, IGNORED)
+        sent, labels_sent = self.backend.place([torch.from_numpy(chosen), torch.from_numpy(labels)])
+        return self.features.index_select(0, sent), labels_sent
+
+
+class StreamedFeatures:
+    """The frozen encoder at every step: what a run without the cache measures."""
+
+    def __init__(self, encoder: FrozenEncoder, tokens: TokenBatches) -> None:
+        self.encoder = encoder
+        self.tokens = tokens
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.tokens.start_epoch(order)
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, labels = self.tokens.batch(start, stop)
+        return self.encoder(batch), labels
+
+
+class TokenBatches:
+    """Token batches for an encoder that runs at every step.
+
+    Batches are taken in order nearly always, so the ones that follow are handed to the backend's `prefetch`: it
+    prepares and copies them while the device works on the current one, where it can.
+
+    Where shapes are static, every batch has `rows` rows, and the `micro_batches` of an optimizer step one length: a
+    step is one program, and each combination of lengths in it would be another.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        backend: Backend,
+        layout: str,
+        max_length: int,
+        rows: int,
+        micro_batches: int = 1,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.store, self.backend, self.layout, self.max_length = store, backend, layout, max_length
+        self.ranks = ranks
+        self.rows, self.window = rows, rows * micro_batches
+        self.order = np.empty(0, dtype=np.int64)
+        self._ahead: Iterator[tuple[Batch, torch.Tensor]] = iter(())
+        self._expected: tuple[int, int] | None = None
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.order = order
+        self._expected = None
+
+    def batch(self, start: int, stop: int) -> tuple[Batch, torch.Tensor]:
+        if start == stop:
+            return self.backend.place(self._on_host(start, stop))
+        if (start, stop) != self._expected:
+            size = stop - start
+            ahead = (
+                self._on_host(first, min(first + size, len(self.order)))
+                for first in range(start, len(self.order), size)
+            )
+            self._ahead = iter(self.backend.prefetch(ahead))
+        self._expected = (stop, min(2 * stop - start, len(self.order)))
+        return next(self._ahead)
+
+    def _on_host(self, start: int, stop: int) -> tuple[Batch, torch.Tensor]:
+        rows = self.order[slice(*self.ranks.share(start, stop))]
+        labels = np.ascontiguousarray(self.store.labels[rows])
+        if not len(rows) and start < stop:
+            # A share of nothing still takes part in the exchange of gradients: by a text that counts nowhere.
+            rows, labels = self.order[start : start + 1], filled(labels, 1, IGNORED)
+        length = None
+        grid = self.backend.static_shapes
+        if grid is not None:
+            # An empty range is one of the last window's: it begins where that window's texts end.
+            first = max(0, start - (start == stop)) // self.window * self.window
+            window = self.order[first : first + self.window]
+            rows, labels = filled(rows, self.rows, window[0]), filled(labels, self.rows, IGNORED)
+            if self.layout == "bucketed":
+                longest = int(self.store.lengths[window].max())
+                length = bucket_length(longest, self.max_length, grid.lengths or BUCKETS)
+        return token_batch(self.store, rows, self.layout, self.max_length, length), torch.from_numpy(labels)

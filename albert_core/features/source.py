@@ -1,0 +1,91 @@
+"""Frozen encoders by kernel name: the backend's own, or the transformers module behind the same interface."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import UserError
+from ...backends import Backend, CastPolicy, FrozenEncoder
+from ...kernels.packed import PackedBatch, PaddedBatch
+from ..model.encoder import LoadedEncoder, encoder_layers, padded_states
+
+
+def frozen_encoder(encoder: LoadedEncoder, backend: Backend, policy: CastPolicy, kernel: str) -> FrozenEncoder:
+    """`kernel` by name: ``transformers`` is the module itself, every other name is the backend's own."""
+    if kernel == "transformers":
+        return TransformersEncoder(encoder.module(), backend, policy)
+    return backend.frozen_encoder(encoder.weights, policy, kernel)
+
+
+class TransformersEncoder:
+    """Frozen forward through transformers' own layers, padded batches only.
+
+    The module is cast to the policy's compute dtype after its weights were rounded to the parameter dtype, which is
+    what ``model.to(bfloat16)`` does; normalisation and softmax then happen wherever transformers does them.
+    """
+
+    name = "transformers"
+    skips_padding = False
+
+    def __init__(self, module: nn.Module, backend: Backend, policy: CastPolicy) -> None:
+        import transformers
+
+        self.version = transformers.__version__
+        rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
+        self.module = backend.place(rounded.eval().requires_grad_(False))
+        self._static = backend.static_shapes is not None
+
+    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Features (sequences, hidden), float32."""
+        if isinstance(batch, PackedBatch):
+            raise UserError("kernel transformers takes padded batches only; set layout: padded or bucketed")
+        with torch.no_grad():
+            return padded_states(self.module, batch, static=self._static)[:, 0].float()
+
+    def repetitions(
+        self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """See `backends.FrozenEncoder`."""
+        if isinstance(batch, PackedBatch):
+            raise UserError("kernel transformers takes padded batches only; set layout: padded or bucketed")
+        return module_repetitions(self.module, batch, given)
+
+
+@torch.no_grad()
+def module_repetitions(
+    encoder: Any, batch: PaddedBatch, given: Sequence[torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """`FrozenEncoder.repetitions` of a transformers AlbertModel or BertModel, by hooks on its layers.
+
+    Layers that several repetitions share are told apart by the order of the calls.
+    """
+    states: list[torch.Tensor] = []
+
+    def before(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if given is not None:
+            hidden = arguments[0]
+            return (given[len(states)].to(hidden.device, hidden.dtype), *arguments[1:])
+        if not states:
+            states.append(arguments[0].detach().clone())
+        return None
+
+    def after(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        del arguments
+        states.append((output[0] if isinstance(output, tuple) else output).detach().clone())
+
+    hooks = [hook for layer in encoder_layers(encoder) for hook in _hooked(layer, before, after)]
+    try:
+        encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states
+
+
+def _hooked(layer: nn.Module, before: Any, after: Any) -> tuple[Any, Any]:
+    return layer.register_forward_pre_hook(before), layer.register_forward_hook(after)

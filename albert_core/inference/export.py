@@ -1,0 +1,368 @@
+"""A trained run as files that other programs load: a Hugging Face or peft folder, a torch.export program, ONNX.
+
+Each export is a folder that appears whole: it is written under a temporary name, what was written is loaded again as
+its users would load it, and its logits are compared with the run's own model in float32. One that differs by more than
+rounding is removed and the command fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import UserError
+from ...kernels.install import install_hint
+from ...kernels.names import check_name
+from ..model.adapters import adapter_config, merged, write_adapters
+from ..model.encoder import quiet_transformers
+from ..model.whole import WholeModel
+from ..runs.files import published, sweep, write_bytes, write_json
+from ..runs.folder import RunFolder, environment
+from ..runs.saved_model import HEADER_KEY
+from .predict import Predictor, load_predictor
+
+FORMATS = ("safetensors", "peft", "torch-export", "onnx")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+ENCODER_FILE, HEAD_FILE, PROGRAM_FILE, GRAPH_FILE = "model.safetensors", "head.safetensors", "model.pt2", "model.onnx"
+HEAD_FORMAT = "isotrain-head-1"
+
+# Of float32 logits, in relative L2: rounding in another order was 1e-7 to 1e-6 for ALBERT base and large, and a wrong
+# mask, token type or weight is above 1e-3.
+TOLERANCE = 1e-5
+
+# (texts, tokens) of the probes; lengths beyond the run's max_length are cut to it.
+PROBES = ((1, 1), (3, 17), (2, 128), (5, 8))
+
+Logits = Callable[..., torch.Tensor]
+
+
+class ExportError(RuntimeError):
+    """What was written does not compute what the run's model does; nothing of it is kept."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export. `label` names the encoder, `judge` is what loaded the export again; the differences are those
+    of its float32 logits.
+    """
+
+    folder: Path
+    label: str
+    judge: str
+    max_abs: float
+    relative_l2: float
+
+
+class LogitsModel(nn.Module):
+    """Token ids to logits, float32, in one graph: the encoder, and what the task's `apply_head` makes of its states."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self._apply_head = apply_head
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (batch, outputs) of int64 [batch, length] each, or (batch, length, outputs) where the task reads every
+        token; the mask is 1 on real tokens.
+        """
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        return self._apply_head(self.head, output.last_hidden_state, attention_mask)
+
+
+def export_run(
+    run: RunFolder,
+    form: str,
+    target: Path,
+    backend: str | None = None,
+    checkpoint: str | None = None,
+    model_name: str | None = None,
+) -> Exported:
+    """Writes the run as `form` (one of FORMATS) into the new folder `target`, and checks what was written.
+
+    `backend`, `checkpoint` and `model_name` are `load_predictor`'s. Raises UserError as that does, for an unknown form,
+    a missing package, or a target that exists, and ExportError when the logits differ by more than TOLERANCE; then
+    nothing is left at `target`.
+    """
+    check_name("--format", form, FORMATS)
+    missing = [name for name in ("onnx", "onnxscript") if form == "onnx" and find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {', '.join(missing)}, not installed: {install_hint('onnx')}")
+    if target.exists():
+        raise UserError(f"{str(target)!r} exists already; choose another place by --out, or remove it first")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {str(target.absolute().parent)!r} to put the export in; make it first")
+    predictor = load_predictor(run, backend, checkpoint, model_name)
+    if form == "peft" and not predictor.config.lora.rank:
+        raise UserError(
+            f"--format peft is for adapters (lora.rank), and run {str(run.path)!r} has none; allowed for it are "
+            f"{', '.join(name for name in FORMATS if name != form)}"
+        )
+    write, load = _WAYS[form]
+    sweep(target.parent)
+    with published(target) as temporary:
+        with _quiet(), torch.no_grad():
+            trained = trained_model(predictor)
+            write(trained, predictor, temporary)
+            judge, logits = load(trained, predictor, temporary)
+            max_abs, relative = difference(trained, logits, predictor.config.max_length)
+        if not relative <= TOLERANCE:
+            raise ExportError(
+                f"the {form} export's logits, by {judge}, differ from the run's by {relative:.1e} in relative L2 "
+                f"(max abs {max_abs:.1e}), and {TOLERANCE:.0e} is allowed; nothing was kept"
+            )
+        _write_companions(predictor, run, temporary)
+        result = Exported(target, predictor.label, judge, max_abs, relative)
+        write_json(temporary / "export.json", _record(predictor, run, form, result))
+    return result
+
+
+def trained_model(predictor: Predictor) -> LogitsModel:
+    """The run's encoder and head in float32 on the host, adapters merged.
+
+    A frozen encoder is taken from its own files: such a run computes features with weights rounded to its dtype.
+    """
+    model: Any = predictor.model
+    if isinstance(model, WholeModel):
+        encoder, head = predictor.backend.on_host(model.encoder), model.head
+    else:
+        encoder, head = predictor.loaded.module(), model
+    whole = LogitsModel(merged(encoder), predictor.backend.on_host(head), predictor.task.apply_head)
+    return whole.to("cpu", torch.float32).eval().requires_grad_(False)
+
+
+def probes(config: Any, max_length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Batches that an encoder of `config` takes, as INPUTS: random ids, every row of its own length, two token types
+    where the model has them. Longer than the batch that is traced, shorter, and of one token.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for texts, wanted in PROBES:
+        length = min(wanted, max_length)
+        ids = torch.randint(0, config.vocab_size, (texts, length), generator=generator)
+        lengths = torch.randint(1, length + 1, (texts, 1), generator=generator)
+        # The longest row fills the batch, as in training.
+        lengths[0] = length
+        mask = (torch.arange(length)[None] < lengths).long()
+        second = (torch.arange(length)[None] > lengths // 2).long() if config.type_vocab_size > 1 else 0
+        yield ids * mask, mask, second * mask
+
+
+def difference(model: LogitsModel, logits: Logits, max_length: int) -> tuple[float, float]:
+    """Largest absolute difference and relative L2 of `logits` from `model` over all probes; NaN counts as infinite."""
+    differences, references = [], []
+    for batch in probes(model.encoder.config, max_length):
+        expected, found = model(*batch), logits(*batch)
+        if expected.dim() == 3:
+            # Logits of padding are a constant so low that no error would show beside it.
+            real = batch[1].bool()
+            expected, found = expected[real], found[real]
+        differences.append((found - expected).flatten().double())
+        references.append(expected.flatten().double())
+    error = torch.cat(differences).nan_to_num(nan=float("inf"))
+    return float(error.abs().max()), float(error.norm() / torch.cat(references).norm())
+
+
+def _write_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    encoder: Any = trained.encoder
+    names = predictor.task.output_names(predictor.recalled)
+    encoder.config.update({"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}})
+    encoder.save_pretrained(folder)
+    _write_head(trained, predictor, folder)
+
+
+def _write_head(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    from safetensors.torch import save
+
+    reads = "last_hidden_state[:, 0]" if predictor.task.on_features else "last_hidden_state"
+    header = {"format": HEAD_FORMAT, "reads": reads, "layers": str(trained.head)}
+    tensors = {name: tensor.contiguous() for name, tensor in trained.head.state_dict().items()}
+    write_bytes(folder / HEAD_FILE, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
+
+
+def _load_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
+    import transformers
+
+    del predictor
+    encoder = transformers.AutoModel.from_pretrained(
+        folder, add_pooling_layer=False, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
+    return f"transformers {transformers.__version__} (AutoModel)", _with_head(trained, encoder.eval(), folder)
+
+
+def _write_peft(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    model: Any = predictor.model
+    config = adapter_config(predictor.loaded.module(), predictor.config.lora)
+    config.base_model_name_or_path = predictor.loaded.name
+    config.inference_mode = True
+    write_adapters(predictor.backend.on_host(model.encoder), config, folder)
+    _write_head(trained, predictor, folder)
+
+
+def _load_peft(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
+    import peft
+
+    base = copy.deepcopy(predictor.loaded.module()).to(torch.float32)
+    encoder = peft.PeftModel.from_pretrained(base, folder).eval()
+    return f"peft {peft.__version__} (PeftModel)", _with_head(trained, encoder, folder)
+
+
+def _with_head(trained: LogitsModel, encoder: nn.Module, folder: Path) -> LogitsModel:
+    """`encoder` with the head that was written to `folder`."""
+    from safetensors.torch import load_file
+
+    head = copy.deepcopy(trained.head)
+    head.load_state_dict(load_file(folder / HEAD_FILE), strict=True)
+    return LogitsModel(encoder, head, trained._apply_head)
+
+
+def _example(trained: LogitsModel, predictor: Predictor) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+    """A batch to trace with, and which of its dimensions are free."""
+    config: Any = trained.encoder.config
+    _, batch, *_ = probes(config, predictor.config.max_length)
+    free = {
+        0: torch.export.Dim("batch", min=1),
+        1: torch.export.Dim("length", min=1, max=config.max_position_embeddings),
+    }
+    return batch, (free, free, free)
+
+
+def _write_program(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    batch, free = _example(trained, predictor)
+    torch.export.save(torch.export.export(trained, batch, dynamic_shapes=free), folder / PROGRAM_FILE)
+
+
+def _load_program(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
+    del trained, predictor
+    return f"torch.export {torch.__version__}", torch.export.load(folder / PROGRAM_FILE).module()
+
+
+def _write_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    batch, free = _example(trained, predictor)
+    torch.onnx.export(
+        trained,
+        batch,
+        folder / GRAPH_FILE,
+        input_names=list(INPUTS),
+        output_names=["logits"],
+        dynamic_shapes=free,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _load_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
+    """The graph in ONNX Runtime, or where that isn't installed in onnx's own reference evaluator (slow)."""
+    del trained, predictor
+    run: Callable[..., Any]
+    if find_spec("onnxruntime") is not None:
+        # Its builds for Linux send usage statistics unless this is set before the import.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        run = onnxruntime.InferenceSession(folder / GRAPH_FILE, options, providers=["CPUExecutionProvider"]).run
+        judge = f"ONNX Runtime {onnxruntime.__version__}"
+    else:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        run = ReferenceEvaluator(onnx.load(folder / GRAPH_FILE)).run
+        judge = f"onnx {onnx.__version__} (reference evaluator)"
+
+    def logits(*batch: torch.Tensor) -> torch.Tensor:
+        (result,) = run(None, {name: tensor.numpy() for name, tensor in zip(INPUTS, batch, strict=True)})
+        return torch.from_numpy(result)
+
+    return judge, logits
+
+
+_WAYS: dict[str, tuple[Callable[[LogitsModel, Predictor, Path], None], Callable[..., tuple[str, Logits]]]] = {
+    "safetensors": (_write_safetensors, _load_safetensors),
+    "peft": (_write_peft, _load_peft),
+    "torch-export": (_write_program, _load_program),
+    "onnx": (_write_graph, _load_graph),
+}
+
+
+def _write_companions(predictor: Predictor, run: RunFolder, folder: Path) -> None:
+    """Tokenizer and label map, as transformers and as isotrain read them."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    definition = Tokenizer.from_file(str(run.tokenizer / "tokenizer.json"))
+    known = {
+        "pad_token": definition.id_to_token(predictor.tokenizer.pad_id),
+        **{
+            role: next((token for token in tokens if definition.token_to_id(token) is not None), None)
+            for role, tokens in (
+                ("cls_token", ("[CLS]", "<s>")),
+                ("sep_token", ("[SEP]", "</s>")),
+                ("unk_token", ("[UNK]", "<unk>")),
+                ("mask_token", ("[MASK]", "<mask>")),
+            )
+        },
+    }
+    PreTrainedTokenizerFast(
+        tokenizer_object=definition,
+        model_max_length=predictor.config.max_length,
+        model_input_names=list(INPUTS),
+        **{role: token for role, token in known.items() if token is not None},
+    ).save_pretrained(folder)
+    for kept in (run.labels, run.inputs, run.responses):
+        if kept.is_file():
+            write_bytes(folder / kept.name, kept.read_bytes())
+
+
+def _record(predictor: Predictor, run: RunFolder, form: str, result: Exported) -> dict[str, Any]:
+    return {
+        "format": form,
+        "run": run.name,
+        "model": result.label,
+        "trained_in": predictor.config.dtype,
+        "max_length": predictor.config.max_length,
+        "inputs": list(INPUTS),
+        "checked": {
+            "by": result.judge,
+            "max_abs": result.max_abs,
+            "relative_l2": result.relative_l2,
+            "allowed_relative_l2": TOLERANCE,
+            "dtype": "float32",
+        },
+        "environment": environment(),
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' advice to their own developers off the terminal; what matters of it is checked here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,197 @@
+"""A task's answers for new texts, from a run's folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ... import UserError
+from ...backends import Backend, FrozenEncoder, get_backend
+from ..config.best import Best
+from ..config.load import load_config
+from ..config.parsing import is_unicode
+from ..config.schema import TrainConfig
+from ..features.compute import batches_by_length, compute_features
+from ..loop.job import frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
+from ..model.encoder import LoadedEncoder, load_encoder, saved_encoder
+from ..model.whole import WholeModel, load_trained_state
+from ..runs.checkpoint import Snapshot, read_checkpoint
+from ..runs.checkpoint_store import CheckpointStore
+from ..runs.folder import RunFolder
+from ..runs.history import best_evaluation
+from ..runs.manifest import CONFIG, MODEL, ORIGIN, check_run
+from ..runs.saved_model import check_finished, read_model
+from ..tasks import Task, find_task
+from ..tokens.store import TokenStore
+from ..tokens.tokenizer import TextTokenizer, load_tokenizer
+
+# Logits that the head computes at once: 16 MB in float32, and a few times that where probabilities come of them.
+HEAD_OUTPUTS = 1 << 22
+
+log = logging.getLogger("isotrain")
+
+
+# What a run's manifest must vouch for, beside the weights.
+NEEDED = (CONFIG, ORIGIN, "inputs.json", "tokenizer/tokenizer.json")
+
+
+@dataclass
+class Predictor:
+    """A trained run, loaded. `label` names the encoder, random weights included; `loaded` is the encoder it was trained
+    on, `recalled` what the task kept. `progress(done, total)`, where somebody watches, counts the sequences of a call.
+    """
+
+    config: TrainConfig
+    task: Task
+    backend: Backend
+    tokenizer: TextTokenizer
+    loaded: LoadedEncoder
+    recalled: Any
+    model: nn.Module
+    label: str
+    encoder: FrozenEncoder | None
+    layout: str
+    num_outputs: int
+    progress: Callable[[int, int], None] | None = None
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
+        """The task's answers (see `Prediction`) in the order of `texts`, with second texts where it was trained on two.
+
+        Raises UserError for an empty text, second texts that are missing, too many or not wanted.
+        """
+        if pairs is not None and len(pairs) != len(texts):
+            raise UserError(f"there are {len(texts)} texts and {len(pairs)} second texts; give each text its second")
+        for role, texts_of_role in (("text", texts), ("second text", pairs or ())):
+            for number, text in enumerate(texts_of_role, start=1):
+                if not text.strip():
+                    raise UserError(f"{role} {number} of {len(texts)} is empty; give a text to predict")
+                # As a shell hands over bytes that are in another encoding.
+                if not is_unicode(text):
+                    raise UserError(f"{role} {number} of {len(texts)} is not UTF-8: {text!r}; write it as UTF-8")
+        return self.task.predict(self, texts, pairs) if texts else []
+
+    def outputs(self, store: TokenStore) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """The head's outputs for every sequence: row numbers int64 [n] and logits [n, ...] on the host, some at a time.
+
+        Batches hold sequences of like lengths and about as many tokens as the device likes.
+        """
+        length = self.config.max_length
+        with torch.no_grad():
+            if self.encoder is not None:
+                features = compute_features(self.encoder, store, self.backend, self.layout, length, self.progress)
+                size = max(1, HEAD_OUTPUTS // self.num_outputs)
+                for start in range(0, store.num_texts, size):
+                    part = features[start : start + size]
+                    yield np.arange(start, start + len(part)), self.model(part).cpu()
+                return
+            done = 0
+            for rows, batch in batches_by_length(store, self.backend, self.layout, length):
+                logits = self.model(batch)
+                self.backend.step_boundary()
+                yield rows, logits.cpu()[: len(rows)]
+                done += len(rows)
+                if self.progress is not None:
+                    self.progress(done, store.num_texts)
+
+
+def load_predictor(
+    run: RunFolder, backend: str | None = None, checkpoint: str | None = None, model_name: str | None = None
+) -> Predictor:
+    """Opens a run for prediction: its finished model, or with `checkpoint` "last", "best" or a folder's path.
+
+    The encoder is the run's own copy; where it has none, the one that the configuration names, or `model_name`.
+
+    Raises UserError when the run is unfinished and no checkpoint is named, when something in it is damaged, or when
+    the encoder it was trained on is not the one that loads now.
+    """
+    if checkpoint is None:
+        check_finished(run)
+    check_run(run.path, NEEDED if checkpoint else (*NEEDED, MODEL), encoder=model_name is None)
+    config = load_config(run.config, options={"model_name": model_name}).config
+    if checkpoint is None:
+        weights, identity = read_model(run)
+    else:
+        option: Literal["last", "best", "path"] = "path"
+        if checkpoint == "last":
+            option = "last"
+        elif checkpoint == "best":
+            option = "best"
+        store = CheckpointStore.for_reading(run.checkpoints, config.best)
+        saved = read_checkpoint(store.find(option, checkpoint))
+        if option == "best":
+            _say_if_not_held(run, config.best, saved)
+        weights, identity = saved.model, saved.identity
+    task = find_task(config.task)
+    trained_for = identity.get("task", "a task that it doesn't name")
+    if trained_for != task.name:
+        raise UserError(
+            f"{checkpoint or run.model} holds weights for {trained_for}, and run {str(run.path)!r} is one of "
+            f"{task.name}; name a checkpoint of this run"
+        )
+    # Two recipes of one task have weights of the same shapes, and labels that have nothing to do with each other.
+    own = run.identity()
+    if any(identity.get(key) != own.get(key) for key in ("train_data", "tokenizer", "labels")):
+        raise UserError(
+            f"{checkpoint or run.model} holds weights trained on other texts than run {str(run.path)!r}; name a "
+            "checkpoint of this run"
+        )
+    opened = get_backend(backend or config.backend_name, config.backend_options)
+    if model_name is None and run.encoder.is_dir():
+        encoder = saved_encoder(run.encoder, config.model_name)
+    else:
+        encoder = load_encoder(config.model_name, config.seed)
+    if encoder.fingerprint != identity.get("encoder"):
+        raise UserError(
+            f"run {str(run.path)!r} was trained on other weights than {config.model_name!r} holds now; "
+            "name the encoder it was trained with by --model"
+        )
+    edited = [
+        key for key in ("mlp_hidden_size", "freeze_encoder", "head_dtype") if identity.get(key) != getattr(config, key)
+    ]
+    if config.lora.rank and identity.get("lora") != config.lora.model_dump(mode="json"):
+        edited.append("lora")
+    if edited:
+        raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
+    tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)
+    head = task.head(encoder.config.hidden_size, identity["num_labels"], config).to(getattr(torch, config.head_dtype))
+    policy = policy_on(opened, config)
+    model: nn.Module = head
+    on_features = trains_on_features(config)
+    if not on_features:
+        model = WholeModel(module_of(encoder, config), head, task.apply_head, opened, policy)
+    load_trained_state(model, weights)
+    return Predictor(
+        config=config,
+        task=task,
+        backend=opened,
+        tokenizer=tokenizer,
+        loaded=encoder,
+        recalled=task.recall(run),
+        model=opened.place(model).eval(),
+        label=labelled(encoder.label, opened),
+        encoder=frozen_encoder(encoder, opened, policy, config.kernel) if on_features else None,
+        layout=layout_on(opened, config),
+        num_outputs=identity["num_labels"],
+    )
+
+
+def _say_if_not_held(run: RunFolder, best: Best, saved: Snapshot) -> None:
+    """Warns where the run's best evaluation was of weights that no checkpoint holds."""
+    found = best_evaluation(run, best)
+    if found and found["step"] != saved.step:
+        log.warning(
+            "no checkpoint holds the run's %s, step %d (%s %.4f); this is %s (%s %.4f), the best that is kept",
+            best.words,
+            found["step"],
+            best.metric,
+            found[best.metric],
+            saved.folder.name if saved.folder else saved.step,
+            best.metric,
+            saved.metrics[best.metric],
+        )

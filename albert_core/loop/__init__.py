@@ -1,0 +1,1 @@
+"""The training loop: one story in `train`, and its parts."""

@@ -1,0 +1,201 @@
+"""The parts of a training run, built from a job: model, optimizer, inputs, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import UserError
+from ..config.schema import TrainConfig
+from ..features.compute import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
+from ..model.whole import WholeModel, checkpoint_activations
+from ..output.progress import Reporter
+from ..output.tracking import Trackers
+from ..runs.checkpoint_store import CheckpointStore
+from ..runs.folder import RunFolder
+from ..runs.remote import check_remote, remote_checkpoints, remote_url, sync_checkpoint
+from ..tokens.order import BatchStream
+from .collapse import CollapseWatch
+from .job import Job, trains_on_features
+from .loss import summed_loss
+from .loss_scale import LossScale, loss_scale
+from .optim import build_optimizer
+from .state import TrainingState
+
+log = logging.getLogger("isotrain")
+
+
+def _not_ready(*_: Any) -> torch.Tensor:
+    raise AssertionError("a step was asked for before the loop was set up")
+
+
+@dataclass
+class Training:
+    """All the parts the loop moves. `step` makes an optimizer step (`step.make_step`), once it is set.
+
+    `recorded` is the configuration as the run's folder keeps it. `check_folder` raises RunError where that folder is
+    no longer the one that the run began in; only the first process looks.
+
+    `parallel` is `model` as the step calls it: of several processes, wrapped so that they sum their gradients.
+    """
+
+    job: Job
+    run: RunFolder
+    model: nn.Module
+    parallel: nn.Module
+    loss: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    optimizer: torch.optim.Optimizer
+    scale: LossScale
+    stream: BatchStream
+    source: InputSource
+    test_source: InputSource
+    store: CheckpointStore
+    trackers: Trackers
+    state: TrainingState
+    total_steps: int
+    recorded: TrainConfig
+    check_folder: Callable[[], None] = field(default=lambda: None)
+    #: Whether this process has evaluated yet.
+    evaluated: bool = False
+    step: Callable[..., torch.Tensor] = field(default=_not_ready)
+
+
+def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
+    config, backend = job.config, job.backend
+    scale = loss_scale(backend, job.policy, whole_model=not trains_on_features(config))
+    head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
+    head = head.to(getattr(torch, config.head_dtype))
+    model: nn.Module
+    if trains_on_features(config):
+        model = backend.place(head)
+    else:
+        encoder = job.trainable_encoder()
+        if config.gradient_checkpointing:
+            checkpoint_activations(encoder)
+        model = backend.place(WholeModel(encoder, head, job.task.apply_head, backend, job.policy))
+        log.info(
+            "training %s: %s layout, %s master weights, products in %s",
+            "the head, which reads every token of a frozen encoder" if config.freeze_encoder else "the whole model",
+            job.layout,
+            job.policy.accumulate,
+            job.policy.compute,
+        )
+    model.train()
+    optimizer = build_optimizer(model, config, backend)
+    backend.prepare_optimizer(optimizer)
+    source, test_source = _frozen_sources(job, reporter) if trains_on_features(config) else _token_batches(job)
+    stream = BatchStream(
+        job.train_tokens.num_texts,
+        config.batch_size,
+        config.gradient_accumulation_steps,
+        config.seed,
+        whole_windows=backend.static_shapes is not None,
+    )
+    total_steps = stream.steps_per_epoch * config.num_epochs
+    parallel = job.ranks.parallel(model)
+    store = CheckpointStore(
+        run.checkpoints,
+        keep_last_n=config.keep_last_n,
+        keep_best_n=config.keep_best_n,
+        best=config.best,
+        save_optim=config.save_optim,
+        after_save=_uploader(config) if config.sync_to_storage else None,
+    )
+    return Training(
+        job=job,
+        run=run,
+        model=model,
+        parallel=parallel,
+        loss=backend.compile(summed_loss(parallel, job.task)),
+        optimizer=optimizer,
+        scale=scale,
+        stream=stream,
+        source=source,
+        test_source=test_source,
+        store=store,
+        trackers=Trackers(()),
+        state=TrainingState(backend.place(torch.zeros(2)), watch=CollapseWatch(job.task.chance_loss(job))),
+        total_steps=min(total_steps, config.max_steps or total_steps),
+        recorded=recorded,
+    )
+
+
+def check_storage(config: TrainConfig, resuming: bool) -> None:
+    """Refuses, before any work, a remote_path that can't be used or that holds another run's checkpoints."""
+    if not (config.sync_to_storage or config.load_from_storage):
+        return
+    url = remote_url(config.remote_path, config.storage_backend)
+    check_remote(url)
+    if config.sync_to_storage and not resuming and remote_checkpoints(url):
+        raise UserError(
+            f"remote_path {config.remote_path!r} has checkpoints of an earlier run; give this one a folder of its own, "
+            "or go on with the earlier one by resume_from_checkpoint: true"
+        )
+
+
+def _uploader(config: TrainConfig) -> Callable[[Path], None]:
+    url = remote_url(config.remote_path, config.storage_backend)
+
+    def upload(checkpoint: Path) -> None:
+        sync_checkpoint(checkpoint, url)
+
+    return upload
+
+
+def _token_batches(job: Job) -> tuple[TokenBatches, TokenBatches]:
+    config = job.config
+    return (
+        TokenBatches(
+            job.train_tokens,
+            job.backend,
+            job.layout,
+            config.max_length,
+            config.batch_size,
+            config.gradient_accumulation_steps,
+            job.ranks,
+        ),
+        TokenBatches(
+            job.test_tokens, job.backend, job.layout, config.max_length, config.eval_batch_size, ranks=job.ranks
+        ),
+    )
+
+
+def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSource]:
+    config, backend = job.config, job.backend
+    layout, length = job.layout, config.max_length
+    encoder = job.frozen_encoder()
+    described = f"kernel {encoder.name}, {layout} layout, {job.policy.label}"
+    if not config.feature_cache:
+        log.info("feature cache off: the frozen encoder runs at every step (%s)", described)
+        train_batches, test_batches = _token_batches(job)
+        return StreamedFeatures(encoder, train_batches), StreamedFeatures(encoder, test_batches)
+    log.debug("feature cache on: the frozen encoder's features are computed once (%s)", described)
+    began = time.perf_counter_ns()
+    sources: list[InputSource] = []
+    for name, tokens, rows in (
+        ("train", job.train_tokens, config.batch_size),
+        ("test", job.test_tokens, config.eval_batch_size),
+    ):
+        features, kept = cached_features(
+            encoder,
+            job.encoder.fingerprint,
+            tokens,
+            backend,
+            job.policy,
+            layout,
+            length,
+            reporter.phase(f"features {name}"),
+            job.ranks,
+        )
+        sources.append(CachedFeatures(features, torch.from_numpy(tokens.labels.copy()), backend, rows, job.ranks))
+        log.debug("features of %s %s texts %s", f"{tokens.num_texts:,}", name, "from the disk" if kept else "computed")
+    job.phases["features"] = (time.perf_counter_ns() - began) / 1e9
+    log.info("features of the frozen encoder ready after %.1f s (%s)", job.phases["features"], described)
+    return sources[0], sources[1]

@@ -1,0 +1,281 @@
+"""What happens beside the steps: log lines, evaluations, checkpoints, and the refusal to go on with NaN."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import RunError, UserError
+from ..features.compute import InputSource
+from ..output.chart import write_charts
+from ..output.progress import Reporter
+from ..runs.files import write_json
+from ..runs.folder import RunFolder, with_device
+from ..terminal.text import error_line
+from ..tokens.order import Window
+from .build import Training
+from .job import Job
+from .state import own_tensors, snapshot
+
+log = logging.getLogger("isotrain")
+
+
+class TrainingError(RunError):
+    """Training can't go on: a loss or a weight is no longer finite."""
+
+
+def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
+    training.check_folder()
+    state = training.state
+    loss, accuracy = state.take_means(training.job.ranks)
+    _require_finite(loss, training)
+    norm = None if state.gradient_norm is None else float(state.gradient_norm)
+    # Not for its value: a counter that wraps must be looked at in between.
+    training.job.backend.energy()
+    values = {
+        "epoch": epoch + 1,
+        "train/loss": loss,
+        "train/accuracy": accuracy,
+        "learning_rate": rate,
+        **training.scale.figures(),
+        "samples_per_second": clock.take(),
+        "elapsed_seconds": clock.elapsed(),
+    }
+    if norm is not None:
+        values["train/gradient_norm"] = norm
+    training.trackers.log(state.step, values)
+    reporter.update(state.step, values)
+    log.debug(
+        "step %d: loss %.6f, %.0f samples/s%s", state.step, loss, values["samples_per_second"], training.job.whose
+    )
+    if state.watch.after_log(state.step, loss, norm):
+        _say_collapsed(training)
+
+
+class _StopAskedError(Exception):
+    """A stop was asked for between two batches of an evaluation."""
+
+
+@dataclass(frozen=True)
+class _Stoppable:
+    """An input source whose reader ends between two batches once `asked` says so."""
+
+    source: InputSource
+    asked: Callable[[], bool]
+
+    def start_epoch(self, order: np.ndarray) -> None:
+        self.source.start_epoch(order)
+
+    def batch(self, start: int, stop: int) -> tuple[Any, torch.Tensor]:
+        if self.asked():
+            raise _StopAskedError
+        return self.source.batch(start, stop)
+
+
+def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Callable[[], bool]) -> bool:
+    """Evaluates, and records what came out; False, with nothing recorded, where `asked` says that a stop is wanted.
+
+    Every process asks before every batch.
+    """
+    job, state = training.job, training.state
+    began = time.perf_counter_ns()
+    try:
+        evaluation = job.task.evaluate(training.model, _Stoppable(training.test_source, asked), job)
+    except _StopAskedError:
+        training.model.train()
+        log.info("the evaluation of step %d was stopped; a resume begins with it", state.step)
+        return False
+    training.check_folder()
+    metrics = evaluation.metrics
+    seconds = (time.perf_counter_ns() - began) / 1e9
+    _require_finite(metrics["eval/loss"], training)
+    if job.ranks.first:
+        for name, content in evaluation.files.items():
+            write_json(training.run.path / name, with_device(content, job.backend.info().emulated_label))
+    state.record_evaluation(metrics, job.config.best)
+    training_loss = state.take_recent_loss(job.ranks)
+    values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
+    training.trackers.log(state.step, values)
+    reporter.update(state.step, values)
+    _log_evaluation(training, epoch, training_loss, metrics)
+    draw(training)
+    if state.watch.after_evaluation(state.step, training_loss, metrics):
+        _say_collapsed(training)
+    return True
+
+
+def _log_evaluation(training: Training, epoch: int, training_loss: float, metrics: dict[str, float]) -> None:
+    """One row of the log's table of evaluations, under a header where it is this process's first."""
+    job, step = training.job, training.state.step
+    words = {word: metrics[name] for name, word in job.task.metrics.items() if name in metrics}
+    loss, *others = words
+    headers = ["epoch", f"step of {training.total_steps:,}", "train/loss", f"eval/{loss}", *others]
+    cells = [f"{epoch + 1}", f"{step:,}", *(f"{value:.4f}" for value in (training_loss, *words.values()))]
+    widths = [max(len(header), len("0.0000")) for header in headers]
+    if not training.evaluated:
+        training.evaluated = True
+        log.info("evaluations of %s", job.label)
+        log.info("%s%s", _row(headers, widths), job.whose)
+    log.info("%s%s", _row(cells, widths), job.whose)
+
+
+def _row(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+def draw(training: Training, *, png: bool = False) -> None:
+    """The charts that the configuration asks for, of the evaluations so far."""
+    job = training.job
+    write_charts(training.run, job.config.chart, f"{job.dataset.name}\n{job.label}", png=png)
+
+
+def _say_collapsed(training: Training) -> None:
+    state, config = training.state, training.job.config
+    state_of_best = (
+        f"the best evaluation was at step {state.best['step']:.0f} ({config.best.metric} "
+        f"{state.best[config.best.metric]:.4f})"
+        if state.best
+        else "no evaluation was made yet"
+    )
+    log.warning(
+        "COLLAPSED by step %d: %s; %s; lower learning_rate, raise warmup_ratio, or set max_grad_norm and another seed",
+        state.step,
+        state.watch.reason,
+        state_of_best,
+    )
+    training.trackers.log(state.step, {"event": "collapse", "reason": state.watch.reason})
+
+
+def save_now(training: Training, window: Window | None) -> None:
+    """Saves what the steps after `window` need, or after the stream's position where that is None."""
+    job, state = training.job, training.state
+    _require_finite(state.peek_means(job.ranks)[0], training)
+    processes = job.ranks.gather(own_tensors(job, state))
+    if not job.ranks.first:
+        return
+    saved = snapshot(
+        job,
+        training.model,
+        training.optimizer,
+        training.scale,
+        training.stream,
+        window,
+        state,
+        processes,
+        training.recorded,
+    )
+    for name, tensor in saved.model.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"weight {name} is NaN or inf after step {state.step}; earlier checkpoints of {training.run.path} are "
+                "kept; lower learning_rate or set max_grad_norm"
+            )
+    training.check_folder()
+    folder = training.store.save(saved)
+    log.debug("checkpoint %s", folder)
+
+
+def _require_finite(loss: float, training: Training) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} by step {training.state.step}; earlier checkpoints of {training.run.path} are kept; "
+            "lower learning_rate, set max_grad_norm, or check the data"
+        )
+
+
+def describe(job: Job, run: RunFolder) -> None:
+    """Says what the run is made of."""
+    info = job.backend.info()
+    log.info("run %s", run.path)
+    log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
+    log.info("backend %s on %s; %s: %s", info.label, info.name, job.policy.label, job.policy.reason)
+    if info.emulated:
+        log.warning("%s: every time and speed of this run is the emulation's on this host, never a card's", info.label)
+    if job.ranks.size > 1:
+        log.info("%d processes share each batch of %d texts", job.ranks.size, job.config.batch_size)
+    splits = [
+        f"{tokens.num_texts:,} {name} {job.task.sequences} ({tokens.num_tokens:,} tokens)"
+        for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens))
+    ]
+    log.info("data %s: %s, %d outputs", job.dataset.name, ", ".join(splits), job.num_labels)
+
+
+def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:
+    """Writes summary.json: how the run ended and what it reached."""
+    job, state = training.job, training.state
+    info = job.backend.info()
+    held = training.store.of_step(int(state.best["step"]), finished=status == "completed") if state.best else None
+    summary = {
+        "status": status,
+        "step": state.step,
+        "total_steps": training.total_steps,
+        "model": job.encoder.label,
+        "random_weights": job.encoder.random,
+        "dataset": job.dataset.name,
+        "backend": info.backend,
+        "device": info.name,
+        "emulated": info.emulated,
+        "processes": job.ranks.size,
+        "dtype": job.policy.label,
+        **state.last_evaluation,
+        "best": state.best,
+        "best_by": asdict(job.config.best),
+        # Null where no checkpoint holds the best evaluation's weights.
+        "best_checkpoint": None if held is None else held.name,
+        "collapse": {"step": state.watch.step, "reason": state.watch.reason} if state.watch.reason else None,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "phases": {name: round(value, 3) for name, value in job.phases.items()},
+        "peak_memory_bytes": job.backend.memory().peak_bytes,
+        # From the opened device on; of several processes, what the first one's counter covers.
+        "energy": asdict(job.backend.energy().since(job.energy)),
+    }
+    write_json(training.run.summary, summary)
+    return summary
+
+
+def fail(training: Training, error: BaseException) -> None:
+    """Says in summary.json and to the trackers that the run ended early, as far as that is still possible."""
+    if not training.job.ranks.first:
+        return
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error_line(error)}"
+    try:
+        training.check_folder()
+    except RunError:
+        # Trackers write there, too.
+        return
+    with suppress(OSError, UserError, RunError):
+        summarize(training, status)
+    training.trackers.summary({"status": status})
+    training.trackers.finish("failed")
+
+
+class Throughput:
+    """Texts a second of training alone: evaluation and saving stop its clock."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._began = self._since = time.perf_counter_ns()
+
+    def take(self) -> float:
+        """Texts a second since the last call. The caller has just fetched a loss, so the work is done."""
+        now = time.perf_counter_ns()
+        rate = self.samples * 1e9 / max(1, now - self._since)
+        self.samples, self._since = 0, now
+        return rate
+
+    def elapsed(self) -> float:
+        return (time.perf_counter_ns() - self._began) / 1e9
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter_ns()
+        yield
+        self._since += time.perf_counter_ns() - start

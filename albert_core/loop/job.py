@@ -1,0 +1,248 @@
+"""Everything a configuration names, opened: backend, data, tokens, encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ... import UserError
+from ...backends import Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backend
+from ..config.schema import TrainConfig
+from ..data.datasets import RawSplit
+from ..data.tabular import shown
+from ..features.source import frozen_encoder
+from ..model.adapters import add_adapters
+from ..model.encoder import LoadedEncoder, load_encoder, model_source
+from ..processes.ranks import ALONE, Ranks
+from ..tasks import Task, find_task
+from ..tokens.order import epoch_order
+from ..tokens.store import TokenStore
+from ..tokens.tokenizer import TextTokenizer, load_tokenizer
+
+log = logging.getLogger("isotrain")
+
+PhaseProgress = Callable[[str], Callable[[int, int], None] | None]
+
+
+@dataclass
+class Job:
+    """What training reads. `phases` holds the seconds each part of opening took, `energy` the counter once it was open.
+
+    `dataset` is what the task's `load` returned, `num_labels` how many outputs its head has.
+    """
+
+    config: TrainConfig
+    task: Task
+    backend: Backend
+    policy: CastPolicy
+    dataset: Any
+    tokenizer: TextTokenizer
+    train_tokens: TokenStore
+    test_tokens: TokenStore
+    encoder: LoadedEncoder
+    num_labels: int
+    layout: str
+    phases: dict[str, float]
+    energy: EnergyUse
+    ranks: Ranks = ALONE
+
+    @cached_property
+    def whose(self) -> str:
+        """What a line of the log ends with: nothing, or the name of a device that is only emulated."""
+        emulated = self.backend.info().emulated_label
+        return f" on {emulated}" if emulated else ""
+
+    @property
+    def label(self) -> str:
+        """What tables call the run's model: random weights are said, and so is a device that is only emulated."""
+        return labelled(self.encoder.label, self.backend)
+
+    def frozen_encoder(self) -> FrozenEncoder:
+        """The frozen forward that the configuration asks for."""
+        return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
+
+    def trainable_encoder(self) -> Any:
+        """The transformers encoder of a whole model (see `module_of`)."""
+        return module_of(self.encoder, self.config)
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """Of the evaluation's examples as they were given and tokenised, and of what the outputs stand for."""
+        return {
+            "test_data": _hash([self.test_tokens.fingerprint, self.dataset.test.content]),
+            "labels": _hash(self.dataset.meaning),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with a run that goes on from it."""
+        config = self.config
+        return {
+            "task": self.task.name,
+            "encoder": self.encoder.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "train_data": self.train_tokens.fingerprint,
+            **self._hashes,
+            "num_labels": self.num_labels,
+            "mlp_hidden_size": config.mlp_hidden_size,
+            "freeze_encoder": config.freeze_encoder,
+            "optim": config.optim,
+            "head_dtype": config.head_dtype,
+            "dtype": config.dtype,
+            "cast_policy": f"{self.policy.param} {self.policy.compute} {self.policy.accumulate} "
+            f"{self.policy.mode}".rstrip(),
+            "kernel": config.kernel,
+            "layout": self.layout,
+            "max_length": config.max_length,
+            "n_best_size": config.n_best_size,
+            "max_answer_length": config.max_answer_length,
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
+        }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def trains_on_features(config: TrainConfig) -> bool:
+    """Whether the head is trained on a frozen encoder's features, and not in one model with the encoder."""
+    return config.freeze_encoder and find_task(config.task).on_features
+
+
+def policy_on(backend: Backend, config: TrainConfig) -> CastPolicy:
+    """The dtypes of the encoder that `config` trains or trains on, on `backend`. Raises UserError for one it lacks."""
+    policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
+    return policy if trains_on_features(config) else backend.whole_model_policy(policy)
+
+
+def module_of(encoder: LoadedEncoder, config: TrainConfig) -> Any:
+    """The transformers module of `encoder` that a head is joined to: frozen, or with adapters, if `config` says so."""
+    module = encoder.module()
+    if config.freeze_encoder:
+        return module.requires_grad_(False)
+    return add_adapters(module, config.lora, config.seed) if config.lora.rank else module
+
+
+def labelled(label: str, backend: Backend) -> str:
+    """`label`, with the device's name where that is only emulated."""
+    info = backend.info()
+    return f"{label} on {info.label}" if info.emulated else label
+
+
+def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> Job:
+    """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
+    phases: dict[str, float] = {}
+    task = find_task(config.task)
+    with _timed(phases, "open_backend"):
+        backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
+        policy = policy_on(backend, config)
+        layout = layout_on(backend, config)
+        energy = backend.energy()
+    if config.gradient_checkpointing and not backend.recomputes:
+        raise UserError(
+            f"gradient_checkpointing can't run on the {backend.name} backend, where torch recomputes no activations; "
+            "drop it, and save memory by a smaller batch_size with more gradient_accumulation_steps"
+        )
+    with _timed(phases, "load_data"):
+        dataset = sampled(task.load(config), config)
+        num_labels = task.outputs(config, dataset)
+        for key, metrics in (("checkpoint_metric", [config.checkpoint_metric]), ("chart", config.chart)):
+            unknown = [name for name in metrics if name not in task.metrics_of(dataset)]
+            if unknown:
+                allowed = ", ".join(task.metrics_of(dataset))
+                raise UserError(f"{key} {unknown[0]!r} is no metric that {dataset.name} has; allowed are {allowed}")
+    with _timed(phases, "load_model"):
+        encoder = load_encoder(config.model_name, config.seed)
+        positions = encoder.config.max_position_embeddings
+        if config.max_length > positions:
+            raise UserError(
+                f"max_length {config.max_length} exceeds the positions that {encoder.name} has; set at most {positions}"
+            )
+    with _timed(phases, "tokenise"):
+        tokenizer = load_tokenizer(
+            config.tokenizer_name,
+            model_source(config.model_name),
+            texts=dataset.train.corpus,
+            vocab_size=encoder.config.vocab_size,
+            label=encoder.label,
+        )
+        train_tokens = task.tokenise(dataset.train, tokenizer, config, True, progress("tokenise train"))
+        test_tokens = task.tokenise(dataset.test, tokenizer, config, True, progress("tokenise test"))
+    return Job(
+        config=config,
+        task=task,
+        backend=backend,
+        policy=policy,
+        dataset=dataset,
+        tokenizer=tokenizer,
+        train_tokens=train_tokens,
+        test_tokens=test_tokens,
+        encoder=encoder,
+        num_labels=num_labels,
+        layout=layout,
+        phases=phases,
+        energy=energy,
+        ranks=ranks,
+    )
+
+
+def sampled(dataset: Any, config: TrainConfig) -> Any:
+    """`dataset` with as many rows of each split as the configuration wants, chosen by its seed, in their order."""
+    for split, wanted in (("train", config.max_train_samples), ("test", config.max_eval_samples)):
+        rows = getattr(dataset, split)
+        if wanted is not None and wanted < len(rows):
+            chosen = np.sort(epoch_order(len(rows), config.seed, 0)[:wanted]).tolist()
+            kept = rows.rows(chosen)
+            if split == "train" and isinstance(rows, RawSplit):
+                _warn_of_lost_labels(rows, kept, dataset.label_names)
+            dataset = replace(dataset, **{split: kept})
+    return dataset
+
+
+def _warn_of_lost_labels(rows: RawSplit, kept: RawSplit, names: Sequence[str]) -> None:
+    """Says which labels a smaller training split has no row of any more."""
+    lost = sorted(set(rows.labels) - set(kept.labels))
+    if lost:
+        log.warning(
+            "max_train_samples: %d leaves %d of %d labels without a training row: %s; they can't be learned",
+            len(kept),
+            len(lost),
+            len(names),
+            shown(names[label] for label in lost),
+        )
+
+
+def layout_on(backend: Backend, config: TrainConfig) -> str:
+    """The encoder's batch layout on `backend`: the configuration's, and of "auto" the device's own for a whole model,
+    and for a frozen encoder's features packed where kernel and device take that.
+
+    Raises UserError for a layout that was asked for and that the device doesn't take.
+    """
+    if config.layout == "auto":
+        frozen = "bucketed" if config.kernel == "transformers" else "packed"
+        layout = frozen if trains_on_features(config) else backend.whole_model_layout
+        return layout if layout in backend.layouts else "bucketed"
+    if config.layout in backend.layouts:
+        return config.layout
+    raise UserError(
+        f"layout {config.layout!r} can't run on the {backend.name} backend, which compiles a program for each shape; "
+        f"allowed there are {', '.join(backend.layouts)} and auto; set layout to one"
+    )
+
+
+@contextmanager
+def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter_ns()
+    yield
+    phases[name] = (time.perf_counter_ns() - start) / 1e9

@@ -1,0 +1,91 @@
+"""Loss scaling for float16: gradients too small for it are scaled up, and steps that overflowed are left out.
+
+torch.amp.GradScaler does the scaling; what stands here counts the steps that it leaves out without asking the device at
+each of them, and takes the state into checkpoints and back.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from ... import UserError
+from ...backends import Backend, CastPolicy
+
+log = logging.getLogger("isotrain")
+
+
+class LossScale:
+    """The scale of one run's loss. Without a scaler (every dtype but float16) it does nothing but the step itself."""
+
+    def __init__(self, scaler: torch.amp.GradScaler | None, one: torch.Tensor) -> None:
+        """`one` is a float32 1 on the device: scaled, it tells the scale."""
+        self.scaler = scaler
+        self._one = one
+        self._skipped = one - one
+        self._told = 0
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """What backward starts from."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the gradients their true size, for whoever looks at them before the step."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """``optimizer.step()``, left out where a gradient is inf or NaN; the scale is then halved."""
+        if self.scaler is None:
+            optimizer.step()
+            return
+        before = self.scaler.scale(self._one)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self._skipped = self._skipped + (self.scaler.scale(self._one) < before)
+
+    def figures(self) -> dict[str, float]:
+        """For a log line: the scale, and how many steps were left out so far; empty without a scaler."""
+        if self.scaler is None:
+            return {}
+        skipped, scale = int(self._skipped), self.scaler.get_scale()
+        if skipped > self._told:
+            log.warning(
+                "%d steps overflowed float16 and were left out (%d so far); the loss scale is now %g",
+                skipped - self._told,
+                skipped,
+                scale,
+            )
+        self._told = skipped
+        return {"loss_scale": scale, "skipped_steps": float(skipped)}
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint; empty without a scaler."""
+        return {} if self.scaler is None else {**self.scaler.state_dict(), "skipped": int(self._skipped)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to what `state` returned."""
+        if self.scaler is not None:
+            values = dict(state)
+            self._told = values.pop("skipped")
+            self._skipped = self._one * self._told
+            self.scaler.load_state_dict(values)
+
+
+def unscaled() -> LossScale:
+    """The scale of a run that needs none."""
+    return LossScale(None, torch.ones(()))
+
+
+def loss_scale(backend: Backend, policy: CastPolicy, whole_model: bool) -> LossScale:
+    """The scale of a run under `policy`. Raises UserError for whole-model float16 on a device without a scaler."""
+    scaler = backend.grad_scaler(policy) if whole_model else None
+    if whole_model and policy.compute == "float16" and scaler is None:
+        raise UserError(
+            f"dtype float16 can't train the whole model on backend {backend.name}: its gradients underflow, and there "
+            "is no gradient scaler; set dtype: bfloat16"
+        )
+    one = torch.ones(())
+    return LossScale(scaler, one if scaler is None else backend.place(one))

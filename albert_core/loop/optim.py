@@ -1,0 +1,116 @@
+"""Optimizers by name and the learning rate as a plain function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import UserError
+from ...backends import Backend
+from ..config.schema import TrainConfig
+from ..data.tabular import shown
+from ..terminal.text import quoted
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, backend: Backend) -> torch.optim.Optimizer:
+    """The optimizer called `config.optim` over the trained parameters of `model`: one group, or two with `no_decay`.
+
+    Raises UserError where `no_decay` names what isn't there.
+    """
+    groups = parameter_groups(model, config)
+    rate, decay = config.learning_rate, config.weight_decay
+    betas = (config.adam_beta1, config.adam_beta2)
+    match config.optim:
+        case "adamw_torch" | "adamw":
+            return torch.optim.AdamW(groups, rate, betas, config.adam_epsilon, decay, **backend.adam_options())
+        case "adam":
+            return torch.optim.Adam(groups, rate, betas, config.adam_epsilon, decay, **backend.adam_options())
+        case "sgd":
+            return torch.optim.SGD(groups, rate, momentum=config.momentum, weight_decay=decay)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, rate, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, rate, momentum=config.momentum, weight_decay=decay)
+        case "adagrad":
+            return torch.optim.Adagrad(groups, rate, weight_decay=decay)
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The trained parameters of `model` in one group, or in two where some decay and those of `no_decay` don't."""
+    spared = set().union(*(_named_by(entry, model) for entry in config.no_decay))
+    trained = _trained(model)
+    kept = [parameter for name, parameter in trained.items() if name not in spared]
+    rest = [parameter for name, parameter in trained.items() if name in spared]
+    if not config.weight_decay or not kept or not rest:
+        decay = 0.0 if rest and not kept else config.weight_decay
+        return [{"params": list(trained.values()), "weight_decay": decay}]
+    return [{"params": kept}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _named_by(entry: str, model: nn.Module) -> set[str]:
+    """The names of the trained parameters that an entry of `no_decay` means. Of a kind there may be none."""
+    trained = _trained(model)
+    if entry == "bias":
+        return {name for name in trained if "bias" in name.rpartition(".")[2]}
+    if entry == "layer_norm":
+        norms = [name for name, part in model.named_modules() if "norm" in type(part).__name__.lower()]
+        return {name for name in trained if name.rpartition(".")[0] in norms}
+    found = {name for name in trained if f".{entry}." in f".{name}."}
+    if not found:
+        raise UserError(
+            f"no_decay names {quoted(entry)}, and no trained parameter has that in its name; allowed are bias, "
+            f"layer_norm, and names or whole parts of them between dots, such as {shown(trained, 4)}"
+        )
+    return found
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """`optimizer.state_dict()` as of one group of all trained parameters in the model's order.
+
+    So a checkpoint doesn't depend on which parameters decay, and a resume may change that as it may the decay.
+    """
+    saved = optimizer.state_dict()
+    places = _places(optimizer, model)
+    state = {places[index]: entry for index, entry in saved["state"].items()}
+    group = saved["param_groups"][0] | {"params": list(range(len(places)))}
+    return {"state": dict(sorted(state.items())), "param_groups": [group]}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]) -> None:
+    """Puts back what `optimizer_state` returned; the groups' settings stay those of `optimizer`."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    places = _places(optimizer, model)
+    state = {index: saved["state"][place] for index, place in enumerate(places) if place in saved["state"]}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group, configured in zip(optimizer.param_groups, settings, strict=True):
+        group.update(configured)
+
+
+def _places(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[int]:
+    """Where each of the optimizer's parameters, group after group, stands among the model's trained ones."""
+    numbers = {id(parameter): number for number, parameter in enumerate(_trained(model).values())}
+    return [numbers[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The learning rate of optimizer step `step` (counted from 0) of `total_steps`.
+
+    Linear warm-up from 0, reaching the peak at step `warmup`, then constant, or linearly or along half a cosine down
+    to 0 at `total_steps`: the schedules of transformers' get_*_schedule_with_warmup.
+    """
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    if config.lr_scheduler_type == "constant":
+        return config.learning_rate
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if config.lr_scheduler_type == "linear":
+        return config.learning_rate * (1.0 - progress)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,189 @@
+"""How a run begins or is gone on with: its folder, what stands in it, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from ..config.best import Best
+from ..config.load import ResolvedConfig
+from ..model.encoder import save_encoder
+from ..output.logs import log_to_file
+from ..output.progress import Reporter
+from ..output.tracking import make_trackers
+from ..runs.checkpoint import Snapshot, read_checkpoint
+from ..runs.files import sweep, write_bytes, write_json, write_text
+from ..runs.folder import RunFolder, RunLock, changed_keys, earlier_run, environment, new_run, run_lock
+from ..runs.history import best_evaluation
+from ..runs.manifest import CHANGING, CONFIG, ORIGIN, check_run, has_manifest, vouch, withdraw
+from ..runs.remote import fetch_latest, remote_checkpoints, remote_url
+from ..runs.saved_model import MODEL_FILE
+from .build import Training, build_training
+from .events import describe
+from .job import Job
+from .state import restore
+from .step import make_step
+
+log = logging.getLogger("isotrain")
+
+
+def open_folder(
+    job: Job, kept: ResolvedConfig, resume: RunFolder | None, held: ExitStack, early: MemoryHandler
+) -> tuple[RunFolder, bool, Callable[[], None]]:
+    """The run's folder, whether it is new, and what raises RunError once it is gone (see `RunLock`).
+
+    In the first process the folder is locked and the log, with the lines in `early`, goes there too, as long as `held`.
+    """
+    locks: list[RunLock] = []
+
+    def open_here() -> tuple[RunFolder, bool]:
+        run = resume or earlier_run(job.config)
+        is_new = run is None
+        if run is None:
+            run, lock = new_run(kept, lambda folder: set_up(job, folder, kept), held)
+        else:
+            lock = held.enter_context(run_lock(run))
+            if has_manifest(run.path):
+                check_run(run.path)
+            for folder in (run.path, run.checkpoints, run.model):
+                sweep(folder)
+        locks.append(lock)
+        held.enter_context(log_to_file(run.path / "train.log", early))
+        return run, is_new
+
+    run, is_new = job.ranks.from_first(open_here)
+
+    def check() -> None:
+        for lock in locks:
+            lock.check(run)
+
+    return run, is_new, check
+
+
+def set_up(job: Job, run: RunFolder, kept: ResolvedConfig) -> None:
+    """Writes what a resume, `predict` and a reader need beside the weights, and the manifest that vouches for it."""
+    write_text(run.config, kept.to_yaml())
+    if not has_manifest(run.path):
+        job.task.record(run, job.dataset)
+        job.tokenizer.save(run.tokenizer)
+    # Random weights are made again from their name and seed.
+    if job.config.copy_encoder and not job.encoder.random and not run.encoder.exists():
+        save_encoder(job.encoder, run.encoder)
+    write_json(
+        run.origin,
+        {
+            "model": job.encoder.label,
+            "random_weights": job.encoder.random,
+            "tokenizer": job.tokenizer.label,
+            "dataset": job.dataset.name,
+            "device": job.backend.info().as_dict(),
+            "cast_policy": asdict(job.policy),
+            "identity": job.identity(),
+            "config_sources": kept.sources,
+            "environment": environment(),
+        },
+    )
+    vouch(run.path)
+
+
+def prepare(job: Job, run: RunFolder, kept: ResolvedConfig, reporter: Reporter, is_new: bool) -> Training:
+    """Everything from the run's folder up to its first step: parts, checkpoint, trackers."""
+    describe(job, run)
+    training = build_training(job, run, reporter, kept.config)
+    if not is_new or job.config.load_from_storage:
+        _resume(training)
+    if job.ranks.first:
+        if not is_new:
+            _keep_earlier(training, kept)
+            set_up(job, run, kept)
+        info = job.backend.info()
+        training.trackers = make_trackers(
+            job.config,
+            run.path,
+            None if is_new else training.state.step,
+            info.emulated_label,
+            evaluated=training.state.evaluated_at == training.state.step,
+        )
+        training.trackers.watch(training.model)
+    training.step = make_step(training)
+    return training
+
+
+def _keep_earlier(training: Training, kept: ResolvedConfig) -> None:
+    """Keeps under other names what is no longer this part's: the configuration so far, a finished model, a summary.
+
+    Nothing is taken away before what replaces it is written, or where no step is left to replace it.
+    """
+    run, step = training.run, training.state.step
+    until = run.path / f"config-until-step-{step}.yaml"
+    before = run.config.read_bytes() if run.config.is_file() else b""
+    # What is kept already trained up to this step; a part that was killed before its next checkpoint did not.
+    if before not in (b"", kept.to_yaml().encode()) and not until.exists():
+        write_bytes(until, before)
+    goes_on = step < training.total_steps
+    withdraw(run.path, CHANGING if goes_on else (CONFIG, ORIGIN))
+    if goes_on:
+        for earlier in (run.summary, run.model / MODEL_FILE):
+            if earlier.is_file():
+                earlier.replace(earlier.with_name(f"until-step-{step}-{earlier.name}"))
+
+
+def _resume(training: Training) -> None:
+    job = training.job
+    found = job.ranks.from_first(lambda: _read_saved(training))
+    if found is None:
+        return
+    folder, saved = found
+    restore(
+        saved,
+        folder,
+        job,
+        training.model,
+        training.optimizer,
+        training.scale,
+        training.stream,
+        training.state,
+        training.total_steps,
+    )
+    before = saved.state["config"]
+    if Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) != job.config.best:
+        training.state.best = job.ranks.from_first(lambda: _best_so_far(training, saved))
+    if not job.ranks.first:
+        return
+    changed = changed_keys(before, training.recorded)
+    if changed:
+        log.warning("resumed with other values than the checkpoint's: %s", "; ".join(changed))
+    for path in training.store.set_aside_after(training.state.step):
+        log.warning("%s is later than the step resumed from: it is set aside, not deleted", path.name)
+    if training.store.after_save is not None and folder.parent == training.run.checkpoints:
+        # A run that was killed after its save may not have copied it to the remote storage.
+        training.store.after_save(folder)
+    training.store.make_room(folder)
+    log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
+
+
+def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:
+    """The best evaluation of the run that is gone on with, by a metric or a mode that it was not looked at for."""
+    checkpoints = [{**info.metrics, "step": info.step} for info in training.store.list() if info.metrics]
+    remembered = [saved.state["best"]] if saved.state["best"] else []
+    return best_evaluation(training.run, training.job.config.best, [*checkpoints, *remembered], saved.step)
+
+
+def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
+    """The checkpoint to go on from; None where the run begins at its first step."""
+    config, run = training.job.config, training.run
+    or_start = config.resume_from_checkpoint == "auto"
+    if config.load_from_storage:
+        url = remote_url(config.remote_path, config.storage_backend)
+        if not or_start or remote_checkpoints(url):
+            fetch_latest(url, run.checkpoints)
+    if (or_start or config.resume_option == "last") and not training.store.list() and not run.is_complete():
+        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
+        log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
+        return None
+    folder = training.store.find(config.resume_option, config.checkpoint_path or None)
+    return folder, read_checkpoint(folder)

@@ -1,0 +1,120 @@
+"""One optimizer step: fused or captured in a graph where the device has that, else by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...backends import Backend, HeadStep
+from ..config.schema import TrainConfig
+from ..model.whole import WholeModel
+from ..processes.ranks import ALONE, Ranks, accumulating
+from ..tokens.order import Window
+from .build import Training
+from .loss_scale import LossScale, unscaled
+
+
+def optimizer_step(training: Training, window: Window) -> torch.Tensor:
+    """One optimizer step over a window's micro-batches.
+
+    float32 [2] (float64 where the head is), still on the device: the summed loss of the window's texts, and how many of
+    them were told right.
+    """
+    batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
+    return training.step(window.num_samples, *chain.from_iterable(batches))
+
+
+def make_step(training: Training) -> Callable[..., torch.Tensor]:
+    """The optimizer step of a run (see `step_function`), whose trackers look at the gradients before each update."""
+
+    def before_update(gradient_norm: torch.Tensor | None) -> None:
+        if gradient_norm is not None:
+            training.state.gradient_norm = gradient_norm
+        training.trackers.before_step(training.state.step + 1)
+
+    return step_function(
+        training.job.config,
+        training.job.backend,
+        training.model,
+        training.optimizer,
+        training.loss,
+        before_update,
+        training.job.ranks,
+        training.parallel,
+        training.scale,
+    )
+
+
+def step_function(
+    config: TrainConfig,
+    backend: Backend,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    summed: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    before_update: Callable[[torch.Tensor | None], object] = lambda _: None,
+    ranks: Ranks = ALONE,
+    parallel: nn.Module | None = None,
+    scale: LossScale | None = None,
+) -> Callable[..., torch.Tensor]:
+    """``step(num_samples, inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
+
+    Each micro-batch's `summed` loss is divided by the number of all texts, so that the gradient is that of one batch of
+    all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
+    may have a fused step of its own, or record this one and repeat it; not where somebody looks at the gradients.
+    Else `before_update` is called with the gradient's norm, where it was computed. With several `ranks`, `parallel` is
+    what stands around the model and averages their gradients. `scale` is that of the loss, where its dtype needs one.
+    """
+    scaling = scale or unscaled()
+    watched = config.use_wandb and config.wandb_watch_mode is not None
+    alone = ranks.size == 1
+    on_features = not isinstance(model, WholeModel)
+    if alone and on_features and config.fused_head and config.max_grad_norm is None and not watched:
+        fused = backend.head_step(list(model.parameters()), optimizer)
+        if fused is not None:
+            return partial(_fused_step, fused)
+
+    def step(num_samples: int, *pairs: Any) -> torch.Tensor:
+        sums = norm = None
+        # The average over processes of what each divides by an average share is the mean over all texts.
+        size = backend.scalar(num_samples if alone else num_samples / ranks.size)
+        batches = list(zip(pairs[::2], pairs[1::2], strict=True))
+        for number, (inputs, labels) in enumerate(batches, start=1):
+            with accumulating(parallel or model) if number < len(batches) else nullcontext():
+                loss, right = summed(inputs, labels)
+                scaling.scaled(loss / size).backward()
+            wide = torch.promote_types(loss.dtype, torch.float32)
+            part = torch.stack((loss.detach().to(wide), right.to(wide)))
+            sums = part if sums is None else sums + part
+        if watched or config.max_grad_norm is not None or not on_features:
+            scaling.unscale(optimizer)
+        if config.max_grad_norm is not None:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        elif not on_features:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        before_update(norm)
+        scaling.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        assert sums is not None, "a window holds at least one micro-batch"
+        return sums
+
+    def counted(*pairs: Any) -> torch.Tensor:
+        return step(sum(len(labels) for labels in pairs[1::2]), *pairs)
+
+    if alone and on_features and not watched:
+        captured = backend.capture_step(counted, optimizer)
+        if captured is not counted:
+            return lambda _, *pairs: captured(*pairs)
+    return step
+
+
+def _fused_step(fused: HeadStep, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:
+    """One fused step over the features and labels of all micro-batches."""
+    features, labels = (part[0] if len(part) == 1 else torch.cat(part) for part in (pairs[::2], pairs[1::2]))
+    return fused(features, labels, num_samples)

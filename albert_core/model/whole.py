@@ -1,0 +1,100 @@
+"""What is trained: the head alone, or encoder and head together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ... import UserError
+from ...backends import Backend, CastPolicy
+from ...kernels.packed import PackedBatch, PaddedBatch
+from ..terminal.text import clean, quoted, shorten
+from .encoder import encoder_layers, padded_states
+from .packed_module import packed_states, take_packed
+
+
+def checkpoint_activations(encoder: Any) -> None:
+    """Makes every layer of a transformers encoder recompute its activations in backward (Chen et al. 2016, 1604.06174).
+
+    By torch.utils.checkpoint around each layer, for transformers has no gradient checkpointing for ALBERT. The losses
+    keep their bits: a layer's dropout generator is put back for the second run.
+    """
+    for layer in encoder_layers(encoder):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes of `model`: its state without frozen parameters (those beneath adapters)."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    """Puts back a `trained_state`, or a whole ``state_dict``.
+
+    Raises UserError where one is missing, foreign, of another shape, or not finite.
+    """
+    fix = "these are not this run's weights; name a checkpoint of this run"
+    absent = trained_state(model).keys() - saved.keys()
+    if absent:
+        raise UserError(f"the saved model lacks {shorten(', '.join(sorted(absent)))}: {fix}")
+    for name, tensor in saved.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"the saved weight {quoted(name)} is NaN or inf; take an earlier checkpoint")
+    try:
+        model.load_state_dict(model.state_dict() | saved, strict=True)
+    except RuntimeError as error:
+        reason = shorten(clean(" ".join(str(error).split())))
+        raise UserError(f"the saved model does not fit ({reason}): {fix}") from error
+
+
+class WholeModel(nn.Module):
+    """Encoder and head in one: `apply_head` says what the head reads of ``last_hidden_state``.
+
+    An encoder with a trained weight in it is trained; one without stays as it is in evaluation, without dropout.
+
+    Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
+    compute dtype under the backend's autocast, the head and the loss in the head's own dtype. Packed batches are taken
+    where the backend has that layout.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
+        backend: Backend,
+        policy: CastPolicy,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.to(getattr(torch, policy.accumulate))
+        if "packed" in backend.layouts:
+            take_packed(self.encoder)
+        self.head = head
+        self._apply_head = apply_head
+        self._backend = backend
+        self._policy = policy
+
+    def train(self, mode: bool = True) -> WholeModel:
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
+
+    def forward(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        """Logits (sequences, outputs), or (sequences, length, outputs) where the head reads every token.
+
+        The length is a padded batch's own, or that of a packed batch's longest sequence.
+        """
+        with self._backend.autocast(self._policy):
+            if isinstance(batch, PackedBatch):
+                states, mask = packed_states(self.encoder, batch, self._backend)
+            else:
+                static = self._backend.static_shapes is not None
+                states, mask = padded_states(self.encoder, batch, static=static), batch.attention_mask
+        return self._apply_head(self.head, states, mask)

@@ -1,0 +1,1 @@
+"""This process among others: its launcher, the ranks of a run, signals."""

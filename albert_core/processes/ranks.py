@@ -1,0 +1,246 @@
+"""The processes that train one run together (started by torchrun): whose part is what, and what they tell each other.
+
+Every process goes through the same windows of the same order and takes its share of each micro-batch, so a
+configuration means the same for any number of them: `batch_size` is what all of them hold together. The first one
+alone touches the run's folder. A process that ends, or does not answer, ends the others with a line that says so.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+
+from ... import RunError, UserError
+from ...backends import rank_backend, rank_group
+from ..terminal.invocation import program
+from ..terminal.text import quoted
+from .meeting import meet, reason
+
+T = TypeVar("T")
+
+_SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_ADVICE = "start by torchrun --nproc-per-node N -m isotrain.cli train CONFIG, or unset WORLD_SIZE"
+
+# Words in the errors of torch's collectives, which are plain RuntimeErrors: a closed socket, a wait that ended.
+_LOST = ("gloo", "NCCL", "pair closure", "Timed out waiting")
+
+
+class LostRankError(RunError):
+    """Another process of the run ended, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Process `rank` of `size`, number `local_rank` on its machine. One alone exchanges nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes, logs and answers."""
+        return self.rank == 0
+
+    def share(self, start: int, stop: int) -> tuple[int, int]:
+        """This process's part of the range [start, stop): contiguous, sizes differ by one at most; it may be empty."""
+        length = stop - start
+        return start + self.rank * length // self.size, start + (self.rank + 1) * length // self.size
+
+    def backend(self, name: str) -> str:
+        """The backend `name` with the device that is this process's. Raises UserError where it has one device."""
+        return name if self.size == 1 else rank_backend(name, self.local_rank)
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of every process's `tensor`, the same bits in each; `tensor` itself is left as it is."""
+        if self.size == 1:
+            return tensor
+        summed = tensor.detach().clone()
+        distributed.all_reduce(summed)
+        return summed
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's `value` (anything that can be pickled), by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the first process, in all of them. Where it raises an error the others just end."""
+        if self.size == 1:
+            return make()
+        sent: list[Any] = [None, 0]
+        if self.first:
+            try:
+                sent[0] = make()
+            except (UserError, RunError) as error:
+                sent[1] = 2 if isinstance(error, UserError) else 1
+                distributed.broadcast_object_list(sent)
+                raise
+        distributed.broadcast_object_list(sent)
+        value, code = sent
+        if code:
+            # The first process says what was wrong.
+            raise SystemExit(code)
+        return value
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """`model`, or around it torch's DistributedDataParallel, which averages gradients while backward goes on."""
+        if self.size == 1:
+            return model
+        with warnings.catch_warnings():
+            # torch 2.13 has two new words for broadcast_buffers, which older ones don't know.
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+
+ALONE = Ranks()
+
+
+def launched() -> Ranks:
+    """Which process this is, by torchrun's environment variables; `ALONE` without them.
+
+    Raises:
+        UserError: only some are set, or a value makes no sense.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        if os.environ.get("RANK", "0") != "0":
+            raise UserError(f"RANK is {quoted(os.environ['RANK'])} and WORLD_SIZE is not set; {_ADVICE}")
+        return ALONE
+    size = _number("WORLD_SIZE", 1, None)
+    if size == 1:
+        return ALONE
+    missing = [name for name in _SET_BY_TORCHRUN if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"WORLD_SIZE is {size} and {', '.join(missing)} not set; {_ADVICE}")
+    _number("MASTER_PORT", 1, 65535)
+    return Ranks(_number("RANK", 0, size - 1), size, _number("LOCAL_RANK", 0, size - 1))
+
+
+def _number(name: str, least: int, most: int | None) -> int:
+    """The environment variable `name` as a whole number from `least` to `most`. Raises UserError."""
+    text = os.environ[name]
+    allowed = f"from {least} to {most}" if most is not None else f"from {least}"
+    if most is not None and name != "MASTER_PORT":
+        allowed += " (below WORLD_SIZE)"
+    if not (text.isascii() and text.isdecimal() and least <= int(text[:20]) <= (most or 10**6)):
+        raise UserError(f"{name} is {quoted(text)}, allowed are whole numbers {allowed}; {_ADVICE}")
+    return int(text)
+
+
+def starter(ranks: Ranks) -> str:
+    """How a command like this process's begins: isotrain, or torchrun with as many processes on this machine."""
+    if ranks.size == 1:
+        return program()
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size))
+    return f"torchrun --nproc-per-node {here} -m isotrain.cli"
+
+
+@contextmanager
+def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> Iterator[None]:
+    """The processes' group inside, over what the backend communicates with; each waits `timeout` seconds for another.
+    A group that the caller has made already is used and left as it is.
+
+    Raises:
+        UserError: the backend trains in one process, or `batch_size` leaves some without a text.
+        RunError: the group does not form.
+        LostRankError: another process is lost; see `watching`.
+    """
+    if ranks.size == 1:
+        yield
+        return
+    group = rank_group(backend_name)
+    if group is None:
+        raise UserError(f"backend {backend_name!r} trains in one process; start isotrain train without torchrun")
+    if batch_size < ranks.size:
+        raise UserError(
+            f"batch_size {batch_size} can't be shared by {ranks.size} processes; raise it, or start fewer of them"
+        )
+    ours = not distributed.is_initialized()
+    if ours:
+        _form(ranks, group, timeout)
+    with watching(ranks, timeout, "the run had not begun: start it again"):
+        yield
+    if ours:
+        distributed.destroy_process_group()
+
+
+def _form(ranks: Ranks, group: str, timeout: int) -> None:
+    """Makes the group `group` ("gloo", "nccl") of all processes. Raises RunError where that fails."""
+    store = meet(ranks.rank, ranks.size, timeout)
+    try:
+        distributed.init_process_group(
+            group, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timedelta(seconds=timeout)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"process {ranks.rank} of {ranks.size} met the others and can't exchange data with them over {group} "
+            f"({reason(error)}); {group.upper()}_SOCKET_IFNAME names the network interface to use"
+        ) from error
+
+
+@contextmanager
+def watching(ranks: Ranks, timeout: int, advice: str) -> Iterator[None]:
+    """Turns what a collective raises inside when another process is lost into one clear line that ends by `advice`.
+
+    Raises:
+        LostRankError: another process ended, or was silent for `timeout` seconds.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, distributed.DistError) or any(word in str(error) for word in _LOST)
+        if ranks.size == 1 or isinstance(error, RunError) or not lost:
+            raise
+        raise LostRankError(
+            f"process {ranks.rank} of {ranks.size}: another process of this run ended, or was silent for {timeout} s "
+            f"(process_timeout): {reason(error)}; {advice}"
+        ) from error
+
+
+def accumulating(model: nn.Module) -> AbstractContextManager[Any]:
+    """Held around backward where more micro-batches follow: gradients are then exchanged once an optimizer step."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+class StopVote:
+    """Lets every process stop after the same step, whichever of them a signal reached first.
+
+    What each was told by a step is exchanged while the next one runs, so nobody waits for it: a stop comes one step
+    after the signal.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._previous: tuple[torch.Tensor, Any] | None = None
+
+    def agreed(self, requested: bool) -> bool:
+        """Whether to stop now; every process calls it after every step."""
+        if self._ranks.size == 1:
+            return requested
+        stop = self._answer()
+        told = torch.tensor([int(requested)])
+        self._previous = told, distributed.all_reduce(told, distributed.ReduceOp.MAX, async_op=True)
+        return stop
+
+    def close(self) -> None:
+        """Waits for what is under way; to be called when the last step is done."""
+        self._answer()
+
+    def _answer(self) -> bool:
+        if self._previous is None:
+            return False
+        told, work = self._previous
+        self._previous = None
+        work.wait()
+        return bool(told.item())

@@ -1,0 +1,123 @@
+"""Arrays on disk under a key: ``.npy`` files and a manifest with their hashes, published whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import RunError, UserError
+from ...backends.host.cache import warn_uncached
+from ..config.parsing import read_json_object
+from .files import checksum, published, remove, sweep, temporary_name, write_json, written
+
+log = logging.getLogger("isotrain")
+
+MANIFEST = "manifest.json"
+FORMAT = "isotrain array cache 1"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What an array must be: its dtype, its shape (None is a free length), and whether to map its file into memory.
+
+    Mapped arrays are copy-on-write: nothing written to them reaches the file.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+    mapped: bool = False
+
+
+Specs = dict[str, ArraySpec]
+
+_ATTEMPTS = 3
+
+
+def load_arrays(folder: Path, specs: Specs) -> dict[str, np.ndarray] | None:
+    """The arrays in `folder`, or None when it isn't there or anything about it is wrong (then with a log line).
+
+    Every byte is checked against the manifest, whose key must be the folder's name, and every array against `specs`.
+    """
+    try:
+        return _verified(folder, specs) if folder.is_dir() else None
+    except (OSError, ValueError) as error:
+        log.warning("the cache of %s %s is damaged (%s); it is made anew", folder.parent.name, folder.name[:12], error)
+        return None
+
+
+def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], specs: Specs) -> bool:
+    """Writes `arrays` as `folder`, whole or not at all. Returns whether it is there now.
+
+    Where another process was faster, its intact copy stays; a damaged one is replaced. A disk that is full or can't be
+    written gives a warning and False, and leaves nothing behind.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent)
+        for _ in range(_ATTEMPTS):
+            _discard_damaged(folder, specs)
+            try:
+                with published(folder) as temporary:
+                    _write(temporary, folder.name, arrays)
+            except FileExistsError:
+                if load_arrays(folder, specs) is None:
+                    continue
+            return True
+    except (OSError, RunError, UserError) as error:
+        # numpy's own error has no number of the system's, where fewer bytes were written than it gave.
+        refused = error if isinstance(error, OSError) else error.__cause__ or error
+        reason = getattr(refused, "strerror", None) or f"is the disk full? {refused}"
+        warn_uncached(f"{folder.parent.parent}: {reason}")
+    return False
+
+
+def _write(folder: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
+    described: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        path = folder / f"{name}.npy"
+        with written(path) as file:
+            np.save(file, array, allow_pickle=False)
+        described[name] = {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": checksum(path).sha256}
+    write_json(folder / MANIFEST, {"format": FORMAT, "key": key, "arrays": described})
+
+
+def _discard_damaged(folder: Path, specs: Specs) -> None:
+    """Takes a damaged entry out of the way in one step, so that no other process sees half of it, then removes it."""
+    if not os.path.lexists(folder) or load_arrays(folder, specs) is not None:
+        return
+    aside = folder.with_name(temporary_name(folder.name))
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        log.debug("another process removed the damaged cache %s first", folder.name[:12])
+    finally:
+        remove(aside)
+
+
+def _verified(folder: Path, specs: Specs) -> dict[str, np.ndarray]:
+    manifest = read_json_object(folder / MANIFEST, "remove it")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{MANIFEST} is of another format")
+    if manifest.get("key") != folder.name:
+        raise ValueError(f"{MANIFEST} belongs to other data")
+    described = manifest.get("arrays")
+    if not isinstance(described, dict) or set(described) != set(specs):
+        raise ValueError(f"{MANIFEST} names other arrays")
+    return {name: _verified_array(folder, name, described[name], spec) for name, spec in specs.items()}
+
+
+def _verified_array(folder: Path, name: str, described: Any, spec: ArraySpec) -> np.ndarray:
+    if not isinstance(described, dict) or described.get("sha256") != checksum(folder / f"{name}.npy").sha256:
+        raise ValueError(f"{name}.npy has other bytes than {MANIFEST} says")
+    array = np.load(folder / f"{name}.npy", mmap_mode="c" if spec.mapped else None, allow_pickle=False)
+    fits = len(array.shape) == len(spec.shape) and all(
+        wanted in (None, found) for wanted, found in zip(spec.shape, array.shape, strict=True)
+    )
+    if str(array.dtype) != spec.dtype or not fits:
+        raise ValueError(f"{name}.npy is {array.dtype} {array.shape}")
+    return array

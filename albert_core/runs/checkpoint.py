@@ -1,0 +1,344 @@
+"""One checkpoint on disk: a folder of safetensors files and a JSON manifest that vouches for every byte of them.
+
+``step-00000123/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.safetensors`` and ``manifest.json``.
+One rename makes it appear: a folder that carries a checkpoint's name is whole. What is read back is checked against the
+manifest's sizes and SHA-256 sums first, and nothing here deletes or repairs a damaged one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import RunError, UserError, __version__
+from ..config.parsing import decoded, parse_json
+from ..terminal.text import quoted, shorten
+from .files import make_folder, published, write_bytes
+
+FORMAT = "isotrain-checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+FILES = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "state": "state.safetensors"}
+
+# What every manifest has, and of what kind.
+_KEYS = {"step": int, "epoch": int, "created": str, "metrics": dict, "identity": dict, "state": dict, "files": dict}
+
+# The number after the dot tells apart checkpoints of one step that were written one after the other.
+STEP_NAME = re.compile(r"step-(?P<step>[0-9]{8,15})(?:\.(?P<attempt>[0-9]{1,9}))?")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that can't be written, is damaged, or belongs to another run."""
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """Everything a run needs to go on from `step` (optimizer steps done) as if it had never stopped.
+
+    `model` and `state_tensors` (generators, loss accumulators) map names to tensors of any shape, dtype and device.
+    `optimizer` is a torch optimizer's ``state_dict()``, or None where it was pruned. `state` holds plain values:
+    numbers, strings, None, lists, tuples and dicts of them. `identity` holds, in the same kinds of values, what a run
+    must share with this one to go on from it. Tensors come back on the CPU; every other value comes back exactly.
+    `folder` is where it was read from.
+    """
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any] | None
+    state_tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    identity: dict[str, Any]
+    metrics: dict[str, float]
+    step: int
+    epoch: int
+    folder: Path | None = field(default=None, kw_only=True)
+
+
+def write_checkpoint(snapshot: Snapshot, folder: Path, *, optimizer_prunable: bool = False) -> Path:
+    """Writes `snapshot` as ``folder/step-NNNNNNNN`` and returns that path. A kill leaves all of it or none.
+
+    A step that is there already is written beside it as ``step-NNNNNNNN.2``: replacing a folder can't be done in one
+    move. `optimizer_prunable` marks the optimizer's file as one that may be missing later. When the system refuses
+    nothing is left of it, and RunError (a full or broken disk) or UserError names the path.
+    """
+    make_folder(folder)
+    target = _free_name(folder, snapshot.step)
+    optimizer_tensors: dict[str, torch.Tensor] = {}
+    manifest = _describe(snapshot, optimizer_tensors)
+    try:
+        with published(target) as temporary:
+            for role, tensors in _tensors_by_role(snapshot, optimizer_tensors):
+                data = _serialize(tensors)
+                write_bytes(temporary / FILES[role], data)
+                manifest["files"][role] = {
+                    "name": FILES[role],
+                    "size": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "prunable": role == "optimizer" and optimizer_prunable,
+                }
+            manifest["manifest_sha256"] = _manifest_digest(manifest)
+            write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
+    except RunError as error:
+        raise RunError(_write_failure(error, snapshot, target)) from error
+    return target
+
+
+def read_checkpoint(folder: Path) -> Snapshot:
+    """The checkpoint in `folder`, after every file was checked. `optimizer` is None where its file was pruned.
+
+    Raises CheckpointError naming the file and what is wrong with it: missing, truncated, changed, of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    manifest = read_manifest(folder)
+    tensors: dict[str, dict[str, torch.Tensor] | None] = {}
+    for role, entry in manifest["files"].items():
+        data = _checked_bytes(folder / FILES[role], entry)
+        try:
+            tensors[role] = None if data is None else load(data)
+        except (SafetensorError, ValueError) as error:
+            raise _damaged(folder / FILES[role], f"it is no safetensors file ({error})") from error
+    optimizer_tensors = tensors.get("optimizer")
+    try:
+        return Snapshot(
+            model=tensors["model"] or {},
+            optimizer=None if optimizer_tensors is None else _decode(manifest["optimizer"], optimizer_tensors),
+            state_tensors=tensors["state"] or {},
+            state=_decode(manifest["state"], {}),
+            identity=_decode(manifest["identity"], {}),
+            metrics=manifest_metrics(manifest),
+            step=manifest["step"],
+            epoch=manifest["epoch"],
+            folder=folder,
+        )
+    # Its own SHA-256 is right, so that somebody else than isotrain wrote it.
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / MANIFEST, "it holds values that isotrain does not write") from error
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Reads back every file of the checkpoint in `folder`; raises CheckpointError as `read_checkpoint` does."""
+    for role, entry in read_manifest(folder)["files"].items():
+        _checked_bytes(folder / FILES[role], entry)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in `folder`, checked as `parse_manifest` does; no other file is."""
+    file = folder / MANIFEST
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {folder}: there is no such folder; give a checkpoint's folder")
+    try:
+        return parse_manifest(file.read_bytes(), file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint file {file} is missing; go on from another checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint file {file} can't be read ({error.strerror}); make it readable") from error
+
+
+def parse_manifest(data: bytes, file: object) -> dict[str, Any]:
+    """The manifest that is `data`, checked for format, version, its own SHA-256 and its keys.
+
+    Its `metrics`, `state` and `identity` are still encoded: see `manifest_metrics`. Raises CheckpointError, which calls
+    it `file`.
+    """
+    fix = "go on from another checkpoint"
+    try:
+        manifest = parse_json(decoded(data, file, fix), file, fix, nan=True, halves=True)
+    except UserError as error:
+        raise CheckpointError(f"checkpoint file {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint file {file} is not of an isotrain checkpoint; give one that isotrain wrote")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint file {file} has format version {quoted(manifest.get('version'))}, this isotrain reads version "
+            f"{FORMAT_VERSION}; use the isotrain that wrote it ({shorten(str(manifest.get('isotrain', 'unknown')))})"
+        )
+    if manifest.get("manifest_sha256") != _manifest_digest(manifest):
+        raise _damaged(file, "its SHA-256 is another one than when it was written")
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(manifest.get(key), kind)]
+    if not wrong and not _describes_files(manifest["files"]):
+        wrong = ["files"]
+    if wrong:
+        raise _damaged(file, f"its {', '.join(wrong)} are not what isotrain writes")
+    return manifest
+
+
+def _describes_files(files: dict[str, Any]) -> bool:
+    return {"model", "state"} <= files.keys() <= FILES.keys() and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("prunable"), bool)
+        for entry in files.values()
+    )
+
+
+def manifest_metrics(manifest: dict[str, Any]) -> dict[str, float]:
+    """The metrics in what `read_manifest` returned; ValueError where they are no numbers."""
+    return {name: float(value) for name, value in _decode(manifest["metrics"], {}).items()}
+
+
+def check_identity(snapshot: Snapshot, expected: dict[str, Any]) -> None:
+    """Raises CheckpointError naming the first three keys in which `snapshot` is of another run than `expected`."""
+    absent = object()
+    differences = [
+        f"{key} is {_short(snapshot.identity.get(key, absent), absent)} there and {_short(value, absent)} here"
+        for key in sorted(snapshot.identity.keys() | expected.keys())
+        if snapshot.identity.get(key, absent) != (value := expected.get(key, absent))
+    ]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise CheckpointError(
+            f"foreign checkpoint {snapshot.folder or ''}: {'; '.join(differences[:3])}{more}; "
+            "resume with the values it was trained with, or start a new run"
+        )
+
+
+def _free_name(folder: Path, step: int) -> Path:
+    name, attempt = f"step-{step:08d}", 1
+    target = folder / name
+    while target.exists():
+        attempt += 1
+        target = folder / f"{name}.{attempt}"
+    return target
+
+
+def _describe(snapshot: Snapshot, optimizer_tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The manifest without its files; the optimizer's tensors are collected in `optimizer_tensors`."""
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "isotrain": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": snapshot.step,
+        "epoch": snapshot.epoch,
+        "metrics": _encode(snapshot.metrics, "metrics", None),
+        "identity": _encode(snapshot.identity, "identity", None),
+        "state": _encode(snapshot.state, "state", None),
+        "optimizer": _encode(snapshot.optimizer, "optimizer", optimizer_tensors),
+        "files": {},
+    }
+
+
+def _tensors_by_role(
+    snapshot: Snapshot, optimizer_tensors: dict[str, torch.Tensor]
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    yield "model", snapshot.model
+    if snapshot.optimizer is not None:
+        yield "optimizer", optimizer_tensors
+    yield "state", snapshot.state_tensors
+
+
+def _serialize(tensors: dict[str, torch.Tensor]) -> bytes:
+    """`tensors` as a safetensors file. Each gets storage of its own, so shared and strided ones are saved in full."""
+    from safetensors.torch import save
+
+    seen: set[int] = set()
+    dense = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != plain.nbytes:
+            plain = plain.clone(memory_format=torch.contiguous_format)
+        seen.add(plain.untyped_storage().data_ptr())
+        dense[name] = plain
+    return save(dense)
+
+
+def _checked_bytes(file: Path, entry: dict[str, Any]) -> bytes | None:
+    """The file's content, equal in size and SHA-256 to what the manifest says; None where it was pruned."""
+    try:
+        size = file.stat().st_size
+        if size != entry["size"]:
+            raise _damaged(file, f"it has {size} bytes instead of {entry['size']}")
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        if entry["prunable"]:
+            return None
+        raise CheckpointError(f"checkpoint file {file} is missing; go on from another checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint file {file} can't be read ({error.strerror}); make it readable") from error
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise _damaged(file, "its SHA-256 is another one than when it was written")
+    return data
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(file: object, reason: str) -> CheckpointError:
+    return CheckpointError(f"checkpoint file {file} is damaged: {reason}; go on from another checkpoint")
+
+
+def _write_failure(error: RunError, snapshot: Snapshot, target: Path) -> str:
+    optimizer_tensors: dict[str, torch.Tensor] = {}
+    _encode(snapshot.optimizer, "optimizer", optimizer_tensors)
+    needed = sum(
+        tensor.nbytes for _, tensors in _tensors_by_role(snapshot, optimizer_tensors) for tensor in tensors.values()
+    )
+    reason = getattr(error.__cause__, "strerror", None) or str(error)
+    return (
+        f"checkpoint {target} can't be written ({reason}) and it needs {needed:,} bytes; free some, or lower "
+        "keep_last_n and keep_best_n, or set project_dir to another disk"
+    )
+
+
+def _short(value: Any, absent: object) -> str:
+    return "absent" if value is absent else reprlib.repr(value)
+
+
+def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor] | None) -> Any:
+    """`value` as JSON that `_decode` turns back into exactly it; what JSON lacks becomes a dict with one "$" key.
+
+    Tensors go to `tensors`, named by their place in the tree; where it is None, a tensor is an error.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if isinstance(value, (list, tuple)):
+        items = [_encode(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _encode(item, f"{name}/{key}", tensors) for key, item in value.items()}
+        pairs = [[_encode(key, name, None), _encode(item, f"{name}/{key}", tensors)] for key, item in value.items()]
+        return {"$dict": pairs}
+    if isinstance(value, torch.Tensor) and tensors is not None:
+        while name in tensors:
+            name += "'"
+        tensors[name] = value
+        return {"$tensor": name}
+    raise TypeError(f"{name}: a {type(value).__name__} can't be kept in a checkpoint there")
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value:
+        case {"$float": text}:
+            return float(text)
+        case {"$tuple": items}:
+            return tuple(_decode(item, tensors) for item in items)
+        case {"$dict": pairs}:
+            return {_decode(key, tensors): _decode(item, tensors) for key, item in pairs}
+        case {"$tensor": name}:
+            return tensors[name]
+    return {key: _decode(item, tensors) for key, item in value.items()}

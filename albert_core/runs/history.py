@@ -1,0 +1,48 @@
+"""A run's evaluations, read back from its ``metrics.jsonl``: for tables and charts, also while it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ..config.best import Best
+from ..config.parsing import parse_json
+from .folder import RunFolder
+
+# How metrics.jsonl writes what JSON has no number for. Any other text there is a name, such as an emulated device's.
+_NOT_IN_JSON = ("NaN", "Infinity", "-Infinity")
+
+
+def evaluations(run: RunFolder) -> list[dict[str, Any]]:
+    """One mapping an evaluation, in their order: step, epoch, ``train/loss`` (the mean since the evaluation before,
+    nats) and the metrics. Numbers that JSON doesn't have are NaN or infinite again. A line that is cut short or no line
+    of figures is passed over.
+    """
+    if not run.metrics.is_file():
+        return []
+    rows = []
+    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = parse_json(line, run.metrics, "")
+        except ValueError:
+            continue
+        if isinstance(values, dict) and {"step", "eval/loss"} <= values.keys():
+            values["train/loss"] = values.pop("train/loss_since_evaluation", math.nan)
+            rows.append({name: float(value) if value in _NOT_IN_JSON else value for name, value in values.items()})
+    return rows
+
+
+def best_evaluation(
+    run: RunFolder, best: Best, others: Iterable[dict[str, Any]] = (), until: float = math.inf
+) -> dict[str, float]:
+    """The metrics and the step of the best evaluation by `best`, up to step `until`; empty where nothing is known.
+
+    `others` are evaluations that metrics.jsonl may lack: of a run fetched from a storage it has no earlier ones.
+    """
+    known = [
+        {name: float(row[name]) for name in row if name == "step" or name.startswith("eval/")}
+        for row in (*evaluations(run), *others)
+        if row["step"] <= until
+    ]
+    return best.first(known)

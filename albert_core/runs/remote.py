@@ -1,0 +1,252 @@
+"""Checkpoints on other storage: any URL that fsspec knows, or a plain path.
+
+A checkpoint's manifest is uploaded last and is what makes it count, so an upload that was cut off is never taken for
+a whole one; where the storage is a local folder, it also appears under its name by one rename. What is downloaded is
+verified under a temporary name first. fsspec is imported on first use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ... import UserError
+from ..terminal.text import clean, shorten
+from .checkpoint import FILES, MANIFEST, STEP_NAME, CheckpointError, parse_manifest, read_manifest, verify_checkpoint
+from .checkpoint_store import sweep_leftovers
+from .files import make_folder, published, temporary_name, write_bytes, written
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 2**20
+# A manifest has a few kilobytes; one that is cut here is no JSON.
+_LARGEST_MANIFEST = 2**26
+
+
+def remote_url(remote_path: str, storage_backend: Literal["local", "fsspec"]) -> str:
+    """The URL that `remote_path` means: itself for "fsspec", ``file://`` and the absolute path for "local".
+
+    Raises UserError when it is empty, or a URL although the backend is "local".
+    """
+    if not remote_path:
+        raise UserError("remote_path is empty; name the folder or URL that checkpoints are copied to and fetched from")
+    if storage_backend == "fsspec":
+        return remote_path
+    if "://" in remote_path:
+        raise UserError(f"remote_path {remote_path!r} is a URL; set storage_backend: fsspec")
+    return f"file://{Path(remote_path).expanduser().resolve()}"
+
+
+def check_remote(url: str) -> None:
+    """Makes the folder at `url`: for the start of a run, so that a wrong URL ends it there. Raises UserError."""
+    filesystem, root = _open(url)
+    with _remote_errors(f"can't use {url}"):
+        filesystem.makedirs(root, exist_ok=True)
+
+
+def upload_checkpoint(checkpoint: Path, url: str) -> None:
+    """Copies the files of `checkpoint` that its manifest names into the folder `url`; one of that name is replaced.
+
+    Raises CheckpointError for a damaged manifest, and UserError with the storage's own reason when it fails.
+    """
+    filesystem, root = _open(url)
+    files = [checkpoint / FILES[role] for role in read_manifest(checkpoint)["files"]]
+    # The optimizer's file may have been pruned; the manifest is the last.
+    files = [*filter(Path.is_file, files), checkpoint / MANIFEST]
+    parent, _, name = root.rpartition("/")
+    renames = _is_local(filesystem)
+    if renames:
+        sweep_leftovers(Path(parent))
+    target = f"{parent}/{temporary_name(name)}" if renames else root
+    with _remote_errors(f"can't upload {checkpoint} to {url}"):
+        _remove(filesystem, target)
+        filesystem.makedirs(target, exist_ok=True)
+        for path in files:
+            filesystem.put_file(str(path), f"{target}/{path.name}")
+        if renames:
+            _remove(filesystem, root)
+            filesystem.mv(target, root)
+
+
+def download_checkpoint(url: str, local: Path) -> Path:
+    """Copies the checkpoint at `url` to the folder `local`, which appears only when it is whole; returns `local`.
+
+    Nothing is fetched but the manifest and the files that a checkpoint has, of the sizes that the manifest says. A
+    checkpoint that is there already with the same content is left alone. Raises CheckpointError when another one is
+    there, or when what came is damaged, and UserError with the storage's reason when it can't be fetched.
+    """
+    filesystem, root = _open(url)
+    if local.exists():
+        try:
+            verify_checkpoint(local)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}, or move it away to fetch it from {url}") from error
+        if _content(read_manifest(local)) == _content(_remote_manifest(filesystem, root)):
+            return local
+        raise CheckpointError(f"{local} is another checkpoint than {url}; move one of them away")
+    make_folder(local.parent)
+    try:
+        data = _manifest_bytes(filesystem, root)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {url}; check remote_path") from error
+    manifest = parse_manifest(data, f"{url}/{MANIFEST}")
+    try:
+        with published(local) as temporary:
+            for role, entry in manifest["files"].items():
+                _fetch(filesystem, f"{root}/{FILES[role]}", temporary / FILES[role], entry, f"{url}/{FILES[role]}")
+            write_bytes(temporary / MANIFEST, data)
+            try:
+                verify_checkpoint(temporary)
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace(str(temporary), url)) from error
+    except FileExistsError as error:
+        raise CheckpointError(f"{local} was made by another process; start again") from error
+    return local
+
+
+def _fetch(filesystem: AbstractFileSystem, remote: str, local: Path, entry: dict[str, Any], name: str) -> None:
+    """One file, of which no more is read than the manifest's `entry` says; a pruned one is passed over."""
+    left = entry["size"]
+    try:
+        with _remote_errors(f"can't download {name}", passing=FileNotFoundError):
+            source = filesystem.open(remote, "rb")
+    except FileNotFoundError as error:
+        if entry["prunable"]:
+            return
+        raise CheckpointError(f"checkpoint file {name} is missing; go on from another checkpoint") from error
+    with source, written(local) as file:
+        while left >= 0:
+            with _remote_errors(f"can't download {name}"):
+                chunk = source.read(min(_CHUNK, left + 1))
+            if not chunk:
+                return
+            left -= len(chunk)
+            file.write(chunk)
+    raise CheckpointError(f"checkpoint file {name} is damaged: it has more than {entry['size']} bytes")
+
+
+def sync_checkpoint(checkpoint: Path, url: str) -> bool:
+    """Copies `checkpoint` to the folder `url` under its own name: what `CheckpointStore` calls after a save.
+
+    A failing storage is warned about and gives False, for it must not end a training whose checkpoint is safe on the
+    local disk. Raises UserError for a URL that can't be opened at all, and CheckpointError when a checkpoint of that
+    name from another run is there: nothing of another run is overwritten.
+    """
+    filesystem, root = _open(url)
+    target = f"{root.rstrip('/')}/{checkpoint.name}"
+    local = read_manifest(checkpoint)
+    try:
+        remote = _remote_manifest(filesystem, target)
+        if remote is not None and remote.get("identity") != local["identity"]:
+            raise CheckpointError(f"{url} has {checkpoint.name} of another run; set remote_path to a folder of its own")
+        if remote is None or _content(remote) != _content(local):
+            upload_checkpoint(checkpoint, f"{url.rstrip('/')}/{checkpoint.name}")
+    except CheckpointError:
+        raise
+    except UserError as error:
+        logger.warning("%s; the run goes on with its local checkpoints", error)
+        return False
+    return True
+
+
+def remote_checkpoints(url: str) -> list[str]:
+    """Names of the whole checkpoints at `url`, oldest step first; empty when there is no such folder."""
+    filesystem, root = _open(url)
+    with _remote_errors(f"can't list {url}"):
+        filesystem.invalidate_cache()
+        if not filesystem.exists(root):
+            return []
+        names = [path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(root, detail=False)]
+        whole = [
+            (int(match["step"]), int(match["attempt"] or 1), match.string)
+            for match in map(STEP_NAME.fullmatch, names)
+            if match and filesystem.exists(f"{root}/{match.string}/{MANIFEST}")
+        ]
+    return [name for _, _, name in sorted(whole)]
+
+
+def latest_remote(url: str) -> str | None:
+    """The name of the newest whole checkpoint at `url`, or None."""
+    names = remote_checkpoints(url)
+    return names[-1] if names else None
+
+
+def fetch_latest(url: str, folder: Path) -> Path:
+    """Downloads the newest checkpoint at `url` into `folder` under its name there; raises UserError without any."""
+    name = latest_remote(url)
+    if name is None:
+        raise CheckpointError(f"no checkpoint at {url}; check remote_path, or set load_from_storage: false")
+    return download_checkpoint(f"{url.rstrip('/')}/{name}", folder / name)
+
+
+def _open(url: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of `url` and the path inside it."""
+    from fsspec.core import url_to_fs
+
+    try:
+        with _remote_errors(f"can't open {url}"):
+            filesystem, path = url_to_fs(url)
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, ImportError):
+            missing = getattr(cause.__cause__, "name", None) or url.partition(":")[0]
+            package = missing.partition(".")[0].replace("_", "-")
+            raise UserError(
+                f"remote_path {url!r} needs a package that is not installed: pip install {package}"
+            ) from error
+        raise
+    return filesystem, path.rstrip("/")
+
+
+def _is_local(filesystem: AbstractFileSystem) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def _remove(filesystem: AbstractFileSystem, path: str) -> None:
+    """The manifest first: from then on what is left doesn't count as a checkpoint."""
+    filesystem.invalidate_cache()
+    if filesystem.exists(f"{path}/{MANIFEST}"):
+        filesystem.rm_file(f"{path}/{MANIFEST}")
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def _manifest_bytes(filesystem: AbstractFileSystem, path: str) -> bytes:
+    """What the remote folder `path` has as its manifest. Raises FileNotFoundError without any."""
+    with _remote_errors(f"can't read {path}/{MANIFEST}", passing=FileNotFoundError):
+        filesystem.invalidate_cache()
+        return bytes(filesystem.cat_file(f"{path}/{MANIFEST}", start=0, end=_LARGEST_MANIFEST))
+
+
+def _remote_manifest(filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """The manifest in the remote folder `path`; None where there is none of ours."""
+    try:
+        return parse_manifest(_manifest_bytes(filesystem, path), f"{path}/{MANIFEST}")
+    except (FileNotFoundError, CheckpointError):
+        return None
+
+
+def _content(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What makes two checkpoints the same one: everything but when and by which versions they were written."""
+    return manifest and {key: manifest[key] for key in ("identity", "state", "optimizer", "metrics", "files")}
+
+
+@contextmanager
+def _remote_errors(what: str, passing: type[Exception] = UserError) -> Iterator[None]:
+    """Turns a storage's failure into a UserError with its reason; `passing` goes through as it is."""
+    try:
+        yield
+    except (UserError, passing):
+        raise
+    # Each storage's library has exceptions of its own, with no base in common (botocore, aiohttp, google.auth...).
+    except Exception as error:
+        reason = shorten(clean(" ".join(str(error).split())), 300) or type(error).__name__
+        raise UserError(f"{what} ({reason}); check remote_path, storage_backend and your access to it") from error

@@ -1,0 +1,124 @@
+"""Texts from outside, made fit to be shown: labels, paths, names and values of files that a stranger may have made."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+from ... import RunError, UserError
+
+# Of a value repeated in a message; a message itself holds a few of them.
+SHORT = 120
+# Of a whole message, with what a command writes before it: less than three lines of 200 characters.
+LONGEST_MESSAGE = 560
+
+_LONG_PART = re.compile(r"'(?:[^'\\]|\\.){200,}'|\"(?:[^\"\\]|\\.){200,}\"|\S{200,}")
+# Of what another program's error says.
+_LONGEST_REASON = 500
+
+
+# Passwords, tokens and signatures in a URL, and tokens of the Hub. A path has one slash where its URL had two.
+_SECRETS = re.compile(
+    r"""(?<=:/)(?P<user>/?[^\s/@:'"]*):(?!:|[0-9]*/)[^\s'"]*@
+    | (?<=http:/|ttps:/)(?P<slash>/?)[^\s/@:'"]+@
+    | (?P<name>[?&;\#][\w.-]*(?:token|secret|password|passwd|pwd|sig|signature|credential|key|auth)[\w.-]*=)[^\s&;'"]+
+    | \bhf_[A-Za-z0-9]{16,}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def redacted(text: str) -> str:
+    """`text` with ``***`` in place of the passwords and tokens of URLs in it."""
+    return _SECRETS.sub(_hidden, text) if ":/" in text or "hf_" in text else text
+
+
+def holds_secret(value: object) -> bool:
+    """Whether `redacted` would hide something of a text, or of one in a list or a mapping."""
+    if isinstance(value, dict):
+        return any(map(holds_secret, (*value, *value.values())))
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_secret, value))
+    return isinstance(value, str) and redacted(value) != value
+
+
+def clean(text: str) -> str:
+    """`text` without secrets (`redacted`), and without what steers a terminal or reorders a line: each such character
+    as its escape (``\\x1b``).
+
+    Control characters (line breaks and tabs too), format characters such as bidirectional overrides, surrogates and
+    private use (Unicode's categories Cc, Cf, Cs, Co, Zl, Zp). Joiners that scripts and emoji need stay.
+    """
+    text = redacted(text)
+    if text.isprintable():
+        return text
+    return "".join(character if _is_shown(character) else _escaped(character) for character in text)
+
+
+def shorten(text: str, limit: int = SHORT) -> str:
+    """`text` in at most `limit` characters: where it is longer, its middle is left out and said to be."""
+    if len(text) <= limit:
+        return text
+    mark = f" ... {len(text) - limit:,} more ... "
+    kept = max(2, limit - len(mark))
+    return text[: (kept + 1) // 2] + mark + text[len(text) - kept // 2 :]
+
+
+def quoted(value: object, limit: int = SHORT) -> str:
+    """`value` as Python writes it, cleaned and shortened: how messages repeat what was given."""
+    return shorten(clean(repr(value)), limit)
+
+
+def error_line(error: BaseException) -> str:
+    """`error` in one line: ours as it stands, any other with its type's name and without a library's stack."""
+    if isinstance(error, (UserError, RunError)):
+        return clean(" ".join(str(error).split()))
+    # Libraries in C++ write their stack below the reason.
+    message = clean(" ".join(str(error).split("\nException raised from ")[0].split()))
+    name = type(error).__name__
+    return f"{name}: {shorten(message, _LONGEST_REASON)}" if message else name
+
+
+def _hidden(match: re.Match[str]) -> str:
+    if match["name"] is not None:
+        return f"{match['name']}***"
+    if match["user"] is not None:
+        return f"{match['user']}:***@"
+    return "***" if match["slash"] is None else f"{match['slash']}***@"
+
+
+def brief(message: str, limit: int = LONGEST_MESSAGE) -> str:
+    """A message that fits on three lines of 200 characters: long words and quoted texts first, then its middle, so that
+    what is wrong and how to mend it remain.
+    """
+    if len(message) <= limit:
+        return message
+    return shorten(_LONG_PART.sub(lambda part: shorten(part[0]), message), limit)
+
+
+def json_text(value: object, indent: int | None = 2) -> str:
+    """`value` as JSON that can be shown: its characters as they are, but for those that `clean` would escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        mark if mark == "\n" or mark.isprintable() or _is_shown(mark) else json.dumps(mark)[1:-1] for mark in text
+    )
+
+
+def _is_shown(character: str) -> bool:
+    if character in "\u200c\u200d":
+        return True
+    return unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, minutes above."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,115 @@
+"""The order of the training texts: a function of (seed, epoch) alone, and a position that can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ... import UserError
+
+# Sequence lengths a bucketed batch is padded to: few enough to compile each once, close enough to waste little.
+BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of ``range(num_samples)``, int64. NumPy's PCG64 gives the same one on every platform."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
+
+
+# What cross entropy ignores: the label of a row that only fills a batch up to its shape.
+IGNORED = -100
+
+
+def bucket_length(longest: int, max_length: int, lengths: tuple[int, ...] = BUCKETS) -> int:
+    """The length a batch whose longest text has `longest` tokens is padded to in the bucketed layout."""
+    return min(next((length for length in lengths if length >= longest), max_length), max_length)
+
+
+def filled(indices: np.ndarray, rows: int, filler: int) -> np.ndarray:
+    """`indices` (or labels of any width) followed by as many rows of `filler` as make `rows` of them, int64."""
+    return np.concatenate((indices, np.full((rows - len(indices), *indices.shape[1:]), filler, dtype=np.int64)))
+
+
+@dataclass(frozen=True)
+class Window:
+    """The micro-batches of one optimizer step, as (start, stop) ranges in the epoch's order."""
+
+    epoch: int
+    micro_batches: tuple[tuple[int, int], ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Texts in the window: what its loss is normalised by, so that 4 x 2 texts equal 8."""
+        return self.micro_batches[-1][1] - self.micro_batches[0][0]
+
+
+class BatchStream:
+    """Windows of micro-batches over epochs; `position` counts the texts of `epoch` already used.
+
+    The last micro-batch of an epoch may be smaller, and so may the last window; none is dropped. With `whole_windows`
+    (where another number of micro-batches is another program) the last window has as many as the others, empty ones
+    at its end.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, accumulation: int, seed: int, *, whole_windows: bool = False
+    ) -> None:
+        if num_samples < 1:
+            raise UserError("the training split is empty; give data with at least one text")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.seed = seed
+        self.whole_windows = whole_windows
+        self.epoch = 0
+        self.position = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        per_window = self.batch_size * self.accumulation
+        return -(-self.num_samples // per_window)
+
+    def order(self) -> np.ndarray:
+        """The current epoch's order of the texts."""
+        return epoch_order(self.num_samples, self.seed, self.epoch)
+
+    def windows(self) -> Iterator[Window]:
+        """The rest of the current epoch. `position` moves when a window's successor is asked for.
+
+        So a state saved while a window is being worked on, or right before its optimizer step, goes back to the
+        window's start: its gradients are computed again, bit for bit, rather than stored.
+        """
+        while self.position < self.num_samples:
+            window = self._window_at(self.position)
+            yield window
+            self.position = window.micro_batches[-1][1]
+        self.epoch += 1
+        self.position = 0
+
+    def state(self, window: Window | None = None) -> dict[str, int]:
+        """Where training is: after `window` when it is given, else at the current position."""
+        position = window.micro_batches[-1][1] if window else self.position
+        done = position >= self.num_samples
+        return {"epoch": self.epoch + done, "position": 0 if done else position}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes back to what `state` returned. Raises UserError when it doesn't fit this data."""
+        epoch, position = int(state["epoch"]), int(state["position"])
+        if epoch < 0 or not 0 <= position < self.num_samples:
+            raise UserError(
+                f"the saved position {position} of epoch {epoch} lies outside this data of {self.num_samples} texts; "
+                "resume with the data the checkpoint was written for"
+            )
+        self.epoch, self.position = epoch, position
+
+    def _window_at(self, start: int) -> Window:
+        ranges = []
+        for _ in range(self.accumulation):
+            stop = min(start + self.batch_size, self.num_samples)
+            ranges.append((start, stop))
+            start = stop
+            if stop == self.num_samples and not self.whole_windows:
+                break
+        return Window(self.epoch, tuple(ranges))

@@ -1,0 +1,172 @@
+"""Tokens of a whole split in flat arrays: made once, kept on disk under a hash of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ... import UserError
+from ...backends.host.cache import cache_folder
+from ..data.datasets import RawSplit
+from ..runs.array_cache import ArraySpec, Specs, load_arrays, publish_arrays
+from .tokenizer import TextTokenizer
+
+log = logging.getLogger("isotrain")
+
+# Part of every cache key: raise it when the same input should give other arrays.
+FORMAT_VERSION = 1
+
+# Texts between two calls of `progress`: a bar moves a few times a second, and threads have enough to share.
+CHUNK_TEXTS = 1000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStore:
+    """The tokens of N texts, T in all.
+
+    ids: int32 [T], text i is ``ids[offsets[i]:offsets[i + 1]]``. offsets: int64 [N + 1]. labels: int64 [N], or [N, k]
+    where a task has k a text. token_type_ids: uint8 [T] of pairs, None without. ids and token_type_ids may be maps of
+    cache files.
+    fingerprint: SHA-256 (hex) over the arrays' dtypes, shapes and bytes. from_cache: whether they were read from disk.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    token_type_ids: np.ndarray | None
+    fingerprint: str = field(repr=False)
+    from_cache: bool = False
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [N]."""
+        return np.diff(self.offsets)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name, those that exist."""
+        named = {"ids": self.ids, "offsets": self.offsets, "labels": self.labels}
+        return named if self.token_type_ids is None else named | {"token_type_ids": self.token_type_ids}
+
+
+def build_token_store(
+    split: RawSplit,
+    tokenizer: TextTokenizer,
+    max_length: int,
+    *,
+    cache_dir: Path | None = None,
+    use_cache: bool = True,
+    progress: Progress | None = None,
+) -> TokenStore:
+    """The tokens of `split`, from the cache where they are there and intact, else made and put there.
+
+    A text longer than `max_length` tokens (special ones included) is cut. `cache_dir` is ``cache_folder("tokens")``
+    when absent; `use_cache` False neither reads nor writes it. `progress(done, total)` counts texts. A cache that can't
+    be written costs a warning, not the run. Raises UserError for an empty split or a `max_length` too small for text.
+    """
+    total = len(split)
+    if not total:
+        raise UserError("the split to tokenise has no texts; give data with at least one")
+    make = partial(_tokenise, split, tokenizer, max_length, progress)
+    root = (cache_dir or cache_folder("tokens")) if use_cache else None
+    folder = root and root / store_key(split, tokenizer, max_length)
+    arrays, from_cache = kept_arrays(folder, _specs(split), make)
+    if from_cache and progress is not None:
+        progress(total, total)
+    return TokenStore(
+        arrays["ids"],
+        arrays["offsets"],
+        arrays["labels"],
+        arrays.get("token_type_ids"),
+        fingerprint_of_arrays(arrays),
+        from_cache,
+    )
+
+
+def kept_arrays(
+    folder: Path | None, specs: Specs, make: Callable[[], dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """A store's arrays from `folder` where they are there and intact, else made and put there; whether they were there.
+
+    With no folder they are only made.
+    """
+    arrays = None if folder is None else load_arrays(folder, specs)
+    if arrays is not None and _fit_each_other(arrays):
+        return arrays, True
+    arrays = make()
+    if folder is not None:
+        publish_arrays(folder, arrays, specs)
+    return arrays, False
+
+
+def fingerprint_of_arrays(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256(b"isotrain tokens 1")
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def store_key(split: RawSplit, tokenizer: TextTokenizer, max_length: int) -> str:
+    """SHA-256 (hex) of everything the tokens follow from: texts, labels, tokenizer, `max_length`, format version."""
+    inputs = [FORMAT_VERSION, tokenizer.fingerprint, max_length, split.texts, split.pairs, split.labels]
+    return hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
+
+
+def _specs(split: RawSplit) -> Specs:
+    """What the arrays of this split's store must be. One value a token stays on disk, one a text is little."""
+    specs = {
+        "ids": ArraySpec("int32", (None,), mapped=True),
+        "offsets": ArraySpec("int64", (len(split) + 1,)),
+        "labels": ArraySpec("int64", (len(split),)),
+    }
+    return specs if split.pairs is None else specs | {"token_type_ids": ArraySpec("uint8", (None,), mapped=True)}
+
+
+def _fit_each_other(arrays: dict[str, np.ndarray]) -> bool:
+    offsets, total = arrays["offsets"], len(arrays["ids"])
+    types = arrays.get("token_type_ids")
+    return bool(offsets[0] == 0 and (np.diff(offsets) >= 1).all() and offsets[-1] == total) and (
+        types is None or len(types) == total
+    )
+
+
+def _tokenise(
+    split: RawSplit, tokenizer: TextTokenizer, max_length: int, progress: Progress | None
+) -> dict[str, np.ndarray]:
+    total = len(split)
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    lengths: list[np.ndarray] = []
+    for start in range(0, total, CHUNK_TEXTS):
+        stop = min(start + CHUNK_TEXTS, total)
+        pairs = None if split.pairs is None else split.pairs[start:stop]
+        chunk_ids, chunk_offsets, chunk_types = tokenizer.encode_batch(split.texts[start:stop], max_length, pairs)
+        ids.append(chunk_ids)
+        lengths.append(np.diff(chunk_offsets))
+        if chunk_types is not None:
+            types.append(chunk_types)
+        if progress is not None:
+            progress(stop, total)
+    offsets = np.zeros(total + 1, dtype=np.int64)
+    np.cumsum(np.concatenate(lengths), out=offsets[1:])
+    arrays = {"ids": np.concatenate(ids), "offsets": offsets, "labels": np.array(split.labels, dtype=np.int64)}
+    return arrays | {"token_type_ids": np.concatenate(types)} if types else arrays

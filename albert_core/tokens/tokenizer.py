@@ -1,0 +1,338 @@
+"""Fast tokenizers by name: a ``tokenizer.json``, a folder, a Hub id, or one trained on the data itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ... import UserError
+from ..config.parsing import read_json_object
+from ..data.hub import hub_is_away
+from ..data.tabular import shown
+from ..runs.files import make_folder, write_json, write_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EMBEDDED = "embedded"
+EMBEDDED_LABEL = "embedded (trained on this data set)"
+EMBEDDED_VOCABULARY = 8000
+
+TOKENIZER_FILE = "tokenizer.json"
+META_FILE = "isotrain_tokenizer.json"
+
+_RANDOM_PREFIX = "random:"
+_PAD_TOKENS = ("<pad>", "[PAD]")
+_USABLE_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedWindows:
+    """W windows of questions and contexts, T tokens in all.
+
+    ids: int32 [T], window w is ``ids[offsets[w]:offsets[w + 1]]``. offsets: int64 [W + 1]. token_type_ids: uint8 [T].
+    questions: int64 [W], which question a window is of, ascending. spans: int32 [T, 2], the characters of the context
+    that a token stands for, as [begin, end); -1 for tokens that are none of the context's.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    token_type_ids: np.ndarray
+    questions: np.ndarray
+    spans: np.ndarray
+
+
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` without the padding and truncation that its file may carry.
+
+    label: what tables call it. fingerprint: SHA-256 (hex) of its definition. vocab_size: the largest id + 1.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, label: str, pad_id: int | None = None) -> None:
+        stored_padding = tokenizer.padding
+        # A file may hold both (sentence-transformers writes 128), and they would silently win over max_length.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if tokenizer.num_special_tokens_to_add(False) < 1:
+            raise UserError(
+                f"tokenizer {label} adds no special tokens, and the head reads the first position ([CLS]); give a "
+                "tokenizer whose template is [CLS] text [SEP]"
+            )
+        self._tokenizer = tokenizer
+        self.label = label
+        self._definition = tokenizer.to_str()
+        self.fingerprint = hashlib.sha256(self._definition.encode()).hexdigest()
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.pad_id = _pad_id(tokenizer, stored_padding) if pad_id is None else pad_id
+
+    def encode_batch(
+        self, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Token ids of many texts, flat.
+
+        max_length counts special tokens; a longer text is cut at its end, of a pair the longer text is. Returns ids
+        int32 [T], offsets int64 [texts + 1] (text i is ``ids[offsets[i]:offsets[i + 1]]``), and token types uint8 [T]
+        of pairs (None without). Raises UserError when max_length leaves no room for text, or pairs don't match texts.
+        """
+        special = self._tokenizer.num_special_tokens_to_add(pairs is not None)
+        if max_length <= special:
+            raise UserError(
+                f"max_length {max_length} leaves no room beside {special} special tokens; set at least {special + 1}"
+            )
+        if pairs is not None and len(pairs) != len(texts):
+            raise UserError(f"{len(texts)} texts have {len(pairs)} second texts; give one each")
+        self._tokenizer.enable_truncation(max_length, strategy="longest_first")
+        batch: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self._tokenizer.encode_batch_fast(batch)
+        offsets = np.zeros(len(encodings) + 1, dtype=np.int64)
+        np.cumsum([len(encoding) for encoding in encodings], out=offsets[1:])
+        total = int(offsets[-1])
+        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int32, count=total)
+        types = None
+        if pairs is not None:
+            types = np.fromiter(
+                chain.from_iterable(encoding.type_ids for encoding in encodings), dtype=np.uint8, count=total
+            )
+        return ids, offsets, types
+
+    def encode_windows(
+        self, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int
+    ) -> EncodedWindows:
+        """Token ids of questions, each with its context, in as many windows as hold all of the context.
+
+        A window is ``[CLS] question [SEP] part of the context [SEP]`` of at most `max_length` tokens; neighbours share
+        `stride` of the context's. Raises UserError naming a question that leaves no more room than `stride`.
+        """
+        self._tokenizer.no_truncation()
+        lengths = [
+            len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(questions), add_special_tokens=False)
+        ]
+        longest = int(np.argmax(lengths))
+        room = max_length - self._tokenizer.num_special_tokens_to_add(True) - lengths[longest]
+        if room <= stride:
+            raise UserError(
+                f"max_length {max_length} leaves {max(room, 0)} tokens of context beside the {lengths[longest]} of "
+                f"question {shown([questions[longest]])}, and doc_stride {stride} needs more than {stride}; raise "
+                "max_length, lower doc_stride, or shorten the question"
+            )
+        self._tokenizer.enable_truncation(max_length, stride=stride, strategy="only_second")
+        # Not encode_batch_fast: that keeps no offsets.
+        found = self._tokenizer.encode_batch(list(zip(questions, contexts, strict=True)))
+        rows = [row for row, first in enumerate(found) for _ in range(1 + len(first.overflowing))]
+        windows = [window for first in found for window in (first, *first.overflowing)]
+        offsets = np.zeros(len(windows) + 1, dtype=np.int64)
+        np.cumsum([len(window) for window in windows], out=offsets[1:])
+        spans = np.concatenate([np.array(window.offsets, dtype=np.int32) for window in windows])
+        spans[[role != 1 for window in windows for role in window.sequence_ids]] = -1
+        return EncodedWindows(
+            ids=np.fromiter(chain.from_iterable(window.ids for window in windows), np.int32, int(offsets[-1])),
+            offsets=offsets,
+            token_type_ids=np.fromiter(chain.from_iterable(window.type_ids for window in windows), np.uint8),
+            questions=np.array(rows, dtype=np.int64),
+            spans=spans,
+        )
+
+    def tokens(self, text: str) -> list[str]:
+        """The pieces of one text, special tokens included, not truncated."""
+        self._tokenizer.no_truncation()
+        return self._tokenizer.encode(text).tokens
+
+    def save(self, folder: Path) -> None:
+        """Writes ``tokenizer.json`` and a small file with label, padding id and fingerprint into `folder`."""
+        make_folder(folder)
+        write_text(folder / TOKENIZER_FILE, self._definition)
+        write_json(folder / META_FILE, {"label": self.label, "pad_id": self.pad_id, "fingerprint": self.fingerprint})
+
+
+def load_tokenizer(
+    tokenizer_name: str | None,
+    model_name: str,
+    *,
+    texts: Sequence[str] | None = None,
+    vocab_size: int | None = None,
+    label: str | None = None,
+) -> TextTokenizer:
+    """The tokenizer called `tokenizer_name`, or `model_name`'s own where that is None.
+
+    A name is a ``tokenizer.json``, a folder that holds one (or a BERT's ``vocab.txt``), a Hub id, or ``embedded``: one
+    trained on `texts`, the default of ``random:`` models and allowed for them only. `vocab_size` is the model's,
+    `label` what logs call its own tokenizer (default: by its name).
+
+    Raises UserError for a name that can't be loaded, an ALBERT folder with ``spiece.model`` alone, and a tokenizer with
+    ids that the model doesn't have.
+    """
+    random_model = model_name.startswith(_RANDOM_PREFIX)
+    name = tokenizer_name or (EMBEDDED if random_model else model_name)
+    if name == EMBEDDED:
+        if not random_model:
+            raise UserError(
+                f"tokenizer_name embedded numbers its pieces anew, and {model_name} was trained on other numbers; give "
+                "that model's own tokenizer, or drop tokenizer_name"
+            )
+        if not texts:
+            raise UserError(
+                "tokenizer_name embedded is trained on the data's texts, and there are none here; give a tokenizer.json"
+            )
+        tokenizer = train_tokenizer(texts, min(vocab_size or EMBEDDED_VOCABULARY, EMBEDDED_VOCABULARY))
+    else:
+        tokenizer = _named_tokenizer(name)
+        if tokenizer_name is None and label is not None:
+            tokenizer.label = label
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.label} has ids up to {tokenizer.vocab_size - 1}, {model_name} has {vocab_size} "
+            "embeddings: it belongs to another model; set tokenizer_name to this model's"
+        )
+    return tokenizer
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TextTokenizer:
+    """A lower-casing BPE tokenizer of at most `vocab_size` pieces, trained on `texts`, with ALBERT's special tokens.
+
+    BPE because its trainer gives the same pieces under the same ids on every run and with any number of threads; those
+    of WordPiece and Unigram in `tokenizers` do not. Raises UserError when the characters alone need more pieces.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise UserError(
+            f"the texts have {tokenizer.get_vocab_size() - len(special)} different characters, and a vocabulary of "
+            f"{vocab_size} can't hold them; give a tokenizer.json, or a model with a larger vocabulary"
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", special.index("[CLS]")), ("[SEP]", special.index("[SEP]"))],
+    )
+    return TextTokenizer(tokenizer, EMBEDDED_LABEL, pad_id=0)
+
+
+def _named_tokenizer(name: str) -> TextTokenizer:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _from_file(path, name)
+    if path.is_dir():
+        return _from_folder(path, name)
+    if name.startswith((".", "/", "~")) or name.endswith(".json"):
+        raise UserError(
+            f"tokenizer {name!r} is read as a local path, and nothing is there; give a tokenizer.json, a folder that "
+            "holds one, or a Hub id"
+        )
+    return _from_folder(_hub_folder(name), name)
+
+
+def _from_file(path: Path, label: str, pad_id: int | None = None) -> TextTokenizer:
+    from tokenizers import Tokenizer
+
+    if path.suffix != ".json":
+        raise UserError(
+            f"tokenizer {label!r} is a {path.suffix or 'nameless'} file; allowed is a tokenizer.json, or the folder "
+            "that holds it"
+        )
+    try:
+        definition = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"tokenizer {label!r} can't be read ({error}); give an intact tokenizer.json") from error
+    try:
+        tokenizer = Tokenizer.from_str(definition)
+    except Exception as error:  # tokenizers raises bare Exception
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"tokenizer {label!r} is no tokenizer.json ({reason}); give an intact one") from error
+    return TextTokenizer(tokenizer, label, pad_id)
+
+
+def _from_folder(folder: Path, label: str) -> TextTokenizer:
+    if (folder / TOKENIZER_FILE).is_file():
+        meta = _meta(folder)
+        return _from_file(folder / TOKENIZER_FILE, meta.get("label", label), meta.get("pad_id"))
+    if (folder / "vocab.txt").is_file():
+        return _from_bert_vocabulary(folder, label)
+    if (folder / "spiece.model").is_file():
+        raise UserError(
+            f"tokenizer {label!r} has spiece.model and no tokenizer.json; what transformers builds from it alone gives "
+            "wrong ids (it begins a new word after '-' and the like); put ALBERT's tokenizer.json beside it, or set "
+            "tokenizer_name to one"
+        )
+    found = sorted(entry.name for entry in folder.iterdir())
+    raise UserError(
+        f"tokenizer {label!r} is a folder without tokenizer.json or vocab.txt, it has {shown(found) or 'nothing'}; set "
+        "tokenizer_name to a tokenizer.json"
+    )
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """What `TextTokenizer.save` wrote beside the tokenizer; empty for a folder from elsewhere."""
+    path = folder / META_FILE
+    if not path.is_file():
+        return {}
+    meta = read_json_object(path, "remove it, or give an intact folder")
+    if not isinstance(meta.get("label"), str) or not isinstance(meta.get("pad_id"), int):
+        raise UserError(f"{path} lacks label or pad_id; remove it, or give an intact folder")
+    return meta
+
+
+def _from_bert_vocabulary(folder: Path, label: str) -> TextTokenizer:
+    from transformers import BertTokenizer
+
+    # from_pretrained reads do_lower_case from tokenizer_config.json; the constructor would ignore vocab_file.
+    try:
+        fast = BertTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    # A stranger's files may hold anything, over which transformers and tokenizers stumble in any way.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"tokenizer {label!r} can't be built from its vocab.txt ({reason}); give an intact one"
+        ) from error
+    return TextTokenizer(fast.backend_tokenizer, label)
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        with _no_progress_bars():
+            return Path(snapshot_download(name, allow_patterns=list(_USABLE_FILES), local_files_only=hub_is_away()))
+    except (OSError, HFValidationError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"tokenizer {name!r} is read as a Hub id and can't be loaded ({reason}); without a network set "
+            "tokenizer_name to a local tokenizer.json"
+        ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _pad_id(tokenizer: Tokenizer, stored_padding: dict[str, Any] | None) -> int:
+    if stored_padding is not None:
+        return int(stored_padding["pad_id"])
+    known = (tokenizer.token_to_id(token) for token in _PAD_TOKENS)
+    # Padding is masked, so that any id of the vocabulary gives the same features.
+    return next((number for number in known if number is not None), 0)

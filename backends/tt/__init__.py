@@ -1,0 +1,1 @@
+"""Tenstorrent cards, and their arithmetic emulated on the host."""

@@ -1,0 +1,292 @@
+"""The Tenstorrent backend: a card through torch_xla and the vendor's PJRT plugin, or the emulation of its numerics.
+
+`TtBackend.open` takes a card where there is one and emulation elsewhere, or what `tt.device` says. The vendor's names
+are those of its plugin in 2026 (package pjrt-plugin-tt); nobody has run this file on a card yet: its tests put
+torch_xla's CPU device in the card's place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ... import UserError
+from ...kernels.names import check_name
+from ..base import (
+    LAYOUTS,
+    Availability,
+    Backend,
+    BackendUnavailableError,
+    CastPolicy,
+    DeviceInfo,
+    Foreseen,
+    ShapeGrid,
+    device_label,
+)
+from ..xla import DEVICE_BATCH_TOKENS, StaticEncoder, XlaBackend
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...kernels.packed import PackedBatch, PaddedBatch
+    from ...kernels.weights import EncoderWeights
+    from ..error_budget import Yardstick
+    from ..protocols import FrozenEncoder
+    from .options import TtOptions
+
+F = TypeVar("F")
+
+CARD_FOLDER = Path("/dev/tenstorrent")
+PLUGIN_GROUP = "torch_xla.plugins"
+DEVICE_TYPE = "TT"
+
+# Multiples of the card's 32 x 32 tiles, and few: its compiler takes minutes for a program.
+LENGTHS = (32, 64, 128, 256, 512)
+
+# For torch.compile(backend="tt"): keep torch_xla's lazy execution, so that a step stays one program.
+COMPILE_OPTIONS = {
+    "tt_legacy_compile": True,
+    "tt_lazy_execution": True,
+    "tt_use_aot_autograd": False,
+    "tt_enable_torch_fx_fusion_pass": False,
+}
+
+
+class TtBackend(Backend):
+    """The name `tt`: never itself a device, it opens a card or its emulation."""
+
+    name = "tt"
+    layouts = ("padded", "bucketed")
+
+    @classmethod
+    def probe(cls) -> Availability:
+        hardware = hardware_availability()
+        emulated = _emulated_availability()
+        if hardware.ok or not emulated.ok:
+            return hardware
+        return Availability(True, f"emulated: {hardware.reason}", hardware.fix)
+
+    @classmethod
+    def foresee(cls, options: Mapping[str, Any] | None = None) -> Foreseen:
+        emulated = _is_emulated(_read_options(options or {}))
+        if emulated:
+            return Foreseen(LAYOUTS, emulated, ("emulated",))
+        return Foreseen(cls.layouts, emulated, TtHardware.kernel_names)
+
+    @classmethod
+    def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
+        return {
+            "tt": (hardware_availability(), {"device": "hardware"}),
+            device_label("tt", True): (_emulated_availability(), {"device": "emulated"}),
+        }
+
+    @classmethod
+    def open(cls, index: int | None = None, options: Mapping[str, Any] | None = None) -> Backend:
+        """A card or its emulation. Raises UserError for options that are not the section's, or no such device."""
+        chosen = _read_options(options or {})
+        return _emulated_backend(index, chosen) if _is_emulated(chosen) else TtHardware(index, chosen)
+
+
+def _is_emulated(options: TtOptions) -> bool:
+    """Whether these options open the emulation here, and not a card. Raises UserError for a card that isn't here."""
+    hardware = hardware_availability()
+    if options.device == "hardware" and not hardware.ok:
+        raise BackendUnavailableError(f"tt.device: hardware can't run here: {hardware.reason}; {hardware.fix}")
+    return options.device == "emulated" or not hardware.ok
+
+
+def _emulated_availability() -> Availability:
+    """Whether the emulation of a card's numerics can run here."""
+    from .emulated import TtEmulated
+
+    return TtEmulated.probe()
+
+
+def _emulated_backend(index: int | None, options: TtOptions) -> Backend:
+    """The emulation, opened."""
+    from .emulated import TtEmulated
+
+    return TtEmulated(index, options)
+
+
+def hardware_availability() -> Availability:
+    """Whether a card can be used: no plugin, a plugin without a card, and both are told apart. Imports neither."""
+    cards = sorted(CARD_FOLDER.glob("*")) if CARD_FOLDER.is_dir() else []
+    plugin = any(entry.name == "tt" for entry in entry_points(group=PLUGIN_GROUP))
+    if not plugin:
+        here = f"a Tenstorrent card is here ({cards[0]}), but" if cards else "no Tenstorrent card is here, and"
+        return Availability(
+            False,
+            f"{here} its PJRT plugin is not installed",
+            "install pjrt-plugin-tt from Tenstorrent's package index into an environment of its own (Python 3.12; it "
+            "brings its own torch and torch_xla); or use --backend cpu",
+        )
+    if not cards:
+        return Availability(
+            False,
+            f"the PJRT plugin is installed, but there is no Tenstorrent card: {CARD_FOLDER} is empty or missing",
+            "install the card's kernel driver (tt-kmd) and check with tt-smi that it lists the card; or use "
+            "--backend cpu",
+        )
+    return Availability(True, f"{len(cards)} Tenstorrent card(s) ({cards[0]})")
+
+
+class TtHardware(XlaBackend):
+    """One Tenstorrent card, lazily through torch_xla; frozen weights in a block format where the options say so."""
+
+    name = "tt"
+
+    def __init__(self, index: int | None, options: TtOptions) -> None:
+        self.options = options
+        os.environ["PJRT_DEVICE"] = DEVICE_TYPE
+        os.environ["XLA_STABLEHLO_COMPILE"] = "1"
+        Backend.__init__(self, index)
+        self._open(DEVICE_TYPE)
+        self._check_arch()
+
+    def _configure(self) -> None:
+        try:
+            # Registers the dynamo backend "tt".
+            import_module("tt_torch")
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"backend 'tt' can't load the vendor's compiler ({error}); install pjrt-plugin-tt whole, again"
+            ) from error
+        if not hasattr(self._xla, "set_custom_compile_options"):
+            raise BackendUnavailableError(
+                f"backend 'tt': torch_xla {self._xla.__version__} is not the vendor's torch_xla (it takes no compile "
+                "options); install the one that pjrt-plugin-tt brings"
+            )
+        self._say_options("")
+
+    def _say_options(self, weight_dtype: str) -> None:
+        """Sets the compiler's options, which hold for every program compiled from now on."""
+        self._xla.set_custom_compile_options(
+            {
+                "optimization_level": self.options.optimization_level,
+                "math_fidelity": self.options.math_fidelity,
+                "fp32_dest_acc_en": self.options.fp32_dest_acc_en,
+                "enable_const_eval": False,
+                "experimental_weight_dtype": weight_dtype,
+            }
+        )
+
+    def _check_arch(self) -> None:
+        found = self._arch()
+        if found and not found.startswith(self.options.arch):
+            raise UserError(
+                f"tt.arch is {self.options.arch!r}, and the card is a {found!r}; set tt.arch to the card's "
+                "(wormhole or blackhole)"
+            )
+
+    def _arch(self) -> str:
+        """The card's architecture as the plugin names it; "" where it doesn't."""
+        attributes = self._runtime.global_runtime_device_attributes()[self.index or 0]
+        return str(attributes.get("device_arch", "")).lower()
+
+    @property
+    def static_shapes(self) -> ShapeGrid | None:
+        return ShapeGrid(DEVICE_BATCH_TOKENS, LENGTHS)
+
+    def info(self) -> DeviceInfo:
+        base = super().info()
+        return DeviceInfo(
+            backend=self.name,
+            device=base.device,
+            name=f"Tenstorrent {self._arch() or self.options.arch}",
+            features=(*base.features, self._mode()),
+            versions=base.versions,
+        )
+
+    def _mode(self) -> str:
+        weights = "" if self.options.weight_dtype == "bfloat16" else f", frozen weights {self.options.weight_dtype}"
+        return f"{self._products()}{weights}"
+
+    def _products(self) -> str:
+        sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
+        return f"{self.options.math_fidelity}, {sums} destination"
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        del strict  # No dtype is replaced by another here.
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"dtype {dtype!r} can't train on the tt backend; allowed are float32, bfloat16; set dtype to one"
+            )
+        reason = f"{dtype} tensors; products at the matrix unit's {self._mode()}"
+        return CastPolicy(dtype, dtype, dtype, "float32", reason, self._mode())
+
+    def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
+        mode = self._products()
+        return replace(policy, reason=f"{policy.compute} tensors; products at the matrix unit's {mode}", mode=mode)
+
+    def yardstick(self, policy: CastPolicy) -> Yardstick:
+        from .emulated import yardstick
+
+        return yardstick(self.options, policy)
+
+    def compile(self, fn: F, **options: Any) -> F:
+        import torch
+
+        # torch's overloads know no type that is only bounded by a callable's.
+        function: Any = fn
+        compiled: Any = torch.compile(function, backend="tt", options=COMPILE_OPTIONS | options)
+        return compiled
+
+    def step_boundary(self) -> None:
+        self._xla.sync(wait=True)
+
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend tt")
+        import torch
+
+        from ...kernels.packed import PaddedBatch
+
+        encoder = self._portable(weights, policy)
+
+        def forward(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
+            return encoder.padded_features(PaddedBatch(ids, mask, types))
+
+        compiled = self.compile(forward)
+
+        def run(batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+            assert isinstance(batch, PaddedBatch), "StaticEncoder lets padded batches through only"
+            with self._frozen_weights(), torch.no_grad():
+                return compiled(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+
+        return StaticEncoder(encoder, run)
+
+    @contextmanager
+    def _frozen_weights(self) -> Iterator[None]:
+        """What is traced inside is compiled with the frozen weights' block format, and is a program of its own.
+
+        The compiler's option is global, and holds for every weight of a program: trained ones must not share it.
+        """
+        if self.options.weight_dtype == "bfloat16":
+            yield
+            return
+        self.step_boundary()
+        self._say_options(self.options.weight_dtype)
+        try:
+            yield
+            self.step_boundary()
+        finally:
+            self._say_options("")
+
+
+def _read_options(options: Mapping[str, Any]) -> TtOptions:
+    from pydantic import ValidationError
+
+    from .options import TtOptions
+
+    try:
+        return TtOptions.model_validate(dict(options))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(("tt", *map(str, problem["loc"])))
+        raise UserError(f"{key} is {problem['input']!r}: {problem['msg'].lower()}") from error

@@ -1,0 +1,162 @@
+"""The numerics of a Tenstorrent card on the host: same configuration, same losses to rounding, never its speed."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from ... import UserError
+from ...kernels.names import check_name
+from ..base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, device_label
+from ..cpu import CpuBackend
+from ..error_budget import Yardstick
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...kernels.tt.arithmetic import Arithmetic
+    from ...kernels.weights import EncoderWeights
+    from ..protocols import FrozenEncoder, HeadStep
+    from .options import TtOptions
+
+T = TypeVar("T")
+
+LABEL = device_label("tt", True)
+
+log = logging.getLogger("isotrain")
+
+
+class TtEmulated(CpuBackend):
+    """A card's arithmetic, computed by the host: the frozen encoder, and every nn.Linear forward and backward.
+
+    Loss, activations between trained layers and the optimizer are the host's own float32, as tt-xla leaves them
+    outside the matrix unit; `optimizer_dtype` bfloat16 rounds parameters and optimizer state after every step.
+    """
+
+    name = "tt"
+    kernel_names = ("emulated",)
+    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+
+    def __init__(self, index: int | None, options: TtOptions) -> None:
+        if index not in (None, 0):
+            raise UserError(f"backend 'tt:{index}': no card is here, and its emulation is one device; write tt")
+        super().__init__(index)
+        self.options = options
+
+    @classmethod
+    def probe(cls) -> Availability:
+        from ...kernels.tt.native import engines
+
+        return Availability(True, f"emulation on this host, exact arithmetic by {engines()[0]}; no card is used")
+
+    def info(self) -> DeviceInfo:
+        host = super().info()
+        return replace(
+            host,
+            backend=self.name,
+            name=f"{LABEL}: {self.options.arch} arithmetic on {host.name}",
+            features=(*host.features, self._mode()),
+            emulated=True,
+        )
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        del strict  # No dtype is replaced by another here.
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"dtype {dtype!r} can't train on the tt backend; allowed are float32, bfloat16; set dtype to one"
+            )
+        reason = "emulated, no card is here: frozen weights and activations in the card's formats, products at "
+        return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason + self._mode(), f"{LABEL} {self._mode()}")
+
+    def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
+        mode = f"{self._products()}, {self.options.emulation}"
+        reason = f"emulated, no card is here: products of linear layers at {mode}, all else as on the host"
+        return replace(policy, reason=reason, mode=f"{LABEL} {mode}")
+
+    def yardstick(self, policy: CastPolicy) -> Yardstick:
+        return yardstick(self.options, policy)
+
+    def place(self, value: T) -> T:
+        """As on the host; a module's linear layers compute in the card's arithmetic from now on."""
+        placed = super().place(value)
+        if isinstance(placed, nn.Module):
+            from ...kernels.tt.autograd import emulate_linears
+
+            emulate_linears(placed, self._arithmetic(torch.float32))
+        return placed
+
+    def on_host(self, module: nn.Module) -> nn.Module:
+        from ...kernels.tt.autograd import plain_linears
+
+        return plain_linears(super().on_host(module))
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.options.optimizer_dtype == "bfloat16":
+            optimizer.register_step_post_hook(_round_to_bfloat16)
+
+    def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
+        """None: the host's fused step computes in float32."""
+        del parameters, optimizer
+        return None
+
+    def measured_unit_tflops(self) -> None:
+        """None: the host's matrix unit says nothing about a card's."""
+
+    def energy(self) -> EnergyUse:
+        return EnergyUse(None, "unavailable: no card is here, and the host's energy says nothing about one's")
+
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
+        """Nothing: linear layers take the tensors they get, and read of float32 what the matrix unit would."""
+        del policy
+        return nullcontext()
+
+    def kernels(self) -> dict[str, Availability]:
+        return {"emulated": Availability(True, f"{self.options.emulation} TT arithmetic")}
+
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+        from ...kernels.tt.encoder import TtEncoder
+
+        del policy
+        check_name("kernel", kernel, ("auto", *self.kernel_names), f"on backend {LABEL}")
+        gemm = getattr(torch, super().cast_policy("bfloat16").compute)
+        return TtEncoder(weights, self._arithmetic(gemm), self.options.weight_dtype)
+
+    def _arithmetic(self, gemm_dtype: torch.dtype) -> Arithmetic:
+        from ...kernels.tt.arithmetic import Arithmetic
+
+        return Arithmetic(
+            arch=self.options.arch,
+            math_fidelity=self.options.math_fidelity,
+            fp32_dest_acc_en=self.options.fp32_dest_acc_en,
+            mode=self.options.emulation,
+            gemm_dtype=gemm_dtype,
+        )
+
+    def _mode(self) -> str:
+        return f"{self._products()}, frozen weights {self.options.weight_dtype}, {self.options.emulation}"
+
+    def _products(self) -> str:
+        sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
+        return f"{self.options.math_fidelity}, {sums} destination"
+
+
+def yardstick(options: TtOptions, policy: CastPolicy) -> Yardstick:
+    """The card's arithmetic emulated fast: block formats and fidelities are no dtype that the ideal could round to."""
+    chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"})
+    return Yardstick("tt", policy.requested, chosen.model_dump(exclude_defaults=True), draws=False, emulated=True)
+
+
+@torch.no_grad()
+def _round_to_bfloat16(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Leaves what a bfloat16 optimizer would hold, in tensors that stay float32."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            held = [value for name, value in optimizer.state[parameter].items() if name != "step"]
+            for tensor in (parameter, *held):
+                if isinstance(tensor, torch.Tensor):
+                    tensor.copy_(tensor.to(torch.bfloat16))

@@ -1,0 +1,130 @@
+"""What others offer for the same frozen forward: the baselines that `isotrain bench --vs peers` measures.
+
+This file names them and needs none of them; each is built in its own fresh process by the module that it names. A peer
+runs the same texts as this project's kernels, in the layout and batch size that suit it best: where `shapes` has
+several, a short sweep picks the fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ...kernels.install import install_hint
+from ...kernels.names import check_name
+
+if TYPE_CHECKING:
+    from ...albert_core.model.encoder import LoadedEncoder
+    from ...backends import Backend
+    from .base import PeerEncoder
+
+ALL = "peers"
+
+Shape = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One baseline. `shapes`: (layout, batch size) to choose from; `packages`: what it imports beyond isotrain's own.
+
+    `builder` is ``module:class`` in this package; `fixed` means that its shape is what it stands for, so that
+    --batch-size doesn't change it.
+    """
+
+    name: str
+    what: str
+    builder: str
+    shapes: tuple[Shape, ...]
+    packages: tuple[str, ...] = ()
+    fixed: bool = False
+
+    def missing(self) -> str:
+        """Why it can't run here as far as that is known without importing it; empty where nothing is missing."""
+        absent = [package for package in self.packages if find_spec(package) is None]
+        if not absent:
+            return ""
+        them = "it" if len(absent) == 1 else "them"
+        return f"{', '.join(absent)} not installed; get {them} by: {install_hint('peers')}"
+
+    def choices(self, batch_sizes: Sequence[int]) -> tuple[Shape, ...]:
+        """Its shapes, with these batch sizes instead of its own where any are given."""
+        if self.fixed or not batch_sizes:
+            return self.shapes
+        layouts = dict.fromkeys(layout for layout, _ in self.shapes)
+        return tuple((layout, size) for layout in layouts for size in batch_sizes)
+
+
+# The first shape of each is what --quick takes without a sweep.
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            "experiment-padded",
+            "the Banking77 experiment's forward, every text padded to max_length",
+            "eager:ExperimentEncoder",
+            (("padded", 8),),
+            fixed=True,
+        ),
+        Peer(
+            "experiment-dynamic",
+            "the Banking77 experiment's forward, each batch padded to its longest text",
+            "eager:ExperimentEncoder",
+            (("dynamic", 8),),
+            fixed=True,
+        ),
+        Peer(
+            "transformers-dynamic",
+            "transformers eager, batches as they come, each padded to its longest text",
+            "eager:EagerEncoder",
+            (("dynamic", 8), ("dynamic", 32), ("dynamic", 64)),
+        ),
+        Peer(
+            "transformers-sorted",
+            "transformers eager, batches in order of length, each padded to its longest text",
+            "eager:EagerEncoder",
+            (("sorted", 8), ("sorted", 32), ("sorted", 64)),
+        ),
+        Peer(
+            "torch-compile",
+            "torch.compile with inductor's freezing, one graph for each of a few static shapes",
+            "compiled:CompiledEncoder",
+            (("static", 64), ("static", 256)),
+        ),
+        Peer(
+            "onnxruntime",
+            "ONNX Runtime, exported and fused by its own transformers optimizer",
+            "onnx_runtime:OnnxEncoder",
+            (("sorted", 8), ("sorted", 32), ("sorted", 128)),
+            ("onnx", "onnxruntime"),
+        ),
+        Peer(
+            "openvino",
+            "OpenVINO, converted from the torch module",
+            "open_vino:OpenVinoEncoder",
+            (("sorted", 8), ("sorted", 32), ("sorted", 128), ("static", 64), ("static", 256)),
+            ("openvino",),
+        ),
+    )
+}
+
+
+def chosen_peers(names: Sequence[str]) -> list[Peer]:
+    """The peers that `--vs` names; ``peers`` is all of them. Raises UserError for an unknown name."""
+    for name in names:
+        check_name("--vs", name, (ALL, *PEERS))
+    wanted = PEERS if ALL in names else dict.fromkeys(names)
+    return [PEERS[name] for name in wanted]
+
+
+def build_peer(name: str, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> PeerEncoder:
+    """The peer called `name` over the weights of `encoder`.
+
+    `dtype` is what was asked for. Raises UserError, with the reason, where it can't run here.
+    """
+    module, _, attribute = PEERS[name].builder.partition(":")
+    factory = getattr(import_module(f".{module}", __package__), attribute)
+    built: PeerEncoder = factory(encoder, backend, dtype, layout)
+    return built

@@ -1,0 +1,130 @@
+"""What every baseline offers to the measuring worker: the interface of a frozen encoder, and a guard for compiles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import UserError
+from ...albert_core.model.encoder import LoadedEncoder
+from ...backends import Backend, CastPolicy
+from ...kernels.packed import PackedBatch, PaddedBatch
+
+
+class PeerEncoder(ABC):
+    """A peer's frozen forward: a padded batch in, [CLS] features (sequences, hidden), float32, out.
+
+    `policy` says which dtypes it really uses; `notes` what a reader must know of how it was set up.
+    """
+
+    name: str
+    version: str
+    policy: CastPolicy
+    skips_padding = False
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
+        if isinstance(batch, PackedBatch):
+            raise UserError(f"{self.name} takes padded batches only")
+        return self.features(batch)
+
+    @abstractmethod
+    def features(self, batch: PaddedBatch) -> torch.Tensor:
+        """The features of a batch that is on the backend's device."""
+
+    def prepare(self, batches: Sequence[PaddedBatch]) -> None:
+        """Compiles whatever these batches need, so that a failure is known before anything is measured."""
+        with running(self.name):
+            for batch in {tuple(batch.input_ids.shape): batch for batch in batches}.values():
+                self(batch)
+
+    def compile_count(self) -> int:
+        """How many graphs it has compiled so far."""
+        return 0
+
+
+class ClsFeatures(nn.Module):
+    """(input_ids, attention_mask) -> ``last_hidden_state[:, 0]``: what exporters and compilers are given."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        features: torch.Tensor = output.last_hidden_state[:, 0]
+        return features
+
+
+def peer_policy(backend: Backend, dtype: str, compute: str | None = None, reason: str = "") -> CastPolicy:
+    """The backend's own policy for `dtype`; with `compute`, that of a peer which computes in it whatever was asked."""
+    policy = backend.cast_policy(dtype)
+    if compute is None:
+        return policy
+    return replace(policy, param=compute, compute=compute, accumulate="float32", reason=reason)
+
+
+def in_dtype(module: nn.Module, policy: CastPolicy) -> nn.Module:
+    """A copy of `module` with its weights rounded to the parameter dtype, then cast to the compute dtype; frozen."""
+    import copy
+
+    rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
+    return rounded.eval().requires_grad_(False)
+
+
+def require_host(backend: Backend, name: str) -> None:
+    """Raises UserError where the backend's tensors don't lie in the host's memory."""
+    if not backend.place(torch.empty(0)).is_cpu:
+        raise UserError(f"{name} is set up for the host's processors only; it can't be compared on {backend.name}")
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Turns whatever a third party raises inside into one UserError line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise UserError(f"{name} can't run here: {type(error).__name__}: {_first_line(error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters warn about every shape they record; the agreement of the results is what decides."""
+    import logging
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def example_inputs(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch for tracing, of sizes that no graph should keep: ids and a mask with padding."""
+    ids = torch.arange(3 * 11).remainder(vocabulary - 5).add(5).view(3, 11)
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    return ids, mask
+
+
+def cls_module(encoder: LoadedEncoder, make: Callable[[nn.Module], nn.Module] = lambda module: module) -> ClsFeatures:
+    """The encoder's module behind `ClsFeatures`, in eval mode."""
+    module: Any = ClsFeatures(make(encoder.module()))
+    return module.eval()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else "no message")[:300]

@@ -1,0 +1,1 @@
+"""Whole training runs timed side by side, in processes of their own."""

@@ -1,0 +1,373 @@
+"""`isotrain bench --workload end_to_end`: a whole training run from the shell, and the experiment's loop beside it.
+
+Ours is measured whole: a fresh process ``isotrain train banking77`` with a cache folder of its own, from its start to
+its end: tokenising, features, every step, one evaluation an epoch. The experiment's loop doing the same work would take
+hours; it is timed for some of its steps and validation batches in a fresh process of its own, and extrapolated.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ... import UserError
+from ...albert_core.config.load import as_set
+from ...albert_core.processes.signals import interrupted_by_signals
+from ...backends import device_label, foresee_backend
+from ..bench import FAILED, INTERRUPTED, Outcome, exit_code
+from ..harness import environment
+from ..harness.extrapolate import EPOCHS, Sampled, sampled, total_interval, total_ratio
+from ..harness.plan import (
+    EMBEDDED_LENGTHS,
+    END_TO_END,
+    Options,
+    check_values,
+    hash_of,
+    interleaved,
+    refuse_emulated_race,
+)
+from ..harness.runner import Ended, how, run_process, said
+from ..outcome.build import emulation_notes, result_path, write_result
+from .whole_figures import add_figures
+
+SCHEMA = "isotrain.end-to-end/1"
+OWN = "isotrain train"
+RUN = Path("runs/end-to-end")
+BATCH_SIZE, LEARNING_RATE = 8, 1e-3
+# At least so many of the experiment's steps and validation batches are timed in each process.
+LEAST_STEPS, LEAST_VALIDATION = 50, 20
+# A whole run of ours on a slow machine takes longer than a target of the other workloads.
+TIME_LIMIT = 6 * 3600.0
+
+TRAIN = (sys.executable, "-m", "isotrain.benchmarks.end_to_end.peak_memory")
+LOOP = (sys.executable, "-m", "isotrain.benchmarks.end_to_end.blacksmith_loop")
+COUNT = (sys.executable, "-m", "isotrain.benchmarks.end_to_end.whole_work")
+
+Said = Callable[[str], None]
+
+
+@dataclass
+class _Side:
+    """One row of the comparison: its processes so far, why it has none or is not valid, and its last one's folder."""
+
+    name: str
+    padding: str = ""
+    documents: list[dict[str, Any]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    last: Path | None = None
+
+    @property
+    def extrapolated(self) -> bool:
+        return bool(self.padding)
+
+    def sampled(self) -> list[Sampled]:
+        return [sampled(document, self.extrapolated) for document in self.documents]
+
+
+def run_end_to_end(
+    options: Options, *, out: Path | None = None, write: bool = True, tell: Said = lambda _: None
+) -> Outcome:
+    """Measures what `options` names (model, dataset, tokenizer, dtype, kernel, threads, processes, vs).
+
+    Without `vs`, this project's run alone. An interruption keeps the processes that were complete. Raises UserError
+    for options that can't be used, and where this project's run refuses its input.
+    """
+    check(options)
+    path = result_path(out, datetime.now(UTC)) if write else None
+    emulated = _emulated_name(options)
+    sides = [_Side(f"{OWN} on {emulated}" if emulated else OWN)]
+    if options.vs:
+        sides += [_Side("experiment-dynamic", "dynamic"), _Side("experiment-padded", "padded")]
+    machine = environment.describe()
+    interrupted = False
+    import_bytes: list[int] = []
+    counted: dict[str, Any] | None = None
+    order = interleaved(len(sides), options.processes, options.seed)
+    try:
+        with tempfile.TemporaryDirectory(prefix="isotrain-end-to-end-") as folder, interrupted_by_signals():
+            import_bytes.append(_import_torch(options, Path(folder)))
+            for place, (index, process) in enumerate(order, start=1):
+                side = sides[index]
+                if side.reasons:
+                    continue
+                tell(f"[{place}/{len(order)}] {side.name}, process {process + 1} of {options.processes}")
+                scratch = Path(folder) / f"{index}-{process}"
+                scratch.mkdir()
+                (_train if not side.extrapolated else _loop)(options, side, scratch)
+            if sides[0].last is not None:
+                tell("counting the work, measuring the device's peaks")
+                counted = _count(options, sides, sides[0].last)
+    except KeyboardInterrupt:
+        interrupted = True
+    if not any(side.documents for side in sides):
+        return Outcome(None, None, INTERRUPTED if interrupted else FAILED)
+    result = _result(options, sides, import_bytes, counted, machine, interrupted)
+    if path is not None:
+        write_result(result, path)
+    return Outcome(result, path, exit_code(result))
+
+
+def check(options: Options) -> None:
+    """Raises UserError for options that this workload can't use."""
+    check_values(options)
+    if options.dataset == EMBEDDED_LENGTHS:
+        raise UserError(
+            f"--workload {END_TO_END} trains on texts, and {EMBEDDED_LENGTHS} has none; give --dataset: a folder with "
+            "train and test files, a Hub id, or embedded:intents"
+        )
+    if len(options.backends) > 1 or len(options.kernels) > 1:
+        raise UserError(f"--workload {END_TO_END} runs one backend and kernel; give --backend and --kernel once")
+    refuse_emulated_race(options)
+
+
+def training_arguments(options: Options, folder: Path) -> list[str]:
+    """The command line of this project's run, after ``isotrain``: the packaged configuration of the experiment."""
+    values: dict[str, Any] = {
+        "dataset_id": _absolute(options.dataset),
+        "model_name": _absolute(options.model),
+        "dtype": options.dtype,
+        "strict_dtype": options.strict_dtype,
+        "max_length": options.max_length,
+        "batch_size": BATCH_SIZE,
+        "num_epochs": EPOCHS,
+        "learning_rate": LEARNING_RATE,
+        "mlp_hidden_size": options.mlp_hidden_size,
+        "num_labels": "",
+        "kernel": options.kernels[0],
+        "seed": options.seed,
+        "project_dir": str(folder / RUN.parent),
+        "run_name": RUN.name,
+    }
+    if options.tokenizer is not None:
+        values["tokenizer_name"] = _absolute(options.tokenizer)
+    if options.threads is not None:
+        values["threads"] = options.threads
+    for backend, told in options.backend_options.items():
+        values |= {f"{backend}.{key}": value for key, value in told.items()}
+    sets = [part for key, value in values.items() for part in ("--set", as_set(key, value))]
+    return ["train", "banking77", "--backend", options.backends[0], *sets]
+
+
+def _absolute(name: str) -> str:
+    """A path that exists as an absolute one; any other name (a Hub id, random:tiny) as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _train(options: Options, side: _Side, folder: Path) -> None:
+    """One run of ours, with caches that nobody has filled yet."""
+    memory = folder / "peak"
+    command = [*TRAIN, str(memory), *training_arguments(options, folder)]
+    ended = run_process(
+        command, None, folder / "log", options.threads, TIME_LIMIT, {"ISOTRAIN_CACHE": str(folder / "cache")}
+    )
+    summary = folder / RUN / "summary.json"
+    if ended.code == 2:
+        raise UserError(_last_error(ended))
+    if ended.code != 0 or ended.timed_out or not summary.is_file():
+        side.reasons.append(_death(ended))
+        return
+    document = json.loads(summary.read_text(encoding="utf-8"))
+    side.documents.append(
+        {
+            "seconds": ended.seconds,
+            "peak_bytes": int(memory.read_text(encoding="utf-8")),
+            **{key: document[key] for key in ("status", "step", "total_steps", "phases", "model", "random_weights")},
+            **{key: document[key] for key in ("device", "dtype", "energy")},
+            # As it was given: the run was told an absolute path, which is this machine's alone.
+            "dataset": options.dataset,
+            "metrics": {key: document[key] for key in ("eval/loss", "eval/accuracy", "eval/f1_macro")},
+        }
+    )
+    side.last = folder
+    if document["status"] != "completed":
+        side.reasons.append(f"a run ended {document['status']}")
+
+
+def _loop(options: Options, side: _Side, folder: Path) -> None:
+    """Some steps and validation batches of the experiment's loop."""
+    result = folder / "result.json"
+    spec = {
+        "backend": options.backends[0],
+        "model": _absolute(options.model),
+        "dataset": _absolute(options.dataset),
+        "tokenizer": None if options.tokenizer is None else _absolute(options.tokenizer),
+        "dtype": options.dtype,
+        "max_length": options.max_length,
+        "padding": side.padding,
+        "batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "mlp_hidden_size": options.mlp_hidden_size,
+        "seed": options.seed,
+        "threads": options.threads,
+        "steps": LEAST_STEPS,
+        "validation_batches": LEAST_VALIDATION,
+        "result": str(result),
+    }
+    ended = run_process(LOOP, spec, folder / "log", options.threads, TIME_LIMIT)
+    if not result.is_file():
+        side.reasons.append(_death(ended))
+        return
+    document = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in document:
+        side.reasons.append(document["error"]["message"])
+        return
+    side.documents.append(document)
+    if not document["finite"]:
+        side.reasons.append("its loss became NaN or infinite")
+
+
+def _count(options: Options, sides: Sequence[_Side], folder: Path) -> dict[str, Any] | None:
+    """What `whole_work` counts of the run in `folder` and of the loops; None, and a reason, where it can't."""
+    result = folder / "work.json"
+    spec = {
+        "run": str(folder / RUN),
+        "loops": [side.documents for side in sides if side.extrapolated and side.documents],
+        "dtype": options.dtype,
+        "threads": options.threads,
+        "result": str(result),
+    }
+    cache = {"ISOTRAIN_CACHE": str(folder / "cache")}
+    ended = run_process(COUNT, spec, folder / "count.log", options.threads, TIME_LIMIT, cache)
+    document = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"error": {"message": ""}}
+    if "error" in document:
+        why = document["error"]["message"] or _death(ended)
+        sides[0].reasons.append(f"its work could not be counted: {why}")
+        return None
+    return dict(document)
+
+
+def _import_torch(options: Options, folder: Path) -> int:
+    """Peak bytes of a process that imports torch and does nothing else."""
+    file = folder / "import"
+    ended = run_process([*TRAIN, str(file), "import", "torch"], None, folder / "import.log", options.threads, 600.0)
+    if ended.code != 0:
+        raise UserError(f"a process that imports torch {_death(ended)}")
+    return int(file.read_text(encoding="utf-8"))
+
+
+def _death(ended: Ended) -> str:
+    return f"{'outlasted its time limit' if ended.timed_out else how(ended)}{said(ended.log)}"
+
+
+def _last_error(ended: Ended) -> str:
+    lines = ended.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    marked = [line.partition("isotrain: error: ")[2] for line in lines if line.startswith("isotrain: error: ")]
+    return marked[-1] if marked else (lines[-1] if lines else "the training run refused its input")
+
+
+def _result(
+    options: Options,
+    sides: Sequence[_Side],
+    import_bytes: Sequence[int],
+    counted: dict[str, Any] | None,
+    machine: dict[str, Any],
+    interrupted: bool,
+) -> dict[str, Any]:
+    config = {
+        key: value
+        for key, value in options.config().items()
+        if key
+        in (
+            "model",
+            "dtype",
+            "strict_dtype",
+            "max_length",
+            "threads",
+            "dataset",
+            "tokenizer",
+            "seed",
+            "backend_options",
+        )
+    } | {
+        "backend": options.backends[0],
+        "kernel": options.kernels[0],
+        "epochs": EPOCHS,
+        "batch_size": BATCH_SIZE,
+        "mlp_hidden_size": options.mlp_hidden_size,
+    }
+    own = sides[0]
+    entries = [_entry(side, own, options) for side in sides]
+    if counted is not None:
+        add_figures(entries, counted, options.seed)
+    failed = any(side.reasons and not side.documents for side in sides)
+    result = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "partial" if interrupted else "failed" if failed else "complete",
+        "valid": all(entry["valid"] for entry in entries),
+        "notes": _notes(options, sides, counted),
+        "command": environment.command_line(),
+        "config": config,
+        "config_sha256": hash_of(config),
+        "method": {
+            "processes": options.processes,
+            "quick": options.quick,
+            "steps": LEAST_STEPS,
+            "validation_batches": LEAST_VALIDATION,
+        },
+        "environment": machine,
+        "sides": entries,
+        **{key: None if counted is None else counted[key] for key in ("device", "policy", "kernel", "peaks")},
+        "memory": None,
+    }
+    if own.documents:
+        peak = max(document["peak_bytes"] for document in own.documents)
+        result["memory"] = {
+            "peak_bytes": peak,
+            "import_torch_bytes": import_bytes[0],
+            "above_import_bytes": peak - import_bytes[0],
+            "scope": "most resident memory of the process",
+        }
+    return result
+
+
+def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": side.name,
+        "extrapolated": side.extrapolated,
+        "valid": bool(side.documents) and not side.reasons,
+        "reasons": list(side.reasons) or ([] if side.documents else ["no process of it was complete"]),
+        "warnings": [],
+        "processes": side.documents,
+    }
+    if not side.documents:
+        return entry
+    entry["seconds"] = total_interval(side.sampled(), options.seed).as_dict()
+    if side.extrapolated:
+        first = side.documents[0]
+        entry["from"] = {
+            "steps": sum(len(document["steps"]) for document in side.documents),
+            "of_steps": EPOCHS * first["steps_per_epoch"],
+            "validation_batches": sum(len(document["validation"]) for document in side.documents),
+            "of_validation_batches": EPOCHS * first["validation_batches_per_epoch"],
+        }
+        if own.documents:
+            entry["ratio"] = total_ratio(side.sampled(), own.sampled(), options.seed).as_dict()
+    return entry
+
+
+def _emulated_name(options: Options) -> str:
+    """What a device that will only be emulated is called; "" for a real one."""
+    backend = options.backends[0]
+    return device_label(backend, True) if foresee_backend(backend, options.backend_options).emulated else ""
+
+
+def _notes(options: Options, sides: Sequence[_Side], counted: dict[str, Any] | None) -> list[str]:
+    notes = emulation_notes(options.backends[:1] if _emulated_name(options) else ())
+    if any(side.extrapolated for side in sides):
+        notes.append(
+            "the experiment's loop is re-created as published and does the same work as ours: one evaluation an epoch, "
+            "not one every ten steps; checkpoints and trackers are left out of it"
+        )
+    if counted is None:
+        notes.append("the work was not counted: there are seconds, and no rates")
+    if options.processes < 3:
+        notes.append(f"{options.processes} process a side: intervals don't cover what differs between processes")
+    return notes

@@ -1,0 +1,1 @@
+"""Measuring: the plan, worker processes, the clock, statistics, the machine's own limits."""

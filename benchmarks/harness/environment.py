@@ -1,0 +1,202 @@
+"""What every result must say about where it was measured (rule 9). What can't be read says why, and is never guessed.
+
+Reads files and runs git; imports neither torch nor anything heavy. A worker adds torch's own thread counts.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...albert_core.terminal.text import redacted
+
+PACKAGES = ("isotrain", "torch", "transformers", "tokenizers", "datasets", "numpy", "triton", "torch-xla")
+MATRIX_FLAGS = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY")
+
+# Linux takes a thread's CPU away 15 to 60 times a second on a machine that is otherwise idle, and 130 to 180 times
+# where another process wants that CPU all the time.
+BUSY_SWITCHES_PER_THREAD = 100.0
+# The share of its time that a thread may have waited for a CPU.
+LARGEST_WAIT = 0.05
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def describe() -> dict[str, Any]:
+    """The record of this process's machine and installation: plain values, or "unavailable: reason"."""
+    return {
+        "host": host(),
+        "cpu": cpu(),
+        "load": load_average(),
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+def host() -> dict[str, Any]:
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "python_build": platform.python_compiler(),
+        "memory_bytes": _memory_bytes(),
+        "transparent_huge_pages": _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+    }
+
+
+def cpu(proc: Path = Path("/proc"), sys_cpu: Path = Path("/sys/devices/system/cpu")) -> dict[str, Any]:
+    """Model, matrix instruction sets, affinity, thread variables, governor, clocks and temperature of the host."""
+    cpuinfo = _read(proc / "cpuinfo")
+    flags = _cpuinfo_values(cpuinfo, "flags")
+    return {
+        "model": next(iter(_cpuinfo_values(cpuinfo, "model name")), _why(cpuinfo, "no model name in cpuinfo")),
+        "matrix_flags": [flag for flag in MATRIX_FLAGS if flag in flags[0].split()]
+        if flags
+        else _why(cpuinfo, "no flags in cpuinfo"),
+        "logical_cpus": os.cpu_count(),
+        "affinity": affinity(),
+        "thread_variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "governor": _read(sys_cpu / "cpu0" / "cpufreq" / "scaling_governor"),
+        "clock_mhz": clock_mhz(cpuinfo),
+        "temperature_celsius": temperature(),
+    }
+
+
+def affinity() -> list[int] | str:
+    """The logical CPUs this process may run on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return "unavailable: this system has no CPU affinity"
+    return sorted(os.sched_getaffinity(0))
+
+
+def clock_mhz(cpuinfo: str | None = None) -> list[float] | str:
+    """The present clock of each logical CPU in MHz (under a hypervisor, the nominal one)."""
+    text = _read(Path("/proc/cpuinfo")) if cpuinfo is None else cpuinfo
+    clocks = [float(value) for value in _cpuinfo_values(text, "cpu MHz")]
+    return clocks or _why(text, "no cpu MHz in cpuinfo")
+
+
+def temperature(zones: Path = Path("/sys/class/thermal")) -> dict[str, float] | str:
+    """Degrees Celsius of each thermal zone, by its type."""
+    found: dict[str, float] = {}
+    for zone in sorted(zones.glob("thermal_zone*")):
+        value = _read(zone / "temp")
+        if value.lstrip("-").isdigit():
+            found[f"{zone.name} {_read(zone / 'type')}"] = int(value) / 1000.0
+    return found or "unavailable: no readable thermal zone (usual in virtual machines)"
+
+
+def load_average() -> list[float] | str:
+    """The system's load over 1, 5 and 15 minutes: what else was running."""
+    try:
+        return [round(value, 2) for value in os.getloadavg()]
+    except (OSError, AttributeError):
+        return "unavailable: this system has no load average"
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unavailable: not installed"
+    return found
+
+
+def git_state(root: Path = PACKAGE_ROOT) -> dict[str, Any] | str:
+    """Revision and whether files differ from it, when `root` is the top of a git checkout.
+
+    An installed copy inside somebody's virtual environment is none, even where that lies in another checkout.
+    """
+    if shutil.which("git") is None:
+        return "unavailable: git is not installed"
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return "unavailable: not a git checkout"
+    revision = _git(root, "rev-parse", "HEAD")
+    if revision is None:
+        return "unavailable: the checkout has no commit yet"
+    changed = (_git(root, "status", "--porcelain") or "").splitlines()
+    return {"revision": revision, "dirty": bool(changed), "changed_files": len(changed)}
+
+
+def moment() -> dict[str, Any]:
+    """What changes while a process measures: load, clocks, temperature."""
+    return {"load": load_average(), "clock_mhz": clock_mhz(), "temperature_celsius": temperature()}
+
+
+class Lost(NamedTuple):
+    """What other work has taken from this process's threads so far: how often they lost a CPU (getrusage's ru_nivcsw),
+    and for how many seconds they were ready and waited for one (0 where the system doesn't count that).
+    """
+
+    switches: int
+    seconds: float
+
+
+def lost(tasks: Path = Path("/proc/self/task")) -> Lost:
+    """What was lost up to now, by every thread that lives."""
+    waited = sum(int(fields[1]) for path in tasks.glob("*/schedstat") if len(fields := _read(path).split()) == 3)
+    return Lost(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, waited / 1e9)
+
+
+def is_disturbed(before: Lost, after: Lost, seconds: float, threads: int) -> bool:
+    """Whether other work took the CPUs from a process of `threads` threads in those `seconds`.
+
+    By switches where a few processes take turns; by the time waited where there are many, whose turns are long.
+    """
+    often = after.switches - before.switches > BUSY_SWITCHES_PER_THREAD * threads * seconds
+    return often or after.seconds - before.seconds > LARGEST_WAIT * threads * seconds
+
+
+def command_line() -> list[str]:
+    """The command as it was typed; the interpreter's own path is left out."""
+    return [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """git's answer, or None where it fails. Optional locks are off: reading a state must not write the index."""
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        return f"unavailable: {path.name} is not readable ({error.strerror})"
+
+
+def _cpuinfo_values(text: str, key: str) -> list[str]:
+    pairs = (line.partition(":") for line in text.splitlines())
+    return [value.strip() for name, _, value in pairs if name.strip() == key]
+
+
+def _why(text: str, otherwise: str) -> str:
+    return text if text.startswith("unavailable: ") else f"unavailable: {otherwise}"
+
+
+def _memory_bytes() -> int | str:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return "unavailable: the system doesn't say"

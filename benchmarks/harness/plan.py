@@ -1,0 +1,350 @@
+"""What a benchmark run measures, and in which order: options, targets and the schedule. Imports no torch.
+
+Rules 7 and 9: every target in several fresh processes, interleaved in random order, under a hashed configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from ... import UserError
+from ...backends import DTYPES, LAYOUTS, Foreseen, device_label, foresee_backend, list_backends
+from ...kernels.names import check_name
+from ..baselines import Shape, chosen_peers
+
+WORKLOADS = ("forward", "train_step", "head_step", "full_step")
+# A whole training run, which is measured alone.
+END_TO_END = "end_to_end"
+DEFAULT_WORKLOADS = ("forward", "train_step")
+# The layout of a step on cached features, which has no tokens to lay out.
+CACHED = "cached"
+EMBEDDED_LENGTHS = "banking77-lengths"
+
+QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
+# A comparison has more targets, and its quick look is to end within three minutes.
+QUICK_PEER_SECONDS = 1.5
+QUICK_LEAST_BLOCKS = 2
+FULL_PROCESSES, FULL_BLOCKS, FULL_SECONDS = 3, 9, 10.0
+# Texts of a comparison with peers, and the static shapes that those who compile may have; see `texts.static_cells`.
+PEER_TEXTS, QUICK_PEER_TEXTS = 512, 32
+STATIC_SHAPES, QUICK_STATIC_SHAPES = 4, 2
+# This project's own kernels are given a choice of batch sizes as well.
+OWN_SIZES = (128, 32, 512)
+# A sweep of a peer's shapes: its warm-up (compilers included) and its passes, for the estimate of --dry-run alone.
+SWEEP_SECONDS = 30.0
+# Importing torch and transformers, building a model, warming up and measuring the peaks: what a process costs beside
+# its timed blocks, for the estimate of --dry-run alone.
+OVERHEAD_SECONDS = 12.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that can be chosen. `config` is the part that decides what is measured, the rest how thoroughly.
+
+    mlp_hidden_size and num_labels are those of the Banking77 head; `batches` is the length of the list of different
+    batches that every target cycles through. vs: peers to compare with; then every target runs the same `texts` texts,
+    and `batch_sizes`, where there are any, replace the sizes that the sweep tries. `backend_options`: what a
+    configuration says to backends, by name.
+    """
+
+    backends: tuple[str, ...] = ("cpu",)
+    model: str = "random:albert-base-v2"
+    workloads: tuple[str, ...] = DEFAULT_WORKLOADS
+    layouts: tuple[str, ...] = LAYOUTS
+    kernels: tuple[str, ...] = ("auto",)
+    batch_sizes: tuple[int, ...] = (8,)
+    dtype: str = "bfloat16"
+    strict_dtype: bool = False
+    max_length: int = 128
+    threads: int | None = None
+    dataset: str = EMBEDDED_LENGTHS
+    tokenizer: str | None = None
+    seed: int = 23
+    batches: int = 4
+    mlp_hidden_size: int = 256
+    num_labels: int = 77
+    vs: tuple[str, ...] = ()
+    texts: int | None = None
+    static_shapes: int = STATIC_SHAPES
+    processes: int = FULL_PROCESSES
+    blocks: int = FULL_BLOCKS
+    seconds: float = FULL_SECONDS
+    quick: bool = False
+    time_limit: float = 900.0
+    backend_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def least_blocks(self) -> int:
+        """Timed blocks that a process runs however slow its steps are: all of them, unless it is a quick look."""
+        return min(self.blocks, QUICK_LEAST_BLOCKS) if self.quick and self.processes == 1 else self.blocks
+
+    def config(self) -> dict[str, Any]:
+        """What is measured: results are comparable only where these agree (apart from the targets' own keys)."""
+        keys = (
+            "model",
+            "dtype",
+            "strict_dtype",
+            "max_length",
+            "threads",
+            "dataset",
+            "tokenizer",
+            "seed",
+            "batches",
+            "mlp_hidden_size",
+            "num_labels",
+            "texts",
+            "static_shapes",
+        )
+        told = {"backend_options": self.backend_options} if self.backend_options else {}
+        return {key: getattr(self, key) for key in keys} | told
+
+    def method(self) -> dict[str, Any]:
+        """How thoroughly it is measured."""
+        return {key: getattr(self, key) for key in ("processes", "blocks", "seconds", "quick", "time_limit")}
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One thing to measure: a kernel of a backend, or (`peer`) the baseline that `kernel` names.
+
+    emulated: the backend emulates its device here, and what is measured is the emulation's speed.
+    """
+
+    backend: str
+    workload: str
+    layout: str
+    kernel: str
+    batch_size: int
+    peer: bool = False
+    emulated: bool = False
+
+    @property
+    def label(self) -> str:
+        backend = device_label(self.backend, self.emulated)
+        return f"{backend} {self.workload} {self.layout} {self.kernel} x{self.batch_size}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The targets, the order of their processes as (target index, process index), and what was left out and why.
+
+    candidates: by target, the shapes that a sweep chooses from before anything is measured. unavailable: by target,
+    why it can't run here; such a target has no process.
+    """
+
+    options: Options
+    targets: tuple[TargetSpec, ...]
+    order: tuple[tuple[int, int], ...]
+    skipped: tuple[str, ...] = ()
+    candidates: Mapping[int, tuple[TargetSpec, ...]] = field(default_factory=dict)
+    unavailable: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def least_seconds(self) -> float:
+        """The run's length where every block fits its budget; slow steps make it longer."""
+        per_process = OVERHEAD_SECONDS + 2.0 * self.options.seconds
+        return len(self.order) * per_process + len(self.candidates) * (OVERHEAD_SECONDS + SWEEP_SECONDS)
+
+    @property
+    def processes(self) -> int:
+        """How many there are in all, those of the sweeps included."""
+        return len(self.order) + len(self.candidates)
+
+    def settled(self, target: int, spec: TargetSpec) -> Plan:
+        """This plan with the shape that a sweep chose for a target."""
+        targets = tuple(spec if index == target else one for index, one in enumerate(self.targets))
+        return replace(self, targets=targets)
+
+    def without(self, target: int, reason: str) -> Plan:
+        """This plan with a target that can't run."""
+        order = tuple(pair for pair in self.order if pair[0] != target)
+        return replace(self, order=order, unavailable={**self.unavailable, target: reason})
+
+
+def make_plan(options: Options) -> Plan:
+    """Checks `options` and lists the targets and their schedule. Raises UserError for anything not allowed."""
+    check_values(options)
+    if END_TO_END in options.workloads:
+        raise UserError(f"--workload {END_TO_END} has results of its own kind; give it without other workloads")
+    _check_peers(options)
+    if options.vs:
+        return _peers_plan(options)
+    foreseen = {name: foresee_backend(name, options.backend_options) for name in options.backends}
+    targets, skipped = [], []
+    for spec in _combinations(options, foreseen):
+        if spec.kernel == "transformers" and spec.layout == "packed" and spec.workload != "full_step":
+            skipped.append(f"{spec.label}: transformers takes padded batches only")
+        elif spec.layout not in (*foreseen[spec.backend].layouts, CACHED):
+            skipped.append(
+                f"{spec.label}: {spec.backend} compiles a program for each shape, and packed batches repeat none"
+            )
+        else:
+            targets.append(spec)
+    if not targets:
+        raise UserError(f"nothing is left to measure: {skipped[0]}; add --layout padded or bucketed")
+    order = interleaved(len(targets), options.processes, options.seed)
+    return Plan(options, tuple(targets), tuple(order), tuple(skipped))
+
+
+def _combinations(options: Options, foreseen: Mapping[str, Foreseen]) -> Iterator[TargetSpec]:
+    """Every target that the options name.
+
+    A step of the head alone has neither layout nor encoder kernel, and one of the whole model runs transformers'.
+    """
+    for backend, workload in product(options.backends, options.workloads):
+        layouts = (CACHED,) if workload == "head_step" else options.layouts
+        kernels = {"head_step": ("auto",), "full_step": ("transformers",)}.get(workload, options.kernels)
+        for layout, kernel, size in product(layouts, kernels, options.batch_sizes):
+            yield TargetSpec(backend, workload, layout, kernel, size, emulated=foreseen[backend].emulated)
+
+
+def _peers_plan(options: Options) -> Plan:
+    """This project's kernels first, then the peers: all on the same texts, each in the shape that suits it best."""
+    backend = options.backends[0]
+
+    def specs(kernel: str, shapes: Sequence[Shape], peer: bool) -> tuple[TargetSpec, ...]:
+        return tuple(TargetSpec(backend, "forward", layout, kernel, size, peer) for layout, size in shapes)
+
+    # Sizes beyond the list of texts would all be the same batch.
+    most = options.texts or 1
+    sizes = tuple(dict.fromkeys(min(size, most) for size in options.batch_sizes or OWN_SIZES))
+    choices = [
+        specs(kernel, [("bucketed" if kernel == "transformers" else "packed", size) for size in sizes], False)
+        for kernel in options.kernels
+    ]
+    peers = chosen_peers(options.vs)
+    choices += [specs(peer.name, peer.choices(options.batch_sizes), True) for peer in peers]
+    missing = {len(options.kernels) + place: peer.missing() for place, peer in enumerate(peers) if peer.missing()}
+    order = interleaved(len(choices), options.processes, options.seed)
+    return Plan(
+        options,
+        tuple(shapes[0] for shapes in choices),
+        tuple(pair for pair in order if pair[0] not in missing),
+        candidates={}
+        if options.quick
+        else {index: shapes for index, shapes in enumerate(choices) if len(shapes) > 1 and index not in missing},
+        unavailable=missing,
+    )
+
+
+def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]]:
+    """(target, process) in rounds: a random order of all targets, then that order reversed, then the next random one.
+
+    Rule 7, A B B A: a machine that grows slower (or faster) steadily during two rounds touches all targets alike.
+    """
+    generator = random.Random(seed)
+    order: list[tuple[int, int]] = []
+    current: list[int] = []
+    for process in range(processes):
+        if process % 2 == 0:
+            current = list(range(targets))
+            generator.shuffle(current)
+        else:
+            current = current[::-1]
+        order.extend((target, process) for target in current)
+    return order
+
+
+def with_quick(options: Options) -> Options:
+    """`options` as a demonstration: one process, few short blocks; its intervals are within that process."""
+    quick = replace(options, processes=QUICK_PROCESSES, blocks=QUICK_BLOCKS, seconds=QUICK_SECONDS, quick=True)
+    if not options.vs:
+        return quick
+    return replace(quick, seconds=QUICK_PEER_SECONDS, texts=QUICK_PEER_TEXTS, static_shapes=QUICK_STATIC_SHAPES)
+
+
+def with_peers(options: Options, names: Sequence[str]) -> Options:
+    """`options` as a comparison with these peers (``peers`` is all of them): the forward pass over the same texts."""
+    workloads = ("forward",) if options.workloads == DEFAULT_WORKLOADS else options.workloads
+    return replace(options, vs=tuple(names), workloads=workloads, texts=options.texts or PEER_TEXTS)
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_values(options: Options) -> None:
+    """Raises UserError for a name that does not exist, or a number out of range, before any process is started."""
+    for flag, values, allowed in (
+        ("--workload", options.workloads, (*WORKLOADS, END_TO_END)),
+        ("--layout", options.layouts, LAYOUTS),
+        ("--dtype", (options.dtype,), DTYPES),
+        ("--backend", [name.partition(":")[0] for name in options.backends], list_backends()),
+    ):
+        _check_names(flag, values, allowed)
+    for backend, kernel in product(options.backends, options.kernels):
+        foreseen = foresee_backend(backend, options.backend_options)
+        foreseen.check_kernel("--kernel", kernel, backend, ("transformers",))
+    for flag, sizes in (
+        ("--batch-size", options.batch_sizes),
+        ("--backend", options.backends),
+        ("--kernel", options.kernels),
+    ):
+        if len(set(sizes)) != len(sizes):
+            raise UserError(f"{flag} is given {', '.join(map(str, sizes))}; give each value once")
+    check_range("--max-length", options.max_length, 2, 512)
+    check_range("--processes", options.processes, 1, 100)
+    check_range("--blocks", options.blocks, 1, 10_000)
+    check_range("--seconds", options.seconds, 0.01, 3600)
+    check_range("--seed", options.seed, 0, 2**63 - 1)
+    if options.texts is not None:
+        check_range("--texts", options.texts, 1, 1_000_000)
+    for size in options.batch_sizes:
+        check_range("--batch-size", size, 1, 65_536)
+    if options.threads is not None:
+        check_range("--threads", options.threads, 1, available_cpus(), "the CPUs this process may use")
+
+
+def _check_peers(options: Options) -> None:
+    if not options.vs:
+        return
+    chosen_peers(options.vs)
+    if len(options.backends) > 1:
+        raise UserError(f"--vs compares on one backend, not {', '.join(options.backends)}; give --backend once")
+    refuse_emulated_race(options)
+    if options.workloads != ("forward",):
+        raise UserError(
+            f"--vs compares the frozen forward, not {', '.join(options.workloads)}; drop --workload, or give "
+            "--workload end_to_end for a whole training run"
+        )
+
+
+def refuse_emulated_race(options: Options) -> None:
+    """Raises UserError where peers are to be compared with a device that is only emulated: its speed is no device's."""
+    emulated = [name for name in options.backends if foresee_backend(name, options.backend_options).emulated]
+    if options.vs and emulated:
+        raise UserError(
+            f"--vs compares speeds, and {device_label(emulated[0], True)} has only the emulation's on this host; give "
+            "another --backend, or drop --vs"
+        )
+
+
+def _check_names(flag: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    for value in values:
+        check_name(flag, value, allowed)
+    if len(set(values)) != len(values) and flag != "--backend":
+        raise UserError(f"{flag} is given {', '.join(values)}; give each value once")
+    if not values:
+        raise UserError(f"{flag} needs at least one value; allowed are {', '.join(allowed)}")
+
+
+def check_range(flag: str, value: float, least: float, most: float, why: str = "") -> None:
+    """Raises UserError where the number given by `flag` is not from `least` to `most`."""
+    # `not (a <= b)` rather than `a > b`: NaN must fail too.
+    if not least <= value <= most:
+        raise UserError(f"{flag} {value} is out of range; allowed is {least} to {most}{f' ({why})' if why else ''}")

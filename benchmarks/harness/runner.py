@@ -1,0 +1,229 @@
+"""The parent's side of the workers: one process after the other, watched, ended in time, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...albert_core.processes.parent import LIFELINE
+from ...albert_core.processes.signals import interrupted_by_signals
+from ...albert_core.runs.files import open_anew
+from ...albert_core.terminal.text import clean, shorten
+from .plan import Plan
+
+WORKER = (sys.executable, "-m", "isotrain.benchmarks.harness.worker")
+STDERR_LINES = 15
+# The process number of a target's sweep, which comes before those that are measured.
+SWEEP = -1
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class WorkerRun:
+    """How one process ended: with a `document`, or with an `error` in words and whom it concerns (see worker)."""
+
+    target: int
+    process: int
+    seconds: float
+    document: dict[str, Any] | None = None
+    error: str = ""
+    scope: str = "target"
+    user_error: bool = False
+
+
+def run_workers(
+    plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER
+) -> Iterator[WorkerRun]:
+    """Runs the plan's processes in its order, yielding each as it ends; `started(target, process)` before each.
+
+    A target whose process failed is not started again. KeyboardInterrupt, and SIGTERM as one, end the process that
+    runs and are raised to the caller, who has what was complete.
+    """
+    failed: set[int] = set()
+    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
+        for target, process in plan.order:
+            if target in failed:
+                continue
+            started(target, process)
+            result = Path(folder) / f"{target}-{process}.json"
+            outcome = _run_worker(plan, target, process, result, command)
+            if outcome.document is None:
+                failed.update(_concerned(plan, outcome))
+            yield outcome
+
+
+def run_sweeps(plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER) -> Iterator[WorkerRun]:
+    """A process for each target that has several shapes to choose from; its document names them with their speed."""
+    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
+        for target, specs in plan.candidates.items():
+            started(target, SWEEP)
+            result = Path(folder) / f"{target}-sweep.json"
+            yield _run_worker(plan, target, SWEEP, result, command, [spec.as_dict() for spec in specs])
+
+
+def worker_environment(threads: int | None) -> dict[str, str]:
+    """The parent's environment, with the thread counts that libraries read before torch can set them."""
+    environment = dict(os.environ, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
+    if threads is not None:
+        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    return environment
+
+
+def _run_worker(
+    plan: Plan,
+    target: int,
+    process: int,
+    result: Path,
+    command: Sequence[str],
+    candidates: Sequence[dict[str, Any]] = (),
+) -> WorkerRun:
+    spec = {
+        "candidates": candidates,
+        "options": asdict(plan.options),
+        "target": plan.targets[target].as_dict(),
+        "process": process,
+        "result": str(result),
+    }
+    ended = run_process(command, spec, result.with_suffix(".log"), plan.options.threads, plan.options.time_limit)
+    if ended.timed_out:
+        error = f"took longer than the time limit of {plan.options.time_limit:g} s and was ended{said(ended.log)}"
+        return WorkerRun(target, process, ended.seconds, error=error)
+    return _judge(target, process, ended, result)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code (below 0: the signal that killed it), its seconds, and where its words are."""
+
+    code: int
+    seconds: float
+    timed_out: bool
+    log: Path
+
+
+def run_process(
+    command: Sequence[str],
+    spec: Any,
+    log: Path,
+    threads: int | None,
+    time_limit: float,
+    extra: dict[str, str] | None = None,
+) -> Ended:
+    """Runs `command` with `spec` as JSON on its stdin, its output in `log`, and ends it at the time limit.
+
+    extra: environment variables beside those of `worker_environment`. An interruption ends it too, and is raised.
+    """
+    start = time.perf_counter_ns()
+    with running(command, spec, log, threads, extra) as worker:
+        # A timer and a blocking wait: waiting with a timeout wakes twenty times a second, and each time takes a CPU
+        # away from what is measured.
+        timed_out = threading.Event()
+        limit = threading.Timer(time_limit, _expire, (worker, timed_out))
+        limit.start()
+        try:
+            worker.wait()
+        finally:
+            limit.cancel()
+    return Ended(worker.returncode, (time.perf_counter_ns() - start) / 1e9, timed_out.is_set(), log)
+
+
+@contextmanager
+def running(
+    command: Sequence[str], spec: Any, log: Path, threads: int | None, extra: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of `run_process` that is ended, with whatever it started, when the block ends."""
+    # The worker reads the end of this pipe when the process that holds its other side is gone, even by kill -9.
+    lifeline, held = os.pipe()
+    with os.fdopen(held, "wb"):
+        # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker and whatever it started.
+        with open_anew(log) as output, os.fdopen(lifeline, "rb"):
+            worker = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=worker_environment(threads) | (extra or {}) | {LIFELINE: str(lifeline)},
+                pass_fds=(lifeline,),
+                start_new_session=True,
+            )
+        assert worker.stdin is not None, "it was asked for"
+        try:
+            # One that has ended already reads nothing.
+            with suppress(BrokenPipeError), worker.stdin as given:
+                given.write(json.dumps(spec).encode())
+            yield worker
+        finally:
+            _end(worker)
+
+
+def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
+    seconds = ended.seconds
+    try:
+        document = json.loads(result.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return WorkerRun(target, process, seconds, error=f"{how(ended)} and left no result{said(ended.log)}")
+    except ValueError:
+        return WorkerRun(target, process, seconds, error=f"{how(ended)} and left half a result{said(ended.log)}")
+    if "error" in document:
+        error = document["error"]
+        return WorkerRun(target, process, seconds, error=error["message"], scope=error["scope"], user_error=True)
+    return WorkerRun(target, process, seconds, document)
+
+
+def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
+    """The targets that an error ends."""
+    backend = plan.targets[outcome.target].backend
+    return {
+        index
+        for index, spec in enumerate(plan.targets)
+        if index == outcome.target or outcome.scope == "run" or (outcome.scope == "backend" and spec.backend == backend)
+    }
+
+
+def how(ended: Ended) -> str:
+    """How a process ended, in words."""
+    return f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
+
+
+def last_words(log: Path) -> str:
+    """The last line that a process wrote, as the end of a sentence; empty where it wrote none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f": {shorten(clean(lines[-1].strip()))}" if lines else ""
+
+
+def said(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-STDERR_LINES:]
+    return "; it said nothing" if not lines else "; its last words:\n" + "\n".join(f"    {line}" for line in lines)
+
+
+def _expire(worker: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
+    timed_out.set()
+    _end(worker)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """Ends the worker and its own children, if it still runs; waits until it is gone."""
+    if worker.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(worker.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            worker.wait(GRACE_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    worker.wait()

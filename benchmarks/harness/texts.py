@@ -1,0 +1,211 @@
+"""The texts a target works on, as token ids: the same for every layout, kernel and process of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import UserError
+from ...albert_core.tokens.order import bucket_length
+from ...kernels.packed import PackedBatch, PaddedBatch
+from ...kernels.weights import EncoderConfig
+from .plan import EMBEDDED_LENGTHS, Options
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """ids: int64 [tokens], texts end to end; text i is ``ids[offsets[i]:offsets[i + 1]]``; labels: int64 [texts]."""
+
+    name: str
+    ids: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    num_labels: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over ids, offsets and labels."""
+        digest = hashlib.sha256(self.name.encode())
+        for values in (self.ids, self.offsets, self.labels):
+            digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says about its data; lengths in tokens."""
+        lengths = self.lengths
+        return {
+            "name": self.name,
+            "sha256": self.fingerprint(),
+            "texts": len(lengths),
+            "tokens": int(lengths.sum()),
+            "mean_length": round(float(lengths.mean()), 3),
+            "max_length": int(lengths.max()),
+            "num_labels": self.num_labels,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class BenchBatch:
+    """One batch of the list, on the host. rows: int64 [B], which texts; computed: tokens computed, one entry a text."""
+
+    inputs: PackedBatch | PaddedBatch
+    rows: np.ndarray
+    lengths: np.ndarray
+    computed: np.ndarray
+
+
+def representatives(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Indices (int64 [count]) of texts whose lengths are the middles of `count` equal shares of all, in random order.
+
+    A few dozen texts drawn at random have a mean length off by a fifth; these have that of the whole data set.
+    """
+    order = np.argsort(lengths, kind="stable")
+    middles = ((np.arange(count) + 0.5) * len(lengths) / count).astype(np.int64)
+    return generator.permutation(order[middles])
+
+
+def load_texts(options: Options, vocab_size: int, count: int) -> Texts:
+    """`count` texts of what `options.dataset` names: the embedded lengths, or a data set's training split."""
+    if options.dataset == EMBEDDED_LENGTHS:
+        return embedded_texts(count, options.max_length, vocab_size, options.num_labels, options.seed)
+    return dataset_texts(
+        options.dataset, options.model, count, options.max_length, vocab_size, options.seed, options.tokenizer
+    )
+
+
+def embedded_texts(count: int, max_length: int, vocab_size: int, num_labels: int, seed: int) -> Texts:
+    """`count` texts of random ids with Banking77's lengths; special ids (0 to 4) but [CLS] don't appear."""
+    from ...albert_core.tokens.lengths import banking77_lengths
+
+    generator = np.random.default_rng(seed)
+    lengths = np.minimum(banking77_lengths(count, seed), max_length)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    ids = generator.integers(5, vocab_size, size=offsets[-1])
+    ids[offsets[:-1]] = 2
+    return Texts(EMBEDDED_LENGTHS, ids, offsets, generator.integers(num_labels, size=count), num_labels)
+
+
+def dataset_texts(
+    dataset: str, model: str, count: int, max_length: int, vocab_size: int, seed: int, tokenizer_name: str | None = None
+) -> Texts:
+    """`count` texts of a real training split, tokenised as training would. Raises UserError as training would."""
+    from ...albert_core.data.datasets import load_dataset
+    from ...albert_core.model.encoder import model_source
+    from ...albert_core.tokens.store import build_token_store
+    from ...albert_core.tokens.tokenizer import load_tokenizer
+
+    raw = load_dataset(dataset, seed=seed)
+    tokenizer = load_tokenizer(tokenizer_name, model_source(model), texts=raw.train.texts, vocab_size=vocab_size)
+    store = build_token_store(raw.train, tokenizer, max_length)
+    chosen = representatives(np.asarray(store.lengths), count, np.random.default_rng(seed))
+    batch = PackedBatch.from_flat(store.ids, store.offsets, chosen)
+    return Texts(
+        name=raw.name,
+        ids=batch.input_ids.numpy(),
+        offsets=batch.cu_seqlens.numpy().astype(np.int64),
+        labels=np.asarray(store.labels, dtype=np.int64)[chosen],
+        num_labels=len(raw.label_names),
+    )
+
+
+def make_batches(
+    texts: Texts, batch_size: int, layout: str, max_length: int, static_shapes: int = 1
+) -> list[BenchBatch]:
+    """All texts once, in batches of `batch_size`, in a layout.
+
+    padded: as they come, to `max_length`. packed: as they come, without padding. bucketed: in order of length, each
+    batch to the smallest length of training's grid (`albert_core.batches.BUCKETS`) that holds its longest text; the
+    window that is sorted is the whole list, so a longer list has less padding.
+
+    Peers' layouts. dynamic: as they come, each batch to its longest text. sorted: in order of length, likewise.
+    static: at most `static_shapes` different shapes of at most `batch_size` rows, see `static_cells`.
+    """
+    if layout == "static":
+        return _static(texts, batch_size, static_shapes)
+    order = np.arange(len(texts.lengths))
+    if layout in ("bucketed", "sorted"):
+        order = np.argsort(texts.lengths, kind="stable")
+    cuts = range(0, len(order), batch_size)
+    make = {"packed": _packed, "padded": _padded, "bucketed": _bucketed, "dynamic": _tight, "sorted": _tight}[layout]
+    return [make(texts, order[start : start + batch_size], max_length) for start in cuts]
+
+
+def static_cells(lengths: np.ndarray, count: int) -> list[int]:
+    """The lengths, `count` at most and ascending, to which texts of these lengths are padded with the least padding.
+
+    Dynamic programming over the distinct lengths: the cheapest way to cover the shorter ones with one shape fewer,
+    then all up to the present one with it. The best static shapes that a user could have found for these texts.
+    """
+    distinct, texts = np.unique(lengths, return_counts=True)
+    before = np.concatenate(([0], np.cumsum(texts)))
+    best = np.array([length * number for length, number in zip(distinct, before[1:], strict=True)], dtype=np.int64)
+    cuts: list[list[int]] = [[int(length)] for length in distinct]
+    for _ in range(min(count, len(distinct)) - 1):
+        cost, chosen = best.copy(), list(cuts)
+        for last in range(1, len(distinct)):
+            options = best[:last] + distinct[last] * (before[last + 1] - before[1 : last + 1])
+            split = int(np.argmin(options))
+            if options[split] < cost[last]:
+                cost[last], chosen[last] = options[split], [*cuts[split], int(distinct[last])]
+        best, cuts = cost, chosen
+    return cuts[-1]
+
+
+def cost_classes(batches: Sequence[BenchBatch]) -> list[int]:
+    """One number a batch, equal where the batches have one shape and so cost the same; packed batches never do."""
+    shapes = [
+        tuple(batch.inputs.input_ids.shape) if isinstance(batch.inputs, PaddedBatch) else (index,)
+        for index, batch in enumerate(batches)
+    ]
+    known = list(dict.fromkeys(shapes))
+    return [known.index(shape) for shape in shapes]
+
+
+def check_length(max_length: int, config: EncoderConfig, model: str) -> None:
+    if max_length > config.max_positions:
+        raise UserError(
+            f"--max-length {max_length} exceeds the {config.max_positions} positions of {model}; "
+            f"give at most {config.max_positions}"
+        )
+
+
+def _packed(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
+    del max_length
+    packed = PackedBatch.from_flat(texts.ids, texts.offsets, rows)
+    return BenchBatch(packed, rows, packed.host_lengths, packed.host_lengths)
+
+
+def _padded(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
+    packed = PackedBatch.from_flat(texts.ids, texts.offsets, rows)
+    return BenchBatch(packed.to_padded(max_length), rows, packed.host_lengths, np.full(len(rows), max_length))
+
+
+def _tight(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
+    del max_length
+    return _padded(texts, rows, int(texts.lengths[rows].max()))
+
+
+def _static(texts: Texts, batch_size: int, count: int) -> list[BenchBatch]:
+    """Each cell's texts in equally many rows a batch; the last batch of a cell repeats a text to fill its shape."""
+    batches = []
+    cells = static_cells(texts.lengths, count)
+    for shorter, length in zip([0, *cells], cells, strict=False):
+        members = np.flatnonzero((texts.lengths > shorter) & (texts.lengths <= length))
+        parts = -(-len(members) // batch_size)
+        rows_each = -(-len(members) // parts)
+        for start in range(0, len(members), rows_each):
+            rows = members[start : start + rows_each]
+            filled = _padded(texts, np.resize(rows, rows_each), length)
+            batches.append(BenchBatch(filled.inputs, rows, filled.lengths[: len(rows)], filled.computed))
+    return batches
+
+
+def _bucketed(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
+    return _padded(texts, rows, bucket_length(int(texts.lengths[rows].max()), max_length))

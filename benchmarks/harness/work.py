@@ -1,0 +1,90 @@
+"""What one step of a workload comes to: texts, tokens, matmul FLOPs (rule 10) and the bytes that it must move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...albert_core.model.head import ClassificationHead
+from ...backends import CastPolicy
+from ...kernels.weights import EncoderConfig
+from ..work import flops, traffic
+from .texts import BenchBatch
+
+QUANTITIES = ("samples", "real_tokens", "padded_tokens", "useful_flops", "hardware_flops", "moved_bytes")
+
+
+def work_per_step(
+    config: EncoderConfig,
+    head: ClassificationHead,
+    batches: Sequence[BenchBatch],
+    workload: str,
+    kernel: str,
+    policy: CastPolicy,
+    *,
+    skips_padding: bool = False,
+) -> dict[str, Any]:
+    """Mean work of one step over the list, by the names in QUANTITIES.
+
+    `kernel` is the one that ran: transformers' module computes its last repetition in full, the others for [CLS] only.
+    `skips_padding`: whether it leaves out what a padded batch is filled up with.
+    A step on cached features computes no token: its tokens are those that its features stand for.
+    """
+    totals = dict.fromkeys(QUANTITIES, 0)
+    for batch in batches:
+        size, lengths = len(batch.rows), batch.lengths.tolist()
+        computed = lengths if workload == "head_step" or skips_padding else batch.computed.tolist()
+        useful, hardware = _flops(config, head, workload, lengths, computed, kernel)
+        totals["samples"] += size
+        totals["real_tokens"] += sum(lengths)
+        totals["padded_tokens"] += sum(computed)
+        totals["useful_flops"] += useful
+        totals["hardware_flops"] += hardware
+        totals["moved_bytes"] += _bytes(config, head, workload, sum(computed), size, policy)
+    return {key: total / len(batches) for key, total in totals.items()}
+
+
+def _flops(
+    config: EncoderConfig,
+    head: ClassificationHead,
+    workload: str,
+    lengths: Sequence[int],
+    computed: Sequence[int],
+    kernel: str,
+) -> tuple[int, int]:
+    """Useful and hardware FLOPs of a step on one batch."""
+    shape = (*_head_shape(head), len(lengths))
+    useful = flops.encoder_flops(config, lengths)
+    hardware = flops.encoder_flops(config, computed, kernel != "transformers")
+    forward = flops.head_forward_flops(*shape)
+    trained = forward + flops.head_backward_flops(*shape)
+    match workload:
+        case "forward":
+            return useful + forward, hardware + forward
+        case "train_step":
+            return useful + trained, hardware + trained
+        case "head_step":
+            return trained, trained
+        case "full_step":
+            return flops.training_flops(useful + forward), flops.training_flops(hardware + forward)
+    raise AssertionError(f"no workload is called {workload}")
+
+
+def _bytes(
+    config: EncoderConfig, head: ClassificationHead, workload: str, tokens: int, sequences: int, policy: CastPolicy
+) -> int:
+    shape = _head_shape(head)
+    on_head = traffic.head_bytes(*shape, sequences, trained=workload != "forward")
+    match workload:
+        case "forward" | "train_step":
+            return on_head + traffic.forward_bytes(config, tokens, sequences, policy.param, policy.compute)
+        case "head_step":
+            return on_head
+        case "full_step":
+            return on_head + traffic.whole_model_bytes(config, tokens, policy.compute)
+    raise AssertionError(f"no workload is called {workload}")
+
+
+def _head_shape(head: ClassificationHead) -> tuple[int, int, int]:
+    """Features in, hidden, labels out."""
+    return head.hidden.in_features, head.hidden.out_features, head.output.out_features

@@ -1,0 +1,297 @@
+"""One target in one fresh process: ``python -m isotrain.benchmarks.harness.worker`` with its specification on stdin.
+
+It writes one JSON document to the file that the specification names: a result, or the error that a user can mend.
+Anything else that goes wrong is a traceback on stderr and exit code 1. The phases are timed apart (rule 3).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import UserError
+from ...albert_core.processes.parent import end_with_parent
+from ...albert_core.runs.files import write_json
+from ...kernels.names import check_name
+from .environment import affinity, is_disturbed, lost, moment
+from .plan import CACHED, Options, TargetSpec
+
+if TYPE_CHECKING:
+    from ...albert_core.model.encoder import LoadedEncoder
+    from ...backends import Backend, CastPolicy
+    from .texts import Texts
+    from .workloads import Workload
+
+# A shape's timed passes in a sweep: enough to choose by, and no more.
+SWEEP_PASS_SECONDS = 2.0
+MOST_SWEEP_PASSES = 5
+
+# Whom an error concerns: every target of the run, those of one backend, or this target alone.
+RUN, BACKEND, TARGET = "run", "backend", "target"
+
+
+class _Stages:
+    """Seconds of each phase, and whom an error in the present one concerns."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.scope = RUN
+
+    @contextmanager
+    def phase(self, name: str, scope: str) -> Iterator[None]:
+        self.scope = scope
+        start = time.perf_counter_ns()
+        yield
+        self.seconds[name] = (time.perf_counter_ns() - start) / 1e9
+
+
+class _Disturbances:
+    """What, since it was made, other work took from this process's threads."""
+
+    def __init__(self) -> None:
+        self._before, self._start = lost(), time.perf_counter_ns()
+
+    def so_far(self) -> bool:
+        """Whether that is so much that figures suffer."""
+        import torch
+
+        return is_disturbed(self._before, lost(), self._seconds(), torch.get_num_threads())
+
+    def describe(self) -> dict[str, Any]:
+        now, seconds = lost(), self._seconds()
+        return {
+            "involuntary_switches_per_second": round((now.switches - self._before.switches) / seconds, 1),
+            "waited_seconds_per_second": round((now.seconds - self._before.seconds) / seconds, 4),
+            "disturbed": self.so_far(),
+        }
+
+    def _seconds(self) -> float:
+        return (time.perf_counter_ns() - self._start) / 1e9
+
+
+def main() -> int:
+    """Specification from stdin, document to its file; returns the exit code: 0, or 2 for what the user can mend."""
+    end_with_parent()
+    spec = json.load(sys.stdin)
+    stages = _Stages()
+    code = 0
+    try:
+        options = options_from(spec["options"])
+        if spec.get("candidates"):
+            document = sweep(options, [TargetSpec(**one) for one in spec["candidates"]], stages)
+        else:
+            document = run(options, TargetSpec(**spec["target"]), stages)
+    except UserError as error:
+        document = {"error": {"message": " ".join(str(error).split()), "scope": stages.scope}}
+        code = 2
+    write_json(Path(spec["result"]), document)
+    return code
+
+
+def options_from(values: dict[str, Any]) -> Options:
+    """`Options` from their JSON form, where tuples are lists."""
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Options(**fields)
+
+
+@dataclass
+class _Opened:
+    """What targets of one backend and model share in a process."""
+
+    backend: Backend
+    policy: CastPolicy
+    encoder: LoadedEncoder
+    texts: Texts
+
+
+def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
+    """Imports, device, weights and texts, each a phase of its own. Raises UserError for what the user can mend."""
+    with stages.phase("import", RUN):
+        import torch
+
+        from ...albert_core.model.encoder import load_encoder
+        from ...backends import get_backend
+        from .texts import check_length, load_texts
+
+        # Imported where they are first used; brought forward, so that import and the later phases are figures apart.
+        for name in ("...albert_core.loop.job", ".peaks", ".workloads", "transformers.models.albert.modeling_albert"):
+            import_module(name, __package__)
+
+    with stages.phase("open", BACKEND):
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed)
+        backend = get_backend(target.backend, options.backend_options)
+        policy = backend.cast_policy(options.dtype, strict=options.strict_dtype)
+        stages.scope = TARGET
+        _check_kernel(target, backend)
+    with stages.phase("load", RUN):
+        encoder = load_encoder(options.model, options.seed)
+        config = encoder.weights.config
+        check_length(options.max_length, config, encoder.label)
+    with stages.phase("data", RUN):
+        texts = load_texts(options, config.vocab_size, options.texts or options.batches * target.batch_size)
+    return _Opened(backend, policy, encoder, texts)
+
+
+def _check_kernel(target: TargetSpec, backend: Backend) -> None:
+    if not target.peer:
+        allowed = ("auto", *backend.kernels(), "transformers")
+        check_name("--kernel", target.kernel, allowed, f"on backend {target.backend}")
+
+
+def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Workload, CastPolicy, list[str]]:
+    """The target, ready to run; the policy that it really has, and what is to be said of it."""
+    import transformers
+
+    from ...albert_core.loop.job import frozen_encoder
+    from ...albert_core.model.head import ClassificationHead
+    from ...kernels.packed import PaddedBatch
+    from ..baselines import build_peer
+    from .texts import make_batches
+    from .workloads import WORKLOAD_CLASSES, PeerForward, TrainedEncoder
+
+    # Cached features have no layout: the device's last, which pads least, makes them.
+    layout = opened.backend.layouts[-1] if target.layout == CACHED else target.layout
+    batches = make_batches(opened.texts, target.batch_size, layout, options.max_length, options.static_shapes)
+    hidden = opened.encoder.weights.config.hidden_size
+    head = ClassificationHead(hidden, options.mlp_hidden_size, opened.texts.num_labels, options.seed)
+    if target.peer:
+        peer = build_peer(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
+        peer.prepare([opened.backend.place(batch.inputs) for batch in batches if isinstance(batch.inputs, PaddedBatch)])
+        return PeerForward(opened.backend, peer, head, batches, opened.texts), peer.policy, list(peer.notes)
+    trained: Any
+    if target.workload == "full_step":
+        # A copy: the encoder's own weights name the model in the result, and stay what they are.
+        module = copy.deepcopy(opened.encoder.module())
+        policy = opened.backend.whole_model_policy(opened.policy)
+        trained = TrainedEncoder(module, policy, "transformers", transformers.__version__)
+    else:
+        policy = opened.policy
+        trained = frozen_encoder(opened.encoder, opened.backend, policy, target.kernel)
+    workload = WORKLOAD_CLASSES[target.workload](opened.backend, trained, head, batches, opened.texts)
+    opened.backend.synchronize(*workload.head.parameters())
+    return workload, policy, []
+
+
+def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | None = None) -> dict[str, Any]:
+    """Texts a second of each shape in turn: one untimed pass over all texts, then the fastest of a few timed ones.
+
+    A shape that can't run is kept with its reason. Raises UserError where none can.
+    """
+    stages = stages or _Stages()
+    opened = _open(options, candidates[0], stages)
+    stages.scope = TARGET
+    found: list[dict[str, Any]] = []
+    for spec in candidates:
+        shape = {"layout": spec.layout, "batch_size": spec.batch_size}
+        try:
+            workload, _, _ = _workload(opened, options, spec)
+        except UserError as error:
+            found.append({**shape, "error": " ".join(str(error).split())})
+        else:
+            found.append({**shape, "samples_per_second": len(opened.texts.lengths) / _pass_seconds(workload)})
+    if not any("samples_per_second" in one for one in found):
+        raise UserError(found[0]["error"])
+    return {"sweep": found}
+
+
+def _pass_seconds(workload: Workload) -> float:
+    """Seconds of the fastest pass over the whole list; as many as fit SWEEP_PASS_SECONDS, and at least one."""
+    times: list[float] = []
+    for number in range(1 + MOST_SWEEP_PASSES):
+        workload.begin()
+        start = time.perf_counter_ns()
+        for index in range(len(workload.batches)):
+            workload.step(index)
+        workload.fence()
+        if number > 0:
+            times.append((time.perf_counter_ns() - start) / 1e9)
+        if times and sum(times) >= SWEEP_PASS_SECONDS:
+            break
+    return min(times)
+
+
+def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> dict[str, Any]:
+    """Measures one target in this process. Raises UserError for what the user can mend."""
+    stages = stages or _Stages()
+    before = moment()
+    opened = _open(options, target, stages)
+    import torch
+
+    from .measure import Budget, measure
+    from .peaks import measure_peaks
+    from .work import work_per_step
+
+    backend, encoder = opened.backend, opened.encoder
+    with stages.phase("prepare", TARGET):
+        workload, policy, notes = _workload(opened, options, target)
+
+    disturbances = _Disturbances()
+    with workload.surroundings():
+        warmup_seconds = max(1.0, options.seconds / 2)
+        budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
+        measured = measure(workload, budget, joules=lambda: backend.energy().joules, disturbed=disturbances.so_far)
+    disturbed = disturbances.describe()
+    # Before the peaks: their large operands would count as the workload's memory.
+    memory = backend.memory()
+    # Peers run the module's own graph, whose last repetition is computed in full.
+    kernel, version = workload.kernel()
+    computed_by = "transformers" if target.peer else kernel
+    work = work_per_step(
+        encoder.weights.config,
+        workload.head,
+        workload.batches,
+        target.workload,
+        computed_by,
+        policy,
+        skips_padding=workload.encoder.skips_padding,
+    )
+    peaks = measure_peaks(backend, policy.compute, step_bytes=work["moved_bytes"])
+    return {
+        "target": target.as_dict(),
+        "phases": {**stages.seconds, **measured.phases, "peaks": peaks.seconds},
+        "warm_up": {
+            "steps": measured.warm_up.steps,
+            "quiet": measured.warm_up.quiet,
+            "compiles": measured.warm_up.compiles,
+        },
+        "steps_per_block": measured.steps_per_block,
+        "step_seconds": measured.step_seconds,
+        "work": work,
+        "energy": {"source": backend.energy().source, "block_joules": list(measured.joules)},
+        "memory": {"peak_bytes": memory.peak_bytes, "scope": memory.scope},
+        "peaks": peaks.as_dict(),
+        "device": backend.info().as_dict(),
+        "policy": {**policy.__dict__, "label": policy.label},
+        "kernel": {"name": kernel, "version": version, "notes": notes},
+        "model": {
+            "name": encoder.name,
+            "label": encoder.label,
+            "random_weights": encoder.random,
+            "sha256": encoder.fingerprint,
+        },
+        "data": opened.texts.describe(),
+        "probe": {str(row): logits for row, logits in workload.probe.items()},
+        "reasons": [*measured.reasons, *workload.verdict()],
+        "warnings": list(measured.warnings),
+        "environment": {
+            "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
+            "affinity": affinity(),
+            **disturbed,
+            "before": before,
+            "after": moment(),
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What was measured, as one typed model: built, judged, written, read, compared."""

@@ -1,0 +1,202 @@
+"""A result as one flat table, for spreadsheets (CSV) and pages (Markdown): one row a target, every figure a column.
+
+What is not valid says so in a column of its own, with its reasons; a figure that isn't there is an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from ... import UserError
+from ...albert_core.terminal.text import clean
+from ...kernels.names import check_name
+from ..end_to_end.whole_figures import RATES
+from ..outcome.model import BENCH, revision, shown_label
+from .columns import figure
+
+FORMATS = ("table", "json", "csv", "markdown")
+INTERVALS = (
+    "samples_per_second",
+    "real_tokens_per_second",
+    "padded_tokens_per_second",
+    "useful_tflops",
+    "hardware_tflops",
+    "step_seconds",
+)
+# What a page shows of them; the CSV has all.
+RATE_COLUMNS = (
+    "samples_per_second",
+    "real_tokens_per_second",
+    "padded_tokens_per_second",
+    "useful_tflops",
+    "hardware_tflops",
+    "share_of_peak_useful",
+    "share_of_peak_hardware",
+    "roofline_share",
+    "roofline_bound",
+    "joules_per_sample",
+    "energy_source",
+    "peak_bytes",
+)
+MARKDOWN_COLUMNS = (
+    "target",
+    "valid",
+    *RATE_COLUMNS,
+    "n",
+    "warm_up_steps",
+    "warm_up_quiet",
+    "seconds_import",
+    "seconds_open",
+    "seconds_load",
+    "seconds_first_step",
+    "seconds_later_compiles",
+    "seconds_steady",
+    "reasons",
+)
+WHOLE_COLUMNS = (
+    "side",
+    "extrapolated",
+    "valid",
+    "seconds",
+    "ours_is_faster_by",
+    *RATE_COLUMNS,
+    "processes",
+    "reasons",
+)
+
+Row = dict[str, Any]
+
+
+def stdout_format(shown_as: str, json_only: bool) -> str:
+    """What stdout gets, by --format and --json. Raises UserError for an unknown format, and for two of them."""
+    check_name("--format", shown_as, FORMATS)
+    if json_only and shown_as not in ("table", "json"):
+        raise UserError(f"--json and --format {shown_as} both name what stdout gets; give one of them")
+    return "json" if json_only else shown_as
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """One flat row a target, or a side of a whole run; the rows of one result have the same keys."""
+    if result["schema"] == BENCH:
+        found = [_target(result, entry) for entry in result["targets"]]
+    else:
+        found = [_side(result, side) for side in result["sides"]]
+    keys = dict.fromkeys(key for row in found for key in row)
+    return [{key: row.get(key, "") for key in keys} for row in found]
+
+
+def to_csv(table: Sequence[Row]) -> str:
+    """RFC 4180 with a header line; numbers with all their digits."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, list(table[0]) if table else [])
+    writer.writeheader()
+    writer.writerows({key: _shown(value) for key, value in row.items()} for row in table)
+    return output.getvalue()
+
+
+def result_markdown(result: dict[str, Any]) -> str:
+    """A GitHub table of the figures that a page wants, with their intervals, then what qualifies them."""
+    table = rows(result)
+    wanted = MARKDOWN_COLUMNS if result["schema"] == BENCH else WHOLE_COLUMNS
+    kept = [key for key in wanted if any(_cell(row, key) for row in table)]
+    lines = [f"`{' '.join(result['command'])}` at revision {revision(result)}, {result['created']}", ""]
+    lines += to_markdown([{key: _cell(row, key) for key in kept} for row in table]).splitlines()
+    lines += ["", *(f"* {note}" for note in result["notes"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_markdown(table: Sequence[Row]) -> str:
+    header = list(table[0]) if table else []
+    lines = [header, ["---"] * len(header), *([str(_shown(row[key])) for key in header] for row in table)]
+    return "".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |\n" for line in lines)
+
+
+def _shown(value: Any) -> Any:
+    """A result may be a stranger's: its texts are cleaned, its numbers kept."""
+    return clean(value) if isinstance(value, str) else value
+
+
+def _cell(row: Row, key: str) -> str:
+    """A figure with its interval, where it has one."""
+    if key in row:
+        value = row[key]
+        return f"{value:.1%}" if "share" in key and value != "" else figure(value) if _is_number(value) else str(value)
+    middle, low, high = (row.get(f"{key}_{part}", "") for part in ("median", "low", "high"))
+    return f"{figure(middle)} ({figure(low)} to {figure(high)})" if _is_number(middle) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _target(result: dict[str, Any], entry: dict[str, Any]) -> Row:
+    row: Row = {
+        "target": shown_label(entry),
+        **{key: entry[key] for key in ("backend", "workload", "layout", "kernel", "batch_size", "peer")},
+        "status": entry["status"],
+        "valid": entry["valid"],
+        "reasons": "; ".join(entry["reasons"]),
+        "warnings": "; ".join(entry["warnings"]),
+        "created": result["created"],
+        "revision": revision(result),
+    }
+    return row | _measured(entry) if "figures" in entry else row
+
+
+def _measured(entry: dict[str, Any]) -> Row:
+    figures, processes, energy = entry["figures"], entry["processes"], entry["energy"]
+    row: Row = {
+        "device": entry["device"]["name"],
+        "emulated": entry["device"]["emulated"],
+        "dtype": entry["policy"]["label"],
+        "kernel_used": f"{entry['kernel_used']['name']} {entry['kernel_used']['version']}",
+        "model": entry["model"]["label"],
+        "random_weights": entry["model"]["random_weights"],
+        "data": entry["data"]["name"],
+        "processes": len(processes),
+        "n": entry["n"],
+        "steps_per_block": processes[0]["steps_per_block"],
+        "warm_up_steps": median(process["warm_up"]["steps"] for process in processes),
+        "warm_up_quiet": all(process["warm_up"]["quiet"] for process in processes),
+    }
+    for name in INTERVALS:
+        row |= _interval(name, figures[name])
+    row |= {f"step_seconds_{name}": figures["step_seconds"][name] for name in ("p50", "p90", "p99")}
+    # An emulated device has neither a share of a peak nor a place under the roof.
+    row |= {f"share_of_peak_{name}": share for name, share in (entry["share_of_peak"] or {}).items()}
+    row |= {f"roofline_{name}": value for name, value in (entry["roofline"] or {}).items()}
+    row |= {f"seconds_{name}": spread["median"] for name, spread in entry["phases"].items()}
+    row["peak_bytes"] = entry["memory"]["peak_bytes"]
+    row |= _interval("joules_per_sample", energy["joules_per_sample"] or {})
+    return row | {"energy_source": energy["source"]}
+
+
+def _interval(name: str, interval: dict[str, float]) -> Row:
+    return {f"{name}_{part}": interval.get(part, "") for part in ("median", "low", "high")}
+
+
+def _side(result: dict[str, Any], side: dict[str, Any]) -> Row:
+    """One side of a whole run."""
+    energy = side.get("energy", {})
+    return {
+        "side": side["name"],
+        "extrapolated": side["extrapolated"],
+        "valid": side["valid"],
+        "reasons": "; ".join(side["reasons"]),
+        "warnings": "; ".join(side["warnings"]),
+        "processes": len(side["processes"]),
+        **_interval("seconds", side.get("seconds", {})),
+        **_interval("ours_is_faster_by", side.get("ratio", {})),
+        **{key: text for name in RATES for key, text in _interval(name, side.get("figures", {}).get(name, {})).items()},
+        **{f"share_of_peak_{name}": value for name, value in (side.get("share_of_peak") or {}).items()},
+        **{f"roofline_{name}": value for name, value in (side.get("roofline") or {}).items()},
+        **_interval("joules_per_sample", energy.get("joules_per_sample") or {}),
+        "energy_source": energy.get("source", ""),
+        "peak_bytes": max((process["peak_bytes"] for process in side["processes"]), default=""),
+        "created": result["created"],
+        "revision": revision(result),
+    }

@@ -1,0 +1,62 @@
+"""`isotrain report` as a function: read, draw, write whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .... import UserError, __version__
+from ....albert_core.runs.files import make_folders, sweep, write_bytes, write_text
+from ...outcome.found import foreign_line
+from .contents import contents, lead
+from .loading import Skipped, load_results
+from .page import render_page
+from .text import clean
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the page and the PNG files; the results that it doesn't show, and a line about other files."""
+
+    page: Path
+    pictures: tuple[Path, ...]
+    charts: int
+    skipped: tuple[Skipped, ...]
+    foreign: str
+
+
+def write_report(folder: Path, out: Path, pictures: Path | None = None, title: str | None = None) -> Written:
+    """A page at `out` of all results under `folder`, and each chart as a PNG file in `pictures`.
+
+    title: the page's, after "isotrain report: "; the folder's name when not given.
+
+    Raises UserError where nothing can be shown, where `out` is no place for a page, and for `pictures` without
+    matplotlib; nothing is written then.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"-o {str(out)!r} doesn't end in .html; a report is one HTML file: name it so")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UserError(f"-o {str(out)!r}: give a file in a folder that exists")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UserError(f"--png {str(pictures)!r} is a file; give a folder")
+    results = load_results(folder)
+    sections = contents(results)
+    charts = [chart for section in sections for chart in section.charts]
+    images: dict[str, bytes] = {}
+    if pictures is not None:
+        from .png import draw_png
+
+        images = {chart.key: draw_png(chart) for chart in charts}
+    now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+    heading = f"isotrain report: {clean(title or folder.resolve().name)}"
+    page = render_page(heading, lead(results), sections, f"Made by isotrain {__version__}, {now}")
+    sweep(out.absolute().parent)
+    write_text(out, page)
+    files = []
+    if pictures is not None:
+        make_folders(pictures, "--png")
+        for key, image in images.items():
+            files.append(pictures / f"{key}.png")
+            write_bytes(files[-1], image)
+    return Written(out, tuple(files), len(charts), tuple(results.skipped), foreign_line(results.foreign, folder))

@@ -1,0 +1,103 @@
+"""Comparisons and histories as tables on a terminal."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ...albert_core.output.live import as_blocks
+from ..outcome.compare import REFUSED, SLOWER, Compared, Comparison
+from ..outcome.history import History, Row
+from .columns import figure
+from .fit import fitted
+
+# What the rows of one table have in common.
+LINE = ("target", "model", "dtype", "device", "config")
+# From this width on, a row has the interval and the number of blocks.
+NARROW = 72
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    console.print(Text(f"isotrain compare: {comparison.after} over {comparison.before}", style="bold"))
+    console.print(Text(f"of {comparison.subject}"))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("target", overflow="fold")
+    for header in ("speed", "95 % interval", "threshold"):
+        table.add_column(header, justify="right")
+    for header in ("verdict", "why"):
+        table.add_column(header, overflow="fold")
+    for one in comparison.targets:
+        table.add_row(*_compared(one), style="red" if one.verdict in (SLOWER, REFUSED) else "")
+    console.print(fitted(table, console))
+    for label in comparison.alone:
+        console.print(Text(f"note: {label}: only one of the two has it"))
+    if not comparison.confirmed:
+        console.print(Text("note: one run decides nothing; confirm it by a second one: --again"))
+
+
+def _compared(one: Compared) -> list[str]:
+    if one.speed is None:
+        return [one.label, "", "", "", one.verdict, one.reason]
+    speed = one.speed
+    interval = f"{speed.low:.3f} to {speed.high:.3f}"
+    return [one.label, f"{speed.median:.3f}x", interval, f"{one.threshold:.3g}", one.verdict, one.reason]
+
+
+def print_history(history: History, console: Console) -> None:
+    """For each target its course in a line, and a row a result."""
+    for _, members in groupby(history.rows, key=lambda row: [row[key] for key in LINE]):
+        rows = list(members)
+        first = rows[0]
+        console.print(Text(first["target"], style="bold"))
+        what = f"{first['model']}, {first['dtype']}, {first['device']}, configuration {first['config']}"
+        for line in filter(None, (what, _course(rows))):
+            console.print(Padding(Text(line), (0, 0, 0, 1)))
+        console.print(fitted(_rows(rows, console.width), console), end="\n\n")
+    for reason in history.skipped:
+        console.print(Text(f"left out: {reason}"))
+    if history.foreign:
+        console.print(Text(history.foreign, style="dim"))
+
+
+def _course(rows: list[Row]) -> str:
+    """The valid results as blocks, and what the lowest and the highest stand for; nothing where it has no course."""
+    speeds = [row["samples_per_second_median"] for row in rows if row["valid"]]
+    if len(speeds) < 2:
+        return ""
+    blocks = iter(as_blocks(speeds))
+    line = "".join(next(blocks) if row["valid"] else "x" for row in rows)
+    return f"{line}  {figure(min(speeds))} to {figure(max(speeds))} samples/s, last {figure(speeds[-1])}"
+
+
+def _rows(rows: list[Row], width: int) -> Table:
+    """A row a result; a narrow terminal gets no intervals."""
+    intervals = width >= NARROW
+    table = Table(box=None, pad_edge=True, padding=(0, 1))
+    for header in ("measured", "revision"):
+        table.add_column(header, no_wrap=True)
+    for header in ("samples/s", *(["95 % interval", "n"] if intervals else []), "change"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_measured(row, intervals), style="" if row["valid"] else "red")
+    return table
+
+
+def _measured(row: Row, intervals: bool) -> list[str]:
+    """The cells of a result. Its change says by an asterisk that the interval of the ratio excludes 1."""
+    change = "" if row["valid"] else "INVALID"
+    if row["change_median"] != "":
+        clear = "*" if row["change_low"] > 1 or row["change_high"] < 1 else ""
+        change = f"{row['change_median']:.3f}x{clear}"
+    within = [f"{figure(row['samples_per_second_low'])} to {figure(row['samples_per_second_high'])}", str(row["n"])]
+    return [
+        row["created"][:16].replace("T", " "),
+        row["revision"],
+        figure(row["samples_per_second_median"]),
+        *(within if intervals else []),
+        change,
+    ]

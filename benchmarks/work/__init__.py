@@ -1,0 +1,1 @@
+"""What a workload costs: FLOPs, bytes, the roofline."""

@@ -1,0 +1,73 @@
+"""The fewest bytes that one step must move between memory and the matrix units: the denominator of its intensity.
+
+A documented model, not a measurement. It counts compulsory traffic alone, each byte once where one pass could do:
+
+* weights: every distinct matrix once in a forward pass, in the dtype it is kept in (ALBERT's shared layer once, not
+  once a repetition), of the embedding tables the rows of the tokens computed;
+* activations: every repetition's input and output; what lies between them is assumed to stay on the chip;
+* a backward pass reads the weights once more, and writes and reads each gradient once. Of each repetition it needs the
+  input, query, key, value, context, the normalised attention output and the feed-forward's inner state, which are
+  written in the forward pass and read in the backward pass; what follows from these is recomputed, as flash attention
+  does;
+* Adam reads and writes parameter and both moments, in float32.
+
+Fewer bytes would need several steps' work held on the chip at once, so the roof at this intensity is the highest that
+the job can have, and no kernel's own traffic flatters its share. It is the operational intensity of Williams, Waterman
+and Patterson ("Roofline", CACM 52(4), 2009) for a cache that holds the insides of one repetition.
+"""
+
+from __future__ import annotations
+
+from ...kernels.weights import EncoderConfig
+
+SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+FLOAT32, INT64 = 4, 8
+# Adam reads and writes a parameter and its two moments.
+UPDATE_PASSES = 6
+
+
+def layer_parameters(config: EncoderConfig) -> int:
+    """Parameters of one layer: four square projections, two feed-forward matrices, their biases and two norms."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
+
+
+def shared_parameters(config: EncoderConfig) -> int:
+    """Parameters that every forward pass reads in full: distinct layers, projection and the embeddings' norm."""
+    projection = (config.embedding_size + 1) * config.hidden_size if config.kind == "albert" else 0
+    distinct = len(set(config.layer_of_repetition))
+    return distinct * layer_parameters(config) + projection + 2 * config.embedding_size
+
+
+def encoder_parameters(config: EncoderConfig) -> int:
+    """All parameters of the encoder, the embedding tables included."""
+    rows = config.vocab_size + config.max_positions + config.type_vocab_size
+    return shared_parameters(config) + rows * config.embedding_size
+
+
+def head_parameters(hidden_size: int, mlp_hidden_size: int, num_labels: int) -> int:
+    return (hidden_size + 1) * mlp_hidden_size + (mlp_hidden_size + 1) * num_labels
+
+
+def forward_bytes(config: EncoderConfig, tokens: int, sequences: int, param: str, compute: str) -> int:
+    """Bytes of one frozen forward over `tokens` computed tokens, ids in and float32 features out."""
+    weights = (shared_parameters(config) + tokens * config.embedding_size) * SIZES[param]
+    states = 2 * config.num_repetitions * tokens * config.hidden_size * SIZES[compute]
+    return weights + states + tokens * INT64 + sequences * config.hidden_size * FLOAT32
+
+
+def head_bytes(hidden_size: int, mlp_hidden_size: int, num_labels: int, sequences: int, *, trained: bool) -> int:
+    """Bytes of the head in float32 on features [sequences, hidden]: to the logits, or (trained) a whole fused step."""
+    parameters = head_parameters(hidden_size, mlp_hidden_size, num_labels)
+    features = sequences * hidden_size * FLOAT32
+    if not trained:
+        return features + (parameters + sequences * num_labels) * FLOAT32
+    return features + sequences * INT64 + UPDATE_PASSES * parameters * FLOAT32
+
+
+def whole_model_bytes(config: EncoderConfig, tokens: int, compute: str) -> int:
+    """Bytes of an optimizer step of the encoder alone over `tokens` computed tokens; float32 master weights."""
+    # Read forward and backward, gradient written and read, update.
+    weights = (2 + 2 + UPDATE_PASSES) * encoder_parameters(config) * FLOAT32
+    kept = config.num_repetitions * tokens * (6 * config.hidden_size + config.intermediate_size) * SIZES[compute]
+    return weights + 2 * kept + tokens * INT64

@@ -1,0 +1,310 @@
+"""`isotrain bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from ...albert_core.terminal.console import say, say_json, say_lines
+from ..streams import kept
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ...benchmarks.bench import Outcome
+    from ...benchmarks.harness.plan import Options
+
+Value = TypeVar("Value", str, int)
+
+_WHAT, _HOW, _OUTPUT = "What is measured", "How thoroughly", "Output"
+
+
+def bench(
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Device: cpu (default), cuda, cuda:1, xla, tt; may be repeated.", rich_help_panel=_WHAT),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Encoder: random:albert-base-v2, random:albert-large-v2, random:tiny, a folder, or a Hub id.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "random:albert-base-v2",
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="forward (frozen encoder and head) and train_step (the same, loss, backward, AdamW) by default; "
+            "head_step (on cached features), full_step (all layers trained); end_to_end: a whole training run, "
+            "tokenising to trained head, with cold caches.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="padded (to --max-length), bucketed (by length, few lengths), packed (no padding); all by default.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Frozen forward: auto (the backend's fastest, default), one of the backend's by name (portable, "
+            "native on cpu, triton and flash on cuda), or transformers (its own module).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Texts a step (default 8); repeat for a sweep. With --vs: the sizes to choose the best from.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    vs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare with peers (all of them) or one by name; may be repeated. Said in docs/benchmarks.md.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    texts: Annotated[
+        int | None,
+        typer.Option(
+            help="Texts that everyone runs in a comparison with peers (default 512, quick 32).", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Encoder dtype: bfloat16 (default), float32, float64, float16. The table says what the device makes "
+            "of it.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    strict_dtype: Annotated[
+        bool,
+        typer.Option(
+            "--strict-dtype", help="Compute in --dtype even where the device only emulates it.", rich_help_panel=_WHAT
+        ),
+    ] = False,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens a text is cut to, and padded to in the padded layout.", rich_help_panel=_WHAT)
+    ] = 128,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="CPU threads; torch's choice when not given.", rich_help_panel=_WHAT)
+    ] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "banking77-lengths",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="Fresh processes a target (default 3): their spread is part of the interval.", rich_help_panel=_HOW
+        ),
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="Timed blocks a process (default 9), each of k steps.", rich_help_panel=_HOW)
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds for a process's timed blocks (default 10). k follows from it; at least one step.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="One process of 3 short blocks: a look, no result. Intervals are within one process.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Result file (.json) or folder; results/bench-<time>.json by default.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    shown_as: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="On stdout: table, json, csv or markdown; other than table writes a file only for --out.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = "table",
+    json_only: Annotated[
+        bool, typer.Option("--json", help="The same as --format json.", rich_help_panel=_OUTPUT)
+    ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="What a backend is told, as in a configuration: tt.arch=...",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Random weights, texts, head, order of the targets, bootstrap.", rich_help_panel=_WHAT)
+    ] = 23,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run, in which order, and end.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Measure how fast a device does the frozen forward and the training step, against its own limit.
+
+    Every target (workload x layout x kernel x batch size) runs in fresh processes, interleaved; each warms up until
+    quiet, then times blocks of steps behind the device's fence. Exit code 1 when a figure is invalid: a compilation
+    inside a timed block, NaN, a fence that doesn't wait, more FLOP/s than the device's measured peak.
+
+    Examples:
+
+      isotrain bench --quick
+
+      isotrain bench --layout padded --layout packed --kernel auto --kernel transformers --dtype float32
+
+      isotrain bench --workload forward --batch-size 8 --batch-size 64 --processes 5 --out results/sweep.json
+    """
+    from dataclasses import replace
+
+    from ...benchmarks.bench import run_bench, watcher_for_terminal
+    from ...benchmarks.harness.plan import (
+        DEFAULT_WORKLOADS,
+        END_TO_END,
+        LAYOUTS,
+        Options,
+        make_plan,
+        with_peers,
+        with_quick,
+    )
+    from ...benchmarks.reports.csv_markdown import stdout_format
+    from ...benchmarks.reports.terminal import output_console, print_plan, print_result
+
+    shown_as = stdout_format(shown_as, json_only)
+    options = Options(
+        backends=tuple(backend or ("cpu",)),
+        model=model,
+        workloads=tuple(workload or DEFAULT_WORKLOADS),
+        layouts=tuple(layout or LAYOUTS),
+        kernels=tuple(kernel or ("auto",)),
+        batch_sizes=tuple(batch_size or (() if vs else (8,))),
+        dtype=_once("--dtype", dtype) or "bfloat16",
+        strict_dtype=strict_dtype,
+        max_length=max_length,
+        threads=_once("--threads", threads),
+        dataset=dataset,
+        tokenizer=tokenizer,
+        texts=texts,
+        seed=seed,
+        backend_options=_backend_options(sets or []),
+    )
+    whole = options.workloads == (END_TO_END,)
+    if vs:
+        options = with_peers(options, vs)
+    if quick:
+        options = with_quick(options)
+    thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds, "texts": texts}
+    options = replace(options, **{key: value for key, value in thoroughness.items() if value is not None})
+    if whole:
+        _end_to_end(options, out, shown_as, dry_run)
+    plan = make_plan(options)
+    if dry_run:
+        print_plan(plan, output_console())
+        return
+    with watcher_for_terminal(plan) as watcher:
+        outcome = run_bench(options, out=out, write=shown_as == "table" or out is not None, watcher=watcher)
+    if outcome.result is None:
+        say("isotrain: interrupted before a target was complete; nothing was written", err=True)
+    _show(outcome, shown_as, print_result)
+
+
+def _once(flag: str, values: list[Value] | None) -> Value | None:
+    """The one value of an option that all targets of a result share. Of several, click would silently take the last."""
+    from ... import UserError
+
+    if values and len(values) > 1:
+        given = ", ".join(str(value) for value in values)
+        raise UserError(f"{flag} is given {given}; a result has one value of it: run isotrain bench once for each")
+    return values[0] if values else None
+
+
+def _show(outcome: Outcome, shown_as: str, print_table: Callable[[dict[str, Any], Console], None]) -> None:
+    """A result on stdout, and where it was written. Ends the command."""
+    from ...benchmarks.reports.terminal import output_console
+
+    where = "" if outcome.path is None else f" and is kept in {outcome.path}"
+    with kept(f"the measurement is complete{where}"):
+        if outcome.result is not None and shown_as != "table":
+            _print_as(outcome.result, shown_as)
+        elif outcome.result is not None:
+            print_table(outcome.result, output_console())
+        if outcome.path is not None:
+            say(f"result: {outcome.path}", err=shown_as != "table")
+    raise typer.Exit(outcome.code)
+
+
+def _print_as(result: dict[str, Any], shown_as: str) -> None:
+    """A whole result on stdout as JSON, CSV or Markdown."""
+
+    from ...benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
+
+    if shown_as == "json":
+        say_json(result)
+    else:
+        text = to_csv(rows(result)) if shown_as == "csv" else result_markdown(result)
+        say_lines(text.splitlines())
+
+
+def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool) -> None:
+    """The whole-run comparison, which has results of a kind of its own. Ends the command."""
+    from ...benchmarks.end_to_end.run import check, run_end_to_end, training_arguments
+    from ...benchmarks.reports.terminal_end_to_end import print_end_to_end
+
+    if dry_run:
+        check(options)
+        command = " ".join(["isotrain", *training_arguments(options, Path("FOLDER"))])
+        say(f"{options.processes} x {command}")
+        if options.vs:
+            say(f"{options.processes} x the experiment's loop, dynamic padding; the same padded to --max-length")
+        raise typer.Exit
+    outcome = run_end_to_end(
+        options, out=out, write=shown_as == "table" or out is not None, tell=lambda line: say(line, err=True)
+    )
+    if outcome.result is None:
+        say("isotrain: no run was complete; nothing was written", err=True)
+    _show(outcome, shown_as, print_end_to_end)
+
+
+def _backend_options(sets: list[str]) -> dict[str, Any]:
+    """The backends' sections of a configuration that `sets` make, those that it says something to."""
+    if not sets:
+        return {}
+    from ... import UserError
+    from ...albert_core.config.load import load_config
+
+    allowed = load_config(None).config.backend_options
+    for item in sets:
+        if item.partition("=")[0].strip().partition(".")[0] not in allowed:
+            raise UserError(
+                f"--set {item!r}: only a backend's own options are set here, such as tt.math_fidelity=hifi2"
+            )
+    sections = load_config(None, sets).config.backend_options
+    return {name: options for name, options in sections.items() if any(item.strip().startswith(name) for item in sets)}

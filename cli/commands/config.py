@@ -1,0 +1,99 @@
+"""`isotrain config`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import typer
+
+from ...albert_core.terminal.console import new_console, say_lines
+
+
+def config(
+    file: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="YAML file, or a packaged one by name.")
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    backend: Annotated[str | None, typer.Option(help="As on `isotrain train`.")] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key with its type, default and meaning.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --keys: a Markdown table.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Show what a run would really use, and where each value comes from.
+
+    Examples:
+
+      isotrain config banking77 --set learning_rate=3e-4
+
+      isotrain config --keys
+    """
+    from ... import UserError
+    from ...albert_core.config.load import load_config
+
+    if markdown and not keys:
+        raise UserError("--markdown is a form of the list of keys; add --keys")
+    if keys:
+        _show_keys(markdown, json_output)
+        return
+    resolved = load_config(file, sets or (), {"backend": backend})
+    values = resolved.config.model_dump()
+    if json_output:
+        from ..documents import print_json
+
+        print_json("config", {"values": values, "sources": resolved.sources})
+        return
+    _show_values(values, resolved.sources)
+
+
+def _show_values(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """A line a key, which is YAML: what is printed can be run as a configuration."""
+    from rich.text import Text
+
+    console = new_console()
+    for key, value in values.items():
+        source = sources[key]
+        style = "dim" if source == "default" else "bold"
+        console.print(Text(f"{key}: {_yaml(value)}", style).append(f"  # {source}", "dim"), soft_wrap=True)
+
+
+def _show_keys(markdown: bool, json_output: bool) -> None:
+    from ...albert_core.config.schema import TrainConfig
+
+    sections = TrainConfig.sections()
+    fields = {key: field for key, field in TrainConfig.model_fields.items() if key not in sections}
+    for name, section in sections.items():
+        fields |= {f"{name}.{key}": field for key, field in section.model_fields.items()}
+    rows = [
+        (key, _yaml(field.get_default(call_default_factory=True)), field.description or "")
+        for key, field in fields.items()
+    ]
+    if json_output:
+        from ..documents import print_json
+
+        names = ("key", "default", "meaning")
+        print_json("config-keys", {"keys": [dict(zip(names, row, strict=True)) for row in rows]})
+        return
+    if markdown:
+        lines = [f"| `{key}` | `{default}` | {meaning} |" for key, default, meaning in rows]
+        say_lines(["| key | default | meaning |", "|---|---|---|", *lines])
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from ...benchmarks.reports.fit import fitted
+    from ...benchmarks.reports.terminal import output_console
+
+    table = Table(title="configuration keys", title_justify="left")
+    for column in ("key", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = output_console()
+    console.print(fitted(table, console))
+
+
+def _yaml(value: object) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()

@@ -1,0 +1,84 @@
+"""`isotrain doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def doctor(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Each device's checks, dtype, kernels and how to get it.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Say which devices work here: run a matmul and a backward pass on each, or say what is missing and how to get it.
+
+    Each is tested in a process of its own. Exits with 1 when a device that is here fails its test.
+
+    Examples:
+
+      isotrain doctor
+
+      isotrain doctor -v
+    """
+    from ...backends import list_backends
+    from ...benchmarks.harness.probe import examine
+
+    reports = examine(list_backends())
+    if json_output:
+        from ..documents import print_json
+
+        print_json("doctor", {"backends": reports})
+    else:
+        _show(reports, verbose)
+    if any(report["status"] == "FAIL" for report in reports):
+        raise typer.Exit(1)
+
+
+COLOURS = {"PASS": "green", "FAIL": "bold red", "absent": "yellow"}
+
+
+def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from ...benchmarks.reports.terminal import output_console
+
+    console = output_console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in ("backend", "result"):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for report in reports:
+        status = Text(report["status"], COLOURS[report["status"]])
+        if verbose:
+            console.print(Text.assemble((report["backend"], "bold"), "  ", status))
+            # A command must be whole when it is pasted, so no line is broken.
+            for line in _details(report):
+                console.print(Text(f"  {line}"), soft_wrap=True)
+        else:
+            table.add_row(report["backend"], status, Text(_summary(report)))
+    if verbose:
+        return
+    console.print(table)
+    if any(report["status"] != "PASS" for report in reports):
+        console.print("how to get what is missing: isotrain doctor -v")
+
+
+def _summary(report: dict[str, Any]) -> str:
+    """What a user needs of a device in a line."""
+    if report["status"] != "PASS":
+        return str(report["reason"])
+    here = [name for name, state in report["kernels"].items() if state.startswith("available")]
+    return f"{report['device']['name']}; kernels {', '.join(here)}"
+
+
+def _details(report: dict[str, Any]) -> list[str]:
+    lines = [report["reason"], *([f"fix: {report['fix']}"] if report["fix"] else [])]
+    if "bfloat16" in report:
+        lines += [f"device: {report['device']['name']}", f"bfloat16: {report['bfloat16']['reason']}"]
+        lines += [f"kernel {name}: {state}" for name, state in report["kernels"].items()]
+    checks = report["checks"]
+    return lines + [f"{check['name']}: {'ok' if check['ok'] else 'WRONG'}, {check['detail']}" for check in checks]

@@ -1,0 +1,142 @@
+"""`isotrain list`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+Entries = dict[str, str]
+
+
+def list_names(
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="[KIND]", help="recipes, backends, kernels, workloads, layouts, peers, formats."),
+    ] = None,
+    json_only: Annotated[bool, typer.Option("--json", help="The lists as JSON.")] = False,
+) -> None:
+    """List what the commands take by name: recipes, backends, kernels, workloads, layouts, peers, export formats.
+
+    Examples:
+
+      isotrain list
+
+      isotrain list recipes
+    """
+    from ...kernels.names import check_name
+    from ..documents import print_json
+
+    if kind is not None:
+        check_name("list", kind, _KINDS)
+    found = {name: entries() for name, entries in _KINDS.items() if kind in (None, name)}
+    if json_only:
+        print_json("list", found)
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Entries]) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    from ...benchmarks.reports.terminal import output_console
+
+    console = output_console()
+    for kind, entries in found.items():
+        console.print(Text(kind, style="bold"))
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, words in entries.items():
+            table.add_row(name, Text(words))
+        console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def recipes() -> Entries:
+    """The packaged configurations, each with the first sentence of its file."""
+    from ...albert_core.config.load import packaged_configs
+
+    found = {}
+    for file in packaged_configs():
+        comment = ""
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("# "):
+                break
+            comment += line[1:]
+        found[file.stem] = comment.strip().partition(". ")[0].rstrip(".")
+    return found
+
+
+def _backends() -> Entries:
+    from ...backends import list_backends
+
+    known = {
+        "cpu": "this host",
+        "cuda": "NVIDIA GPUs; cuda:1 is the second",
+        "xla": "PJRT devices; PJRT_DEVICE chooses TPU or CUDA",
+        "tt": "a Tenstorrent card, or its numerics emulated on this host",
+        "ideal": "no device: a dtype's rounding and no other error, for parity",
+    }
+    return {name: known.get(name, "of an installed package") for name in list_backends()}
+
+
+def _kernels() -> Entries:
+    from ... import UserError
+    from ...backends import foresee_backend, list_backends
+
+    found = {}
+    for name in list_backends():
+        try:
+            kernels = foresee_backend(name).kernels
+        except UserError as error:
+            found[name] = str(error)
+        else:
+            found[name] = ", ".join(("auto", *kernels)) if kernels else "known once it is opened: isotrain doctor -v"
+    return found
+
+
+def _workloads() -> Entries:
+    return {
+        "forward": "the frozen encoder and the head",
+        "train_step": "the same, with loss, backward and AdamW",
+        "head_step": "a training step on cached features",
+        "full_step": "a training step of all layers",
+        "end_to_end": "a whole training run, tokenising to trained head",
+    }
+
+
+def _layouts() -> Entries:
+    return {
+        "padded": "every text padded to max_length",
+        "bucketed": "batches by length, in a few lengths",
+        "packed": "no padding",
+    }
+
+
+def _peers() -> Entries:
+    from ...benchmarks.baselines import PEERS
+
+    return {name: peer.what for name, peer in PEERS.items()}
+
+
+def _formats() -> Entries:
+    return {
+        "safetensors": "a folder that transformers opens",
+        "torch-export": "a torch.export program",
+        "onnx": "an ONNX model",
+        "peft": "adapters that peft loads",
+    }
+
+
+_KINDS: dict[str, Callable[[], Entries]] = {
+    "recipes": recipes,
+    "backends": _backends,
+    "kernels": _kernels,
+    "workloads": _workloads,
+    "layouts": _layouts,
+    "peers": _peers,
+    "formats": _formats,
+}

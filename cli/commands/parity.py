@@ -1,0 +1,378 @@
+"""`isotrain parity`: a comparison of several devices in one command, or its parts: record, yardstick, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ...albert_core.terminal.console import say, say_json, say_lines
+from ...kernels.names import meant
+from ..documents import print_json
+from ..streams import kept
+
+if TYPE_CHECKING:
+    from ... import UserError
+    from ...benchmarks.parity.run import Comparison
+    from ...benchmarks.parity.sides import Side
+
+OWN = "run"
+
+
+class _RunUnlessNamed(TyperGroup):
+    """`isotrain parity CONFIG ...` is `isotrain parity run CONFIG ...`: what isn't a part's name is a configuration."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            _check_part(args[0], self.commands)
+            args = [OWN, *args]
+        return super().parse_args(ctx, args)
+
+
+def _check_part(given: str, parts: Collection[str]) -> None:
+    """Raises UserError for what is nearly a part's name and no configuration that is here."""
+    nearest = meant(given, parts)
+    if nearest and not Path(given).exists():
+        from ... import UserError
+
+        raise UserError(
+            f"parity {given!r} is neither a command nor a configuration; {nearest}`isotrain parity --help` lists "
+            "what there is"
+        )
+
+
+parity = typer.Typer(
+    cls=_RunUnlessNamed,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="""Whether devices train alike: the same run on each, judged against float64.
+
+    `isotrain parity CONFIG --reference cpu:float64 --candidate xla:float32` does all of it (`isotrain parity run
+    --help`). For runs on several machines: `record` a trace on each, `compare` them anywhere.""",
+)
+
+_WHAT, _HOW, _OUTPUT = "What is run", "How thoroughly", "Output"
+_SETS = typer.Option(
+    "--set",
+    metavar="KEY=VALUE",
+    help="Override a key of CONFIG for every side; may be repeated.",
+    rich_help_panel=_WHAT,
+)
+_JSON = typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=_OUTPUT)
+_STEPS = typer.Option(
+    help="Optimizer steps (default 200, fewer where the run is shorter); 0 runs all.", rich_help_panel=_HOW
+)
+
+
+@parity.command(OWN)
+def run(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name: banking77, quickstart.")
+    ],
+    candidate: Annotated[
+        list[str],
+        typer.Option(
+            "--candidate",
+            "--backend",
+            help="What is judged, may be repeated: BACKEND[:NUMBER][:WORD+WORD], a word being a dtype, a value of the "
+            "backend's own options, or key=value. cpu:bfloat16, xla:float32, tt:hifi2+bfp_bf8, cpu:float32+threads=1.",
+            rich_help_panel=_WHAT,
+        ),
+    ],
+    reference: Annotated[
+        str, typer.Option(help="The float64 side that arbitrates.", rich_help_panel=_WHAT)
+    ] = "cpu:float64",
+    sets: Annotated[list[str] | None, _SETS] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="Run so many seeds (at least 5) and test the final accuracies for equivalence.", rich_help_panel=_HOW
+        ),
+    ] = 1,
+    margin: Annotated[
+        float, typer.Option(help="With --seeds: differences of accuracy up to this don't matter.", rich_help_panel=_HOW)
+    ] = 0.01,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKEND=PATH",
+            help="A backend's own interpreter: xla=.venv-xla/bin/python; may be repeated.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for traces and parity.json (default parity/<config>-<time>).", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the result as one HTML file, too.", rich_help_panel=_OUTPUT)
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds after which a side's process is ended.", rich_help_panel=_HOW)
+    ] = 3600.0,
+    json_only: Annotated[bool, _JSON] = False,
+) -> None:
+    """Train the same run on every side, each in a process of its own, and judge each candidate.
+
+    All begin with the same weights and see the same batches (hashes are compared). At every step the candidate's loss,
+    gradient norm, update norm and features, before the first step every repetition's hidden states, and at each
+    evaluation the logits may be at most m times as far from float64 as the candidate's own arithmetic costs on the
+    host. The head is trained once more on the reference's features and judged in its own dtype; an evaluation's figures
+    may differ by what the logits' error makes of them.
+
+    Exit code 0: all pass; 1: one drifts or diverges; 2: one could not be compared.
+
+    Examples:
+
+      isotrain parity quickstart --candidate cpu:float32 --candidate cpu:bfloat16 --candidate tt:hifi2+bfp_bf8
+
+      isotrain parity banking77 --candidate xla:float32 --python xla=.venv-xla/bin/python
+    """
+    from ...benchmarks.parity.run import Comparison, run_parity
+    from ...benchmarks.parity.sides import parse_side
+
+    comparison = Comparison(
+        config=config,
+        reference=parse_side(reference),
+        candidates=tuple(parse_side(text) for text in candidate),
+        out=_folder(out, config),
+        sets=tuple(sets or ()),
+        steps=_step_limit(steps, seeds),
+        seeds=seeds,
+        margin=margin,
+        time_limit=time_limit,
+        pythons=_pythons(python or []),
+    )
+    _check(comparison)
+    _check_html(html)
+    result = run_parity(comparison, lambda line: say(line, err=True))
+    _finish(result, comparison.out / "parity.json", html, json_only)
+
+
+@parity.command()
+def record(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name.")],
+    out: Annotated[Path, typer.Option(help="The trace's folder; it must not exist.", rich_help_panel=_OUTPUT)],
+    backend: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt.", rich_help_panel=_WHAT)] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="Encoder dtype; float64 makes a reference.", rich_help_panel=_WHAT)
+    ] = None,
+    sets: Annotated[list[str] | None, _SETS] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    replay_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REFERENCE",
+            help="Also replay this trace: its hidden states, and its features.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    json_only: Annotated[bool, _JSON] = False,
+) -> None:
+    """Write a trace of one run: what a comparison needs of it, and nothing of the machine but its description.
+
+    A float64 trace gets the yardsticks of float32 and bfloat16 with it; `isotrain parity yardstick` adds others.
+
+    Examples:
+
+      isotrain parity record banking77 --dtype float64 --out traces/reference
+
+      isotrain parity record banking77 --backend cuda --dtype bfloat16 --out traces/h100 --replay-from traces/reference
+    """
+    from ...backends import Yardstick
+    from ...benchmarks.parity.record import record as record_trace
+    from ...benchmarks.parity.run import record_yardstick
+    from ...benchmarks.parity.sides import parse_side
+    from ...benchmarks.parity.trace import check_arbiter, check_free, read_trace, write_trace
+
+    check_free(out)
+    side = parse_side(f"{backend}:{dtype}" if dtype else backend)
+    reference = None if replay_from is None else read_trace(replay_from)
+    chosen = [*(sets or []), *side.sets]
+    trace = record_trace(config, side.label, chosen, replay_from=reference, steps=_step_limit(steps, 1))
+    write_trace(trace, out)
+    ended = trace.header["ended"]
+    with kept(f"the trace is kept in {out}"):
+        if json_only:
+            print_json("parity-record", {"trace": str(out), "label": trace.label, "steps": trace.steps, "ended": ended})
+        else:
+            say(f"trace: {out} ({trace.label}, {trace.steps} steps)")
+    if trace.header["policy"]["compute"] == "float64":
+        written = read_trace(out)
+        check_arbiter(written)
+        for name in ("float32", "bfloat16"):
+            record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: say(line, err=True))
+    elif ended is not None:
+        say(f"warning: it could not train on: {ended['reason']}", err=True)
+
+
+@parity.command()
+def yardstick(
+    reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
+    candidates: Annotated[list[Path], typer.Argument(help="Traces whose arithmetic it is to be measured by.")],
+    json_only: Annotated[bool, _JSON] = False,
+) -> None:
+    """Record with a reference what the arithmetic of some candidates costs, where that is missing.
+
+    It runs on the host, on the reference's own configuration, and needs its model and data.
+    """
+    from ...benchmarks.parity.run import add_yardsticks
+    from ...benchmarks.parity.trace import check_arbiter, read_trace, yardstick_folders
+
+    traces = [read_trace(folder) for folder in candidates]
+    exact = read_trace(reference)
+    check_arbiter(exact)
+    add_yardsticks(exact, traces, 3600.0, lambda line: say(line, err=True))
+    labels = dict.fromkeys(trace.header["yardstick"]["label"] for trace in traces)
+    draws = {label: len(yardstick_folders(reference, label)) for label in labels}
+    if json_only:
+        print_json("parity-yardstick", {"reference": str(reference), "draws": draws})
+    else:
+        say_lines(f"yardstick {label}: {count} draws in {reference}" for label, count in draws.items())
+
+
+@parity.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
+    candidates: Annotated[list[Path], typer.Argument(help="Traces to judge, from any machine.")],
+    out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the result as one HTML file.")] = None,
+    json_only: Annotated[bool, _JSON] = False,
+) -> None:
+    """Judge traces from any machines and torch versions; exit codes as for `isotrain parity run`."""
+    from ...benchmarks.parity.compare import compare as compare_traces
+
+    _check_html(html)
+    _finish(compare_traces(reference, candidates), out, html, json_only)
+
+
+def _finish(result: dict[str, Any], out: Path | None, html: Path | None, json_only: bool) -> None:
+    """Prints the result, writes what was asked for, ends the command with the result's exit code."""
+    from ...benchmarks.outcome.build import write_result
+    from ...benchmarks.parity.compare import exit_code
+    from ...benchmarks.reports.terminal import output_console
+    from ...benchmarks.reports.terminal_parity import print_parity
+
+    if out is not None:
+        write_result(result, out)
+    if html is not None:
+        _write_html(result, html)
+    where = " and ".join(str(path) for path in (out, html) if path is not None)
+    with kept(f"the comparison is complete{f' and is kept in {where}' if where else ''}"):
+        if json_only:
+            say_json(result)
+        else:
+            print_parity(result, output_console())
+        for kind, path in (("result", out), ("report", html)):
+            if path is not None:
+                say(f"{kind}: {path}", err=json_only)
+    raise typer.Exit(exit_code(result))
+
+
+def _check(comparison: Comparison) -> None:
+    from ... import UserError
+    from ...albert_core.config.load import load_config
+    from ...backends import BackendUnavailableError, foresee_backend
+    from ...benchmarks.harness.plan import check_range
+    from ...benchmarks.parity.seeds import LEAST_SEEDS
+
+    if comparison.seeds != 1 and comparison.seeds < LEAST_SEEDS:
+        raise UserError(f"--seeds {comparison.seeds}: an equivalence test needs at least {LEAST_SEEDS}")
+    check_range("--seeds", comparison.seeds, 1, 1000)
+    check_range("--margin", comparison.margin, 1e-6, 1)
+    check_range("--time-limit", comparison.time_limit, 0.001, 10**7)
+    # All of it now, rather than after the reference has run for an hour.
+    for side in (comparison.reference, *comparison.candidates):
+        config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
+        with suppress(BackendUnavailableError):
+            foreseen = foresee_backend(side.backend, config.backend_options)
+            foreseen.check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend, ("transformers",))
+    if load_config(comparison.config, [*comparison.sets, *comparison.reference.sets]).config.dtype != "float64":
+        raise UserError(f"--reference {comparison.reference.label}: only float64 arbitrates; write cpu:float64")
+    known = {side.base for side in (comparison.reference, *comparison.candidates)}
+    for name in comparison.pythons or {}:
+        if name not in known:
+            raise UserError(f"--python {name}=...: no side runs on {name}; here are {', '.join(sorted(known))}")
+    reasons = [_absence(comparison, side) for side in comparison.candidates]
+    if all(reasons):
+        # With one that can be judged the others are failures beside it; without, the reference would run for nothing.
+        raise UserError(str(reasons[0]))
+
+
+def _absence(comparison: Comparison, side: Side) -> UserError | None:
+    """Why the side's backend can't run here; None where it can, and where an interpreter of its own will say."""
+    from ... import UserError
+    from ...albert_core.config.load import load_config
+    from ...backends import check_available, foresee_backend
+
+    if side.base in (comparison.pythons or {}):
+        return None
+    config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
+    try:
+        check_available(side.base)
+        foresee_backend(side.backend, config.backend_options)
+    except UserError as error:
+        return error
+    return None
+
+
+def _check_html(path: Path | None) -> None:
+    from ... import UserError
+
+    if path is not None and (path.suffix.lower() not in (".html", ".htm") or not path.absolute().parent.is_dir()):
+        raise UserError(f"--html {str(path)!r}: give a file that ends in .html, in a folder that exists")
+
+
+def _step_limit(steps: int | None, seeds: int) -> int | None:
+    from ... import UserError
+    from ...benchmarks.parity.sides import STEPS
+
+    if steps is None:
+        # Final metrics are those of whole runs.
+        return STEPS if seeds == 1 else None
+    if steps < 0:
+        raise UserError(f"--steps {steps} is out of range; give a number of optimizer steps, or 0 for all")
+    return steps or None
+
+
+def _folder(out: Path | None, config: str) -> Path:
+    from datetime import UTC, datetime
+
+    from ... import UserError
+
+    folder = out or Path("parity") / f"{Path(config).stem}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise UserError(f"--out {str(folder)!r} exists and is not empty; choose another folder")
+    return folder
+
+
+def _pythons(given: list[str]) -> dict[str, str]:
+    from ... import UserError
+
+    found = {}
+    for item in given:
+        name, separator, path = item.partition("=")
+        if not separator or not Path(path).expanduser().is_file():
+            raise UserError(f"--python {item!r}: write BACKEND=PATH of an interpreter, xla=.venv-xla/bin/python")
+        found[name] = str(Path(path).expanduser().absolute())
+    return found
+
+
+def _write_html(result: dict[str, Any], path: Path) -> None:
+    """The page that `isotrain report` makes of this one result."""
+    from tempfile import TemporaryDirectory
+
+    from ...benchmarks.outcome.build import write_result
+    from ...benchmarks.reports.html.write import write_report
+
+    with TemporaryDirectory(prefix="isotrain-parity-") as folder:
+        write_result(result, Path(folder) / "parity.json")
+        write_report(Path(folder), path, title=f"parity against {result['reference']['label']}")

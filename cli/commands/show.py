@@ -1,0 +1,155 @@
+"""`isotrain show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...albert_core.terminal.console import say_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEAST_WIDTH, MOST_WIDTH = 40, 1000
+# What a folder is known by, in this order.
+SUMMARY, TRACE, EXPORT, PARITY = "summary.json", "trace.json", "export.json", "parity.json"
+
+
+def show(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="FILE|RUN", help="A result of bench or parity, or a run's, trace's or export's folder."),
+    ],
+    width: Annotated[int | None, typer.Option(help="Characters a line; the terminal's when not given.")] = None,
+    json_only: Annotated[bool, typer.Option("--json", help="The stored document itself.")] = False,
+) -> None:
+    """Show a stored result again, as the command that made it did.
+
+    Examples:
+
+      isotrain show results/bench-20260101T120000Z.json
+
+      isotrain show runs/banking77-20260101-120000 --width 100
+    """
+    from ... import UserError
+    from ...albert_core.terminal.text import quoted
+    from ...benchmarks.reports.terminal import output_console
+
+    if width is not None and not LEAST_WIDTH <= width <= MOST_WIDTH:
+        raise UserError(f"--width {width} is out of range; allowed is {LEAST_WIDTH} to {MOST_WIDTH}")
+    file, document = _read(target)
+    if json_only:
+        say_json(document)
+        return
+    console = output_console(width=width)
+    try:
+        # Once for nobody, so that of a damaged document nothing is shown rather than its first half.
+        with console.capture():
+            _print(document, file, console)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        lack = f"it lacks {quoted(error.args[0])}" if isinstance(error, KeyError) else "a value of another type or size"
+        raise UserError(f"{str(file)!r} is not as its schema says ({lack}); make it again") from error
+    _print(document, file, console)
+
+
+def _read(target: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that `target` is or is described by, and its document. Raises UserError for what can't be shown."""
+    from ... import UserError
+    from ...albert_core.config.parsing import read_json_object
+    from ...albert_core.terminal.text import quoted
+
+    file = _of_folder(target) if target.is_dir() else target
+    document = read_json_object(file, "give a result of isotrain, or a run's folder", nan=True)
+    if document.get("schema") not in list(_PRINTERS) and file.name not in (SUMMARY, EXPORT):
+        known = ", ".join(_PRINTERS)
+        raise UserError(
+            f"{str(file)!r} has schema {quoted(document.get('schema'))}, which can't be shown; shown are {known}, and "
+            "the folders of runs and exports"
+        )
+    return file, document
+
+
+def _of_folder(folder: Path) -> Path:
+    from ... import UserError
+
+    for name in (SUMMARY, TRACE, EXPORT, PARITY):
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"run {str(folder)!r} has not ended yet: it has no {SUMMARY}; go on with --resume, or wait")
+    raise UserError(f"{str(folder)!r} holds no run, trace or export; give such a folder, or a result's file")
+
+
+def _print(document: dict[str, Any], file: Path, console: Console) -> None:
+    if "schema" in document:
+        _PRINTERS[document["schema"]](document, console)
+    elif file.name == SUMMARY:
+        _print_run(document, file.parent, console)
+    else:
+        _print_values("export", document, console)
+
+
+def _print_bench(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.reports.terminal import print_result
+
+    print_result(document, console)
+
+
+def _print_whole_runs(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.reports.terminal_end_to_end import print_end_to_end
+
+    print_end_to_end(document, console)
+
+
+def _print_parity(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.reports.terminal_parity import print_parity
+
+    print_parity(document, console)
+
+
+def _print_trace(document: dict[str, Any], console: Console) -> None:
+    _print_values(
+        "trace", {key: document[key] for key in ("label", "steps", "device", "policy") if key in document}, console
+    )
+
+
+def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    from rich.text import Text
+
+    from ...albert_core.config.best import Best
+    from ...albert_core.terminal.text import clean
+    from ...benchmarks.reports.fit import fitted
+    from .train import figures_table
+
+    names = tuple(name for name in summary if name.startswith("eval/"))
+    best, seconds = summary["best"], summary["seconds"]
+    words = Best(**summary["best_by"]).words
+    table = figures_table(names, summary, best, words, summary["step"], summary["total_steps"], seconds)
+    console.print(Text(clean(f"{summary['status']}: {summary['model']}, {summary['dtype']}, on {summary['device']}")))
+    console.print(Text(clean(f"data {summary['dataset']}")))
+    console.print(fitted(table, console))
+    if summary["collapse"]:
+        console.print(Text(clean(f"COLLAPSED: {summary['collapse']['reason']}"), style="red"))
+    console.print(Text(f"run: {folder}"))
+
+
+def _print_values(kind: str, values: dict[str, Any], console: Console) -> None:
+    """A short document, a line a value."""
+    from rich.text import Text
+
+    from ...albert_core.terminal.text import clean
+
+    console.print(Text(f"isotrain {kind}", style="bold"))
+    for key, value in values.items():
+        console.print(Text(clean(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")))
+
+
+_PRINTERS = {
+    "isotrain.bench/1": _print_bench,
+    "isotrain.end-to-end/1": _print_whole_runs,
+    "isotrain.parity/1": _print_parity,
+    "isotrain.trace/1": _print_trace,
+}

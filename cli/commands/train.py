@@ -1,0 +1,218 @@
+"""`isotrain train`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...albert_core.processes.signals import stop_on_signals
+from ...albert_core.terminal.console import say, say_lines
+from ...albert_core.terminal.invocation import command
+from ..documents import print_json
+from ..exits import Exit
+from ..streams import kept
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ...albert_core.config.schema import TrainConfig
+    from ...albert_core.loop.train import TrainResult
+
+
+_WHAT, _AGAIN, _OUTPUT = "What is run", "Going on", "Output"
+
+
+def train(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG]", help="YAML file, or a packaged one by name: quickstart, banking77, subj, mrpc, ..."
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key; may be repeated. `isotrain config --keys` lists them.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt. Wins over the configuration.", rich_help_panel=_WHAT),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with this run's folder; its own configuration is used when CONFIG is not given.",
+            rich_help_panel=_AGAIN,
+        ),
+    ] = None,
+    resume_or_start: Annotated[
+        bool,
+        typer.Option(
+            "--resume-or-start",
+            help="Go on with the run that run_name names where it is there, else start it; one that is complete ends "
+            "at once. For schedulers and restarts, which repeat one command line.",
+            rich_help_panel=_AGAIN,
+        ),
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_WHAT)] = None,
+    json_only: Annotated[
+        bool, typer.Option("--json", help="How the run ended, as JSON on stdout.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Train the head on a frozen encoder (or the whole model), and evaluate it.
+
+    Examples:
+
+      isotrain train quickstart
+
+      isotrain train configs/banking77.yaml --set dataset_id=my-data/ --set model_name=random:albert-base-v2
+
+      isotrain train --resume runs/banking77-20260101-120000
+
+      isotrain train banking77 --set run_name=nightly --resume-or-start
+
+    Ctrl-C saves a checkpoint and prints the command that goes on from it, bit for bit.
+    """
+    from ... import UserError
+    from ...albert_core.processes.parent import stop_with_launcher
+
+    stop_with_launcher()
+    # Read when torch loads: its warnings of a lost process are C++ stacks, and the run says it in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+    from ...albert_core.config.load import load_config
+    from ...albert_core.runs.folder import open_run
+
+    if config is None and resume is None:
+        raise UserError("no configuration given; name a YAML file, a packaged one (quickstart), or --resume RUN")
+    if resume is not None and resume_or_start:
+        raise UserError(
+            "--resume names a run that is there, --resume-or-start one by run_name that may be there; give one of them"
+        )
+    run = open_run(resume) if resume is not None else None
+    source = config if config is not None else (run.config if run else None)
+    auto = ["resume_from_checkpoint=auto"] if resume_or_start else []
+    resolved = load_config(source, [*(sets or ()), *auto], {"backend": backend, "threads": threads})
+    if config is None and run is not None:
+        # A run's own file has every key: without these the defaults' data and model would be looked for instead.
+        lost = [key for key in ("dataset_id", "model_name") if resolved.sources[key] == "default"]
+        if lost:
+            raise UserError(
+                f"{run.config} has no {lost[0]}: it was emptied or cut short; copy the whole run folder again"
+            )
+
+    # From here on, for the imports take seconds.
+    with stop_on_signals():
+        from ...albert_core.loop.train import resume_command
+        from ...albert_core.loop.train import train as run_training
+        from ...albert_core.output.progress import reporter_for_terminal
+        from ...albert_core.processes.ranks import launched
+
+        ranks = launched()
+        first = ranks.first
+        with reporter_for_terminal() if first else nullcontext() as reporter:
+            result = run_training(resolved, resume=run, reporter=reporter)
+        done = f"stopped at step {result.step} of {result.total_steps}"
+        if first:
+            with kept(f"the run {result.status} and is kept in {result.run.path}"):
+                if json_only:
+                    print_json("run", {"run": str(result.run.path), **result.run.ended()})
+                    raise typer.Exit(_code(result, resolved.config))
+                _show(result)
+                if result.status == "completed" and not result.before:
+                    say_lines(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))])
+                if result.status == "stopped":
+                    say(f"{done}; go on with: {resume_command(result.run, ranks)}")
+        if result.status == "collapsed":
+            say(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
+        raise typer.Exit(_code(result, resolved.config))
+
+
+def _code(result: TrainResult, config: TrainConfig) -> Exit:
+    """What the command ends in: a stop that was asked for is none."""
+    if result.status == "collapsed":
+        return Exit.FAILED
+    asked = config.stop_at_step is not None and result.step >= config.stop_at_step
+    return Exit.STOPPED if result.status == "stopped" and not asked else Exit.DONE
+
+
+def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
+    """What to try on a finished run, as commands that work as pasted."""
+    run = result.run.path
+    first, *second = result.example
+    # Behind two dashes, a text that begins with one is no option.
+    asked = ["--", first] if first.startswith("-") else [first]
+    texts = [*(part for text in second for part in ("--pair", text)), *asked]
+    backend = config.backend_name
+    kernels = ["--quick", "--layout", "bucketed", "--kernel", "auto", "--kernel", "transformers"]
+    return [
+        command(*words)
+        for words in (
+            ["predict", str(run), *texts],
+            ["bench", *kernels, "--backend", backend, "--model", config.model_name],
+            ["parity", str(run / "config.yaml"), "--candidate", f"{backend}:bfloat16", "--steps", "20"],
+            ["report", str(run.parent), "--open"],
+        )
+    ]
+
+
+def _show(result: TrainResult) -> None:
+    from ...benchmarks.reports.fit import fitted
+    from ...benchmarks.reports.terminal import output_console
+
+    if result.chart:
+        from ...albert_core.output.chart import as_text, evaluation_chart
+        from ...albert_core.runs.history import evaluations
+
+        rows = evaluations(result.run)
+        if len(rows) > 1:
+            chart = evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")
+            say_lines(as_text(chart).split("\n"))
+
+    # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
+    already = " already, nothing was left to do" if result.before else ""
+    say(f"{result.status}{already}: {result.label}")
+    words, of = result.best_by.words, result.total_steps
+    console = output_console()
+    table = figures_table(result.metric_names, result.metrics, result.best, words, result.step, of, result.seconds)
+    console.print(fitted(table, console))
+    if result.best and result.best_checkpoint is None:
+        kept = "keep_best_n and save_strategy say which are kept"
+        say(f"no checkpoint holds the {words}, step {int(result.best['step'])}: {kept}")
+    if result.collapse:
+        say(f"COLLAPSED: {result.collapse}")
+    model = ", model/" if result.status == "completed" else ""
+    say(f"run: {result.run.path}  (metrics.jsonl, summary.json{model})")
+
+
+def figures_table(
+    names: Sequence[str],
+    last: Mapping[str, float],
+    best: Mapping[str, float],
+    best_words: str,
+    step: int,
+    total_steps: int,
+    seconds: float | None,
+) -> Table:
+    """A run's last and best evaluation, by the metrics' `names`."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("", overflow="fold")
+    for header in ("last", best_words):
+        table.add_column(header, justify="right")
+    for name in names:
+        table.add_row(name, *(f"{values[name]:.4f}" if name in values else "-" for values in (last, best)))
+    table.add_row("step", f"{step} of {total_steps}", f"{int(best['step'])}" if best else "-")
+    table.add_row("seconds", "-" if seconds is None else f"{seconds:.1f}", "")
+    return table

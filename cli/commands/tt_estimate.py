@@ -1,0 +1,73 @@
+"""`isotrain tt-estimate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def tt_estimate(
+    model: Annotated[str, typer.Option(help="As model_name in a configuration.")] = "random:albert-base-v2",
+    card: Annotated[str, typer.Option(help="n150, n300 or p150.")] = "n150",
+    sequences: Annotated[int, typer.Option(help="Sequences in a batch.")] = 256,
+    length: Annotated[int, typer.Option(help="Tokens in each.")] = 16,
+    weight_dtype: Annotated[str, typer.Option(help="bfloat16, bfp_bf8 or bfp_bf4.")] = "bfloat16",
+    cores: Annotated[int | None, typer.Option(help="Other than the card's published number.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate, from published peaks alone, the frozen forward's speed on a Tenstorrent card. Nothing is measured.
+
+    Example:
+
+      isotrain tt-estimate --card p150 --weight-dtype bfp_bf8
+    """
+    from ... import UserError
+    from ...albert_core.model.encoder import load_encoder
+    from ...benchmarks.harness.plan import check_range
+    from ...benchmarks.work.flops import encoder_flops
+    from ...kernels.tt.estimate import card_named, estimate_encoder
+    from ...kernels.tt.model import PHASES
+
+    chosen = card_named(card, cores)
+    for flag, value in (("--sequences", sequences), ("--length", length)):
+        check_range(flag, value, 1, 10**6)
+    encoder = load_encoder(model)
+    config = encoder.weights.config
+    if length > config.max_positions:
+        raise UserError(
+            f"--length {length} exceeds the positions that {encoder.label} has; give at most {config.max_positions}"
+        )
+    flops = encoder_flops(config, [length] * sequences)
+    rows = [estimate_encoder(config, sequences * length, flops, chosen, fidelity, weight_dtype) for fidelity in PHASES]
+    if json_output:
+        from dataclasses import asdict
+
+        from ..documents import print_json
+
+        print_json("tt-estimate", {"model": encoder.label, "estimates": [asdict(row) for row in rows]})
+        return
+    from rich.table import Table
+
+    from ...benchmarks.reports.fit import fitted
+    from ...benchmarks.reports.terminal import output_console
+
+    table = Table()
+    for column in ("fidelity", "peak TFLOP/s", "estimate tokens/s", "estimate ms", "bound by"):
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row.math_fidelity,
+            f"{row.peak_tflops:.0f}",
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.seconds * 1e3:.3f}",
+            row.bound,
+        )
+    console = output_console()
+    # Not the table's title: that would wrap at the table's width.
+    given = f"{encoder.label} on {card}, {sequences} x {length} tokens, {weight_dtype}"
+    console.print(f"estimate, not a measurement: {given}")
+    console.print(fitted(table, console))
+    console.print("assumptions of the estimate (at the last fidelity):")
+    for assumption in rows[-1].assumptions:
+        console.print(f"- {assumption}")
