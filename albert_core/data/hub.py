@@ -92,7 +92,10 @@ def hub_name(dataset_id: str) -> tuple[str, ...]:
 def _load(dataset_id: str) -> dict[str, Any]:
     import datasets
 
+    offline = datasets.config.HF_HUB_OFFLINE
     try:
+        # Offline, `datasets` looks into its cache without asking the Hub first.
+        datasets.config.HF_HUB_OFFLINE = hub_is_away()
         with quiet_hub():
             loaded = datasets.load_dataset(*hub_name(dataset_id))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -101,6 +104,8 @@ def _load(dataset_id: str) -> dict[str, Any]:
             f"dataset_id {dataset_id!r} is read as a Hub id and can't be loaded ({reason}); without a network give a "
             "local file or folder, or embedded:intents"
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
     return dict(loaded)
 
 

@@ -1,4 +1,4 @@
-"""A Hub that can't be reached: one line, and no half minute of tries before it."""
+"""A Hub that can't be reached: one line, and no half minute of tries before it; what is cached is used."""
 
 from __future__ import annotations
 
@@ -6,21 +6,56 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import datasets
+import pytest
 from support.command import one_line_error
+from support.small_job import write_dataset
+
+# Nothing listens on the port of "discard".
+NO_NETWORK = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+TINY = ("--set", "model_name=random:tiny", "--set", "dtype=float32", "--set", "max_steps=1", "--set")
 
 
-def test_a_model_of_the_hub_fails_fast_without_a_network() -> None:
-    # Nothing listens on the port of "discard".
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
-    began = time.monotonic()
+def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "isotrain.cli", "tt-estimate", "--model", "nobody/has-this-model"],
-        env=environment,
+        [sys.executable, "-m", "isotrain.cli", *arguments],
+        env=os.environ | NO_NETWORK | {"HF_HOME": str(folder / "hub")},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    one_line_error((done.returncode, done.stdout, done.stderr), "without a network give a local folder")
-    # Each of the client's files would be asked for six times, with 23 seconds of waiting between.
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        (("tt-estimate", "--model", "nobody/has-this-model"), "without a network give a local folder"),
+        (("train", "quickstart", *TINY, "dataset_id=nobody/has-this"), "without a network give a local file or folder"),
+        (
+            ("train", "quickstart", *TINY, "tokenizer_name=nobody/has-this"),
+            "without a network set tokenizer_name to a local tokenizer.json",
+        ),
+    ],
+    ids=["model", "texts", "tokenizer"],
+)
+def test_what_only_the_hub_has_fails_fast_without_a_network(
+    arguments: tuple[str, ...], fix: str, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    one_line_error(run(tmp_path, *arguments), fix)
+    # The client would ask for each file six times, with 23 seconds of waiting between.
     assert time.monotonic() - began < 20
+
+
+def test_a_cached_data_set_is_used_without_a_network(tmp_path: Path) -> None:
+    # As `datasets` keeps what it has read from the Hub: owner___name/configuration/version/hash.
+    cached = tmp_path / "hub" / "datasets" / "owner___name" / "default" / "0.0.0" / "0123456789abcdef"
+    source = write_dataset(tmp_path / "source" / "name")
+    builder = datasets.load_dataset_builder(str(source), cache_dir=str(tmp_path / "source"))
+    builder.download_and_prepare(str(cached))
+    code, _, printed = run(tmp_path, "train", "quickstart", *TINY, "dataset_id=owner/name")
+    assert code == 0, printed
