@@ -64,7 +64,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	@# The checkout's folder may have any name; under this one its modules are called isotrain.*, as when installed.
 	@mkdir -p build/types && ln -sfn ../.. build/types/isotrain
-	MYPYPATH=build/types $(BIN)/mypy
+	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

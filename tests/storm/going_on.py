@@ -55,9 +55,10 @@ def to_the_end(
             return Outcome(Verdict.LOST, f"a checkpoint of step {before} was there: {resumed and resumed[0]}")
         if last.code == 0:
             return judged(home, last, may_differ)
+        outcome = Outcome(Verdict.DEAD_END, f"isotrain {' '.join(command)}: exit {last.code}: {last.said}")
         if always or next_command(home, last) == command:
             break
-    return Outcome(Verdict.DEAD_END, f"isotrain {' '.join(command)}: exit {last.code}: {last.said}")
+    return outcome
 
 
 def judged(home: Home, last: Ended, may_differ: tuple[str, ...] = ()) -> Outcome:

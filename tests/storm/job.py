@@ -87,7 +87,7 @@ class Home:
         lines = [f"{key}: {json.dumps(value)}" for key, value in (SETTINGS | self.variant.settings).items()]
         (self.folder / "job.yaml").write_text("\n".join(lines) + "\n")
 
-    def state(self, name: str, make: Callable[[], None]) -> None:
+    def state(self, name: str, make: Callable[[], object]) -> None:
         """Puts the state `name` back; the first time, `make` makes it from a clear folder."""
         kept = self.root / "states" / name
         if not kept.exists():

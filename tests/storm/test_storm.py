@@ -40,7 +40,7 @@ def storm(folder: Path, *arguments: object) -> list[dict[str, object]]:
 
 
 def bad(tries: list[dict[str, object]]) -> list[dict[str, object]]:
-    return [one for one in tries if Verdict(one["verdict"]).is_bad]
+    return [one for one in tries if Verdict(str(one["verdict"])).is_bad]
 
 
 @pytest.mark.slow

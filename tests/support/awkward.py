@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from isotrain.kernels.packed import PackedBatch
@@ -24,7 +25,8 @@ def unaligned(tensor: torch.Tensor) -> torch.Tensor:
 def unaligned_batch(batch: PackedBatch) -> PackedBatch:
     """`batch` (on the host, with token types) with every tensor unaligned."""
     names = ("input_ids", "cu_seqlens", "position_ids", "token_type_ids")
-    return replace(batch, **{name: unaligned(getattr(batch, name)) for name in names})
+    tensors: dict[str, Any] = {name: unaligned(getattr(batch, name)) for name in names}
+    return replace(batch, **tensors)
 
 
 def changed(weights: EncoderWeights, change: Callable[[str, torch.Tensor], torch.Tensor]) -> EncoderWeights:
@@ -33,7 +35,7 @@ def changed(weights: EncoderWeights, change: Callable[[str, torch.Tensor], torch
         replace(layer, **{field.name: change(field.name, getattr(layer, field.name)) for field in fields(layer)})
         for layer in weights.layers
     )
-    own = {name: change(name, tensor) for name, tensor in weights.named_tensors() if "." not in name}
+    own: dict[str, Any] = {name: change(name, tensor) for name, tensor in weights.named_tensors() if "." not in name}
     return replace(weights, layers=layers, **own)
 
 

@@ -243,7 +243,11 @@ def _wrong_normaliser(patch: pytest.MonkeyPatch, size: float) -> None:
 def _other_seed(patch: pytest.MonkeyPatch, size: float) -> None:
     """The head is drawn with another seed: the hashes must tell."""
     real = classification.ClassificationHead
-    patch.setattr(classification, "ClassificationHead", lambda *shape: real(*shape[:-1], shape[-1] + int(size)))
+    patch.setattr(
+        classification,
+        "ClassificationHead",
+        lambda width, hidden, labels, seed: real(width, hidden, labels, seed + int(size)),
+    )
 
 
 def _moved_head(training: Any, size: float) -> None:

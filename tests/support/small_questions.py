@@ -36,7 +36,7 @@ def paragraphs(count: int, sentences: int, seed: int) -> list[tuple[str, list[di
         context = " ".join(
             f"{name} keeps {generator.choice(THINGS)} in {place}." for name, place in zip(names, places, strict=True)
         )
-        qas = []
+        qas: list[dict[str, Any]] = []
         for index in generator.sample(range(sentences), 2):
             asked = question(2 * number + len(qas), f"Where does {names[index]} keep it?", context)
             begin = context.index(" in ", context.index(names[index])) + len(" in ")

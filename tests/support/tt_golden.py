@@ -101,8 +101,8 @@ def mvmul(folder: Path) -> Iterator[Checked]:
 def erratum(folder: Path, engine: str) -> Iterator[Checked]:
     data = np.load(folder / "ttsim_elw_mad_pack.npz")
     for chip, arch in (("wh", "wormhole"), ("bh", "blackhole")):
-        operands = [data[f"erratum_{part}"] for part in ("srca", "srcb", "dst0")]
-        yield compare(f"erratum_{chip} model", model.mvmul(*operands, 0, True, arch), data[f"erratum_{chip}"])
+        operands = srca, srcb, dst0 = [data[f"erratum_{part}"] for part in ("srca", "srcb", "dst0")]
+        yield compare(f"erratum_{chip} model", model.mvmul(srca, srcb, dst0, 0, True, arch), data[f"erratum_{chip}"])
         # LoFi over 32 of K is this instruction and one on zeros, which changes no finite Dst but the erratum's.
         products = [
             native.matmul(floats(b), floats(a), "lofi", fp32_dest=True, arch=arch, dst=floats(d), engine=engine)
