@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard kernels/*/native/* kernels/include/*)
 XLA_BIN := $(XLA_VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# A process a core; the tests of a file share one.
+PARALLEL := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .PHONY: run test storm bench-suite test-xla check format clean help
@@ -36,7 +38,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
 $(XLA_VENV)/.installed: pyproject.toml constraints.txt constraints-xla.txt $(XLA_BIN)/python
 	@mkdir -p build && grep -v -E '^(torch|triton)==' constraints.txt > build/constraints-common.txt
 	$(XLA_BIN)/python $(PIP_INSTALL) --constraint build/constraints-common.txt --constraint constraints-xla.txt \
-	  --editable '.[xla,lora]' pytest pytest-benchmark jsonschema
+	  --editable '.[xla,lora]' pytest pytest-benchmark pytest-xdist jsonschema
 	@touch $@
 
 run: $(VENV)/.installed
@@ -47,7 +49,7 @@ endif
 	$(BIN)/isotrain train quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 storm: $(VENV)/.installed-dev
 	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m storm $(ARGS)
@@ -57,7 +59,7 @@ bench-suite: $(VENV)/.installed-dev
 	  -o python_files='bench_*.py' -o addopts=--import-mode=importlib --benchmark-autosave $(ARGS)
 
 test-xla: $(XLA_VENV)/.installed
-	$(XLA_BIN)/python -m pytest tests/xla
+	$(XLA_BIN)/python -m pytest $(PARALLEL) tests/xla
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from support.tables import printed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests run beside each other, one on each core: more threads are for the tests that ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton decides when it is imported whether kernels are compiled or interpreted. Without a GPU its interpreter runs
 # them on the CPU; with one, the same tests run the real kernels.
 if not torch.cuda.is_available():
@@ -55,6 +59,12 @@ def gpu() -> torch.device:
     return torch.device("cuda")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Whatever the test before has set."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def invoke(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Runs a command in this process and in an empty folder; (exit code, stdout, stderr)."""
@@ -79,6 +89,28 @@ _SHOWN = pytest.StashKey[list[str]]()
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """`show(text)` puts a figure that the suite is to report at the end of its output, passed or not."""
     return request.config.stash.setdefault(_SHOWN, []).append
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the processes of pytest-xdist, a file's tests stay together and share its fixtures; slow files begin first."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+        for item in items:
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["figures"] = [*session.config.stash.get(_SHOWN, []), *printed()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes over the figures of a process of pytest-xdist that ends."""
+    node.config.stash.setdefault(_SHOWN, []).extend(getattr(node, "workeroutput", {}).get("figures", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,6 @@ from isotrain.cli.main import main
 
 FIDELITIES = ("lofi", "hifi2", "hifi3", "hifi4")
 DTYPES = ("bfloat16", "bfp_bf8", "bfp_bf4")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny steps gain nothing from a second thread, and wait for it where other work has the CPUs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
