@@ -21,8 +21,8 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.benchmarks.end_to_end import run as end_to_end
 from isotrain.benchmarks.end_to_end.blacksmith_loop import build_model, measure_loop
-from isotrain.benchmarks.end_to_end.run import run as end_to_end
 from isotrain.benchmarks.end_to_end.run import run_end_to_end, training_arguments
 from isotrain.benchmarks.harness.extrapolate import Part, Sampled, total_interval, total_ratio
 from isotrain.benchmarks.harness.plan import Options
@@ -250,7 +250,7 @@ def test_an_interruption_keeps_what_is_complete(data: Path, tmp_path: Path, afte
     program = f"""
 import sys, time
 from pathlib import Path
-from isotrain.benchmarks import end_to_end
+from isotrain.benchmarks.end_to_end import run as end_to_end
 from isotrain.benchmarks.harness.plan import Options
 done = []
 def train(options, side, folder):
