@@ -17,7 +17,7 @@ from .base import (
     UnitRate,
     device_label,
 )
-from .error_budget import Yardstick
+from .error_budget import ErrorBudget
 from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
 from .registry import (
     backend_class,
@@ -38,6 +38,7 @@ __all__ = [
     "CastPolicy",
     "DeviceInfo",
     "EnergyUse",
+    "ErrorBudget",
     "Foreseen",
     "FrozenEncoder",
     "FrozenForward",
@@ -46,7 +47,6 @@ __all__ = [
     "PackedAttention",
     "ShapeGrid",
     "UnitRate",
-    "Yardstick",
     "backend_class",
     "check_available",
     "device_label",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
 from ..kernels.names import check_name
-from .error_budget import Yardstick
+from .error_budget import ErrorBudget
 
 if TYPE_CHECKING:
     import torch
@@ -252,9 +252,9 @@ class Backend(ABC):
         """`policy` of a head and its encoder in one model: without what holds for a frozen encoder's weights alone."""
         return policy
 
-    def yardstick(self, policy: CastPolicy) -> Yardstick:
+    def error_budget(self, policy: CastPolicy) -> ErrorBudget:
         """The host's model of this device's arithmetic under `policy`, for parity: by default the dtype's own."""
-        return Yardstick("ideal", policy.requested, compute=policy.compute)
+        return ErrorBudget("ideal", policy.requested, compute=policy.compute)
 
     @abstractmethod
     def synchronize(self, *tensors: torch.Tensor) -> None:
@@ -353,7 +353,7 @@ class Backend(ABC):
         """Keywords for torch's Adam and AdamW that this device runs fastest, or only, with (fused, capturable)."""
         return {}
 
-    def small_steps(self) -> AbstractContextManager[Any]:
+    def single_threaded(self) -> AbstractContextManager[Any]:
         """Held around a loop whose steps are too small to share among threads, such as a head on cached features."""
         return nullcontext()
 

@@ -104,7 +104,7 @@ class CpuBackend(Backend):
         torch.set_rng_state(state["cpu"].to(torch.uint8))
 
     @contextmanager
-    def small_steps(self) -> Iterator[None]:
+    def single_threaded(self) -> Iterator[None]:
         """One thread inside. Measured on a 768-256-77 head at batch 8, one thread against two, in one run: 0.83 and
         0.80 ms a step on an idle machine, 1.4 and 83 ms beside one other busy process, for every operator waits until
         the last thread has had its turn. It also makes the head's bits independent of the number of threads.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ErrorBudget:
     """A backend of the host that stands for an arithmetic: what it costs against float64 is what a device may cost.
 
     `options` are the backend's own, as `get_backend` takes them for its name. `draws`: whether each device number of

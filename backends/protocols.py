@@ -27,16 +27,16 @@ class FrozenForward(Protocol):
 
 
 class FrozenEncoder(FrozenForward, Protocol):
-    """One that also shows what happens between its repetitions."""
+    """One that also shows what happens between its layers."""
 
-    def repetitions(
+    def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Every token's hidden state: what the first repetition takes in, then what each one gives (R + 1 tensors).
+        """Every token's hidden state: what the first layer takes in, then what each one gives (R + 1 tensors).
 
         [tokens, hidden] of a packed batch, [sequences, length, hidden] of a padded one, whose padded places mean
-        nothing. With `given`, R such tensors, it is a replay: each repetition is applied to its own one (R results).
-        It is how parity tells a repetition's own error from what came before; speed doesn't matter.
+        nothing. With `given`, R such tensors, it is a replay: each layer is applied to its own one (R results).
+        It is how parity tells a layer's own error from what came before; speed doesn't matter.
         """
         ...
 
@@ -47,7 +47,7 @@ class HeadStep(Protocol):
     def __call__(self, features: torch.Tensor, labels: torch.Tensor, num_samples: int) -> torch.Tensor:
         """Updates the head by the mean loss over `num_samples` of features [b, f] and labels [b].
 
-        float32 [2] on the device: the batch's summed loss, and how many of its texts were told right.
+        float32 [2] on the device: the batch's summed loss, and how many of its texts were classified correctly.
         """
         ...
 

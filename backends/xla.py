@@ -315,12 +315,12 @@ class StaticEncoder:
         _refuse_packed(batch)
         return self._run(batch)
 
-    def repetitions(
+    def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
         """See `backends.FrozenEncoder`."""
         _refuse_packed(batch)
-        return self._encoder.repetitions(batch, given)
+        return self._encoder.layer_states(batch, given)
 
 
 def _refuse_packed(batch: PackedBatch | PaddedBatch) -> None:

@@ -80,7 +80,7 @@ def run_bench(
     complete = any(run.document is not None for run in runs)
     if interrupted and not complete:
         return Outcome(None, None, INTERRUPTED)
-    own = [run for run in runs if not plan.targets[run.target].peer]
+    own = [run for run in runs if not plan.targets[run.target].baseline]
     if own and all(run.user_error for run in own) and (not complete or plan.options.vs):
         # A comparison without this project's own side is none.
         raise UserError(own[0].error)
@@ -91,10 +91,10 @@ def run_bench(
 
 
 def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, list[dict[str, Any]]]) -> Plan:
-    """The plan with the fastest shape that a sweep found, or without a peer that can't run.
+    """The plan with the fastest shape that a sweep found, or without a baseline that can't run.
 
-    Raises UserError for what concerns the whole run. A sweep that died leaves the target its first shape: the measured
-    process will say what is wrong.
+    Raises UserError for what concerns the end-to-end run. A sweep that died leaves the target its first shape: the
+    measured process will say what is wrong.
     """
     if run.document is not None:
         found = sweeps[run.target] = run.document["sweep"]
@@ -102,7 +102,7 @@ def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, list[dict[str, An
         return plan.settled(run.target, plan.candidates[run.target][rates.index(max(rates))])
     if run.user_error and run.scope == "run":
         raise UserError(run.error)
-    if run.user_error and plan.targets[run.target].peer:
+    if run.user_error and plan.targets[run.target].baseline:
         return plan.without(run.target, run.error)
     return plan
 
@@ -135,7 +135,7 @@ class PlainWatcher:
         total = self.plan.processes
         left = (time.perf_counter_ns() - self.began) / 1e9 / self.done * (total - self.done)
         # Why is said once, at the end: by the result, or by the error that ends the run.
-        refused = run.user_error and self.plan.targets[run.target].peer
+        refused = run.user_error and self.plan.targets[run.target].baseline
         ending = "" if run.document is not None else " can't run" if refused else " FAILED"
         remaining = f", about {duration(left)} left" if self.done < total else ""
         label = _doing(self.plan, run.target, run.process)
@@ -193,7 +193,7 @@ def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
         TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
     )
-    # The estimate looks back over the whole run: processes take tens of seconds each.
+    # The estimate looks back over the end-to-end run: processes take tens of seconds each.
     with Progress(
         *columns, console=new_console(stderr=True), refresh_per_second=2, speed_estimate_period=86_400, transient=True
     ) as progress:

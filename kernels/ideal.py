@@ -1,4 +1,4 @@
-"""An encoder that rounds as a dtype says and makes no other error: the yardstick of parity.
+"""An encoder that rounds as a dtype says and makes no other error: the error budget of parity.
 
 Products take rounded operands and are summed in float32 or wider; every linear layer's result is moved by a random
 share of its last place before it is rounded (Parker 1997, Monte Carlo arithmetic). So several of them, each with its

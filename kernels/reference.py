@@ -20,20 +20,20 @@ from .weights import EncoderConfig, EncoderWeights, LayerWeights
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """float64, on the host. L = a sequence's tokens, R = repetitions.
+    """float64, on the host. L = a sequence's tokens, R = layers.
 
     features: [B, hidden], each sequence's first row. last_hidden_state: B tensors [L, hidden].
-    repetitions: for each sequence R + 1 tensors [L, hidden]: what the first repetition takes in, then what each
-    repetition gives; empty unless asked for.
+    layers: for each sequence R + 1 tensors [L, hidden]: what the first layer takes in, then what each
+    layer gives; empty unless asked for.
     """
 
     features: torch.Tensor
     last_hidden_state: list[torch.Tensor]
-    repetitions: list[list[torch.Tensor]]
+    layer_states: list[list[torch.Tensor]]
 
 
 def encode(
-    weights: EncoderWeights, batch: PackedBatch | PaddedBatch, keep_repetitions: bool = False
+    weights: EncoderWeights, batch: PackedBatch | PaddedBatch, keep_layer_states: bool = False
 ) -> ReferenceOutput:
     """The encoder in float64. Raises UserError for a batch that doesn't fit, or an unsupported activation."""
     batch = batch.to("cpu")
@@ -48,17 +48,17 @@ def encode(
         if packed.token_type_ids is not None:
             types = packed.token_type_ids[tokens]
         states = [embed(exact, packed.input_ids[tokens], types)]
-        for layer in exact.config.layer_of_repetition:
-            states.append(repetition(exact.config, exact.layers[layer], states[-1]))
+        for layer in exact.config.weights_of_layer:
+            states.append(layer_forward(exact.config, exact.layers[layer], states[-1]))
         finals.append(states[-1])
-        if keep_repetitions:
+        if keep_layer_states:
             kept.append(states)
         start += length
     return ReferenceOutput(torch.stack([state[0] for state in finals]), finals, kept)
 
 
 def embed(weights: EncoderWeights, ids: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-    """One sequence's input to the first repetition, [L, hidden], from its ids and token types [L]."""
+    """One sequence's input to the first layer, [L, hidden], from its ids and token types [L]."""
     x = weights.word_embeddings[ids] + weights.token_type_embeddings[types] + weights.position_embeddings[: len(ids)]
     x = layer_norm(x, weights.embedding_norm_weight, weights.embedding_norm_bias, weights.config.layer_norm_eps)
     if weights.projection_weight is not None and weights.projection_bias is not None:
@@ -66,7 +66,7 @@ def embed(weights: EncoderWeights, ids: torch.Tensor, types: torch.Tensor) -> to
     return x
 
 
-def repetition(config: EncoderConfig, layer: LayerWeights, x: torch.Tensor) -> torch.Tensor:
+def layer_forward(config: EncoderConfig, layer: LayerWeights, x: torch.Tensor) -> torch.Tensor:
     """One layer applied to one sequence: [L, hidden] to [L, hidden]."""
     query = x @ layer.query_weight.T + layer.query_bias
     key = x @ layer.key_weight.T + layer.key_bias

@@ -23,7 +23,7 @@ KINDS = ("albert", "bert")
 class EncoderConfig:
     """The shape of an encoder.
 
-    `layer_of_repetition` names, for each repetition in order, the entry of `EncoderWeights.layers` it runs:
+    `weights_of_layer` names, for each layer in order, the entry of `EncoderWeights.layers` it runs:
     ALBERT-base is ``(0,) * 12`` (one layer, twelve times), BERT is ``(0, 1, ..., n - 1)``.
     `activation` has the name that transformers gives it; each kernel says which names it supports.
     Positions start at 0; `max_positions` is the longest sequence in tokens.
@@ -41,7 +41,7 @@ class EncoderConfig:
     type_vocab_size: int
     activation: str
     layer_norm_eps: float
-    layer_of_repetition: tuple[int, ...]
+    weights_of_layer: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -69,15 +69,14 @@ class EncoderConfig:
             )
         if not self.layer_norm_eps > 0.0:
             raise UserError(f"layer_norm_eps is {self.layer_norm_eps}; it must be above 0")
-        if not self.layer_of_repetition or min(self.layer_of_repetition) < 0:
+        if not self.weights_of_layer or min(self.weights_of_layer) < 0:
             raise UserError(
-                f"layer_of_repetition is {self.layer_of_repetition}; it needs at least one repetition and "
-                "layer numbers from 0"
+                f"weights_of_layer is {self.weights_of_layer}; it needs at least one layer and layer numbers from 0"
             )
 
     @property
-    def num_repetitions(self) -> int:
-        return len(self.layer_of_repetition)
+    def num_layers(self) -> int:
+        return len(self.weights_of_layer)
 
     @property
     def head_size(self) -> int:
@@ -210,9 +209,9 @@ def check_finite(weights: EncoderWeights) -> None:
 
 
 def _check_layers(config: EncoderConfig, num_layers: int) -> None:
-    if max(config.layer_of_repetition) >= num_layers:
+    if max(config.weights_of_layer) >= num_layers:
         raise UserError(
-            f"layer_of_repetition names layer {max(config.layer_of_repetition)} but {num_layers} layers were given; "
+            f"weights_of_layer names layer {max(config.weights_of_layer)} but {num_layers} layers were given; "
             f"the highest allowed is {num_layers - 1}"
         )
 

@@ -47,22 +47,22 @@ class TransformersEncoder:
         with torch.no_grad():
             return padded_states(self.module, batch, static=self._static)[:, 0].float()
 
-    def repetitions(
+    def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
         """See `backends.FrozenEncoder`."""
         if isinstance(batch, PackedBatch):
             raise UserError("kernel transformers takes padded batches only; set layout: padded or bucketed")
-        return module_repetitions(self.module, batch, given)
+        return module_layer_states(self.module, batch, given)
 
 
 @torch.no_grad()
-def module_repetitions(
+def module_layer_states(
     encoder: Any, batch: PaddedBatch, given: Sequence[torch.Tensor] | None = None
 ) -> list[torch.Tensor]:
-    """`FrozenEncoder.repetitions` of a transformers AlbertModel or BertModel, by hooks on its layers.
+    """`FrozenEncoder.layers` of a transformers AlbertModel or BertModel, by hooks on its layers.
 
-    Layers that several repetitions share are told apart by the order of the calls.
+    Layers that several layers share are told apart by the order of the calls.
     """
     states: list[torch.Tensor] = []
 

@@ -13,7 +13,7 @@ from ..tasks import Task
 
 def summed_loss(model: nn.Module, task: Task) -> Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """The function of inputs and labels that a training step differentiates: the summed loss of the batch's rows in
-    nats, and how many of them `model` told right.
+    nats, and how many of them `model` classified correctly.
     """
 
     def loss(inputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""How a run begins or is gone on with: its folder, what stands in it, and the state that a checkpoint holds."""
+"""How a run begins or is resumed: its folder, what stands in it, and the state that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _resume(training: Training) -> None:
 
 
 def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:
-    """The best evaluation of the run that is gone on with, by a metric or a mode that it was not looked at for."""
+    """The best evaluation of the run that is resumed, by a metric or a mode that it was not looked at for."""
     checkpoints = [{**info.metrics, "step": info.step} for info in training.store.list() if info.metrics]
     remembered = [saved.state["best"]] if saved.state["best"] else []
     return best_evaluation(training.run, training.job.config.best, [*checkpoints, *remembered], saved.step)
@@ -182,7 +182,7 @@ def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
         if not or_start or remote_checkpoints(url):
             fetch_latest(url, run.checkpoints)
     if (or_start or config.resume_option == "last") and not training.store.list() and not run.is_complete():
-        # Killed before its first checkpoint: the first step is where it can be gone on with, bit for bit.
+        # Killed before its first checkpoint: the first step is where it can be resumed, bit for bit.
         log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
         return None
     folder = training.store.find(config.resume_option, config.checkpoint_path or None)

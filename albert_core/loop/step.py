@@ -24,7 +24,7 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
     """One optimizer step over a window's micro-batches.
 
     float32 [2] (float64 where the head is), still on the device: the summed loss of the window's texts, and how many of
-    them were told right.
+    them were classified correctly.
     """
     batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
     return training.step(window.num_samples, *chain.from_iterable(batches))

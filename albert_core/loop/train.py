@@ -143,7 +143,7 @@ def train(
                 go_on = f"what was saved is kept: go on with: {resume_command(run, ranks)}"
                 with (
                     watching(ranks, config.process_timeout, go_on),
-                    job.backend.small_steps() if small else nullcontext(),
+                    job.backend.single_threaded() if small else nullcontext(),
                 ):
                     status = _loop(training, reporter, stop, observer)
                 result = _finish(training, status, began)
@@ -159,7 +159,7 @@ def train(
 def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
     """A run that can't begin leaves no folder behind; from its first step on it fails (RunError), whatever failed.
 
-    One that is interrupted stays, and can be gone on with.
+    One that is interrupted stays, and can be resumed.
     """
     try:
         yield

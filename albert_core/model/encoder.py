@@ -323,7 +323,7 @@ def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Ten
 
 
 def encoder_layers(module: Any) -> list[nn.Module]:
-    """The layers of a transformers AlbertModel or BertModel; ALBERT's repetitions share few of them."""
+    """The layers of a transformers AlbertModel or BertModel; ALBERT's layers share few of them."""
     stack = module.encoder
     if module.config.model_type == "albert":
         return [layer for group in stack.albert_layer_groups for layer in group.albert_layers]
@@ -358,7 +358,7 @@ def weights_from_module(module: nn.Module) -> EncoderWeights:
             type_vocab_size=config.type_vocab_size,
             activation=config.hidden_act,
             layer_norm_eps=config.layer_norm_eps,
-            layer_of_repetition=order,
+            weights_of_layer=order,
         ),
         word_embeddings=state["embeddings.word_embeddings.weight"],
         position_embeddings=state["embeddings.position_embeddings.weight"],
@@ -389,8 +389,8 @@ def _albert_layers(config: Any, state: dict[str, torch.Tensor]) -> tuple[list[La
         for index in range(inner)
     ]
     order: list[int] = []
-    for repetition in range(config.num_hidden_layers):
-        group = int(repetition / (config.num_hidden_layers / config.num_hidden_groups))
+    for layer in range(config.num_hidden_layers):
+        group = int(layer / (config.num_hidden_layers / config.num_hidden_groups))
         order.extend(group * inner + index for index in range(inner))
     return layers, tuple(order)
 

@@ -1,4 +1,4 @@
-"""What W&B and TensorBoard lack of a run that is gone on with: lines of metrics.jsonl that a kill kept from them."""
+"""What W&B and TensorBoard lack of a run that is resumed: lines of metrics.jsonl that a kill kept from them."""
 
 from __future__ import annotations
 

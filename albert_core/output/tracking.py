@@ -54,7 +54,7 @@ class Tracker:
         """The final model: a file or a folder."""
 
     def finish(self, status: str) -> None:
-        """The end of the run: "completed", "stopped" (it can be gone on with) or "failed"."""
+        """The end of the run: "completed", "stopped" (it can be resumed) or "failed"."""
 
 
 class JsonlTracker(Tracker):

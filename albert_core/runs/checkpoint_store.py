@@ -95,7 +95,7 @@ class CheckpointStore:
         return path
 
     def finish(self) -> None:
-        """Applies the policy strictly, to the newest too: for the end of a run that won't be gone on with."""
+        """Applies the policy strictly, to the newest too: for the end of a run that won't be resumed."""
         sweep_leftovers(self.folder)
         self._prune([])
 

@@ -131,7 +131,7 @@ def apply_head(head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> tor
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed cross entropy of the rows in nats, and how many were told right."""
+    """The summed cross entropy of the rows in nats, and how many were classified correctly."""
     right = (logits.detach().argmax(dim=-1) == labels).sum()
     return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED), right
 

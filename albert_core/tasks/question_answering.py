@@ -131,7 +131,7 @@ def apply_head(head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> tor
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of logits [B, L, 2] and positions int64 [B, 2]: the windows' summed loss in nats, the mean of both ends' cross
-    entropies, and how many windows had both ends told right.
+    entropies, and how many windows had both ends classified correctly.
     """
     right = (logits.detach().argmax(dim=1) == labels).all(dim=-1).sum()
     return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED) / ENDS, right

@@ -117,8 +117,8 @@ class Task:
     # The head's logits, from the encoder's last states [B, L, hidden] and the attention mask [B, L]: [B, outputs], or
     # [B, L, outputs] where it reads every token.
     apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-    # Of logits and labels, the summed loss in nats and how many rows were told right, both on the device. Rows
-    # labelled IGNORED count in neither.
+    # Of logits and labels, the summed loss in nats and how many rows were classified correctly, both on the device.
+    # Rows labelled IGNORED count in neither.
     loss: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     # The metrics of a model on the evaluation split, drawing no random number.
     evaluate: Callable[[nn.Module, InputSource, Job], Evaluation]

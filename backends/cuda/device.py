@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger("isotrain")
 
 # triton and flash differ in their attention only: ours, or torch's for sequences of any length.
-# Tokens that go through the encoder's repetitions at once: enough rows to keep every multiprocessor busy.
+# Tokens that go through the encoder's layers at once: enough rows to keep every multiprocessor busy.
 CHUNK_TOKENS = 65536
 
 # Older GPUs lack what the Triton kernels and flash attention need.

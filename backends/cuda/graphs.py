@@ -25,7 +25,7 @@ OFF_SWITCH = "ISOTRAIN_CUDA_GRAPHS"
 
 
 class Capture(Protocol):
-    """How work is recorded: by `GraphCapture` on a GPU, by a plain repetition in tests."""
+    """How work is recorded: by `GraphCapture` on a GPU, by a plain layer in tests."""
 
     def warm_up(self, run: Thunk) -> torch.Tensor: ...
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ...kernels.packed import PackedBatch, PaddedBatch
     from ...kernels.weights import EncoderWeights
-    from ..error_budget import Yardstick
+    from ..error_budget import ErrorBudget
     from ..protocols import FrozenEncoder
     from .options import TtOptions
 
@@ -225,10 +225,10 @@ class TtHardware(XlaBackend):
         mode = self._products()
         return replace(policy, reason=f"{policy.compute} tensors; products at the matrix unit's {mode}", mode=mode)
 
-    def yardstick(self, policy: CastPolicy) -> Yardstick:
-        from .emulated import yardstick
+    def error_budget(self, policy: CastPolicy) -> ErrorBudget:
+        from .emulated import error_budget
 
-        return yardstick(self.options, policy)
+        return error_budget(self.options, policy)
 
     def compile(self, fn: F, **options: Any) -> F:
         import torch

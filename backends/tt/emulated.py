@@ -14,7 +14,7 @@ from ... import UserError
 from ...kernels.names import check_name
 from ..base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, device_label
 from ..cpu import CpuBackend
-from ..error_budget import Yardstick
+from ..error_budget import ErrorBudget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,8 +78,8 @@ class TtEmulated(CpuBackend):
         reason = f"emulated, no card is here: products of linear layers at {mode}, all else as on the host"
         return replace(policy, reason=reason, mode=f"{LABEL} {mode}")
 
-    def yardstick(self, policy: CastPolicy) -> Yardstick:
-        return yardstick(self.options, policy)
+    def error_budget(self, policy: CastPolicy) -> ErrorBudget:
+        return error_budget(self.options, policy)
 
     def place(self, value: T) -> T:
         """As on the host; a module's linear layers compute in the card's arithmetic from now on."""
@@ -145,10 +145,10 @@ class TtEmulated(CpuBackend):
         return f"{self.options.math_fidelity}, {sums} destination"
 
 
-def yardstick(options: TtOptions, policy: CastPolicy) -> Yardstick:
+def error_budget(options: TtOptions, policy: CastPolicy) -> ErrorBudget:
     """The card's arithmetic emulated fast: block formats and fidelities are no dtype that the ideal could round to."""
     chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"})
-    return Yardstick("tt", policy.requested, chosen.model_dump(exclude_defaults=True), draws=False, emulated=True)
+    return ErrorBudget("tt", policy.requested, chosen.model_dump(exclude_defaults=True), draws=False, emulated=True)
 
 
 @torch.no_grad()

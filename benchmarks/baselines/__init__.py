@@ -1,8 +1,8 @@
-"""What others offer for the same frozen forward: the baselines that `isotrain bench --vs peers` measures.
+"""What others offer for the same frozen forward: the baselines that `isotrain bench --vs baselines` measures.
 
-This file names them and needs none of them; each is built in its own fresh process by the module that it names. A peer
-runs the same texts as this project's kernels, in the layout and batch size that suit it best: where `shapes` has
-several, a short sweep picks the fastest.
+This file names them and needs none of them; each is built in its own fresh process by the module that it names. A
+baseline runs the same texts as this project's kernels, in the layout and batch size that suit it best: where `shapes`
+has several, a short sweep picks the fastest.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ...kernels.names import check_name
 if TYPE_CHECKING:
     from ...albert_core.model.encoder import LoadedEncoder
     from ...backends import Backend
-    from .base import PeerEncoder
+    from .base import BaselineEncoder
 
-ALL = "peers"
+ALL = "baselines"
 
 Shape = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """One baseline. `shapes`: (layout, batch size) to choose from; `packages`: what it imports beyond isotrain's own.
 
     `builder` is ``module:class`` in this package; `fixed` means that its shape is what it stands for, so that
@@ -47,7 +47,7 @@ class Peer:
         if not absent:
             return ""
         them = "it" if len(absent) == 1 else "them"
-        return f"{', '.join(absent)} not installed; get {them} by: {install_hint('peers')}"
+        return f"{', '.join(absent)} not installed; get {them} by: {install_hint('baselines')}"
 
     def choices(self, batch_sizes: Sequence[int]) -> tuple[Shape, ...]:
         """Its shapes, with these batch sizes instead of its own where any are given."""
@@ -58,49 +58,49 @@ class Peer:
 
 
 # The first shape of each is what --quick takes without a sweep.
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (
-        Peer(
+BASELINES: dict[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline(
             "experiment-padded",
             "the Banking77 experiment's forward, every text padded to max_length",
             "eager:ExperimentEncoder",
             (("padded", 8),),
             fixed=True,
         ),
-        Peer(
+        Baseline(
             "experiment-dynamic",
             "the Banking77 experiment's forward, each batch padded to its longest text",
             "eager:ExperimentEncoder",
             (("dynamic", 8),),
             fixed=True,
         ),
-        Peer(
+        Baseline(
             "transformers-dynamic",
             "transformers eager, batches as they come, each padded to its longest text",
             "eager:EagerEncoder",
             (("dynamic", 8), ("dynamic", 32), ("dynamic", 64)),
         ),
-        Peer(
+        Baseline(
             "transformers-sorted",
             "transformers eager, batches in order of length, each padded to its longest text",
             "eager:EagerEncoder",
             (("sorted", 8), ("sorted", 32), ("sorted", 64)),
         ),
-        Peer(
+        Baseline(
             "torch-compile",
             "torch.compile with inductor's freezing, one graph for each of a few static shapes",
             "compiled:CompiledEncoder",
             (("static", 64), ("static", 256)),
         ),
-        Peer(
+        Baseline(
             "onnxruntime",
             "ONNX Runtime, exported and fused by its own transformers optimizer",
             "onnx_runtime:OnnxEncoder",
             (("sorted", 8), ("sorted", 32), ("sorted", 128)),
             ("onnx", "onnxruntime"),
         ),
-        Peer(
+        Baseline(
             "openvino",
             "OpenVINO, converted from the torch module",
             "open_vino:OpenVinoEncoder",
@@ -111,20 +111,20 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def chosen_peers(names: Sequence[str]) -> list[Peer]:
-    """The peers that `--vs` names; ``peers`` is all of them. Raises UserError for an unknown name."""
+def chosen_baselines(names: Sequence[str]) -> list[Baseline]:
+    """The baselines that `--vs` names; ``baselines`` is all of them. Raises UserError for an unknown name."""
     for name in names:
-        check_name("--vs", name, (ALL, *PEERS))
-    wanted = PEERS if ALL in names else dict.fromkeys(names)
-    return [PEERS[name] for name in wanted]
+        check_name("--vs", name, (ALL, *BASELINES))
+    wanted = BASELINES if ALL in names else dict.fromkeys(names)
+    return [BASELINES[name] for name in wanted]
 
 
-def build_peer(name: str, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> PeerEncoder:
-    """The peer called `name` over the weights of `encoder`.
+def build_baseline(name: str, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> BaselineEncoder:
+    """The baseline called `name` over the weights of `encoder`.
 
     `dtype` is what was asked for. Raises UserError, with the reason, where it can't run here.
     """
-    module, _, attribute = PEERS[name].builder.partition(":")
+    module, _, attribute = BASELINES[name].builder.partition(":")
     factory = getattr(import_module(f".{module}", __package__), attribute)
-    built: PeerEncoder = factory(encoder, backend, dtype, layout)
+    built: BaselineEncoder = factory(encoder, backend, dtype, layout)
     return built

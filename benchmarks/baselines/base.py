@@ -17,8 +17,8 @@ from ...backends import Backend, CastPolicy
 from ...kernels.packed import PackedBatch, PaddedBatch
 
 
-class PeerEncoder(ABC):
-    """A peer's frozen forward: a padded batch in, [CLS] features (sequences, hidden), float32, out.
+class BaselineEncoder(ABC):
+    """A baseline's frozen forward: a padded batch in, [CLS] features (sequences, hidden), float32, out.
 
     `policy` says which dtypes it really uses; `notes` what a reader must know of how it was set up.
     """
@@ -62,8 +62,8 @@ class ClsFeatures(nn.Module):
         return features
 
 
-def peer_policy(backend: Backend, dtype: str, compute: str | None = None, reason: str = "") -> CastPolicy:
-    """The backend's own policy for `dtype`; with `compute`, that of a peer which computes in it whatever was asked."""
+def baseline_policy(backend: Backend, dtype: str, compute: str | None = None, reason: str = "") -> CastPolicy:
+    """The backend's own policy for `dtype`; with `compute`, that of a baseline that computes in nothing else."""
     policy = backend.cast_policy(dtype)
     if compute is None:
         return policy

@@ -13,13 +13,13 @@ from ... import UserError
 from ...albert_core.model.encoder import LoadedEncoder
 from ...backends import Backend
 from ...kernels.packed import PaddedBatch
-from .base import PeerEncoder, cls_module, in_dtype, peer_policy
+from .base import BaselineEncoder, baseline_policy, cls_module, in_dtype
 
 # The static layout has a handful of shapes; more graphs than this are a mistake, not a shape.
 MOST_GRAPHS = 64
 
 
-class CompiledEncoder(PeerEncoder):
+class CompiledEncoder(BaselineEncoder):
     """The module without its pooler, compiled for exact shapes (``dynamic=False``) with its weights frozen in.
 
     Freezing folds constants and packs the weights of linears for oneDNN; it is inductor's own recommendation for
@@ -34,7 +34,7 @@ class CompiledEncoder(PeerEncoder):
 
         del layout
         self.version = torch.__version__
-        self.policy = peer_policy(backend, dtype)
+        self.policy = baseline_policy(backend, dtype)
         self.notes = ("inductor with freezing, static shapes",)
         module = backend.place(in_dtype(cls_module(encoder), self.policy))
         options: Any = inductor

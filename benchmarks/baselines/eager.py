@@ -11,10 +11,10 @@ from torch import nn
 from ...albert_core.model.encoder import LoadedEncoder
 from ...backends import Backend
 from ...kernels.packed import PaddedBatch
-from .base import PeerEncoder, in_dtype, peer_policy
+from .base import BaselineEncoder, baseline_policy, in_dtype
 
 
-class EagerEncoder(PeerEncoder):
+class EagerEncoder(BaselineEncoder):
     """AlbertModel or BertModel without its pooler, attention by torch's scaled_dot_product_attention."""
 
     name = "transformers"
@@ -24,7 +24,7 @@ class EagerEncoder(PeerEncoder):
 
         del layout
         self.version = transformers.__version__
-        self.policy = peer_policy(backend, dtype)
+        self.policy = baseline_policy(backend, dtype)
         self.module = backend.place(in_dtype(self._module(encoder), self.policy))
 
     def _module(self, encoder: LoadedEncoder) -> nn.Module:

@@ -12,12 +12,12 @@ import torch
 from ...albert_core.model.encoder import LoadedEncoder
 from ...backends import Backend
 from ...kernels.packed import PaddedBatch
-from .base import PeerEncoder, cls_module, example_inputs, peer_policy, quiet, require_host, running
+from .base import BaselineEncoder, baseline_policy, cls_module, example_inputs, quiet, require_host, running
 
 INPUTS = ("input_ids", "attention_mask")
 
 
-class OnnxEncoder(PeerEncoder):
+class OnnxEncoder(BaselineEncoder):
     """float32: ONNX Runtime's CPU provider has no bfloat16 products, and int8 would be another model."""
 
     name = "onnxruntime"
@@ -30,7 +30,7 @@ class OnnxEncoder(PeerEncoder):
         import onnxruntime
 
         self.version = onnxruntime.__version__
-        self.policy = peer_policy(
+        self.policy = baseline_policy(
             backend, dtype, "float32", "ONNX Runtime's CPU provider computes products in float32 only"
         )
         options = onnxruntime.SessionOptions()

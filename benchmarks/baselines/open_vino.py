@@ -10,7 +10,7 @@ import torch
 from ...albert_core.model.encoder import LoadedEncoder
 from ...backends import Backend
 from ...kernels.packed import PaddedBatch
-from .base import PeerEncoder, cls_module, example_inputs, peer_policy, quiet, require_host, running
+from .base import BaselineEncoder, baseline_policy, cls_module, example_inputs, quiet, require_host, running
 
 PRECISIONS = {"bfloat16": "bf16", "float32": "f32"}
 
@@ -25,7 +25,7 @@ def _stay_silent() -> None:
     modules.setdefault("openvino_telemetry", None)
 
 
-class OpenVinoEncoder(PeerEncoder):
+class OpenVinoEncoder(BaselineEncoder):
     """Dynamic shapes; in the static layout, a model of its own for each shape.
 
     bfloat16 where OpenVINO says that this processor has it, else float32.
@@ -41,11 +41,13 @@ class OpenVinoEncoder(PeerEncoder):
         self.version = openvino.__version__.partition("-")[0]
         self.core = openvino.Core()
         able = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.policy = peer_policy(backend, dtype)
+        self.policy = baseline_policy(backend, dtype)
         if dtype not in PRECISIONS or (dtype == "bfloat16" and "BF16" not in able):
-            self.policy = peer_policy(backend, dtype, "float32", f"OpenVINO computes {dtype} in float32 on this CPU")
+            self.policy = baseline_policy(
+                backend, dtype, "float32", f"OpenVINO computes {dtype} in float32 on this CPU"
+            )
         elif dtype == "bfloat16":
-            self.policy = peer_policy(backend, dtype, "bfloat16", "OpenVINO's inference precision hint is bf16")
+            self.policy = baseline_policy(backend, dtype, "bfloat16", "OpenVINO's inference precision hint is bf16")
         self.static = layout == "static"
         self.requests: dict[tuple[int, ...], Any] = {}
         with running(self.name), quiet(), torch.no_grad():

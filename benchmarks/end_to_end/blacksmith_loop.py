@@ -1,7 +1,7 @@
 """The Banking77 experiment's own training loop, re-created from tt-blacksmith's published one, and timed.
 
 ``python -m isotrain.benchmarks.end_to_end.blacksmith_loop`` with its specification on stdin; a process times some of
-its steps and validation batches, which the parent extrapolates to the whole run.
+its steps and validation batches, which the parent extrapolates to the end-to-end run.
 
 What is done as published, though each is a defect (`albert_core.train` has none of them):
 

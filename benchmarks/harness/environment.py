@@ -150,7 +150,7 @@ def lost(tasks: Path = Path("/proc/self/task")) -> Lost:
     return Lost(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, waited / 1e9)
 
 
-def is_disturbed(before: Lost, after: Lost, seconds: float, threads: int) -> bool:
+def is_contended(before: Lost, after: Lost, seconds: float, threads: int) -> bool:
     """Whether other work took the CPUs from a process of `threads` threads in those `seconds`.
 
     By switches where a few processes take turns; by the time waited where there are many, whose turns are long.

@@ -14,13 +14,13 @@ import numpy as np
 
 from .statistics import LEVEL, RESAMPLES, Interval, student_widening
 
-# Of a whole run.
+# Of an end-to-end run.
 EPOCHS = 5
 
 
 @dataclass(frozen=True)
 class Part:
-    """Measured seconds of one kind of step, and how many of them the whole run has."""
+    """Measured seconds of one kind of step, and how many of them the end-to-end run has."""
 
     seconds: Sequence[float]
     count: int
@@ -35,12 +35,12 @@ class Sampled:
 
     @property
     def total(self) -> float:
-        """Seconds of the whole run."""
+        """Seconds of the end-to-end run."""
         return self.once + sum(part.count * float(np.mean(part.seconds)) for part in self.parts)
 
 
 def sampled(document: dict[str, Any], extrapolated: bool) -> Sampled:
-    """One process's times of a whole run: all of it, or the parts that it is extrapolated from."""
+    """One process's times of an end-to-end run: all of it, or the parts that it is extrapolated from."""
     if not extrapolated:
         return Sampled(document["seconds"])
     steps = Part(document["steps"], EPOCHS * document["steps_per_epoch"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
-from .statistics import drift, is_quiet, two_modes
+from .statistics import drift, is_steady, two_modes
 
 # Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
 Clock = Callable[[], int]
@@ -22,7 +22,7 @@ Meter = Callable[[], float | None]
 
 # Rule 4: how long a warm-up lasts at least, and how long it must have compiled nothing.
 LEAST_WARMUP_STEPS = 10
-QUIET_COMPILE_STEPS = 5
+STEADY_COMPILE_STEPS = 5
 MOST_STEPS_PER_BLOCK = 100_000
 # The share of a block's time that may still be outstanding when its fence has returned.
 LARGEST_LATE_SHARE = 0.1
@@ -75,11 +75,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """The untimed steps after the first: how many, how long (ns), whether they ended quiet, and what compiled."""
+    """The untimed steps after the first: how many, how long (ns), whether they ended steady, and what compiled."""
 
     steps: int
     nanoseconds: int
-    quiet: bool
+    steady: bool
     compiles: int
     compile_nanoseconds: int
 
@@ -144,13 +144,13 @@ def measure(
     budget: Budget,
     clock: Clock = time.perf_counter_ns,
     joules: Meter = lambda: None,
-    disturbed: Callable[[], bool] = lambda: False,
+    contended: Callable[[], bool] = lambda: False,
 ) -> Measurement:
-    """Measures `target`: first step, warm-up until quiet, then timed blocks of k steps with one fence each.
+    """Measures `target`: first step, warm-up to the steady state, then timed blocks of k steps with one fence each.
 
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
     pass over the list, so that every block does the same work. A block starts at the list's first batch. `joules` reads
-    a counter of energy, outside the timed region; `disturbed` says whether other work had the device meanwhile, which
+    a counter of energy, outside the timed region; `contended` says whether other work had the device meanwhile, which
     excuses blocks that grow slower or fall into two groups.
     """
     watched = _WatchedClock(clock)
@@ -186,7 +186,7 @@ def measure(
         (_unsteadiness(blocks), "the device throttled, or never was in a steady state"),
         (_alternation(blocks), "it has no speed, but two"),
     ):
-        if found and len(blocks) >= LEAST_FOR_DRIFT and not disturbed():
+        if found and len(blocks) >= LEAST_FOR_DRIFT and not contended():
             reasons.append(f"{found}: {meaning}")
         elif found:
             warnings.append(found)
@@ -232,17 +232,17 @@ def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list
         compiled.append(target.compile_count() != before)
         problems += target.read()
         spent = clock() - begin
-        quiet = (
+        steady = (
             len(times) >= window
-            and not any(compiled[-QUIET_COMPILE_STEPS:])
+            and not any(compiled[-STEADY_COMPILE_STEPS:])
             and min(times[-window:]) > 0
-            and is_quiet(times[-window:], labels[-window:])
+            and is_steady(times[-window:], labels[-window:])
         )
         out_of_budget = spent >= budget.warmup_seconds * 1e9 or len(times) >= MOST_STEPS_PER_BLOCK
-        if quiet or (len(times) >= least and out_of_budget):
+        if steady or (len(times) >= least and out_of_budget):
             break
     compile_time = sum(taken for taken, moved in zip(times, compiled, strict=True) if moved)
-    warm_up = WarmUp(len(times), spent, quiet, sum(compiled), compile_time)
+    warm_up = WarmUp(len(times), spent, steady, sum(compiled), compile_time)
     recent: dict[int, list[int]] = {}
     for label, taken in zip(labels[-window:], times[-window:], strict=True):
         recent.setdefault(label, []).append(taken)
@@ -311,8 +311,8 @@ def _collector_frozen() -> Iterator[None]:
 
 
 def _qualifications(warm_up: WarmUp, budget: Budget, blocks: Sequence[int]) -> Iterator[str]:
-    if not warm_up.quiet:
-        yield f"warm-up cut by budget after {warm_up.steps} steps, {warm_up.nanoseconds / 1e9:.1f} s: not seen quiet"
+    if not warm_up.steady:
+        yield f"warm-up cut by budget after {warm_up.steps} steps, {warm_up.nanoseconds / 1e9:.1f} s: not seen steady"
     if len(blocks) < budget.blocks:
         yield f"{len(blocks)} blocks instead of {budget.blocks}: one takes {max(blocks) / 1e9:.1f} s"
     if sum(blocks) > 2.0 * budget.seconds * 1e9:

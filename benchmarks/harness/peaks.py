@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from ...backends import Backend, UnitRate
-from .environment import is_disturbed, lost
+from .environment import is_contended, lost
 from .measure import Clock
 
-# A block is one fence. Short ones, because on a busy machine some of them run between two disturbances.
+# A block is one fence. Short ones, because on a busy machine some of them run between two contention.
 BLOCK_SECONDS = 0.02
 SECONDS = 0.6
-# How much longer to look for blocks that nobody disturbed.
+# How much longer to look for blocks that nobody contended.
 MOST_SECONDS = 2.0
 CLEAN_BLOCKS = 3
 # A product this long hides the cost of starting it; larger ones are not tried.
@@ -34,7 +34,7 @@ LEAST_COPY_BYTES = 2**16
 class Peaks:
     """The most that was measured, and what the vendor states (None: not known, never another device's).
 
-    disturbed: in hardly any block had the process its CPUs to itself, so that the true peak is higher.
+    contended: in hardly any block had the process its CPUs to itself, so that the true peak is higher.
     unit: the matrix unit's own rate where the backend can measure it, else None. step_copy_gbps: a copy as large as a
     step's traffic, which a cache may hold.
     """
@@ -46,7 +46,7 @@ class Peaks:
     vendor_tflops: float | None
     vendor_gbps: float | None
     seconds: float
-    disturbed: bool
+    contended: bool
     step_copy_gbps: float
     unit: UnitRate | None = None
 
@@ -65,7 +65,7 @@ def measure_peaks(
     """
     begin = clock()
     info = backend.info()
-    tflops, size, disturbed = _matmul_tflops(backend, getattr(torch, dtype), clock)
+    tflops, size, contended = _matmul_tflops(backend, getattr(torch, dtype), clock)
     copy_gbps = _copy_gbps(backend, COPY_BYTES, clock)
     step_copy = min(COPY_BYTES, max(LEAST_COPY_BYTES, int(step_bytes / 2)))
     unit = backend.measured_unit_tflops()
@@ -77,7 +77,7 @@ def measure_peaks(
         vendor_tflops=info.vendor_peak_tflops,
         vendor_gbps=info.vendor_bandwidth_gbps,
         seconds=(clock() - begin) / 1e9,
-        disturbed=disturbed,
+        contended=contended,
         step_copy_gbps=copy_gbps if step_copy == COPY_BYTES else _copy_gbps(backend, step_copy, clock),
         unit=unit,
     )
@@ -100,8 +100,8 @@ def _matmul_tflops(backend: Backend, dtype: torch.dtype, clock: Clock) -> tuple[
         once = _warm_seconds(run, clock)
         if once >= LONG_ENOUGH_SECONDS or size == PRODUCT_SIZES[-1]:
             break
-    best, disturbed = _best_seconds(run, once, clock)
-    return 2.0 * size**3 / best / 1e12, size, disturbed
+    best, contended = _best_seconds(run, once, clock)
+    return 2.0 * size**3 / best / 1e12, size, contended
 
 
 def _copy_gbps(backend: Backend, size: int, clock: Clock) -> float:
@@ -142,7 +142,7 @@ def _best_seconds(run: Callable[[int], None], once: float, clock: Clock) -> tupl
         run(count)
         stop = clock()
         best = min(best, (stop - start) / 1e9 / count)
-        clean += not is_disturbed(before, lost(), (stop - start) / 1e9, torch.get_num_threads())
+        clean += not is_contended(before, lost(), (stop - start) / 1e9, torch.get_num_threads())
         spent = (stop - begin) / 1e9
         if spent >= (SECONDS if clean >= CLEAN_BLOCKS else MOST_SECONDS):
             return best, clean < CLEAN_BLOCKS

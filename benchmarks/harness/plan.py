@@ -17,7 +17,7 @@ from typing import Any
 from ... import UserError
 from ...backends import DTYPES, LAYOUTS, Foreseen, device_label, foresee_backend, list_backends
 from ...kernels.names import check_name
-from ..baselines import Shape, chosen_peers
+from ..baselines import Shape, chosen_baselines
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
 # A whole training run, which is measured alone.
@@ -29,15 +29,15 @@ EMBEDDED_LENGTHS = "banking77-lengths"
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
 # A comparison has more targets, and its quick look is to end within three minutes.
-QUICK_PEER_SECONDS = 1.5
+QUICK_BASELINE_SECONDS = 1.5
 QUICK_LEAST_BLOCKS = 2
 FULL_PROCESSES, FULL_BLOCKS, FULL_SECONDS = 3, 9, 10.0
-# Texts of a comparison with peers, and the static shapes that those who compile may have; see `texts.static_cells`.
-PEER_TEXTS, QUICK_PEER_TEXTS = 512, 32
+# Texts of a comparison with baselines, and the static shapes that those who compile may have; see `texts.static_cells`.
+BASELINE_TEXTS, QUICK_BASELINE_TEXTS = 512, 32
 STATIC_SHAPES, QUICK_STATIC_SHAPES = 4, 2
 # This project's own kernels are given a choice of batch sizes as well.
 OWN_SIZES = (128, 32, 512)
-# A sweep of a peer's shapes: its warm-up (compilers included) and its passes, for the estimate of --dry-run alone.
+# A sweep of a baseline's shapes: its warm-up (compilers included) and its passes, for the estimate of --dry-run alone.
 SWEEP_SECONDS = 30.0
 # Importing torch and transformers, building a model, warming up and measuring the peaks: what a process costs beside
 # its timed blocks, for the estimate of --dry-run alone.
@@ -49,8 +49,8 @@ class Options:
     """Everything that can be chosen. `config` is the part that decides what is measured, the rest how thoroughly.
 
     mlp_hidden_size and num_labels are those of the Banking77 head; `batches` is the length of the list of different
-    batches that every target cycles through. vs: peers to compare with; then every target runs the same `texts` texts,
-    and `batch_sizes`, where there are any, replace the sizes that the sweep tries. `backend_options`: what a
+    batches that every target cycles through. vs: baselines to compare with; then every target runs the same `texts`
+    texts, and `batch_sizes`, where there are any, replace the sizes that the sweep tries. `backend_options`: what a
     configuration says to backends, by name.
     """
 
@@ -112,7 +112,7 @@ class Options:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One thing to measure: a kernel of a backend, or (`peer`) the baseline that `kernel` names.
+    """One thing to measure: a kernel of a backend, or (`baseline`) the baseline that `kernel` names.
 
     emulated: the backend emulates its device here, and what is measured is the emulation's speed.
     """
@@ -122,7 +122,7 @@ class TargetSpec:
     layout: str
     kernel: str
     batch_size: int
-    peer: bool = False
+    baseline: bool = False
     emulated: bool = False
 
     @property
@@ -176,9 +176,9 @@ def make_plan(options: Options) -> Plan:
     check_values(options)
     if END_TO_END in options.workloads:
         raise UserError(f"--workload {END_TO_END} has results of its own kind; give it without other workloads")
-    _check_peers(options)
+    _check_baselines(options)
     if options.vs:
-        return _peers_plan(options)
+        return _baselines_plan(options)
     foreseen = {name: foresee_backend(name, options.backend_options) for name in options.backends}
     targets, skipped = [], []
     for spec in _combinations(options, foreseen):
@@ -208,12 +208,12 @@ def _combinations(options: Options, foreseen: Mapping[str, Foreseen]) -> Iterato
             yield TargetSpec(backend, workload, layout, kernel, size, emulated=foreseen[backend].emulated)
 
 
-def _peers_plan(options: Options) -> Plan:
-    """This project's kernels first, then the peers: all on the same texts, each in the shape that suits it best."""
+def _baselines_plan(options: Options) -> Plan:
+    """This project's kernels first, then the baselines: all on the same texts, each in the shape that suits it best."""
     backend = options.backends[0]
 
-    def specs(kernel: str, shapes: Sequence[Shape], peer: bool) -> tuple[TargetSpec, ...]:
-        return tuple(TargetSpec(backend, "forward", layout, kernel, size, peer) for layout, size in shapes)
+    def specs(kernel: str, shapes: Sequence[Shape], baseline: bool) -> tuple[TargetSpec, ...]:
+        return tuple(TargetSpec(backend, "forward", layout, kernel, size, baseline) for layout, size in shapes)
 
     # Sizes beyond the list of texts would all be the same batch.
     most = options.texts or 1
@@ -222,9 +222,13 @@ def _peers_plan(options: Options) -> Plan:
         specs(kernel, [("bucketed" if kernel == "transformers" else "packed", size) for size in sizes], False)
         for kernel in options.kernels
     ]
-    peers = chosen_peers(options.vs)
-    choices += [specs(peer.name, peer.choices(options.batch_sizes), True) for peer in peers]
-    missing = {len(options.kernels) + place: peer.missing() for place, peer in enumerate(peers) if peer.missing()}
+    baselines = chosen_baselines(options.vs)
+    choices += [specs(baseline.name, baseline.choices(options.batch_sizes), True) for baseline in baselines]
+    missing = {
+        len(options.kernels) + place: baseline.missing()
+        for place, baseline in enumerate(baselines)
+        if baseline.missing()
+    }
     order = interleaved(len(choices), options.processes, options.seed)
     return Plan(
         options,
@@ -260,13 +264,15 @@ def with_quick(options: Options) -> Options:
     quick = replace(options, processes=QUICK_PROCESSES, blocks=QUICK_BLOCKS, seconds=QUICK_SECONDS, quick=True)
     if not options.vs:
         return quick
-    return replace(quick, seconds=QUICK_PEER_SECONDS, texts=QUICK_PEER_TEXTS, static_shapes=QUICK_STATIC_SHAPES)
+    return replace(quick, seconds=QUICK_BASELINE_SECONDS, texts=QUICK_BASELINE_TEXTS, static_shapes=QUICK_STATIC_SHAPES)
 
 
-def with_peers(options: Options, names: Sequence[str]) -> Options:
-    """`options` as a comparison with these peers (``peers`` is all of them): the forward pass over the same texts."""
+def with_baselines(options: Options, names: Sequence[str]) -> Options:
+    """`options` as a comparison with these baselines (``baselines`` is all of them): the forward pass over the same
+    texts.
+    """
     workloads = ("forward",) if options.workloads == DEFAULT_WORKLOADS else options.workloads
-    return replace(options, vs=tuple(names), workloads=workloads, texts=options.texts or PEER_TEXTS)
+    return replace(options, vs=tuple(names), workloads=workloads, texts=options.texts or BASELINE_TEXTS)
 
 
 def hash_of(value: Any) -> str:
@@ -310,10 +316,10 @@ def check_values(options: Options) -> None:
         check_range("--threads", options.threads, 1, available_cpus(), "the CPUs this process may use")
 
 
-def _check_peers(options: Options) -> None:
+def _check_baselines(options: Options) -> None:
     if not options.vs:
         return
-    chosen_peers(options.vs)
+    chosen_baselines(options.vs)
     if len(options.backends) > 1:
         raise UserError(f"--vs compares on one backend, not {', '.join(options.backends)}; give --backend once")
     refuse_emulated_race(options)
@@ -325,7 +331,9 @@ def _check_peers(options: Options) -> None:
 
 
 def refuse_emulated_race(options: Options) -> None:
-    """Raises UserError where peers are to be compared with a device that is only emulated: its speed is no device's."""
+    """Raises UserError where baselines are to be compared with a device that is only emulated: its speed is no
+    device's.
+    """
     emulated = [name for name in options.backends if foresee_backend(name, options.backend_options).emulated]
     if options.vs and emulated:
         raise UserError(

@@ -69,7 +69,7 @@ def outliers(samples: Samples) -> list[tuple[int, int]]:
     return [(int(process), int(block)) for process, block in np.argwhere(beyond)]
 
 
-def is_quiet(times: Sequence[float], classes: Sequence[int], largest_drift: float = 0.02) -> bool:
+def is_steady(times: Sequence[float], classes: Sequence[int], largest_drift: float = 0.02) -> bool:
     """Whether a series of step times has no slope beyond its noise.
 
     `classes` says which of the steps do the same work: the slope is that of the logarithms within the classes (each
@@ -107,7 +107,7 @@ def drift(samples: Sequence[float]) -> float | None:
     first, last = data[:third], data[-third:]
     change = float(np.median(last) / np.median(first) - 1.0)
     apart = last.min() > first.max() or last.max() < first.min()
-    sloping = not is_quiet(samples, [0] * len(samples))
+    sloping = not is_steady(samples, [0] * len(samples))
     return change if apart and sloping and abs(change) > 0.1 else None
 
 

@@ -124,7 +124,7 @@ def make_batches(
     batch to the smallest length of training's grid (`albert_core.batches.BUCKETS`) that holds its longest text; the
     window that is sorted is the whole list, so a longer list has less padding.
 
-    Peers' layouts. dynamic: as they come, each batch to its longest text. sorted: in order of length, likewise.
+    Baselines' layouts. dynamic: as they come, each batch to its longest text. sorted: in order of length, likewise.
     static: at most `static_shapes` different shapes of at most `batch_size` rows, see `static_cells`.
     """
     if layout == "static":

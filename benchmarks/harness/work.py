@@ -11,7 +11,7 @@ from ...kernels.weights import EncoderConfig
 from ..work import flops, traffic
 from .texts import BenchBatch
 
-QUANTITIES = ("samples", "real_tokens", "padded_tokens", "useful_flops", "hardware_flops", "moved_bytes")
+QUANTITIES = ("samples", "real_tokens", "padded_tokens", "model_flops", "hardware_flops", "moved_bytes")
 
 
 def work_per_step(
@@ -26,7 +26,7 @@ def work_per_step(
 ) -> dict[str, Any]:
     """Mean work of one step over the list, by the names in QUANTITIES.
 
-    `kernel` is the one that ran: transformers' module computes its last repetition in full, the others for [CLS] only.
+    `kernel` is the one that ran: transformers' module computes its last layer in full, the others for [CLS] only.
     `skips_padding`: whether it leaves out what a padded batch is filled up with.
     A step on cached features computes no token: its tokens are those that its features stand for.
     """
@@ -38,7 +38,7 @@ def work_per_step(
         totals["samples"] += size
         totals["real_tokens"] += sum(lengths)
         totals["padded_tokens"] += sum(computed)
-        totals["useful_flops"] += useful
+        totals["model_flops"] += useful
         totals["hardware_flops"] += hardware
         totals["moved_bytes"] += _bytes(config, head, workload, sum(computed), size, policy)
     return {key: total / len(batches) for key, total in totals.items()}

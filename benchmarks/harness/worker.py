@@ -21,7 +21,7 @@ from ... import UserError
 from ...albert_core.processes.parent import end_with_parent
 from ...albert_core.runs.files import write_json
 from ...kernels.names import check_name
-from .environment import affinity, is_disturbed, lost, moment
+from .environment import affinity, is_contended, lost, moment
 from .plan import CACHED, Options, TargetSpec
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Stages:
         self.seconds[name] = (time.perf_counter_ns() - start) / 1e9
 
 
-class _Disturbances:
+class _Contention:
     """What, since it was made, other work took from this process's threads."""
 
     def __init__(self) -> None:
@@ -63,14 +63,14 @@ class _Disturbances:
         """Whether that is so much that figures suffer."""
         import torch
 
-        return is_disturbed(self._before, lost(), self._seconds(), torch.get_num_threads())
+        return is_contended(self._before, lost(), self._seconds(), torch.get_num_threads())
 
     def describe(self) -> dict[str, Any]:
         now, seconds = lost(), self._seconds()
         return {
             "involuntary_switches_per_second": round((now.switches - self._before.switches) / seconds, 1),
             "waited_seconds_per_second": round((now.seconds - self._before.seconds) / seconds, 4),
-            "disturbed": self.so_far(),
+            "contended": self.so_far(),
         }
 
     def _seconds(self) -> float:
@@ -143,7 +143,7 @@ def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
 
 
 def _check_kernel(target: TargetSpec, backend: Backend) -> None:
-    if not target.peer:
+    if not target.baseline:
         allowed = ("auto", *backend.kernels(), "transformers")
         check_name("--kernel", target.kernel, allowed, f"on backend {target.backend}")
 
@@ -155,19 +155,25 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     from ...albert_core.loop.job import frozen_encoder
     from ...albert_core.model.head import ClassificationHead
     from ...kernels.packed import PaddedBatch
-    from ..baselines import build_peer
+    from ..baselines import build_baseline
     from .texts import make_batches
-    from .workloads import WORKLOAD_CLASSES, PeerForward, TrainedEncoder
+    from .workloads import WORKLOAD_CLASSES, BaselineForward, TrainedEncoder
 
     # Cached features have no layout: the device's last, which pads least, makes them.
     layout = opened.backend.layouts[-1] if target.layout == CACHED else target.layout
     batches = make_batches(opened.texts, target.batch_size, layout, options.max_length, options.static_shapes)
     hidden = opened.encoder.weights.config.hidden_size
     head = ClassificationHead(hidden, options.mlp_hidden_size, opened.texts.num_labels, options.seed)
-    if target.peer:
-        peer = build_peer(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
-        peer.prepare([opened.backend.place(batch.inputs) for batch in batches if isinstance(batch.inputs, PaddedBatch)])
-        return PeerForward(opened.backend, peer, head, batches, opened.texts), peer.policy, list(peer.notes)
+    if target.baseline:
+        baseline = build_baseline(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
+        baseline.prepare(
+            [opened.backend.place(batch.inputs) for batch in batches if isinstance(batch.inputs, PaddedBatch)]
+        )
+        return (
+            BaselineForward(opened.backend, baseline, head, batches, opened.texts),
+            baseline.policy,
+            list(baseline.notes),
+        )
     trained: Any
     if target.workload == "full_step":
         # A copy: the encoder's own weights name the model in the result, and stay what they are.
@@ -235,17 +241,17 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
     with stages.phase("prepare", TARGET):
         workload, policy, notes = _workload(opened, options, target)
 
-    disturbances = _Disturbances()
+    contention = _Contention()
     with workload.surroundings():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
-        measured = measure(workload, budget, joules=lambda: backend.energy().joules, disturbed=disturbances.so_far)
-    disturbed = disturbances.describe()
+        measured = measure(workload, budget, joules=lambda: backend.energy().joules, contended=contention.so_far)
+    contended = contention.describe()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
-    # Peers run the module's own graph, whose last repetition is computed in full.
+    # Baselines run the module's own graph, whose last layer is computed in full.
     kernel, version = workload.kernel()
-    computed_by = "transformers" if target.peer else kernel
+    computed_by = "transformers" if target.baseline else kernel
     work = work_per_step(
         encoder.weights.config,
         workload.head,
@@ -261,7 +267,7 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         "phases": {**stages.seconds, **measured.phases, "peaks": peaks.seconds},
         "warm_up": {
             "steps": measured.warm_up.steps,
-            "quiet": measured.warm_up.quiet,
+            "steady": measured.warm_up.steady,
             "compiles": measured.warm_up.compiles,
         },
         "steps_per_block": measured.steps_per_block,
@@ -286,7 +292,7 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         "environment": {
             "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
             "affinity": affinity(),
-            **disturbed,
+            **contended,
             "before": before,
             "after": moment(),
         },

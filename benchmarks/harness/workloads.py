@@ -27,7 +27,7 @@ from ...albert_core.model.head import ClassificationHead
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.tasks import find_task
 from ...backends import Backend, CastPolicy
-from ..baselines.base import PeerEncoder
+from ..baselines.base import BaselineEncoder
 from .texts import BenchBatch, Texts, cost_classes
 
 # How many texts' logits a process hands back, for the comparison of layouts and kernels.
@@ -122,7 +122,7 @@ class Forward(Workload):
     def run(self, index: int) -> torch.Tensor:
         features = self.encoder(self.backend.place(self.batches[index].inputs))
         # As training holds it around the head: else a product of microseconds waits for the host's other threads.
-        with self.backend.small_steps():
+        with self.backend.single_threaded():
             return self.logits(features)
 
     def fence(self) -> None:
@@ -148,28 +148,28 @@ class Forward(Workload):
         return []
 
 
-class PeerForward(Forward):
-    """The same through a peer's encoder, whose own compiler is watched too, and whose fillers are dropped."""
+class BaselineForward(Forward):
+    """The same through a baseline's encoder, whose own compiler is watched too, and whose fillers are dropped."""
 
     def __init__(
         self,
         backend: Backend,
-        encoder: PeerEncoder,
+        encoder: BaselineEncoder,
         head: ClassificationHead,
         batches: Sequence[BenchBatch],
         texts: Texts,
     ) -> None:
-        self.peer = encoder
+        self.baseline = encoder
         super().__init__(backend, encoder, head, batches, texts)
 
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
-        features = self.peer(self.backend.place(self.batches[index].inputs))
-        with self.backend.small_steps():
+        features = self.baseline(self.backend.place(self.batches[index].inputs))
+        with self.backend.single_threaded():
             return self.head(features[: len(self.batches[index].rows)])
 
     def compile_count(self) -> int:
-        return self.backend.compile_count() + self.peer.compile_count()
+        return self.backend.compile_count() + self.baseline.compile_count()
 
 
 class _Training(Workload):
@@ -271,7 +271,7 @@ class HeadStep(_Training):
         return self.cache.batch(self.starts[index], self.starts[index + 1])
 
     def surroundings(self) -> AbstractContextManager[Any]:
-        return self.backend.small_steps()
+        return self.backend.single_threaded()
 
     def kernel(self) -> tuple[str, str]:
         fused = self.backend.head_step(list(self.head.parameters()), self.optimizer)

@@ -18,7 +18,7 @@ from ..harness.runner import WorkerRun
 from ..harness.statistics import Interval, median_interval, outliers, quantile, ratio_interval, two_modes
 from .gates import Entry, judge, measured_entries
 
-SCHEMA = "isotrain.bench/1"
+SCHEMA = "isotrain.bench/2"
 UNAVAILABLE = "unavailable"
 # p99 of fewer values is the largest of them and says nothing.
 LEAST_FOR_P99 = 100
@@ -42,7 +42,7 @@ def build_result(
     interrupted: bool = False,
     sweeps: Mapping[int, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """The whole result (schema/bench-1.json) of what has run, every figure judged.
+    """The whole result (schema/bench-2.json) of what has run, every figure judged.
 
     machine: `environment.describe()` of the moment before the first process. sweeps: by target, the shapes that were
     tried and their speed.
@@ -98,7 +98,7 @@ def result_path(out: Path | None, now: datetime) -> Path:
 def _entry(plan: Plan, index: int, runs: Sequence[WorkerRun]) -> Entry:
     spec = plan.targets[index]
     documents = [run.document for run in runs if run.document is not None]
-    refused = plan.unavailable.get(index) or next((run.error for run in runs if run.user_error and spec.peer), "")
+    refused = plan.unavailable.get(index) or next((run.error for run in runs if run.user_error and spec.baseline), "")
     errors = [run.error for run in runs if run.document is None]
     options = plan.options
     entry: Entry = {
@@ -175,7 +175,7 @@ def _figures(step: Interval, flat: Sequence[float], work: dict[str, float]) -> d
         "samples_per_second": step.rate(work["samples"]).as_dict(),
         "real_tokens_per_second": step.rate(work["real_tokens"]).as_dict(),
         "padded_tokens_per_second": step.rate(work["padded_tokens"]).as_dict(),
-        "useful_tflops": step.rate(work["useful_flops"] / 1e12).as_dict(),
+        "model_tflops": step.rate(work["model_flops"] / 1e12).as_dict(),
         "hardware_tflops": step.rate(work["hardware_flops"] / 1e12).as_dict(),
     }
 
@@ -222,8 +222,8 @@ def _probe(runs: Sequence[WorkerRun]) -> dict[str, list[float]]:
 def _relate(entries: Sequence[Entry], options: Options) -> None:
     """Speed relative to the first target of the same workload and batch size, as a ratio with its interval.
 
-    Against peers, each of which has its own batch size, all are relative to the first. Emulated and real devices are
-    never held against each other.
+    Against baselines, each of which has its own batch size, all are relative to the first. Emulated and real devices
+    are never held against each other.
     """
     references: dict[tuple[str, int, bool], Entry] = {}
     for entry in measured_entries(entries):
@@ -242,19 +242,19 @@ def text_seconds(entry: Entry) -> list[list[float]]:
 
 
 def compare(entries: Sequence[Entry], seed: int) -> list[dict[str, Any]]:
-    """How many times as fast as each peer each of this project's kernels is; invalid where either of the two is."""
+    """How many times as fast as each baseline each of this project's kernels is; invalid where either of the two is."""
     measured = measured_entries(entries)
     return [
         {
             "own": own["label"],
-            "peer": peer["label"],
-            "ratio": ratio_interval(text_seconds(peer), text_seconds(own), seed).as_dict(),
-            "valid": own["valid"] and peer["valid"],
+            "baseline": baseline["label"],
+            "ratio": ratio_interval(text_seconds(baseline), text_seconds(own), seed).as_dict(),
+            "valid": own["valid"] and baseline["valid"],
         }
         for own in measured
-        if not own["peer"]
-        for peer in measured
-        if peer["peer"]
+        if not own["baseline"]
+        for baseline in measured
+        if baseline["baseline"]
     ]
 
 

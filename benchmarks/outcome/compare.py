@@ -17,7 +17,7 @@ from ..harness.extrapolate import sampled, total_ratio
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES
 from ..harness.statistics import Interval, ratio_interval
 from .build import text_seconds
-from .gates import is_disturbed
+from .gates import is_contended
 from .model import BENCH, load_result, revision, shown_label
 
 FASTER, SLOWER, UNDECIDED, REFUSED = "faster", "slower", "no decision", "refused"
@@ -70,7 +70,7 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), gate: f
     """Holds `after` against `before`. Raises UserError for files that can't be compared, naming the key that differs.
 
     again: a second run: the new side's result, or the old side's and the new side's. gate: the least effect that
-    counts, as a share; without it 3 %, and 10 % where other work disturbed a process or nobody knows.
+    counts, as a share; without it 3 %, and 10 % where other work contended a process or nobody knows.
     """
     first, second = load_result(before), load_result(after)
     found = _compare(first, second, (before, after), gate)
@@ -91,7 +91,7 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), gate: f
 
 
 def _entries(result: dict[str, Any]) -> tuple[str, list[Entry]]:
-    """The key that names an entry, and the entries: targets, or the sides of a whole run."""
+    """The key that names an entry, and the entries: targets, or the sides of an end-to-end run."""
     return ("label", result["targets"]) if result["schema"] == BENCH else ("name", result["sides"])
 
 
@@ -153,17 +153,17 @@ def _label(entry: Entry) -> str:
 def _judge_target(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:
     _check_equal(_identity(old), _identity(new), f"{old['label']}: ", paths)
     speed = ratio_interval(text_seconds(old), text_seconds(new), SEED)
-    disturbed = is_disturbed(old) or is_disturbed(new)
+    contended = is_contended(old) or is_contended(new)
     too_few = any(
         len(entry["processes"]) < FULL_PROCESSES or len(entry["processes"][0]["step_seconds"]) < FULL_BLOCKS
         for entry in (old, new)
     )
     lack = f"fewer than {FULL_PROCESSES} processes x {FULL_BLOCKS} blocks" if too_few else ""
-    return _seen(_label(old), speed, _threshold(gate, disturbed), lack)
+    return _seen(_label(old), speed, _threshold(gate, contended), lack)
 
 
 def _judge_side(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:
-    """A whole run, whose processes don't say whether anything else ran: the machine counts as a shared one."""
+    """An end-to-end run, whose processes don't say whether anything else ran: the machine counts as a shared one."""
     devices = [entry["processes"][0].get("device") for entry in (old, new)]
     _check_equal({"device": devices[0]}, {"device": devices[1]}, f"{old['name']}: ", paths)
     sides = [[sampled(document, entry["extrapolated"]) for document in entry["processes"]] for entry in (old, new)]

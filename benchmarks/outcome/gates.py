@@ -12,9 +12,9 @@ from typing import Any
 
 from ..work.roofline import compute_limit, place
 
-# The peak is a measurement too; one that others disturbed may be this much too low.
+# The peak is a measurement too; one that others contended may be this much too low.
 PEAK_TOLERANCE = 1.05
-DISTURBED_TOLERANCE = 3.0
+CONTENDED_TOLERANCE = 3.0
 # A copy is held up by its writes, before which caches read what they replace: reading alone moves up to twice as much.
 COPY_TOLERANCE = 2.0
 # The largest relative L2 distance between two layouts' or kernels' logits of the same texts, by compute dtype.
@@ -43,14 +43,14 @@ def measured_entries(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if "figures" in entry]
 
 
-def is_disturbed(entry: Entry) -> bool:
+def is_contended(entry: Entry) -> bool:
     """Whether other work had the CPUs while one of the target's processes was measured."""
-    return any(process["environment"]["disturbed"] for process in entry["processes"])
+    return any(process["environment"]["contended"] for process in entry["processes"])
 
 
 def gate_identity(entries: Sequence[Entry]) -> None:
-    """All targets must have run the same weights; all of one batch size the same texts, and peers those of all."""
-    compared = any(entry["peer"] for entry in entries)
+    """All targets must have run the same weights; all of one batch size the same texts, and baselines those of all."""
+    compared = any(entry["baseline"] for entry in entries)
     for entry in entries[1:]:
         if entry["model"]["sha256"] != entries[0]["model"]["sha256"]:
             entry["reasons"].append(f"its encoder weights are not those of {entries[0]['label']}")
@@ -66,7 +66,7 @@ def gate_peaks(entries: Sequence[Entry]) -> None:
 
     An emulated device has no shares (None): the peak that was measured is the host's.
 
-    The best peak that any process of the run measured counts for all; where each of them was disturbed by other work,
+    The best peak that any process of the run measured counts for all; where each of them was contended by other work,
     a little too fast is a warning, because the peak is known to be too low then. Bytes are the fewest that the step
     must move, held against a copy of as many: what fits a cache is held against the cache.
     """
@@ -77,8 +77,8 @@ def gate_peaks(entries: Sequence[Entry]) -> None:
     for entry in entries:
         entry["peaks"] = best[entry["backend"], entry["peaks"]["dtype"]]
         peak, unit = entry["peaks"]["matmul_tflops"], entry["peaks"].get("unit")
-        useful, hardware = (entry["figures"][key]["median"] for key in ("useful_tflops", "hardware_tflops"))
-        entry["share_of_peak"] = None if entry["emulated"] else {"useful": useful / peak, "hardware": hardware / peak}
+        useful, hardware = (entry["figures"][key]["median"] for key in ("model_tflops", "hardware_tflops"))
+        entry["share_of_peak"] = None if entry["emulated"] else {"model": useful / peak, "hardware": hardware / peak}
         if unit is not None and unit["dtype"] == entry["peaks"]["dtype"] and not entry["emulated"]:
             entry["share_of_peak"]["unit"] = useful / unit["tflops"]
         entry["roofline"] = place(entry)
@@ -89,12 +89,12 @@ def gate_peaks(entries: Sequence[Entry]) -> None:
 
 
 def _hold_against(entry: Entry, unit: str, reached: float, limit: float, tolerance: float) -> None:
-    disturbed = entry["peaks"]["disturbed"]
+    contended = entry["peaks"]["contended"]
     text = f"{reached:.3g} {unit} is more than the measured peak of {limit:.3g}"
-    if reached > (max(DISTURBED_TOLERANCE, tolerance) if disturbed else tolerance) * limit:
+    if reached > (max(CONTENDED_TOLERANCE, tolerance) if contended else tolerance) * limit:
         entry["reasons"].append(f"{text}: the fence or the peak is wrong")
     elif reached > tolerance * limit:
-        entry["warnings"].append(f"{text}, which other work on the machine disturbed: shares of it are too high")
+        entry["warnings"].append(f"{text}, which other work on the machine contended: shares of it are too high")
 
 
 def _better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def gate_growth(entries: Sequence[Entry]) -> None:
             continue
         if large["figures"]["step_seconds"]["high"] < small["figures"]["step_seconds"]["low"]:
             found = f"its step takes less time than that of the smaller batch {small['batch_size']}"
-            if is_disturbed(small) or is_disturbed(large):
-                large["warnings"].append(f"{found}, and other work on the machine disturbed them")
+            if is_contended(small) or is_contended(large):
+                large["warnings"].append(f"{found}, and other work on the machine contended them")
             else:
                 large["reasons"].append(found)
 

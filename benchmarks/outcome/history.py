@@ -35,7 +35,7 @@ def load_history(folder: Path) -> History:
     results, skipped = [], []
     found = find_results(folder)
     for path, kind in found.results:
-        # Whole runs and comparisons of losses have no targets.
+        # End-to-end runs and comparisons of losses have no targets.
         if not "bench".startswith(kind):
             continue
         try:

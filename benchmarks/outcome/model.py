@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import UserError
 from ...albert_core.config.parsing import read_json
+from .upgrade import upgraded
 
-BENCH, END_TO_END = "isotrain.bench/1", "isotrain.end-to-end/1"
+BENCH, END_TO_END = "isotrain.bench/2", "isotrain.end-to-end/2"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -85,7 +86,7 @@ class _Work(_Part):
 
 
 class _Conditions(_Part):
-    disturbed: bool
+    contended: bool
     threads: dict[str, Any]
 
 
@@ -120,13 +121,13 @@ class _EndToEnd(_Result):
 
 
 class _Whole(_Part):
-    """A process of a whole run that was timed to its end."""
+    """A process of an end-to-end run that was timed to its end."""
 
     seconds: Positive
 
 
 class _Timed(_Part):
-    """One that a whole run is extrapolated from."""
+    """One that an end-to-end run is extrapolated from."""
 
     once: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     steps: Annotated[list[Positive], Field(min_length=1)]
@@ -140,7 +141,7 @@ KINDS: dict[str, type[_Bench] | type[_EndToEnd]] = {BENCH: _Bench, END_TO_END: _
 
 def load_result(path: Path) -> dict[str, Any]:
     """The result in a file of `isotrain bench`. Raises UserError for anything else, and says what it found."""
-    document = read_json(path, "give a result of isotrain bench", nan=True)
+    document = upgraded(read_json(path, "give a result of isotrain bench", nan=True))
     lack = what_lacks(document)
     if lack:
         raise UserError(f"{str(path)!r} is no result of isotrain bench: {lack}; give one that isotrain bench wrote")

@@ -1,6 +1,6 @@
-"""How far from float64 a quantity may be: m times the error of the yardsticks, and a floor.
+"""How far from float64 a quantity may be: m times the error of the error budgets, and a floor.
 
-A yardstick is a draw of the candidate's own arithmetic on the host. Imports no torch.
+An error budget is a draw of the candidate's own arithmetic on the host. Imports no torch.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ def floor(scale: float) -> float:
     return FLOOR_ULPS * float(np.finfo(np.float32).eps) * scale
 
 
-def _allowed(m: float, yardsticks: Sequence[float], scale: float) -> float:
-    """m times the yardsticks' errors taken together, and the floor at a quantity of this size."""
-    return m * float(np.sqrt(np.mean(np.square(yardsticks)))) + floor(scale)
+def _allowed(m: float, error_budgets: Sequence[float], scale: float) -> float:
+    """m times the error budgets' errors taken together, and the floor at a quantity of this size."""
+    return m * float(np.sqrt(np.mean(np.square(error_budgets)))) + floor(scale)
 
 
 def series_checks(
-    name: str, words: str, reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float
+    name: str, words: str, reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float
 ) -> list[Check]:
     """A check a step of the series `name`, called `words`, as far as the candidate's goes.
 
-    The error over the last WINDOW steps is held against the yardsticks' largest over any window so far, and that of the
-    first steps against the whole first window: a few draws of one number may all be near by luck.
+    The error over the last WINDOW steps is held against the error budgets' largest over any window so far, and that of
+    the first steps against the whole first window: a few draws of one number may all be near by luck.
     """
     found = candidate.arrays[name]
     exact = reference.arrays[name][: len(found)]
     errors = _windowed(found - exact)
-    drawn = np.stack([_windowed(yardstick.arrays[name][: len(found)] - exact) for yardstick in yardsticks])
+    drawn = np.stack([_windowed(error_budget.arrays[name][: len(found)] - exact) for error_budget in error_budgets])
     together = np.maximum.accumulate(np.sqrt(np.mean(np.square(drawn), axis=0)))
     together = np.maximum(together, together[min(WINDOW, len(exact)) - 1])
     # A learning rate of 0 moves nothing: the floor is that of the series, not of the step.

@@ -1,4 +1,4 @@
-"""From traces to one result (schema/parity-1.json): every candidate judged, and how the whole ends."""
+"""From traces to one result (schema/parity-2.json): every candidate judged, and how the whole ends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..harness.plan import hash_of
 from .bands import COARSE_FACTOR, FACTOR
 from .head_checks import unjudged
 from .judge import DIVERGED_VERDICT, DRIFT, FAILED, PASS, REFUSED, judge
-from .trace import SERIES, Trace, check_arbiter, read_trace, yardstick_folders
+from .trace import SERIES, Trace, check_reference, error_budget_folders, read_trace
 
-SCHEMA = "isotrain.parity/1"
+SCHEMA = "isotrain.parity/2"
 # Exit codes: all pass, one is outside its band, one could not be compared.
 ALL_PASS, OUTSIDE, NOT_COMPARED = 0, 1, 2
 
@@ -36,7 +36,7 @@ def compare(reference: Path, candidates: Sequence[Path]) -> dict[str, Any]:
     A candidate that can't be read is kept in the result with the reason.
     """
     exact = read_trace(reference)
-    check_arbiter(exact)
+    check_reference(exact)
     sides: list[Trace | Missing] = []
     for folder in candidates:
         try:
@@ -96,7 +96,7 @@ def exit_code(result: Mapping[str, Any]) -> int:
 def _candidate(reference: Trace, candidate: Trace | Missing) -> dict[str, Any]:
     if isinstance(candidate, Missing):
         return {"label": candidate.label, "verdict": candidate.verdict, "reasons": [candidate.reason]}
-    folders = yardstick_folders(reference.folder, candidate.header["yardstick"]["label"])
+    folders = error_budget_folders(reference.folder, candidate.header["error_budget"]["label"])
     try:
         found = judge(reference, candidate, [read_trace(folder) for folder in folders])
     except UserError as error:
@@ -107,9 +107,9 @@ def _candidate(reference: Trace, candidate: Trace | Missing) -> dict[str, Any]:
         "reasons": found.reasons,
         "worst": found.worst if found.worst != float("inf") else None,
         "first_step": found.first_step,
-        "repetition": found.repetition,
+        "layer": found.layer,
         "cause": found.cause,
-        "yardstick": candidate.header["yardstick"]["label"],
+        "error_budget": candidate.header["error_budget"]["label"],
         "draws": len(folders),
         "ended": candidate.header["ended"],
         **found.details,

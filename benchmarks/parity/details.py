@@ -25,11 +25,11 @@ def details(
     candidate: Trace,
     loss_allowed: Sequence[float],
     logits_allowed: float,
-    repetitions: list[dict[str, Any]],
+    layers: list[dict[str, Any]],
     metrics: Sequence[Check],
     checks: Sequence[Check],
 ) -> dict[str, Any]:
-    """What isotrain.parity/1 shows of a candidate beside its verdict.
+    """What isotrain.parity/2 shows of a candidate beside its verdict.
 
     loss_allowed: each step's band; logits_allowed: that of the last evaluation's logits, root mean square.
     metrics: the checks of each evaluation's figures, in their order; checks: all of them.
@@ -55,7 +55,7 @@ def details(
             "loss_high": _finite(exact + np.asarray(loss_allowed)),
             "relative_error": _finite(np.abs(found - exact) / np.maximum(np.abs(exact), 1e-300)),
         },
-        "repetitions": repetitions,
+        "layers": layers,
         "probe": probe,
         "metrics": [
             {
@@ -71,12 +71,12 @@ def details(
 
 
 def _largest(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """Of each quantity (all repetitions are one) the moment nearest to its limit, or farthest beyond it."""
+    """Of each quantity (all layers are one) the moment nearest to its limit, or farthest beyond it."""
     found: dict[str, Check] = {}
     for check in checks:
         kind = check.quantity.removesuffix(", largest error")
-        if kind.startswith("repetition "):
-            kind = "alone" if kind.endswith(" alone") else "repetition"
+        if kind.startswith("layer "):
+            kind = "alone" if kind.endswith(" alone") else "layer"
         if kind not in found or not check.ratio <= found[kind].ratio:
             found[kind] = check
     return [

@@ -13,9 +13,9 @@ from .trace import HEAD_SERIES, Trace
 GIVEN = "given the reference's features"
 
 
-def feature_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
+def feature_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[Check]:
     """The features of the probe texts, and of each step's texts. None where somebody has none: see `unjudged`."""
-    traces = (reference, candidate, *yardsticks)
+    traces = (reference, candidate, *error_budgets)
     if not all("features" in trace.arrays for trace in traces):
         return []
     exact, found, *drawn = (trace.arrays["probe_features"][0] for trace in traces)
@@ -31,22 +31,22 @@ def feature_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trac
     return checks
 
 
-def head_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
+def head_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[Check]:
     """The head trained on the reference's features, in the band of its own dtype. None without such a replay.
 
-    m: what holds for the candidate's encoder, and for its head where the yardstick is the device's own emulation.
+    m: what holds for the candidate's encoder, and for its head where the error budget is the device's own emulation.
     """
-    traces = (reference, candidate, *yardsticks)
+    traces = (reference, candidate, *error_budgets)
     if not all("head_loss" in trace.arrays for trace in traces) or candidate.header["replayed_sha256"] is None:
         return []
-    promised = candidate.header["yardstick"]
+    promised = candidate.header["error_budget"]
     if promised["draws"]:
         m = COARSE_FACTOR if promised.get("head_dtype") in COARSE else FACTOR
     steps = len(candidate.arrays["head_loss"])
     checks = []
     if steps:
         for name in HEAD_SERIES:
-            checks += series_checks(f"head_{name}", f"{name} {GIVEN}", reference, candidate, yardsticks, m)
+            checks += series_checks(f"head_{name}", f"{name} {GIVEN}", reference, candidate, error_budgets, m)
     if steps < len(reference.arrays["head_loss"]):
         checks.append(Check(f"loss {GIVEN}", steps, float("inf"), 0.0))
     corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, steps))))
@@ -59,7 +59,7 @@ def head_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace],
             step,
             exact[index],
             logits,
-            [yardstick.arrays["head_logits"][index] for yardstick in yardsticks],
+            [error_budget.arrays["head_logits"][index] for error_budget in error_budgets],
             m,
             float(corrections[step]) * np.abs(exact[index] - exact[0]),
         )
@@ -70,7 +70,7 @@ def unjudged(reference: Trace, candidate: Trace) -> list[str]:
     """Notes on what was not judged because a trace lacks it."""
     notes = []
     if "replay" not in candidate.arrays:
-        notes.append("a trace without a replay: its repetitions' own errors are unknown (record with --replay-from)")
+        notes.append("a trace without a replay: its layers' own errors are unknown (record with --replay-from)")
     for trace in (reference, candidate):
         if "batch_sizes" not in trace.header:
             notes.append(

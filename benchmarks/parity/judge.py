@@ -1,8 +1,8 @@
 """The verdict on a trace: is it as near to float64 as its arithmetic promises (rules 12 to 14 of measuring)?
 
 One rule for every quantity: the candidate's root mean square error against the float64 trace must not exceed m times
-that of the yardsticks, which are draws of the same arithmetic on the host, plus a floor of a few units in the last
-place. Beside it, the largest error may not be far more than the yardsticks' largest: a mean hides one wrong element.
+that of the error budgets, which are draws of the same arithmetic on the host, plus a floor of a few units in the last
+place. Beside it, the largest error may not be far more than the error budgets' largest: a mean hides one wrong element.
 Imports no torch.
 """
 
@@ -38,7 +38,7 @@ NAMED = 6
 
 PASS, DRIFT, DIVERGED_VERDICT, REFUSED, FAILED = "pass", "drift", "diverged", "refused", "failed"
 LOCAL, ACCUMULATED = "local", "accumulated"
-# Where something is wrong that isn't one repetition, and what to do about it.
+# Where something is wrong that isn't one layer, and what to do about it.
 HEAD, HEAD_ITSELF = "head, loss or optimizer", "head, loss or optimizer, by itself"
 FEATURES, EVALUATION = "features", "evaluation"
 ADVICE = {
@@ -56,56 +56,59 @@ class Judgement:
     verdict: str
     reasons: list[str]
     first_step: int | None = None
-    repetition: str | None = None
+    layer: str | None = None
     cause: str | None = None
     worst: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Judgement:
-    """`candidate` against the float64 `reference`, by the `yardsticks` of the candidate's arithmetic.
+def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) -> Judgement:
+    """`candidate` against the float64 `reference`, by the `error_budgets` of the candidate's arithmetic.
 
     A candidate of other weights, batches or recipe gets the verdict "refused", with what differs. One whose training
     could not go on is judged as far as it came, and has diverged. Raises UserError where the reference is no float64
-    trace, or there are too few yardsticks.
+    trace, or there are too few error budgets.
     """
     if reference.header["policy"]["compute"] != "float64":
         raise UserError(
             f"the reference {reference.label} computes in {reference.header['policy']['label']}; only a float64 trace "
-            "arbitrates: record one with --dtype float64"
+            "judges: record one with --dtype float64"
         )
-    promised = candidate.header["yardstick"]
+    promised = candidate.header["error_budget"]
     wanted = DRAWS if promised["draws"] else 1
-    if len(yardsticks) < wanted:
+    if len(error_budgets) < wanted:
         raise UserError(
-            f"the reference has {len(yardsticks)} of {wanted} draws of the yardstick {promised['label']!r}, which "
-            f"{candidate.label} is measured by; add them with `isotrain parity yardstick REFERENCE CANDIDATE`"
+            f"the reference has {len(error_budgets)} of {wanted} draws of the error budget "
+            f"{promised['label']!r}, by which "
+            f"{candidate.label} is measured; add them with `isotrain parity error-budget REFERENCE CANDIDATE`"
         )
     if candidate.header["ended"] is not None:
         came = candidate.steps, len(candidate.header["metrics"])
-        reference, *yardsticks = (trace.until(*came) for trace in (reference, *yardsticks))
+        reference, *error_budgets = (trace.until(*came) for trace in (reference, *error_budgets))
     differing = differences(reference, candidate)
-    for yardstick in yardsticks:
-        wrong = differences(reference, yardstick)
-        if yardstick.header["yardstick"]["label"] != candidate.header["yardstick"]["label"]:
-            wrong.append(f"it is a draw of {yardstick.header['yardstick']['label']!r}")
-        if not all(np.isfinite(array).all() for array in yardstick.arrays.values()):
+    for error_budget in error_budgets:
+        wrong = differences(reference, error_budget)
+        if error_budget.header["error_budget"]["label"] != candidate.header["error_budget"]["label"]:
+            wrong.append(f"it is a draw of {error_budget.header['error_budget']['label']!r}")
+        if not all(np.isfinite(array).all() for array in error_budget.arrays.values()):
             wrong.append("it holds NaN or inf")
         if wrong:
-            differing.append(f"the yardstick {yardstick.folder.name} is none for it ({wrong[0]}); record it again")
+            differing.append(
+                f"the error budget {error_budget.folder.name} is none for it ({wrong[0]}); record it again"
+            )
     if differing:
         return Judgement(REFUSED, differing)
     m = COARSE_FACTOR if _coarse(candidate) else FACTOR
-    series = {name: series_checks(name, name, reference, candidate, yardsticks, m) for name in SERIES}
-    logits = _logit_checks(reference, candidate, yardsticks, m)
-    repetitions = _repetition_checks(reference, candidate, yardsticks, m)
+    series = {name: series_checks(name, name, reference, candidate, error_budgets, m) for name in SERIES}
+    logits = _logit_checks(reference, candidate, error_budgets, m)
+    layers = _layer_checks(reference, candidate, error_budgets, m)
     allowed = [check.allowed for check in logits[::2]]
-    features = feature_checks(reference, candidate, yardsticks, m)
-    head = head_checks(reference, candidate, yardsticks, m)
+    features = feature_checks(reference, candidate, error_budgets, m)
+    head = head_checks(reference, candidate, error_budgets, m)
     metrics = metric_checks(reference, candidate, allowed[1:])
     right = accuracy_check(reference, candidate, allowed)
     checks = [*logits, *(check for found in series.values() for check in found), *features, *head, *right, *metrics]
-    checks += [check for entry in repetitions for check in (*entry.cumulative, *entry.local)]
+    checks += [check for entry in layers for check in (*entry.cumulative, *entry.local)]
     ended = candidate.header["ended"]
     if ended is not None:
         # Of what ends a run, it is what a trace doesn't hold; everything else of it may be right.
@@ -115,11 +118,11 @@ def judge(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace]) -> Ju
         candidate,
         [check.allowed for check in series["loss"]],
         allowed[-1],
-        [entry.figures for entry in repetitions],
+        [entry.figures for entry in layers],
         metrics,
         checks,
     )
-    found = _verdict(checks, repetitions, shown)
+    found = _verdict(checks, layers, shown)
     if ended is not None:
         found.reasons.append(f"training could not go on beyond step {ended['step']}: {ended['reason']}")
     return found
@@ -147,7 +150,7 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
             break
     for name, array in reference.arrays.items():
         if not np.isfinite(array).all():
-            found.append(f"the reference has NaN or inf in {name}: it arbitrates nothing")
+            found.append(f"the reference has NaN or inf in {name}: it judges nothing")
         elif name in candidate.arrays and not found and _shape(name, candidate.arrays[name]) != _shape(name, array):
             found.append(f"{name} is {candidate.arrays[name].shape} in {candidate.label}, not {array.shape}")
     replayed, states = candidate.arrays.get("replay"), reference.arrays["states"]
@@ -199,8 +202,8 @@ def _other_evaluations(reference: Trace, candidate: Trace) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Repetition:
-    """Hidden states behind one repetition: the error it came with, and the one it makes by itself (where replayed)."""
+class _Layer:
+    """Hidden states behind one layer: the error it came with, and the one it makes by itself (where replayed)."""
 
     name: str
     cumulative: list[Check]
@@ -213,7 +216,7 @@ def _coarse(candidate: Trace) -> bool:
     return policy["compute"] in COARSE or policy["param"] in COARSE
 
 
-def _logit_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[Check]:
+def _logit_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[Check]:
     steps = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
     exact = reference.arrays["probe_logits"]
     corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, candidate.steps))))
@@ -224,28 +227,28 @@ def _logit_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace
             step,
             exact[index],
             candidate.arrays["probe_logits"][index],
-            [yardstick.arrays["probe_logits"][index] for yardstick in yardsticks],
+            [error_budget.arrays["probe_logits"][index] for error_budget in error_budgets],
             m,
             float(corrections[step]) * np.abs(exact[index] - exact[0]),
         )
     return checks
 
 
-def _repetition_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[Trace], m: float) -> list[_Repetition]:
+def _layer_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[_Layer]:
     exact = reference.arrays["states"]
-    replayed = "replay" in candidate.arrays and all("replay" in yardstick.arrays for yardstick in yardsticks)
+    replayed = "replay" in candidate.arrays and all("replay" in error_budget.arrays for error_budget in error_budgets)
     entries = []
     for index, state in enumerate(exact):
-        name = "embedding" if index == 0 else f"repetition {index}"
+        name = "embedding" if index == 0 else f"layer {index}"
         found = candidate.arrays["states"][index]
-        drawn = [yardstick.arrays["states"][index] for yardstick in yardsticks]
+        drawn = [error_budget.arrays["states"][index] for error_budget in error_budgets]
         cumulative = tensor_checks(name, 0, state, found, drawn, m)
         local, own = [], None
         if index == 0:
             local, own = cumulative, found
         elif replayed:
             own = candidate.arrays["replay"][index - 1]
-            others = [yardstick.arrays["replay"][index - 1] for yardstick in yardsticks]
+            others = [error_budget.arrays["replay"][index - 1] for error_budget in error_budgets]
             local = tensor_checks(f"{name} alone", 0, state, own, others, m)
         figures = {
             "name": name,
@@ -255,21 +258,21 @@ def _repetition_checks(reference: Trace, candidate: Trace, yardsticks: Sequence[
             "local_max_abs": None if own is None else distances(state, own)["max_abs"],
             "local_allowed": None if own is None else local[0].allowed / max(rms(state), 1e-300),
         }
-        entries.append(_Repetition(name, cumulative, local, figures))
+        entries.append(_Layer(name, cumulative, local, figures))
     return entries
 
 
-def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], shown: dict[str, Any]) -> Judgement:
+def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: dict[str, Any]) -> Judgement:
     outside = [check for check in checks if not check.ratio <= 1.0]
     worst = max(check.ratio for check in checks)
     if not outside:
         return Judgement(PASS, [], worst=worst, details=shown)
     first = min(outside, key=lambda check: check.step)
     leader = max((check for check in outside if check.step == first.step), key=lambda check: check.ratio)
-    repetition = cause = None
-    for entry in repetitions:
+    layer = cause = None
+    for entry in layers:
         if any(not check.ratio <= 1.0 for check in (*entry.cumulative, *entry.local)):
-            repetition = entry.name
+            layer = entry.name
             if entry.local:
                 cause = LOCAL if any(not check.ratio <= 1.0 for check in entry.local) else ACCUMULATED
             break
@@ -278,26 +281,26 @@ def _verdict(checks: Sequence[Check], repetitions: Sequence[_Repetition], shown:
         reasons = [f"{leader.quantity} is off by {leader.error:.3g} {when}, {leader.allowed:.3g} is allowed"]
     else:
         reasons = [f"{leader.quantity} is not finite {when}"]
-    place = repetition or _place(outside)
-    if repetition is None:
-        reasons.append(f"the encoder's repetitions are within their band: {ADVICE[place]}")
+    place = layer or _place(outside)
+    if layer is None:
+        reasons.append(f"the encoder's layers are within their band: {ADVICE[place]}")
     elif cause is None:
-        reasons.append(f"{repetition} is the first outside its band (without a replay: its own error, or what it got)")
+        reasons.append(f"{layer} is the first outside its band (without a replay: its own error, or what it got)")
     elif cause == LOCAL:
-        reasons.append(f"{repetition} is the first outside its band, and by itself: given the reference's input, too")
+        reasons.append(f"{layer} is the first outside its band, and by itself: given the reference's input, too")
     else:
-        reasons.append(f"{repetition} is the first outside its band by what it was given: by itself it is within")
+        reasons.append(f"{layer} is the first outside its band by what it was given: by itself it is within")
     others = dict.fromkeys(check.quantity.removesuffix(", largest error") for check in outside)
     others.pop(leader.quantity.removesuffix(", largest error"))
     if others:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         reasons.append(f"outside, too: {', '.join([*others][:NAMED])}{more}")
     verdict = DIVERGED_VERDICT if worst > DIVERGED else DRIFT
-    return Judgement(verdict, reasons, first.step, repetition, cause, worst, shown | {"place": place})
+    return Judgement(verdict, reasons, first.step, layer, cause, worst, shown | {"place": place})
 
 
 def _place(outside: Sequence[Check]) -> str:
-    """Where to look where all repetitions are within their band."""
+    """Where to look where all layers are within their band."""
     quantities = {check.quantity for check in outside}
     if any(GIVEN in quantity for quantity in quantities):
         return HEAD_ITSELF

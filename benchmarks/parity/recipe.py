@@ -39,7 +39,7 @@ COMPUTED = (
     "eval_batch_size",
     "process_timeout",
 )
-# What is shown, kept and gone on with; recording switches off what would act on the run.
+# What is shown, kept and resumed; recording switches off what would act on the run.
 KEPT = (
     "log_level",
     "steps_freq",

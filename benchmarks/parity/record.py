@@ -22,7 +22,7 @@ from ... import UserError
 from ...albert_core.config.load import load_config
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import token_batch
-from ...albert_core.features.source import module_repetitions
+from ...albert_core.features.source import module_layer_states
 from ...albert_core.loop.build import Training
 from ...albert_core.loop.events import TrainingError
 from ...albert_core.loop.job import Job, trains_on_features
@@ -30,7 +30,7 @@ from ...albert_core.loop.train import train
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.runs.folder import environment
 from ...albert_core.tokens.order import Window
-from ...backends import Yardstick
+from ...backends import ErrorBudget
 from ...kernels.packed import PackedBatch, PaddedBatch
 from .evaluations import moves
 from .head_replay import replay_head
@@ -53,7 +53,7 @@ def record(
     """Trains `config` (a file, a packaged name, or None for the defaults) with `sets`, and returns the run's trace.
 
     steps: the most optimizer steps that it makes; None makes all of them.
-    replay_from: the reference whose hidden states each repetition is applied to, and whose features the head is trained
+    replay_from: the reference whose hidden states each layer is applied to, and whose features the head is trained
     on once more; it must be of the same weights. Features come from the cache where `isotrain train` has it so; a
     float64 run computes them at every step, unless `sets` say otherwise. Dropout is off: its masks are other ones in
     every dtype and on every device. A run whose loss stops being finite gives a trace as far as it came. Raises
@@ -119,7 +119,7 @@ class _Recorder:
         self.header["dropout_off"] = _without_dropout(training.model)
         self.header["replayed_sha256"] = None if self.reference is None else self.reference.states_sha256()
         self._check_reference()
-        states = _Repetitions(training)
+        states = _LayerStates(training)
         self.arrays["states"] = states.run()
         if self.reference is not None:
             self.arrays["replay"] = states.run(self.reference.arrays["states"][:-1])
@@ -201,8 +201,8 @@ class _Recorder:
             self.inputs.probed(inputs, len(logits))
 
 
-class _Repetitions:
-    """The hidden states of the first evaluation texts, repetition by repetition, before the first step."""
+class _LayerStates:
+    """The hidden states of the first evaluation texts, layer by layer, before the first step."""
 
     def __init__(self, training: Training) -> None:
         job = training.job
@@ -225,9 +225,9 @@ class _Repetitions:
         if isinstance(self.encoder, torch.nn.Module):
             assert isinstance(batch, PaddedBatch), "whole models take padded batches"
             with self._mixed_precision():
-                states = module_repetitions(self.encoder, batch, inputs)
+                states = module_layer_states(self.encoder, batch, inputs)
         else:
-            states = self.encoder.repetitions(batch, inputs)
+            states = self.encoder.layer_states(batch, inputs)
         self.backend.synchronize(*states)
         return np.stack([self._real(state.detach().cpu()) for state in states])
 
@@ -253,7 +253,7 @@ class _Repetitions:
 def _header(label: str, training: Training, weights: list[torch.Tensor]) -> dict[str, Any]:
     job = training.job
     info = job.backend.info()
-    yardstick = Yardstick(**{**asdict(job.backend.yardstick(job.policy)), "head_dtype": job.config.head_dtype})
+    error_budget = ErrorBudget(**{**asdict(job.backend.error_budget(job.policy)), "head_dtype": job.config.head_dtype})
     digest = hashlib.sha256(job.encoder.fingerprint.encode())
     for weight in weights:
         # As float32, so that a float64 run of the same initial head has the same hash.
@@ -271,7 +271,7 @@ def _header(label: str, training: Training, weights: list[torch.Tensor]) -> dict
         "random_weights": job.encoder.random,
         "dataset": job.dataset.name,
         "adam_on_device": _adam_on_device(training.optimizer),
-        "yardstick": {**asdict(yardstick), "label": yardstick.label},
+        "error_budget": {**asdict(error_budget), "label": error_budget.label},
         "weights_sha256": digest.hexdigest(),
         "probe_sha256": batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
         "evaluation": _evaluation(job),

@@ -1,4 +1,4 @@
-"""A whole comparison: the reference, every candidate and every yardstick it needs, each in a process of its own."""
+"""A whole comparison: the reference, every candidate and every error budget it needs, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ... import UserError
 from ...albert_core.config.load import load_config
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import make_folders, refuse_links
-from ...backends import Yardstick, device_label, foresee_backend
+from ...backends import ErrorBudget, device_label, foresee_backend
 from ..harness.runner import Ended, how, run_process, said
 from .compare import Missing, build_result
 from .judge import FAILED, differences
 from .seeds import equivalence
 from .sides import Side
-from .trace import DRAWS, YARDSTICKS, Trace, check_arbiter, read_trace, slug
+from .trace import DRAWS, ERROR_BUDGETS, Trace, check_reference, read_trace, slug
 
 WORKER_MODULE = ("-m", "isotrain.benchmarks.parity.worker")
 Tell = Callable[[str], None]
@@ -54,51 +54,52 @@ def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
         reference = _recorded(comparison, comparison.reference, comparison.out / "reference", None, tell)
         if isinstance(reference, Missing):
             raise UserError(f"the reference {reference.label} has no trace: {reference.reason}")
-        check_arbiter(reference)
+        check_reference(reference)
         found: list[Trace | Missing] = []
         for side in comparison.candidates:
             folder = comparison.out / "candidates" / slug(side.label)
             found.append(_recorded(comparison, side, folder, reference, tell))
         # One of another run is refused, whatever its arithmetic costs.
         traces = [one for one in found if isinstance(one, Trace) and not differences(reference, one)]
-        add_yardsticks(reference, traces, comparison.time_limit, tell)
+        add_error_budgets(reference, traces, comparison.time_limit, tell)
         seeds = _seeds(comparison, reference, found, tell) if comparison.seeds > 1 else None
     return build_result(reference, found, seeds)
 
 
-def add_yardsticks(reference: Trace, candidates: Sequence[Trace], time_limit: float, tell: Tell) -> None:
-    """Records with `reference` whatever draws of yardsticks `candidates` need and it lacks, from its own configuration.
+def add_error_budgets(reference: Trace, candidates: Sequence[Trace], time_limit: float, tell: Tell) -> None:
+    """Records with `reference` whatever draws of error budgets `candidates` need and it lacks, from its own
+    configuration.
 
     One that can't be recorded is told.
     """
-    wanted = {trace.header["yardstick"]["label"]: trace.header["yardstick"] for trace in candidates}
+    wanted = {trace.header["error_budget"]["label"]: trace.header["error_budget"] for trace in candidates}
     for values in wanted.values():
         given = {key: value for key, value in values.items() if key != "label"}
         try:
-            record_yardstick(reference, Yardstick(**given), time_limit, tell)
+            record_error_budget(reference, ErrorBudget(**given), time_limit, tell)
         except UserError as error:
             # Its candidates are refused for want of it; the others keep their verdicts.
             tell(str(error))
 
 
-def record_yardstick(reference: Trace, yardstick: Yardstick, time_limit: float, tell: Tell) -> None:
-    """Records the draws of `yardstick` that the reference's folder lacks, replaying its hidden states."""
+def record_error_budget(reference: Trace, error_budget: ErrorBudget, time_limit: float, tell: Tell) -> None:
+    """Records the draws of `error_budget` that the reference's folder lacks, replaying its hidden states."""
     config = reference.folder / "config.yaml"
     write_config(reference, config)
-    folder = reference.folder / YARDSTICKS / slug(yardstick.label)
+    folder = reference.folder / ERROR_BUDGETS / slug(error_budget.label)
     # The reference may come from a stranger.
     refuse_links(reference.folder)
     jobs = [
-        {"label": f"yardstick {yardstick.label}", "sets": sets, "out": str(folder / f"draw-{draw}")}
-        for draw, sets in enumerate(yardstick.settings(DRAWS))
+        {"label": f"error budget {error_budget.label}", "sets": sets, "out": str(folder / f"draw-{draw}")}
+        for draw, sets in enumerate(error_budget.settings(DRAWS))
         if not (folder / f"draw-{draw}").exists()
     ]
     if not jobs:
         return
     spec = {"config": str(config), "jobs": jobs, "replay_from": str(reference.folder), "steps": None}
-    error = _run(spec, sys.executable, folder, f"yardstick {yardstick.label}", time_limit, tell)
+    error = _run(spec, sys.executable, folder, f"error budget {error_budget.label}", time_limit, tell)
     if error:
-        raise UserError(f"the yardstick {yardstick.label} can't be recorded: {error}")
+        raise UserError(f"the error budget {error_budget.label} can't be recorded: {error}")
 
 
 def write_config(trace: Trace, path: Path) -> None:
@@ -200,7 +201,7 @@ def _seeds(
             break
         folder = comparison.out / f"seed-{seed}"
         again = _recorded(comparison, comparison.reference, folder / "reference", None, tell, f"seed={seed}")
-        why_not = _no_arbiter(again)
+        why_not = _no_reference(again)
         if why_not or isinstance(again, Missing):
             # What the first seed found is kept.
             failed |= dict.fromkeys(tested, f"seed {seed}: the reference can't be recorded: {why_not}")
@@ -222,12 +223,12 @@ def _seeds(
     return {"n": comparison.seeds, "metric": metric, "margin": comparison.margin, "candidates": tests}
 
 
-def _no_arbiter(reference: Trace | Missing) -> str:
+def _no_reference(reference: Trace | Missing) -> str:
     """Why a reference can't be compared with; an empty string where it can."""
     if isinstance(reference, Missing):
         return reference.reason
     try:
-        check_arbiter(reference)
+        check_reference(reference)
     except UserError as error:
         return str(error)
     return ""

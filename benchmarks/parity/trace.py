@@ -1,8 +1,8 @@
 """A trace: what one training run did, step by step, as files that any machine and any torch can judge.
 
 A folder with ``trace.json`` (who ran, what, on which batches) and ``trace.safetensors`` (numbers). A float64 trace,
-the arbiter, also holds traces of its own under ``yardsticks/``: what each arithmetic costs on the host. Reads and
-writes with numpy alone.
+the float64 reference, also holds traces of its own under ``error-budgets/``: what each arithmetic costs on the host.
+Reads and writes with numpy alone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from ... import UserError
 from ...albert_core.config.parsing import read_json_object
 from ...albert_core.runs.files import checksum, make_folders, published, sweep, write_bytes, write_json
 from ...albert_core.terminal.text import quoted
+from ..outcome.upgrade import upgraded
 
-SCHEMA = "isotrain.trace/1"
-HEADER_FILE, TENSOR_FILE, YARDSTICKS = "trace.json", "trace.safetensors", "yardsticks"
+SCHEMA = "isotrain.trace/2"
+HEADER_FILE, TENSOR_FILE, ERROR_BUDGETS = "trace.json", "trace.safetensors", "error-budgets"
 SERIES = ("loss", "grad_norm", "update_norm")
-# Draws of a yardstick: errors of one draw vary too much to judge by.
+# Draws of an error budget: errors of one draw vary too much to judge by.
 DRAWS = 3
 # Of a replay of the head, each with "head_" before its name; it takes so many steps at most.
 HEAD_SERIES = SERIES
@@ -44,7 +45,7 @@ class _Policy(_Part):
     label: str
 
 
-class _Yardstick(_Part):
+class _ErrorBudget(_Part):
     label: str
     backend: str
     dtype: str
@@ -95,7 +96,7 @@ class _Header(_Part):
     random_weights: bool
     dataset: str
     adam_on_device: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None
-    yardstick: _Yardstick
+    error_budget: _ErrorBudget
     weights_sha256: str
     probe_sha256: str
     replayed_sha256: str | None
@@ -113,16 +114,16 @@ class _Header(_Part):
 
 @dataclass(frozen=True)
 class Trace:
-    """One run. S steps, E evaluations, P probe texts of C labels, R repetitions, T tokens of width H.
+    """One run. S steps, E evaluations, P probe texts of C labels, R layers, T tokens of width H.
 
     header["ended"] says at which step and why training could not go on, or is None; S and E are then what there is.
     arrays: loss, grad_norm, update_norm [S]; probe_logits [E + 1, P, C], before the first step and after each
-    evaluation; states [R + 1, T, H], what the first repetition takes in and what each one gives before the first step;
-    replay [R, T, H], each repetition applied to the reference's own states. right [S]: texts told right by the step.
-    features [F, H]: what the head was given for the texts of the first steps, in their order; probe_features
-    [1 or E + 1, P, H]: for the probe texts. head_loss, head_grad_norm, head_update_norm [n] and head_logits [e, P, C]:
-    the head trained on the reference's features; of the reference, the head's part of its own run. float32, of a
-    float64 run float64.
+    evaluation; states [R + 1, T, H], what the first layer takes in and what each one gives before the first step;
+    replay [R, T, H], each layer applied to the reference's own states. right [S]: texts classified correctly by the
+    step. features [F, H]: what the head was given for the texts of the first steps, in their order; probe_features [1
+    or E + 1, P, H]: for the probe texts. head_loss, head_grad_norm, head_update_norm [n] and head_logits [e, P, C]: the
+    head trained on the reference's features; of the reference, the head's part of its own run. float32, of a float64
+    run float64.
     """
 
     header: dict[str, Any]
@@ -184,7 +185,7 @@ def read_trace(folder: Path) -> Trace:
         raise UserError(
             f"{str(folder)!r} is no trace: it has no {HEADER_FILE}; give what `isotrain parity record` wrote"
         )
-    header = read_json_object(folder / HEADER_FILE, "record the trace again", nan=True)
+    header = upgraded(read_json_object(folder / HEADER_FILE, "record the trace again", nan=True))
     if header.get("schema") != SCHEMA:
         found = quoted(header.get("schema"))
         raise UserError(f"{folder / HEADER_FILE} has schema {found}, this version reads {SCHEMA}; record it again")
@@ -205,21 +206,23 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
 
 
-def yardstick_folders(reference: Path, label: str) -> list[Path]:
-    """The draws of the yardstick `label` that lie with a reference, in order."""
-    return sorted(path.parent for path in (reference / YARDSTICKS / slug(label)).glob(f"*/{HEADER_FILE}"))
+def error_budget_folders(reference: Path, label: str) -> list[Path]:
+    """The draws of the error budget `label` that lie with a reference, in order."""
+    # The second is their name in traces of schema 1.
+    folders = (reference / name / slug(label) for name in (ERROR_BUDGETS, "yardsticks"))
+    return sorted(path.parent for folder in folders for path in folder.glob(f"*/{HEADER_FILE}"))
 
 
-def check_arbiter(trace: Trace) -> None:
+def check_reference(trace: Trace) -> None:
     """Raises UserError where a reference can't judge anybody."""
     ended = trace.header["ended"]
     if ended is not None:
         raise UserError(
             f"the reference {trace.label} could not train beyond step {ended['step']} ({ended['reason']}): it "
-            "arbitrates nothing; lower learning_rate or set max_grad_norm"
+            "judges nothing; lower learning_rate or set max_grad_norm"
         )
     if not all(np.isfinite(array).all() for array in trace.arrays.values()):
-        raise UserError(f"the reference {trace.label} holds NaN or inf: it arbitrates nothing; record it again")
+        raise UserError(f"the reference {trace.label} holds NaN or inf: it judges nothing; record it again")
 
 
 def _check(trace: Trace) -> None:

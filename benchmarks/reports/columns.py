@@ -72,8 +72,8 @@ def throughput_columns(has_p99: bool) -> list[Column]:
         Column("step\np50 ms", _step("p50"), narrow=True),
         Column("step\np90 ms", _step("p90")),
         *([Column("step\np99 ms", _step("p99"))] if has_p99 else []),
-        Column("useful\nTFLOP/s", rate("useful_tflops"), narrow=True),
-        Column("of\npeak", share("useful"), narrow=True),
+        Column("model\nTFLOP/s", rate("model_tflops"), narrow=True),
+        Column("of\npeak", share("model"), narrow=True),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ... import UserError
 from ...albert_core.terminal.text import clean
 from ...kernels.names import check_name
-from ..end_to_end.whole_figures import RATES
+from ..end_to_end.figures import RATES
 from ..outcome.model import BENCH, revision, shown_label
 from .columns import figure
 
@@ -23,7 +23,7 @@ INTERVALS = (
     "samples_per_second",
     "real_tokens_per_second",
     "padded_tokens_per_second",
-    "useful_tflops",
+    "model_tflops",
     "hardware_tflops",
     "step_seconds",
 )
@@ -32,9 +32,9 @@ RATE_COLUMNS = (
     "samples_per_second",
     "real_tokens_per_second",
     "padded_tokens_per_second",
-    "useful_tflops",
+    "model_tflops",
     "hardware_tflops",
-    "share_of_peak_useful",
+    "share_of_peak_model",
     "share_of_peak_hardware",
     "roofline_share",
     "roofline_bound",
@@ -48,7 +48,7 @@ MARKDOWN_COLUMNS = (
     *RATE_COLUMNS,
     "n",
     "warm_up_steps",
-    "warm_up_quiet",
+    "warm_up_steady",
     "seconds_import",
     "seconds_open",
     "seconds_load",
@@ -80,7 +80,7 @@ def stdout_format(shown_as: str, json_only: bool) -> str:
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
-    """One flat row a target, or a side of a whole run; the rows of one result have the same keys."""
+    """One flat row a target, or a side of an end-to-end run; the rows of one result have the same keys."""
     if result["schema"] == BENCH:
         found = [_target(result, entry) for entry in result["targets"]]
     else:
@@ -136,7 +136,7 @@ def _is_number(value: Any) -> bool:
 def _target(result: dict[str, Any], entry: dict[str, Any]) -> Row:
     row: Row = {
         "target": shown_label(entry),
-        **{key: entry[key] for key in ("backend", "workload", "layout", "kernel", "batch_size", "peer")},
+        **{key: entry[key] for key in ("backend", "workload", "layout", "kernel", "batch_size", "baseline")},
         "status": entry["status"],
         "valid": entry["valid"],
         "reasons": "; ".join(entry["reasons"]),
@@ -161,7 +161,7 @@ def _measured(entry: dict[str, Any]) -> Row:
         "n": entry["n"],
         "steps_per_block": processes[0]["steps_per_block"],
         "warm_up_steps": median(process["warm_up"]["steps"] for process in processes),
-        "warm_up_quiet": all(process["warm_up"]["quiet"] for process in processes),
+        "warm_up_steady": all(process["warm_up"]["steady"] for process in processes),
     }
     for name in INTERVALS:
         row |= _interval(name, figures[name])
@@ -180,7 +180,7 @@ def _interval(name: str, interval: dict[str, float]) -> Row:
 
 
 def _side(result: dict[str, Any], side: dict[str, Any]) -> Row:
-    """One side of a whole run."""
+    """One side of an end-to-end run."""
     energy = side.get("energy", {})
     return {
         "side": side["name"],

@@ -16,7 +16,7 @@ from ...albert_core.terminal.console import new_console
 from ...albert_core.terminal.text import duration
 from ...backends import device_label
 from ..harness.plan import Plan
-from ..outcome.gates import is_disturbed, measured_entries
+from ..outcome.gates import is_contended, measured_entries
 from .columns import (
     PHASE_COLUMNS,
     ROOF_COLUMNS,
@@ -56,14 +56,14 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         if has_unit:
             columns = [*columns, UNIT_COLUMN]
         for name, shown in (
-            ("against peers" if against else "throughput", columns),
+            ("against baselines" if against else "throughput", columns),
             ("hardware, phases, memory", PHASE_COLUMNS),
             ("under the roof, energy", ROOF_COLUMNS),
         ):
             console.print(fitted(_table(name, result, shown, console.width), console))
         if console.width < WIDE:
             console.print(Text(f"more columns from {WIDE} characters on; all of them are in the JSON"))
-        for line in best_peers(result) + _peaks(result) + _energy_sources(result):
+        for line in best_baselines(result) + _peaks(result) + _energy_sources(result):
             console.print(Text(line))
     for remark in _remarks(result):
         console.print(remark)
@@ -102,8 +102,8 @@ def _device(entry: dict[str, Any]) -> str:
 
 def title(result: dict[str, Any]) -> list[str]:
     """What was measured, on what: backend, device, dtype policy, model, data."""
-    # The first target's device stands for all; a peer's own dtype stands in its note.
-    measured = [entry for entry in measured_entries(result["targets"]) if not entry["peer"]]
+    # The first target's device stands for all; a baseline's own dtype stands in its note.
+    measured = [entry for entry in measured_entries(result["targets"]) if not entry["baseline"]]
     config = result["config"]
     if not measured:
         return [f"isotrain bench: {config['model']}, {config['dtype']}"]
@@ -137,11 +137,11 @@ def banners(result: dict[str, Any]) -> list[str]:
             f"EMULATED: {', '.join(emulated)} is arithmetic on this host; its times are the host's and say nothing "
             "about a card's speed"
         )
-    disturbed = [_name(entry, result) for entry in measured if is_disturbed(entry)]
-    if disturbed:
+    contended = [_name(entry, result) for entry in measured if is_contended(entry)]
+    if contended:
         lines.append(
-            f"BUSY MACHINE: other work used the CPUs while {len(disturbed)} of {len(measured)} targets were measured; "
-            f"their figures are too slow and too scattered: {', '.join(disturbed)}"
+            f"BUSY MACHINE: other work used the CPUs while {len(contended)} of {len(measured)} targets were measured; "
+            f"their figures are too slow and too scattered: {', '.join(contended)}"
         )
     if result["method"]["quick"]:
         lines.append(f"quick: {_thoroughness(result)} a target; {_reach(result)}")
@@ -160,18 +160,18 @@ def _reach(result: dict[str, Any]) -> str:
     return "intervals are over processes"
 
 
-def _has_peers(result: dict[str, Any]) -> bool:
-    return any(entry["peer"] for entry in result["targets"])
+def _has_baselines(result: dict[str, Any]) -> bool:
+    return any(entry["baseline"] for entry in result["targets"])
 
 
 def comparison_columns(result: dict[str, Any]) -> list[Column]:
-    """One column for each of this project's kernels: how many times as fast as the row it is. Empty without peers."""
-    if not _has_peers(result):
+    """A column for each of this project's kernels: how many times as fast as the row it is; none without baselines."""
+    if not _has_baselines(result):
         return []
-    owns = [entry for entry in measured_entries(result["targets"]) if not entry["peer"]]
+    owns = [entry for entry in measured_entries(result["targets"]) if not entry["baseline"]]
 
     def ratio(own: dict[str, Any]) -> Callable[[dict[str, Any]], str]:
-        found = {one["peer"]: one for one in result["comparisons"] if one["own"] == own["label"]}
+        found = {one["baseline"]: one for one in result["comparisons"] if one["own"] == own["label"]}
 
         def cell(entry: dict[str, Any]) -> str:
             one = found.get(entry["label"])
@@ -185,17 +185,17 @@ def comparison_columns(result: dict[str, Any]) -> list[Column]:
     return [
         Column("samples/s", rate("samples_per_second"), narrow=True),
         Column("95 % interval", interval_cell, narrow=True),
-        Column("useful\ntokens/s", rate("real_tokens_per_second")),
+        Column("real\ntokens/s", rate("real_tokens_per_second")),
         *(Column(f"{own['kernel']} is\nfaster by", ratio(own), narrow=True) for own in owns),
-        Column("useful\nTFLOP/s", rate("useful_tflops")),
-        Column("of\npeak", share("useful")),
+        Column("model\nTFLOP/s", rate("model_tflops")),
+        Column("of\npeak", share("model")),
         Column("padding", lambda entry: f"{1 - entry['work']['real_tokens'] / entry['work']['padded_tokens']:.0%}"),
         Column("computes\nin", lambda entry: entry["policy"]["compute"]),
     ]
 
 
-def best_peers(result: dict[str, Any]) -> list[str]:
-    """For each of this project's kernels, its ratio to the fastest peer that is valid."""
+def best_baselines(result: dict[str, Any]) -> list[str]:
+    """For each of this project's kernels, its ratio to the fastest baseline that is valid."""
     lines = []
     labels = {entry["label"]: entry for entry in result["targets"]}
     for own in dict.fromkeys(one["own"] for one in result["comparisons"]):
@@ -203,8 +203,10 @@ def best_peers(result: dict[str, Any]) -> list[str]:
         if valid:
             best = min(valid, key=lambda one: one["ratio"]["median"])
             ratio = "{median:.2f} times ({low:.2f} to {high:.2f})".format(**best["ratio"])
-            peer = labels[best["peer"]]
-            lines.append(f"{labels[own]['kernel']} has {ratio} the speed of the best peer, {_name(peer, result)}")
+            baseline = labels[best["baseline"]]
+            lines.append(
+                f"{labels[own]['kernel']} has {ratio} the speed of the best baseline, {_name(baseline, result)}"
+            )
     return lines
 
 
@@ -254,7 +256,7 @@ def _lack(entry: dict[str, Any]) -> str:
 
 def _name(entry: dict[str, Any], result: dict[str, Any]) -> str:
     """The target's label, without what is the same for all of them and stands in the title."""
-    if _has_peers(result):
+    if _has_baselines(result):
         return f"{entry['kernel']} {entry['layout']} x{entry['batch_size']}"
     backends = {one["backend"] for one in result["targets"]}
     keep = entry["emulated"] or len(backends) > 1
@@ -285,10 +287,10 @@ def peak_line(backend: str, peaks: dict[str, Any], *, emulated: bool) -> str:
         )
     )
     whose = f"{device_label(backend, True)}: this host's" if emulated else backend
-    disturbed = "; other work disturbed that, the true peak is higher" if peaks["disturbed"] else ""
+    contended = "; other work contended that, the true peak is higher" if peaks["contended"] else ""
     return (
         f"{whose} peak in {peaks['dtype']}, measured in this run: {figure(peaks['matmul_tflops'])} TFLOP/s, copy "
-        f"{figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}{alone}{disturbed}"
+        f"{figure(peaks['copy_gbps'])} GB/s; the vendor's figures: {vendor[0]}, {vendor[1]}{alone}{contended}"
     )
 
 
@@ -302,7 +304,7 @@ def _energy_sources(result: dict[str, Any]) -> list[str]:
 
 
 def shapes_tried(entry: dict[str, Any]) -> list[Text]:
-    """What the sweep of a target's shapes found, and how a peer was set up."""
+    """What the sweep of a target's shapes found, and how a baseline was set up."""
     notes = "; ".join(entry.get("kernel_used", {}).get("notes", ()))
     lines = [Text(f"{entry['kernel']}: {notes}")] if notes else []
     if entry["sweep"]:

@@ -17,8 +17,8 @@ RATE_COLUMNS = (
     Column("samples/s", rate("samples_per_second"), narrow=True),
     Column("real\ntokens/s", rate("real_tokens_per_second")),
     Column("computed\ntokens/s", rate("padded_tokens_per_second")),
-    Column("useful\nTFLOP/s", rate("useful_tflops"), narrow=True),
-    Column("of\npeak", share("useful"), narrow=True),
+    Column("model\nTFLOP/s", rate("model_tflops"), narrow=True),
+    Column("of\npeak", share("model"), narrow=True),
     Column("hardware\nTFLOP/s", rate("hardware_tflops"), narrow=True),
     Column("of\npeak", share("hardware")),
     *(column for column in ROOF_COLUMNS if column.narrow),
@@ -46,7 +46,7 @@ def print_end_to_end(result: dict[str, Any], console: Console) -> None:
     if result["status"] == "partial":
         console.print(Text("PARTIAL: the run was interrupted; this is what was complete", style="bold red"))
     table = Table(
-        title=f"whole runs{' (random weights)' if random else ''}",
+        title=f"end-to-end runs{' (random weights)' if random else ''}",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,

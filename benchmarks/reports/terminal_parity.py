@@ -14,7 +14,7 @@ STYLES = {"pass": "green", "drift": "yellow", "diverged": "red", "refused": "red
 
 
 def print_parity(result: dict[str, Any], console: Console) -> None:
-    """`result` (schema/parity-1.json) as text."""
+    """`result` (schema/parity-2.json) as text."""
     reference = result["reference"]
     console.print(
         Text(f"isotrain parity: {result['steps']} steps against {reference['label']} ({reference['device']})")
@@ -80,7 +80,9 @@ def _row(candidate: dict[str, Any]) -> list[str]:
 
 def _described(candidate: dict[str, Any]) -> str:
     measured = (
-        f"; measured by {candidate['yardstick']}, {candidate['draws']} draw(s)" if "yardstick" in candidate else ""
+        f"; measured by {candidate['error_budget']}, {candidate['draws']} draw(s)"
+        if "error_budget" in candidate
+        else ""
     )
     return f"{candidate['device']}, {candidate['policy']}, kernel {candidate['kernel']}{measured}"
 

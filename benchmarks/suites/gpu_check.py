@@ -185,12 +185,12 @@ def measure_throughput(
         table[name] = {
             "seconds": time_each.as_dict(),
             "texts_per_second": size.texts / time_each.median,
-            "useful_tflops": tflops,
+            "model_tflops": tflops,
             "share_of_peak": tflops / peak,
             "samples": samples,
         }
         if tflops > 1.05 * peak:
-            problems.append(f"{name}: {tflops:.1f} useful TFLOP/s are more than the measured peak of {peak:.1f}")
+            problems.append(f"{name}: {tflops:.1f} model TFLOP/s are more than the measured peak of {peak:.1f}")
     ours = seconds["ours, auto"]
     ratios = {name: ratio_interval([seconds[name]], [ours], SEED).as_dict() for name in names if name != "ours, auto"}
     return {"contenders": table, "speedup_of_ours": ratios, "skipped": skipped, "problems": problems}
@@ -286,7 +286,7 @@ def head_steps(backend: Backend, hidden: int, rounds: int) -> dict[str, float]:
 
     plain, _ = steps()
     backends = backend.capture_step(*steps())
-    with backend.small_steps():
+    with backend.single_threaded():
         return {
             "plain": _steady(backend, lambda: plain(features, labels), rounds),
             "backend": _steady(backend, lambda: backends(features, labels), rounds),
@@ -320,7 +320,7 @@ def summary(result: dict[str, Any], seconds: float) -> Iterator[str]:
         ratio = throughput["speedup_of_ours"].get(name)
         beside = "" if ratio is None else f", ours is {ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})"
         yield (
-            f"  {name}: {row['texts_per_second']:,.0f} texts/s, {row['useful_tflops']:.2f} useful TFLOP/s, "
+            f"  {name}: {row['texts_per_second']:,.0f} texts/s, {row['model_tflops']:.2f} model TFLOP/s, "
             f"{row['share_of_peak']:.1%} of the peak{beside}"
         )
     for name, reason in throughput["skipped"].items():

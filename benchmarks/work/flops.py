@@ -2,10 +2,10 @@
 
 Two counts, and both are printed:
 
-* *useful*: a frozen forward of the real tokens alone whose last repetition computes keys and values of all tokens
+* *model*: a frozen forward of the real tokens alone whose last layer computes keys and values of all tokens
   and everything else of [CLS] alone, plus the head. That is the least work known that gives the job's result, so it
-  is the same number for every layout and kernel, and useful FLOP/s compare them fairly.
-* *hardware*: what the layout and kernel really executed, padding and a full last repetition included. It may be
+  is the same number for every layout and kernel, and model FLOP/s compare them fairly.
+* *hardware*: what the layout and kernel really executed, padding and a full last layer included. It may be
   compared with the device's peak, and can't exceed it.
 
 `6N` formulas don't apply: ALBERT runs one layer many times, and a frozen encoder has no backward pass.
@@ -22,14 +22,14 @@ from ...kernels.weights import EncoderConfig
 def encoder_flops(config: EncoderConfig, lengths: Sequence[int], cls_only_last: bool = True) -> int:
     """Matmul FLOPs of one frozen forward over sequences of these lengths (tokens computed, padding included).
 
-    `cls_only_last`: the last repetition computes everything but keys and values of the first token alone, as this
+    `cls_only_last`: the last layer computes everything but keys and values of the first token alone, as this
     project's kernels do; transformers' modules compute all of it.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     tokens = sum(lengths)
     projection = 2 * tokens * config.embedding_size * hidden if config.kind == "albert" else 0
 
-    def repetition(rows: int, scores: int) -> int:
+    def layer_flops(rows: int, scores: int) -> int:
         """`rows` tokens that are computed and `scores` (query, key) pairs; keys and values are of all tokens."""
         key_value = 2 * tokens * hidden * 2 * hidden
         query_and_output = 2 * rows * hidden * 2 * hidden
@@ -37,9 +37,9 @@ def encoder_flops(config: EncoderConfig, lengths: Sequence[int], cls_only_last: 
         attention = 2 * scores * hidden * 2
         return key_value + query_and_output + feed_forward + attention
 
-    full = repetition(tokens, sum(length * length for length in lengths))
-    last = repetition(len(lengths), tokens) if cls_only_last else full
-    return projection + (config.num_repetitions - 1) * full + last
+    full = layer_flops(tokens, sum(length * length for length in lengths))
+    last = layer_flops(len(lengths), tokens) if cls_only_last else full
+    return projection + (config.num_layers - 1) * full + last
 
 
 def head_forward_flops(hidden_size: int, mlp_hidden_size: int, num_labels: int, sequences: int) -> int:

@@ -3,9 +3,9 @@
 A documented model, not a measurement. It counts compulsory traffic alone, each byte once where one pass could do:
 
 * weights: every distinct matrix once in a forward pass, in the dtype it is kept in (ALBERT's shared layer once, not
-  once a repetition), of the embedding tables the rows of the tokens computed;
-* activations: every repetition's input and output; what lies between them is assumed to stay on the chip;
-* a backward pass reads the weights once more, and writes and reads each gradient once. Of each repetition it needs the
+  once a layer), of the embedding tables the rows of the tokens computed;
+* activations: every layer's input and output; what lies between them is assumed to stay on the chip;
+* a backward pass reads the weights once more, and writes and reads each gradient once. Of each layer it needs the
   input, query, key, value, context, the normalised attention output and the feed-forward's inner state, which are
   written in the forward pass and read in the backward pass; what follows from these is recomputed, as flash attention
   does;
@@ -13,7 +13,7 @@ A documented model, not a measurement. It counts compulsory traffic alone, each 
 
 Fewer bytes would need several steps' work held on the chip at once, so the roof at this intensity is the highest that
 the job can have, and no kernel's own traffic flatters its share. It is the operational intensity of Williams, Waterman
-and Patterson ("Roofline", CACM 52(4), 2009) for a cache that holds the insides of one repetition.
+and Patterson ("Roofline", CACM 52(4), 2009) for a cache that holds the insides of one layer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def layer_parameters(config: EncoderConfig) -> int:
 def shared_parameters(config: EncoderConfig) -> int:
     """Parameters that every forward pass reads in full: distinct layers, projection and the embeddings' norm."""
     projection = (config.embedding_size + 1) * config.hidden_size if config.kind == "albert" else 0
-    distinct = len(set(config.layer_of_repetition))
+    distinct = len(set(config.weights_of_layer))
     return distinct * layer_parameters(config) + projection + 2 * config.embedding_size
 
 
@@ -52,7 +52,7 @@ def head_parameters(hidden_size: int, mlp_hidden_size: int, num_labels: int) -> 
 def forward_bytes(config: EncoderConfig, tokens: int, sequences: int, param: str, compute: str) -> int:
     """Bytes of one frozen forward over `tokens` computed tokens, ids in and float32 features out."""
     weights = (shared_parameters(config) + tokens * config.embedding_size) * SIZES[param]
-    states = 2 * config.num_repetitions * tokens * config.hidden_size * SIZES[compute]
+    states = 2 * config.num_layers * tokens * config.hidden_size * SIZES[compute]
     return weights + states + tokens * INT64 + sequences * config.hidden_size * FLOAT32
 
 
@@ -69,5 +69,5 @@ def whole_model_bytes(config: EncoderConfig, tokens: int, compute: str) -> int:
     """Bytes of an optimizer step of the encoder alone over `tokens` computed tokens; float32 master weights."""
     # Read forward and backward, gradient written and read, update.
     weights = (2 + 2 + UPDATE_PASSES) * encoder_parameters(config) * FLOAT32
-    kept = config.num_repetitions * tokens * (6 * config.hidden_size + config.intermediate_size) * SIZES[compute]
+    kept = config.num_layers * tokens * (6 * config.hidden_size + config.intermediate_size) * SIZES[compute]
     return weights + 2 * kept + tokens * INT64

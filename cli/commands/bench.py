@@ -68,14 +68,15 @@ def bench(
     vs: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compare with peers (all of them) or one by name; may be repeated. Said in docs/benchmarks.md.",
+            help="Compare with baselines (all of them) or one by name; may be repeated. Said in docs/benchmarks.md.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
     texts: Annotated[
         int | None,
         typer.Option(
-            help="Texts that everyone runs in a comparison with peers (default 512, quick 32).", rich_help_panel=_WHAT
+            help="Texts that everyone runs in a comparison with baselines (default 512, quick 32).",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     dtype: Annotated[
@@ -192,7 +193,7 @@ def bench(
         LAYOUTS,
         Options,
         make_plan,
-        with_peers,
+        with_baselines,
         with_quick,
     )
     from ...benchmarks.reports.csv_markdown import stdout_format
@@ -218,7 +219,7 @@ def bench(
     )
     whole = options.workloads == (END_TO_END,)
     if vs:
-        options = with_peers(options, vs)
+        options = with_baselines(options, vs)
     if quick:
         options = with_quick(options)
     thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds, "texts": texts}

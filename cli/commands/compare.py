@@ -21,7 +21,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="SHARE",
-            help="The least effect that counts, such as 5%. Default 3%; 10% where other work disturbed a process.",
+            help="The least effect that counts, such as 5%. Default 3%; 10% where other work contended a process.",
         ),
     ] = None,
     json_only: Annotated[bool, typer.Option("--json", help="The comparison as JSON on stdout.")] = False,

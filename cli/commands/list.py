@@ -13,11 +13,11 @@ Entries = dict[str, str]
 def list_names(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="recipes, backends, kernels, workloads, layouts, peers, formats."),
+        typer.Argument(metavar="[KIND]", help="recipes, backends, kernels, workloads, layouts, baselines, formats."),
     ] = None,
     json_only: Annotated[bool, typer.Option("--json", help="The lists as JSON.")] = False,
 ) -> None:
-    """List what the commands take by name: recipes, backends, kernels, workloads, layouts, peers, export formats.
+    """List what the commands take by name: recipes, backends, kernels, workloads, layouts, baselines, export formats.
 
     Examples:
 
@@ -116,10 +116,10 @@ def _layouts() -> Entries:
     }
 
 
-def _peers() -> Entries:
-    from ...benchmarks.baselines import PEERS
+def _baselines() -> Entries:
+    from ...benchmarks.baselines import BASELINES
 
-    return {name: peer.what for name, peer in PEERS.items()}
+    return {name: baseline.what for name, baseline in BASELINES.items()}
 
 
 def _formats() -> Entries:
@@ -137,6 +137,6 @@ _KINDS: dict[str, Callable[[], Entries]] = {
     "kernels": _kernels,
     "workloads": _workloads,
     "layouts": _layouts,
-    "peers": _peers,
+    "baselines": _baselines,
     "formats": _formats,
 }

@@ -1,4 +1,4 @@
-"""`isotrain parity`: a comparison of several devices in one command, or its parts: record, yardstick, compare."""
+"""`isotrain parity`: a comparison of several devices in one command, or its parts: record, error budget, compare."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run(
         ),
     ],
     reference: Annotated[
-        str, typer.Option(help="The float64 side that arbitrates.", rich_help_panel=_WHAT)
+        str, typer.Option(help="The float64 side that judges.", rich_help_panel=_WHAT)
     ] = "cpu:float64",
     sets: Annotated[list[str] | None, _SETS] = None,
     steps: Annotated[int | None, _STEPS] = None,
@@ -123,7 +123,7 @@ def run(
     """Train the same run on every side, each in a process of its own, and judge each candidate.
 
     All begin with the same weights and see the same batches (hashes are compared). At every step the candidate's loss,
-    gradient norm, update norm and features, before the first step every repetition's hidden states, and at each
+    gradient norm, update norm and features, before the first step every layer's hidden states, and at each
     evaluation the logits may be at most m times as far from float64 as the candidate's own arithmetic costs on the
     host. The head is trained once more on the reference's features and judged in its own dtype; an evaluation's figures
     may differ by what the logits' error makes of them.
@@ -179,7 +179,7 @@ def record(
 ) -> None:
     """Write a trace of one run: what a comparison needs of it, and nothing of the machine but its description.
 
-    A float64 trace gets the yardsticks of float32 and bfloat16 with it; `isotrain parity yardstick` adds others.
+    A float64 trace gets the error budgets of float32 and bfloat16 with it; `isotrain parity error-budget` adds others.
 
     Examples:
 
@@ -187,11 +187,11 @@ def record(
 
       isotrain parity record banking77 --backend cuda --dtype bfloat16 --out traces/h100 --replay-from traces/reference
     """
-    from ...backends import Yardstick
+    from ...backends import ErrorBudget
     from ...benchmarks.parity.record import record as record_trace
-    from ...benchmarks.parity.run import record_yardstick
+    from ...benchmarks.parity.run import record_error_budget
     from ...benchmarks.parity.sides import parse_side
-    from ...benchmarks.parity.trace import check_arbiter, check_free, read_trace, write_trace
+    from ...benchmarks.parity.trace import check_free, check_reference, read_trace, write_trace
 
     check_free(out)
     side = parse_side(f"{backend}:{dtype}" if dtype else backend)
@@ -207,15 +207,15 @@ def record(
             say(f"trace: {out} ({trace.label}, {trace.steps} steps)")
     if trace.header["policy"]["compute"] == "float64":
         written = read_trace(out)
-        check_arbiter(written)
+        check_reference(written)
         for name in ("float32", "bfloat16"):
-            record_yardstick(written, Yardstick("ideal", name), 3600.0, lambda line: say(line, err=True))
+            record_error_budget(written, ErrorBudget("ideal", name), 3600.0, lambda line: say(line, err=True))
     elif ended is not None:
         say(f"warning: it could not train on: {ended['reason']}", err=True)
 
 
 @parity.command()
-def yardstick(
+def error_budget(
     reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
     candidates: Annotated[list[Path], typer.Argument(help="Traces whose arithmetic it is to be measured by.")],
     json_only: Annotated[bool, _JSON] = False,
@@ -224,19 +224,19 @@ def yardstick(
 
     It runs on the host, on the reference's own configuration, and needs its model and data.
     """
-    from ...benchmarks.parity.run import add_yardsticks
-    from ...benchmarks.parity.trace import check_arbiter, read_trace, yardstick_folders
+    from ...benchmarks.parity.run import add_error_budgets
+    from ...benchmarks.parity.trace import check_reference, error_budget_folders, read_trace
 
     traces = [read_trace(folder) for folder in candidates]
     exact = read_trace(reference)
-    check_arbiter(exact)
-    add_yardsticks(exact, traces, 3600.0, lambda line: say(line, err=True))
-    labels = dict.fromkeys(trace.header["yardstick"]["label"] for trace in traces)
-    draws = {label: len(yardstick_folders(reference, label)) for label in labels}
+    check_reference(exact)
+    add_error_budgets(exact, traces, 3600.0, lambda line: say(line, err=True))
+    labels = dict.fromkeys(trace.header["error_budget"]["label"] for trace in traces)
+    draws = {label: len(error_budget_folders(reference, label)) for label in labels}
     if json_only:
-        print_json("parity-yardstick", {"reference": str(reference), "draws": draws})
+        print_json("parity-error-budget", {"reference": str(reference), "draws": draws})
     else:
-        say_lines(f"yardstick {label}: {count} draws in {reference}" for label, count in draws.items())
+        say_lines(f"error budget {label}: {count} draws in {reference}" for label, count in draws.items())
 
 
 @parity.command()
@@ -296,7 +296,7 @@ def _check(comparison: Comparison) -> None:
             foreseen = foresee_backend(side.backend, config.backend_options)
             foreseen.check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend, ("transformers",))
     if load_config(comparison.config, [*comparison.sets, *comparison.reference.sets]).config.dtype != "float64":
-        raise UserError(f"--reference {comparison.reference.label}: only float64 arbitrates; write cpu:float64")
+        raise UserError(f"--reference {comparison.reference.label}: only float64 judges; write cpu:float64")
     known = {side.base for side in (comparison.reference, *comparison.candidates)}
     for name in comparison.pythons or {}:
         if name not in known:
@@ -336,7 +336,7 @@ def _step_limit(steps: int | None, seeds: int) -> int | None:
     from ...benchmarks.parity.sides import STEPS
 
     if steps is None:
-        # Final metrics are those of whole runs.
+        # Final metrics are those of end-to-end runs.
         return STEPS if seeds == 1 else None
     if steps < 0:
         raise UserError(f"--steps {steps} is out of range; give a number of optimizer steps, or 0 for all")

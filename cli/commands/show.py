@@ -60,9 +60,10 @@ def _read(target: Path) -> tuple[Path, dict[str, Any]]:
     from ... import UserError
     from ...albert_core.config.parsing import read_json_object
     from ...albert_core.terminal.text import quoted
+    from ...benchmarks.outcome.upgrade import upgraded
 
     file = _of_folder(target) if target.is_dir() else target
-    document = read_json_object(file, "give a result of isotrain, or a run's folder", nan=True)
+    document = upgraded(read_json_object(file, "give a result of isotrain, or a run's folder", nan=True))
     if document.get("schema") not in list(_PRINTERS) and file.name not in (SUMMARY, EXPORT):
         known = ", ".join(_PRINTERS)
         raise UserError(
@@ -98,7 +99,7 @@ def _print_bench(document: dict[str, Any], console: Console) -> None:
     print_result(document, console)
 
 
-def _print_whole_runs(document: dict[str, Any], console: Console) -> None:
+def _print_end_to_end(document: dict[str, Any], console: Console) -> None:
     from ...benchmarks.reports.terminal_end_to_end import print_end_to_end
 
     print_end_to_end(document, console)
@@ -148,8 +149,8 @@ def _print_values(kind: str, values: dict[str, Any], console: Console) -> None:
 
 
 _PRINTERS = {
-    "isotrain.bench/1": _print_bench,
-    "isotrain.end-to-end/1": _print_whole_runs,
-    "isotrain.parity/1": _print_parity,
-    "isotrain.trace/1": _print_trace,
+    "isotrain.bench/2": _print_bench,
+    "isotrain.end-to-end/2": _print_end_to_end,
+    "isotrain.parity/2": _print_parity,
+    "isotrain.trace/2": _print_trace,
 }

@@ -1,7 +1,7 @@
 """The frozen encoder in native code: bfloat16 products on AMX or AVX-512 BF16, everything else in float32.
 
 One layer's weights are packed once into the order in which the matrix unit reads them. Each thread takes blocks of
-whole sequences through all repetitions, so that their activations stay in its own cache and nobody waits for anybody.
+whole sequences through all layers, so that their activations stay in its own cache and nobody waits for anybody.
 No padding, and no row's arithmetic depends on its neighbours: a sequence's features have the same bits in every batch,
 order and number of threads.
 """
@@ -98,16 +98,16 @@ class NativeEncoder:
         return features
 
     @torch.no_grad()
-    def repetitions(
+    def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Every token's hidden state, float32 [tokens, hidden]: what the first repetition takes in, then what each one
-        gives (R + 1 tensors). With `given`, R such tensors, each repetition is applied to its own one (R results).
+        """Every token's hidden state, float32 [tokens, hidden]: what the first layer takes in, then what each one
+        gives (R + 1 tensors). With `given`, R such tensors, each layer is applied to its own one (R results).
         Of a padded batch they are [sequences, length, hidden], with zeros at padded places.
         """
         packed = self._packed(batch)
         real = batch.attention_mask.bool().cpu() if isinstance(batch, PaddedBatch) else None
-        hidden, count = self.config.hidden_size, self.config.num_repetitions
+        hidden, count = self.config.hidden_size, self.config.num_layers
         features = torch.empty(packed.num_sequences, hidden, dtype=torch.float32)
         states = torch.empty(count + 1, packed.num_tokens, hidden, dtype=torch.float32)
         inputs = None
@@ -167,7 +167,7 @@ class NativeEncoder:
             activation=ACTIVATIONS[config.activation],
             project=weights.projection_weight is not None,
             layers=len(weights.layers),
-            repetitions=config.num_repetitions,
+            layer_states=config.num_layers,
             block_tokens=self.block_tokens,
             eps=config.layer_norm_eps,
         )
@@ -175,7 +175,7 @@ class NativeEncoder:
         for layer in weights.layers:
             tensors += _layer_tensors(layer)
         pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
-        order = (ctypes.c_int32 * config.num_repetitions)(*config.layer_of_repetition)
+        order = (ctypes.c_int32 * config.num_layers)(*config.weights_of_layer)
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         handle = self._library.isotrain_cpu_create(
             self.isa.encode(), ctypes.byref(shape), pointers, order, error, _ERROR_BYTES

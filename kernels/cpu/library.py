@@ -35,7 +35,7 @@ class Shape(ctypes.Structure):
                 "activation",
                 "project",
                 "layers",
-                "repetitions",
+                "layers",
                 "block_tokens",
             )
         ),

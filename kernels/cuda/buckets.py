@@ -27,7 +27,7 @@ Thunk = Callable[[], torch.Tensor]
 
 
 class Capture(Protocol):
-    """How a device records work for repetition."""
+    """How a device records work for layer."""
 
     def warm_up(self, run: Thunk) -> torch.Tensor:
         """Runs it once for real, as preparation (libraries, compilation) for `capture`."""
@@ -106,7 +106,7 @@ def token_bucket(tokens: int) -> int:
 
 
 def sequence_bucket(sequences: int) -> int:
-    """The next power of two: a spare sequence costs one row of the last repetition."""
+    """The next power of two: a spare sequence costs one row of the last layer."""
     return 1 << (sequences - 1).bit_length()
 
 

@@ -16,7 +16,7 @@ from ..weights import EncoderWeights, LayerWeights
 from .rows import TokenRows, first_rows, key_ranges, split
 from .support import Operators, why_no_flash, why_not
 
-# Rows that go through the repetitions at once: enough to keep every multiprocessor busy, and a bound on memory.
+# Rows that go through the layers at once: enough to keep every multiprocessor busy, and a bound on memory.
 CHUNK_TOKENS = 65536
 
 Linear = tuple[torch.Tensor, torch.Tensor]
@@ -86,12 +86,12 @@ class PackedGpuEncoder:
         if weights.projection_weight is not None and weights.projection_bias is not None:
             self._projection = self._linear(weights.projection_weight, weights.projection_bias)
         layers = [self._pack(layer) for layer in weights.layers]
-        self._layers = [layers[index] for index in self.config.layer_of_repetition]
+        self._layers = [layers[index] for index in self.config.weights_of_layer]
         self._run = runner(self.forward)
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
-        """Features, float32 [sequences, hidden]: each sequence's first row after the last repetition.
+        """Features, float32 [sequences, hidden]: each sequence's first row after the last layer.
 
         Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
         """
@@ -118,7 +118,7 @@ class PackedGpuEncoder:
         return self._finish(layer, x[first], attended)[0]
 
     @torch.no_grad()
-    def repetitions(
+    def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
         """See `backends.FrozenEncoder`; float32."""
@@ -150,12 +150,12 @@ class PackedGpuEncoder:
         ends: torch.Tensor,
         rows: TokenRows,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One repetition of all rows: its residual stream in float32, and the same in the compute dtype."""
+        """One layer of all rows: its residual stream in float32, and the same in the compute dtype."""
         query, key, value = functional.linear(low, *layer.qkv).split(self.config.hidden_size, dim=1)
         return self._finish(layer, x, self._attend(query, key, value, starts, ends, rows))
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The repetition behind attention: its residual stream in float32, and the same in the compute dtype."""
+        """The layer behind attention: its residual stream in float32, and the same in the compute dtype."""
         weight, bias = layer.attention_output
         x, low = self._add_norm(x, functional.linear(attended, weight), bias, layer.attention_norm)
         inner = self._feed_forward(low, layer.ffn)
@@ -206,7 +206,7 @@ class PackedGpuEncoder:
         return self._triton.bias_activation_(functional.linear(low, weight), bias, self._activation)
 
     def _embed(self, rows: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first repetition's input, in float32 and in the compute dtype."""
+        """The first layer's input, in float32 and in the compute dtype."""
         ids, positions, types = rows.input_ids, rows.position_ids, rows.token_type_ids
         outside = _outside(ids, self._word_embeddings) | _outside(positions, self._position_embeddings)
         # A lookup outside the table would end the process's use of the GPU; clamped and marked, it ends in NaN.

@@ -1,7 +1,7 @@
 """The packed encoder in plain torch operators: any device, any floating dtype, no padding, [CLS] features only.
 
 What it saves against running the model module: no padded token is computed, Q/K/V are one product, and the last
-repetition computes keys and values of all tokens but everything else of [CLS] alone.
+layer computes keys and values of all tokens but everything else of [CLS] alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..weights import EncoderWeights, LayerWeights
 from .attention import spans_of
 from .batch import IntArray, PackedBatch, PaddedBatch, token_places
 
-# Tokens that go through the repetitions together. On a host 512 to 4,096 measured alike, fewer or many more slower
+# Tokens that go through the layers together. On a host 512 to 4,096 measured alike, fewer or many more slower
 # (the widest activation no longer fits the last-level cache). An accelerator needs more of them to be busy.
 HOST_CHUNK_TOKENS = 1024
 
@@ -59,7 +59,7 @@ def plain_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
 class _Layer:
     """One layer in the order the products take it; norms in the accumulate dtype, the rest in compute's.
 
-    qkv gives queries, keys and values of a row together; query and key_value apart, for the last repetition.
+    qkv gives queries, keys and values of a row together; query and key_value apart, for the last layer.
     """
 
     qkv: Linear
@@ -74,7 +74,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows (tokens) that go through the repetitions together.
+    """The rows (tokens) that go through the layers together.
 
     spans: (sequences, length) of each run of neighbouring sequences of equal length, covering all rows in order.
     first: int64 [sequences], the row of each sequence's first token.
@@ -90,7 +90,7 @@ class PortableEncoder:
     """A frozen encoder: ``encoder(batch)`` gives float32 features [sequences, hidden] on the weights' device.
 
     Products run in `compute_dtype`; the residual stream and LayerNorm in `accumulate_dtype`, softmax in float32 or
-    wider. `chunk_tokens` bounds how many tokens go through the repetitions at once, and with it the memory of a call.
+    wider. `chunk_tokens` bounds how many tokens go through the layers at once, and with it the memory of a call.
     A sequence's features depend on the rest of the batch only by rounding. Tensors of `weights` that fit as they are
     are shared, so they must not change afterwards. `make_linear` lets a device lay its weights out beforehand.
 
@@ -141,7 +141,7 @@ class PortableEncoder:
         if weights.projection_weight is not None and weights.projection_bias is not None:
             self._projection = self._linear(weights.projection_weight, weights.projection_bias)
         layers = [self._pack(layer) for layer in weights.layers]
-        self._layers = [layers[index] for index in self.config.layer_of_repetition]
+        self._layers = [layers[index] for index in self.config.weights_of_layer]
 
     def to(self, device: torch.device) -> PortableEncoder:
         """This encoder on `device`, its weights packed where they are: nothing is computed there for it.
@@ -157,7 +157,7 @@ class PortableEncoder:
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
-        """Features, float32 [sequences, hidden]: each sequence's first row after the last repetition.
+        """Features, float32 [sequences, hidden]: each sequence's first row after the last layer.
 
         Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
         """
@@ -167,15 +167,15 @@ class PortableEncoder:
             return self.padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
 
     @torch.no_grad()
-    def repetitions(
+    def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Every token's hidden state: what the first repetition takes in, then what each one gives (R + 1 tensors).
+        """Every token's hidden state: what the first layer takes in, then what each one gives (R + 1 tensors).
 
         In the accumulate dtype; [tokens, hidden] in the batch's own order for a packed batch, [sequences, length,
         hidden] for a padded one (values at padded places mean nothing). For parity: without chunks or shortcuts.
 
-        With `given`, R such tensors, it is a replay: each repetition is applied to its own one of them (R results).
+        With `given`, R such tensors, it is a replay: each layer is applied to its own one of them (R results).
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
@@ -221,13 +221,13 @@ class PortableEncoder:
         return torch.cat(features)
 
     def _first_rows(self, x: torch.Tensor, rows: _Rows) -> torch.Tensor:
-        """Float32 [sequences, hidden] after all repetitions from their input, [tokens, hidden]."""
+        """Float32 [sequences, hidden] after all layers from their input, [tokens, hidden]."""
         for layer in self._layers[:-1]:
             x = self._repeat(layer, x, rows)
         return self._repeat(self._layers[-1], x, rows, first_only=True).to(torch.float32)
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
-        """The first repetition's input, [tokens, hidden], from flat ids, positions and token types."""
+        """The first layer's input, [tokens, hidden], from flat ids, positions and token types."""
         # functional.embedding, because indexing would let a negative id wrap where ids aren't validated (a device).
         x = functional.embedding(ids, self._word_embeddings).to(self._accumulate)
         if types is None:
@@ -245,7 +245,7 @@ class PortableEncoder:
         return self._embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
-        """Hidden states as a repetition takes them in."""
+        """Hidden states as a layer takes them in."""
         return x.to(self._accumulate)
 
     def _embed_padded(self, ids: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
@@ -253,7 +253,7 @@ class PortableEncoder:
         return self._embed(ids.flatten(), positions, None if types is None else types.flatten())
 
     def _repeat(self, layer: _Layer, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
-        """One repetition, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
+        """One layer, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
         hidden = self.config.hidden_size
         if first_only:
             key_value = layer.key_value(x.to(self._compute))

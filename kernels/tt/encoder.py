@@ -104,7 +104,7 @@ class TtEncoder(PortableEncoder):
         if weights.projection_weight is not None and weights.projection_bias is not None:
             self._tt_projection = self._product(weights.projection_weight, weights.projection_bias)
         layers: list[Any] = [self._tt_layer(layer) for layer in weights.layers]
-        self._layers = [layers[index] for index in self.config.layer_of_repetition]
+        self._layers = [layers[index] for index in self.config.weights_of_layer]
 
     def _looped(self, weights: EncoderWeights) -> str:
         """Marks a bfloat16 Dst that fast mode rounds in a loop: the exact unit, where it serves, gives other bits."""
@@ -112,7 +112,7 @@ class TtEncoder(PortableEncoder):
         return " looped" if rounds and not native.serves(weights.word_embeddings) else ""
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
-        """The first repetition's input, [tokens, hidden]; looking a row up is an exact copy."""
+        """The first layer's input, [tokens, hidden]; looking a row up is an exact copy."""
         kinds = torch.zeros_like(ids) if types is None else types
         x = functional.embedding(ids, self._word_embeddings)
         x = self._add(x, functional.embedding(kinds, self._token_type_embeddings))
@@ -121,7 +121,7 @@ class TtEncoder(PortableEncoder):
         return x if self._tt_projection is None else self._tt_projection(x)
 
     def _repeat(self, layer: Any, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
-        """One repetition, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
+        """One layer, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
         key_value = layer.key_value(x)
         if first_only:
             x = x[rows.first]

@@ -73,7 +73,7 @@ def peak_tflops(card: Card, math_fidelity: str) -> float:
 
 
 def encoder_bytes(config: EncoderConfig, tokens: int, weight_dtype: str) -> int:
-    """Bytes of memory traffic of one frozen forward: every repetition reads its weights once, every operation reads
+    """Bytes of memory traffic of one frozen forward: every layer reads its weights once, every operation reads
     its bfloat16 inputs and writes its outputs (GELU fused into the product before it, attention one operation).
     """
     check_name("weight_dtype", weight_dtype, TILE_BYTES)
@@ -81,7 +81,7 @@ def encoder_bytes(config: EncoderConfig, tokens: int, weight_dtype: str) -> int:
     weights = (4 * hidden * hidden + 2 * hidden * inner) * TILE_BYTES[weight_dtype] // 1024
     # Q, K, V: 1 + 3; attention: 3 + 1; its output: 1 + 1; two norms with their residuals: 2 + 1 each; FFN: 1 + 1.
     activations = tokens * (18 * hidden + 2 * inner) * 2
-    return config.num_repetitions * (weights + activations)
+    return config.num_layers * (weights + activations)
 
 
 def estimate_encoder(
@@ -104,7 +104,7 @@ def estimate_encoder(
         tokens_per_second=tokens / max(compute, memory),
         assumptions=(
             f"{card.cores} cores at {card.clock_ghz:g} GHz, all busy at the published peak of {peak:.0f} TFLOP/s",
-            f"memory at its published {card.bandwidth_gbps:g} GB/s; weights read once a repetition, activations "
+            f"memory at its published {card.bandwidth_gbps:g} GB/s; weights read once a layer, activations "
             "written and read between operations",
             "no time for launches, host transfers, LayerNorm, softmax or padding to tiles of 32",
             "an upper bound from data sheets: nothing here was measured",

@@ -118,7 +118,7 @@ def test_generators_continue_where_they_were_saved() -> None:
 
 def test_small_steps_leave_the_threads_as_they_were() -> None:
     torch.set_num_threads(2)
-    with get_backend("cpu").small_steps():
+    with get_backend("cpu").single_threaded():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
 

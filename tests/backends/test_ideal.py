@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from isotrain import UserError
-from isotrain.backends import CastPolicy, Yardstick, get_backend
+from isotrain.backends import CastPolicy, ErrorBudget, get_backend
 from isotrain.backends.selftest import self_test
 from isotrain.backends.tt.options import TtOptions
 
@@ -23,24 +23,24 @@ def test_what_is_computed_follows_from_what_was_asked_not_from_the_host() -> Non
         get_backend("ideal").cast_policy("int8")
 
 
-def test_yardsticks_name_the_arithmetic_and_nothing_of_the_device() -> None:
+def test_error_budgets_name_the_arithmetic_and_nothing_of_the_device() -> None:
     cpu = get_backend("cpu")
-    assert cpu.yardstick(cpu.cast_policy("bfloat16", strict=True)).label == "ideal bfloat16"
-    assert "strict_dtype=true" in cpu.yardstick(cpu.cast_policy("bfloat16", strict=True)).settings(1)[0]
+    assert cpu.error_budget(cpu.cast_policy("bfloat16", strict=True)).label == "ideal bfloat16"
+    assert "strict_dtype=true" in cpu.error_budget(cpu.cast_policy("bfloat16", strict=True)).settings(1)[0]
     in_float32 = CastPolicy("bfloat16", "bfloat16", "float32", "float32", "no units")
-    assert cpu.yardstick(in_float32).label == "ideal bfloat16 (computed in float32)"
-    assert "strict_dtype=false" in cpu.yardstick(in_float32).settings(1)[0]
+    assert cpu.error_budget(in_float32).label == "ideal bfloat16 (computed in float32)"
+    assert "strict_dtype=false" in cpu.error_budget(in_float32).settings(1)[0]
     tt = get_backend("tt", {"tt": {"device": "emulated", "math_fidelity": "hifi2", "emulation": "exact"}})
-    found = tt.yardstick(tt.cast_policy("bfloat16"))
+    found = tt.error_budget(tt.cast_policy("bfloat16"))
     assert found.label == "tt (emulated) bfloat16 (math_fidelity hifi2)"
     assert TtOptions.model_validate(dict(found.options)).emulation == "fast"
 
 
 def test_each_draw_is_a_run_of_its_own_unless_another_would_be_the_same() -> None:
-    assert [sets[0] for sets in Yardstick("ideal", "float32").settings(3)] == [
+    assert [sets[0] for sets in ErrorBudget("ideal", "float32").settings(3)] == [
         "backend=ideal:0",
         "backend=ideal:1",
         "backend=ideal:2",
     ]
-    (only,) = Yardstick("tt", "bfloat16", {"math_fidelity": "lofi"}, draws=False, head_dtype="bfloat16").settings(3)
+    (only,) = ErrorBudget("tt", "bfloat16", {"math_fidelity": "lofi"}, draws=False, head_dtype="bfloat16").settings(3)
     assert {"backend=tt", "tt.math_fidelity=lofi", "head_dtype=bfloat16"} <= set(only)

@@ -13,7 +13,7 @@ from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan
 from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result
-from support.results import parity, whole_run, write_run
+from support.results import end_to_end_run, parity, write_run
 
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady", "peaks")
 
@@ -51,14 +51,14 @@ def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: 
     document = {
         "target": {},
         "phases": dict.fromkeys(PHASES, 0.25),
-        "warm_up": {"steps": 12, "quiet": True, "compiles": 0},
+        "warm_up": {"steps": 12, "steady": True, "compiles": 0},
         "steps_per_block": 3,
         "step_seconds": list(step_seconds),
         "work": {
             "samples": 8.0,
             "real_tokens": 128.0,
             "padded_tokens": 1024.0,
-            "useful_flops": 2e10,
+            "model_flops": 2e10,
             "hardware_flops": 1.6e11,
             "moved_bytes": 2e7,
         },
@@ -73,7 +73,7 @@ def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: 
             "vendor_tflops": None,
             "vendor_gbps": None,
             "seconds": 1.0,
-            "disturbed": False,
+            "contended": False,
         },
         "device": {"backend": "cpu", "device": "cpu", "name": "Fake CPU", "emulated": False},
         "policy": {
@@ -107,7 +107,7 @@ def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: 
             "threads": {"intra_op": 2, "inter_op": 2},
             "affinity": [0, 1],
             "involuntary_switches_per_second": 0.0,
-            "disturbed": False,
+            "contended": False,
             "before": {"load": [0.0, 0.0, 0.0]},
             "after": {"load": [0.0, 0.0, 0.0]},
         },
@@ -190,7 +190,7 @@ def results_folder(bench_result: dict[str, Any], tmp_path: Path) -> Path:
     (folder / "deep" / "er").mkdir(parents=True)
     for name, document in (
         ("bench.json", bench_result),
-        ("deep/whole.json", whole_run()),
+        ("deep/whole.json", end_to_end_run()),
         ("deep/er/parity.json", parity()),
         ("foreign.json", {"name": "somebody's", "version": 1}),
         ("future.json", {"schema": "isotrain.bench/9"}),

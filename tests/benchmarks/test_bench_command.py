@@ -54,7 +54,7 @@ def test_quick_runs_one_process_and_says_where_the_result_is(invoke: Callable, t
 
 def test_json_is_all_that_stdout_gets_and_no_file_unasked(invoke: Callable, tmp_path: Path) -> None:
     done = invoke("--quick", "--json", "--layout", "packed")
-    assert json.loads(done.stdout)["schema"] == "isotrain.bench/1"
+    assert json.loads(done.stdout)["schema"] == "isotrain.bench/2"
     assert not (tmp_path / "results").exists()
     asked = invoke("--quick", "--json", "--layout", "packed", "--out", "r.json")
     assert json.loads(asked.stdout) == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))

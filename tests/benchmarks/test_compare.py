@@ -113,7 +113,7 @@ def test_an_effect_within_the_gate_is_no_decision(write: Write) -> None:
 
 
 def test_a_shared_machine_has_the_wider_gate(write: Write, document: Callable[..., Any]) -> None:
-    busy = {0: {"environment": document()["environment"] | {"disturbed": True}}}
+    busy = {0: {"environment": document()["environment"] | {"contended": True}}}
     comparison = compare_files(write("a.json"), write("b.json", 0.06, changes=busy), [write("c.json", 0.06)])
     assert [(one.verdict, one.threshold) for one in comparison.targets] == [(UNDECIDED, 0.1), (SLOWER, 0.03)]
 
@@ -133,7 +133,7 @@ def test_too_few_processes_or_blocks_decide_nothing(write: Write) -> None:
             {"changes": {0: {"device": {"backend": "cpu", "device": "cpu", "name": "Other", "emulated": False}}}},
             "device.name",
         ),
-        ({"spoil": lambda result: result.update(schema="isotrain.end-to-end/1", sides=[])}, "schema differs"),
+        ({"spoil": lambda result: result.update(schema="isotrain.end-to-end/2", sides=[])}, "schema differs"),
     ],
 )
 def test_another_configuration_is_refused_by_its_key(write: Write, change: dict[str, Any], key: str) -> None:
@@ -161,11 +161,11 @@ def test_targets_that_only_one_has_are_named(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"schema": "isotrain.bench/1", "targets": [', "x.json:1: truncated JSON"),
+        ('{"schema": "isotrain.bench/2", "targets": [', "x.json:1: truncated JSON"),
         ("", "x.json:1: truncated JSON"),
         ("[1, 2]", "its schema is None"),
-        ('{"schema": "pytest-benchmark"}', "its schema is 'pytest-benchmark', known are isotrain.bench/1"),
-        ('{"schema": "isotrain.bench/1"}', "it lacks created, config"),
+        ('{"schema": "pytest-benchmark"}', "its schema is 'pytest-benchmark', known are isotrain.bench/2"),
+        ('{"schema": "isotrain.bench/2"}', "it lacks created, config"),
         ('{"schema": []}', "its schema is []"),
         (b"\xff\xfe\x00", "is UTF-16"),
         ("[" * 100_000, "x.json:1: nested"),
@@ -242,7 +242,7 @@ def test_what_is_not_as_it_should_be_is_named_by_its_place(write: Write) -> None
         load_result(write("b.json", spoil=put("targets.0.work", {})))
 
 
-def test_a_whole_run_without_its_times_is_none(tmp_path: Path) -> None:
+def test_a_end_to_end_run_without_its_times_is_none(tmp_path: Path) -> None:
     side = {
         "name": "isotrain train",
         "extrapolated": False,
@@ -250,17 +250,17 @@ def test_a_whole_run_without_its_times_is_none(tmp_path: Path) -> None:
         "reasons": [],
         "processes": [{"seconds": 0}],
     }
-    result = {"schema": "isotrain.end-to-end/1", "created": "2026", "config": {}, "method": {}, "environment": {}}
+    result = {"schema": "isotrain.end-to-end/2", "created": "2026", "config": {}, "method": {}, "environment": {}}
     (tmp_path / "a.json").write_text(json.dumps(result | {"sides": [side]}), encoding="utf-8")
     with pytest.raises(UserError, match="a process: seconds: input should be greater than 0"):
         load_result(tmp_path / "a.json")
 
 
-def test_whole_runs_are_compared_too(tmp_path: Path) -> None:
+def test_end_to_end_runs_are_compared_too(tmp_path: Path) -> None:
     def whole(name: str, seconds: float) -> Path:
         processes = [{"seconds": seconds * factor, "device": "cpu"} for factor in (0.999, 1.0, 1.001)]
         side = {"name": "isotrain train", "extrapolated": False, "valid": True, "reasons": [], "processes": processes}
-        result = {"schema": "isotrain.end-to-end/1", "created": name, "config": {}, "method": {}, "environment": {}}
+        result = {"schema": "isotrain.end-to-end/2", "created": name, "config": {}, "method": {}, "environment": {}}
         (tmp_path / name).write_text(json.dumps(result | {"sides": [side]}), encoding="utf-8")
         return tmp_path / name
 

@@ -15,7 +15,7 @@ from isotrain import UserError
 from isotrain.benchmarks.bench import VALID, run_bench
 from isotrain.benchmarks.end_to_end.run import check, training_arguments
 from isotrain.benchmarks.harness.environment import describe
-from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_peers
+from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_baselines
 from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.outcome.history import load_history
@@ -67,7 +67,7 @@ def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
 ) -> None:
     _, result = mixed
     cpu, _, first, second = result["targets"]
-    assert cpu["share_of_peak"]["useful"] > 0
+    assert cpu["share_of_peak"]["model"] > 0
     assert first["share_of_peak"] is second["share_of_peak"] is None
     assert first["relative"] is None
     assert second["relative"]["to"] == first["label"]
@@ -83,8 +83,8 @@ def test_an_emulated_target_goes_into_every_table_history_and_report_by_its_name
     labels = [entry["label"] for entry in result["targets"]]
     table = rows(result)
     assert [row["target"] for row in table] == labels
-    assert table[0]["share_of_peak_useful"] > 0
-    assert table[2]["share_of_peak_useful"] == ""
+    assert table[0]["share_of_peak_model"] > 0
+    assert table[2]["share_of_peak_model"] == ""
     for text in (to_csv(table), result_markdown(result)):
         assert labels[2] in text
     assert [row["target"] for row in load_history(tmp_path).rows] == labels
@@ -115,14 +115,14 @@ def test_a_card_that_is_here_is_not_called_emulated(monkeypatch: pytest.MonkeyPa
     assert plan.skipped
 
 
-def test_peers_do_not_race_an_emulation() -> None:
+def test_baselines_do_not_race_an_emulation() -> None:
     with pytest.raises(UserError, match=r"--vs compares speeds, and tt \(emulated\) has only the emulation's"):
-        make_plan(with_peers(Options(("tt",), backend_options=EMULATED), ("peers",)))
+        make_plan(with_baselines(Options(("tt",), backend_options=EMULATED), ("baselines",)))
     with pytest.raises(UserError, match=r"--vs compares speeds, and tt \(emulated\)"):
-        check(Options(("tt",), dataset="embedded:intents", vs=("peers",), backend_options=EMULATED))
+        check(Options(("tt",), dataset="embedded:intents", vs=("baselines",), backend_options=EMULATED))
 
 
-def test_a_whole_run_gets_what_the_backend_is_told(tmp_path: Path) -> None:
+def test_a_end_to_end_run_gets_what_the_backend_is_told(tmp_path: Path) -> None:
     options = Options(("tt",), backend_options={"tt": {"math_fidelity": "lofi"}}, dataset="embedded:intents")
     assert "tt.math_fidelity=lofi" in training_arguments(options, tmp_path)
 
@@ -144,7 +144,7 @@ def test_a_real_emulated_target_from_end_to_end(tmp_path: Path, capsys: pytest.C
     outcome = run_bench(options, out=tmp_path / "r.json")
     result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert outcome.code == VALID, result["targets"][0]["reasons"]
-    schema = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-1.json"
+    schema = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-2.json"
     jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8"))).validate(result)
     (entry,) = result["targets"]
     assert entry["emulated"] is entry["device"]["emulated"] is True

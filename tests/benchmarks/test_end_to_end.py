@@ -48,7 +48,7 @@ def spec(data: Path) -> Callable[..., dict[str, Any]]:
 
 
 def validate(result: dict[str, Any]) -> None:
-    path = Path(isotrain.benchmarks.__file__).parent / "schema" / "end-to-end-1.json"
+    path = Path(isotrain.benchmarks.__file__).parent / "schema" / "end-to-end-2.json"
     schema = json.loads(path.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result, allow_nan=False)))
@@ -161,7 +161,8 @@ def test_wrong_options_say_what_is_allowed(data: Path, tmp_path: Path, change: d
 def test_a_real_comparison_says_what_it_extrapolated(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     arguments = (
-        f"--workload end_to_end --vs peers --model random:tiny --dtype float32 --max-length 32 --quick --dataset {data}"
+        "--workload end_to_end --vs baselines --model random:tiny --dtype float32 --max-length 32 --quick "
+        f"--dataset {data}"
     )
     done = CliRunner().invoke(app, [*arguments.split(), "--out", str(out)])
     assert done.exit_code == 0, done.output
@@ -178,7 +179,7 @@ def test_a_real_comparison_says_what_it_extrapolated(data: Path, tmp_path: Path)
     assert dynamic["ratio"]["median"] == pytest.approx(total / own["seconds"]["median"])
     assert own["work"]["samples"] == 5 * (90 + 30)
     assert dynamic["work"]["samples"] == pytest.approx(5 * (11 + 3) * 8)
-    assert own["work"]["useful_flops"] == padded["work"]["useful_flops"] < dynamic["work"]["hardware_flops"]
+    assert own["work"]["model_flops"] == padded["work"]["model_flops"] < dynamic["work"]["hardware_flops"]
     for side in result["sides"]:
         rate = side["figures"]["hardware_tflops"]["median"]
         assert rate == pytest.approx(side["work"]["hardware_flops"] / side["seconds"]["median"] / 1e12)
@@ -288,7 +289,7 @@ def test_a_loop_that_dies_is_a_reason_and_ours_is_kept(
     monkeypatch.setattr(end_to_end, "_train", fake_train)
     monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
     monkeypatch.setattr(end_to_end, "LOOP", (sys.executable, "-c", "raise SystemExit('the loop fell over')"))
-    outcome = run_end_to_end(Options(dataset=str(data), processes=1, vs=("peers",)), out=tmp_path / "r.json")
+    outcome = run_end_to_end(Options(dataset=str(data), processes=1, vs=("baselines",)), out=tmp_path / "r.json")
     assert outcome.code == 2
     own, dynamic, _ = outcome.result["sides"]
     assert own["valid"]

@@ -77,13 +77,13 @@ def test_git_says_revision_and_dirt_and_an_installed_copy_is_no_checkout(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("switches", "waited", "disturbed"), [(20, 0.01, False), (400, 0.01, True), (20, 0.3, True), (0, 0.0, False)]
+    ("switches", "waited", "contended"), [(20, 0.01, False), (400, 0.01, True), (20, 0.3, True), (0, 0.0, False)]
 )
-def test_other_work_shows_in_switches_or_in_waiting(switches: int, waited: float, disturbed: bool) -> None:
+def test_other_work_shows_in_switches_or_in_waiting(switches: int, waited: float, contended: bool) -> None:
     """Two threads over one second: a few processes take turns often, many of them seldom and for long."""
     before = env.Lost(7, 1.0)
     after = env.Lost(before.switches + switches, before.seconds + waited)
-    assert env.is_disturbed(before, after, 1.0, 2) is disturbed
+    assert env.is_contended(before, after, 1.0, 2) is contended
 
 
 def test_waiting_is_read_of_every_thread(tmp_path: Path) -> None:

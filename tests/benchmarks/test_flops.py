@@ -31,7 +31,7 @@ def _counted(run) -> int:
     return counter.get_total_flops()
 
 
-def test_the_transformers_module_computes_every_repetition_in_full(albert: LoadedEncoder, packed: PackedBatch) -> None:
+def test_the_transformers_module_computes_every_layer_in_full(albert: LoadedEncoder, packed: PackedBatch) -> None:
     batch = packed.to_padded(16)
     module = albert.module()
     counted = _counted(lambda: module(input_ids=batch.input_ids, attention_mask=batch.attention_mask))

@@ -68,7 +68,7 @@ class FakeDevice:
 def test_the_time_of_an_asynchronous_device_is_its_work_not_its_launch() -> None:
     measured = FakeDevice(busy(5)).measured()
     assert measured.reasons == measured.warnings == ()
-    assert measured.warm_up.quiet
+    assert measured.warm_up.steady
     assert measured.warm_up.steps >= 10
     assert measured.step_seconds == pytest.approx([5e-3] * 9, rel=0.03)
     assert len(measured.blocks) == 9
@@ -206,7 +206,7 @@ def test_a_device_that_throttles_half_way_is_flagged() -> None:
     measured = FakeDevice(work).measured()
     assert any("slower than the first: the device throttled" in reason for reason in measured.reasons)
     device = FakeDevice(work)
-    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, disturbed=lambda: True)
+    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, contended=lambda: True)
     assert excused.reasons == ()
     assert any("slower than the first" in warning for warning in excused.warnings)
 
@@ -226,7 +226,7 @@ def test_a_device_of_two_speeds_has_none() -> None:
     measured = Fickle().measured()
     assert any("slower than the others: it has no speed, but two" in reason for reason in measured.reasons)
     device = Fickle()
-    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, disturbed=lambda: True)
+    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, contended=lambda: True)
     assert excused.reasons == ()
     assert any("slower than the others" in warning for warning in excused.warnings)
 

@@ -45,16 +45,16 @@ def test_the_fastest_block_counts(backend: TimedBackend) -> None:
     assert (peaks.vendor_tflops, peaks.vendor_gbps) == (2.5, None)
 
 
-def test_a_peak_that_others_disturbed_says_so_after_looking_longer(
+def test_a_peak_that_others_contended_says_so_after_looking_longer(
     backend: TimedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm = measure_peaks(backend, "float32", clock=lambda: backend.now)
     switches = iter(range(0, 10**9, 10**5))
     monkeypatch.setattr(module, "lost", lambda: Lost(next(switches), 0.0))
-    disturbed = measure_peaks(backend, "float32", clock=lambda: backend.now)
-    assert not calm.disturbed
-    assert disturbed.disturbed
-    assert disturbed.seconds > calm.seconds
+    contended = measure_peaks(backend, "float32", clock=lambda: backend.now)
+    assert not calm.contended
+    assert contended.contended
+    assert contended.seconds > calm.seconds
 
 
 def test_the_cpus_own_peak_is_plausible() -> None:

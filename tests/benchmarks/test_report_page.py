@@ -25,7 +25,7 @@ from isotrain.benchmarks.reports.html.loading import load_results
 from isotrain.benchmarks.reports.html.scale import scale_over, tick_labels, wrapped
 from isotrain.benchmarks.reports.html.write import write_report
 from isotrain.cli.main import main
-from support.results import REPETITIONS, STEPS, loss_at, parity
+from support.results import LAYERS, STEPS, loss_at, parity
 
 VOID = {"meta", "link", "br"}
 
@@ -223,7 +223,7 @@ def test_the_curves_are_the_results(results_folder: Path) -> None:
         assert [high for *_, high in chart.bands[0].points] == pytest.approx([0.02] * STEPS)
     accumulated, local = (block for block in sections["growth"].blocks if isinstance(block, LineChart))
     assert accumulated.x.names == ("embedding", *map(str, range(1, 13)))
-    assert [value for _, value in accumulated.lines[1].points] == [4e-4 * (n + 1) for n in range(len(REPETITIONS))]
+    assert [value for _, value in accumulated.lines[1].points] == [4e-4 * (n + 1) for n in range(len(LAYERS))]
     assert [value for _, value in local.lines[1].points] == [0.0] + [2e-4] * 12
 
 
@@ -262,13 +262,13 @@ def test_a_target_without_an_intensity_is_named_beside_the_roof(bench_result: di
     assert "cpu peak in float32, measured in this run: 1 TFLOP/s, copy 10 GB/s" in page.sections["roofline"]
 
 
-def test_ratios_to_peers_have_a_table(bench_result: dict[str, Any], tmp_path: Path) -> None:
+def test_ratios_to_baselines_have_a_table(bench_result: dict[str, Any], tmp_path: Path) -> None:
     ratio = {"median": 3.2, "low": 2.2, "high": 3.7}
-    bench_result["comparisons"] = [{"own": "a", "peer": "b", "ratio": ratio, "valid": False}]
+    bench_result["comparisons"] = [{"own": "a", "baseline": "b", "ratio": ratio, "valid": False}]
     (tmp_path / "bench.json").write_text(json.dumps(bench_result), encoding="utf-8")
     sections = {section.key: section for section in contents(load_results(tmp_path))}
     table = sections["throughput"].blocks[-1]
-    assert table.caption == "Against peers · random weights"
+    assert table.caption == "Against baselines · random weights"
     assert table.rows == (("a", "b", "3.20x", "2.2 to 3.7", "invalid"),)
     assert table.flagged == {0}
 

@@ -14,7 +14,7 @@ from isotrain import UserError
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.loop.train import train
 from isotrain.benchmarks.reports.html.loading import Results, load_results
-from support.results import parity, whole_run, write_run
+from support.results import end_to_end_run, parity, write_run
 from support.small_job import losses, settings, write_dataset
 
 Change = Callable[[dict[str, Any]], Any]
@@ -27,7 +27,7 @@ def reasons(results: Results) -> dict[str, str]:
 def test_every_kind_is_found_at_any_depth(results_folder: Path) -> None:
     results = load_results(results_folder)
     assert [found.path for found in results.bench] == ["bench.json"]
-    assert [found.path for found in results.whole_runs] == ["deep/whole.json"]
+    assert [found.path for found in results.end_to_end_runs] == ["deep/whole.json"]
     assert [found.path for found in results.parity] == ["deep/er/parity.json"]
     assert [found.path for found in results.runs] == ["runs/first", "runs/second"]
 
@@ -35,7 +35,7 @@ def test_every_kind_is_found_at_any_depth(results_folder: Path) -> None:
 def test_what_can_not_be_used_is_named_with_the_reason(results_folder: Path) -> None:
     found = reasons(load_results(results_folder))
     assert set(found) == {"future.json", "truncated.json"}
-    assert "'isotrain.bench/9' is none of isotrain.bench/1" in found["future.json"]
+    assert "'isotrain.bench/9' is none of isotrain.bench/2" in found["future.json"]
     assert "truncated JSON" in found["truncated.json"]
 
 
@@ -52,7 +52,7 @@ def test_a_result_kept_in_a_runs_folder_is_found_and_the_runs_own_files_are_no_f
     run = write_run(tmp_path / "run", steps=3)
     (run / "until-step-2-summary.json").write_text("{}")
     (run / "parity.json").write_text(json.dumps(parity()), encoding="utf-8")
-    (run / "bench.json").write_text('{"schema": "isotrain.bench/1"', encoding="utf-8")
+    (run / "bench.json").write_text('{"schema": "isotrain.bench/2"', encoding="utf-8")
     results = load_results(tmp_path)
     assert [found.path for found in results.parity] == ["run/parity.json"]
     assert list(reasons(results)) == ["run/bench.json"]
@@ -108,7 +108,7 @@ def series(change: Callable[[dict[str, Any]], Any]) -> Change:
 def test_a_document_that_is_not_as_its_schema_says_is_left_out(
     kind: str, change: Change, reason: str, bench_result: dict[str, Any], tmp_path: Path
 ) -> None:
-    document = {"bench": copy.deepcopy(bench_result), "parity": parity(), "whole": whole_run()}[kind]
+    document = {"bench": copy.deepcopy(bench_result), "parity": parity(), "whole": end_to_end_run()}[kind]
     change(document)
     (tmp_path / "damaged.json").write_text(json.dumps(document), encoding="utf-8")
     (tmp_path / "good.json").write_text(json.dumps(parity()), encoding="utf-8")
@@ -121,11 +121,11 @@ def test_a_document_that_is_not_as_its_schema_says_is_left_out(
     ("content", "reason"),
     [
         (b'{"schema": "isotrain.be', "truncated"),
-        (b'{"schema": "isotrain.bench/1", hello', "odd.json:1: not valid JSON"),
-        (b'{"schema": "isotrain.bench/1", "a": "\xff\xfe"}', "UTF-8"),
-        (b'{"schema": ["isotrain.bench/1"]}', "is none of"),
-        (b'{"schema": "isotrain.bench/1", "a": ' + b"[" * 100_000, "nested"),
-        (b'{"schema": "isotrain.bench/1", "a": ' + b"1" * 5000, "5,000 digits"),
+        (b'{"schema": "isotrain.bench/2", hello', "odd.json:1: not valid JSON"),
+        (b'{"schema": "isotrain.bench/2", "a": "\xff\xfe"}', "UTF-8"),
+        (b'{"schema": ["isotrain.bench/2"]}', "is none of"),
+        (b'{"schema": "isotrain.bench/2", "a": ' + b"[" * 100_000, "nested"),
+        (b'{"schema": "isotrain.bench/2", "a": ' + b"1" * 5000, "5,000 digits"),
     ],
 )
 def test_a_damaged_result_is_left_out_with_the_reason(content: bytes, reason: str, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_isotrain_and_its_models_write_is_passed_over(tmp_path: Path) -> No
         "moved/config.json",
         "moved/anything.json",
         "parity/reference/trace.json",
-        "parity/reference/yardsticks/draw-0/odd.json",
+        "parity/reference/error-budgets/draw-0/odd.json",
         "cache/tokens/0a1b/manifest.json",
         "minilm/tokenizer_config.json",
         "minilm/special_tokens_map.json",

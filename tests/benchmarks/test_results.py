@@ -17,6 +17,7 @@ from isotrain import UserError
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_quick
 from isotrain.benchmarks.harness.runner import WorkerRun
+from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.outcome.build import build_result, result_path, write_result
 from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
@@ -26,7 +27,7 @@ Runs = Callable[..., list[WorkerRun]]
 
 @pytest.fixture(scope="module")
 def validator() -> jsonschema.Draft202012Validator:
-    path = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-1.json"
+    path = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-2.json"
     schema = json.loads(path.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
@@ -55,9 +56,9 @@ def test_figures_are_work_over_time(plan: Plan, all_runs: Runs) -> None:
     assert figures["samples_per_second"]["median"] == 16.0
     assert figures["real_tokens_per_second"]["median"] == 256.0
     assert figures["padded_tokens_per_second"]["median"] == 2048.0
-    assert figures["useful_tflops"]["median"] == pytest.approx(0.04)
+    assert figures["model_tflops"]["median"] == pytest.approx(0.04)
     assert figures["hardware_tflops"]["median"] == pytest.approx(0.32)
-    assert entry["share_of_peak"] == pytest.approx({"useful": 0.04, "hardware": 0.32})
+    assert entry["share_of_peak"] == pytest.approx({"model": 0.04, "hardware": 0.32})
     assert entry["n"] == 9
     assert entry["valid"]
 
@@ -109,7 +110,7 @@ def test_the_schema_refuses_what_is_no_result(plan: Plan, all_runs: Runs, valida
     for spoil in (
         lambda broken: broken.pop("config_sha256"),
         lambda broken: broken.update(valid="yes"),
-        lambda broken: broken["targets"][0]["figures"].pop("useful_tflops"),
+        lambda broken: broken["targets"][0]["figures"].pop("model_tflops"),
         lambda broken: broken["targets"][0].pop("share_of_peak"),
         lambda broken: broken["targets"][0]["processes"][0].pop("step_seconds"),
     ):
@@ -156,7 +157,7 @@ def test_time_must_grow_with_the_batch(all_runs: Runs) -> None:
     assert sound["valid"]
     absurd = built(plan, all_runs(plan, {1: {"step_seconds": (0.4, 0.4, 0.4)}}))
     assert absurd["targets"][1]["reasons"] == ["its step takes less time than that of the smaller batch 8"]
-    busy = {"environment": absurd["targets"][0]["processes"][0]["environment"] | {"disturbed": True}}
+    busy = {"environment": absurd["targets"][0]["processes"][0]["environment"] | {"contended": True}}
     excused = built(plan, all_runs(plan, {0: busy, 1: {"step_seconds": (0.4, 0.4, 0.4)}}))
     assert excused["valid"]
     assert "smaller batch 8, and other work on the machine" in excused["targets"][1]["warnings"][0]
@@ -209,21 +210,21 @@ def test_quick_is_said_loudly(all_runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "valid"), [(0.1, True), (0.02, False)])
-def test_a_disturbed_peak_excuses_a_little_and_not_everything(
+def test_a_contended_peak_excuses_a_little_and_not_everything(
     plan: Plan, all_runs: Runs, document: Callable[..., Any], seconds: float, valid: bool
 ) -> None:
-    peaks = document()["peaks"] | {"disturbed": True}
+    peaks = document()["peaks"] | {"contended": True}
     result = built(plan, all_runs(plan, {0: {"peaks": peaks}, 1: {"peaks": peaks, "step_seconds": (seconds,) * 3}}))
     packed = result["targets"][1]
     assert packed["valid"] is valid
     assert any("shares of it are too high" in text for text in packed["warnings"]) is valid
-    assert "other work disturbed that, the true peak is higher" in " ".join(shown(result).split())
+    assert "other work contended that, the true peak is higher" in " ".join(shown(result).split())
 
 
 def test_other_work_on_the_machine_is_said_above_the_figures(
     plan: Plan, all_runs: Runs, document: Callable[..., Any]
 ) -> None:
-    environment = document()["environment"] | {"disturbed": True}
+    environment = document()["environment"] | {"contended": True}
     text = " ".join(shown(built(plan, all_runs(plan, {1: {"environment": environment}}))).split())
     assert "BUSY MACHINE: other work used the CPUs while 1 of 2 targets were measured" in text
     assert "BUSY" not in shown(built(plan, all_runs(plan)))
@@ -308,9 +309,9 @@ def test_a_device_of_two_modes_is_named_and_its_interval_holds_both(plan: Plan, 
 def test_committed_results_keep_what_their_readme_promises(path: Path) -> None:
     """Valid, thorough, undisturbed, of a revision without changes, and nothing of whose machine it was."""
     text = path.read_text(encoding="utf-8")
-    result = json.loads(text)
-    whole = result["schema"] == "isotrain.end-to-end/1"
-    schema = path.parents[1] / "schema" / ("end-to-end-1.json" if whole else "bench-1.json")
+    result = upgraded(json.loads(text))
+    whole = result["schema"] == "isotrain.end-to-end/2"
+    schema = path.parents[1] / "schema" / ("end-to-end-2.json" if whole else "bench-2.json")
     jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8"))).validate(result)
     assert result["valid"]
     assert result["status"] == "complete"
@@ -320,9 +321,9 @@ def test_committed_results_keep_what_their_readme_promises(path: Path) -> None:
     for entry in result["sides" if whole else "targets"]:
         assert entry["valid"]
     if whole:
-        assert not result["peaks"]["disturbed"]
+        assert not result["peaks"]["contended"]
     else:
         assert result["method"]["blocks"] >= 9
         processes = [process for entry in result["targets"] for process in entry["processes"]]
-        assert not any(process["environment"]["disturbed"] for process in processes)
+        assert not any(process["environment"]["contended"] for process in processes)
     assert not re.search(r'"[^"]*(/home/|/root/|/tmp/|/work/)', text)

@@ -30,7 +30,7 @@ def test_the_parameters_are_those_of_the_modules() -> None:
 def test_a_shared_layer_is_read_once_and_tables_by_the_row() -> None:
     config = load_encoder("random:tiny").weights.config
     one, two = (traffic.forward_bytes(config, tokens, 1, "float32", "float32") for tokens in (1, 2))
-    each_token = 4 * config.embedding_size + 8 + 2 * config.num_repetitions * 4 * config.hidden_size
+    each_token = 4 * config.embedding_size + 8 + 2 * config.num_layers * 4 * config.hidden_size
     assert two - one == each_token
     assert one - each_token - 4 * config.hidden_size == 4 * traffic.shared_parameters(config)
     assert traffic.forward_bytes(config, 1, 1, "bfloat16", "bfloat16") < one
@@ -48,12 +48,12 @@ def entry(flops: float, moved: float, seconds: float = 0.5, **changes: Any) -> d
         "emulated": False,
         "device": {"emulated": False},
         "work": {"hardware_flops": flops, "moved_bytes": moved},
-        "peaks": {"dtype": "float32", "matmul_tflops": 1.0, "copy_gbps": 10.0, "disturbed": False},
+        "peaks": {"dtype": "float32", "matmul_tflops": 1.0, "copy_gbps": 10.0, "contended": False},
         "processes": [{"peaks": {"step_copy_gbps": 20.0}}],
         "figures": {
             "step_seconds": {"median": seconds},
             "hardware_tflops": {"median": flops / seconds / 1e12},
-            "useful_tflops": {"median": flops / seconds / 1e12},
+            "model_tflops": {"median": flops / seconds / 1e12},
         },
         "reasons": [],
         "warnings": [],

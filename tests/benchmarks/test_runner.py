@@ -169,18 +169,18 @@ def test_a_real_run_from_end_to_end(tmp_path: Path) -> None:
         quick=True,
     )
     outcome = run_bench(options, out=tmp_path / "r.json")
-    schema = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-1.json"
+    schema = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-2.json"
     result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8"))).validate(result)
     assert outcome.code == VALID, [entry["reasons"] for entry in result["targets"]]
     for entry in result["targets"]:
         assert entry["model"]["label"] == "random:tiny (random weights)"
         assert entry["processes"][0]["environment"]["threads"]["intra_op"] == 1
-        assert 0 < entry["share_of_peak"]["useful"] <= entry["share_of_peak"]["hardware"] <= 1
+        assert 0 < entry["share_of_peak"]["model"] <= entry["share_of_peak"]["hardware"] <= 1
         assert entry["phases"]["import"]["median"] > 0.1
         assert entry["figures"]["samples_per_second"]["low"] > 0
     bucketed, packed = result["targets"]
-    assert bucketed["work"]["useful_flops"] == packed["work"]["useful_flops"]
+    assert bucketed["work"]["model_flops"] == packed["work"]["model_flops"]
     assert bucketed["work"]["hardware_flops"] > packed["work"]["hardware_flops"]
 
 

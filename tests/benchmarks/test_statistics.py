@@ -81,30 +81,30 @@ def test_outliers_are_labelled_by_process_and_block() -> None:
     assert st.outliers([[1.0, 1.1, 1.2, 1.3]]) == []
 
 
-def test_a_slope_is_not_quiet_and_noise_is() -> None:
+def test_a_slope_is_not_steady_and_noise_is() -> None:
     generator = np.random.default_rng(2)
     noise = np.exp(0.03 * generator.standard_normal(12))
     falling = noise * np.linspace(2.0, 1.0, 12)
-    assert st.is_quiet(noise.tolist(), [0] * 12)
-    assert not st.is_quiet(falling.tolist(), [0] * 12)
+    assert st.is_steady(noise.tolist(), [0] * 12)
+    assert not st.is_steady(falling.tolist(), [0] * 12)
 
 
 def test_batches_of_different_cost_in_turn_are_no_slope() -> None:
     times = [1.0, 2.0, 4.0, 8.0] * 3
-    assert st.is_quiet(times, [0, 1, 2, 3] * 3)
+    assert st.is_steady(times, [0, 1, 2, 3] * 3)
     slowing = [time * 1.1**step for step, time in enumerate(times)]
-    assert not st.is_quiet(slowing, [0, 1, 2, 3] * 3)
+    assert not st.is_steady(slowing, [0, 1, 2, 3] * 3)
 
 
-def test_noise_passes_as_quiet_at_about_its_rate() -> None:
+def test_noise_passes_as_steady_at_about_its_rate() -> None:
     generator = np.random.default_rng(3)
-    quiet = [st.is_quiet(np.exp(0.1 * generator.standard_normal(12)).tolist(), [0] * 12) for _ in range(300)]
+    quiet = [st.is_steady(np.exp(0.1 * generator.standard_normal(12)).tolist(), [0] * 12) for _ in range(300)]
     assert sum(quiet) / 300 > 0.88
 
 
-def test_too_few_steps_are_not_quiet() -> None:
-    assert not st.is_quiet([1.0, 1.0], [0, 0])
-    assert not st.is_quiet([1.0, 1.0, 1.0], [0, 1, 2])
+def test_too_few_steps_are_not_steady() -> None:
+    assert not st.is_steady([1.0, 1.0], [0, 0])
+    assert not st.is_steady([1.0, 1.0, 1.0], [0, 1, 2])
 
 
 def test_drift_is_found_only_beyond_the_noise() -> None:

@@ -1,4 +1,4 @@
-"""`--vs`: the sweep, the interleaved run, the ratios, and what a peer that can't run leaves behind."""
+"""`--vs`: the sweep, the interleaved run, the ratios, and what a baseline that can't run leaves behind."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import isotrain.benchmarks
 import jsonschema
 import pytest
 from isotrain import UserError
-from isotrain.benchmarks import baselines as peers
+from isotrain.benchmarks import baselines
 from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
-from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_peers, with_quick
+from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_baselines, with_quick
 from isotrain.benchmarks.harness.worker import sweep
 from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
 NAMES = ("experiment-padded", "transformers-sorted", "openvino")
-OPTIONS = replace(with_peers(Options(batch_sizes=()), NAMES), processes=2, blocks=3)
+OPTIONS = replace(with_baselines(Options(batch_sizes=()), NAMES), processes=2, blocks=3)
 
 FakeWorker = Callable[..., tuple[str, ...]]
 
 
 @pytest.fixture(autouse=True)
 def _all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda _: object())
+    monkeypatch.setattr(baselines, "find_spec", lambda _: object())
 
 
 def shown(result: dict[str, Any]) -> str:
@@ -38,14 +38,14 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def validate(result: dict[str, Any]) -> None:
-    path = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-1.json"
+    path = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-2.json"
     schema = json.loads(path.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result, allow_nan=False)))
 
 
-def test_own_kernels_come_first_and_every_peer_is_a_target() -> None:
+def test_own_kernels_come_first_and_every_baseline_is_a_target() -> None:
     plan = make_plan(replace(OPTIONS, kernels=("auto", "portable")))
-    assert [(spec.kernel, spec.peer) for spec in plan.targets] == [
+    assert [(spec.kernel, spec.baseline) for spec in plan.targets] == [
         ("auto", False),
         ("portable", False),
         *((name, True) for name in NAMES),
@@ -58,7 +58,7 @@ def test_own_kernels_come_first_and_every_peer_is_a_target() -> None:
 def test_the_plan_says_which_shapes_will_be_tried(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    monkeypatch.setattr(baselines, "find_spec", lambda _: None)
     print_plan(make_plan(OPTIONS), output_console())
     text = " ".join(capsys.readouterr().out.split())
     assert "a sweep picks the shape of transformers-sorted: sorted x8, sorted x32, sorted x64" in text
@@ -69,7 +69,7 @@ def test_a_quick_comparison_sweeps_nothing_and_runs_few_texts() -> None:
     plan = make_plan(with_quick(OPTIONS))
     assert not plan.candidates
     assert plan.options.texts == 32
-    assert all(spec.batch_size <= 32 or spec.peer for spec in plan.targets)
+    assert all(spec.batch_size <= 32 or spec.baseline for spec in plan.targets)
 
 
 @pytest.mark.parametrize(
@@ -110,19 +110,19 @@ def test_ratios_are_of_the_time_a_text_takes(
     slow["work"] = {key: value * 2 for key, value in slow["work"].items()}
     acts = {f"openvino/{process}": {"document": slow} for process in range(2)}
     result = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts)).result
-    ratios = {one["peer"].split()[3]: one for one in result["comparisons"]}
+    ratios = {one["baseline"].split()[3]: one for one in result["comparisons"]}
     assert ratios["openvino"]["ratio"] == pytest.approx({"median": 2.0, "low": 2.0, "high": 2.0})
     assert ratios["experiment-padded"]["ratio"]["median"] == pytest.approx(1.0)
     assert result["targets"][3]["relative"]["median"] == pytest.approx(0.5)
     text = shown(result)
     assert "2.00x" in text
-    assert "auto has 1.00 times (1.00 to 1.00) the speed of the best peer, experiment-padded padded x8" in text
+    assert "auto has 1.00 times (1.00 to 1.00) the speed of the best baseline, experiment-padded padded x8" in text
 
 
-def test_a_peer_that_is_not_installed_is_listed_with_its_reason(
+def test_a_baseline_that_is_not_installed_is_listed_with_its_reason(
     fake_worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    monkeypatch.setattr(baselines, "find_spec", lambda _: None)
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker())
     assert outcome.code == VALID
     openvino = outcome.result["targets"][3]
@@ -134,7 +134,9 @@ def test_a_peer_that_is_not_installed_is_listed_with_its_reason(
 
 
 @pytest.mark.parametrize("when", ["sweep", "0"])
-def test_a_peer_that_can_not_run_is_listed_with_its_reason(fake_worker: FakeWorker, tmp_path: Path, when: str) -> None:
+def test_a_baseline_that_can_not_run_is_listed_with_its_reason(
+    fake_worker: FakeWorker, tmp_path: Path, when: str
+) -> None:
     refusal = {"document": {"error": {"message": "no such primitive", "scope": "target"}}, "code": 2}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({f"openvino/{when}": refusal}))
     assert outcome.code == VALID
@@ -144,7 +146,7 @@ def test_a_peer_that_can_not_run_is_listed_with_its_reason(fake_worker: FakeWork
     validate(outcome.result)
 
 
-def test_a_peer_that_dies_is_a_failed_target(fake_worker: FakeWorker, tmp_path: Path) -> None:
+def test_a_baseline_that_dies_is_a_failed_target(fake_worker: FakeWorker, tmp_path: Path) -> None:
     acts = {"openvino/sweep": {"code": 1}, "openvino/0": {"code": 1, "print": "segmentation fault"}}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
     assert outcome.code == FAILED
@@ -160,13 +162,13 @@ def test_without_our_own_side_there_is_no_comparison(fake_worker: FakeWorker, tm
     assert not (tmp_path / "r.json").exists()
 
 
-def test_what_concerns_the_whole_run_ends_it_at_the_first_sweep(fake_worker: FakeWorker, tmp_path: Path) -> None:
+def test_what_concerns_the_end_to_end_run_ends_it_at_the_first_sweep(fake_worker: FakeWorker, tmp_path: Path) -> None:
     refusal = {"document": {"error": {"message": "no such model", "scope": "run"}}, "code": 2}
     with pytest.raises(UserError, match="no such model"):
         run_bench(OPTIONS, out=tmp_path / "r.json", command=fake_worker({"packed/sweep": refusal}))
 
 
-def test_other_answers_make_a_peer_invalid(
+def test_other_answers_make_a_baseline_invalid(
     fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
 ) -> None:
     wrong = {"document": document(probe={"0": [1.0, 2.0], "1": [3.0, 4.1]})}
@@ -178,7 +180,7 @@ def test_other_answers_make_a_peer_invalid(
     assert "INVALID openvino" in shown(outcome.result)
 
 
-def test_other_texts_make_a_peer_invalid_whatever_its_batch_size(
+def test_other_texts_make_a_baseline_invalid_whatever_its_batch_size(
     fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
 ) -> None:
     other = {"document": document(data=document()["data"] | {"sha256": "d" * 64})}
@@ -193,7 +195,7 @@ def test_the_matrix_units_rate_is_shown_where_a_backend_measures_it(
     peaks = document()["peaks"] | {"unit": unit}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({"default": {"document": document(peaks=peaks)}}))
     entry = outcome.result["targets"][0]
-    assert entry["share_of_peak"]["unit"] == pytest.approx(entry["figures"]["useful_tflops"]["median"] / 0.08)
+    assert entry["share_of_peak"]["unit"] == pytest.approx(entry["figures"]["model_tflops"]["median"] / 0.08)
     validate(outcome.result)
     text = shown(outcome.result)
     assert "its AMX unit fed from L2 with 2 threads: 0.08 TFLOP/s" in text

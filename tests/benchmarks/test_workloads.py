@@ -255,7 +255,7 @@ def test_the_work_of_a_step(make: Callable[..., Workload], albert: LoadedEncoder
         assert work["samples"] == 4
         assert work["real_tokens"] == texts.lengths.sum() / 4
         assert work["padded_tokens"] == (4 * 64 if hardware != useful else texts.lengths.sum() / 4)
-        assert work["useful_flops"] == pytest.approx(useful)
+        assert work["model_flops"] == pytest.approx(useful)
         assert work["hardware_flops"] == pytest.approx(hardware)
 
 
@@ -268,7 +268,7 @@ def test_padding_that_a_kernel_leaves_out_is_not_counted() -> None:
         for kernel in ("native", "portable")
     }
     assert found["native"]["padded_tokens"] == found["native"]["real_tokens"] < found["portable"]["padded_tokens"]
-    assert found["native"]["hardware_flops"] == found["native"]["useful_flops"] < found["portable"]["hardware_flops"]
+    assert found["native"]["hardware_flops"] == found["native"]["model_flops"] < found["portable"]["hardware_flops"]
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "packed"])
@@ -284,7 +284,7 @@ def test_the_flops_of_a_step_of_the_whole_model_are_those_that_torch_counts(
             workload.run(index)
         work = work_per_step(albert.weights.config, workload.head, [batch], "full_step", "transformers", policy)
         assert counter.get_total_flops() == work["hardware_flops"]
-        assert work["useful_flops"] < work["hardware_flops"]
+        assert work["model_flops"] < work["hardware_flops"]
 
 
 def test_the_flops_of_a_head_step_are_the_heads_alone(make: Callable[..., Workload], albert: LoadedEncoder) -> None:
@@ -292,4 +292,4 @@ def test_the_flops_of_a_head_step_are_the_heads_alone(make: Callable[..., Worklo
     policy = workload.backend.cast_policy("float32")
     work = work_per_step(albert.weights.config, workload.head, workload.batches, "head_step", "autograd", policy)
     expected = head_forward_flops(HIDDEN, MLP, LABELS, 4) + head_backward_flops(HIDDEN, MLP, LABELS, 4)
-    assert work["useful_flops"] == work["hardware_flops"] == expected
+    assert work["model_flops"] == work["hardware_flops"] == expected

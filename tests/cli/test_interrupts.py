@@ -1,4 +1,4 @@
-"""Signals at any moment: what is left can be gone on with, bit for bit."""
+"""Signals at any moment: what is left can be resumed, bit for bit."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*BENCH, "--kernel", "natve"), ["--kernel 'natve'", "did you mean native?", "transformers"]),
         ((*BENCH, "--kernel", "triton"), ["--kernel 'triton' does not exist on backend cpu", "portable"]),
         ((*BENCH, "--backend", "tt", "--kernel", "native"), ["on backend tt", "allowed are auto, emulated"]),
-        ((*BENCH, "--vs", "peers", "--kernel", "natve"), ["did you mean native?"]),
+        ((*BENCH, "--vs", "baselines", "--kernel", "natve"), ["did you mean native?"]),
         ((*BENCH, "--workload", "train_stp"), ["did you mean train_step?", "end_to_end"]),
         ((*BENCH, "--layout", "paded"), ["did you mean padded?"]),
         ((*BENCH, "--dtype", "bf16"), ["--dtype 'bf16'", "bfloat16"]),

@@ -92,9 +92,9 @@ def test_what_can_not_be_shown_is_one_line(invoke: Invoke, run_folder: Path, sto
         ("{}", "has schema None"),
         ("[1]", "no object"),
         ("{", "odd.json"),
-        ('{"schema": "isotrain.bench/1"}', "is not as its schema says (it lacks "),
-        ('{"schema": "isotrain.parity/1", "steps": 3}', "is not as its schema says"),
-        ('{"schema": ["isotrain.bench/1"]}', "has schema"),
+        ('{"schema": "isotrain.bench/2"}', "is not as its schema says (it lacks "),
+        ('{"schema": "isotrain.parity/2", "steps": 3}', "is not as its schema says"),
+        ('{"schema": ["isotrain.bench/2"]}', "has schema"),
     ):
         (folder / "odd.json").write_text(content)
         result = invoke("show", folder / "odd.json")
@@ -211,7 +211,7 @@ def test_a_slip_is_told_the_nearest_name(invoke: Invoke, slip: tuple[str, ...], 
 def test_every_command_with_something_to_tell_has_json(invoke: Invoke) -> None:
     for command in ("train", "predict", "export", "bench", "compare", "history", "report", "show", "list", "config"):
         assert "--json" in invoke(command, "-h")[1], command
-    for command in ("run", "record", "yardstick", "compare"):
+    for command in ("run", "record", "error_budget", "compare"):
         assert "--json" in invoke("parity", command, "-h")[1], command
 
 

@@ -142,7 +142,7 @@ def test_a_model_that_fits_its_texts_is_no_collapse() -> None:
     watch = learned_watch()
     for step in range(20, 60):
         assert not watch.after_log(step, 1e-4, 1e-6)
-    # Overfitting: a high loss on other texts, many of them still told right.
+    # Overfitting: a high loss on other texts, many of them still classified correctly.
     assert not watch.after_evaluation(60, 1e-4, {"eval/loss": 1.5, "eval/accuracy": 0.8, "eval/largest_share": 0.6})
     assert not watch.after_log(61, 0.7, 1.0)
 

@@ -56,16 +56,16 @@ def test_random_weights_leave_the_global_generator_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden", "heads", "repetitions", "parameters"),
+    ("name", "hidden", "heads", "layers", "parameters"),
     [("albert-base-v2", 768, 12, 12, 11_092_992), ("albert-large-v2", 1024, 16, 24, 16_634_368)],
 )
 def test_random_architectures_are_the_published_ones(
-    name: str, hidden: int, heads: int, repetitions: int, parameters: int
+    name: str, hidden: int, heads: int, layers: int, parameters: int
 ) -> None:
     """The published checkpoints have 11,683,584 and 17,683,968 parameters, hidden x (hidden + 1) of them poolers."""
     encoder = load_encoder(f"random:{name}")
     config = encoder.weights.config
-    assert (config.hidden_size, config.num_heads, len(config.layer_of_repetition)) == (hidden, heads, repetitions)
+    assert (config.hidden_size, config.num_heads, len(config.weights_of_layer)) == (hidden, heads, layers)
     assert (config.vocab_size, config.embedding_size, config.activation) == (30000, 128, "gelu_new")
     assert sum(tensor.numel() for _, tensor in encoder.weights.named_tensors()) == parameters
 
@@ -91,11 +91,11 @@ def test_a_hub_id_loads_through_the_hubs_cache(tmp_path: Path, monkeypatch: pyte
 def test_a_real_bert_folder_loads(minilm_folder: Path) -> None:
     encoder = load_encoder(str(minilm_folder))
     assert encoder.weights.config.kind == "bert"
-    assert encoder.weights.config.layer_of_repetition == (0, 1, 2, 3, 4, 5)
+    assert encoder.weights.config.weights_of_layer == (0, 1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize("groups", [{"num_hidden_groups": 2}, {"inner_group_num": 2}])
-def test_alberts_with_several_layers_map_each_repetition(groups: dict[str, int]) -> None:
+def test_alberts_with_several_layers_map_each_layer(groups: dict[str, int]) -> None:
     torch.manual_seed(0)
     module = AlbertModel(AlbertConfig(**(TINY | {"embedding_size": 8} | groups)), add_pooling_layer=False).eval()
     weights = weights_from_module(module)

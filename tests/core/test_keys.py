@@ -104,7 +104,7 @@ def test_gradient_checkpointing(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     without = len(calls)
     calls.clear()
     recomputed = run(gradient_checkpointing=True, **common)
-    assert len(calls) == without + 2 * 3, "2 steps x 3 repetitions"
+    assert len(calls) == without + 2 * 3, "2 steps x 3 layers"
     assert losses(plain) == losses(recomputed)
 
 

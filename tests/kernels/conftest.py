@@ -25,7 +25,7 @@ ARCHITECTURES = {
     | {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24},
     "albert-tiny": TINY,
     "albert-grouped": TINY | {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
-    "albert-one-repetition": TINY | {"num_hidden_layers": 1},
+    "albert-one-layer": TINY | {"num_hidden_layers": 1},
     "bert-small": {
         "vocab_size": 1000,
         "hidden_size": 256,

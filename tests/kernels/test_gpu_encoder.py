@@ -59,7 +59,7 @@ def tiny(build: Build) -> EncoderWeights:
     [
         ("albert-tiny", [65, 1, 2, 63, 3, 64, 1]),
         ("albert-grouped", [9, 1, 30, 9]),
-        ("albert-one-repetition", [9, 1, 30, 9]),
+        ("albert-one-layer", [9, 1, 30, 9]),
         ("bert-small", [20, 1, 2, 70, 3]),
     ],
 )
@@ -110,7 +110,7 @@ def test_the_longest_sequences(lengths: list[int], tiny: EncoderWeights, make_ba
 
 @pytest.mark.slow
 def test_thousands_of_sequences(build: Build, make_batch: MakeBatch, text_lengths: TextLengths, make: Callable) -> None:
-    weights = weights_from_module(build("albert-one-repetition"))
+    weights = weights_from_module(build("albert-one-layer"))
     batch = make_batch(text_lengths(1200))
     assert_near(make(weights, chunk_tokens=7_000)(batch), PortableEncoder(weights)(batch))
 
@@ -197,7 +197,7 @@ def test_chunks_order_and_company_change_nothing_but_rounding(
 # --- only the work that is needed
 
 
-def test_only_real_tokens_are_multiplied_and_only_cls_in_the_last_repetition(
+def test_only_real_tokens_are_multiplied_and_only_cls_in_the_last_layer(
     tiny: EncoderWeights, make_batch: MakeBatch, make: Callable
 ) -> None:
     lengths = [3, 40, 7, 40, 1]

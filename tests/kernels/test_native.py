@@ -65,7 +65,7 @@ def assert_as_near_as_portable(isa: str, weights: EncoderWeights, batch: PackedB
         ("albert-base", [7, 1, 33, 2, 16, 7]),
         ("albert-tiny", [511, 1, 2, 512, 3, 64, 65, 129, 300, 2]),
         ("albert-grouped", [9, 1, 30, 9]),
-        ("albert-one-repetition", [9, 1, 30, 9]),
+        ("albert-one-layer", [9, 1, 30, 9]),
         ("bert-small", [511, 1, 2, 512, 3, 64, 200]),
     ],
 )

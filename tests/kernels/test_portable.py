@@ -57,7 +57,7 @@ def tiny(build: Build) -> PortableEncoder:
         ("albert-large", [5, 1, 21, 2]),
         ("albert-tiny", [511, 1, 2, 512, 3, 64, 65, 129, 300, 2]),
         ("albert-grouped", [9, 1, 30, 9]),
-        ("albert-one-repetition", [9, 1, 30, 9]),
+        ("albert-one-layer", [9, 1, 30, 9]),
         ("bert-small", [511, 1, 2, 512, 3, 64, 200]),
     ],
 )
@@ -144,7 +144,7 @@ def test_bfloat16_errors_are_within_three_times_transformers(
 
 
 def test_bfloat16_normalises_and_adds_residuals_in_float32(build: Build, make_batch: MakeBatch) -> None:
-    states = PortableEncoder(weights_from_module(build("albert-tiny")), torch.bfloat16).repetitions(make_batch([9]))
+    states = PortableEncoder(weights_from_module(build("albert-tiny")), torch.bfloat16).layer_states(make_batch([9]))
     assert all(state.dtype == torch.float32 for state in states)
     assert all((state != state.bfloat16().float()).any() for state in states[1:])
 
@@ -160,19 +160,19 @@ def test_float16_is_nearer_than_bfloat16(build: Build, make_batch: MakeBatch) ->
 def test_float64_equals_the_oracle(build: Build, make_batch: MakeBatch) -> None:
     weights = weights_from_module(build("albert-grouped"))
     batch = make_batch([5, 17, 1], pairs=True)
-    states = PortableEncoder(weights, torch.float64, torch.float64).repetitions(batch)
-    exact = reference.encode(weights, batch, keep_repetitions=True).repetitions
-    assert len(states) == weights.config.num_repetitions + 1 == 9
+    states = PortableEncoder(weights, torch.float64, torch.float64).layer_states(batch)
+    exact = reference.encode(weights, batch, keep_layer_states=True).layer_states
+    assert len(states) == weights.config.num_layers + 1 == 9
     for index, state in enumerate(states):
         assert_near(state, torch.cat([sequence[index] for sequence in exact]), atol=1e-11)
 
 
-def test_every_repetition_of_every_token_is_near_the_oracle(build: Build, make_batch: MakeBatch) -> None:
+def test_every_layer_of_every_token_is_near_the_oracle(build: Build, make_batch: MakeBatch) -> None:
     weights = weights_from_module(build("albert-base"))
     batch = make_batch([6, 3, 11, 3])
     encoder = PortableEncoder(weights)
-    exact = reference.encode(weights, batch, keep_repetitions=True).repetitions
-    packed, padded = encoder.repetitions(batch), encoder.repetitions(batch.to_padded())
+    exact = reference.encode(weights, batch, keep_layer_states=True).layer_states
+    packed, padded = encoder.layer_states(batch), encoder.layer_states(batch.to_padded())
     real = batch.to_padded().attention_mask.bool()
     for index in range(13):
         expected = torch.cat([sequence[index] for sequence in exact]).float()
@@ -289,9 +289,7 @@ def test_an_overflow_stays_in_its_sequence_and_is_no_number(build: Build) -> Non
 # --- no wasted work, bounded memory
 
 
-def test_only_real_tokens_are_multiplied_and_only_cls_in_the_last_repetition(
-    build: Build, make_batch: MakeBatch
-) -> None:
+def test_only_real_tokens_are_multiplied_and_only_cls_in_the_last_layer(build: Build, make_batch: MakeBatch) -> None:
     weights = weights_from_module(build("albert-tiny"))
     lengths = [3, 40, 7, 40, 1]
     tokens, sequences, h, f, e = sum(lengths), len(lengths), 64, 128, 32
@@ -336,7 +334,7 @@ def test_a_huge_batch_needs_no_more_memory_than_its_chunks(
 def test_sequences_of_equal_length_share_one_attention_call(make_batch: MakeBatch, tiny: PortableEncoder) -> None:
     with Watch() as watch:
         tiny(make_batch([5, 9, 5, 7, 9, 5, 7]))
-    assert watch.attentions == 3 * tiny.config.num_repetitions
+    assert watch.attentions == 3 * tiny.config.num_layers
 
 
 # --- how it fits in
@@ -355,10 +353,10 @@ def test_features_can_be_trained_on(make_batch: MakeBatch, build: Build) -> None
 
 def test_autocast_around_it_does_not_lower_its_precision(make_batch: MakeBatch, tiny: PortableEncoder) -> None:
     batch = make_batch([4, 2])
-    features, states = tiny(batch), tiny.repetitions(batch)
+    features, states = tiny(batch), tiny.layer_states(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(tiny(batch), features)
-        assert torch.equal(tiny.repetitions(batch)[-1], states[-1])
+        assert torch.equal(tiny.layer_states(batch)[-1], states[-1])
 
 
 def test_no_value_is_read_back_from_the_device(build: Build, make_batch: MakeBatch) -> None:
@@ -381,7 +379,7 @@ def test_what_it_cannot_run_is_refused(build: Build, make_batch: MakeBatch, tiny
         PortableEncoder(weights, torch.float64, torch.float32)
     with pytest.raises(UserError, match="chunk_tokens is 0"):
         PortableEncoder(weights, chunk_tokens=0)
-    for call in (tiny, tiny.repetitions):
+    for call in (tiny, tiny.layer_states):
         with pytest.raises(UserError, match="513 tokens is longer than the encoder's 512 positions"):
             call(make_batch([2, 513]))
         with pytest.raises(UserError, match="token id 1000 is outside"):

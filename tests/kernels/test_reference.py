@@ -32,7 +32,7 @@ def test_the_oracle_equals_transformers_in_float64(
 ) -> None:
     module = build(architecture, **changes)
     batch = make_batch([5, 1, 17, 9], pairs=True)
-    ours = reference.encode(weights_from_module(module), batch, keep_repetitions=True)
+    ours = reference.encode(weights_from_module(module), batch, keep_layer_states=True)
     padded = batch.to_padded()
     with torch.no_grad():
         theirs = deepcopy(module).double()(
@@ -44,7 +44,7 @@ def test_the_oracle_equals_transformers_in_float64(
     torch.testing.assert_close(ours.features, theirs.last_hidden_state[:, 0], rtol=0, atol=1e-10)
     assert ours.features.std() > 0.1
     for row, (length, final, states) in enumerate(
-        zip([5, 1, 17, 9], ours.last_hidden_state, ours.repetitions, strict=True)
+        zip([5, 1, 17, 9], ours.last_hidden_state, ours.layer_states, strict=True)
     ):
         torch.testing.assert_close(final, theirs.last_hidden_state[row, :length], rtol=0, atol=1e-10)
         assert len(states) == len(theirs.hidden_states)
@@ -59,7 +59,7 @@ def test_a_padded_batch_gives_the_same_rows(
     batch = make_batch([4, 1, 6])
     packed, padded = reference.encode(weights, batch), reference.encode(weights, batch.to_padded(length=9))
     assert torch.equal(packed.features, padded.features)
-    assert packed.repetitions == []
+    assert packed.layer_states == []
 
 
 def test_the_oracle_refuses_what_it_cannot_judge(

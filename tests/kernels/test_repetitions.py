@@ -1,4 +1,4 @@
-"""What encoders show of their repetitions, judged by the float64 oracle: one after the other, and replayed."""
+"""What encoders show of their layers, judged by the float64 oracle: one after the other, and replayed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core.features.source import module_repetitions
+from isotrain.albert_core.features.source import module_layer_states
 from isotrain.albert_core.model.encoder import weights_from_module
 from isotrain.kernels import reference
 from isotrain.kernels.cpu import NativeEncoder
@@ -30,8 +30,8 @@ class Module:
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
 
-    def repetitions(self, batch: Any, given: Any = None) -> list[torch.Tensor]:
-        return module_repetitions(self.module, batch, given)
+    def layer_states(self, batch: Any, given: Any = None) -> list[torch.Tensor]:
+        return module_layer_states(self.module, batch, given)
 
 
 def encoders(module: torch.nn.Module, gpu: torch.device) -> dict[str, tuple[Any, float]]:
@@ -57,13 +57,13 @@ def flat(states: list[torch.Tensor], mask: torch.Tensor | None) -> list[torch.Te
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("architecture", ["albert-grouped", "bert-small"])
-def test_repetitions_and_their_replay_are_the_oracles(
+def test_layers_and_their_replay_are_the_oracles(
     build: Build, make_batch: Callable[..., PackedBatch], triton_device: torch.device, architecture: str, layout: str
 ) -> None:
     module = build(architecture)
     packed = make_batch(LENGTHS, pairs=True)
-    oracle = reference.encode(weights_from_module(module), packed, keep_repetitions=True)
-    exact = [torch.cat(states) for states in zip(*oracle.repetitions, strict=True)]
+    oracle = reference.encode(weights_from_module(module), packed, keep_layer_states=True)
+    exact = [torch.cat(states) for states in zip(*oracle.layer_states, strict=True)]
     batch: Any = packed if layout == "packed" else packed.to_padded()
     mask = None if layout == "packed" else batch.attention_mask.bool()
     given = exact[:-1]
@@ -75,8 +75,8 @@ def test_repetitions_and_their_replay_are_the_oracles(
         if name == "transformers" and layout == "packed":
             continue
         for states, expected in (
-            (encoder.repetitions(batch), exact),
-            (encoder.repetitions(batch, given), exact[1:]),
+            (encoder.layer_states(batch), exact),
+            (encoder.layer_states(batch, given), exact[1:]),
         ):
             assert len(states) == len(expected)
             for found, state in zip(flat(states, mask), expected, strict=True):
@@ -89,19 +89,19 @@ def test_a_replay_starts_from_what_it_is_given(build: Build, make_batch: Callabl
     weights = weights_from_module(build("albert-tiny"))
     batch = make_batch(LENGTHS)
     for encoder in (PortableEncoder(weights), *([NativeEncoder(weights)] if why_not() is None else [])):
-        own = encoder.repetitions(batch)
-        zeros = encoder.repetitions(batch, [torch.zeros_like(state) for state in own[:-1]])
+        own = encoder.layer_states(batch)
+        zeros = encoder.layer_states(batch, [torch.zeros_like(state) for state in own[:-1]])
         assert all((a - b).abs().max() > 0.1 for a, b in zip(own[1:], zeros, strict=True))
 
 
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
-def test_the_native_features_are_those_of_its_watched_repetitions(
+def test_the_native_features_are_those_of_its_watched_layers(
     build: Build, make_batch: Callable[..., PackedBatch]
 ) -> None:
     """What parity looks at is what training reads, to the bit."""
     encoder = NativeEncoder(weights_from_module(build("albert-tiny")))
     batch = make_batch([40, 1, 7, 200])
-    last = encoder.repetitions(batch)[-1]
+    last = encoder.layer_states(batch)[-1]
     assert torch.equal(encoder(batch), last[batch.cu_seqlens[:-1].long()])
 
 

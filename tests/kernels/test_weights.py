@@ -20,7 +20,7 @@ CONFIG = EncoderConfig(
     type_vocab_size=2,
     activation="gelu_new",
     layer_norm_eps=1e-12,
-    layer_of_repetition=(0, 0, 1),
+    weights_of_layer=(0, 0, 1),
 )
 
 
@@ -66,8 +66,8 @@ def counting_weights() -> EncoderWeights:
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
-        ({"layer_of_repetition": ()}, "at least one repetition"),
-        ({"layer_of_repetition": (0, -1)}, "layer numbers from 0"),
+        ({"weights_of_layer": ()}, "at least one layer"),
+        ({"weights_of_layer": (0, -1)}, "layer numbers from 0"),
         ({"kind": "bert"}, "BERT"),
     ],
 )

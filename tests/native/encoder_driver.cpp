@@ -12,7 +12,7 @@
 
 struct Shape {
     std::int32_t hidden, intermediate, heads, embedding, vocab, positions, types, activation, project, layers,
-        repetitions, block_tokens;
+        num_layers, block_tokens;
     float eps;
 };
 
@@ -90,8 +90,8 @@ int run(const char* isa, const Shape& shape, const std::vector<int>& lengths, bo
         matrix(h, f), vector(h);
         vector(h, 1.0f), vector(h);
     }
-    Exact<std::int32_t> order(shape.repetitions);
-    for (int r = 0; r < shape.repetitions; ++r) order.data[r] = r % shape.layers;
+    Exact<std::int32_t> order(shape.num_layers);
+    for (int r = 0; r < shape.num_layers; ++r) order.data[r] = r % shape.layers;
 
     std::size_t tokens = 0;
     for (int length : lengths) tokens += length;
@@ -114,7 +114,7 @@ int run(const char* isa, const Shape& shape, const std::vector<int>& lengths, bo
         code = isotrain_cpu_encode(encoder, ids.data.get(), positions.data.get(), pairs ? types.data.get() : nullptr,
                                    bounds.data.get(), std::int64_t(lengths.size()), threads, features.data.get(), error,
                                    sizeof error);
-    Exact<float> states((shape.repetitions + 1) * tokens * h), watched(lengths.size() * h);
+    Exact<float> states((shape.num_layers + 1) * tokens * h), watched(lengths.size() * h);
     for (const float* given : {static_cast<const float*>(nullptr), static_cast<const float*>(states.data.get())})
         if (!code) {
             std::vector<float> inputs(given, given ? given + states.size - tokens * h : given);

@@ -1,4 +1,4 @@
-"""A run whose reference and yardsticks are recorded once a session."""
+"""A run whose reference and error budgets are recorded once a session."""
 
 from __future__ import annotations
 

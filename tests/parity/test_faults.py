@@ -22,7 +22,7 @@ PAIRS = 200
 
 def judged(job: ParityJob, settings: dict[str, Any]) -> Judgement:
     candidate = job.record("candidate", **settings)
-    return judge(job.reference, candidate, job.yardsticks(candidate))
+    return judge(job.reference, candidate, job.error_budgets(candidate))
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_a_run_whose_loss_stops_being_finite_is_judged_as_far_as_it_came(job: Pa
     with planted(NOT_FINITE, 5):
         candidate = job.record("faulty", **NOT_FINITE.settings)
     assert candidate.header["ended"] == {"step": 7, "reason": "the loss is nan by step 7"}
-    found = judge(job.reference, candidate, job.yardsticks(candidate))
+    found = judge(job.reference, candidate, job.error_budgets(candidate))
     # The update to NaN is the fifth step's.
-    assert (found.verdict, found.first_step, found.repetition) == ("diverged", 5, None)
+    assert (found.verdict, found.first_step, found.layer) == ("diverged", 5, None)
 
 
 def test_bfloat16_computed_in_float32_is_held_to_what_that_costs(
@@ -54,11 +54,11 @@ def test_bfloat16_computed_in_float32_is_held_to_what_that_costs(
     narrow = job.record("candidate", **B16, strict_dtype=True)
     monkeypatch.setattr(cpu, "_bfloat16_units", lambda: "")
     wide = job.record("candidate", **B16)
-    assert narrow.header["yardstick"]["label"] == "ideal bfloat16"
-    assert wide.header["yardstick"]["label"] == "ideal bfloat16 (computed in float32)"
-    found = [judge(job.reference, one, job.yardsticks(one)) for one in (narrow, wide)]
+    assert narrow.header["error_budget"]["label"] == "ideal bfloat16"
+    assert wide.header["error_budget"]["label"] == "ideal bfloat16 (computed in float32)"
+    found = [judge(job.reference, one, job.error_budgets(one)) for one in (narrow, wide)]
     assert [one.verdict for one in found] == ["pass", "pass"]
-    in_bfloat16, in_float32 = (one.details["repetitions"][-1]["allowed"] for one in found)
+    in_bfloat16, in_float32 = (one.details["layers"][-1]["allowed"] for one in found)
     assert in_float32 < 0.8 * in_bfloat16
 
 
@@ -78,7 +78,7 @@ def check_caught(job: ParityJob, fault: Fault) -> None:
         try:
             with planted(fault, size):
                 candidate = job.record("faulty", **fault.settings)
-            found = judge(job.reference, candidate, job.yardsticks(candidate))
+            found = judge(job.reference, candidate, job.error_budgets(candidate))
         except UserError:
             assert fault.where == REFUSED
             found = Judgement(REFUSED, [])
@@ -87,14 +87,14 @@ def check_caught(job: ParityJob, fault: Fault) -> None:
             assert found.verdict != "pass", f"{fault.name} of {size} {fault.unit} was not caught"
     show("parity: planted faults", ("fault", "size", "must", "verdict", "error / allowed", "first step", "where"), [
         (fault.name, f"{size:g} {fault.unit}".strip(), "caught" if size in fault.required else "-", found.verdict,
-         f"{found.worst:.2g}", found.first_step, f"{found.repetition or '-'} {found.cause or ''}".strip())
+         f"{found.worst:.2g}", found.first_step, f"{found.layer or '-'} {found.cause or ''}".strip())
         for size, found in rows
     ])  # fmt: skip
     largest = rows[0][1]
     if fault.where == REFUSED:
         assert largest.verdict == REFUSED
     elif fault.where is not None:
-        assert (largest.repetition or "") == fault.where
+        assert (largest.layer or "") == fault.where
         assert largest.cause == ("local" if fault.where else None)
 
 

@@ -24,7 +24,7 @@ def changed(trace: Trace, name: str, place: Any, by: float) -> Trace:
     return replace(trace, arrays=trace.arrays | {name: array})
 
 
-def test_rounding_like_the_yardsticks_passes() -> None:
+def test_rounding_like_the_error_budgets_passes() -> None:
     found = verdict(noisy(9))
     assert (found.verdict, found.reasons, found.first_step) == ("pass", [], None)
     assert 0 < found.worst <= 1
@@ -37,7 +37,7 @@ def test_twice_the_allowed_error_drifts_and_a_hundred_times_diverges() -> None:
 
 def test_the_first_step_outside_is_named() -> None:
     found = verdict(changed(noisy(9), "loss", slice(17, None), 0.1))
-    assert (found.verdict, found.first_step, found.repetition) == ("diverged", 18, None)
+    assert (found.verdict, found.first_step, found.layer) == ("diverged", 18, None)
     assert "loss is off" in found.reasons[0]
     assert "head, the loss or the optimizer" in found.reasons[1]
 
@@ -52,12 +52,12 @@ def test_bias_corrections_in_float32_are_allowed_for_where_the_device_makes_them
     update = exact().arrays["update_norm"]
     errors = 1e-7 * update / (1 - 0.999 ** np.arange(1, STEPS + 1))
     reference = exact()
-    yardsticks = [noisy(seed, 1e-9) for seed in (1, 2, 3)]
+    error_budgets = [noisy(seed, 1e-9) for seed in (1, 2, 3)]
 
     def found(scale: float, betas: list[float] | None) -> str:
         candidate = noisy(9, 1e-9, adam_on_device=betas)
         arrays = candidate.arrays | {"update_norm": update + scale * errors}
-        return judge(reference, replace(candidate, arrays=arrays), yardsticks).verdict
+        return judge(reference, replace(candidate, arrays=arrays), error_budgets).verdict
 
     assert found(0.1, [0.9, 0.999]) == "pass"
     assert found(0.1, None) != "pass"
@@ -74,22 +74,22 @@ def test_one_wrong_element_is_no_average() -> None:
     assert verdict(logits).details["probe"]["pcc"] > 0.9999
 
 
-def test_a_repetitions_own_error_is_told_from_what_it_was_given() -> None:
+def test_a_layers_own_error_is_told_from_what_it_was_given() -> None:
     wrong = noisy(9)
     for place in (2, 3):
         wrong = changed(wrong, "states", place, 0.01)
-    assert (verdict(wrong).repetition, verdict(wrong).cause) == ("repetition 2", "accumulated")
+    assert (verdict(wrong).layer, verdict(wrong).cause) == ("layer 2", "accumulated")
     local = changed(wrong, "replay", 1, 0.01)
-    assert (verdict(local).repetition, verdict(local).cause) == ("repetition 2", "local")
+    assert (verdict(local).layer, verdict(local).cause) == ("layer 2", "local")
     arrays = {name: array for name, array in wrong.arrays.items() if name != "replay"}
     unknown = verdict(replace(wrong, arrays=arrays))
-    assert (unknown.repetition, unknown.cause) == ("repetition 2", None)
+    assert (unknown.layer, unknown.cause) == ("layer 2", None)
 
 
 @pytest.mark.parametrize("value", [0.01, np.nan])
-def test_a_repetition_that_errs_by_itself_alone_does_not_pass(value: float) -> None:
+def test_a_layer_that_errs_by_itself_alone_does_not_pass(value: float) -> None:
     found = verdict(changed(noisy(9), "replay", 1, value))
-    assert (found.repetition, found.cause) == ("repetition 2", "local")
+    assert (found.layer, found.cause) == ("layer 2", "local")
     assert found.verdict != "pass"
 
 
@@ -99,9 +99,9 @@ def test_a_replay_of_another_shape_is_refused() -> None:
     assert "replay is" in verdict(replace(short, arrays=arrays)).reasons[0]
 
 
-def test_foreign_draws_are_no_yardstick() -> None:
+def test_foreign_draws_are_no_error_budget() -> None:
     """Not of another arithmetic, another run, or not finite: each would widen the band."""
-    other = noisy(2, yardstick={"label": "ideal float16", "backend": "ideal", "dtype": "float16", "draws": True})
+    other = noisy(2, error_budget={"label": "ideal float16", "backend": "ideal", "dtype": "float16", "draws": True})
     for draw in (other, noisy(2, probe_sha256="c" * 64), changed(noisy(2), "states", (0, 0, 0), np.inf)):
         found = judge(exact(), noisy(9), [noisy(1), noisy(3), draw])
         assert found.verdict == "refused"
@@ -161,17 +161,17 @@ def test_another_length_is_refused() -> None:
     assert "30 steps" in " ".join(verdict(short).reasons)
 
 
-def test_a_reference_with_nan_arbitrates_nothing() -> None:
+def test_a_reference_with_nan_judges_nothing() -> None:
     found = verdict(noisy(9), changed(exact(), "loss", 3, np.nan))
     assert found.verdict == "refused"
-    assert "arbitrates nothing" in found.reasons[0]
+    assert "judges nothing" in found.reasons[0]
 
 
-def test_only_float64_arbitrates_and_never_without_a_yardstick() -> None:
+def test_only_float64_judges_and_never_without_a_error_budget() -> None:
     with pytest.raises(UserError, match="only a float64 trace"):
         verdict(noisy(9), noisy(4))
     for draws in ([], [noisy(1), noisy(2)]):
-        with pytest.raises(UserError, match=f"has {len(draws)} of 3 draws of the yardstick 'ideal bfloat16'"):
+        with pytest.raises(UserError, match=f"has {len(draws)} of 3 draws of the error budget 'ideal bfloat16'"):
             judge(exact(), noisy(9), draws)
 
 
@@ -194,7 +194,7 @@ def test_figures_of_an_evaluation_that_its_logits_do_not_explain(changes: dict[s
     assert found.verdict != "pass"
     assert words in found.reasons[0]
     assert "how an evaluation's figures are computed" in found.reasons[1]
-    assert (found.first_step, found.repetition, found.details["place"]) == (STEPS, None, "evaluation")
+    assert (found.first_step, found.layer, found.details["place"]) == (STEPS, None, "evaluation")
     (shown,) = found.details["metrics"]
     assert shown["reference_loss"] == 1.0
     assert 0 < shown["allowed_loss"] < 1e-2
@@ -256,7 +256,7 @@ def test_a_heads_own_error_is_not_hidden_by_the_encoders(name: str) -> None:
     assert beside_the_encoder(right).verdict == "pass"
     # As much as the encoder's rounding makes of it, and a hundred times what the head's own does.
     found = beside_the_encoder(changed(right, name, slice(7, None), NOISE))
-    assert (found.verdict, found.first_step, found.repetition, found.cause) == ("diverged", 8, None, None)
+    assert (found.verdict, found.first_step, found.layer, found.cause) == ("diverged", 8, None, None)
     assert "given the reference's features" in found.reasons[0]
     assert found.details["place"] == "head, loss or optimizer, by itself"
 

@@ -21,7 +21,7 @@ from isotrain.benchmarks.parity.run import why_ended
 from isotrain.benchmarks.parity.seeds import equivalence
 from support.parity_job import SETTINGS, sets_of
 
-SCHEMA = Path(__file__).resolve().parents[2] / "benchmarks" / "schema" / "parity-1.json"
+SCHEMA = Path(__file__).resolve().parents[2] / "benchmarks" / "schema" / "parity-2.json"
 
 SMALL = SETTINGS | {"model_name": "random:tiny", "num_epochs": 1}
 
@@ -100,7 +100,7 @@ def test_traces_from_elsewhere(traces: Path) -> None:
     (candidate,) = read(traces / "result.json")["candidates"]
     assert candidate["verdict"] == "pass"
     assert candidate["draws"] == 3
-    assert candidate["repetitions"][1]["local_relative_l2"] is not None
+    assert candidate["layers"][1]["local_relative_l2"] is not None
     assert candidate["metrics"][0]["accuracy"] == candidate["metrics"][0]["reference_accuracy"]
     assert candidate["metrics"][0]["allowed_loss"] < 1e-4
     judged = {check["quantity"].partition(",")[0] for check in candidate["checks"]}
@@ -153,15 +153,15 @@ def test_traces_of_one_label_are_told_apart(traces: Path) -> None:
 def test_draws_that_an_interruption_left_out_are_missed_and_made_up_for(traces: Path, tmp_path: Path) -> None:
     shutil.copytree(traces / "reference", tmp_path / "reference")
     shutil.copytree(traces / "here", tmp_path / "here")
-    draws = tmp_path / "reference" / "yardsticks" / "ideal-float32"
+    draws = tmp_path / "reference" / "error_budgets" / "ideal-float32"
     kept = (draws / "draw-0" / "trace.json").stat().st_mtime_ns
     shutil.rmtree(draws / "draw-2")
     done = isotrain("compare", "reference", "here", folder=tmp_path)
     assert done.returncode == 2
-    assert "has 2 of 3 draws of the yardstick 'ideal float32'" in " ".join(done.stdout.split())
-    done = isotrain("yardstick", "reference", "here", "--json", folder=tmp_path)
+    assert "has 2 of 3 draws of the error budget 'ideal float32'" in " ".join(done.stdout.split())
+    done = isotrain("error_budget", "reference", "here", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = {"schema": "isotrain.parity-yardstick/1", "reference": "reference", "draws": {"ideal float32": 3}}
+    told = {"schema": "isotrain.parity-error-budget/1", "reference": "reference", "draws": {"ideal float32": 3}}
     assert json.loads(done.stdout) == told
     assert (draws / "draw-0" / "trace.json").stat().st_mtime_ns == kept
     assert isotrain("compare", "reference", "here", folder=tmp_path).returncode == 0
@@ -185,7 +185,7 @@ def test_a_trace_of_another_seed_is_refused(traces: Path) -> None:
 def test_a_float32_trace_is_no_reference(traces: Path) -> None:
     done = isotrain("compare", "here", "reference", folder=traces)
     assert done.returncode == 2
-    assert "only a float64 trace arbitrates" in done.stdout
+    assert "only a float64 trace judges" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest
         (lambda path: (path / HEADER_FILE).unlink(), "is no trace"),
         (lambda path: (path / HEADER_FILE).write_text("{"), "truncated JSON"),
         (lambda path: (path / HEADER_FILE).write_text("[]"), "a JSON list and no object"),
-        (lambda path: (path / HEADER_FILE).write_text(json.dumps({"schema": "isotrain.bench/1"})), "isotrain.bench/1"),
+        (lambda path: (path / HEADER_FILE).write_text(json.dumps({"schema": "isotrain.bench/2"})), "isotrain.bench/2"),
         (lambda path: (path / TENSOR_FILE).write_bytes((path / TENSOR_FILE).read_bytes()[:-8]), "checksum differs"),
         (lambda path: (path / TENSOR_FILE).unlink(), "can't be read"),
     ],

@@ -12,10 +12,10 @@ from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.runs import files
 from isotrain.albert_core.runs.folder import RunFolder, open_run
-from isotrain.backends import Yardstick
+from isotrain.backends import ErrorBudget
 from isotrain.benchmarks.outcome.build import write_result
 from isotrain.benchmarks.parity.record import record
-from isotrain.benchmarks.parity.run import record_yardstick
+from isotrain.benchmarks.parity.run import record_error_budget
 from isotrain.benchmarks.parity.trace import read_trace, write_trace
 from support.parity_traces import exact
 from support.small_job import settings, write_dataset
@@ -40,7 +40,7 @@ FOLDERS = ["checkpoints", "tokenizer", "model", "encoder", "tensorboard", "wandb
 
 @pytest.fixture(scope="session")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped and can be gone on with."""
+    """A run that was stopped and can be resumed."""
     folder = tmp_path_factory.mktemp("stopped")
     chosen = settings(write_dataset(folder / "data"), folder, run_name="run", stop_at_step=3, chart=["eval/accuracy"])
     return train(load_config(None, chosen)).run.path
@@ -120,12 +120,12 @@ def test_the_runs_folder_itself_may_be_a_link_of_the_users(copy: Path, tmp_path:
     assert open_run(copy).summary.is_file()
 
 
-def test_a_trace_with_a_link_in_it_gets_no_yardsticks(tmp_path: Path) -> None:
+def test_a_trace_with_a_link_in_it_gets_no_error_budgets(tmp_path: Path) -> None:
     write_trace(exact(), tmp_path / "trace")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "trace" / "yardsticks").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="yardsticks is a symbolic link"):
-        record_yardstick(read_trace(tmp_path / "trace"), Yardstick("ideal", "float32"), 60.0, print)
+    (tmp_path / "trace" / "error_budgets").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="error budgets is a symbolic link"):
+        record_error_budget(read_trace(tmp_path / "trace"), ErrorBudget("ideal", "float32"), 60.0, print)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

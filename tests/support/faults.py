@@ -26,7 +26,7 @@ Plant = Callable[[pytest.MonkeyPatch, float], None]
 class Fault:
     """sizes: from the largest to what nothing can tell from rounding. smallest: what must be caught, and all above it.
 
-    settings: what the run is set to for it. where: what the verdict must name: a repetition, "" for no repetition, or
+    settings: what the run is set to for it. where: what the verdict must name: a layer, "" for no layer, or
     REFUSED where there must be no comparison at all; None: any.
     """
 
@@ -136,8 +136,8 @@ class _Unmasked:
     def __call__(self, batch: PaddedBatch) -> torch.Tensor:
         return self.encoder(replace(batch, attention_mask=torch.ones_like(batch.attention_mask)))
 
-    def repetitions(self, batch: PaddedBatch, given: Any = None) -> list[torch.Tensor]:
-        return self.encoder.repetitions(replace(batch, attention_mask=torch.ones_like(batch.attention_mask)), given)
+    def layer_states(self, batch: PaddedBatch, given: Any = None) -> list[torch.Tensor]:
+        return self.encoder.layer_states(replace(batch, attention_mask=torch.ones_like(batch.attention_mask)), given)
 
 
 def _no_mask(patch: pytest.MonkeyPatch, size: float) -> None:
@@ -272,9 +272,7 @@ AUTOGRAD = F32 | {"fused_head": False}
 NOT_FINITE = Fault("weights NaN", "after step", (5,), 5, _after_step(_not_finite, _nothing), F32, "")
 
 FAULTS = (
-    Fault(
-        "scaled weight", "relative", (1e-2, 1e-4, 1e-5, 1e-6, 1e-7), 1e-5, _weights(_scaled_weight), F32, "repetition 1"
-    ),
+    Fault("scaled weight", "relative", (1e-2, 1e-4, 1e-5, 1e-6, 1e-7), 1e-5, _weights(_scaled_weight), F32, "layer 1"),
     Fault(
         "scaled weight, bfloat16",
         "relative",
@@ -282,15 +280,13 @@ FAULTS = (
         0.1,
         _weights(_scaled_weight),
         B16,
-        "repetition 1",
+        "layer 1",
     ),
-    Fault("dropped bias", "share of it", (1.0, 0.25, 0.02), 0.02, _weights(_dropped_bias), F32, "repetition 1"),
-    Fault(
-        "dropped bias, bfloat16", "share of it", (1.0, 0.25, 0.02), 0.25, _weights(_dropped_bias), B16, "repetition 1"
-    ),
+    Fault("dropped bias", "share of it", (1.0, 0.25, 0.02), 0.02, _weights(_dropped_bias), F32, "layer 1"),
+    Fault("dropped bias, bfloat16", "share of it", (1.0, 0.25, 0.02), 0.25, _weights(_dropped_bias), B16, "layer 1"),
     Fault("wrong LayerNorm epsilon", "for 1e-12", (1e-3, 1e-5, 1e-6, 1e-7, 1e-8), 1e-6, _weights(_epsilon), F32, None),
-    Fault("gelu erf for tanh", "", (1,), 1, _weights(_other_gelu), F32, "repetition 1"),
-    Fault("missing attention mask", "", (1,), 1, _no_mask, F32 | {"layout": "padded"}, "repetition 1"),
+    Fault("gelu erf for tanh", "", (1,), 1, _weights(_other_gelu), F32, "layer 1"),
+    Fault("missing attention mask", "", (1,), 1, _no_mask, F32 | {"layout": "padded"}, "layer 1"),
     Fault("swapped labels", "micro-batches", (10, 1), 1, _batches(_swapped_labels), F32 | STREAMED, ""),
     Fault("swapped labels, bfloat16", "micro-batches", (10, 1), 1, _batches(_swapped_labels), B16 | STREAMED, ""),
     Fault("one batch swapped", "its number", (45, 3), 3, _batches(_swapped_batch), F32 | STREAMED, ""),

@@ -136,7 +136,7 @@ def _mean_of_means(training: Any, make: Any, size: float) -> Any:
 
 
 def _miscounted(training: Any, make: Any, size: float) -> Any:
-    """One text more is told right in every step, says the step."""
+    """One text more is classified correctly in every step, says the step."""
     step = make(training)
     return lambda *arguments: step(*arguments) + torch.tensor([0.0, size])
 

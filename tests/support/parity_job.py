@@ -9,7 +9,7 @@ import torch
 from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.model.encoder import RANDOM_ARCHITECTURES
-from isotrain.backends import Yardstick
+from isotrain.backends import ErrorBudget
 from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import DRAWS
 from isotrain.benchmarks.parity.trace import Trace
@@ -58,11 +58,11 @@ def sets_of(settings: dict[str, Any]) -> list[str]:
 
 
 class ParityJob:
-    """The run with a model: its float64 trace, and candidates judged by yardsticks that are recorded once."""
+    """The run with a model: its float64 trace, and candidates judged by error budgets that are recorded once."""
 
     def __init__(self, model: dict[str, str], **overrides: Any) -> None:
         self.settings = SETTINGS | model | overrides
-        self._yardsticks: dict[str, list[Trace]] = {}
+        self._error_budgets: dict[str, list[Trace]] = {}
         self.reference = self.record("cpu:float64", **FLOAT64)
 
     def record(self, label: str, **overrides: Any) -> Trace:
@@ -70,12 +70,12 @@ class ParityJob:
         # The settings are the configuration: no file is needed.
         return record(None, label, sets_of(self.settings | overrides), replay_from=reference)
 
-    def yardsticks(self, candidate: Trace) -> list[Trace]:
-        values = dict(candidate.header["yardstick"])
+    def error_budgets(self, candidate: Trace) -> list[Trace]:
+        values = dict(candidate.header["error_budget"])
         label = values.pop("label")
-        if label not in self._yardsticks:
-            yardstick = Yardstick(**values)
-            self._yardsticks[label] = [
-                self.record(label, **dict(item.split("=", 1) for item in sets)) for sets in yardstick.settings(DRAWS)
+        if label not in self._error_budgets:
+            error_budget = ErrorBudget(**values)
+            self._error_budgets[label] = [
+                self.record(label, **dict(item.split("=", 1) for item in sets)) for sets in error_budget.settings(DRAWS)
             ]
-        return self._yardsticks[label]
+        return self._error_budgets[label]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from isotrain.benchmarks.parity.trace import Trace
 
-STEPS, TEXTS, LABELS, REPETITIONS, TOKENS, WIDTH = 30, 64, 77, 3, 200, 64
+STEPS, TEXTS, LABELS, LAYERS, TOKENS, WIDTH = 30, 64, 77, 3, 200, 64
 NOISE = 1e-4
 
 
@@ -31,7 +31,7 @@ def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
         "batches": [f"{step:064d}" for step in range(STEPS)],
         "metrics": [{"epoch": 1, "step": STEPS, "accuracy": 0.5, "loss": 1.0}],
         "adam_on_device": None,
-        "yardstick": {"label": "ideal bfloat16", "backend": "ideal", "dtype": "bfloat16", "draws": True},
+        "error_budget": {"label": "ideal bfloat16", "backend": "ideal", "dtype": "bfloat16", "draws": True},
         "replayed_sha256": None,
         "dropout_off": False,
         "ended": None,
@@ -45,7 +45,7 @@ def exact() -> Trace:
         "grad_norm": 2.0 + generator.random(STEPS),
         "update_norm": 0.1 + 0.01 * generator.random(STEPS),
         "probe_logits": generator.standard_normal((2, TEXTS, LABELS)),
-        "states": generator.standard_normal((REPETITIONS + 1, TOKENS, WIDTH)),
+        "states": generator.standard_normal((LAYERS + 1, TOKENS, WIDTH)),
     }
     return Trace(header("float64"), arrays | {"replay": arrays["states"][1:]})
 

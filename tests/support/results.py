@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 40
-REPETITIONS = ("embedding", *(f"repetition {number}" for number in range(1, 13)))
+LAYERS = ("embedding", *(f"layer {number}" for number in range(1, 13)))
 
 
 def side(label: str, policy: str, **changes: Any) -> dict[str, Any]:
@@ -40,9 +40,9 @@ def candidate(label: str, policy: str, error: float, verdict: str = "pass", **ch
             "reasons": [] if verdict == "pass" else ["its loss left the band"],
             "worst": error * 50,
             "first_step": None if verdict == "pass" else 12,
-            "repetition": None if verdict == "pass" else "repetition 4",
+            "layer": None if verdict == "pass" else "layer 4",
             "cause": None if verdict == "pass" else "local",
-            "yardstick": f"ideal {policy}",
+            "error_budget": f"ideal {policy}",
             "draws": 3,
             "ended": None,
             "relative_l2": {"loss": error, "grad_norm": error, "update_norm": error},
@@ -55,7 +55,7 @@ def candidate(label: str, policy: str, error: float, verdict: str = "pass", **ch
                 "update_norm": [0.1 / step for step in steps],
                 "relative_error": [error * step / 10 for step in steps],
             },
-            "repetitions": [
+            "layers": [
                 {
                     "name": name,
                     "relative_l2": error * (place + 1),
@@ -66,7 +66,7 @@ def candidate(label: str, policy: str, error: float, verdict: str = "pass", **ch
                     "local_max_abs": error if place else 0.0,
                     "local_allowed": 2e-3,
                 }
-                for place, name in enumerate(REPETITIONS)
+                for place, name in enumerate(LAYERS)
             ],
             "probe": {"relative_l2": error, "max_abs": error * 4, "pcc": 0.999999, "allowed": 2e-3},
             "metrics": [
@@ -89,7 +89,7 @@ def parity(*candidates: dict[str, Any]) -> dict[str, Any]:
         }
     }
     return {
-        "schema": "isotrain.parity/1",
+        "schema": "isotrain.parity/2",
         "created": "2026-01-02T03:04:05+00:00",
         "command": "isotrain parity quickstart --reference cpu:float64",
         "notes": ["a note of the parity result"],
@@ -125,13 +125,13 @@ def parity(*candidates: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def whole_figures(tflops: float, energy_source: str) -> dict[str, Any]:
-    """What a side of a whole run has beside its seconds, where `tflops` of its device's 0.5 are reached."""
+def end_to_end_figures(tflops: float, energy_source: str) -> dict[str, Any]:
+    """What a side of an end-to-end run has beside its seconds, where `tflops` of its device's 0.5 are reached."""
     rate = {"median": tflops, "low": 0.9 * tflops, "high": 1.1 * tflops}
     names = ("samples_per_second", "real_tokens_per_second", "padded_tokens_per_second")
     return {
-        "figures": dict.fromkeys((*names, "useful_tflops", "hardware_tflops"), rate),
-        "share_of_peak": {"useful": tflops / 0.5, "hardware": tflops / 0.5},
+        "figures": dict.fromkeys((*names, "model_tflops", "hardware_tflops"), rate),
+        "share_of_peak": {"model": tflops / 0.5, "hardware": tflops / 0.5},
         "roofline": {
             "intensity_flop_per_byte": 300.0,
             "roof_tflops": 0.5,
@@ -143,7 +143,7 @@ def whole_figures(tflops: float, energy_source: str) -> dict[str, Any]:
     }
 
 
-def whole_run() -> dict[str, Any]:
+def end_to_end_run() -> dict[str, Any]:
     """A result of `isotrain bench --workload end_to_end` whose second side is extrapolated."""
     process = {
         "device": "Fake CPU",
@@ -154,11 +154,11 @@ def whole_run() -> dict[str, Any]:
         "phases": {"open_backend": 0.1, "load_model": 2.5, "tokenise": 1.5, "features": 80.0},
     }
     return {
-        "schema": "isotrain.end-to-end/1",
+        "schema": "isotrain.end-to-end/2",
         "created": "2026-01-02T03:04:05+00:00",
         "status": "complete",
         "valid": True,
-        "notes": ["a note of the whole runs"],
+        "notes": ["a note of the end-to-end runs"],
         "command": ["isotrain", "bench", "--workload", "end_to_end"],
         "config": {"model": "random:tiny", "epochs": 5},
         "config_sha256": "d" * 64,
@@ -172,7 +172,7 @@ def whole_run() -> dict[str, Any]:
                 "reasons": [],
                 "processes": [process],
                 "seconds": {"median": 91.0, "low": 90.0, "high": 92.0},
-                **whole_figures(0.4, "unavailable: no RAPL package"),
+                **end_to_end_figures(0.4, "unavailable: no RAPL package"),
             },
             {
                 "name": "the experiment's loop, dynamic padding",
@@ -182,7 +182,7 @@ def whole_run() -> dict[str, Any]:
                 "processes": [process | {"phases": {}}],
                 "seconds": {"median": 1289.0, "low": 1186.0, "high": 1396.0},
                 "ratio": {"median": 14.1, "low": 13.0, "high": 15.3},
-                **whole_figures(0.1, "unavailable: only a part of the run was run"),
+                **end_to_end_figures(0.1, "unavailable: only a part of the run was run"),
                 "from": {"steps": 50, "of_steps": 6255, "validation_batches": 20, "of_validation_batches": 1925},
             },
         ],

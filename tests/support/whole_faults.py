@@ -41,7 +41,7 @@ def _epsilon(training: Any, size: float) -> None:
 
 
 def _bfloat16_products(training: Any, size: float) -> None:
-    """Training computes in bfloat16 where float32 is promised; evaluations and repetitions are right."""
+    """Training computes in bfloat16 where float32 is promised; evaluations and layers are right."""
     loss = training.loss
 
     def narrow(inputs: Any, labels: torch.Tensor) -> Any:

@@ -75,9 +75,9 @@ def test_exact_features_are_the_same_bits_in_every_batch(weights: EncoderWeights
         assert torch.equal(encoder(PackedBatch.from_flat(ids, offsets, [index]))[0], features[index])
 
 
-def test_every_repetition_is_near_the_reference(weights: EncoderWeights, batch: PackedBatch) -> None:
-    states = TtEncoder(weights, Arithmetic(gemm_dtype=torch.bfloat16)).repetitions(batch)
-    exact = reference.encode(weights, batch, keep_repetitions=True).repetitions
+def test_every_layer_is_near_the_reference(weights: EncoderWeights, batch: PackedBatch) -> None:
+    states = TtEncoder(weights, Arithmetic(gemm_dtype=torch.bfloat16)).layer_states(batch)
+    exact = reference.encode(weights, batch, keep_layer_states=True).layer_states
     for index, state in enumerate(states):
         assert error(state, torch.cat([sequence[index] for sequence in exact])) < 0.02
 

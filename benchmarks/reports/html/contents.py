@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from . import of_bench, of_environment, of_parity, of_phases, of_roofline, of_runs, of_whole_runs
+from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
 from .charts import Column, Section, Table, Words
 from .documents import Bench, EndToEnd
 from .labels import bench_tags, measured, whole_tags
@@ -20,8 +20,8 @@ def contents(results: Results) -> list[Section]:
     for index, bench in enumerate(results.bench):
         throughput.blocks.extend(of_bench.throughput(bench, f"throughput-{index}"))
         roofline.blocks.extend(of_roofline.roofline(bench, f"roofline-{index}"))
-    for index, whole in enumerate(results.whole_runs):
-        throughput.blocks.extend(of_whole_runs.whole_runs(whole, f"whole-runs-{index}"))
+    for index, whole in enumerate(results.end_to_end_runs):
+        throughput.blocks.extend(of_end_to_end.end_to_end_runs(whole, f"whole-runs-{index}"))
     sections = [
         _summary(results),
         of_parity.agreement(results),
@@ -41,7 +41,7 @@ def lead(results: Results) -> str:
     counts = (
         (results.parity, "parity result"),
         (results.bench, "bench result"),
-        (results.whole_runs, "whole-run result"),
+        (results.end_to_end_runs, "whole-run result"),
         (results.runs, "training run"),
         (results.skipped, "skipped file"),
     )
@@ -52,7 +52,7 @@ def _summary(results: Results) -> Section:
     rows = [
         *((one.path, "parity", *_of_parity(one.document)) for one in results.parity),
         *((one.path, "bench", *_of_bench(one.document)) for one in results.bench),
-        *((one.path, "whole runs", *_of_whole_runs(one.document)) for one in results.whole_runs),
+        *((one.path, "end-to-end runs", *_of_end_to_end(one.document)) for one in results.end_to_end_runs),
         *((one.path, "training", of_runs.run_name(one).rpartition(", ")[2], _of_run(one)) for one in results.runs),
     ]
     columns = tuple(Column(name, numeric=False) for name in ("file or folder", "kind", "on", "outcome"))
@@ -85,7 +85,7 @@ def _of_bench(bench: Bench) -> tuple[str, str]:
     return ", ".join(devices), joined([*counted, *bench_tags(bench)])
 
 
-def _of_whole_runs(result: EndToEnd) -> tuple[str, str]:
+def _of_end_to_end(result: EndToEnd) -> tuple[str, str]:
     valid = sum(side.valid for side in result.sides)
     devices = dict.fromkeys(process.device for process in result.processes)
     invalid = f"{len(result.sides) - valid} invalid" if valid < len(result.sides) else None

@@ -50,7 +50,7 @@ class Figures(Part):
     step_seconds: StepSeconds
     samples_per_second: Interval
     real_tokens_per_second: Interval
-    useful_tflops: Interval
+    model_tflops: Interval
     hardware_tflops: Interval
 
 
@@ -68,7 +68,7 @@ class Peaks(Part):
     vendor_tflops: Positive | None = None
     vendor_gbps: Positive | None = None
     unit: Unit | None = None
-    disturbed: bool = False
+    contended: bool = False
 
 
 class Roofline(Part):
@@ -120,7 +120,7 @@ class Share(Part):
 
 
 class ProcessEnvironment(Part):
-    disturbed: bool = False
+    contended: bool = False
 
 
 class Process(Part):
@@ -163,8 +163,8 @@ class Target(Part):
         return self.device is not None and self.device.emulated
 
     @property
-    def disturbed(self) -> bool:
-        return any(process.environment.disturbed for process in self.processes)
+    def contended(self) -> bool:
+        return any(process.environment.contended for process in self.processes)
 
     @property
     def name(self) -> str:
@@ -189,10 +189,10 @@ class BenchMethod(Part):
 
 
 class Comparison(Part):
-    """How many times as fast as a peer one of this project's kernels is."""
+    """How many times as fast as a baseline one of this project's kernels is."""
 
     own: Text
-    peer: Text
+    baseline: Text
     ratio: Interval
     valid: bool
 
@@ -200,14 +200,14 @@ class Comparison(Part):
 class Bench(Measurement):
     """A result of `isotrain bench`."""
 
-    kind: Literal["isotrain.bench/1"] = Field(alias="schema")
+    kind: Literal["isotrain.bench/2"] = Field(alias="schema")
     method: BenchMethod
     targets: Annotated[list[Target], Field(min_length=1)]
     comparisons: list[Comparison] = []
 
 
 class WholeProcess(Part):
-    """One whole run, or what was timed of one."""
+    """One end-to-end run, or what was timed of one."""
 
     device: Text
     model: Text
@@ -222,11 +222,11 @@ class TimedOf(Part):
 
 
 class Rates(Part):
-    """What a whole run did in a second of its time."""
+    """What an end-to-end run did in a second of its time."""
 
     samples_per_second: Interval
     real_tokens_per_second: Interval
-    useful_tflops: Interval
+    model_tflops: Interval
     hardware_tflops: Interval
 
 
@@ -253,7 +253,7 @@ class EndToEndMethod(Part):
 class EndToEnd(Measurement):
     """A result of `isotrain bench --workload end_to_end`."""
 
-    kind: Literal["isotrain.end-to-end/1"] = Field(alias="schema")
+    kind: Literal["isotrain.end-to-end/2"] = Field(alias="schema")
     method: EndToEndMethod
     sides: Annotated[list[Side], Field(min_length=1)]
 

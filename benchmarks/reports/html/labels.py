@@ -37,7 +37,7 @@ def bench_tags(bench: Bench) -> list[str]:
 
 
 def whole_tags(result: EndToEnd) -> list[str]:
-    """What holds for the figures of whole runs."""
+    """What holds for the figures of end-to-end runs."""
     return [
         words
         for words, said in (

@@ -17,6 +17,7 @@ from ....albert_core.config.parsing import decoded, parse_json
 from ...end_to_end.run import SCHEMA as END_TO_END
 from ...outcome.build import SCHEMA as BENCH
 from ...outcome.found import LARGEST_FILE, METRICS, RECORD, find_results, foreign_line
+from ...outcome.upgrade import upgraded
 from ...parity.compare import SCHEMA as PARITY
 from .charts import Point
 from .documents import Bench, EndToEnd, RunRecord, RunSummary
@@ -70,7 +71,7 @@ class Results:
 
     folder: Path
     bench: list[Found[Bench]] = field(default_factory=list)
-    whole_runs: list[Found[EndToEnd]] = field(default_factory=list)
+    end_to_end_runs: list[Found[EndToEnd]] = field(default_factory=list)
     parity: list[Found[Parity]] = field(default_factory=list)
     runs: list[Found[Run]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -88,7 +89,7 @@ class Results:
 
     @property
     def count(self) -> int:
-        return len(self.bench) + len(self.whole_runs) + len(self.parity) + len(self.runs)
+        return len(self.bench) + len(self.end_to_end_runs) + len(self.parity) + len(self.runs)
 
 
 _AGAIN = "write it again"
@@ -129,7 +130,7 @@ def _nothing(results: Results) -> str:
 
 
 def _read_result(path: Path) -> Bench | EndToEnd | Parity:
-    value = _json(path)
+    value = upgraded(_json(path))
     schema = value.get("schema") if isinstance(value, dict) else None
     if not isinstance(schema, str) or schema not in MODELS:
         raise _UnusableError(f"its schema {clean(str(schema))[:60]!r} is none of {', '.join(MODELS)}")
@@ -140,7 +141,7 @@ def _sort_in(results: Results, name: str, document: Bench | EndToEnd | Parity) -
     if isinstance(document, Bench):
         results.bench.append(Found(name, document))
     elif isinstance(document, EndToEnd):
-        results.whole_runs.append(Found(name, document))
+        results.end_to_end_runs.append(Found(name, document))
     else:
         results.parity.append(Found(name, document))
 

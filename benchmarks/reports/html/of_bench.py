@@ -61,13 +61,13 @@ def _banners(bench: Bench) -> list[str]:
     known = measured(bench)
     invalid = [target.name for target in bench.targets if not target.valid and target.status != "unavailable"]
     emulated = [target.name for target in known if target.emulated]
-    disturbed = [target.name for target in known if target.disturbed]
+    contended = [target.name for target in known if target.contended]
     return [
         f"{words}: {', '.join(names)}"
         for words, names in (
             ("Invalid, for the reasons below", invalid),
             (EMULATED, emulated),
-            ("Measured while other work used the CPUs, so too slow and too scattered", disturbed),
+            ("Measured while other work used the CPUs, so too slow and too scattered", contended),
         )
         if names
     ]
@@ -80,7 +80,7 @@ def _workload(target: Target) -> str:
 def _bar(target: Target, style: int) -> Bar:
     assert target.figures is not None, "targets with figures only"
     rate = target.figures.samples_per_second
-    words = joined(["" if target.valid else "invalid", "busy machine" if target.disturbed else ""], ", ")
+    words = joined(["" if target.valid else "invalid", "busy machine" if target.contended else ""], ", ")
     return Bar(target.name, rate.median, rate.low, rate.high, style, words, hatched=not target.valid)
 
 
@@ -97,7 +97,7 @@ def _table(bench: Bench) -> Table:
         Column("tokens/s"),
         Column("p50 ms"),
         Column("p90 ms"),
-        Column("useful TFLOP/s"),
+        Column("model TFLOP/s"),
         Column("of peak"),
         Column("J/sample"),
         Column("peak MiB"),
@@ -109,20 +109,20 @@ def _table(bench: Bench) -> Table:
 
 
 def _comparisons(bench: Bench) -> list[Table]:
-    """How many times as fast as each peer each own kernel is; none without peers."""
+    """How many times as fast as each baseline each own kernel is; none without baselines."""
     columns = (
         Column("ours", numeric=False),
-        Column("peer", numeric=False),
+        Column("baseline", numeric=False),
         Column("ours is faster by"),
         Column("95 % interval"),
         Column("valid", numeric=False),
     )
     rows = tuple(
-        (one.own, one.peer, f"{one.ratio.median:.2f}x", one.ratio.words(), "valid" if one.valid else "invalid")
+        (one.own, one.baseline, f"{one.ratio.median:.2f}x", one.ratio.words(), "valid" if one.valid else "invalid")
         for one in bench.comparisons
     )
     flagged = frozenset(index for index, one in enumerate(bench.comparisons) if not one.valid)
-    return [Table(titled("Against peers", bench_tags(bench)), columns, rows, flagged)] if rows else []
+    return [Table(titled("Against baselines", bench_tags(bench)), columns, rows, flagged)] if rows else []
 
 
 def _without_energy(bench: Bench) -> list[str]:
@@ -153,7 +153,7 @@ def _cells(target: Target) -> list[str]:
         number(figures.real_tokens_per_second.median),
         number(figures.step_seconds.p50 * 1e3),
         number(figures.step_seconds.p90 * 1e3),
-        number(figures.useful_tflops.median),
+        number(figures.model_tflops.median),
         f"{share.useful:.1%}",
         _joules(target),
         number(memory.peak_bytes / 2**20),

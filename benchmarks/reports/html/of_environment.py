@@ -90,4 +90,4 @@ def notes(results: Results) -> Section:
 
 def _measurements(results: Results) -> Iterator[tuple[str, Measurement]]:
     yield from ((found.path, found.document) for found in results.bench)
-    yield from ((found.path, found.document) for found in results.whole_runs)
+    yield from ((found.path, found.document) for found in results.end_to_end_runs)

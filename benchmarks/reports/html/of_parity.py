@@ -1,4 +1,4 @@
-"""What a parity result says: verdicts, losses in their tolerance bands, error by repetition. Rules 12 to 14."""
+"""What a parity result says: verdicts, losses in their tolerance bands, error by layer. Rules 12 to 14."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .charts import (
 )
 from .labels import reasons, titled
 from .loading import Found, Results
-from .parity_documents import Candidate, Parity, Ran, Repetition
+from .parity_documents import Candidate, LayerError, Parity, Ran
 from .text import joined
 
 SIGNS = {"pass": "✓ pass", "drift": "△ drift", "diverged": "✗ diverged", "refused": "! refused", "failed": "! failed"}
@@ -39,8 +39,8 @@ def agreement(results: Results) -> Section:
 
 
 def growth(results: Results) -> Section:
-    """Where the error comes from: after every repetition of the layer, accumulated and local."""
-    section = Section("growth", "Error by repetition")
+    """Where the error comes from: after every layer of the layer, accumulated and local."""
+    section = Section("growth", "Error by layer")
     for index, found in enumerate(results.parity):
         charts = _growth(found.document, str(index))
         if charts:
@@ -127,7 +127,7 @@ def _verdicts(parity: Parity) -> Table:
             one.name,
             SIGNS[one.verdict],
             "" if one.first_step is None else f"{one.first_step:,}",
-            one.place or one.repetition or "",
+            one.place or one.layer or "",
             one.cause or "",
             precise(next((value for value in reversed(one.trace.loss) if value is not None), None)),
             _figure(one.worst, "{:.3g}"),
@@ -198,16 +198,16 @@ def _difference(parity: Parity, candidate: Candidate, style: int) -> tuple[Line,
 
 def _growth(parity: Parity, index: str) -> list[LineChart]:
     """The accumulated error of all candidates, and the local one: the layer replayed from the reference's input."""
-    known = [(style, one) for style, one in enumerate(parity.candidates) if one.repetitions]
+    known = [(style, one) for style, one in enumerate(parity.candidates) if one.layers]
     if not known:
         return []
-    names = tuple(dict.fromkeys(repetition.name for _, one in known for repetition in one.repetitions))
+    names = tuple(dict.fromkeys(layer.name for _, one in known for layer in one.layers))
     charts = []
     for kind, words, error, allowed in (
         ("Accumulated", "From the start of the model", "relative_l2", "allowed"),
         ("Local", "From the reference's own input", "local_relative_l2", "local_allowed"),
     ):
-        lines = [Line(_named(one), _by_repetition(one.repetitions, names, error), style) for style, one in known]
+        lines = [Line(_named(one), _by_layer(one.layers, names, error), style) for style, one in known]
         if any(value is not None for line in lines for _, value in line.points):
             lines += _limits(known, names, allowed)
             charts.append(
@@ -215,7 +215,7 @@ def _growth(parity: Parity, index: str) -> list[LineChart]:
                     f"growth-{kind.lower()}-{index}",
                     titled(f"{kind} error", parity_tags(parity)),
                     f"{words}. Thin: allowed.",
-                    Axis("after repetition", names=tuple(name.removeprefix("repetition ") for name in names)),
+                    Axis("after layer", names=tuple(name.removeprefix("layer ") for name in names)),
                     Axis("relative L2", log=True),
                     tuple(lines),
                     half=True,
@@ -225,10 +225,10 @@ def _growth(parity: Parity, index: str) -> list[LineChart]:
 
 
 def _limits(known: Sequence[tuple[int, Candidate]], names: tuple[str, ...], key: str) -> list[Line]:
-    """What the tolerance allows after each repetition; a limit that several candidates share is drawn once."""
+    """What the tolerance allows after each layer; a limit that several candidates share is drawn once."""
     limits: dict[tuple[Point, ...], tuple[list[str], int]] = {}
     for style, one in known:
-        limit = _by_repetition(one.repetitions, names, key)
+        limit = _by_layer(one.layers, names, key)
         if any(value is not None for _, value in limit):
             limits.setdefault(limit, ([], style))[0].append(one.name)
     return [
@@ -237,8 +237,8 @@ def _limits(known: Sequence[tuple[int, Candidate]], names: tuple[str, ...], key:
     ]
 
 
-def _by_repetition(repetitions: Sequence[Repetition], names: tuple[str, ...], key: str) -> tuple[Point, ...]:
-    return tuple((float(names.index(one.name)), getattr(one, key)) for one in repetitions)
+def _by_layer(layers: Sequence[LayerError], names: tuple[str, ...], key: str) -> tuple[Point, ...]:
+    return tuple((float(names.index(one.name)), getattr(one, key)) for one in layers)
 
 
 def _quantities(parity: Parity) -> Table | None:

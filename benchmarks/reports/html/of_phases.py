@@ -8,8 +8,8 @@ from .charts import Section, Stack, StackedChart
 from .documents import Bench, RunSummary, Target, WholeProcess
 from .labels import bench_tags, measured, titled, whole_tags
 from .loading import Found, Results
+from .of_end_to_end import side_words
 from .of_runs import run_name, run_tags
-from .of_whole_runs import side_words
 from .text import joined
 
 # The parts of the way to a steady state. Its own length and that of measuring the peaks are chosen, not found.
@@ -18,17 +18,17 @@ HOST = "this host's seconds"
 
 
 def phases(results: Results) -> Section:
-    """Seconds by phase: of bench targets up to their steady state, and of whole runs."""
+    """Seconds by phase: of bench targets up to their steady state, and of end-to-end runs."""
     section = Section("phases", "Phases")
     for index, found in enumerate(results.bench):
         targets = [target for target in measured(found.document) if target.phases]
         if targets:
             section.blocks.append(_phases(found, targets, f"phases-{index}"))
-    for index, whole in enumerate(results.whole_runs):
+    for index, whole in enumerate(results.end_to_end_runs):
         sides = [side for side in whole.document.sides if side.processes and side.processes[0].phases]
         stacks = [_whole_stack(side.name, side.processes[0], side_words(side)) for side in sides]
         if stacks:
-            title = titled("Phases of whole runs", whole_tags(whole.document))
+            title = titled("Phases of end-to-end runs", whole_tags(whole.document))
             section.blocks.append(_stacked(f"whole-phases-{index}", title, whole.path, stacks))
     ended = [(run, run.document.summary) for run in results.runs]
     stacks = [
@@ -71,7 +71,7 @@ def _stacked(key: str, title: str, words: str, stacks: Sequence[Stack]) -> Stack
 
 
 def _whole_stack(name: str, run: WholeProcess | RunSummary, words: str) -> Stack:
-    """The phases of a whole run, and what is left of its seconds."""
+    """The phases of an end-to-end run, and what is left of its seconds."""
     parts = {phase.replace("_", " "): seconds for phase, seconds in run.phases.items()}
     rest = (run.seconds or 0.0) - sum(parts.values())
     return Stack(name, parts | {"steps, evaluation, rest": max(0.0, rest)}, words)

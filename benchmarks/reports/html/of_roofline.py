@@ -167,8 +167,8 @@ def _peak_words(backend: str, peaks: Peaks) -> str:
         ],
         ", ",
     )
-    disturbed = "; other work disturbed the measurement, the true peak is higher" if peaks.disturbed else ""
+    contended = "; other work contended the measurement, the true peak is higher" if peaks.contended else ""
     return (
         f"{backend} peak in {peaks.dtype}, measured in this run: {number(peaks.matmul_tflops)} TFLOP/s, copy "
-        f"{number(peaks.copy_gbps)} GB/s; the vendor's figures: {vendor}{disturbed}"
+        f"{number(peaks.copy_gbps)} GB/s; the vendor's figures: {vendor}{contended}"
     )

@@ -54,8 +54,8 @@ class Ran(Part):
         return self.series or Trace()
 
 
-class Repetition(Part):
-    """The error after one repetition of the layer: accumulated, and local (from the reference's own input)."""
+class LayerError(Part):
+    """The error after one layer of the layer: accumulated, and local (from the reference's own input)."""
 
     name: Text
     relative_l2: FiniteFloat | None = None
@@ -100,11 +100,11 @@ class Candidate(Ran):
     reasons: list[Text] = Field(default_factory=list)
     worst: FiniteFloat | None = None
     first_step: int | None = None
-    repetition: Text | None = None
+    layer: Text | None = None
     cause: Text | None = None
     place: Text | None = None
     checks: list[Quantity] = Field(default_factory=list)
-    repetitions: list[Repetition] = Field(default_factory=list)
+    layers: list[LayerError] = Field(default_factory=list)
     probe: Probe | None = None
     metrics: list[Epoch] = Field(default_factory=list)
 
@@ -132,7 +132,7 @@ class Seeds(Part):
 class Parity(Part):
     """A result of `isotrain parity compare`."""
 
-    kind: Literal["isotrain.parity/1"] = Field(alias="schema")
+    kind: Literal["isotrain.parity/2"] = Field(alias="schema")
     created: Text
     status: Text
     notes: list[Text] = Field(default_factory=list)

@@ -20,7 +20,7 @@ constexpr int kInterface = 2;
 
 struct Shape {
     std::int32_t hidden, intermediate, heads, embedding, vocab, positions, types, activation, project, layers,
-        repetitions, block_tokens;
+        num_layers, block_tokens;
     float eps;
 };
 
@@ -136,7 +136,7 @@ void fill(Encoder& encoder, const Shape& shape, const void* const* tensors, cons
         layer.output_norm = norm(encoder, t[10], t[11], m.hidden);
         m.layers.push_back(layer);
     }
-    m.layer_of_repetition.assign(order, order + shape.repetitions);
+    m.weights_of_layer.assign(order, order + shape.num_layers);
 }
 
 // What the code above and in engine.h takes for granted. Empty: all of it holds.
@@ -148,10 +148,10 @@ std::string unsupported(const Shape& s, const std::int32_t* order) {
         return "embedding_size must be a multiple of 16 up to 4096";
     if (!s.project && s.embedding != s.hidden) return "embedding_size must be hidden_size without a projection";
     if (s.activation < 0 || s.activation > isotrain::kTanh) return "unknown activation";
-    if (s.vocab < 1 || s.positions < 1 || s.types < 1 || s.layers < 1 || s.repetitions < 1 || s.block_tokens < 1)
+    if (s.vocab < 1 || s.positions < 1 || s.types < 1 || s.layers < 1 || s.num_layers < 1 || s.block_tokens < 1)
         return "sizes must be above 0";
-    for (int index = 0; index < s.repetitions; ++index)
-        if (order[index] < 0 || order[index] >= s.layers) return "layer_of_repetition names a layer that isn't there";
+    for (int index = 0; index < s.num_layers; ++index)
+        if (order[index] < 0 || order[index] >= s.layers) return "weights_of_layer names a layer that isn't there";
     return "";
 }
 
@@ -296,7 +296,7 @@ int isotrain_cpu_encode(void* handle, const std::int64_t* ids, const std::int64_
     return encode(*static_cast<Encoder*>(handle), in, sequences, threads, features, nullptr, error, error_size);
 }
 
-// The same, and every repetition's hidden states: see Watch.
+// The same, and every layer's hidden states: see Watch.
 int isotrain_cpu_watch(void* handle, const std::int64_t* ids, const std::int64_t* positions, const std::int64_t* types,
                        const std::int64_t* cu_seqlens, std::int64_t sequences, int threads, float* features,
                        const float* given, float* states, char* error, std::size_t error_size) {

@@ -82,10 +82,10 @@ struct Model {
     Norm embedding_norm;
     Linear projection;
     std::vector<Layer> layers;
-    std::vector<int> layer_of_repetition;
+    std::vector<int> weights_of_layer;
 };
 
-// A run of whole sequences that one thread takes through all repetitions.
+// A run of whole sequences that one thread takes through all layers.
 struct Block {
     std::int64_t first_sequence, sequences, first_token, tokens;
 };
@@ -97,11 +97,11 @@ struct Input {
     const std::int64_t* cu_seqlens;
 };
 
-// For whoever compares one repetition after the other: all hidden states, float32.
+// For whoever compares one layer after the other: all hidden states, float32.
 struct Watch {
     std::int64_t tokens;  // of the whole batch
-    const float* given;   // null, or [repetitions][tokens][hidden]: what each repetition takes in instead of its own
-    float* states;        // [repetitions + 1][tokens][hidden]: the first one's input, then what each one gives
+    const float* given;   // null, or [layers][tokens][hidden]: what each layer takes in instead of its own
+    float* states;        // [layers + 1][tokens][hidden]: the first one's input, then what each one gives
 };
 
 // One instruction set's code: scratch memory for blocks of up to `tokens` tokens, and the forward pass of one block.
@@ -113,7 +113,7 @@ struct Engine {
     const char* name;
     int panel;
     Scratch* (*make_scratch)(const Model&, std::int64_t tokens, std::int64_t sequences, std::int64_t longest);
-    // features: float32 [all sequences][hidden]; the block's rows are written. With a watch the last repetition is
+    // features: float32 [all sequences][hidden]; the block's rows are written. With a watch the last layer is
     // computed for all tokens, and nothing else differs.
     void (*forward)(const Model&, Scratch&, const Input&, const Block&, float* features, const Watch*);
     // Floating-point operations a second of products whose operands come out of a working set of `bytes`.

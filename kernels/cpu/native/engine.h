@@ -219,7 +219,7 @@ void attend(const Model& m, Work<Isa>& w, Rows<const bf16> query, int queries, c
 
 // x = norm(x + attended W + b); x = norm(x + ffn(x)): what follows the attention, on `rows` rows.
 template <class Isa>
-void finish_repetition(const Model& m, Work<Isa>& w, const Layer& layer, Rows<const bf16> attended, float* x,
+void finish_layer(const Model& m, Work<Isa>& w, const Layer& layer, Rows<const bf16> attended, float* x,
                        bf16* input, int rows) {
     const auto hidden = std::size_t(m.hidden), line = spread(m.hidden), width = spread(m.intermediate);
     const auto add = [&](float* base) {
@@ -257,7 +257,7 @@ void round_residual(const Model& m, Work<Isa>& w, int rows) {
             store_bf16(w.input.get() + row * line + i, _mm512_loadu_ps(w.residual.get() + row * hidden + i));
 }
 
-// The first repetition's input: LayerNorm(word + type + position), and ALBERT's projection to the hidden size.
+// The first layer's input: LayerNorm(word + type + position), and ALBERT's projection to the hidden size.
 template <class Isa>
 void embed(const Model& m, Work<Isa>& w, const Input& in, const Block& block) {
     const int e = m.embedding, k = round_up(e, kDepth);
@@ -296,9 +296,9 @@ void watch_states(const Model& m, const Work<Isa>& w, const Watch& watch, const 
 }
 
 template <class Isa>
-void take_given(const Model& m, Work<Isa>& w, const Watch& watch, const Block& block, std::size_t repetition) {
+void take_given(const Model& m, Work<Isa>& w, const Watch& watch, const Block& block, std::size_t depth) {
     const auto hidden = std::size_t(m.hidden);
-    const float* from = watch.given + (repetition * std::size_t(watch.tokens) + std::size_t(block.first_token)) * hidden;
+    const float* from = watch.given + (depth * std::size_t(watch.tokens) + std::size_t(block.first_token)) * hidden;
     std::memcpy(w.residual.get(), from, std::size_t(block.tokens) * hidden * sizeof(float));
     round_residual(m, w, int(block.tokens));
 }
@@ -315,10 +315,10 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
     };
     embed<Isa>(m, w, in, block);
     if (watch) watch_states(m, w, *watch, block, 0);
-    const std::size_t repetitions = m.layer_of_repetition.size();
-    for (std::size_t repetition = 0; repetition + !watch < repetitions; ++repetition) {
-        if (watch && watch->given) take_given(m, w, *watch, block, repetition);
-        const Layer& layer = m.layers[m.layer_of_repetition[repetition]];
+    const std::size_t num_layers = m.weights_of_layer.size();
+    for (std::size_t depth = 0; depth + !watch < num_layers; ++depth) {
+        if (watch && watch->given) take_given(m, w, *watch, block, depth);
+        const Layer& layer = m.layers[m.weights_of_layer[depth]];
         linear<Isa>(w.block, {w.input.get(), line}, rows, layer.qkv, 0, 3 * m.hidden,
                     store_to(w.qkv.get(), triple));
         for (int s = 0; s < sequences; ++s) {
@@ -328,8 +328,8 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
             attend<Isa>(m, w, {qkv, triple}, length, qkv + hidden, qkv + 2 * hidden, length,
                         {w.attended.get() + start * line, line});
         }
-        finish_repetition<Isa>(m, w, layer, {w.attended.get(), line}, w.residual.get(), w.input.get(), rows);
-        if (watch) watch_states(m, w, *watch, block, repetition + 1);
+        finish_layer<Isa>(m, w, layer, {w.attended.get(), line}, w.residual.get(), w.input.get(), rows);
+        if (watch) watch_states(m, w, *watch, block, depth + 1);
     }
     if (watch) {
         for (int s = 0; s < sequences; ++s)
@@ -338,8 +338,8 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
         return;
     }
 
-    // The last repetition: keys and values of all tokens, everything else of each sequence's first token alone.
-    const Layer& layer = m.layers[m.layer_of_repetition[repetitions - 1]];
+    // The last layer: keys and values of all tokens, everything else of each sequence's first token alone.
+    const Layer& layer = m.layers[m.weights_of_layer[num_layers - 1]];
     linear<Isa>(w.block, {w.input.get(), line}, rows, layer.qkv, m.hidden, 3 * m.hidden,
                 store_to(w.qkv.get(), triple));
     for (int s = 0; s < sequences; ++s) {
@@ -355,7 +355,7 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
         attend<Isa>(m, w, {w.first_query.get() + s * line, line}, 1, qkv + hidden, qkv + 2 * hidden,
                     int(bounds[s + 1] - bounds[s]), {w.attended.get() + s * line, line});
     }
-    finish_repetition<Isa>(m, w, layer, {w.attended.get(), line}, w.first_residual.get(), w.first_input.get(),
+    finish_layer<Isa>(m, w, layer, {w.attended.get(), line}, w.first_residual.get(), w.first_input.get(),
                            sequences);
     std::memcpy(features + block.first_sequence * hidden, w.first_residual.get(), sequences * hidden * sizeof(float));
 }

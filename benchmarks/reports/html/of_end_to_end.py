@@ -9,14 +9,14 @@ from .loading import Found
 from .text import joined
 
 
-def whole_runs(found: Found[EndToEnd], key: str) -> list[Block]:
+def end_to_end_runs(found: Found[EndToEnd], key: str) -> list[Block]:
     """Bars and a table of all sides, and what is wrong with some of them."""
     result = found.document
     known = result.processes[0] if result.processes else None
-    blocks: list[Block] = [Heading(known.device if known else "whole runs", found.path)]
+    blocks: list[Block] = [Heading(known.device if known else "end-to-end runs", found.path)]
     if known is not None:
         blocks.append(Words(f"Whole training runs: model {known.model}, {result.config.get('epochs', '?')} epochs"))
-    named = titled("Whole runs", whole_tags(result))
+    named = titled("End-to-end runs", whole_tags(result))
     bars = tuple(_bar(side) for side in result.sides)
     if not all(bar.empty for bar in bars):
         words = "Less is better. Whiskers: 95 % intervals."
@@ -44,7 +44,7 @@ def _rates(result: EndToEnd) -> Table:
         Column("what", numeric=False),
         Column("samples/s"),
         Column("real tokens/s"),
-        Column("useful TFLOP/s"),
+        Column("model TFLOP/s"),
         Column("of the peak"),
         Column("hardware TFLOP/s"),
         Column("of the peak"),
@@ -56,7 +56,7 @@ def _rates(result: EndToEnd) -> Table:
     )
     counted = [side for side in result.sides if side.figures is not None]
     flagged = frozenset(index for index, side in enumerate(counted) if not side.valid)
-    titles = titled("Whole runs, work and limits", whole_tags(result))
+    titles = titled("End-to-end runs, work and limits", whole_tags(result))
     return Table(titles, columns, tuple(_rate_cells(side) for side in counted), flagged)
 
 
@@ -68,7 +68,7 @@ def _rate_cells(side: Side) -> tuple[str, ...]:
         joined([side.name, side_words(side)], ", "),
         number(figures.samples_per_second.median),
         number(figures.real_tokens_per_second.median),
-        number(figures.useful_tflops.median),
+        number(figures.model_tflops.median),
         "n/a" if share is None else f"{share.useful:.1%}",
         number(figures.hardware_tflops.median),
         "n/a" if share is None else f"{share.hardware:.1%}",

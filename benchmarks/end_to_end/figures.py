@@ -1,4 +1,4 @@
-"""Figures of whole runs: each side's work over its seconds, held against the limits of the device they ran on."""
+"""Figures of end-to-end runs: each side's work over its seconds, held against the limits of the device they ran on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..outcome.gates import gate_peaks
 
 Side = dict[str, Any]
 
-# A rate of a whole run, and the quantity that it is of.
+# A rate of an end-to-end run, and the quantity that it is of.
 RATES = {
     "samples_per_second": ("samples", 1.0),
     "real_tokens_per_second": ("real_tokens", 1.0),
     "padded_tokens_per_second": ("padded_tokens", 1.0),
-    "useful_tflops": ("useful_flops", 1e12),
+    "model_tflops": ("model_flops", 1e12),
     "hardware_tflops": ("hardware_flops", 1e12),
 }
 ONLY_A_PART = "unavailable: only a part of the run was run"
@@ -47,7 +47,7 @@ def add_figures(sides: Sequence[Side], counted: Mapping[str, Any], seed: int) ->
 
 
 def _entry(side: Side, counted: Mapping[str, Any]) -> dict[str, Any]:
-    """A side as the gates know a target: its one step is the whole run."""
+    """A side as the gates know a target: its one step is the end-to-end run."""
     device = counted["device"]
     return {
         "backend": device["backend"],

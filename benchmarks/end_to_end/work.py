@@ -1,6 +1,6 @@
-"""What a whole run comes to: texts, tokens, FLOPs and bytes counted, and the device's own limits measured.
+"""What an end-to-end run comes to: texts, tokens, FLOPs and bytes counted, and the device's own limits measured.
 
-``python -m isotrain.benchmarks.end_to_end.whole_work`` with its specification on stdin, after the runs. It opens a
+``python -m isotrain.benchmarks.end_to_end.work`` with its specification on stdin, after the runs. It opens a
 finished run's own configuration and lays out its batches once more, with the functions that training uses, so that what
 is counted is what was run. The experiment's loops say themselves how long the batches were that they timed.
 """
@@ -29,7 +29,8 @@ Head = tuple[int, int, int]
 
 
 def count(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The work of the run in the folder `run`, and of the whole runs that `loops` (lists of documents) are parts of.
+    """The work of the run in the folder `run`, and of the end-to-end runs that `loops` (lists of documents) are parts
+    of.
 
     spec: run, loops, dtype (of the loops), threads. Raises UserError where the run's own configuration no longer opens.
     Also the peaks of the run's device, measured with copies as large as what a batch or a step moves on average.
@@ -47,7 +48,7 @@ def count(spec: Mapping[str, Any]) -> dict[str, Any]:
     loops = [loop_work(config, head, documents, job.config, spec["dtype"]) for documents in spec["loops"]]
     for loop in loops:
         # The same job: what it needs at least is one number for everyone.
-        loop["useful_flops"] = own["useful_flops"]
+        loop["model_flops"] = own["model_flops"]
     info = job.backend.info()
     return {
         "work": own,
@@ -75,7 +76,7 @@ def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -
                 "samples": 0,
                 "real_tokens": 0,
                 "padded_tokens": sum(computed),
-                "useful_flops": flops.encoder_flops(encoder, real),
+                "model_flops": flops.encoder_flops(encoder, real),
                 "hardware_flops": flops.encoder_flops(encoder, computed, cls_only_last),
                 "moved_bytes": traffic.forward_bytes(
                     encoder, sum(computed), len(computed), job.policy.param, job.policy.compute
@@ -94,7 +95,7 @@ def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -
                 "samples": store.num_texts,
                 "real_tokens": tokens,
                 "padded_tokens": 0,
-                "useful_flops": useful,
+                "model_flops": useful,
                 "hardware_flops": _head_flops(head, filled, trained=trained),
                 "moved_bytes": batches * traffic.head_bytes(*head, filled // batches, trained=trained),
             }
@@ -103,9 +104,10 @@ def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -
 def loop_work(
     config: EncoderConfig, head: Head, documents: Sequence[Mapping[str, Any]], run: TrainConfig, dtype: str
 ) -> Work:
-    """A whole run of the experiment's loop, extrapolated from the batches that its processes timed, as its seconds are.
+    """An end-to-end run of the experiment's loop, extrapolated from the batches that its processes
+    timed, as its seconds are.
 
-    documents: what `peers.experiment` wrote. Its encoder runs at every step, with its last repetition in full.
+    documents: what `blacksmith_loop` wrote. Its encoder runs at every step, with its last layer in full.
     """
     first = documents[0]
     total = dict.fromkeys(QUANTITIES, 0.0)

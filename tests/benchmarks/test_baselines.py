@@ -17,16 +17,18 @@ from isotrain import UserError
 from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import get_backend
-from isotrain.benchmarks import baselines as peers
-from isotrain.benchmarks.baselines import PEERS, build_peer, chosen_peers
-from isotrain.benchmarks.baselines.base import PeerEncoder, peer_policy, running
+from isotrain.benchmarks import baselines
+from isotrain.benchmarks.baselines import BASELINES, build_baseline, chosen_baselines
+from isotrain.benchmarks.baselines.base import BaselineEncoder, baseline_policy, running
 from isotrain.benchmarks.harness.texts import Texts, embedded_texts, make_batches, static_cells
-from isotrain.benchmarks.harness.workloads import PeerForward
+from isotrain.benchmarks.harness.workloads import BaselineForward
 from isotrain.kernels.install import install_hint
 from isotrain.kernels.packed import PaddedBatch
 
-PEER_LAYOUTS = [
-    (peer.name, layout) for peer in PEERS.values() for layout in dict.fromkeys(one for one, _ in peer.shapes)
+BASELINE_LAYOUTS = [
+    (baseline.name, layout)
+    for baseline in BASELINES.values()
+    for layout in dict.fromkeys(one for one, _ in baseline.shapes)
 ]
 
 
@@ -41,8 +43,8 @@ def texts() -> Texts:
 
 
 def needed(name: str) -> None:
-    """Skips, with the reason, where a peer isn't installed or can't compile."""
-    missing = PEERS[name].missing()
+    """Skips, with the reason, where a baseline isn't installed or can't compile."""
+    missing = BASELINES[name].missing()
     if missing:
         pytest.skip(missing)
 
@@ -54,48 +56,48 @@ def features_of(albert: LoadedEncoder, texts: Texts, row: int) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "layout"), PEER_LAYOUTS)
-def test_every_peer_gives_the_features_of_transformers(
+@pytest.mark.parametrize(("name", "layout"), BASELINE_LAYOUTS)
+def test_every_baseline_gives_the_features_of_transformers(
     albert: LoadedEncoder, texts: Texts, name: str, layout: str
 ) -> None:
     needed(name)
     try:
-        peer = build_peer(name, albert, get_backend("cpu"), "float32", layout)
+        baseline = build_baseline(name, albert, get_backend("cpu"), "float32", layout)
         batches = make_batches(texts, 8, layout, 64, static_shapes=2)
-        peer.prepare([batch.inputs for batch in batches])
+        baseline.prepare([batch.inputs for batch in batches])
     except UserError as error:
         if "C++ compiler" not in str(error):
             raise
         pytest.skip(str(error))
-    compiled = peer.compile_count()
+    compiled = baseline.compile_count()
     for batch in batches:
-        rows = peer(batch.inputs)[: len(batch.rows)]
+        rows = baseline(batch.inputs)[: len(batch.rows)]
         assert rows.dtype == torch.float32
         expected = torch.stack([features_of(albert, texts, row) for row in batch.rows.tolist()])
         assert torch.linalg.norm(rows - expected) <= 1e-5 * torch.linalg.norm(expected)
-    assert peer.compile_count() == compiled, "everything was compiled by prepare"
+    assert baseline.compile_count() == compiled, "everything was compiled by prepare"
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_a_peer_says_which_dtype_it_really_computes_in(albert: LoadedEncoder, name: str) -> None:
+def test_a_baseline_says_which_dtype_it_really_computes_in(albert: LoadedEncoder, name: str) -> None:
     needed(name)
-    layout = PEERS[name].shapes[0][0]
-    policy = build_peer(name, albert, get_backend("cpu"), "bfloat16", layout).policy
+    layout = BASELINES[name].shapes[0][0]
+    policy = build_baseline(name, albert, get_backend("cpu"), "bfloat16", layout).policy
     assert policy.requested == "bfloat16"
     assert name in policy.reason.lower().replace(" ", "")
     assert name != "onnxruntime" or policy.compute == "float32"
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_a_peer_sends_nobody_statistics(name: str, tmp_path: Path) -> None:
+def test_a_baseline_sends_nobody_statistics(name: str, tmp_path: Path) -> None:
     """Both do unless told not to, and leave an identity in the user's home for it."""
     needed(name)
     program = (
         "import sys\n"
         "from isotrain.albert_core.model.encoder import load_encoder\n"
         "from isotrain.backends import get_backend\n"
-        "from isotrain.benchmarks.baselines import build_peer\n"
-        f"build_peer({name!r}, load_encoder('random:tiny', 0), get_backend('cpu'), 'float32', 'sorted')\n"
+        "from isotrain.benchmarks.baselines import build_baseline\n"
+        f"build_baseline({name!r}, load_encoder('random:tiny', 0), get_backend('cpu'), 'float32', 'sorted')\n"
         "sent = [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
         "sys.exit(str(sent) if sent else 0)\n"
     )
@@ -106,31 +108,31 @@ def test_a_peer_sends_nobody_statistics(name: str, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.name in ("intel", "Microsoft")]
 
 
-def test_a_peers_policy_is_the_backends_unless_it_has_its_own() -> None:
+def test_a_baselines_policy_is_the_backends_unless_it_has_its_own() -> None:
     backend = get_backend("cpu")
-    assert peer_policy(backend, "bfloat16") == backend.cast_policy("bfloat16")
-    own = peer_policy(backend, "bfloat16", "float32", "because")
+    assert baseline_policy(backend, "bfloat16") == backend.cast_policy("bfloat16")
+    own = baseline_policy(backend, "bfloat16", "float32", "because")
     assert (own.requested, own.param, own.compute, own.reason) == ("bfloat16", "float32", "float32", "because")
 
 
-def test_names_are_checked_and_peers_means_all() -> None:
-    assert [peer.name for peer in chosen_peers(["peers"])] == list(PEERS)
-    assert [peer.name for peer in chosen_peers(["openvino", "openvino"])] == ["openvino"]
-    with pytest.raises(UserError, match="--vs 'tensorflow' does not exist; allowed are peers"):
-        chosen_peers(["tensorflow"])
+def test_names_are_checked_and_baselines_means_all() -> None:
+    assert [baseline.name for baseline in chosen_baselines(["baselines"])] == list(BASELINES)
+    assert [baseline.name for baseline in chosen_baselines(["openvino", "openvino"])] == ["openvino"]
+    with pytest.raises(UserError, match="--vs 'tensorflow' does not exist; allowed are baselines"):
+        chosen_baselines(["tensorflow"])
 
 
-def test_a_peer_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "onnx" else find_spec("json"))
-    assert PEERS["onnxruntime"].missing() == f"onnx not installed; get it by: {install_hint('peers')}"
-    assert PEERS["openvino"].missing() == ""
-    assert PEERS["transformers-sorted"].missing() == ""
+def test_a_baseline_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None if name == "onnx" else find_spec("json"))
+    assert BASELINES["onnxruntime"].missing() == f"onnx not installed; get it by: {install_hint('baselines')}"
+    assert BASELINES["openvino"].missing() == ""
+    assert BASELINES["transformers-sorted"].missing() == ""
 
 
-def test_given_batch_sizes_replace_a_peers_own_unless_its_shape_is_what_it_stands_for() -> None:
-    assert PEERS["transformers-sorted"].choices([]) == PEERS["transformers-sorted"].shapes
-    assert PEERS["openvino"].choices([5, 6]) == (("sorted", 5), ("sorted", 6), ("static", 5), ("static", 6))
-    assert PEERS["experiment-padded"].choices([5]) == (("padded", 8),)
+def test_given_batch_sizes_replace_a_baselines_own_unless_its_shape_is_what_it_stands_for() -> None:
+    assert BASELINES["transformers-sorted"].choices([]) == BASELINES["transformers-sorted"].shapes
+    assert BASELINES["openvino"].choices([5, 6]) == (("sorted", 5), ("sorted", 6), ("static", 5), ("static", 6))
+    assert BASELINES["experiment-padded"].choices([5]) == (("padded", 8),)
 
 
 def test_whatever_a_third_party_raises_becomes_one_line() -> None:
@@ -145,21 +147,21 @@ def test_torch_compile_without_a_compiler_says_so(
     albert: LoadedEncoder, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    peer = build_peer("torch-compile", albert, get_backend("cpu"), "float32", "static")
+    baseline = build_baseline("torch-compile", albert, get_backend("cpu"), "float32", "static")
     with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and no-such-compiler is not installed"):
-        peer.prepare([batch.inputs for batch in make_batches(texts, 8, "static", 64)])
+        baseline.prepare([batch.inputs for batch in make_batches(texts, 8, "static", 64)])
 
 
 def test_the_experiments_forward_has_the_pooler_that_nothing_reads(albert: LoadedEncoder) -> None:
-    bare = build_peer("transformers-dynamic", albert, get_backend("cpu"), "float32", "dynamic")
-    own = build_peer("experiment-dynamic", albert, get_backend("cpu"), "float32", "dynamic")
+    bare = build_baseline("transformers-dynamic", albert, get_backend("cpu"), "float32", "dynamic")
+    own = build_baseline("experiment-dynamic", albert, get_backend("cpu"), "float32", "dynamic")
     assert bare.module.pooler is None
     assert own.module.pooler is not None
 
 
 @pytest.mark.parametrize("layout", ["dynamic", "sorted", "static"])
 @pytest.mark.parametrize("size", [1, 5, 8, 100])
-def test_peers_layouts_hold_every_text_once(texts: Texts, layout: str, size: int) -> None:
+def test_baselines_layouts_hold_every_text_once(texts: Texts, layout: str, size: int) -> None:
     batches = make_batches(texts, size, layout, 64, static_shapes=3)
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows.tolist()) == list(range(24))
@@ -198,14 +200,14 @@ def test_static_cells_waste_as_little_as_any(count: int) -> None:
     assert cost(found) == min(cost(cells) for cells in possible)
 
 
-class Counted(PeerEncoder):
+class Counted(BaselineEncoder):
     """Features that are each text's first real id, and a compiler that is asked at every call."""
 
     name, version = "counted", "1"
 
     def __init__(self) -> None:
         self.compiles = 0
-        self.policy = peer_policy(get_backend("cpu"), "float32")
+        self.policy = baseline_policy(get_backend("cpu"), "float32")
 
     def features(self, batch: PaddedBatch) -> torch.Tensor:
         self.compiles += 1
@@ -216,15 +218,15 @@ class Counted(PeerEncoder):
 
 
 @pytest.fixture
-def counted(texts: Texts) -> Callable[[], PeerForward]:
-    def make() -> PeerForward:
+def counted(texts: Texts) -> Callable[[], BaselineForward]:
+    def make() -> BaselineForward:
         head = ClassificationHead(4, 8, 7, seed=1)
-        return PeerForward(get_backend("cpu"), Counted(), head, make_batches(texts, 5, "static", 64, 2), texts)
+        return BaselineForward(get_backend("cpu"), Counted(), head, make_batches(texts, 5, "static", 64, 2), texts)
 
     return make
 
 
-def test_fillers_of_a_static_shape_are_no_results(counted: Callable[[], PeerForward], texts: Texts) -> None:
+def test_fillers_of_a_static_shape_are_no_results(counted: Callable[[], BaselineForward], texts: Texts) -> None:
     workload = counted()
     assert any(len(batch.computed) > len(batch.rows) for batch in workload.batches)
     workload.begin()
@@ -237,7 +239,7 @@ def test_fillers_of_a_static_shape_are_no_results(counted: Callable[[], PeerForw
         assert torch.allclose(torch.tensor(logits), workload.head(features)[0])
 
 
-def test_a_peers_own_compiler_is_watched(counted: Callable[[], PeerForward]) -> None:
+def test_a_baselines_own_compiler_is_watched(counted: Callable[[], BaselineForward]) -> None:
     workload = counted()
     before = workload.compile_count()
     workload.begin()

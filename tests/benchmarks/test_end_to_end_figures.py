@@ -1,4 +1,6 @@
-"""What whole runs come to: their work, judged by torch's own counter on what really runs, and its rates and limits."""
+"""What end-to-end runs come to: their work, judged by torch's own counter on what really runs, and its rates and
+limits.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.backends import EnergyUse
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.end_to_end.blacksmith_loop import WARM_UP_STEPS, measure_loop
-from isotrain.benchmarks.end_to_end.whole_figures import add_figures
-from isotrain.benchmarks.end_to_end.whole_work import count, loop_work
+from isotrain.benchmarks.end_to_end.figures import add_figures
+from isotrain.benchmarks.end_to_end.work import count, loop_work
 from support.loop_spec import loop_spec
 from support.small_job import settings, write_dataset
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -82,7 +84,7 @@ def test_tokens_are_counted_as_often_as_they_are_read_and_as_often_as_they_are_c
     assert work["samples"] == EPOCHS * (TRAIN + TEST)
     assert work["real_tokens"] == EPOCHS * real
     assert work["padded_tokens"] == 32 * (TRAIN + TEST), "features are computed once"
-    assert work["useful_flops"] < work["hardware_flops"]
+    assert work["model_flops"] < work["hardware_flops"]
 
 
 @pytest.mark.parametrize("padding", ["padded", "dynamic"])
@@ -135,7 +137,7 @@ def work(**changes: float) -> dict[str, float]:
         "samples": 1000.0,
         "real_tokens": 12_000.0,
         "padded_tokens": 8_000.0,
-        "useful_flops": 2e12,
+        "model_flops": 2e12,
         "hardware_flops": 4e12,
         "moved_bytes": 1e9,
     } | changes
@@ -146,7 +148,7 @@ def counted(emulated: bool = False, **changes: Any) -> dict[str, Any]:
         "work": work(),
         "loops": [work(hardware_flops=4e13)],
         "peaks": {"dtype": "float32", "matmul_tflops": 0.5, "copy_gbps": 10.0, "step_copy_gbps": 10.0}
-        | {"unit": None, "disturbed": False},
+        | {"unit": None, "contended": False},
         "device": {"backend": "cpu", "emulated": emulated},
     } | changes
 
@@ -171,8 +173,8 @@ def test_rates_are_work_over_seconds_and_share_their_interval() -> None:
     assert own["figures"]["samples_per_second"] == {"median": 50.0, "low": 25.0, "high": 100.0}
     assert own["figures"]["real_tokens_per_second"]["median"] == 600.0
     assert own["figures"]["padded_tokens_per_second"]["median"] == 400.0
-    assert own["figures"]["useful_tflops"]["median"] == pytest.approx(0.1)
-    assert own["share_of_peak"] == {"useful": pytest.approx(0.2), "hardware": pytest.approx(0.4)}
+    assert own["figures"]["model_tflops"]["median"] == pytest.approx(0.1)
+    assert own["share_of_peak"] == {"model": pytest.approx(0.2), "hardware": pytest.approx(0.4)}
     assert own["roofline"]["bound"] == "compute"
     assert loop["figures"]["hardware_tflops"]["median"] == pytest.approx(0.1)
     assert own["valid"]

@@ -1,0 +1,36 @@
+"""Results and traces of schema 1 as those of schema 2, which names some fields otherwise. Numbers stay as they are."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_OLD = re.compile(r"isotrain\.(bench|end-to-end|parity|trace)/1")
+_LAYER = re.compile(r"repetition (\d+)( alone)?")
+_KEYS = {
+    "disturbed": "contended",
+    "peer": "baseline",
+    "quiet": "steady",
+    "repetition": "layer",
+    "repetitions": "layers",
+    "useful": "model",
+    "useful_flops": "model_flops",
+    "useful_tflops": "model_tflops",
+    "yardstick": "error_budget",
+    "yardsticks": "error_budgets",
+}
+
+
+def upgraded(document: Any) -> Any:
+    """`document` in the newest schema; anything but a result or a trace of schema 1 is given back as it is."""
+    schema = document.get("schema") if isinstance(document, dict) else None
+    old = _OLD.fullmatch(schema) if isinstance(schema, str) else None
+    return {**_renamed(document), "schema": f"isotrain.{old[1]}/2"} if old else document
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_KEYS.get(key, key): _renamed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_renamed(part) for part in value]
+    return _LAYER.sub(r"layer \1\2", value) if isinstance(value, str) and _LAYER.fullmatch(value) else value
