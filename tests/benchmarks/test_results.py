@@ -17,8 +17,8 @@ from isotrain import UserError
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_quick
 from isotrain.benchmarks.harness.runner import WorkerRun
-from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.outcome.build import build_result, result_path, write_result
+from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
