@@ -27,7 +27,7 @@ from ..runs.folder import RunFolder
 from ..runs.history import best_evaluation
 from ..runs.manifest import CONFIG, MODEL, ORIGIN, check_run
 from ..runs.saved_model import check_finished, read_model
-from ..tasks import Task, find_task
+from ..tasks import TASKS, Prediction, Task
 from ..tokens.store import TokenStore
 from ..tokens.tokenizer import TextTokenizer, load_tokenizer
 
@@ -60,8 +60,8 @@ class Predictor:
     num_outputs: int
     progress: Callable[[int, int], None] | None = None
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
-        """The task's answers (see `Prediction`) in the order of `texts`, with second texts where it was trained on two.
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequence[Prediction]:
+        """The task's answers in the order of `texts`, with second texts where it was trained on two.
 
         Raises UserError for an empty text, second texts that are missing, too many or not wanted.
         """
@@ -74,7 +74,11 @@ class Predictor:
                 # As a shell hands over bytes that are in another encoding.
                 if not is_unicode(text):
                     raise UserError(f"{role} {number} of {len(texts)} is not UTF-8: {text!r}; write it as UTF-8")
-        return self.task.predict(self, texts, pairs) if texts else []
+        if not texts:
+            return []
+        split = self.task.inputs(self.recalled, texts, pairs)
+        store = self.task.tokenise(split, self.tokenizer, self.config, False, None)
+        return self.task.answers(self.recalled, split, store, self.outputs(store), self.config)
 
     def outputs(self, store: TokenStore) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """The head's outputs for every sequence: row numbers int64 [n] and logits [n, ...] on the host, some at a time.
@@ -127,7 +131,7 @@ def load_predictor(
         if option == "best":
             _say_if_not_held(run, config.best, saved)
         weights, identity = saved.model, saved.identity
-    task = find_task(config.task)
+    task = TASKS[config.task]
     trained_for = identity.get("task", "a task that it doesn't name")
     if trained_for != task.name:
         raise UserError(

@@ -17,7 +17,7 @@ from ..data.columns import IdsSeen
 from ..data.tabular import Table
 from ..runs.files import written
 from ..runs.folder import RunFolder, with_device
-from ..tasks import Prediction, Task, find_task
+from ..tasks import TASKS, Prediction, Task
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_inputs(
     Raises UserError, also for an empty cell, for an id that occurs twice, and with `by_id` for a row without an id.
     """
     config = load_config(run.config).config
-    task = find_task(config.task)
+    task = TASKS[config.task]
     # Taken first: whatever happens to the file from here on is noticed.
     version = _version(file)
     columns: dict[str, None] = {}

@@ -121,7 +121,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         test_source=test_source,
         store=store,
         trackers=Trackers(()),
-        state=TrainingState(backend.place(torch.zeros(2)), watch=CollapseWatch(job.task.chance_loss(job))),
+        state=TrainingState(backend.place(torch.zeros(2)), watch=CollapseWatch(job.task.chance_loss(job.train_tokens))),
         total_steps=min(total_steps, config.max_steps or total_steps),
         recorded=recorded,
     )

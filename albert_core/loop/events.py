@@ -22,6 +22,7 @@ from ..runs.folder import RunFolder, with_device
 from ..terminal.text import error_line
 from ..tokens.order import Window
 from .build import Training
+from .evaluate import evaluate
 from .job import Job
 from .state import own_tensors, snapshot
 
@@ -88,7 +89,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Call
     job, state = training.job, training.state
     began = time.perf_counter_ns()
     try:
-        evaluation = job.task.evaluate(training.model, _Stoppable(training.test_source, asked), job)
+        evaluation = evaluate(job, training.model, _Stoppable(training.test_source, asked))
     except _StopAskedError:
         training.model.train()
         log.info("the evaluation of step %d was stopped; a resume begins with it", state.step)

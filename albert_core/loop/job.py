@@ -23,7 +23,7 @@ from ..features.source import frozen_encoder
 from ..model.adapters import add_adapters
 from ..model.encoder import LoadedEncoder, load_encoder, model_source
 from ..processes.ranks import ALONE, Ranks
-from ..tasks import Task, find_task
+from ..tasks import TASKS, Task
 from ..tokens.order import epoch_order
 from ..tokens.store import TokenStore
 from ..tokens.tokenizer import TextTokenizer, load_tokenizer
@@ -117,7 +117,7 @@ def _hash(value: Any) -> str:
 
 def trains_on_features(config: TrainConfig) -> bool:
     """Whether the head is trained on a frozen encoder's features, and not in one model with the encoder."""
-    return config.freeze_encoder and find_task(config.task).on_features
+    return config.freeze_encoder and TASKS[config.task].on_features
 
 
 def policy_on(backend: Backend, config: TrainConfig) -> CastPolicy:
@@ -143,7 +143,7 @@ def labelled(label: str, backend: Backend) -> str:
 def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> Job:
     """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
     phases: dict[str, float] = {}
-    task = find_task(config.task)
+    task = TASKS[config.task]
     with _timed(phases, "open_backend"):
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = policy_on(backend, config)

@@ -33,7 +33,7 @@ from ..processes.signals import StopRequest, stop_on_signals
 from ..runs.files import write_error
 from ..runs.folder import RunFolder, changed_keys, earlier_run
 from ..runs.saved_model import MODEL_FILE, save_model
-from ..tasks import find_task
+from ..tasks import TASKS
 from ..terminal.invocation import command
 from ..terminal.text import clean
 from ..tokens.order import Window
@@ -189,7 +189,7 @@ def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult |
         return None
     if changed_keys(load_config(run.config).config.model_dump(), resolved.of_run().config):
         return None
-    names = [name for name in find_task(resolved.config.task).metrics if name in summary]
+    names = [name for name in TASKS[resolved.config.task].metrics if name in summary]
     if not _is_whole(summary, names):
         log.warning("%s is damaged: it is made anew from the last checkpoint", run.summary)
         return None

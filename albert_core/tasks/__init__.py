@@ -1,7 +1,12 @@
-"""Tasks by name: what the loop trains a model to do."""
+"""What a model can be trained to do: one class per task, which the loop calls and which knows nothing of the loop."""
 
 from __future__ import annotations
 
-from .task import Evaluation, Prediction, Split, Task, TaskData, find_task
+from .classification import Classification
+from .question_answering import QuestionAnswering
+from .task import Prediction, Task
 
-__all__ = ["Evaluation", "Prediction", "Split", "Task", "TaskData", "find_task"]
+__all__ = ["TASKS", "Prediction", "Task"]
+
+# By the value of the configuration's key `task`.
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), QuestionAnswering())}

@@ -8,15 +8,18 @@ hold the answer is to point at [CLS] (see `data.windows`). An answer is the best
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from ... import UserError
+from ..config.schema import TrainConfig
 from ..data.questions import QuestionDataset, load_questions
 from ..data.squad_file import QuestionSplit, question_parts
 from ..data.tabular import Table, shown
@@ -24,20 +27,12 @@ from ..model.head import SpanHead
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, read_strings
 from ..tokens.order import IGNORED
-from ..tokens.store import Progress
+from ..tokens.store import Progress, TokenStore
 from ..tokens.tokenizer import TextTokenizer
 from ..tokens.windows import WindowStore, build_window_store
 from .spans import Span, WindowLogits, best_spans, probabilities
 from .squad_score import score_predictions
-from .task import Evaluation, Task
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..config.schema import TrainConfig
-    from ..features.compute import InputSource
-    from ..inference.predict import Predictor
-    from ..loop.job import Job
+from .task import Evaluation, Outputs, Task
 
 log = logging.getLogger("isotrain")
 
@@ -65,141 +60,182 @@ class AnswerPrediction:
         return {"answer": self.text, "score": self.probability, "answer_start": self.start}
 
 
-def load(config: TrainConfig) -> QuestionDataset:
-    """The questions that the configuration names."""
-    if config.label_rules:
-        raise UserError("label_rules make labels alike, and task question_answering has none; drop label_rules")
-    return load_questions(
-        config.dataset_id,
-        question_column=config.text_column,
-        context_column=config.text_pair_column,
-        answers_column=config.label_column,
-        evaluation_split=config.evaluation_split,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-    )
+class QuestionAnswering(Task):
+    """Answers to questions, each a span of the question's context."""
 
+    name = "question_answering"
+    on_features = False
+    metrics: ClassVar = {"eval/loss": "loss", "eval/exact_match": "exact match", "eval/f1": "F1"}
+    sequences = "windows"
 
-def outputs(config: TrainConfig, dataset: QuestionDataset) -> int:
-    """Two, whatever the data."""
-    if config.num_labels not in (None, ENDS):
-        raise UserError(
-            f"num_labels is {config.num_labels}, and an answer to {dataset.name} has {ENDS} ends; drop num_labels"
+    def load(self, config: TrainConfig) -> QuestionDataset:
+        if config.label_rules:
+            raise UserError("label_rules make labels alike, and task question_answering has none; drop label_rules")
+        return load_questions(
+            config.dataset_id,
+            question_column=config.text_column,
+            context_column=config.text_pair_column,
+            answers_column=config.label_column,
+            evaluation_split=config.evaluation_split,
+            test_fraction=config.test_fraction,
+            seed=config.seed,
         )
-    return ENDS
 
-
-def metrics_of(dataset: QuestionDataset) -> tuple[str, ...]:
-    """The same for all questions."""
-    del dataset
-    return tuple(TASK.metrics)
-
-
-def tokenise(
-    split: QuestionSplit, tokenizer: TextTokenizer, config: TrainConfig, use_cache: bool, progress: Progress | None
-) -> WindowStore:
-    """One row a window; says how many a split takes, and which answers are lost to them."""
-    store = build_window_store(
-        split, tokenizer, config.max_length, config.doc_stride, use_cache=use_cache, progress=progress
-    )
-    if any(split.answers):
-        log.info(
-            "%s: %s questions in %s windows, %s of them without the answer; %s contexts take several",
-            split.origin,
-            *(f"{count:,}" for count in (len(split), store.num_texts, store.num_without_answer, store.num_split)),
-        )
-        if store.num_lost:
-            log.warning(
-                "%s: %d of %d answers are whole in no window, and so lost to training; raise max_length or doc_stride",
-                split.origin,
-                store.num_lost,
-                len(split),
+    def outputs(self, config: TrainConfig, dataset: QuestionDataset) -> int:
+        if config.num_labels not in (None, ENDS):
+            raise UserError(
+                f"num_labels is {config.num_labels}, and an answer to {dataset.name} has {ENDS} ends; drop num_labels"
             )
-    return store
+        return ENDS
+
+    def tokenise(
+        self,
+        split: QuestionSplit,
+        tokenizer: TextTokenizer,
+        config: TrainConfig,
+        use_cache: bool,
+        progress: Progress | None,
+    ) -> WindowStore:
+        """One row a window; says how many a split takes, and which answers are lost to them."""
+        store = build_window_store(
+            split, tokenizer, config.max_length, config.doc_stride, use_cache=use_cache, progress=progress
+        )
+        if any(split.answers):
+            log.info(
+                "%s: %s questions in %s windows, %s of them without the answer; %s contexts take several",
+                split.origin,
+                *(f"{count:,}" for count in (len(split), store.num_texts, store.num_without_answer, store.num_split)),
+            )
+            if store.num_lost:
+                log.warning(
+                    "%s: %d of %d answers are whole in no window, and so lost to training; "
+                    "raise max_length or doc_stride",
+                    split.origin,
+                    store.num_lost,
+                    len(split),
+                )
+        return store
+
+    def head(self, hidden_size: int, outputs: int, config: TrainConfig) -> SpanHead:
+        return SpanHead(hidden_size, outputs, config.seed)
+
+    def apply_head(self, head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L, 2]; those of padding are as low as the dtype goes."""
+        logits = head(states)
+        return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss in nats, the mean of both ends' cross entropies, and how many have both ends correct.
+
+        Logits are [B, L, 2], labels positions, int64 [B, 2].
+        """
+        right = (logits.detach().argmax(dim=1) == labels).all(dim=-1).sum()
+        return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED) / ENDS, right
+
+    def evaluation_order(self, store: TokenStore) -> np.ndarray:
+        """By length, so that a batch is padded by little."""
+        return np.argsort(store.lengths, kind="stable")
+
+    def kept(self, logits: torch.Tensor) -> torch.Tensor:
+        """All of them."""
+        return logits
+
+    def judge(
+        self, dataset: QuestionDataset, store: TokenStore, outputs: Outputs, loss: float, config: TrainConfig
+    ) -> Evaluation:
+        """Mean loss of a window, exact match and F1 of a question; SQuAD's prediction file, and the n best answers."""
+        split = dataset.test
+        spans = _best_spans(split.contexts, store, outputs, config)
+        answers = {name: best[0].text if best else "" for name, best in zip(split.ids, spans, strict=True)}
+        given = zip(split.ids, split.answers, strict=True)
+        score = score_predictions(answers, {name: [answer.text for answer in known] for name, known in given})
+        return Evaluation(
+            {"eval/loss": loss, "eval/exact_match": score.exact_match, "eval/f1": score.f1},
+            {
+                "predictions.json": answers,
+                "nbest_predictions.json": {name: _described(best) for name, best in zip(split.ids, spans, strict=True)},
+            },
+        )
+
+    def chance_loss(self, store: TokenStore) -> float:
+        """The loss in nats of a model that points at every token alike: the mean of ln(tokens) over the windows."""
+        return float(np.log(store.lengths).mean())
+
+    def record(self, run: RunFolder, dataset: QuestionDataset) -> None:
+        """Writes inputs.json, what the columns of questions and contexts were called."""
+        write_json(run.inputs, list(dataset.text_columns))
+
+    def recall(self, run: RunFolder) -> tuple[str, ...]:
+        return tuple(read_strings(run.inputs))
+
+    def output_names(self, recalled: tuple[str, ...]) -> list[str]:
+        del recalled
+        return ["start", "end"]
+
+    def columns(
+        self, table: Table, recalled: tuple[str, ...], text_column: str | None, text_pair_column: str | None
+    ) -> tuple[str, str]:
+        """The columns asked for, else those of the training where the table has them, else question and context."""
+        found = []
+        for asked, trained, usual in zip(
+            (text_column, text_pair_column), recalled, ("question", "context"), strict=True
+        ):
+            name = asked or (trained if trained in table.columns else usual)
+            if name not in table.columns:
+                option = "--text-column" if usual == "question" else "--pair-column"
+                raise UserError(
+                    f"{table.origin} has no column {name!r}, it has {shown(table.columns)}; name that of the {usual}s "
+                    f"by {option}"
+                )
+            found.append(name)
+        return found[0], found[1]
+
+    def parts(self, file: Path) -> Iterator[Table]:
+        return question_parts(file)
+
+    def inputs(self, recalled: tuple[str, ...], texts: Sequence[str], pairs: Sequence[str] | None) -> QuestionSplit:
+        del recalled
+        if pairs is None:
+            raise UserError("this run answers questions on contexts; give each question its context (--context)")
+        names = [str(number) for number in range(len(texts))]
+        return QuestionSplit("the questions", names, list(texts), list(pairs), [()] * len(texts))
+
+    def answers(
+        self,
+        recalled: tuple[str, ...],
+        split: QuestionSplit,
+        store: TokenStore,
+        outputs: Outputs,
+        config: TrainConfig,
+    ) -> list[AnswerPrediction]:
+        """The best span of each context for its question."""
+        del recalled
+        found = []
+        spans = _best_spans(split.contexts, store, outputs, config)
+        for question, context, best in zip(split.questions, split.contexts, spans, strict=True):
+            if best:
+                found.append(AnswerPrediction(question, context, best[0].text, best[0].begin, probabilities(best)[0]))
+            else:
+                found.append(AnswerPrediction(question, context, "", 0, 0.0))
+        return found
 
 
-def head(hidden_size: int, outputs: int, config: TrainConfig) -> SpanHead:
-    """The linear layer on every token's state."""
-    return SpanHead(hidden_size, outputs, config.seed)
-
-
-def apply_head(head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Logits [B, L, 2] of the last states [B, L, hidden]; those of padding are as low as the dtype goes."""
-    logits = head(states)
-    return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
-
-
-def loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of logits [B, L, 2] and positions int64 [B, 2]: the windows' summed loss in nats, the mean of both ends' cross
-    entropies, and how many windows had both ends classified correctly.
-    """
-    right = (logits.detach().argmax(dim=1) == labels).all(dim=-1).sum()
-    return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED) / ENDS, right
-
-
-def evaluate(model: nn.Module, source: InputSource, job: Job) -> Evaluation:
-    """Mean loss a window, exact match and F1 a question; the answers as SQuAD's prediction file, and the n best."""
-    split: QuestionSplit = job.dataset.test
-    store = cast(WindowStore, job.test_tokens)
-    logits, mean_loss = _logits_of(model, source, store, job)
-    spans = _best_spans(split, store, logits, job.config)
-    answers = {name: best[0].text if best else "" for name, best in zip(split.ids, spans, strict=True)}
-    given = zip(split.ids, split.answers, strict=True)
-    score = score_predictions(answers, {name: [answer.text for answer in known] for name, known in given})
-    return Evaluation(
-        {"eval/loss": mean_loss, "eval/exact_match": score.exact_match, "eval/f1": score.f1},
-        {
-            "predictions.json": answers,
-            "nbest_predictions.json": {name: _described(best) for name, best in zip(split.ids, spans, strict=True)},
-        },
-    )
-
-
-def _logits_of(model: nn.Module, source: InputSource, store: WindowStore, job: Job) -> tuple[np.ndarray, float]:
-    """The logits of all tokens, float32 [T, 2], and the mean loss of a window; of several processes each computes a
-    share.
-    """
-    backend, size, ranks = job.backend, job.config.eval_batch_size, job.ranks
-    training = model.training
-    model.eval()
-    # By length, so that a batch is padded by little.
-    order = np.argsort(store.lengths, kind="stable")
-    source.start_epoch(order)
-    loss_sum: torch.Tensor = backend.place(torch.zeros(()))
-    found = np.zeros((store.num_tokens, ENDS), dtype=np.float32)
-    with torch.no_grad():
-        for start in range(0, len(order), size):
-            stop = min(start + size, len(order))
-            rows = order[slice(*ranks.share(start, stop))]
-            inputs, labels = source.batch(start, stop)
-            logits = model(inputs)
-            loss_sum = loss_sum + loss(logits, labels)[0]
-            backend.step_boundary()
-            _keep(found, store, rows, logits.cpu())
-    model.train(training)
-    # Every token is one process's, and 0 in the others.
-    return np.sum(ranks.gather(found), axis=0), float(ranks.total(loss_sum)) / len(order)
-
-
-def _keep(found: np.ndarray, store: WindowStore, rows: Iterable[int], logits: torch.Tensor) -> None:
-    """Puts a batch's logits [B, L, 2] where the tokens of its windows `rows` are in the store.
-
-    Padding goes nowhere, and so do rows behind those, which only fill a batch up.
-    """
-    for row, values in zip(rows, logits.float().numpy(), strict=False):
-        start, stop = store.offsets[row], store.offsets[row + 1]
-        found[start:stop] = values[: stop - start]
-
-
-def _best_spans(split: QuestionSplit, store: WindowStore, logits: np.ndarray, config: TrainConfig) -> list[list[Span]]:
-    """The n best spans of each question."""
-    first_window = np.searchsorted(store.questions, np.arange(len(split) + 1))
+def _best_spans(contexts: Sequence[str], store: TokenStore, outputs: Outputs, config: TrainConfig) -> list[list[Span]]:
+    """The n best spans of each context, from its windows' logits [n, L, 2]."""
+    store = cast(WindowStore, store)
+    # Where the windows' tokens are in the store; padding goes nowhere.
+    logits = np.empty((store.num_tokens, ENDS), dtype=np.float32)
+    for rows, part in outputs:
+        for row, values in zip(rows, part.float().numpy(), strict=True):
+            start, stop = store.offsets[row], store.offsets[row + 1]
+            logits[start:stop] = values[: stop - start]
+    first_window = np.searchsorted(store.questions, np.arange(len(contexts) + 1))
     found = []
-    for row, context in enumerate(split.contexts):
+    for row, context in enumerate(contexts):
         windows = []
         for window in range(first_window[row], first_window[row + 1]):
-            part = slice(store.offsets[window], store.offsets[window + 1])
-            windows.append(WindowLogits(logits[part, 0], logits[part, 1], store.spans[part]))
+            tokens = slice(store.offsets[window], store.offsets[window + 1])
+            windows.append(WindowLogits(logits[tokens, 0], logits[tokens, 1], store.spans[tokens]))
         found.append(best_spans(context, windows, config.n_best_size, config.max_answer_length))
     return found
 
@@ -215,83 +251,3 @@ def _described(spans: Sequence[Span]) -> list[dict[str, str | float]]:
         }
         for span, probability in zip(spans, probabilities(spans), strict=True)
     ]
-
-
-def chance_loss(job: Job) -> float:
-    """The loss in nats of a model that points at every token alike: the mean of ln(tokens) over the windows."""
-    return float(np.log(job.train_tokens.lengths).mean())
-
-
-def record(run: RunFolder, dataset: QuestionDataset) -> None:
-    """Writes inputs.json, what the columns of questions and contexts were called."""
-    write_json(run.inputs, list(dataset.text_columns))
-
-
-def recall(run: RunFolder) -> tuple[str, ...]:
-    """What `record` wrote. Raises UserError for a file that is missing or damaged."""
-    return tuple(read_strings(run.inputs))
-
-
-def output_names(recalled: tuple[str, ...]) -> list[str]:
-    """The two ends of a span."""
-    del recalled
-    return ["start", "end"]
-
-
-def columns(
-    table: Table, recalled: tuple[str, ...], text_column: str | None, text_pair_column: str | None
-) -> tuple[str, str]:
-    """The columns asked for, else those of the training where the table has them, else question and context."""
-    found = []
-    for asked, trained, usual in zip((text_column, text_pair_column), recalled, ("question", "context"), strict=True):
-        name = asked or (trained if trained in table.columns else usual)
-        if name not in table.columns:
-            option = "--text-column" if usual == "question" else "--pair-column"
-            raise UserError(
-                f"{table.origin} has no column {name!r}, it has {shown(table.columns)}; name that of the {usual}s by "
-                f"{option}"
-            )
-        found.append(name)
-    return found[0], found[1]
-
-
-def predict(predictor: Predictor, texts: Sequence[str], pairs: Sequence[str] | None) -> list[AnswerPrediction]:
-    """The best span of each context for its question."""
-    if pairs is None:
-        raise UserError("this run answers questions on contexts; give each question its context (--context)")
-    names = [str(number) for number in range(len(texts))]
-    split = QuestionSplit("the questions", names, list(texts), list(pairs), [()] * len(texts))
-    store = tokenise(split, predictor.tokenizer, predictor.config, False, None)
-    logits = np.empty((store.num_tokens, ENDS), dtype=np.float32)
-    for rows, part in predictor.outputs(store):
-        _keep(logits, store, rows, part)
-    found = []
-    for question, context, best in zip(texts, pairs, _best_spans(split, store, logits, predictor.config), strict=True):
-        if best:
-            found.append(AnswerPrediction(question, context, best[0].text, best[0].begin, probabilities(best)[0]))
-        else:
-            found.append(AnswerPrediction(question, context, "", 0, 0.0))
-    return found
-
-
-TASK = Task(
-    name="question_answering",
-    on_features=False,
-    metrics={"eval/loss": "loss", "eval/exact_match": "exact match", "eval/f1": "F1"},
-    sequences="windows",
-    load=load,
-    outputs=outputs,
-    metrics_of=metrics_of,
-    tokenise=tokenise,
-    head=head,
-    apply_head=apply_head,
-    loss=loss,
-    evaluate=evaluate,
-    chance_loss=chance_loss,
-    record=record,
-    recall=recall,
-    output_names=output_names,
-    parts=question_parts,
-    columns=columns,
-    predict=predict,
-)

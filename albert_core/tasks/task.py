@@ -1,72 +1,29 @@
-"""A task as plain functions: what to read, what to compute and how to judge it. Devices and the loop know none of it.
+"""The interface of a task: what to read, what to compute and how to judge it.
 
-A task is one module of this folder that ends in a `Task`; `find_task` names it. The loop gets from it the data, the
-tokens, the head and the loss, and calls it to evaluate and to predict; batches, order, optimizer, checkpoints and
-devices are the same for all of them.
+The loop gets the data, the tokens, the head and the loss from a task, and asks it for evaluations and answers. Batches,
+their order, the optimizer, checkpoints and devices are the same for all tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
-from ... import UserError
+from ..config.schema import TrainConfig
+from ..data.tabular import Table
+from ..runs.folder import RunFolder
+from ..tokens.store import Progress, TokenStore
+from ..tokens.tokenizer import TextTokenizer
 
-if TYPE_CHECKING:
-    from ..config.schema import TrainConfig
-    from ..data.tabular import Table
-    from ..features.compute import InputSource
-    from ..inference.predict import Predictor
-    from ..loop.job import Job
-    from ..runs.folder import RunFolder
-    from ..tokens.store import Progress, TokenStore
-    from ..tokens.tokenizer import TextTokenizer
-
-# Each is a module of this folder with a `TASK`; it is imported when a configuration names it.
-TASK_NAMES = ("classification", "question_answering")
-
-
-class Split(Protocol):
-    """One split's examples. `corpus`: every text in it, for training an embedded tokenizer. `content`: what an
-    evaluation depends on, as JSON takes it. `example`: one input, a text or two.
-    """
-
-    def __len__(self) -> int: ...
-
-    @property
-    def corpus(self) -> list[str]: ...
-
-    @property
-    def content(self) -> list[Any]: ...
-
-    @property
-    def example(self) -> tuple[str, ...]: ...
-
-    def rows(self, indices: Sequence[int]) -> Split: ...
-
-
-class TaskData(Protocol):
-    """What a task's `load` returns: at least a name and both splits. `meaning`: what the head's outputs stand for, in
-    their order, as JSON takes it.
-    """
-
-    @property
-    def meaning(self) -> list[Any]: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def train(self) -> Split: ...
-
-    @property
-    def test(self) -> Split: ...
+# Of some sequences at a time their rows in the store, int64 [n], and what the head made of them, [n, ...] on the host.
+Outputs = Iterable[tuple[np.ndarray, torch.Tensor]]
 
 
 class Prediction(Protocol):
@@ -89,59 +46,113 @@ class Evaluation:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Task:
-    """The functions that differ from task to task.
+class Task(ABC):
+    """What differs from task to task. A task keeps no state.
 
-    name: the value of the key `task`. on_features: whether its head reads [CLS] alone, so that features stand for a
-    frozen encoder. metrics: the figures of an evaluation in the order that tables show them, "eval/loss" first, and the
-    words that logs use. sequences: what logs call the rows of a batch.
+    A data set is what `load` returns. It has a `name`, the splits `train` and `test`, and `meaning`: what the head's
+    outputs stand for, as JSON takes it. A split has a length, `rows(indices)`, and for whoever needs it `corpus` (every
+    text in it), `content` (what an evaluation depends on, as JSON takes it) and `example` (one input, a text or two).
+
+    Attributes:
+        name: The value of the key `task`.
+        on_features: Whether the head reads [CLS] only, so that features can stand for a frozen encoder.
+        metrics: The figures of an evaluation in the order that tables show them, "eval/loss" first, and the words that
+            logs use.
+        sequences: What logs call the rows of a batch.
     """
 
-    name: str
-    on_features: bool
-    metrics: dict[str, str]
-    sequences: str
+    name: ClassVar[str]
+    on_features: ClassVar[bool]
+    metrics: ClassVar[dict[str, str]]
+    sequences: ClassVar[str]
 
-    # The data that the configuration names. Raises UserError for what can't be used.
-    load: Callable[[TrainConfig], Any]
-    # How many outputs the head has. Raises UserError where the configuration's num_labels doesn't fit the data.
-    outputs: Callable[[TrainConfig, Any], int]
-    # The metrics that this data has: all of `metrics`, or fewer (binary F1 needs two labels).
-    metrics_of: Callable[[Any], tuple[str, ...]]
-    # A split's tokens, given tokenizer, configuration, whether the cache may be used, and who watches. One row of the
-    # store is one sequence of a batch, whatever the task calls an example; its labels are int64 [N] or [N, k].
-    tokenise: Callable[[Any, TextTokenizer, TrainConfig, bool, Progress | None], TokenStore]
-    # The head from (hidden_size, outputs, config), its initial weights from `config.seed` on the host.
-    head: Callable[[int, int, TrainConfig], nn.Module]
-    # The head's logits, from the encoder's last states [B, L, hidden] and the attention mask [B, L]: [B, outputs], or
-    # [B, L, outputs] where it reads every token.
-    apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-    # Of logits and labels, the summed loss in nats and how many rows were classified correctly, both on the device.
-    # Rows labelled IGNORED count in neither.
-    loss: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    # The metrics of a model on the evaluation split, drawing no random number.
-    evaluate: Callable[[nn.Module, InputSource, Job], Evaluation]
-    # The mean loss of a model that knows the frequencies of the answers and nothing of the texts; None where there is
-    # no such figure.
-    chance_loss: Callable[[Job], float | None]
-    # Writes into the run's folder what predictions need beside configuration, tokenizer and weights; and reads it.
-    record: Callable[[RunFolder, Any], None]
-    recall: Callable[[RunFolder], Any]
-    # What the head's outputs are called, from what `recall` returned.
-    output_names: Callable[[Any], list[str]]
-    # A file of inputs as tables, some rows each.
-    parts: Callable[[Path], Iterator[Table]]
-    # Which columns of a table prediction reads: the first text's, and the second's (None: there is none), from the
-    # table, what `recall` returned and the names asked for.
-    columns: Callable[[Table, Any, str | None, str | None], tuple[str, str | None]]
-    # Answers, in the order of the texts. Second texts are given where the task has them.
-    predict: Callable[[Predictor, Sequence[str], Sequence[str] | None], list[Any]]
+    @abstractmethod
+    def load(self, config: TrainConfig) -> Any:
+        """The data that the configuration names. Raises UserError for data that can't be used."""
 
+    @abstractmethod
+    def outputs(self, config: TrainConfig, dataset: Any) -> int:
+        """How many outputs the head has. Raises UserError where the configuration doesn't fit the data."""
 
-def find_task(name: str) -> Task:
-    """The task called `name`. Raises UserError listing what exists."""
-    if name not in TASK_NAMES:
-        raise UserError(f"task {name!r} is unknown; allowed are {', '.join(TASK_NAMES)}")
-    task: Task = import_module(f".{name}", __package__).TASK
-    return task
+    def metrics_of(self, dataset: Any) -> tuple[str, ...]:
+        """The metrics that this data has: all of `metrics`, or fewer."""
+        del dataset
+        return tuple(self.metrics)
+
+    @abstractmethod
+    def tokenise(
+        self, split: Any, tokenizer: TextTokenizer, config: TrainConfig, use_cache: bool, progress: Progress | None
+    ) -> TokenStore:
+        """The tokens of a split. A row of the store is one sequence of a batch; its labels are int64 [N] or [N, k]."""
+
+    @abstractmethod
+    def head(self, hidden_size: int, outputs: int, config: TrainConfig) -> nn.Module:
+        """The head, its initial weights drawn on the host from `config.seed`."""
+
+    @abstractmethod
+    def apply_head(self, head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits from the encoder's last states [B, L, hidden] and the attention mask [B, L].
+
+        They are [B, outputs], or [B, L, outputs] where the head reads every token.
+        """
+
+    @abstractmethod
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of the rows in nats, and how many are classified correctly, both on the device.
+
+        Rows labelled IGNORED count in neither.
+        """
+
+    def evaluation_order(self, store: TokenStore) -> np.ndarray:
+        """The rows of the store in the order in which an evaluation takes them, int64 [N]."""
+        return np.arange(store.num_texts)
+
+    @abstractmethod
+    def kept(self, logits: torch.Tensor) -> torch.Tensor:
+        """What an evaluation keeps of a batch's logits, on the device."""
+
+    @abstractmethod
+    def judge(self, dataset: Any, store: TokenStore, outputs: Outputs, loss: float, config: TrainConfig) -> Evaluation:
+        """The metrics on the test split, whose tokens are `store`, from what was kept and the mean loss of a row."""
+
+    @abstractmethod
+    def chance_loss(self, store: TokenStore) -> float | None:
+        """The mean loss of a model that knows how often each answer is given, and nothing of the texts.
+
+        None where there is no such figure.
+        """
+
+    @abstractmethod
+    def record(self, run: RunFolder, dataset: Any) -> None:
+        """Writes into the run's folder what predictions need beside configuration, tokenizer and weights."""
+
+    @abstractmethod
+    def recall(self, run: RunFolder) -> Any:
+        """What `record` wrote. Raises UserError for a file that is missing or damaged."""
+
+    @abstractmethod
+    def output_names(self, recalled: Any) -> list[str]:
+        """What the head's outputs are called."""
+
+    @abstractmethod
+    def parts(self, file: Path) -> Iterator[Table]:
+        """A file of inputs as tables of some rows each."""
+
+    @abstractmethod
+    def columns(
+        self, table: Table, recalled: Any, text_column: str | None, text_pair_column: str | None
+    ) -> tuple[str, str | None]:
+        """The columns that prediction reads: the one asked for, else the one of the training, else one found by name.
+
+        The second is None where inputs are single texts.
+        """
+
+    @abstractmethod
+    def inputs(self, recalled: Any, texts: Sequence[str], pairs: Sequence[str] | None) -> Any:
+        """Texts to predict for as a split. Raises UserError for second texts that are missing or not wanted."""
+
+    @abstractmethod
+    def answers(
+        self, recalled: Any, split: Any, store: TokenStore, outputs: Outputs, config: TrainConfig
+    ) -> Sequence[Prediction]:
+        """The answers in the order of the split, whose tokens are `store`."""

@@ -25,7 +25,7 @@ from ...albert_core.loop.optim import build_optimizer
 from ...albert_core.loop.step import step_function
 from ...albert_core.model.head import ClassificationHead
 from ...albert_core.model.whole import WholeModel
-from ...albert_core.tasks import find_task
+from ...albert_core.tasks import TASKS
 from ...backends import Backend, CastPolicy
 from ..baselines.base import BaselineEncoder
 from .texts import BenchBatch, Texts, cost_classes
@@ -181,7 +181,7 @@ class _Training(Workload):
         self.config = TrainConfig.model_validate(settings)
         self.optimizer = build_optimizer(model, self.config, self.backend)
         self.backend.prepare_optimizer(self.optimizer)
-        loss = self.backend.compile(summed_loss(model, find_task("classification")))
+        loss = self.backend.compile(summed_loss(model, TASKS["classification"]))
         self._step = step_function(self.config, self.backend, model, self.optimizer, loss)
         self._initial = self._weights()
         self._losses: dict[int, dict[tuple[int, int], float]] = {}
@@ -285,7 +285,7 @@ class FullStep(_Training):
 
     def prepare(self) -> None:
         model = WholeModel(
-            self.encoder.module, self.head, find_task("classification").apply_head, self.backend, self.encoder.policy
+            self.encoder.module, self.head, TASKS["classification"].apply_head, self.backend, self.encoder.policy
         )
         self.train(self.backend.place(model), freeze_encoder=False)
         self.labels = [self.host_labels(index) for index in range(len(self.batches))]

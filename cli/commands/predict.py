@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -168,7 +168,7 @@ def _check_out(out: Path | None, file: Path | None) -> None:
         raise UserError(f"--out {str(out)!r} exists already; choose another name, or remove it first")
 
 
-def _print(answers: Iterator[list[Prediction]], label: str, json_output: bool) -> None:
+def _print(answers: Iterator[Sequence[Prediction]], label: str, json_output: bool) -> None:
     """Prints some answers at a time: there may be any number of them."""
     if json_output:
         _print_json(answers, label)
@@ -179,7 +179,7 @@ def _print(answers: Iterator[list[Prediction]], label: str, json_output: bool) -
             _print_table(part[start : start + TABLE_ROWS])
 
 
-def _print_json(answers: Iterator[list[Prediction]], label: str) -> None:
+def _print_json(answers: Iterator[Sequence[Prediction]], label: str) -> None:
     typer.echo('{\n  "schema": "isotrain.predict/1",\n', nl=False)
     typer.echo(f'  "model": {json_text(label)},\n  "predictions": [', nl=False)
     before = "\n"
@@ -191,7 +191,7 @@ def _print_json(answers: Iterator[list[Prediction]], label: str) -> None:
     typer.echo("\n  ]\n}")
 
 
-def _print_table(items: list[Prediction]) -> None:
+def _print_table(items: Sequence[Prediction]) -> None:
     from rich.table import Table
     from rich.text import Text
 

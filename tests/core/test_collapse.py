@@ -91,7 +91,7 @@ def test_chance_is_the_loss_of_the_labels_frequencies(configure: Callable[..., R
     job = open_job(configure().config)
     labels = job.train_tokens.labels
     shares = np.bincount(labels) / len(labels)
-    assert job.task.chance_loss(job) == pytest.approx(log_loss(labels, np.tile(shares, (len(labels), 1))))
+    assert job.task.chance_loss(job.train_tokens) == pytest.approx(log_loss(labels, np.tile(shares, (len(labels), 1))))
 
 
 def test_the_loss_of_an_evaluation_is_the_mean_since_the_one_before(run: Run) -> None:

@@ -9,7 +9,7 @@ import pytest
 from isotrain import UserError
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.data.datasets import load_dataset
-from isotrain.albert_core.tasks import find_task
+from isotrain.albert_core.tasks import TASKS
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, **splits: Any) -> list[str]:
@@ -43,7 +43,7 @@ def test_the_subj_recipes_data(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = split(text=["a plot", "a view"], label=[0, 1], label_text=["objective", "subjective"])
     asked = serve(monkeypatch, train=rows, test=rows)
     config = load_config("subj").config
-    data = find_task(config.task).load(config)
+    data = TASKS[config.task].load(config)
     assert asked == ["SetFit/subj"]
     assert (data.label_names, data.train.texts, data.train.labels) == (
         ["objective", "subjective"],

@@ -14,7 +14,8 @@ import torch
 from isotrain.albert_core.loop import build as training
 from isotrain.albert_core.loop import start, train
 from isotrain.albert_core.model import head
-from isotrain.albert_core.tasks import classification
+from isotrain.albert_core.tasks.classification import Classification
+from isotrain.albert_core.tasks.task import Evaluation
 from torch.nn import functional
 
 from .faults import B16, F32, Fault, Plant, _after_step
@@ -185,13 +186,13 @@ def _figure(name: str, change: Callable[[float, float], float]) -> Plant:
     """An evaluation reports another figure than it found."""
 
     def plant(patch: pytest.MonkeyPatch, size: float) -> None:
-        real = classification.evaluate_labels
+        real = Classification.judge
 
-        def wrong(*arguments: Any) -> dict[str, float]:
+        def wrong(*arguments: Any) -> Evaluation:
             found = real(*arguments)
-            return found | {name: change(found[name], size)}
+            return replace(found, metrics=found.metrics | {name: change(found.metrics[name], size)})
 
-        patch.setattr(classification, "evaluate_labels", wrong)
+        patch.setattr(Classification, "judge", wrong)
 
     return plant
 

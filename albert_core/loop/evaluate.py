@@ -1,0 +1,40 @@
+"""The forward pass of an evaluation: the task says what is kept of it, and judges that."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..features.compute import InputSource
+from ..tasks.task import Evaluation
+from .job import Job
+
+
+def evaluate(job: Job, model: nn.Module, source: InputSource) -> Evaluation:
+    """The metrics of `model` on the evaluation split, which `source` reads. Draws no random number.
+
+    What is kept of the logits stays on the device until the end. Each of several processes evaluates its share of every
+    batch, and all get the figures of the whole split.
+    """
+    task, store, backend, ranks, size = job.task, job.test_tokens, job.backend, job.ranks, job.config.eval_batch_size
+    order = task.evaluation_order(store)
+    training = model.training
+    model.eval()
+    source.start_epoch(order)
+    loss_sum: torch.Tensor = backend.place(torch.zeros(()))
+    places, parts = [], []
+    with torch.no_grad():
+        for start in range(0, len(order), size):
+            stop = min(start + size, len(order))
+            inputs, labels = source.batch(start, stop)
+            logits = model(inputs)
+            loss_sum = loss_sum + task.loss(logits, labels)[0]
+            parts.append(task.kept(logits))
+            places.append(order[slice(*ranks.share(start, stop))])
+            backend.step_boundary()
+    model.train(training)
+    # Cut on the host: on a device that compiles, that would be one more program. Further rows only fill a batch up.
+    found = [(rows, part.cpu()[: len(rows)]) for rows, part in zip(places, parts, strict=True)]
+    outputs = [pair for share in ranks.gather(found) for pair in share]
+    loss = float(ranks.total(loss_sum)) / store.num_texts
+    return task.judge(job.dataset, store, outputs, loss, job.config)
