@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...kernels.packed import PackedBatch, PaddedBatch
 from ..processes.ranks import ALONE, Ranks
 from ..runs.array_cache import ArraySpec, load_arrays, publish_arrays
 from ..tokens.order import BUCKETS, IGNORED, bucket_length, filled
-from ..tokens.store import TokenStore
+from ..tokens.store import Progress, TokenStore
 
 # Part of every cache key: raise it when the same inputs should give other features.
 FEATURES_FORMAT = 1
@@ -58,7 +58,7 @@ def compute_features(
     backend: Backend,
     layout: str,
     max_length: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> torch.Tensor:
     """The features of every text, once: float32 (texts, hidden) on the device, in the store's order.
@@ -67,79 +67,37 @@ def compute_features(
     processes each computes a share of the batches, and all get all features, with the bits that one would compute.
     `progress(done, total)` counts this process's texts.
     """
-    if backend.static_shapes is not None:
-        return _compute_on_grid(encoder, store, backend, layout, max_length, progress)
-    features: torch.Tensor | None = None
-    done = 0
-    padded_to = max_length if layout == "padded" else None
-    groups = list(_length_sorted_groups(store.lengths, padded_to, backend.feature_batch_tokens))
-    groups = groups[ranks.rank :: ranks.size]
-    total = sum(map(len, groups))
-    batches = ((torch.from_numpy(indices), token_batch(store, indices, layout, max_length)) for indices in groups)
-    for indices, batch in backend.prefetch(batches):
-        rows = encoder(batch)
-        if features is None:
-            features = rows.new_empty(store.num_texts, rows.shape[1])
-        features.index_copy_(0, indices, rows)
+    parts: list[tuple[np.ndarray, torch.Tensor]] = []
+    for rows, batch in batches_by_length(store, backend, layout, max_length, progress, ranks):
+        parts.append((rows, encoder(batch)))
         backend.step_boundary()
-        done += len(indices)
-        if progress is not None:
-            progress(done, total)
-    if ranks.size > 1:
-        return _exchanged(features, groups, store.num_texts, backend, ranks)
-    assert features is not None, "a token store holds at least one text"
-    backend.synchronize(features)
-    return features
-
-
-def _exchanged(
-    features: torch.Tensor | None, groups: list[np.ndarray], num_texts: int, backend: Backend, ranks: Ranks
-) -> torch.Tensor:
-    """All features, of which each process computed those of its `groups` of texts (None where it has no group)."""
-    mine = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
-    rows = None if features is None else features[backend.place(torch.from_numpy(mine))].cpu().numpy()
-    parts = [(indices, part) for indices, part in ranks.gather((mine, rows)) if part is not None]
-    result = np.empty((num_texts, parts[0][1].shape[1]), dtype=np.float32)
-    for indices, part in parts:
-        result[indices] = part
-    return backend.place(torch.from_numpy(result))
-
-
-def _compute_on_grid(
-    encoder: FrozenEncoder,
-    store: TokenStore,
-    backend: Backend,
-    layout: str,
-    max_length: int,
-    progress: Callable[[int, int], None] | None,
-) -> torch.Tensor:
-    """`compute_features` in batches of the grid's shapes: one program a shape, whatever the split.
-
-    The rows are put in their places on the host, for a program that did so would be another one for each split.
-    """
-    parts, places = [], []
-    done = 0
-    for indices, batch in batches_by_length(store, backend, layout, max_length):
-        parts.append(encoder(batch))
-        places.append(indices)
-        backend.step_boundary()
-        done += len(indices)
-        if progress is not None:
-            progress(done, store.num_texts)
-    backend.synchronize(*parts)
-    features = torch.empty(store.num_texts, parts[0].shape[1])
-    for indices, rows in zip(places, parts, strict=True):
-        features[torch.from_numpy(indices)] = rows.cpu()[: len(indices)]
+    backend.synchronize(*(part for _, part in parts))
+    # Put in their places on the host: for a device that compiles, that would be another program for each split.
+    shares = ranks.gather([(rows, part.cpu()[: len(rows)]) for rows, part in parts])
+    parts.clear()
+    width = next(share for share in shares if share)[0][1].shape[1]
+    features = torch.empty(store.num_texts, width)
+    for share in shares:
+        while share:
+            # Taken from the list, so that memory never holds all of them twice.
+            rows, part = share.pop()
+            features[torch.from_numpy(rows)] = part
     return backend.place(features)
 
 
 def batches_by_length(
-    store: TokenStore, backend: Backend, layout: str, max_length: int
+    store: TokenStore,
+    backend: Backend,
+    layout: str,
+    max_length: int,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """All texts once, in order of length: row numbers int64 [n], and their batch on the device.
 
     Batches hold about as many tokens as the device likes. Where shapes are static they are the grid's, and rows beyond
-    the first n only fill the batch up.
+    the first n only fill the batch up. Of several processes each gets a share of the batches. `progress(done, total)`
+    counts this process's texts.
     """
     grid = backend.static_shapes
     groups: list[tuple[np.ndarray, int | None]]
@@ -149,12 +107,18 @@ def batches_by_length(
         groups = [(indices, None) for indices in sorted_groups]
     else:
         groups = list(grid_groups(store.lengths, grid, layout, max_length))
+    groups = groups[ranks.rank :: ranks.size]
 
     def rows_of(indices: np.ndarray, length: int | None) -> np.ndarray:
         return indices if grid is None or length is None else filled(indices, grid.rows(length), indices[-1])
 
     batches = (token_batch(store, rows_of(*group), layout, max_length, group[1]) for group in groups)
-    yield from zip((indices for indices, _ in groups), backend.prefetch(batches), strict=True)
+    done, total = 0, sum(len(indices) for indices, _ in groups)
+    for (indices, _), batch in zip(groups, backend.prefetch(batches), strict=True):
+        yield indices, batch
+        done += len(indices)
+        if progress is not None:
+            progress(done, total)
 
 
 def grid_groups(lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -200,7 +164,7 @@ def cached_features(
     policy: CastPolicy,
     layout: str,
     max_length: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[torch.Tensor, bool]:
     """`compute_features`, or what an earlier run kept of it; and whether it came from the disk.

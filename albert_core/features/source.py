@@ -45,7 +45,8 @@ class TransformersEncoder:
         if isinstance(batch, PackedBatch):
             raise UserError("kernel transformers takes padded batches only; set layout: padded or bucketed")
         with torch.no_grad():
-            return padded_states(self.module, batch, static=self._static)[:, 0].float()
+            # Contiguous, for a view would keep every token's state in memory.
+            return padded_states(self.module, batch, static=self._static)[:, 0].float().contiguous()
 
     def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None

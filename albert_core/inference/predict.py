@@ -94,14 +94,10 @@ class Predictor:
                     part = features[start : start + size]
                     yield np.arange(start, start + len(part)), self.model(part).cpu()
                 return
-            done = 0
-            for rows, batch in batches_by_length(store, self.backend, self.layout, length):
+            for rows, batch in batches_by_length(store, self.backend, self.layout, length, self.progress):
                 logits = self.model(batch)
                 self.backend.step_boundary()
                 yield rows, logits.cpu()[: len(rows)]
-                done += len(rows)
-                if self.progress is not None:
-                    self.progress(done, store.num_texts)
 
 
 def load_predictor(
