@@ -1,4 +1,4 @@
-"""The shape of the source tree: floors, package list, lazy imports, file sizes."""
+"""The shape of the source tree: who imports whom, package list, lazy imports, sizes of files and folders."""
 
 from __future__ import annotations
 
@@ -6,53 +6,193 @@ import ast
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path, PurePath
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOORS = ["kernels", "backends", "albert_core", "benchmarks", "cli"]
-FOLDERS = [*FLOORS, "configs"]
+FOLDERS = ["kernels", "backends", "albert_core", "benchmarks", "cli", "configs"]
 # Batches check ids only where reading them doesn't wait for a device.
 HOST_CHECK = ("kernels/packed/batch.py", ".device.type ==")
 TABLES = {"albert_core/data/intents_templates.py"}
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+# The rooms of a folder, from the top: each imports what stands below it only, never a neighbour in its own row.
+ROWS = {
+    "": (("cli",), ("benchmarks",), ("albert_core",), ("backends",), ("kernels", "configs")),
+    "albert_core": (
+        ("inference",),
+        ("loop",),
+        ("tasks", "features"),
+        ("model", "tokens", "output"),
+        ("data", "runs"),
+        ("config", "processes"),
+        ("terminal",),
+    ),
+    "benchmarks": (
+        ("suites",),
+        ("reports",),
+        ("end_to_end",),
+        ("bench",),
+        ("outcome", "parity"),
+        ("harness",),
+        ("baselines", "work"),
+    ),
+}
+MOST_ROOMS = 16
+# The charts are to be drawn by a library, which makes several of its rooms useless.
+CROWDED = {"benchmarks/reports/html"}
+
+Graph = dict[str, set[str]]
 
 
-def imported_folders(path: Path) -> set[str]:
-    """The top folders of isotrain that a file imports from, by relative or absolute import, at any depth in it."""
-    package = ("isotrain", *path.relative_to(ROOT).parent.parts)
-    found = set()
+def imported_names(root: Path, path: Path) -> set[tuple[str, ...]]:
+    """What a file imports from isotrain, anywhere in it: the parts of each name below ``isotrain``."""
+    package = ("isotrain", *path.relative_to(root).parent.parts)
+    found: set[tuple[str, ...]] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            names = (
-                [(*base, *(node.module or "").split("."))]
-                if node.module
-                else [(*base, item.name) for item in node.names]
-            )
+            module = (*base, *(node.module or "").split(".")) if node.module else base
+            found |= {(*module, item.name) for item in node.names}
         elif isinstance(node, ast.Import):
-            names = [tuple(item.name.split(".")) for item in node.names]
-        else:
-            continue
-        found |= {name[1] for name in names if len(name) > 1 and name[0] == "isotrain"}
-    return found & set(FOLDERS)
+            found |= {tuple(item.name.split(".")) for item in node.names}
+    return {name[1:] for name in found if name[0] == "isotrain"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_floors_import_downwards_only(path: Path) -> None:
-    floor = path.relative_to(ROOT).parts[0]
-    if floor == "configs":
-        assert not imported_folders(path)
-        return
-    above = set(FLOORS[FLOORS.index(floor) + 1 :])
-    assert not imported_folders(path) & above
+def file_of(root: Path, name: tuple[str, ...]) -> str | None:
+    """The file that a name stands for. Its last part is a file, a folder, or something defined in one of them."""
+    for end in range(len(name), 0, -1):
+        for file in (Path(*name[:end]).with_suffix(".py"), Path(*name[:end], "__init__.py")):
+            if (root / file).is_file():
+                return str(file)
+    return None
 
 
-def test_the_floor_check_sees_relative_and_absolute_imports(tmp_path: Path) -> None:
-    probe = ROOT / "kernels" / "packed" / "batch.py"
-    assert imported_folders(ROOT / "backends" / "cpu.py") >= {"kernels"}
-    assert "cli" not in imported_folders(probe)
+def graph_of(root: Path) -> Graph:
+    """Each Python file of the product, as its path below `root`, and the other files that it imports."""
+    graph = {}
+    for path in sorted(path for folder in FOLDERS for path in (root / folder).rglob("*.py")):
+        imported = {file_of(root, name) for name in imported_names(root, path)}
+        own = str(path.relative_to(root))
+        graph[own] = {file for file in imported if file and file != own}
+    return graph
+
+
+def circle(graph: Graph) -> list[str]:
+    """One circle of imports; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def rooms_of(graph: Graph, folder: str) -> Graph:
+    """The rooms of a folder, its files and subfolders, and the other rooms that each imports."""
+    rooms: Graph = {}
+
+    def room(file: str) -> str | None:
+        below = PurePath(file)
+        if not below.is_relative_to(folder) or below == PurePath(folder, "__init__.py"):
+            return None
+        return below.relative_to(folder).parts[0].removesuffix(".py")
+
+    for file, imported in graph.items():
+        inside = room(file)
+        if inside is not None:
+            rooms.setdefault(inside, set()).update(
+                other for other in map(room, imported) if other not in (None, inside)
+            )
+    return rooms
+
+
+def folders_of(graph: Graph) -> list[str]:
+    return sorted({str(parent) for file in graph for parent in PurePath(file).parents} - {"."})
+
+
+def upwards(rooms: Graph, rows: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The imports among `rooms` that don't lead to a lower row."""
+    row = {name: number for number, names in enumerate(rows) for name in names}
+    return [f"{name} imports {other}" for name in rooms for other in sorted(rooms[name]) if row[other] <= row[name]]
+
+
+GRAPH = graph_of(ROOT)
+
+
+def test_no_imports_go_in_a_circle_among_files() -> None:
+    assert circle(GRAPH) == []
+
+
+@pytest.mark.parametrize("folder", folders_of(GRAPH))
+def test_no_imports_go_in_a_circle_among_the_rooms_of_a_folder(folder: str) -> None:
+    assert circle(rooms_of(GRAPH, folder)) == []
+
+
+@pytest.mark.parametrize(("folder", "rows"), ROWS.items())
+def test_rooms_import_downwards_only(folder: str, rows: tuple[tuple[str, ...], ...]) -> None:
+    rooms = rooms_of(GRAPH, folder)
+    assert set(rooms) == {name for row in rows for name in row}, "a new room gets its row in ROWS"
+    assert upwards(rooms, rows) == []
+
+
+def test_a_folder_has_no_more_rooms_than_one_remembers() -> None:
+    crowded = {folder for folder in folders_of(GRAPH) if len(rooms_of(GRAPH, folder)) > MOST_ROOMS}
+    assert crowded <= CROWDED
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Callable[[dict[str, str]], Graph]:
+    """The graph of a tree of files, given by path and content."""
+
+    def plant(files: dict[str, str]) -> Graph:
+        for name, content in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return graph_of(tmp_path)
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from .b import thing",
+        "from . import b",
+        "from isotrain.kernels import b",
+        "import isotrain.kernels.b",
+        "from ..kernels.b import thing",
+        "def later():\n    from .b import thing",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import thing",
+    ],
+)
+def test_a_planted_circle_of_files_is_found(planted: Callable[[dict[str, str]], Graph], back: str) -> None:
+    graph = planted({"kernels/a.py": back, "kernels/b.py": "from .c import x", "kernels/c.py": "from .a import x"})
+    assert set(circle(graph)) == {"kernels/a.py", "kernels/b.py", "kernels/c.py"}
+    assert circle(graph | {"kernels/a.py": set()}) == []
+
+
+def test_planted_imports_between_rooms_are_found(planted: Callable[[dict[str, str]], Graph]) -> None:
+    graph = planted(
+        {
+            "kernels/__init__.py": "from .up.one import x",
+            "kernels/up/one.py": "from ..down.one import x\nimport torch",
+            "kernels/down/one.py": "x = 1",
+            "kernels/down/two.py": "def f():\n    from ..up import two",
+            "kernels/up/two.py": "",
+            "backends/__init__.py": "from ..kernels import x",
+        }
+    )
+    rooms = rooms_of(graph, "kernels")
+    assert rooms == {"up": {"down"}, "down": {"up"}}
+    assert circle(graph) == []
+    assert set(circle(rooms)) == {"up", "down"}
+    assert upwards(rooms, (("up",), ("down",))) == ["down imports up"]
+    assert upwards({"a": {"b"}, "b": set()}, (("a", "b"),)) == ["a imports b"]
+    assert rooms_of(graph, "") == {"kernels": set(), "backends": {"kernels"}}
+    assert folders_of(graph) == ["backends", "kernels", "kernels/down", "kernels/up"]
 
 
 def test_the_package_list_is_the_tree() -> None:
