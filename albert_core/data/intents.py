@@ -1,19 +1,22 @@
 """``embedded:intents``: labelled bank customers' questions made from templates, so that a run needs no download.
 
-The texts are generated, not collected: figures on them say that training works, not how good a model is.
+The texts are generated, not collected: figures on them say that training works, not how good a model is. The templates
+are in intents.json, written for this project.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from urllib.parse import parse_qsl
 
 from ... import UserError
-from .intents_templates import CLOSERS, FAMILIES, INTENTS, OPENERS, SLOTS
 
 EMBEDDED_PREFIX = "embedded:"
 EMBEDDED_NAMES = ("intents", "responses")
@@ -39,6 +42,37 @@ class IntentSizes:
     train: int = DEFAULT_TRAIN
     test: int = DEFAULT_TEST
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """Things that customers of several intents say alike: they tell the family, not the intent."""
+
+    intents: list[str]
+    sentences: list[str]
+
+
+@dataclass(frozen=True)
+class Templates:
+    """What the texts are made of. In a template, ``{slot}`` takes a filler from `slots`, and ``[a|b|c]`` is one of the
+    alternatives (``[|x]``: x or nothing).
+
+    `openers` and `closers` are what customers put before and after the question: they make lengths vary and say nothing
+    about the intent.
+    """
+
+    slots: dict[str, list[str]]
+    openers: list[str]
+    closers: list[str]
+    intents: dict[str, list[str]]
+    families: list[Family]
+
+
+@cache
+def templates() -> Templates:
+    """The contents of intents.json."""
+    read = json.loads(files(__package__).joinpath("intents.json").read_text(encoding="utf-8"))
+    return Templates(**read | {"families": [Family(**family) for family in read["families"]]})
 
 
 @dataclass(frozen=True)
@@ -71,7 +105,7 @@ def parse_embedded_id(dataset_id: str) -> IntentSizes:
             raise UserError(f"dataset_id {dataset_id!r}: {key} is {value!r}; give a whole number")
         sizes[key] = int(value)
     chosen = IntentSizes(**sizes)
-    count = len(INTENTS)
+    count = len(templates().intents)
     if min(chosen.train, chosen.test) < count or chosen.train + chosen.test > MAX_TEXTS:
         raise UserError(
             f"dataset_id {dataset_id!r} asks for {chosen.train} + {chosen.test} texts; allowed are at least {count} in "
@@ -87,7 +121,7 @@ def generate_intents(train: int = DEFAULT_TRAIN, test: int = DEFAULT_TEST, seed:
     machine and Python version: all choices come from ``random.Random.random``, whose sequence Python guarantees. The
     test texts depend on `test` and `seed` alone.
     """
-    names = tuple(INTENTS)
+    names = tuple(templates().intents)
     taken: set[str] = set()
     splits = []
     for split, total in (("test", test), ("train", train)):
@@ -103,20 +137,20 @@ def generate_intents(train: int = DEFAULT_TRAIN, test: int = DEFAULT_TEST, seed:
 def _texts_of(name: str, count: int, seed: str, taken: set[str]) -> list[str]:
     """`count` texts of one intent that aren't in `taken` (lower-cased), and adds them to it."""
     rng = random.Random(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big"))
-    family = next((sentences for members, sentences in FAMILIES if name in members), ())
+    family = next((family.sentences for family in templates().families if name in family.intents), [])
     texts: list[str] = []
     while len(texts) < count:
-        text = _sentence(rng, INTENTS[name], family)
+        text = _sentence(rng, templates().intents[name], family)
         if text.lower() not in taken:
             taken.add(text.lower())
             texts.append(text)
     return texts
 
 
-def _sentence(rng: random.Random, templates: Sequence[str], family: Sequence[str]) -> str:
-    template = _pick(rng, family if family and rng.random() < _FAMILY_SHARE else templates)
-    opener = _pick(rng, OPENERS) if rng.random() < _OPENER_SHARE else ""
-    closer = _pick(rng, CLOSERS) if rng.random() < _CLOSER_SHARE else ""
+def _sentence(rng: random.Random, own: Sequence[str], family: Sequence[str]) -> str:
+    template = _pick(rng, family if family and rng.random() < _FAMILY_SHARE else own)
+    opener = _pick(rng, templates().openers) if rng.random() < _OPENER_SHARE else ""
+    closer = _pick(rng, templates().closers) if rng.random() < _CLOSER_SHARE else ""
     core = _filled(rng, template)
     opener, closer = _filled(rng, opener), _filled(rng, closer)
     if not opener.endswith((", ", ": ", "but ")):
@@ -135,7 +169,7 @@ def _filled(rng: random.Random, template: str) -> str:
     # Twice: an alternative may hold a slot, and a filler a slot of its own.
     text = _CHOICE.sub(lambda match: _pick(rng, match.group(1).split("|")), template)
     for _ in range(2):
-        text = _SLOT.sub(lambda match: _pick(rng, SLOTS[match.group(1)]), text)
+        text = _SLOT.sub(lambda match: _pick(rng, templates().slots[match.group(1)]), text)
     return text
 
 

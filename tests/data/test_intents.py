@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.data.datasets import RawDataset, load_dataset
-from isotrain.albert_core.data.intents_templates import FAMILIES, INTENTS
+from isotrain.albert_core.data.intents import templates
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def test_sizes_labels_and_balance(intents: RawDataset) -> None:
     assert (len(intents.train), len(intents.test), len(intents.label_names)) == (77 * 40, 77 * 10, 77)
     assert set(Counter(intents.train.labels).values()) == {40}
     assert set(Counter(intents.test.labels).values()) == {10}
-    assert intents.label_names == list(INTENTS)
-    assert all(member in INTENTS for members, _ in FAMILIES for member in members)
+    assert intents.label_names == list(templates().intents)
+    assert all(set(family.intents) <= templates().intents.keys() for family in templates().families)
 
 
 def test_no_text_twice_and_nothing_left_unfilled(intents: RawDataset) -> None:
