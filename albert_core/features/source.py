@@ -61,9 +61,9 @@ class TransformersEncoder:
 def module_layer_states(
     encoder: Any, batch: PaddedBatch, given: Sequence[torch.Tensor] | None = None
 ) -> list[torch.Tensor]:
-    """`FrozenEncoder.layers` of a transformers AlbertModel or BertModel, by hooks on its layers.
+    """`FrozenEncoder.layer_states` of a transformers AlbertModel or BertModel, by hooks on its layers.
 
-    Layers that several layers share are told apart by the order of the calls.
+    Layers that share their weights are told apart by the order of the calls.
     """
     states: list[torch.Tensor] = []
 

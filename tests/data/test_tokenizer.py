@@ -161,7 +161,8 @@ def test_trained_vocabulary_fits_the_model(vocab_size: int) -> None:
 
 def test_training_is_the_same_in_every_process_and_thread_count() -> None:
     code = (
-        "from isotrain.albert_core.data import load_dataset, load_tokenizer\n"
+        "from isotrain.albert_core.data.datasets import load_dataset\n"
+        "from isotrain.albert_core.tokens.tokenizer import load_tokenizer\n"
         "texts = load_dataset('embedded:intents').train.texts\n"
         "print(load_tokenizer('embedded', 'random:tiny', texts=texts, vocab_size=30000).fingerprint)"
     )

@@ -241,7 +241,9 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from isotrain.albert_core.data import build_token_store, load_dataset, load_tokenizer
+from isotrain.albert_core.data.datasets import load_dataset
+from isotrain.albert_core.tokens.store import build_token_store
+from isotrain.albert_core.tokens.tokenizer import load_tokenizer
 split = load_dataset("embedded:intents?train=2500&test=77").train
 tokenizer = load_tokenizer(None, "random:tiny", texts=split.texts, vocab_size=30000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -263,7 +265,9 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing(
 RACER = """
 import sys
 from pathlib import Path
-from isotrain.albert_core.data import build_token_store, load_dataset, load_tokenizer
+from isotrain.albert_core.data.datasets import load_dataset
+from isotrain.albert_core.tokens.store import build_token_store
+from isotrain.albert_core.tokens.tokenizer import load_tokenizer
 cache = Path(sys.argv[1])
 split = load_dataset("embedded:intents?train=200&test=77").train
 tokenizer = load_tokenizer(None, "random:tiny", texts=split.texts, vocab_size=30000)

@@ -80,7 +80,9 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     names = zipfile.ZipFile(wheel).namelist()
     assert "isotrain/configs/banking77.yaml" in names
     assert "isotrain/py.typed" in names
-    assert {"isotrain/benchmarks/html/page.css", "isotrain/benchmarks/html/page.html.j2"} <= set(names)
+    assert "isotrain/albert_core/data/intents.json" in names
+    page = "isotrain/benchmarks/reports/html/page"
+    assert {f"{page}.css", f"{page}.html.j2"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.startswith("isotrain/tests") or not name.startswith("isotrain")]
 
