@@ -12,7 +12,8 @@ from torch import nn
 from ... import UserError
 from ...backends import Backend, CastPolicy, FrozenEncoder
 from ...kernels.packed import PackedBatch, PaddedBatch
-from ..model.encoder import LoadedEncoder, encoder_layers, padded_states
+from ..model.encoder import LoadedEncoder
+from ..model.transformers_module import encoder_layers, padded_states
 
 
 def frozen_encoder(encoder: LoadedEncoder, backend: Backend, policy: CastPolicy, kernel: str) -> FrozenEncoder:

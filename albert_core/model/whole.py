@@ -14,8 +14,8 @@ from ... import UserError
 from ...backends import Backend, CastPolicy
 from ...kernels.packed import PackedBatch, PaddedBatch
 from ..terminal.text import clean, quoted, shorten
-from .encoder import encoder_layers, padded_states
 from .packed_module import packed_states, take_packed
+from .transformers_module import encoder_layers, padded_states
 
 
 def checkpoint_activations(encoder: Any) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder, weights_from_module
+from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
 from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.benchmarks.work.flops import encoder_flops, head_backward_flops, head_forward_flops
 from isotrain.kernels.packed import PackedBatch, PortableEncoder
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from isotrain.albert_core.model.encoder import load_encoder, weights_from_module
+from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.benchmarks.outcome.gates import gate_peaks
 from isotrain.benchmarks.work import traffic
 from isotrain.benchmarks.work.roofline import place

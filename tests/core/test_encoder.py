@@ -13,7 +13,8 @@ from isotrain import UserError
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.features.source import frozen_encoder
 from isotrain.albert_core.loop.job import open_job
-from isotrain.albert_core.model.encoder import load_encoder, weights_from_module
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.backends import get_backend
 from isotrain.kernels.packed import PackedBatch
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel

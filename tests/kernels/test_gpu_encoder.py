@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.model.encoder import weights_from_module
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.kernels import reference
 from isotrain.kernels.cuda import BucketRunner, Operators, PackedGpuEncoder, encoder, smoke_test, support, why_not
 from isotrain.kernels.cuda.buckets import sequence_bucket, token_bucket

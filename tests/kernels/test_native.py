@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.model.encoder import weights_from_module
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.kernels import cpu, reference
 from isotrain.kernels.cpu import NativeEncoder
 from isotrain.kernels.cpu.encoder import default_block_tokens

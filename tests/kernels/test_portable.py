@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.model.encoder import weights_from_module
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.kernels import reference
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.packed.portable import ACTIVATIONS, HOST_CHUNK_TOKENS, OTHER_ACTIVATIONS

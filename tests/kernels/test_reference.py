@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.model.encoder import weights_from_module
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.kernels import reference
 from isotrain.kernels.packed import PackedBatch
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain.albert_core.features.source import module_layer_states
-from isotrain.albert_core.model.encoder import weights_from_module
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.kernels import reference
 from isotrain.kernels.cpu import NativeEncoder
 from isotrain.kernels.cpu.library import EMULATED_ISA, best_isa, native, why_not
