@@ -1,8 +1,12 @@
-# make run: install, look for devices, train on pretrained weights.  make test: the suite.  make check: lint, format, types.
+# make run: install, look for devices, train on pretrained weights.
 # make run BANKING77=FOLDER: trains on the published Banking77 (a folder with train.csv and test.csv), too.
-# make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
-# make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
+# make check: lint and types; make lint, make types: one of them; make format: mends what it can.
+# make quick: what check does, and the tests marked `core`, fast ones of each room; under 90 s on 2 cores.
+# make test: every test, one on each core; ARGS="tests/data -k windows": a part.
 # make test-xla: the XLA and Tenstorrent tests, in an environment of their own (torch-xla pins an older torch).
+# make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
+# make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
+# make clean: remove what builds and tools left, the environments aside.
 PYTHON ?= python3
 VENV ?= .venv
 XLA_VENV ?= .venv-xla
@@ -15,7 +19,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run test storm bench-suite test-xla check format clean help
+.PHONY: run check lint types quick format test test-xla storm bench-suite clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -61,12 +65,19 @@ bench-suite: $(VENV)/.installed-dev
 test-xla: $(XLA_VENV)/.installed
 	$(XLA_BIN)/python -m pytest $(PARALLEL) tests/xla
 
-check: $(VENV)/.installed-dev
+check: lint types
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
 	@# The checkout's folder may have any name; under this one its modules are called isotrain.*, as when installed.
 	@mkdir -p build/types && ln -sfn ../.. build/types/isotrain
 	$(BIN)/mypy
+
+quick: check
+	$(BIN)/python -m pytest $(PARALLEL) -m core $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -32,6 +32,8 @@ from isotrain.backends.cpu import CpuBackend
 from isotrain.backends.selftest import self_test
 from support.awkward import with_nan
 
+pytestmark = pytest.mark.core
+
 
 def test_the_four_targets_are_known_and_cpu_opens() -> None:
     assert list_backends()[:4] == ["cpu", "cuda", "xla", "tt"]

@@ -36,6 +36,8 @@ from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.core
+
 Write = Callable[..., Path]
 OTHER = {"backend": "cpu", "device": "cpu", "name": "Other", "emulated": False}
 

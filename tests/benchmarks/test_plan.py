@@ -10,6 +10,8 @@ import pytest
 from isotrain import UserError
 from isotrain.benchmarks.harness.plan import Options, available_cpus, hash_of, interleaved, make_plan, with_quick
 
+pytestmark = pytest.mark.core
+
 
 def test_all_combinations_are_targets_and_impossible_ones_are_named() -> None:
     plan = make_plan(Options(kernels=("auto", "transformers"), batch_sizes=(8, 16)))

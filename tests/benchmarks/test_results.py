@@ -22,6 +22,8 @@ from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
+pytestmark = pytest.mark.core
+
 Runs = Callable[..., list[WorkerRun]]
 
 

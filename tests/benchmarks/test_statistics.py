@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from isotrain.benchmarks.harness import statistics as st
 
+pytestmark = pytest.mark.core
+
 
 def _coverage(processes: int, blocks: int, between: float, runs: int = 400) -> float:
     """How often the 95 % interval holds the true median, 1.0, of log-normal times with a 5 % spread of blocks."""

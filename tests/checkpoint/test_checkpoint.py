@@ -23,6 +23,8 @@ from isotrain.albert_core.runs.checkpoint import (
 )
 from torch import nn
 
+pytestmark = pytest.mark.core
+
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw_fused": lambda p: torch.optim.AdamW(p, 1e-2, fused=True),
     "adamw_amsgrad": lambda p: torch.optim.AdamW(p, 1e-2, amsgrad=True),

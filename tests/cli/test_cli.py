@@ -12,6 +12,7 @@ from isotrain.cli.main import main
 from support.command import Invoke, one_line_error
 
 
+@pytest.mark.core
 def test_help_teaches(invoke: Invoke) -> None:
     code, out, _ = invoke("--help")
     assert code == 0
@@ -39,6 +40,7 @@ def test_doctor_lists_every_backend(invoke: Invoke) -> None:
         assert report["status"] == "PASS" or (report["reason"] and report["fix"])
 
 
+@pytest.mark.core
 def test_config_shows_values_and_sources(invoke: Invoke) -> None:
     code, out, _ = invoke("config", "banking77", "--set", "seed=5", "--backend", "cpu")
     assert code == 0
@@ -57,6 +59,7 @@ def test_what_config_shows_can_be_run(invoke: Invoke, tmp_path: Path, monkeypatc
     assert shown[0]["values"] == shown[1]["values"]
 
 
+@pytest.mark.core
 def test_config_lists_every_key(invoke: Invoke) -> None:
     from isotrain.albert_core.config.schema import TrainConfig
 
@@ -68,6 +71,7 @@ def test_config_lists_every_key(invoke: Invoke) -> None:
     one_line_error(invoke("config", "banking77", "--markdown"), "add --keys")
 
 
+@pytest.mark.core
 def test_predict_texts_and_json(invoke: Invoke, small_run: Path) -> None:
     code, out, _ = invoke("predict", small_run, "lost my card", "--json")
     assert code == 0
@@ -78,6 +82,7 @@ def test_predict_texts_and_json(invoke: Invoke, small_run: Path) -> None:
     assert "lost my card" in invoke("predict", small_run, "lost my card")[1]
 
 
+@pytest.mark.core
 def test_predict_csv_keeps_rows_and_columns(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
     rows = [["a", "lost card"], ["b", 'said "hello",\nthen left'], ["c", "loan rate"]]
     with (tmp_path / "in.csv").open("w", newline="", encoding="utf-8-sig") as file:
@@ -122,6 +127,7 @@ def test_stop_prints_the_command_that_goes_on(invoke: Invoke, small_run: Path, t
     assert ours == (small_run / "model/model.safetensors").read_bytes()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -146,6 +152,7 @@ def test_wrong_input_ends_in_one_line_and_exit_2(invoke: Invoke, arguments: list
     assert not Path("runs").exists(), "nothing half-written is left behind"
 
 
+@pytest.mark.core
 def test_unknown_commands_and_options_exit_with_2(invoke: Invoke) -> None:
     assert invoke("no-such-command")[0] == 2
     assert invoke("train", "--no-such-option")[0] == 2
@@ -158,6 +165,7 @@ def test_debug_shows_the_traceback() -> None:
         main(["train", "absent.yaml", "--debug"])
 
 
+@pytest.mark.core
 def test_a_diverging_run_exits_with_1(invoke: Invoke, small_run: Path) -> None:
     code, _, err = invoke(
         "train", "small.yaml", "--set", "run_name=x", "--set", "learning_rate=1e30", "--set", "optim=sgd"
@@ -175,11 +183,13 @@ def test_cells_that_are_no_text_are_refused_by_row(invoke: Invoke, small_run: Pa
     assert not (tmp_path / "o.csv").exists()
 
 
+@pytest.mark.core
 def test_an_encoder_that_moved_is_named(invoke: Invoke, small_run: Path) -> None:
     one_line_error(invoke("predict", small_run, "x", "--model", "random:albert-base-v2"), "other weights", "--model")
     assert invoke("predict", small_run, "x", "--model", "random:tiny")[0] == 0
 
 
+@pytest.mark.core
 def test_a_folder_that_cannot_be_written_is_one_line(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text\nlost card\n")
     one_line_error(invoke("predict", small_run, "--csv", "in.csv", "--out", "in.csv/x.csv"), "in.csv/x.csv")

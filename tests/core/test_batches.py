@@ -7,6 +7,8 @@ import pytest
 from isotrain import UserError
 from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_length, epoch_order
 
+pytestmark = pytest.mark.core
+
 
 def test_an_epoch_uses_every_text_once_and_drops_no_partial_batch() -> None:
     stream = BatchStream(num_samples=21, batch_size=4, accumulation=2, seed=1)

@@ -15,6 +15,8 @@ from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult, train
 from support.small_job import metrics
 
+pytestmark = pytest.mark.core
+
 Run = Callable[..., TrainResult]
 
 EVERY_FOUR = {"save_strategy": "step", "steps_freq": 4, "val_steps_freq": 4}

@@ -10,6 +10,8 @@ from isotrain import UserError
 from isotrain.albert_core.config.load import find_config, load_config
 from isotrain.albert_core.config.schema import TrainConfig
 
+pytestmark = pytest.mark.core
+
 # The Banking77 experiment's own 41 parameters, and the three its later versions add.
 KEYS = """
 dataset_id model_name max_length num_labels mlp_hidden_size dtype learning_rate weight_decay batch_size

@@ -12,6 +12,8 @@ from isotrain import UserError
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.config.schema import TrainConfig
 
+pytestmark = pytest.mark.core
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "job.yaml"

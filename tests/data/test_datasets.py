@@ -13,6 +13,8 @@ import pytest
 from isotrain import UserError
 from isotrain.albert_core.data.datasets import load_dataset
 
+pytestmark = pytest.mark.core
+
 TRAIN = "text,label\nred one,red\nblue one,blue\nred two,red\n"
 TEST = "text,label\nblue three,blue\n"
 

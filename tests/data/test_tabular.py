@@ -12,6 +12,8 @@ import pytest
 from isotrain import UserError
 from isotrain.albert_core.data.tabular import read_table, table_parts
 
+pytestmark = pytest.mark.core
+
 
 def write(folder: Path, content: bytes | str, name: str = "rows.csv") -> Path:
     path = folder / name

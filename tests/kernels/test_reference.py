@@ -12,6 +12,8 @@ from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.kernels import reference
 from isotrain.kernels.packed import PackedBatch
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize(
     ("architecture", "changes"),

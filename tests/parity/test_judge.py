@@ -13,6 +13,8 @@ from isotrain.benchmarks.parity.judge import Judgement, judge
 from isotrain.benchmarks.parity.trace import Trace
 from support.parity_traces import NOISE, STEPS, TEXTS, WIDTH, exact, header, noisy
 
+pytestmark = pytest.mark.core
+
 
 def verdict(candidate: Trace, reference: Trace | None = None) -> Judgement:
     return judge(reference or exact(), candidate, [noisy(seed) for seed in (1, 2, 3)])

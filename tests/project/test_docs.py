@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from isotrain.cli.main import main
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
 def test_the_table_of_keys_is_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,13 +24,13 @@ def test_the_table_of_keys_is_the_codes(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
 def test_files_named_in_the_documents_exist() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         for path in re.findall(
             r"`((?:kernels|backends|albert_core|benchmarks|cli|configs|tests)/[\w/.-]+\.\w+)`", document.read_text()
         ):
@@ -33,9 +38,38 @@ def test_files_named_in_the_documents_exist() -> None:
 
 
 def test_what_the_documents_name_in_a_file_is_there() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         for name, path in re.findall(r"`(\w+)(?:\(\))?` in `([\w/]+\.py)`", document.read_text()):
             assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{document.name}: {name} is not in {path}"
+
+
+def test_what_the_documents_have_made_can_be_made() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        (document.name, name)
+        for document in DOCUMENTS
+        for name in re.findall(r"(?:^|`)make ([a-z-]+)", document.read_text(), re.MULTILINE)
+    }
+    assert {("CONTRIBUTING.md", "quick"), ("README.md", "run")} <= named
+    assert [where for where in named if where[1] not in targets] == []
+
+
+def test_the_help_of_make_names_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    named = set(re.findall(r"make ([a-z-]+)", "".join(re.findall(r"^# make .*$", makefile, re.MULTILINE))))
+    assert set(phony.split()) - named == {"help"}
+
+
+def test_the_hooks_for_git_run_what_is_here() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    entries = [shlex.split(hook["entry"]) for hook in repository["hooks"]]
+    assert {entry[0] for entry in entries} == {"git", "make", ".venv/bin/ruff", ".venv/bin/python"}
+    assert ["make", "types"] in entries
+    for entry in entries:
+        for path in (word for word in entry if word.startswith("tests/")):
+            assert (ROOT / path).exists(), path
 
 
 CITED = re.compile(r"\brules? (\d+(?:(?:, | and | to )\d+)*)", re.IGNORECASE)
@@ -67,5 +101,5 @@ def test_every_rule_that_the_code_cites_is_written_down() -> None:
 
 
 def test_no_placeholder_is_left_in_the_documents() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         assert not re.search(r"@@|TODO|TBD|XXX", document.read_text()), document.name

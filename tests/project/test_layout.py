@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 
 import pytest
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ["kernels", "backends", "albert_core", "benchmarks", "cli", "configs"]
 # Batches check ids only where reading them doesn't wait for a device.

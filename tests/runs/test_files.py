@@ -12,6 +12,8 @@ from isotrain import RunError, UserError
 from isotrain.albert_core.runs import files
 from isotrain.benchmarks.outcome.build import write_result
 
+pytestmark = pytest.mark.core
+
 
 def test_a_file_appears_whole_with_the_umasks_mode(tmp_path: Path) -> None:
     before = os.umask(0o027)

@@ -15,6 +15,8 @@ from isotrain.kernels.tt.autograd import TtLinear, emulate_linears
 from isotrain.kernels.tt.encoder import TtEncoder
 from isotrain.kernels.weights import EncoderWeights
 
+pytestmark = pytest.mark.core
+
 FIDELITIES = ("lofi", "hifi2", "hifi3", "hifi4")
 
 

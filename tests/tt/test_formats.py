@@ -14,6 +14,8 @@ from isotrain.kernels.tt import formats, tiles
 from isotrain.kernels.tt.estimate import card_named, peak_tflops
 from isotrain.kernels.tt.losses import format_losses
 
+pytestmark = pytest.mark.core
+
 
 def test_losses_are_what_the_values_say() -> None:
     # 1 and the 15 zeros around it share an exponent with nothing; 1/1024 beside 1 is below half of bfp4's unit.
