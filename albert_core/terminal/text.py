@@ -122,3 +122,18 @@ def _escaped(character: str) -> str:
 def duration(seconds: float) -> str:
     """Seconds below two minutes, minutes above."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def figure(value: float) -> str:
+    """Three significant digits, with thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def number(value: float) -> str:
+    """As `figure`; whole numbers are exact."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else figure(value)
+
+
+def precise(value: float | None) -> str:
+    """Six significant digits, because losses differ in the fifth. Empty where there is no value."""
+    return "" if value is None else f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.6g}"

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ...albert_core.terminal.text import figure
 from ..harness.plan import CACHED
-
-
-def figure(value: float) -> str:
-    """Three significant digits, with thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from statistics import median
 from typing import Any
 
 from ... import UserError
-from ...albert_core.terminal.text import clean
+from ...albert_core.terminal.text import clean, figure
 from ...kernels.names import check_name
 from ..end_to_end.figures import RATES
 from ..outcome.model import BENCH, revision, shown_label
-from .columns import figure
 
 FORMATS = ("table", "json", "csv", "markdown")
 INTERVALS = (

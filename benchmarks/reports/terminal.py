@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...albert_core.terminal.console import new_console
-from ...albert_core.terminal.text import duration
+from ...albert_core.terminal.text import duration, figure
 from ...backends import device_label
 from ..harness.plan import Plan
 from ..outcome.gates import is_contended, measured_entries
@@ -22,7 +22,6 @@ from .columns import (
     ROOF_COLUMNS,
     UNIT_COLUMN,
     Column,
-    figure,
     interval_cell,
     rate,
     share,

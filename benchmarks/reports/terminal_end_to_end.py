@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .columns import ROOF_COLUMNS, Column, figure, rate, share
+from ...albert_core.terminal.text import figure
+from .columns import ROOF_COLUMNS, Column, rate, share
 from .fit import fitted
 from .terminal import WIDE, peak_line
 

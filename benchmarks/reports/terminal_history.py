@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ...albert_core.output.live import as_blocks
+from ...albert_core.terminal.text import figure
 from ..outcome.compare import REFUSED, SLOWER, Compared, Comparison
 from ..outcome.history import History, Row
-from .columns import figure
 from .fit import fitted
 
 # What the rows of one table have in common.

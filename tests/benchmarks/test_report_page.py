@@ -16,8 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 from isotrain import RunError
+from isotrain.albert_core.output.charts import BarChart, LineChart, StackedChart
+from isotrain.benchmarks.reports.blocks import Table, chart_table
 from isotrain.benchmarks.reports.html import styles
-from isotrain.benchmarks.reports.html.charts import BarChart, LineChart, StackedChart, Table
 from isotrain.benchmarks.reports.html.contents import contents
 from isotrain.benchmarks.reports.html.draw_bars import draw_bars
 from isotrain.benchmarks.reports.html.draw_lines import extremes
@@ -325,7 +326,7 @@ def test_texts_of_the_results_are_text(tmp_path: Path) -> None:
 
 def test_a_table_of_a_long_curve_says_how_much_of_it_is_there(results_folder: Path) -> None:
     sections = {section.key: section for section in contents(load_results(results_folder))}
-    table = sections["training"].charts[0].table()
+    table = chart_table(sections["training"].charts[0])
     assert table.caption.endswith("(60 of 1,200 points)")
     assert (table.rows[0][0], table.rows[-1][0]) == ("1", "1,200")
 

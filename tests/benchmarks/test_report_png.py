@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
+from isotrain.albert_core.output.charts import Axis, Bar, BarChart, Line, LineChart, Stack, StackedChart
 from isotrain.benchmarks.reports.html import png
-from isotrain.benchmarks.reports.html.charts import Axis, Bar, BarChart, Line, LineChart, Stack, StackedChart
 from isotrain.benchmarks.reports.html.write import write_report
 from isotrain.kernels.install import install_hint
 

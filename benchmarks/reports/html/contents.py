@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ..blocks import Column, Section, Table, Words
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
-from .charts import Column, Section, Table, Words
 from .documents import Bench, EndToEnd
 from .labels import bench_tags, measured, whole_tags
 from .loading import Found, Results, Run

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PositiveFloat, model_validator
 
+from ....albert_core.terminal.text import figure
 from ...outcome.model import emulated_name
-from ..terminal import figure
 from .text import clean
 
 Text = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
@@ -115,7 +115,7 @@ class Energy(Part):
 
 
 class Share(Part):
-    useful: Positive
+    model: Positive
     hardware: Positive
 
 

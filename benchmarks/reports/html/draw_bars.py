@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ....albert_core.output.charts import Bar, BarChart, Stack, StackedChart, joined_name
+from ....albert_core.terminal.text import number
 from . import styles
-from .charts import Bar, BarChart, Stack, StackedChart, joined_name, number
 from .scale import Scale, scale_over
 from .svg import LINE, Element, Patterns, axis_of_values, finished, hue, lines_of, node, picture, text, widest
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .charts import Band, Line, LineChart, Point, precise, thinned
+from ....albert_core.output.charts import Band, Line, LineChart, Point
+from ....albert_core.terminal.text import precise
+from ..blocks import thinned
 from .scale import TICK_GAP, Scale, placed, scale_over
 from .styles import dash
 from .svg import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .charts import Column, Table
+from ..blocks import Column, Table
 from .documents import Bench, EndToEnd, Target
 from .text import joined
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from .... import UserError
 from ....albert_core.config.parsing import decoded, parse_json
+from ....albert_core.output.charts import Point
 from ...end_to_end.run import SCHEMA as END_TO_END
 from ...outcome.build import SCHEMA as BENCH
 from ...outcome.found import LARGEST_FILE, METRICS, RECORD, find_results, foreign_line
 from ...outcome.upgrade import upgraded
 from ...parity.compare import SCHEMA as PARITY
-from .charts import Point
 from .documents import Bench, EndToEnd, RunRecord, RunSummary
 from .parity_documents import Parity
 from .text import clean

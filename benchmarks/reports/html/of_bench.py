@@ -6,7 +6,9 @@ one that has no figures its name.
 
 from __future__ import annotations
 
-from .charts import Bar, BarChart, Block, Column, Heading, Table, Words, number
+from ....albert_core.output.charts import Bar, BarChart
+from ....albert_core.terminal.text import number
+from ..blocks import Block, Column, Heading, Table, Words
 from .documents import Bench, Target
 from .labels import EMULATED, bench_tags, measured, reasons, titled, verdict
 from .loading import Found
@@ -154,7 +156,7 @@ def _cells(target: Target) -> list[str]:
         number(figures.step_seconds.p50 * 1e3),
         number(figures.step_seconds.p90 * 1e3),
         number(figures.model_tflops.median),
-        f"{share.useful:.1%}",
+        f"{share.model:.1%}",
         _joules(target),
         number(memory.peak_bytes / 2**20),
         "" if steady is None else f"{number(steady)} ({target.n})",

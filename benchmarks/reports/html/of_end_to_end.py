@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .charts import Bar, BarChart, Block, Column, Heading, Table, Words, number
+from ....albert_core.output.charts import Bar, BarChart
+from ....albert_core.terminal.text import number
+from ..blocks import Block, Column, Heading, Table, Words
 from .documents import EndToEnd, Side
 from .labels import reasons, titled, whole_tags
 from .loading import Found
@@ -69,7 +71,7 @@ def _rate_cells(side: Side) -> tuple[str, ...]:
         number(figures.samples_per_second.median),
         number(figures.real_tokens_per_second.median),
         number(figures.model_tflops.median),
-        "n/a" if share is None else f"{share.useful:.1%}",
+        "n/a" if share is None else f"{share.model:.1%}",
         number(figures.hardware_tflops.median),
         "n/a" if share is None else f"{share.hardware:.1%}",
         "" if at is None else number(at.intensity_flop_per_byte),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .charts import Column, Section, Table
+from ..blocks import Column, Section, Table
 from .documents import Measurement
 from .loading import Results
 from .text import clean

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .charts import (
-    REFERENCE,
-    Axis,
-    Band,
-    Block,
-    Column,
-    Heading,
-    Line,
-    LineChart,
-    Point,
-    Section,
-    Table,
-    Words,
-    number,
-    precise,
-)
+from ....albert_core.output.charts import REFERENCE, Axis, Band, Line, LineChart, Point
+from ....albert_core.terminal.text import number, precise
+from ..blocks import Block, Column, Heading, Section, Table, Words
 from .labels import reasons, titled
 from .loading import Found, Results
 from .parity_documents import Candidate, LayerError, Parity, Ran

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .charts import Section, Stack, StackedChart
+from ....albert_core.output.charts import Stack, StackedChart
+from ..blocks import Section
 from .documents import Bench, RunSummary, Target, WholeProcess
 from .labels import bench_tags, measured, titled, whole_tags
 from .loading import Found, Results

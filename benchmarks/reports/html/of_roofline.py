@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .charts import REFERENCE, Axis, Block, Column, Line, LineChart, Point, Table, Words, number
+from ....albert_core.output.charts import REFERENCE, Axis, Line, LineChart, Point
+from ....albert_core.terminal.text import number
+from ..blocks import Block, Column, Table, Words
 from .documents import Bench, Peaks, Target
 from .labels import bench_tags, measured, titled, verdict
 from .loading import Found

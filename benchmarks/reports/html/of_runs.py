@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from ....albert_core.output.charts import Axis, Line, LineChart, Point
+from ....albert_core.terminal.text import number, precise
 from ...outcome.model import emulated_name
-from .charts import Axis, Column, Line, LineChart, Point, Section, Table, number, precise
+from ..blocks import Column, Section, Table
 from .labels import titled
 from .loading import Found, Results, Run
 

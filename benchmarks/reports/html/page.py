@@ -7,8 +7,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from ....albert_core.output.charts import BarChart, Chart, Fill, Line, LineChart
+from ..blocks import Heading, Section, Table, Words, chart_table
 from . import styles
-from .charts import BarChart, Chart, Fill, Heading, Line, LineChart, Section, Table, Words
 from .draw_bars import draw_bars, draw_stacks
 from .draw_lines import draw_lines
 from .svg import Patterns, hue, mark, node
@@ -35,7 +36,7 @@ def render_page(title: str, lead: str, sections: list[Section], created: str) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"kind": _kind, "drawn": _drawings, "legend": _legend}
+    environment.filters |= {"kind": _kind, "drawn": _drawings, "legend": _legend, "as_table": chart_table}
     return environment.get_template("page.html.j2").render(
         title=title, lead=lead, sections=sections, created=created, style=_style_sheet()
     )
@@ -47,8 +48,9 @@ def _kind(block: Any) -> str:
 
 def _drawings(chart: Chart) -> list[tuple[str, Markup]]:
     """The chart for a wide window and for a narrow one, by the class that the style sheet knows."""
+    width = HALF if isinstance(chart, LineChart) and chart.half else WIDE
     return [
-        ("wide", _markup(_draw(chart, HALF if chart.half else WIDE, f"{chart.key}-w"))),
+        ("wide", _markup(_draw(chart, width, f"{chart.key}-w"))),
         ("narrow", _markup(_draw(chart, NARROW, f"{chart.key}-n"))),
     ]
 

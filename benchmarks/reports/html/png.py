@@ -6,9 +6,10 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from .... import UserError
+from ....albert_core.output.charts import REFERENCE, BarChart, Chart, Fill, Line, LineChart, StackedChart, joined_name
+from ....albert_core.terminal.text import number
 from ....kernels.install import install_hint
 from . import styles
-from .charts import REFERENCE, BarChart, Chart, Fill, Line, LineChart, StackedChart, joined_name, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
