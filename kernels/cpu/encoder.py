@@ -167,7 +167,7 @@ class NativeEncoder:
             activation=ACTIVATIONS[config.activation],
             project=weights.projection_weight is not None,
             layers=len(weights.layers),
-            layer_states=config.num_layers,
+            num_layers=config.num_layers,
             block_tokens=self.block_tokens,
             eps=config.layer_norm_eps,
         )

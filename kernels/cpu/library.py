@@ -35,7 +35,7 @@ class Shape(ctypes.Structure):
                 "activation",
                 "project",
                 "layers",
-                "layers",
+                "num_layers",
                 "block_tokens",
             )
         ),
