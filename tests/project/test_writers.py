@@ -104,7 +104,7 @@ def test_every_exception_is_still_needed() -> None:
 
 
 # Modules whose distribution has another name.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "pynvml": "nvidia-ml-py", "torch_xla": "torch-xla"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "torch_xla": "torch-xla"}
 # What a declared distribution brings along as part of its own interface, and a vendor's stack from no index.
 BROUGHT = {"huggingface_hub": "transformers", "markupsafe": "jinja2", "tt_torch": ""}
 

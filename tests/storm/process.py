@@ -30,7 +30,6 @@ _COMMANDS_IMPORT = (
     "isotrain.kernels.cpu",
     "peft",
     "rich.logging",
-    "sklearn.metrics",
 )
 # A command that takes longer hangs.
 PATIENCE = 180.0
