@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from .base import (
-    DTYPES,
-    LAYOUTS,
-    Availability,
-    Backend,
-    BackendUnavailableError,
-    CastPolicy,
-    DeviceInfo,
-    EnergyUse,
-    Foreseen,
-    MemoryUse,
-    ShapeGrid,
-    UnitRate,
-    device_label,
-)
+from .base import Backend
 from .error_budget import ErrorBudget
 from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
 from .registry import (
@@ -27,6 +13,20 @@ from .registry import (
     list_backends,
     rank_backend,
     rank_group,
+)
+from .types import (
+    DTYPES,
+    LAYOUTS,
+    Availability,
+    BackendUnavailableError,
+    CastPolicy,
+    DeviceInfo,
+    EnergyUse,
+    Foreseen,
+    MemoryUse,
+    ShapeGrid,
+    UnitRate,
+    device_label,
 )
 
 __all__ = [

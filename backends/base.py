@@ -10,176 +10,25 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
 from ..kernels.names import check_name
 from .error_budget import ErrorBudget
+from .types import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, Foreseen, MemoryUse, ShapeGrid, UnitRate
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..kernels.packed import PackedBatch
+    from ..kernels.packed import PackedBatch, PortableEncoder
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder, HeadStep, PackedAttention
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-LAYOUTS = ("padded", "bucketed", "packed")
-
-
-class BackendUnavailableError(UserError):
-    """The backend exists but can't run here; the message carries its probe's reason and fix."""
-
-
-def device_label(backend: str, emulated: bool) -> str:
-    """What results call a device: its backend's name, and that it is only emulated where it is."""
-    return f"{backend} (emulated)" if emulated else backend
-
-
-@dataclass(frozen=True)
-class Availability:
-    """The answer of `Backend.probe`: whether the device can be used, and if not, why and what to do about it."""
-
-    ok: bool
-    reason: str
-    fix: str = ""
-
-
-@dataclass(frozen=True)
-class CastPolicy:
-    """Which dtype each role of the frozen encoder really has on a device, and why.
-
-    `requested` is what the user asked for; `param` is what the weights are rounded to, `compute` is what products
-    take as operands, `accumulate` is what sums, normalisation and softmax use. All are torch dtype names. `mode` is
-    what else decides the numbers (a math fidelity, a block format of the weights); "" where nothing does.
-    """
-
-    requested: str
-    param: str
-    compute: str
-    accumulate: str
-    reason: str
-    mode: str = ""
-
-    @property
-    def label(self) -> str:
-        """What tables show: the requested dtype, the compute dtype where that is another one, and the mode."""
-        computed = (
-            self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
-        )
-        return f"{computed}, {self.mode}" if self.mode else computed
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """What a result must say about the device it was measured on. Unknown figures are None, never a guess."""
-
-    backend: str
-    device: str
-    name: str
-    memory_bytes: int | None = None
-    compute_units: int | None = None
-    vendor_peak_tflops: float | None = None
-    vendor_bandwidth_gbps: float | None = None
-    features: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    emulated: bool = False
-
-    @property
-    def label(self) -> str:
-        return device_label(self.backend, self.emulated)
-
-    @property
-    def emulated_label(self) -> str:
-        """`label` where the device is only emulated, else ""."""
-        return self.label if self.emulated else ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """What a backend will be once it is opened.
-
-    `layouts`: the batch layouts it takes; `emulated`: whether it only emulates a device; `kernels`: the names that its
-    `frozen_encoder` takes besides "auto", or none where they are not known before.
-    """
-
-    layouts: tuple[str, ...]
-    emulated: bool = False
-    kernels: tuple[str, ...] = ()
-
-    def check_kernel(self, what: str, kernel: str, backend: str, others: tuple[str, ...] = ()) -> None:
-        """Raises UserError where `backend`, which this is, has no kernel of that name, and `others` don't name it.
-
-        `what` is how the user names it, such as "--kernel".
-        """
-        if self.kernels:
-            check_name(what, kernel, ("auto", *self.kernels, *others), f"on backend {backend}")
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """Bytes in use now and at most so far; `scope` names what was counted ("process RSS", "CUDA allocator")."""
-
-    current_bytes: int
-    peak_bytes: int
-    scope: str
-
-
-@dataclass(frozen=True)
-class EnergyUse:
-    """Joules that a counter has seen so far (only differences mean anything), or None where `source` says why.
-
-    `source` names the counter and what it covers ("NVML, the whole board"), or is "unavailable: " and the reason.
-    """
-
-    joules: float | None
-    source: str
-
-    def since(self, earlier: EnergyUse) -> EnergyUse:
-        """What was used after `earlier` was read."""
-        if self.joules is None or earlier.joules is None:
-            return EnergyUse(None, self.source if self.joules is None else earlier.source)
-        return EnergyUse(self.joules - earlier.joules, self.source)
-
-
-@dataclass(frozen=True)
-class UnitRate:
-    """The rate of a device's matrix unit alone, as a micro-benchmark of the device's own kernels measured it.
-
-    `unit` names it ("AVX512-BF16"), `fed_from` the level of memory its operands came from ("L2"). It is what a kernel
-    could reach if nothing but that level held it up; a library's matrix product may stay far below it.
-    """
-
-    unit: str
-    dtype: str
-    fed_from: str
-    tflops: float
-    threads: int
-
-
-@dataclass(frozen=True)
-class ShapeGrid:
-    """The few shapes that batches have on a device that compiles a program for each: rows x length.
-
-    Training's and evaluation's batches all have the rows that the configuration gives them, and one of `lengths`
-    (None: those of the bucketed layout). A pass over a whole split takes `batch_tokens` // length rows of a length.
-    A batch with fewer texts is filled up, and the rows that fill it count nowhere.
-    """
-
-    batch_tokens: int
-    lengths: tuple[int, ...] | None = None
-
-    def rows(self, length: int) -> int:
-        """How many texts of up to `length` tokens a batch of a whole pass holds."""
-        return max(1, self.batch_tokens // length)
+# What reads a generator's state, and what puts it back.
+Generator = tuple[Callable[[], "torch.Tensor"], Callable[["torch.Tensor"], object]]
 
 
 class Backend(ABC):
@@ -274,13 +123,26 @@ class Backend(ABC):
         """
         return EnergyUse(None, f"unavailable: the {self.name} backend reads no energy counter")
 
-    @abstractmethod
-    def rng_state(self) -> dict[str, torch.Tensor]:
-        """The state of every generator on host and device that training may draw from, as uint8 tensors."""
+    def generators(self) -> dict[str, Generator]:
+        """The generators that training may draw from, by name: the host's, and the device's own where it has one."""
+        import torch
 
-    @abstractmethod
+        return {"cpu": (torch.get_rng_state, torch.set_rng_state)}
+
+    def rng_state(self) -> dict[str, torch.Tensor]:
+        """The state of every one of `generators`, as uint8 tensors on the host."""
+        return {name: get() for name, (get, _) in self.generators().items()}
+
     def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
         """Puts back what `rng_state` returned; raises UserError when a generator is missing from `state`."""
+        generators = self.generators()
+        missing = sorted(set(generators) - set(state))
+        if missing:
+            raise UserError(
+                f"the saved state has no generator {missing} (it has {sorted(state)}); resume on its backend"
+            )
+        for name, (_, put) in generators.items():
+            put(state[name].cpu())
 
     def place(self, value: T) -> T:
         """`value` on this device: a tensor, a module, a dataclass with a `to` method, or a list/tuple/dict of them."""
@@ -392,9 +254,32 @@ class Backend(ABC):
         """The matrix unit's own rate, measured now (it may take a second); None where nothing here can measure it."""
         return None
 
-    @abstractmethod
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
         """The fastest correct frozen forward this device has for `weights`; `kernel` forces one by name.
 
         Raises UserError when the kernel is unknown or can't run these weights here.
         """
+        check_name("kernel", kernel, ("auto", *(self.kernel_names or self.kernels())), f"on backend {self.name}")
+        return self.build_encoder(weights, policy, kernel)
+
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
+        """What `frozen_encoder` returns, of a `kernel` that is "auto" or one of `kernels`."""
+        del kernel
+        return self.portable_encoder(weights, policy)
+
+    def portable_encoder(self, weights: EncoderWeights, policy: CastPolicy, **options: Any) -> PortableEncoder:
+        """The kernel "portable", packed on the host and placed; `options` are `PortableEncoder`'s."""
+        import torch
+
+        from ..kernels.packed import PortableEncoder
+        from ..kernels.weights import check_finite
+
+        # torch's attention gives 0, and not NaN, for a head whose scores are NaN.
+        check_finite(weights)
+        encoder = PortableEncoder(
+            weights.to(dtype=getattr(torch, policy.param)),
+            compute_dtype=getattr(torch, policy.compute),
+            accumulate_dtype=getattr(torch, policy.accumulate),
+            **options,
+        )
+        return encoder if encoder.device == self.device else encoder.to(self.device)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from .. import UserError
-from ..kernels.names import check_name
-from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
+from .host import processor
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
+from .torch_device import TorchDevice, versions
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("isotrain")
 
 
-class CpuBackend(Backend):
+class CpuBackend(TorchDevice):
     """Host execution: eager, synchronous, always available."""
 
     name = "cpu"
@@ -43,7 +40,7 @@ class CpuBackend(Backend):
 
     @classmethod
     def probe(cls) -> Availability:
-        return Availability(True, f"{_processor_name()}, {_usable_cores()} cores")
+        return Availability(True, f"{processor.processor_name()}, {processor.usable_cores()} cores")
 
     @property
     def device(self) -> torch.device:
@@ -53,18 +50,18 @@ class CpuBackend(Backend):
         return DeviceInfo(
             backend=self.name,
             device="cpu",
-            name=_processor_name(),
-            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            compute_units=_usable_cores(),
-            features=_matrix_features(),
-            versions={"torch": torch.__version__, "python": platform.python_version()},
+            name=processor.processor_name(),
+            memory_bytes=processor.memory_bytes(),
+            compute_units=processor.usable_cores(),
+            features=processor.matrix_features(),
+            versions=versions(),
         )
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         if dtype in ("float32", "float64"):
             return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout")
         if dtype == "bfloat16":
-            units = _bfloat16_units()
+            units = processor.bfloat16_units()
             if units:
                 return CastPolicy(dtype, dtype, dtype, "float32", f"bfloat16 products on {units}, float32 sums")
             if strict:
@@ -95,14 +92,6 @@ class CpuBackend(Backend):
     def adam_options(self) -> dict[str, Any]:
         return {"fused": True}
 
-    def rng_state(self) -> dict[str, torch.Tensor]:
-        return {"cpu": torch.get_rng_state()}
-
-    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
-        if "cpu" not in state:
-            raise UserError(f"the saved state has no generator 'cpu' (it has {sorted(state)}); resume on its backend")
-        torch.set_rng_state(state["cpu"].to(torch.uint8))
-
     @contextmanager
     def single_threaded(self) -> Iterator[None]:
         """One thread inside. Measured on a 768-256-77 head at batch 8, one thread against two, in one run: 0.83 and
@@ -125,10 +114,6 @@ class CpuBackend(Backend):
             return None
         return head.HeadStep(parameters, optimizer)
 
-    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
-        compute = getattr(torch, policy.compute)
-        return torch.autocast("cpu", dtype=compute, enabled=policy.compute != policy.accumulate)
-
     def kernels(self) -> dict[str, Availability]:
         from ..kernels.cpu.library import best_isa, why_not
 
@@ -150,8 +135,7 @@ class CpuBackend(Backend):
             rates = pool.map(lambda _: unit_rate(isa, second_level_cache_bytes() // 2), range(threads))
         return UnitRate(isa, "bfloat16", "second-level cache", sum(rates) / 1e12, threads)
 
-    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
-        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend cpu")
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         known = self.kernels()
         if kernel != "portable":
             native = known["native"]
@@ -163,19 +147,9 @@ class CpuBackend(Backend):
             if kernel == "native":
                 raise UserError(f"kernel native can't run: {reason}")
             log.info("kernel portable: the native one can't run (%s)", reason)
-        from ..kernels.packed import PortableEncoder
         from ..kernels.packed.prepacked import prepacked_linear
-        from ..kernels.weights import check_finite
 
-        # torch's attention gives 0, and not NaN, for a head whose scores are NaN.
-        check_finite(weights)
-        rounded = weights.to(dtype=getattr(torch, policy.param))
-        return PortableEncoder(
-            rounded,
-            compute_dtype=getattr(torch, policy.compute),
-            accumulate_dtype=getattr(torch, policy.accumulate),
-            make_linear=prepacked_linear,
-        )
+        return self.portable_encoder(weights, policy, make_linear=prepacked_linear)
 
 
 def _not_native(weights: EncoderWeights, policy: CastPolicy) -> str:
@@ -186,35 +160,3 @@ def _not_native(weights: EncoderWeights, policy: CastPolicy) -> str:
         return f"it multiplies bfloat16 only, and dtype is {policy.label}; set dtype: bfloat16, or kernel: portable"
     shape = unsupported(weights.config)
     return f"it does not support {shape}; use kernel portable" if shape else ""
-
-
-@cache
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's entry of /proc/cpuinfo; empty where the system has none."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    first = path.read_text().split("\n\n")[0]
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-
-
-def _processor_name() -> str:
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _matrix_features() -> tuple[str, ...]:
-    """The instruction sets that decide matrix speed, as the kernel names them."""
-    flags = set(_cpuinfo().get("flags", "").split())
-    return tuple(flag for flag in ("amx_bf16", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma") if flag in flags)
-
-
-def _bfloat16_units() -> str:
-    """The CPU's bfloat16 matrix instructions that torch's kernels use, or an empty string."""
-    features = _matrix_features()
-    if "amx_bf16" in features:
-        return "AMX"
-    return "AVX512-BF16" if "avx512_bf16" in features else ""

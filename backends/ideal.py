@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from .. import UserError
-from ..kernels.names import check_name
-from .base import LAYOUTS, Availability, Backend, CastPolicy, DeviceInfo, EnergyUse
+from .base import Backend
 from .cpu import CpuBackend
+from .types import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,8 +79,8 @@ class IdealBackend(CpuBackend):
     def kernels(self) -> dict[str, Availability]:
         return {"ideal": Availability(True, "random rounding")}
 
-    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         from ..kernels.ideal import IdealEncoder
 
-        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend ideal")
+        del kernel
         return IdealEncoder(weights, getattr(torch, policy.param), getattr(torch, policy.compute), self.index or 0)

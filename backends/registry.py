@@ -12,7 +12,8 @@ from typing import Any
 
 from .. import UserError
 from ..kernels.names import check_name
-from .base import LAYOUTS, Backend, BackendUnavailableError, Foreseen
+from .base import Backend
+from .types import LAYOUTS, BackendUnavailableError, Foreseen
 
 ENTRY_POINT_GROUP = "isotrain.backends"
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
 from ..kernels.install import install_hint
-from ..kernels.names import check_name
-from .base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
+from .base import Backend, Generator
+from .host import processor
 from .host.cache import cache_folder
+from .host.memory import process_memory
 from .host.rapl import RaplCounters
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
 
 if TYPE_CHECKING:
     import torch
@@ -122,12 +124,11 @@ class XlaBackend(Backend):
         return ShapeGrid(HOST_BATCH_TOKENS if self.device_type == "CPU" else DEVICE_BATCH_TOKENS)
 
     def info(self) -> DeviceInfo:
-        from .cpu import CpuBackend
+        from .torch_device import versions
 
-        host = CpuBackend().info()
-        versions = host.versions | {"torch_xla": self._xla.__version__}
         if self.device_type == "CPU":
-            name, memory, units = f"{host.name} (XLA)", host.memory_bytes, host.compute_units
+            name, memory = f"{processor.processor_name()} (XLA)", processor.memory_bytes()
+            units = processor.usable_cores()
         else:
             attributes = self._runtime.global_runtime_device_attributes()[self.index or 0]
             name, memory, units = f"{self.device_type} {attributes.get('name', '')}".strip(), None, None
@@ -138,7 +139,7 @@ class XlaBackend(Backend):
             memory_bytes=memory,
             compute_units=units,
             features=(f"PJRT {self.device_type}",),
-            versions=versions,
+            versions=versions() | {"torch_xla": self._xla.__version__},
         )
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
@@ -232,15 +233,13 @@ class XlaBackend(Backend):
         self._model.wait_device_ops()
 
     def memory(self) -> MemoryUse:
-        from .cpu import CpuBackend
-
         if self.device_type == "CPU":
-            return CpuBackend().memory()
+            return process_memory()
         try:
             used = self._model.get_memory_info(str(self._device))
         except RuntimeError:
             # Not every PJRT plugin counts.
-            return CpuBackend().memory()
+            return process_memory()
         return MemoryUse(used["bytes_used"], used.get("peak_bytes_used", used["bytes_used"]), "PJRT allocator")
 
     def energy(self) -> EnergyUse:
@@ -250,24 +249,17 @@ class XlaBackend(Backend):
         # The step counter on the device, where a host's number would be built into each step's program.
         return {"capturable": True}
 
-    def rng_state(self) -> dict[str, torch.Tensor]:
+    def generators(self) -> dict[str, Generator]:
+        return {**super().generators(), self.name: (self._seed, self._set_seed)}
+
+    def _seed(self) -> torch.Tensor:
         import torch
 
         seed = int(self._model.get_rng_state(str(self._device)))
-        device = torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
-        return {"cpu": torch.get_rng_state(), self.name: device}
+        return torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
 
-    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
-        import torch
-
-        missing = {"cpu", self.name} - set(state)
-        if missing:
-            raise UserError(
-                f"the saved state has no generator {sorted(missing)} (it has {sorted(state)}); resume on its backend"
-            )
-        torch.set_rng_state(state["cpu"].to("cpu", torch.uint8))
-        seed = int.from_bytes(bytes(state[self.name].to("cpu", torch.uint8).tolist()), "little")
-        self._model.set_rng_state(seed, str(self._device))
+    def _set_seed(self, state: torch.Tensor) -> None:
+        self._model.set_rng_state(int.from_bytes(bytes(state.tolist()), "little"), str(self._device))
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         import torch
@@ -276,23 +268,12 @@ class XlaBackend(Backend):
             return nullcontext()
         return torch.autocast("xla", dtype=getattr(torch, policy.compute))
 
-    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
-        check_name("kernel", kernel, ("auto", *self.kernel_names), f"on backend {self.name}")
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
+        del kernel
         return StaticEncoder(self._portable(weights, policy))
 
     def _portable(self, weights: EncoderWeights, policy: CastPolicy) -> PortableEncoder:
-        """The portable encoder, packed on the host so that nothing is compiled for that, then placed."""
-        import torch
-
-        from ..kernels.packed import PortableEncoder
-
-        encoder = PortableEncoder(
-            weights.to(dtype=getattr(torch, policy.param)),
-            compute_dtype=getattr(torch, policy.compute),
-            accumulate_dtype=getattr(torch, policy.accumulate),
-            chunk_tokens=4 * DEVICE_BATCH_TOKENS,
-        )
-        return encoder.to(self._device)
+        return self.portable_encoder(weights, policy, chunk_tokens=4 * DEVICE_BATCH_TOKENS)
 
 
 class StaticEncoder:

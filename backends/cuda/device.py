@@ -8,14 +8,13 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from ... import UserError
-from ...kernels.names import check_name
-from ..base import Availability, Backend, CastPolicy, DeviceInfo, EnergyUse, MemoryUse
+from ..torch_device import TorchDevice
+from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse
 from .graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ _VENDOR_PEAKS = {
 }
 
 
-class CudaBackend(Backend):
+class CudaBackend(TorchDevice):
     """One NVIDIA GPU: asynchronous kernels, a caching allocator, copies on a side stream."""
 
     name = "cuda"
@@ -97,10 +96,6 @@ class CudaBackend(Backend):
     def device_of_rank(cls, local_rank: int) -> int | None:
         return local_rank
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda", self.index or 0)
-
     def info(self) -> DeviceInfo:
         properties = torch.cuda.get_device_properties(self.device)
         known = (peaks for part, peaks in _VENDOR_PEAKS.items() if re.search(rf"\b{part}\b", properties.name))
@@ -134,15 +129,6 @@ class CudaBackend(Backend):
             f"dtype {dtype!r} can't train on the cuda backend; allowed are float32, bfloat16, float16, float64; set one"
         )
 
-    def synchronize(self, *tensors: torch.Tensor) -> None:
-        del tensors  # The device's queue is in order: when it is empty, every tensor is written.
-        torch.cuda.synchronize(self.device)
-
-    def memory(self) -> MemoryUse:
-        return MemoryUse(
-            torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device), "CUDA allocator"
-        )
-
     def energy(self) -> EnergyUse:
         from .nvml import gpu_energy
 
@@ -150,18 +136,6 @@ class CudaBackend(Backend):
 
     def adam_options(self) -> dict[str, Any]:
         return {"fused": True}
-
-    def rng_state(self) -> dict[str, torch.Tensor]:
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device)}
-
-    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
-        missing = {"cpu", "cuda"} - set(state)
-        if missing:
-            raise UserError(
-                f"the saved state has no generator {sorted(missing)} (it has {sorted(state)}); resume on its backend"
-            )
-        torch.set_rng_state(state["cpu"].to("cpu", torch.uint8))
-        torch.cuda.set_rng_state(state["cuda"].to("cpu", torch.uint8), self.device)
 
     def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
         """Copies one batch ahead on a side stream, so that the copy runs behind the current batch's work.
@@ -208,10 +182,6 @@ class CudaBackend(Backend):
         """Graphs captured so far: a capture compiles nothing, but it costs a step's time many times over."""
         return sum(capture.count for capture in self._captures)
 
-    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
-        compute = getattr(torch, policy.compute)
-        return torch.autocast("cuda", dtype=compute, enabled=policy.compute != policy.accumulate)
-
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
         return torch.amp.GradScaler("cuda") if policy.compute == "float16" else None
 
@@ -226,28 +196,20 @@ class CudaBackend(Backend):
         flash = Availability(not reason, reason or "torch's variable-length attention, else as triton")
         return {"triton": triton, "flash": flash, **super().kernels()}
 
-    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         from ...kernels.cuda import Operators, PackedGpuEncoder
-        from ...kernels.packed import PortableEncoder
         from ...kernels.weights import check_finite
 
-        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend cuda")
-        check_finite(weights)
-        rounded = weights.to(device=self.device, dtype=getattr(torch, policy.param))
         reason = "" if kernel == "portable" else self._why_no_triton(weights, policy)
         if reason and kernel != "auto":
             raise UserError(f"kernel {kernel!r} can't run here: {reason}; use kernel auto or portable")
         if reason:
             log.info("the portable kernel serves: %s", reason)
         if reason or kernel == "portable":
-            return PortableEncoder(
-                rounded,
-                compute_dtype=getattr(torch, policy.compute),
-                accumulate_dtype=getattr(torch, policy.accumulate),
-                chunk_tokens=CHUNK_TOKENS,
-            )
+            return self.portable_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
+        check_finite(weights)
         return PackedGpuEncoder(
-            rounded,
+            weights.to(device=self.device, dtype=getattr(torch, policy.param)),
             compute_dtype=getattr(torch, policy.compute),
             operators=Operators(attention="flash" if kernel == "flash" else "triton"),
             chunk_tokens=CHUNK_TOKENS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...kernels.install import install_hint
-from ..base import EnergyUse
+from ..types import EnergyUse
 
 
 def gpu_energy(uuid: str) -> EnergyUse:

@@ -6,7 +6,7 @@ import platform
 import resource
 from pathlib import Path
 
-from ..base import MemoryUse
+from ..types import MemoryUse
 
 
 def process_memory() -> MemoryUse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..base import EnergyUse
+from ..types import EnergyUse
 
 POWERCAP = Path("/sys/class/powercap")
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import UserError
-from ...kernels.names import check_name
-from ..base import (
+from ..base import Backend
+from ..types import (
     LAYOUTS,
     Availability,
-    Backend,
     BackendUnavailableError,
     CastPolicy,
     DeviceInfo,
@@ -241,12 +240,12 @@ class TtHardware(XlaBackend):
     def step_boundary(self) -> None:
         self._xla.sync(wait=True)
 
-    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
-        check_name("kernel", kernel, ("auto", *self.kernel_names), "on backend tt")
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         import torch
 
         from ...kernels.packed import PaddedBatch
 
+        del kernel
         encoder = self._portable(weights, policy)
 
         def forward(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from ... import UserError
-from ...kernels.names import check_name
-from ..base import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, device_label
 from ..cpu import CpuBackend
 from ..error_budget import ErrorBudget
+from ..types import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, device_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,11 +117,10 @@ class TtEmulated(CpuBackend):
     def kernels(self) -> dict[str, Availability]:
         return {"emulated": Availability(True, f"{self.options.emulation} TT arithmetic")}
 
-    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         from ...kernels.tt.encoder import TtEncoder
 
-        del policy
-        check_name("kernel", kernel, ("auto", *self.kernel_names), f"on backend {LABEL}")
+        del policy, kernel
         gemm = getattr(torch, super().cast_policy("bfloat16").compute)
         return TtEncoder(weights, self._arithmetic(gemm), self.options.weight_dtype)
 

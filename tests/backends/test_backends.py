@@ -97,7 +97,7 @@ def test_strict_bfloat16_computes_in_bfloat16_everywhere() -> None:
 
 
 def test_bfloat16_without_units_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isotrain.backends.cpu._bfloat16_units", lambda: "")
+    monkeypatch.setattr("isotrain.backends.host.processor.bfloat16_units", lambda: "")
     policy = get_backend("cpu").cast_policy("bfloat16")
     assert policy.compute == "float32"
     assert "computed in float32" in policy.label

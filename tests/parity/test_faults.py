@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.backends import cpu
+from isotrain.backends.host import processor
 from isotrain.benchmarks.parity.judge import Judgement, judge
 from isotrain.kernels.cpu.library import why_not
 from support.faults import B16, FAULTS, NOT_FINITE, REFUSED, Fault, planted
@@ -52,7 +52,7 @@ def test_bfloat16_computed_in_float32_is_held_to_what_that_costs(
 ) -> None:
     """Its band is narrower than that of bfloat16 operands."""
     narrow = job.record("candidate", **B16, strict_dtype=True)
-    monkeypatch.setattr(cpu, "_bfloat16_units", lambda: "")
+    monkeypatch.setattr(processor, "bfloat16_units", lambda: "")
     wide = job.record("candidate", **B16)
     assert narrow.header["error_budget"]["label"] == "ideal bfloat16"
     assert wide.header["error_budget"]["label"] == "ideal bfloat16 (computed in float32)"
