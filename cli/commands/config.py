@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...albert_core.terminal.console import new_console, say_lines
+from ...albert_core.terminal.console import new_console
 
 
 def config(
@@ -16,8 +16,7 @@ def config(
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
     backend: Annotated[str | None, typer.Option(help="As on `isotrain train`.")] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="List every key with its type, default and meaning.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="With --keys: a Markdown table.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key with its default and meaning.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Show what a run would really use, and where each value comes from.
@@ -28,13 +27,10 @@ def config(
 
       isotrain config --keys
     """
-    from ... import UserError
     from ...albert_core.config.load import load_config
 
-    if markdown and not keys:
-        raise UserError("--markdown is a form of the list of keys; add --keys")
     if keys:
-        _show_keys(markdown, json_output)
+        _show_keys(json_output)
         return
     resolved = load_config(file, sets or (), {"backend": backend})
     values = resolved.config.model_dump()
@@ -57,7 +53,7 @@ def _show_values(values: dict[str, Any], sources: dict[str, str]) -> None:
         console.print(Text(f"{key}: {_yaml(value)}", style).append(f"  # {source}", "dim"), soft_wrap=True)
 
 
-def _show_keys(markdown: bool, json_output: bool) -> None:
+def _show_keys(json_output: bool) -> None:
     from ...albert_core.config.schema import TrainConfig
 
     sections = TrainConfig.sections()
@@ -73,10 +69,6 @@ def _show_keys(markdown: bool, json_output: bool) -> None:
 
         names = ("key", "default", "meaning")
         print_json("config-keys", {"keys": [dict(zip(names, row, strict=True)) for row in rows]})
-        return
-    if markdown:
-        lines = [f"| `{key}` | `{default}` | {meaning} |" for key, default, meaning in rows]
-        say_lines(["| key | default | meaning |", "|---|---|---|", *lines])
         return
     from rich.table import Table
     from rich.text import Text

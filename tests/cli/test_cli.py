@@ -68,7 +68,6 @@ def test_config_lists_every_key(invoke: Invoke) -> None:
     document = json.loads(invoke("config", "--keys", "--json")[1])
     assert document["schema"] == "isotrain.config-keys/1"
     assert {row["key"]: row["default"] for row in document["keys"]}["learning_rate"] == "0.001"
-    one_line_error(invoke("config", "banking77", "--markdown"), "add --keys")
 
 
 @pytest.mark.core
