@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ..config.keys import MISSING_MARKERS
 from ..config.parsing import json_kind
-from ..config.schema import MISSING_MARKERS
 from .columns import Columns, choose_columns, refuse_repeated_ids
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id

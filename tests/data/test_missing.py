@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config.schema import MISSING_MARKERS
+from isotrain.albert_core.config.keys import MISSING_MARKERS
 from isotrain.albert_core.data.datasets import load_dataset
 
 

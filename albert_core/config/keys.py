@@ -1,0 +1,258 @@
+"""Every key of a training run's configuration: its type, its default and what it does."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...backends.tt.options import TtOptions
+from .lora import LoraOptions
+
+# The largest values of whole numbers: of what is counted, and of what asks for memory at once. Beyond them torch or the
+# system would end the run, in words of its own.
+MOST = 10**9
+LARGEST = 10**6
+MOST_THREADS = 1024
+# The largest rate or decay: one that float32 holds.
+LARGEST_FACTOR = 1e30
+
+# What spreadsheets and data frames write where there is no value.
+MISSING_MARKERS = ("NA", "N/A", "#N/A", "<NA>", "NaN", "-NaN", "null", "None")
+
+
+class Keys(BaseModel):
+    """Flat keys. The first 41 are those of the Banking77 experiment of tt-blacksmith, under its names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    # Data and model
+    dataset_id: str = Field(
+        "mteb/banking77", min_length=1, description="Hub id, local file or folder, or embedded:intents"
+    )
+    model_name: str = Field(
+        "albert/albert-base-v2",
+        min_length=1,
+        description="Hub id, local folder, demo:minilm (pretrained, by extra `demo`), or random:albert-base-v2, "
+        "random:albert-large-v2, random:tiny",
+    )
+    max_length: int = Field(128, ge=2, le=LARGEST, description="tokens a text is truncated to, special tokens included")
+    num_labels: int | None = Field(
+        None, ge=2, le=LARGEST, description="outputs of the head; taken from the data when absent"
+    )
+    mlp_hidden_size: int = Field(256, ge=1, le=LARGEST, description="width of the head's hidden layer")
+    dtype: str = Field(
+        "bfloat16", description="encoder dtype: float32, bfloat16, float16 or float64, with or without 'torch.'"
+    )
+
+    # Optimisation
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, le=LARGEST_FACTOR, description="peak learning rate")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        le=LARGEST_FACTOR,
+        description="decoupled for adamw, L2 for the others; applied to all parameters",
+    )
+    batch_size: int = Field(8, ge=1, le=LARGEST, description="texts a micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MOST, description="micro-batches an optimizer step")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in backward (needs freeze_encoder: false)"
+    )
+    num_epochs: int = Field(5, ge=1, le=MOST, description="passes over the training split")
+    optim: Literal["adamw_torch", "adamw", "adam", "sgd", "adafactor", "rmsprop", "adagrad"] = Field(
+        "adamw_torch", description="optimizer"
+    )
+
+    # Logging
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="what reaches the terminal; the run's train.log has everything"
+    )
+    use_wandb: bool = Field(False, description="also log to Weights & Biases (extra `wandb`)")
+    wandb_project: str = Field("isotrain", description="W&B project")
+    wandb_run_name: str | None = Field(None, description="W&B run name; the run's own name when absent")
+    wandb_tags: list[str] = Field(default_factory=list, description="W&B tags")
+    wandb_watch_mode: Literal["gradients", "parameters", "all"] | None = Field(
+        None, description="what W&B records of the trained weights"
+    )
+    wandb_log_freq: int = Field(1000, ge=1, le=MOST, description="steps between W&B's weight records")
+    model_to_wandb: bool = Field(False, description="upload the final model to W&B as an artifact")
+    steps_freq: int = Field(
+        10,
+        ge=1,
+        le=MOST,
+        description="optimizer steps between log lines, and between checkpoints with save_strategy: step",
+    )
+    epoch_freq: int = Field(
+        1, ge=1, le=MOST, description="epochs between evaluations, and between checkpoints with save_strategy: epoch"
+    )
+
+    # Checkpoints
+    resume_from_checkpoint: bool | Literal["auto"] = Field(
+        False,
+        description="go on with an earlier run instead of starting a new one; auto goes on with run_name where it is "
+        "there, and starts it where it is not",
+    )
+    resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
+    checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
+    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/exact_match"] = Field(
+        "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two, or the answers'"
+    )
+    checkpoint_metric_mode: Literal["min", "max"] | None = Field(
+        None, description="whether lower or higher is better; min for eval/loss and max for the others when absent"
+    )
+    keep_last_n: int = Field(3, ge=0, le=MOST, description="newest checkpoints kept; 0 keeps none after the run")
+    keep_best_n: int = Field(1, ge=0, le=MOST, description="best checkpoints kept beside them")
+    save_strategy: Literal["epoch", "step", "no"] = Field("epoch", description="when checkpoints are written")
+    project_dir: str = Field("runs", min_length=1, description="folder under which each run gets its own")
+    save_optim: bool = Field(
+        True, description="keep optimizer state in older checkpoints; the newest of an unfinished run always has it"
+    )
+    storage_backend: Literal["local", "fsspec"] = Field(
+        "local", description="how remote_path is read: a path, or any fsspec URL"
+    )
+    sync_to_storage: bool = Field(False, description="copy each checkpoint to remote_path")
+    load_from_storage: bool = Field(False, description="fetch the newest checkpoint from remote_path before resuming")
+    remote_path: str = Field("", description="where checkpoints are copied to and fetched from")
+
+    # Reproducibility and the rest of the experiment's keys
+    seed: int = Field(
+        23, ge=0, lt=2**63, description="order of the data, initial head, random: encoder weights, dropout"
+    )
+    deterministic: bool = Field(
+        False, description="torch's deterministic algorithms, everywhere; an operator without one is an error"
+    )
+    framework: Literal["pytorch"] = Field("pytorch", description="only pytorch exists")
+    use_tt: bool = Field(False, description="the same as backend: tt; --backend on the command line wins")
+
+    # Later keys of the experiment
+    val_steps_freq: int | None = Field(None, ge=1, le=MOST, description="also evaluate every so many optimizer steps")
+    mesh_shape: list[int] | None = Field(None, description="device mesh; only null (one device) in this version")
+    mesh_axis_names: list[str] | None = Field(None, description="names of the mesh's axes; only null in this version")
+
+    # isotrain's own
+    backend: str | None = Field(
+        None, description="cpu, cuda, cuda:1, xla, tt, ...; cpu when absent and use_tt is false"
+    )
+    run_name: str | None = Field(
+        None,
+        pattern=r"^[\w][\w.-]*$",
+        description="the run's folder under project_dir; config name and time when absent",
+    )
+    tokenizer_name: str | None = Field(
+        None, description="tokenizer.json, folder or Hub id; the model's own when absent"
+    )
+    task: Literal["classification", "question_answering"] = Field(
+        "classification", description="what is learned: labels of texts or pairs, or the spans that answer questions"
+    )
+    text_column: str | None = Field(
+        None, description="column of the text (or question); found by its usual names when absent"
+    )
+    text_pair_column: str | None = Field(
+        None, description="column of the second text of a pair (or context); found by its usual names when absent"
+    )
+    label_column: str | None = Field(
+        None, description="column of the label (or answers); found by its usual names when absent"
+    )
+    label_rules: list[str] = Field(
+        default_factory=list,
+        description="labels are texts, one class where these make them alike: unicode, placeholders, urls, emails, "
+        "numbers, case, punctuation, white_space, s/pattern/replacement/; in their order",
+    )
+    missing_markers: list[str] = Field(
+        default_factory=lambda: list(MISSING_MARKERS),
+        description="labels that say there is none, in any letter case; [] makes classes of them",
+    )
+    drop_missing: bool = Field(
+        False, description="leave out rows without a label or a text, which are refused otherwise"
+    )
+    evaluation_split: Literal["test", "validation"] | None = Field(
+        None, description="which split is evaluated; test, else validation (or valid, val, dev) when absent"
+    )
+    test_fraction: float | None = Field(
+        None, gt=0, lt=1, description="share split off for evaluation when the data is one file"
+    )
+    max_train_samples: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="train on so many of the training split's rows, chosen by seed; all when absent",
+    )
+    max_eval_samples: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="evaluate so many of the evaluation split's rows, chosen by seed; all when absent",
+    )
+    doc_stride: int = Field(
+        128, ge=0, le=LARGEST, description="question_answering: tokens of the context that neighbouring windows share"
+    )
+    n_best_size: int = Field(20, ge=1, le=LARGEST, description="question_answering: spans kept of a question")
+    max_answer_length: int = Field(
+        30, ge=1, le=LARGEST, description="question_answering: tokens of the longest answer given"
+    )
+    copy_encoder: bool = Field(
+        True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
+    )
+    freeze_encoder: bool = Field(True, description="train the head alone; false trains the whole model")
+    lora: LoraOptions = Field(
+        LoraOptions(), description="low-rank adapters in the whole model: rank, alpha, dropout, targets"
+    )
+    feature_cache: bool = Field(
+        True, description="compute a frozen encoder's features once; false runs it at every step"
+    )
+    kernel: str = Field(
+        "auto",
+        description="frozen forward: auto, portable, native (on cpu), triton or flash (on cuda), or transformers",
+    )
+    layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
+        "auto",
+        description="batches for the encoder: packed (no padding), padded to max_length, bucketed (few lengths); auto "
+        "is the device's choice",
+    )
+    strict_dtype: bool = Field(False, description="compute in dtype even where the device only emulates it")
+    head_dtype: str = Field("float32", description="dtype of the head, its loss and the optimizer's state")
+    eval_batch_size: int = Field(256, ge=1, le=LARGEST, description="texts a batch in evaluation and prediction")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after the warm-up"
+    )
+    warmup_steps: int = Field(0, ge=0, le=MOST, description="optimizer steps of linear warm-up")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
+    no_decay: list[str] = Field(
+        default_factory=list,
+        description="trained weights that weight_decay leaves alone: bias, layer_norm, or a part of a parameter's name",
+    )
+    fused_head: bool = Field(
+        True, description="a head on frozen features trains by the device's fused step, where it has one"
+    )
+    stop_on_collapse: bool = Field(
+        False, description="end the run when the model is back at guessing; seen and said in any case"
+    )
+    max_grad_norm: float | None = Field(
+        None, gt=0, le=1e30, allow_inf_nan=False, description="clip the gradient's norm to this"
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first beta")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second beta")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, allow_inf_nan=False, description="Adam's epsilon")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd and rmsprop")
+    max_steps: int | None = Field(None, ge=1, le=MOST, description="end the schedule after so many optimizer steps")
+    stop_at_step: int | None = Field(
+        None, ge=1, le=MOST, description="stop there with a checkpoint, schedule unchanged: for time-limited jobs"
+    )
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS, description="CPU threads; torch's choice when absent")
+    process_timeout: int = Field(
+        600,
+        ge=1,
+        le=10**7,
+        description="seconds that processes started by torchrun wait for one of them before they give up",
+    )
+    tt: TtOptions = Field(
+        TtOptions(),
+        description="what the tt backend takes under the vendor's names: arch, math_fidelity, fp32_dest_acc_en, "
+        "weight_dtype, optimization_level, device, optimizer_dtype",
+    )
+    chart: list[str] = Field(
+        default_factory=list,
+        description="metrics drawn over the epochs: in the terminal, chart.html and (extra `plots`) chart.png",
+    )
+    use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
