@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -115,11 +114,6 @@ def find_config(path: str | Path) -> Path:
 def packaged_configs() -> list[Path]:
     """The files of the configurations that isotrain brings, by name."""
     return sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
-
-
-def config_hash(config: TrainConfig) -> str:
-    """SHA-256 of the configuration as sorted JSON."""
-    return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 def _parse_set(item: str) -> tuple[str, Raw]:

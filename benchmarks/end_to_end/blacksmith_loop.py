@@ -32,7 +32,6 @@ from ... import UserError
 from ...backends.host.memory import process_memory
 from ..harness.answer import answer
 
-PADDINGS = ("dynamic", "padded")
 # Its first steps allocate and dispatch; leaving them out is in its favour.
 WARM_UP_STEPS = 3
 

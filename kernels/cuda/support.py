@@ -15,10 +15,6 @@ from ..weights import EncoderConfig
 LARGEST_HEAD = 256
 LARGEST_HIDDEN = 16384
 
-ATTENTIONS = ("triton", "flash")
-NORMS = ("triton", "torch")
-ACTIVATION_OPERATORS = ("triton", "torch", "epilogue")
-
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _COMPUTE = (torch.float32, torch.bfloat16, torch.float16)
 # Largest difference from torch on values of about 1, by dtype: a few roundings of the result.

@@ -15,8 +15,6 @@ from .formats import (
     bits_of,
     check_dtype,
     decode_blocks,
-    device_blocks,
-    device_pack,
     from_bits,
     host_blocks,
     host_convert,
@@ -53,14 +51,6 @@ def host_bytes(matrix: torch.Tensor, dtype: str) -> np.ndarray:
     if check_dtype(dtype) == "bfloat16":
         return _halves(host_convert(tiles, dtype))
     return _block_bytes(*host_blocks(tiles, dtype), dtype)
-
-
-def device_bytes(matrix: torch.Tensor, dtype: str, *, fp32_dest: bool, bfp_source: bool = True) -> np.ndarray:
-    """The bytes (uint8) that the packer writes for the contents of Dst; see `formats.device_pack`."""
-    tiles = tilise(matrix)
-    if check_dtype(dtype) == "bfloat16":
-        return _halves(device_pack(tiles, dtype, fp32_dest=fp32_dest))
-    return _block_bytes(*device_blocks(tiles, dtype, fp32_dest=fp32_dest, bfp_source=bfp_source), dtype)
 
 
 def from_bytes(data: np.ndarray, dtype: str, rows: int, columns: int) -> torch.Tensor:
