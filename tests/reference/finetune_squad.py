@@ -6,6 +6,18 @@ It imports nothing of isotrain: DataLoader with its own shuffle, transformers' t
 AdamW and schedule, bfloat16 autocast, a Linear on every token's state, the best start with the best end behind it.
 IDS.json is ``{"train": [...], "dev": [...]}``, the ids of the questions to take. The answers in OUT.json are in SQuAD's
 format, for any scorer.
+
+The ids that a run of isotrain takes:
+
+    from isotrain.albert_core.config.load import load_config
+    from isotrain.albert_core.loop.job import sampled
+    from isotrain.albert_core.tasks import find_task
+
+    config = load_config("squad", ["dataset_id=squad/", "max_train_samples=2000", "max_eval_samples=500"]).config
+    data = sampled(find_task(config.task).load(config), config)
+    Path("ids.json").write_text(json.dumps({"train": data.train.ids, "dev": data.test.ids}))
+
+docs/recipes.md has figures of MODEL with train.json.gz, dev.json.gz and ``--rate 2e-4 --warmup 0.1 --epochs 2``.
 """
 
 from __future__ import annotations
