@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -136,6 +137,13 @@ def test_rooms_import_downwards_only(folder: str, rows: tuple[tuple[str, ...], .
     rooms = rooms_of(GRAPH, folder)
     assert set(rooms) == {name for row in rows for name in row}, "a new room gets its row in ROWS"
     assert upwards(rooms, rows) == []
+
+
+def test_the_documents_name_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = {str(PurePath(folder, name)) for folder, rows in ROWS.items() for row in rows for name in row}
+    described = {name.rstrip("/").removesuffix(".py") for name in re.findall(r"^\| `([\w/.]+)` \|", page, re.MULTILINE)}
+    assert described == rooms - {"albert_core", "benchmarks"}
 
 
 def test_a_folder_has_no_more_rooms_than_one_remembers() -> None:
