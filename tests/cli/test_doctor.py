@@ -102,10 +102,10 @@ def test_no_backend_changes_what_another_does() -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_test_that_hangs_is_ended_in_time() -> None:
     start = time.monotonic()
-    (report,) = probe.examine(["hangs"], time_limit=15.0)
-    assert time.monotonic() - start < 60
+    (report,) = probe.examine(["hangs"], time_limit=8.0)
+    assert time.monotonic() - start < 300
     assert report["status"] == "FAIL"
-    assert "took longer than 15 s" in report["reason"]
+    assert "took longer than 8 s" in report["reason"]
 
 
 def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(folder: Path, straight: Path,
     process = start(folder, "job.yaml", "--set", f"run_name={name}")
     wait_for_first_checkpoint(folder / "runs" / name, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 130, output
     assert f"train --resume runs/{name}" in output
     process = start(folder, "--resume", f"runs/{name}")
@@ -222,7 +222,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_with(folder: Path,
         assert time.monotonic() < deadline, "the features were never begun"
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 130, output
     assert "isotrain: interrupted; go on with: " in output
     assert "train --resume runs/early" in output
@@ -257,8 +257,8 @@ def test_ctrl_c_on_a_terminal_saves_and_leaves_the_last_frame(folder: Path) -> N
     reader.start()
     wait_for_first_checkpoint(folder / "runs" / "watched", process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    reader.join(timeout=10)
+    output, _ = process.communicate(timeout=240)
+    reader.join(timeout=60)
     os.close(control)
     screen = b"".join(shown).decode()
     assert process.returncode == 130, screen

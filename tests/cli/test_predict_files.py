@@ -196,7 +196,7 @@ def test_a_stop_leaves_nothing_half_written(small_run: Path, tmp_path: Path, num
         assert time.monotonic() < deadline, "no row was written in two minutes"
         time.sleep(0.01)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert not list((tmp_path / "out").iterdir())

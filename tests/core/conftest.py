@@ -12,6 +12,7 @@ from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.runs.folder import RunFolder
 from support.small_job import settings, write_dataset
 from support.small_questions import write_questions
+from support.tiny_models import write_models
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,12 @@ def run(configure: Callable[..., ResolvedConfig]) -> Callable[..., TrainResult]:
         return train(configure(**overrides), resume=resume)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def dropping_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT whose training draws dropout, which the random encoders don't."""
+    return write_models(tmp_path_factory.mktemp("dropping"), dropout=0.1)["bert"]
 
 
 @pytest.fixture(scope="session")

@@ -175,10 +175,10 @@ def test_the_layout_left_open_is_the_devices_own(run: Run) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_a_resume_is_bit_exact_with_dropout(run: Run, minilm_folder: Path, checkpointing: bool) -> None:
+def test_a_resume_is_bit_exact_with_dropout(run: Run, dropping_model: Path, checkpointing: bool) -> None:
     common = CLASSES | {
         "layout": "packed",
-        "model_name": str(minilm_folder),
+        "model_name": str(dropping_model),
         "max_steps": 4,
         "learning_rate": 1e-4,
         "gradient_checkpointing": checkpointing,

@@ -122,8 +122,8 @@ def test_evaluation_never_changes_training(run: Run) -> None:
     assert evaluated == list(range(1, 25))
 
 
-def test_evaluation_never_changes_training_with_dropout(run: Run, minilm_folder: Path) -> None:
-    overrides = {"model_name": str(minilm_folder), "freeze_encoder": False, "max_steps": 3, "learning_rate": 1e-4}
+def test_evaluation_never_changes_training_with_dropout(run: Run, dropping_model: Path) -> None:
+    overrides = {"model_name": str(dropping_model), "freeze_encoder": False, "max_steps": 3, "learning_rate": 1e-3}
     rare = run(run_name="rare", **overrides)
     often = run(run_name="often", val_steps_freq=1, **overrides)
     assert same_weights(rare, often)
@@ -151,8 +151,8 @@ def test_resume_is_bit_exact(run: Run, stop: int, overrides: dict[str, Any]) -> 
     assert [(m["step"], m["eval/loss"]) for m in metrics(second) if "eval/loss" in m] == wanted
 
 
-def test_resume_restores_dropouts_generator(run: Run, minilm_folder: Path) -> None:
-    common = {"model_name": str(minilm_folder), "freeze_encoder": False, "max_steps": 4, "learning_rate": 1e-4}
+def test_resume_restores_dropouts_generator(run: Run, dropping_model: Path) -> None:
+    common = {"model_name": str(dropping_model), "freeze_encoder": False, "max_steps": 4, "learning_rate": 1e-3}
     straight = run(run_name="straight", **common)
     first = run(run_name="cut", stop_at_step=2, **common)
     assert same_weights(straight, run(resume=first.run, **common))

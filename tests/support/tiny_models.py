@@ -12,7 +12,6 @@ TEXT = (
     "found open closed good bad dull fine great quiet loud old new city river war love said went came saw"
 )
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
-EXACT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
 
 
 def _tokenizer() -> Tokenizer:
@@ -29,16 +28,18 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_models(folder: Path) -> dict[str, Path]:
-    """The folders of a tiny ALBERT and a tiny BERT, by their model types; no dropout, so that losses can be equal."""
+def write_models(folder: Path, dropout: float = 0.0) -> dict[str, Path]:
+    """The folders of a tiny ALBERT and a tiny BERT, by their model types; without dropout, losses can be equal."""
     from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
+
+    settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "initializer_range": 0.1}
 
     folders = {}
     tokenizer = _tokenizer()
     size = tokenizer.get_vocab_size()
     for name, config, model in (
-        ("albert", AlbertConfig(vocab_size=size, embedding_size=16, **SIZES, **EXACT), AlbertModel),
-        ("bert", BertConfig(vocab_size=size, **SIZES, **EXACT), BertModel),
+        ("albert", AlbertConfig(vocab_size=size, embedding_size=16, **SIZES, **settings), AlbertModel),
+        ("bert", BertConfig(vocab_size=size, **SIZES, **settings), BertModel),
     ):
         torch.manual_seed(7)
         folders[name] = folder / name
