@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .. import RunError, UserError, __version__
-from ..albert_core.processes.signals import interrupted_by_signals, signals_of_a_program
+from ..albert_core.processes.signals import interrupted_by_signals, run_program
 from ..albert_core.terminal.console import say
 from ..albert_core.terminal.text import brief, error_line, quoted
 from ..backends.host.cache import settle_home
@@ -110,8 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     if arguments is not None:
         _run(list(arguments))
-    with signals_of_a_program(Exit.STOPPED):
-        _run(sys.argv[1:])
+    run_program(lambda: _run(sys.argv[1:]), Exit.STOPPED)
 
 
 def _run(given: list[str]) -> NoReturn:

@@ -161,11 +161,14 @@ def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iter
 
     One that is interrupted stays, and can be resumed.
     """
+    go_on = clean(f"go on with: {resume_command(run, ranks)}")
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(clean(f"go on with: {resume_command(run, ranks)}")) from interrupt
+        raise KeyboardInterrupt(go_on) from interrupt
     except Exception as error:
+        if stop.interrupted:
+            raise KeyboardInterrupt(go_on) from error
         if not stop.loop_started:
             if is_new and ranks.first:
                 shutil.rmtree(run.path, ignore_errors=True)

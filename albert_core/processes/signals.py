@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from ... import RunError
 
@@ -25,6 +26,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.loop_started = False
+        self.interrupted = False
         self.over = False
 
     @property
@@ -38,6 +40,7 @@ class StopRequest:
             return
         insists, self.signal = self.requested, number
         if insists or not self.loop_started:
+            self.interrupted = True
             raise KeyboardInterrupt
 
 
@@ -60,6 +63,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     previous = {number: signal.signal(number, request.handle) for number in numbers}
     try:
         yield request
+    except Exception as error:
+        if request.interrupted:
+            # Some libraries swallow an interruption and trip over what it left undone.
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in previous.items():
             # A program that is over has nothing left to be interrupted in.
@@ -89,14 +97,13 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """What `signals_of_a_program` does until it knows the exit code."""
+    """What `run_program` does until it knows the exit code."""
     del number, frame
     raise KeyboardInterrupt
 
 
-@contextmanager
-def signals_of_a_program(stopped: int) -> Iterator[None]:
-    """Around a whole program: a `STOPPING` signal interrupts it, and once its exit code is known no longer changes it.
+def run_program(command: Callable[[], NoReturn], stopped: int) -> NoReturn:
+    """A whole program: a `STOPPING` signal interrupts it, and once its exit code is known no longer changes it.
 
     From then on a signal ends the process at once. Otherwise it would tear the clean-up of libraries, which Python's
     own end runs, into a traceback. After that clean-up the process ends without taking its modules apart: Python gives
@@ -104,10 +111,11 @@ def signals_of_a_program(stopped: int) -> Iterator[None]:
     A signal that is ignored from outside stays so, as nohup asks for.
 
     Args:
+        command: The program.
         stopped: The exit code of a program that was interrupted.
 
     Raises:
-        SystemExit: The program was interrupted.
+        SystemExit: What `command` raises, or that it was interrupted.
     """
     numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
     codes: list[int] = []
@@ -132,9 +140,10 @@ def signals_of_a_program(stopped: int) -> Iterator[None]:
     said = sys.unraisablehook
     # Raised in a callback, an interruption goes no further; a run has noted it, any other command waits for the next.
     sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else said(lost)
+    # No function may stand between the two handlers: a signal would interrupt that one.
     try:
         try:
-            yield
+            command()
         except SystemExit as ended:
             ends_with(ended.code if isinstance(ended.code, int) else 0)
             raise

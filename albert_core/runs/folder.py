@@ -39,7 +39,7 @@ RESUME_KEYS = {
 }
 
 
-COPY_AGAIN = "copy the end-to-end run folder again"
+COPY_AGAIN = "copy the whole run folder again"
 
 
 class RunFolder:

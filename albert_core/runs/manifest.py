@@ -82,7 +82,7 @@ def _advice(run: Path, name: str) -> str:
             f"put it back, and change values by {_resume(run)} --set KEY=VALUE, or for a prediction by "
             "--model and --backend"
         )
-    return "copy the end-to-end run folder again"
+    return "copy the whole run folder again"
 
 
 def _resume(run: Path) -> str:
@@ -102,7 +102,7 @@ def _present(run: Path) -> Iterator[str]:
 
 def _read(run: Path) -> dict[str, Any]:
     path = run / MANIFEST
-    fix = "copy the end-to-end run folder again"
+    fix = "copy the whole run folder again"
     if not path.is_file():
         raise UserError(
             f"{run} has no {MANIFEST}, by which its files are checked; {fix}, or let {_resume(run)} write it"

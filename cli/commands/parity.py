@@ -336,7 +336,7 @@ def _step_limit(steps: int | None, seeds: int) -> int | None:
     from ...benchmarks.parity.sides import STEPS
 
     if steps is None:
-        # Final metrics are those of end-to-end runs.
+        # Final metrics are those of whole runs.
         return STEPS if seeds == 1 else None
     if steps < 0:
         raise UserError(f"--steps {steps} is out of range; give a number of optimizer steps, or 0 for all")

@@ -108,7 +108,7 @@ def train(
         lost = [key for key in ("dataset_id", "model_name") if resolved.sources[key] == "default"]
         if lost:
             raise UserError(
-                f"{run.config} has no {lost[0]}: it was emptied or cut short; copy the end-to-end run folder again"
+                f"{run.config} has no {lost[0]}: it was emptied or cut short; copy the whole run folder again"
             )
 
     # From here on, for the imports take seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -105,6 +106,15 @@ def test_an_evaluation_made_by_a_resume_that_is_killed_before_its_save_is_record
         with pytest.raises(KeyboardInterrupt, match=r"go on with: .*train --resume .*/cut"):
             run(resume=cut.run, eval_batch_size=10)
     same_end(run(resume=cut.run, eval_batch_size=10), straight)
+
+
+def test_an_error_behind_a_swallowed_interruption_is_the_interruption() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_signals():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise TypeError("what a library trips over")
+    with pytest.raises(TypeError, match="its own"), stop_on_signals():
+        raise TypeError("its own")
 
 
 def test_every_schedulers_signal_asks_and_nohup_is_respected() -> None:

@@ -237,4 +237,4 @@ def test_a_configuration_that_lost_its_lines_is_named_before_anything_is_opened(
     code, _, err = invoke("train", "--resume", str(copy))
     assert code == 2
     assert "config.yaml has no " in err
-    assert "copy the end-to-end run folder again" in err
+    assert "copy the whole run folder again" in err

@@ -6,6 +6,8 @@ import random
 import shutil
 from collections.abc import Callable
 
+from isotrain.albert_core.runs.manifest import MODEL, withdraw
+
 from .going_on import judged, to_the_end
 from .hook import kill_before, on_file_events, write_count
 from .job import BEGIN, GO_ON, Home
@@ -28,6 +30,8 @@ def _finishing(home: Home) -> None:
         for name in ("model", "summary.json"):
             path = home.run / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        # A model that isn't written isn't vouched for.
+        withdraw(home.run, [MODEL])
 
     home.state("finishing", make)
 
