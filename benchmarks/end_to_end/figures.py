@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..harness.statistics import Interval, median_interval
+from ..harness.document import Interval
+from ..harness.statistics import median_interval
 from ..outcome.gates import gate_peaks
 
 Side = dict[str, Any]
@@ -35,7 +36,7 @@ def add_figures(sides: Sequence[Side], counted: Mapping[str, Any], seed: int) ->
         side["work"] = next(loops) if side["extrapolated"] else counted["work"]
         seconds = Interval(**side["seconds"])
         side["figures"] = {
-            name: seconds.rate(side["work"][quantity] / unit).as_dict() for name, (quantity, unit) in RATES.items()
+            name: seconds.rate(side["work"][quantity] / unit).document() for name, (quantity, unit) in RATES.items()
         }
         side["energy"] = _energy(side, seed)
         measured.append(side)
@@ -75,6 +76,6 @@ def _energy(side: Side, seed: int) -> dict[str, Any]:
     per_text = [[one["joules"] / side["work"]["samples"]] for one in told]
     return {
         "source": told[0]["source"],
-        "joules_per_sample": median_interval(per_text, seed).as_dict(),
+        "joules_per_sample": median_interval(per_text, seed).document(),
         "n": len(per_text),
     }

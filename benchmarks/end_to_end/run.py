@@ -339,7 +339,7 @@ def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
     }
     if not side.documents:
         return entry
-    entry["seconds"] = total_interval(side.sampled(), options.seed).as_dict()
+    entry["seconds"] = total_interval(side.sampled(), options.seed).document()
     if side.extrapolated:
         first = side.documents[0]
         entry["from"] = {
@@ -349,7 +349,7 @@ def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
             "of_validation_batches": EPOCHS * first["validation_batches_per_epoch"],
         }
         if own.documents:
-            entry["ratio"] = total_ratio(side.sampled(), own.sampled(), options.seed).as_dict()
+            entry["ratio"] = total_ratio(side.sampled(), own.sampled(), options.seed).document()
     return entry
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import LEVEL, RESAMPLES, Interval, student_widening
+from .document import Interval
+from .statistics import LEVEL, RESAMPLES, student_widening
 
 # Of an end-to-end run.
 EPOCHS = 5
@@ -91,4 +92,4 @@ def _interval(middle: float, logs: np.ndarray) -> Interval:
     low, high = np.exp(np.quantile(logs, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0]))
     if not math.isfinite(middle) or middle <= 0.0:
         raise ValueError("totals must be positive, finite times")
-    return Interval(middle, min(float(low), middle), max(float(high), middle))
+    return Interval(median=middle, low=min(float(low), middle), high=max(float(high), middle))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
+
+from .document import Interval
 
 Samples = Sequence[Sequence[float]]
 
@@ -19,22 +20,6 @@ LEVEL = 0.95
 _NORMAL_QUANTILE = 1.959963984540054
 # See `_calibrated`.
 _BLOCK_NOISE, _LEAST_WIDENING = 0.9, 0.55
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median with the bounds of its 95 % interval, in the unit of the samples."""
-
-    median: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-    def rate(self, work: float) -> Interval:
-        """`work` per unit of time where this interval is of a time: the bounds change places."""
-        return Interval(work / self.median, work / self.high, work / self.low)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -145,7 +130,7 @@ def _table(samples: Samples) -> np.ndarray:
 
 def _interval(median: float, resampled_logs: np.ndarray) -> Interval:
     low, high = np.exp(bounds(resampled_logs))
-    return Interval(median, min(float(low), median), max(float(high), median))
+    return Interval(median=median, low=min(float(low), median), high=max(float(high), median))
 
 
 def bounds(resampled: np.ndarray) -> np.ndarray:

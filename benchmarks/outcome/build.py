@@ -13,9 +13,10 @@ from ... import UserError
 from ...albert_core.runs.files import make_folders, sweep, write_json
 from ...backends import device_label
 from ..harness import environment
+from ..harness.document import Interval
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
 from ..harness.runner import WorkerRun
-from ..harness.statistics import Interval, median_interval, outliers, quantile, ratio_interval, two_modes
+from ..harness.statistics import median_interval, outliers, quantile, ratio_interval, two_modes
 from .gates import Entry, judge, measured_entries
 
 SCHEMA = "isotrain.bench/2"
@@ -167,16 +168,16 @@ def _figures(step: Interval, flat: Sequence[float], work: dict[str, float]) -> d
     """Every figure is work a step over seconds a step, so they all share one interval."""
     return {
         "step_seconds": {
-            **step.as_dict(),
+            **step.document(),
             "p50": quantile(flat, 0.5),
             "p90": quantile(flat, 0.9),
             "p99": quantile(flat, 0.99) if len(flat) >= LEAST_FOR_P99 else None,
         },
-        "samples_per_second": step.rate(work["samples"]).as_dict(),
-        "real_tokens_per_second": step.rate(work["real_tokens"]).as_dict(),
-        "padded_tokens_per_second": step.rate(work["padded_tokens"]).as_dict(),
-        "model_tflops": step.rate(work["model_flops"] / 1e12).as_dict(),
-        "hardware_tflops": step.rate(work["hardware_flops"] / 1e12).as_dict(),
+        "samples_per_second": step.rate(work["samples"]).document(),
+        "real_tokens_per_second": step.rate(work["real_tokens"]).document(),
+        "padded_tokens_per_second": step.rate(work["padded_tokens"]).document(),
+        "model_tflops": step.rate(work["model_flops"] / 1e12).document(),
+        "hardware_tflops": step.rate(work["hardware_flops"] / 1e12).document(),
     }
 
 
@@ -190,7 +191,7 @@ def _energy(documents: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     if min(map(min, samples)) <= 0.0:
         return {"source": "unavailable: the counter stood still during a block", "joules_per_sample": None, "n": count}
     interval = median_interval(samples, seed)
-    return {"source": documents[0]["energy"]["source"], "joules_per_sample": interval.as_dict(), "n": count}
+    return {"source": documents[0]["energy"]["source"], "joules_per_sample": interval.document(), "n": count}
 
 
 def _joules_a_text(document: dict[str, Any]) -> list[float]:
@@ -232,7 +233,7 @@ def _relate(entries: Sequence[Entry], options: Options) -> None:
         entry["relative"] = None
         if reference is not entry:
             ratio = ratio_interval(text_seconds(reference), text_seconds(entry), options.seed)
-            entry["relative"] = {"to": reference["label"], **ratio.as_dict()}
+            entry["relative"] = {"to": reference["label"], **ratio.document()}
 
 
 def text_seconds(entry: Entry) -> list[list[float]]:
@@ -248,7 +249,7 @@ def compare(entries: Sequence[Entry], seed: int) -> list[dict[str, Any]]:
         {
             "own": own["label"],
             "baseline": baseline["label"],
-            "ratio": ratio_interval(text_seconds(baseline), text_seconds(own), seed).as_dict(),
+            "ratio": ratio_interval(text_seconds(baseline), text_seconds(own), seed).document(),
             "valid": own["valid"] and baseline["valid"],
         }
         for own in measured

@@ -8,17 +8,18 @@ and so are figures that their own run called invalid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from ..harness.extrapolate import sampled, total_ratio
+from ..harness.document import Interval
+from ..harness.extrapolate import total_ratio
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES
-from ..harness.statistics import Interval, ratio_interval
-from .build import text_seconds
-from .gates import is_contended
-from .model import BENCH, load_result, revision, shown_label
+from ..harness.statistics import ratio_interval
+from .end_to_end import EndToEnd, Side
+from .load import load_result
+from .model import Bench, MeasuredTarget, Target, UnmeasuredTarget
 
 FASTER, SLOWER, UNDECIDED, REFUSED = "faster", "slower", "no decision", "refused"
 # Rule 8: the least effect that counts, on a machine of one's own and on one that others use too.
@@ -26,8 +27,6 @@ DEDICATED_THRESHOLD, SHARED_THRESHOLD = 0.03, 0.10
 SEED = 23
 # Exit codes: no confirmed regression, one at least, or a target that can't be compared.
 SOUND, REGRESSED, UNUSABLE = 0, 1, 2
-
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class Comparison:
         return REGRESSED if SLOWER in verdicts else UNUSABLE if REFUSED in verdicts else SOUND
 
     def as_dict(self) -> dict[str, Any]:
-        return {"schema": "isotrain.compare/1", **asdict(self), "code": self.code}
+        targets = [{**vars(one), "speed": one.speed and one.speed.document()} for one in self.targets]
+        return {"schema": "isotrain.compare/1", **vars(self), "targets": targets, "code": self.code}
 
 
 def compare_files(before: Path, after: Path, again: Sequence[Path] = (), gate: float | None = None) -> Comparison:
@@ -79,10 +79,10 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), gate: f
         old, new = (before, again[0]) if len(again) == 1 else (again[0], again[1])
         confirmation = {one.label: one for one in _compare(load_result(old), load_result(new), (old, new), gate)}
         _check_fresh(second, load_result(new), new)
-    labels = [{entry[key] for entry in entries} for result in (first, second) for key, entries in [_entries(result)]]
+    labels = [{_key(entry) for entry in _entries(result)} for result in (first, second)]
     return Comparison(
-        before=f"{before} ({revision(first)})",
-        after=f"{after} ({revision(second)})",
+        before=f"{before} ({first.environment.revision})",
+        after=f"{after} ({second.environment.revision})",
         subject=_subject(first),
         confirmed=confirmation is not None,
         targets=tuple(_decided(one, confirmation) for one in found),
@@ -90,43 +90,46 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), gate: f
     )
 
 
-def _entries(result: dict[str, Any]) -> tuple[str, list[Entry]]:
-    """The key that names an entry, and the entries: targets, or the sides of an end-to-end run."""
-    return ("label", result["targets"]) if result["schema"] == BENCH else ("name", result["sides"])
+Result = Bench | EndToEnd
+Entry = Target | Side
 
 
-def _subject(result: dict[str, Any]) -> str:
+def _entries(result: Result) -> Sequence[Entry]:
+    """Targets, or the sides of an end-to-end run."""
+    return result.targets if isinstance(result, Bench) else result.sides
+
+
+def _key(entry: Entry) -> str:
+    """What names an entry in both of two results."""
+    return entry.name if isinstance(entry, Side) else entry.label
+
+
+def _subject(result: Result) -> str:
     """Model, dtype and device of a result, random weights and emulation named."""
-    if result["schema"] == BENCH:
-        measured = [entry for entry in result["targets"] if "figures" in entry]
-        parts = [(one["model"]["label"], one["policy"]["label"], one["device"]["name"]) for one in measured]
+    if isinstance(result, Bench):
+        parts = [(one.model.label, one.policy.label, one.device.name) for one in result.measured]
     else:
-        processes = [process for side in result["sides"] for process in side["processes"]]
-        parts = [(str(one.get("model")), str(one.get("dtype")), str(one.get("device"))) for one in processes]
+        parts = [(one.model, result.config.dtype, one.device) for one in result.processes]
     return "; ".join(", ".join(part) for part in dict.fromkeys(parts)) or "nothing that was measured"
 
 
-def _check_fresh(first: dict[str, Any], second: dict[str, Any], path: Path) -> None:
-    if first["created"] == second["created"] and _entries(first)[1] == _entries(second)[1]:
+def _check_fresh(first: Result, second: Result, path: Path) -> None:
+    if first.created == second.created and _entries(first) == _entries(second):
         raise UserError(f"{str(path)!r} is the same measurement as the one to confirm; measure a second time")
 
 
-def _compare(
-    before: dict[str, Any], after: dict[str, Any], paths: tuple[Path, Path], gate: float | None
-) -> list[Compared]:
+def _compare(before: Result, after: Result, paths: tuple[Path, Path], gate: float | None) -> list[Compared]:
     """What the two say of every target that both have."""
-    _check_equal({"schema": before["schema"]}, {"schema": after["schema"]}, "", paths)
-    _check_equal(before["config"], after["config"], "config.", paths)
-    key, olds = _entries(before)
-    news = {entry[key]: entry for entry in _entries(after)[1]}
-    pairs = [(old, news[old[key]]) for old in olds if old[key] in news]
+    _check_equal({"schema": before.kind}, {"schema": after.kind}, "", paths)
+    _check_equal(before.config.document(), after.config.document(), "config.", paths)
+    news = {_key(entry): entry for entry in _entries(after)}
+    pairs = [(old, news[_key(old)]) for old in _entries(before) if _key(old) in news]
     if not pairs:
         raise UserError(
             f"{str(paths[0])!r} and {str(paths[1])!r} have no target in common; measure the same workloads, layouts, "
             "kernels and batch sizes"
         )
-    judge = _judge_target if before["schema"] == BENCH else _judge_side
-    return [_refused(old, new) or judge(old, new, paths, gate) for old, new in pairs]
+    return [_judge(old, new, paths, gate) for old, new in pairs]
 
 
 def _check_equal(before: dict[str, Any], after: dict[str, Any], prefix: str, paths: tuple[Path, Path]) -> None:
@@ -138,48 +141,52 @@ def _check_equal(before: dict[str, Any], after: dict[str, Any], prefix: str, pat
             )
 
 
-def _refused(old: Entry, new: Entry) -> Compared | None:
+def _judge(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:
+    """What two results say of one of their entries."""
     for which, entry in (("before", old), ("after", new)):
-        if not entry["valid"]:
-            why = "; ".join(entry["reasons"]) or "it has no figures"
-            return Compared(_label(old), REFUSED, REFUSED, None, 0.0, f"invalid {which}: {why}")
-    return None
+        if not entry.valid or isinstance(entry, UnmeasuredTarget):
+            why = "; ".join(entry.reasons) or "it has no figures"
+            return Compared(old.name, REFUSED, REFUSED, None, 0.0, f"invalid {which}: {why}")
+    if isinstance(old, MeasuredTarget) and isinstance(new, MeasuredTarget):
+        return _judge_target(old, new, paths, gate)
+    if isinstance(old, Side) and isinstance(new, Side):
+        return _judge_side(old, new, paths, gate)
+    raise AssertionError("results of one kind have entries of one kind")
 
 
-def _label(entry: Entry) -> str:
-    return shown_label(entry) if "label" in entry else str(entry["name"])
-
-
-def _judge_target(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:
-    _check_equal(_identity(old), _identity(new), f"{old['label']}: ", paths)
-    speed = ratio_interval(text_seconds(old), text_seconds(new), SEED)
-    contended = is_contended(old) or is_contended(new)
+def _judge_target(old: MeasuredTarget, new: MeasuredTarget, paths: tuple[Path, Path], gate: float | None) -> Compared:
+    _check_equal(_identity(old), _identity(new), f"{old.label}: ", paths)
+    speed = ratio_interval(old.text_seconds, new.text_seconds, SEED)
     too_few = any(
-        len(entry["processes"]) < FULL_PROCESSES or len(entry["processes"][0]["step_seconds"]) < FULL_BLOCKS
+        len(entry.processes) < FULL_PROCESSES or len(entry.processes[0].step_seconds) < FULL_BLOCKS
         for entry in (old, new)
     )
     lack = f"fewer than {FULL_PROCESSES} processes x {FULL_BLOCKS} blocks" if too_few else ""
-    return _seen(_label(old), speed, _threshold(gate, contended), lack)
+    return _seen(old.name, speed, _threshold(gate, old.contended or new.contended), lack)
 
 
-def _judge_side(old: Entry, new: Entry, paths: tuple[Path, Path], gate: float | None) -> Compared:
+def _judge_side(old: Side, new: Side, paths: tuple[Path, Path], gate: float | None) -> Compared:
     """An end-to-end run, whose processes don't say whether anything else ran: the machine counts as a shared one."""
-    devices = [entry["processes"][0].get("device") for entry in (old, new)]
-    _check_equal({"device": devices[0]}, {"device": devices[1]}, f"{old['name']}: ", paths)
-    sides = [[sampled(document, entry["extrapolated"]) for document in entry["processes"]] for entry in (old, new)]
-    lack = f"fewer than {FULL_PROCESSES} processes" if min(map(len, sides)) < FULL_PROCESSES else ""
-    return _seen(old["name"], total_ratio(sides[0], sides[1], SEED), _threshold(gate, True), lack)
+    devices = [{"device": entry.processes[0].device} for entry in (old, new)]
+    _check_equal(devices[0], devices[1], f"{old.name}: ", paths)
+    lack = (
+        f"fewer than {FULL_PROCESSES} processes"
+        if min(map(len, (old.processes, new.processes))) < FULL_PROCESSES
+        else ""
+    )
+    return _seen(old.name, total_ratio(old.sampled, new.sampled, SEED), _threshold(gate, True), lack)
 
 
-def _identity(entry: Entry) -> dict[str, Any]:
+def _identity(entry: MeasuredTarget) -> dict[str, Any]:
     """What must be the same of a target beside its configuration; rule 9."""
-    threads = entry["processes"][0]["environment"]["threads"]
+    threads = entry.processes[0].environment.threads
     return {
-        "device.name": entry["device"]["name"],
-        "policy.label": entry["policy"]["label"],
-        "model.sha256": entry["model"]["sha256"],
-        "data.sha256": entry["data"]["sha256"],
-        **{f"threads.{kind}": count for kind, count in threads.items()},
+        "device.name": entry.device.name,
+        "policy.label": entry.policy.label,
+        "model.sha256": entry.model.sha256,
+        "data.sha256": entry.data.sha256,
+        "threads.intra_op": threads.intra_op,
+        "threads.inter_op": threads.inter_op,
     }
 
 

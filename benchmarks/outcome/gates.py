@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from ..work.roofline import compute_limit, place
+from .model import emulated_name
 
 # The peak is a measurement too; one that others contended may be this much too low.
 PEAK_TOLERANCE = 1.05
@@ -149,3 +150,17 @@ def relative_distance(expected: Sequence[Sequence[float]], found: Sequence[Seque
     norm = math.sqrt(sum(value * value for value, _ in pairs))
     difference = math.sqrt(sum((value - other) ** 2 for value, other in pairs))
     return difference / norm if norm else math.inf
+
+
+def shown_label(entry: Entry) -> str:
+    """A target's label as every table shows it: a device that is only emulated is called so."""
+    emulated = entry.get("device", {}).get("emulated", False)
+    return emulated_name(entry["label"], entry["backend"]) if emulated else str(entry["label"])
+
+
+def revision(result: dict[str, Any]) -> str:
+    """The git revision that a result was measured at, in short; "+" after it where files differed from it."""
+    git = result["environment"].get("git", "")
+    if not isinstance(git, dict):
+        return "unknown"
+    return f"{git['revision'][:10]}{'+' if git['dirty'] else ''}"

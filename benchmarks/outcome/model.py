@@ -1,216 +1,326 @@
-"""Results read back from their files: whole, of a known kind, and with the fields that a comparison needs."""
+"""A result of `isotrain bench`: built, written, read, compared and shown as these models."""
 
 from __future__ import annotations
 
 import math
 from itertools import chain
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from ... import UserError
-from ...albert_core.config.parsing import read_json
-from .upgrade import upgraded
+from ..harness.document import (
+    Data,
+    Device,
+    Interval,
+    KernelUsed,
+    Memory,
+    Model,
+    NotNegative,
+    Part,
+    Peaks,
+    Policy,
+    Positive,
+    Sha256,
+    Shape,
+    Timed,
+    Work,
+)
 
-BENCH, END_TO_END = "isotrain.bench/2", "isotrain.end-to-end/2"
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Part(BaseModel):
-    """What a comparison or a history reads. A file that isn't so was not written by this program, or not to its end."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class _Git(_Part):
-    revision: str
-    dirty: bool
-
-
-class _Environment(_Part):
-    git: _Git | str = ""
+BENCH = "isotrain.bench/2"
+Status = Literal["complete", "partial", "failed"]
+Count = Annotated[int, Field(ge=1)]
 
 
-class _Result(_Part):
-    created: str
-    config: dict[str, Any]
-    method: dict[str, Any]
-    environment: _Environment
+class StepSeconds(Interval):
+    p50: Positive
+    p90: Positive
+    p99: Positive | None = Field(description="null below 100 blocks.")
 
 
-class _Target(_Part):
+class Spread(Part):
+    """Over processes."""
+
+    median: NotNegative
+    min: NotNegative
+    max: NotNegative
+
+
+class Rates(Part):
+    """Work over seconds."""
+
+    samples_per_second: Interval
+    real_tokens_per_second: Interval
+    padded_tokens_per_second: Interval
+    model_tflops: Interval
+    hardware_tflops: Interval
+
+
+class Figures(Rates):
+    step_seconds: StepSeconds
+
+
+class Roofline(Part):
+    """The place under the roof of the run's own peaks: `share` of `roof_tflops` is what the hardware FLOPs reached.
+
+    bandwidth_gbps: of a copy as large as the step's traffic, which a cache may hold.
+    """
+
+    intensity_flop_per_byte: Positive
+    roof_tflops: Positive
+    share: Positive
+    bound: Literal["compute", "memory"]
+    bandwidth_gbps: Positive
+
+
+class Share(Part):
+    """Of the measured peak. unit: of the matrix unit's own rate."""
+
+    model: Positive
+    hardware: Positive
+    unit: Positive | None = None
+
+
+class Energy(Part):
+    """Of the whole device while it was measured. source: the counter, or "unavailable: " and the reason."""
+
+    source: str
+    joules_per_sample: Interval | None
+    n: Annotated[int, Field(ge=0)]
+
+
+class Relative(Interval):
+    """Texts per second over those of the target `to`."""
+
+    to: str
+
+
+class Process(Timed):
+    process: Annotated[int, Field(ge=0)]
+    wall_seconds: Positive
+
+
+class _Target(Part):
+    """What was to be measured, and what came of it."""
+
     label: str
     backend: str
-    status: str
+    workload: Literal["forward", "train_step", "head_step", "full_step"]
+    layout: Literal["padded", "bucketed", "packed", "cached", "dynamic", "sorted", "static"] = Field(
+        description="cached: features that were computed before, which have no tokens. The last three are baselines'."
+    )
+    kernel: str = Field(description="As asked for; kernel_used is what ran.")
+    batch_size: Count
+    baseline: bool = Field(description="A baseline, whose name is in kernel.")
+    emulated: bool = Field(
+        description="The device is emulated: every time and rate is the emulation's on the host, never the device's."
+    )
+    sweep: list[Shape] = Field(
+        description="The shapes that were tried before the measurement; the fastest became the target's."
+    )
+    config_sha256: Sha256
+    status: Literal["complete", "partial", "failed", "not run", "unavailable"] = Field(
+        description="unavailable: a baseline that isn't installed or can't run here."
+    )
     valid: bool
-    reasons: list[str]
-    config_sha256: str
+    reasons: list[str] = Field(description="Why it is not valid; empty when it is.")
+    warnings: list[str]
+
+    @property
+    def name(self) -> str:
+        """The label as every table shows it: a device that is only emulated is called so."""
+        return emulated_name(self.label, self.backend) if self.emulated else self.label
 
 
-class _Bench(_Result):
-    targets: list[_Target]
+class MeasuredTarget(_Target):
+    """A target that has figures, and everything that they are of."""
+
+    figures: Figures
+    kernel_used: KernelUsed
+    device: Device
+    policy: Policy
+    model: Model
+    data: Data
+    work: Work = Field(
+        description="Mean work of one step over the list of batches. Tokens of a head_step are those that its cached "
+        "features stand for."
+    )
+    n: Count = Field(description="Timed blocks of all processes.")
+    phases: dict[str, Spread]
+    memory: Memory
+    peaks: Peaks
+    share_of_peak: Share | None = Field(description="null for an emulated device: the peak is the host's.")
+    roofline: Roofline | None = Field(description="null for an emulated device.")
+    energy: Energy
+    processes: list[Process] = Field(min_length=1)
+    outliers: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
+        description="[process, block] beyond Tukey's fences: labelled and kept."
+    )
+    relative: Relative | None = Field(
+        description="Speed over that of the first target of this workload and, without baselines, batch size; null for "
+        "that one."
+    )
+
+    @model_validator(mode="after")
+    def _shares_and_times(self) -> MeasuredTarget:
+        if not self.emulated and self.share_of_peak is None:
+            raise ValueError("figures without a share of the peak")
+        times = [process.step_seconds for process in self.processes]
+        if len({len(blocks) for blocks in times}) != 1 or not all(map(_is_time, chain.from_iterable(times))):
+            raise ValueError(FALSE_TIMES)
+        return self
+
+    @property
+    def contended(self) -> bool:
+        """Whether other work had the CPUs while one of the processes was measured."""
+        return any(process.environment.contended for process in self.processes)
+
+    @property
+    def text_seconds(self) -> list[list[float]]:
+        """Seconds a text, one value a block, by process."""
+        return [[seconds / self.work.samples for seconds in process.step_seconds] for process in self.processes]
 
 
-class _Interval(_Part):
-    median: Positive
-    low: Positive
-    high: Positive
+class UnmeasuredTarget(_Target):
+    """A target without figures; its reasons say why. Of one whose times are no times, what else is known."""
+
+    figures: None = None
+    kernel_used: KernelUsed | None = None
+    device: Device | None = None
+    policy: Policy | None = None
+    model: Model | None = None
+    data: Data | None = None
+    work: Work | None = None
+    n: int = 0
+    phases: dict[str, Spread] = Field(default={})
+    memory: Memory | None = None
+    peaks: Peaks | None = None
+    share_of_peak: None = None
+    roofline: None = None
+    energy: Energy | None = None
+    processes: list[Process] = Field(default=[])
+
+    @property
+    def contended(self) -> bool:
+        return False
 
 
-class _Figures(_Part):
-    samples_per_second: _Interval
+def _has_figures(target: Any) -> str:
+    given = target.get("figures") if isinstance(target, dict) else getattr(target, "figures", None)
+    return "unmeasured" if given is None else "measured"
 
 
-class _Device(_Part):
-    name: str
-    emulated: bool
+Target = MeasuredTarget | UnmeasuredTarget
+FALSE_TIMES = "its times are not the same number of positive seconds a process"
 
 
-class _Policy(_Part):
-    label: str
+class Git(Part):
+    revision: str
+    dirty: bool
+    changed_files: int = 0
 
 
-class _Model(_Part):
-    label: str
-    sha256: str
+class Environment(Part):
+    """The machine and the installation. What could not be read is a text that begins with "unavailable: "."""
+
+    model_config = ConfigDict(extra="allow")
+
+    host: dict[str, Any]
+    cpu: dict[str, Any]
+    load: list[float] | str
+    versions: dict[str, str]
+    git: Git | str
+
+    @property
+    def revision(self) -> str:
+        """The git revision in short; "+" after it where files differed from it."""
+        if isinstance(self.git, str):
+            return "unknown"
+        return f"{self.git.revision[:10]}{'+' if self.git.dirty else ''}"
 
 
-class _Data(_Part):
-    sha256: str
+class Config(Part):
+    """What was measured: results are comparable only where all of it agrees."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    dtype: str
+    strict_dtype: bool
+    max_length: int
+    threads: int | None
+    dataset: str
+    tokenizer: str | None
+    seed: int
+    mlp_hidden_size: int
 
 
-class _Work(_Part):
-    samples: Positive
+class Measurement(Part):
+    """What every result of a measurement says of itself."""
 
-
-class _Conditions(_Part):
-    contended: bool
-    threads: dict[str, Any]
-
-
-class _Process(_Part):
-    step_seconds: list[Any]
-    environment: _Conditions
-
-
-class _Measured(_Target):
-    """A target that has figures."""
-
-    figures: _Figures
-    device: _Device
-    policy: _Policy
-    model: _Model
-    data: _Data
-    work: _Work
-    processes: list[_Process]
-    n: int
-
-
-class _Side(_Part):
-    name: str
+    created: str
+    status: Status = Field(
+        description="partial: interrupted. failed: a process died, ran out of time or refused its input."
+    )
     valid: bool
-    reasons: list[str]
-    extrapolated: bool
-    processes: list[dict[str, Any]]
+    notes: list[str]
+    command: list[str]
+    config_sha256: Sha256
+    environment: Environment
 
 
-class _EndToEnd(_Result):
-    sides: list[_Side]
+class BenchConfig(Config):
+    batches: int
+    num_labels: int
+    texts: int | None
+    static_shapes: int
 
 
-class _Whole(_Part):
-    """A process of an end-to-end run that was timed to its end."""
+class BenchMethod(Part):
+    """How thoroughly it was measured."""
 
+    processes: Count
+    blocks: Count
     seconds: Positive
+    quick: bool
+    time_limit: Positive
 
 
-class _Timed(_Part):
-    """One that an end-to-end run is extrapolated from."""
+class Comparison(Part):
+    """How many times as fast as a baseline one of this project's kernels is; both by their targets' labels."""
 
-    once: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
-    steps: Annotated[list[Positive], Field(min_length=1)]
-    validation: Annotated[list[Positive], Field(min_length=1)]
-    steps_per_epoch: int
-    validation_batches_per_epoch: int
-
-
-KINDS: dict[str, type[_Bench] | type[_EndToEnd]] = {BENCH: _Bench, END_TO_END: _EndToEnd}
+    own: str
+    baseline: str
+    ratio: Interval
+    valid: bool = Field(description="Whether both targets are.")
 
 
-def load_result(path: Path) -> dict[str, Any]:
-    """The result in a file of `isotrain bench`. Raises UserError for anything else, and says what it found."""
-    document = upgraded(read_json(path, "give a result of isotrain bench", nan=True))
-    lack = what_lacks(document)
-    if lack:
-        raise UserError(f"{str(path)!r} is no result of isotrain bench: {lack}; give one that isotrain bench wrote")
-    assert isinstance(document, dict), "checked above"
-    return document
+class Bench(Measurement):
+    """A result of `isotrain bench`. Times in seconds, memory in bytes, rates per second."""
+
+    kind: Literal["isotrain.bench/2"] = Field(alias="schema")
+    config: BenchConfig
+    method: BenchMethod
+    targets: Annotated[
+        list[
+            Annotated[
+                Annotated[MeasuredTarget, Tag("measured")] | Annotated[UnmeasuredTarget, Tag("unmeasured")],
+                Discriminator(_has_figures),
+            ]
+        ],
+        Field(min_length=1),
+    ]
+    comparisons: list[Comparison] = Field(description="Empty without --vs.")
+
+    @property
+    def measured(self) -> list[MeasuredTarget]:
+        """The targets that have figures."""
+        return [target for target in self.targets if isinstance(target, MeasuredTarget)]
 
 
-def what_lacks(document: Any) -> str:
-    """Why a JSON document is no result, or an empty string."""
-    kind = document.get("schema") if isinstance(document, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        return f"its schema is {kind!r}, known are {', '.join(KINDS)}"
-    lack = _lack(KINDS[kind], document)
-    if lack:
-        return lack
-    if kind == END_TO_END:
-        parts = (
-            (_Timed if side["extrapolated"] else _Whole, one) for side in document["sides"] for one in side["processes"]
-        )
-        return next(filter(None, (_lack(model, process, "a process: ") for model, process in parts)), "")
-    measured = [target for target in document["targets"] if "figures" in target]
-    lacks = (_lack(_Measured, target, f"{target['label']!r}: ") for target in measured)
-    return next(filter(None, lacks), "") or _false_times(measured)
-
-
-def _lack(model: type[BaseModel], value: Any, where: str = "") -> str:
-    """What is missing in `value`, or else the first thing that is not as `model` says; an empty string for neither."""
-    try:
-        model.model_validate(value)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        places = [".".join(map(str, one["loc"])) for one in found]
-        missing = [place for place, one in zip(places, found, strict=True) if one["type"] == "missing"]
-        return f"{where}it lacks {', '.join(missing)}" if missing else f"{where}{places[0]}: {found[0]['msg'].lower()}"
-    return ""
-
-
-def _false_times(targets: list[dict[str, Any]]) -> str:
-    """Which target has times that no clock gives, or an empty string."""
-    for target in targets:
-        times = [process["step_seconds"] for process in target["processes"]]
-        if (
-            not times
-            or {len(blocks) for blocks in times} != {len(times[0])}
-            or not times[0]
-            or not all(map(_is_time, chain.from_iterable(times)))
-        ):
-            return f"the times of {target['label']!r} are not the same number of positive seconds a process"
-    return ""
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+def _is_time(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
 def emulated_name(label: str, backend: str) -> str:
     """A label that says so, and once: ``tt (emulated) forward packed x8``."""
     return label if "(emulated)" in label else label.replace(backend, f"{backend} (emulated)", 1)
-
-
-def shown_label(entry: dict[str, Any]) -> str:
-    """A target's label as every table shows it: a device that is only emulated is called so."""
-    emulated = entry.get("device", {}).get("emulated", False)
-    return emulated_name(entry["label"], entry["backend"]) if emulated else str(entry["label"])
-
-
-def revision(result: dict[str, Any]) -> str:
-    """The git revision that a result was measured at, in short; "+" after it where files differed from it."""
-    git = result["environment"].get("git", "")
-    if not isinstance(git, dict):
-        return "unknown"
-    return f"{git['revision'][:10]}{'+' if git['dirty'] else ''}"

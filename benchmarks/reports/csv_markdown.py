@@ -15,7 +15,8 @@ from ... import UserError
 from ...albert_core.terminal.text import clean, figure
 from ...kernels.names import check_name
 from ..end_to_end.figures import RATES
-from ..outcome.model import BENCH, revision, shown_label
+from ..outcome.gates import revision, shown_label
+from ..outcome.model import BENCH
 
 FORMATS = ("table", "json", "csv", "markdown")
 INTERVALS = (

@@ -13,11 +13,9 @@ from rich.text import Text
 from ...albert_core.output.live import as_blocks
 from ...albert_core.terminal.text import figure
 from ..outcome.compare import REFUSED, SLOWER, Compared, Comparison
-from ..outcome.history import History, Row
+from ..outcome.history import History, Point
 from .fit import fitted
 
-# What the rows of one table have in common.
-LINE = ("target", "model", "dtype", "device", "config")
 # From this width on, a row has the interval and the number of blocks.
 NARROW = 72
 
@@ -50,31 +48,30 @@ def _compared(one: Compared) -> list[str]:
 
 def print_history(history: History, console: Console) -> None:
     """For each target its course in a line, and a row a result."""
-    for _, members in groupby(history.rows, key=lambda row: [row[key] for key in LINE]):
-        rows = list(members)
-        first = rows[0]
-        console.print(Text(first["target"], style="bold"))
-        what = f"{first['model']}, {first['dtype']}, {first['device']}, configuration {first['config']}"
-        for line in filter(None, (what, _course(rows))):
+    for (name, model, dtype, device, config), members in groupby(history.points, key=lambda point: point.line):
+        points = list(members)
+        console.print(Text(name, style="bold"))
+        what = f"{model}, {dtype}, {device}, configuration {config}"
+        for line in filter(None, (what, _course(points))):
             console.print(Padding(Text(line), (0, 0, 0, 1)))
-        console.print(fitted(_rows(rows, console.width), console), end="\n\n")
+        console.print(fitted(_rows(points, console.width), console), end="\n\n")
     for reason in history.skipped:
         console.print(Text(f"left out: {reason}"))
     if history.foreign:
         console.print(Text(history.foreign, style="dim"))
 
 
-def _course(rows: list[Row]) -> str:
+def _course(points: list[Point]) -> str:
     """The valid results as blocks, and what the lowest and the highest stand for; nothing where it has no course."""
-    speeds = [row["samples_per_second_median"] for row in rows if row["valid"]]
+    speeds = [point.target.figures.samples_per_second.median for point in points if point.target.valid]
     if len(speeds) < 2:
         return ""
     blocks = iter(as_blocks(speeds))
-    line = "".join(next(blocks) if row["valid"] else "x" for row in rows)
+    line = "".join(next(blocks) if point.target.valid else "x" for point in points)
     return f"{line}  {figure(min(speeds))} to {figure(max(speeds))} samples/s, last {figure(speeds[-1])}"
 
 
-def _rows(rows: list[Row], width: int) -> Table:
+def _rows(points: list[Point], width: int) -> Table:
     """A row a result; a narrow terminal gets no intervals."""
     intervals = width >= NARROW
     table = Table(box=None, pad_edge=True, padding=(0, 1))
@@ -82,22 +79,22 @@ def _rows(rows: list[Row], width: int) -> Table:
         table.add_column(header, no_wrap=True)
     for header in ("samples/s", *(["95 % interval", "n"] if intervals else []), "change"):
         table.add_column(header, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_measured(row, intervals), style="" if row["valid"] else "red")
+    for point in points:
+        table.add_row(*_measured(point, intervals), style="" if point.target.valid else "red")
     return table
 
 
-def _measured(row: Row, intervals: bool) -> list[str]:
+def _measured(point: Point, intervals: bool) -> list[str]:
     """The cells of a result. Its change says by an asterisk that the interval of the ratio excludes 1."""
-    change = "" if row["valid"] else "INVALID"
-    if row["change_median"] != "":
-        clear = "*" if row["change_low"] > 1 or row["change_high"] < 1 else ""
-        change = f"{row['change_median']:.3f}x{clear}"
-    within = [f"{figure(row['samples_per_second_low'])} to {figure(row['samples_per_second_high'])}", str(row["n"])]
+    samples = point.target.figures.samples_per_second
+    change = "" if point.target.valid else "INVALID"
+    if point.change is not None:
+        clear = "*" if point.change.low > 1 or point.change.high < 1 else ""
+        change = f"{point.change.median:.3f}x{clear}"
     return [
-        row["created"][:16].replace("T", " "),
-        row["revision"],
-        figure(row["samples_per_second_median"]),
-        *(within if intervals else []),
+        point.created[:16].replace("T", " "),
+        point.revision,
+        figure(samples.median),
+        *([samples.words(), str(point.target.n)] if intervals else []),
         change,
     ]

@@ -183,7 +183,7 @@ def measure_throughput(
         time_each = median_interval([samples], SEED)
         tflops = useful / time_each.median / 1e12
         table[name] = {
-            "seconds": time_each.as_dict(),
+            "seconds": time_each.document(),
             "texts_per_second": size.texts / time_each.median,
             "model_tflops": tflops,
             "share_of_peak": tflops / peak,
@@ -192,7 +192,7 @@ def measure_throughput(
         if tflops > 1.05 * peak:
             problems.append(f"{name}: {tflops:.1f} model TFLOP/s are more than the measured peak of {peak:.1f}")
     ours = seconds["ours, auto"]
-    ratios = {name: ratio_interval([seconds[name]], [ours], SEED).as_dict() for name in names if name != "ours, auto"}
+    ratios = {name: ratio_interval([seconds[name]], [ours], SEED).document() for name in names if name != "ours, auto"}
     return {"contenders": table, "speedup_of_ours": ratios, "skipped": skipped, "problems": problems}
 
 

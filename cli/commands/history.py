@@ -40,8 +40,8 @@ def history(
         print_history(found, output_console())
         return
     if shown_as == "json":
-        print_json("history", {"rows": list(found.rows), "left_out": list(found.skipped)})
+        print_json("history", {"rows": found.rows(), "left_out": list(found.skipped)})
     else:
-        say_lines((to_csv if shown_as == "csv" else to_markdown)(found.rows).splitlines())
+        say_lines((to_csv if shown_as == "csv" else to_markdown)(found.rows()).splitlines())
     for line in (*(f"left out: {reason}" for reason in found.skipped), *([found.foreign] if found.foreign else [])):
         say(line, err=True)

@@ -84,7 +84,7 @@ def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: 
             "reason": "a test",
             "label": "bfloat16 (computed in float32)",
         },
-        "kernel": {"name": "portable", "version": "1"},
+        "kernel": {"name": "portable", "version": "1", "notes": []},
         "model": {
             "name": "random:tiny",
             "label": "random:tiny (random weights)",

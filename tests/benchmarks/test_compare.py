@@ -28,11 +28,12 @@ from isotrain.benchmarks.outcome.compare import (
     parse_share,
 )
 from isotrain.benchmarks.outcome.history import load_history
-from isotrain.benchmarks.outcome.model import load_result
+from isotrain.benchmarks.outcome.load import load_result
 from isotrain.benchmarks.reports.terminal_history import print_history
 from isotrain.cli.commands.compare import compare
 from isotrain.cli.commands.history import history
 from rich.console import Console
+from support.results import end_to_end, end_to_end_run, end_to_end_side, timed_loop, whole_process
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -135,7 +136,7 @@ def test_too_few_processes_or_blocks_decide_nothing(write: Write) -> None:
             {"changes": {0: {"device": {"backend": "cpu", "device": "cpu", "name": "Other", "emulated": False}}}},
             "device.name",
         ),
-        ({"spoil": lambda result: result.update(schema="isotrain.end-to-end/2", sides=[])}, "schema differs"),
+        ({"spoil": lambda result: (result.clear(), result.update(end_to_end_run()))}, "schema differs"),
     ],
 )
 def test_another_configuration_is_refused_by_its_key(write: Write, change: dict[str, Any], key: str) -> None:
@@ -167,7 +168,7 @@ def test_targets_that_only_one_has_are_named(write: Write) -> None:
         ("", "x.json:1: truncated JSON"),
         ("[1, 2]", "its schema is None"),
         ('{"schema": "pytest-benchmark"}', "its schema is 'pytest-benchmark', known are isotrain.bench/2"),
-        ('{"schema": "isotrain.bench/2"}', "it lacks created, config"),
+        ('{"schema": "isotrain.bench/2"}', "it lacks created, status, valid"),
         ('{"schema": []}', "its schema is []"),
         (b"\xff\xfe\x00", "is UTF-16"),
         ("[" * 100_000, "x.json:1: nested"),
@@ -238,32 +239,28 @@ def test_a_result_of_other_types_is_compared_or_refused_in_words(
 
 
 def test_what_is_not_as_it_should_be_is_named_by_its_place(write: Write) -> None:
-    with pytest.raises(UserError, match=r"'cpu forward padded auto x8': device.name: input should be a valid string"):
+    with pytest.raises(UserError, match=r"targets.0.device.name: input should be a valid string"):
         load_result(write("a.json", spoil=put("targets.0.device.name", 7)))
-    with pytest.raises(UserError, match=r"'cpu forward padded auto x8': it lacks work.samples"):
+    with pytest.raises(UserError, match=r"it lacks targets.0.work.samples"):
         load_result(write("b.json", spoil=put("targets.0.work", {})))
 
 
 def test_a_end_to_end_run_without_its_times_is_none(tmp_path: Path) -> None:
-    side = {
-        "name": "isotrain train",
-        "extrapolated": False,
-        "valid": True,
-        "reasons": [],
-        "processes": [{"seconds": 0}],
-    }
-    result = {"schema": "isotrain.end-to-end/2", "created": "2026", "config": {}, "method": {}, "environment": {}}
-    (tmp_path / "a.json").write_text(json.dumps(result | {"sides": [side]}), encoding="utf-8")
-    with pytest.raises(UserError, match="a process: seconds: input should be greater than 0"):
+    result = end_to_end(end_to_end_side(whole_process(seconds=0.0)))
+    (tmp_path / "a.json").write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(UserError, match=r"sides.0.processes.0.seconds: input should be greater than 0"):
+        load_result(tmp_path / "a.json")
+    result = end_to_end(end_to_end_side(timed_loop(), extrapolated=False))
+    (tmp_path / "a.json").write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(UserError, match="processes of side 'isotrain train' are not those that it is of"):
         load_result(tmp_path / "a.json")
 
 
 def test_end_to_end_runs_are_compared_too(tmp_path: Path) -> None:
     def whole(name: str, seconds: float) -> Path:
-        processes = [{"seconds": seconds * factor, "device": "cpu"} for factor in (0.999, 1.0, 1.001)]
-        side = {"name": "isotrain train", "extrapolated": False, "valid": True, "reasons": [], "processes": processes}
-        result = {"schema": "isotrain.end-to-end/2", "created": name, "config": {}, "method": {}, "environment": {}}
-        (tmp_path / name).write_text(json.dumps(result | {"sides": [side]}), encoding="utf-8")
+        processes = [whole_process(seconds=seconds * factor) for factor in (0.999, 1.0, 1.001)]
+        result = end_to_end(end_to_end_side(*processes), created=name)
+        (tmp_path / name).write_text(json.dumps(result), encoding="utf-8")
         return tmp_path / name
 
     comparison = compare_files(whole("a.json", 90.0), whole("b.json", 120.0), [whole("c.json", 121.0)])
@@ -319,7 +316,7 @@ def test_a_history_is_in_the_order_of_measuring_with_each_change(write: Write, t
     write("4.json", options={"dtype": "float32"})
     (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
     found = load_history(tmp_path)
-    rows = [row for row in found.rows if row["target"] == "cpu forward padded auto x8"]
+    rows = [row for row in found.rows() if row["target"] == "cpu forward padded auto x8"]
     assert [row["revision"] for row in rows[:3]] == ["a" * 10, "b" * 10 + "+", "c" * 10]
     assert rows[0]["change_median"] == ""
     assert rows[1]["change_median"] == pytest.approx(2.0, rel=0.05)
@@ -338,7 +335,7 @@ def test_a_history_is_in_the_order_of_measuring_with_each_change(write: Write, t
     assert "2.000x*" in shown.output
     assert "notes.json is no result of isotrain, and left out" in shown.output
     listed = list(csv.DictReader(io.StringIO(run(history, tmp_path, "--format", "csv").stdout)))
-    assert len(listed) == len(found.rows)
+    assert len(listed) == len(found.points)
 
 
 def test_a_folder_without_results_is_said(tmp_path: Path) -> None:

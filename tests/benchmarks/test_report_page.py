@@ -163,7 +163,8 @@ def test_a_pattern_means_invalid_and_nothing_else(bench_result: dict[str, Any], 
     for place, target in enumerate(others):
         target["label"] = f"cpu {('forward', 'train_step', 'head_step')[place]} padded auto x{place + 1}"
         target |= {"valid": True, "reasons": [], "device": {**target["device"], "emulated": False}}
-    failed = {key: value for key, value in others[0].items() if key != "figures"}
+    known = ("figures", "share_of_peak", "roofline")
+    failed = {key: value for key, value in others[0].items() if key not in known}
     failed |= {"label": "cpu forward packed auto x9", "valid": False, "status": "failed", "reasons": ["was killed"]}
     bench_result["targets"] = [invalid | {"valid": False, "reasons": ["NaN"]}, *others, failed]
     (tmp_path / "bench.json").write_text(json.dumps(bench_result))
@@ -252,12 +253,12 @@ def test_the_roof_and_its_targets_are_where_they_were_measured(
 
 
 def test_a_target_without_an_intensity_is_named_beside_the_roof(bench_result: dict[str, Any], tmp_path: Path) -> None:
-    del bench_result["targets"][1]["roofline"]
+    bench_result["targets"][1]["roofline"] = None
     (tmp_path / "bench.json").write_text(json.dumps(bench_result), encoding="utf-8")
     page = Page(write_report(tmp_path, tmp_path / "r.html").page.read_text(encoding="utf-8"))
     assert "no arithmetic intensity: cpu forward packed auto x8" in page.sections["roofline"]
     for target in bench_result["targets"]:
-        target.pop("roofline", None)
+        target["roofline"] = None
     (tmp_path / "bench.json").write_text(json.dumps(bench_result), encoding="utf-8")
     page = Page(write_report(tmp_path, tmp_path / "r.html").page.read_text(encoding="utf-8"))
     assert "cpu peak in float32, measured in this run: 1 TFLOP/s, copy 10 GB/s" in page.sections["roofline"]

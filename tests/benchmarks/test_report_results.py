@@ -90,7 +90,7 @@ def series(change: Callable[[dict[str, Any]], Any]) -> Change:
     [
         ("bench", lambda document: document.pop("targets"), "targets: is missing"),
         ("bench", lambda document: document["targets"].insert(0, 5), "targets.0: must be an object"),
-        ("bench", target(lambda one: one.pop("peaks")), "figures without its device, model or peaks"),
+        ("bench", target(lambda one: one.pop("peaks")), "targets.1.peaks: is missing"),
         (
             "bench",
             target(lambda one: one["figures"]["samples_per_second"].update(low="fast")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from isotrain.benchmarks.harness import statistics as st
+from isotrain.benchmarks.harness.document import Interval
 
 pytestmark = pytest.mark.core
 
@@ -47,7 +48,7 @@ def test_equal_samples_have_a_point_for_an_interval() -> None:
 
 
 def test_a_rate_swaps_the_bounds_of_its_time() -> None:
-    assert st.Interval(2.0, 1.0, 4.0).rate(8.0) == st.Interval(4.0, 2.0, 8.0)
+    assert Interval(median=2.0, low=1.0, high=4.0).rate(8.0) == Interval(median=4.0, low=2.0, high=8.0)
 
 
 def test_a_known_ratio_is_found() -> None:

@@ -16,7 +16,7 @@ from isotrain import UserError
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.data.datasets import load_dataset
 from isotrain.albert_core.runs.weight_files import weight_tensors
-from isotrain.benchmarks.outcome.model import load_result
+from isotrain.benchmarks.outcome.load import load_result
 from isotrain.benchmarks.parity.trace import TENSOR_FILE, read_trace, write_trace
 from support.bomb import Bomb
 from support.command import Invoke, one_line_error

@@ -19,10 +19,12 @@ def side(label: str, policy: str, **changes: Any) -> dict[str, Any]:
         "device": "Fake CPU",
         "policy": policy,
         "kernel": "portable 1",
+        "layout": "packed",
         "emulated": False,
         "random_weights": True,
         "model": "random:tiny (random weights)",
-        "environment": {"torch": "2.13.0", "isotrain": "0.1.0", "threads": 1},
+        "dataset": "intents",
+        "environment": {"isotrain": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "platform": "Linux"},
     } | changes
 
 
@@ -98,6 +100,7 @@ def parity(*candidates: dict[str, Any]) -> dict[str, Any]:
         "batches_sha256": "a" * 64,
         "config_sha256": "b" * 64,
         "weights_sha256": "c" * 64,
+        "recipe": {"seed": 42, "num_labels": 28},
         "steps": STEPS,
         "tolerance": {"float32": 2.0, "bfloat16": 3.0},
         "seeds": {
@@ -130,6 +133,14 @@ def end_to_end_figures(tflops: float, energy_source: str) -> dict[str, Any]:
     rate = {"median": tflops, "low": 0.9 * tflops, "high": 1.1 * tflops}
     names = ("samples_per_second", "real_tokens_per_second", "padded_tokens_per_second")
     return {
+        "work": {
+            "samples": 1000.0,
+            "real_tokens": 12_000.0,
+            "padded_tokens": 8_000.0,
+            "model_flops": 2e12,
+            "hardware_flops": 4e12,
+            "moved_bytes": 1e9,
+        },
         "figures": dict.fromkeys((*names, "model_tflops", "hardware_tflops"), rate),
         "share_of_peak": {"model": tflops / 0.5, "hardware": tflops / 0.5},
         "roofline": {
@@ -143,16 +154,47 @@ def end_to_end_figures(tflops: float, energy_source: str) -> dict[str, Any]:
     }
 
 
-def end_to_end_run() -> dict[str, Any]:
-    """A result of `isotrain bench --workload end_to_end` whose second side is extrapolated."""
-    process = {
-        "device": "Fake CPU",
+def whole_process(**changes: Any) -> dict[str, Any]:
+    """A training run that was timed to its end."""
+    return {
+        "seconds": 91.0,
+        "peak_bytes": 2**30,
+        "status": "completed",
+        "step": 6255,
+        "total_steps": 6255,
+        "phases": {"open_backend": 0.1, "load_model": 2.5, "tokenise": 1.5, "features": 80.0},
         "model": "random:tiny (random weights)",
         "random_weights": True,
+        "device": "Fake CPU",
+        "dtype": "float32",
+        "energy": {"joules": None, "source": "unavailable: a test"},
+        "dataset": "embedded:intents",
+        "metrics": {"eval/loss": 1.0, "eval/accuracy": 0.5, "eval/f1_macro": 0.5},
+    } | changes
+
+
+def timed_loop(**changes: Any) -> dict[str, Any]:
+    """Some steps and validation batches of a loop."""
+    return {
+        "once": {"import": 1.0, "load": 2.0, "tokenise": 3.0},
+        "steps": [0.2, 0.2],
+        "validation": [0.1],
+        "step_batches": [{"texts": 8, "length": 32, "real_tokens": 100}] * 2,
+        "validation_batches": [{"texts": 8, "length": 32, "real_tokens": 100}],
+        "steps_per_epoch": 1251,
+        "validation_batches_per_epoch": 385,
+        "train_texts": 10_008,
+        "test_texts": 3080,
+        "finite": True,
         "peak_bytes": 2**30,
-        "seconds": 91.0,
-        "phases": {"open_backend": 0.1, "load_model": 2.5, "tokenise": 1.5, "features": 80.0},
-    }
+        "model": "random:tiny (random weights)",
+        "random_weights": True,
+        "device": "Fake CPU",
+    } | changes
+
+
+def end_to_end(*sides: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A result of `isotrain bench --workload end_to_end` of these sides."""
     return {
         "schema": "isotrain.end-to-end/2",
         "created": "2026-01-02T03:04:05+00:00",
@@ -160,34 +202,68 @@ def end_to_end_run() -> dict[str, Any]:
         "valid": True,
         "notes": ["a note of the end-to-end runs"],
         "command": ["isotrain", "bench", "--workload", "end_to_end"],
-        "config": {"model": "random:tiny", "epochs": 5},
+        "config": {
+            "model": "random:tiny",
+            "dtype": "float32",
+            "strict_dtype": False,
+            "max_length": 128,
+            "threads": None,
+            "dataset": "embedded:intents",
+            "tokenizer": None,
+            "seed": 23,
+            "mlp_hidden_size": 256,
+            "backend": "cpu",
+            "kernel": "auto",
+            "epochs": 5,
+            "batch_size": 8,
+        },
         "config_sha256": "d" * 64,
         "method": {"processes": 1, "quick": False, "steps": 50, "validation_batches": 20},
-        "environment": {"host": {"system": "Linux"}, "cpu": {"model": "Fake CPU"}},
-        "sides": [
-            {
-                "name": "isotrain train",
-                "extrapolated": False,
-                "valid": True,
-                "reasons": [],
-                "processes": [process],
-                "seconds": {"median": 91.0, "low": 90.0, "high": 92.0},
-                **end_to_end_figures(0.4, "unavailable: no RAPL package"),
-            },
-            {
-                "name": "the experiment's loop, dynamic padding",
-                "extrapolated": True,
-                "valid": True,
-                "reasons": [],
-                "processes": [process | {"phases": {}}],
-                "seconds": {"median": 1289.0, "low": 1186.0, "high": 1396.0},
-                "ratio": {"median": 14.1, "low": 13.0, "high": 15.3},
-                **end_to_end_figures(0.1, "unavailable: only a part of the run was run"),
-                "from": {"steps": 50, "of_steps": 6255, "validation_batches": 20, "of_validation_batches": 1925},
-            },
-        ],
+        "environment": {
+            "host": {"system": "Linux"},
+            "cpu": {"model": "Fake CPU"},
+            "load": [0.0, 0.0, 0.0],
+            "versions": {"torch": "2.13.0"},
+            "git": "unavailable: a test",
+        },
+        "sides": list(sides),
+        "device": None,
+        "policy": None,
+        "kernel": None,
+        "peaks": None,
         "memory": None,
-    }
+    } | changes
+
+
+def end_to_end_side(*processes: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """One side of such a result, without figures."""
+    return {
+        "name": "isotrain train",
+        "extrapolated": False,
+        "valid": True,
+        "reasons": [],
+        "warnings": [],
+        "processes": list(processes),
+    } | changes
+
+
+def end_to_end_run() -> dict[str, Any]:
+    """A result of `isotrain bench --workload end_to_end` whose second side is extrapolated."""
+    own = end_to_end_side(
+        whole_process(),
+        seconds={"median": 91.0, "low": 90.0, "high": 92.0},
+        **end_to_end_figures(0.4, "unavailable: no RAPL package"),
+    )
+    loop = end_to_end_side(
+        timed_loop(),
+        name="the experiment's loop, dynamic padding",
+        extrapolated=True,
+        seconds={"median": 1289.0, "low": 1186.0, "high": 1396.0},
+        ratio={"median": 14.1, "low": 13.0, "high": 15.3},
+        **end_to_end_figures(0.1, "unavailable: only a part of the run was run"),
+    )
+    loop["from"] = {"steps": 50, "of_steps": 6255, "validation_batches": 20, "of_validation_batches": 1925}
+    return end_to_end(own, loop)
 
 
 def write_run(folder: Path, steps: int = 1200, ended: bool = True, emulated: bool = False) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ...outcome.end_to_end import EndToEnd
+from ...outcome.model import Bench
+from ...outcome.parity import Parity
 from ..blocks import Column, Section, Table, Words
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
-from .documents import Bench, EndToEnd
 from .labels import bench_tags, measured, whole_tags
 from .loading import Found, Results, Run
-from .parity_documents import Parity
 from .text import joined, plural
 
 

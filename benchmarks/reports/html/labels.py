@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ...outcome.end_to_end import EndToEnd
+from ...outcome.model import Bench, Target
 from ..blocks import Column, Table
-from .documents import Bench, EndToEnd, Target
 from .text import joined
 
 EMULATED = "Emulated on this host, no device's throughput"

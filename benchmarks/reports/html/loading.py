@@ -15,13 +15,13 @@ from pydantic import BaseModel, ValidationError
 from .... import UserError
 from ....albert_core.config.parsing import decoded, parse_json
 from ....albert_core.output.charts import Point
-from ...end_to_end.run import SCHEMA as END_TO_END
-from ...outcome.build import SCHEMA as BENCH
+from ...outcome.end_to_end import END_TO_END, EndToEnd
 from ...outcome.found import LARGEST_FILE, METRICS, RECORD, find_results, foreign_line
+from ...outcome.load import places
+from ...outcome.model import BENCH, Bench
+from ...outcome.parity import PARITY, Parity
+from ...outcome.training_run import RunRecord, RunSummary
 from ...outcome.upgrade import upgraded
-from ...parity.compare import SCHEMA as PARITY
-from .documents import Bench, EndToEnd, RunRecord, RunSummary
-from .parity_documents import Parity
 from .text import clean
 
 MODELS: dict[str, type[Bench] | type[EndToEnd] | type[Parity]] = {BENCH: Bench, END_TO_END: EndToEnd, PARITY: Parity}
@@ -134,7 +134,16 @@ def _read_result(path: Path) -> Bench | EndToEnd | Parity:
     schema = value.get("schema") if isinstance(value, dict) else None
     if not isinstance(schema, str) or schema not in MODELS:
         raise _UnusableError(f"its schema {clean(str(schema))[:60]!r} is none of {', '.join(MODELS)}")
-    return _checked(MODELS[schema], value)
+    return _checked(MODELS[schema], _cleaned(value))
+
+
+def _cleaned(value: Any) -> Any:
+    """A document of anybody with its texts fit for a page."""
+    if isinstance(value, dict):
+        return {clean(key): _cleaned(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(part) for part in value]
+    return clean(value) if isinstance(value, str) else value
 
 
 def _sort_in(results: Results, name: str, document: Bench | EndToEnd | Parity) -> None:
@@ -149,8 +158,8 @@ def _sort_in(results: Results, name: str, document: Bench | EndToEnd | Parity) -
 def _read_run(folder: Path) -> Run:
     if not (folder / RECORD).is_file():
         raise _UnusableError(f"no training run of isotrain: {METRICS} without {RECORD}")
-    record = _checked(RunRecord, _json(folder / RECORD))
-    summary = _checked(RunSummary, _json(folder / SUMMARY)) if (folder / SUMMARY).is_file() else None
+    record = _checked(RunRecord, _cleaned(_json(folder / RECORD)))
+    summary = _checked(RunSummary, _cleaned(_json(folder / SUMMARY))) if (folder / SUMMARY).is_file() else None
     lines = list(_lines(folder / METRICS))
 
     def curve(key: str) -> tuple[Point, ...]:
@@ -204,9 +213,8 @@ _WORDS = {
     "dict_type": "must be an object",
     "string_type": "must be a text",
     "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "int_parsing": "must be a whole number",
-    "float_parsing": "must be a number",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
 }
 
 
@@ -215,7 +223,7 @@ def _checked(model: type[Checked], value: Any) -> Checked:
         return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
+        where = places(error)[0] or "document"
         others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         said = _WORDS.get(first["type"], str(first["msg"]).replace("Input should", "must"))
         raise _UnusableError(f"not as its schema says: {clean(where)}: {clean(said)}{others}") from error

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
+from ...outcome.model import Bench, Target
 from ..blocks import Block, Column, Heading, Table, Words
-from .documents import Bench, Target
 from .labels import EMULATED, bench_tags, measured, reasons, titled, verdict
 from .loading import Found
 from .text import joined
@@ -17,7 +17,7 @@ from .text import joined
 
 def heading(found: Found[Bench]) -> Heading:
     devices = dict.fromkeys(target.device.name for target in measured(found.document) if target.device)
-    return Heading(", ".join(devices) or str(found.document.config.get("model", "bench")), found.path)
+    return Heading(", ".join(devices) or found.document.config.model, found.path)
 
 
 def throughput(found: Found[Bench], key: str) -> list[Block]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ...outcome.model import Measurement
 from ..blocks import Column, Section, Table
-from .documents import Measurement
 from .loading import Results
 from .text import clean
 
@@ -19,7 +19,7 @@ def environment(results: Results) -> Section:
     section = Section("environment", "Environment")
     for path, document in _measurements(results):
         own = {"created": document.created, "command": " ".join(document.command)}
-        section.blocks.append(_facts(path, own | document.environment))
+        section.blocks.append(_facts(path, own | document.environment.document()))
     for one in results.parity:
         parity = one.document
         command = parity.command if isinstance(parity.command, str) else " ".join(parity.command)
@@ -33,7 +33,7 @@ def environment(results: Results) -> Section:
         }
         sides = {
             side.name: {"device": side.device, "policy": side.policy, "kernel": side.kernel, "model": side.model}
-            | (side.environment or {})
+            | (side.environment.document() if side.environment else {})
             for side in (parity.reference, *parity.candidates)
         }
         facts: dict[str, Any] = {"created": parity.created, "command": command} | hashes | sides

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ....albert_core.output.charts import REFERENCE, Axis, Band, Line, LineChart, Point
 from ....albert_core.terminal.text import number, precise
+from ...outcome.parity import Candidate, LayerError, Parity, Ran
 from ..blocks import Block, Column, Heading, Section, Table, Words
 from .labels import reasons, titled
 from .loading import Found, Results
-from .parity_documents import Candidate, LayerError, Parity, Ran
 from .text import joined
 
 SIGNS = {"pass": "✓ pass", "drift": "△ drift", "diverged": "✗ diverged", "refused": "! refused", "failed": "! failed"}

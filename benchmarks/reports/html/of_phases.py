@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....albert_core.output.charts import Stack, StackedChart
+from ...outcome.end_to_end import WholeProcess
+from ...outcome.model import Bench, Target
+from ...outcome.training_run import RunSummary
 from ..blocks import Section
-from .documents import Bench, RunSummary, Target, WholeProcess
 from .labels import bench_tags, measured, titled, whole_tags
 from .loading import Found, Results
 from .of_end_to_end import side_words
@@ -26,8 +28,12 @@ def phases(results: Results) -> Section:
         if targets:
             section.blocks.append(_phases(found, targets, f"phases-{index}"))
     for index, whole in enumerate(results.end_to_end_runs):
-        sides = [side for side in whole.document.sides if side.processes and side.processes[0].phases]
-        stacks = [_whole_stack(side.name, side.processes[0], side_words(side)) for side in sides]
+        firsts = [(side, side.processes[0]) for side in whole.document.sides if side.processes]
+        stacks = [
+            _whole_stack(side.name, first, side_words(side))
+            for side, first in firsts
+            if isinstance(first, WholeProcess) and first.phases
+        ]
         if stacks:
             title = titled("Phases of end-to-end runs", whole_tags(whole.document))
             section.blocks.append(_stacked(f"whole-phases-{index}", title, whole.path, stacks))

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from ....albert_core.output.charts import REFERENCE, Axis, Line, LineChart, Point
 from ....albert_core.terminal.text import number
+from ...harness.document import Peaks
+from ...outcome.model import Bench, Target
 from ..blocks import Block, Column, Table, Words
-from .documents import Bench, Peaks, Target
 from .labels import bench_tags, measured, titled, verdict
 from .loading import Found
 from .of_bench import heading

@@ -1,0 +1,202 @@
+"""What a worker hands over about its process, and the parts that results are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+
+from ...albert_core.terminal.text import figure
+
+Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Part(BaseModel):
+    """A part of a document: checked where it is made and where it is read, blind to keys that it doesn't know."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+
+    def document(self) -> dict[str, Any]:
+        """What a file holds of it: the keys that were given, by the names that the file has for them."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class Interval(Part):
+    """A median and its 95 % interval by hierarchical bootstrap, in the unit of the samples."""
+
+    median: Positive
+    low: Positive
+    high: Positive
+
+    def rate(self, work: float) -> Interval:
+        """`work` per unit of time where this interval is of a time: the bounds change places."""
+        return Interval(median=work / self.median, low=work / self.high, high=work / self.low)
+
+    def words(self) -> str:
+        return f"{figure(self.low)} to {figure(self.high)}"
+
+
+class Unit(Part):
+    """The matrix unit's own rate, where the backend can measure it."""
+
+    unit: str
+    dtype: str
+    fed_from: str
+    tflops: Positive
+    threads: Annotated[int, Field(ge=1)]
+
+
+class Peaks(Part):
+    """The device's limits as one process measured them, and as its vendor states them (None: not known)."""
+
+    dtype: str
+    matmul_tflops: Positive
+    matmul_size: Annotated[int, Field(ge=1)]
+    copy_gbps: Positive = Field(description="Of 256 MiB, read and written.")
+    step_copy_gbps: Positive = Field(description="Of as many bytes as the step moves, which a cache may hold.")
+    vendor_tflops: Positive | None
+    vendor_gbps: Positive | None
+    seconds: NotNegative
+    contended: bool = Field(description="Other work had the CPUs in nearly every block: the true peak is higher.")
+    unit: Unit | None = None
+
+    @property
+    def unit_tflops(self) -> float | None:
+        """The matrix unit's rate, where it was measured in the dtype of these peaks."""
+        return self.unit.tflops if self.unit is not None and self.unit.dtype == self.dtype else None
+
+
+class Device(Part):
+    backend: str
+    device: str
+    name: str
+    memory_bytes: int | None = None
+    compute_units: int | None = None
+    vendor_peak_tflops: float | None = None
+    vendor_bandwidth_gbps: float | None = None
+    features: list[str] = Field(default=[])
+    versions: dict[str, str] = Field(default={})
+    emulated: bool
+
+
+class Policy(Part):
+    """Which dtype each role of the encoder had, and why."""
+
+    requested: str
+    param: str
+    compute: str
+    accumulate: str
+    reason: str
+    mode: str = ""
+    label: str
+
+
+class KernelUsed(Part):
+    name: str
+    version: str
+    notes: list[str] = Field(default=[])
+
+
+class Model(Part):
+    name: str
+    label: str
+    random_weights: bool
+    sha256: Sha256
+
+
+class Data(Part):
+    name: str
+    sha256: Sha256
+    texts: int
+    tokens: int
+    mean_length: float
+    max_length: int
+    num_labels: int
+
+
+class Work(Part):
+    """Texts, tokens, FLOPs and bytes. moved_bytes: the fewest that could cross the memory."""
+
+    samples: Positive
+    real_tokens: Positive
+    padded_tokens: Positive
+    model_flops: Positive
+    hardware_flops: Positive
+    moved_bytes: Positive
+
+
+class WarmUp(Part):
+    steps: Annotated[int, Field(ge=1)]
+    steady: bool = Field(description="False: cut by its budget before it was seen steady.")
+    compiles: Annotated[int, Field(ge=0)]
+
+
+class Memory(Part):
+    peak_bytes: Annotated[int, Field(ge=0)]
+    scope: str
+
+
+class BlockEnergy(Part):
+    source: str
+    block_joules: list[float] = Field(description="One value a block; empty without a counter.")
+
+
+class Threads(Part):
+    intra_op: int
+    inter_op: int
+
+
+class ProcessEnvironment(Part):
+    """What the process had of the machine; before and after: load, clocks, temperature."""
+
+    threads: Threads
+    affinity: list[int] | str
+    involuntary_switches_per_second: float
+    waited_seconds_per_second: float = 0.0
+    contended: bool
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+class Timed(Part):
+    """The times of one process, and the conditions that they were taken under."""
+
+    steps_per_block: Annotated[int, Field(ge=1)] = Field(description="k: steps between two fences.")
+    step_seconds: list[float] = Field(
+        min_length=1, description="Mean seconds a step, one value a block. Outliers included."
+    )
+    warm_up: WarmUp
+    phases: dict[str, NotNegative]
+    peaks: Peaks
+    memory: Memory
+    energy: BlockEnergy
+    environment: ProcessEnvironment
+
+
+class Measured(Timed):
+    """Everything that a worker hands over of one target. probe: logits by text, which need not be finite."""
+
+    work: Work = Field(description="Mean work of one step.")
+    device: Device
+    policy: Policy
+    kernel: KernelUsed
+    model: Model
+    data: Data
+    probe: dict[str, list[Annotated[float, Field(allow_inf_nan=True)]]]
+    reasons: list[str]
+    warnings: list[str]
+
+
+class Shape(Part):
+    """A shape that a sweep tried: its speed, or why it can't run."""
+
+    layout: str
+    batch_size: Annotated[int, Field(ge=1)]
+    samples_per_second: Positive | None = None
+    error: str | None = None
+
+
+class Sweep(Part):
+    sweep: list[Shape]

@@ -1,0 +1,47 @@
+"""What reports read of a training run's folder; whatever else its files hold is left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from ..harness.document import Part
+
+
+class RunDevice(Part):
+    backend: str
+    name: str
+    emulated: bool = False
+
+
+class CastPolicy(Part):
+    requested: str
+    compute: str
+
+    @property
+    def label(self) -> str:
+        return self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
+
+
+class RunRecord(Part):
+    """A training run's run.json."""
+
+    model: str
+    random_weights: bool
+    dataset: str
+    device: RunDevice
+    cast_policy: CastPolicy
+    environment: dict[str, Any] = Field(default={})
+
+
+class RunSummary(Part):
+    """A training run's summary.json; there is none before the run has ended."""
+
+    status: str
+    step: int
+    total_steps: int
+    dtype: str
+    seconds: float | None = None
+    phases: dict[str, float] = Field(default={})
+    peak_memory_bytes: int | None = None
