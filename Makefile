@@ -3,7 +3,7 @@
 # make check: lint and types; make lint, make types: one of them; make format: mends what it can.
 # make quick: what check does, and the tests marked `core`, fast ones of each room; under 90 s on 2 cores.
 # make test: every test, one on each core; ARGS="tests/data -k windows": a part.
-# make test-xla: the XLA and Tenstorrent tests, in an environment of their own (torch-xla pins an older torch).
+# make test-xla: the XLA and Tenstorrent tests, with the older torch that torch-xla pins (make xla-environment).
 # make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make clean: remove what builds and tools left, the environments aside.
@@ -19,7 +19,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run check lint types quick format test test-xla storm bench-suite clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm bench-suite clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -62,7 +62,9 @@ bench-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \
 	  -o python_files='bench_*.py' -o addopts=--import-mode=importlib --benchmark-autosave $(ARGS)
 
-test-xla: $(XLA_VENV)/.installed
+xla-environment: $(XLA_VENV)/.installed
+
+test-xla: xla-environment
 	$(XLA_BIN)/python -m pytest $(PARALLEL) tests/xla
 
 check: lint types

@@ -72,13 +72,12 @@ def coverage(draw: Noise) -> float:
     return float(((low <= 0.05 * truth) & (0.05 * truth <= high)).mean())
 
 
-def test_the_interval_covers_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_interval_covers_what_it_says(show: Callable[[str], None]) -> None:
     """95 % intervals of 3 processes x 9 blocks over 1,000 simulated runs of each noise; `two kinds` is the limit."""
     found = {name: coverage(draw) for name, (draw, _, _) in MODELS.items()}
-    with capsys.disabled():
-        print(f"\ncoverage of the 95 % interval, {RUNS} runs of {PROCESSES} x {BLOCKS} blocks")
-        for name, share in found.items():
-            print(f"  {name:32} {share:6.1%}")
+    show(f"coverage of the 95 % interval, {RUNS} runs of {PROCESSES} x {BLOCKS} blocks")
+    for name, share in found.items():
+        show(f"  {name:32} {share:6.1%}")
     limits = {name: (low, high) for name, (_, low, high) in MODELS.items()}
     assert {name: share for name, share in found.items() if not limits[name][0] <= 100 * share <= limits[name][1]} == {}
 
@@ -105,18 +104,17 @@ def detected(slowdown: float, blocks: float, processes: float, threshold: float)
     return float((seen() & seen()).mean())
 
 
-def test_a_slowdown_is_found_and_its_absence_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slowdown_is_found_and_its_absence_is_not(show: Callable[[str], None]) -> None:
     quiet, usual = (0.01, 0.003), (0.03, 0.01)
     table = {
         (slowdown, noise, threshold): detected(slowdown, *noise, threshold)
         for noise, threshold in ((quiet, DEDICATED_THRESHOLD), (usual, DEDICATED_THRESHOLD), (usual, SHARED_THRESHOLD))
         for slowdown in (0.0, 0.03, 0.05, 0.10, 0.20)
     }
-    with capsys.disabled():
-        print("\nslowdowns confirmed as regressions, 300 simulated pairs of runs")
-        for (slowdown, (blocks, processes), gate), share in table.items():
-            noise = f"blocks +-{blocks:.1%}, processes +-{processes:.1%}"
-            print(f"  {slowdown:4.0%} slower, {noise}, gate {gate:3.0%}: {share:6.1%}")
+    show("slowdowns confirmed as regressions, 300 simulated pairs of runs")
+    for (slowdown, (blocks, processes), gate), share in table.items():
+        noise = f"blocks +-{blocks:.1%}, processes +-{processes:.1%}"
+        show(f"  {slowdown:4.0%} slower, {noise}, gate {gate:3.0%}: {share:6.1%}")
     assert max(share for (slowdown, *_), share in table.items() if slowdown == 0.0) <= 0.01
     assert table[0.05, quiet, DEDICATED_THRESHOLD] > 0.9
     assert table[0.10, usual, DEDICATED_THRESHOLD] > 0.8
