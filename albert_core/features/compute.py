@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -15,6 +13,7 @@ from ...backends.host.cache import cache_folder
 from ...kernels.packed import PackedBatch, PaddedBatch
 from ..processes.ranks import ALONE, Ranks
 from ..runs.array_cache import ArraySpec, load_arrays, publish_arrays
+from ..runs.files import json_digest
 from ..tokens.order import BUCKETS, IGNORED, bucket_length, filled
 from ..tokens.store import Progress, TokenStore
 
@@ -183,7 +182,7 @@ def cached_features(
         "device": [info.backend, info.name, info.features, info.emulated, torch.get_num_threads()],
         "torch": torch.__version__,
     }
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    key = json_digest(made_from)
     root = cache_folder("features")
     specs = {"features": ArraySpec("float32", (store.num_texts, None), mapped=True)}
     arrays = None if root is None else load_arrays(root / key, specs)

@@ -24,7 +24,7 @@ import torch
 from ... import RunError, UserError, __version__
 from ..config.parsing import decoded, parse_json
 from ..terminal.text import quoted, shorten
-from .files import make_folder, published, write_bytes
+from .files import json_digest, make_folder, published, write_bytes
 
 FORMAT = "isotrain-checkpoint"
 FORMAT_VERSION = 1
@@ -277,8 +277,7 @@ def _checked_bytes(file: Path, entry: dict[str, Any]) -> bytes | None:
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_digest({key: value for key, value in manifest.items() if key != "manifest_sha256"})
 
 
 def _damaged(file: object, reason: str) -> CheckpointError:

@@ -222,6 +222,11 @@ def _librarys_refusal(error: Exception) -> OSError | None:
     return OSError(text) if "PytorchStreamWriter failed writing" in text else None
 
 
+def json_digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def checksum(path: Path) -> Checksum:
     """Size and SHA-256 of the file at `path`. Raises OSError."""
     with path.open("rb") as file:

@@ -7,8 +7,6 @@ A manifest tells accidents and mixed-up files. It is no signature: whoever can w
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from ... import UserError, __version__
 from ..config.parsing import parse_json, read_text
 from ..terminal.invocation import command
-from .files import check_file, checksums, write_json
+from .files import check_file, checksums, json_digest, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = "isotrain-run-1"
@@ -111,7 +109,7 @@ def _read(run: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} is no manifest of a run that this isotrain reads; {fix}")
     files = manifest.get("files")
-    if not isinstance(files, dict) or manifest.get("files_sha256") != _digest(files):
+    if not isinstance(files, dict) or manifest.get("files_sha256") != json_digest(files):
         raise UserError(f"{path} is damaged: its SHA-256 is another one than when it was written; {fix}")
     strange = [name for name in files if name not in (*_SMALL, MODEL) and not _lies_in_a_folder(name)]
     if strange:
@@ -128,9 +126,5 @@ def _write(run: Path, files: dict[str, Any]) -> None:
     described = dict(sorted(files.items()))
     write_json(
         run / MANIFEST,
-        {"format": FORMAT, "isotrain": __version__, "files": described, "files_sha256": _digest(described)},
+        {"format": FORMAT, "isotrain": __version__, "files": described, "files_sha256": json_digest(described)},
     )
-
-
-def _digest(files: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -13,8 +13,7 @@ from ... import UserError
 from .checkpoint import MANIFEST as CHECKPOINT_MANIFEST
 from .checkpoint import verify_checkpoint
 from .manifest import CONFIG, MODEL, check_run
-
-MODEL_FILE = "model.safetensors"
+from .saved_model import MODEL_FILE
 
 
 def weight_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -44,7 +43,7 @@ def _safetensors_files(path: Path) -> list[Path]:
     shards = [shard for shard in sorted(path.glob("model*.safetensors")) if shard.is_file()]
     if shards:
         return shards
-    model = path / "model" / MODEL_FILE
+    model = path / MODEL
     if model.is_file():
         check_run(path, [MODEL], encoder=False)
         return [model]
