@@ -1,8 +1,8 @@
 """Reductions, layer_norm, softmax and attention put together from the matrix unit's instructions.
 
 No description of the vendor's kernels says how they are composed. The compositions here are the ones that reproduce
-the golden outputs best; docs/tt-emulation.md has the table of what is bit-equal and what is only near. In exact mode
-values are float32 on the host; fast mode computes in float32 and rounds to bfloat16 where the device stores.
+the golden outputs best; tests/golden/tt/README.md has the table of what is bit-equal and what is only near. In exact
+mode values are float32 on the host; fast mode computes in float32 and rounds to bfloat16 where the device stores.
 """
 
 from __future__ import annotations

@@ -271,7 +271,7 @@ class Composed:
 
     @property
     def row(self) -> str:
-        """As docs/tt-emulation.md has it."""
+        """As tests/golden/tt/README.md has it."""
         equal = f"{100 * self.equal:.1f} %"
         return f"| {self.name} | {self.mode} | {equal} | {self.max_ulp:,} | {self.rms:.2e} | {self.golden_rms:.2e} |"
 

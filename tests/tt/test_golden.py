@@ -12,7 +12,7 @@ from isotrain.kernels.tt import native
 from support import tt_golden
 
 COMPACT = Path(__file__).resolve().parents[1] / "golden" / "tt"
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "tt-emulation.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "golden" / "tt" / "README.md"
 
 
 @pytest.fixture(params=["compact", pytest.param("full", marks=pytest.mark.shared)])
@@ -123,7 +123,7 @@ def test_compositions_are_as_near_as_the_documentation_says(shared_data: Path, s
         equal, ulp, rms, golden = (float(figure.rstrip(" %").replace(",", "")) for figure in figures)
         assert (name, mode) == (row.name, row.mode)
         # Of torch's float32 functions, the last bit is the processor's.
-        assert 100 * row.equal == pytest.approx(equal, abs=0.5), f"docs/tt-emulation.md should have:\n{table}"
+        assert 100 * row.equal == pytest.approx(equal, abs=0.5), f"tests/golden/tt/README.md should have:\n{table}"
         assert row.max_ulp == pytest.approx(ulp, rel=0.1, abs=2)
         assert (row.rms, row.golden_rms) == pytest.approx((rms, golden), rel=0.01)
         assert row.golden_rms / 1.3 <= row.rms <= 1.3 * row.golden_rms
