@@ -24,7 +24,6 @@ from ..runs.remote import check_remote, remote_checkpoints, remote_url, sync_che
 from ..tokens.order import BatchStream
 from .collapse import CollapseWatch
 from .job import Job, trains_on_features
-from .loss import summed_loss
 from .loss_scale import LossScale, loss_scale
 from .optim import build_optimizer
 from .state import TrainingState
@@ -113,7 +112,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         run=run,
         model=model,
         parallel=parallel,
-        loss=backend.compile(summed_loss(parallel, job.task)),
+        loss=backend.compile(job.task.loss_of(parallel)),
         optimizer=optimizer,
         scale=scale,
         stream=stream,

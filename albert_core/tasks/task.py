@@ -7,7 +7,7 @@ their order, the optimizer, checkpoints and devices are the same for all tasks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -102,6 +102,10 @@ class Task(ABC):
 
         Rows labelled IGNORED count in neither.
         """
+
+    def loss_of(self, model: nn.Module) -> Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """What a training step differentiates: `loss` as a function of the inputs of `model` and their labels."""
+        return lambda inputs, labels: self.loss(model(inputs), labels)
 
     def evaluation_order(self, store: TokenStore) -> np.ndarray:
         """The rows of the store in the order in which an evaluation takes them, int64 [N]."""

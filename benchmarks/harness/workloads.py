@@ -20,7 +20,6 @@ from torch import nn
 from ... import __version__
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import CachedFeatures
-from ...albert_core.loop.loss import summed_loss
 from ...albert_core.loop.optim import build_optimizer
 from ...albert_core.loop.step import step_function
 from ...albert_core.model.head import ClassificationHead
@@ -181,7 +180,7 @@ class _Training(Workload):
         self.config = TrainConfig.model_validate(settings)
         self.optimizer = build_optimizer(model, self.config, self.backend)
         self.backend.prepare_optimizer(self.optimizer)
-        loss = self.backend.compile(summed_loss(model, TASKS["classification"]))
+        loss = self.backend.compile(TASKS["classification"].loss_of(model))
         self._step = step_function(self.config, self.backend, model, self.optimizer, loss)
         self._initial = self._weights()
         self._losses: dict[int, dict[tuple[int, int], float]] = {}
