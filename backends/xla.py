@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import UserError
 from ..kernels.install import install_hint
+from ..kernels.words import count
 from .base import Backend, Generator
 from .host import processor
 from .host.cache import cache_folder
@@ -80,17 +81,17 @@ class XlaBackend(Backend):
         self._use_compile_cache()
         self._configure()
         try:
-            count = runtime.addressable_device_count()
+            there = runtime.addressable_device_count()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"backend {self.name!r} can't open a {self.device_type} device ({reason}); "
                 f"check the device, or set {DEVICE_VARIABLE} to another one"
             ) from error
-        if self.index is not None and self.index >= count:
+        if self.index is not None and self.index >= there:
             raise UserError(
-                f"backend '{self.name}:{self.index}': there are {count} {self.device_type} device(s); "
-                f"use {self.name}:0 to {self.name}:{count - 1}"
+                f"backend '{self.name}:{self.index}': it has {count(there, f'{self.device_type} device')}; "
+                f"use {self.name}:0 to {self.name}:{there - 1}"
             )
         self._device = torch_xla.device(self.index)
         xla_model.set_rng_state(torch.initial_seed() % 2**63, str(self._device))
@@ -317,8 +318,8 @@ def _refuse_packed(batch: PackedBatch | PaddedBatch) -> None:
 def torch_xla_version() -> Availability:
     """Whether a torch_xla that fits the installed torch is there; `reason` names its version. Imports neither."""
     fix = (
-        "install it with its own torch in an environment of its own: python3 -m venv .venv-xla && "
-        f"{install_hint('xla', pip='.venv-xla/bin/pip')}; or use --backend cpu"
+        "install it with its own torch in an environment of its own: `python3 -m venv .venv-xla && "
+        f"{install_hint('xla', pip='.venv-xla/bin/pip')}`; or use --backend cpu"
     )
     try:
         found = metadata.version("torch-xla")

@@ -15,6 +15,7 @@ import typer
 from .. import RunError, UserError, __version__
 from ..albert_core.processes.signals import interrupted_by_signals, run_program
 from ..albert_core.terminal.console import say
+from ..albert_core.terminal.invocation import command
 from ..albert_core.terminal.text import brief, error_line, quoted
 from ..backends.host.cache import settle_home
 from ..kernels.names import meant
@@ -165,12 +166,11 @@ def _fail_usage(error: Any, debug: bool) -> NoReturn:
         error.show()
         sys.exit(Exit.UNUSABLE)
     words = error.ctx.command_path.split()[1:] if error.ctx is not None else []
-    command = " ".join(["isotrain", *words])
     said = error.format_message().rstrip(".?").replace(". Did you mean ", "; did you mean ")
     if getattr(error, "possibilities", None) and getattr(error, "option_name", None):
         said = f"{said.partition(' (')[0]}; {meant(error.option_name, error.possibilities)}".rstrip("; ?")
     end = "?" if "; did you mean " in said else ";"
-    _fail(UserError(f"{said}{end} `{command} --help` lists what there is"), debug, Exit.UNUSABLE)
+    _fail(UserError(f"{said}{end} `{command(*words, '--help')}` lists what there is"), debug, Exit.UNUSABLE)
 
 
 def _out_of_memory(error: Exception) -> RunError | None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import RunError
+from ..albert_core.terminal.text import redacted
 
 _STDOUT, _STDERR = 1, 2
 
@@ -29,7 +30,9 @@ def settle_streams() -> None:
         _fill(number)
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+            # It stays open for as long as the process lives.
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (a stream, not a block's file)
         elif number != 0 and isinstance(stream, io.TextIOWrapper):
             # A terminal that can't show a character gets its code, not a traceback.
             stream.reconfigure(errors="backslashreplace")
@@ -76,10 +79,18 @@ def _writes_to(stream: io.TextIOWrapper, number: int) -> bool:
         return False
 
 
+class _Redacted(io.TextIOWrapper):
+    """A stream that shows no secret, whoever writes: libraries log URLs and warn of them past `clean`."""
+
+    def write(self, text: str, /) -> int:
+        super().write(redacted(text))
+        return len(text)
+
+
 def _guarded(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
-    """The same stream, with `_Guarded`'s answer to what the system refuses."""
+    """The same stream without secrets, and with `_Guarded`'s answer to what the system refuses."""
     stream.flush()
-    return io.TextIOWrapper(
+    return _Redacted(
         io.BufferedWriter(_Guarded(number, "w", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,

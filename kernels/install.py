@@ -26,7 +26,7 @@ def install_hint(extra: str, pip: str | None = None) -> str:
     checkout = checkout_folder()
     if checkout is not None:
         return f"{program} install -e {shlex.quote(f'{_from_here(checkout)}[{extra}]')}"
-    return f"{program} install {' '.join(map(shlex.quote, extra_packages(extra)))}"
+    return f"{program} install {shlex.join(extra_packages(extra))}"
 
 
 def rebuild_hint() -> str:
@@ -34,7 +34,7 @@ def rebuild_hint() -> str:
     checkout = checkout_folder()
     if checkout is None:
         return "install isotrain again, built on this machine"
-    return f"{_pip()} install -e {shlex.quote(_from_here(checkout))}"
+    return f"`{_pip()} install -e {shlex.quote(_from_here(checkout))}`"
 
 
 def checkout_folder() -> Path | None:
@@ -49,6 +49,11 @@ def extra_packages(extra: str) -> list[str]:
     marker = re.compile(rf"""\bextra\s*==\s*["']{re.escape(extra)}["']""")
     required = (text.partition(";") for text in metadata.requires("isotrain") or ())
     return [requirement.strip() for requirement, _, condition in required if marker.search(condition)]
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs `packages` where this isotrain runs."""
+    return f"{_pip()} install {shlex.join(packages)}"
 
 
 def _pip() -> str:

@@ -19,9 +19,8 @@ def check_name(what: str, name: str, allowed: Collection[str], where: str = "") 
     """
     if name in allowed:
         return
-    shown = f"{name!r}" if len(name) <= 80 else f"{name[:80]!r}..."
     there = f" {where}" if where else ""
-    raise UserError(f"{what} {shown} does not exist{there}; {meant(name, allowed)}allowed are {', '.join(allowed)}")
+    raise UserError(f"{what} {name!r} does not exist{there}; {meant(name, allowed)}allowed are {', '.join(allowed)}")
 
 
 def meant(name: str, allowed: Collection[str]) -> str:

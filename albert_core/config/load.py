@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from ... import UserError
 from ...kernels.names import meant
+from ..terminal.invocation import command
 from ..terminal.text import SHORT, quoted
 from .parsing import Raw, Scalar, is_unicode, read_yaml
 from .schema import TrainConfig
@@ -161,7 +162,7 @@ def _unknown(key: str, place: str) -> str:
     if section in sections:
         hints.append(f"allowed in {section} are {', '.join(sections[section].model_fields)}")
     elif not near:
-        hints.append("`isotrain config --keys` lists them all")
+        hints.append(f"`{command('config', '--keys')}` lists them all")
     return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ...kernels.words import count
 from ..config.keys import MISSING_MARKERS
 from ..config.parsing import json_kind
 from .columns import Columns, choose_columns, refuse_repeated_ids
@@ -181,12 +182,12 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple
         rows_of.setdefault(label, []).append(row)
     test: list[int] = []
     for rows in rows_of.values():
-        count = min(round(fraction * len(rows)), len(rows) - 1)
-        test.extend(sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row}".encode()).digest())[:count])
+        held = min(round(fraction * len(rows)), len(rows) - 1)
+        test.extend(sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row}".encode()).digest())[:held])
     if not test:
         raise UserError(
-            f"test_fraction {fraction} of {len(labels)} rows leaves no label a test row; set a larger share, or give "
-            "more rows"
+            f"test_fraction {fraction} of {count(len(labels), 'row')} leaves no label a test row; "
+            "set a larger share, or give more rows"
         )
     held_out = set(test)
     return [row for row in range(len(labels)) if row not in held_out], sorted(test)
@@ -250,7 +251,7 @@ def _assemble(
     )
     absent = len(names) - len(set(train_labels))
     if absent:
-        log.warning("%s: %d of the %d label names have no training row", name, absent, len(names))
+        log.warning("%s: %s without a training row, of %d", name, count(absent, "label name"), len(names))
     train_split = _split(texts[0], train_labels)
     if test_fraction is None:
         test_split = _split(texts[1], test_labels)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ... import UserError
+from ..terminal.text import reason_of
 from .columns import choose_columns, evaluation_names
 from .tabular import Table, shown
 
@@ -99,10 +100,9 @@ def _load(dataset_id: str) -> dict[str, Any]:
         with quiet_hub():
             loaded = datasets.load_dataset(*hub_name(dataset_id))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"dataset_id {dataset_id!r} is read as a Hub id and can't be loaded ({reason}); without a network give a "
-            "local file or folder, or embedded:intents"
+            f"dataset_id {dataset_id!r} is read as a Hub id and can't be loaded ({reason_of(error)}); "
+            "without a network give a local file or folder, or embedded:intents"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline

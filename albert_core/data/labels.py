@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ...kernels.words import count
 from ..config.parsing import read_json
 from ..terminal.text import shorten
 from .tabular import Table, shown
@@ -198,8 +199,8 @@ def _encode_names(
             if cell not in index:
                 unknown = sorted(set(part) - set(index))
                 raise UserError(
-                    f"{table.place(row)}: {len(unknown)} labels under {column!r} are not among the {len(index)} label "
-                    f"names: {shown(unknown)}; add them to the names, or correct the rows"
+                    f"{table.place(row)}: {count(len(unknown), 'label')} under {column!r} beside the "
+                    f"{count(len(index), 'label name')}: {shown(unknown)}; add them to the names, or correct the rows"
                 )
     return [[index[cell] for cell in part] for part in cells]
 
@@ -210,6 +211,6 @@ def _refuse_unseen(tables: Sequence[Table], labels: Sequence[Sequence[int | str]
         if unseen:
             first = min(unseen.values())
             raise UserError(
-                f"{table.place(first)}: {len(unseen)} labels occur in no training row: {shown(sorted(unseen))}; "
+                f"{table.place(first)}: {count(len(unseen), 'label')} without a training row: {shown(sorted(unseen))}; "
                 "correct them, or add training rows with them"
             )

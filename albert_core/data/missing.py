@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ... import UserError
+from ...kernels.words import count
 from .tabular import Table, shown
 
 log = logging.getLogger("isotrain")
@@ -35,7 +36,7 @@ def without_missing(
     if not drop:
         if marked:
             first = min(marked)
-            more = f" (and {len(marked) - 1:,} more rows)" if len(marked) > 1 else ""
+            more = f" (and {count(len(marked) - 1, 'more row')})" if len(marked) > 1 else ""
             raise UserError(
                 f"{table.place(first)}{more}: the label {shown([labels[first]])} says that there is none; correct it, "
                 "leave such rows out by drop_missing: true, or make it a class by missing_markers: []"
@@ -49,10 +50,10 @@ def without_missing(
         raise UserError(f"{table.origin} has no row with a text and a label; give a file that has, or another column")
     if lacking:
         log.warning(
-            "%s: %d of %d rows are left out: they lack a label or a text (the first is %s %s)",
+            "%s: left out of its %s: %d without a label or a text (the first is %s %s)",
             table.origin,
+            count(len(table.rows), "row"),
             len(lacking),
-            len(table.rows),
             table.unit,
             table.positions[min(lacking)],
         )
@@ -78,8 +79,8 @@ def _warn_of_texts(table: Table, texts: Sequence[str], known: set[str]) -> None:
         rows = [row for row, cell in enumerate(cells) if _is_marker(cell, known)]
         if rows:
             log.warning(
-                "%s, as a text: %s (%d rows in all) is what programs write for a missing value; it is trained on",
+                "%s, as a text: %s (%s in all) is what programs write for a missing value; it is trained on",
                 table.place(rows[0]),
                 shown([cells[rows[0]]]),
-                len(rows),
+                count(len(rows), "row"),
             )

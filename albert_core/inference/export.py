@@ -106,7 +106,7 @@ def export_run(
     check_name("--format", form, FORMATS)
     missing = [name for name in ("onnx", "onnxscript") if form == "onnx" and find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx needs {', '.join(missing)}, not installed: {install_hint('onnx')}")
+        raise UserError(f"--format onnx needs {', '.join(missing)}, not installed: `{install_hint('onnx')}`")
     if target.exists():
         raise UserError(f"{str(target)!r} exists already; choose another place by --out, or remove it first")
     if not target.absolute().parent.is_dir():

@@ -13,6 +13,7 @@ from torch import nn
 
 from ... import UserError
 from ...backends import Backend, FrozenEncoder, get_backend
+from ...kernels.words import count
 from ..config.best import Best
 from ..config.load import load_config
 from ..config.parsing import is_unicode
@@ -66,7 +67,10 @@ class Predictor:
         Raises UserError for an empty text, second texts that are missing, too many or not wanted.
         """
         if pairs is not None and len(pairs) != len(texts):
-            raise UserError(f"there are {len(texts)} texts and {len(pairs)} second texts; give each text its second")
+            raise UserError(
+                f"there are {count(len(texts), 'text')} and {count(len(pairs), 'second text')}; "
+                "give each text its second"
+            )
         for role, texts_of_role in (("text", texts), ("second text", pairs or ())):
             for number, text in enumerate(texts_of_role, start=1):
                 if not text.strip():

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ... import RunError, UserError
+from ...kernels.words import count
 from ..features.compute import InputSource
 from ..output.chart import write_charts
 from ..output.progress import Reporter
@@ -201,9 +202,9 @@ def describe(job: Job, run: RunFolder) -> None:
     if info.emulated:
         log.warning("%s: every time and speed of this run is the emulation's on this host, never a card's", info.label)
     if job.ranks.size > 1:
-        log.info("%d processes share each batch of %d texts", job.ranks.size, job.config.batch_size)
+        log.info("%d processes share each batch of %s", job.ranks.size, count(job.config.batch_size, "text"))
     splits = [
-        f"{tokens.num_texts:,} {name} {job.task.sequences} ({tokens.num_tokens:,} tokens)"
+        f"{count(tokens.num_texts, f'{name} {job.task.sequence}')} ({count(tokens.num_tokens, 'token')})"
         for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens))
     ]
     log.info("data %s: %s, %d outputs", job.dataset.name, ", ".join(splits), job.num_labels)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ... import UserError
 from ...backends import Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backend
+from ...kernels.words import count
 from ..config.schema import TrainConfig
 from ..data.datasets import RawSplit
 from ..data.tabular import shown
@@ -215,9 +216,9 @@ def _warn_of_lost_labels(rows: RawSplit, kept: RawSplit, names: Sequence[str]) -
     lost = sorted(set(rows.labels) - set(kept.labels))
     if lost:
         log.warning(
-            "max_train_samples: %d leaves %d of %d labels without a training row: %s; they can't be learned",
+            "max_train_samples: %d leaves %s without a training row, of %d: %s; none of them can be learned",
             len(kept),
-            len(lost),
+            count(len(lost), "label"),
             len(names),
             shown(names[label] for label in lost),
         )

@@ -13,6 +13,7 @@ import torch
 
 from ... import UserError
 from ...backends import Backend, CastPolicy
+from ...kernels.words import count
 
 log = logging.getLogger("isotrain")
 
@@ -53,8 +54,8 @@ class LossScale:
         skipped, scale = int(self._skipped), self.scaler.get_scale()
         if skipped > self._told:
             log.warning(
-                "%d steps overflowed float16 and were left out (%d so far); the loss scale is now %g",
-                skipped - self._told,
+                "%s overflowed float16, left out (%d so far); the loss scale is now %g",
+                count(skipped - self._told, "step"),
                 skipped,
                 scale,
             )

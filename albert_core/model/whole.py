@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ... import UserError
 from ...backends import Backend, CastPolicy
 from ...kernels.packed import PackedBatch, PaddedBatch
-from ..terminal.text import clean, quoted, shorten
+from ..terminal.text import SHORT, quoted, reason_of, shorten
 from .packed_module import packed_states, take_packed
 from .transformers_module import encoder_layers, padded_states
 
@@ -49,7 +49,7 @@ def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None
     try:
         model.load_state_dict(model.state_dict() | saved, strict=True)
     except RuntimeError as error:
-        reason = shorten(clean(" ".join(str(error).split())))
+        reason = reason_of(error, SHORT)
         raise UserError(f"the saved model does not fit ({reason}): {fix}") from error
 
 

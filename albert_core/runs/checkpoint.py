@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ... import RunError, UserError, __version__
+from ...kernels.words import count
 from ..config.parsing import decoded, parse_json
 from ..terminal.text import quoted, shorten
 from .files import json_digest, make_folder, published, write_bytes
@@ -263,7 +264,7 @@ def _checked_bytes(file: Path, entry: dict[str, Any]) -> bytes | None:
     try:
         size = file.stat().st_size
         if size != entry["size"]:
-            raise _damaged(file, f"it has {size} bytes instead of {entry['size']}")
+            raise _damaged(file, f"it has {count(size, 'byte')} instead of {entry['size']}")
         data = file.read_bytes()
     except FileNotFoundError as error:
         if entry["prunable"]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from ... import RunError, UserError
+from ...kernels.words import count
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-.+", re.DOTALL)
 # No write takes this long, so a temporary name of another machine that is older has no writer any more.
@@ -261,7 +262,8 @@ def check_file(path: Path, described: Any, advice: str) -> None:
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}); {advice}") from error
     if found.size != described["size"]:
-        raise UserError(f"{path} is damaged: it has {found.size} bytes instead of {described['size']}; {advice}")
+        size = count(found.size, "byte")
+        raise UserError(f"{path} is damaged: it has {size} instead of {described['size']}; {advice}")
     if found.sha256 != described["sha256"]:
         raise UserError(f"{path} is damaged: its SHA-256 is another one than when it was written; {advice}")
 

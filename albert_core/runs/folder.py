@@ -18,6 +18,7 @@ from ... import RunError, UserError, __version__
 from ..config.load import ResolvedConfig, load_config
 from ..config.parsing import read_json, read_json_object
 from ..config.schema import TrainConfig
+from ..terminal.invocation import command
 from ..terminal.text import quoted, redacted
 from .files import make_folders, open_to_append, published, refuse_links, sweep
 
@@ -110,8 +111,8 @@ def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: E
             log.debug("another process made %s first", path)
         if config.run_name:
             raise UserError(
-                f"run {quoted(str(path))} exists already; choose another run_name, or go on with it by "
-                f"--resume {shlex.quote(str(path))}"
+                f"run {quoted(str(path))} exists already; choose another run_name, or go on with it: "
+                f"`{command('train', '--resume', str(path))}`"
             )
     raise AssertionError("numbered names never end")
 

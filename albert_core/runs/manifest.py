@@ -77,14 +77,14 @@ def has_manifest(run: Path) -> bool:
 def _advice(run: Path, name: str) -> str:
     if name == CONFIG:
         return (
-            f"put it back, and change values by {_resume(run)} --set KEY=VALUE, or for a prediction by "
+            f"put it back, and change values by --set KEY=VALUE after {_resume(run)}, or for a prediction by "
             "--model and --backend"
         )
     return "copy the whole run folder again"
 
 
 def _resume(run: Path) -> str:
-    return command("train", "--resume", str(run))
+    return f"`{command('train', '--resume', str(run))}`"
 
 
 def _present(run: Path) -> Iterator[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ... import UserError
-from ..terminal.text import clean, shorten
+from ...kernels.install import pip_install
+from ..terminal.text import reason_of
 from .checkpoint import FILES, MANIFEST, STEP_NAME, CheckpointError, parse_manifest, read_manifest, verify_checkpoint
 from .checkpoint_store import sweep_leftovers
 from .files import make_folder, published, temporary_name, write_bytes, written
@@ -198,7 +199,7 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
             missing = getattr(cause.__cause__, "name", None) or url.partition(":")[0]
             package = missing.partition(".")[0].replace("_", "-")
             raise UserError(
-                f"remote_path {url!r} needs a package that is not installed: pip install {package}"
+                f"remote_path {url!r} needs a package that is not installed: `{pip_install(package)}`"
             ) from error
         raise
     return filesystem, path.rstrip("/")
@@ -248,5 +249,6 @@ def _remote_errors(what: str, passing: type[Exception] = UserError) -> Iterator[
         raise
     # Each storage's library has exceptions of its own, with no base in common (botocore, aiohttp, google.auth...).
     except Exception as error:
-        reason = shorten(clean(" ".join(str(error).split())), 300) or type(error).__name__
-        raise UserError(f"{what} ({reason}); check remote_path, storage_backend and your access to it") from error
+        raise UserError(
+            f"{what} ({reason_of(error, 300)}); check remote_path, storage_backend and your access to it"
+        ) from error

@@ -44,7 +44,7 @@ def check_finished(run: RunFolder) -> None:
     """Raises UserError where the run has no final model."""
     if not (run.model / MODEL_FILE).is_file():
         resume = command("train", "--resume", str(run.path))
-        raise UserError(f"run {str(run.path)!r} has no finished model; let it end ({resume}), or name a checkpoint")
+        raise UserError(f"run {str(run.path)!r} has no finished model; let it end (`{resume}`), or name a checkpoint")
 
 
 def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -56,7 +56,7 @@ def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     try:
         with safe_open(path, framework="pt") as file:
             written = (file.metadata() or {}).get(HEADER_KEY, "{}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safetensors' file is no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); resume the run or copy it again") from error
     header = parse_json(written, path, "give the folder of a run of this version")

@@ -88,7 +88,7 @@ class Classification(Task):
         "eval/f1_macro": "macro-F1",
         "eval/f1": "F1",
     }
-    sequences = "texts"
+    sequence = "text"
 
     def load(self, config: TrainConfig) -> RawDataset:
         return load_dataset(

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from ... import UserError
+from ...kernels.words import count
 from ..config.schema import TrainConfig
 from ..data.questions import QuestionDataset, load_questions
 from ..data.squad_file import QuestionSplit, question_parts
@@ -66,7 +67,7 @@ class QuestionAnswering(Task):
     name = "question_answering"
     on_features = False
     metrics: ClassVar = {"eval/loss": "loss", "eval/exact_match": "exact match", "eval/f1": "F1"}
-    sequences = "windows"
+    sequence = "window"
 
     def load(self, config: TrainConfig) -> QuestionDataset:
         if config.label_rules:
@@ -102,14 +103,16 @@ class QuestionAnswering(Task):
         )
         if any(split.answers):
             log.info(
-                "%s: %s questions in %s windows, %s of them without the answer; %s contexts take several",
+                "%s: %s in %s, %s of them without the answer; contexts in several: %s",
                 split.origin,
-                *(f"{count:,}" for count in (len(split), store.num_texts, store.num_without_answer, store.num_split)),
+                count(len(split), "question"),
+                count(store.num_texts, "window"),
+                f"{store.num_without_answer:,}",
+                f"{store.num_split:,}",
             )
             if store.num_lost:
                 log.warning(
-                    "%s: %d of %d answers are whole in no window, and so lost to training; "
-                    "raise max_length or doc_stride",
+                    "%s: whole in no window, and so lost to training: %d of %d answers; raise max_length or doc_stride",
                     split.origin,
                     store.num_lost,
                     len(split),

@@ -58,13 +58,13 @@ class Task(ABC):
         on_features: Whether the head reads [CLS] only, so that features can stand for a frozen encoder.
         metrics: The figures of an evaluation in the order that tables show them, "eval/loss" first, and the words that
             logs use.
-        sequences: What logs call the rows of a batch.
+        sequence: What logs call a row of a batch.
     """
 
     name: ClassVar[str]
     on_features: ClassVar[bool]
     metrics: ClassVar[dict[str, str]]
-    sequences: ClassVar[str]
+    sequence: ClassVar[str]
 
     @abstractmethod
     def load(self, config: TrainConfig) -> Any:

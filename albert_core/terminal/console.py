@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from .text import clean, json_text
+from .text import clean, json_text, redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,10 @@ def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
 
 
 class CleanFormatter(logging.Formatter):
-    """One line a record, whatever its texts hold; a traceback below keeps its lines."""
+    """One line a record, whatever its texts hold; a traceback below keeps its lines, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         return clean(super().formatMessage(record))
@@ -53,7 +56,7 @@ def _class() -> type[Console]:
     class CleanConsole(Console):
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
-                if segment.control or segment.text.isprintable() or segment.text == "\n":
+                if segment.control or segment.text == "\n" or clean(segment.text) == segment.text:
                     yield segment
                 else:
                     yield Segment("\n".join(map(clean, segment.text.split("\n"))), segment.style)

@@ -13,24 +13,32 @@ SHORT = 120
 # Of a whole message, with what a command writes before it: less than three lines of 200 characters.
 LONGEST_MESSAGE = 560
 
+_COMMAND = re.compile(r"(`[^`]+`)")
 _LONG_PART = re.compile(r"'(?:[^'\\]|\\.){200,}'|\"(?:[^\"\\]|\\.){200,}\"|\S{200,}")
 # Of what another program's error says.
 _LONGEST_REASON = 500
 
 
-# Passwords, tokens and signatures in a URL, and tokens of the Hub. A path has one slash where its URL had two.
+# Passwords, tokens and signatures in a URL; tokens of the Hub, of W&B and of a header; what libraries write as
+# ``password='...'`` or ``"api_key": "..."``. A path has one slash where its URL had two.
 _SECRETS = re.compile(
     r"""(?<=:/)(?P<user>/?[^\s/@:'"]*):(?!:|[0-9]*/)[^\s'"]*@
     | (?<=http:/|ttps:/)(?P<slash>/?)[^\s/@:'"]+@
     | (?P<name>[?&;\#][\w.-]*(?:token|secret|password|passwd|pwd|sig|signature|credential|key|auth)[\w.-]*=)[^\s&;'"]+
-    | \bhf_[A-Za-z0-9]{16,}""",
+    | (?P<field>(?:password|passwd|secret|api_?key|(?:access|auth|hf)_token)\w*(?:=|["']\s*:\s*)[rb]?["']?)
+      [^\s"',;&)}\]]+
+    | (?P<header>\bbearer\s+)[\w.~+/=-]{16,}
+    | \b(?:hf_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,})""",
     re.IGNORECASE | re.VERBOSE,
 )
+# One of them stands in every text that holds a secret.
+_MARKS = (":/", "hf_", "wandb_v", "bearer", "passw", "secret", "key", "_token")
 
 
 def redacted(text: str) -> str:
-    """`text` with ``***`` in place of the passwords and tokens of URLs in it."""
-    return _SECRETS.sub(_hidden, text) if ":/" in text or "hf_" in text else text
+    """`text` with ``***`` in place of the passwords and tokens in it."""
+    lowered = text.lower()
+    return _SECRETS.sub(_hidden, text) if any(mark in lowered for mark in _MARKS) else text
 
 
 def holds_secret(value: object) -> bool:
@@ -56,7 +64,11 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, limit: int = SHORT) -> str:
-    """`text` in at most `limit` characters: where it is longer, its middle is left out and said to be."""
+    """`text` in at most `limit` characters: where it is longer, its middle is left out and said to be.
+
+    Secrets are hidden first (`redacted`): half of a URL no longer shows that it holds one.
+    """
+    text = redacted(text)
     if len(text) <= limit:
         return text
     mark = f" ... {len(text) - limit:,} more ... "
@@ -67,6 +79,11 @@ def shorten(text: str, limit: int = SHORT) -> str:
 def quoted(value: object, limit: int = SHORT) -> str:
     """`value` as Python writes it, cleaned and shortened: how messages repeat what was given."""
     return shorten(clean(repr(value)), limit)
+
+
+def reason_of(error: BaseException, limit: int = 200) -> str:
+    """What a library's error says, on one line, cleaned and shortened; its type where it says nothing."""
+    return shorten(clean(" ".join(str(error).split())), limit) or type(error).__name__
 
 
 def error_line(error: BaseException) -> str:
@@ -80,8 +97,9 @@ def error_line(error: BaseException) -> str:
 
 
 def _hidden(match: re.Match[str]) -> str:
-    if match["name"] is not None:
-        return f"{match['name']}***"
+    for kept in ("name", "field", "header"):
+        if match[kept] is not None:
+            return f"{match[kept]}***"
     if match["user"] is not None:
         return f"{match['user']}:***@"
     return "***" if match["slash"] is None else f"{match['slash']}***@"
@@ -89,11 +107,17 @@ def _hidden(match: re.Match[str]) -> str:
 
 def brief(message: str, limit: int = LONGEST_MESSAGE) -> str:
     """A message that fits on three lines of 200 characters: long words and quoted texts first, then its middle, so that
-    what is wrong and how to mend it remain.
+    what is wrong and how to mend it remain. Commands in it, which stand between backticks, stay whole.
     """
     if len(message) <= limit:
         return message
-    return shorten(_LONG_PART.sub(lambda part: shorten(part[0]), message), limit)
+    # Words and commands in turn.
+    parts = _COMMAND.split(message)
+    parts[::2] = [_LONG_PART.sub(lambda part: shorten(part[0]), words) for words in parts[::2]]
+    for place in sorted(range(0, len(parts), 2), key=lambda place: -len(parts[place])):
+        room = limit - sum(map(len, parts)) + len(parts[place])
+        parts[place] = shorten(parts[place], max(SHORT, room))
+    return "".join(parts)
 
 
 def json_text(value: object, indent: int | None = 2) -> str:

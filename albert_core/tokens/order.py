@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ... import UserError
+from ...kernels.words import count
 
 # Sequence lengths a bucketed batch is padded to: few enough to compile each once, close enough to waste little.
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -99,8 +100,8 @@ class BatchStream:
         epoch, position = int(state["epoch"]), int(state["position"])
         if epoch < 0 or not 0 <= position < self.num_samples:
             raise UserError(
-                f"the saved position {position} of epoch {epoch} lies outside this data of {self.num_samples} texts; "
-                "resume with the data the checkpoint was written for"
+                f"the saved position {position} of epoch {epoch} lies outside this data of "
+                f"{count(self.num_samples, 'text')}; resume with the data the checkpoint was written for"
             )
         self.epoch, self.position = epoch, position
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import UserError
+from ...kernels.words import count
 from ..config.parsing import read_json_object
 from ..data.hub import hub_is_away
 from ..data.tabular import shown
 from ..runs.files import make_folder, write_json, write_text
+from ..terminal.text import reason_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -87,7 +89,7 @@ class TextTokenizer:
                 f"max_length {max_length} leaves no room beside {special} special tokens; set at least {special + 1}"
             )
         if pairs is not None and len(pairs) != len(texts):
-            raise UserError(f"{len(texts)} texts have {len(pairs)} second texts; give one each")
+            raise UserError(f"{count(len(texts), 'text')} with {count(len(pairs), 'second text')}; give one each")
         self._tokenizer.enable_truncation(max_length, strategy="longest_first")
         batch: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encodings = self._tokenizer.encode_batch_fast(batch)
@@ -118,9 +120,9 @@ class TextTokenizer:
         room = max_length - self._tokenizer.num_special_tokens_to_add(True) - lengths[longest]
         if room <= stride:
             raise UserError(
-                f"max_length {max_length} leaves {max(room, 0)} tokens of context beside the {lengths[longest]} of "
-                f"question {shown([questions[longest]])}, and doc_stride {stride} needs more than {stride}; raise "
-                "max_length, lower doc_stride, or shorten the question"
+                f"max_length {max_length} leaves {count(max(room, 0), 'token')} of context beside the "
+                f"{lengths[longest]} of question {shown([questions[longest]])}, and doc_stride {stride} needs "
+                f"more than {stride}; raise max_length, lower doc_stride, or shorten the question"
             )
         self._tokenizer.enable_truncation(max_length, stride=stride, strategy="only_second")
         # Not encode_batch_fast: that keeps no offsets.
@@ -251,8 +253,7 @@ def _from_file(path: Path, label: str, pad_id: int | None = None) -> TextTokeniz
     try:
         tokenizer = Tokenizer.from_str(definition)
     except Exception as error:  # tokenizers raises bare Exception
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"tokenizer {label!r} is no tokenizer.json ({reason}); give an intact one") from error
+        raise UserError(f"tokenizer {label!r} is no tokenizer.json ({reason_of(error)}); give an intact one") from error
     return TextTokenizer(tokenizer, label, pad_id)
 
 
@@ -294,9 +295,8 @@ def _from_bert_vocabulary(folder: Path, label: str) -> TextTokenizer:
         fast = BertTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     # A stranger's files may hold anything, over which transformers and tokenizers stumble in any way.
     except Exception as error:
-        reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"tokenizer {label!r} can't be built from its vocab.txt ({reason}); give an intact one"
+            f"tokenizer {label!r} can't be built from its vocab.txt ({reason_of(error)}); give an intact one"
         ) from error
     return TextTokenizer(fast.backend_tokenizer, label)
 
@@ -309,9 +309,8 @@ def _hub_folder(name: str) -> Path:
         with _no_progress_bars():
             return Path(snapshot_download(name, allow_patterns=list(_USABLE_FILES), local_files_only=hub_is_away()))
     except (OSError, HFValidationError) as error:
-        reason = " ".join(str(error).split())[:150]
         raise UserError(
-            f"tokenizer {name!r} is read as a Hub id and can't be loaded ({reason}); without a network set "
+            f"tokenizer {name!r} is read as a Hub id and can't be loaded ({reason_of(error)}); without a network set "
             "tokenizer_name to a local tokenizer.json"
         ) from error
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ... import UserError
+from ...kernels.words import count
 from ..torch_device import TorchDevice
 from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse
 from .graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
@@ -56,10 +57,11 @@ class CudaBackend(TorchDevice):
     feature_batch_tokens = CHUNK_TOKENS
 
     def __init__(self, index: int | None = None) -> None:
-        count = torch.cuda.device_count()
-        if index is not None and index >= count:
+        there = torch.cuda.device_count()
+        if index is not None and index >= there:
             raise UserError(
-                f"backend 'cuda:{index}': this machine has {count} CUDA device(s); use cuda:0 to cuda:{count - 1}"
+                f"backend 'cuda:{index}': this machine has {count(there, 'CUDA device')}; use cuda:0 to "
+                f"cuda:{there - 1}"
             )
         super().__init__(index)
         self._captures: list[GraphCapture] = []
@@ -85,7 +87,7 @@ class CudaBackend(TorchDevice):
                 f"{torch.version.cuda}, and CUDA_VISIBLE_DEVICES does not hide it",
             )
         try:
-            return Availability(True, f"{torch.cuda.get_device_name(0)} ({torch.cuda.device_count()} device(s))")
+            return Availability(True, f"{torch.cuda.get_device_name(0)} ({count(torch.cuda.device_count(), 'device')})")
         except RuntimeError as error:
             reason = f"the GPU can't be opened ({str(error).splitlines()[0]})"
             return Availability(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...kernels.words import count
 from ..types import EnergyUse
 
 POWERCAP = Path("/sys/class/powercap")
@@ -28,7 +29,7 @@ class RaplCounters:
                 self._before[folder] = now
         except OSError as error:
             return EnergyUse(None, f"unavailable: {folder.name}/energy_uj is not readable ({error.strerror})")
-        return EnergyUse(self._total / 1e6, f"RAPL, {len(self._packages)} processor package(s), whole machine")
+        return EnergyUse(self._total / 1e6, f"RAPL, {count(len(self._packages), 'processor package')}, whole machine")
 
 
 def _is_package(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import UserError
+from ...kernels.words import count
 from ..base import Backend
 from ..types import (
     LAYOUTS,
@@ -133,7 +134,7 @@ def hardware_availability() -> Availability:
             "install the card's kernel driver (tt-kmd) and check with tt-smi that it lists the card; or use "
             "--backend cpu",
         )
-    return Availability(True, f"{len(cards)} Tenstorrent card(s) ({cards[0]})")
+    return Availability(True, f"{count(len(cards), 'Tenstorrent card')} ({cards[0]})")
 
 
 class TtHardware(XlaBackend):

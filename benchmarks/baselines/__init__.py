@@ -47,7 +47,7 @@ class Baseline:
         if not absent:
             return ""
         them = "it" if len(absent) == 1 else "them"
-        return f"{', '.join(absent)} not installed; get {them} by: {install_hint('baselines')}"
+        return f"{', '.join(absent)} not installed; get {them} by: `{install_hint('baselines')}`"
 
     def choices(self, batch_sizes: Sequence[int]) -> tuple[Shape, ...]:
         """Its shapes, with these batch sizes instead of its own where any are given."""

@@ -20,6 +20,7 @@ from ... import UserError
 from ...albert_core.config.load import as_set
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...backends import device_label, foresee_backend
+from ...kernels.words import count
 from ..bench import FAILED, INTERRUPTED, Outcome, exit_code
 from ..harness import environment
 from ..harness.extrapolate import EPOCHS, Sampled, sampled, total_interval, total_ratio
@@ -369,5 +370,6 @@ def _notes(options: Options, sides: Sequence[_Side], counted: dict[str, Any] | N
     if counted is None:
         notes.append("the work was not counted: there are seconds, and no rates")
     if options.processes < 3:
-        notes.append(f"{options.processes} process a side: intervals don't cover what differs between processes")
+        processes = count(options.processes, "process")
+        notes.append(f"{processes} a side: intervals don't cover what differs between processes")
     return notes

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
+from ...kernels.words import count
 from .statistics import drift, is_steady, two_modes
 
 # Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
@@ -312,9 +313,10 @@ def _collector_frozen() -> Iterator[None]:
 
 def _qualifications(warm_up: WarmUp, budget: Budget, blocks: Sequence[int]) -> Iterator[str]:
     if not warm_up.steady:
-        yield f"warm-up cut by budget after {warm_up.steps} steps, {warm_up.nanoseconds / 1e9:.1f} s: not seen steady"
+        steps = count(warm_up.steps, "step")
+        yield f"warm-up cut by budget after {steps}, {warm_up.nanoseconds / 1e9:.1f} s: not seen steady"
     if len(blocks) < budget.blocks:
-        yield f"{len(blocks)} blocks instead of {budget.blocks}: one takes {max(blocks) / 1e9:.1f} s"
+        yield f"{count(len(blocks), 'block')} instead of {budget.blocks}: one takes {max(blocks) / 1e9:.1f} s"
     if sum(blocks) > 2.0 * budget.seconds * 1e9:
         yield f"the timed blocks took {sum(blocks) / 1e9:.1f} s, more than the {budget.seconds:g} s planned"
 
@@ -333,11 +335,11 @@ def _alternation(blocks: Sequence[int]) -> str:
     groups = two_modes([blocks]) if min(blocks) > 0 else None
     if groups is None or drift(blocks) is not None:
         return ""
-    fast, slow, count = groups
+    fast, slow, slower = groups
     ordered = sorted(blocks)
-    if ordered[-count] <= (1.0 + LEAST_BETWEEN_MODES) * ordered[-count - 1]:
+    if ordered[-slower] <= (1.0 + LEAST_BETWEEN_MODES) * ordered[-slower - 1]:
         return ""
-    return f"{count} of {len(blocks)} blocks ran {slow / fast - 1.0:.0%} slower than the others"
+    return f"{slower} of {len(blocks)} blocks ran {slow / fast - 1.0:.0%} slower than the others"
 
 
 def _listed(numbers: Sequence[int]) -> str:

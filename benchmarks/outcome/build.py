@@ -12,6 +12,7 @@ from typing import Any
 from ... import UserError
 from ...albert_core.runs.files import make_folders, sweep, write_json
 from ...backends import device_label
+from ...kernels.words import count
 from ..harness import environment
 from ..harness.document import Interval
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
@@ -149,10 +150,10 @@ def _entry(plan: Plan, index: int, runs: Sequence[WorkerRun]) -> Entry:
     entry["outliers"] = [list(place) for place in outliers(samples)]
     groups = two_modes(samples)
     if groups is not None:
-        fast, slow, count = groups
+        fast, slow, slower = groups
         entry["warnings"].append(
             f"the blocks fall into two groups, {fast * 1e3:.3g} and {slow * 1e3:.3g} ms a step "
-            f"({len(flat) - count} and {count} blocks): the median is that of whichever has more"
+            f"({len(flat) - slower} and {slower} of the blocks): the median is that of whichever has more"
         )
     entry["figures"] = _figures(median_interval(samples, options.seed), flat, first["work"])
     return entry
@@ -273,14 +274,14 @@ def _notes(plan: Plan) -> list[str]:
     notes = [*emulation_notes(spec.backend for spec in plan.targets if spec.emulated), *plan.skipped]
     if options.vs:
         notes.append(
-            f"everyone runs the same {options.texts} texts, each in its own shape"
+            f"everyone runs the same {count(options.texts or 0, 'text')}, each in its own shape"
             + ("; --quick takes each one's first shape without a sweep" if options.quick else ", the best of a sweep")
         )
     if options.processes == 1 and not options.quick:
         notes.append("one process: the intervals are within that process, another process may lie outside")
     if options.processes < FULL_PROCESSES or options.blocks < FULL_BLOCKS:
         notes.append(
-            f"{options.processes} x {options.blocks} blocks a target; figures to be compared need at least "
+            f"{options.processes} x {count(options.blocks, 'block')} a target; figures to be compared need at least "
             f"{FULL_PROCESSES} processes x {FULL_BLOCKS} blocks"
         )
     return notes

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from ... import UserError
+from ...albert_core.terminal.invocation import command
+from ...kernels.words import count
 from .bands import (
     COARSE,
     COARSE_FACTOR,
@@ -79,8 +81,8 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
     if len(error_budgets) < wanted:
         raise UserError(
             f"the reference has {len(error_budgets)} of {wanted} draws of the error budget "
-            f"{promised['label']!r}, by which "
-            f"{candidate.label} is measured; add them with `isotrain parity error-budget REFERENCE CANDIDATE`"
+            f"{promised['label']!r}, by which {candidate.label} is measured; add them with "
+            f"`{command('parity', 'error-budget', 'REFERENCE', 'CANDIDATE')}`"
         )
     if candidate.header["ended"] is not None:
         came = candidate.steps, len(candidate.header["metrics"])
@@ -143,7 +145,7 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
         if ours[key] != theirs[key]:
             found.append(f"the {words} differ ({key} {ours[key][:12]}, {theirs[key][:12]})")
     if reference.steps != candidate.steps:
-        found.append(f"the reference has {reference.steps} steps, {candidate.label} {candidate.steps}")
+        found.append(f"the reference has {count(reference.steps, 'step')}, {candidate.label} {candidate.steps}")
     for step, (one, other) in enumerate(zip(ours["batches"], theirs["batches"], strict=False), start=1):
         if one != other:
             found.append(f"the batches differ from step {step} on (sha256 {one[:12]}, {other[:12]})")
@@ -174,7 +176,7 @@ def _other_evaluations(reference: Trace, candidate: Trace) -> list[str]:
     ours, theirs = (trace.header.get("evaluation") for trace in (reference, candidate))
     if ours is not None and theirs is not None and (ours["rows"], ours["sha256"]) != (theirs["rows"], theirs["sha256"]):
         found.append(
-            f"the evaluation splits differ ({ours['rows']} rows, {theirs['rows']} in {candidate.label}; "
+            f"the evaluation splits differ ({count(ours['rows'], 'row')}, {theirs['rows']} in {candidate.label}; "
             f"sha256 {ours['sha256'][:12]}, {theirs['sha256'][:12]})"
         )
     entries = zip(reference.header["metrics"], candidate.header["metrics"], strict=False)

@@ -21,6 +21,7 @@ from ... import UserError
 from ...albert_core.config.parsing import read_json_object
 from ...albert_core.runs.files import checksum, make_folders, published, sweep, write_bytes, write_json
 from ...albert_core.terminal.text import quoted
+from ...kernels.words import count
 from ..outcome.upgrade import upgraded
 
 SCHEMA = "isotrain.trace/2"
@@ -247,7 +248,8 @@ def _check(trace: Trace) -> None:
     if len(set(lengths.values())) != 1 or not lengths["loss"]:
         raise UserError(f"trace {where!r} has series of {lengths} steps, which must be one number; record it again")
     if len(trace.header["batches"]) != trace.steps:
-        raise UserError(f"trace {where!r} names {len(trace.header['batches'])} batches for {trace.steps} steps")
+        batches = count(len(trace.header["batches"]), "batch hash")
+        raise UserError(f"trace {where!r} of {count(trace.steps, 'step')} has {batches}; record it again")
     beyond = [entry["step"] for entry in trace.header["metrics"] if not 0 <= entry["step"] <= trace.steps]
     if beyond:
         raise UserError(f"trace {where!r} has an evaluation at step {beyond[0]} of {trace.steps}; record it again")
@@ -268,7 +270,8 @@ def _check_head(trace: Trace) -> None:
             raise UserError(f"trace {where!r} has {name} of shape {shape}, which can't be; record it again")
 
     if sizes is not None and len(sizes) != trace.steps:
-        raise UserError(f"trace {where!r} has {len(sizes)} batch sizes for {trace.steps} steps; record it again")
+        given = count(len(sizes), "batch size")
+        raise UserError(f"trace {where!r} of {count(trace.steps, 'step')} has {given}; record it again")
     if arrays.get("right", arrays["loss"]).shape != arrays["loss"].shape or ("right" in arrays and sizes is None):
         refuse("right")
     features, probes = arrays.get("features"), arrays.get("probe_features")

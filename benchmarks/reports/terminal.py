@@ -15,6 +15,7 @@ from rich.text import Text
 from ...albert_core.terminal.console import new_console
 from ...albert_core.terminal.text import duration, figure
 from ...backends import device_label
+from ...kernels.words import count
 from ..harness.plan import Plan
 from ..outcome.gates import is_contended, measured_entries
 from .columns import (
@@ -86,15 +87,16 @@ def print_plan(plan: Plan, console: Console) -> None:
     options = plan.options
     console.print(
         Text(
-            f"{len(plan.order)} processes, each {options.blocks} blocks in about {options.seconds:g} s after a "
-            f"warm-up: about {duration(plan.least_seconds)}, longer where a step takes longer than its share"
+            f"{count(len(plan.order), 'process')}, each {count(options.blocks, 'block')} in about "
+            f"{options.seconds:g} s after a warm-up: about {duration(plan.least_seconds)}, longer where a step takes "
+            "longer than its share"
         )
     )
 
 
 def _device(entry: dict[str, Any]) -> str:
     """A target's backend, device and threads; an emulated device's name has the backend's in it."""
-    threads = f"{entry['processes'][0]['environment']['threads']['intra_op']} threads"
+    threads = count(entry["processes"][0]["environment"]["threads"]["intra_op"], "thread")
     name = entry["device"]["name"]
     return f"{name} ({threads})" if entry["emulated"] else f"{entry['backend']} ({name}, {threads})"
 
@@ -149,8 +151,7 @@ def banners(result: dict[str, Any]) -> list[str]:
 
 def _thoroughness(result: dict[str, Any]) -> str:
     method = result["method"]
-    processes = method["processes"]
-    return f"{processes} {'process' if processes == 1 else 'processes'} of {method['blocks']} blocks at most"
+    return f"{count(method['processes'], 'process')} of {count(method['blocks'], 'block')} at most"
 
 
 def _reach(result: dict[str, Any]) -> str:
@@ -281,7 +282,7 @@ def peak_line(backend: str, peaks: dict[str, Any], *, emulated: bool) -> str:
         ""
         if unit is None
         else (
-            f"; its {unit['unit']} unit fed from {unit['fed_from']} with {unit['threads']} threads: "
+            f"; its {unit['unit']} unit fed from {unit['fed_from']} with {count(unit['threads'], 'thread')}: "
             f"{figure(unit['tflops'])} TFLOP/s"
         )
     )

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...albert_core.terminal.text import figure
+from ...kernels.words import count
 from .columns import ROOF_COLUMNS, Column, rate, share
 from .fit import fitted
 from .terminal import WIDE, peak_line
@@ -38,8 +39,8 @@ def print_end_to_end(result: dict[str, Any], console: Console) -> None:
     where = device if device.startswith(config["backend"]) else f"{config['backend']} ({device})"
     console.print(
         Text(
-            f"isotrain bench end_to_end: {config['epochs']} epochs at batch {config['batch_size']} with one evaluation "
-            f"each, {where}",
+            f"isotrain bench end_to_end: {count(config['epochs'], 'epoch')} at batch {config['batch_size']} with one "
+            f"evaluation each, {where}",
             style="bold",
         )
     )
@@ -128,7 +129,7 @@ def _details(result: dict[str, Any]) -> list[Text]:
         first = own["processes"][0]
         parts = ", ".join(f"{name} {figure(seconds)} s" for name, seconds in first["phases"].items())
         accuracy = first["metrics"]["eval/accuracy"]
-        lines.append(Text(f"{own['name']}: {parts}; {first['step']:,} steps, accuracy {accuracy:.4f}"))
+        lines.append(Text(f"{own['name']}: {parts}; {count(first['step'], 'step')}, accuracy {accuracy:.4f}"))
         if "energy" in own:
             lines.append(Text(_energy(own["energy"])))
     for side in result["sides"]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ...kernels.words import count
 from .fit import fitted
 
 STYLES = {"pass": "green", "drift": "yellow", "diverged": "red", "refused": "red", "failed": "red"}
@@ -17,7 +18,7 @@ def print_parity(result: dict[str, Any], console: Console) -> None:
     """`result` (schema/parity-2.json) as text."""
     reference = result["reference"]
     console.print(
-        Text(f"isotrain parity: {result['steps']} steps against {reference['label']} ({reference['device']})")
+        Text(f"isotrain parity: {count(result['steps'], 'step')} against {reference['label']} ({reference['device']})")
     )
     weights = " (random weights)" if reference["random_weights"] else ""
     model = reference["model"] if weights.strip() in reference["model"] else reference["model"] + weights
@@ -79,11 +80,9 @@ def _row(candidate: dict[str, Any]) -> list[str]:
 
 
 def _described(candidate: dict[str, Any]) -> str:
-    measured = (
-        f"; measured by {candidate['error_budget']}, {candidate['draws']} draw(s)"
-        if "error_budget" in candidate
-        else ""
-    )
+    measured = ""
+    if "error_budget" in candidate:
+        measured = f"; measured by {candidate['error_budget']}, {count(candidate['draws'], 'draw')}"
     return f"{candidate['device']}, {candidate['policy']}, kernel {candidate['kernel']}{measured}"
 
 

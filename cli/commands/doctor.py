@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ...albert_core.terminal.invocation import command
+
 
 def doctor(
     verbose: Annotated[
@@ -64,7 +66,7 @@ def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
         return
     console.print(table)
     if any(report["status"] != "PASS" for report in reports):
-        console.print("how to get what is missing: isotrain doctor -v")
+        console.print(Text(f"how to get what is missing: {command('doctor', '-v')}"), soft_wrap=True)
 
 
 def _summary(report: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ...albert_core.terminal.invocation import command
+
 Entries = dict[str, str]
 
 
@@ -87,14 +89,14 @@ def _kernels() -> Entries:
     from ... import UserError
     from ...backends import foresee_backend, list_backends
 
-    found = {}
+    found, later = {}, f"known once it is opened: `{command('doctor', '-v')}`"
     for name in list_backends():
         try:
             kernels = foresee_backend(name).kernels
         except UserError as error:
             found[name] = str(error)
         else:
-            found[name] = ", ".join(("auto", *kernels)) if kernels else "known once it is opened: isotrain doctor -v"
+            found[name] = ", ".join(("auto", *kernels)) if kernels else later
     return found
 
 

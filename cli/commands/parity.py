@@ -11,7 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from ...albert_core.terminal.console import say, say_json, say_lines
+from ...albert_core.terminal.invocation import command
 from ...kernels.names import meant
+from ...kernels.words import count
 from ..documents import print_json
 from ..streams import kept
 
@@ -40,8 +42,8 @@ def _check_part(given: str, parts: Collection[str]) -> None:
         from ... import UserError
 
         raise UserError(
-            f"parity {given!r} is neither a command nor a configuration; {nearest}`isotrain parity --help` lists "
-            "what there is"
+            f"parity {given!r} is neither a command nor a configuration; {nearest}`{command('parity', '--help')}` "
+            "lists what there is"
         )
 
 
@@ -204,7 +206,7 @@ def record(
         if json_only:
             print_json("parity-record", {"trace": str(out), "label": trace.label, "steps": trace.steps, "ended": ended})
         else:
-            say(f"trace: {out} ({trace.label}, {trace.steps} steps)")
+            say(f"trace: {out} ({trace.label}, {count(trace.steps, 'step')})")
     if trace.header["policy"]["compute"] == "float64":
         written = read_trace(out)
         check_reference(written)

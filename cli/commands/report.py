@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...albert_core.terminal.console import say
+from ...kernels.words import count
 from ..streams import kept
 
 if TYPE_CHECKING:
@@ -74,6 +75,6 @@ def _print(written: Written, png: Path | None) -> None:
         say(f"isotrain: warning: {more} more are left out; the report's notes name them all", err=True)
     if written.foreign:
         say(f"isotrain: {written.foreign}", err=True)
-    say(f"report: {written.page} ({written.charts} charts)")
+    say(f"report: {written.page} ({count(written.charts, 'chart')})")
     if png is not None:
         say(f"charts: {len(written.pictures)} PNG files in {png}")

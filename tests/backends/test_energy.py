@@ -31,7 +31,7 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     for file in (first, second, core, platform):
         file.write_text("300100")
     assert counters.read().joules == pytest.approx(0.30 + 0.30005)
-    assert counters.read().source == "RAPL, 2 processor package(s), whole machine"
+    assert counters.read().source == "RAPL, 2 processor packages, whole machine"
 
 
 def test_a_counter_that_wraps_goes_on(tmp_path: Path) -> None:

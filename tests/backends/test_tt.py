@@ -53,7 +53,7 @@ def test_a_card_with_its_plugin_is_found(machine: Any) -> None:
     machine(True, 2)
     found = tt.hardware_availability()
     assert found.ok
-    assert "2 Tenstorrent card(s)" in found.reason
+    assert "2 Tenstorrent cards" in found.reason
     assert backend_class("tt").probe() == found
 
 

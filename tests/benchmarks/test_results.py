@@ -270,7 +270,7 @@ def test_where_a_result_goes(tmp_path: Path) -> None:
 
 
 def test_joules_a_text_have_an_interval_or_a_reason(plan: Plan, all_runs: Runs) -> None:
-    counted = {"source": "RAPL, 1 processor package(s), whole machine", "block_joules": [12.0, 24.0, 48.0]}
+    counted = {"source": "RAPL, 1 processor package, whole machine", "block_joules": [12.0, 24.0, 48.0]}
     result = built(
         plan, all_runs(plan, {0: {"energy": counted}, 1: {"energy": counted | {"block_joules": [1.0, 0.0, 1.0]}}})
     )
@@ -282,7 +282,7 @@ def test_joules_a_text_have_an_interval_or_a_reason(plan: Plan, all_runs: Runs) 
     assert still["joules_per_sample"] is None
     assert still["source"] == "unavailable: the counter stood still during a block"
     text = " ".join(shown(result).split())
-    assert "energy of cpu: RAPL, 1 processor package(s), whole machine" in text
+    assert "energy of cpu: RAPL, 1 processor package, whole machine" in text
     assert "energy of cpu: unavailable: a test" in " ".join(shown(built(plan, all_runs(plan))).split())
 
 

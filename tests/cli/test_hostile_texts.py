@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from isotrain.albert_core.terminal.console import CleanFormatter, new_console, s
 from isotrain.albert_core.terminal.text import LONGEST_MESSAGE, brief, json_text
 from isotrain.benchmarks.harness import probe
 from isotrain.cli import main as command_line
+from isotrain.kernels.words import count
 from rich.table import Table
 from rich.text import Text
 from support.command import Invoke, one_line_error
@@ -245,6 +247,46 @@ def test_every_message_fits_three_lines_and_keeps_its_ends(
 def test_a_short_message_is_kept_whole() -> None:
     message = "x" * 199 + " " + "y" * (LONGEST_MESSAGE - 200)
     assert brief(message) == message
+
+
+def test_a_command_to_be_pasted_is_never_shortened(invoke: Invoke, tmp_path: Path) -> None:
+    run = tmp_path / ("long-" * 40) / ("longer-" * 30) / ("longest-" * 30)
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("num_epochs: 1\n")
+    code, _, err = invoke("predict", str(run), "a text")
+    assert code == 2
+    assert len(err) > LONGEST_MESSAGE
+    [pasted] = re.findall("`([^`]+)`", err)
+    assert shlex.split(pasted)[-3:] == ["train", "--resume", str(run)]
+    message = f"{'a ' * 400}; go on by `isotrain train --resume {run}`, or {'b ' * 400}"
+    assert len(brief(message)) < len(str(run)) + LONGEST_MESSAGE
+    assert f"`isotrain train --resume {run}`" in brief(message)
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "words"),
+    [
+        (0, "label", "0 labels"),
+        (1, "label", "1 label"),
+        (2, "process", "2 processes"),
+        (1, "process", "1 process"),
+        (3, "batch", "3 batches"),
+        (1234, "second text", "1,234 second texts"),
+    ],
+)
+def test_counts_agree_with_their_nouns(number: int, noun: str, words: str) -> None:
+    assert count(number, noun) == words
+
+
+def test_no_message_spells_a_plural_by_hand() -> None:
+    root = Path(command_line.__file__).resolve().parents[1]
+    by_hand = re.compile(r"""'s' if|"s" if|== 1 else ['"]\w+s['"]|[a-z]\(s\)""")
+    found = []
+    for folder in ("albert_core", "backends", "benchmarks", "cli", "kernels"):
+        for path in sorted((root / folder).rglob("*.py")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [f"{path.name}:{number}" for number, line in enumerate(lines, 1) if by_hand.search(line)]
+    assert found == []
 
 
 @pytest.mark.parametrize(

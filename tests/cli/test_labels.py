@@ -23,7 +23,7 @@ def test_a_missing_label_is_refused_or_left_out(invoke: Invoke, tmp_path: Path) 
     one_line_error(train(invoke), "rows.csv, line 22", "drop_missing: true")
     code, _, err = train(invoke, "drop_missing=yes")
     assert code == 0, err
-    assert "1 of 21 rows are left out" in err
+    assert "left out of its 21 rows: 1 without a label or a text" in err
 
 
 def test_labels_that_max_train_samples_leaves_without_a_row_are_named(invoke: Invoke, tmp_path: Path) -> None:

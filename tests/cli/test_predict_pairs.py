@@ -62,7 +62,7 @@ def test_the_second_text_counts(invoke: Invoke, pair_run: Path) -> None:
 
 def test_what_is_no_pair_is_refused(invoke: Invoke, pair_run: Path, tmp_path: Path) -> None:
     one_line_error(invoke("predict", pair_run, "lonely"), "trained on pairs")
-    one_line_error(invoke("predict", pair_run, "a", "b", "--pair", "c"), "2 texts and 1 second texts")
+    one_line_error(invoke("predict", pair_run, "a", "b", "--pair", "c"), "2 texts and 1 second text;")
     one_line_error(invoke("predict", pair_run, "a", "--pair", " "), "empty")
     (tmp_path / "one.csv").write_text("sentence1\nx\n")
     one_line_error(invoke("predict", pair_run, "--csv", "one.csv"), "one.csv")

@@ -45,7 +45,7 @@ def test_rows_without_a_label_or_a_text_are_left_out_and_counted(
     data = load(path, drop_missing=True)
     assert sorted([*data.train.texts, *data.test.texts]) == ["a", "b", "e", "f"]
     assert data.label_names == ["0", "1"]
-    assert "3 of 7 rows are left out: they lack a label or a text (the first is line 4)" in warnings(caplog)
+    assert "left out of its 7 rows: 3 without a label or a text (the first is line 4)" in warnings(caplog)
 
 
 def test_markers_may_be_named_or_be_classes(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_embedded_answers_are_the_embedded_intents() -> None:
         assert len(pairs) == 77, "one answer an intent, one intent an answer"
     assert answers.responses is not None
     assert [normalise(text, ALL) for text in answers.responses] == answers.label_names
-    with pytest.raises(UserError, match="occur in no training row"):
+    with pytest.raises(UserError, match="without a training row"):
         load_dataset("embedded:responses" + name)
     with pytest.raises(UserError, match="no texts"):
         load_dataset("embedded:intents", label_rules=ALL)

@@ -121,7 +121,7 @@ def test_a_resume_of_two_processes_is_bit_exact(together: Path) -> None:
 
 def test_one_process_goes_on_where_two_stopped(folder: Path, together: Path) -> None:
     result = alone(folder, "two-then-one", resume=RunFolder(together / "two-then-one"), **WHOLE)
-    assert "resumed with 1 processes, the checkpoint was written by 2" in (result.run.path / "train.log").read_text()
+    assert "resumed with 1 process, the checkpoint was written by 2" in (result.run.path / "train.log").read_text()
     same_to_rounding(alone(folder, "straight", **WHOLE).run.path, result.run.path)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from isotrain import UserError
 from isotrain.albert_core.config.schema import TrainConfig
 from isotrain.albert_core.runs.remote import check_remote
-from isotrain.albert_core.terminal.text import clean, redacted
+from isotrain.albert_core.terminal.console import CleanFormatter
+from isotrain.albert_core.terminal.text import clean, quoted, redacted, shorten
 from isotrain.benchmarks.harness.environment import command_line
 from support.command import Invoke, one_line_error
 from support.small_job import settings, write_dataset
@@ -32,7 +36,19 @@ WITH_SECRET = {
     f"sftp://me:{SECRET}/with/slashes@host/runs": "sftp://me:***@host/runs",
     f"hf://hf_{SECRET}@datasets/x": "hf://***@datasets/x",
 }
+# What libraries print beside URLs.
+PRINTED = {
+    f"FTPFileSystem(host='h', password='{SECRET}')": "FTPFileSystem(host='h', password='***')",
+    f"{{'username': 'me', \"password\": '{SECRET}'}}": "{'username': 'me', \"password\": '***'}",
+    f"WANDB_API_KEY={SECRET}": "WANDB_API_KEY=***",
+    f"wandb login wandb_v1_{SECRET}": "wandb login ***",
+    f"Authorization: Bearer {SECRET}": "Authorization: Bearer ***",
+    f"(key=AKIA, aws_secret_access_key={SECRET})": "(key=AKIA, aws_secret_access_key=***)",
+}
 WITHOUT = [
+    "password reset: the secret is in the app, token = 5",
+    "unknown key 'api_key'",
+    "wandb_version",
     "s3://bucket/run",
     "sftp://me@host:22/runs",
     "abfs://container@account/x",
@@ -53,6 +69,82 @@ def test_a_secret_in_a_url_is_hidden_and_refused_as_a_value(url: str, shown: str
     for values in ({"wandb_tags": ["a", url]}, {"missing_markers": [url]}, {"lora": {"targets": [url]}}):
         with pytest.raises(ValueError, match="holds a password or a token"):
             TrainConfig(**values)
+
+
+@pytest.mark.parametrize(("text", "shown"), PRINTED.items())
+def test_a_secret_that_a_library_prints_is_hidden(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+    assert redacted(shown) == shown
+
+
+def test_half_of_a_url_shows_no_password() -> None:
+    url = f"sftp://me:{SECRET}{'x' * 300}@host/runs"
+    for text in (shorten(url), shorten(url, 30), quoted(url), quoted([url])):
+        assert SECRET[:4] not in text
+
+
+LIBRARIES = f"""
+import logging, sys, warnings
+from isotrain.cli.streams import settle_streams
+settle_streams()
+logging.getLogger("fsspec").warning("retrying %s", "ftp://me:{SECRET}@host/runs")
+handler = logging.StreamHandler()
+logging.getLogger("transformers").addHandler(handler)
+logging.getLogger("transformers").warning("https://me:{SECRET}@mirror/model")
+warnings.warn("https://host/?token={SECRET}")
+print("wandb: API key wandb_v1_{SECRET}", file=sys.stderr)
+print("ftp://me:{SECRET}@host/runs")
+raise RuntimeError("ftp://me:{SECRET}@host/runs")
+"""
+
+
+def test_no_library_writes_a_secret_to_the_terminal() -> None:
+    done = subprocess.run([sys.executable, "-c", LIBRARIES], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.count("***") >= 5, "the log lines, the warning, what was printed, the traceback"
+    assert done.stdout == "ftp://me:***@host/runs\n"
+    assert SECRET not in done.stderr
+
+
+def test_a_traceback_in_a_runs_log_has_no_secret() -> None:
+    try:
+        raise RuntimeError(f"ftp://me:{SECRET}@host/runs")
+    except RuntimeError:
+        record = logging.LogRecord("isotrain", logging.ERROR, "file", 1, "failed", None, sys.exc_info())
+    text = CleanFormatter("%(message)s").format(record)
+    assert "ftp://me:***@host/runs" in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "--kernel"],
+        ["bench", "--backend"],
+        ["bench", "--model"],
+        ["bench", "--dataset"],
+        ["bench", "--set", "tt.arch="],
+        ["bench", "--set", "other="],
+        ["train", "quickstart", "--backend"],
+        ["train", "quickstart", "--set", "kernel="],
+        ["train", "quickstart", "--set", "other="],
+        ["train", "quickstart", "--threads"],
+        ["train", "quickstart", "--resume"],
+        ["train"],
+        ["predict"],
+        ["show"],
+        ["report"],
+        ["parity"],
+        ["list"],
+        [],
+    ],
+)
+def test_no_refusal_repeats_a_password(arguments: list[str], invoke: Invoke) -> None:
+    url = f"https://me:{SECRET}{'y' * 150}@host/x"
+    *others, last = [*arguments, ""] if not arguments or not arguments[-1].endswith("=") else arguments
+    result = invoke(*others, last + url)
+    one_line_error(result)
+    assert SECRET[:6] not in "".join(map(str, result))
 
 
 @pytest.mark.parametrize("url", WITHOUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ....kernels.words import count
 from ...outcome.end_to_end import EndToEnd
 from ...outcome.model import Bench
 from ...outcome.parity import Parity
@@ -11,7 +12,7 @@ from ..blocks import Column, Section, Table, Words
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
 from .labels import bench_tags, measured, whole_tags
 from .loading import Found, Results, Run
-from .text import joined, plural
+from .text import joined
 
 
 def contents(results: Results) -> list[Section]:
@@ -46,7 +47,7 @@ def lead(results: Results) -> str:
         (results.runs, "training run"),
         (results.skipped, "skipped file"),
     )
-    return joined([plural(len(found), noun) for found, noun in counts if found])
+    return joined([count(len(found), noun) for found, noun in counts if found])
 
 
 def _summary(results: Results) -> Section:
@@ -61,7 +62,7 @@ def _summary(results: Results) -> Section:
     section = Section("summary", "Summary", [table])
     if results.skipped:
         section.blocks.append(
-            Words(f"{plural(len(results.skipped), 'file')} could not be used and stand with reasons in the notes", True)
+            Words(f"{count(len(results.skipped), 'file')} could not be used and stand with reasons in the notes", True)
         )
     return section
 

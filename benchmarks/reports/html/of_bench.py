@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
+from ....kernels.words import count
 from ...outcome.model import Bench, Target
 from ..blocks import Block, Column, Heading, Table, Words
 from .labels import EMULATED, bench_tags, measured, reasons, titled, verdict
@@ -46,13 +47,13 @@ def _method(bench: Bench) -> str:
     known = measured(bench)
     models = dict.fromkeys(target.model.label for target in known if target.model)
     policies = dict.fromkeys(target.policy.label for target in known if target.policy)
-    thoroughness = f"{bench.method.processes} {'process' if bench.method.processes == 1 else 'processes'} a target"
+    thoroughness = f"{count(bench.method.processes, 'process')} a target"
     reach = "within one process" if bench.method.processes == 1 else "over processes"
     return joined(
         [
             "model " + ", ".join(models) if models else None,
             "computed as " + ", ".join(policies) if policies else None,
-            f"{thoroughness}, at most {bench.method.blocks} blocks each; intervals are {reach}",
+            f"{thoroughness}, at most {count(bench.method.blocks, 'block')} each; intervals are {reach}",
         ],
         "; ",
     )

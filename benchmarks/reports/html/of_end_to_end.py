@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
+from ....kernels.words import count
 from ...outcome.end_to_end import EndToEnd, Side
 from ..blocks import Block, Column, Heading, Table, Words
 from .labels import reasons, titled, whole_tags
@@ -17,7 +18,7 @@ def end_to_end_runs(found: Found[EndToEnd], key: str) -> list[Block]:
     known = result.processes[0] if result.processes else None
     blocks: list[Block] = [Heading(known.device if known else "end-to-end runs", found.path)]
     if known is not None:
-        blocks.append(Words(f"Whole training runs: model {known.model}, {result.config.epochs} epochs"))
+        blocks.append(Words(f"Whole training runs: model {known.model}, {count(result.config.epochs, 'epoch')}"))
     named = titled("End-to-end runs", whole_tags(result))
     bars = tuple(_bar(side) for side in result.sides)
     if not all(bar.empty for bar in bars):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ....albert_core.output.charts import REFERENCE, Axis, Band, Line, LineChart, Point
 from ....albert_core.terminal.text import number, precise
+from ....kernels.words import count
 from ...outcome.parity import Candidate, LayerError, Parity, Ran
 from ..blocks import Block, Column, Heading, Section, Table, Words
 from .labels import reasons, titled
@@ -83,7 +84,7 @@ def _what(parity: Parity) -> str:
     return joined(
         [
             f"reference {parity.reference.name} ({_ran(parity.reference)})",
-            f"{parity.steps:,} steps on the same batches"
+            f"{count(parity.steps, 'step')} on the same batches"
             + (f" (SHA-256 {parity.batches_sha256[:12]})" if parity.batches_sha256 else ""),
             f"tolerance {allowed}" if allowed else None,
         ],

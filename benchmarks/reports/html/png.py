@@ -53,7 +53,7 @@ def _canvas(height: float) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError(f"--png needs matplotlib, which is not here ({error}): {install_hint('plots')}") from error
+        raise UserError(f"--png needs matplotlib, which is not here ({error}): `{install_hint('plots')}`") from error
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 

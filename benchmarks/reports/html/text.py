@@ -12,10 +12,6 @@ def clean(text: str) -> str:
     return text_module.clean(" ".join(text.split()))
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def joined(parts: Iterable[str | None], separator: str = " · ") -> str:
     """The parts that there are."""
     return separator.join(part for part in parts if part)
