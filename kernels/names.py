@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection
 
 from .. import UserError
+from .words import count
 
 
 def check_name(what: str, name: str, allowed: Collection[str], where: str = "") -> None:
@@ -19,8 +20,9 @@ def check_name(what: str, name: str, allowed: Collection[str], where: str = "") 
     """
     if name in allowed:
         return
+    shown = f"{name!r}" if len(name) <= 80 else f"of {count(len(name), 'character')}"
     there = f" {where}" if where else ""
-    raise UserError(f"{what} {name!r} does not exist{there}; {meant(name, allowed)}allowed are {', '.join(allowed)}")
+    raise UserError(f"{what} {shown} does not exist{there}; {meant(name, allowed)}allowed are {', '.join(allowed)}")
 
 
 def meant(name: str, allowed: Collection[str]) -> str:

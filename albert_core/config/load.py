@@ -195,4 +195,5 @@ def _keys_in(message: str) -> list[str]:
 
 
 def _joined(message: str) -> str:
-    return message if message.startswith(("is ", "can't ", "names ", "holds ")) else f"is not allowed: {message}"
+    plain = message.startswith(("is ", "can't ", "names ", "holds ", "has "))
+    return message if plain else f"is not allowed: {message}"

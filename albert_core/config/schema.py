@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ DTYPE_NAMES = {
     "fp64": "float64",
     "double": "float64",
 }
+# Of a folder's name, in bytes, as most file systems have it.
+LONGEST_NAME = 255
 
 
 class TrainConfig(Keys):
@@ -87,6 +90,14 @@ class TrainConfig(Keys):
                 Path(value).expanduser()
             except RuntimeError as error:
                 raise ValueError("names a home folder that does not exist; write the path in full") from error
+        return value
+
+    @field_validator("project_dir", "run_name")
+    @classmethod
+    def _fits_a_file_system(cls, value: str | None) -> str | None:
+        longest = max((len(os.fsencode(part)) for part in Path(value or "").parts), default=0)
+        if longest > LONGEST_NAME:
+            raise ValueError(f"has a name of {longest} bytes, and a folder's has at most {LONGEST_NAME}; shorten it")
         return value
 
     @field_validator(

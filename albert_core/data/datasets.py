@@ -143,26 +143,40 @@ def load_dataset(
             if value is not None:
                 raise UserError(f"{key} is set, but {dataset_id} has no files and a test split of its own; drop {key}")
         return _embedded(dataset_id, label_rules)
+    check_dataset_name(dataset_id)
     path = Path(dataset_id).expanduser()
-    # An empty name would be the current folder.
-    if (dataset_id and path.exists()) or LABELLED_TEXTS.looks_local(dataset_id):
+    if _is_local(dataset_id, path):
         train, test = read_local(dataset_id, path, evaluation_split, LABELLED_TEXTS)
         categories = path / CATEGORIES_FILE
         names = read_categories(categories) if categories.is_file() else None
         name = dataset_id
     else:
         name = ALIASES.get(dataset_id, dataset_id)
-        if not HUB_ID.fullmatch(name):
-            raise UserError(
-                f"dataset_id {dataset_id!r} is neither an existing path nor a Hub id; allowed are embedded:intents, "
-                "a file or folder, or a Hub id such as mteb/banking77"
-            )
         train, test, names = read_hub(name, text_column, label_column, text_pair_column, evaluation_split)
     asked = partial(
         choose_columns, text_column=text_column, label_column=label_column, text_pair_column=text_pair_column
     )
     missing = partial(without_missing, markers=missing_markers, drop=drop_missing)
     return _assemble(name, train, test, label_names or names, asked, test_fraction, seed, label_rules, missing)
+
+
+def check_dataset_name(dataset_id: str) -> None:
+    """Raises UserError for the name of a data set of labelled texts that is nothing, before anything is loaded."""
+    path = Path(dataset_id).expanduser()
+    if dataset_id.startswith(EMBEDDED_PREFIX):
+        parse_embedded_id(dataset_id)
+    elif _is_local(dataset_id, path):
+        LABELLED_TEXTS.check_there(dataset_id, path)
+    elif not HUB_ID.fullmatch(ALIASES.get(dataset_id, dataset_id)):
+        raise UserError(
+            f"dataset_id {dataset_id!r} is neither an existing path nor a Hub id; allowed are embedded:intents, a file "
+            "or folder, or a Hub id such as mteb/banking77"
+        )
+
+
+def _is_local(dataset_id: str, path: Path) -> bool:
+    # An empty name would be the current folder.
+    return (dataset_id != "" and path.exists()) or LABELLED_TEXTS.looks_local(dataset_id)
 
 
 def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:

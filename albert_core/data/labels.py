@@ -48,6 +48,7 @@ def encode_labels(
         by_id = whole_numbers
         if not by_id:
             _warn_of_lookalikes(tables, cells)
+    _refuse_two_ways(tables, column, [[int(cell) if by_id else cell for cell in part] for part in cells])
     # Before the test's labels are looked at, which one label only would make unseen ones.
     if len({int(cell) for cell in cells[0]} if by_id else set(cells[0])) < 2:
         raise UserError(
@@ -119,6 +120,19 @@ def _cells(table: Table, column: str) -> list[str]:
             raise UserError(_fraction_message(table, row, cell))
         cells.append(str(cell).strip())
     return cells
+
+
+def _refuse_two_ways(tables: Sequence[Table], column: str, classes: Sequence[Sequence[int | str]]) -> None:
+    """Raises UserError where a file has one class as a text and as none, 1 and "1": they may be meant to be two."""
+    for table, part in zip(tables, classes, strict=True):
+        first: dict[int | str, Any] = {}
+        for row, (label, cell) in enumerate(zip(part, table.column(column), strict=True)):
+            known = first.setdefault(label, cell)
+            if type(known) is not type(cell):
+                raise UserError(
+                    f"{table.place(row)}: the label {shown([cell])} stands as {shown([known])} before, and the two "
+                    "would be one class; write it in one way"
+                )
 
 
 def _warn_of_lookalikes(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> None:

@@ -27,6 +27,14 @@ class FileKind:
         """Whether a name that isn't there is meant as a path: by how it begins, or by how it ends."""
         return dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(self.suffixes)
 
+    def check_there(self, dataset_id: str, path: Path) -> None:
+        """Raises UserError where nothing is at `path`, which a local `dataset_id` names."""
+        if not path.exists():
+            raise UserError(
+                f"dataset_id {dataset_id!r} is read as a local path, and nothing is there; give an existing file or "
+                f"folder, {self.instead}"
+            )
+
     def holds(self, name: str, split: str) -> bool:
         """Whether a file of this name holds `split`."""
         if self.versions:
@@ -43,11 +51,7 @@ def read_local(dataset_id: str, path: Path, evaluation_split: str | None, kind: 
     Raises UserError where nothing is there, for a folder without a training file or with a split twice, and for an
     `evaluation_split` that it doesn't have.
     """
-    if not path.exists():
-        raise UserError(
-            f"dataset_id {dataset_id!r} is read as a local path, and nothing is there; give an existing file or "
-            f"folder, {kind.instead}"
-        )
+    kind.check_there(dataset_id, path)
     if path.is_file():
         if evaluation_split is not None:
             raise UserError(

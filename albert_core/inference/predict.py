@@ -19,7 +19,7 @@ from ..config.load import load_config
 from ..config.parsing import is_unicode
 from ..config.schema import TrainConfig
 from ..features.compute import batches_by_length, compute_features
-from ..loop.job import frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
+from ..loop.job import check_kept, frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
 from ..model.encoder import LoadedEncoder, load_encoder, saved_encoder
 from ..model.whole import WholeModel, load_trained_state
 from ..runs.checkpoint import Snapshot, read_checkpoint
@@ -163,6 +163,7 @@ def load_predictor(
     if edited:
         raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
     tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)
+    check_kept(run, task, tokenizer, identity)
     head = task.head(encoder.config.hidden_size, identity["num_labels"], config).to(getattr(torch, config.head_dtype))
     policy = policy_on(opened, config)
     model: nn.Module = head

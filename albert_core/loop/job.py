@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,9 +22,12 @@ from ..data.datasets import RawSplit
 from ..data.tabular import shown
 from ..features.source import frozen_encoder
 from ..model.adapters import add_adapters
-from ..model.encoder import LoadedEncoder, load_encoder, model_source
+from ..model.encoder import LoadedEncoder, load_encoder
+from ..model.names import model_source
 from ..processes.ranks import ALONE, Ranks
+from ..runs.folder import COPY_AGAIN, RunFolder
 from ..tasks import TASKS, Task
+from ..terminal.text import quoted
 from ..tokens.order import epoch_order
 from ..tokens.store import TokenStore
 from ..tokens.tokenizer import TextTokenizer, load_tokenizer
@@ -110,6 +113,26 @@ class Job:
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
         }
+
+
+def check_kept(run: RunFolder, task: Task, tokenizer: TextTokenizer, identity: Mapping[str, Any]) -> None:
+    """Raises UserError where what a run keeps for predictions is not what its weights were trained with.
+
+    Its manifest can't tell: whoever replaces the files may replace it too.
+    """
+    wrong = [
+        name
+        for name, found, trained in (
+            ("labels", _hash(task.meaning(task.recall(run))), identity.get("labels")),
+            ("tokenizer", tokenizer.fingerprint, identity.get("tokenizer")),
+        )
+        if found != trained
+    ]
+    if wrong:
+        raise UserError(
+            f"run {quoted(str(run.path))} has another {' and another '.join(wrong)} than its weights were trained "
+            f"with; {COPY_AGAIN}"
+        )
 
 
 def _hash(value: Any) -> str:

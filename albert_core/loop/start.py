@@ -15,16 +15,18 @@ from ..model.encoder import save_encoder
 from ..output.logs import log_to_file
 from ..output.progress import Reporter
 from ..output.tracking import make_trackers
-from ..runs.checkpoint import Snapshot, read_checkpoint
+from ..runs.checkpoint import Snapshot, read_checkpoint, read_manifest
+from ..runs.checkpoint_store import CheckpointStore
 from ..runs.files import sweep, write_bytes, write_json, write_text
 from ..runs.folder import RunFolder, RunLock, changed_keys, earlier_run, environment, new_run, run_lock
 from ..runs.history import best_evaluation
 from ..runs.manifest import CHANGING, CONFIG, ORIGIN, check_run, has_manifest, vouch, withdraw
 from ..runs.remote import fetch_latest, remote_checkpoints, remote_url
 from ..runs.saved_model import MODEL_FILE
+from ..tokens.tokenizer import load_tokenizer
 from .build import Training, build_training
 from .events import describe
-from .job import Job
+from .job import Job, check_kept
 from .state import restore
 from .step import make_step
 
@@ -49,6 +51,7 @@ def open_folder(
             lock = held.enter_context(run_lock(run))
             if has_manifest(run.path):
                 check_run(run.path)
+                _check_kept(job, run)
             for folder in (run.path, run.checkpoints, run.model):
                 sweep(folder)
         locks.append(lock)
@@ -164,6 +167,13 @@ def _resume(training: Training) -> None:
         training.store.after_save(folder)
     training.store.make_room(folder)
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
+
+
+def _check_kept(job: Job, run: RunFolder) -> None:
+    """Raises UserError where the run's labels or tokenizer are not those of its newest checkpoint."""
+    usable = [info for info in CheckpointStore.for_reading(run.checkpoints, job.config.best).list() if not info.problem]
+    trained = read_manifest(usable[-1].path)["identity"] if usable else run.identity()
+    check_kept(run, job.task, load_tokenizer(str(run.tokenizer), job.config.model_name), trained)
 
 
 def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:

@@ -39,6 +39,7 @@ from ..terminal.text import clean
 from ..tokens.order import Window
 from .build import Training, check_storage
 from .events import Throughput, draw, evaluate_now, fail, log_step, save_now, summarize
+from .foresee import check_names
 from .job import open_job, trains_on_features
 from .optim import learning_rate_at
 from .start import open_folder, prepare
@@ -106,6 +107,7 @@ def train(
     # A name that does not exist costs nothing yet.
     foreseen = foresee_backend(config.backend_name, config.backend_options)
     foreseen.check_kernel("kernel", config.kernel, config.backend_name, ("transformers",))
+    check_names(config)
     began = time.perf_counter_ns()
     if config.threads is not None:
         torch.set_num_threads(config.threads)

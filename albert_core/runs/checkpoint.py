@@ -178,7 +178,7 @@ def parse_manifest(data: bytes, file: object) -> dict[str, Any]:
 def _describes_files(files: dict[str, Any]) -> bool:
     return {"model", "state"} <= files.keys() <= FILES.keys() and all(
         isinstance(entry, dict)
-        and isinstance(entry.get("size"), int)
+        and type(entry.get("size")) is int
         and isinstance(entry.get("sha256"), str)
         and isinstance(entry.get("prunable"), bool)
         for entry in files.values()

@@ -251,7 +251,8 @@ def check_file(path: Path, described: Any, advice: str) -> None:
     Raises:
         UserError: the file is missing, can't be read, or has other bytes; the message names it.
     """
-    if not isinstance(described, Mapping) or not {"size", "sha256"} <= described.keys():
+    entry = described if isinstance(described, Mapping) else {}
+    if type(entry.get("size")) is not int or not isinstance(entry.get("sha256"), str):
         raise UserError(f"the manifest says nothing usable of {path}; {advice}")
     try:
         found = checksum(path)

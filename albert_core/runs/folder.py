@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from ... import RunError, UserError, __version__
 from ..config.load import ResolvedConfig, load_config
 from ..config.parsing import read_json, read_json_object
-from ..config.schema import TrainConfig
+from ..config.schema import LONGEST_NAME, TrainConfig
 from ..terminal.invocation import command
 from ..terminal.text import quoted, redacted
 from .files import make_folders, open_to_append, published, refuse_links, sweep
@@ -96,7 +96,9 @@ def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: E
     make_folders(parent, "project_dir")
     sweep(parent)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    names = [config.run_name] if config.run_name else _numbered(f"{resolved.stem}-{stamp}")
+    # A configuration's file may have as long a name as a folder.
+    stem = os.fsdecode(os.fsencode(resolved.stem)[: LONGEST_NAME - len(stamp) - len("--999")])
+    names = [config.run_name] if config.run_name else _numbered(f"{stem}-{stamp}")
     for name in names:
         path = parent / name
         try:

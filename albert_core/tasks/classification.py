@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -186,6 +186,9 @@ class Classification(Task):
 
     def output_names(self, recalled: Recalled) -> list[str]:
         return recalled.label_names
+
+    def meaning(self, recalled: Recalled) -> list[Any]:
+        return [recalled.label_names, recalled.responses]
 
     def columns(
         self, table: Table, recalled: Recalled, text_column: str | None, text_pair_column: str | None

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -174,6 +174,9 @@ class QuestionAnswering(Task):
     def output_names(self, recalled: tuple[str, ...]) -> list[str]:
         del recalled
         return ["start", "end"]
+
+    def meaning(self, recalled: tuple[str, ...]) -> list[Any]:
+        return list(self.output_names(recalled))
 
     def columns(
         self, table: Table, recalled: tuple[str, ...], text_column: str | None, text_pair_column: str | None

@@ -139,6 +139,10 @@ class Task(ABC):
         """What the head's outputs are called."""
 
     @abstractmethod
+    def meaning(self, recalled: Any) -> list[Any]:
+        """What the head's outputs stand for, as the data's `meaning` has it."""
+
+    @abstractmethod
     def parts(self, file: Path) -> Iterator[Table]:
         """A file of inputs as tables of some rows each."""
 

@@ -13,11 +13,19 @@ def program() -> str:
     """What starts isotrain in this shell and folder: its name where the path has it, else the script's path."""
     started = Path(sys.argv[0])
     if started.name != "isotrain":
-        return "isotrain" if shutil.which("isotrain") else f"{_relative(Path(sys.executable))} -m isotrain.cli"
+        return "isotrain" if shutil.which("isotrain") else f"{python()} -m isotrain.cli"
     found = shutil.which("isotrain")
     if found is not None and Path(found).resolve() == started.resolve():
         return "isotrain"
     return _relative(started)
+
+
+def python() -> str:
+    """The interpreter that runs, as this shell finds it."""
+    found = shutil.which("python")
+    if found is not None and os.path.abspath(found) == os.path.abspath(sys.executable):  # noqa: PTH100 (see below)
+        return "python"
+    return _relative(Path(sys.executable))
 
 
 def command(*words: str) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from ... import UserError
 from ...kernels.words import count
-from ..config.parsing import read_json_object
-from ..data.hub import hub_is_away
+from ..config.parsing import read_json_object, read_text
+from ..data.hub import HUB_ID, hub_is_away
 from ..data.tabular import shown
 from ..runs.files import make_folder, write_json, write_text
 from ..terminal.text import reason_of
@@ -170,14 +170,9 @@ def load_tokenizer(
     Raises UserError for a name that can't be loaded, an ALBERT folder with ``spiece.model`` alone, and a tokenizer with
     ids that the model doesn't have.
     """
-    random_model = model_name.startswith(_RANDOM_PREFIX)
-    name = tokenizer_name or (EMBEDDED if random_model else model_name)
+    name = tokenizer_name or (EMBEDDED if model_name.startswith(_RANDOM_PREFIX) else model_name)
+    check_tokenizer_name(name, model_name)
     if name == EMBEDDED:
-        if not random_model:
-            raise UserError(
-                f"tokenizer_name embedded numbers its pieces anew, and {model_name} was trained on other numbers; give "
-                "that model's own tokenizer, or drop tokenizer_name"
-            )
         if not texts:
             raise UserError(
                 "tokenizer_name embedded is trained on the data's texts, and there are none here; give a tokenizer.json"
@@ -224,32 +219,46 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TextTokenizer:
     return TextTokenizer(tokenizer, EMBEDDED_LABEL, pad_id=0)
 
 
+def check_tokenizer_name(name: str, model_name: str) -> None:
+    """Raises UserError for a name that no tokenizer of the model can have, before anything is loaded."""
+    path = Path(name).expanduser()
+    if name == EMBEDDED:
+        if not model_name.startswith(_RANDOM_PREFIX):
+            raise UserError(
+                f"tokenizer_name embedded numbers its pieces anew, and {model_name} was trained on other numbers; give "
+                "that model's own tokenizer, or drop tokenizer_name"
+            )
+    elif path.is_file():
+        if path.suffix != ".json":
+            raise UserError(
+                f"tokenizer {name!r} is a {path.suffix or 'nameless'} file; allowed is a tokenizer.json, or the folder "
+                "that holds it"
+            )
+    elif not path.is_dir() and (name.startswith((".", "/", "~")) or name.endswith(".json")):
+        raise UserError(
+            f"tokenizer {name!r} is read as a local path, and nothing is there; give a tokenizer.json, a folder that "
+            "holds one, or a Hub id"
+        )
+    elif not path.is_dir() and not HUB_ID.fullmatch(name):
+        raise UserError(
+            f"tokenizer {name!r} is neither a path nor a Hub id; give a tokenizer.json, a folder that holds one, or a "
+            "Hub id"
+        )
+
+
 def _named_tokenizer(name: str) -> TextTokenizer:
     path = Path(name).expanduser()
     if path.is_file():
         return _from_file(path, name)
     if path.is_dir():
         return _from_folder(path, name)
-    if name.startswith((".", "/", "~")) or name.endswith(".json"):
-        raise UserError(
-            f"tokenizer {name!r} is read as a local path, and nothing is there; give a tokenizer.json, a folder that "
-            "holds one, or a Hub id"
-        )
     return _from_folder(_hub_folder(name), name)
 
 
 def _from_file(path: Path, label: str, pad_id: int | None = None) -> TextTokenizer:
     from tokenizers import Tokenizer
 
-    if path.suffix != ".json":
-        raise UserError(
-            f"tokenizer {label!r} is a {path.suffix or 'nameless'} file; allowed is a tokenizer.json, or the folder "
-            "that holds it"
-        )
-    try:
-        definition = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"tokenizer {label!r} can't be read ({error}); give an intact tokenizer.json") from error
+    definition = read_text(path, "give an intact tokenizer.json")
     try:
         tokenizer = Tokenizer.from_str(definition)
     except Exception as error:  # tokenizers raises bare Exception
@@ -290,6 +299,9 @@ def _meta(folder: Path) -> dict[str, Any]:
 def _from_bert_vocabulary(folder: Path, label: str) -> TextTokenizer:
     from transformers import BertTokenizer
 
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            read_json_object(folder / name, "give an intact tokenizer", nan=True)
     # from_pretrained reads do_lower_case from tokenizer_config.json; the constructor would ignore vocab_file.
     try:
         fast = BertTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -50,7 +50,8 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
         from torch.nn import CrossEntropyLoss
 
         from ...albert_core.data.datasets import load_dataset
-        from ...albert_core.model.encoder import load_encoder, model_source
+        from ...albert_core.model.encoder import load_encoder
+        from ...albert_core.model.names import model_source
         from ...albert_core.tokens.tokenizer import load_tokenizer
         from ...backends import get_backend
     if spec["threads"] is not None:

@@ -9,12 +9,17 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from ... import UserError
+from ...albert_core.data.datasets import check_dataset_name
+from ...albert_core.model.names import check_model_name, model_source
+from ...albert_core.tokens.tokenizer import check_tokenizer_name
 from ...backends import DTYPES, LAYOUTS, Foreseen, device_label, foresee_backend, list_backends
 from ...kernels.names import check_name
 from ..baselines import Shape, chosen_baselines
@@ -303,6 +308,7 @@ def check_values(options: Options) -> None:
     ):
         if len(set(sizes)) != len(sizes):
             raise UserError(f"{flag} is given {', '.join(map(str, sizes))}; give each value once")
+    _check_inputs(options)
     check_range("--max-length", options.max_length, 2, 512)
     check_range("--processes", options.processes, 1, 100)
     check_range("--blocks", options.blocks, 1, 10_000)
@@ -314,6 +320,27 @@ def check_values(options: Options) -> None:
         check_range("--batch-size", size, 1, 65_536)
     if options.threads is not None:
         check_range("--threads", options.threads, 1, available_cpus(), "the CPUs this process may use")
+
+
+def _check_inputs(options: Options) -> None:
+    """Raises UserError for a model, a data set or a tokenizer that is none by its name, as the option is called."""
+    with _called("model_name", "--model"):
+        check_model_name(options.model)
+    if options.dataset != EMBEDDED_LENGTHS:
+        with _called("dataset_id", "--dataset"):
+            check_dataset_name(options.dataset)
+    if options.tokenizer is not None:
+        with _called("tokenizer", "--tokenizer"):
+            check_tokenizer_name(options.tokenizer, model_source(options.model))
+
+
+@contextmanager
+def _called(key: str, flag: str) -> Iterator[None]:
+    """Errors that begin with a configuration's key begin with the option that gives it here."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(rf"^{key}(_name)?\b", flag, str(error))) from error
 
 
 def _check_baselines(options: Options) -> None:

@@ -97,7 +97,7 @@ def dataset_texts(
 ) -> Texts:
     """`count` texts of a real training split, tokenised as training would. Raises UserError as training would."""
     from ...albert_core.data.datasets import load_dataset
-    from ...albert_core.model.encoder import model_source
+    from ...albert_core.model.names import model_source
     from ...albert_core.tokens.store import build_token_store
     from ...albert_core.tokens.tokenizer import load_tokenizer
 

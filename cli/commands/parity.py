@@ -282,6 +282,7 @@ def _finish(result: dict[str, Any], out: Path | None, html: Path | None, json_on
 def _check(comparison: Comparison) -> None:
     from ... import UserError
     from ...albert_core.config.load import load_config
+    from ...albert_core.loop.foresee import check_names
     from ...backends import BackendUnavailableError, foresee_backend
     from ...benchmarks.harness.plan import check_range
     from ...benchmarks.parity.seeds import LEAST_SEEDS
@@ -294,6 +295,7 @@ def _check(comparison: Comparison) -> None:
     # All of it now, rather than after the reference has run for an hour.
     for side in (comparison.reference, *comparison.candidates):
         config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
+        check_names(config)
         with suppress(BackendUnavailableError):
             foreseen = foresee_backend(side.backend, config.backend_options)
             foreseen.check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend, ("transformers",))

@@ -55,6 +55,27 @@ def rfc4180(raw: bytes) -> list[list[str]]:
     return rows[:-1]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("1", '"1"'), ('"1"', "1"), ("true", '"true"'), ('"01"', "1"), ("1", '"+1"'), ("2", '"2"'), ("false", '"false"')],
+)
+def test_a_class_written_in_two_ways_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    others = ['"0"', '"2"', '"3"'] if first.strip('"').isdigit() or "+" in second else ['"a"', '"b"']
+    rows = [f'{{"text": "text {n}", "label": {label}}}' for n, label in enumerate([first, second, *others])]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    said = refusal(tmp_path / "rows.jsonl", test_fraction=0.3)
+    assert re.search(r"rows\.jsonl, line \d", said)
+    assert "in one way" in said
+
+
+def test_a_csv_goes_with_numbers_in_a_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(labelled(0, 1, " 1"))
+    (tmp_path / "test.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 0}')
+    data = load_dataset(str(tmp_path))
+    assert data.train.labels == [0, 1, 1]
+    assert data.test.labels == [1, 0]
+
+
 @pytest.mark.shared
 def test_banking77_loads_exactly(shared_data: Path) -> None:
     source = shared_data / "banking77"
@@ -183,8 +204,8 @@ def test_ratings_named_by_numbers_are_names_in_csv_and_ids_in_json(tmp_path: Pat
         (labelled("a", ""), labelled("a"), ["line 3", "label", "empty"]),
         (labelled("a", "a"), labelled("a"), ["one label only", "'a'"]),
         (labelled(0, 0), labelled(0), ["one label only"]),
-        (labelled("a", "b"), labelled("a", "c", "a", "d"), ["test.csv, line 3", "'c', 'd'", "no training row"]),
-        (labelled(0, 1), labelled(0, 2), ["test.csv, line 3", "2", "no training row"]),
+        (labelled("a", "b"), labelled("a", "c", "a", "d"), ["test.csv, line 3", "'c', 'd'", "without a training row"]),
+        (labelled(0, 1), labelled(0, 2), ["test.csv, line 3", "2", "without a training row"]),
         ("text,label\na,x\n  ,y\n,x\nb,y\n", TEST, ["2 empty texts", "line 3, 4"]),
         (TRAIN, 'text,label\n"\n",red\n', ["test.csv", "1 empty texts", "line 2"]),
     ],

@@ -217,7 +217,7 @@ def test_a_tokenizer_without_special_tokens_is_refused(tmp_path: Path, trained: 
         ({"config.json": "{}"}, "", "'config.json'"),
         ({"tokenizer.json": "{"}, "tokenizer.json", "no tokenizer.json"),
         ({"tokenizer.json": "{}"}, "", "no tokenizer.json"),
-        ({"tokenizer.json": "\udcff"}, "", "can't be read"),
+        ({"tokenizer.json": "\udcff"}, "", "is not UTF-8"),
         ({"spiece.model": "x"}, "spiece.model", ".model file"),
         ({"tokenizer.json": "{}", "isotrain_tokenizer.json": "{"}, "", "truncated JSON"),
         ({"tokenizer.json": "{}", "isotrain_tokenizer.json": '{"label": 3}'}, "", "lacks label"),

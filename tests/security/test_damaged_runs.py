@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -65,6 +66,51 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("part", ["labels", "tokenizer"])
+def test_labels_or_a_tokenizer_replaced_together_with_the_manifest_are_refused(
+    copy: Path, finished: Path, part: str, invoke: Invoke
+) -> None:
+    if part == "labels":
+        (copy / "labels.json").write_text(json.dumps(json.loads((copy / "labels.json").read_text())[::-1]))
+    else:
+        file = copy / "tokenizer" / "tokenizer.json"
+        file.write_text(file.read_text().replace('"[SEP]"', '"[SEPARATE]"'))
+    vouch(copy)
+    one_line_error(invoke("predict", str(copy), "a card"), f"another {part} than its weights were trained with")
+    result = invoke("train", "--resume", str(copy), "--set", "num_epochs=2")
+    one_line_error(result, f"another {part} than its weights were trained with", "copy the whole run folder again")
+    vouch(finished)
+    assert invoke("predict", str(finished), "a card")[0] == 0
+
+
+@pytest.mark.parametrize("entry", [None, [], {"size": None, "sha256": "0"}, {"size": True, "sha256": 3}, {"size": "9"}])
+def test_a_manifest_with_values_of_another_type_is_refused_in_words(copy: Path, entry: Any, invoke: Invoke) -> None:
+    file = copy / "manifest.json"
+    written = json.loads(file.read_text())
+    written["files"]["labels.json"] = entry
+    written["files_sha256"] = hashlib.sha256(json.dumps(written["files"], sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps(written))
+    result = invoke("predict", str(copy), "a card")
+    one_line_error(result, "the manifest says nothing usable of", "labels.json")
+    assert "None" not in result[2]
+
+
+@pytest.mark.parametrize("name", ["labels.json", "inputs.json", "run.json", "encoder/config.json", "manifest.json"])
+@pytest.mark.parametrize("nested", ["[" * 5000, "[" * 200_000 + "]" * 200_000, '{"a":' * 3000 + "1" + "}" * 3000])
+def test_deeply_nested_json_is_refused_in_our_words(copy: Path, name: str, nested: str, invoke: Invoke) -> None:
+    (copy / name).write_text(nested)
+    if name != "manifest.json":
+        vouch(copy)
+    commands = [["predict", str(copy), "a card"]]
+    if name in ("labels.json", "inputs.json", "manifest.json"):
+        # The others are written anew or not read by a resume.
+        commands.append(["train", "--resume", str(copy), "--set", "num_epochs=2"])
+    for command in commands:
+        result = invoke(*command)
+        one_line_error(result, name)
+        assert "recursion" not in result[2]
 
 
 def flip(path: Path) -> None:
@@ -183,7 +229,7 @@ def test_an_interrupted_set_up_is_told_and_mended_by_a_resume(copy: Path) -> Non
     from isotrain.albert_core.runs.manifest import CHANGING, withdraw
 
     withdraw(copy, CHANGING)
-    with pytest.raises(UserError, match=r"does not vouch for config\.yaml.* isotrain train --resume"):
+    with pytest.raises(UserError, match=r"does not vouch for config\.yaml.*`isotrain train --resume"):
         load_predictor(open_run(copy))
     resume(open_run(copy))
     load_predictor(open_run(copy))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from isotrain import UserError
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.tokens.tokenizer import load_tokenizer
 from support.bomb import Bomb
+from support.command import Invoke, one_line_error
 from transformers import AlbertConfig, AlbertModel
 
 
@@ -96,7 +100,7 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, beside: bool
         load_encoder(str(folder))
         return
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"in a pickle .* write them anew, python -c ") as caught:
+    with pytest.raises(UserError, match=r"in a pickle .* write them anew, `.*python -c ") as caught:
         load_encoder(str(folder))
     assert "\n" not in str(caught.value)
 
@@ -108,7 +112,8 @@ def test_the_printed_conversion_works(folder: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError) as caught:
         load_encoder(str(folder))
     monkeypatch.chdir(tmp_path)
-    exec(str(caught.value).partition('python -c "')[2].partition('"')[0], {})
+    [pasted] = re.findall("`([^`]+)`", str(caught.value))
+    subprocess.run(shlex.split(pasted), check=True, timeout=120)
     assert load_encoder(str(tmp_path / "NEW")).fingerprint == wanted
 
 
@@ -155,3 +160,26 @@ def test_a_tokenizer_folders_code_is_not_run(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     ids, _, _ = load_tokenizer(str(folder), str(folder)).encode_batch(["a b"], 16)
     assert ids.tolist() == [2, 5, 6, 3]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "adapter_config.json"])
+@pytest.mark.parametrize("nested", ["[" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000, "[1, 2]", "nothing", ""])
+def test_strange_json_of_a_model_is_refused_in_our_words(folder: Path, name: str, nested: str, invoke: Invoke) -> None:
+    (folder / name).write_text(nested)
+    for command in (
+        ["tt-estimate", "--model", str(folder)],
+        ["train", "quickstart", "--set", f"model_name={folder}"],
+    ):
+        result = invoke(*command)
+        one_line_error(result, str(folder))
+        assert "recursion" not in result[2]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("nested", ["[" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000, "[1, 2]", "nothing", ""])
+def test_strange_json_of_a_tokenizer_is_refused_in_our_words(folder: Path, name: str, nested: str) -> None:
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (folder / name).write_text(nested)
+    with pytest.raises(UserError, match=re.escape(str(folder))) as caught:
+        load_tokenizer(None, str(folder))
+    assert "maximum recursion" not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.job import open_job
-from isotrain.albert_core.model.encoder import RANDOM_ARCHITECTURES
+from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
 from isotrain.backends import ErrorBudget
 from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import DRAWS
