@@ -37,7 +37,8 @@ def fitted(table: Table, console: Console) -> ConsoleRenderable:
     for row, cells in zip(table.rows, zip(*(column.cells for column in table.columns), strict=True), strict=True):
         first, *others = (_plain(cell) for cell in cells)
         blocks.append(Text(first, style=f"bold {row.style or ''}"))
-        lines = (f"{name}: {cell}" for name, cell in zip(headers[1:], others, strict=True) if cell not in _EMPTY)
+        named = zip(headers[1:], others, strict=True)
+        lines = (f"{name}: {cell}" if name else cell for name, cell in named if cell not in _EMPTY)
         blocks += [Padding(Text(line.replace("\n", " ")), (0, 0, 0, 2)) for line in lines]
     return Group(*blocks)
 

@@ -43,9 +43,11 @@ COLOURS = {"PASS": "green", "FAIL": "bold red", "absent": "yellow"}
 
 
 def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
+    from ...benchmarks.reports.fit import fitted
     from ...benchmarks.reports.terminal import output_console
 
     console = output_console()
@@ -57,14 +59,17 @@ def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
         status = Text(report["status"], COLOURS[report["status"]])
         if verbose:
             console.print(Text.assemble((report["backend"], "bold"), "  ", status))
-            # A command must be whole when it is pasted, so no line is broken.
             for line in _details(report):
-                console.print(Text(f"  {line}"), soft_wrap=True)
+                if "`" in line or line.startswith("fix: "):
+                    # A command must be whole when it is pasted, so its line is not broken.
+                    console.print(Text(f"  {line}"), soft_wrap=True)
+                else:
+                    console.print(Padding(Text(line), (0, 0, 0, 2)))
         else:
             table.add_row(report["backend"], status, Text(_summary(report)))
     if verbose:
         return
-    console.print(table)
+    console.print(fitted(table, console))
     if any(report["status"] != "PASS" for report in reports):
         console.print(Text(f"how to get what is missing: {command('doctor', '-v')}"), soft_wrap=True)
 

@@ -44,6 +44,7 @@ def _show(found: dict[str, Entries]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ...benchmarks.reports.fit import fitted
     from ...benchmarks.reports.terminal import output_console
 
     console = output_console()
@@ -54,7 +55,7 @@ def _show(found: dict[str, Entries]) -> None:
         table.add_column(overflow="fold")
         for name, words in entries.items():
             table.add_row(name, Text(words))
-        console.print(Padding(table, (0, 0, 0, 2)))
+        console.print(Padding(fitted(table, console), (0, 0, 0, 2)))
 
 
 def recipes() -> Entries:

@@ -37,12 +37,17 @@ def show(
     from ... import UserError
     from ...albert_core.terminal.text import quoted
     from ...benchmarks.reports.terminal import output_console
+    from ..documents import print_json
 
     if width is not None and not LEAST_WIDTH <= width <= MOST_WIDTH:
         raise UserError(f"--width {width} is out of range; allowed is {LEAST_WIDTH} to {MOST_WIDTH}")
     file, document = _read(target)
     if json_only:
-        say_json(document)
+        if "schema" in document:
+            say_json(document)
+        else:
+            kind = "run" if file.name == SUMMARY else "export"
+            print_json(kind, {kind: str(file.parent), **document})
         return
     console = output_console(width=width)
     try:

@@ -286,7 +286,7 @@ def test_no_message_spells_a_plural_by_hand() -> None:
         for path in sorted((root / folder).rglob("*.py")):
             lines = path.read_text(encoding="utf-8").splitlines()
             found += [f"{path.name}:{number}" for number, line in enumerate(lines, 1) if by_hand.search(line)]
-    assert found == []
+    assert [place for place in found if not place.startswith("words.py")] == []
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,42 @@ def test_help_takes_half_a_second() -> None:
 
     # The processor's seconds, for other work may hold it up.
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_every_json_begins_with_its_schema_and_an_error_leaves_stdout_empty(
+    invoke: Invoke, run_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in (
+        ["list"],
+        ["config", "quickstart"],
+        ["config", "--keys"],
+        ["tt-estimate", "--model", "random:tiny"],
+        ["show", run_folder],
+        ["show", next(RESULTS.glob("*.json"))],
+        ["history", RESULTS],
+        ["report", RESULTS, "-o", tmp_path / "page.html"],
+    ):
+        code, out, err = invoke(*map(str, command), "--json")
+        assert code == 0, (command, err)
+        first, schema = next(iter(json.loads(out).items()))
+        assert first == "schema", command
+        assert re.fullmatch(r"isotrain\.[a-z-]+/\d+", schema), command
+    for command in (
+        ["list", "no-such-list"],
+        ["config", "no-such-file"],
+        ["tt-estimate", "--model", "random:none"],
+        ["show", tmp_path / "empty"],
+        ["history", tmp_path / "empty"],
+        ["report", tmp_path / "empty"],
+        ["compare", tmp_path / "a.json", tmp_path / "b.json"],
+        ["predict", tmp_path / "empty", "a text"],
+        ["export", tmp_path / "empty"],
+        ["train", "no-such-file"],
+        ["bench", "--kernel", "none"],
+        ["parity", "no-such-file", "--candidate", "cpu:float32"],
+    ):
+        code, out, err = invoke(*map(str, command), "--json")
+        assert code == 2, command
+        assert out == "", command
+        assert len(err.splitlines()) == 1, command
