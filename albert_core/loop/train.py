@@ -34,7 +34,7 @@ from ..runs.files import write_error
 from ..runs.folder import RunFolder, changed_keys, earlier_run
 from ..runs.saved_model import MODEL_FILE, save_model
 from ..tasks import TASKS
-from ..terminal.invocation import command
+from ..terminal.invocation import predict_command
 from ..terminal.text import clean
 from ..tokens.order import Window
 from .build import Training, check_storage
@@ -335,8 +335,8 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         training.trackers.finish("failed" if status == "collapsed" else status)
     if job.ranks.first and state.watch.reason:
         kept = summary["best_checkpoint"]
-        predict = command("predict", str(run.path), "--checkpoint", "best")
-        best = f"`{predict} TEXT`" if kept else "gone: no checkpoint holds them"
+        predict = predict_command(str(run.path), job.dataset.test.example, "--checkpoint", "best")
+        best = f"in {kept}: ask them by `{predict}`" if kept else "gone: no checkpoint holds them"
         log.warning("the newest weights are those of the collapsed model; the best are %s", best)
     if job.ranks.first and status == "completed":
         # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.

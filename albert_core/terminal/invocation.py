@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -31,6 +32,14 @@ def python() -> str:
 def command(*words: str) -> str:
     """The command line `isotrain` with these `words`, as it is pasted into a shell."""
     return f"{program()} {shlex.join(words)}"
+
+
+def predict_command(run: str, example: Sequence[str], *options: str) -> str:
+    """The command line that asks the run in folder `run` for an example: a text, or a text and its second."""
+    first, *second = example
+    # Behind two dashes, a text that begins with one is no option.
+    asked = ["--", first] if first.startswith("-") else [first]
+    return command("predict", run, *options, *(part for text in second for part in ("--pair", text)), *asked)
 
 
 def _relative(path: Path) -> str:

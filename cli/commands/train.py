@@ -12,7 +12,7 @@ import typer
 
 from ...albert_core.processes.signals import stop_on_signals
 from ...albert_core.terminal.console import say, say_lines
-from ...albert_core.terminal.invocation import command
+from ...albert_core.terminal.invocation import command, predict_command
 from ..documents import print_json
 from ..exits import Exit
 from ..streams import kept
@@ -149,21 +149,17 @@ def _code(result: TrainResult, config: TrainConfig) -> Exit:
 def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
     """What to try on a finished run, as commands that work as pasted."""
     run = result.run.path
-    first, *second = result.example
-    # Behind two dashes, a text that begins with one is no option.
-    asked = ["--", first] if first.startswith("-") else [first]
-    texts = [*(part for text in second for part in ("--pair", text)), *asked]
     backend = config.backend_name
     kernels = ["--quick", "--layout", "bucketed", "--kernel", "auto", "--kernel", "transformers"]
-    return [
+    others = [
         command(*words)
         for words in (
-            ["predict", str(run), *texts],
             ["bench", *kernels, "--backend", backend, "--model", config.model_name],
             ["parity", str(run / "config.yaml"), "--candidate", f"{backend}:bfloat16", "--steps", "20"],
             ["report", str(run.parent), "--open"],
         )
     ]
+    return [predict_command(str(run), result.example), *others]
 
 
 def _show(result: TrainResult) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -80,4 +81,6 @@ def test_a_collapse_is_said_loudly(invoke: Invoke, tmp_path: Path, stop: bool, c
     assert "COLLAPSED by step" in err
     assert ("stopped by stop_on_collapse" in out) == stop
     assert "COLLAPSED: " in out
-    assert "--checkpoint best" in err
+    [pasted] = re.findall("`([^`]+)`", err)
+    assert "--checkpoint best" in pasted
+    assert invoke(*shlex.split(pasted)[1:])[0] == 0

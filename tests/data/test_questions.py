@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import datasets
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.data.questions import load_questions
-from isotrain.albert_core.data.squad_file import Answer, read_question_table
+from isotrain.albert_core.data.squad_file import Answer, read_question_table, split_of
+from isotrain.albert_core.terminal.text import LONGEST_MESSAGE, brief, error_line
 from support.small_questions import question, squad, write_questions
 
 CONTEXT = "Anna lives in Rome. Rome is old."
@@ -138,3 +141,37 @@ def test_the_real_files_are_read_whole(shared_data: Path) -> None:
     found = load_questions(str(shared_data / "squad"))
     assert (len(found.train), len(found.test)) == (87_599, 10_570)
     assert sum(map(len, found.test.answers)) == 34_726
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value, of a list its first alone."""
+    yield place
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from places(item, (*place, key))
+
+
+def test_a_value_of_any_type_anywhere_in_squads_json_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    answer = {"text": "red", "answer_start": 12}
+    questions = [{"id": str(number), "question": "What color?", "answers": [answer]} for number in range(3)]
+    whole = {"data": [{"title": "t", "paragraphs": [{"context": "The card is red here.", "qas": questions}]}]}
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    tried, said = 0, []
+    for place in places(whole):
+        for value in (None, 0, 1.5, True, "x", "", [], {}, [1], [None], {"a": 1}, -1, 10**30, deep):
+            changed = copy.deepcopy(whole)
+            holder: Any = changed
+            for key in place[:-1]:
+                holder = holder[key]
+            if place:
+                holder[place[-1]] = value
+            (tmp_path / "train.json").write_text(json.dumps(changed if place else value))
+            tried += 1
+            try:
+                split_of(read_question_table(tmp_path / "train.json"))
+            except UserError as error:
+                said.append(brief(error_line(error)))
+    assert tried > 200
+    assert [message for message in said if "\n" in message or len(message) > LONGEST_MESSAGE] == []

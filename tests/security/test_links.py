@@ -17,6 +17,7 @@ from isotrain.benchmarks.outcome.build import write_result
 from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import record_error_budget
 from isotrain.benchmarks.parity.trace import read_trace, write_trace
+from support.command import Invoke
 from support.parity_traces import exact
 from support.small_job import settings, write_dataset
 
@@ -153,3 +154,25 @@ def test_results_and_logs_replace_a_link(tmp_path: Path) -> None:
         log.write(b"words")
     assert victim.read_text() == PRECIOUS
     assert not (tmp_path / "worker.log").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["nowhere", "itself", "a file", "another folder"])
+def test_a_cache_entry_that_is_a_link_is_made_anew_and_nothing_is_written_through_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
+) -> None:
+    monkeypatch.setenv("ISOTRAIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    job = [f"--set={item}" for item in settings(write_dataset(tmp_path / "data"), tmp_path, num_epochs=1)]
+    assert invoke("train", "quickstart", *job, "--set", "run_name=first")[0] == 0
+    entries = [path for path in (tmp_path / "cache").glob("*/*") if path.is_dir()]
+    assert entries
+    for entry in entries:
+        shutil.rmtree(entry)
+        targets = {"nowhere": "/no/where", "itself": entry, "a file": tmp_path / "file"}
+        entry.symlink_to(targets.get(kind, tmp_path / "folder"))
+    code, _, err = invoke("train", "quickstart", *job, "--set", "run_name=second")
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert list((tmp_path / "folder").iterdir()) == []
