@@ -16,6 +16,9 @@ from isotrain.albert_core.processes.ranks import ALONE, launched
 from support.processes import end, environment, free_port
 from support.small_job import settings, write_dataset
 
+# Several processes each, with ports and time limits between them: not two such tests at once.
+pytestmark = pytest.mark.xdist_group("processes")
+
 LIMIT = 4
 
 
