@@ -26,7 +26,7 @@ max_length: 32
 mlp_hidden_size: 16
 batch_size: 2
 gradient_accumulation_steps: 3
-num_epochs: 80
+num_epochs: 40
 learning_rate: 1.0e-3
 lr_scheduler_type: cosine
 save_strategy: step
