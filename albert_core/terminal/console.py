@@ -5,10 +5,11 @@ rich console comes from here, and what goes through is cleaned last of all.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .text import clean, json_text, redacted
 
@@ -35,7 +36,9 @@ def say_json(value: Any) -> None:
 
 def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A rich console that takes no markup and no emoji codes, and goes quiet when its reader has gone."""
-    return _class()(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    # By itself, rich keeps bold and dim under NO_COLOR, and colours under an empty one.
+    colors: Literal["auto"] | None = None if "NO_COLOR" in os.environ else "auto"
+    return _class()(stderr=stderr, width=width, color_system=colors, markup=False, emoji=False, highlight=False)
 
 
 class CleanFormatter(logging.Formatter):

@@ -333,3 +333,16 @@ def test_nothing_prints_but_through_the_console() -> None:
             lines = path.read_text(encoding="utf-8").splitlines()
             found += [f"{name}:{number}" for number, line in enumerate(lines, 1) if banned.search(line)]
     assert found == []
+
+
+@pytest.mark.parametrize(("value", "escapes"), [("1", False), ("", False), (None, True)])
+def test_no_color_leaves_no_escape_code(
+    value: str | None, escapes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NO_COLOR", value)
+    new_console().print(Text("PASS", style="bold green"))
+    assert ("\x1b" in capsys.readouterr().out) == escapes
