@@ -17,6 +17,7 @@ from isotrain.albert_core.inference.export import export_run
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.runs.checkpoint import read_checkpoint, write_checkpoint
+from isotrain.albert_core.runs.files import json_digest
 from isotrain.albert_core.runs.folder import RunFolder, open_run
 from isotrain.albert_core.runs.manifest import vouch
 from isotrain.albert_core.runs.weight_files import weight_tensors
@@ -193,7 +194,7 @@ def test_a_manifest_names_no_file_elsewhere(copy: Path, tmp_path: Path) -> None:
         from isotrain.albert_core.runs import manifest
 
         (copy / "manifest.json").write_text(
-            json.dumps({"format": manifest.FORMAT, "files": {name: {}}, "files_sha256": manifest._digest({name: {}})})
+            json.dumps({"format": manifest.FORMAT, "files": {name: {}}, "files_sha256": json_digest({name: {}})})
         )
         with pytest.raises(UserError, match="names files that no run has"):
             load_predictor(open_run(copy))
