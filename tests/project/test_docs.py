@@ -27,6 +27,13 @@ def test_keys_that_the_documents_set_exist(capsys: pytest.CaptureFixture[str]) -
         assert named <= keys, f"{document.name} sets {named - keys}"
 
 
+def test_lines_of_the_documents_are_short() -> None:
+    for document in DOCUMENTS:
+        for number, line in enumerate(document.read_text().splitlines(), 1):
+            # A row of a table can't be broken.
+            assert len(line) <= 120 or line.startswith("|"), f"{document.name}, line {number}"
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
