@@ -14,7 +14,7 @@ from ...kernels.packed import PackedBatch, PaddedBatch
 from ..processes.ranks import ALONE, Ranks
 from ..runs.array_cache import ArraySpec, load_arrays, publish_arrays
 from ..runs.files import json_digest
-from ..tokens.order import BUCKETS, IGNORED, bucket_length, filled
+from ..tokens.order import BUCKETS, IGNORED, bucket_length, pad_rows
 from ..tokens.store import Progress, TokenStore
 
 # Part of every cache key: raise it when the same inputs should give other features.
@@ -109,7 +109,7 @@ def batches_by_length(
     groups = groups[ranks.rank :: ranks.size]
 
     def rows_of(indices: np.ndarray, length: int | None) -> np.ndarray:
-        return indices if grid is None or length is None else filled(indices, grid.rows(length), indices[-1])
+        return indices if grid is None or length is None else pad_rows(indices, grid.rows(length), indices[-1])
 
     batches = (token_batch(store, rows_of(*group), layout, max_length, group[1]) for group in groups)
     done, total = 0, sum(len(indices) for indices, _ in groups)
@@ -214,8 +214,8 @@ class CachedFeatures:
         rows = self.order[slice(*self.ranks.share(start, stop))]
         if not self.static:
             return self.features.index_select(0, rows), self.labels.index_select(0, rows)
-        chosen = filled(rows.numpy(), self.rows, 0)
-        labels = filled(self.labels[rows].numpy(), self.rows, IGNORED)
+        chosen = pad_rows(rows.numpy(), self.rows, 0)
+        labels = pad_rows(self.labels[rows].numpy(), self.rows, IGNORED)
         sent, labels_sent = self.backend.place([torch.from_numpy(chosen), torch.from_numpy(labels)])
         return self.features.index_select(0, sent), labels_sent
 
@@ -284,14 +284,14 @@ class TokenBatches:
         labels = np.ascontiguousarray(self.store.labels[rows])
         if not len(rows) and start < stop:
             # A share of nothing still takes part in the exchange of gradients: by a text that counts nowhere.
-            rows, labels = self.order[start : start + 1], filled(labels, 1, IGNORED)
+            rows, labels = self.order[start : start + 1], pad_rows(labels, 1, IGNORED)
         length = None
         grid = self.backend.static_shapes
         if grid is not None:
             # An empty range is one of the last window's: it begins where that window's texts end.
             first = max(0, start - (start == stop)) // self.window * self.window
             window = self.order[first : first + self.window]
-            rows, labels = filled(rows, self.rows, window[0]), filled(labels, self.rows, IGNORED)
+            rows, labels = pad_rows(rows, self.rows, window[0]), pad_rows(labels, self.rows, IGNORED)
             if self.layout == "bucketed":
                 longest = int(self.store.lengths[window].max())
                 length = bucket_length(longest, self.max_length, grid.lengths or BUCKETS)

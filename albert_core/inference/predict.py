@@ -19,7 +19,7 @@ from ..config.load import load_config
 from ..config.parsing import is_unicode
 from ..config.schema import TrainConfig
 from ..features.compute import batches_by_length, compute_features
-from ..loop.job import check_kept, frozen_encoder, labelled, layout_on, module_of, policy_on, trains_on_features
+from ..loop.job import build_encoder, check_kept, display_name, frozen_encoder, layout_on, policy_on, trains_on_features
 from ..model.encoder import LoadedEncoder, load_encoder, saved_encoder
 from ..model.whole import WholeModel, load_trained_state
 from ..runs.checkpoint import Snapshot, read_checkpoint
@@ -169,7 +169,7 @@ def load_predictor(
     model: nn.Module = head
     on_features = trains_on_features(config)
     if not on_features:
-        model = WholeModel(module_of(encoder, config), head, task.apply_head, opened, policy)
+        model = WholeModel(build_encoder(encoder, config), head, task.apply_head, opened, policy)
     load_trained_state(model, weights)
     return Predictor(
         config=config,
@@ -179,7 +179,7 @@ def load_predictor(
         loaded=encoder,
         recalled=task.recall(run),
         model=opened.place(model).eval(),
-        label=labelled(encoder.label, opened),
+        label=display_name(encoder.label, opened),
         encoder=frozen_encoder(encoder, opened, policy, config.kernel) if on_features else None,
         layout=layout_on(opened, config),
         num_outputs=identity["num_labels"],

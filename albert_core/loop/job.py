@@ -68,15 +68,15 @@ class Job:
     @property
     def label(self) -> str:
         """What tables call the run's model: random weights are said, and so is a device that is only emulated."""
-        return labelled(self.encoder.label, self.backend)
+        return display_name(self.encoder.label, self.backend)
 
     def frozen_encoder(self) -> FrozenEncoder:
         """The frozen forward that the configuration asks for."""
         return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
 
     def trainable_encoder(self) -> Any:
-        """The transformers encoder of a whole model (see `module_of`)."""
-        return module_of(self.encoder, self.config)
+        """The transformers encoder of a whole model (see `build_encoder`)."""
+        return build_encoder(self.encoder, self.config)
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
@@ -150,7 +150,7 @@ def policy_on(backend: Backend, config: TrainConfig) -> CastPolicy:
     return policy if trains_on_features(config) else backend.whole_model_policy(policy)
 
 
-def module_of(encoder: LoadedEncoder, config: TrainConfig) -> Any:
+def build_encoder(encoder: LoadedEncoder, config: TrainConfig) -> Any:
     """The transformers module of `encoder` that a head is joined to: frozen, or with adapters, if `config` says so."""
     module = encoder.module()
     if config.freeze_encoder:
@@ -158,7 +158,7 @@ def module_of(encoder: LoadedEncoder, config: TrainConfig) -> Any:
     return add_adapters(module, config.lora, config.seed) if config.lora.rank else module
 
 
-def labelled(label: str, backend: Backend) -> str:
+def display_name(label: str, backend: Backend) -> str:
     """`label`, with the device's name where that is only emulated."""
     info = backend.info()
     return f"{label} on {info.label}" if info.emulated else label

@@ -15,7 +15,7 @@ import torch
 
 from ...backends import Backend, PackedAttention
 from ...kernels.packed import PackedBatch
-from ...kernels.packed.batch import token_places
+from ...kernels.packed.batch import flat_token_index
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ def packed_states(encoder: nn.Module, batch: PackedBatch, backend: Backend) -> t
     )
     states = output.last_hidden_state[0]
     sequences, longest = batch.num_sequences, batch.max_seqlen
-    places = torch.from_numpy(token_places(order * longest, ordered.host_lengths)).to(states.device)
+    places = torch.from_numpy(flat_token_index(order * longest, ordered.host_lengths)).to(states.device)
     padded = states.new_zeros(sequences * longest, states.shape[1]).index_copy(0, places, states)
     mask = (torch.arange(longest, device=states.device) < batch.lengths[:, None]).long()
     return padded.view(sequences, longest, -1), mask

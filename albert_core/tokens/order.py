@@ -28,7 +28,7 @@ def bucket_length(longest: int, max_length: int, lengths: tuple[int, ...] = BUCK
     return min(next((length for length in lengths if length >= longest), max_length), max_length)
 
 
-def filled(indices: np.ndarray, rows: int, filler: int) -> np.ndarray:
+def pad_rows(indices: np.ndarray, rows: int, filler: int) -> np.ndarray:
     """`indices` (or labels of any width) followed by as many rows of `filler` as make `rows` of them, int64."""
     return np.concatenate((indices, np.full((rows - len(indices), *indices.shape[1:]), filler, dtype=np.int64)))
 

@@ -150,7 +150,7 @@ class PackedBatch:
         """The sequences `indices`, int64 [n], of this batch in that order, on its device."""
         lengths = self.host_lengths[indices]
         starts = np.cumsum(self.host_lengths) - self.host_lengths
-        tokens = torch.from_numpy(token_places(starts[indices], lengths)).to(self.device)
+        tokens = torch.from_numpy(flat_token_index(starts[indices], lengths)).to(self.device)
         bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         return PackedBatch(
             input_ids=self.input_ids[tokens],
@@ -166,7 +166,7 @@ class PackedBatch:
         if length < self.max_seqlen:
             raise UserError(f"a sequence of {self.max_seqlen} tokens can't be padded to {length}; give a larger length")
         lengths = self.host_lengths
-        slots = torch.from_numpy(token_places(np.arange(len(lengths)) * length, lengths)).to(self.device)
+        slots = torch.from_numpy(flat_token_index(np.arange(len(lengths)) * length, lengths)).to(self.device)
 
         def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
             rows = torch.full((len(lengths) * length,), fill, dtype=torch.int64, device=self.device)
@@ -279,7 +279,7 @@ class PaddedBatch:
                 _check_range("token type", self.token_type_ids, config.type_vocab_size)
 
 
-def token_places(starts: IntArray, lengths: IntArray) -> IntArray:
+def flat_token_index(starts: IntArray, lengths: IntArray) -> IntArray:
     """Where the tokens of sequences lie that begin at `starts`, sequence by sequence: int64 [all tokens]."""
     return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from ... import UserError
 from ..weights import EncoderWeights, LayerWeights
 from .attention import spans_of
-from .batch import IntArray, PackedBatch, PaddedBatch, token_places
+from .batch import IntArray, PackedBatch, PaddedBatch, flat_token_index
 
 # Tokens that go through the layers together. On a host 512 to 4,096 measured alike, fewer or many more slower
 # (the widest activation no longer fits the last-level cache). An accelerator needs more of them to be busy.
@@ -203,7 +203,7 @@ class PortableEncoder:
         features = torch.empty(len(lengths), self.config.hidden_size, dtype=torch.float32, device=self.device)
         for chosen in _chunks(order, lengths, self.chunk_tokens):
             taken = lengths[chosen]
-            tokens = torch.from_numpy(token_places(starts[chosen], taken)).to(self.device)
+            tokens = torch.from_numpy(flat_token_index(starts[chosen], taken)).to(self.device)
             types = None if batch.token_type_ids is None else batch.token_type_ids[tokens]
             x = self._embed(batch.input_ids[tokens], batch.position_ids[tokens], types)
             features[torch.from_numpy(chosen).to(self.device)] = self._first_rows(x, self._packed_rows(taken))
