@@ -6,10 +6,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from isotrain.cli.main import main
+from isotrain.cli.main import app, main
+from typer.main import get_command
 
 pytestmark = pytest.mark.core
 
@@ -32,6 +34,26 @@ def test_lines_of_the_documents_are_short() -> None:
         for number, line in enumerate(document.read_text().splitlines(), 1):
             # A row of a table can't be broken.
             assert len(line) <= 120 or line.startswith("|"), f"{document.name}, line {number}"
+
+
+def test_commands_in_the_documents_have_their_options() -> None:
+    commands: dict[str, Any] = dict(get_command(app).commands)
+    for name, command in list(commands.items()):
+        commands |= {f"{name} {inner}": inside for inner, inside in getattr(command, "commands", {}).items()}
+    checked = set()
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^ *isotrain (.*)$|`isotrain ([^`]*)`", text, re.MULTILINE):
+            words = " ".join(line).partition("  #")[0].split()
+            # `isotrain parity CONFIG` is short for its `run`.
+            names = [" ".join(words[:2]), f"{words[0]} run", words[0]] if words else []
+            command = next((commands[name] for name in names if name in commands), None)
+            known = {option for parameter in command.params for option in parameter.opts} if command else set()
+            used = {re.split("[=.]", word)[0] for word in words if re.match(r"\[?--[a-z]", word)}
+            checked |= used
+            missing = {option.strip("[]") for option in used} - known - {"--install-completion", "--version", "--help"}
+            assert not missing, f"{document.name}: isotrain {' '.join(words)}"
+    assert checked >= {"--candidate", "--again", "--resume-or-start"}
 
 
 def test_links_between_documents_lead_somewhere() -> None:
