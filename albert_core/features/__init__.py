@@ -1,1 +1,1 @@
-"""Where the head's inputs come from: a frozen encoder's features, cached or streamed."""
+"""The inputs of the head: a frozen encoder's features, cached or streamed."""

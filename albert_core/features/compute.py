@@ -1,4 +1,4 @@
-"""From token stores to what the trained part reads: cached features, streamed features, or token batches."""
+"""From token stores to the inputs of training: cached features, streamed features, or token batches."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from ..runs.files import json_digest
 from ..tokens.order import BUCKETS, IGNORED, bucket_length, pad_rows
 from ..tokens.store import Progress, TokenStore
 
-# Part of every cache key: raise it when the same inputs should give other features.
+# Part of every cache key. Raise it when the same inputs should give other features.
 FEATURES_FORMAT = 1
 
 Batch = PackedBatch | PaddedBatch
 
 
 class InputSource(Protocol):
-    """Where the loop's inputs come from. `start_epoch` fixes an order; `batch` takes ranges of it.
+    """Supplies the loop's inputs. `start_epoch` sets an order; `batch` reads ranges of it.
 
-    Of several processes that train one run, each gets its share of a range.
+    If several processes train one run, each gets its share of a range.
     """
 
     def start_epoch(self, order: np.ndarray) -> None: ...
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor | Batch, torch.Tensor]:
-        """Inputs and labels (int64) of the texts at [start, stop) of the order, on the device."""
+        """Inputs and labels (int64) of the samples [start, stop) of the order, on the device."""
         ...
 
 
 def token_batch(
     store: TokenStore, indices: np.ndarray, layout: str, max_length: int, length: int | None = None
 ) -> Batch:
-    """The texts `indices` of `store` as one host batch in `layout` (packed, padded or bucketed).
+    """Builds one host batch of the texts `indices` of `store`.
 
-    `length` is what texts are padded to where the layout's own choice is not wanted.
+    Args:
+        layout: "packed", "padded" or "bucketed".
+        length: Tokens to pad to, instead of the layout's own choice.
     """
     packed = PackedBatch.from_flat(store.ids, store.offsets, indices, store.token_type_ids)
     if layout == "packed":
@@ -60,25 +62,30 @@ def compute_features(
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> torch.Tensor:
-    """The features of every text, once: float32 (texts, hidden) on the device, in the store's order.
+    """Computes the features of every text once.
 
-    Texts are taken in order of length, so that batches hold texts of like lengths whatever the layout. Of several
-    processes each computes a share of the batches, and all get all features, with the bits that one would compute.
-    `progress(done, total)` counts this process's texts.
+    Texts are read in order of length, so that batches hold texts of similar length in any layout. Several processes
+    share the batches, and all get all features, bit for bit as one process would compute them.
+
+    Args:
+        progress: Called with the done and total number of this process's texts.
+
+    Returns:
+        float32 [texts, hidden] on the device, in the store's order.
     """
     parts: list[tuple[np.ndarray, torch.Tensor]] = []
     for rows, batch in batches_by_length(store, backend, layout, max_length, progress, ranks):
         parts.append((rows, encoder(batch)))
         backend.step_boundary()
     backend.synchronize(*(part for _, part in parts))
-    # Put in their places on the host: for a device that compiles, that would be another program for each split.
+    # Reordered on the host, since a device that compiles would need another program for each split.
     shares = ranks.gather([(rows, part.cpu()[: len(rows)]) for rows, part in parts])
     parts.clear()
     width = next(share for share in shares if share)[0][1].shape[1]
     features = torch.empty(store.num_texts, width)
     for share in shares:
         while share:
-            # Taken from the list, so that memory never holds all of them twice.
+            # Popped from the list, so that memory never holds all of them twice.
             rows, part = share.pop()
             features[torch.from_numpy(rows)] = part
     return backend.place(features)
@@ -92,11 +99,16 @@ def batches_by_length(
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """All texts once, in order of length: row numbers int64 [n], and their batch on the device.
+    """Yields all texts once, in order of length.
 
-    Batches hold about as many tokens as the device likes. Where shapes are static they are the grid's, and rows beyond
-    the first n only fill the batch up. Of several processes each gets a share of the batches. `progress(done, total)`
-    counts this process's texts.
+    Batches hold about as many tokens as the device prefers. With static shapes they have a shape of the grid, and rows
+    beyond the first n are padding. Each of several processes gets a share of the batches.
+
+    Args:
+        progress: Called with the done and total number of this process's texts.
+
+    Yields:
+        Row numbers, int64 [n], and their batch on the device.
     """
     grid = backend.static_shapes
     groups: list[tuple[np.ndarray, int | None]]
@@ -121,9 +133,12 @@ def batches_by_length(
 
 
 def grid_groups(lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Indices in order of length in groups that fit a batch of the grid, with the length each is padded to.
+    """Groups texts, in order of length, so that each group fits a batch of the grid.
 
-    What is left of a length's texts joins the next length's where that computes fewer tokens than a batch filled up.
+    The remaining texts of a length join those of the next length if that computes fewer tokens than a padded batch.
+
+    Yields:
+        Indices of the texts, and the length that they are padded to.
     """
     order = np.argsort(lengths, kind="stable")
     longest = int(lengths[order[-1]])
@@ -142,13 +157,13 @@ def grid_groups(lengths: np.ndarray, grid: ShapeGrid, layout: str, max_length: i
 
 
 def cell_lengths(longest: int, grid: ShapeGrid, max_length: int) -> tuple[int, ...]:
-    """The lengths of the grid that texts of up to `longest` tokens are padded to, ascending."""
+    """The lengths of the grid that texts of up to `longest` tokens are padded to, in ascending order."""
     allowed = grid.lengths or BUCKETS
     return tuple(sorted({bucket_length(token, max_length, allowed) for token in range(1, longest + 1)}))
 
 
 def _length_sorted_groups(lengths: np.ndarray, padded_to: int | None, tokens: int) -> Iterator[np.ndarray]:
-    """Indices in order of length, cut into groups of about `tokens` tokens (padding counted)."""
+    """Indices in order of length, cut into groups of about `tokens` tokens (including padding)."""
     order = np.argsort(lengths, kind="stable")
     cost = np.full(len(order), padded_to) if padded_to else lengths[order]
     cell = np.cumsum(cost) // tokens
@@ -166,10 +181,13 @@ def cached_features(
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[torch.Tensor, bool]:
-    """`compute_features`, or what an earlier run kept of it; and whether it came from the disk.
+    """Loads the features from the cache on disk, or computes them (see `compute_features`) and writes them there.
 
-    The key holds everything the bits follow from: weights (`fingerprint`), tokens, kernel and its version, layout,
-    dtypes, device and torch. A damaged or foreign file is found by its checksum and computed anew.
+    The key covers everything that determines the bits: weights (`fingerprint`), tokens, kernel and its version, layout,
+    dtypes, device and torch. The checksum detects a damaged or foreign file, which is then computed again.
+
+    Returns:
+        The features, and whether they came from the disk.
     """
     info = backend.info()
     made_from = {
@@ -186,7 +204,7 @@ def cached_features(
     root = cache_folder("features")
     specs = {"features": ArraySpec("float32", (store.num_texts, None), mapped=True)}
     arrays = None if root is None else load_arrays(root / key, specs)
-    # All of them or none: whoever computes waits for the others' parts.
+    # Either all processes load it or all compute, since each waits for the others' parts.
     if all(ranks.gather(arrays is not None)) and arrays is not None:
         return backend.place(torch.from_numpy(arrays["features"])), True
     features = compute_features(encoder, store, backend, layout, max_length, progress, ranks)
@@ -196,7 +214,7 @@ def cached_features(
 
 
 class CachedFeatures:
-    """Features computed once: a batch is a gather of rows. `rows` is how many it has where shapes are static."""
+    """Features computed once. A batch gathers rows of them. With static shapes, every batch has `rows` rows."""
 
     def __init__(
         self, features: torch.Tensor, labels: torch.Tensor, backend: Backend, rows: int, ranks: Ranks = ALONE
@@ -207,7 +225,7 @@ class CachedFeatures:
         self.order = labels.new_empty(0)
 
     def start_epoch(self, order: np.ndarray) -> None:
-        # A slice's bounds are part of a compiled program: there, each batch's indices are sent instead.
+        # The bounds of a slice would become part of a compiled program, so the indices of each batch are sent instead.
         self.order = torch.from_numpy(order) if self.static else self.backend.place(torch.from_numpy(order))
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,7 +239,7 @@ class CachedFeatures:
 
 
 class StreamedFeatures:
-    """The frozen encoder at every step: what a run without the cache measures."""
+    """Runs the frozen encoder at every step, as a run without the cache does."""
 
     def __init__(self, encoder: FrozenEncoder, tokens: TokenBatches) -> None:
         self.encoder = encoder
@@ -238,11 +256,11 @@ class StreamedFeatures:
 class TokenBatches:
     """Token batches for an encoder that runs at every step.
 
-    Batches are taken in order nearly always, so the ones that follow are handed to the backend's `prefetch`: it
-    prepares and copies them while the device works on the current one, where it can.
+    Batches are nearly always read in order, so the following ones are passed to the backend's `prefetch`. If it can, it
+    prepares and copies them while the device works on the current one.
 
-    Where shapes are static, every batch has `rows` rows, and the `micro_batches` of an optimizer step one length: a
-    step is one program, and each combination of lengths in it would be another.
+    With static shapes, every batch has `rows` rows, and the `micro_batches` of an optimizer step share one length. A
+    step is one program, and every combination of lengths in it would need another.
     """
 
     def __init__(
@@ -283,12 +301,12 @@ class TokenBatches:
         rows = self.order[slice(*self.ranks.share(start, stop))]
         labels = np.ascontiguousarray(self.store.labels[rows])
         if not len(rows) and start < stop:
-            # A share of nothing still takes part in the exchange of gradients: by a text that counts nowhere.
+            # An empty share still takes part in the gradient exchange, with a text that isn't counted.
             rows, labels = self.order[start : start + 1], pad_rows(labels, 1, IGNORED)
         length = None
         grid = self.backend.static_shapes
         if grid is not None:
-            # An empty range is one of the last window's: it begins where that window's texts end.
+            # An empty range belongs to the last window, and begins where the window's texts end.
             first = max(0, start - (start == stop)) // self.window * self.window
             window = self.order[first : first + self.window]
             rows, labels = pad_rows(rows, self.rows, window[0]), pad_rows(labels, self.rows, IGNORED)

@@ -1,4 +1,4 @@
-"""Frozen encoders by kernel name: the backend's own, or the transformers module behind the same interface."""
+"""Frozen encoders by kernel name: the backend's own, or the transformers module with the same interface."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..model.transformers_module import encoder_layers, padded_states
 
 
 def frozen_encoder(encoder: LoadedEncoder, backend: Backend, policy: CastPolicy, kernel: str) -> FrozenEncoder:
-    """`kernel` by name: ``transformers`` is the module itself, every other name is the backend's own."""
+    """The frozen encoder for `kernel`: the transformers module for ``transformers``, else the backend's own."""
     if kernel == "transformers":
         return TransformersEncoder(encoder.module(), backend, policy)
     return backend.frozen_encoder(encoder.weights, policy, kernel)
 
 
 class TransformersEncoder:
-    """Frozen forward through transformers' own layers, padded batches only.
+    """The frozen forward pass through transformers' own layers, for padded batches only.
 
-    The module is cast to the policy's compute dtype after its weights were rounded to the parameter dtype, which is
-    what ``model.to(bfloat16)`` does; normalisation and softmax then happen wherever transformers does them.
+    As ``model.to(bfloat16)`` would do, the weights are rounded to the parameter dtype before the module is cast to the
+    policy's compute dtype. Normalisation and softmax then run in the dtype that transformers chooses.
     """
 
     name = "transformers"
@@ -46,7 +46,7 @@ class TransformersEncoder:
         if isinstance(batch, PackedBatch):
             raise UserError("kernel transformers takes padded batches only; set layout: padded or bucketed")
         with torch.no_grad():
-            # Contiguous, for a view would keep every token's state in memory.
+            # Contiguous, because a view would keep every token's state in memory.
             return padded_states(self.module, batch, static=self._static)[:, 0].float().contiguous()
 
     def layer_states(
@@ -64,7 +64,7 @@ def module_layer_states(
 ) -> list[torch.Tensor]:
     """`FrozenEncoder.layer_states` of a transformers AlbertModel or BertModel, by hooks on its layers.
 
-    Layers that share their weights are told apart by the order of the calls.
+    The order of the calls tells apart layers that share their weights.
     """
     states: list[torch.Tensor] = []
 

@@ -1,1 +1,1 @@
-"""What a trained run is used for: predictions and export."""
+"""Uses of a trained run: predictions and export."""

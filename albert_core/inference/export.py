@@ -1,8 +1,8 @@
-"""A trained run as files that other programs load: a Hugging Face or peft folder, a torch.export program, ONNX.
+"""Exports a trained run for other programs: a Hugging Face or peft folder, a torch.export program, ONNX.
 
-Each export is a folder that appears whole: it is written under a temporary name, what was written is loaded again as
-its users would load it, and its logits are compared with the run's own model in float32. One that differs by more than
-rounding is removed and the command fails.
+Each export is written under a temporary name and loaded again as its users would load it. Its logits are compared with
+those of the run's own model in float32. If they differ by more than rounding, the export is removed and the command
+fails.
 """
 
 from __future__ import annotations
@@ -38,24 +38,25 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_FILE, HEAD_FILE, PROGRAM_FILE, GRAPH_FILE = "model.safetensors", "head.safetensors", "model.pt2", "model.onnx"
 HEAD_FORMAT = "isotrain-head-1"
 
-# Of float32 logits, in relative L2: rounding in another order was 1e-7 to 1e-6 for ALBERT base and large, and a wrong
-# mask, token type or weight is above 1e-3.
+# Relative L2 of float32 logits. Another order of rounding gave 1e-7 to 1e-6 for ALBERT base and large. A wrong mask,
+# token type or weight gives more than 1e-3.
 TOLERANCE = 1e-5
 
-# (texts, tokens) of the probes; lengths beyond the run's max_length are cut to it.
+# (texts, tokens) of the probes. Lengths are limited to the run's max_length.
 PROBES = ((1, 1), (3, 17), (2, 128), (5, 8))
 
 Logits = Callable[..., torch.Tensor]
 
 
 class ExportError(RuntimeError):
-    """What was written does not compute what the run's model does; nothing of it is kept."""
+    """The export doesn't compute what the run's model does. It was removed."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export. `label` names the encoder, `judge` is what loaded the export again; the differences are those
-    of its float32 logits.
+    """A finished export. `label` names the encoder and `judge` the program that loaded the export again.
+
+    The differences are those of its float32 logits.
     """
 
     folder: Path
@@ -66,7 +67,7 @@ class Exported:
 
 
 class LogitsModel(nn.Module):
-    """Token ids to logits, float32, in one graph: the encoder, and what the task's `apply_head` makes of its states."""
+    """From token ids to logits, float32, in one graph: the encoder and the task's `apply_head`."""
 
     def __init__(
         self,
@@ -82,8 +83,10 @@ class LogitsModel(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> torch.Tensor:
-        """Logits (batch, outputs) of int64 [batch, length] each, or (batch, length, outputs) where the task reads every
-        token; the mask is 1 on real tokens.
+        """Computes logits from int64 [batch, length] each. The mask is 1 on real tokens.
+
+        Returns:
+            (batch, outputs), or (batch, length, outputs) if the task reads every token.
         """
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         return self._apply_head(self.head, output.last_hidden_state, attention_mask)
@@ -97,11 +100,16 @@ def export_run(
     checkpoint: str | None = None,
     model_name: str | None = None,
 ) -> Exported:
-    """Writes the run as `form` (one of FORMATS) into the new folder `target`, and checks what was written.
+    """Exports the run into a new folder and checks the export. If that fails, nothing is left at `target`.
 
-    `backend`, `checkpoint` and `model_name` are `load_predictor`'s. Raises UserError as that does, for an unknown form,
-    a missing package, or a target that exists, and ExportError when the logits differ by more than TOLERANCE; then
-    nothing is left at `target`.
+    Args:
+        form: One of FORMATS.
+        target: The folder to create.
+        backend: As in `load_predictor`, like `checkpoint` and `model_name`.
+
+    Raises:
+        UserError: As from `load_predictor`; also an unknown form, a missing package, or a target that exists.
+        ExportError: The logits differ by more than TOLERANCE.
     """
     check_name("--format", form, FORMATS)
     missing = [name for name in ("onnx", "onnxscript") if form == "onnx" and find_spec(name) is None]
@@ -137,9 +145,9 @@ def export_run(
 
 
 def trained_model(predictor: Predictor) -> LogitsModel:
-    """The run's encoder and head in float32 on the host, adapters merged.
+    """The run's encoder and head in float32 on the host, with adapters merged.
 
-    A frozen encoder is taken from its own files: such a run computes features with weights rounded to its dtype.
+    A frozen encoder is loaded from its own files, because the run computed features with weights rounded to its dtype.
     """
     model: Any = predictor.model
     if isinstance(model, WholeModel):
@@ -151,15 +159,17 @@ def trained_model(predictor: Predictor) -> LogitsModel:
 
 
 def probes(config: Any, max_length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Batches that an encoder of `config` takes, as INPUTS: random ids, every row of its own length, two token types
-    where the model has them. Longer than the batch that is traced, shorter, and of one token.
+    """Yields test batches for an encoder of `config`, as INPUTS.
+
+    They hold random ids, rows of different lengths, and two token types if the model has them. Some are longer than the
+    batch that is traced, some shorter, and one has a single token.
     """
     generator = torch.Generator().manual_seed(0)
     for texts, wanted in PROBES:
         length = min(wanted, max_length)
         ids = torch.randint(0, config.vocab_size, (texts, length), generator=generator)
         lengths = torch.randint(1, length + 1, (texts, 1), generator=generator)
-        # The longest row fills the batch, as in training.
+        # The longest row has no padding, as in training.
         lengths[0] = length
         mask = (torch.arange(length)[None] < lengths).long()
         second = (torch.arange(length)[None] > lengths // 2).long() if config.type_vocab_size > 1 else 0
@@ -167,12 +177,12 @@ def probes(config: Any, max_length: int) -> Iterator[tuple[torch.Tensor, torch.T
 
 
 def difference(model: LogitsModel, logits: Logits, max_length: int) -> tuple[float, float]:
-    """Largest absolute difference and relative L2 of `logits` from `model` over all probes; NaN counts as infinite."""
+    """Largest absolute difference and relative L2 of `logits` from `model` over all probes. NaN counts as infinite."""
     differences, references = [], []
     for batch in probes(model.encoder.config, max_length):
         expected, found = model(*batch), logits(*batch)
         if expected.dim() == 3:
-            # Logits of padding are a constant so low that no error would show beside it.
+            # The logits of padding are an extremely low constant, which would hide any error.
             real = batch[1].bool()
             expected, found = expected[real], found[real]
         differences.append((found - expected).flatten().double())
@@ -226,7 +236,7 @@ def _load_peft(trained: LogitsModel, predictor: Predictor, folder: Path) -> tupl
 
 
 def _with_head(trained: LogitsModel, encoder: nn.Module, folder: Path) -> LogitsModel:
-    """`encoder` with the head that was written to `folder`."""
+    """`encoder` with the head from `folder`."""
     from safetensors.torch import load_file
 
     head = copy.deepcopy(trained.head)
@@ -235,7 +245,7 @@ def _with_head(trained: LogitsModel, encoder: nn.Module, folder: Path) -> Logits
 
 
 def _example(trained: LogitsModel, predictor: Predictor) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
-    """A batch to trace with, and which of its dimensions are free."""
+    """A batch for tracing, and which of its dimensions are dynamic."""
     config: Any = trained.encoder.config
     _, batch, *_ = probes(config, predictor.config.max_length)
     free = {
@@ -271,11 +281,11 @@ def _write_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> No
 
 
 def _load_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
-    """The graph in ONNX Runtime, or where that isn't installed in onnx's own reference evaluator (slow)."""
+    """Loads the graph in ONNX Runtime or, if that isn't installed, in onnx's own reference evaluator (slow)."""
     del trained, predictor
     run: Callable[..., Any]
     if find_spec("onnxruntime") is not None:
-        # Its builds for Linux send usage statistics unless this is set before the import.
+        # Its Linux builds send usage statistics unless this is set before the import.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
 
@@ -307,7 +317,7 @@ _WAYS: dict[str, tuple[Callable[[LogitsModel, Predictor, Path], None], Callable[
 
 
 def _write_companions(predictor: Predictor, run: RunFolder, folder: Path) -> None:
-    """Tokenizer and label map, as transformers and as isotrain read them."""
+    """Writes the tokenizer and the label map in the formats of transformers and of isotrain."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -356,7 +366,7 @@ def _record(predictor: Predictor, run: RunFolder, form: str, result: Exported) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporters' advice to their own developers off the terminal; what matters of it is checked here."""
+    """Keeps the exporters' advice to their own developers off the terminal. Problems that matter are checked here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

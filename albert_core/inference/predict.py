@@ -1,4 +1,4 @@
-"""A task's answers for new texts, from a run's folder."""
+"""Answers for new texts, from a run's folder."""
 
 from __future__ import annotations
 
@@ -32,20 +32,25 @@ from ..tasks import TASKS, Prediction, Task
 from ..tokens.store import TokenStore
 from ..tokens.tokenizer import TextTokenizer, load_tokenizer
 
-# Logits that the head computes at once: 16 MB in float32, and a few times that where probabilities come of them.
+# Number of logits per pass of the head: 16 MB in float32, and several times that when probabilities are computed.
 HEAD_OUTPUTS = 1 << 22
 
 log = logging.getLogger("isotrain")
 
 
-# What a run's manifest must vouch for, beside the weights.
+# Files that a run's manifest must cover, besides the weights.
 NEEDED = (CONFIG, ORIGIN, "inputs.json", "tokenizer/tokenizer.json")
 
 
 @dataclass
 class Predictor:
-    """A trained run, loaded. `label` names the encoder, random weights included; `loaded` is the encoder it was trained
-    on, `recalled` what the task kept. `progress(done, total)`, where somebody watches, counts the sequences of a call.
+    """A trained run, loaded.
+
+    Attributes:
+        label: The encoder's name. It says if the weights are random.
+        loaded: The encoder that the run was trained on.
+        recalled: What the task kept.
+        progress: Called with the done and total number of a call's sequences, if set.
     """
 
     config: TrainConfig
@@ -62,9 +67,10 @@ class Predictor:
     progress: Callable[[int, int], None] | None = None
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Sequence[Prediction]:
-        """The task's answers in the order of `texts`, with second texts where it was trained on two.
+        """Answers in the order of `texts`, with second texts if the run was trained on pairs.
 
-        Raises UserError for an empty text, second texts that are missing, too many or not wanted.
+        Raises:
+            UserError: A text is empty, or second texts are missing, too many or not expected.
         """
         if pairs is not None and len(pairs) != len(texts):
             raise UserError(
@@ -75,7 +81,7 @@ class Predictor:
             for number, text in enumerate(texts_of_role, start=1):
                 if not text.strip():
                     raise UserError(f"{role} {number} of {len(texts)} is empty; give a text to predict")
-                # As a shell hands over bytes that are in another encoding.
+                # What a shell passes for bytes in another encoding.
                 if not is_unicode(text):
                     raise UserError(f"{role} {number} of {len(texts)} is not UTF-8: {text!r}; write it as UTF-8")
         if not texts:
@@ -85,9 +91,12 @@ class Predictor:
         return self.task.answers(self.recalled, split, store, self.outputs(store), self.config)
 
     def outputs(self, store: TokenStore) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """The head's outputs for every sequence: row numbers int64 [n] and logits [n, ...] on the host, some at a time.
+        """Yields the head's outputs for every sequence, some at a time.
 
-        Batches hold sequences of like lengths and about as many tokens as the device likes.
+        Batches hold sequences of similar length and about as many tokens as the device prefers.
+
+        Yields:
+            Row numbers, int64 [n], and logits [n, ...] on the host.
         """
         length = self.config.max_length
         with torch.no_grad():
@@ -107,12 +116,15 @@ class Predictor:
 def load_predictor(
     run: RunFolder, backend: str | None = None, checkpoint: str | None = None, model_name: str | None = None
 ) -> Predictor:
-    """Opens a run for prediction: its finished model, or with `checkpoint` "last", "best" or a folder's path.
+    """Opens a run for prediction.
 
-    The encoder is the run's own copy; where it has none, the one that the configuration names, or `model_name`.
+    Args:
+        checkpoint: "last", "best" or a folder's path. Without it, the finished model is loaded.
+        model_name: The encoder to load if the run has no copy of its own, instead of the configured one.
 
-    Raises UserError when the run is unfinished and no checkpoint is named, when something in it is damaged, or when
-    the encoder it was trained on is not the one that loads now.
+    Raises:
+        UserError: The run is unfinished and no checkpoint is named, a file is damaged, or the encoder is not the one
+            that the run was trained on.
     """
     if checkpoint is None:
         check_finished(run)
@@ -138,7 +150,7 @@ def load_predictor(
             f"{checkpoint or run.model} holds weights for {trained_for}, and run {str(run.path)!r} is one of "
             f"{task.name}; name a checkpoint of this run"
         )
-    # Two recipes of one task have weights of the same shapes, and labels that have nothing to do with each other.
+    # Two recipes of one task may have weights of the same shapes, but unrelated labels.
     own = run.identity()
     if any(identity.get(key) != own.get(key) for key in ("train_data", "tokenizer", "labels")):
         raise UserError(
@@ -187,7 +199,7 @@ def load_predictor(
 
 
 def _say_if_not_held(run: RunFolder, best: Best, saved: Snapshot) -> None:
-    """Warns where the run's best evaluation was of weights that no checkpoint holds."""
+    """Warns if no checkpoint holds the weights of the run's best evaluation."""
     found = best_evaluation(run, best)
     if found and found["step"] != saved.step:
         log.warning(

@@ -1,4 +1,4 @@
-"""The files of `isotrain predict`: texts are read and answers written a part at a time, whatever the number of rows."""
+"""The files of `isotrain predict`. Texts are read and answers written in parts, whatever the number of rows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from ..tasks import TASKS, Prediction, Task
 
 @dataclass(frozen=True)
 class Inputs:
-    """A file of texts that has been read once, and found usable as a whole.
+    """A file of texts that has been read once and checked as a whole.
 
-    columns: those of all rows. text, text_pair: the columns of the texts, and of the second texts of pairs.
-    device_ids: the ids that `with_device` has to pass by.
+    Attributes:
+        columns: The columns of all rows.
+        text: The column of the texts.
+        text_pair: The column of the second texts of pairs.
+        device_ids: The ids that `with_device` must avoid.
     """
 
     file: Path
@@ -38,7 +41,11 @@ class Inputs:
     version: tuple[int, ...]
 
     def parts(self) -> Iterator[Table]:
-        """The rows, some at a time, all under `columns`. Raises UserError where the file has changed meanwhile."""
+        """Yields the rows, some at a time, all with `columns`.
+
+        Raises:
+            UserError: The file has changed since it was checked.
+        """
         for part in self.task.parts(self.file):
             if _version(self.file) != self.version:
                 raise UserError(f"{self.file} changed while it was read; start again when it is complete")
@@ -52,13 +59,14 @@ class Inputs:
 def read_inputs(
     run: RunFolder, file: Path, text_column: str | None, pair_column: str | None, by_id: bool = False
 ) -> Inputs:
-    """Checks every row of a CSV, TSV, JSONL or SQuAD file that `run` is to answer for, before any is answered.
+    """Checks every row of a CSV, TSV, JSONL or SQuAD file before `run` answers any of them.
 
-    Raises UserError, also for an empty cell, for an id that occurs twice, and with `by_id` for a row without an id.
+    Raises:
+        UserError: The file can't be used, a cell is empty, an id occurs twice, or, with `by_id`, a row has no id.
     """
     config = load_config(run.config).config
     task = TASKS[config.task]
-    # Taken first: whatever happens to the file from here on is noticed.
+    # Read first, so that any later change of the file is noticed.
     version = _version(file)
     columns: dict[str, None] = {}
     rows = 0
@@ -87,7 +95,11 @@ _BY_ID = "a .json file of answers has them by id: give each row its own, or name
 
 
 def answer_ids(table: Table) -> list[str]:
-    """The id of each row, for answers by id. Raises UserError where one has none."""
+    """The id of each row, for answers by id.
+
+    Raises:
+        UserError: A row has no id.
+    """
     ids = table.column("id")
     for row, cell in enumerate(ids):
         if cell in (None, ""):
@@ -104,7 +116,7 @@ def _refuse_empty(table: Table, column: str) -> None:
 
 
 def _version(file: Path) -> tuple[int, ...]:
-    """What changes when a file is written to or replaced."""
+    """A value that changes when a file is written to or replaced."""
     try:
         found = file.stat()
     except OSError as error:
@@ -113,7 +125,7 @@ def _version(file: Path) -> tuple[int, ...]:
 
 
 def free_names(wanted: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
-    """What each of `wanted` is called beside names that are `taken`: itself, or ``predicted_`` and its name."""
+    """Maps each of `wanted` to a name that isn't `taken`: itself, or the name after ``predicted_``."""
     wanted, occupied = list(wanted), set(taken)
     found = {}
     for name in wanted:
@@ -128,7 +140,7 @@ def free_names(wanted: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
 
 @dataclass
 class AnswerFile:
-    """A file of answers while it is written. `names`: under which name each part of an answer stands in it."""
+    """A file of answers that is being written. `names` maps each part of an answer to its name in the file."""
 
     stream: BinaryIO
     form: str
@@ -153,7 +165,7 @@ class AnswerFile:
         self.stream.flush()
 
     def end(self) -> None:
-        """Closes what the first part opened."""
+        """Closes the brackets that the first part opened."""
         if self.form == ".json":
             self.stream.write(b"\n}\n")
 
@@ -176,10 +188,10 @@ class AnswerFile:
             yield dict(zip(table.columns, row, strict=True)) | named
 
     def _by_id(self, table: Table, answers: list[dict[str, Any]], first: bool) -> str:
-        """SQuAD's format: the answer by id."""
+        """SQuAD's format: answers by id."""
         found = dict(zip(answer_ids(table), (next(iter(answer.values())) for answer in answers), strict=True))
         if first and self.emulated:
-            # All the ids that could be taken for the device's key, also those of later parts.
+            # All ids that could be mistaken for the device's key, including those of later parts.
             key = next(iter(with_device(dict.fromkeys(self.inputs.device_ids), self.emulated)))
             self.names["device"] = key
             found = {key: self.emulated} | found
@@ -192,14 +204,16 @@ class AnswerFile:
 
 @contextmanager
 def answer_file(path: Path, inputs: Inputs, emulated: str = "") -> Iterator[AnswerFile]:
-    """A file at `path` that gets the rows of `inputs` with the answers' columns, whole or not at all.
+    """Writes the rows of `inputs` with their answers to `path`, completely or not at all.
 
-    JSONL or CSV, by the name of `path`. Every column of the input stays as it is; an answer's column whose name the
-    input has gets another one (`free_names`). `emulated`, the label of a device that is only emulated, gets a column
-    ``device``. A .json file gets SQuAD's format instead, the answer by id, and the label as `with_device` puts it.
+    A name in .jsonl or .csv chooses the format. The input's columns stay as they are. An answer's column gets another
+    name if the input already has that one (see `free_names`). A .json file gets SQuAD's format instead, answers by id.
+
+    Args:
+        emulated: The label of an emulated device, which gets a column ``device``, or in .json the key of `with_device`.
 
     Raises:
-        RunError: the disk is full or broken.
+        RunError: The disk is full or broken.
         UserError: `path` can't be written.
     """
     with written(path) as stream:

@@ -1,1 +1,1 @@
-"""The training loop: one story in `train`, and its parts."""
+"""The training loop: `train` tells the whole story, the other files hold its parts."""

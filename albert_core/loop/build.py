@@ -1,4 +1,4 @@
-"""The parts of a training run, built from a job: model, optimizer, inputs, checkpoints."""
+"""Builds the parts of a training run from a job: model, optimizer, inputs, checkpoints."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def _not_ready(*_: Any) -> torch.Tensor:
 
 @dataclass
 class Training:
-    """All the parts the loop moves. `step` makes an optimizer step (`step.make_step`), once it is set.
+    """All parts that the loop works with.
 
-    `recorded` is the configuration as the run's folder keeps it. `check_folder` raises RunError where that folder is
-    no longer the one that the run began in; only the first process looks.
-
-    `parallel` is `model` as the step calls it: of several processes, wrapped so that they sum their gradients.
+    Attributes:
+        parallel: `model` as the step calls it. With several processes it is wrapped so that they sum their gradients.
+        recorded: The configuration as the run's folder keeps it.
+        check_folder: Raises RunError if the run's folder was replaced or is gone. Only the first process checks.
+        step: Makes one optimizer step (`step.make_step`), once it is set.
     """
 
     job: Job
@@ -67,6 +68,7 @@ class Training:
 
 
 def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
+    """Builds everything but the step function and the trackers, at the run's first step."""
     config, backend = job.config, job.backend
     scale = loss_scale(backend, job.policy, whole_model=not trains_on_features(config))
     head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
@@ -127,7 +129,11 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
 
 
 def check_storage(config: TrainConfig, resuming: bool) -> None:
-    """Refuses, before any work, a remote_path that can't be used or that holds another run's checkpoints."""
+    """Checks `remote_path` before any work.
+
+    Raises:
+        UserError: It can't be used, or it holds another run's checkpoints.
+    """
     if not (config.sync_to_storage or config.load_from_storage):
         return
     url = remote_url(config.remote_path, config.storage_backend)

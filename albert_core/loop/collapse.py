@@ -1,8 +1,9 @@
-"""Whether a run has collapsed: a model that had learned something is back at guessing, and mostly stays there.
+"""Detects a collapse: a model that had learned something guesses again, and usually keeps guessing.
 
-ALBERT is known for it: fine-tuning at a rate that other encoders take leads, after a good first epoch, to a state in
-which every text gets one answer and the gradient no longer tells texts apart (Mosbach et al. 2021, 2006.04884, describe
-it for BERT, RoBERTa and ALBERT). The loss then stands at what the labels' frequencies alone would give.
+ALBERT is known for it. With a learning rate that other encoders tolerate, fine-tuning can end up, after a good first
+epoch, in a state where every text gets the same answer and the gradient no longer tells texts apart. Mosbach et al.
+2021 (2006.04884) describe it for BERT, RoBERTa and ALBERT. The loss is then what the label frequencies alone would
+give.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-# As shares of the chance loss: below the first a model has learned, above the second it guesses.
+# Shares of the chance loss: a model below the first has learned, one above the second guesses.
 LEARNED, GUESSING = 0.9, 0.97
-# Log lines in a row that it takes to believe one or the other: a line is the mean of a few batches.
+# Log lines in a row before either is believed, since one line is the mean of only a few batches.
 LEARNED_LINES, GUESSING_LINES = 3, 5
-# A split on which one label gets this share of the predictions is told one thing.
+# From this share of predictions with the same label on, the model counts as constant.
 CONSTANT = 0.995
-# How far from its median over the latest lines a gradient's norm must be, and for how many lines.
+# How far a gradient's norm must be from its recent median, for how many lines, and over how many the median is taken.
 NORM_RATIO, NORM_LINES, NORM_HISTORY = 1e3, 3, 10
 
 
 @dataclass
 class CollapseWatch:
-    """What the log lines and evaluations of a run have said so far; plain values, so that a checkpoint holds it.
+    """What the log lines and evaluations of a run have shown so far. It holds plain values, so that a checkpoint can.
 
-    chance: the loss of a model that knows the labels' frequencies alone, in nats; None where a task has no such figure.
-    reason: why the run counts as collapsed, "" while it doesn't; step: when that was first seen.
+    Attributes:
+        chance: The loss, in nats, of a model that knows only the label frequencies. None if the task has no such
+            figure.
+        reason: Why the run counts as collapsed, or "".
+        step: When the collapse was first seen.
     """
 
     chance: float | None = None
@@ -40,9 +44,15 @@ class CollapseWatch:
     step: int = -1
 
     def after_log(self, step: int, loss: float, gradient_norm: float | None) -> bool:
-        """Takes in a log line: the mean training loss since the last one, and the newest gradient's norm.
+        """Records a log line.
 
-        True where this line is the first that shows a collapse.
+        Args:
+            step: The optimizer step.
+            loss: The mean training loss since the previous line, in nats.
+            gradient_norm: The norm of the newest gradient, if known.
+
+        Returns:
+            Whether this line is the first to show a collapse.
         """
         reason = ""
         if self.chance is not None:
@@ -56,16 +66,19 @@ class CollapseWatch:
         return self._found(step, reason)
 
     def after_evaluation(self, step: int, training_loss: float, metrics: dict[str, float]) -> bool:
-        """Takes in an evaluation and the mean training loss since the one before. True as in `after_log`.
+        """Records an evaluation and the mean training loss since the previous one.
 
-        Loss alone is no sign here, for a model that fits its training texts too well has a high one as well.
+        A high evaluation loss alone is no sign of collapse, because a model that overfits has one too.
+
+        Returns:
+            Whether this evaluation is the first to show a collapse.
         """
         share = metrics.get("eval/largest_share", 0.0)
-        # Where all texts really have one label, telling it is right.
+        # If nearly all texts really have one label, predicting it is right.
         constant = share >= CONSTANT and metrics.get("eval/accuracy", 0.0) < CONSTANT
         self.constant_evaluations = self.constant_evaluations + 1 if constant else 0
         reason = ""
-        # A first epoch may end before anything is learned; a second one that does is no start any more.
+        # A first epoch may end before anything is learned. A second constant evaluation is a collapse.
         if constant and (self.learned or self.constant_evaluations > 1):
             reason = f"{share:.1%} of the predictions are one label (accuracy {metrics['eval/accuracy']:.4f})"
         elif self.chance is not None and self.learned:
@@ -75,9 +88,10 @@ class CollapseWatch:
         return self._found(step, reason)
 
     def _odd_norm(self, loss: float, norm: float) -> str:
-        """Why the gradient's norm says that training broke down; "" where it doesn't.
+        """Says why the gradient's norm shows that training broke down, or "".
 
-        A model that fits its texts has small gradients too, so a vanished one counts only while the loss is high.
+        A model that fits its texts has small gradients too. A vanished gradient therefore counts only while the loss is
+        high.
         """
         if not math.isfinite(norm):
             return f"the gradient's norm is {norm}"

@@ -1,4 +1,4 @@
-"""The forward pass of an evaluation: the task says what is kept of it, and judges that."""
+"""The forward pass of an evaluation. The task decides what to keep of the logits, and computes the metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .job import Job
 
 
 def evaluate(job: Job, model: nn.Module, source: InputSource) -> Evaluation:
-    """The metrics of `model` on the evaluation split, which `source` reads. Draws no random number.
+    """Computes the metrics of `model` on the evaluation split, which `source` reads. Draws no random numbers.
 
-    What is kept of the logits stays on the device until the end. Each of several processes evaluates its share of every
-    batch, and all get the figures of the whole split.
+    What is kept of the logits stays on the device until the end. Several processes evaluate a share of every batch
+    each, and all get the figures of the whole split.
     """
     task, store, backend, ranks, size = job.task, job.test_tokens, job.backend, job.ranks, job.config.eval_batch_size
     order = task.evaluation_order(store)
@@ -33,7 +33,7 @@ def evaluate(job: Job, model: nn.Module, source: InputSource) -> Evaluation:
             places.append(order[slice(*ranks.share(start, stop))])
             backend.step_boundary()
     model.train(training)
-    # Cut on the host: on a device that compiles, that would be one more program. Further rows only fill a batch up.
+    # Cut on the host, since a device that compiles would need another program for it. The other rows are padding.
     found = [(rows, part.cpu()[: len(rows)]) for rows, part in zip(places, parts, strict=True)]
     outputs = [pair for share in ranks.gather(found) for pair in share]
     loss = float(ranks.total(loss_sum)) / store.num_texts

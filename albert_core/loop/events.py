@@ -1,4 +1,4 @@
-"""What happens beside the steps: log lines, evaluations, checkpoints, and the refusal to go on with NaN."""
+"""What happens between the steps: log lines, evaluations, checkpoints, and the stop at a NaN."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ log = logging.getLogger("isotrain")
 
 
 class TrainingError(RunError):
-    """Training can't go on: a loss or a weight is no longer finite."""
+    """A loss or a weight is no longer finite, so training can't continue."""
 
 
 def log_step(training: Training, epoch: int, rate: float, clock: Throughput, reporter: Reporter) -> None:
+    """Logs the means since the last line and checks them for NaN and for a collapse."""
     training.check_folder()
     state = training.state
     loss, accuracy = state.take_means(training.job.ranks)
     _require_finite(loss, training)
     norm = None if state.gradient_norm is None else float(state.gradient_norm)
-    # Not for its value: a counter that wraps must be looked at in between.
+    # A counter that wraps around must be read in between; the value isn't needed here.
     training.job.backend.energy()
     values = {
         "epoch": epoch + 1,
@@ -63,12 +64,12 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
 
 
 class _StopAskedError(Exception):
-    """A stop was asked for between two batches of an evaluation."""
+    """A stop was requested between two batches of an evaluation."""
 
 
 @dataclass(frozen=True)
 class _Stoppable:
-    """An input source whose reader ends between two batches once `asked` says so."""
+    """An input source that ends between two batches once `asked` returns True."""
 
     source: InputSource
     asked: Callable[[], bool]
@@ -83,9 +84,13 @@ class _Stoppable:
 
 
 def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Callable[[], bool]) -> bool:
-    """Evaluates, and records what came out; False, with nothing recorded, where `asked` says that a stop is wanted.
+    """Evaluates and records the result, unless a stop is requested first.
 
-    Every process asks before every batch.
+    Args:
+        asked: Whether a stop is requested. Every process calls it before every batch.
+
+    Returns:
+        Whether the evaluation was completed. Otherwise nothing is recorded.
     """
     job, state = training.job, training.state
     began = time.perf_counter_ns()
@@ -115,7 +120,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Call
 
 
 def _log_evaluation(training: Training, epoch: int, training_loss: float, metrics: dict[str, float]) -> None:
-    """One row of the log's table of evaluations, under a header where it is this process's first."""
+    """Logs one row of the table of evaluations, and its header before this process's first row."""
     job, step = training.job, training.state.step
     words = {word: metrics[name] for name, word in job.task.metrics.items() if name in metrics}
     loss, *others = words
@@ -134,7 +139,7 @@ def _row(cells: list[str], widths: list[int]) -> str:
 
 
 def draw(training: Training, *, png: bool = False) -> None:
-    """The charts that the configuration asks for, of the evaluations so far."""
+    """Draws the configured charts of the evaluations so far."""
     job = training.job
     write_charts(training.run, job.config.chart, f"{job.dataset.name}\n{job.label}", png=png)
 
@@ -157,7 +162,7 @@ def _say_collapsed(training: Training) -> None:
 
 
 def save_now(training: Training, window: Window | None) -> None:
-    """Saves what the steps after `window` need, or after the stream's position where that is None."""
+    """Saves a checkpoint at the end of `window`, or at the stream's position if that is None."""
     job, state = training.job, training.state
     _require_finite(state.peek_means(job.ranks)[0], training)
     processes = job.ranks.gather(own_tensors(job, state))
@@ -194,7 +199,7 @@ def _require_finite(loss: float, training: Training) -> None:
 
 
 def describe(job: Job, run: RunFolder) -> None:
-    """Says what the run is made of."""
+    """Logs what the run is made of."""
     info = job.backend.info()
     log.info("run %s", run.path)
     log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
@@ -211,7 +216,7 @@ def describe(job: Job, run: RunFolder) -> None:
 
 
 def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:
-    """Writes summary.json: how the run ended and what it reached."""
+    """Writes summary.json (how the run ended and what it reached) and returns its content."""
     job, state = training.job, training.state
     info = job.backend.info()
     held = training.store.of_step(int(state.best["step"]), finished=status == "completed") if state.best else None
@@ -230,13 +235,13 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         **state.last_evaluation,
         "best": state.best,
         "best_by": asdict(job.config.best),
-        # Null where no checkpoint holds the best evaluation's weights.
+        # Null if no checkpoint holds the weights of the best evaluation.
         "best_checkpoint": None if held is None else held.name,
         "collapse": {"step": state.watch.step, "reason": state.watch.reason} if state.watch.reason else None,
         "seconds": None if seconds is None else round(seconds, 3),
         "phases": {name: round(value, 3) for name, value in job.phases.items()},
         "peak_memory_bytes": job.backend.memory().peak_bytes,
-        # From the opened device on; of several processes, what the first one's counter covers.
+        # Counted from the opening of the device. With several processes, it is what the first one's counter covers.
         "energy": asdict(job.backend.energy().since(job.energy)),
     }
     write_json(training.run.summary, summary)
@@ -244,14 +249,14 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
 
 
 def fail(training: Training, error: BaseException) -> None:
-    """Says in summary.json and to the trackers that the run ended early, as far as that is still possible."""
+    """Records in summary.json and in the trackers that the run ended early, as far as that is still possible."""
     if not training.job.ranks.first:
         return
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error_line(error)}"
     try:
         training.check_folder()
     except RunError:
-        # Trackers write there, too.
+        # Trackers write to that folder too.
         return
     with suppress(OSError, UserError, RunError):
         summarize(training, status)
@@ -260,14 +265,14 @@ def fail(training: Training, error: BaseException) -> None:
 
 
 class Throughput:
-    """Texts a second of training alone: evaluation and saving stop its clock."""
+    """Training speed in samples per second. The clock stops during evaluation and saving."""
 
     def __init__(self) -> None:
         self.samples = 0
         self._began = self._since = time.perf_counter_ns()
 
     def take(self) -> float:
-        """Texts a second since the last call. The caller has just fetched a loss, so the work is done."""
+        """Samples per second since the last call. The caller has just fetched a loss, so the queued work is done."""
         now = time.perf_counter_ns()
         rate = self.samples * 1e9 / max(1, now - self._since)
         self.samples, self._since = 0, now

@@ -1,4 +1,4 @@
-"""What a configuration's names say before torch is loaded. A wrong one costs no process and no download."""
+"""Checks a configuration's names before torch is loaded, so that a wrong one costs no process and no download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from ..tokens.tokenizer import check_tokenizer_name
 
 
 def check_names(config: TrainConfig) -> None:
-    """Raises UserError for a model, a data set or a tokenizer that is none by its name."""
+    """Checks the names of the model, the data set and the tokenizer.
+
+    Raises:
+        UserError: There can't be anything by that name.
+    """
     check_model_name(config.model_name)
     if config.task == "classification":
         check_dataset_name(config.dataset_id)

@@ -1,4 +1,4 @@
-"""Everything a configuration names, opened: backend, data, tokens, encoder."""
+"""Opens everything that a configuration names: backend, data, tokens, encoder."""
 
 from __future__ import annotations
 
@@ -39,9 +39,13 @@ PhaseProgress = Callable[[str], Callable[[int, int], None] | None]
 
 @dataclass
 class Job:
-    """What training reads. `phases` holds the seconds each part of opening took, `energy` the counter once it was open.
+    """What training reads.
 
-    `dataset` is what the task's `load` returned, `num_labels` how many outputs its head has.
+    Attributes:
+        dataset: What the task's `load` returned.
+        num_labels: The number of the head's outputs.
+        phases: Seconds that each part of opening took.
+        energy: The energy counter, read once the device was open.
     """
 
     config: TrainConfig
@@ -61,33 +65,33 @@ class Job:
 
     @cached_property
     def whose(self) -> str:
-        """What a line of the log ends with: nothing, or the name of a device that is only emulated."""
+        """The end of a log line: the name of an emulated device, or ""."""
         emulated = self.backend.info().emulated_label
         return f" on {emulated}" if emulated else ""
 
     @property
     def label(self) -> str:
-        """What tables call the run's model: random weights are said, and so is a device that is only emulated."""
+        """What tables call the run's model. It says if the weights are random or the device is emulated."""
         return display_name(self.encoder.label, self.backend)
 
     def frozen_encoder(self) -> FrozenEncoder:
-        """The frozen forward that the configuration asks for."""
+        """The frozen forward pass by the configured kernel."""
         return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
 
     def trainable_encoder(self) -> Any:
-        """The transformers encoder of a whole model (see `build_encoder`)."""
+        """The transformers module for a whole model (see `build_encoder`)."""
         return build_encoder(self.encoder, self.config)
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        """Of the evaluation's examples as they were given and tokenised, and of what the outputs stand for."""
+        """Hashes of the evaluation's examples, raw and tokenised, and of what the outputs stand for."""
         return {
             "test_data": _hash([self.test_tokens.fingerprint, self.dataset.test.content]),
             "labels": _hash(self.dataset.meaning),
         }
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with a run that goes on from it."""
+        """What a checkpoint must share with a run that resumes from it."""
         config = self.config
         return {
             "task": self.task.name,
@@ -116,9 +120,12 @@ class Job:
 
 
 def check_kept(run: RunFolder, task: Task, tokenizer: TextTokenizer, identity: Mapping[str, Any]) -> None:
-    """Raises UserError where what a run keeps for predictions is not what its weights were trained with.
+    """Checks that the files a run keeps for predictions are those that its weights were trained with.
 
-    Its manifest can't tell: whoever replaces the files may replace it too.
+    The run's manifest doesn't show this, because files and manifest may have been replaced together.
+
+    Raises:
+        UserError: The labels or the tokenizer differ.
     """
     wrong = [
         name
@@ -140,18 +147,22 @@ def _hash(value: Any) -> str:
 
 
 def trains_on_features(config: TrainConfig) -> bool:
-    """Whether the head is trained on a frozen encoder's features, and not in one model with the encoder."""
+    """Whether the head is trained on a frozen encoder's features instead of in one model with the encoder."""
     return config.freeze_encoder and TASKS[config.task].on_features
 
 
 def policy_on(backend: Backend, config: TrainConfig) -> CastPolicy:
-    """The dtypes of the encoder that `config` trains or trains on, on `backend`. Raises UserError for one it lacks."""
+    """The dtypes on `backend` of the encoder that `config` trains or trains on.
+
+    Raises:
+        UserError: The backend lacks the dtype.
+    """
     policy = backend.cast_policy(config.dtype, strict=config.strict_dtype)
     return policy if trains_on_features(config) else backend.whole_model_policy(policy)
 
 
 def build_encoder(encoder: LoadedEncoder, config: TrainConfig) -> Any:
-    """The transformers module of `encoder` that a head is joined to: frozen, or with adapters, if `config` says so."""
+    """The transformers module of `encoder` that a head is joined to, frozen or with adapters as `config` says."""
     module = encoder.module()
     if config.freeze_encoder:
         return module.requires_grad_(False)
@@ -159,13 +170,17 @@ def build_encoder(encoder: LoadedEncoder, config: TrainConfig) -> Any:
 
 
 def display_name(label: str, backend: Backend) -> str:
-    """`label`, with the device's name where that is only emulated."""
+    """`label`, followed by the device's name if the device is emulated."""
     info = backend.info()
     return f"{label} on {info.label}" if info.emulated else label
 
 
 def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> Job:
-    """Opens what `config` names, cheapest checks first. Raises UserError for anything that can't be used."""
+    """Opens what `config` names, with the cheapest checks first.
+
+    Raises:
+        UserError: Something in it can't be used.
+    """
     phases: dict[str, float] = {}
     task = TASKS[config.task]
     with _timed(phases, "open_backend"):
@@ -222,7 +237,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
 
 
 def sampled(dataset: Any, config: TrainConfig) -> Any:
-    """`dataset` with as many rows of each split as the configuration wants, chosen by its seed, in their order."""
+    """Takes as many rows of each split as the configuration asks for. Its seed chooses them; their order is kept."""
     for split, wanted in (("train", config.max_train_samples), ("test", config.max_eval_samples)):
         rows = getattr(dataset, split)
         if wanted is not None and wanted < len(rows):
@@ -235,7 +250,7 @@ def sampled(dataset: Any, config: TrainConfig) -> Any:
 
 
 def _warn_of_lost_labels(rows: RawSplit, kept: RawSplit, names: Sequence[str]) -> None:
-    """Says which labels a smaller training split has no row of any more."""
+    """Warns of labels that have no row left in a smaller training split."""
     lost = sorted(set(rows.labels) - set(kept.labels))
     if lost:
         log.warning(
@@ -248,10 +263,13 @@ def _warn_of_lost_labels(rows: RawSplit, kept: RawSplit, names: Sequence[str]) -
 
 
 def layout_on(backend: Backend, config: TrainConfig) -> str:
-    """The encoder's batch layout on `backend`: the configuration's, and of "auto" the device's own for a whole model,
-    and for a frozen encoder's features packed where kernel and device take that.
+    """The encoder's batch layout on `backend`.
 
-    Raises UserError for a layout that was asked for and that the device doesn't take.
+    "auto" is the device's own choice for a whole model. For the features of a frozen encoder it is packed, if kernel
+    and device support that.
+
+    Raises:
+        UserError: The device doesn't support the configured layout.
     """
     if config.layout == "auto":
         frozen = "bucketed" if config.kernel == "transformers" else "packed"

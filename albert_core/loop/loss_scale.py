@@ -1,7 +1,7 @@
-"""Loss scaling for float16: gradients too small for it are scaled up, and steps that overflowed are left out.
+"""Loss scaling for float16: scales up gradients that are too small for it, and skips steps that overflow.
 
-torch.amp.GradScaler does the scaling; what stands here counts the steps that it leaves out without asking the device at
-each of them, and takes the state into checkpoints and back.
+torch.amp.GradScaler does the scaling. The code here counts skipped steps without a device read at each step, and saves
+and restores the state.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ log = logging.getLogger("isotrain")
 
 
 class LossScale:
-    """The scale of one run's loss. Without a scaler (every dtype but float16) it does nothing but the step itself."""
+    """The loss scale of one run. Without a scaler (every dtype but float16), it only makes the step."""
 
     def __init__(self, scaler: torch.amp.GradScaler | None, one: torch.Tensor) -> None:
-        """`one` is a float32 1 on the device: scaled, it tells the scale."""
+        """`one` is a float32 1 on the device. Scaling it yields the scale."""
         self.scaler = scaler
         self._one = one
         self._skipped = one - one
         self._told = 0
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """What backward starts from."""
+        """The loss that backward starts from."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes the gradients their true size, for whoever looks at them before the step."""
+        """Divides the gradients by the scale, for code that reads them before the step."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """``optimizer.step()``, left out where a gradient is inf or NaN; the scale is then halved."""
+        """Calls ``optimizer.step()``. If a gradient is inf or NaN, skips it and halves the scale."""
         if self.scaler is None:
             optimizer.step()
             return
@@ -48,7 +48,7 @@ class LossScale:
         self._skipped = self._skipped + (self.scaler.scale(self._one) < before)
 
     def figures(self) -> dict[str, float]:
-        """For a log line: the scale, and how many steps were left out so far; empty without a scaler."""
+        """The scale and the number of skipped steps, for a log line. Empty without a scaler."""
         if self.scaler is None:
             return {}
         skipped, scale = int(self._skipped), self.scaler.get_scale()
@@ -63,11 +63,11 @@ class LossScale:
         return {"loss_scale": scale, "skipped_steps": float(skipped)}
 
     def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint; empty without a scaler."""
+        """The state as plain values for a checkpoint. Empty without a scaler."""
         return {} if self.scaler is None else {**self.scaler.state_dict(), "skipped": int(self._skipped)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to what `state` returned."""
+        """Restores what `state` returned."""
         if self.scaler is not None:
             values = dict(state)
             self._told = values.pop("skipped")
@@ -81,7 +81,11 @@ def unscaled() -> LossScale:
 
 
 def loss_scale(backend: Backend, policy: CastPolicy, whole_model: bool) -> LossScale:
-    """The scale of a run under `policy`. Raises UserError for whole-model float16 on a device without a scaler."""
+    """The scale of a run under `policy`.
+
+    Raises:
+        UserError: Whole-model float16 on a device without a gradient scaler.
+    """
     scaler = backend.grad_scaler(policy) if whole_model else None
     if whole_model and policy.compute == "float16" and scaler is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Optimizers by name and the learning rate as a plain function of the step."""
+"""Optimizers by name, and the learning rate as a plain function of the step."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from ..terminal.text import quoted
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, backend: Backend) -> torch.optim.Optimizer:
-    """The optimizer called `config.optim` over the trained parameters of `model`: one group, or two with `no_decay`.
+    """The configured optimizer (`config.optim`) for the trained parameters of `model`.
 
-    Raises UserError where `no_decay` names what isn't there.
+    Raises:
+        UserError: `no_decay` names a parameter that doesn't exist.
     """
     groups = parameter_groups(model, config)
     rate, decay = config.learning_rate, config.weight_decay
@@ -39,7 +40,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, backend: Backend) -> 
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The trained parameters of `model` in one group, or in two where some decay and those of `no_decay` don't."""
+    """The trained parameters of `model`: one group, or two if `no_decay` exempts some from weight decay."""
     spared = set().union(*(_named_by(entry, model) for entry in config.no_decay))
     trained = _trained(model)
     kept = [parameter for name, parameter in trained.items() if name not in spared]
@@ -55,7 +56,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _named_by(entry: str, model: nn.Module) -> set[str]:
-    """The names of the trained parameters that an entry of `no_decay` means. Of a kind there may be none."""
+    """The names of the trained parameters that an entry of `no_decay` matches. Biases or norms may be absent."""
     trained = _trained(model)
     if entry == "bias":
         return {name for name in trained if "bias" in name.rpartition(".")[2]}
@@ -72,9 +73,9 @@ def _named_by(entry: str, model: nn.Module) -> set[str]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """`optimizer.state_dict()` as of one group of all trained parameters in the model's order.
+    """The optimizer's ``state_dict()`` as if all trained parameters were in one group, in the model's order.
 
-    So a checkpoint doesn't depend on which parameters decay, and a resume may change that as it may the decay.
+    A checkpoint then doesn't depend on which parameters decay, so a resumed run may change that, like the decay itself.
     """
     saved = optimizer.state_dict()
     places = _places(optimizer, model)
@@ -84,7 +85,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]) -> None:
-    """Puts back what `optimizer_state` returned; the groups' settings stay those of `optimizer`."""
+    """Restores what `optimizer_state` returned. The settings of the groups stay those of `optimizer`."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     places = _places(optimizer, model)
     state = {index: saved["state"][place] for index, place in enumerate(places) if place in saved["state"]}
@@ -94,7 +95,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
 
 
 def _places(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[int]:
-    """Where each of the optimizer's parameters, group after group, stands among the model's trained ones."""
+    """Indices of the optimizer's parameters, group after group, among the model's trained parameters."""
     numbers = {id(parameter): number for number, parameter in enumerate(_trained(model).values())}
     return [numbers[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -102,8 +103,8 @@ def _places(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[int]:
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
     """The learning rate of optimizer step `step` (counted from 0) of `total_steps`.
 
-    Linear warm-up from 0, reaching the peak at step `warmup`, then constant, or linearly or along half a cosine down
-    to 0 at `total_steps`: the schedules of transformers' get_*_schedule_with_warmup.
+    It rises linearly from 0 to its peak at step `warmup`. Then it stays constant, or falls to 0 at `total_steps`,
+    linearly or along half a cosine. These are the schedules of transformers' get_*_schedule_with_warmup.
     """
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
     if step < warmup:

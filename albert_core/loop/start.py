@@ -1,4 +1,4 @@
-"""How a run begins or is resumed: its folder, what stands in it, and the state that a checkpoint holds."""
+"""How a run begins or is resumed: its folder, the files in it, and the state from a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,9 +36,17 @@ log = logging.getLogger("isotrain")
 def open_folder(
     job: Job, kept: ResolvedConfig, resume: RunFolder | None, held: ExitStack, early: MemoryHandler
 ) -> tuple[RunFolder, bool, Callable[[], None]]:
-    """The run's folder, whether it is new, and what raises RunError once it is gone (see `RunLock`).
+    """Opens the run's folder. In the first process, also locks it and sends the log to it, starting with the lines in
+    `early`.
 
-    In the first process the folder is locked and the log, with the lines in `early`, goes there too, as long as `held`.
+    Args:
+        kept: The configuration that a new folder keeps.
+        resume: The run to resume, if one was named.
+        held: Keeps the lock and the log open.
+        early: Log lines from before the folder was known.
+
+    Returns:
+        The folder, whether it is new, and a function that raises RunError once it is gone (see `RunLock`).
     """
     locks: list[RunLock] = []
 
@@ -68,12 +76,12 @@ def open_folder(
 
 
 def set_up(job: Job, run: RunFolder, kept: ResolvedConfig) -> None:
-    """Writes what a resume, `predict` and a reader need beside the weights, and the manifest that vouches for it."""
+    """Writes what a resume, `predict` and a reader need besides the weights, and the manifest with its checksums."""
     write_text(run.config, kept.to_yaml())
     if not has_manifest(run.path):
         job.task.record(run, job.dataset)
         job.tokenizer.save(run.tokenizer)
-    # Random weights are made again from their name and seed.
+    # Random weights are drawn again from their name and seed.
     if job.config.copy_encoder and not job.encoder.random and not run.encoder.exists():
         save_encoder(job.encoder, run.encoder)
     write_json(
@@ -94,7 +102,7 @@ def set_up(job: Job, run: RunFolder, kept: ResolvedConfig) -> None:
 
 
 def prepare(job: Job, run: RunFolder, kept: ResolvedConfig, reporter: Reporter, is_new: bool) -> Training:
-    """Everything from the run's folder up to its first step: parts, checkpoint, trackers."""
+    """Builds everything from the run's folder up to its first step: parts, checkpoint, trackers."""
     describe(job, run)
     training = build_training(job, run, reporter, kept.config)
     if not is_new or job.config.load_from_storage:
@@ -117,14 +125,15 @@ def prepare(job: Job, run: RunFolder, kept: ResolvedConfig, reporter: Reporter, 
 
 
 def _keep_earlier(training: Training, kept: ResolvedConfig) -> None:
-    """Keeps under other names what is no longer this part's: the configuration so far, a finished model, a summary.
+    """Renames what belongs to the earlier part of a resumed run: its configuration, finished model and summary.
 
-    Nothing is taken away before what replaces it is written, or where no step is left to replace it.
+    Nothing is moved before its replacement is written, or if no step is left that would replace it.
     """
     run, step = training.run, training.state.step
     until = run.path / f"config-until-step-{step}.yaml"
     before = run.config.read_bytes() if run.config.is_file() else b""
-    # What is kept already trained up to this step; a part that was killed before its next checkpoint did not.
+    # A file of that name is from a part that did train up to this step. A part killed before its next checkpoint did
+    # not.
     if before not in (b"", kept.to_yaml().encode()) and not until.exists():
         write_bytes(until, before)
     goes_on = step < training.total_steps
@@ -163,28 +172,28 @@ def _resume(training: Training) -> None:
     for path in training.store.set_aside_after(training.state.step):
         log.warning("%s is later than the step resumed from: it is set aside, not deleted", path.name)
     if training.store.after_save is not None and folder.parent == training.run.checkpoints:
-        # A run that was killed after its save may not have copied it to the remote storage.
+        # A run killed after its save may not have copied it to the remote storage.
         training.store.after_save(folder)
     training.store.make_room(folder)
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
 
 
 def _check_kept(job: Job, run: RunFolder) -> None:
-    """Raises UserError where the run's labels or tokenizer are not those of its newest checkpoint."""
+    """Raises UserError if the run's labels or tokenizer are not those of its newest checkpoint."""
     usable = [info for info in CheckpointStore.for_reading(run.checkpoints, job.config.best).list() if not info.problem]
     trained = read_manifest(usable[-1].path)["identity"] if usable else run.identity()
     check_kept(run, job.task, load_tokenizer(str(run.tokenizer), job.config.model_name), trained)
 
 
 def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:
-    """The best evaluation of the run that is resumed, by a metric or a mode that it was not looked at for."""
+    """The resumed run's best evaluation by a metric or a mode that it did not track before."""
     checkpoints = [{**info.metrics, "step": info.step} for info in training.store.list() if info.metrics]
     remembered = [saved.state["best"]] if saved.state["best"] else []
     return best_evaluation(training.run, training.job.config.best, [*checkpoints, *remembered], saved.step)
 
 
 def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
-    """The checkpoint to go on from; None where the run begins at its first step."""
+    """The checkpoint to resume from, or None if the run begins at its first step."""
     config, run = training.job.config, training.run
     or_start = config.resume_from_checkpoint == "auto"
     if config.load_from_storage:
@@ -192,7 +201,7 @@ def _read_saved(training: Training) -> tuple[Path, Snapshot] | None:
         if not or_start or remote_checkpoints(url):
             fetch_latest(url, run.checkpoints)
     if (or_start or config.resume_option == "last") and not training.store.list() and not run.is_complete():
-        # Killed before its first checkpoint: the first step is where it can be resumed, bit for bit.
+        # Killed before its first checkpoint, so it restarts at the first step, bit for bit.
         log.warning("%s has no checkpoint yet: it begins again at its first step", run.path)
         return None
     folder = training.store.find(config.resume_option, config.checkpoint_path or None)

@@ -1,4 +1,4 @@
-"""The moving part of a training run, and its way into a checkpoint and back."""
+"""The changing part of a training run, and how it is saved to and restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .optim import load_optimizer_state, optimizer_state
 
 log = logging.getLogger("isotrain")
 
-# Names in a checkpoint of what one process alone knows; those of the processes after the first have its number before.
+# Checkpoint names of state that belongs to one process. After the first process, they are prefixed with its number.
 _RNG, _SUMS = "rng.", "sums"
 
 
@@ -33,11 +33,13 @@ _RNG, _SUMS = "rng.", "sums"
 class TrainingState:
     """Counters and accumulators.
 
-    `sums` (float32 [2]) are the loss and the right answers of `samples` texts since the last log line; they stay on the
-    device until somebody asks for them. They begin with `zeros`, which are there too: a compiled step that found none
-    to add to would be another program than the rest. `recent` is the loss summed, and the texts, since the last
-    evaluation; `counted` is how much of `sums` and `samples` it holds already. `gradient_norm` is that of the newest
-    step, on the device, where it is known.
+    Attributes:
+        zeros: Zeros, float32 [2], that `sums` starts with. A compiled step without them would be another program.
+        sums: Summed loss and number of correct answers of `samples` samples since the last log line, float32 [2]. They
+            stay on the device until they are needed.
+        recent: Summed loss and number of samples since the last evaluation.
+        counted: The part of `sums` and `samples` that `recent` already contains.
+        gradient_norm: The norm of the newest step's gradient, on the device, if known.
     """
 
     zeros: torch.Tensor
@@ -55,14 +57,15 @@ class TrainingState:
         self.sums = self.zeros
 
     def add(self, sums: torch.Tensor, samples: int) -> None:
-        """Adds what an optimizer step over `samples` texts returned: their summed loss and number of right answers."""
+        """Adds the result of an optimizer step over `samples` samples: summed loss and number of correct answers."""
         self.sums = self.sums + sums
         self.samples += samples
 
     def peek_means(self, ranks: Ranks = ALONE) -> tuple[float, float]:
-        """Mean loss a text and share of right answers since they were last taken; zeros when no step was made since.
+        """Mean loss per sample and share of correct answers since `take_means`, over all processes. Zeros without a
+        step.
 
-        Of all processes' texts: `samples` counts them all, `sums` those of this process's shares.
+        `samples` counts the samples of all processes, while `sums` covers this process's shares.
         """
         if not self.samples:
             return 0.0, 0.0
@@ -70,14 +73,14 @@ class TrainingState:
         return loss / self.samples, right / self.samples
 
     def take_means(self, ranks: Ranks = ALONE) -> tuple[float, float]:
-        """The same, and starts anew."""
+        """Like `peek_means`, and starts over."""
         means = self.peek_means(ranks)
         self._count(means[0])
         self.sums, self.samples, self.counted = self.zeros, 0, (0.0, 0)
         return means
 
     def take_recent_loss(self, ranks: Ranks = ALONE) -> float:
-        """Mean training loss a text since the last call, in nats; log lines in between change nothing."""
+        """Mean training loss per sample since the last call, in nats. Log lines in between don't affect it."""
         self._count(self.peek_means(ranks)[0])
         total, samples = self.recent
         self.recent = (0.0, 0)
@@ -89,14 +92,14 @@ class TrainingState:
         self.counted = (total, self.samples)
 
     def record_evaluation(self, metrics: dict[str, float], best: Best) -> None:
-        """Remembers the newest evaluation, and the first one as `best` ranks them."""
+        """Stores the newest evaluation and, ranked by `best`, the best one. The first of equals stays."""
         self.last_evaluation, self.evaluated_at = dict(metrics), self.step
         evaluated = {**metrics, "step": float(self.step)}
         self.best = best.first([self.best, evaluated] if self.best else [evaluated])
 
 
 def own_tensors(job: Job, state: TrainingState) -> dict[str, torch.Tensor]:
-    """What one process alone knows, on the host: its generators, and the sums over its shares."""
+    """State of this process alone, on the host: its random generators and the sums over its shares."""
     tensors = {f"{_RNG}{name}": value for name, value in job.backend.rng_state().items()}
     tensors[_SUMS] = state.sums.detach().cpu()
     return tensors
@@ -113,9 +116,12 @@ def snapshot(
     processes: list[dict[str, torch.Tensor]],
     recorded: TrainConfig,
 ) -> Snapshot:
-    """Everything that the steps after `window` depend on, or after the stream's position where that is None.
+    """Collects everything that the following steps depend on.
 
-    `processes` holds each one's `own_tensors`, by rank; `recorded` is the configuration as the run's folder has it.
+    Args:
+        window: The window after which training resumes, or None for the stream's position.
+        processes: The `own_tensors` of each process, by rank.
+        recorded: The configuration as the run's folder keeps it.
     """
     position = stream.state(window)
     tensors = {f"{_owner(rank)}{name}": tensor for rank, own in enumerate(processes) for name, tensor in own.items()}
@@ -156,10 +162,11 @@ def restore(
     state: TrainingState,
     total_steps: int,
 ) -> None:
-    """Puts `saved` back, bit for bit; the optimizer's settings (weight decay, betas...) are the configuration's.
+    """Restores `saved` bit for bit. The optimizer's settings (weight decay, betas...) stay those of the configuration.
 
-    Raises UserError when it belongs to another job, lies beyond `total_steps`, or lacks optimizer state that the steps
-    left would need.
+    Raises:
+        UserError: `saved` belongs to another job, lies beyond `total_steps`, or lacks optimizer state that the
+            remaining steps need.
     """
     check_identity(saved, job.identity())
     if saved.step > total_steps:
@@ -177,7 +184,7 @@ def restore(
         _put_back(saved, job, model, optimizer, scale, stream, state)
     except (RunError, UserError):
         raise
-    # Its checksums are right and its identity is this job's, so that somebody else than isotrain wrote it.
+    # Checksums and identity are right, so the file was not written by isotrain.
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"checkpoint {str(folder)!r} holds a state that isotrain does not write ({quoted(str(error))}); resume "
@@ -211,8 +218,10 @@ def _put_back(
 
 
 def _restore_own(saved: Snapshot, job: Job, state: TrainingState) -> None:
-    """Generators and sums of this process. Where there were fewer processes, those of a new one begin anew; where there
-    were more, the first takes over the sums of those that are gone.
+    """Restores this process's generators and sums.
+
+    If there were fewer processes before, the generators of a new one start afresh. If there were more, the first
+    process takes over the sums of those that are gone.
     """
     ranks, tensors = job.ranks, saved.state_tensors
     before = saved.state.get("processes", 1)

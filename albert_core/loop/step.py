@@ -1,4 +1,4 @@
-"""One optimizer step: fused or captured in a graph where the device has that, else by autograd."""
+"""One optimizer step: fused or captured in a graph if the device can do that, else by autograd."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from .loss_scale import LossScale, unscaled
 
 
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
-    """One optimizer step over a window's micro-batches.
+    """Makes one optimizer step over a window's micro-batches.
 
-    float32 [2] (float64 where the head is), still on the device: the summed loss of the window's texts, and how many of
-    them were classified correctly.
+    Returns:
+        Summed loss of the window's samples and the number classified correctly: float32 [2] (float64 if the head is),
+            on
+        the device.
     """
     batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
     return training.step(window.num_samples, *chain.from_iterable(batches))
 
 
 def make_step(training: Training) -> Callable[..., torch.Tensor]:
-    """The optimizer step of a run (see `step_function`), whose trackers look at the gradients before each update."""
+    """The optimizer step of a run (see `step_function`). The run's trackers see the gradients before each update."""
 
     def before_update(gradient_norm: torch.Tensor | None) -> None:
         if gradient_norm is not None:
@@ -62,13 +64,20 @@ def step_function(
     parallel: nn.Module | None = None,
     scale: LossScale | None = None,
 ) -> Callable[..., torch.Tensor]:
-    """``step(num_samples, inputs, labels, inputs, labels, ...)``, one pair a micro-batch: forward, backward and update.
+    """Builds the function that makes an optimizer step: forward, backward and update.
 
-    Each micro-batch's `summed` loss is divided by the number of all texts, so that the gradient is that of one batch of
-    all of them, also when the last micro-batch is smaller. A head on frozen features is handed to the backend, which
-    may have a fused step of its own, or record this one and repeat it; not where somebody looks at the gradients.
-    Else `before_update` is called with the gradient's norm, where it was computed. With several `ranks`, `parallel` is
-    what stands around the model and averages their gradients. `scale` is that of the loss, where its dtype needs one.
+    Each micro-batch's loss is divided by the number of all samples. The gradient is then that of one batch of all of
+    them, even if the last micro-batch is smaller. A head on frozen features is passed to the backend, which may have a
+    fused step or record and replay this one, unless something reads the gradients.
+
+    Args:
+        summed: The summed loss and the number of correct answers of a batch.
+        before_update: Called before each update with the gradient's norm, or None if it was not computed.
+        parallel: With several `ranks`, the wrapper of `model` that averages their gradients.
+        scale: The loss scale, if the dtype needs one.
+
+    Returns:
+        ``step(num_samples, inputs, labels, inputs, labels, ...)``, with one pair per micro-batch.
     """
     scaling = scale or unscaled()
     watched = config.use_wandb and config.wandb_watch_mode is not None
@@ -81,7 +90,7 @@ def step_function(
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
         sums = norm = None
-        # The average over processes of what each divides by an average share is the mean over all texts.
+        # Each process divides by an average share, so that the average over processes is the mean over all samples.
         size = backend.scalar(num_samples if alone else num_samples / ranks.size)
         batches = list(zip(pairs[::2], pairs[1::2], strict=True))
         for number, (inputs, labels) in enumerate(batches, start=1):

@@ -1,8 +1,8 @@
-"""Training: one loop for every device, head or whole model.
+"""Training: one loop for every device, for a head or a whole model.
 
-The story, top to bottom: open what the configuration names, choose the run's folder, build what is trained, go back
-to a checkpoint if asked, then step, log, evaluate and save until the schedule ends or somebody stops it. The device
-is asked for a value only when a line is logged, a split is evaluated or a checkpoint is written.
+From top to bottom: open what the configuration names, choose the run's folder, build the model, restore a checkpoint if
+one is configured; then step, log, evaluate and save until the schedule ends or a stop is requested. Values are fetched
+from the device only for a log line, an evaluation or a checkpoint.
 """
 
 from __future__ import annotations
@@ -50,13 +50,17 @@ log = logging.getLogger("isotrain")
 
 @dataclass
 class TrainResult:
-    """How a run ended. `metrics` is its last evaluation, `best` the best one by `best_by`, and `best_checkpoint` the
-    name of the checkpoint that holds its weights, if any does.
+    """How a run ended.
 
-    `metric_names`: what an evaluation of its task and data has, in the order that tables show. `collapse`: why the
-    model counts as collapsed, "" where it doesn't. `chart`: the metrics that are drawn. `example`: an input of its
-    evaluation data, one text or two; none where `before` says that it was completed already, and nothing was left to
-    do.
+    Attributes:
+        metrics: The last evaluation.
+        best: The best evaluation by `best_by`.
+        metric_names: The metrics of its task and data, in the order of the tables.
+        best_checkpoint: The name of the checkpoint with the weights of `best`, if there is one.
+        collapse: Why the model counts as collapsed, or "".
+        chart: The metrics that are drawn.
+        example: An input of the evaluation data: one text, or two. Empty if `before`.
+        before: The run was already complete, so nothing was done.
     """
 
     run: RunFolder
@@ -78,12 +82,12 @@ class TrainResult:
 
 
 class Observer(Protocol):
-    """Who looks at a run from inside: at its parts before the first step, after each step, after each evaluation."""
+    """Watches a run from inside: its parts before the first step, each step, each evaluation."""
 
     def started(self, training: Training) -> None: ...
 
     def stepped(self, training: Training, window: Window, sums: torch.Tensor) -> None:
-        """`sums` is what the step returned (see `optimizer_step`); the update is queued, not necessarily done."""
+        """Called with the result of `optimizer_step`. The update is queued, but not necessarily done."""
 
     def evaluated(self, training: Training, epoch: int) -> None: ...
 
@@ -97,14 +101,18 @@ def train(
 ) -> TrainResult:
     """Runs the configuration to its end, or to a stop that can be resumed.
 
-    `resume` goes on with that run's checkpoint (`resume_option` says which); so does `resume_from_checkpoint`, with the
-    run it finds. Raises UserError for input that can't be used, RunError when the run fails (TrainingError where the
-    loss stops being finite), and KeyboardInterrupt when it is interrupted at once; the folder of a run that made a step
-    stays, with its checkpoints.
+    Args:
+        resume: The run to resume; `resume_option` chooses its checkpoint. With `resume_from_checkpoint`, the earlier
+            run is found instead.
+
+    Raises:
+        UserError: Input that can't be used.
+        RunError: The run failed (TrainingError if the loss is no longer finite).
+        KeyboardInterrupt: The run was interrupted at once. If it had made a step, its folder and checkpoints stay.
     """
     config = resolved.config
     reporter = reporter or SilentReporter()
-    # A name that does not exist costs nothing yet.
+    # Checked first, so that a wrong name costs nothing.
     foreseen = foresee_backend(config.backend_name, config.backend_options)
     foreseen.check_kernel("kernel", config.kernel, config.backend_name, ("transformers",))
     check_names(config)
@@ -113,7 +121,8 @@ def train(
         torch.set_num_threads(config.threads)
     ranks = launched()
     stop_with_launcher()
-    # What is drawn from torch's own generator (dropout) should differ between processes; all else has its own.
+    # Dropout draws from torch's own generator and should differ between processes. Everything else has its own
+    # generator.
     torch.manual_seed(config.seed + ranks.rank)
 
     with (
@@ -149,7 +158,7 @@ def train(
                 ):
                     status = _loop(training, reporter, stop, observer)
                 result = _finish(training, status, began)
-                # What is left is to say so.
+                # Only the final message is left.
                 stop.over = True
                 return result
             except BaseException as error:
@@ -159,9 +168,9 @@ def train(
 
 @contextmanager
 def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
-    """A run that can't begin leaves no folder behind; from its first step on it fails (RunError), whatever failed.
+    """Removes the folder of a run that can't begin, and turns any failure after the first step into RunError.
 
-    One that is interrupted stays, and can be resumed.
+    The folder of an interrupted run stays, so that it can be resumed.
     """
     go_on = clean(f"go on with: {resume_command(run, ranks)}")
     try:
@@ -183,12 +192,12 @@ def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iter
 
 
 def resume_command(run: RunFolder, ranks: Ranks) -> str:
-    """The command line that goes on with `run`, ready to be pasted."""
+    """The command line that resumes `run`, ready to paste."""
     return f"{starter(ranks)} train --resume {shlex.quote(str(run.path))}"
 
 
 def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult | None:
-    """How `run` ended, if it reached its last step with this very configuration; else None."""
+    """The result of `run` if it reached its last step with exactly this configuration, else None."""
     summary = run.ended()
     if summary.get("status") != "completed" or not (run.model / MODEL_FILE).is_file():
         return None
@@ -216,7 +225,7 @@ def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult |
 
 
 def _is_whole(summary: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Whether summary.json, which has no checksum, still says all that is shown of a completed run."""
+    """Whether summary.json, which has no checksum, still contains everything that is shown of a completed run."""
     best = summary.get("best")
     if not isinstance(best, dict) or (best and "step" not in best) or not isinstance(summary.get("model"), str):
         return False
@@ -225,16 +234,15 @@ def _is_whole(summary: Mapping[str, Any], names: Iterable[str]) -> bool:
 
 
 def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: Observer | None) -> str:
-    """Steps until the schedule ends ("completed"), a stop is asked for ("stopped") or a collapse ends it ("collapsed").
-
-    The last only where the configuration says so.
+    """Makes steps until the schedule ends ("completed"), a stop is requested ("stopped") or, if so configured, the
+    model collapses ("collapsed").
     """
     job, state, stream = training.job, training.state, training.stream
     config, backend = job.config, job.backend
     clock, vote = Throughput(), StopVote(job.ranks)
 
     def evaluated(epoch: int) -> bool:
-        """Evaluates, unless a stop comes before the end: the resume then begins with the evaluation."""
+        """Evaluates. If a stop comes first, the resumed run begins with the evaluation."""
         done = evaluate_now(training, epoch, reporter, lambda: vote.agreed(stop.requested))
         if done and observer is not None:
             observer.evaluated(training, epoch)
@@ -249,7 +257,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
         if due.save or _improved(training):
             save_now(training, None)
     if config.stop_at_step is not None and config.stop_at_step <= state.step < training.total_steps:
-        # A scheduler repeats the command that brought the run here.
+        # A scheduler may repeat the command that brought the run here.
         vote.close()
         return "stopped"
     while state.step < training.total_steps:
@@ -260,7 +268,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
             sums = optimizer_step(training, window)
             state.step += 1
             state.add(sums, window.num_samples)
-            # Only now: what is summed is part of the step's one execution.
+            # After the sums are added, so that the addition is part of the step's one execution.
             backend.step_boundary()
             clock.samples += window.num_samples
             if observer is not None:
@@ -272,7 +280,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
             stopping = vote.agreed(stop.requested) or state.step == config.stop_at_step
             cut_short = False
             if due.evaluate or due.save or stopping:
-                # Else queued steps would end while the clock stands.
+                # Otherwise queued steps would finish while the clock is paused.
                 backend.synchronize(*training.model.parameters())
                 with clock.paused():
                     cut_short = due.evaluate and not evaluated(window.epoch)
@@ -290,7 +298,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
 
 
 def _improved(training: Training) -> bool:
-    """Whether the evaluation of this very step is the best yet and is to be kept: saves may fall on other steps."""
+    """Whether this step's evaluation is the best so far and should be saved, even if no save is due."""
     config, state = training.job.config, training.state
     wanted = config.save_strategy != "no" and config.keep_best_n > 0
     return wanted and state.evaluated_at == state.step and state.best.get("step") == state.step
@@ -306,7 +314,7 @@ class _Due:
 
     @staticmethod
     def after(step: int, position: dict[str, int], total_steps: int, config: TrainConfig) -> _Due:
-        """`position` is the stream's after the step (see `BatchStream.state`)."""
+        """`position` is the stream's position after the step (see `BatchStream.state`)."""
         if step == 0:
             return _Due(log=False, evaluate=False, save=False)
         last = step == total_steps
@@ -339,7 +347,7 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         best = f"in {kept}: ask them by `{predict}`" if kept else "gone: no checkpoint holds them"
         log.warning("the newest weights are those of the collapsed model; the best are %s", best)
     if job.ranks.first and status == "completed":
-        # Last, for it may delete what a resume needs: a run that dies before this line can still be finished.
+        # Last, because it may delete what a resume needs. A run that dies earlier can still be finished.
         training.store.finish()
     return TrainResult(
         run=run,
@@ -362,11 +370,11 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
 
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    """torch's deterministic algorithms while training, and what was set before afterwards."""
+    """Uses torch's deterministic algorithms during training and restores the previous setting afterwards."""
     if not wanted:
         yield
         return
-    # cuBLAS reads this when its first handle is made; without it torch refuses its products as nondeterministic.
+    # cuBLAS reads this when its first handle is made. Without it, torch refuses cuBLAS products as nondeterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

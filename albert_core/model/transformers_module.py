@@ -1,4 +1,4 @@
-"""The modules of transformers that encoders are: AlbertModel and BertModel, how they are called and what they hold."""
+"""transformers' AlbertModel and BertModel as encoders: how they are called and what they contain."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Tensor:
-    """The last hidden states [B, L, hidden] of a padded batch, from a transformers AlbertModel or BertModel.
+    """Computes the last hidden states [B, L, hidden] of a padded batch with a transformers AlbertModel or BertModel.
 
-    `static`: the device compiles a program for each shape. transformers asks a mask [B, L] whether it hides anything,
-    which there is a value fetched in the middle of a step, and two programs a shape; one of [B, 1, 1, L] it takes as it
-    is.
+    Args:
+        static: Whether the device compiles a program for each shape. transformers checks whether a mask [B, L] masks
+            anything. On such a device that fetches a value in the middle of a step and needs two programs per shape. A
+            mask [B, 1, 1, L] is used without the check.
     """
     mask = batch.attention_mask.bool()[:, None, None] if static else batch.attention_mask
     output = module(input_ids=batch.input_ids, attention_mask=mask, token_type_ids=batch.token_type_ids)
@@ -28,7 +29,7 @@ def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Ten
 
 
 def encoder_layers(module: Any) -> list[nn.Module]:
-    """The layers of a transformers AlbertModel or BertModel; ALBERT's layers share few of them."""
+    """The layers of a transformers AlbertModel or BertModel. In ALBERT, few modules serve as many layers."""
     stack = module.encoder
     if module.config.model_type == "albert":
         return [layer for group in stack.albert_layer_groups for layer in group.albert_layers]
@@ -36,8 +37,10 @@ def encoder_layers(module: Any) -> list[nn.Module]:
 
 
 def check_attention(config: Any, label: str) -> None:
-    """Refuses what nothing here computes: transformers 5 leaves relative positions out without a word, and our kernels
-    let every token see all others, which a decoder's may not.
+    """Rejects models that nothing here computes correctly.
+
+    transformers 5 silently ignores relative positions. In our kernels every token attends to all others, unlike in a
+    decoder.
     """
     positions = getattr(config, "position_embedding_type", None) or "absolute"
     if positions != "absolute":
@@ -54,7 +57,8 @@ def check_attention(config: Any, label: str) -> None:
 def weights_from_module(module: nn.Module) -> EncoderWeights:
     """The weights of a transformers AlbertModel or BertModel under the kernels' names.
 
-    Raises UserError for another architecture, a position embedding that is not absolute, or a decoder.
+    Raises:
+        UserError: Another architecture, a position embedding that is not absolute, or a decoder.
     """
     config: Any = module.config
     check_attention(config, f"this {config.model_type} module")

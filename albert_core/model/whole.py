@@ -1,4 +1,4 @@
-"""What is trained: the head alone, or encoder and head together."""
+"""The model that is trained: the head alone, or encoder and head together."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from .transformers_module import encoder_layers, padded_states
 def checkpoint_activations(encoder: Any) -> None:
     """Makes every layer of a transformers encoder recompute its activations in backward (Chen et al. 2016, 1604.06174).
 
-    By torch.utils.checkpoint around each layer, for transformers has no gradient checkpointing for ALBERT. The losses
-    keep their bits: a layer's dropout generator is put back for the second run.
+    Wraps each layer in torch.utils.checkpoint, because transformers has no gradient checkpointing for ALBERT. The
+    losses keep their bits, since a layer's dropout generator is restored for the second run.
     """
     for layer in encoder_layers(encoder):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes of `model`: its state without frozen parameters (those beneath adapters)."""
+    """The part of the model's state that training changes: without the frozen parameters beneath adapters."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
-    """Puts back a `trained_state`, or a whole ``state_dict``.
+    """Restores a `trained_state`, or a whole ``state_dict``.
 
-    Raises UserError where one is missing, foreign, of another shape, or not finite.
+    Raises:
+        UserError: A tensor is missing, unknown, of another shape, or not finite.
     """
     fix = "these are not this run's weights; name a checkpoint of this run"
     absent = trained_state(model).keys() - saved.keys()
@@ -54,13 +55,13 @@ def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None
 
 
 class WholeModel(nn.Module):
-    """Encoder and head in one: `apply_head` says what the head reads of ``last_hidden_state``.
+    """Encoder and head in one. `apply_head` decides what the head reads of ``last_hidden_state``.
 
-    An encoder with a trained weight in it is trained; one without stays as it is in evaluation, without dropout.
+    An encoder with a trained weight is in training mode. One without stays in evaluation mode, without dropout.
 
     Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
-    compute dtype under the backend's autocast, the head and the loss in the head's own dtype. Packed batches are taken
-    where the backend has that layout.
+    compute dtype under the backend's autocast. The head and the loss run in the head's own dtype. Packed batches are
+    accepted if the backend has that layout.
     """
 
     def __init__(
@@ -87,9 +88,9 @@ class WholeModel(nn.Module):
         return self
 
     def forward(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
-        """Logits (sequences, outputs), or (sequences, length, outputs) where the head reads every token.
+        """Logits (sequences, outputs), or (sequences, length, outputs) if the head reads every token.
 
-        The length is a padded batch's own, or that of a packed batch's longest sequence.
+        The length is that of a padded batch, or of the longest sequence of a packed batch.
         """
         with self._backend.autocast(self._policy):
             if isinstance(batch, PackedBatch):

@@ -1,4 +1,4 @@
-"""What a model can be trained to do: one class per task, which the loop calls and which knows nothing of the loop."""
+"""What a model can be trained to do: one class per task. The loop calls tasks; they know nothing of the loop."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from .task import Prediction, Task
 
 __all__ = ["TASKS", "Prediction", "Task"]
 
-# By the value of the configuration's key `task`.
+# By the value of the key `task`.
 TASKS: dict[str, Task] = {task.name: task for task in (Classification(), QuestionAnswering())}

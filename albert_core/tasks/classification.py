@@ -1,4 +1,4 @@
-"""Labelling texts, or pairs of texts: cross entropy of an MLP head on the [CLS] feature."""
+"""Classification of texts or pairs of texts: cross entropy of an MLP head on the [CLS] feature."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ log = logging.getLogger("isotrain")
 
 @dataclass(frozen=True)
 class LabelPrediction:
-    """The likeliest label of a text (or pair of texts) and its softmax probability.
+    """The most likely label of a text (or pair of texts) and its softmax probability.
 
-    `response`: where labels are whole texts made alike by rules, the label's most frequent original.
+    `response` is the label's most frequent original, if labels are whole texts that rules made alike.
     """
 
     text: str
@@ -57,8 +57,10 @@ class LabelPrediction:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a run keeps for predictions: the labels' names by id, what the columns of its texts were called, and the
-    responses by label id where labels are texts.
+    """What a run keeps for predictions.
+
+    It holds the labels' names by id, the names of the text columns, and, if labels are texts, the responses by label
+    id.
     """
 
     label_names: list[str]
@@ -78,7 +80,7 @@ class Recalled:
 
 
 class Classification(Task):
-    """Labels of texts, or of pairs of texts."""
+    """Labels texts or pairs of texts."""
 
     name = "classification"
     on_features = True
@@ -105,9 +107,10 @@ class Classification(Task):
         )
 
     def outputs(self, config: TrainConfig, dataset: RawDataset) -> int:
-        """num_labels, or as many as the data has.
+        """`num_labels` if set, else the number of labels in the data.
 
-        Raises UserError where the data has more than num_labels, or the head is larger than the machine's memory.
+        Raises:
+            UserError: The data has more than `num_labels`, or the head is larger than the machine's memory.
         """
         found = len(dataset.label_names)
         _check_size(config.mlp_hidden_size, found if config.num_labels is None else config.num_labels)
@@ -125,13 +128,13 @@ class Classification(Task):
         return config.num_labels
 
     def metrics_of(self, dataset: RawDataset) -> tuple[str, ...]:
-        """The F1 of one label, the second of two, is asked of two labels only."""
+        """All metrics for two labels. Otherwise without "eval/f1", the F1 of the second label."""
         return tuple(name for name in self.metrics if name != "eval/f1" or len(dataset.label_names) == 2)
 
     def tokenise(
         self, split: RawSplit, tokenizer: TextTokenizer, config: TrainConfig, use_cache: bool, progress: Progress | None
     ) -> TokenStore:
-        """One row a text, or a pair of texts with token types 0 and 1."""
+        """One row per text, or per pair of texts with token types 0 and 1."""
         return build_token_store(split, tokenizer, config.max_length, use_cache=use_cache, progress=progress)
 
     def head(self, hidden_size: int, outputs: int, config: TrainConfig) -> ClassificationHead:
@@ -142,18 +145,20 @@ class Classification(Task):
         return head(states[:, 0])
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed cross entropy in nats, and how many rows are classified correctly."""
+        """The summed cross entropy in nats and the number of rows classified correctly."""
         right = (logits.detach().argmax(dim=-1) == labels).sum()
         return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED), right
 
     def kept(self, logits: torch.Tensor) -> torch.Tensor:
-        """The label of each row."""
+        """The predicted label of each row."""
         return logits.argmax(dim=-1)
 
     def judge(
         self, dataset: RawDataset, store: TokenStore, outputs: Outputs, loss: float, config: TrainConfig
     ) -> Evaluation:
-        """Loss, accuracy, macro-F1, the share of the most frequent prediction, and of two labels the second's F1."""
+        """Loss, accuracy, macro-F1 and the share of the most frequent prediction. For two labels, also the second one's
+        F1.
+        """
         del config
         predicted = np.empty(store.num_texts, dtype=np.int64)
         for rows, labels in outputs:
@@ -164,15 +169,15 @@ class Classification(Task):
         return Evaluation(found)
 
     def chance_loss(self, store: TokenStore) -> float:
-        """The entropy of the labels in nats: ln(labels) where all are equally frequent."""
+        """The entropy of the labels in nats, which is ln(labels) if all are equally frequent."""
         counts = np.bincount(store.labels)
         shares = counts[counts > 0] / counts.sum()
         return -math.fsum(share * math.log(share) for share in shares)
 
     def record(self, run: RunFolder, dataset: RawDataset) -> None:
-        """Writes labels.json, the labels' names in the order of their ids, and inputs.json, the columns of the texts.
+        """Writes labels.json (the labels' names by id) and inputs.json (the text columns).
 
-        Where labels are texts, responses.json has each one's most frequent original, in the same order.
+        If labels are texts, also writes responses.json with the most frequent original of each, in the same order.
         """
         write_json(run.labels, dataset.label_names)
         if dataset.responses is not None:
@@ -193,7 +198,9 @@ class Classification(Task):
     def columns(
         self, table: Table, recalled: Recalled, text_column: str | None, text_pair_column: str | None
     ) -> tuple[str, str | None]:
-        """The columns asked for, else those of the training where the table has them, else those of the usual names."""
+        """The requested columns, else those of the training data if the table has them, else columns with the usual
+        names.
+        """
         if len(recalled.text_columns) == 1:
             if text_pair_column is not None:
                 raise UserError("this run was trained on single texts; drop --pair-column")
@@ -226,10 +233,10 @@ class Classification(Task):
     def answers(
         self, recalled: Recalled, split: RawSplit, store: TokenStore, outputs: Outputs, config: TrainConfig
     ) -> list[LabelPrediction]:
-        """The likeliest label of each text, or pair of texts."""
+        """The most likely label of each text, or pair of texts."""
         del store, config
         best, ids = np.empty(len(split)), np.empty(len(split), dtype=np.int64)
-        # Of many labels, the logits of all texts would not fit the memory.
+        # With many labels, the logits of all texts would not fit into memory.
         for rows, logits in outputs:
             best[rows], ids[rows] = (part.numpy() for part in torch.softmax(logits.double(), dim=-1).max(dim=-1))
         pairs: Sequence[str | None] = split.pairs or [None] * len(split)
@@ -240,7 +247,7 @@ class Classification(Task):
 
 
 def _check_size(mlp_hidden_size: int, labels: int) -> None:
-    # In float32, the weights and their gradients. The host draws them, whatever device they go to.
+    # Weights and gradients in float32. The host draws the weights whatever the device is.
     needed = 2 * 4 * mlp_hidden_size * labels
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:

@@ -1,4 +1,4 @@
-"""Figures of predicted labels."""
+"""Metrics of predicted labels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 
 
 def label_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """``eval/accuracy``, ``eval/f1_macro``, ``eval/f1`` and ``eval/largest_share`` of label ids, int64 [N] each.
+    """Computes ``eval/accuracy``, ``eval/f1_macro``, ``eval/f1`` and ``eval/largest_share`` from label ids, int64 [N]
+    each.
 
-    F1 is scikit-learn's. Macro-F1 is the unweighted mean over the labels that occur in the split or among the
-    predictions. ``eval/f1`` is that of label 1, as GLUE defines it for two labels; 0 where it is never predicted.
-    ``eval/largest_share`` is the share of the most frequent prediction: 1 where all texts get one answer.
+    F1 is scikit-learn's. Macro-F1 is the unweighted mean over the labels that occur in the split or in the predictions.
+    ``eval/f1`` is the F1 of label 1, as GLUE defines it for two labels. It is 0 if that label is never predicted.
+    ``eval/largest_share`` is the share of the most frequent prediction, which is 1 if all texts get the same answer.
     """
     size = max(2, int(predicted.max()) + 1, int(labels.max()) + 1)
     counts = np.bincount(predicted, minlength=size)

@@ -1,8 +1,9 @@
-"""Answering questions with a span of their context, as SQuAD v1.1 asks: cross entropy of the span's two ends.
+"""Answers questions with a span of their context, as in SQuAD v1.1: cross entropy of the span's two ends.
 
-Every token of a window gets two logits, of being the answer's first and its last; the loss is the mean of both cross
-entropies over the window's tokens, padding left out, so that it doesn't depend on the layout. A window that doesn't
-hold the answer is to point at [CLS] (see `data.windows`). An answer is the best span of all windows of its question.
+Every token of a window gets two logits, for being the first and the last token of the answer. The loss is the mean of
+the two cross entropies over the window's tokens. Padding is left out, so that the loss doesn't depend on the layout. A
+window without the answer should point at [CLS] (see `tokens.windows`). The answer to a question is the best span of all
+its windows.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .task import Evaluation, Outputs, Task
 
 log = logging.getLogger("isotrain")
 
-# The first and the last token of an answer.
+# Logits for the first and the last token of an answer.
 ENDS = 2
 
 
@@ -45,7 +46,7 @@ ENDS = 2
 class AnswerPrediction:
     """The best span of a context for a question, and its probability among the n best.
 
-    `start` counts the context's characters; the answer is "" where the context has no token to point at.
+    `start` is counted in characters of the context. The answer is "" if the context has no token to point at.
     """
 
     question: str
@@ -62,7 +63,7 @@ class AnswerPrediction:
 
 
 class QuestionAnswering(Task):
-    """Answers to questions, each a span of the question's context."""
+    """Answers questions, each with a span of its context."""
 
     name = "question_answering"
     on_features = False
@@ -97,7 +98,7 @@ class QuestionAnswering(Task):
         use_cache: bool,
         progress: Progress | None,
     ) -> WindowStore:
-        """One row a window; says how many a split takes, and which answers are lost to them."""
+        """One row per window. Logs how many windows a split needs and which answers don't fit into one."""
         store = build_window_store(
             split, tokenizer, config.max_length, config.doc_stride, use_cache=use_cache, progress=progress
         )
@@ -123,30 +124,30 @@ class QuestionAnswering(Task):
         return SpanHead(hidden_size, outputs, config.seed)
 
     def apply_head(self, head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L, 2]; those of padding are as low as the dtype goes."""
+        """Logits [B, L, 2]. Those of padding are the lowest value of the dtype."""
         logits = head(states)
         return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss in nats, the mean of both ends' cross entropies, and how many have both ends correct.
+        """The summed loss in nats (mean of both ends' cross entropies), and the number of rows with both ends correct.
 
-        Logits are [B, L, 2], labels positions, int64 [B, 2].
+        Logits are [B, L, 2]. Labels are positions, int64 [B, 2].
         """
         right = (logits.detach().argmax(dim=1) == labels).all(dim=-1).sum()
         return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED) / ENDS, right
 
     def evaluation_order(self, store: TokenStore) -> np.ndarray:
-        """By length, so that a batch is padded by little."""
+        """By length, so that batches need little padding."""
         return np.argsort(store.lengths, kind="stable")
 
     def kept(self, logits: torch.Tensor) -> torch.Tensor:
-        """All of them."""
+        """All logits."""
         return logits
 
     def judge(
         self, dataset: QuestionDataset, store: TokenStore, outputs: Outputs, loss: float, config: TrainConfig
     ) -> Evaluation:
-        """Mean loss of a window, exact match and F1 of a question; SQuAD's prediction file, and the n best answers."""
+        """Mean loss per window, exact match and F1 per question, SQuAD's prediction file, and the n best answers."""
         split = dataset.test
         spans = _best_spans(split.contexts, store, outputs, config)
         answers = {name: best[0].text if best else "" for name, best in zip(split.ids, spans, strict=True)}
@@ -161,11 +162,11 @@ class QuestionAnswering(Task):
         )
 
     def chance_loss(self, store: TokenStore) -> float:
-        """The loss in nats of a model that points at every token alike: the mean of ln(tokens) over the windows."""
+        """The loss in nats of a model that points at all tokens equally: the mean of ln(tokens) over the windows."""
         return float(np.log(store.lengths).mean())
 
     def record(self, run: RunFolder, dataset: QuestionDataset) -> None:
-        """Writes inputs.json, what the columns of questions and contexts were called."""
+        """Writes inputs.json, the names of the columns of questions and contexts."""
         write_json(run.inputs, list(dataset.text_columns))
 
     def recall(self, run: RunFolder) -> tuple[str, ...]:
@@ -181,7 +182,7 @@ class QuestionAnswering(Task):
     def columns(
         self, table: Table, recalled: tuple[str, ...], text_column: str | None, text_pair_column: str | None
     ) -> tuple[str, str]:
-        """The columns asked for, else those of the training where the table has them, else question and context."""
+        """The requested columns, else those of the training data if the table has them, else question and context."""
         found = []
         for asked, trained, usual in zip(
             (text_column, text_pair_column), recalled, ("question", "context"), strict=True
@@ -227,9 +228,9 @@ class QuestionAnswering(Task):
 
 
 def _best_spans(contexts: Sequence[str], store: TokenStore, outputs: Outputs, config: TrainConfig) -> list[list[Span]]:
-    """The n best spans of each context, from its windows' logits [n, L, 2]."""
+    """The n best spans of each context, from the logits [n, L, 2] of its windows."""
     store = cast(WindowStore, store)
-    # Where the windows' tokens are in the store; padding goes nowhere.
+    # The positions of the windows' tokens in the store. Padding is dropped.
     logits = np.empty((store.num_tokens, ENDS), dtype=np.float32)
     for rows, part in outputs:
         for row, values in zip(rows, part.float().numpy(), strict=True):
@@ -247,7 +248,7 @@ def _best_spans(contexts: Sequence[str], store: TokenStore, outputs: Outputs, co
 
 
 def _described(spans: Sequence[Span]) -> list[dict[str, str | float]]:
-    """The n best as the file names them."""
+    """The n best answers as the file describes them."""
     return [
         {
             "text": span.text,

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a context: ``context[begin:end] == text``. `score` is its start logit plus its end logit."""
+    """A part of a context: ``context[begin:end] == text``. `score` is the sum of its start and end logits."""
 
     text: str
     begin: int
@@ -25,8 +25,9 @@ class Span:
 
 @dataclass(frozen=True)
 class WindowLogits:
-    """One window's logits, float32 [tokens] each, and the characters its tokens stand for, int [tokens, 2]; -1 where a
-    token is none of the context's.
+    """The start and end logits of one window, float32 [tokens] each.
+
+    `spans` holds the characters of each token, int [tokens, 2], or -1 if the token is not part of the context.
     """
 
     start: np.ndarray
@@ -35,11 +36,11 @@ class WindowLogits:
 
 
 def best_spans(context: str, windows: Sequence[WindowLogits], n_best: int, max_tokens: int) -> list[Span]:
-    """The `n_best` spans of `context` with the highest scores, best first; fewer where there are fewer.
+    """Finds the `n_best` spans of `context` with the highest scores, best first. There may be fewer.
 
-    A span begins and ends with a token of one window, takes at most `max_tokens` of them, and has no white space at its
-    ends. What several windows or tokens hold counts once, by its best score; of equal scores the earlier and shorter
-    comes first. All spans are looked at, not only those that pair the best starts with the best ends.
+    A span begins and ends with a token of one window, has at most `max_tokens` tokens, and no white space at its ends.
+    A span that several windows or tokens yield counts once, with its best score. If scores are equal, the earlier and
+    shorter span comes first. All pairs of tokens are considered, not only the best starts with the best ends.
     """
     found: dict[tuple[int, int], Span] = {}
     for window in windows:
@@ -51,7 +52,7 @@ def best_spans(context: str, windows: Sequence[WindowLogits], n_best: int, max_t
 
 
 def probabilities(spans: Sequence[Span]) -> list[float]:
-    """The softmax of the spans' scores among themselves; none of none."""
+    """The softmax over the scores of `spans`, or an empty list without spans."""
     if not spans:
         return []
     scores = np.array([span.score for span in spans])
@@ -60,20 +61,20 @@ def probabilities(spans: Sequence[Span]) -> list[float]:
 
 
 def _of_window(context: str, window: WindowLogits, n_best: int, max_tokens: int) -> list[Span]:
-    """A window's `n_best` different spans, and those that score as much as the last of them."""
+    """The `n_best` different spans of a window, and any that score as much as the last of them."""
     positions = np.flatnonzero(window.spans[:, 0] >= 0)
     if not len(positions):
         return []
     spans = window.spans[positions]
     blank = np.array([not context[begin:end].strip() for begin, end in spans], dtype=bool)
     start, end = (np.where(blank, -np.inf, part[positions].astype(np.float64)) for part in (window.start, window.end))
-    # Row i, column k: from token i to token i + k, as far as there are tokens.
+    # Row i, column k: from token i to token i + k, or -inf beyond the last token.
     behind = np.concatenate((end, np.full(max_tokens - 1, -np.inf)))
     scores = (start[:, None] + np.lib.stride_tricks.sliding_window_view(behind, max_tokens)).ravel()
     possible = int(np.isfinite(scores).sum())
     found: dict[tuple[int, int], Span] = {}
     taken = n_best
-    # Several tokens may stand for one character ("½"), and so several of these for one span: then more are looked at.
+    # Several tokens may stand for one character ("½"), so several pairs may be one span. Then more pairs are needed.
     while possible and len(found) < n_best:
         least = np.partition(scores, -min(taken, possible))[-min(taken, possible)]
         for place in np.flatnonzero(scores >= least):
@@ -89,7 +90,7 @@ def _of_window(context: str, window: WindowLogits, n_best: int, max_tokens: int)
 
 
 def _span(context: str, begin: int, end: int, start_logit: float, end_logit: float) -> Span:
-    """The span without the white space that some tokens stand for too."""
+    """The span without white space at its ends, which some tokens include."""
     text = context[begin:end]
     first, last = int(end) - len(text.lstrip()), int(begin) + len(text.rstrip())
     return Span(context[first:last], first, last, float(start_logit), float(end_logit))

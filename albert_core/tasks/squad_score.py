@@ -1,4 +1,4 @@
-"""Exact match and F1 of answers, by the rules of the SQuAD v1.1 evaluation (Rajpurkar et al. 2016, 1606.05250)."""
+"""Exact match and F1 of answers by the rules of the SQuAD v1.1 evaluation (Rajpurkar et al. 2016, 1606.05250)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class SquadScore:
-    """Percentages, means over all questions. `missing` questions had no prediction and count 0; predictions for
-    `unknown` questions count nowhere.
+    """Percentages, as means over all questions.
+
+    Questions without a prediction (`missing`) count as 0. Predictions for `unknown` questions are ignored.
     """
 
     exact_match: float
@@ -26,9 +27,10 @@ class SquadScore:
 
 
 def score_predictions(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> SquadScore:
-    """Scores `predictions`, answer by question id, against the given answers of every question; the best one counts.
+    """Scores predictions, keyed by question id, against the accepted answers of every question. The best match counts.
 
-    Raises ValueError where there are no questions.
+    Raises:
+        ValueError: There are no questions.
     """
     if not answers:
         raise ValueError("there are no questions to score")
@@ -51,13 +53,13 @@ def score_predictions(predictions: Mapping[str, str], answers: Mapping[str, Sequ
 
 
 def normalised(answer: str) -> str:
-    """Lower case, without ASCII punctuation, then without the words a, an and the; one space between words."""
+    """Lower case, without ASCII punctuation and the words a, an and the, with single spaces between words."""
     bare = answer.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
 def token_f1(predicted: str, answer: str) -> float:
-    """The harmonic mean of precision and recall of the normalised words, each counted as often as it occurs."""
+    """The harmonic mean of precision and recall of the normalised words. Each word counts as often as it occurs."""
     said, wanted = normalised(predicted).split(), normalised(answer).split()
     common = sum((Counter(said) & Counter(wanted)).values())
     if not common:
