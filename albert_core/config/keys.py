@@ -253,6 +253,6 @@ class Keys(BaseModel):
     )
     chart: list[str] = Field(
         default_factory=list,
-        description="metrics drawn over the epochs: in the terminal, chart.html and (extra `plots`) chart.png",
+        description="metrics drawn over the epochs: in the terminal, chart.html and chart.png",
     )
     use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")

@@ -16,8 +16,8 @@ import torch
 from ... import RunError, UserError
 from ...kernels.words import count
 from ..features.compute import InputSource
-from ..output.chart import write_charts
 from ..output.progress import Reporter
+from ..output.run_chart import write_charts
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, with_device
 from ..terminal.text import error_line
@@ -141,7 +141,7 @@ def _row(cells: list[str], widths: list[int]) -> str:
 def draw(training: Training, *, png: bool = False) -> None:
     """Draws the configured charts of the evaluations so far."""
     job = training.job
-    write_charts(training.run, job.config.chart, f"{job.dataset.name}\n{job.label}", png=png)
+    write_charts(training.run, job.config.chart, f"{job.dataset.name}, {job.label}", png=png)
 
 
 def _say_collapsed(training: Training) -> None:

@@ -6,6 +6,7 @@ colour alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..terminal.text import number
@@ -153,3 +154,10 @@ Chart = LineChart | BarChart | StackedChart
 
 def joined_name(name: str, words: str) -> str:
     return f"{name} ({words})" if words else name
+
+
+def thinned(values: Sequence[float], most: int) -> list[float]:
+    """At most `most` of the values, evenly chosen, with the first and the last."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]

@@ -5,11 +5,11 @@ Every chart can be read as a table, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ...albert_core.output.charts import BarChart, Chart, LineChart, StackedChart, joined_name
+from ...albert_core.output.charts import BarChart, Chart, LineChart, StackedChart, joined_name, thinned
 from ...albert_core.terminal.text import number, precise
+from ...kernels.words import count
 
 # Rows of a curve's table: a reader looks up values in it; all of them are in the file that the view names.
 MOST_ROWS = 60
@@ -61,15 +61,22 @@ Block = Heading | Words | Table | Chart
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a view: what it answers, and its blocks in order."""
+    """A part of a view: what it answers, and its blocks in order. `folded`: a reader opens it."""
 
     key: str
     title: str
     blocks: list[Block] = field(default_factory=list)
+    folded: bool = False
 
     @property
     def charts(self) -> list[Chart]:
         return [block for block in self.blocks if isinstance(block, LineChart | BarChart | StackedChart)]
+
+    @property
+    def size(self) -> str:
+        """How many charts and tables it holds, in words."""
+        tables = sum(isinstance(block, Table) for block in self.blocks)
+        return ", ".join(count(n, noun) for n, noun in ((len(self.charts), "chart"), (tables, "table")) if n)
 
 
 def chart_table(chart: Chart) -> Table:
@@ -115,10 +122,3 @@ def _parts(chart: StackedChart) -> Table:
         for stack in chart.stacks
     )
     return Table(f"{chart.title}: {chart.unit}", columns, rows)
-
-
-def thinned(values: Sequence[float], most: int) -> list[float]:
-    """At most `most` of the values, evenly chosen, with the first and the last."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]

@@ -25,7 +25,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Each chart as a PNG file, too; needs matplotlib."),
+        typer.Option(metavar="FOLDER", help="Each chart as a PNG file, too."),
     ] = None,
     json_only: Annotated[bool, typer.Option("--json", help="What was written and what was left out, as JSON.")] = False,
     show: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,

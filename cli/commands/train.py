@@ -167,7 +167,7 @@ def _show(result: TrainResult) -> None:
     from ...benchmarks.reports.terminal import output_console
 
     if result.chart:
-        from ...albert_core.output.chart import as_text, evaluation_chart
+        from ...albert_core.output.run_chart import as_text, evaluation_chart
         from ...albert_core.runs.history import evaluations
 
         rows = evaluations(result.run)

@@ -13,6 +13,7 @@ from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan
 from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result
+from isotrain.benchmarks.reports.html.write import write_report
 from support.results import end_to_end_run, parity, write_run
 
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady", "peaks")
@@ -120,17 +121,18 @@ def _document() -> Callable[..., dict[str, Any]]:
     return make_document
 
 
+def make_runs(plan: Plan, changes: dict[int, dict[str, Any]] | None = None) -> list[WorkerRun]:
+    return [
+        WorkerRun(target, process, 12.0, make_document(**(changes or {}).get(target, {})))
+        for target, process in plan.order
+    ]
+
+
 @pytest.fixture
 def all_runs() -> Callable[..., list[WorkerRun]]:
     """`all_runs(plan, {target index: changes})`: one complete run a planned process, changed where named."""
 
-    def make(plan: Plan, changes: dict[int, dict[str, Any]] | None = None) -> list[WorkerRun]:
-        return [
-            WorkerRun(target, process, 12.0, make_document(**(changes or {}).get(target, {})))
-            for target, process in plan.order
-        ]
-
-    return make
+    return make_runs
 
 
 @pytest.fixture
@@ -150,8 +152,12 @@ def fake_worker(tmp_path: Path) -> Callable[[dict[str, Any]], tuple[str, ...]]:
     return make
 
 
-@pytest.fixture
-def bench_result(all_runs: Callable[..., list[WorkerRun]]) -> dict[str, Any]:
+@pytest.fixture(name="bench_result")
+def _bench_result() -> dict[str, Any]:
+    return make_bench_result()
+
+
+def make_bench_result() -> dict[str, Any]:
     """A result of six targets: the first is invalid, the last ran on an emulated card and has no place under a roof."""
     workloads, layouts = ("forward", "train_step"), ("padded", "packed", "bucketed")
     plan = make_plan(Options(workloads=workloads, layouts=layouts, processes=3, blocks=3))
@@ -161,7 +167,7 @@ def bench_result(all_runs: Callable[..., list[WorkerRun]]) -> dict[str, Any]:
     }
     changes[0] |= {"reasons": ["3 compilations inside the timed region"]}
     changes[5] |= {"device": emulated}
-    result = build_result(plan, all_runs(plan, changes), describe())
+    result = build_result(plan, make_runs(plan, changes), describe())
     result["targets"][5] |= {"backend": "tt", "label": "tt train_step bucketed auto x8", "roofline": None}
     result["targets"][5] |= {"emulated": True, "share_of_peak": None}
     for target in result["targets"]:
@@ -183,10 +189,21 @@ def bench_result(all_runs: Callable[..., list[WorkerRun]]) -> dict[str, Any]:
     return result
 
 
-@pytest.fixture
-def results_folder(bench_result: dict[str, Any], tmp_path: Path) -> Path:
+@pytest.fixture(name="results_folder")
+def _results_folder(tmp_path: Path) -> Path:
+    return write_results(tmp_path / "all results")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of `write_results`, drawn once for the tests of a file that only read it."""
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(write_results(folder / "all results"), folder / "report.html").page
+
+
+def write_results(folder: Path) -> Path:
     """One result of each kind, two runs, and three files that no report can use."""
-    folder = tmp_path / "all results"
+    bench_result = make_bench_result()
     (folder / "deep" / "er").mkdir(parents=True)
     for name, document in (
         ("bench.json", bench_result),

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from isotrain.albert_core.output import styles
 from isotrain.benchmarks.reports.html.write import write_report
 from support.browser import CHROMIUM, DRIVER, console_errors, open_browser, show
-from support.results import candidate, parity, write_run
+from support.results import candidate, end_to_end_run, parity, write_run
 
 WIDTHS = (1280, 400)
 # Pairs of visible texts of a drawing whose boxes share more than rounding, and texts that reach out of their drawing.
@@ -39,15 +40,14 @@ const counts = {};
 for (const figure of document.querySelectorAll('figure')) {
   const svg = [...figure.querySelectorAll('svg.chart')].filter(svg => svg.getBoundingClientRect().width > 0);
   if (svg.length !== 1) throw new Error(figure.id + ' shows ' + svg.length + ' drawings');
-  const inside = [...svg[0].querySelectorAll('.mark')].filter(mark => {
+  const inside = [...svg[0].querySelectorAll('.series use, .bar, .part')].filter(mark => {
     const box = mark.getBoundingClientRect(), frame = svg[0].getBoundingClientRect();
     return box.width > 0 && box.height > 0 && box.left >= frame.left - 1 && box.right <= frame.right + 1;
   });
-  counts[figure.id] = [inside.length, svg[0].querySelectorAll('path.line').length];
+  counts[figure.id] = [inside.length, svg[0].querySelectorAll('.series > path').length];
 }
 return counts;
 """
-
 FOCUSED = "const it = document.activeElement; return it.getAttribute('aria-label') || it.textContent"
 
 
@@ -60,18 +60,26 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield driver
 
 
-@pytest.fixture
-def page(results_folder: Path, tmp_path: Path) -> Path:
-    return write_report(results_folder, tmp_path / "report.html").page
+@pytest.fixture(name="page")
+def _page(report: Path) -> Path:
+    return report
+
+
+def show_all(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
+    """Opens the page and everything that is folded in it."""
+    show(browser, page, width, scheme)
+    browser.execute_script("document.querySelectorAll('details.fold').forEach(fold => { fold.open = true; })")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_charts_have_their_marks_and_lines(browser: Any, page: Path, width: int) -> None:
-    show(browser, page, width)
+    show_all(browser, page, width)
     long_curve = 10
     assert browser.execute_script(MARKS) == {
-        # Five devices but the failed one, of 40 steps each; the reference is a curve of its own.
-        "loss-0": [5 * 40, 5],
+        # Four valid targets of the bench result and two end-to-end runs.
+        "answer": [6, 0],
+        # Four candidates of 40 steps each, and the reference, a line without marks.
+        "loss-0": [4 * 40, 5],
         **{f"difference-0-{candidate}": [40, 1] for candidate in range(4)},
         # 13 places, four candidates, and one limit that they share.
         "growth-accumulated-0": [4 * 13, 5],
@@ -94,10 +102,11 @@ def test_charts_have_their_marks_and_lines(browser: Any, page: Path, width: int)
 def test_no_text_lies_over_another_and_the_page_does_not_scroll_sideways(
     browser: Any, page: Path, width: int, scheme: str
 ) -> None:
-    show(browser, page, width, scheme)
-    assert browser.execute_script(OVERLAPS) == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert console_errors(browser) == []
+    for look in (show, show_all):
+        look(browser, page, width, scheme)
+        assert browser.execute_script(OVERLAPS) == []
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert console_errors(browser) == []
 
 
 def test_the_check_for_overlaps_sees_one(browser: Any, page: Path) -> None:
@@ -113,31 +122,79 @@ def test_the_page_loads_nothing_and_runs_nothing(browser: Any, page: Path) -> No
 
 
 def test_light_and_dark_follow_the_system(browser: Any, page: Path) -> None:
-    grounds = {}
-    for scheme in ("light", "dark"):
+    fill = "getComputedStyle(document.querySelector('#answer .bar path')).fill"
+    label = "getComputedStyle(document.querySelector('#answer text')).fill"
+    for theme, scheme in enumerate(("light", "dark")):
         show(browser, page, 1280, scheme)
-        grounds[scheme] = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}
+        found = browser.execute_script(f"return [getComputedStyle(document.body).backgroundColor, {fill}, {label}]")
+        assert found == [rgb(styles.COLOURS[name][theme]) for name in ("page", "s0", "quiet")]
+
+
+def rgb(colour: str) -> str:
+    """A colour as a browser says it."""
+    return f"rgb({', '.join(str(int(colour[place : place + 2], 16)) for place in (1, 3, 5))})"
+
+
+def test_the_first_screen_answers(browser: Any, page: Path) -> None:
+    show(browser, page, 1280)
+    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    assert browser.execute_script(bottom, "#answer") < 950
+    sentences = browser.execute_script("return [...document.querySelectorAll('#summary p')].map(p => p.innerText)")
+    assert sentences[0].startswith("Fastest in forward: cpu forward packed auto x8 (random weights), 40 samples/s, ")
+    assert "Losses agree with cpu:float64: cpu:float32, cpu:bfloat16. Losses do not agree: " in sentences[2]
+    assert "Not judged: cuda:float32 (failed), cpu:float32 other (refused)." in sentences[2]
+
+
+@pytest.mark.parametrize(("width", "most"), [(1280, 8000), (400, 16_000)])
+def test_ten_results_are_a_short_page(
+    browser: Any, bench_result: dict[str, Any], tmp_path: Path, width: int, most: int
+) -> None:
+    folder = tmp_path / "ten"
+    folder.mkdir()
+    for place in range(4):
+        (folder / f"bench-{place}.json").write_text(json.dumps(bench_result), encoding="utf-8")
+    for place in range(2):
+        (folder / f"parity-{place}.json").write_text(json.dumps(parity()), encoding="utf-8")
+        (folder / f"whole-{place}.json").write_text(json.dumps(end_to_end_run()), encoding="utf-8")
+        write_run(folder / f"run-{place}")
+    show(browser, write_report(folder, tmp_path / "ten.html").page, width)
+    assert browser.execute_script("return document.documentElement.scrollHeight") < most
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script(OVERLAPS) == []
+
+
+def test_a_link_opens_the_section_that_it_leads_to(browser: Any, page: Path) -> None:
+    show(browser, page, 1280)
+    table = browser.find_element("css selector", "#environment table")
+    assert not table.is_displayed()
+    browser.find_element("css selector", "nav a[href='#environment-content']").click()
+    assert table.is_displayed()
 
 
 def test_keys_reach_every_section_and_table(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     show(browser, page, 400)
-    body = browser.find_element("tag name", "body")
-    reached = []
-    for _ in range(60):
-        body.send_keys(Keys.TAB)
-        reached.append(
-            browser.execute_script(
-                "const it = document.activeElement; return it.getAttribute('aria-label') || it.textContent"
-            )
-        )
-    assert "Skip to the results" in reached[0]
-    assert {"Throughput", "What was found, and how it came out", "Verdicts · random weights"} <= set(reached)
+    assert "Skip to the results" in reached_by_keys(browser, 1)[0]
+    assert {"Throughput", "Verdicts against cpu:float64 · random weights"} <= set(reached_by_keys(browser, 30))
+    results = browser.find_element("css selector", "#results summary")
+    results.send_keys(Keys.ENTER)
+    assert reached_by_keys(browser, 1) == ["What was found, and how it came out"]
+    browser.find_element("css selector", "#losses > details > summary").send_keys(Keys.ENTER)
     summary = browser.find_element("css selector", "#loss-0 summary")
     summary.send_keys(Keys.ENTER)
     assert browser.find_element("css selector", "#loss-0 table").is_displayed()
+
+
+def reached_by_keys(browser: Any, presses: int) -> list[str]:
+    """What has the focus after each press of the Tab key."""
+    from selenium.webdriver.common.keys import Keys
+
+    reached = []
+    for _ in range(presses):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(browser.execute_script(FOCUSED))
+    return reached
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -161,7 +218,7 @@ def test_long_names_and_extreme_figures_keep_apart(
         (folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
     write_run(folder / "one step", steps=1)
     write_run(folder / "none", steps=0, ended=False)
-    show(browser, write_report(folder, tmp_path / "extreme.html").page, width)
+    show_all(browser, write_report(folder, tmp_path / "extreme.html").page, width)
     assert browser.execute_script(OVERLAPS) == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert console_errors(browser) == []

@@ -31,10 +31,9 @@ METHODS = {"write_text", "write_bytes"}
 ALLOWED = {
     ("albert_core/model/encoder.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/inference/export.py", "save_pretrained"): "into a folder that files.published publishes",
-    ("albert_core/output/chart.py", "savefig"): "into a stream of files.written",
+    ("albert_core/output/draw.py", "savefig"): "into memory",
     ("albert_core/output/tracked.py", "rename"): "sets a killed part of a W&B run aside",
     ("benchmarks/harness/runner.py", "fdopen"): "a pipe to another process",
-    ("benchmarks/reports/html/png.py", "savefig"): "into memory",
     ("albert_core/runs/array_cache.py", "rename"): "takes a damaged entry out of the way",
     ("albert_core/runs/checkpoint_store.py", "rename"): "sets whole checkpoints aside, or into the trash",
     ("albert_core/model/adapters.py", "save_pretrained"): "into a folder that files.published publishes",

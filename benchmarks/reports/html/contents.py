@@ -1,41 +1,46 @@
-"""The report's contents, section by section: what an engineer asks first stands first."""
+"""The report's contents, section by section."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from ....kernels.words import count
 from ...outcome.end_to_end import EndToEnd
 from ...outcome.model import Bench
 from ...outcome.parity import Parity
-from ..blocks import Column, Section, Table, Words
+from ..blocks import Column, Section, Table
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
 from .labels import bench_tags, measured, whole_tags
 from .loading import Found, Results, Run
+from .summary import summary
 from .text import joined
 
 
 def contents(results: Results) -> list[Section]:
-    """The sections that have something to say, in the page's order."""
-    throughput = Section("throughput", "Throughput")
-    roofline = Section("roofline", "Roofline")
+    """The sections that have something to say: the answers first, the details folded below them."""
+    throughput = Section("throughput", "Throughput", folded=True)
+    roofline = Section("roofline", "Roofline", folded=True)
     for index, bench in enumerate(results.bench):
         throughput.blocks.extend(of_bench.throughput(bench, f"throughput-{index}"))
         roofline.blocks.extend(of_roofline.roofline(bench, f"roofline-{index}"))
     for index, whole in enumerate(results.end_to_end_runs):
         throughput.blocks.extend(of_end_to_end.end_to_end_runs(whole, f"whole-runs-{index}"))
     sections = [
-        _summary(results),
+        summary(results),
         of_parity.agreement(results),
         of_parity.growth(results),
         throughput,
         roofline,
         of_phases.phases(results),
         of_runs.training(results),
+        _outcomes(results),
         of_environment.environment(results),
         of_environment.notes(results),
     ]
-    return [section for section in sections if section.blocks]
+    shown = [section for section in sections if section.blocks]
+    # Where nothing answers first, the details do.
+    return shown if shown[0].key == "summary" else [replace(shown[0], folded=False), *shown[1:]]
 
 
 def lead(results: Results) -> str:
@@ -50,7 +55,7 @@ def lead(results: Results) -> str:
     return joined([count(len(found), noun) for found, noun in counts if found])
 
 
-def _summary(results: Results) -> Section:
+def _outcomes(results: Results) -> Section:
     rows = [
         *((one.path, "parity", *_of_parity(one.document)) for one in results.parity),
         *((one.path, "bench", *_of_bench(one.document)) for one in results.bench),
@@ -59,12 +64,7 @@ def _summary(results: Results) -> Section:
     ]
     columns = tuple(Column(name, numeric=False) for name in ("file or folder", "kind", "on", "outcome"))
     table = Table("What was found, and how it came out", columns, tuple(rows))
-    section = Section("summary", "Summary", [table])
-    if results.skipped:
-        section.blocks.append(
-            Words(f"{count(len(results.skipped), 'file')} could not be used and stand with reasons in the notes", True)
-        )
-    return section
+    return Section("results", "Results", [table], folded=True)
 
 
 def _of_parity(parity: Parity) -> tuple[str, str]:

@@ -27,9 +27,9 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
     blocks: list[Block] = [heading(found), Words(_method(bench))]
     blocks += [Words(text, strong=True) for text in _banners(bench)]
     real = [target for target in measured(bench) if not target.emulated]
-    workloads = list(dict.fromkeys(_workload(target) for target in real))
+    workloads = list(dict.fromkeys(target.workload for target in real))
     bars = tuple(
-        _bar(target, workloads.index(_workload(target))) if target.figures else _no_bar(target)
+        _bar(target, workloads.index(target.workload)) if target.figures else _no_bar(target)
         for target in bench.targets
         if not target.emulated
     )
@@ -74,10 +74,6 @@ def _banners(bench: Bench) -> list[str]:
         )
         if names
     ]
-
-
-def _workload(target: Target) -> str:
-    return target.label.removeprefix(target.backend).split()[0]
 
 
 def _bar(target: Target, style: int) -> Bar:

@@ -12,17 +12,41 @@ from .text import clean
 
 # A list of one number per core is given by its range.
 MOST_LISTED = 8
+# What an environment says of the moment, not of the machine.
+OF_THE_MOMENT = ("command", "git", "load")
+
+Facts = dict[str, Any]
 
 
 def environment(results: Results) -> Section:
-    """Machine, versions, git state and command of each document."""
-    section = Section("environment", "Environment")
+    """Command and git state of each result, then each machine with its versions once."""
+    section = Section("environment", "Environment", folded=True)
+    machines: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    origins = []
+    for source, own, found in _sources(results):
+        own |= {key: found[key] for key in OF_THE_MOMENT if key in found}
+        created, command = _said(own.pop("created", "")), _said(own.pop("command", ""))
+        origins.append((source, created, command, _said(own) if own else ""))
+        lasting = {key: value for key, value in found.items() if key not in OF_THE_MOMENT}
+        rows = tuple((clean(key), _said(value)) for key, value in lasting.items() if value not in (None, "", [], {}))
+        if rows:
+            machines.setdefault(rows, []).append(source)
+    if origins:
+        headers = ("result", "created", "command", "git, load, hashes, device")
+        columns = tuple(Column(name, numeric=False) for name in headers)
+        section.blocks.append(Table("Where each result comes from", columns, tuple(origins)).without_empty_columns())
+    columns = (Column("what", numeric=False), Column("value", numeric=False))
+    section.blocks.extend(Table(f"Environment of {', '.join(of)}", columns, rows) for rows, of in machines.items())
+    return section
+
+
+def _sources(results: Results) -> Iterator[tuple[str, Facts, Facts]]:
+    """Whatever ran, what is its own, and the environment that it ran in."""
     for path, document in _measurements(results):
         own = {"created": document.created, "command": " ".join(document.command)}
-        section.blocks.append(_facts(path, own | document.environment.document()))
+        yield path, own, document.environment.document()
     for one in results.parity:
         parity = one.document
-        command = parity.command if isinstance(parity.command, str) else " ".join(parity.command)
         hashes = {
             f"{what} SHA-256": value
             for what, value in (
@@ -30,25 +54,17 @@ def environment(results: Results) -> Section:
                 ("configuration", parity.config_sha256),
                 ("initial weights", parity.weights_sha256),
             )
+            if value
         }
-        sides = {
-            side.name: {"device": side.device, "policy": side.policy, "kernel": side.kernel, "model": side.model}
-            | (side.environment.document() if side.environment else {})
-            for side in (parity.reference, *parity.candidates)
-        }
-        facts: dict[str, Any] = {"created": parity.created, "command": command} | hashes | sides
-        section.blocks.append(_facts(one.path, facts))
+        yield one.path, {"created": parity.created, "command": parity.command, **hashes}, {}
+        for side in (parity.reference, *parity.candidates):
+            ran = (("device", side.device), ("policy", side.policy), ("kernel", side.kernel), ("model", side.model))
+            found = side.environment.document() if side.environment else {}
+            yield f"{one.path}: {side.name}", {key: value for key, value in ran if value}, found
     for run in results.runs:
         record = run.document.record
         own = {"device": record.device.name, "model": record.model, "data": record.dataset}
-        section.blocks.append(_facts(run.path, own | record.environment))
-    return section
-
-
-def _facts(source: str, environment: dict[str, Any]) -> Table:
-    columns = (Column("what", numeric=False), Column("value", numeric=False))
-    rows = tuple((clean(key), _said(value)) for key, value in environment.items() if value not in (None, "", [], {}))
-    return Table(f"Environment of {source}", columns, rows)
+        yield run.path, own, record.environment
 
 
 def _said(value: Any) -> str:
@@ -69,19 +85,23 @@ def _said(value: Any) -> str:
 
 
 def notes(results: Results) -> Section:
-    """What qualifies the figures, and the files that could not be used."""
-    section = Section("notes", "Notes")
-    rows = [(found.path, note) for found in results.parity for note in found.document.notes]
-    rows += [(path, note) for path, document in _measurements(results) for note in document.notes]
-    rows += [
-        (found.path, f"{target.name}: {warning}")
-        for found in results.bench
-        for target in found.document.targets
+    """What qualifies the figures, each note once, and the files that could not be used."""
+    section = Section("notes", "Notes", folded=True)
+    found = [(one.path, note) for one in results.parity for note in one.document.notes]
+    found += [(path, note) for path, document in _measurements(results) for note in document.notes]
+    found += [
+        (one.path, f"{target.name}: {warning}")
+        for one in results.bench
+        for target in one.document.targets
         for warning in target.warnings
     ]
+    sources: dict[str, list[str]] = {}
+    for path, note in found:
+        sources.setdefault(note, []).append(path)
     columns = (Column("file", numeric=False), Column("note", numeric=False))
-    if rows:
-        section.blocks.append(Table("Notes of the results", columns, tuple(rows)))
+    if sources:
+        rows = tuple((", ".join(dict.fromkeys(paths)), note) for note, paths in sources.items())
+        section.blocks.append(Table("Notes of the results", columns, rows))
     if results.skipped:
         skipped = tuple((one.path, one.reason) for one in results.skipped)
         section.blocks.append(Table("Files that could not be used", columns, skipped))

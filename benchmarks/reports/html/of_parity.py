@@ -20,7 +20,7 @@ WIDE_SPAN = 50.0
 
 def agreement(results: Results) -> Section:
     """Whether the losses agree: each candidate against the float64 reference."""
-    section = Section("losses", "Do the losses agree?")
+    section = Section("losses", "Do the losses agree?", folded=True)
     for index, found in enumerate(results.parity):
         section.blocks.extend(_losses(found, str(index)))
     return section
@@ -28,7 +28,7 @@ def agreement(results: Results) -> Section:
 
 def growth(results: Results) -> Section:
     """Where the error comes from: after every layer of the layer, accumulated and local."""
-    section = Section("growth", "Error by layer")
+    section = Section("growth", "Error by layer", folded=True)
     for index, found in enumerate(results.parity):
         charts = _growth(found.document, str(index))
         if charts:
@@ -56,7 +56,6 @@ def _against(parity: Parity) -> str:
 def _losses(found: Found[Parity], index: str) -> list[Block]:
     parity = found.document
     blocks: list[Block] = [Heading(_against(parity), found.path), Words(_what(parity))]
-    blocks.append(_verdicts(parity))
     blocks += reasons((one.name, SIGNS[one.verdict], one.reasons) for one in parity.candidates)
     if _curve(parity.reference):
         blocks.append(_all_losses(parity, f"loss-{index}"))
@@ -96,7 +95,8 @@ def _ran(side: Ran) -> str:
     return joined([side.device, side.policy, side.kernel, side.model], ", ") or "unknown"
 
 
-def _verdicts(parity: Parity) -> Table:
+def verdicts(results: Sequence[Found[Parity]]) -> Table | None:
+    """How every candidate came out; None where there is none."""
     columns = tuple(
         Column(name, numeric)
         for name, numeric in (
@@ -108,8 +108,10 @@ def _verdicts(parity: Parity) -> Table:
             ("last loss", True),
             ("error / allowed", True),
             ("computed as", False),
+            ("file", False),
         )
     )
+    judged = [(found, one) for found in results for one in found.document.candidates]
     rows = tuple(
         (
             one.name,
@@ -120,11 +122,15 @@ def _verdicts(parity: Parity) -> Table:
             precise(next((value for value in reversed(one.trace.loss) if value is not None), None)),
             _figure(one.worst, "{:.3g}"),
             one.policy or "unknown",
+            found.path if len(results) > 1 else "",
         )
-        for one in parity.candidates
+        for found, one in judged
     )
-    flagged = frozenset(index for index, one in enumerate(parity.candidates) if one.verdict != "pass")
-    return Table(titled("Verdicts", parity_tags(parity)), columns, rows, flagged).without_empty_columns()
+    flagged = frozenset(index for index, (_, one) in enumerate(judged) if one.verdict != "pass")
+    tags = dict.fromkeys(tag for found in results for tag in parity_tags(found.document))
+    against = ", ".join(dict.fromkeys(found.document.reference.name for found in results))
+    table = Table(titled(f"Verdicts against {against}", tags), columns, rows, flagged)
+    return table.without_empty_columns() if rows else None
 
 
 def _curve(side: Ran) -> tuple[Point, ...]:

@@ -22,7 +22,7 @@ HOST = "this host's seconds"
 
 def phases(results: Results) -> Section:
     """Seconds by phase: of bench targets up to their steady state, and of end-to-end runs."""
-    section = Section("phases", "Phases")
+    section = Section("phases", "Phases", folded=True)
     for index, found in enumerate(results.bench):
         targets = [target for target in measured(found.document) if target.phases]
         if targets:

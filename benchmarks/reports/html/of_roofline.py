@@ -17,8 +17,8 @@ from .loading import Found
 from .of_bench import heading
 from .text import joined
 
-# How far the chart reaches beyond what lies in it.
-ROOM = 4.0
+# How far the chart reaches beyond the points in it.
+ROOM = 2.0
 
 
 def roofline(found: Found[Bench], key: str) -> list[Block]:
@@ -46,19 +46,17 @@ def _roofline(bench: Bench, targets: Sequence[Target], key: str) -> list[Block]:
     placed = [target for target in targets if target.roofline is not None]
     blocks: list[Block] = []
     if placed:
-        span = _span(placed, first.peaks)
-        lines = [
-            *_roofs(first.peaks, _fastest(placed, first.peaks), span),
-            *(_placed(target, style) for style, target in enumerate(placed)),
-        ]
+        roofs = _roofs(first.peaks, _fastest(placed, first.peaks), [_place(target)[0] for target in placed])
+        lines = [*roofs, *(_placed(target, style) for style, target in enumerate(placed))]
+        across, up = _spans(placed, roofs)
         blocks.append(
             LineChart(
                 key,
                 titled(f"Roofline of {first.backend} in {first.peaks.dtype}", bench_tags(bench)),
                 "Roofs: the matrix product and the memory copy, measured in the same run. Whiskers: 95 % intervals. "
                 "Hollow: invalid.",
-                Axis("FLOP/byte", log=True),
-                Axis("TFLOP/s", log=True),
+                Axis("FLOP/byte", log=True, span=across),
+                Axis("TFLOP/s", log=True, span=up),
                 tuple(lines),
             )
         )
@@ -70,11 +68,13 @@ def _roofline(bench: Bench, targets: Sequence[Target], key: str) -> list[Block]:
     return blocks
 
 
-def _span(placed: Sequence[Target], peaks: Peaks) -> tuple[float, float]:
-    """The intensities that the chart reaches over."""
-    known = [target.roofline.intensity_flop_per_byte for target in placed if target.roofline is not None]
-    known += [_ridge(peaks.matmul_tflops, gbps) for gbps in (peaks.copy_gbps, _fastest(placed, peaks))]
-    return min(known) / ROOM, max(known) * ROOM
+def _spans(placed: Sequence[Target], roofs: Sequence[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The intensities and the rates that the chart shows: those of the targets, and the roofs above them."""
+    points = [_place(target) for target in placed]
+    across = (min(x for x, _ in points) / ROOM, max(x for x, _ in points) * ROOM)
+    above = [y for roof in roofs for x, y in roof.points if y is not None and across[0] <= x <= across[1]]
+    reached = [y for _, y in points]
+    return across, (min(reached) / ROOM, max(*reached, *above) * 1.25)
 
 
 def _fastest(placed: Sequence[Target], peaks: Peaks) -> float:
@@ -88,44 +88,50 @@ def _ridge(tflops: float, gbps: float) -> float:
     return tflops * 1e3 / gbps
 
 
-def _roof(name: str, tflops: float, gbps: float, span: tuple[float, float], style: int) -> Line:
-    ridge = _ridge(tflops, gbps)
-    points: list[Point] = [(x, min(tflops, gbps * x / 1e3)) for x in sorted({*span, min(max(ridge, span[0]), span[1])})]
+def _roof(name: str, tflops: float, gbps: float, placed: Sequence[float], style: int) -> Line:
+    """A roof over the targets' intensities, with its ridge where that is among them."""
+    low, high, ridge = min(placed) / ROOM, max(placed) * ROOM, _ridge(tflops, gbps)
+    points: list[Point] = [(x, min(tflops, gbps * x / 1e3)) for x in sorted({low, high, min(max(ridge, low), high)})]
     return Line(name, tuple(points), style, plain=style != REFERENCE, marked=False)
 
 
-def _roofs(peaks: Peaks, fastest: float, span: tuple[float, float]) -> list[Line]:
+def _roofs(peaks: Peaks, fastest: float, placed: Sequence[float]) -> list[Line]:
     lines = [
         _roof(
             f"measured: {number(peaks.matmul_tflops)} TFLOP/s, {number(peaks.copy_gbps)} GB/s",
             peaks.matmul_tflops,
             peaks.copy_gbps,
-            span,
+            placed,
             REFERENCE,
         )
     ]
     if peaks.unit is not None:
         name = f"{peaks.unit.unit} unit by itself: {number(peaks.unit.tflops)} TFLOP/s"
-        lines.append(_roof(name, peaks.unit.tflops, peaks.copy_gbps, span, 1))
+        lines.append(_roof(name, peaks.unit.tflops, peaks.copy_gbps, placed, 1))
     if peaks.vendor_tflops is not None and peaks.vendor_gbps is not None:
         name = f"vendor's figures: {number(peaks.vendor_tflops)} TFLOP/s, {number(peaks.vendor_gbps)} GB/s"
-        lines.append(_roof(name, peaks.vendor_tflops, peaks.vendor_gbps, span, 2))
+        lines.append(_roof(name, peaks.vendor_tflops, peaks.vendor_gbps, placed, 2))
     if fastest > peaks.copy_gbps:
         limit = max(peaks.matmul_tflops, peaks.unit.tflops if peaks.unit is not None else 0.0)
         name = f"fastest copy of as many bytes as a step moves: {number(fastest)} GB/s"
-        lines.append(_roof(name, limit, fastest, span, 3))
+        lines.append(_roof(name, limit, fastest, placed, 3))
     return lines
+
+
+def _place(target: Target) -> tuple[float, float]:
+    """FLOP/byte and the TFLOP/s that were reached."""
+    assert target.roofline is not None, "placed targets only"
+    return target.roofline.intensity_flop_per_byte, target.roofline.share * target.roofline.roof_tflops
 
 
 def _placed(target: Target, style: int) -> Line:
     assert target.figures is not None, "measured targets only"
-    assert target.roofline is not None, "placed targets only"
-    reached = target.roofline.share * target.roofline.roof_tflops
+    x, reached = _place(target)
     # Every rate of a target is work over the same seconds: their intervals have one shape.
     speed = target.figures.hardware_tflops
     return Line(
         target.name if target.valid else f"{target.name} (invalid)",
-        ((target.roofline.intensity_flop_per_byte, reached),),
+        ((x, reached),),
         style,
         invalid=not target.valid,
         lows=(reached * speed.low / speed.median,),

@@ -22,7 +22,7 @@ NAMES = {
 
 def training(results: Results) -> Section:
     """Losses and evaluations of all runs, over the same axes."""
-    section = Section("training", "Training runs")
+    section = Section("training", "Training runs", folded=True)
     runs = results.runs
     if not runs:
         return section

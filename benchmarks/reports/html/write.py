@@ -31,8 +31,7 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None, title: s
 
     title: the page's, after "isotrain report: "; the folder's name when not given.
 
-    Raises UserError where nothing can be shown, where `out` is no place for a page, and for `pictures` without
-    matplotlib; nothing is written then.
+    Raises UserError where nothing can be shown, and where `out` is no place for a page; nothing is written then.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-o {str(out)!r} doesn't end in .html; a report is one HTML file: name it so")
@@ -45,7 +44,7 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None, title: s
     charts = [chart for section in sections for chart in section.charts]
     images: dict[str, bytes] = {}
     if pictures is not None:
-        from .png import draw_png
+        from ....albert_core.output.draw import draw_png
 
         images = {chart.key: draw_png(chart) for chart in charts}
     now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")

@@ -1,0 +1,166 @@
+"""What a reader asks first: what is fastest and by how much, whether the losses agree, and what was not judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ....albert_core.output.charts import Bar, BarChart
+from ....albert_core.terminal.text import number
+from ....kernels.words import count
+from ..blocks import Section, Words
+from .labels import bench_tags, measured, titled, whole_tags
+from .loading import Results
+from .of_end_to_end import side_words
+from .of_parity import verdicts
+from .text import joined
+
+WHOLE = "end-to-end run"
+# Sentences about speed; the chart has all workloads.
+MOST_FASTEST = 2
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A valid throughput of a device. `who`: the device and the kernel; `tags`: what holds for its result."""
+
+    name: str
+    path: str
+    group: str
+    who: tuple[str, ...]
+    median: float
+    low: float
+    high: float
+    share: float | None
+    words: str
+    tags: tuple[str, ...]
+
+
+def summary(results: Results) -> Section:
+    """The answers in sentences, all valid throughputs in a chart, the verdicts of parity in a table."""
+    section = Section("summary", "Summary")
+    rates = valid_rates(results)
+    section.blocks.extend(Words(text) for text in (*_fastest(rates), *_agreement(results)))
+    if rates:
+        section.blocks.append(_chart(results, rates))
+    table = verdicts(results.parity)
+    section.blocks.extend([table] if table is not None else [])
+    if results.skipped:
+        section.blocks.append(
+            Words(f"{count(len(results.skipped), 'file')} could not be used and stand with reasons in the notes", True)
+        )
+    return section
+
+
+def valid_rates(results: Results) -> list[Rate]:
+    """All throughputs that may be used: workload by workload, the fastest first."""
+    rates = [
+        Rate(
+            target.name,
+            one.path,
+            target.workload,
+            (target.device.name, target.kernel_used.name),
+            (rate := target.figures.samples_per_second).median,
+            rate.low,
+            rate.high,
+            target.share_of_peak.model if target.share_of_peak is not None else None,
+            "busy machine" if target.contended else "",
+            tuple(bench_tags(one.document)),
+        )
+        for one in results.bench
+        for target in measured(one.document)
+        if target.valid and not target.emulated
+        if target.figures is not None and target.device is not None and target.kernel_used is not None
+    ]
+    rates += [
+        Rate(
+            side.name,
+            one.path,
+            WHOLE,
+            (side.name,),
+            (rate := side.figures.samples_per_second).median,
+            rate.low,
+            rate.high,
+            None if side.share_of_peak is None else side.share_of_peak.model,
+            side_words(side),
+            tuple(whole_tags(one.document)),
+        )
+        for one in results.end_to_end_runs
+        for side in one.document.sides
+        if side.valid and side.figures is not None
+        if not any("emulated" in process.device for process in side.processes)
+    ]
+    groups = list(dict.fromkeys(rate.group for rate in rates))
+    return sorted(rates, key=lambda rate: (groups.index(rate.group), -rate.median))
+
+
+def _fastest(rates: Sequence[Rate]) -> list[str]:
+    """For each of the first workloads a sentence: what is fastest, by how much, at which share of its peak."""
+    groups = list(dict.fromkeys(rate.group for rate in rates))
+    sentences = []
+    for group in groups[:MOST_FASTEST]:
+        members = [rate for rate in rates if rate.group == group]
+        first = members[0]
+        others = [rate for rate in members if rate.who != first.who]
+        text = f"Fastest in {group}: {_full(first)}, {number(first.median)} samples/s"
+        if first.share is not None:
+            text += f", {first.share:.1%} of its device's measured peak"
+        if others:
+            text += f"; {first.median / others[0].median:.2f} times {_full(others[0])}"
+            text += ", with intervals that overlap" if others[0].high >= first.low else ""
+        sentences.append(f"{text}.")
+    if len(groups) > MOST_FASTEST:
+        sentences[-1] += f" {count(len(groups) - MOST_FASTEST, 'more workload')} in the chart."
+    return sentences
+
+
+def _full(rate: Rate) -> str:
+    """A rate's name with what its figure must not stand without."""
+    return f"{rate.name} ({joined([rate.words, *rate.tags], ', ')})" if rate.words or rate.tags else rate.name
+
+
+def _agreement(results: Results) -> list[str]:
+    """Whether the losses agree, and whose were not judged."""
+    judged = [candidate for one in results.parity for candidate in one.document.candidates]
+    agreeing = [candidate.name for candidate in judged if candidate.verdict == "pass"]
+    apart = [
+        f"{candidate.name} ({candidate.verdict}{'' if first is None else f' from step {first:,}'})"
+        for candidate in judged
+        if candidate.verdict in ("drift", "diverged")
+        for first in [candidate.first_step]
+    ]
+    unjudged = [f"{one.name} ({one.verdict})" for one in judged if one.verdict in ("refused", "failed")]
+    known = {side.backend for one in results.parity for side in (one.document.reference, *one.document.candidates)}
+    benched = {target.backend: target for one in results.bench for target in measured(one.document)}
+    agreeing, apart, unjudged = (list(dict.fromkeys(names)) for names in (agreeing, apart, unjudged))
+    unjudged += [f"{backend} (no parity result)" for backend in benched if backend not in known]
+    against = ", ".join(dict.fromkeys(one.document.reference.name for one in results.parity))
+    parts = [
+        f"Losses agree with {against}: {', '.join(agreeing)}." if agreeing else None,
+        f"Losses do not agree: {', '.join(apart)}." if apart else None,
+        f"Not judged: {', '.join(unjudged)}." if unjudged else None,
+    ]
+    text = joined(parts, " ")
+    return [text] if text else []
+
+
+def _chart(results: Results, rates: Sequence[Rate]) -> BarChart:
+    """All valid throughputs. What holds for each of them stands in the title, the rest beside its bar."""
+    shared = [tag for tag in rates[0].tags if all(tag in rate.tags for rate in rates)]
+    several = len({rate.path for rate in rates}) > 1
+    groups = tuple(dict.fromkeys(rate.group for rate in rates))
+    bars = tuple(
+        Bar(
+            rate.name,
+            rate.median,
+            rate.low,
+            rate.high,
+            groups.index(rate.group),
+            joined([rate.words, *(tag for tag in rate.tags if tag not in shared), rate.path if several else ""], ", "),
+        )
+        for rate in rates
+    )
+    left_out = sum(not target.valid or target.emulated for one in results.bench for target in one.document.targets)
+    words = "Fastest first in each workload. Whiskers: 95 % intervals."
+    words += f" {count(left_out, 'target')} without a valid throughput: see Throughput." if left_out else ""
+    return BarChart("answer", titled("All valid results", shared), words, "samples/s", bars, groups)
