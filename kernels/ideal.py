@@ -18,8 +18,12 @@ from .weights import EncoderWeights
 class IdealEncoder(PortableEncoder):
     """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
-    param: what weights are rounded to; compute: operands and results of linear layers (float32, bfloat16, float16,
-    float64). seed: of the random rounding. The residual stream and LayerNorm are float32; float64 where `compute` is.
+    The residual stream and LayerNorm are float32; float64 where `compute` is.
+
+    Args:
+        param: The dtype that weights are rounded to.
+        compute: The dtype of operands and results of linear layers: float32, bfloat16, float16 or float64.
+        seed: Of the random rounding.
     """
 
     name = "ideal"

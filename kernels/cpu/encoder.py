@@ -1,9 +1,9 @@
 """The frozen encoder in native code: bfloat16 products on AMX or AVX-512 BF16, everything else in float32.
 
 One layer's weights are packed once into the order in which the matrix unit reads them. Each thread takes blocks of
-whole sequences through all layers, so that their activations stay in its own cache and nobody waits for anybody.
-No padding, and no row's arithmetic depends on its neighbours: a sequence's features have the same bits in every batch,
-order and number of threads.
+whole sequences through all layers, so their activations stay in its own cache and no thread waits for another. There
+is no padding, and no row's arithmetic depends on its neighbours: a sequence's features have the same bits in every
+batch, order and number of threads.
 """
 
 from __future__ import annotations
@@ -48,12 +48,17 @@ def unsupported(config: EncoderConfig) -> str | None:
 class NativeEncoder:
     """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
-    weights: any floating dtype, rounded to bfloat16. isa: an instruction set of `library.ISAS`, the fastest when None.
-    threads: torch's number at each call when None. block_tokens: rows that go through the layers together; None takes
-    as many as the second-level cache holds. Padded batches are packed first; their features have the same bits.
+    Padded batches are packed first; their features have the same bits.
 
-    Raises UserError where the extension or the instruction set is missing, for a shape or an activation that it
-    doesn't have, and for weights that are NaN or infinite.
+    Args:
+        weights: Any floating dtype, rounded to bfloat16.
+        isa: An instruction set of `library.ISAS`; the fastest when None.
+        threads: torch's number at each call when None.
+        block_tokens: Rows that go through the layers together; None takes as many as the second-level cache holds.
+
+    Raises:
+        UserError: The extension or the instruction set is missing, it doesn't have the shape or the activation, or
+            weights are NaN or infinite.
     """
 
     name = "native"

@@ -36,12 +36,15 @@ def head_step_unsupported(parameters: Sequence[torch.Tensor], optimizer: torch.o
 class HeadStep:
     """``step(features, labels, num_samples)``: one optimizer step; float32 [2], summed loss and right answers.
 
-    parameters: hidden weight [h, f], hidden bias [h], output weight [c, h], output bias [c] (float32, contiguous).
-    features: float32 [b, f]. labels: int64 [b]. num_samples: what the summed loss is
-    divided by before it is differentiated.
-    The learning rate and the other settings are read from the optimizer's group at every step.
+    A call takes features, float32 [b, f], labels, int64 [b], and num_samples, by which the summed loss is divided
+    before it is differentiated. It reads the learning rate and the other settings from the optimizer's group.
 
-    Raises UserError for what `head_step_unsupported` names, and for a label the head has no class for.
+    Args:
+        parameters: Hidden weight [h, f], hidden bias [h], output weight [c, h], output bias [c]; float32, contiguous.
+        optimizer: The optimizer whose state is updated in place.
+
+    Raises:
+        UserError: What `head_step_unsupported` names, or a label that the head has no class for.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:

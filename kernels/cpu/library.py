@@ -138,7 +138,7 @@ def why_not() -> str | None:
 def unit_rate(isa: str, working_set_bytes: int, seconds: float = 0.5) -> float:
     """FLOP/s of one thread's register blocks of `isa`, their operands fed from `working_set_bytes` of memory.
 
-    Nothing is written but the sums of one block, so this bounds every product that streams its operands from there.
+    Only the sums of one block are written, so this bounds every product that streams its operands from there.
     """
     library = native().library
     return 0.0 if library is None else library.isotrain_cpu_unit_rate(isa.encode(), working_set_bytes, seconds)

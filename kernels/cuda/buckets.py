@@ -1,8 +1,8 @@
 """Fixed shapes for batches of any shape: what lets a captured graph be repeated.
 
 Small batches keep a GPU waiting for the host's launches; a graph is one launch, but of fixed shapes and addresses. So
-each batch is copied into the buffers of a bucket that is a little larger, and the bucket's graph is replayed. What the
-buffers hold behind the batch is left over from earlier ones: rows that see no key and that no row sees.
+each batch is copied into the buffers of a slightly larger bucket, and the bucket's graph is replayed. Behind the batch,
+the buffers hold rows of earlier ones, which see no key and which no row sees.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Thunk = Callable[[], torch.Tensor]
 
 
 class Capture(Protocol):
-    """How a device records work for layer."""
+    """How a device records work to repeat it."""
 
     def warm_up(self, run: Thunk) -> torch.Tensor:
         """Runs it once for real, as preparation (libraries, compilation) for `capture`."""

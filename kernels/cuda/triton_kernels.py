@@ -52,9 +52,16 @@ def attention(
 ) -> torch.Tensor:
     """Softmax attention of each query row over its own range of keys: [queries, hidden], contiguous.
 
-    query: [queries, hidden]; key, value: [tokens, hidden]; rows may be strided, columns not; one dtype.
-    starts, ends: int32 [queries], row i sees keys ``starts[i] <= k < ends[i]``; a row with none gives zeros.
     Rows of one tile should have neighbouring ranges: every key between a tile's least start and largest end is read.
+
+    Args:
+        query: [queries, hidden]. Rows may be strided, columns may not.
+        key: [tokens, hidden], as `query` and of its dtype.
+        value: As `key`.
+        starts: int32 [queries]. Row i sees the keys ``starts[i] <= k < ends[i]``; a row without keys gives zeros.
+        ends: int32 [queries].
+        num_heads: Heads in a row of `hidden` values.
+        rows_per_tile: Query rows that one program computes.
     """
     queries, hidden = query.shape
     head_size = hidden // num_heads
@@ -97,8 +104,16 @@ def add_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """LayerNorm(residual + update + bias), once in the residual's dtype and once in the update's.
 
-    residual, update: contiguous [rows, width]; bias, weight, shift: [width]. Sums are float32. Where both dtypes are
-    the same, both results are the same tensor.
+    Sums are float32. Where both dtypes are the same, both results are the same tensor.
+
+    Args:
+        residual: Contiguous [rows, width].
+        update: Contiguous [rows, width].
+        bias: [width].
+        weight: [width], of the norm.
+        shift: [width], of the norm.
+        eps: Added to the variance.
+        rows_per_program: Rows that one program computes.
     """
     rows, width = update.shape
     assert residual.is_contiguous()

@@ -13,7 +13,7 @@ from .support import FLASH_DTYPES, why_no_flash_heads
 class VarlenAttention:
     """One kernel for all sequences of a batch, forward and backward.
 
-    torch's drops no probabilities, and computes in bfloat16 and float16 alone. Attention dropout, wider dtypes and odd
+    torch's kernel has no dropout and computes only in bfloat16 and float16. Attention dropout, wider dtypes and odd
     heads take the groups of equal length that every device can compute.
     """
 

@@ -1,7 +1,7 @@
 """The packed encoder in plain torch operators: any device, any floating dtype, no padding, [CLS] features only.
 
 What it saves against running the model module: no padded token is computed, Q/K/V are one product, and the last
-layer computes keys and values of all tokens but everything else of [CLS] alone.
+layer computes keys and values for all tokens and everything else for [CLS] only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MakeLinear = Callable[[torch.Tensor, torch.Tensor], Linear]
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
-# Under transformers' names: what every kernel has, and what this one has alone.
+# Under transformers' names: what every kernel has, and what only this one has.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
     "gelu_new": partial(functional.gelu, approximate="tanh"),
@@ -210,7 +210,7 @@ class PortableEncoder:
         return features
 
     def padded_features(self, batch: PaddedBatch) -> torch.Tensor:
-        """A call's arithmetic alone, for a compiler to trace: the batch is neither checked nor moved."""
+        """Only a call's arithmetic, for a compiler to trace: the batch is neither checked nor moved."""
         step = max(1, self.chunk_tokens // batch.input_ids.shape[1])
         features = []
         for start in range(0, batch.num_sequences, step):
@@ -253,7 +253,7 @@ class PortableEncoder:
         return self._embed(ids.flatten(), positions, None if types is None else types.flatten())
 
     def _repeat(self, layer: _Layer, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
-        """One layer, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
+        """One layer, [tokens, hidden] to the same; `first_only` gives only each sequence's first row."""
         hidden = self.config.hidden_size
         if first_only:
             key_value = layer.key_value(x.to(self._compute))

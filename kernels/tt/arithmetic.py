@@ -18,14 +18,18 @@ TILE = 32
 class Arithmetic:
     """How products are computed: the vendor's compute-kernel options, under their names.
 
-    arch: wormhole or blackhole. math_fidelity: lofi, hifi2, hifi3, hifi4 (1 to 4 passes over parts of the mantissas).
-    fp32_dest_acc_en: Dst holds float32, else bfloat16. packer_l1_acc: blocks are added up in L1.
-    block_tiles: tiles of K in a block (ttnn takes 2 for M = 32 and 3 for M = 64 and 128 at K = 768); 0 is one block.
-    mode: exact, or fast (the same error, other bits; with a bfloat16 Dst on the host the products are exact all the
-    same). gemm_dtype: what fast's products take as operands, bfloat16
-    where the device multiplies it natively, else float32.
+    Attributes:
+        arch: wormhole or blackhole.
+        math_fidelity: lofi, hifi2, hifi3 or hifi4: 1 to 4 passes over parts of the mantissas.
+        fp32_dest_acc_en: Dst holds float32, else bfloat16.
+        packer_l1_acc: Blocks are added up in L1.
+        block_tiles: Tiles of K in a block (ttnn takes 2 for M = 32 and 3 for M = 64 and 128 at K = 768); 0 is one
+            block.
+        mode: exact, or fast (the same error, other bits; with a bfloat16 Dst on the host the products are exact).
+        gemm_dtype: The operands' dtype in fast mode: bfloat16 where the device multiplies it natively, else float32.
 
-    Raises UserError for an unknown value.
+    Raises:
+        UserError: An unknown value.
     """
 
     arch: str = "wormhole"

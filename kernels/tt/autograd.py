@@ -58,7 +58,7 @@ def emulate_linears(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
 def plain_linears(module: nn.Module) -> nn.Module:
     """`module` itself, with every nn.Linear in it computing as torch does again: `emulate_linears` undone.
 
-    A copy of an emulated module needs it in any case, for its layers would go on with the original's weights.
+    A copy of an emulated module always needs it: its layers would otherwise use the original's weights.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

@@ -121,7 +121,7 @@ class TtEncoder(PortableEncoder):
         return x if self._tt_projection is None else self._tt_projection(x)
 
     def _repeat(self, layer: Any, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
-        """One layer, [tokens, hidden] to the same; `first_only` gives each sequence's first row alone."""
+        """One layer, [tokens, hidden] to the same; `first_only` gives only each sequence's first row."""
         key_value = layer.key_value(x)
         if first_only:
             x = x[rows.first]
@@ -148,7 +148,7 @@ class TtEncoder(PortableEncoder):
     def _masked(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Attention of a padded batch, [sequences, heads, queries, width]: sequence by sequence without its padding.
 
-        A masked score's exponential is 0, and zeros change no sum, so that real places get what a card gives them.
+        A masked score's exponential is 0, and zeros change no sum, so real places get what a card gives them.
         """
         out = q.new_zeros(q.shape)
         for index, length in enumerate(mask.sum(dim=-1).flatten().tolist()):

@@ -3,8 +3,8 @@
 With T(x, k) = x with k mantissa bits kept by truncation, the phases of a fidelity are products of truncated operands.
 For bfloat16 and block-format operands each of these is itself exact in bfloat16, so that one bfloat16 GEMM with
 float32 sums does a whole layer (HiFi3's two products stand side by side in K). A bfloat16 Dst rounds at every
-16-deep slice of K, which no single GEMM shows (it halves the error), so that the slices are looped over. That is slower
-than the exact unit in C++, which therefore computes for a bfloat16 Dst wherever it can; the loop is for other devices.
+16-deep slice of K. No single GEMM does that (it halves the error), so the slices are looped over. The exact unit in C++
+is faster and computes for a bfloat16 Dst wherever it can; the loop is for other devices.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def matmul(in0: torch.Tensor, in1: torch.Tensor, arithmetic: Arithmetic) -> torc
 
 
 def _operands(in0: torch.Tensor, in1: torch.Tensor | None, fidelity: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The pairs of truncated operands whose products make up a fidelity; in1 None gives in0's side alone."""
+    """The pairs of truncated operands whose products make up a fidelity; with in1 None only in0's side."""
     weight = in0.new_zeros(0) if in1 is None else in1
     if fidelity == "hifi4":
         return [(in0, truncate(weight, 9))]

@@ -63,11 +63,15 @@ def host_blocks(values: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.T
 def device_pack(values: torch.Tensor, dtype: str, *, fp32_dest: bool, bfp_source: bool = True) -> torch.Tensor:
     """What the packer writes to L1 for the contents of Dst: float32, the same shape.
 
-    fp32_dest: Dst holds float32 (else bfloat16, in the upper 16 bits of each value). bfp_source: the pack source
-    format is BFP8, as behind products and the matrix unit's element-wise operations; a plain typecast to bfp_bf8 has
-    it off. Matters to block formats alone.
+    Args:
+        values: The contents of Dst, float32.
+        dtype: One of WEIGHT_DTYPES.
+        fp32_dest: Dst holds float32, else bfloat16 in the upper 16 bits of each value.
+        bfp_source: The pack source format is BFP8, as behind products and the matrix unit's element-wise operations;
+            a plain typecast to bfp_bf8 has it off. Only block formats depend on it.
 
-    Raises UserError for a dtype outside WEIGHT_DTYPES.
+    Raises:
+        UserError: A dtype outside WEIGHT_DTYPES.
     """
     if check_dtype(dtype) == "bfloat16":
         return _device_bf16(values) if fp32_dest else values.to(torch.float32)

@@ -46,10 +46,15 @@ def format_losses(
 ) -> Iterator[TensorLoss]:
     """For every tensor, format and fidelity what is lost. Tensors that are not floating point are passed over.
 
-    block_axis: the dimension along which 16 neighbours share an exponent: "first" for torch's linear weights (out, in),
-    which ttnn.linear holds as (in, out); "last" for arrays that lie as they go to the device.
+    Args:
+        tensors: By name.
+        dtypes: The formats.
+        fidelities: The math fidelities.
+        block_axis: The dimension along which 16 neighbours share an exponent: "first" for torch's linear weights
+            (out, in), which ttnn.linear holds as (in, out); "last" for arrays that lie as they go to the device.
 
-    Raises UserError for an unknown format, fidelity or axis.
+    Raises:
+        UserError: An unknown format, fidelity or axis.
     """
     dtypes, fidelities = [check_dtype(dtype) for dtype in dtypes], list(fidelities)
     for fidelity in fidelities:

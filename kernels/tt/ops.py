@@ -114,7 +114,7 @@ def softmax(x: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False) 
         reciprocal = 1.0 / total if fp32 else host_convert(1.0 / total, "bfloat16")
         return host_convert(e * reciprocal, "bfloat16").reshape(shape).to(dtype)
     shifted = add(x, x.amax(dim=-1, keepdim=True).expand_as(x), fp32, subtract=True, arch=arithmetic.arch)
-    # With a float32 Dst the accurate exp keeps float32; its fast form is known for bfloat16 alone.
+    # With a float32 Dst the accurate exp keeps float32; its fast form is known only for bfloat16.
     e = torch.exp(shifted) if fp32 and not approximate else unary(exponential, shifted)
     total = reduce_rows(e, 1.0, fidelity, fp32_dest=fp32, arch=arithmetic.arch)
     reciprocal = 1.0 / total
