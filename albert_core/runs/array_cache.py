@@ -1,4 +1,6 @@
-"""Arrays on disk under a key: ``.npy`` files and a manifest with their hashes, published whole or not at all."""
+"""A cache of arrays on disk, by key: ``.npy`` files and a manifest with their hashes, written completely or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ FORMAT = "isotrain array cache 1"
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array must be: its dtype, its shape (None is a free length), and whether to map its file into memory.
+    """What an array must be: its dtype, its shape (None for a free length), and whether its file is memory-mapped.
 
-    Mapped arrays are copy-on-write: nothing written to them reaches the file.
+    Mapped arrays are copy-on-write, so writing to them doesn't change the file.
     """
 
     dtype: str
@@ -39,9 +41,10 @@ _ATTEMPTS = 3
 
 
 def load_arrays(folder: Path, specs: Specs) -> dict[str, np.ndarray] | None:
-    """The arrays in `folder`, or None when it isn't there or anything about it is wrong (then with a log line).
+    """Loads the arrays in `folder`, or returns None if it doesn't exist or anything in it is wrong (which is logged).
 
-    Every byte is checked against the manifest, whose key must be the folder's name, and every array against `specs`.
+    Every byte is checked against the manifest and every array against `specs`. The manifest's key must be the folder's
+    name.
     """
     try:
         return _verified(folder, specs) if folder.is_dir() else None
@@ -51,10 +54,10 @@ def load_arrays(folder: Path, specs: Specs) -> dict[str, np.ndarray] | None:
 
 
 def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], specs: Specs) -> bool:
-    """Writes `arrays` as `folder`, whole or not at all. Returns whether it is there now.
+    """Writes `arrays` as `folder`, completely or not at all. Returns whether the folder exists now.
 
-    Where another process was faster, its intact copy stays; a damaged one is replaced. A disk that is full or can't be
-    written gives a warning and False, and leaves nothing behind.
+    If another process was faster, its intact copy stays; a damaged one is replaced. If the disk is full or can't be
+    written, this warns, returns False and leaves nothing behind.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ def publish_arrays(folder: Path, arrays: dict[str, np.ndarray], specs: Specs) ->
                     continue
             return True
     except (OSError, RunError, UserError) as error:
-        # numpy's own error has no number of the system's, where fewer bytes were written than it gave.
+        # If fewer bytes were written than requested, numpy's error has no errno.
         refused = error if isinstance(error, OSError) else error.__cause__ or error
         reason = getattr(refused, "strerror", None) or f"is the disk full? {refused}"
         warn_uncached(f"{folder.parent.parent}: {reason}")
@@ -87,7 +90,7 @@ def _write(folder: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _discard_damaged(folder: Path, specs: Specs) -> None:
-    """Takes a damaged entry out of the way in one step, so that no other process sees half of it, then removes it."""
+    """Renames a damaged entry, so that no other process sees half of it, and then removes it."""
     if not os.path.lexists(folder) or load_arrays(folder, specs) is not None:
         return
     aside = folder.with_name(temporary_name(folder.name))

@@ -1,8 +1,8 @@
-"""One checkpoint on disk: a folder of safetensors files and a JSON manifest that vouches for every byte of them.
+"""One checkpoint on disk: a folder of safetensors files and a JSON manifest with their checksums.
 
 ``step-00000123/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.safetensors`` and ``manifest.json``.
-One rename makes it appear: a folder that carries a checkpoint's name is whole. What is read back is checked against the
-manifest's sizes and SHA-256 sums first, and nothing here deletes or repairs a damaged one.
+It appears by one rename, so a folder with a checkpoint's name is complete. All files are checked against the manifest's
+sizes and SHA-256 sums before they are used. Nothing here deletes or repairs a damaged checkpoint.
 """
 
 from __future__ import annotations
@@ -32,26 +32,31 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 FILES = {"model": "model.safetensors", "optimizer": "optimizer.safetensors", "state": "state.safetensors"}
 
-# What every manifest has, and of what kind.
+# The keys of every manifest and their types.
 _KEYS = {"step": int, "epoch": int, "created": str, "metrics": dict, "identity": dict, "state": dict, "files": dict}
 
-# The number after the dot tells apart checkpoints of one step that were written one after the other.
+# The number after the dot distinguishes checkpoints of the same step that were written one after the other.
 STEP_NAME = re.compile(r"step-(?P<step>[0-9]{8,15})(?:\.(?P<attempt>[0-9]{1,9}))?")
 
 
 class CheckpointError(UserError):
-    """A checkpoint that can't be written, is damaged, or belongs to another run."""
+    """A checkpoint can't be written, is damaged, or belongs to another run."""
 
 
 @dataclass(eq=False)
 class Snapshot:
-    """Everything a run needs to go on from `step` (optimizer steps done) as if it had never stopped.
+    """Everything that a run needs to continue from `step` as if it had never stopped.
 
-    `model` and `state_tensors` (generators, loss accumulators) map names to tensors of any shape, dtype and device.
-    `optimizer` is a torch optimizer's ``state_dict()``, or None where it was pruned. `state` holds plain values:
-    numbers, strings, None, lists, tuples and dicts of them. `identity` holds, in the same kinds of values, what a run
-    must share with this one to go on from it. Tensors come back on the CPU; every other value comes back exactly.
-    `folder` is where it was read from.
+    Tensors are loaded to the CPU. All other values are restored exactly.
+
+    Attributes:
+        step: Optimizer steps done.
+        model: Tensors of any shape, dtype and device, by name.
+        optimizer: A torch optimizer's ``state_dict()``, or None if it was pruned.
+        state_tensors: Generators and loss accumulators, like `model`.
+        state: Plain values: numbers, strings, None, and lists, tuples and dicts of them.
+        identity: What a run must share with this one to resume from it, as plain values.
+        folder: Where it was read from.
     """
 
     model: dict[str, torch.Tensor]
@@ -66,11 +71,20 @@ class Snapshot:
 
 
 def write_checkpoint(snapshot: Snapshot, folder: Path, *, optimizer_prunable: bool = False) -> Path:
-    """Writes `snapshot` as ``folder/step-NNNNNNNN`` and returns that path. A kill leaves all of it or none.
+    """Writes `snapshot` as ``folder/step-NNNNNNNN``. After a kill, all of it exists or nothing.
 
-    A step that is there already is written beside it as ``step-NNNNNNNN.2``: replacing a folder can't be done in one
-    move. `optimizer_prunable` marks the optimizer's file as one that may be missing later. When the system refuses
-    nothing is left of it, and RunError (a full or broken disk) or UserError names the path.
+    If that step exists already, the new one becomes ``step-NNNNNNNN.2``, because a folder can't be replaced in one
+    move.
+
+    Args:
+        optimizer_prunable: Whether the optimizer's file may be missing later.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        RunError: The disk is full or broken. Nothing is left of the checkpoint.
+        UserError: The path can't be written.
     """
     make_folder(folder)
     target = _free_name(folder, snapshot.step)
@@ -95,9 +109,10 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, optimizer_prunable: bo
 
 
 def read_checkpoint(folder: Path) -> Snapshot:
-    """The checkpoint in `folder`, after every file was checked. `optimizer` is None where its file was pruned.
+    """Reads the checkpoint in `folder` after checking every file. `optimizer` is None if its file was pruned.
 
-    Raises CheckpointError naming the file and what is wrong with it: missing, truncated, changed, of another format.
+    Raises:
+        CheckpointError: A file is missing, truncated, changed or of another format. The message names it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -123,19 +138,21 @@ def read_checkpoint(folder: Path) -> Snapshot:
             epoch=manifest["epoch"],
             folder=folder,
         )
-    # Its own SHA-256 is right, so that somebody else than isotrain wrote it.
+    # The SHA-256 is right, so it was not written by isotrain.
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / MANIFEST, "it holds values that isotrain does not write") from error
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Reads back every file of the checkpoint in `folder`; raises CheckpointError as `read_checkpoint` does."""
+    """Checks every file of the checkpoint in `folder`. Raises CheckpointError as `read_checkpoint` does."""
     for role, entry in read_manifest(folder)["files"].items():
         _checked_bytes(folder / FILES[role], entry)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in `folder`, checked as `parse_manifest` does; no other file is."""
+    """Reads the manifest of the checkpoint in `folder` and checks it as `parse_manifest` does. No other file is
+    read.
+    """
     file = folder / MANIFEST
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder}: there is no such folder; give a checkpoint's folder")
@@ -148,10 +165,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes, file: object) -> dict[str, Any]:
-    """The manifest that is `data`, checked for format, version, its own SHA-256 and its keys.
+    """Parses a manifest and checks its format, version, own SHA-256 and keys.
 
-    Its `metrics`, `state` and `identity` are still encoded: see `manifest_metrics`. Raises CheckpointError, which calls
-    it `file`.
+    Its `metrics`, `state` and `identity` are still encoded (see `manifest_metrics`).
+
+    Raises:
+        CheckpointError: A check failed. The message calls the manifest `file`.
     """
     fix = "go on from another checkpoint"
     try:
@@ -186,12 +205,16 @@ def _describes_files(files: dict[str, Any]) -> bool:
 
 
 def manifest_metrics(manifest: dict[str, Any]) -> dict[str, float]:
-    """The metrics in what `read_manifest` returned; ValueError where they are no numbers."""
+    """The metrics in a manifest from `read_manifest`. Raises ValueError if they are not numbers."""
     return {name: float(value) for name, value in _decode(manifest["metrics"], {}).items()}
 
 
 def check_identity(snapshot: Snapshot, expected: dict[str, Any]) -> None:
-    """Raises CheckpointError naming the first three keys in which `snapshot` is of another run than `expected`."""
+    """Checks that `snapshot` belongs to the run described by `expected`.
+
+    Raises:
+        CheckpointError: It doesn't. The message names the first three keys that differ.
+    """
     absent = object()
     differences = [
         f"{key} is {_short(snapshot.identity.get(key, absent), absent)} there and {_short(value, absent)} here"
@@ -216,7 +239,7 @@ def _free_name(folder: Path, step: int) -> Path:
 
 
 def _describe(snapshot: Snapshot, optimizer_tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The manifest without its files; the optimizer's tensors are collected in `optimizer_tensors`."""
+    """The manifest without its files. The optimizer's tensors are added to `optimizer_tensors`."""
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -244,7 +267,9 @@ def _tensors_by_role(
 
 
 def _serialize(tensors: dict[str, torch.Tensor]) -> bytes:
-    """`tensors` as a safetensors file. Each gets storage of its own, so shared and strided ones are saved in full."""
+    """`tensors` as a safetensors file. Each gets its own storage, so that shared and strided tensors are saved in
+    full.
+    """
     from safetensors.torch import save
 
     seen: set[int] = set()
@@ -260,7 +285,7 @@ def _serialize(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def _checked_bytes(file: Path, entry: dict[str, Any]) -> bytes | None:
-    """The file's content, equal in size and SHA-256 to what the manifest says; None where it was pruned."""
+    """The file's content after a check of its size and SHA-256, or None if it was pruned."""
     try:
         size = file.stat().st_size
         if size != entry["size"]:
@@ -303,9 +328,9 @@ def _short(value: Any, absent: object) -> str:
 
 
 def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor] | None) -> Any:
-    """`value` as JSON that `_decode` turns back into exactly it; what JSON lacks becomes a dict with one "$" key.
+    """Encodes `value` as JSON that `_decode` restores exactly. What JSON lacks becomes a dict with one "$" key.
 
-    Tensors go to `tensors`, named by their place in the tree; where it is None, a tensor is an error.
+    Tensors are added to `tensors`, named by their position in the tree. If it is None, a tensor is an error.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value

@@ -1,4 +1,4 @@
-"""A run's checkpoints: which to keep, which to go on from, and how to lose none of them to a kill."""
+"""The checkpoints of a run: which to keep, which to resume from, and how to lose none of them to a kill."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .files import remove, sweep, sync_folder
 
 logger = logging.getLogger(__name__)
 
-# A kill may leave it behind. Trash carries a whole checkpoint's name only after this prefix.
+# A kill may leave it behind. The prefix keeps trash from counting as a checkpoint.
 _TRASH = re.compile(r"\.trash-[0-9a-f]{32}-step-.*")
 _ASIDE = "set-aside-"
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint's manifest says. `metrics` is empty where its weights weren't evaluated.
+    """What a checkpoint's manifest says. `metrics` is empty if its weights weren't evaluated.
 
-    `problem` is the reason why the manifest can't be used; everything but `path` and `step` is then empty.
+    `problem` says why the manifest can't be used. Then only `path` and `step` are set.
     """
 
     path: Path
@@ -47,17 +47,18 @@ class CheckpointInfo:
     problem: str | None = None
 
 
-# Named outside the class, where `list` is still the type.
+# Defined outside the class, where `list` still means the type.
 Infos = list[CheckpointInfo]
 Paths = list[Path]
 
 
 class CheckpointStore:
-    """The checkpoints in `folder`. Kept are the last `keep_last_n` by step and the first `keep_best_n` as `best` ranks.
+    """The checkpoints in `folder`. Keeps the last `keep_last_n` by step and the first `keep_best_n` as ranked by
+    `best`.
 
-    Whatever these say, the newest stays until `finish`: it is what a resume needs. A checkpoint whose manifest is
-    damaged is neither counted nor deleted. With `save_optim` false only the newest keeps its optimizer state, and none
-    after `finish`. `after_save` is called with the path of each new checkpoint, once it is verified.
+    The newest always stays until `finish`, because a resume needs it. A checkpoint with a damaged manifest is neither
+    counted nor deleted. If `save_optim` is false, only the newest keeps its optimizer state, and none does after
+    `finish`. `after_save` is called with the path of each new checkpoint once it is verified.
     """
 
     def __init__(
@@ -78,13 +79,14 @@ class CheckpointStore:
 
     @classmethod
     def for_reading(cls, folder: Path, best: Best) -> CheckpointStore:
-        """A store to call `find` and `list` on."""
+        """A store for `find` and `list` only."""
         return cls(folder, 0, 0, best)
 
     def save(self, snapshot: Snapshot) -> Path:
         """Writes `snapshot`, reads it back, and only then deletes what the policy no longer keeps.
 
-        Raises CheckpointError when it can't be written or comes back damaged; every older checkpoint is then as it was.
+        Raises:
+            CheckpointError: It can't be written or is damaged. All older checkpoints are unchanged.
         """
         sweep_leftovers(self.folder)
         path = write_checkpoint(snapshot, self.folder, optimizer_prunable=not self.save_optim)
@@ -95,33 +97,38 @@ class CheckpointStore:
         return path
 
     def finish(self) -> None:
-        """Applies the policy strictly, to the newest too: for the end of a run that won't be resumed."""
+        """Applies the policy to the newest checkpoint too, at the end of a run that won't be resumed."""
         sweep_leftovers(self.folder)
         self._prune([])
 
     def make_room(self, resumed: Path) -> None:
-        """Applies the policy before anything is written, for the disk may be full. `resumed` and the newest stay."""
+        """Applies the policy before anything is written, as the disk may be full. `resumed` and the newest stay."""
         sweep_leftovers(self.folder)
         newest = [info.path for info in self.list() if info.problem is None][-1:]
         self._prune([resumed, *newest])
 
     def of_step(self, step: int, *, finished: bool) -> Path | None:
-        """The checkpoint of `step`, unless there is none or `finish` will delete it once the run is `finished`."""
+        """The checkpoint of `step`, or None if there is none or `finish` will delete it once the run is `finished`."""
         infos = self._kept([]) if finished else self.list()
         return next((info.path for info in infos[::-1] if info.step == step and info.problem is None), None)
 
     def list(self) -> Infos:
-        """Every checkpoint in the folder by step, those with a damaged manifest included."""
+        """Every checkpoint in the folder by step, including those with a damaged manifest."""
         if not self.folder.is_dir():
             return []
         paths = [path for path in self.folder.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir()]
         return [self._info(path) for path in sorted(paths, key=_step_and_attempt)]
 
     def find(self, option: Literal["last", "best", "path"], path: str | Path | None = None) -> Path:
-        """The checkpoint to go on from, verified. `path` is needed for "path": a folder, or a name in this store.
+        """Finds and verifies the checkpoint to resume from.
 
-        Raises CheckpointError when there is none, and when the one meant is damaged: it names the damage and the
-        intact one to use instead, and never takes that by itself.
+        Args:
+            option: Which one to find.
+            path: For "path", a folder or a name in this store.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged. The message names the damage and the intact checkpoint to
+                use instead, which is never used automatically.
         """
         match option:
             case "path":
@@ -146,9 +153,9 @@ class CheckpointStore:
         return candidates[0].path
 
     def set_aside_after(self, step: int) -> Paths:
-        """Renames the checkpoints of later steps, which a resume at `step` leaves behind, and returns their new paths.
+        """Renames the checkpoints after `step` when a run resumes there, and returns their new paths.
 
-        They would else count as newer than the ones about to be written. Nothing is deleted, then or later.
+        Otherwise they would count as newer than the ones about to be written. They are never deleted.
         """
         moved = []
         for info in self.list():
@@ -178,11 +185,11 @@ class CheckpointStore:
         )
 
     def _ranked(self, infos: Infos) -> Infos:
-        """Those that compete for best, best first."""
+        """The evaluated checkpoints, best first."""
         return self.best.rank(infos, lambda info: info.metrics)
 
     def _kept(self, needed: Paths) -> Infos:
-        """The intact checkpoints that the policy keeps, and those of `needed`."""
+        """The intact checkpoints that the policy keeps, and those in `needed`."""
         intact = [info for info in self.list() if info.problem is None]
         latest = list({info.step: info for info in intact}.values())
         wanted = latest[max(0, len(latest) - self.keep_last_n) :] + self._ranked(latest)[: self.keep_best_n]
@@ -190,7 +197,7 @@ class CheckpointStore:
         return [info for info in intact if info.path in paths]
 
     def _prune(self, needed: Paths) -> None:
-        """A failure to delete is only warned about: the checkpoints that matter are safe on the disk."""
+        """Only warns if a deletion fails, because the checkpoints that matter are safe on disk."""
         kept = self._kept(needed)
         paths = {info.path for info in kept}
         try:
@@ -203,7 +210,7 @@ class CheckpointStore:
             logger.warning("old checkpoints in %s can't be deleted (%s); the run goes on", self.folder, error)
 
     def _delete(self, paths: Paths) -> None:
-        """Under another name first, and durably: a kill half-way leaves nothing that looks like a checkpoint."""
+        """Renames before it deletes, and durably, so that a kill leaves nothing that looks like a checkpoint."""
         if not paths:
             return
         trash = [path.rename(self.folder / f".trash-{uuid.uuid4().hex}-{path.name}") for path in paths]
@@ -228,7 +235,7 @@ class CheckpointStore:
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Removes what killed processes left half-written or half-deleted in `folder`, never what a live one works on."""
+    """Removes what killed processes left half written or half deleted in `folder`, but nothing of a live process."""
     sweep(folder)
     for path in folder.glob(".trash-*"):
         if _TRASH.fullmatch(path.name):

@@ -1,8 +1,8 @@
-"""The one way to write: files and folders that appear whole or not at all, and the checksums that vouch for them.
+"""All writing: files and folders that appear completely or not at all, and their checksums.
 
-Everything is written under a temporary name beside its target, flushed to the disk and renamed. The temporary file is
-always a new one, so no symbolic link is followed, and it has the mode that the umask gives. A missing folder is never
-made again: it may have been removed on purpose.
+Everything is written under a temporary name beside its target, flushed to disk and renamed. The temporary file is
+always a new one with the mode of the umask, so no symbolic link is followed. A missing folder is not created again,
+because it may have been removed on purpose.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from ... import RunError, UserError
 from ...kernels.words import count
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}-.+", re.DOTALL)
-# No write takes this long, so a temporary name of another machine that is older has no writer any more.
+# No write takes this long, so an older temporary name from another machine has no writer any more.
 _ABANDONED_AFTER = timedelta(days=1)
 # The longest name that most file systems take, in bytes.
 _LONGEST_NAME = 255
-# The disk's refusals: the run failed, where any other refusal means that the path can't be used.
+# Errors of the disk fail the run. Any other error means that the path can't be used.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """A file's `size` in bytes and its SHA-256 as hexadecimal text."""
+    """The `size` of a file in bytes and its SHA-256 in hexadecimal."""
 
     size: int
     sha256: str
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON. Raises as `written`."""
+    """Writes `value` as indented JSON. Raises the errors of `written`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8. Raises as `written`."""
+    """Writes `text` as UTF-8. Raises the errors of `written`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes `data`. Raises as `written`."""
+    """Writes `data`. Raises the errors of `written`."""
     with written(path) as file:
         file.write(data)
 
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream whose content appears at `path` when the block ends, whole or not at all.
+    """A binary stream. Its content appears at `path` when the block ends, completely or not at all.
 
     Raises:
-        RunError: the disk is full or broken.
-        UserError: `path` can't be used: its folder is missing, read-only, no folder.
+        RunError: The disk is full or broken.
+        UserError: `path` can't be used: its folder is missing, read-only or not a folder.
     """
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -84,10 +84,10 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def published(folder: Path) -> Iterator[Path]:
-    """A new, empty folder that becomes `folder` when the block ends, with all its files on the disk.
+    """A new, empty folder that becomes `folder` when the block ends, with all its files on disk.
 
-    `folder` must not be there; a failure inside the block leaves nothing behind. Raises as `written`, and
-    FileExistsError where another process published it first.
+    `folder` must not exist. A failure inside the block leaves nothing behind. Raises the errors of `written`, and
+    FileExistsError if another process published it first.
     """
     temporary = folder.with_name(temporary_name(folder.name))
     try:
@@ -95,11 +95,11 @@ def published(folder: Path) -> Iterator[Path]:
         yield temporary
         mode = stat.S_IMODE(temporary.stat().st_mode)
         for path in sorted(temporary.rglob("*"), reverse=True):
-            # Libraries choose modes of their own (safetensors 0600); mkdir's is the one that the umask gives.
+            # Libraries choose their own modes (safetensors 0600). mkdir uses the umask's.
             path.chmod(mode if path.is_dir() else mode & 0o666)
             sync_folder(path)
         sync_folder(temporary)
-        # A rename would replace an empty folder without a word.
+        # A rename would silently replace an empty folder.
         if folder.is_symlink() or folder.exists():
             raise FileExistsError(errno.EEXIST, "exists already", str(folder))
         temporary.rename(folder)
@@ -120,7 +120,7 @@ def published(folder: Path) -> Iterator[Path]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds `text` to the end of the file at `path`, as `open_to_append` opens it. Raises as `written`."""
+    """Appends `text` to the file at `path`, opened by `open_to_append`. Raises the errors of `written`."""
     try:
         with open_to_append(path) as file:
             file.write(text)
@@ -129,10 +129,10 @@ def append_text(path: Path, text: str) -> None:
 
 
 def open_to_append(path: Path) -> TextIO:
-    """A UTF-8 stream that adds to the end of the file at `path`, made where it isn't there.
+    """A UTF-8 stream that appends to the file at `path`, which is created if it doesn't exist.
 
-    What is there must be a file of this one name: through a symbolic or a hard link a file elsewhere would grow.
-    Raises as `written`.
+    An existing file must have no other name: through a symbolic or hard link, a file elsewhere would grow. Raises the
+    errors of `written`.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -147,9 +147,9 @@ def open_to_append(path: Path) -> TextIO:
 
 
 def open_anew(path: Path) -> BinaryIO:
-    """A new, empty file at `path`, for what another process writes bit by bit; what was there is removed.
+    """Opens a new, empty file at `path`, which another process fills bit by bit. An existing file is removed.
 
-    Raises as `written`.
+    Raises the errors of `written`.
     """
     try:
         path.unlink(missing_ok=True)
@@ -159,7 +159,7 @@ def open_anew(path: Path) -> BinaryIO:
 
 
 def make_folder(path: Path) -> None:
-    """Makes one folder where there is none; its parent must be there. Raises UserError for a link or a file."""
+    """Creates one folder if it doesn't exist. Its parent must exist. Raises UserError for a link or a file."""
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
@@ -168,9 +168,9 @@ def make_folder(path: Path) -> None:
 
 
 def make_folders(path: Path, what: str) -> None:
-    """Makes a folder and those above it, where they are not there. `what` names it in the error, e.g. ``--out``.
+    """Creates a folder and its parents if they don't exist. `what` names it in the error, e.g. ``--out``.
 
-    Raises as `written`.
+    Raises the errors of `written`.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def make_folders(path: Path, what: str) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raises UserError where `path` is a symbolic link: what is written there would land where the link says."""
+    """Raises UserError if `path` is a symbolic link, because the write would go to the link's target."""
     if path.is_symlink():
         raise UserError(
             f"{path} is a symbolic link, and nothing is written through one; put what it leads to in its place, or "
@@ -190,7 +190,7 @@ def refuse_link(path: Path) -> None:
 def refuse_links(folder: Path, but_in: str | None = None) -> None:
     """Raises UserError for the first symbolic link, pipe, socket or device in `folder`, at any depth.
 
-    What lies in the folders called `but_in` is not looked at.
+    Folders named `but_in` are not searched.
     """
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -202,7 +202,7 @@ def refuse_links(folder: Path, but_in: str | None = None) -> None:
 
 
 def write_error(path: Path, error: OSError, what: str = "") -> RunError | UserError:
-    """The one line for a write that the system refused: a failed run if the disk is at fault, else unusable input."""
+    """The error for a failed write: RunError if the disk is at fault, else UserError."""
     reason = error.strerror or str(error) or type(error).__name__
     named = f"{what} {path}" if what else path
     if is_disk_error(error) or error.errno is None:
@@ -211,12 +211,12 @@ def write_error(path: Path, error: OSError, what: str = "") -> RunError | UserEr
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Whether the disk is at fault: full, beyond a quota or a limit, or broken."""
+    """Whether the disk is at fault: full, over a quota or a limit, or broken."""
     return error.errno in _DISK_ERRORS
 
 
 def _librarys_refusal(error: Exception) -> OSError | None:
-    """The disk's refusal of a write that a library made: safetensors and torch raise errors of their own for it."""
+    """The OSError behind a library's failed write. safetensors and torch raise their own errors for it."""
     text = str(error)
     if found := re.search(r"\(os error (\d+)\)", text):
         return OSError(int(found[1]), os.strerror(int(found[1])))
@@ -224,7 +224,7 @@ def _librarys_refusal(error: Exception) -> OSError | None:
 
 
 def json_digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    """SHA-256 (hex) of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -236,20 +236,20 @@ def checksum(path: Path) -> Checksum:
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What a manifest says of the files `names` (relative, POSIX) in `folder`: each one's size and SHA-256."""
+    """The manifest entries (size and SHA-256) of the files `names` (relative, POSIX) in `folder`."""
     return {name: asdict(checksum(folder / name)) for name in names}
 
 
 def check_file(path: Path, described: Any, advice: str) -> None:
-    """Compares the file at `path` with what a manifest says of it.
+    """Compares a file with its manifest entry.
 
     Args:
         path: The file.
         described: Its entry in the manifest: a mapping with `size` and `sha256`.
-        advice: How to mend a damaged one; ends the message.
+        advice: How to fix a damaged file, at the end of the message.
 
     Raises:
-        UserError: the file is missing, can't be read, or has other bytes; the message names it.
+        UserError: The file is missing, can't be read or has other bytes. The message names it.
     """
     entry = described if isinstance(described, Mapping) else {}
     if type(entry.get("size")) is not int or not isinstance(entry.get("sha256"), str):
@@ -270,13 +270,13 @@ def check_file(path: Path, described: Any, advice: str) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """The hidden name under which this process builds what will be called `name`."""
+    """The hidden name under which this process builds `name`."""
     prefix = f".tmp-{platform.node() or 'host'}-{os.getpid()}-{secrets.token_hex(4)}-"
     return prefix + os.fsdecode(os.fsencode(name)[: _LONGEST_NAME - len(os.fsencode(prefix))])
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written in `folder`, never what a live one works on."""
+    """Removes what killed processes left half written in `folder`, but nothing of a live process."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():
@@ -285,12 +285,12 @@ def sweep(folder: Path) -> None:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether `path` has a temporary name whose writer is gone."""
+    """Whether `path` has a temporary name and its writer is gone."""
     match = _TEMPORARY.fullmatch(path.name)
     if match is None:
         return False
     if match["host"] == (platform.node() or "host"):
-        # One of our own number is an earlier process's, or this one's own, which sweeps only between writes.
+        # A name with our own process id is from an earlier process, or from this one, which sweeps only between writes.
         return int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))
     try:
         age = datetime.now(UTC) - datetime.fromtimestamp(path.lstat().st_mtime, UTC)
@@ -300,7 +300,7 @@ def is_abandoned(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a folder, if it is there and as far as that is possible."""
+    """Removes a file, a link or a folder if it exists, as far as possible."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -310,7 +310,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Waits until the disk has a folder's names (a rename then survives a power cut), or a file's content."""
+    """Waits until a folder's entries (so that a rename survives a power failure) or a file's content are on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -26,7 +26,7 @@ log = logging.getLogger("isotrain")
 
 LOCK_FILE = ".lock"
 
-# Keys that say how, where and how far to go on, not what is trained.
+# Keys that say how, where and how long to train, but not what is trained.
 RESUME_KEYS = {
     "resume_from_checkpoint",
     "resume_option",
@@ -44,7 +44,7 @@ COPY_AGAIN = "copy the whole run folder again"
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class RunFolder:
         return self.path.name
 
     def ended(self) -> dict[str, Any]:
-        """What summary.json says; empty where there is none, or a damaged one."""
+        """The content of summary.json, or an empty mapping if it is missing or damaged."""
         with suppress(UserError):
             return read_json_object(self.summary, COPY_AGAIN)
         return {}
@@ -75,9 +75,9 @@ class RunFolder:
         return bool(self.ended().get("status") == "completed")
 
     def identity(self) -> dict[str, Any]:
-        """What the run's weights have in common, as it wrote it when it began; empty where it didn't.
+        """What all weights of the run have in common, as written when it began. Empty if it wasn't.
 
-        Raises UserError for a file that is damaged.
+        Raises UserError for a damaged file.
         """
         if not self.origin.exists():
             return {}
@@ -86,17 +86,19 @@ class RunFolder:
 
 
 def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: ExitStack) -> tuple[RunFolder, RunLock]:
-    """A new folder ``project_dir/run_name``, which appears with all that `fill` writes in it, and locked (in `held`).
+    """Creates the folder ``project_dir/run_name``. It appears with everything that `fill` writes, and is locked in
+    `held`.
 
-    An existing folder is never written over. Raises UserError for that and for a project_dir that can't be used, and
-    RunError where the disk is full.
+    Raises:
+        UserError: The folder exists (it is never overwritten), or project_dir can't be used.
+        RunError: The disk is full.
     """
     config = resolved.config
     parent = Path(config.project_dir).expanduser()
     make_folders(parent, "project_dir")
     sweep(parent)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    # A configuration's file may have as long a name as a folder.
+    # The name of a configuration's file may be as long as a folder's.
     stem = os.fsdecode(os.fsencode(resolved.stem)[: LONGEST_NAME - len(stamp) - len("--999")])
     names = [config.run_name] if config.run_name else _numbered(f"{stem}-{stamp}")
     for name in names:
@@ -106,7 +108,7 @@ def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: E
                 with published(path) as temporary:
                     run = RunFolder(temporary)
                     fill(run)
-                    # The lock comes along, so that nobody takes the run between its appearance and its first step.
+                    # The lock is moved with the folder, so that no other process takes the run before its first step.
                     lock = held.enter_context(run_lock(run))
                 return RunFolder(path), lock
         except FileExistsError:
@@ -120,19 +122,19 @@ def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: E
 
 
 def earlier_run(config: TrainConfig) -> RunFolder | None:
-    """The run to go on with, as `resume_from_checkpoint` says; None where a new one is to begin."""
+    """The run to resume according to `resume_from_checkpoint`, or None to begin a new one."""
     folder = Path(config.project_dir).expanduser() / (config.run_name or "")
     there = config.run_name is not None and os.path.lexists(folder)
     if config.resume_from_checkpoint == "auto":
         return open_run(folder) if there else None
     if not config.resume_from_checkpoint:
         return None
-    # With a storage, the run may come from another machine: its checkpoint then arrives in a folder that is new here.
+    # With remote storage, the run may come from another machine. Its checkpoint is then fetched into a new folder.
     return None if config.load_from_storage and not there else find_run(config)
 
 
 def find_run(config: TrainConfig) -> RunFolder:
-    """The run that run_name names, else the newest of this configuration under project_dir. Raises UserError."""
+    """The run called run_name, else the newest run of this configuration in project_dir. Raises UserError."""
     parent = Path(config.project_dir).expanduser()
     if config.run_name is not None:
         if not (parent / config.run_name).is_dir():
@@ -154,7 +156,7 @@ def find_run(config: TrainConfig) -> RunFolder:
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """An existing run by its folder. Raises UserError for anything else."""
+    """Opens an existing run by its folder. Raises UserError for anything else."""
     folder = RunFolder(Path(path).expanduser())
     if not folder.path.is_dir():
         raise UserError(f"run {str(path)!r} is no folder; give the folder that `isotrain train` printed")
@@ -166,9 +168,9 @@ def open_run(path: str | Path) -> RunFolder:
 
 
 def with_device(by_id: dict[str, Any], emulated: str) -> dict[str, Any]:
-    """What a file holds by id, begun with ``device`` where `emulated` names a device that is only emulated.
+    """Adds ``device`` in front of a file's content by id if `emulated` names an emulated device.
 
-    Whoever looks up ids, as SQuAD's evaluation does, passes over it. Where an id is called so, the key is ``_device``.
+    A program that looks up ids, such as SQuAD's evaluation, ignores it. If an id has that name, the key is ``_device``.
     """
     key = "device"
     while key in by_id:
@@ -177,7 +179,7 @@ def with_device(by_id: dict[str, Any], emulated: str) -> dict[str, Any]:
 
 
 def read_strings(path: Path) -> list[str]:
-    """A JSON list of strings, as `write_json` left it. Raises UserError for a file that is anything else."""
+    """Reads a JSON list of strings. Raises UserError for any other content."""
     strings = read_json(path, COPY_AGAIN)
     if not isinstance(strings, list) or not strings or not all(isinstance(item, str) for item in strings):
         raise UserError(f"{path} holds no list of names; {COPY_AGAIN}")
@@ -185,7 +187,7 @@ def read_strings(path: Path) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """What a run's summary says about the machine and the programs it ran with."""
+    """The machine and the program versions, as in a run's summary."""
     import numpy
     import torch
     import transformers
@@ -204,13 +206,13 @@ def environment() -> dict[str, Any]:
 
 
 class RunLock:
-    """What makes a run this process's: an open, locked file in its folder."""
+    """An open, locked file in a run's folder, which reserves the run for this process."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def check(self, run: RunFolder) -> None:
-        """Raises RunError where `run` is no longer the folder that was locked: removed, renamed, or another one."""
+        """Raises RunError if the locked folder was removed, renamed or replaced."""
         with suppress(OSError):
             if os.path.samestat(os.fstat(self._file.fileno()), (run.path / LOCK_FILE).stat()):
                 return
@@ -222,10 +224,13 @@ class RunLock:
 
 @contextmanager
 def run_lock(run: RunFolder) -> Iterator[RunLock]:
-    """One process trains a run at a time. Raises UserError where another one does; a killed one's lock is gone.
+    """Reserves a run for this process. The lock of a killed process is released.
 
-    A run may come from a stranger: one with a link in it is refused, through which something elsewhere would be
-    written. wandb's folder has links of wandb's own.
+    A run from an unknown source that contains a link is rejected, because writing would change a file elsewhere. Only
+    wandb's folder may contain links.
+
+    Raises:
+        UserError: Another process trains the run, or it contains a link.
     """
     import fcntl
 
@@ -237,7 +242,7 @@ def run_lock(run: RunFolder) -> Iterator[RunLock]:
             raise UserError(
                 f"run {quoted(str(run.path))} is being trained by {_lock_holder(run)}; wait for it, or end it"
             ) from error
-        # For the line above; a full disk is told of by what matters more.
+        # Only for the message above. A full disk is reported by a more important write.
         with suppress(OSError):
             file.truncate(0)
             file.write(f"{os.getpid()} on {platform.node()}")
@@ -246,7 +251,7 @@ def run_lock(run: RunFolder) -> Iterator[RunLock]:
 
 
 def _lock_holder(run: RunFolder) -> str:
-    """Who trains the run, as the lock's file says."""
+    """The process that trains the run, according to the lock file."""
     with suppress(OSError, UnicodeDecodeError):
         said = (run.path / LOCK_FILE).read_text(encoding="utf-8")
         if re.fullmatch(r"\d{1,10} on [\w.-]{1,64}", said):
@@ -255,7 +260,7 @@ def _lock_holder(run: RunFolder) -> str:
 
 
 def changed_keys(before: dict[str, Any], config: TrainConfig) -> list[str]:
-    """``key: old -> new`` for every key that a resumed run has another value of, those that say how to resume aside."""
+    """``key: old -> new`` for every key that a resumed run changes, except those that say how to resume."""
     now = config.model_dump()
     return [
         f"{key}: {before[key]} -> {value}"

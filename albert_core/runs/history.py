@@ -1,4 +1,4 @@
-"""A run's evaluations, read back from its ``metrics.jsonl``: for tables and charts, also while it trains."""
+"""A run's evaluations, read from its ``metrics.jsonl`` for tables and charts, even during training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from ..config.best import Best
 from ..config.parsing import parse_json
 from .folder import RunFolder
 
-# How metrics.jsonl writes what JSON has no number for. Any other text there is a name, such as an emulated device's.
+# How metrics.jsonl writes numbers that JSON lacks. Any other text is a name, such as an emulated device's.
 _NOT_IN_JSON = ("NaN", "Infinity", "-Infinity")
 
 
 def evaluations(run: RunFolder) -> list[dict[str, Any]]:
-    """One mapping an evaluation, in their order: step, epoch, ``train/loss`` (the mean since the evaluation before,
-    nats) and the metrics. Numbers that JSON doesn't have are NaN or infinite again. A line that is cut short or no line
-    of figures is passed over.
+    """One mapping per evaluation, in order: step, epoch, ``train/loss`` and the metrics.
+
+    ``train/loss`` is the mean since the previous evaluation, in nats. Numbers that JSON lacks are NaN or infinite
+    again. Truncated lines and lines without figures are skipped.
     """
     if not run.metrics.is_file():
         return []
@@ -36,9 +37,9 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
 def best_evaluation(
     run: RunFolder, best: Best, others: Iterable[dict[str, Any]] = (), until: float = math.inf
 ) -> dict[str, float]:
-    """The metrics and the step of the best evaluation by `best`, up to step `until`; empty where nothing is known.
+    """Metrics and step of the best evaluation by `best`, up to step `until`. Empty if nothing is known.
 
-    `others` are evaluations that metrics.jsonl may lack: of a run fetched from a storage it has no earlier ones.
+    `others` are evaluations that metrics.jsonl may lack, such as those of a run fetched from remote storage.
     """
     known = [
         {name: float(row[name]) for name in row if name == "step" or name.startswith("eval/")}

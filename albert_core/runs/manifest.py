@@ -1,8 +1,8 @@
-"""RUN/manifest.json: size and SHA-256 of whatever a prediction, an export or a resume reads of a run.
+"""RUN/manifest.json: size and SHA-256 of all files that a prediction, an export or a resume reads from a run.
 
-It is written when the run is set up, and again with the final model. A resume changes some of the files: they are taken
-out first and put back afterwards, so that a kill in between leaves a run that can be resumed and that predicts nothing.
-A manifest tells accidents and mixed-up files. It is no signature: whoever can write the files can write it, too.
+It is written when the run is set up, and again with the final model. A resume changes some of the files. Their entries
+are removed first and added again afterwards. After a kill in between, the run can be resumed but doesn't predict. A
+manifest reveals accidents and mixed-up files. It is no signature: anyone who can write the files can write it too.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ MANIFEST = "manifest.json"
 FORMAT = "isotrain-run-1"
 
 CONFIG, ORIGIN, MODEL = "config.yaml", "run.json", "model/model.safetensors"
-# What a resume writes anew.
+# Files that a resume writes again.
 CHANGING = (CONFIG, ORIGIN, MODEL)
 _SMALL = (CONFIG, ORIGIN, "labels.json", "inputs.json", "responses.json")
 _FOLDERS = ("tokenizer", "encoder")
 
 
 def vouch(run: Path, names: Iterable[str] | None = None) -> None:
-    """Adds the run's files `names` as they are now (those that exist) to what the manifest says; None: all of them.
+    """Adds the files `names`, or all files, as they are now (if they exist) to the manifest.
 
-    Raises as `files.write_json`.
+    Raises the errors of `files.write_json`.
     """
     chosen = [name for name in (_present(run) if names is None else names) if (run / name).is_file()]
     known = {} if names is None else _read(run)
@@ -37,7 +37,7 @@ def vouch(run: Path, names: Iterable[str] | None = None) -> None:
 
 
 def withdraw(run: Path, names: Iterable[str]) -> None:
-    """Takes `names` out of the manifest, before they are changed. Raises as `files.write_json`."""
+    """Removes `names` from the manifest before they are changed. Raises the errors of `files.write_json`."""
     if (run / MANIFEST).is_file():
         _write(run, {name: entry for name, entry in _read(run).items() if name not in names})
 
@@ -48,11 +48,11 @@ def check_run(run: Path, required: Iterable[str] = (), *, encoder: bool = True) 
     Args:
         run: The run's folder.
         required: Files that the manifest must name, or the run is not finished.
-        encoder: Whether the copied encoder is looked at.
+        encoder: Whether to check the copied encoder.
 
     Raises:
-        UserError: there is no manifest, it lacks a file, a file is missing or has other bytes, or another one lies in
-            the tokenizer's or the encoder's folder. The message names the file.
+        UserError: There is no manifest, it lacks a file, a file is missing or has other bytes, or there is an unknown
+            one in the tokenizer's or the encoder's folder. The message names the file.
     """
     described = _read(run)
     for name in required:
@@ -70,7 +70,7 @@ def check_run(run: Path, required: Iterable[str] = (), *, encoder: bool = True) 
 
 
 def has_manifest(run: Path) -> bool:
-    """Whether the run has a manifest; one that was killed before its first step may have none."""
+    """Whether the run has a manifest. A run killed before its first step may have none."""
     return (run / MANIFEST).is_file()
 
 
@@ -88,7 +88,7 @@ def _resume(run: Path) -> str:
 
 
 def _present(run: Path) -> Iterator[str]:
-    """The names of what a manifest covers, of the files in the run."""
+    """The names of the run's files that a manifest covers."""
     for name in (*_SMALL, MODEL):
         if (run / name).is_file():
             yield name

@@ -1,8 +1,8 @@
-"""Checkpoints on other storage: any URL that fsspec knows, or a plain path.
+"""Checkpoints on remote storage: any URL that fsspec knows, or a plain path.
 
-A checkpoint's manifest is uploaded last and is what makes it count, so an upload that was cut off is never taken for
-a whole one; where the storage is a local folder, it also appears under its name by one rename. What is downloaded is
-verified under a temporary name first. fsspec is imported on first use.
+A checkpoint counts only with its manifest, which is uploaded last, so an interrupted upload never counts. If the
+storage is a local folder, the checkpoint also appears by one rename. Downloads are verified under a temporary name.
+fsspec is imported on first use.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2**20
-# A manifest has a few kilobytes; one that is cut here is no JSON.
+# A manifest has a few kilobytes. One that is cut here is not valid JSON.
 _LARGEST_MANIFEST = 2**26
 
 
 def remote_url(remote_path: str, storage_backend: Literal["local", "fsspec"]) -> str:
-    """The URL that `remote_path` means: itself for "fsspec", ``file://`` and the absolute path for "local".
+    """The URL of `remote_path`: unchanged for "fsspec", ``file://`` and the absolute path for "local".
 
-    Raises UserError when it is empty, or a URL although the backend is "local".
+    Raises:
+        UserError: It is empty, or a URL although the backend is "local".
     """
     if not remote_path:
         raise UserError("remote_path is empty; name the folder or URL that checkpoints are copied to and fetched from")
@@ -45,20 +46,22 @@ def remote_url(remote_path: str, storage_backend: Literal["local", "fsspec"]) ->
 
 
 def check_remote(url: str) -> None:
-    """Makes the folder at `url`: for the start of a run, so that a wrong URL ends it there. Raises UserError."""
+    """Creates the folder at `url` when a run starts, so that a wrong URL fails early. Raises UserError."""
     filesystem, root = _open(url)
     with _remote_errors(f"can't use {url}"):
         filesystem.makedirs(root, exist_ok=True)
 
 
 def upload_checkpoint(checkpoint: Path, url: str) -> None:
-    """Copies the files of `checkpoint` that its manifest names into the folder `url`; one of that name is replaced.
+    """Copies the files in the checkpoint's manifest into the folder `url`, and replaces a checkpoint of that name.
 
-    Raises CheckpointError for a damaged manifest, and UserError with the storage's own reason when it fails.
+    Raises:
+        CheckpointError: The manifest is damaged.
+        UserError: The storage failed. The message has its reason.
     """
     filesystem, root = _open(url)
     files = [checkpoint / FILES[role] for role in read_manifest(checkpoint)["files"]]
-    # The optimizer's file may have been pruned; the manifest is the last.
+    # The optimizer's file may have been pruned. The manifest is last.
     files = [*filter(Path.is_file, files), checkpoint / MANIFEST]
     parent, _, name = root.rpartition("/")
     renames = _is_local(filesystem)
@@ -76,11 +79,14 @@ def upload_checkpoint(checkpoint: Path, url: str) -> None:
 
 
 def download_checkpoint(url: str, local: Path) -> Path:
-    """Copies the checkpoint at `url` to the folder `local`, which appears only when it is whole; returns `local`.
+    """Copies the checkpoint at `url` to the folder `local`, which appears only once it is complete. Returns `local`.
 
-    Nothing is fetched but the manifest and the files that a checkpoint has, of the sizes that the manifest says. A
-    checkpoint that is there already with the same content is left alone. Raises CheckpointError when another one is
-    there, or when what came is damaged, and UserError with the storage's reason when it can't be fetched.
+    Only the manifest and the files of a checkpoint are fetched, at most as large as the manifest says. An existing
+    checkpoint with the same content is kept.
+
+    Raises:
+        CheckpointError: `local` holds another checkpoint, or the download is damaged.
+        UserError: It can't be fetched. The message has the storage's reason.
     """
     filesystem, root = _open(url)
     if local.exists():
@@ -112,7 +118,7 @@ def download_checkpoint(url: str, local: Path) -> Path:
 
 
 def _fetch(filesystem: AbstractFileSystem, remote: str, local: Path, entry: dict[str, Any], name: str) -> None:
-    """One file, of which no more is read than the manifest's `entry` says; a pruned one is passed over."""
+    """Fetches one file, reading no more bytes than its manifest `entry` says. A pruned file is skipped."""
     left = entry["size"]
     try:
         with _remote_errors(f"can't download {name}", passing=FileNotFoundError):
@@ -133,11 +139,14 @@ def _fetch(filesystem: AbstractFileSystem, remote: str, local: Path, entry: dict
 
 
 def sync_checkpoint(checkpoint: Path, url: str) -> bool:
-    """Copies `checkpoint` to the folder `url` under its own name: what `CheckpointStore` calls after a save.
+    """Copies `checkpoint` into the folder `url` under its own name. `CheckpointStore` calls it after a save.
 
-    A failing storage is warned about and gives False, for it must not end a training whose checkpoint is safe on the
-    local disk. Raises UserError for a URL that can't be opened at all, and CheckpointError when a checkpoint of that
-    name from another run is there: nothing of another run is overwritten.
+    A failing storage only warns and returns False, because the checkpoint is safe on the local disk and training should
+    continue.
+
+    Raises:
+        UserError: The URL can't be opened at all.
+        CheckpointError: A checkpoint of that name belongs to another run. It is not overwritten.
     """
     filesystem, root = _open(url)
     target = f"{root.rstrip('/')}/{checkpoint.name}"
@@ -157,7 +166,7 @@ def sync_checkpoint(checkpoint: Path, url: str) -> bool:
 
 
 def remote_checkpoints(url: str) -> list[str]:
-    """Names of the whole checkpoints at `url`, oldest step first; empty when there is no such folder."""
+    """Names of the complete checkpoints at `url`, oldest step first. Empty if there is no such folder."""
     filesystem, root = _open(url)
     with _remote_errors(f"can't list {url}"):
         filesystem.invalidate_cache()
@@ -173,13 +182,13 @@ def remote_checkpoints(url: str) -> list[str]:
 
 
 def latest_remote(url: str) -> str | None:
-    """The name of the newest whole checkpoint at `url`, or None."""
+    """The name of the newest complete checkpoint at `url`, or None."""
     names = remote_checkpoints(url)
     return names[-1] if names else None
 
 
 def fetch_latest(url: str, folder: Path) -> Path:
-    """Downloads the newest checkpoint at `url` into `folder` under its name there; raises UserError without any."""
+    """Downloads the newest checkpoint at `url` into `folder` under its own name. Raises UserError if there is none."""
     name = latest_remote(url)
     if name is None:
         raise CheckpointError(f"no checkpoint at {url}; check remote_path, or set load_from_storage: false")
@@ -212,7 +221,7 @@ def _is_local(filesystem: AbstractFileSystem) -> bool:
 
 
 def _remove(filesystem: AbstractFileSystem, path: str) -> None:
-    """The manifest first: from then on what is left doesn't count as a checkpoint."""
+    """Removes the manifest first, so that the rest no longer counts as a checkpoint."""
     filesystem.invalidate_cache()
     if filesystem.exists(f"{path}/{MANIFEST}"):
         filesystem.rm_file(f"{path}/{MANIFEST}")
@@ -221,14 +230,14 @@ def _remove(filesystem: AbstractFileSystem, path: str) -> None:
 
 
 def _manifest_bytes(filesystem: AbstractFileSystem, path: str) -> bytes:
-    """What the remote folder `path` has as its manifest. Raises FileNotFoundError without any."""
+    """The manifest in the remote folder `path`. Raises FileNotFoundError if there is none."""
     with _remote_errors(f"can't read {path}/{MANIFEST}", passing=FileNotFoundError):
         filesystem.invalidate_cache()
         return bytes(filesystem.cat_file(f"{path}/{MANIFEST}", start=0, end=_LARGEST_MANIFEST))
 
 
 def _remote_manifest(filesystem: AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """The manifest in the remote folder `path`; None where there is none of ours."""
+    """The manifest in the remote folder `path`, or None if there is none of ours."""
     try:
         return parse_manifest(_manifest_bytes(filesystem, path), f"{path}/{MANIFEST}")
     except (FileNotFoundError, CheckpointError):
@@ -236,18 +245,18 @@ def _remote_manifest(filesystem: AbstractFileSystem, path: str) -> dict[str, Any
 
 
 def _content(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What makes two checkpoints the same one: everything but when and by which versions they were written."""
+    """What identifies a checkpoint: everything except when and by which versions it was written."""
     return manifest and {key: manifest[key] for key in ("identity", "state", "optimizer", "metrics", "files")}
 
 
 @contextmanager
 def _remote_errors(what: str, passing: type[Exception] = UserError) -> Iterator[None]:
-    """Turns a storage's failure into a UserError with its reason; `passing` goes through as it is."""
+    """Turns a storage failure into a UserError with its reason. Errors of type `passing` are not changed."""
     try:
         yield
     except (UserError, passing):
         raise
-    # Each storage's library has exceptions of its own, with no base in common (botocore, aiohttp, google.auth...).
+    # Each storage library has its own exceptions, without a common base class (botocore, aiohttp, google.auth...).
     except Exception as error:
         raise UserError(
             f"{what} ({reason_of(error, 300)}); check remote_path, storage_backend and your access to it"

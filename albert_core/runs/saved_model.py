@@ -1,4 +1,4 @@
-"""The trained weights as one file that `predict` reads."""
+"""The trained weights as one file, which `predict` reads."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ HEADER_KEY = "isotrain"
 
 
 def save_model(run: RunFolder, model: nn.Module, belongs_to: dict[str, Any]) -> Path:
-    """Writes ``model/model.safetensors``, whole or not at all, and into the run's manifest.
+    """Writes ``model/model.safetensors``, completely or not at all, and adds it to the run's manifest.
 
     Args:
-        belongs_to: What the weights belong to, for the file's header: encoder, label and the run's identity.
+        belongs_to: Encoder, label and the run's identity, for the file's header.
     """
     from safetensors.torch import save
 
@@ -41,14 +41,14 @@ def save_model(run: RunFolder, model: nn.Module, belongs_to: dict[str, Any]) -> 
 
 
 def check_finished(run: RunFolder) -> None:
-    """Raises UserError where the run has no final model."""
+    """Raises UserError if the run has no final model."""
     if not (run.model / MODEL_FILE).is_file():
         resume = command("train", "--resume", str(run.path))
         raise UserError(f"run {str(run.path)!r} has no finished model; let it end (`{resume}`), or name a checkpoint")
 
 
 def read_model(run: RunFolder) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The weights and the identity of a finished run. Raises UserError when they are missing or damaged."""
+    """The weights and the identity of a finished run. Raises UserError if they are missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     path = run.model / MODEL_FILE

@@ -1,4 +1,4 @@
-"""Tensors of a weight file, a checkpoint or a run, whatever wrote it."""
+"""Reads the tensors of weight files, checkpoints and runs in any of their formats."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from .saved_model import MODEL_FILE
 
 
 def weight_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every array in `path`, one at a time: an .npz or .safetensors file, a folder that
-    save_pretrained wrote (sharded ones too), a checkpoint, or a run (its finished model, else its last checkpoint).
+    """Yields (name, tensor) of every array in `path`, one at a time.
 
-    Raises UserError for anything else, and for a file that can't be read or, of a checkpoint or a run, has other bytes
-    than when it was written.
+    Args:
+        path: An .npz or .safetensors file, a save_pretrained folder (also sharded), a checkpoint, or a run (its
+            finished model, else its last checkpoint).
+
+    Raises:
+        UserError: Anything else, a file that can't be read, or, in a checkpoint or a run, a file with other bytes than
+            when it was written.
     """
     if path.suffix == ".npz" and path.is_file():
         yield from _npz(path)
@@ -62,11 +66,11 @@ def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
                 array = file[name]
-                # Numpy gives another kind of file in the archive as its bytes.
+                # numpy returns other kinds of files in the archive as bytes.
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     wide = np.float64 if array.itemsize > 4 else np.float32
                     yield name, torch.from_numpy(np.ascontiguousarray(array, dtype=wide))
-    # MemoryError: a header names a size that no file has.
+    # MemoryError: the header names a size that no file has.
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as error:
         why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(f"{path} is damaged or no .npz of plain arrays{why}; write it with numpy.savez") from error

@@ -1,4 +1,4 @@
-"""The order of the training texts: a function of (seed, epoch) alone, and a position that can be saved."""
+"""The order of the training samples: a function of seed and epoch only, with a position that can be saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ... import UserError
 from ...kernels.words import count
 
-# Sequence lengths a bucketed batch is padded to: few enough to compile each once, close enough to waste little.
+# Sequence lengths that bucketed batches are padded to: few enough to compile each once, close enough to waste little.
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -19,17 +19,17 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
 
 
-# What cross entropy ignores: the label of a row that only fills a batch up to its shape.
+# The label of a padding row, which cross entropy ignores.
 IGNORED = -100
 
 
 def bucket_length(longest: int, max_length: int, lengths: tuple[int, ...] = BUCKETS) -> int:
-    """The length a batch whose longest text has `longest` tokens is padded to in the bucketed layout."""
+    """The length that a bucketed batch is padded to if its longest text has `longest` tokens."""
     return min(next((length for length in lengths if length >= longest), max_length), max_length)
 
 
 def pad_rows(indices: np.ndarray, rows: int, filler: int) -> np.ndarray:
-    """`indices` (or labels of any width) followed by as many rows of `filler` as make `rows` of them, int64."""
+    """Appends rows of `filler` to `indices` (or labels of any width) until there are `rows`, int64."""
     return np.concatenate((indices, np.full((rows - len(indices), *indices.shape[1:]), filler, dtype=np.int64)))
 
 
@@ -42,16 +42,16 @@ class Window:
 
     @property
     def num_samples(self) -> int:
-        """Texts in the window: what its loss is normalised by, so that 4 x 2 texts equal 8."""
+        """The samples in the window. Its loss is divided by this number, so that 4 x 2 samples equal 8."""
         return self.micro_batches[-1][1] - self.micro_batches[0][0]
 
 
 class BatchStream:
-    """Windows of micro-batches over epochs; `position` counts the texts of `epoch` already used.
+    """Windows of micro-batches over epochs. `position` counts the samples of `epoch` already used.
 
-    The last micro-batch of an epoch may be smaller, and so may the last window; none is dropped. With `whole_windows`
-    (where another number of micro-batches is another program) the last window has as many as the others, empty ones
-    at its end.
+    The last micro-batch of an epoch and the last window may be smaller. None is dropped. With `whole_windows` (if
+    another number of micro-batches would need another program), the last window has as many as the others, with empty
+    ones at its end.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class BatchStream:
         return -(-self.num_samples // per_window)
 
     def order(self) -> np.ndarray:
-        """The current epoch's order of the texts."""
+        """The order of the current epoch."""
         return epoch_order(self.num_samples, self.seed, self.epoch)
 
     def windows(self) -> Iterator[Window]:
-        """The rest of the current epoch. `position` moves when a window's successor is asked for.
+        """The rest of the current epoch. `position` advances when the next window is requested.
 
-        So a state saved while a window is being worked on, or right before its optimizer step, goes back to the
-        window's start: its gradients are computed again, bit for bit, rather than stored.
+        A state saved during a window, or right before its optimizer step, therefore restarts at the window. Its
+        gradients are computed again, bit for bit, instead of being stored.
         """
         while self.position < self.num_samples:
             window = self._window_at(self.position)
@@ -90,13 +90,13 @@ class BatchStream:
         self.position = 0
 
     def state(self, window: Window | None = None) -> dict[str, int]:
-        """Where training is: after `window` when it is given, else at the current position."""
+        """The position after `window`, or the current one."""
         position = window.micro_batches[-1][1] if window else self.position
         done = position >= self.num_samples
         return {"epoch": self.epoch + done, "position": 0 if done else position}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Goes back to what `state` returned. Raises UserError when it doesn't fit this data."""
+        """Restores what `state` returned. Raises UserError if it doesn't fit this data."""
         epoch, position = int(state["epoch"]), int(state["position"])
         if epoch < 0 or not 0 <= position < self.num_samples:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Tokens of a whole split in flat arrays: made once, kept on disk under a hash of what they were made from."""
+"""The tokens of a split in flat arrays, cached on disk under a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .tokenizer import TextTokenizer
 
 log = logging.getLogger("isotrain")
 
-# Part of every cache key: raise it when the same input should give other arrays.
+# Part of every cache key. Raise it when the same input should give other arrays.
 FORMAT_VERSION = 1
 
-# Texts between two calls of `progress`: a bar moves a few times a second, and threads have enough to share.
+# Texts between two calls of `progress`. A bar then moves a few times a second, and threads have enough to share.
 CHUNK_TEXTS = 1000
 
 Progress = Callable[[int, int], None]
@@ -31,12 +31,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """The tokens of N texts, T in all.
+    """The tokens of N texts, T in total.
 
-    ids: int32 [T], text i is ``ids[offsets[i]:offsets[i + 1]]``. offsets: int64 [N + 1]. labels: int64 [N], or [N, k]
-    where a task has k a text. token_type_ids: uint8 [T] of pairs, None without. ids and token_type_ids may be maps of
-    cache files.
-    fingerprint: SHA-256 (hex) over the arrays' dtypes, shapes and bytes. from_cache: whether they were read from disk.
+    Attributes:
+        ids: int32 [T]. Text i is ``ids[offsets[i]:offsets[i + 1]]``. May be a memory-mapped cache file.
+        offsets: int64 [N + 1].
+        labels: int64 [N], or [N, k] if a task has k labels per text.
+        token_type_ids: uint8 [T] for pairs, else None. May be memory-mapped too.
+        fingerprint: SHA-256 (hex) of the arrays' dtypes, shapes and bytes.
+        from_cache: Whether they were read from disk.
     """
 
     ids: np.ndarray
@@ -60,7 +63,7 @@ class TokenStore:
         return np.diff(self.offsets)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name, those that exist."""
+        """The arrays by name, without those that are None."""
         named = {"ids": self.ids, "offsets": self.offsets, "labels": self.labels}
         return named if self.token_type_ids is None else named | {"token_type_ids": self.token_type_ids}
 
@@ -74,11 +77,18 @@ def build_token_store(
     use_cache: bool = True,
     progress: Progress | None = None,
 ) -> TokenStore:
-    """The tokens of `split`, from the cache where they are there and intact, else made and put there.
+    """The tokens of `split`, read from the cache or else computed and written to it.
 
-    A text longer than `max_length` tokens (special ones included) is cut. `cache_dir` is ``cache_folder("tokens")``
-    when absent; `use_cache` False neither reads nor writes it. `progress(done, total)` counts texts. A cache that can't
-    be written costs a warning, not the run. Raises UserError for an empty split or a `max_length` too small for text.
+    A cache that can't be written only causes a warning.
+
+    Args:
+        max_length: Limit in tokens, including special ones. Longer texts are cut.
+        cache_dir: By default ``cache_folder("tokens")``.
+        use_cache: Whether to read and write the cache.
+        progress: Called with the done and total number of texts.
+
+    Raises:
+        UserError: The split is empty, or `max_length` is too small for text.
     """
     total = len(split)
     if not total:
@@ -102,9 +112,9 @@ def build_token_store(
 def kept_arrays(
     folder: Path | None, specs: Specs, make: Callable[[], dict[str, np.ndarray]]
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """A store's arrays from `folder` where they are there and intact, else made and put there; whether they were there.
+    """Loads a store's arrays from `folder` if they are intact; otherwise makes and writes them.
 
-    With no folder they are only made.
+    Without a folder they are only made. Returns the arrays and whether they were loaded.
     """
     arrays = None if folder is None else load_arrays(folder, specs)
     if arrays is not None and _fit_each_other(arrays):
@@ -116,7 +126,7 @@ def kept_arrays(
 
 
 def fingerprint_of_arrays(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes."""
+    """SHA-256 (hex) of names, dtypes, shapes and bytes."""
     digest = hashlib.sha256(b"isotrain tokens 1")
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -126,13 +136,17 @@ def fingerprint_of_arrays(arrays: dict[str, np.ndarray]) -> str:
 
 
 def store_key(split: RawSplit, tokenizer: TextTokenizer, max_length: int) -> str:
-    """SHA-256 (hex) of everything the tokens follow from: texts, labels, tokenizer, `max_length`, format version."""
+    """SHA-256 (hex) of everything that determines the tokens: texts, labels, tokenizer, `max_length`, format
+    version.
+    """
     inputs = [FORMAT_VERSION, tokenizer.fingerprint, max_length, split.texts, split.pairs, split.labels]
     return hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
 
 
 def _specs(split: RawSplit) -> Specs:
-    """What the arrays of this split's store must be. One value a token stays on disk, one a text is little."""
+    """What the arrays of this split's store must be. Arrays with a value per token are mapped, those per text are
+    small.
+    """
     specs = {
         "ids": ArraySpec("int32", (None,), mapped=True),
         "offsets": ArraySpec("int64", (len(split) + 1,)),

@@ -37,11 +37,14 @@ _USABLE_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "vocab.txt", "spiece.m
 
 @dataclass(frozen=True, eq=False)
 class EncodedWindows:
-    """W windows of questions and contexts, T tokens in all.
+    """W windows of questions and contexts, T tokens in total.
 
-    ids: int32 [T], window w is ``ids[offsets[w]:offsets[w + 1]]``. offsets: int64 [W + 1]. token_type_ids: uint8 [T].
-    questions: int64 [W], which question a window is of, ascending. spans: int32 [T, 2], the characters of the context
-    that a token stands for, as [begin, end); -1 for tokens that are none of the context's.
+    Attributes:
+        ids: int32 [T]. Window w is ``ids[offsets[w]:offsets[w + 1]]``.
+        offsets: int64 [W + 1].
+        token_type_ids: uint8 [T].
+        questions: int64 [W], the question of each window, ascending.
+        spans: int32 [T, 2], the characters [begin, end) of the context for each token, or -1 outside the context.
     """
 
     ids: np.ndarray
@@ -52,14 +55,17 @@ class EncodedWindows:
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` without the padding and truncation that its file may carry.
+    """A `tokenizers.Tokenizer` without the padding and truncation settings of its file.
 
-    label: what tables call it. fingerprint: SHA-256 (hex) of its definition. vocab_size: the largest id + 1.
+    Attributes:
+        label: Its name in tables.
+        fingerprint: SHA-256 (hex) of its definition.
+        vocab_size: The largest id + 1.
     """
 
     def __init__(self, tokenizer: Tokenizer, label: str, pad_id: int | None = None) -> None:
         stored_padding = tokenizer.padding
-        # A file may hold both (sentence-transformers writes 128), and they would silently win over max_length.
+        # A file may contain both (sentence-transformers writes 128), which would silently override max_length.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if tokenizer.num_special_tokens_to_add(False) < 1:
@@ -77,11 +83,19 @@ class TextTokenizer:
     def encode_batch(
         self, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Token ids of many texts, flat.
+        """Encodes many texts into flat arrays.
 
-        max_length counts special tokens; a longer text is cut at its end, of a pair the longer text is. Returns ids
-        int32 [T], offsets int64 [texts + 1] (text i is ``ids[offsets[i]:offsets[i + 1]]``), and token types uint8 [T]
-        of pairs (None without). Raises UserError when max_length leaves no room for text, or pairs don't match texts.
+        Args:
+            max_length: Limit in tokens, including special ones. A longer text is cut at its end; of a pair, the longer
+                text.
+
+        Returns:
+            ids int32 [T], offsets int64 [texts + 1] (text i is ``ids[offsets[i]:offsets[i + 1]]``), and token types
+                uint8 [T]
+            of pairs, else None.
+
+        Raises:
+            UserError: max_length leaves no room for text, or pairs don't match texts.
         """
         special = self._tokenizer.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
@@ -107,10 +121,13 @@ class TextTokenizer:
     def encode_windows(
         self, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int
     ) -> EncodedWindows:
-        """Token ids of questions, each with its context, in as many windows as hold all of the context.
+        """Encodes questions with their contexts, in as many windows as hold the whole context.
 
-        A window is ``[CLS] question [SEP] part of the context [SEP]`` of at most `max_length` tokens; neighbours share
-        `stride` of the context's. Raises UserError naming a question that leaves no more room than `stride`.
+        A window is ``[CLS] question [SEP] part of the context [SEP]`` with at most `max_length` tokens. Neighbouring
+        windows share `stride` tokens of the context.
+
+        Raises:
+            UserError: A question leaves no more room than `stride`. The message names it.
         """
         self._tokenizer.no_truncation()
         lengths = [
@@ -125,7 +142,7 @@ class TextTokenizer:
                 f"more than {stride}; raise max_length, lower doc_stride, or shorten the question"
             )
         self._tokenizer.enable_truncation(max_length, stride=stride, strategy="only_second")
-        # Not encode_batch_fast: that keeps no offsets.
+        # encode_batch_fast would not keep offsets.
         found = self._tokenizer.encode_batch(list(zip(questions, contexts, strict=True)))
         rows = [row for row, first in enumerate(found) for _ in range(1 + len(first.overflowing))]
         windows = [window for first in found for window in (first, *first.overflowing)]
@@ -142,12 +159,12 @@ class TextTokenizer:
         )
 
     def tokens(self, text: str) -> list[str]:
-        """The pieces of one text, special tokens included, not truncated."""
+        """The tokens of one text as strings, including special ones, not truncated."""
         self._tokenizer.no_truncation()
         return self._tokenizer.encode(text).tokens
 
     def save(self, folder: Path) -> None:
-        """Writes ``tokenizer.json`` and a small file with label, padding id and fingerprint into `folder`."""
+        """Writes ``tokenizer.json`` and a small file with label, padding id and fingerprint to `folder`."""
         make_folder(folder)
         write_text(folder / TOKENIZER_FILE, self._definition)
         write_json(folder / META_FILE, {"label": self.label, "pad_id": self.pad_id, "fingerprint": self.fingerprint})
@@ -161,14 +178,18 @@ def load_tokenizer(
     vocab_size: int | None = None,
     label: str | None = None,
 ) -> TextTokenizer:
-    """The tokenizer called `tokenizer_name`, or `model_name`'s own where that is None.
+    """Loads a tokenizer by name.
 
-    A name is a ``tokenizer.json``, a folder that holds one (or a BERT's ``vocab.txt``), a Hub id, or ``embedded``: one
-    trained on `texts`, the default of ``random:`` models and allowed for them only. `vocab_size` is the model's,
-    `label` what logs call its own tokenizer (default: by its name).
+    Args:
+        tokenizer_name: A ``tokenizer.json``, a folder with one (or a BERT's ``vocab.txt``), a Hub id, ``embedded`` for
+            one trained on `texts`, or None for the model's own. ``embedded`` is for ``random:`` models only, as their
+            default.
+        vocab_size: The model's vocabulary size.
+        label: What logs call the model's own tokenizer. By default its name.
 
-    Raises UserError for a name that can't be loaded, an ALBERT folder with ``spiece.model`` alone, and a tokenizer with
-    ids that the model doesn't have.
+    Raises:
+        UserError: A name that can't be loaded, an ALBERT folder with only ``spiece.model``, or a tokenizer with ids
+            that the model lacks.
     """
     name = tokenizer_name or (EMBEDDED if model_name.startswith(_RANDOM_PREFIX) else model_name)
     check_tokenizer_name(name, model_name)
@@ -191,10 +212,10 @@ def load_tokenizer(
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> TextTokenizer:
-    """A lower-casing BPE tokenizer of at most `vocab_size` pieces, trained on `texts`, with ALBERT's special tokens.
+    """Trains a lower-casing BPE tokenizer of at most `vocab_size` tokens on `texts`, with ALBERT's special tokens.
 
-    BPE because its trainer gives the same pieces under the same ids on every run and with any number of threads; those
-    of WordPiece and Unigram in `tokenizers` do not. Raises UserError when the characters alone need more pieces.
+    It is BPE because that trainer gives the same tokens and ids on every run and with any number of threads. Those for
+    WordPiece and Unigram in `tokenizers` don't. Raises UserError if the characters alone need more tokens.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -286,7 +307,7 @@ def _from_folder(folder: Path, label: str) -> TextTokenizer:
 
 
 def _meta(folder: Path) -> dict[str, Any]:
-    """What `TextTokenizer.save` wrote beside the tokenizer; empty for a folder from elsewhere."""
+    """What `TextTokenizer.save` wrote beside the tokenizer. Empty for a folder of another origin."""
     path = folder / META_FILE
     if not path.is_file():
         return {}
@@ -302,10 +323,10 @@ def _from_bert_vocabulary(folder: Path, label: str) -> TextTokenizer:
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
             read_json_object(folder / name, "give an intact tokenizer", nan=True)
-    # from_pretrained reads do_lower_case from tokenizer_config.json; the constructor would ignore vocab_file.
+    # from_pretrained reads do_lower_case from tokenizer_config.json. The constructor would ignore vocab_file.
     try:
         fast = BertTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    # A stranger's files may hold anything, over which transformers and tokenizers stumble in any way.
+    # Files of unknown origin may contain anything, so transformers and tokenizers may fail in any way.
     except Exception as error:
         raise UserError(
             f"tokenizer {label!r} can't be built from its vocab.txt ({reason_of(error)}); give an intact one"
@@ -345,5 +366,5 @@ def _pad_id(tokenizer: Tokenizer, stored_padding: dict[str, Any] | None) -> int:
     if stored_padding is not None:
         return int(stored_padding["pad_id"])
     known = (tokenizer.token_to_id(token) for token in _PAD_TOKENS)
-    # Padding is masked, so that any id of the vocabulary gives the same features.
+    # Padding is masked, so any id of the vocabulary gives the same features.
     return next((number for number in known if number is not None), 0)

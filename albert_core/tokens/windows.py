@@ -1,8 +1,8 @@
-"""Questions and contexts as windows of tokens, with the answers' places in them.
+"""Questions and contexts as windows of tokens, with the positions of the answers.
 
-A context that is too long for one sequence is read in several, which overlap (Devlin et al. 2018, 1810.04805, and the
-scripts that came with it). A window that doesn't hold the whole answer is labelled with its first position, [CLS]: the
-answer isn't here. An answer that no window holds whole would be lost to training; the store counts those.
+A context that is too long for one sequence is split into overlapping windows (Devlin et al. 2018, 1810.04805, and the
+scripts that came with it). A window without the whole answer is labelled with its first position, [CLS]. An answer that
+no window contains completely is lost to training. The store counts those.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..runs.array_cache import ArraySpec
 from .store import CHUNK_TEXTS, Progress, TokenStore, fingerprint_of_arrays, kept_arrays
 from .tokenizer import EncodedWindows, TextTokenizer
 
-# Part of every cache key: raise it when the same input should give other arrays.
+# Part of every cache key. Raise it when the same input should give other arrays.
 FORMAT_VERSION = 1
 
 _SPECS = {
@@ -36,11 +36,14 @@ _SPECS = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WindowStore(TokenStore):
-    """A token store whose N sequences are windows, those of a question one after the other.
+    """A token store with N windows as sequences. Windows of the same question are adjacent.
 
-    labels: int64 [N, 2], the positions of the first given answer's first and last token; (0, 0), which is [CLS], where
-    the window doesn't hold all of it. questions: int64 [N], the window's question. spans: int32 [T, 2], the characters
-    [begin, end) of the context that each token stands for, -1 for tokens of the question and special ones.
+    Attributes:
+        labels: int64 [N, 2], the positions of the first token and the last token of the first given answer, or (0, 0),
+            which is [CLS], if the window doesn't contain all of it.
+        questions: int64 [N], the question of each window.
+        spans: int32 [T, 2], the characters [begin, end) of the context for each token, or -1 for tokens of the question
+            and special ones.
     """
 
     questions: np.ndarray
@@ -52,12 +55,12 @@ class WindowStore(TokenStore):
 
     @property
     def num_split(self) -> int:
-        """Questions whose context takes several windows."""
+        """Questions with a context that needs several windows."""
         return int((np.bincount(self.questions) > 1).sum())
 
     @property
     def num_lost(self) -> int:
-        """Questions whose answer no window holds whole."""
+        """Questions with an answer that no window contains completely."""
         held = np.zeros(self.num_questions, dtype=bool)
         held[self.questions[self.labels[:, 1] > 0]] = True
         return int((~held).sum())
@@ -78,11 +81,16 @@ def build_window_store(
     use_cache: bool = True,
     progress: Progress | None = None,
 ) -> WindowStore:
-    """The windows of `split`, from the cache where they are there and intact, else made and put there.
+    """The windows of `split`, read from the cache or else computed and written to it.
 
-    Windows have at most `max_length` tokens, and neighbours share `stride` of the context's. `cache_dir` is
-    ``cache_folder("tokens")`` when absent; `progress(done, total)` counts questions. Raises UserError for an empty
-    split or a question that leaves no room for context.
+    Args:
+        max_length: Limit in tokens of a window.
+        stride: Tokens of the context that neighbouring windows share.
+        cache_dir: By default ``cache_folder("tokens")``.
+        progress: Called with the done and total number of questions.
+
+    Raises:
+        UserError: The split is empty, or a question leaves no room for context.
     """
     total = len(split)
     if not total:
@@ -106,7 +114,7 @@ def build_window_store(
 
 
 def _key(split: QuestionSplit, tokenizer: TextTokenizer, max_length: int, stride: int) -> str:
-    """SHA-256 (hex) of everything the windows follow from."""
+    """SHA-256 (hex) of everything that determines the windows."""
     first = [(given[0].text, given[0].start) if given else None for given in split.answers]
     inputs = ["windows", FORMAT_VERSION, tokenizer.fingerprint, max_length, stride]
     encoded = json.dumps([inputs, split.questions, split.contexts, first], ensure_ascii=False)
@@ -126,7 +134,7 @@ def _joined(chunks: list[tuple[int, QuestionSplit, EncodedWindows]]) -> dict[str
 
 
 def _labels(windows: EncodedWindows, answers: list[tuple[Answer, ...]]) -> np.ndarray:
-    """int64 [W, 2]: where each window has its question's first answer."""
+    """int64 [W, 2]: the position of the question's first answer in each window."""
     labels = np.zeros((len(windows.questions), 2), dtype=np.int64)
     for window, row in enumerate(windows.questions):
         if answers[row]:
@@ -138,9 +146,9 @@ def _labels(windows: EncodedWindows, answers: list[tuple[Answer, ...]]) -> np.nd
 
 
 def _place(spans: np.ndarray, answer: Answer, is_first: bool, is_last: bool) -> tuple[int, int]:
-    """The positions of the first and last token that overlap with `answer`; (0, 0) where it isn't whole in the window.
+    """The first and last token that overlap with `answer`, or (0, 0) if the window doesn't contain all of it.
 
-    Only the first and the last window of a context know that nothing comes before or after them.
+    Only the first window of a context has nothing before it, and only the last nothing after it.
     """
     begin = answer.end - len(answer.text.lstrip())
     end = answer.start + len(answer.text.rstrip())
