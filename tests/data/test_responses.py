@@ -123,4 +123,4 @@ def test_embedded_answers_are_the_embedded_intents() -> None:
 def test_the_document_says_what_each_rule_does() -> None:
     document = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
     for name, rule in RULES.items():
-        assert f"| `{name}` | {rule.meaning} |" in document
+        assert f"* `{name}`: {rule.meaning}\n" in document
