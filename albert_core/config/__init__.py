@@ -1,1 +1,1 @@
-"""What a run is told: its keys, their types, the files that they are read from."""
+"""The configuration of a run: its keys, their types, and the files they are read from."""

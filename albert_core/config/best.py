@@ -1,4 +1,4 @@
-"""What makes one evaluation of a run better than another."""
+"""Decides which of two evaluations of a run is better."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LOSS = "eval/loss"
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation is the one whose `metric` is lowest ("min") or highest ("max"); of equal ones the earliest.
+    """Ranks evaluations: the best has the lowest ("min") or highest ("max") `metric`. Among equals, the earliest wins.
 
-    An evaluation without the metric, or with NaN, is never best.
+    An evaluation without the metric, or with NaN, is never the best.
     """
 
     metric: str
@@ -26,23 +26,23 @@ class Best:
 
     @classmethod
     def by(cls, metric: str, mode: Mode | None = None) -> Best:
-        """By `metric`; where no `mode` is given, a loss is better when lower and everything else when higher."""
+        """Ranks by `metric`. Without a `mode`, lower is better for a loss and higher for everything else."""
         return cls(metric, mode or ("min" if metric == LOSS else "max"))
 
     @property
     def words(self) -> str:
-        """What a table calls it: "best by accuracy"; the mode is said where it is not the metric's own."""
+        """Its name in tables, such as "best by accuracy". An unusual mode is included."""
         unusual = "" if self == Best.by(self.metric) else f" ({self.mode})"
         return f"best by {self.metric.removeprefix('eval/')}{unusual}"
 
     def rank(self, found: Iterable[T], metrics_of: Callable[[T], Mapping[str, Any]]) -> list[T]:
-        """Those of `found` (earliest first) that were measured, the best first. `metrics_of` gives one's metrics."""
+        """Those of `found` (earliest first) that have the metric, best first. `metrics_of` returns the metrics."""
         costs = [(self._cost(metrics_of(item)), item) for item in found]
         measured = [(cost, item) for cost, item in costs if not math.isnan(cost)]
         return [item for _, item in sorted(measured, key=lambda pair: pair[0])]
 
     def first(self, evaluations: Iterable[Mapping[str, float]]) -> dict[str, float]:
-        """The best of `evaluations` (metrics and the step of each, in any order); empty where none was measured."""
+        """The best of `evaluations` (metrics and step each, in any order). Empty if none has the metric."""
         by_step = sorted(evaluations, key=lambda metrics: metrics["step"])
         return next((dict(best) for best in self.rank(by_step, lambda metrics: metrics)), {})
 

@@ -1,4 +1,4 @@
-"""Every key of a training run's configuration: its type, its default and what it does."""
+"""All keys of a training run's configuration: type, default and meaning."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...backends.tt.options import TtOptions
 from .lora import LoraOptions
 
-# The largest values of whole numbers: of what is counted, and of what asks for memory at once. Beyond them torch or the
-# system would end the run, in words of its own.
+# Limits of whole numbers: of counts, and of sizes that allocate memory at once. Beyond them, torch or the system would
+# end the run with an error of its own.
 MOST = 10**9
 LARGEST = 10**6
 MOST_THREADS = 1024
-# The largest rate or decay: one that float32 holds.
+# The largest rate or decay. float32 can represent it.
 LARGEST_FACTOR = 1e30
 
-# What spreadsheets and data frames write where there is no value.
+# What spreadsheets and data frames write for a missing value.
 MISSING_MARKERS = ("NA", "N/A", "#N/A", "<NA>", "NaN", "-NaN", "null", "None")
 
 
 class Keys(BaseModel):
-    """Flat keys. The first 41 are those of the Banking77 experiment of tt-blacksmith, under its names."""
+    """Flat keys. The first 41 are those of tt-blacksmith's Banking77 baseline, under its names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -115,7 +115,7 @@ class Keys(BaseModel):
     load_from_storage: bool = Field(False, description="fetch the newest checkpoint from remote_path before resuming")
     remote_path: str = Field("", description="where checkpoints are copied to and fetched from")
 
-    # Reproducibility and the rest of the experiment's keys
+    # Reproducibility and the remaining keys of the tt-blacksmith baseline
     seed: int = Field(
         23, ge=0, lt=2**63, description="order of the data, initial head, random: encoder weights, dropout"
     )
@@ -125,7 +125,7 @@ class Keys(BaseModel):
     framework: Literal["pytorch"] = Field("pytorch", description="only pytorch exists")
     use_tt: bool = Field(False, description="the same as backend: tt; --backend on the command line wins")
 
-    # Later keys of the experiment
+    # Later keys of the tt-blacksmith baseline
     val_steps_freq: int | None = Field(None, ge=1, le=MOST, description="also evaluate every so many optimizer steps")
     mesh_shape: list[int] | None = Field(None, description="device mesh; only null (one device) in this version")
     mesh_axis_names: list[str] | None = Field(None, description="names of the mesh's axes; only null in this version")

@@ -1,4 +1,4 @@
-"""Rules that make one label of texts that say the same: ``Hi {name}, 3 days`` and ``hi [NAME],  5 days``."""
+"""Rules that give texts with the same meaning one label: ``Hi {name}, 3 days`` and ``hi [NAME],  5 days``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 from ... import UserError
 
-# {name}, {{name}}, [DATE], <order_id>: one word or a few, so that [a long remark] stays what it is.
+# {name}, {{name}}, [DATE], <order_id>: only a few words, so that [a long remark] stays unchanged.
 _PLACEHOLDER = re.compile(r"\{\{?\s*(\w[\w .-]{0,39}?)\s*\}?\}|\[\s*(\w[\w .-]{0,39}?)\s*\]|<\s*(\w[\w .-]{0,39}?)\s*>")
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]", re.IGNORECASE)
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-# Dates, times, amounts and percentages are runs of digits with signs between and around them.
+# Dates, times, amounts and percentages are digits with signs between and around them.
 _NUMBER = re.compile(r"[€£$]?(?<![\w<])\d+(?:[.,:/-]\d+)*(?:\s?%)?(?![\w>])")
 _PUNCTUATION = re.compile(r"(?<!\w)[^\w\s<>]+|[^\w\s<>]+(?!\w)")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A named step of the normalisation. `meaning` is what the documentation says of it."""
+    """A named step of the normalisation. `meaning` is its description in the documentation."""
 
     meaning: str
     apply: Callable[[str], str]
@@ -54,14 +54,14 @@ RULES: dict[str, Rule] = {
 
 
 def normalise(text: str, rules: Sequence[str]) -> str:
-    """`text` after `rules`, in their order: names of `RULES`, or own ones written ``s/pattern/replacement/``."""
+    """Applies `rules` to `text` in order. A rule is a name in `RULES`, or ``s/pattern/replacement/``."""
     for rule in rules:
         text = _step(rule)(text)
     return text
 
 
 def check_rule(rule: str) -> str:
-    """`rule` itself; raises UserError for one that is neither a name of `RULES` nor a usable ``s/pattern/.../``."""
+    """Returns `rule`. Raises UserError if it is neither a name in `RULES` nor a usable ``s/pattern/.../``."""
     _step(rule)
     return rule
 
@@ -84,5 +84,5 @@ def _step(rule: str) -> Callable[[str], str]:
 
 
 def most_frequent(texts_of: Sequence[Sequence[str]]) -> list[str]:
-    """The most frequent of each list of texts; of equally frequent ones the first in sorted order."""
+    """The most frequent text of each list. Among equally frequent ones, the first in sorted order."""
     return [min(counts, key=lambda text: (-counts[text], text)) for counts in map(Counter, texts_of)]

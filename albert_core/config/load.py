@@ -1,4 +1,4 @@
-"""From YAML and ``--set`` to a `TrainConfig`, remembering where each value came from."""
+"""From YAML and ``--set`` to a `TrainConfig`, with the source of each value."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .typed_values import mapping, typed
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """The configuration a run really uses. `sources` maps each key to "default", "FILE:LINE" or an option."""
+    """The configuration that a run uses. `sources` maps each key to "default", "FILE:LINE" or an option."""
 
     config: TrainConfig
     sources: dict[str, str]
     stem: str
 
     def with_absolute_paths(self) -> ResolvedConfig:
-        """The same with every local path that exists made absolute, so that it means the same from any folder."""
+        """The same with every existing local path made absolute, so that it is valid from any folder."""
         paths = {}
         for key in ("dataset_id", "model_name", "tokenizer_name", "remote_path"):
             value = getattr(self.config, key)
@@ -40,7 +40,7 @@ class ResolvedConfig:
         return ResolvedConfig(self.config.model_copy(update=paths), self.sources, self.stem)
 
     def of_run(self) -> ResolvedConfig:
-        """What a run's folder keeps: paths absolute, and not from where to where this very start trains."""
+        """What a run's folder keeps: absolute paths, and defaults for the keys that concern only this start."""
         once = ("resume_from_checkpoint", "resume_option", "checkpoint_path", "load_from_storage", "stop_at_step")
         defaults = {key: TrainConfig.model_fields[key].default for key in once}
         kept = self.with_absolute_paths()
@@ -53,12 +53,15 @@ class ResolvedConfig:
 def load_config(
     path: str | Path | None, sets: Iterable[str] = (), options: dict[str, Any] | None = None
 ) -> ResolvedConfig:
-    """Reads `path` (a YAML file, or the name of a packaged one such as ``banking77``), then applies overrides.
+    """Reads a configuration and applies overrides. Later ones win: defaults, file, --set, options.
 
-    `sets` are ``key=value`` strings; a key of type text takes what stands behind the sign as it stands. `options` are
-    command-line options by key, where None means not given. Later wins: defaults, file, --set, options.
+    Args:
+        path: A YAML file, or the name of a packaged one such as ``banking77``.
+        sets: ``key=value`` strings. A key of type text takes everything after the sign unchanged.
+        options: Command-line options by key. None means not given.
 
-    Raises UserError naming the key at fault and where it was set.
+    Raises:
+        UserError: A key or value can't be used. The message names the key and where it was set.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -78,7 +81,7 @@ def load_config(
             # The option --model is for model_name.
             sources[key] = "--" + key.removesuffix("_name").replace("_", "-")
             if key == "backend":
-                # The command line's backend wins over the file's use_tt, by whichever name the file chose.
+                # A backend on the command line overrides the file's use_tt, or the other name for it in the file.
                 values.pop("use_tt", None)
                 sources.pop("use_tt", None)
     try:
@@ -90,12 +93,12 @@ def load_config(
 
 
 def as_set(key: str, value: Any) -> str:
-    """``key=value`` as ``--set`` reads it back."""
+    """``key=value`` in the form that ``--set`` reads."""
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def find_config(path: str | Path) -> Path:
-    """The file `path`, or the packaged configuration of that name. A data set's folder may well have the name, too."""
+    """The file `path`, or the packaged configuration of that name. A data set's folder may have the same name."""
     file = Path(path).expanduser()
     packaged = Path(__file__).resolve().parents[2] / "configs"
     if file.is_file():
@@ -113,7 +116,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def packaged_configs() -> list[Path]:
-    """The files of the configurations that isotrain brings, by name."""
+    """The configuration files that come with isotrain, by name."""
     return sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
 
@@ -129,7 +132,7 @@ def _parse_set(item: str) -> tuple[str, Raw]:
 
 
 def _put(values: dict[str, Any], sources: dict[str, str], key: str, raw: Raw, place: str) -> None:
-    """Sets `key`, or ``section.key``, to what was written. Raises UserError for an unknown key or another type."""
+    """Sets `key`, or ``section.key``. Raises UserError for an unknown key or a value of another type."""
     sections = TrainConfig.sections()
     name, dot, inner = key.partition(".")
     if name in sections and not dot:
@@ -166,7 +169,7 @@ def _unknown(key: str, place: str) -> str:
     return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
 
 
-# By pydantic's type of error, whose own words name Python's types and regular expressions.
+# By pydantic's error type. Its own messages name Python's types and regular expressions.
 _WORDS = {
     "string_too_short": "is empty; give a value, or leave the key out for its default",
     "too_short": "is empty; name at least one, or leave the key out for its default",
@@ -190,7 +193,7 @@ def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
 
 
 def _keys_in(message: str) -> list[str]:
-    """The keys that a message names, in its order, each once."""
+    """The keys that a message names, in order, each once."""
     return list(dict.fromkeys(re.findall(r"[a-z][a-z_]*(?:\.[a-z_]+)?", message)))
 
 

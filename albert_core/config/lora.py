@@ -1,4 +1,4 @@
-"""What a configuration says about low-rank adapters (LoRA)."""
+"""The options of low-rank adapters (LoRA)."""
 
 from __future__ import annotations
 

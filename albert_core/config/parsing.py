@@ -1,8 +1,8 @@
-"""Where JSON and YAML become values: every refusal is one line that names the file and the line.
+"""Parses JSON and YAML. Every error is one line that names the file and the line.
 
-Both are read more strictly than their libraries do: no key twice, no number beyond a float's range, no half of a
-surrogate pair, no deep nesting. YAML's scalars stay the texts that stand in the file, for the schema to type
-(`typed_values`); its own rules would make 8 of ``010`` and false of ``no``.
+Both are stricter than their libraries: no repeated keys, no numbers beyond a float's range, no half of a surrogate
+pair, no deep nesting. YAML's scalars stay texts, and the schema gives them types (`typed_values`). YAML's own rules
+would turn ``010`` into 8 and ``no`` into false.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ... import UserError
 from ..terminal.text import clean, quoted, shorten
 
 MAX_DEPTH = 100
-# Digits of a whole number: enough for any that a file of ours holds, few enough to convert.
+# Digits of a whole number: more than any file of ours needs, few enough to convert.
 MAX_DIGITS = 300
 MAX_YAML_BYTES = 2**20
-# Values of a YAML document; its anchors can make millions of a few lines.
+# Values of a YAML document. Anchors can turn a few lines into millions.
 MAX_YAML_VALUES = 100_000
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# An escape of half a surrogate pair: a high one without its low one, or the other way round.
+# An escape of half a surrogate pair: a high one without its low one, or the reverse.
 _HALF_PAIR = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
@@ -38,7 +38,9 @@ _JSON_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 
 @dataclass(frozen=True)
 class Scalar:
-    """A value as it was written. place: ``FILE:LINE`` or the option. style: how, "given" on a command line."""
+    """A value as it was written. `place` is ``FILE:LINE`` or the option, `style` its YAML style or "given" (command
+    line).
+    """
 
     text: str
     place: str
@@ -66,7 +68,7 @@ Raw = Scalar | Listed | Mapped
 
 
 class _RefusedError(ValueError):
-    """What is refused in JSON that its decoder takes. find: where it stands in the text."""
+    """A JSON value that the decoder accepts and we don't. `find` locates it in the text."""
 
     def __init__(self, reason: str, find: Callable[[str], int]) -> None:
         super().__init__(reason)
@@ -74,9 +76,9 @@ class _RefusedError(ValueError):
 
 
 def read_text(path: Path, fix: str) -> str:
-    """The UTF-8 text of a file, without a byte order mark; `fix` ends the message.
+    """Reads a UTF-8 file without its byte order mark. `fix` ends an error message.
 
-    Raises UserError for a file that can't be read, is UTF-16, holds NUL or other bytes than UTF-8.
+    Raises UserError for a file that can't be read, is UTF-16, or contains NUL or other bytes than UTF-8.
     """
     try:
         # The reader of a pipe waits for a writer that may never come.
@@ -93,7 +95,7 @@ def read_text(path: Path, fix: str) -> str:
 
 
 def decoded(raw: bytes, origin: object, fix: str) -> str:
-    """`raw` as text, as `read_text` does. origin: what messages call it, such as its path."""
+    """`raw` as text, like `read_text`. `origin` is its name in messages, such as its path."""
     if raw.startswith(_UTF16_MARKS):
         raise UserError(f"{origin} is UTF-16 (by its first two bytes); allowed is UTF-8; save it again as UTF-8")
     nul = raw.find(b"\0")
@@ -105,7 +107,7 @@ def decoded(raw: bytes, origin: object, fix: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The codec counts from behind the byte order mark.
+        # The codec counts from after the byte order mark.
         mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
         offset = error.start + mark
         raise UserError(
@@ -120,7 +122,7 @@ def read_json(path: Path, fix: str, *, nan: bool = False) -> Any:
 
 
 def read_json_object(path: Path, fix: str, *, nan: bool = False) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError as `read_json` does, and for any other value."""
+    """The JSON object in a file. Raises UserError as `read_json` does, and for any other kind of value."""
     value = read_json(path, fix, nan=nan)
     if not isinstance(value, dict):
         raise UserError(f"{path}:1: a JSON {json_kind(value)} and no object; {fix}")
@@ -130,21 +132,21 @@ def read_json_object(path: Path, fix: str, *, nan: bool = False) -> dict[str, An
 def parse_json(
     text: str, origin: object, fix: str, first_line: int = 1, *, nan: bool = False, halves: bool = False
 ) -> Any:
-    """The value that a JSON text holds.
+    """The value of a JSON text.
 
     Args:
         text: The text, or one line of a file.
-        origin: What messages call the file, mostly its path.
-        fix: What to do about a text that can't be used; ends the message.
-        first_line: The line of the file that `text` begins on.
-        nan: Take NaN and the infinities, as Python writes them.
-        halves: Take halves of surrogate pairs: file names that are not UTF-8 have them.
+        origin: The file's name in messages, usually its path.
+        fix: What to do about an unusable text, at the end of the message.
+        first_line: The line of the file where `text` begins.
+        nan: Whether to accept NaN and the infinities, as Python writes them.
+        halves: Whether to accept halves of surrogate pairs, which file names that are not UTF-8 contain.
 
     Raises:
-        UserError: no JSON, a key twice, NaN or infinity, a number too long or too large, half of a surrogate pair,
-            nested too deeply. The message names the line.
+        UserError: No JSON, a key twice, NaN or infinity, a number too long or too large, half of a surrogate pair, or
+            too deep nesting. The message names the line.
     """
-    # Else what is missing at the end would be missed in the line below.
+    # Otherwise something missing at the end would be reported for the line below.
     text = text.rstrip(" \t\r\n")
     try:
         value = json.loads(
@@ -168,7 +170,7 @@ def parse_json(
 
 
 def json_kind(value: Any) -> str:
-    """What JSON calls a value: object, list, text, number, true or false, null."""
+    """JSON's name for a value: object, list, text, number, true or false, null."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -178,7 +180,7 @@ def json_kind(value: Any) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` can be written down: no half of a surrogate pair, which no tokenizer takes."""
+    """Whether `text` can be encoded. It must not contain half of a surrogate pair, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -187,7 +189,7 @@ def is_unicode(text: str) -> bool:
 
 
 def read_yaml(path: Path, fix: str) -> Mapped:
-    """The mapping in a YAML file; an empty file is an empty one. Raises UserError as `parse_yaml` does."""
+    """The mapping in a YAML file, empty for an empty file. Raises UserError as `parse_yaml` does."""
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UserError(f"{path} is larger than {MAX_YAML_BYTES // 2**20} MiB: it is no configuration; {fix}")
@@ -202,16 +204,16 @@ def read_yaml(path: Path, fix: str) -> Mapped:
 
 
 def parse_yaml(text: str, origin: str, name: str, fix: str) -> Raw | None:
-    """A YAML document with its scalars as they stand; None where it holds nothing.
+    """Parses a YAML document and leaves its scalars as they are written. Returns None if it is empty.
 
     Args:
         text: The document.
-        origin: What messages call it.
-        name: How a value's place begins: ``NAME:LINE``; without a line where `name` is an option such as ``--set``.
-        fix: What to write instead; ends the message.
+        origin: Its name in messages.
+        name: The beginning of a value's place: ``NAME:LINE``, or an option such as ``--set``, without a line.
+        fix: What to write instead, at the end of the message.
 
     Raises:
-        UserError: no YAML, a key twice or none, a tag, a merge key, too many values, nested too deeply.
+        UserError: No YAML, a key twice or none, a tag, a merge key, too many values, or too deep nesting.
     """
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
@@ -227,7 +229,7 @@ def parse_yaml(text: str, origin: str, name: str, fix: str) -> Raw | None:
     except (RecursionError, OverflowError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        # The last two: an escape of a character beyond Unicode.
+        # The last two come from an escape beyond Unicode.
         what = f"nested more than {MAX_DEPTH} levels deep" if isinstance(error, RecursionError) else "not valid YAML"
         raise _refusal(origin, 1, what, fix) from error
 
@@ -293,7 +295,7 @@ def _refusal(origin: object, line: int, reason: str, fix: str) -> UserError:
 
 
 def _place(origin: object, line: int) -> str:
-    """``FILE:LINE``; an option has no lines."""
+    """``FILE:LINE``. An option has no lines."""
     return str(origin) if str(origin).startswith("--") else f"{origin}:{line}"
 
 
@@ -304,7 +306,7 @@ def _line_at(raw: bytes, offset: int) -> int:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        # A key's last place is the dict's; the first that has another stands again.
+        # The dict keeps a key's last position. The first key with another position is repeated.
         last = {key: place for place, (key, _) in enumerate(pairs)}
         twice = next(key for place, (key, _) in enumerate(pairs) if last[key] != place)
         raise _RefusedError(f"the key {quoted(twice)} stands twice in one object", _repeated_key)
@@ -338,7 +340,7 @@ def _half_pair(text: str) -> int:
 
 
 def _repeated_key(text: str) -> int:
-    """Where the first key that its object has already stands; the JSON text is whole up to there."""
+    """The position of the first key that its object already has. The JSON text is valid up to there."""
     seen: list[set[str]] = []
     last, position = "", 0
     for token in _JSON_TOKENS.finditer(text):
@@ -356,7 +358,7 @@ def _repeated_key(text: str) -> int:
 
 
 def _check_tree(value: Any, escapes: bool) -> None:
-    """Raises for a tree too deep for what walks it later, and for texts that can't be written (with `escapes`)."""
+    """Raises for a tree too deep for later recursion and, with `escapes`, for texts that can't be encoded."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = list(_members(level, escapes))

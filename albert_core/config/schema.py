@@ -1,4 +1,4 @@
-"""A training run's configuration: its keys (`keys`), and which of their values are allowed and go together."""
+"""A training run's configuration: its keys (`keys`), and which values are allowed and fit together."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DTYPE_NAMES = {
     "fp64": "float64",
     "double": "float64",
 }
-# Of a folder's name, in bytes, as most file systems have it.
+# The limit of a folder's name in bytes on most file systems.
 LONGEST_NAME = 255
 
 
 class TrainConfig(Keys):
-    """The keys of one run, checked."""
+    """The checked keys of one run."""
 
     @field_validator("dtype", "head_dtype")
     @classmethod
@@ -155,21 +155,21 @@ class TrainConfig(Keys):
 
     @property
     def backend_options(self) -> dict[str, Any]:
-        """What each backend that has a section of its own is told, by its name."""
+        """The options of each backend with its own section, by backend name."""
         return {name: getattr(self, name).model_dump() for name in self.sections() if name != "lora"}
 
     @classmethod
     def sections(cls) -> dict[str, type[BaseModel]]:
-        """The keys that are mappings: `lora`, and a backend's own options by its name."""
+        """The keys that are mappings: `lora`, and the options of backends by name."""
         found = {name: field.annotation for name, field in cls.model_fields.items()}
         return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
     @property
     def best(self) -> Best:
-        """Which evaluation, and so which checkpoint, is the best."""
+        """Ranks evaluations, and so checkpoints."""
         return Best.by(self.checkpoint_metric, self.checkpoint_metric_mode)
 
     @property
     def backend_name(self) -> str:
-        """The backend to open: the key `backend`, else `tt` when use_tt is set, else `cpu`."""
+        """The backend to open: the key `backend`, else `tt` if use_tt is set, else `cpu`."""
         return self.backend or ("tt" if self.use_tt else "cpu")

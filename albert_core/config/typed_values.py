@@ -1,7 +1,7 @@
-"""What was written for a key, as a value of the key's type.
+"""Converts what was written for a key to the key's type.
 
-The type decides: a key of type text takes the text as it stands, so ``run_name: 20261128`` and ``label_column: no`` are
-texts; numbers are decimal, so ``010`` is 10 and ``1:30`` is none.
+The type decides. A key of type text keeps the text, so ``run_name: 20261128`` and ``label_column: no`` are texts.
+Numbers are decimal, so ``010`` is 10 and ``1:30`` is no number.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _WHOLE = re.compile(r"[-+]?[0-9]{1,100}", re.ASCII)
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _NULLS = {"plain": ("", "null", "Null", "NULL", "~"), "quoted": (), "given": ("", "null")}
-# Whole numbers up to here are exact as floats.
+# Whole numbers up to this one are exact as floats.
 _EXACT = 2**53
 
 
 def typed(raw: Raw, kind: Any, key: str) -> Any:
     """`raw` as a value of type `kind`: text, number, true or false, one of some values, a list of them, or null.
 
-    Raises UserError naming `key`, what was written, what is allowed and where it stands.
+    Raises UserError naming `key`, what was written, what is allowed and where it was written.
     """
     options = [option for option in get_args(kind) if option is not type(None)] if _is_union(kind) else [kind]
     if isinstance(raw, Scalar) and raw.text in _NULLS[raw.style]:
@@ -58,7 +58,7 @@ def typed(raw: Raw, kind: Any, key: str) -> Any:
 
 
 def mapping(raw: Raw, key: str) -> Mapped:
-    """What was written for a section. Raises UserError for anything but a mapping; nothing is an empty one."""
+    """The mapping that was written for a section, empty if nothing was. Raises UserError for anything else."""
     if isinstance(raw, Scalar):
         if raw.text.strip() in _NULLS["plain"]:
             return Mapped({}, {}, raw.place)
@@ -78,7 +78,7 @@ def _is_union(kind: Any) -> bool:
 
 
 def _items(raw: Raw, key: str) -> list[Raw]:
-    """The items of a list; one value stands for itself, and commas separate several."""
+    """The items of a list. A single value is a list of one, and commas separate several."""
     if isinstance(raw, Scalar) and raw.style == "given" and raw.text.lstrip().startswith("["):
         raw = _flow(raw, key)
     if isinstance(raw, Listed):
@@ -96,7 +96,7 @@ def _items(raw: Raw, key: str) -> list[Raw]:
 
 
 def _flow(raw: Scalar, key: str) -> Raw:
-    """A list or a mapping written on a command line, as JSON or as YAML writes it on one line."""
+    """A list or a mapping from a command line, in JSON or one-line YAML."""
     origin = f"{raw.place} {key}={quoted(raw.text)}"
     found = parse_yaml(raw.text, origin, raw.place, "write [first, second] or {key: value}, and quote what has signs")
     assert found is not None, "the text begins with a bracket"

@@ -1,4 +1,6 @@
-"""Which columns hold text and label, and which files or splits are for evaluation: one rule for every source."""
+"""Which columns hold text and label, and which files or splits are for evaluation. The rules are the same for all
+sources.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ EVALUATION_SPLITS = ("test", *VALIDATION_SPLITS)
 
 
 def evaluation_names(wanted: str | None) -> tuple[str, ...]:
-    """What the split for evaluation may be called: `wanted` is "test", "validation" or None for either."""
+    """Possible names of the evaluation split. `wanted` is "test", "validation", or None for either."""
     return {None: EVALUATION_SPLITS, "test": ("test",), "validation": VALIDATION_SPLITS}[wanted]
 
 
@@ -33,8 +35,8 @@ def evaluation_names(wanted: str | None) -> tuple[str, ...]:
 class Columns:
     """Column names of a table.
 
-    `text_pair` is the second text's where rows are pairs of texts; `label_names` is the column that spells out ids,
-    where there is one.
+    `text_pair` is the column of the second text if rows are pairs. `label_names` is the column that spells out ids, if
+    any.
     """
 
     text: str
@@ -55,16 +57,17 @@ def choose_columns(
     label_column: str | None,
     text_pair_column: str | None = None,
 ) -> Columns:
-    """The columns asked for, else the first of the usual names that is there (in any letter case).
+    """The requested columns, else the first of the usual names that exists (in any letter case).
 
-    Raises UserError naming the columns found when one is missing, or when two of them would be the same.
+    Raises:
+        UserError: A column is missing, or two would be the same. The message names the columns found.
     """
     text, text_pair = choose_text_columns(origin, found, text_column, text_pair_column)
     label = _choose(origin, found, label_column, "label", LABEL_COLUMNS)
     for key, column in (("text_column", text), ("text_pair_column", text_pair)):
         if column == label:
             raise UserError(f"{key} and label_column are both {label!r}; name two different columns of {shown(found)}")
-    # Names beside ids: only where the label column was not chosen by hand, so that a hand-picked one stands alone.
+    # Names are taken from a column beside the ids only if the label column was not chosen by the user.
     spelled_out = next((name for name in found if name.lower() == LABEL_NAME_COLUMN), None)
     if label_column is not None or spelled_out in (text, text_pair, label):
         spelled_out = None
@@ -72,24 +75,24 @@ def choose_columns(
 
 
 def refuse_repeated_ids(table: Table, used: Iterable[str | None] = ()) -> None:
-    """Raises UserError naming an id that two rows of `table` have, and both rows; see `IdsSeen`."""
+    """Raises UserError, naming the id and both rows, if two rows of `table` have the same id (see `IdsSeen`)."""
     IdsSeen(used).add(table)
 
 
 class IdsSeen:
-    """The ids of a table that is read in parts, to refuse one that two rows have.
+    """The ids of a table that is read in parts, to detect repeated ones.
 
-    Ids are the cells of columns called id or idx (in any letter case), but for those `used` as something else. 1 and
-    "1" are one, and an empty cell is none.
+    Ids are the cells of columns called id or idx (in any letter case), unless the column is `used` for something else.
+    1 and "1" are the same id. An empty cell is no id.
     """
 
     def __init__(self, used: Iterable[str | None] = ()) -> None:
         self._used = set(used)
-        # A digest instead of the id: an id may be any text, and there may be many.
+        # A digest instead of the id, because an id may be any text, and there may be many.
         self._first: dict[tuple[str, bytes], int] = {}
 
     def add(self, table: Table) -> None:
-        """Adds a part's ids. Raises UserError naming one that was there already, and both rows."""
+        """Adds the ids of a part. Raises UserError for a repeated id, naming it and both rows."""
         for column in table.columns:
             if column.lower() not in ID_COLUMNS or column in self._used:
                 continue
@@ -114,9 +117,9 @@ class IdsSeen:
 def choose_text_columns(
     origin: str, found: Sequence[str], text_column: str | None, text_pair_column: str | None = None
 ) -> tuple[str, str | None]:
-    """The columns of the text and, where rows are pairs, of the second text: those asked for, else the usual ones.
+    """The requested columns of the text and, if rows are pairs, of the second text; else the usual ones.
 
-    A text column asked for stands alone unless its second is asked for too.
+    A requested text column is used alone unless the second one is requested too.
     """
     if text_column is None and (pair := _usual_pair(found, text_pair_column)) is not None:
         return pair
@@ -130,12 +133,14 @@ def choose_text_columns(
 
 
 def choose_text_column(origin: str, found: Sequence[str], text_column: str | None) -> str:
-    """The text column alone, by the same rule: for tables whose rows are no pairs."""
+    """The text column by the same rule, for tables without pairs."""
     return _choose(origin, found, text_column, "text", TEXT_COLUMNS)
 
 
 def _usual_pair(found: Sequence[str], text_pair_column: str | None) -> tuple[str, str] | None:
-    """The first two columns that are usually a pair, in any letter case; with the second one given, the one it has."""
+    """The first two columns with the usual names of a pair, in any letter case. If the second is given, the pair with
+    it.
+    """
     by_name = {column.lower(): column for column in reversed(found)}
     for first, second in PAIRED_COLUMNS:
         if first in by_name and second in by_name and text_pair_column in (None, by_name[second]):

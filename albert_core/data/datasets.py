@@ -31,7 +31,7 @@ CATEGORIES_FILE = "categories.json"
 
 @dataclass(frozen=True)
 class RawSplit:
-    """Texts as they were written, their class ids (from 0), and second texts where a row is a pair of texts."""
+    """Texts as they were written, their class ids (from 0), and second texts if rows are pairs of texts."""
 
     texts: list[str]
     labels: list[int]
@@ -42,17 +42,17 @@ class RawSplit:
 
     @property
     def corpus(self) -> list[str]:
-        """Every text, first and second ones."""
+        """All texts, first and second ones."""
         return self.texts if self.pairs is None else [*self.texts, *self.pairs]
 
     @property
     def content(self) -> list[Any]:
-        """What an evaluation depends on, as JSON takes it."""
+        """What an evaluation depends on, as JSON values."""
         return [self.texts, self.labels, self.pairs]
 
     @property
     def example(self) -> tuple[str, ...]:
-        """A text, or both texts of a pair, to try a trained model on."""
+        """A text, or both texts of a pair, for trying out a trained model."""
         row = example_row(self.texts)
         return (self.texts[row],) if self.pairs is None else (self.texts[row], self.pairs[row])
 
@@ -63,7 +63,9 @@ class RawSplit:
 
 
 def example_row(texts: Sequence[str]) -> int:
-    """The row whose text fits a command line best: one printable line of about 40 characters, no option."""
+    """The row with the text that suits a command line best: one printable line of about 40 characters, not like an
+    option.
+    """
 
     def unfit(row: int) -> tuple[bool, int]:
         text = texts[row]
@@ -74,10 +76,14 @@ def example_row(texts: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A data set's two splits. `label_names[id]` is a class's name; `fingerprint`: SHA-256 of the content.
+    """The two splits of a data set.
 
-    `text_columns`: what the columns of the text, or of both texts of a pair, were called. `responses[id]`: where labels
-    are texts made alike by rules, the most frequent original among a class's training rows.
+    Attributes:
+        label_names: The name of each class, by id.
+        fingerprint: SHA-256 of the content.
+        text_columns: The names of the columns of the text, or of both texts of a pair.
+        responses: The most frequent original in a class's training rows, by id, if labels are texts that rules made
+            alike.
     """
 
     name: str
@@ -90,7 +96,7 @@ class RawDataset:
 
     @property
     def meaning(self) -> list[Any]:
-        """What the head's outputs stand for, in their order."""
+        """What the head's outputs stand for, in order."""
         return [self.label_names, self.responses]
 
 
@@ -108,28 +114,28 @@ def load_dataset(
     missing_markers: Sequence[str] = MISSING_MARKERS,
     drop_missing: bool = False,
 ) -> RawDataset:
-    """The data set that `dataset_id` names.
+    """Loads the data set that `dataset_id` names.
 
-    - ``embedded:intents``, also with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`);
-      ``embedded:responses`` has a whole answer in place of each label
-    - a folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl;
-      a ``categories.json`` beside them gives the order of the label names
-    - one .csv, .tsv or .jsonl file, with `test_fraction`: that share of each label, chosen by `seed`, is the test
-    - a Hub id, ``org/name``, ``name`` or, with a configuration, ``org/name/configuration`` (``glue/mrpc`` too); what
-      exists on disk is local, and so is what begins with ``.``, ``/`` or ``~``
+    - ``embedded:intents``, optionally with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`).
+      ``embedded:responses`` has a whole answer instead of each label.
+    - A folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl. A
+      ``categories.json`` in it gives the order of the label names.
+    - One .csv, .tsv or .jsonl file with `test_fraction`. That share of each label, chosen by `seed`, is the test split.
+    - A Hub id: ``org/name``, ``name`` or, with a configuration, ``org/name/configuration`` (also ``glue/mrpc``). Names
+      that exist on disk or begin with ``.``, ``/`` or ``~`` are local.
 
-    Rows are pairs of texts where `text_pair_column` says so or the columns have the usual names of pairs
-    (``sentence1``, ``sentence2``). `evaluation_split` is "test" or "validation" where there are both.
+    Rows are pairs of texts if `text_pair_column` is given or the columns have the usual names of pairs (``sentence1``,
+    ``sentence2``). `evaluation_split` chooses "test" or "validation" if there are both.
 
-    Texts are kept byte for byte. Labels are names, or ids from 0; `label_names` gives the names' order (else
+    Texts are kept byte for byte. Labels are names, or ids from 0. `label_names` gives the order of the names (else
     ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted). With `label_rules`
-    (see `normalise`) labels are texts, and those that the rules make alike are one class.
+    (see `normalise`), labels are texts, and those that become equal are one class.
 
-    A label that is one of `missing_markers` says that there is none; with `drop_missing` rows without a label or a text
-    are left out.
+    A label in `missing_markers` counts as missing. With `drop_missing`, rows without a label or a text are left out.
 
-    Raises UserError for a name that is nothing of these, and for data that can't be used: columns not found, empty
-    texts, an id that occurs twice in a split, labels that are no classes or unseen in training, no test split.
+    Raises:
+        UserError: An unknown name, or data that can't be used: columns not found, empty texts, an id that occurs twice
+            in a split, labels that are no classes or unseen in training, no test split.
     """
     if dataset_id.startswith(EMBEDDED_PREFIX):
         for key, value in (
@@ -161,7 +167,7 @@ def load_dataset(
 
 
 def check_dataset_name(dataset_id: str) -> None:
-    """Raises UserError for the name of a data set of labelled texts that is nothing, before anything is loaded."""
+    """Raises UserError if no data set of labelled texts can have this name. Loads nothing."""
     path = Path(dataset_id).expanduser()
     if dataset_id.startswith(EMBEDDED_PREFIX):
         parse_embedded_id(dataset_id)
@@ -175,12 +181,12 @@ def check_dataset_name(dataset_id: str) -> None:
 
 
 def _is_local(dataset_id: str, path: Path) -> bool:
-    # An empty name would be the current folder.
+    # An empty name would mean the current folder.
     return (dataset_id != "" and path.exists()) or LABELLED_TEXTS.looks_local(dataset_id)
 
 
 def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:
-    """SHA-256 (hex) over texts, labels and label names, in their order."""
+    """SHA-256 (hex) of texts, labels and label names, in order."""
     encoded = json.dumps(["isotrain data 1", [train.content, test.content], list(label_names)], ensure_ascii=False)
     return hashlib.sha256(encoded.encode()).hexdigest()
 
@@ -188,8 +194,8 @@ def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) 
 def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Row numbers of the training and the test part, each in row order.
 
-    Each label gives ``round(fraction * rows)`` rows to the test, and keeps at least one for training. Which ones, a
-    hash of (seed, row) decides: the same on every machine and version. Raises UserError when the test would be empty.
+    Each label gives ``round(fraction * rows)`` rows to the test part and keeps at least one for training. A hash of
+    (seed, row) chooses them, the same on every machine and version. Raises UserError if the test part would be empty.
     """
     rows_of: dict[int, list[int]] = {}
     for row, label in enumerate(labels):

@@ -15,10 +15,10 @@ from .tabular import Table, shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
 
-# Short names that papers use, and the repository that holds the data now.
+# Short names from papers, and the repository that holds the data now.
 ALIASES = {"banking77": "mteb/banking77", "squad": "rajpurkar/squad"}
 
-# Collections that the Hub knows by one word: what follows the slash is a configuration, not a name.
+# Collections that the Hub knows by one word. What follows the slash is a configuration, not a name.
 COLLECTIONS = ("glue", "super_glue")
 
 
@@ -29,10 +29,14 @@ def read_hub(
     text_pair_column: str | None = None,
     evaluation_split: str | None = None,
 ) -> tuple[Table, Table | None, list[str] | None]:
-    """The training split, the test split (None where there is none) and the label names of ``ClassLabel`` columns.
+    """Reads the columns of texts and labels of a data set on the Hub.
 
-    The tables hold the columns of texts and labels only. Raises UserError when the data set can't be had (no network,
-    no such id, a configuration to choose) or has no training split.
+    Returns:
+        The training split, the test split (None if there is none) and the label names of a ``ClassLabel`` column.
+
+    Raises:
+        UserError: The data set can't be loaded (no network, no such id, a configuration to choose) or has no training
+            split.
     """
     splits = hub_splits(dataset_id, evaluation_split)
     train = splits["train"]
@@ -44,9 +48,10 @@ def read_hub(
 
 
 def hub_splits(dataset_id: str, evaluation_split: str | None) -> dict[str, Any]:
-    """The training split, and behind it the one for evaluation where there is one, by their names.
+    """The training split and the evaluation split, if there is one, by name.
 
-    Raises UserError when the data set can't be had, or lacks the training split or the evaluation split asked for.
+    Raises:
+        UserError: The data set can't be loaded, or lacks the training split or the requested evaluation split.
     """
     splits = _load(dataset_id)
     if "train" not in splits:
@@ -61,7 +66,7 @@ def hub_splits(dataset_id: str, evaluation_split: str | None) -> dict[str, Any]:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keeps the Hub client's retries off the terminal: what came of them is the error that is raised."""
+    """Keeps the Hub client's retries off the terminal. Their result is the error that is raised."""
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)
@@ -72,20 +77,20 @@ def quiet_hub() -> Iterator[None]:
 
 
 def hub_is_away() -> bool:
-    """Whether the Hub can't be reached; its client would ask again for half a minute before it says so."""
+    """Whether the Hub can't be reached. Its own client would retry for half a minute before it says so."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
-    # The client's HTTP library, and with it what it raises, changes by release.
+    # The client's HTTP library, and with it the exceptions, changes between releases.
     except Exception:  # noqa: BLE001
         return True
     return False
 
 
 def hub_name(dataset_id: str) -> tuple[str, ...]:
-    """The repository, and the configuration where `dataset_id` names one: ("glue", "mrpc"), ("mteb/banking77",)."""
+    """The repository and, if `dataset_id` names one, the configuration: ("glue", "mrpc"), ("mteb/banking77",)."""
     repository, _, last = dataset_id.rpartition("/")
     return (repository, last) if repository in COLLECTIONS or "/" in repository else (dataset_id,)
 
@@ -95,7 +100,7 @@ def _load(dataset_id: str) -> dict[str, Any]:
 
     offline = datasets.config.HF_HUB_OFFLINE
     try:
-        # Offline, `datasets` looks into its cache without asking the Hub first.
+        # Offline, `datasets` reads its cache without asking the Hub first.
         datasets.config.HF_HUB_OFFLINE = hub_is_away()
         with quiet_hub():
             loaded = datasets.load_dataset(*hub_name(dataset_id))
@@ -110,7 +115,7 @@ def _load(dataset_id: str) -> dict[str, Any]:
 
 
 def hub_table(origin: str, split: Any, columns: list[str]) -> Table:
-    """These columns of a split. Raises UserError for one that it lacks."""
+    """The given columns of a split. Raises UserError if it lacks one."""
     missing = [name for name in columns if name not in split.column_names]
     if missing:
         raise UserError(f"{origin} lacks the columns {shown(missing)}, it has {shown(split.column_names)}")

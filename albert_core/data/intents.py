@@ -1,7 +1,7 @@
-"""``embedded:intents``: labelled bank customers' questions made from templates, so that a run needs no download.
+"""``embedded:intents``: bank customers' questions with labels, made from templates, so that a run needs no download.
 
-The texts are generated, not collected: figures on them say that training works, not how good a model is. The templates
-are in intents.json, written for this project.
+The texts are generated, not collected. Figures on them show that training works, not how good a model is. The templates
+are in intents.json and were written for this project.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class IntentSizes:
-    """How many texts `generate_intents` makes: for training, for the test, and from which seed."""
+    """The number of texts that `generate_intents` makes for training and test, and the seed."""
 
     train: int = DEFAULT_TRAIN
     test: int = DEFAULT_TEST
@@ -46,7 +46,7 @@ class IntentSizes:
 
 @dataclass(frozen=True)
 class Family:
-    """Things that customers of several intents say alike: they tell the family, not the intent."""
+    """Phrases that customers with several related intents use. They reveal the family, not the intent."""
 
     intents: list[str]
     sentences: list[str]
@@ -54,11 +54,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Templates:
-    """What the texts are made of. In a template, ``{slot}`` takes a filler from `slots`, and ``[a|b|c]`` is one of the
+    """What the texts are made of. In a template, ``{slot}`` is filled from `slots`, and ``[a|b|c]`` is one of the
     alternatives (``[|x]``: x or nothing).
 
-    `openers` and `closers` are what customers put before and after the question: they make lengths vary and say nothing
-    about the intent.
+    `openers` and `closers` stand before and after the question. They vary the length and say nothing about the intent.
     """
 
     slots: dict[str, list[str]]
@@ -85,10 +84,13 @@ class GeneratedIntents:
 
 
 def parse_embedded_id(dataset_id: str) -> IntentSizes:
-    """The sizes in ``embedded:intents?train=2000&test=500&seed=1``, or ``embedded:responses``; each may be left out.
+    """The sizes in ``embedded:intents?train=2000&test=500&seed=1``, or ``embedded:responses``. Each may be left out.
 
-    The seed is the data's own: a run's `seed` changes its training, not its data. Raises UserError for another name,
-    an unknown or repeated key, a value that is no integer or out of range (77 texts a split, MAX_TEXTS in all).
+    The seed belongs to the data: a run's `seed` changes its training, not its data.
+
+    Raises:
+        UserError: Another name, an unknown or repeated key, or a value that is no integer or out of range (at least 77
+            texts per split, at most MAX_TEXTS in total).
     """
     name, _, query = dataset_id.removeprefix(EMBEDDED_PREFIX).partition("?")
     if name not in EMBEDDED_NAMES:
@@ -115,11 +117,11 @@ def parse_embedded_id(dataset_id: str) -> IntentSizes:
 
 
 def generate_intents(train: int = DEFAULT_TRAIN, test: int = DEFAULT_TEST, seed: int = 0) -> GeneratedIntents:
-    """`train` + `test` texts over 77 intents, as evenly as the numbers allow, in an order unrelated to the labels.
+    """Generates `train` + `test` texts over 77 intents, as evenly as possible, in an order unrelated to the labels.
 
-    No text occurs twice, within a split or across both, ignoring case. The same arguments give the same texts on every
-    machine and Python version: all choices come from ``random.Random.random``, whose sequence Python guarantees. The
-    test texts depend on `test` and `seed` alone.
+    No text occurs twice within a split or across both, ignoring case. The same arguments give the same texts on every
+    machine and Python version, because all choices come from ``random.Random.random``, and Python guarantees its
+    sequence. The test texts depend only on `test` and `seed`.
     """
     names = tuple(templates().intents)
     taken: set[str] = set()
@@ -135,7 +137,7 @@ def generate_intents(train: int = DEFAULT_TRAIN, test: int = DEFAULT_TEST, seed:
 
 
 def _texts_of(name: str, count: int, seed: str, taken: set[str]) -> list[str]:
-    """`count` texts of one intent that aren't in `taken` (lower-cased), and adds them to it."""
+    """`count` texts of one intent that aren't in `taken` (lower-cased). Adds them to it."""
     rng = random.Random(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big"))
     family = next((family.sentences for family in templates().families if name in family.intents), [])
     texts: list[str] = []
@@ -166,7 +168,7 @@ def _sentence(rng: random.Random, own: Sequence[str], family: Sequence[str]) -> 
 
 
 def _filled(rng: random.Random, template: str) -> str:
-    # Twice: an alternative may hold a slot, and a filler a slot of its own.
+    # Twice, because an alternative may contain a slot, and a filler a slot of its own.
     text = _CHOICE.sub(lambda match: _pick(rng, match.group(1).split("|")), template)
     for _ in range(2):
         text = _SLOT.sub(lambda match: _pick(rng, templates().slots[match.group(1)]), text)

@@ -1,4 +1,4 @@
-"""Label cells, written as ids or as names, to class ids and class names."""
+"""Converts label cells, which are ids or names, to class ids and class names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def encode_labels(
 ) -> tuple[list[int], list[int], list[str]]:
     """Class ids of both tables (from 0, in row order) and the class names, from the cells under `column`.
 
-    Cells are names, or ids where every one is an integer; white space around them is dropped. With `names`, a name's
-    class is its place there, and ids count into it (cells that are all in `names` are names, also when they look like
-    integers). Without, ids must be 0 to n - 1 without holes, and names are numbered in sorted order.
+    Cells are names, or ids if every one is an integer. White space around them is ignored. With `names`, the id of a
+    name is its index there, and ids are such indices. If all cells are in `names`, they are names even if they look
+    like integers. Without `names`, ids must be 0 to n - 1 without gaps, and names are numbered in sorted order.
 
-    Raises UserError naming the row for an empty label, a number with a fraction, a negative id, holes, a label outside
-    `names`, a test label that no training row has, fewer than two classes.
+    Raises:
+        UserError: An empty label, a number with a fraction, a negative id, gaps, a label outside `names`, a test label
+            without a training row, or fewer than two classes. The message names the row.
     """
     tables = [train] if test is None else [train, test]
     cells = [_cells(table, column) for table in tables]
@@ -49,7 +50,7 @@ def encode_labels(
         if not by_id:
             _warn_of_lookalikes(tables, cells)
     _refuse_two_ways(tables, column, [[int(cell) if by_id else cell for cell in part] for part in cells])
-    # Before the test's labels are looked at, which one label only would make unseen ones.
+    # Checked before the test labels, which would otherwise be called unseen.
     if len({int(cell) for cell in cells[0]} if by_id else set(cells[0])) < 2:
         raise UserError(
             f"{train.origin} has one label only ({shown(set(cells[0]))}) under {column!r}; give rows of two or more"
@@ -64,9 +65,9 @@ def encode_labels(
 
 
 def names_from_column(tables: Sequence[Table], id_column: str, name_column: str) -> list[str] | None:
-    """Class names from a column beside the ids (``label_text`` beside ``label``); None where the labels are no ids.
+    """Class names from a column beside the ids (``label_text`` beside ``label``), or None if the labels are no ids.
 
-    Raises UserError when one id has two names, or one name two ids.
+    Raises UserError if one id has two names, or one name two ids.
     """
     name_of: dict[int, str] = {}
     for table in tables:
@@ -88,9 +89,9 @@ def names_from_column(tables: Sequence[Table], id_column: str, name_column: str)
 
 
 def read_categories(path: Path) -> list[str]:
-    """The label names of a ``categories.json``: a JSON list of distinct strings, in the order of their ids.
+    """The label names in a ``categories.json``: a JSON list of distinct strings, in the order of their ids.
 
-    Raises UserError for a file that is anything else.
+    Raises UserError for a file with other content.
     """
     names = read_json(path, "give a list of label names, or remove the file")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -123,7 +124,7 @@ def _cells(table: Table, column: str) -> list[str]:
 
 
 def _refuse_two_ways(tables: Sequence[Table], column: str, classes: Sequence[Sequence[int | str]]) -> None:
-    """Raises UserError where a file has one class as a text and as none, 1 and "1": they may be meant to be two."""
+    """Raises UserError if a file writes one class as 1 and as "1", since they may be meant as two."""
     for table, part in zip(tables, classes, strict=True):
         first: dict[int | str, Any] = {}
         for row, (label, cell) in enumerate(zip(part, table.column(column), strict=True)):
@@ -136,7 +137,7 @@ def _refuse_two_ways(tables: Sequence[Table], column: str, classes: Sequence[Seq
 
 
 def _warn_of_lookalikes(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> None:
-    """Says where names are probably none: one word among ids, and names that differ in letter case alone."""
+    """Warns of names that are probably mistakes: one word among ids, and names that differ only in letter case."""
     places = [(table, row, cell) for table, part in zip(tables, cells, strict=True) for row, cell in enumerate(part)]
     words = [place for place in places if not _DECIMAL.fullmatch(place[2])]
     if len(words) * 2 < len(places):

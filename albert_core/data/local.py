@@ -1,4 +1,4 @@
-"""Data sets on the local disk: which file of a folder holds which split."""
+"""Data sets on the local disk: which file in a folder holds which split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .tabular import TABLE_SUFFIXES, Table, read_table, shown
 
 @dataclass(frozen=True)
 class FileKind:
-    """Files that hold rows of some kind: how their names end, how they are read, what to give where there is none.
+    """A kind of data file: its suffixes, how it is read, and what to give if there is none.
 
-    versions: whether a split's file may have more in its name, as ``train-v1.1.json``.
+    `versions`: whether a split's file name may continue, as in ``train-v1.1.json``.
     """
 
     suffixes: tuple[str, ...]
@@ -24,11 +24,11 @@ class FileKind:
     versions: bool = False
 
     def looks_local(self, dataset_id: str) -> bool:
-        """Whether a name that isn't there is meant as a path: by how it begins, or by how it ends."""
+        """Whether a name that doesn't exist is meant as a path, judged by its beginning or its end."""
         return dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(self.suffixes)
 
     def check_there(self, dataset_id: str, path: Path) -> None:
-        """Raises UserError where nothing is at `path`, which a local `dataset_id` names."""
+        """Raises UserError if `path`, which a local `dataset_id` names, doesn't exist."""
         if not path.exists():
             raise UserError(
                 f"dataset_id {dataset_id!r} is read as a local path, and nothing is there; give an existing file or "
@@ -36,7 +36,7 @@ class FileKind:
             )
 
     def holds(self, name: str, split: str) -> bool:
-        """Whether a file of this name holds `split`."""
+        """Whether a file with this name holds `split`."""
         if self.versions:
             return name.startswith((f"{split}.", f"{split}-", f"{split}_")) and name.endswith(self.suffixes)
         return name in [split + suffix for suffix in self.suffixes]
@@ -46,10 +46,10 @@ LABELLED_TEXTS = FileKind(TABLE_SUFFIXES, read_table, "a Hub id such as mteb/ban
 
 
 def read_local(dataset_id: str, path: Path, evaluation_split: str | None, kind: FileKind) -> tuple[Table, Table | None]:
-    """The training split, and the one for evaluation where there is one; one file is all training.
+    """Reads the training split and, if there is one, the evaluation split. A single file is all training.
 
-    Raises UserError where nothing is there, for a folder without a training file or with a split twice, and for an
-    `evaluation_split` that it doesn't have.
+    Raises:
+        UserError: Nothing is there, a folder has no training file or a split twice, or it lacks `evaluation_split`.
     """
     kind.check_there(dataset_id, path)
     if path.is_file():
@@ -81,7 +81,7 @@ def read_local(dataset_id: str, path: Path, evaluation_split: str | None, kind: 
 
 
 def _split_file(folder: Path, splits: Sequence[str], kind: FileKind) -> Path | None:
-    """The file of the first of `splits` that the folder has. Raises UserError when it has that split twice."""
+    """The file of the first of `splits` in the folder. Raises UserError if it has that split twice."""
     for split in splits:
         files = [entry for entry in sorted(folder.iterdir()) if kind.holds(entry.name.lower(), split)]
         if len(files) > 1:

@@ -1,4 +1,4 @@
-"""Rows without a label or a text: named, or left out where the configuration says so."""
+"""Rows without a label or a text: reported, or left out if so configured."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ log = logging.getLogger("isotrain")
 def without_missing(
     table: Table, label: str, texts: Sequence[str], markers: Sequence[str], drop: bool, classes: Sequence[str] = ()
 ) -> Table:
-    """`table` without the rows that lack a label or a text, where `drop` says to leave them out.
+    """`table` without the rows that lack a label or a text, if `drop` is set.
 
     Args:
         table: Rows of texts and labels.
         label: The column of the labels.
         texts: The columns of the texts.
-        markers: Labels that say there is none, in any letter case.
-        drop: Leave such rows out, and empty texts; the log says how many.
+        markers: Labels that mean there is none, in any letter case.
+        drop: Whether to leave out such rows and empty texts. The log says how many.
         classes: Names that are known to be classes, whatever they look like.
 
     Raises:
-        UserError: a label is a marker (the row is named) and `drop` is false, or no row is left.
+        UserError: A label is a marker (the message names the row) and `drop` is false, or no row is left.
     """
     known = {marker.casefold() for marker in markers} - {name.strip().casefold() for name in classes}
     labels = table.column(label)
@@ -73,7 +73,7 @@ def _is_marker(cell: Any, known: set[str]) -> bool:
 
 
 def _warn_of_texts(table: Table, texts: Sequence[str], known: set[str]) -> None:
-    """A text may well be the word: it is trained on, and said."""
+    """Warns of texts that are markers. They are trained on, since a text may really be that word."""
     for column in texts:
         cells = table.column(column)
         rows = [row for row, cell in enumerate(cells) if _is_marker(cell, known)]

@@ -20,7 +20,7 @@ QUESTIONS = FileKind(
 
 @dataclass(frozen=True)
 class QuestionDataset:
-    """A data set's two splits. `text_columns`: what the columns of questions and contexts were called."""
+    """The two splits of a data set. `text_columns` are the names of the columns of questions and contexts."""
 
     name: str
     train: QuestionSplit
@@ -29,7 +29,7 @@ class QuestionDataset:
 
     @property
     def meaning(self) -> list[str]:
-        """What the head's outputs stand for: the ends of an answer, whatever the data."""
+        """What the head's outputs stand for: the ends of an answer, for all data."""
         return ["start", "end"]
 
 
@@ -43,17 +43,18 @@ def load_questions(
     test_fraction: float | None = None,
     seed: int = 0,
 ) -> QuestionDataset:
-    """The questions that `dataset_id` names: SQuAD v1.1 or what is built like it.
+    """Loads the questions that `dataset_id` names, in the format of SQuAD v1.1.
 
-    - a folder with files whose names begin with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``,
-      ``dev``): SQuAD's own .json or .json.gz, or .jsonl with the Hub's columns
-    - one such file, with `test_fraction`: that share of the contexts, chosen by `seed`, is the test
-    - a Hub id such as ``rajpurkar/squad``, with columns id, question, context and answers
+    - A folder with files named ``train...`` and ``test...`` (or ``validation``, ``valid``, ``val``, ``dev``):
+      SQuAD's own .json or .json.gz, or .jsonl with the Hub's columns.
+    - One such file with `test_fraction`. That share of the contexts, chosen by `seed`, is the test split.
+    - A Hub id such as ``rajpurkar/squad``, with columns id, question, context and answers.
 
-    Raises UserError for a name that is nothing of these, and for data that can't be used (see `split_of`).
+    Raises:
+        UserError: An unknown name, or data that can't be used (see `split_of`).
     """
     path = Path(dataset_id).expanduser()
-    # An empty name would be the current folder.
+    # An empty name would mean the current folder.
     if (dataset_id and path.exists()) or QUESTIONS.looks_local(dataset_id):
         name = dataset_id
         train_table, test_table = read_local(dataset_id, path, evaluation_split, QUESTIONS)
@@ -96,7 +97,7 @@ def _read_hub(name: str, evaluation_split: str | None) -> tuple[Table, Table | N
 
 
 def _contexts_held_out(split: QuestionSplit, fraction: float, seed: int) -> set[str]:
-    """The contexts of the test part: whole ones, for a question on a context that was trained on is no test."""
+    """The contexts of the test part. Whole contexts, because a question on a trained context is no test."""
     contexts = list(dict.fromkeys(split.contexts))
     count = min(round(fraction * len(contexts)), len(contexts) - 1)
     if not count:

@@ -1,7 +1,7 @@
-"""Labels that are whole answers: those that say the same are one class, by rules; and ``embedded:responses``.
+"""Labels that are whole answers: rules make equivalent ones the same class. Also ``embedded:responses``.
 
-A table of customers' questions and agents' answers has as many different answers as rows, for each holds a name, a
-date or a number of its own. The rules of `normalise` make them one text; the class keeps its most frequent original.
+In a table of customers' questions and agents' answers, nearly every answer is different, because it contains a name, a
+date or a number. The rules of `normalise` make them equal. The class keeps its most frequent original.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _OPENERS = ("Hi", "HI", "hi", "Hi ")
 
 
 def with_normalised_labels(table: Table, column: str, rules: Sequence[str]) -> Table:
-    """`table` with every cell under `column` after `rules`. Raises UserError naming the row of one that leaves nothing.
+    """`table` with `rules` applied to every cell under `column`. Raises UserError naming a row that becomes empty.
 
-    Cells that are no texts stay as they are, for `encode_labels` to judge.
+    Cells that are not texts stay unchanged, and `encode_labels` checks them.
     """
     index = table.columns.index(column)
     rows = []
@@ -53,7 +53,7 @@ def with_normalised_labels(table: Table, column: str, rules: Sequence[str]) -> T
 
 
 def originals_by_class(responses: Sequence[str], labels: Sequence[int], count: int) -> list[str]:
-    """For each of `count` classes, its rows' most frequent response without outer white space; "" where it has none."""
+    """The most frequent response of each of `count` classes, without outer white space, or "" if it has no rows."""
     texts: list[list[str]] = [[] for _ in range(count)]
     for response, label in zip(responses, labels, strict=True):
         texts[label].append(response.strip())
@@ -63,8 +63,8 @@ def originals_by_class(responses: Sequence[str], labels: Sequence[int], count: i
 def response_tables(dataset_id: str) -> tuple[Table, Table]:
     """``embedded:responses``: the texts of ``embedded:intents``, each with an answer instead of its intent.
 
-    One answer an intent, written in many ways: placeholders, numbers, addresses, case and spaces differ from row to
-    row. Sizes and seed as there. Raises UserError for sizes that can't be.
+    Every intent has one answer, but placeholders, numbers, addresses, case and spaces differ from row to row. Sizes and
+    seed are as for ``embedded:intents``. Raises UserError for impossible sizes.
     """
     sizes = parse_embedded_id(dataset_id)
     generated = generate_intents(sizes.train, sizes.test, sizes.seed)
@@ -78,7 +78,7 @@ def response_tables(dataset_id: str) -> tuple[Table, Table]:
 
 
 def _response(intent: str, text: str) -> str:
-    """The answer to `intent`, written as only this text's hash decides."""
+    """The answer to `intent`, with variations chosen by the text's hash only."""
     rng = random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
 
     def pick(options: Sequence[str]) -> str:

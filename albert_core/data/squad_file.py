@@ -1,4 +1,4 @@
-"""Questions on contexts from files: SQuAD's nested JSON as a table, and a table's rows checked one by one."""
+"""Questions on contexts from files: SQuAD's nested JSON as a table, and checks of a table's rows."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class QuestionSplit:
-    """Questions, each with its id, its context and the answers given for it (none where they are asked for).
+    """Questions, each with its id, its context and the given answers (none when predicting).
 
-    origin: what messages call the split, such as a file name.
+    `origin` is the split's name in messages, such as a file name.
     """
 
     origin: str
@@ -48,18 +48,18 @@ class QuestionSplit:
 
     @property
     def corpus(self) -> list[str]:
-        """Every text once: the questions, and the contexts, which several questions share."""
+        """Every text once: the questions, and the contexts that several questions may share."""
         return [*self.questions, *dict.fromkeys(self.contexts)]
 
     @property
     def content(self) -> list[Any]:
-        """What an evaluation depends on, as JSON takes it."""
+        """What an evaluation depends on, as JSON values."""
         answers = [[(answer.text, answer.start) for answer in given] for given in self.answers]
         return [self.questions, self.contexts, answers]
 
     @property
     def example(self) -> tuple[str, ...]:
-        """A question and its context, the shortest there is, to try a trained model on."""
+        """The question with the shortest context, and that context, for trying out a trained model."""
         row = min(range(len(self)), key=lambda row: len(self.contexts[row]))
         return self.questions[row], self.contexts[row]
 
@@ -75,7 +75,7 @@ class QuestionSplit:
 
 
 def question_parts(path: Path) -> Iterator[Table]:
-    """The file at `path` as `read_question_table` reads it, some rows at a time; SQuAD's JSON is read as a whole."""
+    """Reads the file at `path` as `read_question_table` does, some rows at a time. SQuAD's JSON is read as a whole."""
     if path.name.lower().endswith(TABLE_SUFFIXES):
         yield from table_parts(path)
         return
@@ -86,10 +86,11 @@ def question_parts(path: Path) -> Iterator[Table]:
 
 
 def read_question_table(path: Path) -> Table:
-    """The file at `path` as a table: SQuAD's JSON (.json, .json.gz) one question a row, others as `read_table` does.
+    """Reads the file at `path` as a table: SQuAD's JSON (.json, .json.gz) with one row per question, others by
+    `read_table`.
 
-    A row of SQuAD's JSON has id, title, context, question and answers, the last as the Hub has them:
-    ``{"text": [...], "answer_start": [...]}``. Raises UserError for a file that can't be read or is built otherwise.
+    A row of SQuAD's JSON has id, title, context, question and answers, the last as on the Hub: ``{"text": [...],
+    "answer_start": [...]}``. Raises UserError for a file that can't be read or has another structure.
     """
     if not path.name.lower().endswith((*NESTED_SUFFIXES, *TABLE_SUFFIXES)):
         allowed = ", ".join((*NESTED_SUFFIXES, *TABLE_SUFFIXES))
@@ -105,10 +106,11 @@ def read_question_table(path: Path) -> Table:
 def split_of(
     table: Table, question_column: str = "question", context_column: str = "context", answers_column: str = "answers"
 ) -> QuestionSplit:
-    """The checked rows of a table that has answers.
+    """The checked rows of a table with answers.
 
-    Raises UserError naming the row for columns that aren't there, an empty question or context, an id that occurs
-    twice, a question without an answer, and an answer that isn't where `answer_start` says.
+    Raises:
+        UserError: Columns are missing, a question or context is empty, an id occurs twice, a question has no answer, or
+            an answer isn't where `answer_start` says. The message names the row.
     """
     wanted = ("id", question_column, context_column, answers_column)
     missing = [name for name in wanted if name not in table.columns]
@@ -135,7 +137,7 @@ def split_of(
 
 
 def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
-    """The answers in one cell, each found in the context where it says."""
+    """The answers in one cell, each checked against its position in the context."""
     texts, starts = (cell.get("text"), cell.get("answer_start")) if isinstance(cell, dict) else (None, None)
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
         raise UserError(
@@ -176,7 +178,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _questions(path: Path, root: Any) -> Iterator[list[Any]]:
-    """One row a question, in the file's order."""
+    """One row per question, in the file's order."""
     for article_number, article in _listed(path, "the file", root, "data"):
         title = article.get("title", "")
         for number, paragraph in _listed(path, f"article {article_number}", article, "paragraphs"):

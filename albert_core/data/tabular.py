@@ -1,4 +1,4 @@
-"""CSV, TSV and JSONL files as tables: every cell kept byte for byte, every defect named with its line."""
+"""CSV, TSV and JSONL files as tables. Cells are kept byte for byte, and errors name the line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..terminal.text import clean, shorten
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-# Rows read at a time, enough for batches of texts of like lengths; fewer where they have more characters than that.
+# Rows read at a time: enough for batches of texts of similar length. Fewer if they have more characters than that.
 PART_ROWS = 8192
 PART_CHARACTERS = 1 << 23
 
@@ -35,9 +35,12 @@ _Row = TypeVar("_Row")
 class Table:
     """Rows under named columns.
 
-    origin: what messages call the table, such as a file name. rows: one list of cells a row, as long as `columns`; a
-    cell of a JSONL file may be any JSON value, None where the object lacks the column. positions: for each row, the
-    number that `unit` counts ("line": the first line of a CSV row, from 1; "row": from 0, as `datasets` counts).
+    Attributes:
+        origin: The table's name in messages, such as a file name.
+        rows: A list of cells per row, as long as `columns`. Cells of a JSONL file may be any JSON value, and None if
+            the object lacks the column.
+        positions: For each row, the number that `unit` counts: "line" (first line of a CSV row, from 1) or "row" (from
+            0, as `datasets` counts).
     """
 
     origin: str
@@ -52,19 +55,19 @@ class Table:
         return [row[index] for row in self.rows]
 
     def aligned(self, columns: Sequence[str]) -> list[list[Any]]:
-        """The rows with their cells under `columns`; None where the table lacks one."""
+        """The rows with their cells under `columns`. Cells are None if the table lacks a column."""
         if list(columns) == self.columns:
             return self.rows
         places = {name: index for index, name in enumerate(self.columns)}
         return [[row[places[name]] if name in places else None for name in columns] for row in self.rows]
 
     def place(self, row: int) -> str:
-        """Where a row stands, for messages: ``train.csv, line 12``."""
+        """The position of a row for messages: ``train.csv, line 12``."""
         return f"{self.origin}, {self.unit} {self.positions[row]}"
 
 
 def read_table(path: Path) -> Table:
-    """The whole file at `path`. Raises UserError as `table_parts`."""
+    """Reads the whole file at `path`. Raises UserError as `table_parts` does."""
     parts = list(table_parts(path))
     columns = list(dict.fromkeys(name for part in parts for name in part.columns))
     rows = [row for part in parts for row in part.aligned(columns)]
@@ -72,15 +75,17 @@ def read_table(path: Path) -> Table:
 
 
 def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:
-    """The file at `path`, in the format its suffix names, `size` rows at a time.
+    """Reads the file at `path` in the format of its suffix, `size` rows at a time.
 
-    CSV and TSV follow RFC 4180 (quoted line breaks, doubled quotes, LF or CRLF) with a header line; both are UTF-8,
-    with or without a byte order mark. A header without the usual separator may have another (see `_with_delimiter`),
-    and a column without a name is called by its place, ``Unnamed: 0``. Blank lines between rows are skipped. JSONL
-    holds one object a line; the columns of its parts are those that their own objects have.
+    CSV and TSV follow RFC 4180 (quoted line breaks, doubled quotes, LF or CRLF) with a header line. Both are UTF-8,
+    with or without a byte order mark. If the header lacks the usual separator, another is tried (see
+    `_with_delimiter`). A column without a name is called by its position, ``Unnamed: 0``. Blank lines between rows are
+    skipped. JSONL has one object per line. The columns of a part are those of its own objects.
 
-    Raises UserError naming file and line for an unknown suffix, an unreadable or empty file, bytes that are not UTF-8,
-    NUL, unclosed quotes, rows of another width than the header, columns that appear twice, a line that is no object.
+    Raises:
+        UserError: An unknown suffix, an unreadable or empty file, bytes that are not UTF-8, NUL, unclosed quotes, rows
+            of another width than the header, repeated columns, or a line that is no object. The message names file and
+            line.
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
@@ -98,7 +103,7 @@ def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:
 
 def _lines(path: Path) -> Iterator[str]:
     """The file's lines as text, each with the LF that ends it."""
-    # A pipe can be read once, and its reader waits for a writer that may never come.
+    # A pipe can be read only once, and its reader waits for a writer that may never come.
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} can't be read (it is no regular file); save what it gives as a file first")
     try:
@@ -120,7 +125,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _decoded(path: Path, number: int, offset: int, line: bytes) -> str:
-    """One line as text; `offset` is its first byte's in the file."""
+    """One line as text. `offset` is the position of its first byte in the file."""
     nul = line.find(b"\0")
     if nul >= 0:
         raise UserError(
@@ -140,7 +145,7 @@ def _decoded(path: Path, number: int, offset: int, line: bytes) -> str:
 
 def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]:
     lines, delimiter = _with_delimiter(path, iter(lines))
-    # The parser takes a lone CR as a line's end, and only where a line is handed to it alone; newline="" cuts there.
+    # The parser accepts a lone CR as a line end only if the line is passed alone. newline="" splits there.
     cut = (part for line in lines for part in io.StringIO(line, newline=""))
     numbered = _numbered_rows(path, csv.reader(cut, delimiter=delimiter, strict=True))
     _, header = next(numbered, (0, []))
@@ -163,9 +168,9 @@ def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Ta
 
 
 def _with_delimiter(path: Path, lines: Iterator[str]) -> tuple[Iterator[str], str]:
-    """All of the lines again, and what separates their fields: what the suffix says, else what the header has.
+    """All lines again, and the field separator: the suffix's, or the one that the header has.
 
-    Spreadsheets of many countries write semicolons into a .csv, and some a line ``sep=;`` before the header.
+    In many countries, spreadsheets write semicolons into a .csv, and some write a line ``sep=;`` before the header.
     """
     blank: list[str] = []
     header = ""
@@ -176,7 +181,7 @@ def _with_delimiter(path: Path, lines: Iterator[str]) -> tuple[Iterator[str], st
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     named = _NAMED_DELIMITER.fullmatch(header.strip("\r\n"))
     if named:
-        # An empty line in its place keeps the numbers of the others.
+        # An empty line in its place keeps the line numbers right.
         return chain(blank, ["\n"], lines), named[1]
     unquoted = _QUOTED.sub("", header)
     delimiter = next((sign for sign in (usual, *_DELIMITERS) if sign in unquoted), usual)
@@ -184,7 +189,7 @@ def _with_delimiter(path: Path, lines: Iterator[str]) -> tuple[Iterator[str], st
 
 
 def _named(columns: list[str]) -> list[str]:
-    """The columns with a name for each: data frames write their row numbers under none."""
+    """The columns, each with a name. Data frames write their row numbers without one."""
     taken = set(columns)
     found = []
     for place, name in enumerate(columns):
@@ -196,7 +201,7 @@ def _named(columns: list[str]) -> list[str]:
 
 
 def _numbered_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Rows that aren't blank, each with the line it begins on."""
+    """Rows that aren't blank, each with the number of its first line."""
     while True:
         line = reader.line_num + 1
         limit = csv.field_size_limit(sys.maxsize)
@@ -205,7 +210,7 @@ def _numbered_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             raise UserError(f"{path}, line {line}: {_csv_reason(error)}") from error
         finally:
-            # The limit is the whole process's.
+            # The limit applies to the whole process.
             csv.field_size_limit(limit)
         if row is None:
             return
@@ -223,7 +228,7 @@ def _csv_reason(error: csv.Error) -> str:
 
 
 def _jsonl_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]:
-    # Only LF ends a line: a text may hold U+2028 and others that str.splitlines would cut at.
+    # Only LF ends a line. Texts may contain U+2028 and others that str.splitlines would split at.
     numbered = enumerate(lines, start=1)
     objects = ((number, len(line), _object(path, number, line)) for number, line in numbered if line.strip())
     for positions, part in _parts(objects, size):
@@ -243,7 +248,9 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _parts(rows: Iterable[tuple[int, int, _Row]], size: int) -> Iterator[tuple[list[int], list[_Row]]]:
-    """Line numbers and rows, at most `size` at a time, fewer where they are long; given with each one's characters."""
+    """Line numbers and rows, at most `size` at a time, fewer if they are long. Each row comes with its number of
+    characters.
+    """
     lines: list[int] = []
     part: list[_Row] = []
     characters = 0
@@ -265,7 +272,7 @@ def _refuse_duplicates(path: Path, columns: Sequence[str]) -> None:
 
 
 def shown(values: Iterable[Any], limit: int = 8) -> str:
-    """Values on one line for a message: quoted, long ones cut, the number of those left out at the end."""
+    """Values on one line for a message: quoted, long ones cut, followed by the number of omitted ones."""
     listed = list(values)
     texts = [shorten(clean(repr(value)), 60) for value in listed[:limit]]
     more = len(listed) - limit

@@ -1,1 +1,1 @@
-"""What a run shows while it trains: log, progress, live view, charts, trackers."""
+"""The output of a run during training: log, progress, live view, charts, trackers."""

@@ -1,7 +1,7 @@
-"""What a chart shows, apart from how it is drawn: `draw` makes SVG and PNG of the same objects.
+"""What a chart shows, apart from how it is drawn. `draw` makes SVG and PNG from the same objects.
 
-A style is a number: the drawing turns it into a colour, a dash, a marker and a shade, so that no two series differ by
-colour alone.
+A style is a number. The drawing maps it to a colour, a dash, a marker and a shade, so that series differ by more than
+colour.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Axis:
-    """`names`: what stands at 0, 1, 2, ... of an axis that has no unit. A logarithmic axis shows a zero at its foot.
+    """An axis. A logarithmic axis shows a zero at its lower end.
 
-    `span`: the part of the axis that is shown; None: all that lies on it.
+    `names` are the labels at 0, 1, 2, ... of an axis without a unit. `span` is the part of the axis that is shown
+    (None: everything).
     """
 
     label: str
@@ -30,9 +31,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined in order; a point without a value is a gap. A line that isn't `marked` is a limit, no data.
+    """Points joined in order. A point without a value is a gap. A line that isn't `marked` is a limit, not data.
 
-    `lows` and `highs`: the interval of each point, where it has one. `plain`: drawn thin. `invalid`: drawn hollow.
+    `lows` and `highs` are the interval of each point, if it has one. `plain` lines are thin, `invalid` ones hollow.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Band:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over an axis. `key` names its file and its place on the page; `half`: two of them stand side by side."""
+    """Curves over an axis. `key` names its file and its place on the page. Two with `half` stand side by side."""
 
     key: str
     title: str
@@ -79,9 +80,9 @@ class Fill:
 
 @dataclass(frozen=True)
 class Bar:
-    """One value with its interval. `words`: what qualifies it, said beside its name.
+    """One value with its interval. `words` qualify it beside its name.
 
-    `hatched`: it is no result. `empty`: there is no value at all, only the name and why.
+    `hatched`: it is no result. `empty`: there is no value, only the name and the reason.
     """
 
     name: str
@@ -104,7 +105,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarChart:
-    """Horizontal bars from zero. `groups`: what each style, from 0 on, stands for."""
+    """Horizontal bars from zero. `groups` are the meanings of the styles from 0 on."""
 
     key: str
     title: str
@@ -114,7 +115,7 @@ class BarChart:
     groups: tuple[str, ...] = ()
 
     def legend(self) -> list[Fill]:
-        """What the fills mean: nothing where all bars are alike."""
+        """What the fills mean. Empty if all bars are alike."""
         hatched = sorted({bar.style for bar in self.bars if bar.hatched})
         fills = [Fill(name, style) for style, name in enumerate(self.groups)] if len(self.groups) > 1 else []
         return fills + [Fill("hatched: invalid, to be used for nothing", style, True) for style in hatched[:1]]
@@ -135,7 +136,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class StackedChart:
-    """Horizontal bars of parts that add up."""
+    """Horizontal bars with parts that add up."""
 
     key: str
     title: str
@@ -145,7 +146,7 @@ class StackedChart:
     stacks: tuple[Stack, ...]
 
     def legend(self) -> list[Fill]:
-        """The parts, in the order in which they lie in every bar."""
+        """The parts, in their order within every bar."""
         return [Fill(part, style) for style, part in enumerate(self.parts)]
 
 

@@ -1,8 +1,8 @@
-"""What a run shows on a terminal while it trains: bars, the loss and its way down, throughput.
+"""The live view of a training run on a terminal: bars, the loss and its curve, throughput.
 
 Evaluations are rows of the log above it.
 
-It is told what the loop logs anyway, and drawn four times a second from that: it never asks the device for anything.
+It uses only what the loop logs anyway, is drawn four times a second, and never asks the device for anything.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from rich.text import Text
 FRAMES_PER_SECOND = 4
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 32
-# The weight of what came before in a smoothed loss: about the last ten log lines count.
+# The weight of the past in a smoothed loss: about the last ten log lines count.
 MEMORY = 0.9
 
 
 class Smoothed:
-    """An exponential moving mean that doesn't lean to its start (the bias correction of Adam, Kingma and Ba 2015)."""
+    """An exponential moving mean with the bias correction of Adam (Kingma and Ba 2015)."""
 
     def __init__(self) -> None:
         self._sum = self._weight = 0.0
 
     def add(self, value: float) -> float:
-        """Takes a value and returns the mean so far."""
+        """Adds a value and returns the mean so far."""
         self._sum = MEMORY * self._sum + (1 - MEMORY) * value
         self._weight = MEMORY * self._weight + (1 - MEMORY)
         return self._sum / self._weight
 
 
 class History:
-    """A curve of any length in at most `2 * SPARKS` means of equally many values each."""
+    """A curve of any length as at most `2 * SPARKS` means of equally many values each."""
 
     def __init__(self) -> None:
         self._means: list[float] = []
@@ -56,14 +56,14 @@ class History:
             self._stretch *= 2
 
     def sparks(self) -> str:
-        """The whole curve as at most `SPARKS` blocks, the lowest value as the lowest block."""
+        """The whole curve as at most `SPARKS` blocks. The lowest value is the lowest block."""
         step = -(-len(self._means) // SPARKS) or 1
         values = [sum(part) / len(part) for part in _parts(self._means, step)]
         return as_blocks(values) if len(values) > 1 else ""
 
 
 def as_blocks(values: Sequence[float]) -> str:
-    """A block for each value, from the lowest block for the lowest value to the highest for the highest."""
+    """One block per value, from the lowest block for the lowest value to the highest for the highest."""
     low, high = min(values), max(values)
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(BLOCKS[round((value - low) * scale)] for value in values)
@@ -131,7 +131,7 @@ class LiveReporter:
 
 @contextmanager
 def live_reporter(console: Console) -> Iterator[LiveReporter]:
-    """A reporter drawn at the foot of `console`, below what is logged to it."""
+    """A reporter at the bottom of `console`, below its log lines."""
     reporter = LiveReporter()
     with Live(reporter, console=console, refresh_per_second=FRAMES_PER_SECOND):
         yield reporter

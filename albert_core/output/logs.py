@@ -17,7 +17,9 @@ from .progress import terminal
 
 @contextmanager
 def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
-    """isotrain's log on stderr from `level` up (None: nothing). Yields what keeps it till the run's folder is known."""
+    """Logs on stderr from `level` up (None: nothing). Yields the handler that keeps lines until the run's folder is
+    known.
+    """
     from rich.logging import RichHandler
 
     logger = logging.getLogger("isotrain")
@@ -27,7 +29,7 @@ def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
     if console.is_terminal:
         screen = RichHandler(console=console, show_path=False, show_time=False, show_level=False, markup=False)
     else:
-        # rich would wrap at 80 columns, and a log file is searched by line.
+        # rich would wrap at 80 columns, but a log file is searched by line.
         screen = _LastingHandler()
     screen.setFormatter(_Loud("%(message)s"))
     screen.setLevel(logging.CRITICAL + 1 if level is None else level)
@@ -47,7 +49,7 @@ def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
 
 
 class _Loud(CleanFormatter):
-    """Names the level of what is more than news."""
+    """Names the level of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
@@ -55,7 +57,7 @@ class _Loud(CleanFormatter):
 
 
 class _LastingHandler(logging.StreamHandler[TextIO]):
-    """Lines for as long as they can be written; a closed pipe or a full disk is no reason to end a run."""
+    """Writes lines as long as possible. A closed pipe or a full disk is no reason to end a run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not isinstance(sys.exc_info()[1], OSError):
@@ -64,7 +66,7 @@ class _LastingHandler(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def log_to_file(file: Path, early: MemoryHandler) -> Iterator[None]:
-    """All of isotrain's log in `file` too, beginning with the lines that `early` kept."""
+    """Also writes isotrain's whole log to `file`, beginning with the lines that `early` kept."""
     logger = logging.getLogger("isotrain")
     stream = open_to_append(file)
     on_disk = _LastingHandler(stream)

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live view on a terminal (live.py), log lines elsewhere."""
+"""What a run shows while it works: a live view on a terminal (live.py), or log lines."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ log = logging.getLogger("isotrain")
 
 
 class Reporter(Protocol):
-    """What the loop tells whoever watches."""
+    """Receives the progress of a run."""
 
     def phase(self, name: str) -> Callable[[int, int], None] | None:
-        """A callback ``(done, total)`` for a part of the preparation, or None when nobody watches."""
+        """A callback ``(done, total)`` for a part of the preparation, or None if nothing is shown."""
         ...
 
     def start(self, step: int, total_steps: int, label: str = "") -> None:
-        """Training begins at `step`. `label`: what is trained, random weights and an emulated card named."""
+        """Training begins at `step`. `label` names what is trained. It says if weights are random or a card is
+        emulated.
+        """
         ...
 
     def update(self, step: int, values: dict[str, Any]) -> None: ...
 
 
 class SilentReporter:
-    """Nobody watches: the library's default."""
+    """Shows nothing, the default when isotrain is used as a library."""
 
     def phase(self, name: str) -> None:
         del name
@@ -43,7 +45,7 @@ class SilentReporter:
 
 
 class LineReporter:
-    """A log line now and then, for pipes and files: what a bar would show, at most every `seconds`."""
+    """An occasional log line for pipes and files with what a bar would show, at most one per `seconds`."""
 
     def __init__(self, seconds: float = 20.0) -> None:
         self._pause = int(seconds * 1e9)
@@ -69,7 +71,7 @@ class LineReporter:
         return advance
 
     def start(self, step: int, total_steps: int, label: str = "") -> None:
-        # A line is read without those before it: it says itself whose weights and which device its figures are of.
+        # A line may be read without the ones before it, so each says which weights and device its figures belong to.
         self._of = f" ({label})" if label else ""
         self._first_step, self._total_steps = step, total_steps
         self._last = self._began = time.perf_counter_ns()
@@ -91,13 +93,13 @@ class LineReporter:
 
 @cache
 def terminal() -> Any:
-    """The one rich console on stderr: log lines and a bar that share it don't write into each other."""
+    """The only rich console on stderr, so that log lines and a bar don't overwrite each other."""
     return new_console(stderr=True)
 
 
 @contextmanager
 def reporter_for_terminal() -> Iterator[Reporter]:
-    """A live view when stderr is a terminal, lines elsewhere."""
+    """A live view if stderr is a terminal, else log lines."""
     if not sys.stderr.isatty():
         yield LineReporter()
         return

@@ -1,4 +1,4 @@
-"""What W&B and TensorBoard lack of a run that is resumed: lines of metrics.jsonl that a kill kept from them."""
+"""Finds what W&B and TensorBoard lack of a resumed run: lines of metrics.jsonl that a kill kept from them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 Line = dict[str, Any]
 
-# In a folder of W&B's: the last step that its part of the run logged, written once all of it is on the disk.
+# In W&B's folder: the last step that this part of the run logged, written once everything is on disk.
 _ENDED_FILE = "isotrain-logged-until"
 
 
 def figures(line: Line) -> Line:
-    """What a tracker is given of a line of metrics.jsonl: no step, no device, non-finite numbers as numbers again."""
+    """What a tracker gets of a line of metrics.jsonl: no step, no device, and non-finite numbers as numbers again."""
     return {
         name: float(value) if value in ("NaN", "Infinity", "-Infinity") else value
         for name, value in line.items()
@@ -28,11 +28,11 @@ def figures(line: Line) -> Line:
 
 
 def lacking_in_wandb(run_dir: Path, wandb_id: str, until: int, lines: Sequence[Line]) -> list[Line]:
-    """Those of `lines` that W&B does not have, where the run logs anew after `until`; call it before ``wandb.init``.
+    """Those of `lines` that W&B lacks, if the run logs again after `until`. Call it before ``wandb.init``.
 
-    W&B's service keeps an offline part's figures in memory for long, and a kill takes them along. So a part that did
-    not end by itself, or that ended after `until`, is set aside, and its lines count as lacking. What was online, or
-    is synchronised, can't be taken back: a warning says so.
+    W&B's service keeps the figures of an offline part in memory for long, and loses them when killed. A part that did
+    not end by itself, or ended after `until`, is therefore set aside, and its lines count as lacking. An online or
+    synchronised part can't be taken back, so a warning says that.
     """
     had = 0
     for folder in sorted((run_dir / "wandb").glob(f"*run-*-{wandb_id}")):
@@ -57,14 +57,15 @@ def lacking_in_wandb(run_dir: Path, wandb_id: str, until: int, lines: Sequence[L
 
 
 def wandb_ended(folder: Path, last_step: int) -> None:
-    """Notes in the folder of a part of a W&B run that all up to `last_step` is on the disk."""
+    """Records in the folder of a part of a W&B run that everything up to `last_step` is on disk."""
     write_text(folder / _ENDED_FILE, str(last_step))
 
 
 def lacking_in_tensorboard(folder: Path, until: int, lines: Sequence[Line]) -> list[Line]:
-    """The first of `lines` that TensorBoard's event files in `folder` don't have whole, and all after it.
+    """The first of `lines` that TensorBoard's event files in `folder` don't contain completely, and all lines after it.
 
-    Of steps after `until` they count as having nothing. All, because TensorBoard takes a step back for a restart there.
+    Steps after `until` count as missing. All later lines are returned, because TensorBoard treats a step back as a
+    restart.
     """
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 

@@ -1,4 +1,4 @@
-"""Where a run's figures go: always ``metrics.jsonl``, and Weights & Biases or TensorBoard when they are asked for."""
+"""Where a run's figures go: always ``metrics.jsonl``, and Weights & Biases or TensorBoard if configured."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ WANDB_ID_FILE = "wandb-run-id"
 
 
 class Tracker:
-    """What the loop calls; each does nothing unless a tracker says otherwise.
+    """What the loop calls. The methods do nothing by default.
 
-    `values` maps names such as ``train/loss`` to numbers or strings. A tracker that is `required` ends the run when
-    it fails; the others are left out from then on.
+    `values` maps names such as ``train/loss`` to numbers or strings. If a `required` tracker fails, the run ends. Other
+    trackers are dropped with a warning.
     """
 
     required = False
@@ -42,27 +42,27 @@ class Tracker:
         """Called once with the module that is trained, before the first step."""
 
     def before_step(self, step: int) -> None:
-        """Called when the gradients of optimizer step `step` are complete and not yet applied."""
+        """Called when the gradients of optimizer step `step` are complete but not yet applied."""
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Figures that belong to optimizer step `step`."""
+        """Logs the figures of optimizer step `step`."""
 
     def summary(self, values: dict[str, Any]) -> None:
-        """The run's final figures."""
+        """Logs the run's final figures."""
 
     def artifact(self, path: Path) -> None:
-        """The final model: a file or a folder."""
+        """Logs the final model, a file or a folder."""
 
     def finish(self, status: str) -> None:
-        """The end of the run: "completed", "stopped" (it can be resumed) or "failed"."""
+        """Ends the run: "completed", "stopped" (it can be resumed) or "failed"."""
 
 
 class JsonlTracker(Tracker):
-    """One JSON object a line, ``{"step": 10, "epoch": 0.5, "train/loss": 1.25}``, readable while the run goes on.
+    """One JSON object per line, ``{"step": 10, "epoch": 0.5, "train/loss": 1.25}``, readable during the run.
 
-    JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity", which Python's
-    ``float()`` and JavaScript's ``Number()`` turn back. Being the run's own record, a failure to write is a UserError.
-    `emulated` stands in every line as ``device`` unless it is empty: the label of a device that is only emulated.
+    JSON has no NaN and no infinities. They are the strings "NaN", "Infinity" and "-Infinity", which Python's
+    ``float()`` and JavaScript's ``Number()`` convert back. This is the run's own record, so a failure to write is a
+    UserError. `emulated`, the label of an emulated device, is in every line as ``device`` unless it is empty.
     """
 
     required = True
@@ -72,12 +72,13 @@ class JsonlTracker(Tracker):
         self._every_line = {"device": emulated} if emulated else {}
 
     def truncate_after(self, step: int, *, evaluated: bool = True) -> tuple[int, list[Line]]:
-        """Drops the lines of later steps, which a resume from `step` writes anew, and a line torn by a kill.
+        """Drops the lines of later steps, which a resume from `step` writes again, and a line cut off by a kill.
 
-        So is `step`'s own evaluation where it is still to be made (`evaluated` is false).
+        Without `evaluated`, the evaluation of `step` is still to be made and is dropped too. The file is replaced in
+        one move. Other lines that aren't JSON are dropped with a warning.
 
-        The file is replaced in one move. A line elsewhere that isn't JSON is dropped with a warning. Returns the last
-        step of which nothing was dropped, and the lines that are left.
+        Returns:
+            The last step with all its lines, and the remaining lines.
         """
         if not self.path.exists():
             return step, []
@@ -104,14 +105,14 @@ class JsonlTracker(Tracker):
 
 
 class WandbTracker(Tracker):
-    """A Weights & Biases run (extra `wandb`). Online, offline or disabled is wandb's own setting, ``WANDB_MODE``.
+    """A Weights & Biases run (extra `wandb`). wandb's own setting ``WANDB_MODE`` makes it online, offline or disabled.
 
-    Its id is kept in the run directory, so that a resumed run goes on in the same W&B run. Steps are logged as the
-    value ``step`` and are the x axis of every chart: W&B's own counter refuses to go back, as a resume must.
-    `until`, `lines`: the step after which a resumed run logs anew, and its lines; W&B is given those it lacks.
-    `watch_mode` records histograms every `log_freq` steps under the names of ``wandb.watch``, but without its hooks:
-    an exception in one (W&B's service was killed) would pass through the training's forward or backward.
-    Raises ImportError where wandb is not installed and wandb's own errors where the run can't be opened.
+    Its id is kept in the run directory, so a resumed run continues the same W&B run. Steps are logged as the value
+    ``step``, the x axis of every chart, because W&B's own counter can't go back, as a resume must. `until` is the step
+    after which a resumed run logs again, and `lines` are its lines so far, from which W&B gets those it lacks.
+    `watch_mode` records histograms every `log_freq` steps under the names of ``wandb.watch``, but without its hooks,
+    where an exception (W&B's service was killed) would propagate through forward or backward. Raises ImportError if
+    wandb is not installed, and wandb's own errors if the run can't be opened.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class WandbTracker(Tracker):
     ) -> None:
         import wandb
 
-        # A folder called wandb in the working directory imports as an empty package.
+        # A folder called wandb in the working directory would be imported as an empty package.
         if not hasattr(wandb, "init"):
             raise ImportError("wandb is not installed")
         self._wandb = wandb
@@ -151,7 +152,7 @@ class WandbTracker(Tracker):
             settings=wandb.Settings(console="off"),
         )
         self.run.define_metric("*", step_metric="step")
-        # Disabled, W&B has a folder elsewhere.
+        # If W&B is disabled, its folder is elsewhere.
         folder = Path(self.run.dir).parent
         self._folder = folder if folder.is_relative_to(run_dir) else None
         for line in lacking:
@@ -198,9 +199,8 @@ class WandbTracker(Tracker):
 class TensorBoardTracker(Tracker):
     """TensorBoard event files in `folder` (extra `tensorboard`).
 
-    `until`, `lines`: the step after which a resumed run logs anew, and its lines. Later events of an earlier part are
-    marked as superseded, and what is missing of `lines` is written again.
-    Raises ImportError where tensorboard is not installed.
+    `until` is the step after which a resumed run logs again, and `lines` are its lines so far. Later events are marked
+    as superseded, and missing `lines` are written again. Raises ImportError if tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, until: int | None = None, lines: Sequence[Line] = ()) -> None:
@@ -230,7 +230,7 @@ class TensorBoardTracker(Tracker):
 
 
 class Trackers(Tracker):
-    """All of a run's trackers as one. One that fails and isn't required is warned about once and left out."""
+    """All trackers of a run as one. If one fails that isn't required, it warns once and is dropped."""
 
     def __init__(self, trackers: Iterable[Tracker] = ()) -> None:
         self._trackers = list(trackers)
@@ -257,8 +257,8 @@ class Trackers(Tracker):
         for tracker in list(self._trackers):
             try:
                 call(tracker)
-            # Trackers talk to services through libraries whose exceptions have no base in common, and none of those
-            # is worth a training run.
+            # Trackers use services through libraries whose exceptions have no common base class, and none of these
+            # errors is worth a training run.
             except Exception as error:
                 if tracker.required:
                     raise
@@ -279,12 +279,16 @@ def make_trackers(
     *,
     evaluated: bool = True,
 ) -> Trackers:
-    """The trackers `config` asks for, writing under `run_dir`, which must exist.
+    """Builds the trackers that `config` asks for.
 
-    `resume_step` is the step a resumed run goes on from: what was logged after it is dropped, and so is its evaluation
-    unless it is `evaluated`; what W&B and TensorBoard lack of the rest they are given. A tracker whose package
-    is missing, or whose service refuses, is warned about once with the fix, and the run goes on without it.
-    `emulated` is the label of a device that is only emulated, else "": charts show it as part of the run's name.
+    If a tracker's package is missing or its service refuses, this warns once with the fix and continues without it.
+
+    Args:
+        run_dir: The run's folder, which must exist.
+        resume_step: The step that a resumed run continues from. What was logged after it is dropped. W&B and
+            TensorBoard get what they lack of the rest.
+        emulated: The label of an emulated device, else "". Charts show it in the run's name.
+        evaluated: Whether the evaluation of `resume_step` was made. Otherwise it is dropped too.
     """
     metrics = JsonlTracker(run_dir / METRICS_FILE, emulated)
     until, lines = (None, []) if resume_step is None else metrics.truncate_after(resume_step, evaluated=evaluated)
@@ -322,14 +326,14 @@ def _opened(extra: str, build: Callable[[], Tracker]) -> list[Tracker]:
     except ImportError as error:
         fix = install_hint(extra)
         logger.warning("use_%s is set but can't be followed (%s): %s; the run goes on without it", extra, error, fix)
-    # The same reason as in Trackers: a service that can't be reached is no reason not to train.
+    # As in Trackers: a service that can't be reached is no reason not to train.
     except Exception as error:  # noqa: BLE001
         logger.warning("%s can't be opened (%s); the run goes on without it", extra, error_line(error))
     return []
 
 
 def _wandb_id(run_dir: Path) -> str:
-    """The W&B id of the run in `run_dir`, made on the first call and the same ever after."""
+    """The W&B id of the run in `run_dir`, created on the first call."""
     file = run_dir / WANDB_ID_FILE
     if not file.exists():
         write_text(file, secrets.token_hex(4))
@@ -337,7 +341,7 @@ def _wandb_id(run_dir: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: a 0-dimensional tensor or NumPy scalar as its number, non-finite numbers as strings."""
+    """`value` as a JSON value: a 0-dimensional tensor or NumPy scalar as a number, non-finite numbers as strings."""
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, float) and not math.isfinite(number):
         return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"

@@ -1,1 +1,1 @@
-"""This process among others: its launcher, the ranks of a run, signals."""
+"""This process and others: its launcher, the ranks of a run, signals."""

@@ -1,8 +1,8 @@
-"""How the processes of one run find each other: at an address, in a store there, under a name that is new each time.
+"""How the processes of one run find each other: through a store at an address, under a name that is new each time.
 
-torchrun keeps its store when it restarts processes, with all that the dead ones wrote. So nothing is read that may be
-old: each process takes a number that no other had, and the first process answers every number with the name of this
-meeting. A count of restarts would not do, for torchrun counts them on each machine apart.
+torchrun keeps its store when it restarts processes, including everything that the dead ones wrote. Nothing that may be
+old is therefore read. Each process takes a number that no other has had, and the first process answers every number
+with the name of this meeting. A count of restarts would not work, because torchrun counts them per machine.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from ... import RunError
 
-# Between two looks into the store or at the address.
+# Seconds between two reads of the store or attempts at the address.
 _PAUSE = 0.1
-# A name that can't be resolved is tried again for so long, or for a quarter of the whole limit if that is less.
+# A name that can't be resolved is tried again for this long, or for a quarter of the whole limit if that is shorter.
 _NAME_SECONDS = 10.0
 
 
 def meet(rank: int, size: int, timeout: int) -> Store:
-    """Waits until all processes are here, and returns the store that they share and nobody used before.
+    """Waits until all processes are there.
 
     Args:
         rank: This process's number.
-        size: How many there are.
-        timeout: The seconds to wait for the address and for the others.
+        size: The number of processes.
+        timeout: Seconds to wait for the address and for the others.
+
+    Returns:
+        A store that they share and that nobody has used before.
 
     Raises:
-        RunError: the address can't be reached or used, or a process did not come; the message says which.
+        RunError: The address can't be reached or used, or a process did not come. The message says which.
     """
     address = _Address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank, size)
     deadline = time.monotonic() + timeout
@@ -62,13 +65,13 @@ def meet(rank: int, size: int, timeout: int) -> Store:
 
 
 def reason(error: BaseException) -> str:
-    """What torch or gloo says, without the source file that it begins with and the advice and stack that follow."""
+    """The message of torch or gloo without the source file at its beginning and the advice and stack at its end."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split("] ")[-1].split(". ")[0].strip()
 
 
 class _Address:
-    """Where the processes meet, as MASTER_ADDR and MASTER_PORT say; `str` begins a message with it."""
+    """The meeting address, from MASTER_ADDR and MASTER_PORT. `str` is the beginning of a message."""
 
     def __init__(self, host: str, port: int, rank: int, size: int) -> None:
         self.host, self.port, self.rank, self.size = host, port, rank, size
@@ -78,7 +81,7 @@ class _Address:
         return f"process {self.rank} of {self.size}: {self.host}:{self.port} (MASTER_ADDR, MASTER_PORT)"
 
     def listen(self) -> socket.socket:
-        """A socket that takes connections at the port. Raises RunError where that is refused."""
+        """A socket that accepts connections at the port. Raises RunError if that is refused."""
         try:
             if socket.has_dualstack_ipv6():
                 return socket.create_server(("", self.port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -90,7 +93,7 @@ class _Address:
             ) from error
 
     def reach(self, deadline: float, timeout: int, *, retry: bool) -> None:
-        """Returns once something listens there; `retry` where it may be about to. Raises RunError at the deadline."""
+        """Waits until something listens there. With `retry`, it may not listen yet. Raises RunError at the deadline."""
         resolved_by = time.monotonic() + min(_NAME_SECONDS, timeout / 4)
         while True:
             now = time.monotonic()
@@ -117,7 +120,7 @@ class _Address:
 def _open(address: _Address, listener: socket.socket | None, deadline: float, timeout: int) -> TCPStore:
     """The store at the address, served by this process if there is a `listener`.
 
-    In a thread, for torch waits without end and deaf to signals where what listens there is no store.
+    Opened in a thread, because torch waits forever and ignores signals if what listens there is no store.
     """
     opened: Queue[TCPStore | RuntimeError] = Queue()
     descriptor = None if listener is None else listener.detach()
@@ -151,7 +154,7 @@ def _open(address: _Address, listener: socket.socket | None, deadline: float, ti
 
 
 def _gather(store: TCPStore, address: _Address, deadline: float, timeout: int) -> str:
-    """The first process's side: answers every number until each process has confirmed; returns the meeting's name."""
+    """The first process's side. Answers every number until all processes have confirmed. Returns the meeting's name."""
     name, answered = secrets.token_hex(8), 0
     missing = list(range(1, address.size))
     while missing:
@@ -163,7 +166,7 @@ def _gather(store: TCPStore, address: _Address, deadline: float, timeout: int) -
         if missing and time.monotonic() > deadline:
             text = _did_not_come(missing, address, timeout)
             store.set(f"{name}/failed", text)
-            # The others read it before the store goes with this process.
+            # Time for the others to read it before the store ends with this process.
             time.sleep(5 * _PAUSE)
             raise RunError(f"{address}: {text}")
         time.sleep(_PAUSE / 2)
@@ -173,7 +176,7 @@ def _gather(store: TCPStore, address: _Address, deadline: float, timeout: int) -
 
 
 def _come(store: TCPStore, address: _Address, deadline: float, timeout: int, *, is_new: bool) -> str:
-    """Another process's side. `is_new`: nobody has used the store before, so it tells what this process missed."""
+    """The side of the other processes. If the store `is_new`, it also shows whether this process is too late."""
     number = store.add("numbers", 1)
     answer, late = f"answer/{number}", ["formed"] if is_new else []
     if _wait(store, [answer, *late], address, deadline, timeout) == "formed":
@@ -191,12 +194,12 @@ def _come(store: TCPStore, address: _Address, deadline: float, timeout: int, *, 
 
 
 def _wait(store: TCPStore, keys: Iterable[str], address: _Address, deadline: float, timeout: int) -> str:
-    """The first of `keys` that is in the store. In looks and pauses, so that a signal can end it."""
+    """The first of `keys` to appear in the store. It polls, so that a signal can interrupt it."""
     while True:
         for key in keys:
             if store.check([key]):
                 return key
-        # Process 0 ends first where others are missing, and says which.
+        # Process 0 ends first if others are missing, and says which.
         if time.monotonic() > deadline + 10 * _PAUSE:
             raise RunError(f"{address}: {_did_not_come([0], address, timeout)}")
         time.sleep(_PAUSE)
@@ -208,7 +211,7 @@ def _did_not_come(missing: Iterable[int], address: _Address, timeout: int) -> st
 
 
 def _words(error: OSError | UnicodeError) -> str:
-    """The system's reason alone: Python adds the address to some. (A name's errors are numbered by another list.)"""
+    """The system's reason without the address that Python sometimes adds. Errors of names have their own numbering."""
     if not isinstance(error, OSError):
         return str(error)
     if error.errno in errno.errorcode and not isinstance(error, socket.gaierror):

@@ -1,7 +1,7 @@
-"""What a process does when the one that started it is gone: killed with -9, it could not say so.
+"""What a process does when its parent is gone without a word, for example killed with -9.
 
-A process that trains is asked to stop, as by SIGTERM. A worker that only serves its parent ends at once, with all that
-it started. Needs no torch: the watch begins before the seconds that its import takes.
+A training process is asked to stop, as by SIGTERM. A worker that only serves its parent ends at once, with everything
+it started. This file needs no torch, so that the watch begins before torch's long import.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 log = logging.getLogger("isotrain")
 
-# The environment variable that names the open end of a pipe whose other end only the parent has.
+# The environment variable with the open end of a pipe. Only the parent has the other end.
 LIFELINE = "ISOTRAIN_LIFELINE"
 
 _THREAD = "isotrain-launcher-watch"
@@ -23,9 +23,9 @@ _SECONDS = 1.0
 
 
 def stop_with_launcher() -> None:
-    """Where torchrun or another launcher started this process with others: SIGTERM to itself once that one is gone.
+    """If a launcher such as torchrun started this process with others, sends SIGTERM to itself once that is gone.
 
-    Called again, it changes nothing.
+    Calling it again changes nothing.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
@@ -43,23 +43,23 @@ def _watch(launchers: tuple[int, ...]) -> None:
 
 
 def _is_orphan() -> bool:
-    """Whether the launcher was gone before the watch began: init is the parent, of a session that isn't its own.
+    """Whether the launcher was gone before the watch began: the parent is init, but the session is not our own.
 
-    torchrun's processes have sessions of their own; those find its store gone, too.
+    torchrun's processes have their own sessions. They notice that its store is gone too.
     """
     return os.getppid() == 1 and os.getsid(0) not in (os.getpid(), os.getsid(1))
 
 
 def _launchers() -> tuple[int, ...]:
-    """This process's parent and, where torchrun gave it a session of its own, the parent of the session's first.
+    """The parent of this process and, if torchrun gave it a session of its own, the parent of the session's leader.
 
-    The second is torchrun where a script stands between.
+    The second is torchrun itself if a script runs in between.
     """
     leader = os.getsid(0)
     if "TORCHELASTIC_RUN_ID" not in os.environ or leader == os.getpid():
         return (os.getppid(),)
     try:
-        # The name, in brackets, may hold spaces.
+        # The name in parentheses may contain spaces.
         fields = Path(f"/proc/{leader}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return (os.getppid(),)
@@ -67,7 +67,7 @@ def _launchers() -> tuple[int, ...]:
 
 
 def end_with_parent() -> None:
-    """In a worker: ends its process group once the parent is gone, without waking up before."""
+    """Ends a worker's process group once the parent is gone, without waking up before."""
     descriptor = os.environ.pop(LIFELINE, None)
     if descriptor is not None:
         threading.Thread(target=_hold, args=(int(descriptor),), name="isotrain-lifeline", daemon=True).start()
@@ -75,5 +75,5 @@ def end_with_parent() -> None:
 
 def _hold(descriptor: int) -> None:
     os.read(descriptor, 1)
-    # The worker leads a group of its own, in which is whatever it started.
+    # The worker leads its own process group, which contains everything it started.
     os.killpg(os.getpgrp(), signal.SIGKILL)

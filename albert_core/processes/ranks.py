@@ -1,8 +1,8 @@
-"""The processes that train one run together (started by torchrun): whose part is what, and what they tell each other.
+"""The processes that train one run together (started by torchrun): how they share the work and communicate.
 
-Every process goes through the same windows of the same order and takes its share of each micro-batch, so a
-configuration means the same for any number of them: `batch_size` is what all of them hold together. The first one
-alone touches the run's folder. A process that ends, or does not answer, ends the others with a line that says so.
+Every process iterates over the same windows in the same order and computes its share of each micro-batch. `batch_size`
+counts the samples of all processes, so a configuration means the same for any number of them. Only the first process
+writes to the run's folder. If a process ends or does not answer, the others end with a message that says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 _SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _ADVICE = "start by torchrun --nproc-per-node N -m isotrain.cli train CONFIG, or unset WORLD_SIZE"
 
-# Words in the errors of torch's collectives, which are plain RuntimeErrors: a closed socket, a wait that ended.
+# Words in the errors of torch's collectives, which are plain RuntimeErrors: a closed socket, a timeout.
 _LOST = ("gloo", "NCCL", "pair closure", "Timed out waiting")
 
 
@@ -39,7 +39,7 @@ class LostRankError(RunError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Process `rank` of `size`, number `local_rank` on its machine. One alone exchanges nothing."""
+    """Process `rank` of `size`, with number `local_rank` on its machine. A single process exchanges nothing."""
 
     rank: int = 0
     size: int = 1
@@ -47,20 +47,20 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes, logs and answers."""
+        """Whether this is the process that writes, logs and prints."""
         return self.rank == 0
 
     def share(self, start: int, stop: int) -> tuple[int, int]:
-        """This process's part of the range [start, stop): contiguous, sizes differ by one at most; it may be empty."""
+        """This process's part of the range [start, stop): contiguous, maybe empty. Sizes differ by at most one."""
         length = stop - start
         return start + self.rank * length // self.size, start + (self.rank + 1) * length // self.size
 
     def backend(self, name: str) -> str:
-        """The backend `name` with the device that is this process's. Raises UserError where it has one device."""
+        """The backend `name` with this process's device. Raises UserError if the backend has only one device."""
         return name if self.size == 1 else rank_backend(name, self.local_rank)
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of every process's `tensor`, the same bits in each; `tensor` itself is left as it is."""
+        """The sum of `tensor` over all processes, with the same bits in each. `tensor` is not changed."""
         if self.size == 1:
             return tensor
         summed = tensor.detach().clone()
@@ -76,7 +76,7 @@ class Ranks:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in all of them. Where it raises an error the others just end."""
+        """What `make` returns in the first process, in all processes. If it raises an error, the others just end."""
         if self.size == 1:
             return make()
         sent: list[Any] = [None, 0]
@@ -90,16 +90,16 @@ class Ranks:
         distributed.broadcast_object_list(sent)
         value, code = sent
         if code:
-            # The first process says what was wrong.
+            # The first process reports the error.
             raise SystemExit(code)
         return value
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """`model`, or around it torch's DistributedDataParallel, which averages gradients while backward goes on."""
+        """`model`, wrapped in torch's DistributedDataParallel if there are several processes."""
         if self.size == 1:
             return model
         with warnings.catch_warnings():
-            # torch 2.13 has two new words for broadcast_buffers, which older ones don't know.
+            # torch 2.13 has two new arguments instead of broadcast_buffers. Older versions don't know them.
             warnings.simplefilter("ignore", FutureWarning)
             return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
@@ -108,10 +108,10 @@ ALONE = Ranks()
 
 
 def launched() -> Ranks:
-    """Which process this is, by torchrun's environment variables; `ALONE` without them.
+    """This process's ranks according to torchrun's environment variables, or `ALONE` without them.
 
     Raises:
-        UserError: only some are set, or a value makes no sense.
+        UserError: Only some are set, or a value is invalid.
     """
     if "WORLD_SIZE" not in os.environ:
         if os.environ.get("RANK", "0") != "0":
@@ -139,7 +139,7 @@ def _number(name: str, least: int, most: int | None) -> int:
 
 
 def starter(ranks: Ranks) -> str:
-    """How a command like this process's begins: isotrain, or torchrun with as many processes on this machine."""
+    """The beginning of a command for this kind of run: isotrain, or torchrun with as many processes on this machine."""
     if ranks.size == 1:
         return program()
     here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size))
@@ -148,13 +148,14 @@ def starter(ranks: Ranks) -> str:
 
 @contextmanager
 def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> Iterator[None]:
-    """The processes' group inside, over what the backend communicates with; each waits `timeout` seconds for another.
-    A group that the caller has made already is used and left as it is.
+    """Forms the process group for the block, by the backend's way to communicate. Each process waits `timeout` seconds.
+
+    A group that already exists is used and kept.
 
     Raises:
-        UserError: the backend trains in one process, or `batch_size` leaves some without a text.
-        RunError: the group does not form.
-        LostRankError: another process is lost; see `watching`.
+        UserError: The backend trains in one process, or `batch_size` leaves some without a sample.
+        RunError: The group can't be formed.
+        LostRankError: Another process is lost (see `watching`).
     """
     if ranks.size == 1:
         yield
@@ -176,7 +177,7 @@ def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> It
 
 
 def _form(ranks: Ranks, group: str, timeout: int) -> None:
-    """Makes the group `group` ("gloo", "nccl") of all processes. Raises RunError where that fails."""
+    """Creates the group `group` ("gloo", "nccl") of all processes. Raises RunError if that fails."""
     store = meet(ranks.rank, ranks.size, timeout)
     try:
         distributed.init_process_group(
@@ -191,10 +192,10 @@ def _form(ranks: Ranks, group: str, timeout: int) -> None:
 
 @contextmanager
 def watching(ranks: Ranks, timeout: int, advice: str) -> Iterator[None]:
-    """Turns what a collective raises inside when another process is lost into one clear line that ends by `advice`.
+    """Turns the error of a collective, when another process is lost, into one clear line that ends with `advice`.
 
     Raises:
-        LostRankError: another process ended, or was silent for `timeout` seconds.
+        LostRankError: Another process ended, or was silent for `timeout` seconds.
     """
     try:
         yield
@@ -209,15 +210,15 @@ def watching(ranks: Ranks, timeout: int, advice: str) -> Iterator[None]:
 
 
 def accumulating(model: nn.Module) -> AbstractContextManager[Any]:
-    """Held around backward where more micro-batches follow: gradients are then exchanged once an optimizer step."""
+    """For backward of all but the last micro-batch, so that gradients are exchanged once per optimizer step."""
     return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 class StopVote:
-    """Lets every process stop after the same step, whichever of them a signal reached first.
+    """Lets every process stop after the same step, whichever of them received a signal first.
 
-    What each was told by a step is exchanged while the next one runs, so nobody waits for it: a stop comes one step
-    after the signal.
+    The votes of a step are exchanged while the next one runs, so no process waits for them. A stop comes one step after
+    the signal.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -225,7 +226,7 @@ class StopVote:
         self._previous: tuple[torch.Tensor, Any] | None = None
 
     def agreed(self, requested: bool) -> bool:
-        """Whether to stop now; every process calls it after every step."""
+        """Whether to stop now. Every process calls it after every step."""
         if self._ranks.size == 1:
             return requested
         stop = self._answer()
@@ -234,7 +235,7 @@ class StopVote:
         return stop
 
     def close(self) -> None:
-        """Waits for what is under way; to be called when the last step is done."""
+        """Waits for a pending exchange, after the last step."""
         self._answer()
 
     def _answer(self) -> bool:

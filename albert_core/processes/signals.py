@@ -1,4 +1,4 @@
-"""Ending a run from outside without losing work: the first signal asks, the second insists."""
+"""Stops a run from outside without losing work. The first signal requests a stop, the second stops at once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import NoReturn
 
 from ... import RunError
 
-# What a user, a closing terminal, a scheduler and a limit of processor time send before they kill.
+# Sent by a user, a closing terminal, a scheduler or a limit of processor time before they kill.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class StopRequest:
-    """Set by one of the `STOPPING` signals; the loop looks at it after each optimizer step and before each batch of an
-    evaluation. Once a run is `over`, and its last lines are left to print, signals change nothing.
+    """Set by one of the `STOPPING` signals. The loop checks it after each step and before each batch of an evaluation.
+
+    Once a run is `over` and only its last lines are left to print, signals change nothing.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class StopRequest:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Before the first step there is nothing to save, and a second signal won't wait: both end at once."""
+        """Before the first step there is nothing to save, and a second signal won't wait. Both end at once."""
         del frame
         if self.over:
             return
@@ -46,9 +47,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns the `STOPPING` signals into a request, in the main thread; elsewhere signals stay as they are.
+    """Turns the `STOPPING` signals into a request. In other threads than the main one, signals stay unchanged.
 
-    SIGHUP stays ignored where it is, as nohup asks for. Inside another such block, the request is that one's.
+    An ignored SIGHUP stays ignored, as nohup requires. A nested block uses the request of the outer one.
     """
     outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(outer, StopRequest):
@@ -65,21 +66,21 @@ def stop_on_signals() -> Iterator[StopRequest]:
         yield request
     except Exception as error:
         if request.interrupted:
-            # Some libraries swallow an interruption and trip over what it left undone.
+            # Some libraries swallow an interruption and then fail over what it left undone.
             raise KeyboardInterrupt from error
         raise
     finally:
         for number, handler in previous.items():
-            # A program that is over has nothing left to be interrupted in.
+            # A program that is over can't be interrupted any more.
             if not (request.over and handler is _interrupt):
                 signal.signal(number, handler)
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the block as Ctrl-C does, so that it can keep what is complete and clean up.
+    """Lets SIGTERM and a closed terminal end the block like Ctrl-C, so that it can keep complete results and clean up.
 
-    In the main thread, and where nothing else is said of the signal: nohup ignores SIGHUP.
+    Only in the main thread, and not for a signal with another handler: nohup ignores SIGHUP.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -97,25 +98,25 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """What `run_program` does until it knows the exit code."""
+    """The handler of `run_program` until the exit code is known."""
     del number, frame
     raise KeyboardInterrupt
 
 
 def run_program(command: Callable[[], NoReturn], stopped: int) -> NoReturn:
-    """A whole program: a `STOPPING` signal interrupts it, and once its exit code is known no longer changes it.
+    """Runs a whole program. A `STOPPING` signal interrupts it, but no longer changes its exit code once that is known.
 
-    From then on a signal ends the process at once. Otherwise it would tear the clean-up of libraries, which Python's
-    own end runs, into a traceback. After that clean-up the process ends without taking its modules apart: Python gives
-    signal handlers up before it does, and ends by SIGINT where a library saw the interruption first.
-    A signal that is ignored from outside stays so, as nohup asks for.
+    From then on, a signal ends the process at once. Otherwise it would interrupt the clean-up of libraries at Python's
+    exit with a traceback. After that clean-up the process ends without finalising its modules: before it does, Python
+    restores the signal handlers, and it ends by SIGINT if a library saw the interruption first. A signal that is
+    ignored from outside stays ignored, as nohup requires.
 
     Args:
         command: The program.
-        stopped: The exit code of a program that was interrupted.
+        stopped: The exit code of an interrupted program.
 
     Raises:
-        SystemExit: What `command` raises, or that it was interrupted.
+        SystemExit: What `command` raises, or `stopped` after an interruption.
     """
     numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
     codes: list[int] = []
@@ -127,20 +128,21 @@ def run_program(command: Callable[[], NoReturn], stopped: int) -> NoReturn:
 
     def end() -> None:
         if codes:
-            # What can't be written is Python's to complain of.
+            # Python itself reports what can't be written.
             with suppress(OSError, ValueError, RunError):
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(codes[-1])
 
-    # The first to be registered is the last to be called.
+    # Registered first, so called last.
     atexit.register(end)
     for number in numbers:
         signal.signal(number, _interrupt)
     said = sys.unraisablehook
-    # Raised in a callback, an interruption goes no further; a run has noted it, any other command waits for the next.
+    # An interruption raised in a callback doesn't propagate. A run has noted it; other commands wait for the next
+    # signal.
     sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else said(lost)
-    # No function may stand between the two handlers: a signal would interrupt that one.
+    # No function call between the two handlers: a signal would interrupt that call.
     try:
         try:
             command()

@@ -1,6 +1,4 @@
-"""A cache of arrays on disk, by key: ``.npy`` files and a manifest with their hashes, written completely or not at
-all.
-"""
+"""A cache of arrays on disk, by key: ``.npy`` files and a manifest with their hashes, written completely or not."""
 
 from __future__ import annotations
 

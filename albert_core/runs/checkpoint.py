@@ -150,9 +150,7 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of the checkpoint in `folder` and checks it as `parse_manifest` does. No other file is
-    read.
-    """
+    """Reads and checks (see `parse_manifest`) the manifest of the checkpoint in `folder`, but no other file."""
     file = folder / MANIFEST
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder}: there is no such folder; give a checkpoint's folder")
@@ -267,9 +265,7 @@ def _tensors_by_role(
 
 
 def _serialize(tensors: dict[str, torch.Tensor]) -> bytes:
-    """`tensors` as a safetensors file. Each gets its own storage, so that shared and strided tensors are saved in
-    full.
-    """
+    """`tensors` as a safetensors file. Each gets its own storage, so shared and strided ones are saved in full."""
     from safetensors.torch import save
 
     seen: set[int] = set()

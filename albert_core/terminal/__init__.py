@@ -1,1 +1,1 @@
-"""The way to a terminal: texts from outside cleaned and shortened, consoles, the program's own name."""
+"""Terminal output: external texts cleaned and shortened, consoles, the program's own name."""

@@ -1,5 +1,5 @@
-"""The way to a terminal. A text from outside (a label, a path, an error's words) can't steer it: every line and every
-rich console comes from here, and what goes through is cleaned last of all.
+"""Terminal output. External text (a label, a path, an error message) must not control the terminal. Every line and
+every rich console therefore comes from here, and its text is cleaned last.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Prints one line. A line break in it is shown as its escape."""
+    """Prints one line. A line break in it is escaped."""
     say_lines([line], err=err)
 
 
 def say_lines(lines: Iterable[str], *, err: bool = False) -> None:
-    """Prints lines, on stderr with `err`."""
+    """Prints lines, with `err` on stderr."""
     stream = sys.stderr if err else sys.stdout
     stream.write("".join(f"{clean(line)}\n" for line in lines))
     stream.flush()
@@ -35,14 +35,14 @@ def say_json(value: Any) -> None:
 
 
 def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A rich console that takes no markup and no emoji codes, and goes quiet when its reader has gone."""
-    # By itself, rich keeps bold and dim under NO_COLOR, and colours under an empty one.
+    """A rich console without markup and emoji codes. It stops silently when its reader is gone."""
+    # By default, rich keeps bold and dim under NO_COLOR, and uses colours if that is empty.
     colors: Literal["auto"] | None = None if "NO_COLOR" in os.environ else "auto"
     return _class()(stderr=stderr, width=width, color_system=colors, markup=False, emoji=False, highlight=False)
 
 
 class CleanFormatter(logging.Formatter):
-    """One line a record, whatever its texts hold; a traceback below keeps its lines, without secrets."""
+    """One line per record, whatever its texts contain. A traceback below keeps its lines, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))

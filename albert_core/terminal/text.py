@@ -1,4 +1,4 @@
-"""Texts from outside, made fit to be shown: labels, paths, names and values of files that a stranger may have made."""
+"""Makes external texts fit to be shown: labels, paths, names, and values from files of unknown origin."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import unicodedata
 
 from ... import RunError, UserError
 
-# Of a value repeated in a message; a message itself holds a few of them.
+# Limit of a value in a message. A message contains a few of them.
 SHORT = 120
-# Of a whole message, with what a command writes before it: less than three lines of 200 characters.
+# Limit of a whole message with a command's prefix: less than three lines of 200 characters.
 LONGEST_MESSAGE = 560
 
 _COMMAND = re.compile(r"(`[^`]+`)")
 _LONG_PART = re.compile(r"'(?:[^'\\]|\\.){200,}'|\"(?:[^\"\\]|\\.){200,}\"|\S{200,}")
-# Of what another program's error says.
+# Limit of another program's error message.
 _LONGEST_REASON = 500
 
 
-# Passwords, tokens and signatures in a URL; tokens of the Hub, of W&B and of a header; what libraries write as
+# Passwords, tokens and signatures in a URL; tokens of the Hub, of W&B and of a header; and what libraries write as
 # ``password='...'`` or ``"api_key": "..."``. A path has one slash where its URL had two.
 _SECRETS = re.compile(
     r"""(?<=:/)(?P<user>/?[^\s/@:'"]*):(?!:|[0-9]*/)[^\s'"]*@
@@ -31,18 +31,18 @@ _SECRETS = re.compile(
     | \b(?:hf_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,})""",
     re.IGNORECASE | re.VERBOSE,
 )
-# One of them stands in every text that holds a secret.
+# Every text with a secret contains one of them.
 _MARKS = (":/", "hf_", "wandb_v", "bearer", "passw", "secret", "key", "_token")
 
 
 def redacted(text: str) -> str:
-    """`text` with ``***`` in place of the passwords and tokens in it."""
+    """`text` with ``***`` in place of its passwords and tokens."""
     lowered = text.lower()
     return _SECRETS.sub(_hidden, text) if any(mark in lowered for mark in _MARKS) else text
 
 
 def holds_secret(value: object) -> bool:
-    """Whether `redacted` would hide something of a text, or of one in a list or a mapping."""
+    """Whether `redacted` would hide a part of a text, or of a text in a list or a mapping."""
     if isinstance(value, dict):
         return any(map(holds_secret, (*value, *value.values())))
     if isinstance(value, (list, tuple)):
@@ -51,11 +51,11 @@ def holds_secret(value: object) -> bool:
 
 
 def clean(text: str) -> str:
-    """`text` without secrets (`redacted`), and without what steers a terminal or reorders a line: each such character
-    as its escape (``\\x1b``).
+    """`text` without secrets (`redacted`), and with characters that control a terminal or reorder a line as escapes
+    (``\x1b``).
 
-    Control characters (line breaks and tabs too), format characters such as bidirectional overrides, surrogates and
-    private use (Unicode's categories Cc, Cf, Cs, Co, Zl, Zp). Joiners that scripts and emoji need stay.
+    These are control characters (also line breaks and tabs), format characters such as bidirectional overrides,
+    surrogates and private use (Unicode's categories Cc, Cf, Cs, Co, Zl, Zp). Joiners that scripts and emoji need stay.
     """
     text = redacted(text)
     if text.isprintable():
@@ -64,9 +64,9 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, limit: int = SHORT) -> str:
-    """`text` in at most `limit` characters: where it is longer, its middle is left out and said to be.
+    """`text` in at most `limit` characters. The middle of a longer text is replaced by a note.
 
-    Secrets are hidden first (`redacted`): half of a URL no longer shows that it holds one.
+    Secrets are hidden first (`redacted`), because half of a URL no longer shows that it contains one.
     """
     text = redacted(text)
     if len(text) <= limit:
@@ -77,20 +77,20 @@ def shorten(text: str, limit: int = SHORT) -> str:
 
 
 def quoted(value: object, limit: int = SHORT) -> str:
-    """`value` as Python writes it, cleaned and shortened: how messages repeat what was given."""
+    """`value` as Python writes it, cleaned and shortened, for repeating input in messages."""
     return shorten(clean(repr(value)), limit)
 
 
 def reason_of(error: BaseException, limit: int = 200) -> str:
-    """What a library's error says, on one line, cleaned and shortened; its type where it says nothing."""
+    """The message of a library's error on one line, cleaned and shortened, or its type if it has no message."""
     return shorten(clean(" ".join(str(error).split())), limit) or type(error).__name__
 
 
 def error_line(error: BaseException) -> str:
-    """`error` in one line: ours as it stands, any other with its type's name and without a library's stack."""
+    """`error` on one line: our own unchanged, any other with its type and without a library's stack."""
     if isinstance(error, (UserError, RunError)):
         return clean(" ".join(str(error).split()))
-    # Libraries in C++ write their stack below the reason.
+    # C++ libraries write their stack below the reason.
     message = clean(" ".join(str(error).split("\nException raised from ")[0].split()))
     name = type(error).__name__
     return f"{name}: {shorten(message, _LONGEST_REASON)}" if message else name
@@ -106,12 +106,12 @@ def _hidden(match: re.Match[str]) -> str:
 
 
 def brief(message: str, limit: int = LONGEST_MESSAGE) -> str:
-    """A message that fits on three lines of 200 characters: long words and quoted texts first, then its middle, so that
-    what is wrong and how to mend it remain. Commands in it, which stand between backticks, stay whole.
+    """Shortens a message to three lines of 200 characters: first long words and quoted texts, then the middle. The
+    error and its fix remain. Commands between backticks stay whole.
     """
     if len(message) <= limit:
         return message
-    # Words and commands in turn.
+    # Words and commands alternate.
     parts = _COMMAND.split(message)
     parts[::2] = [_LONG_PART.sub(lambda part: shorten(part[0]), words) for words in parts[::2]]
     for place in sorted(range(0, len(parts), 2), key=lambda place: -len(parts[place])):
@@ -121,7 +121,7 @@ def brief(message: str, limit: int = LONGEST_MESSAGE) -> str:
 
 
 def json_text(value: object, indent: int | None = 2) -> str:
-    """`value` as JSON that can be shown: its characters as they are, but for those that `clean` would escape."""
+    """`value` as JSON for display. Characters stay as they are, except those that `clean` would escape."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     if text.replace("\n", "").isprintable():
         return text
@@ -144,20 +144,20 @@ def _escaped(character: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds below two minutes, minutes above."""
+    """Seconds below two minutes, else minutes."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def figure(value: float) -> str:
-    """Three significant digits, with thousands apart."""
+    """Three significant digits with thousands separators."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def number(value: float) -> str:
-    """As `figure`; whole numbers are exact."""
+    """Like `figure`, but whole numbers are exact."""
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else figure(value)
 
 
 def precise(value: float | None) -> str:
-    """Six significant digits, because losses differ in the fifth. Empty where there is no value."""
+    """Six significant digits, because losses differ in the fifth. Empty without a value."""
     return "" if value is None else f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.6g}"

@@ -136,9 +136,7 @@ def fingerprint_of_arrays(arrays: dict[str, np.ndarray]) -> str:
 
 
 def store_key(split: RawSplit, tokenizer: TextTokenizer, max_length: int) -> str:
-    """SHA-256 (hex) of everything that determines the tokens: texts, labels, tokenizer, `max_length`, format
-    version.
-    """
+    """SHA-256 (hex) of what determines the tokens: texts, labels, tokenizer, `max_length`, format version."""
     inputs = [FORMAT_VERSION, tokenizer.fingerprint, max_length, split.texts, split.pairs, split.labels]
     return hashlib.sha256(json.dumps(inputs, ensure_ascii=False).encode()).hexdigest()
 
