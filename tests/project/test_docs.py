@@ -36,6 +36,11 @@ def test_lines_of_the_documents_are_short() -> None:
             assert len(line) <= 120 or line.startswith("|"), f"{document.name}, line {number}"
 
 
+def test_tables_of_the_documents_have_no_gaps() -> None:
+    for document in DOCUMENTS:
+        assert not re.search(r"\|\n\n+\|(?!.*\n\|[-|: ]+\|\n)", document.read_text()), document.name
+
+
 def test_commands_in_the_documents_have_their_options() -> None:
     commands: dict[str, Any] = dict(get_command(app).commands)
     for name, command in list(commands.items()):
