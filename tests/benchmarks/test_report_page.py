@@ -73,7 +73,7 @@ def page(text: str) -> Page:
 
 
 def test_the_page_has_every_section_in_order(page: Page) -> None:
-    wanted = ["summary", "losses", "growth", "throughput", "roofline", "phases", "training"]
+    wanted = ["summary", "losses", "growth", "throughput", "roofline", "training", "phases"]
     wanted += ["results", "environment", "notes"]
     assert [values["id"] for values in page.all("section")] == wanted
     assert [values["href"] for values in page.all("a")] == ["#main", *(f"#{key}-content" for key in wanted)]

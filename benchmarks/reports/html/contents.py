@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from ....kernels.words import count
 from ...outcome.end_to_end import EndToEnd
@@ -12,7 +11,8 @@ from ...outcome.parity import Parity
 from ..blocks import Column, Section, Table
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
 from .labels import bench_tags, measured, whole_tags
-from .loading import Found, Results, Run
+from .loading import Results
+from .of_runs import outcome, run_name
 from .summary import summary
 from .text import joined
 
@@ -26,21 +26,21 @@ def contents(results: Results) -> list[Section]:
         roofline.blocks.extend(of_roofline.roofline(bench, f"roofline-{index}"))
     for index, whole in enumerate(results.end_to_end_runs):
         throughput.blocks.extend(of_end_to_end.end_to_end_runs(whole, f"whole-runs-{index}"))
+    # Where there are training runs alone, their curves are what a reader came for.
+    answered = bool(results.bench or results.end_to_end_runs or results.parity)
     sections = [
         summary(results),
         of_parity.agreement(results),
         of_parity.growth(results),
         throughput,
         roofline,
+        of_runs.training(results, folded=answered),
         of_phases.phases(results),
-        of_runs.training(results),
         _outcomes(results),
         of_environment.environment(results),
         of_environment.notes(results),
     ]
-    shown = [section for section in sections if section.blocks]
-    # Where nothing answers first, the details do.
-    return shown if shown[0].key == "summary" else [replace(shown[0], folded=False), *shown[1:]]
+    return [section for section in sections if section.blocks]
 
 
 def lead(results: Results) -> str:
@@ -60,7 +60,7 @@ def _outcomes(results: Results) -> Section:
         *((one.path, "parity", *_of_parity(one.document)) for one in results.parity),
         *((one.path, "bench", *_of_bench(one.document)) for one in results.bench),
         *((one.path, "end-to-end runs", *_of_end_to_end(one.document)) for one in results.end_to_end_runs),
-        *((one.path, "training", of_runs.run_name(one).rpartition(", ")[2], _of_run(one)) for one in results.runs),
+        *((one.path, "training", run_name(one).rpartition(", ")[2], outcome(one)) for one in results.runs),
     ]
     columns = tuple(Column(name, numeric=False) for name in ("file or folder", "kind", "on", "outcome"))
     table = Table("What was found, and how it came out", columns, tuple(rows))
@@ -92,12 +92,3 @@ def _of_end_to_end(result: EndToEnd) -> tuple[str, str]:
     devices = dict.fromkeys(process.device for process in result.processes)
     invalid = f"{len(result.sides) - valid} invalid" if valid < len(result.sides) else None
     return ", ".join(devices), joined([f"{valid} valid", invalid, *whole_tags(result)])
-
-
-def _of_run(run: Found[Run]) -> str:
-    reached = [
-        f"{of_runs.said(metric)} {values[-1]:.4f}"
-        for metric in of_runs.metrics([run])
-        if (values := [value for _, value in run.document.evaluations[metric] if value is not None])
-    ]
-    return joined([of_runs.ended(run.document), ", ".join(reached), *of_runs.run_tags([run])])

@@ -11,6 +11,7 @@ from ...outcome.model import emulated_name
 from ..blocks import Column, Section, Table
 from .labels import titled
 from .loading import Found, Results, Run
+from .text import joined
 
 NAMES = {
     "f1_macro": "macro-F1",
@@ -20,9 +21,9 @@ NAMES = {
 }
 
 
-def training(results: Results) -> Section:
+def training(results: Results, folded: bool) -> Section:
     """Losses and evaluations of all runs, over the same axes."""
-    section = Section("training", "Training runs", folded=True)
+    section = Section("training", "Training runs", folded=folded)
     runs = results.runs
     if not runs:
         return section
@@ -112,3 +113,13 @@ def _row(run: Found[Run], known: Sequence[str]) -> tuple[str, ...]:
 
 def _last(curve: tuple[Point, ...]) -> str:
     return precise(next((value for _, value in reversed(curve) if value is not None), None))
+
+
+def outcome(run: Found[Run]) -> str:
+    """How a run ended, and what it reached in its last evaluation."""
+    reached = [
+        f"{said(metric)} {values[-1]:.4f}"
+        for metric in metrics([run])
+        if (values := [value for _, value in run.document.evaluations[metric] if value is not None])
+    ]
+    return joined([ended(run.document), ", ".join(reached), *run_tags([run])])

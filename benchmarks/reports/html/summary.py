@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
 from ....kernels.words import count
+from ...outcome.model import emulated_name
 from ..blocks import Section, Words
 from .labels import bench_tags, measured, titled, whole_tags
 from .loading import Results
 from .of_end_to_end import side_words
 from .of_parity import verdicts
+from .of_runs import outcome, run_name
 from .text import joined
 
-WHOLE = "end-to-end run"
+WHOLE = "end-to-end runs"
 # Sentences about speed; the chart has all workloads.
 MOST_FASTEST = 2
+# Training runs of which a sentence is said; all stand in their section.
+MOST_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def summary(results: Results) -> Section:
     """The answers in sentences, all valid throughputs in a chart, the verdicts of parity in a table."""
     section = Section("summary", "Summary")
     rates = valid_rates(results)
-    section.blocks.extend(Words(text) for text in (*_fastest(rates), *_agreement(results)))
+    sentences = [*_fastest(rates), *_agreement(results)] or _runs(results)
+    section.blocks.extend(map(Words, sentences))
     if rates:
         section.blocks.append(_chart(results, rates))
     table = verdicts(results.parity)
@@ -130,10 +135,14 @@ def _agreement(results: Results) -> list[str]:
         for first in [candidate.first_step]
     ]
     unjudged = [f"{one.name} ({one.verdict})" for one in judged if one.verdict in ("refused", "failed")]
-    known = {side.backend for one in results.parity for side in (one.document.reference, *one.document.candidates)}
-    benched = {target.backend: target for one in results.bench for target in measured(one.document)}
+    known = {candidate.backend for candidate in judged}
+    benched = {
+        target.backend: emulated_name(target.backend, target.backend) if target.emulated else target.backend
+        for one in results.bench
+        for target in measured(one.document)
+    }
     agreeing, apart, unjudged = (list(dict.fromkeys(names)) for names in (agreeing, apart, unjudged))
-    unjudged += [f"{backend} (no parity result)" for backend in benched if backend not in known]
+    unjudged += [f"{name} (no parity result)" for backend, name in benched.items() if backend not in known]
     against = ", ".join(dict.fromkeys(one.document.reference.name for one in results.parity))
     parts = [
         f"Losses agree with {against}: {', '.join(agreeing)}." if agreeing else None,
@@ -142,6 +151,12 @@ def _agreement(results: Results) -> list[str]:
     ]
     text = joined(parts, " ")
     return [text] if text else []
+
+
+def _runs(results: Results) -> list[str]:
+    """How the first training runs came out."""
+    runs = results.runs[:MOST_RUNS]
+    return [f"{run_name(run)}: {outcome(run)}." for run in runs]
 
 
 def _chart(results: Results, rates: Sequence[Rate]) -> BarChart:
