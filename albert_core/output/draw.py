@@ -53,7 +53,8 @@ def draw_png(chart: Chart) -> bytes:
     file = BytesIO()
     with _settings(chart.key):
         figure = figure_of(chart, WIDE, titled=True)
-        figure.savefig(file, format="png", dpi=110, facecolor=styles.PAGE, metadata={"Software": None})
+        look: Any = {"dpi": 110, "facecolor": styles.PAGE, "bbox_inches": "tight", "pad_inches": 0.15}
+        figure.savefig(file, format="png", metadata={"Software": None}, **look)
     return file.getvalue()
 
 

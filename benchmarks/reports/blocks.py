@@ -23,6 +23,14 @@ class Column:
     numeric: bool = True
 
 
+def word_columns(*headers: str) -> tuple[Column, ...]:
+    return tuple(Column(header, numeric=False) for header in headers)
+
+
+def figure_columns(*headers: str) -> tuple[Column, ...]:
+    return tuple(Column(header) for header in headers)
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells as texts. The first column heads each row; rows named in `flagged` (by index) need the reader's care."""
@@ -99,20 +107,20 @@ def _points(chart: LineChart) -> Table:
         cells += [precise(points.get(x)) for points in curves]
         cells += [f"{precise(area[x][0])} to {precise(area[x][1])}" if x in area else "" for area in areas]
         rows.append(tuple(cells))
-    columns = [Column(chart.x.label, numeric=not chart.x.names)]
-    columns += [Column(line.name) for line in chart.lines] + [Column(band.name) for band in chart.bands]
-    return Table(f"{chart.title}: {chart.y.label}{some}", tuple(columns), tuple(rows))
+    names = (*(line.name for line in chart.lines), *(band.name for band in chart.bands))
+    columns = (Column(chart.x.label, numeric=not chart.x.names), *figure_columns(*names))
+    return Table(f"{chart.title}: {chart.y.label}{some}", columns, tuple(rows))
 
 
 def _bars(chart: BarChart) -> Table:
-    columns = (Column("what", numeric=False), Column(chart.unit), Column("95 % interval"), Column("remarks", False))
+    columns = (*word_columns("what"), *figure_columns(chart.unit, "95 % interval"), *word_columns("remarks"))
     rows = tuple((bar.name, "" if bar.empty else number(bar.value), bar.interval, bar.words) for bar in chart.bars)
     flagged = frozenset(index for index, bar in enumerate(chart.bars) if bar.hatched or bar.empty)
     return Table(f"{chart.title}: {chart.unit}", columns, rows, flagged)
 
 
 def _parts(chart: StackedChart) -> Table:
-    columns = (Column("what", numeric=False), *(Column(part) for part in chart.parts), Column("sum"))
+    columns = (*word_columns("what"), *figure_columns(*chart.parts, "sum"))
     rows = tuple(
         (
             joined_name(stack.name, stack.words),

@@ -8,7 +8,7 @@ from ....kernels.words import count
 from ...outcome.end_to_end import EndToEnd
 from ...outcome.model import Bench
 from ...outcome.parity import Parity
-from ..blocks import Column, Section, Table
+from ..blocks import Section, Table, word_columns
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
 from .labels import bench_tags, measured, whole_tags
 from .loading import Results
@@ -62,7 +62,7 @@ def _outcomes(results: Results) -> Section:
         *((one.path, "end-to-end runs", *_of_end_to_end(one.document)) for one in results.end_to_end_runs),
         *((one.path, "training", run_name(one).rpartition(", ")[2], outcome(one)) for one in results.runs),
     ]
-    columns = tuple(Column(name, numeric=False) for name in ("file or folder", "kind", "on", "outcome"))
+    columns = word_columns("file or folder", "kind", "on", "outcome")
     table = Table("What was found, and how it came out", columns, tuple(rows))
     return Section("results", "Results", [table], folded=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ...outcome.end_to_end import EndToEnd
 from ...outcome.model import Bench, Target
-from ..blocks import Column, Table
+from ..blocks import Table, word_columns
 from .text import joined
 
 EMULATED = "Emulated on this host, no device's throughput"
@@ -61,6 +61,6 @@ def verdict(target: Target) -> str:
 
 def reasons(named: Iterable[tuple[str, str, Sequence[str]]]) -> list[Table]:
     """A table of what is wrong, or none where nothing is. named: name, verdict and reasons of each."""
-    columns = tuple(Column(name, numeric=False) for name in ("what", "is", "because"))
+    columns = word_columns("what", "is", "because")
     rows = tuple((name, word, "; ".join(reasons)) for name, word, reasons in named if reasons)
     return [Table("Reasons", columns, rows)] if rows else []

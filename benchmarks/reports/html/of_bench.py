@@ -10,7 +10,7 @@ from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
 from ....kernels.words import count
 from ...outcome.model import Bench, Target
-from ..blocks import Block, Column, Heading, Table, Words
+from ..blocks import Block, Heading, Table, Words, figure_columns, word_columns
 from .labels import EMULATED, bench_tags, measured, reasons, titled, verdict
 from .loading import Found
 from .text import joined
@@ -89,18 +89,9 @@ def _no_bar(target: Target) -> Bar:
 
 def _table(bench: Bench) -> Table:
     columns = (
-        Column("target", numeric=False),
-        Column("valid", numeric=False),
-        Column("samples/s"),
-        Column("95 % interval"),
-        Column("tokens/s"),
-        Column("p50 ms"),
-        Column("p90 ms"),
-        Column("model TFLOP/s"),
-        Column("of peak"),
-        Column("J/sample"),
-        Column("peak MiB"),
-        Column("steady s (n)"),
+        *word_columns("target", "valid"),
+        *figure_columns("samples/s", "95 % interval", "tokens/s", "p50 ms", "p90 ms", "model TFLOP/s"),
+        *figure_columns("of peak", "J/sample", "peak MiB", "steady s (n)"),
     )
     rows = tuple((target.name, verdict(target), *_cells(target)) for target in bench.targets)
     flagged = frozenset(index for index, target in enumerate(bench.targets) if not target.valid)
@@ -110,11 +101,9 @@ def _table(bench: Bench) -> Table:
 def _comparisons(bench: Bench) -> list[Table]:
     """How many times as fast as each baseline each own kernel is; none without baselines."""
     columns = (
-        Column("ours", numeric=False),
-        Column("baseline", numeric=False),
-        Column("ours is faster by"),
-        Column("95 % interval"),
-        Column("valid", numeric=False),
+        *word_columns("ours", "baseline"),
+        *figure_columns("ours is faster by", "95 % interval"),
+        *word_columns("valid"),
     )
     rows = tuple(
         (one.own, one.baseline, f"{one.ratio.median:.2f}x", one.ratio.words(), "valid" if one.valid else "invalid")

@@ -6,7 +6,7 @@ from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
 from ....kernels.words import count
 from ...outcome.end_to_end import EndToEnd, Side
-from ..blocks import Block, Column, Heading, Table, Words
+from ..blocks import Block, Heading, Table, Words, figure_columns, word_columns
 from .labels import reasons, titled, whole_tags
 from .loading import Found
 from .text import joined
@@ -26,11 +26,9 @@ def end_to_end_runs(found: Found[EndToEnd], key: str) -> list[Block]:
         groups = ("measured", "extrapolated") if any(side.extrapolated for side in result.sides) else ()
         blocks.append(BarChart(key, named, words, "seconds", bars, groups))
     columns = (
-        Column("what", numeric=False),
-        Column("seconds"),
-        Column("95 % interval"),
-        Column("ours is faster by"),
-        Column("valid", numeric=False),
+        *word_columns("what"),
+        *figure_columns("seconds", "95 % interval", "ours is faster by"),
+        *word_columns("valid"),
     )
     rows = tuple(_side_cells(side) for side in result.sides)
     flagged = frozenset(index for index, side in enumerate(result.sides) if not side.valid)
@@ -44,18 +42,12 @@ def end_to_end_runs(found: Found[EndToEnd], key: str) -> list[Block]:
 def _rates(result: EndToEnd) -> Table:
     """Work over seconds, and where that stands under the device's limits."""
     columns = (
-        Column("what", numeric=False),
-        Column("samples/s"),
-        Column("real tokens/s"),
-        Column("model TFLOP/s"),
-        Column("of the peak"),
-        Column("hardware TFLOP/s"),
-        Column("of the peak"),
-        Column("FLOP/byte"),
-        Column("of the roof"),
-        Column("bound by", numeric=False),
-        Column("J/text"),
-        Column("valid", numeric=False),
+        *word_columns("what"),
+        *figure_columns("samples/s", "real tokens/s", "model TFLOP/s", "of the peak", "hardware TFLOP/s"),
+        *figure_columns("of the peak", "FLOP/byte", "of the roof"),
+        *word_columns("bound by"),
+        *figure_columns("J/text"),
+        *word_columns("valid"),
     )
     counted = [side for side in result.sides if side.figures is not None]
     flagged = frozenset(index for index, side in enumerate(counted) if not side.valid)

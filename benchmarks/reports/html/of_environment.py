@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...outcome.model import Measurement
-from ..blocks import Column, Section, Table
+from ..blocks import Section, Table, word_columns
 from .loading import Results
 from .text import clean
 
@@ -32,10 +32,9 @@ def environment(results: Results) -> Section:
         if rows:
             machines.setdefault(rows, []).append(source)
     if origins:
-        headers = ("result", "created", "command", "git, load, hashes, device")
-        columns = tuple(Column(name, numeric=False) for name in headers)
+        columns = word_columns("result", "created", "command", "git, load, hashes, device")
         section.blocks.append(Table("Where each result comes from", columns, tuple(origins)).without_empty_columns())
-    columns = (Column("what", numeric=False), Column("value", numeric=False))
+    columns = word_columns("what", "value")
     section.blocks.extend(Table(f"Environment of {', '.join(of)}", columns, rows) for rows, of in machines.items())
     return section
 
@@ -98,7 +97,7 @@ def notes(results: Results) -> Section:
     sources: dict[str, list[str]] = {}
     for path, note in found:
         sources.setdefault(note, []).append(path)
-    columns = (Column("file", numeric=False), Column("note", numeric=False))
+    columns = word_columns("file", "note")
     if sources:
         rows = tuple((", ".join(dict.fromkeys(paths)), note) for note, paths in sources.items())
         section.blocks.append(Table("Notes of the results", columns, rows))

@@ -8,7 +8,7 @@ from ....albert_core.output.charts import REFERENCE, Axis, Band, Line, LineChart
 from ....albert_core.terminal.text import number, precise
 from ....kernels.words import count
 from ...outcome.parity import Candidate, LayerError, Parity, Ran
-from ..blocks import Block, Column, Heading, Section, Table, Words
+from ..blocks import Block, Heading, Section, Table, Words, figure_columns, word_columns
 from .labels import reasons, titled
 from .loading import Found, Results
 from .text import joined
@@ -97,19 +97,12 @@ def _ran(side: Ran) -> str:
 
 def verdicts(results: Sequence[Found[Parity]]) -> Table | None:
     """How every candidate came out; None where there is none."""
-    columns = tuple(
-        Column(name, numeric)
-        for name, numeric in (
-            ("candidate", False),
-            ("verdict", False),
-            ("first step outside", True),
-            ("where", False),
-            ("error", False),
-            ("last loss", True),
-            ("error / allowed", True),
-            ("computed as", False),
-            ("file", False),
-        )
+    columns = (
+        *word_columns("candidate", "verdict"),
+        *figure_columns("first step outside"),
+        *word_columns("where", "error"),
+        *figure_columns("last loss", "error / allowed"),
+        *word_columns("computed as", "file"),
     )
     judged = [(found, one) for found in results for one in found.document.candidates]
     rows = tuple(
@@ -249,14 +242,7 @@ def _quantities(parity: Parity) -> Table | None:
         )
         for one, check in judged
     )
-    columns = (
-        Column("candidate", numeric=False),
-        Column("quantity", numeric=False),
-        Column("step"),
-        Column("error"),
-        Column("allowed"),
-        Column("error / allowed"),
-    )
+    columns = (*word_columns("candidate", "quantity"), *figure_columns("step", "error", "allowed", "error / allowed"))
     outside = (index for index, (_, check) in enumerate(judged) if check.ratio is None or check.ratio > 1)
     title = titled("Largest error of each quantity", parity_tags(parity))
     return Table(title, columns, rows, frozenset(outside)) if rows else None
@@ -268,13 +254,7 @@ def _probes(parity: Parity) -> Table | None:
         for one in parity.candidates
         if (at := one.probe) is not None
     )
-    columns = (
-        Column("candidate", numeric=False),
-        Column("relative L2"),
-        Column("allowed"),
-        Column("largest error"),
-        Column("correlation"),
-    )
+    columns = (*word_columns("candidate"), *figure_columns("relative L2", "allowed", "largest error", "correlation"))
     return Table(titled("Logits of the probe texts", parity_tags(parity)), columns, rows) if rows else None
 
 
@@ -298,14 +278,9 @@ def _epochs(parity: Parity) -> Table | None:
         for at in one.metrics
     )
     columns = (
-        Column("candidate", numeric=False),
-        Column("epoch"),
-        Column("accuracy"),
-        Column("reference's"),
-        Column("may differ by"),
-        Column("loss"),
-        Column("reference's"),
-        Column("may differ by"),
+        *word_columns("candidate"),
+        *figure_columns("epoch", "accuracy", "reference's", "may differ by"),
+        *figure_columns("loss", "reference's", "may differ by"),
     )
     table = Table(titled("Metrics by epoch", parity_tags(parity)), columns, rows)
     return table.without_empty_columns() if rows else None
@@ -315,12 +290,7 @@ def _seeds(parity: Parity) -> Table | None:
     """The final metric over several seeds, where they were run."""
     if parity.seeds is None:
         return None
-    columns = (
-        Column("candidate", numeric=False),
-        Column("difference"),
-        Column("interval"),
-        Column("is", numeric=False),
-    )
+    columns = (*word_columns("candidate"), *figure_columns("difference", "interval"), *word_columns("is"))
     seeds = parity.seeds
     rows = tuple(
         (

@@ -11,7 +11,7 @@ from ....albert_core.output.charts import REFERENCE, Axis, Line, LineChart, Poin
 from ....albert_core.terminal.text import number
 from ...harness.document import Peaks
 from ...outcome.model import Bench, Target
-from ..blocks import Block, Column, Table, Words
+from ..blocks import Block, Table, Words, figure_columns, word_columns
 from .labels import bench_tags, measured, titled, verdict
 from .loading import Found
 from .of_bench import heading
@@ -141,14 +141,9 @@ def _placed(target: Target, style: int) -> Line:
 
 def _places(bench: Bench, placed: Sequence[Target]) -> Table:
     columns = (
-        Column("target", numeric=False),
-        Column("FLOP/byte"),
-        Column("TFLOP/s"),
-        Column("roof TFLOP/s"),
-        Column("of the roof"),
-        Column("GB/s"),
-        Column("bound by", numeric=False),
-        Column("valid", numeric=False),
+        *word_columns("target"),
+        *figure_columns("FLOP/byte", "TFLOP/s", "roof TFLOP/s", "of the roof", "GB/s"),
+        *word_columns("bound by", "valid"),
     )
     rows = [
         (

@@ -8,7 +8,7 @@ from statistics import median
 from ....albert_core.output.charts import Axis, Line, LineChart, Point
 from ....albert_core.terminal.text import number, precise
 from ...outcome.model import emulated_name
-from ..blocks import Column, Section, Table
+from ..blocks import Section, Table, figure_columns, word_columns
 from .labels import titled
 from .loading import Found, Results, Run
 from .text import joined
@@ -79,9 +79,8 @@ def _lines(runs: Sequence[Found[Run]], curves: Sequence[tuple[Point, ...]]) -> t
 def _table(runs: list[Found[Run]]) -> Table:
     known = metrics(runs)
     columns = (
-        *(Column(header, numeric=False) for header in ("run", "model", "ended")),
-        *(Column(header) for header in ("steps", "train loss", *(f"eval {said(metric)}" for metric in known))),
-        *(Column(header) for header in ("samples/s", "seconds")),
+        *word_columns("run", "model", "ended"),
+        *figure_columns("steps", "train loss", *(f"eval {said(metric)}" for metric in known), "samples/s", "seconds"),
     )
     rows = tuple(_row(run, known) for run in runs)
     flagged = frozenset(index for index, run in enumerate(runs) if ended(run.document) != "completed")
