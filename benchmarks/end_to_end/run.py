@@ -181,7 +181,7 @@ def _train(options: Options, side: _Side, folder: Path) -> None:
             "peak_bytes": int(memory.read_text(encoding="utf-8")),
             **{key: document[key] for key in ("status", "step", "total_steps", "phases", "model", "random_weights")},
             **{key: document[key] for key in ("device", "dtype", "energy")},
-            # As it was given: the run was told an absolute path, which is this machine's alone.
+            # As it was given: the run got an absolute path, which holds on this machine only.
             "dataset": options.dataset,
             "metrics": {key: document[key] for key in ("eval/loss", "eval/accuracy", "eval/f1_macro")},
         }

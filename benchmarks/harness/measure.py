@@ -212,7 +212,7 @@ def _timed_step(target: Target, index: int, clock: Clock) -> int:
 
 
 def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list[str], dict[int, int]]:
-    """Steps until quiet or out of budget (rule 4); where batches differ, each of the list runs before the first block.
+    """Steps until steady or out of budget (rule 4). Where batches differ, each of the list runs before the first block.
 
     Returns also what reading the values found, and the usual time (ns) of each class of batches.
     """

@@ -33,7 +33,7 @@ CACHED = "cached"
 EMBEDDED_LENGTHS = "banking77-lengths"
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
-# A comparison has more targets, and its quick look is to end within three minutes.
+# A comparison has more targets, and its smoke run should end within three minutes.
 QUICK_BASELINE_SECONDS = 1.5
 QUICK_LEAST_BLOCKS = 2
 FULL_PROCESSES, FULL_BLOCKS, FULL_SECONDS = 3, 9, 10.0
@@ -87,7 +87,7 @@ class Options:
 
     @property
     def least_blocks(self) -> int:
-        """Timed blocks that a process runs however slow its steps are: all of them, unless it is a quick look."""
+        """Timed blocks that a process runs however slow its steps are: all of them, unless it is a smoke run."""
         return min(self.blocks, QUICK_LEAST_BLOCKS) if self.quick and self.processes == 1 else self.blocks
 
     def config(self) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def is_steady(times: Sequence[float], classes: Sequence[int], largest_drift: flo
     """Whether a series of step times has no slope beyond its noise.
 
     `classes` says which of the steps do the same work: the slope is that of the logarithms within the classes (each
-    class keeps its own level), so that batches of different cost in turn are no drift. Quiet is a slope below twice
-    its standard error, or a drift below `largest_drift` over the whole series. Too few steps to tell is not quiet.
+    class keeps its own level), so that batches of different cost in turn are no drift. Steady is a slope below twice
+    its standard error, or a drift below `largest_drift` over the whole series. Too few steps are not steady.
     """
     log_times = np.log(np.asarray(times, dtype=np.float64))
     labels = np.asarray(classes)

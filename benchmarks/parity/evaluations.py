@@ -65,7 +65,7 @@ def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[f
 
 
 def accuracy_check(reference: Trace, candidate: Trace, logits_allowed: Sequence[float]) -> list[Check]:
-    """Whether training told as many texts right, step by step; none where a trace has no such series.
+    """Whether training classified as many samples correctly, step by step; none where a trace has no such series.
 
     logits_allowed: the band of the logits' error before the first step and after each evaluation, [E + 1].
     """

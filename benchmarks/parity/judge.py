@@ -138,7 +138,7 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
     ours, theirs = reference.header, candidate.header
     found = _other_evaluations(reference, candidate)
     for key, value in ours["recipe"].items():
-        # A key that only one side's version has is no difference that can be told.
+        # A key that only one side's version has can't be compared.
         if theirs["recipe"].get(key, value) != value:
             found.append(f"{key} is {value} in the reference and {theirs['recipe'][key]} in {candidate.label}")
     for key, words in (("weights_sha256", "initial weights"), ("probe_sha256", "probe texts")):

@@ -133,7 +133,7 @@ def bench(
         bool,
         typer.Option(
             "--quick",
-            help="One process of 3 short blocks: a look, no result. Intervals are within one process.",
+            help="A smoke run, no result: one process of 3 short blocks. Intervals are within one process.",
             rich_help_panel=_HOW,
         ),
     ] = False,
@@ -172,9 +172,9 @@ def bench(
 ) -> None:
     """Measure how fast a device does the frozen forward and the training step, against its own limit.
 
-    Every target (workload x layout x kernel x batch size) runs in fresh processes, interleaved; each warms up until
-    quiet, then times blocks of steps behind the device's fence. Exit code 1 when a figure is invalid: a compilation
-    inside a timed block, NaN, a fence that doesn't wait, more FLOP/s than the device's measured peak.
+    Every target (workload x layout x kernel x batch size) runs in fresh processes, interleaved; each warms up to
+    its steady state, then times blocks of steps behind the device's fence. Exit code 1 when a figure is invalid: a
+    compilation inside a timed block, NaN, a fence that doesn't wait, more FLOP/s than the device's measured peak.
 
     Examples:
 
