@@ -1,1 +1,1 @@
-"""Pure numerics on tensors: the packed encoder and its float64 judge. No devices, no configuration, no files."""
+"""Pure numerics on tensors: the packed encoder and its float64 reference. No devices, no configuration, no files."""

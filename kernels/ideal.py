@@ -1,8 +1,8 @@
-"""An encoder that rounds as a dtype says and makes no other error: the error budget of parity.
+"""An encoder that rounds like a dtype and makes no other error: the error budget of parity.
 
-Products take rounded operands and are summed in float32 or wider; every linear layer's result is moved by a random
-share of its last place before it is rounded (Parker 1997, Monte Carlo arithmetic). So several of them, each with its
-own generator, show how far apart correct implementations of one arithmetic are.
+Products have rounded operands and are summed in float32 or wider. Every linear layer's result is shifted by a random
+part of its last place before it is rounded (Parker 1997, Monte Carlo arithmetic). Several of these encoders, each with
+its own generator, show how far apart correct implementations of the same numerics are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .weights import EncoderWeights
 class IdealEncoder(PortableEncoder):
     """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
-    The residual stream and LayerNorm are float32; float64 where `compute` is.
+    The residual stream and LayerNorm are float32, or float64 if `compute` is.
 
     Args:
         param: The dtype that weights are rounded to.
         compute: The dtype of operands and results of linear layers: float32, bfloat16, float16 or float64.
-        seed: Of the random rounding.
+        seed: The seed of the random rounding.
     """
 
     name = "ideal"
@@ -31,7 +31,7 @@ class IdealEncoder(PortableEncoder):
     def __init__(self, weights: EncoderWeights, param: torch.dtype, compute: torch.dtype, seed: int) -> None:
         wide = torch.promote_types(compute, torch.float32)
         generator = torch.Generator().manual_seed(seed)
-        # Another seed's features are others: part of every cache key.
+        # Another seed gives other features, so it is part of every cache key.
         self.version = f"1-{seed}"
 
         def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
@@ -46,13 +46,13 @@ class IdealEncoder(PortableEncoder):
 
 
 def randomly_rounded(values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """`values` times 1 + d, d uniform within half an epsilon of `dtype`, rounded to it; in their own dtype."""
+    """`values` times 1 + d, with d uniform within half an epsilon of `dtype`, rounded to it but in their own dtype."""
     noise = torch.rand(values.shape, generator=generator, dtype=values.dtype) - 0.5
     return (values * (1.0 + torch.finfo(dtype).eps * noise)).to(dtype).to(values.dtype)
 
 
 def round_linears(module: nn.Module, generator: torch.Generator) -> None:
-    """Every linear layer in `module` rounds its result at random from now on; gradients pass as if it didn't."""
+    """Makes every linear layer in `module` round its result at random. Gradients are not affected."""
 
     def rounded(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         del inputs

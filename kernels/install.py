@@ -1,4 +1,4 @@
-"""The commands that messages print to install what is missing, each fit to be pasted as it stands."""
+"""Commands in messages that install what is missing. Each can be pasted as it is."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 
 def install_hint(extra: str, pip: str | None = None) -> str:
-    """The command that installs the packages of `extra`, chosen by how this isotrain was installed.
+    """The command that installs the packages of `extra`, depending on how isotrain was installed.
 
     Args:
         extra: One of the distribution's extras, such as "onnx".
-        pip: The program to install with; that of the running interpreter when not given.
+        pip: The program to install with. By default the running interpreter's.
 
     Returns:
-        From a checkout ``pip install -e '.[onnx]'``, with its path where that is not the current folder. Otherwise the
-        extra's packages by name, for isotrain itself is on no package index.
+        In a checkout ``pip install -e '.[onnx]'``, with its path if that is not the current folder. Otherwise the names
+        of the extra's packages, because isotrain itself is on no package index.
     """
     program = pip or _pip()
     checkout = checkout_folder()
@@ -30,7 +30,7 @@ def install_hint(extra: str, pip: str | None = None) -> str:
 
 
 def rebuild_hint() -> str:
-    """What makes this installation's native libraries again; ends a message."""
+    """How to rebuild this installation's native libraries, for the end of a message."""
     checkout = checkout_folder()
     if checkout is None:
         return "install isotrain again, built on this machine"
@@ -38,26 +38,26 @@ def rebuild_hint() -> str:
 
 
 def checkout_folder() -> Path | None:
-    """The source tree that this isotrain runs from, or None for an installed wheel."""
+    """The source tree that isotrain runs from, or None for an installed wheel."""
     # The root of the checkout is the package itself.
     folder = Path(__file__).resolve().parents[1]
     return folder if (folder / "pyproject.toml").is_file() else None
 
 
 def extra_packages(extra: str) -> list[str]:
-    """The requirements of `extra`, as the installed distribution's metadata lists them."""
+    """The requirements of `extra` in the installed distribution's metadata."""
     marker = re.compile(rf"""\bextra\s*==\s*["']{re.escape(extra)}["']""")
     required = (text.partition(";") for text in metadata.requires("isotrain") or ())
     return [requirement.strip() for requirement, _, condition in required if marker.search(condition)]
 
 
 def pip_install(*packages: str) -> str:
-    """The command that installs `packages` where this isotrain runs."""
+    """The command that installs `packages` for the running isotrain."""
     return f"{_pip()} install {shlex.join(packages)}"
 
 
 def _pip() -> str:
-    """pip as a shell finds it where that is the running interpreter's, else by its path."""
+    """pip as a shell finds it if that is the running interpreter's, else its path."""
     own = Path(sys.prefix) / "bin" / "pip"
     found = shutil.which("pip")
     if not own.is_file() or (found is not None and Path(found).absolute() == own.absolute()):
@@ -66,7 +66,7 @@ def _pip() -> str:
 
 
 def _from_here(path: Path) -> str:
-    """`path` as a command in the current folder names it: relative below that, else absolute."""
+    """`path` as a command in the current folder names it: relative below that folder, else absolute."""
     try:
         below = path.is_relative_to(Path.cwd())
         return os.path.relpath(path) if below else str(path)

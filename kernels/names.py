@@ -1,4 +1,4 @@
-"""Names that a user writes: checked before anything is begun, with the nearest right one where it is a slip."""
+"""Checks names from the user early and suggests the nearest valid one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from .words import count
 
 
 def check_name(what: str, name: str, allowed: Collection[str], where: str = "") -> None:
-    """Raises UserError where `name` is not one of `allowed`.
+    """Checks that `name` is one of `allowed`.
 
     Args:
-        what: What is named, as the user wrote it: "--kernel", "backend".
-        name: The name given.
-        allowed: The names that exist, in the order in which the message lists them.
+        what: What the name is for, as the user wrote it: "--kernel", "backend".
+        name: The given name.
+        allowed: The valid names, in the order of the message.
         where: What they belong to, such as "on backend cpu".
+
+    Raises:
+        UserError: It isn't.
     """
     if name in allowed:
         return
@@ -26,7 +29,7 @@ def check_name(what: str, name: str, allowed: Collection[str], where: str = "") 
 
 
 def meant(name: str, allowed: Collection[str]) -> str:
-    """ "did you mean NAME? " with the nearest of `allowed`; empty where none is near."""
+    """ "did you mean NAME? " with the nearest of `allowed`, or "" if none is near."""
     begun = [one for one in allowed if len(name) > 1 and one.startswith(name.lower())]
     near = begun or difflib.get_close_matches(name.lower(), allowed, n=1, cutoff=0.7)
     return f"did you mean {near[0]}? " if near else ""

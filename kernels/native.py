@@ -1,6 +1,6 @@
-"""Shared libraries of the package's own C++ kernels: found beside their Python, loaded with ctypes.
+"""Shared libraries of the package's C++ kernels, next to their Python and loaded with ctypes.
 
-They are optional. An installation without a C++ compiler has none, and then `load` says so.
+They are optional. An installation without a C++ compiler has none, and `load` then says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class NativeLibrary:
-    """A loaded library, or None and why there is none. `build` tells apart libraries of one interface."""
+    """A loaded library, or None and the reason. `build` identifies libraries with the same interface."""
 
     library: ctypes.CDLL | None
     reason: str
@@ -30,8 +30,8 @@ class NativeLibrary:
 def load(package: str, interface: int) -> NativeLibrary:
     """The library ``_native`` of ``isotrain.kernels.<package>``.
 
-    `interface`: the number that its function ``isotrain_<package>_interface`` must return, so that a library left by
-    an older build is never called with newer arguments.
+    `interface` is the number that its function ``isotrain_<package>_interface`` must return, so that a library from an
+    older build is never called with newer arguments.
     """
     paths = [_FOLDER / package / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
     path = next((path for path in paths if path.is_file()), None)

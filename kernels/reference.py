@@ -1,8 +1,7 @@
-"""The float64 oracle: ALBERT and BERT as their papers write them, one sequence at a time.
+"""The float64 reference: ALBERT and BERT as in their papers, one sequence at a time.
 
-Nothing here is fast, fused, packed or shared with a kernel, so that it can judge every kernel.
-Sources: Devlin et al. 2018 (BERT), Lan et al. 2019 (ALBERT), Hendrycks & Gimpel 2016 (GELU), Ba et al. 2016
-(LayerNorm).
+Nothing here is fast, fused, packed or shared with a kernel, so that it can judge every kernel. Sources: Devlin et al.
+2018 (BERT), Lan et al. 2019 (ALBERT), Hendrycks & Gimpel 2016 (GELU), Ba et al. 2016 (LayerNorm).
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ from .weights import EncoderConfig, EncoderWeights, LayerWeights
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """float64, on the host. L = a sequence's tokens, R = layers.
+    """Results in float64 on the host. L = tokens of a sequence, R = layers.
 
-    features: [B, hidden], each sequence's first row. last_hidden_state: B tensors [L, hidden].
-    layers: for each sequence R + 1 tensors [L, hidden]: what the first layer takes in, then what each
-    layer gives; empty unless asked for.
+    Attributes:
+        features: [B, hidden], each sequence's first row.
+        last_hidden_state: B tensors [L, hidden].
+        layers: For each sequence R + 1 tensors [L, hidden], the first layer's input and each layer's output. Empty
+            unless requested.
     """
 
     features: torch.Tensor
@@ -35,7 +36,7 @@ class ReferenceOutput:
 def encode(
     weights: EncoderWeights, batch: PackedBatch | PaddedBatch, keep_layer_states: bool = False
 ) -> ReferenceOutput:
-    """The encoder in float64. Raises UserError for a batch that doesn't fit, or an unsupported activation."""
+    """Runs the encoder in float64. Raises UserError for a batch that doesn't fit, or an unsupported activation."""
     batch = batch.to("cpu")
     batch.validate(weights.config)
     packed = batch.to_packed() if isinstance(batch, PaddedBatch) else batch
@@ -58,7 +59,7 @@ def encode(
 
 
 def embed(weights: EncoderWeights, ids: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-    """One sequence's input to the first layer, [L, hidden], from its ids and token types [L]."""
+    """The input of the first layer for one sequence, [L, hidden], from its ids and token types [L]."""
     x = weights.word_embeddings[ids] + weights.token_type_embeddings[types] + weights.position_embeddings[: len(ids)]
     x = layer_norm(x, weights.embedding_norm_weight, weights.embedding_norm_bias, weights.config.layer_norm_eps)
     if weights.projection_weight is not None and weights.projection_bias is not None:
@@ -90,7 +91,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
 
 def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function called `name`. Raises UserError naming the supported ones."""
+    """The function called `name`. Raises UserError for an unsupported name, listing the supported ones."""
     if name not in _ACTIVATIONS:
         raise UserError(f"activation {name!r} is not supported; the reference has {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]

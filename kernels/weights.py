@@ -1,7 +1,7 @@
-"""The weights of a frozen ALBERT or BERT encoder as plain tensors: what every kernel takes in.
+"""The weights of a frozen ALBERT or BERT encoder as plain tensors, the input of every kernel.
 
-No module, no file format, no name of a model: a loader fills these dataclasses, a kernel packs them the way it needs.
-Linear weights have torch's layout (out, in): ``y = x @ weight.T + bias``.
+No modules, file formats or model names: a loader fills these dataclasses, and a kernel packs them as it needs. Linear
+weights have torch's layout (out, in): ``y = x @ weight.T + bias``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ KINDS = ("albert", "bert")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of an encoder.
+    """The shape of an encoder. Positions start at 0.
 
-    `weights_of_layer` names, for each layer in order, the entry of `EncoderWeights.layers` it runs:
-    ALBERT-base is ``(0,) * 12`` (one layer, twelve times), BERT is ``(0, 1, ..., n - 1)``.
-    `activation` has the name that transformers gives it; each kernel says which names it supports.
-    Positions start at 0; `max_positions` is the longest sequence in tokens.
+    Attributes:
+        max_positions: The longest sequence in tokens.
+        activation: transformers' name. Each kernel says which ones it supports.
+        weights_of_layer: For each layer in order, the index in `EncoderWeights.layers` of its weights. ALBERT-base has
+            ``(0,) * 12`` (one set, twelve layers), BERT ``(0, 1, ..., n - 1)``.
 
-    Raises UserError where the numbers contradict each other.
+    Raises:
+        UserError: The numbers contradict each other.
     """
 
     kind: str
@@ -111,12 +113,12 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class EncoderWeights:
-    """Every tensor of a frozen encoder, all of one floating dtype and on one device.
+    """All tensors of a frozen encoder, of one floating dtype and on one device.
 
-    word_embeddings (vocab_size, e), position_embeddings (max_positions, e), token_type_embeddings (type_vocab_size, e),
-    embedding_norm (e), (e), with e = embedding_size; projection (h, e), (h) for ALBERT, None for BERT.
+    word_embeddings (vocab_size, e), position_embeddings (max_positions, e), token_type_embeddings (type_vocab_size, e)
+    and embedding_norm (e), (e), with e = embedding_size. projection is (h, e), (h) for ALBERT and None for BERT.
 
-    Raises UserError, naming the tensor, where a shape, dtype or device doesn't fit `config`.
+    Raises UserError, naming the tensor, if a shape, dtype or device doesn't fit `config`.
     """
 
     config: EncoderConfig
@@ -159,7 +161,7 @@ class EncoderWeights:
         return self.word_embeddings.device
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of every tensor, always in the same order; a layer's are named ``layers.0.query_weight``."""
+        """(name, tensor) of every tensor in a fixed order. Names are like ``layers.0.query_weight``."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, torch.Tensor):
@@ -169,7 +171,7 @@ class EncoderWeights:
                 yield f"layers.{index}.{field.name}", getattr(layer, field.name)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EncoderWeights:
-        """These weights on `device` and rounded to `dtype`; tensors that fit already are shared, not copied."""
+        """These weights on `device`, rounded to `dtype`. Tensors that already fit are shared, not copied."""
 
         def convert(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device=device, dtype=dtype)
@@ -184,9 +186,9 @@ class EncoderWeights:
         return replace(self, layers=layers, **own)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the configuration and every tensor's name, shape and values as little-endian float32.
+        """SHA-256 (hex) of the configuration and every tensor's name, shape and values as little-endian float32.
 
-        The same on every machine and device. Weights that agree when rounded to float32 have the same fingerprint.
+        It is the same on every machine and device. Weights that are equal in float32 have the same fingerprint.
         """
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         for name, tensor in self.named_tensors():
@@ -197,7 +199,7 @@ class EncoderWeights:
 
 
 def check_finite(weights: EncoderWeights) -> None:
-    """Raises UserError naming the first tensor that holds a NaN or an infinity, and where."""
+    """Raises UserError for a NaN or an infinity, naming the first tensor with one and the position."""
     for name, tensor in weights.named_tensors():
         finite = torch.isfinite(tensor)
         if not bool(finite.all()):

@@ -1,4 +1,4 @@
-"""Words of messages that every floor writes."""
+"""Words for messages of all floors."""
 
 from __future__ import annotations
 

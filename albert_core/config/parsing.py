@@ -38,9 +38,7 @@ _JSON_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 
 @dataclass(frozen=True)
 class Scalar:
-    """A value as it was written. `place` is ``FILE:LINE`` or the option, `style` its YAML style or "given" (command
-    line).
-    """
+    """A value as it was written. `place` is ``FILE:LINE`` or the option, `style` YAML's or "given" (command line)."""
 
     text: str
     place: str

@@ -1,6 +1,4 @@
-"""Which columns hold text and label, and which files or splits are for evaluation. The rules are the same for all
-sources.
-"""
+"""Finds the columns of text and label, and the files or splits for evaluation, by the same rules for all sources."""
 
 from __future__ import annotations
 
@@ -138,9 +136,7 @@ def choose_text_column(origin: str, found: Sequence[str], text_column: str | Non
 
 
 def _usual_pair(found: Sequence[str], text_pair_column: str | None) -> tuple[str, str] | None:
-    """The first two columns with the usual names of a pair, in any letter case. If the second is given, the pair with
-    it.
-    """
+    """The first two columns with the usual names of a pair, in any letter case; with the second given, its pair."""
     by_name = {column.lower(): column for column in reversed(found)}
     for first, second in PAIRED_COLUMNS:
         if first in by_name and second in by_name and text_pair_column in (None, by_name[second]):

@@ -63,9 +63,7 @@ class RawSplit:
 
 
 def example_row(texts: Sequence[str]) -> int:
-    """The row with the text that suits a command line best: one printable line of about 40 characters, not like an
-    option.
-    """
+    """The row with the best text for a command line: one printable line of about 40 characters, not like an option."""
 
     def unfit(row: int) -> tuple[bool, int]:
         text = texts[row]

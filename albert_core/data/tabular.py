@@ -248,9 +248,7 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _parts(rows: Iterable[tuple[int, int, _Row]], size: int) -> Iterator[tuple[list[int], list[_Row]]]:
-    """Line numbers and rows, at most `size` at a time, fewer if they are long. Each row comes with its number of
-    characters.
-    """
+    """Line numbers and rows, at most `size` at a time, fewer if they are long (rows come with their characters)."""
     lines: list[int] = []
     part: list[_Row] = []
     characters = 0

@@ -25,8 +25,7 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
 
     Returns:
         Summed loss of the window's samples and the number classified correctly: float32 [2] (float64 if the head is),
-            on
-        the device.
+        on the device.
     """
     batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
     return training.step(window.num_samples, *chain.from_iterable(batches))

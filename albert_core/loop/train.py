@@ -234,8 +234,9 @@ def _is_whole(summary: Mapping[str, Any], names: Iterable[str]) -> bool:
 
 
 def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: Observer | None) -> str:
-    """Makes steps until the schedule ends ("completed"), a stop is requested ("stopped") or, if so configured, the
-    model collapses ("collapsed").
+    """Makes steps until the schedule ends ("completed") or a stop is requested ("stopped").
+
+    If so configured, it also ends when the model collapses ("collapsed").
     """
     job, state, stream = training.job, training.state, training.stream
     config, backend = job.config, job.backend

@@ -1,4 +1,4 @@
-"""Horizontal bars and bars of several parts: a row each, with its name, its words and its figures."""
+"""Horizontal bars and stacked bars: one row each, with its name, its words and its figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ THICKNESS, GAP = 16, 12
 
 
 def rows_height(chart: BarChart | StackedChart, width: float) -> float:
-    """Pixels of the bars with their axis."""
+    """The height of the bars with their axis in pixels."""
     room = _name_width(chart, width)
     return sum(_row_height(row, room, width) for row in _rows(chart)) + FOOT
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A bar, or a part of one: from where to where it reaches, and how it is filled."""
+    """A bar, or a part of one: where it begins and ends, and its fill."""
 
     start: float
     end: float
@@ -49,7 +49,7 @@ class _Row:
         return max((*(part.end for part in self.parts), *(self.interval or ())), default=0.0)
 
     def lines(self, room: float, width: float) -> tuple[list[str], list[str]]:
-        """The name and its smaller print, as both stand beside the bar or above it."""
+        """The name and its small print, as they stand beside or above the bar."""
         words = self.words if width >= BESIDE else joined_name(self.value, self.words)
         return wrapped(self.name, room, 3), wrapped(words, room, 3)
 
@@ -82,7 +82,7 @@ def _rows(chart: BarChart | StackedChart) -> list[_Row]:
 
 
 def _name_width(chart: BarChart | StackedChart, width: float) -> float:
-    """Pixels that names may take."""
+    """Pixels available for names."""
     names = [text for row in _rows(chart) for text in (row.name, row.words)]
     return min(max(map(text_width, names)), 0.36 * width) if width >= BESIDE else width
 
@@ -93,7 +93,7 @@ def _row_height(row: _Row, room: float, width: float) -> float:
 
 
 def draw_rows(canvas: Canvas, chart: BarChart | StackedChart, top: float, bottom: float) -> None:
-    """All bars under each other: names to their left where there is room, above them where there is none."""
+    """Draws all bars, one below the other. Names stand to their left if there is room, else above them."""
     rows, width = _rows(chart), canvas.width
     beside = width >= BESIDE
     room = _name_width(chart, width)

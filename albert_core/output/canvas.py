@@ -1,4 +1,4 @@
-"""What every drawing of a chart shares: a figure in pixels, axes with round ticks, fills."""
+"""What all drawings of charts share: a figure in pixels, axes with round ticks, fills."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 # From this width on, names stand beside their bars, and curves are taller.
 BESIDE = 700
-# Below the plot: the words of the ticks and of the axis.
+# Space below the plot for the labels of the ticks and of the axis.
 FOOT = 48
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A figure whose places are given in pixels from its upper left corner."""
+    """A figure with positions in pixels from its upper left corner."""
 
     figure: Figure
     width: float
@@ -38,7 +38,7 @@ class Canvas:
 
 
 def pointed(kind: str, words: str) -> str:
-    """The name of a drawn part, from which `_inline` makes its class and the words that show when a pointer rests."""
+    """The name of a drawn part. `_inline` makes its class and its tooltip from it."""
     return f"{kind}|{clean(words)}"
 
 
@@ -50,14 +50,14 @@ def fill_of(fill: Fill) -> dict[str, Any]:
 
 
 def set_up_axis(axes: Axes, way: str, axis: Axis, values: Sequence[float], most: int) -> None:
-    """A linear or logarithmic axis over `values` with at most `most` round ticks; their words have all their digits."""
+    """A linear or logarithmic axis over `values` with at most `most` round ticks. Their labels have all digits."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     positive = [value for value in values if value > 0]
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if way == "x" else (axes.set_yscale, axes.set_ylim)
     drawn = axes.xaxis if way == "x" else axes.yaxis
     if axis.log and len(positive) < len(values) and positive:
-        # The only scale of matplotlib that has a zero below its powers of ten.
+        # matplotlib's only scale with a zero below its powers of ten.
         set_scale("symlog", linthresh=min(positive), linscale=0.7)
         set_limits(0.0, max(positive) * 2)
         powers = range(math.ceil(math.log10(min(positive))), math.floor(math.log10(max(positive) * 2)) + 1)
@@ -76,7 +76,7 @@ def set_up_axis(axes: Axes, way: str, axis: Axis, values: Sequence[float], most:
 
 
 def _tick(value: float, low: float, high: float, log: bool) -> str:
-    """A tick's words, with the digits that tell it from its neighbours."""
+    """A tick's label, with the digits that distinguish it from its neighbours."""
     if value == 0 or (not log and abs(value) < 1e-9 * (high - low)):
         return "0"
     if log:

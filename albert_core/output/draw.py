@@ -1,4 +1,4 @@
-"""Charts as SVG elements of a page and as PNG files: drawn once, by matplotlib, in pixels of the page."""
+"""Charts as SVG elements of a page and as PNG files. matplotlib draws both, in pixels of the page."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Widths of a drawing in pixels: of a page, of half of it, of a telephone.
+# Widths of a drawing in pixels: of a page, of half a page, of a phone.
 WIDE, HALF, NARROW = 1080, 520, 352
 # A legend's sample with the gaps around it.
 SAMPLE = 56
-# A curve of more points than this is drawn by the lowest and the highest of each of its stretches.
+# A curve with more points than this is drawn by the lowest and the highest point of each stretch.
 MOST_POINTS = 600
 MARKS_OF_LONG_CURVES = 10
-# Classes of a drawing's elements, which name what a reader may point at.
+# Classes of a drawing's elements that have a tooltip.
 KINDS = ("series", "bar", "part", "band")
 PIXELS_PER_INCH = 72
 
 
 def draw_svg(chart: Chart, width: float, key: str) -> str:
-    """The chart as an SVG element of a page that has the colours of `styles.variables`.
+    """The chart as an SVG element for a page with the colours of `styles.variables`.
 
     Args:
-        width: in pixels.
-        key: starts the names inside the drawing; no other drawing of the page has it.
+        width: In pixels.
+        key: The prefix of names inside the drawing, unique in the page.
     """
     file = StringIO()
     with _settings(key):
-        # Its title and its date, which a file would have, are the page's to tell.
+        # The page shows title and date, which a file would contain.
         figure_of(chart, width).savefig(file, format="svg", facecolor="none", metadata={"Date": None})
     return _inline(file.getvalue(), chart, key)
 
 
 def draw_png(chart: Chart) -> bytes:
-    """The chart with its title as a PNG file's content, in the colours of a light page."""
+    """The content of a PNG file with the chart and its title, in the colours of a light page."""
     file = BytesIO()
     with _settings(chart.key):
         figure = figure_of(chart, WIDE, titled=True)
@@ -65,7 +65,7 @@ def _settings(key: str) -> Iterator[None]:
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": key,
-        # Texts from outside are shown as they are: a dollar sign begins no formula.
+        # External texts are shown as they are: a dollar sign begins no formula.
         "text.parse_math": False,
         "text.color": styles.INK,
         "font.size": SIZE,
@@ -73,13 +73,13 @@ def _settings(key: str) -> Iterator[None]:
         "hatch.linewidth": 1.4,
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A reader of the page may have what matplotlib's font lacks.
+        # The page's reader may have characters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
 
 
 def figure_of(chart: Chart, width: float, titled: bool = False) -> Figure:
-    """The chart on a figure of its own, which no window and no global state of pyplot knows."""
+    """The chart on its own figure, independent of windows and of pyplot's global state."""
     from matplotlib.figure import Figure
 
     title = wrapped(chart.title, width, 2) + wrapped(chart.words, width, 2) if titled else []
@@ -129,14 +129,14 @@ def _samples(chart: Chart) -> list[tuple[Any, str]]:
 
 
 def _height(chart: Chart, width: float) -> float:
-    """Pixels of the chart without its title and its legend."""
+    """The chart's height in pixels without its title and its legend."""
     if isinstance(chart, LineChart):
         return LINE + (300 if width >= BESIDE else 220) + FOOT
     return rows_height(chart, width)
 
 
 def _look(line: Line) -> dict[str, Any]:
-    """How a line is drawn. The reference is wide and pale: candidates that agree lie on it and are seen."""
+    """How a line is drawn. The reference is wide and pale, so that candidates that coincide with it stay visible."""
     is_reference = line.style < 0
     colour = styles.colour(line.style)
     width = 6.0 if is_reference else 1.2 if line.plain else 2.0
@@ -176,7 +176,7 @@ def _draw_lines(canvas: Canvas, chart: LineChart, top: float, bottom: float) -> 
         set_up_axis(axes, "x", chart.x, [x for line in chart.lines for x, _ in line.points], int(room // 80))
     axes.grid(True, color=styles.GRID, linewidth=1)
     plain_axes(axes, chart.x.label)
-    # Below the words of the lowest tick beside the axis.
+    # Below the label of the lowest tick beside the axis.
     axes.tick_params(axis="x", pad=10)
 
 
@@ -195,7 +195,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 
 def _with_room(names: Sequence[str], room: float) -> list[int]:
-    """Which names of an axis have room beside each other, the first always."""
+    """Which names of an axis fit beside each other. The first always does."""
     step = room / max(1, len(names) - 1)
     kept = [0]
     for place in range(1, len(names)):
@@ -206,7 +206,7 @@ def _with_room(names: Sequence[str], room: float) -> list[int]:
 
 
 def _inline(svg: str, chart: Chart, key: str) -> str:
-    """The drawing as an element of a page: its colours are the page's, and a screen reader announces it."""
+    """The drawing as an element of a page, with the page's colours and a description for screen readers."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in [one for one in parent if one.tag.endswith(("}metadata", "}style"))]:
@@ -224,7 +224,7 @@ def _inline(svg: str, chart: Chart, key: str) -> str:
             tip = ElementTree.Element("title")
             tip.text = said
             element.insert(0, tip)
-        # The page's own font stands in for the one that was measured.
+        # The page's own font replaces the one that was measured.
         style = re.sub("font[^;]*; ?", "", given.get("style", ""))
         if "fill" in given:
             style += f"; fill: {given.pop('fill')}"
@@ -249,7 +249,7 @@ def _inline(svg: str, chart: Chart, key: str) -> str:
 
 
 def extremes(points: tuple[Point, ...], most: int) -> list[Point]:
-    """At most about `most` points: of each stretch of a long curve the lowest, the highest and the gaps' first."""
+    """At most about `most` points: the lowest and the highest of each stretch of a long curve, and the first gap."""
     if len(points) <= most:
         return list(points)
     stretch = -(-len(points) * 2 // most)

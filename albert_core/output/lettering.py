@@ -1,4 +1,4 @@
-"""How wide a chart's words are, and where they break, whichever sans-serif font their reader has."""
+"""How wide a chart's words are and where they break, whichever sans-serif font the reader has."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import unicodedata
 
 from ..terminal.text import clean
 
-# Of all words of a chart, and from one line of them to the next, in pixels.
+# Font size of all words of a chart, and distance of their lines, in pixels.
 SIZE, LINE = 13, 18
 
 
 def text_width(text: str) -> float:
-    """Pixels that `text` takes at most: DejaVu Sans, which is measured, is among the widest fonts."""
+    """The largest width of `text` in pixels. DejaVu Sans, which is measured, is among the widest fonts."""
     return SIZE * sum(_advance(mark) for mark in text)
 
 
@@ -26,7 +26,7 @@ def _advance(mark: str) -> float:
 
 
 def wrapped(text: str, width: float, most: int) -> list[str]:
-    """`text` in at most `most` lines of `width` pixels; what doesn't fit ends in an ellipsis."""
+    """`text` in at most `most` lines of `width` pixels. If it doesn't fit, it ends in an ellipsis."""
     lines = [""]
     for word in clean(text).split():
         joined = f"{lines[-1]} {word}" if lines[-1] else word
@@ -35,7 +35,7 @@ def wrapped(text: str, width: float, most: int) -> list[str]:
             continue
         lines.append("")
         for mark in word:
-            # A word that is longer than a line is broken where the line ends.
+            # A word longer than a line is broken at the line's end.
             if lines[-1] and text_width(lines[-1] + mark) > width:
                 lines.append("")
             lines[-1] += mark

@@ -17,9 +17,7 @@ from .progress import terminal
 
 @contextmanager
 def log_to_terminal(level: str | None) -> Iterator[MemoryHandler]:
-    """Logs on stderr from `level` up (None: nothing). Yields the handler that keeps lines until the run's folder is
-    known.
-    """
+    """Logs on stderr from `level` up (None: nothing). Yields a handler that keeps lines until the folder is known."""
     from rich.logging import RichHandler
 
     logger = logging.getLogger("isotrain")

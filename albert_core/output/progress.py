@@ -23,9 +23,7 @@ class Reporter(Protocol):
         ...
 
     def start(self, step: int, total_steps: int, label: str = "") -> None:
-        """Training begins at `step`. `label` names what is trained. It says if weights are random or a card is
-        emulated.
-        """
+        """Training begins at `step`. `label` names what is trained, with random weights and an emulated card."""
         ...
 
     def update(self, step: int, values: dict[str, Any]) -> None: ...

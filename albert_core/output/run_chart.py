@@ -23,7 +23,7 @@ STYLE = (
 
 
 def evaluation_chart(rows: list[dict[str, Any]], metrics: list[str], title: str) -> LineChart:
-    """The `metrics` of a run's evaluations over its epochs, or over its steps where an epoch has several."""
+    """The `metrics` of a run's evaluations over its epochs, or over its steps if an epoch has several."""
     epochs = [row["epoch"] for row in rows]
     axis = "epoch" if len(set(epochs)) == len(epochs) else "step"
 
@@ -36,7 +36,7 @@ def evaluation_chart(rows: list[dict[str, Any]], metrics: list[str], title: str)
 
 
 def write_charts(run: RunFolder, metrics: list[str], title: str, *, png: bool) -> None:
-    """Draws the run's evaluations so far into chart.html, and into chart.png where that is asked for."""
+    """Draws the run's evaluations so far as chart.html, and with `png` as chart.png."""
     rows = evaluations(run) if metrics else []
     if not rows:
         return
@@ -47,7 +47,7 @@ def write_charts(run: RunFolder, metrics: list[str], title: str, *, png: bool) -
 
 
 def as_page(chart: LineChart) -> str:
-    """A page of its own that holds the chart, and the figures as a table."""
+    """A page with the chart and a table of its figures."""
     head = "".join(f"<th>{_shown(name)}</th>" for name in (chart.x.label, *(line.name for line in chart.lines)))
     body = "".join(
         f"<tr><td>{precise(x)}</td>{''.join(f'<td>{_value(line, place)}</td>' for line in chart.lines)}</tr>"
@@ -86,7 +86,7 @@ def as_text(chart: LineChart, width: int = 60, height: int = 12) -> str:
         (mark, [(column(x), row(value)) for x, value in line.points if value is not None])
         for line, mark in zip(chart.lines, marks, strict=False)
     ]
-    # Marks after the lines between them, so that none is drawn over.
+    # Marks are drawn after the lines, so that none is hidden.
     for _, points in drawn:
         for (x0, y0), (x1, y1) in pairwise(points):
             for x in range(x0 + 1, x1):
@@ -106,5 +106,5 @@ def as_text(chart: LineChart, width: int = 60, height: int = 12) -> str:
 
 
 def _shown(text: str) -> str:
-    """A text from outside, such as a model's name, in HTML."""
+    """External text, such as a model's name, in HTML."""
     return html.escape(clean(text))

@@ -1,11 +1,11 @@
-"""How the series of a chart are told apart: colour, dash and marker together, on a page and in PNG files.
+"""How the series of a chart differ: by colour, dash and marker together, on a page and in PNG files.
 
-A hatch is kept for what is no result, and means nothing else. Bars bear their names, and the parts of a stacked bar lie
-in the legend's order, so neither is told by colour alone.
+A hatch marks what is no result, and nothing else. Bars have their names beside them, and the parts of a stacked bar
+have the legend's order, so neither depends on colour alone.
 
-The hues are those of Okabe and Ito (2008), which the usual kinds of colour blindness keep apart, without their yellow
-and darkened or lightened until each has at least three times the luminance contrast to its background that WCAG 2.2
-(criterion 1.4.11) asks of graphics.
+The hues are those of Okabe and Ito (2008), which stay distinct with the usual kinds of colour blindness, without their
+yellow. They are darkened or lightened until each has at least three times the luminance contrast to its background that
+WCAG 2.2 (criterion 1.4.11) requires of graphics.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 LIGHT = ("#0072b2", "#c44e00", "#00805e", "#a8488c", "#8f6500", "#3f8fbf")
 DARK = ("#4da8e0", "#ff8b4d", "#2fc79a", "#e39ac4", "#e6b84a", "#9fd3f2")
 
-# By the names of a page's CSS variables, in a light and in a dark system.
+# By the names of a page's CSS variables, in light and dark mode.
 COLOURS = {
     **{f"s{index}": pair for index, pair in enumerate(zip(LIGHT, DARK, strict=True))},
     "page": ("#ffffff", "#14181d"),
@@ -27,22 +27,22 @@ PAGE, INK, QUIET, GRID, ALARM = (COLOURS[name][0] for name in ("page", "ink", "q
 
 # Lengths of dashes and gaps in pixels.
 DASHES = ((), (8, 4), (2, 3), (10, 3, 2, 3), (14, 4))
-# As matplotlib names them: circle, square, triangle, diamond, cross, wedge, plus.
+# matplotlib's names: circle, square, triangle, diamond, cross, wedge, plus.
 MARKERS = "os^DxvP"
-# Of a bar's fill, by how often its colour was used before.
+# Shades of a bar's fill, by how often its colour was used before.
 SHADES = (1.0, 0.5, 0.22)
 
 
 def variables() -> str:
-    """CSS that gives a page the colours of its charts, in a light and in a dark system."""
+    """CSS that defines the colours of a page's charts in light and dark mode."""
     light, dark = (" ".join(f"--{name}: {pair[theme]};" for name, pair in COLOURS.items()) for theme in (0, 1))
     light = f":root {{ color-scheme: light dark; {light} }}"
     return f"{light}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 
 
 def colour(style: int) -> str:
-    """The light system's colour of a style; a negative one is the reference's."""
-    # A step further each time round: the light shade of a colour stands beside no neighbour of it.
+    """The light-mode colour of a style. A negative style is the reference."""
+    # Shifted by one each time round, so that the light shade of a colour has no neighbour of the same colour.
     return INK if style < 0 else LIGHT[(style + style // len(LIGHT)) % len(LIGHT)]
 
 

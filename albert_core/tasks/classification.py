@@ -156,9 +156,7 @@ class Classification(Task):
     def judge(
         self, dataset: RawDataset, store: TokenStore, outputs: Outputs, loss: float, config: TrainConfig
     ) -> Evaluation:
-        """Loss, accuracy, macro-F1 and the share of the most frequent prediction. For two labels, also the second one's
-        F1.
-        """
+        """Loss, accuracy, macro-F1, the share of the most frequent prediction and, of two labels, the second's F1."""
         del config
         predicted = np.empty(store.num_texts, dtype=np.int64)
         for rows, labels in outputs:
@@ -198,9 +196,7 @@ class Classification(Task):
     def columns(
         self, table: Table, recalled: Recalled, text_column: str | None, text_pair_column: str | None
     ) -> tuple[str, str | None]:
-        """The requested columns, else those of the training data if the table has them, else columns with the usual
-        names.
-        """
+        """The requested columns, else those of the training data if they exist, else columns with the usual names."""
         if len(recalled.text_columns) == 1:
             if text_pair_column is not None:
                 raise UserError("this run was trained on single texts; drop --pair-column")

@@ -40,9 +40,7 @@ class Prediction(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation: metrics, and the JSON files (content by id) that the run's folder gets, by file
-    name.
-    """
+    """An evaluation's metrics, and the JSON files (content by id) for the run's folder, by file name."""
 
     metrics: dict[str, float]
     files: dict[str, dict[str, Any]] = field(default_factory=dict)

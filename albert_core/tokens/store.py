@@ -142,9 +142,7 @@ def store_key(split: RawSplit, tokenizer: TextTokenizer, max_length: int) -> str
 
 
 def _specs(split: RawSplit) -> Specs:
-    """What the arrays of this split's store must be. Arrays with a value per token are mapped, those per text are
-    small.
-    """
+    """What the arrays of this split's store must be. Arrays with a value per token are mapped."""
     specs = {
         "ids": ArraySpec("int32", (None,), mapped=True),
         "offsets": ArraySpec("int64", (len(split) + 1,)),

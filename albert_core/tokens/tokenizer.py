@@ -91,8 +91,7 @@ class TextTokenizer:
 
         Returns:
             ids int32 [T], offsets int64 [texts + 1] (text i is ``ids[offsets[i]:offsets[i + 1]]``), and token types
-                uint8 [T]
-            of pairs, else None.
+            uint8 [T] of pairs, else None.
 
         Raises:
             UserError: max_length leaves no room for text, or pairs don't match texts.

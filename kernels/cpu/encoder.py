@@ -23,15 +23,15 @@ from .library import Shape, best_isa, native, second_level_cache_bytes, why_not
 # kernels/cpu/native/common.h, enum Activation.
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "silu": 3, "tanh": 4}
 
-# How much of the second-level cache a block's widest activation may take. AMX is fed from there and must share it with
-# the weights on their way through; AVX-512 is slow enough that reading the weights less often pays more (on Zen 4,
-# 1 MiB: 96 rows 0.80, 192 rows 0.86, 384 rows 0.87 of the unit's rate).
+# The share of the second-level cache for a block's widest activation. AMX is fed from there and shares it with the
+# weights that stream through. AVX-512 is so slow that reading the weights less often pays more (on Zen 4, 1 MiB: 96
+# rows 0.80, 192 rows 0.86, 384 rows 0.87 of the unit's rate).
 _CACHE_SHARE = {"amx_bf16": 0.6, "avx512_bf16": 1.2}
 _ERROR_BYTES = 512
 
 
 def unsupported(config: EncoderConfig) -> str | None:
-    """Why the native kernel can't run an encoder of this shape, or None where it can."""
+    """Why the native kernel can't run an encoder of this shape, or None if it can."""
     if config.activation not in ACTIVATIONS:
         return f"activation {config.activation!r} (it has {', '.join(ACTIVATIONS)})"
     for name, value, step, most in (
@@ -48,16 +48,16 @@ def unsupported(config: EncoderConfig) -> str | None:
 class NativeEncoder:
     """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
-    Padded batches are packed first; their features have the same bits.
+    Padded batches are packed first, and give the same bits.
 
     Args:
         weights: Any floating dtype, rounded to bfloat16.
-        isa: An instruction set of `library.ISAS`; the fastest when None.
-        threads: torch's number at each call when None.
-        block_tokens: Rows that go through the layers together; None takes as many as the second-level cache holds.
+        isa: An instruction set of `library.ISAS`. By default the fastest.
+        threads: The number of threads. By default torch's number at each call.
+        block_tokens: Rows that are processed together. By default as many as fit into the second-level cache.
 
     Raises:
-        UserError: The extension or the instruction set is missing, it doesn't have the shape or the activation, or
+        UserError: The extension or the instruction set is missing, the shape or the activation is not supported, or
             weights are NaN or infinite.
     """
 
@@ -81,7 +81,7 @@ class NativeEncoder:
         check_finite(weights)
         self.config = weights.config
         self.isa = isa
-        # Another compiler or an edited source may round elsewhere, and features are kept on disk under this name.
+        # Another compiler or an edited source may round differently, and features are cached on disk under this name.
         self.version = f"1-{isa}-{native().build}"
         self.threads = threads
         self.block_tokens = block_tokens or default_block_tokens(isa, weights.config.intermediate_size)
@@ -95,7 +95,7 @@ class NativeEncoder:
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden], on the host.
 
-        Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
+        Raises UserError for a batch that doesn't fit the encoder (see the batch's `validate`).
         """
         packed = self._packed(batch)
         features = torch.empty(packed.num_sequences, self.config.hidden_size, dtype=torch.float32)
@@ -106,9 +106,11 @@ class NativeEncoder:
     def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Every token's hidden state, float32 [tokens, hidden]: what the first layer takes in, then what each one
-        gives (R + 1 tensors). With `given`, R such tensors, each layer is applied to its own one (R results).
-        Of a padded batch they are [sequences, length, hidden], with zeros at padded places.
+        """Every token's hidden state: the first layer's input, then each layer's output.
+
+        Returns:
+            R + 1 tensors, float32 [tokens, hidden]. For a padded batch, [sequences, length, hidden] with zeros at
+            padding. With `given`, R such tensors, each layer is applied to its own one, and there are R results.
         """
         packed = self._packed(batch)
         real = batch.attention_mask.bool().cpu() if isinstance(batch, PaddedBatch) else None
@@ -126,7 +128,7 @@ class NativeEncoder:
         return found if real is None else [_spread(state, real) for state in found]
 
     def _packed(self, batch: PackedBatch | PaddedBatch) -> PackedBatch:
-        """`batch` checked, on the host, without padding."""
+        """`batch`, checked, on the host and without padding."""
         batch.validate(self.config)
         batch = batch.to("cpu")
         packed = batch.to_packed() if isinstance(batch, PaddedBatch) else batch
@@ -137,7 +139,7 @@ class NativeEncoder:
         return packed
 
     def _run(self, function: Callable[..., int], packed: PackedBatch, *tensors: torch.Tensor | None) -> None:
-        """Calls a function of the library on a batch; `tensors` are what it takes between threads and error."""
+        """Calls a function of the library on a batch. `tensors` are its arguments between threads and error."""
         ids = _host(packed.input_ids, torch.int64)
         positions = _host(packed.position_ids, torch.int64)
         types = None if packed.token_type_ids is None else _host(packed.token_type_ids, torch.int64)
@@ -216,7 +218,7 @@ def _embedding_tensors(weights: EncoderWeights) -> list[torch.Tensor | None]:
 
 
 def _layer_tensors(layer: LayerWeights) -> list[torch.Tensor]:
-    """Twelve tensors in the order that native/api.cpp takes them."""
+    """Twelve tensors in the order that native/api.cpp expects."""
     qkv = torch.cat((layer.query_weight, layer.key_weight, layer.value_weight))
     qkv_bias = torch.cat((layer.query_bias, layer.key_bias, layer.value_bias))
     tensors = []
@@ -233,12 +235,12 @@ def _layer_tensors(layer: LayerWeights) -> list[torch.Tensor]:
 
 
 def _rounded(tensor: torch.Tensor) -> torch.Tensor:
-    """Rounded to bfloat16 as every weight is, held in float32."""
+    """Rounded to bfloat16 like every weight, stored in float32."""
     return _host(tensor.detach().to(torch.bfloat16), torch.float32)
 
 
 def _spread(state: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """[tokens, hidden] at the True places of `real` [sequences, length], zeros elsewhere."""
+    """[tokens, hidden] placed where `real` [sequences, length] is True, with zeros elsewhere."""
     spread = state.new_zeros(*real.shape, state.shape[-1])
     spread[real] = state
     return spread

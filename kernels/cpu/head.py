@@ -1,8 +1,8 @@
 """A whole optimizer step of the classification head in one native call, in float32 on one thread.
 
-Forward, cross entropy, backward and AdamW over ``Linear -> GELU -> Linear``: no graph, no gradient tensors, no Python a
-parameter. The parameters and the optimizer's own state tensors are updated in place, so checkpoints and a change back
-to the optimizer's `step` need nothing special.
+Forward, cross entropy, backward and AdamW for ``Linear -> GELU -> Linear``, without a graph, gradient tensors or Python
+per parameter. Parameters and the optimizer's own state tensors are updated in place. Checkpoints, and a change back to
+the optimizer's `step`, therefore work as usual.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .library import AdamSettings, HeadTensors, native
 
 
 def head_step_unsupported(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> str | None:
-    """Why `HeadStep` can't do the work of `optimizer` on these parameters, or None where it can."""
+    """Why `HeadStep` can't replace `optimizer` for these parameters, or None if it can."""
     found = native()
     if found.library is None:
         return found.reason
@@ -34,17 +34,18 @@ def head_step_unsupported(parameters: Sequence[torch.Tensor], optimizer: torch.o
 
 
 class HeadStep:
-    """``step(features, labels, num_samples)``: one optimizer step; float32 [2], summed loss and right answers.
+    """``step(features, labels, num_samples)``: one optimizer step. Returns the summed loss and the correct answers,
+    float32 [2].
 
-    A call takes features, float32 [b, f], labels, int64 [b], and num_samples, by which the summed loss is divided
-    before it is differentiated. It reads the learning rate and the other settings from the optimizer's group.
+    Features are float32 [b, f] and labels int64 [b]. The summed loss is divided by num_samples before it is
+    differentiated. The learning rate and the other settings are read from the optimizer's group at every step.
 
     Args:
         parameters: Hidden weight [h, f], hidden bias [h], output weight [c, h], output bias [c]; float32, contiguous.
         optimizer: The optimizer whose state is updated in place.
 
     Raises:
-        UserError: What `head_step_unsupported` names, or a label that the head has no class for.
+        UserError: A reason of `head_step_unsupported`, or a label without a class in the head.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -99,7 +100,7 @@ class HeadStep:
         return sums
 
     def _bind(self) -> None:
-        """Takes the addresses of the parameters and of the optimizer's state, which it makes where there is none."""
+        """Stores the addresses of the parameters and of the optimizer's state, which is created if missing."""
         hidden, _, output, _ = self._parameters
         tensors = HeadTensors(features=hidden.shape[1], hidden=hidden.shape[0], labels=output.shape[0])
         for index, parameter in enumerate(self._parameters):

@@ -1,4 +1,4 @@
-"""The C interface of the native CPU kernel: loading, argument types, which instruction sets run here."""
+"""The C interface of the native CPU kernel: loading, argument types, available instruction sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..native import NativeLibrary, load
 
 INTERFACE = 2
 
-# Fastest first. "amx_emulated" is the AMX code over plain memory: for tests, never chosen by itself.
+# Fastest first. "amx_emulated" is the AMX code over plain memory, for tests. It is never chosen automatically.
 ISAS = ("amx_bf16", "avx512_bf16")
 EMULATED_ISA = "amx_emulated"
 
@@ -68,7 +68,7 @@ class AdamSettings(ctypes.Structure):
 
 @cache
 def native() -> NativeLibrary:
-    """The library with its functions' argument types declared."""
+    """The library with the argument types of its functions declared."""
     found = load("cpu", INTERFACE)
     library = found.library
     if library is not None:
@@ -126,7 +126,7 @@ def best_isa() -> str | None:
 
 
 def why_not() -> str | None:
-    """Why the native kernel can't run here, with what to do about it; None where it can."""
+    """Why the native kernel can't run here and what to do about it, or None if it can."""
     found = native()
     if found.library is None:
         return found.reason
@@ -145,7 +145,7 @@ def unit_rate(isa: str, working_set_bytes: int, seconds: float = 0.5) -> float:
 
 
 def second_level_cache_bytes() -> int:
-    """A core's second-level cache as the system names it; 1 MiB where it doesn't."""
+    """Size of a core's second-level cache according to the system, or 1 MiB if unknown."""
     try:
         size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
     except (ValueError, OSError):

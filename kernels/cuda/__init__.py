@@ -1,8 +1,8 @@
-"""The packed encoder on NVIDIA GPUs: Triton kernels, torch's products, shapes that CUDA graphs can repeat.
+"""The packed encoder on NVIDIA GPUs: Triton kernels, torch's products, and shapes that CUDA graphs can replay.
 
-Importing this package imports no Triton; `why_not` says whether it can be used. Everything here takes tensors of any
-device: under Triton's interpreter (``TRITON_INTERPRET=1``) it all runs on a CPU, which is how it is tested where no
-GPU is at hand. Streams, graphs and devices belong to the backend.
+Importing this package doesn't import Triton. `why_not` says whether it can be used. Everything here works on tensors of
+any device. With Triton's interpreter (``TRITON_INTERPRET=1``) it all runs on a CPU, so it is tested without a GPU.
+Streams, graphs and devices belong to the backend.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Fixed shapes for batches of any shape: what lets a captured graph be repeated.
+"""Fixed shapes for batches of any shape, so that captured graphs can be replayed.
 
-Small batches keep a GPU waiting for the host's launches; a graph is one launch, but of fixed shapes and addresses. So
-each batch is copied into the buffers of a slightly larger bucket, and the bucket's graph is replayed. Behind the batch,
-the buffers hold rows of earlier ones, which see no key and which no row sees.
+With small batches, a GPU waits for the host's launches. A graph is one launch, but has fixed shapes and addresses. Each
+batch is therefore copied into the buffers of a slightly larger bucket, and the bucket's graph is replayed. Behind the
+batch, the buffers contain leftovers of earlier ones: rows that see no key and that no row sees.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from .rows import TokenRows
 
-# Above this a chunk's kernels run longer than the host needs to launch them, and padding would cost real time.
+# Above this, a chunk's kernels run longer than the host needs to launch them, and padding would cost real time.
 GRAPH_TOKENS = 8192
 MOST_BUCKETS = 32
 
@@ -27,22 +27,23 @@ Thunk = Callable[[], torch.Tensor]
 
 
 class Capture(Protocol):
-    """How a device records work to repeat it."""
+    """How a device records work to replay it later."""
 
     def warm_up(self, run: Thunk) -> torch.Tensor:
-        """Runs it once for real, as preparation (libraries, compilation) for `capture`."""
+        """Runs it once for real to prepare `capture` (libraries, compilation)."""
         ...
 
     def capture(self, run: Thunk) -> Thunk:
-        """Records `run` without executing it; what it returns executes it, into the same result tensor each time."""
+        """Records `run` without executing it. The result executes it, into the same tensor each time."""
         ...
 
 
 class BucketRunner:
-    """Runs `forward` in buckets: a shape's first use runs it plainly, its second captures, later ones replay.
+    """Runs `forward` in buckets. The first use of a shape runs it directly, the second captures it, later ones replay
+    it.
 
-    At most `most_buckets` shapes are kept; batches of other shapes, or of more than `graph_tokens` rows, run plainly
-    and unpadded. All calls must be made on one stream: buffers are written again by the next call.
+    At most `most_buckets` shapes are kept. Batches of other shapes, or of more than `graph_tokens` rows, run directly
+    and unpadded. All calls must be made on one stream, because the next call overwrites the buffers.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class BucketRunner:
         graph_tokens: int = GRAPH_TOKENS,
         most_buckets: int = MOST_BUCKETS,
     ) -> None:
-        """`longest`: no sequence has more tokens (the encoder's positions)."""
+        """`longest` is the most tokens that a sequence has (the encoder's positions)."""
         self._forward, self._capture, self._longest = forward, capture, longest
         self._graph_tokens, self._most_buckets = graph_tokens, most_buckets
         self._buckets: dict[tuple[int, int, bool, bool], _Bucket] = {}
@@ -63,7 +64,7 @@ class BucketRunner:
         return len(self._buckets)
 
     def __call__(self, rows: TokenRows) -> torch.Tensor:
-        """Features, float32 [sequences, hidden], the caller's own."""
+        """Features, float32 [sequences, hidden], in memory of their own."""
         if rows.num_tokens > self._graph_tokens:
             return self._forward(rows)
         key = (
@@ -86,7 +87,7 @@ class BucketRunner:
         else:
             bucket.replay = self._capture.capture(lambda: self._forward(bucket.buffers))
             features = bucket.replay()
-        # A copy: the next replay writes the same memory.
+        # A copy, because the next replay writes to the same memory.
         return features[: rows.num_sequences].clone()
 
 
@@ -98,7 +99,7 @@ class _Bucket:
 
 
 def token_bucket(tokens: int) -> int:
-    """The bucket that `tokens` rows fit in: eight sizes an octave, so that at most an eighth of it is padding."""
+    """The bucket for `tokens` rows: eight sizes per octave, so that at most an eighth of it is padding."""
     if tokens <= _LEAST_TOKENS:
         return _LEAST_TOKENS
     step = max(1, (1 << (tokens - 1).bit_length() - 1) // _STEPS_PER_OCTAVE)
@@ -106,12 +107,12 @@ def token_bucket(tokens: int) -> int:
 
 
 def sequence_bucket(sequences: int) -> int:
-    """The next power of two: a spare sequence costs one row of the last layer."""
+    """The next power of two. A spare sequence costs one row of the last layer."""
     return 1 << (sequences - 1).bit_length()
 
 
 def _buffers(rows: TokenRows, tokens: int, sequences: int, longest: int) -> TokenRows:
-    """Zeros: id, position and type 0 exist in every model."""
+    """Zeros, because id, position and type 0 exist in every model."""
     device = rows.input_ids.device
 
     def zeros(size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The packed frozen encoder for GPUs: torch's matrix products, Triton's kernels for everything between them."""
+"""The packed frozen encoder for GPUs: torch's matrix products, and Triton kernels for everything between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..weights import EncoderWeights, LayerWeights
 from .rows import TokenRows, first_rows, key_ranges, split
 from .support import Operators, why_no_flash, why_not
 
-# Rows that go through the layers at once: enough to keep every multiprocessor busy, and a bound on memory.
+# Rows processed at once: enough to keep every multiprocessor busy, few enough to limit memory.
 CHUNK_TOKENS = 65536
 
 Linear = tuple[torch.Tensor, torch.Tensor]
@@ -25,7 +25,7 @@ Forward = Callable[[TokenRows], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's weights: norms in float32, the rest in the compute dtype; the products' weights are (out, in)."""
+    """One layer's weights: norms in float32, the rest in the compute dtype. Weights of products are (out, in)."""
 
     qkv: Linear
     attention_output: Linear
@@ -38,15 +38,15 @@ class _Layer:
 class PackedGpuEncoder:
     """A frozen encoder: ``encoder(batch)`` gives float32 features [sequences, hidden] on the weights' device.
 
-    Products take `compute_dtype` operands and sum in float32; the residual stream, LayerNorm and softmax are float32.
-    `runner` executes the forward pass of each chunk (a `BucketRunner` repeats captured graphs); plainly by default.
-    Nothing is read back: a batch that is on the device already is never waited for. Tensors of `weights` that fit as
-    they are are shared, so they must not change afterwards.
+    Products have `compute_dtype` operands and float32 sums. The residual stream, LayerNorm and softmax are float32.
+    `runner` executes the forward pass of each chunk (a `BucketRunner` replays captured graphs), by default directly.
+    Nothing is read back, so the host never waits for a batch that is on the device already. Tensors of `weights` are
+    shared if they already fit, so they must not change afterwards.
 
-    A batch on the host is checked before anything runs. In one that is on the device already, a sequence with an id,
-    position or token type outside the model's range gets NaN features, and so may others that share a tile with it.
+    A batch on the host is checked before anything runs. In a batch on the device, a sequence with an id, position or
+    token type outside the model's range gets NaN features, and so may others that share a tile with it.
 
-    Raises UserError for weights, dtypes or operators that these kernels don't take.
+    Raises UserError for weights, dtypes or operators that these kernels don't support.
     """
 
     version = "1"
@@ -93,7 +93,7 @@ class PackedGpuEncoder:
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden]: each sequence's first row after the last layer.
 
-        Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
+        Raises UserError for a batch that doesn't fit the encoder (see the batch's `validate`).
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
@@ -125,7 +125,7 @@ class PackedGpuEncoder:
         batch.validate(self.config)
         batch = batch.to(self.device)
         shape = (*batch.input_ids.shape, self.config.hidden_size)
-        # One chunk, whatever its size: a replay's tensors are of the whole batch.
+        # One chunk of any size, because `given` has tensors of the whole batch.
         (rows,) = split(batch, max(self.chunk_tokens, batch.input_ids.numel()))
         starts, ends = key_ranges(rows)
         states = []
@@ -150,12 +150,12 @@ class PackedGpuEncoder:
         ends: torch.Tensor,
         rows: TokenRows,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer of all rows: its residual stream in float32, and the same in the compute dtype."""
+        """One layer for all rows: the residual stream in float32 and in the compute dtype."""
         query, key, value = functional.linear(low, *layer.qkv).split(self.config.hidden_size, dim=1)
         return self._finish(layer, x, self._attend(query, key, value, starts, ends, rows))
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer behind attention: its residual stream in float32, and the same in the compute dtype."""
+        """The layer after attention: the residual stream in float32 and in the compute dtype."""
         weight, bias = layer.attention_output
         x, low = self._add_norm(x, functional.linear(attended, weight), bias, layer.attention_norm)
         inner = self._feed_forward(low, layer.ffn)
@@ -172,7 +172,7 @@ class PackedGpuEncoder:
         rows: TokenRows,
         first_only: bool = False,
     ) -> torch.Tensor:
-        # Flash attention has no keys that a sequence's rows may not see: padded batches go through ours.
+        # Flash attention can't hide keys from a sequence's rows, so padded batches use our kernel.
         if self.operators.attention == "flash" and rows.real_lengths is None:
             return self._flash(query, key, value, rows, first_only)
         tile = self._triton.FIRST_ROWS_PER_TILE if first_only else self._triton.ROWS_PER_TILE
@@ -209,7 +209,7 @@ class PackedGpuEncoder:
         """The first layer's input, in float32 and in the compute dtype."""
         ids, positions, types = rows.input_ids, rows.position_ids, rows.token_type_ids
         outside = _outside(ids, self._word_embeddings) | _outside(positions, self._position_embeddings)
-        # A lookup outside the table would end the process's use of the GPU; clamped and marked, it ends in NaN.
+        # A lookup outside the table would make the GPU unusable for the process. A clamped, marked one ends in NaN.
         x = _lookup(ids, self._word_embeddings).float() + _lookup(positions, self._position_embeddings)
         if types is None:
             x = x + self._token_type_embeddings[0]
@@ -252,8 +252,8 @@ def flash_attention(
 ) -> torch.Tensor:
     """torch's variable-length flash attention: query [queries, heads, width], key and value [tokens, heads, width].
 
-    bounds: int32 [sequences + 1]. `torch.nn.attention.varlen` came with torch 2.10; the operator below it, which is not
-    public, is the same in 2.9. Only the first seven arguments have kept their place since.
+    Bounds are int32 [sequences + 1]. `torch.nn.attention.varlen` came with torch 2.10. The operator below it, which is
+    not public, is the same in 2.9. Only the first seven arguments have kept their position since.
     """
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -278,5 +278,5 @@ def _norm(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
 
 
 def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
-    """The dtypes asked for hold even inside a caller's mixed-precision region."""
+    """Keeps the requested dtypes even inside a caller's mixed-precision region."""
     return torch.autocast(device.type, enabled=False)

@@ -1,6 +1,6 @@
 """What the GPU encoder computes on: the rows of a batch and the keys that each row may see, as device tensors.
 
-Nothing here waits for a device: no value is read, no size depends on one, so that a graph can be captured over it.
+Nothing here waits for a device. No value is read and no size depends on one, so that a graph can be captured.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from ..packed.batch import PackedBatch, PaddedBatch
 class TokenRows:
     """T token rows of B sequences, on the device.
 
-    input_ids, position_ids: int64 [T]; token_type_ids: the same, None means all 0. cu_seqlens: int32 [B + 1], sequence
-    b is the rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``; it may be empty, and rows behind the last are padding:
-    they see no key and no one sees them. real_lengths: int32 [B], how many of a sequence's rows, from its first, are
-    keys; None means all. max_length: no sequence has more rows.
+    Attributes:
+        input_ids: int64 [T], like `position_ids` and `token_type_ids` (None means all 0).
+        cu_seqlens: int32 [B + 1]. Sequence b is the rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``; it may be empty.
+            Rows behind the last sequence are padding: they see no key, and no row sees them.
+        real_lengths: int32 [B], the number of a sequence's rows, from its first, that are keys. None means all.
+        max_length: No sequence has more rows.
     """
 
     input_ids: torch.Tensor
@@ -41,10 +43,10 @@ class TokenRows:
 
 
 def key_ranges(rows: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """int32 [T] twice: row i sees the keys from the first to before the second; padding rows see none."""
+    """Two int32 [T]: row i sees the keys from the first up to (not including) the second. Padding rows see none."""
     bounds = rows.cu_seqlens
     row = torch.arange(rows.num_tokens, dtype=torch.int32, device=bounds.device)
-    # B for padding rows, whose start and end are both the last bound.
+    # B for padding rows. Their start and end are both the last bound.
     sequence = torch.searchsorted(bounds[1:].contiguous(), row, right=True)
     start = bounds[sequence]
     if rows.real_lengths is None:
@@ -54,14 +56,14 @@ def key_ranges(rows: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def first_rows(rows: TokenRows) -> torch.Tensor:
-    """int64 [B], each sequence's first row; some existing row for empty sequences, whose result means nothing."""
+    """int64 [B], each sequence's first row. For an empty sequence it is any existing row, with a meaningless result."""
     return rows.cu_seqlens[:-1].clamp(max=rows.num_tokens - 1).to(torch.int64)
 
 
 def split(batch: PackedBatch | PaddedBatch, chunk_tokens: int) -> Iterator[TokenRows]:
-    """The batch's sequences in order, in chunks of at most `chunk_tokens` rows (or one sequence that has more).
+    """The batch's sequences in order, in chunks of at most `chunk_tokens` rows (or one longer sequence).
 
-    Padded places are rows too: a padded batch is computed as one.
+    Padding counts as rows, and a padded batch is computed as one chunk.
     """
     yield from (
         _split_padded(batch, chunk_tokens) if isinstance(batch, PaddedBatch) else _split_packed(batch, chunk_tokens)
@@ -94,8 +96,8 @@ def _split_padded(batch: PaddedBatch, chunk_tokens: int) -> Iterator[TokenRows]:
     for start in range(0, batch.num_sequences, step):
         ids, mask = batch.input_ids[start : start + step], batch.attention_mask[start : start + step]
         types = batch.token_type_ids
-        # Lengths say all about padding on the right and nothing about any other. On the host such a mask is refused;
-        # here it can't be read, and a position that no model has gives NaN instead of a wrong number.
+        # Lengths describe padding on the right completely, and no other mask. On the host another mask is an error.
+        # Here it can't be read, so a position that no model has gives NaN instead of a wrong number.
         usable = (mask[:, :1] == 1) & ((mask[:, 1:] == 0) | (mask[:, 1:] == mask[:, :-1])).all(dim=1, keepdim=True)
         yield TokenRows(
             input_ids=ids.flatten(),

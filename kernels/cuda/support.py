@@ -1,4 +1,4 @@
-"""What the GPU encoder can run, and why not."""
+"""What the GPU encoder can run, and reasons why not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..packed.portable import ACTIVATIONS
 from ..weights import EncoderConfig
 
-# Wider ones would not fit a tile's registers, or a row's.
+# Wider ones would not fit into a tile's or a row's registers.
 LARGEST_HEAD = 256
 LARGEST_HIDDEN = 16384
 
@@ -23,11 +23,13 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 @dataclass(frozen=True)
 class Operators:
-    """Which implementation each part uses; the benchmark of the GPU compares them.
+    """The implementation of each part. The GPU benchmark compares them.
 
-    attention: ``triton`` (ours, short sequences share a tile) or ``flash`` (torch's variable-length attention).
-    norm: ``triton`` (bias, residual and LayerNorm in one pass) or ``torch``. activation: ``triton`` (bias and GELU in
-    one pass), ``torch``, or ``epilogue`` (cuBLASLt's own tanh-GELU behind the product; other activations use triton).
+    Attributes:
+        attention: ``triton`` (ours; short sequences share a tile) or ``flash`` (torch's variable-length attention).
+        norm: ``triton`` (bias, residual and LayerNorm in one pass) or ``torch``.
+        activation: ``triton`` (bias and GELU in one pass), ``torch``, or ``epilogue`` (cuBLASLt's tanh-GELU behind the
+            product; other activations use triton).
     """
 
     attention: str = "triton"
@@ -36,12 +38,12 @@ class Operators:
 
 
 def why_no_triton() -> str:
-    """Why Triton can't be used at all; empty where it is installed."""
+    """Why Triton can't be used at all, or "" if it is installed."""
     return "" if find_spec("triton") else "triton is not installed"
 
 
 def why_not(config: EncoderConfig, compute: torch.dtype, accumulate: torch.dtype) -> str:
-    """Why an encoder of `config` can't run in these dtypes with these kernels; empty where it can."""
+    """Why an encoder of `config` can't run in these dtypes with these kernels, or "" if it can."""
     if reason := why_no_triton():
         return reason
     if compute not in _COMPUTE or accumulate != torch.float32:
@@ -56,23 +58,23 @@ def why_not(config: EncoderConfig, compute: torch.dtype, accumulate: torch.dtype
 
 
 def why_no_flash(config: EncoderConfig, compute: torch.dtype) -> str:
-    """Why torch's variable-length attention can't be used; empty where it can (on a GPU of sm_80 or newer)."""
+    """Why torch's variable-length attention can't be used, or "" if it can (on a GPU of sm_80 or newer)."""
     if compute not in FLASH_DTYPES:
         return f"flash attention computes in bfloat16 or float16, not in {compute}"
     return why_no_flash_heads(config.head_size)
 
 
 def why_no_flash_heads(width: int) -> str:
-    """Why torch's variable-length attention doesn't take heads of `width`; empty where it does."""
+    """Why torch's variable-length attention doesn't support heads of `width`, or "" if it does."""
     if width % 8 or width > LARGEST_HEAD:
         return f"flash attention takes heads of a multiple of 8 up to {LARGEST_HEAD}, not of {width}"
     return ""
 
 
 def smoke_test(device: torch.device, compute: torch.dtype, config: EncoderConfig) -> str:
-    """Runs each Triton kernel on a few rows of `config`'s widths and compares it with torch; what is wrong, or empty.
+    """Runs each Triton kernel on a few rows of `config`'s widths and compares it with torch. Returns the error or "".
 
-    Compiles them too, so that a missing C compiler, an unsupported GPU or too large a tile is found here.
+    This also compiles them, so a missing C compiler, an unsupported GPU or too large a tile is found here.
     """
     from . import triton_kernels
 
@@ -83,7 +85,7 @@ def smoke_test(device: torch.device, compute: torch.dtype, config: EncoderConfig
         return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
 
     def differs(ours: torch.Tensor, wanted: torch.Tensor) -> bool:
-        # Negated: NaN is a difference.
+        # Negated, so that NaN is a difference.
         return not bool((ours.float() - wanted.float()).abs().max() <= _TOLERANCE[compute])
 
     wrong = []

@@ -1,11 +1,11 @@
 """Triton kernels of the packed encoder, and the functions that launch them.
 
-Attention is Dao's online softmax (2205.14135) over a flat tile of rows instead of over one sequence: each row brings
-the range of keys it may see, so that short sequences share a tile, nothing is padded, and neither the number of
-sequences nor their lengths decide the launch. LayerNorm is two-pass in float32. All row offsets are 64-bit.
+Attention is Dao's online softmax (2205.14135) over a flat tile of rows instead of one sequence. Each row has the range
+of keys that it may see. Short sequences can therefore share a tile, nothing is padded, and the launch depends neither
+on the number of sequences nor on their lengths. LayerNorm is two-pass in float32. All row offsets are 64-bit.
 
-No autotuning: a graph may be captured at a shape's second use, and tuning would run inside it. Row counts are not
-specialised, so that a kernel is compiled once per model and dtype, not once per batch size.
+There is no autotuning: a graph may be captured at a shape's second use, and tuning would run inside it. Row counts are
+not specialised, so a kernel is compiled once per model and dtype, not once per batch size.
 
 Importing this module imports Triton.
 """
@@ -18,19 +18,19 @@ import torch
 import triton
 import triton.language as tl
 
-# Rows and keys a tile, and the warps that share it. Compiled for sm_90 (Triton 3.7.1, heads of 64) bfloat16 takes 128
-# registers and float32 122, both without spilling; float32 tiles of 64 keys spill thousands of bytes.
+# Rows and keys per tile, and the warps that share it. Compiled for sm_90 (Triton 3.7.1, heads of 64), bfloat16 needs
+# 128 registers and float32 122, both without spilling. float32 tiles of 64 keys spill thousands of bytes.
 ROWS_PER_TILE = 64
 KEYS_PER_TILE = 64
 WIDE_KEYS_PER_TILE = 32
-# [CLS] rows lie a sequence apart: a tile of few of them spans fewer keys that most of its rows may not see.
+# [CLS] rows are a sequence apart. A tile with few of them spans fewer keys that most of its rows may not see.
 FIRST_ROWS_PER_TILE = 16
 ACTIVATION_COLUMNS = 1024
-# Rows a program of the row-wise kernels takes: on a GPU one fills four warps. The interpreter's cost is per program.
+# Rows per program of the row-wise kernels. On a GPU, one row fills four warps. The interpreter's cost is per program.
 ROWS_PER_PROGRAM = 1
 INTERPRETED_ROWS_PER_PROGRAM = 64
 
-# Transformers' name of an activation to the kernel's.
+# From transformers' name of an activation to the kernel's.
 ACTIVATIONS = {
     "gelu": "gelu_erf",
     "gelu_new": "gelu_tanh",
@@ -85,7 +85,7 @@ def attention(
         BLOCK_D=max(16, triton.next_power_of_2(head_size)),
         BLOCK_M=rows_per_tile,
         BLOCK_N=WIDE_KEYS_PER_TILE if wide else KEYS_PER_TILE,
-        # The interpreter multiplies the bits of bfloat16 operands as integers; widened, the products are the same.
+        # The interpreter multiplies the bits of bfloat16 operands as integers. Widened, the products are the same.
         WIDEN=_interpreted() and query.dtype == torch.bfloat16,
         num_warps=8 if wide and rows_per_tile >= ROWS_PER_TILE else 4,
         num_stages=2,
@@ -163,7 +163,7 @@ def _rows_per_program() -> int:
 
 
 def _interpreted() -> bool:
-    """Whether the kernels below were made for Triton's interpreter (decided when this module was imported)."""
+    """Whether the kernels below were built for Triton's interpreter, which is decided at import."""
     return not isinstance(_attention, triton.runtime.JITFunction)
 
 
@@ -195,7 +195,7 @@ def _attention(
 
     column = tl.arange(0, BLOCK_D)
     in_head = column < HEAD
-    # The head's columns begin here in every row; one head after another.
+    # The head's columns begin here in every row, one head after the other.
     first_column = tl.program_id(1) * HEAD
     # 64-bit offsets to the tile, 32-bit ones within it: a tile of 64-bit offsets would fill the registers.
     first_row = (tl.program_id(0) * BLOCK_M).to(tl.int64)
@@ -229,12 +229,12 @@ def _attention(
         to_tile += BLOCK_N * key_stride
         if WIDEN:
             k = k.to(tl.float32)
-        # Scores in units of log2, so that exp2 does.
+        # Scores in units of log2, for exp2.
         scores = tl.dot(q, k, input_precision="ieee") * scale
         allowed = (position[None, :] >= start[:, None]) & (position[None, :] < end[:, None])
         scores = tl.where(allowed, scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
-        # A row that has seen no key yet: -inf minus -inf would be NaN.
+        # For a row that has seen no key yet, -inf minus -inf would be NaN.
         reference = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         decay = tl.exp2(largest - reference)
         p = tl.exp2(scores - reference[:, None])

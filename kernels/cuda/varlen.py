@@ -1,4 +1,4 @@
-"""Attention of packed batches in training: torch's variable-length kernel, where it can do what is asked."""
+"""Attention of packed batches in training: torch's variable-length kernel, if it supports the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packed encoder: tokens of many sequences end to end, no padding."""
+"""The packed encoder: sequences are concatenated, without padding."""
 
 from __future__ import annotations
 

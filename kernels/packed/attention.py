@@ -1,4 +1,4 @@
-"""Attention within the sequences of a packed batch by torch's own operator, differentiable and without padding."""
+"""Attention within the sequences of a packed batch with torch's own operator, differentiable and without padding."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def spans_of(lengths: IntArray) -> list[tuple[int, int]]:
 
 
 class GroupedAttention:
-    """Attention of every head within each sequence, neighbours of equal length together.
+    """Attention of every head within each sequence. Adjacent sequences of equal length are processed together.
 
-    lengths: int64 numpy [B], tokens of each sequence in the batch's order; sorted, they make the fewest groups.
+    `lengths` are the tokens of each sequence in the batch's order, int64 numpy [B]. Sorted, they form the fewest
+    groups.
     """
 
     def __init__(self, lengths: IntArray) -> None:
@@ -30,7 +31,7 @@ class GroupedAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0
     ) -> torch.Tensor:
         """See `backends.PackedAttention`."""
-        # One split, whose backward is one concatenation: of a slice it would be a tensor of all tokens for each group.
+        # One split has one concatenation as its backward. A slice per group would need a tensor of all tokens for each.
         parts = (tensor.split(self._sizes, dim=2) for tensor in (query, key, value))
         attended = []
         for span, *group in zip(self._spans, *parts, strict=True):

@@ -1,7 +1,7 @@
-"""Batches of token ids, packed (no padding) and padded (static shape).
+"""Batches of token ids, packed (no padding) or padded (static shape).
 
-Both carry the sequences' lengths on the host beside the tensors, so that a kernel can group sequences by length
-without waiting for a device.
+Both keep the sequences' lengths on the host as well, so that a kernel can group sequences by length without waiting for
+a device.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ IntArray = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """Sequences end to end. T = tokens in all, B = sequences.
+    """Concatenated sequences: T tokens in total, B sequences. int32 is accepted for int64 and the reverse.
 
-    input_ids: int64 [T]. cu_seqlens: int32 [B + 1], sequence b is ``input_ids[cu_seqlens[b]:cu_seqlens[b + 1]]``.
-    position_ids: int64 [T], from 0 in every sequence. token_type_ids: int64 [T], None means all 0.
-    host_lengths: int64 numpy [B]; read from `cu_seqlens` where it isn't given (which waits for the device).
-    int32 will do for int64, and the other way round.
+    Attributes:
+        input_ids: int64 [T].
+        cu_seqlens: int32 [B + 1]. Sequence b is ``input_ids[cu_seqlens[b]:cu_seqlens[b + 1]]``.
+        position_ids: int64 [T], from 0 in every sequence.
+        token_type_ids: int64 [T]. None means all 0.
+        host_lengths: int64 numpy [B]. If not given, read from `cu_seqlens`, which waits for the device.
 
-    Raises UserError for tensors that contradict each other or hold no integers, no sequence, or an empty one.
+    Raises:
+        UserError: Tensors contradict each other or hold no integers, no sequence, or an empty one.
     """
 
     input_ids: torch.Tensor
@@ -48,7 +51,7 @@ class PackedBatch:
             raise UserError(f"cu_seqlens of a packed batch must be flat, not {tuple(self.cu_seqlens.shape)}")
         _check_integers(self, "input_ids", "cu_seqlens", "position_ids", "token_type_ids")
         given = len(self.host_lengths) > 0
-        # Kernels go by the lengths, so wrong ones would give a wrong number. On a device comparing them would wait.
+        # Kernels rely on the lengths, so wrong ones would give a wrong number. On a device, the comparison would wait.
         if not given or self.device.type == "cpu":
             bounds = self.cu_seqlens.cpu().numpy().astype(np.int64)
             lengths = np.diff(bounds)
@@ -66,7 +69,7 @@ class PackedBatch:
     def from_lists(
         cls, sequences: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None = None
     ) -> PackedBatch:
-        """A batch from one list of token ids a sequence (and one of token types, of the same lengths)."""
+        """A batch from one list of token ids per sequence (and one of token types, of the same lengths)."""
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         _check_lengths(lengths)
         types = None
@@ -81,11 +84,15 @@ class PackedBatch:
     def from_flat(
         cls, ids: IntArray, offsets: IntArray, indices: IntArray | Sequence[int], token_types: IntArray | None = None
     ) -> PackedBatch:
-        """The sequences `indices`, in that order, of a token store.
+        """Copies the sequences `indices`, in that order, of a token store. The store may be memory-mapped.
 
-        ids: integers [all tokens]; offsets: integers [sequences + 1], sequence i is ``ids[offsets[i]:offsets[i + 1]]``;
-        token_types: integers like `ids`. Copies; the store may be memory-mapped and of any integer dtype.
-        Raises UserError for an index outside the store, no index, or an empty sequence.
+        Args:
+            ids: Integers of any dtype [all tokens].
+            offsets: Integers [sequences + 1]. Sequence i is ``ids[offsets[i]:offsets[i + 1]]``.
+            token_types: Integers like `ids`.
+
+        Raises:
+            UserError: An index outside the store, no index, or an empty sequence.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         if chosen.size and (chosen.min() < 0 or chosen.max() >= len(offsets) - 1):
@@ -133,7 +140,7 @@ class PackedBatch:
         return self.input_ids.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """This batch on `device`; itself where it is there already."""
+        """This batch on `device`, or itself if it is there already."""
         if self.device == torch.device(device):
             return self
         return replace(
@@ -161,7 +168,7 @@ class PackedBatch:
         )
 
     def to_padded(self, length: int | None = None, pad_id: int = 0) -> PaddedBatch:
-        """The same sequences padded on the right to `length` (the longest one's, when None)."""
+        """The same sequences padded on the right to `length` (None: the longest sequence's)."""
         length = self.max_seqlen if length is None else length
         if length < self.max_seqlen:
             raise UserError(f"a sequence of {self.max_seqlen} tokens can't be padded to {length}; give a larger length")
@@ -181,10 +188,10 @@ class PackedBatch:
         )
 
     def validate(self, config: EncoderConfig) -> None:
-        """Raises UserError where an encoder of `config` can't take this batch.
+        """Raises UserError if this batch doesn't fit an encoder of `config`.
 
-        Lengths are always checked; ids, positions and token types only where the batch is on the host, because
-        reading them elsewhere waits for the device. Validate before `to`.
+        Lengths are always checked. Ids, positions and token types are checked only on the host, because reading them
+        elsewhere waits for the device. Validate before `to`.
         """
         _check_longest(self.max_seqlen, config)
         if self.device.type == "cpu":
@@ -196,12 +203,16 @@ class PackedBatch:
 
 @dataclass(frozen=True, eq=False)
 class PaddedBatch:
-    """Sequences padded on the right to one length. B = sequences, L = length.
+    """B sequences padded on the right to the length L. Positions are 0 .. L - 1 in every row.
 
-    input_ids: int64 [B, L]. attention_mask: int64 [B, L], 1 = real token. token_type_ids: int64 [B, L], None means
-    all 0. Positions are 0 .. L - 1 in every row. host_lengths: int64 numpy [B], None where they aren't known yet.
+    Attributes:
+        input_ids: int64 [B, L].
+        attention_mask: int64 [B, L], 1 for real tokens.
+        token_type_ids: int64 [B, L]. None means all 0.
+        host_lengths: int64 numpy [B], or None if they aren't known yet.
 
-    Raises UserError for tensors of different or wrong shapes, ids that are no integers, or no sequence.
+    Raises:
+        UserError: Tensors of different or wrong shapes, ids that are no integers, or no sequence.
     """
 
     input_ids: torch.Tensor
@@ -228,7 +239,7 @@ class PaddedBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens; waits for the device where the lengths aren't on the host."""
+        """Real tokens. Waits for the device if the lengths aren't on the host."""
         return int(self.attention_mask.sum()) if self.host_lengths is None else int(self.host_lengths.sum())
 
     @property
@@ -241,7 +252,7 @@ class PaddedBatch:
         return self.input_ids.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PaddedBatch:
-        """This batch on `device`; itself where it is there already."""
+        """This batch on `device`, or itself if it is there already."""
         if self.device == torch.device(device):
             return self
         return replace(
@@ -254,7 +265,7 @@ class PaddedBatch:
         )
 
     def to_packed(self) -> PackedBatch:
-        """The same sequences without their padding. Raises UserError for a mask that isn't padding on the right."""
+        """The same sequences without padding. Raises UserError for a mask that isn't padding on the right."""
         _check_mask(self.attention_mask)
         real = self.attention_mask.bool()
         lengths = self.attention_mask.sum(dim=1, dtype=torch.int64)
@@ -270,7 +281,7 @@ class PaddedBatch:
         )
 
     def validate(self, config: EncoderConfig) -> None:
-        """Raises UserError where an encoder of `config` can't take this batch; see `PackedBatch.validate`."""
+        """Raises UserError if this batch doesn't fit an encoder of `config` (see `PackedBatch.validate`)."""
         _check_longest(self.input_ids.shape[1], config)
         if self.device.type == "cpu":
             _check_mask(self.attention_mask)
@@ -280,7 +291,7 @@ class PaddedBatch:
 
 
 def flat_token_index(starts: IntArray, lengths: IntArray) -> IntArray:
-    """Where the tokens of sequences lie that begin at `starts`, sequence by sequence: int64 [all tokens]."""
+    """The positions of all tokens of sequences that begin at `starts`, sequence by sequence: int64 [all tokens]."""
     return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
@@ -292,7 +303,7 @@ def _flat_integers(rows: Sequence[Sequence[int]], what: str) -> IntArray:
 
 
 def _check_integers(batch: PackedBatch | PaddedBatch, *names: str) -> None:
-    """Whatever else torch would cut off, take for a mask, or refuse in the middle of a pass."""
+    """Rejects dtypes that torch would truncate, mistake for a mask, or refuse in the middle of a pass."""
     for name in names:
         values = getattr(batch, name)
         if values is not None and values.dtype not in (torch.int64, torch.int32):

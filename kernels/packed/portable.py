@@ -1,7 +1,7 @@
 """The packed encoder in plain torch operators: any device, any floating dtype, no padding, [CLS] features only.
 
-What it saves against running the model module: no padded token is computed, Q/K/V are one product, and the last
-layer computes keys and values for all tokens and everything else for [CLS] only.
+Compared with the model's module, it saves three things: no padding is computed, Q/K/V are one product, and the last
+layer computes keys and values for all tokens but everything else for [CLS] only.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ..weights import EncoderWeights, LayerWeights
 from .attention import spans_of
 from .batch import IntArray, PackedBatch, PaddedBatch, flat_token_index
 
-# Tokens that go through the layers together. On a host 512 to 4,096 measured alike, fewer or many more slower
-# (the widest activation no longer fits the last-level cache). An accelerator needs more of them to be busy.
+# Tokens processed together. On a host, 512 to 4,096 were equally fast, fewer or many more slower (the widest activation
+# no longer fits the last-level cache). An accelerator needs more of them to be busy.
 HOST_CHUNK_TOKENS = 1024
 
 WeightAndBias = tuple[torch.Tensor, torch.Tensor]
 Linear = Callable[[torch.Tensor], torch.Tensor]
-# Makes a linear layer of a weight (out, in) and a bias (out), both in the compute dtype and contiguous.
+# Builds a linear layer from a weight (out, in) and a bias (out), both in the compute dtype and contiguous.
 MakeLinear = Callable[[torch.Tensor, torch.Tensor], Linear]
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
-# Under transformers' names: what every kernel has, and what only this one has.
+# By transformers' names: activations of every kernel, and those of this one only.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
     "gelu_new": partial(functional.gelu, approximate="tanh"),
@@ -57,9 +57,9 @@ def plain_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer in the order the products take it; norms in the accumulate dtype, the rest in compute's.
+    """One layer in the order of the products. Norms are in the accumulate dtype, the rest in the compute dtype.
 
-    qkv gives queries, keys and values of a row together; query and key_value apart, for the last layer.
+    `qkv` gives queries, keys and values of a row together. For the last layer, `query` and `key_value` are separate.
     """
 
     qkv: Linear
@@ -74,11 +74,13 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows (tokens) that go through the layers together.
+    """The rows (tokens) that are processed together.
 
-    spans: (sequences, length) of each run of neighbouring sequences of equal length, covering all rows in order.
-    first: int64 [sequences], the row of each sequence's first token.
-    mask: bool [sequences, 1, 1, length], True = real, for the one span of a padded batch; None: nothing is padded.
+    Attributes:
+        spans: (sequences, length) of each run of adjacent sequences of equal length, covering all rows in order.
+        first: int64 [sequences], the row of each sequence's first token.
+        mask: bool [sequences, 1, 1, length], True for real tokens, for the one span of a padded batch. None: no
+            padding.
     """
 
     spans: list[tuple[int, int]]
@@ -89,10 +91,10 @@ class _Rows:
 class PortableEncoder:
     """A frozen encoder: ``encoder(batch)`` gives float32 features [sequences, hidden] on the weights' device.
 
-    Products run in `compute_dtype`; the residual stream and LayerNorm in `accumulate_dtype`, softmax in float32 or
-    wider. `chunk_tokens` bounds how many tokens go through the layers at once, and with it the memory of a call.
-    A sequence's features depend on the rest of the batch only by rounding. Tensors of `weights` that fit as they are
-    are shared, so they must not change afterwards. `make_linear` lets a device lay its weights out beforehand.
+    Products run in `compute_dtype`, the residual stream and LayerNorm in `accumulate_dtype`, softmax in float32 or
+    wider. `chunk_tokens` limits the tokens that are processed at once, and so the memory of a call. A sequence's
+    features depend on the rest of the batch only by rounding. Tensors of `weights` are shared if they already fit, so
+    they must not change afterwards. `make_linear` lets a device lay out its weights beforehand.
 
     Raises UserError for an unsupported activation or pair of dtypes.
     """
@@ -132,7 +134,7 @@ class PortableEncoder:
         self._accumulate = accumulate_dtype
         self._make_linear = make_linear
         self._activation = activations[self.config.activation]
-        # The table is kept as given: looking up a few rows is cheaper than a second copy of the largest tensor.
+        # The table is kept as given. Converting a few rows is cheaper than a second copy of the largest tensor.
         self._word_embeddings = weights.word_embeddings
         self._position_embeddings = weights.position_embeddings.to(accumulate_dtype)
         self._token_type_embeddings = weights.token_type_embeddings.to(accumulate_dtype)
@@ -144,9 +146,9 @@ class PortableEncoder:
         self._layers = [layers[index] for index in self.config.weights_of_layer]
 
     def to(self, device: torch.device) -> PortableEncoder:
-        """This encoder on `device`, its weights packed where they are: nothing is computed there for it.
+        """This encoder on `device`. Its weights are packed where they are, so nothing is computed on `device`.
 
-        Only with the plain linear layers; those that a device lays out in its own way stay on it.
+        Only with the plain linear layers. Those that a device lays out in its own way stay on it.
         """
         assert self._make_linear is plain_linear, "weights in a layout of the host's own can't be moved"
         moved = copy.copy(self)
@@ -159,7 +161,7 @@ class PortableEncoder:
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden]: each sequence's first row after the last layer.
 
-        Raises UserError for a batch that the encoder can't take (see the batch's `validate`).
+        Raises UserError for a batch that doesn't fit the encoder (see the batch's `validate`).
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
@@ -170,12 +172,13 @@ class PortableEncoder:
     def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Every token's hidden state: what the first layer takes in, then what each one gives (R + 1 tensors).
+        """Every token's hidden state for parity: the first layer's input, then each layer's output. No chunks or
+        shortcuts.
 
-        In the accumulate dtype; [tokens, hidden] in the batch's own order for a packed batch, [sequences, length,
-        hidden] for a padded one (values at padded places mean nothing). For parity: without chunks or shortcuts.
-
-        With `given`, R such tensors, it is a replay: each layer is applied to its own one of them (R results).
+        Returns:
+            R + 1 tensors in the accumulate dtype: [tokens, hidden] in the batch's own order for a packed batch,
+            [sequences, length, hidden] for a padded one (values at padding are meaningless). With `given`, R such
+            tensors, each layer is applied to its own one (replayed), and there are R results.
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
@@ -198,7 +201,7 @@ class PortableEncoder:
     def _packed_features(self, batch: PackedBatch) -> torch.Tensor:
         lengths = batch.host_lengths
         starts = np.cumsum(lengths) - lengths
-        # Sorted by length, sequences that attention can take as one group are neighbours: slices instead of gathers.
+        # Sorted by length, sequences that attention can group are adjacent, so slices replace gathers.
         order = np.argsort(lengths, kind="stable")
         features = torch.empty(len(lengths), self.config.hidden_size, dtype=torch.float32, device=self.device)
         for chosen in _chunks(order, lengths, self.chunk_tokens):
@@ -210,7 +213,7 @@ class PortableEncoder:
         return features
 
     def padded_features(self, batch: PaddedBatch) -> torch.Tensor:
-        """Only a call's arithmetic, for a compiler to trace: the batch is neither checked nor moved."""
+        """The computation of a call without checks and copies of the batch, for a compiler to trace."""
         step = max(1, self.chunk_tokens // batch.input_ids.shape[1])
         features = []
         for start in range(0, batch.num_sequences, step):
@@ -221,14 +224,14 @@ class PortableEncoder:
         return torch.cat(features)
 
     def _first_rows(self, x: torch.Tensor, rows: _Rows) -> torch.Tensor:
-        """Float32 [sequences, hidden] after all layers from their input, [tokens, hidden]."""
+        """Float32 [sequences, hidden] after all layers, from their input [tokens, hidden]."""
         for layer in self._layers[:-1]:
             x = self._repeat(layer, x, rows)
         return self._repeat(self._layers[-1], x, rows, first_only=True).to(torch.float32)
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
         """The first layer's input, [tokens, hidden], from flat ids, positions and token types."""
-        # functional.embedding, because indexing would let a negative id wrap where ids aren't validated (a device).
+        # functional.embedding, because with indexing a negative id would wrap if ids aren't validated (on a device).
         x = functional.embedding(ids, self._word_embeddings).to(self._accumulate)
         if types is None:
             x = x + self._token_type_embeddings[0]
@@ -245,7 +248,7 @@ class PortableEncoder:
         return self._embed(batch.input_ids, batch.position_ids, batch.token_type_ids)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
-        """Hidden states as a layer takes them in."""
+        """Hidden states in the form that a layer takes."""
         return x.to(self._accumulate)
 
     def _embed_padded(self, ids: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
@@ -253,7 +256,7 @@ class PortableEncoder:
         return self._embed(ids.flatten(), positions, None if types is None else types.flatten())
 
     def _repeat(self, layer: _Layer, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
-        """One layer, [tokens, hidden] to the same; `first_only` gives only each sequence's first row."""
+        """One layer, from [tokens, hidden] to the same. With `first_only`, only each sequence's first row."""
         hidden = self.config.hidden_size
         if first_only:
             key_value = layer.key_value(x.to(self._compute))
@@ -267,7 +270,7 @@ class PortableEncoder:
         return self._norm(x + layer.ffn_output(inner), layer.output_norm)
 
     def _attend(self, query: torch.Tensor, key_value: torch.Tensor, rows: _Rows, first_only: bool) -> torch.Tensor:
-        """Attention within each sequence: [queries, hidden]; key_value is [tokens, 2 * hidden]."""
+        """Attention within each sequence, [queries, hidden]. `key_value` is [tokens, 2 * hidden]."""
         heads, width = self.config.num_heads, self.config.head_size
         sizes = [sequences * length for sequences, length in rows.spans]
         query_sizes = [sequences for sequences, _ in rows.spans] if first_only else sizes
@@ -308,7 +311,7 @@ class PortableEncoder:
 
 
 def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:
-    """`value` with its tensors on `device`; what occurs several times is moved once (`done`, by id)."""
+    """`value` with its tensors on `device`. A tensor that occurs several times is moved once (`done`, by id)."""
     if isinstance(value, list):
         return [_moved(item, device, done) for item in value]
     if isinstance(value, tuple):
@@ -326,7 +329,7 @@ def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:
 
 
 def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
-    """The dtypes asked for hold even inside a caller's mixed-precision region."""
+    """Keeps the requested dtypes even inside a caller's mixed-precision region."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -339,7 +342,7 @@ def _padded_rows(mask: torch.Tensor) -> _Rows:
 
 
 def _chunks(order: IntArray, lengths: IntArray, limit: int) -> list[IntArray]:
-    """`order` cut into runs of about equally many tokens, at most `limit` (or one sequence that alone has more)."""
+    """`order` cut into runs of about equally many tokens, at most `limit` (or one longer sequence)."""
     ends = np.cumsum(lengths[order])
     target = -(-ends[-1] // -(-ends[-1] // limit))
     chunks = []

@@ -60,13 +60,13 @@ class Arithmetic:
 
     @property
     def label(self) -> str:
-        """What tables show, such as ``wormhole hifi4 fp32 dst, fast``."""
+        """The name in tables, such as ``wormhole hifi4 fp32 dst, fast``."""
         dest = "fp32" if self.fp32_dest_acc_en else "bf16"
         return f"{self.arch} {self.math_fidelity} {dest} dst, {self.mode}"
 
 
 def ttnn_default(in0_dtype: str, in1_dtype: str, **settings: Any) -> Arithmetic:
-    """What ttnn takes on Wormhole without a compute-kernel config (found by matching bits)."""
+    """What ttnn uses on Wormhole without a compute-kernel config (found by matching bits)."""
     if in0_dtype == "float32":
         chosen = Arithmetic(math_fidelity="hifi3", fp32_dest_acc_en=True)
     elif in0_dtype == in1_dtype == "bfp_bf8":

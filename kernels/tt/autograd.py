@@ -1,4 +1,4 @@
-"""Training through emulated arithmetic: a linear layer whose forward and backward products are the matrix unit's."""
+"""Training through emulated numerics: a linear layer that runs forward and backward on the emulated matrix unit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .linear import linear
 
 
 class TtLinear(torch.autograd.Function):
-    """``TtLinear.apply(x, weight, bias, arithmetic)``: functional.linear with the three products of a training step,
-    y = x W^T + b, dx = dy W and dW = dy^T x, in `arithmetic`.
+    """``TtLinear.apply(x, weight, bias, arithmetic)``: functional.linear with its products computed in `arithmetic`.
 
-    Operands keep their dtype's values: bfloat16 as it is, float32 as the unit reads it (10 bits of mantissa). The
-    bias's gradient is a plain float32 sum. x is (..., in), weight (out, in), bias (out) or None.
+    These are the three products of a training step: y = x W^T + b, dx = dy W and dW = dy^T x. Operands keep their
+    dtype's values: bfloat16 unchanged, float32 as the unit reads it (10 bits of mantissa). The bias's gradient is a
+    plain float32 sum. x is (..., in), weight (out, in), bias (out) or None.
     """
 
     @staticmethod
@@ -44,21 +44,21 @@ class TtLinear(torch.autograd.Function):
 
 
 def emulate_linears(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
-    """`module` itself, with every nn.Linear in it computing by `TtLinear` from now on. Parameters stay where they are.
+    """Makes every nn.Linear in `module` compute by `TtLinear`, and returns `module`. Parameters stay where they are.
 
     Everything else (activations, loss) stays torch's own.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            # On the layer itself, so that it stays the module that others hold; mypy lets no method be assigned.
+            # Set on the layer itself, which others may hold. mypy allows no assignment to a method.
             part.forward = _emulated_forward(part, arithmetic)  # type: ignore[method-assign]
     return module
 
 
 def plain_linears(module: nn.Module) -> nn.Module:
-    """`module` itself, with every nn.Linear in it computing as torch does again: `emulate_linears` undone.
+    """Makes every nn.Linear in `module` compute as torch does again (undoes `emulate_linears`), and returns `module`.
 
-    A copy of an emulated module always needs it: its layers would otherwise use the original's weights.
+    A copy of an emulated module always needs this, because its layers would use the original's weights.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -77,7 +77,7 @@ def _emulated_forward(layer: nn.Linear, arithmetic: Arithmetic) -> Any:
 
 
 def _product(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic) -> torch.Tensor:
-    """in0 @ in1 + bias as a tensor of in0's dtype: bfloat16, or float32 as float32 leaves the unit."""
+    """in0 @ in1 + bias as a tensor of in0's dtype: bfloat16, or float32 with the precision that the unit keeps."""
     if in0.dtype == torch.bfloat16:
         # The other operand may be a float32 master weight.
         in1 = host_convert(in1, "bfloat16")

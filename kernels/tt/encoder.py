@@ -1,4 +1,4 @@
-"""The frozen encoder in emulated Tenstorrent arithmetic: what a card's features are, computed without one."""
+"""The frozen encoder in emulated Tenstorrent numerics: a card's features, computed without a card."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Norm = tuple[torch.Tensor, torch.Tensor]
 
 
 class FrozenLinear:
-    """y = x @ weight^T + bias with a frozen weight (out, in) stored as `weight_dtype`, its blocks along `out`.
+    """y = x @ weight^T + bias with a frozen weight (out, in) stored as `weight_dtype`, in blocks along `out`.
 
-    That is the layout ttnn.linear takes, (in, out). Activations and results are bfloat16 values in x's dtype.
+    The stored layout is that of ttnn.linear, (in, out). Activations and results are bfloat16 values in x's dtype.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, arithmetic: Arithmetic, weight_dtype: str) -> None:
@@ -44,7 +44,7 @@ class FrozenLinear:
 
 @dataclass(frozen=True)
 class _TtLayer:
-    """One layer's products, each ready to be called, and its norms' weight and bias."""
+    """One layer's products, ready to be called, and the weights and biases of its norms."""
 
     query: FrozenLinear
     key_value: FrozenLinear
@@ -56,13 +56,13 @@ class _TtLayer:
 
 
 class TtEncoder(PortableEncoder):
-    """A frozen encoder in emulated arithmetic: ``encoder(batch)`` gives float32 features [sequences, hidden].
+    """A frozen encoder in emulated numerics: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
     Weights of linear layers are stored as `weight_dtype` (bfloat16, bfp_bf8, bfp_bf4), everything else and all
-    activations as bfloat16. `arithmetic` says how products are computed, exactly or fast; its fidelity acts on matrix
-    products, while LayerNorm and softmax run at HiFi4 (ttnn's default for the former, an assumption for the latter).
-    approximate_softmax takes the fast exp of ttnn's own default. Exact mode computes on the host and gives the same
-    bits for every batch, layout, order and number of threads.
+    activations as bfloat16. `arithmetic` says how products are computed, exactly or fast. Its fidelity applies to
+    matrix products, while LayerNorm and softmax run at HiFi4 (ttnn's default for the former, an assumption for the
+    latter). `approximate_softmax` uses the fast exp of ttnn's own default. Exact mode computes on the host and gives
+    the same bits for every batch, layout, order and number of threads.
 
     Raises UserError for an unsupported activation or an unknown dtype.
     """
@@ -77,7 +77,8 @@ class TtEncoder(PortableEncoder):
         approximate_softmax: bool = False,
         chunk_tokens: int = HOST_CHUNK_TOKENS,
     ) -> None:
-        # Not the parent's: that one packs weights for torch's products. What is shared is how batches are cut up.
+        # Without the parent's __init__, which packs weights for torch's products. Only the splitting of batches is
+        # shared.
         self.arithmetic = arithmetic or Arithmetic()
         self.weight_dtype = check_dtype(weight_dtype)
         self.version = f"1 {self.arithmetic.label} {weight_dtype}{self._looped(weights)}"
@@ -94,7 +95,7 @@ class TtEncoder(PortableEncoder):
         self.device = weights.device
         self._approximate = approximate_softmax
         self._norm_arithmetic = replace(self.arithmetic, math_fidelity="hifi4")
-        # bfloat16 values all along; as float32 tensors where products take those.
+        # Always bfloat16 values, stored as float32 tensors if the products need those.
         self._dtype = torch.float32 if self.exact else self.arithmetic.gemm_dtype
         self._word_embeddings = self._stored(weights.word_embeddings)
         self._position_embeddings = self._stored(weights.position_embeddings)
@@ -107,12 +108,12 @@ class TtEncoder(PortableEncoder):
         self._layers = [layers[index] for index in self.config.weights_of_layer]
 
     def _looped(self, weights: EncoderWeights) -> str:
-        """Marks a bfloat16 Dst that fast mode rounds in a loop: the exact unit, where it serves, gives other bits."""
+        """Marks a bfloat16 Dst that fast mode rounds in a loop. The exact unit, if available, gives other bits."""
         rounds = not self.arithmetic.fp32_dest_acc_en and self.arithmetic.mode == "fast"
         return " looped" if rounds and not native.serves(weights.word_embeddings) else ""
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
-        """The first layer's input, [tokens, hidden]; looking a row up is an exact copy."""
+        """The first layer's input, [tokens, hidden]. Looking up a row is an exact copy."""
         kinds = torch.zeros_like(ids) if types is None else types
         x = functional.embedding(ids, self._word_embeddings)
         x = self._add(x, functional.embedding(kinds, self._token_type_embeddings))
@@ -121,7 +122,7 @@ class TtEncoder(PortableEncoder):
         return x if self._tt_projection is None else self._tt_projection(x)
 
     def _repeat(self, layer: Any, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
-        """One layer, [tokens, hidden] to the same; `first_only` gives only each sequence's first row."""
+        """One layer, from [tokens, hidden] to the same. With `first_only`, only each sequence's first row."""
         key_value = layer.key_value(x)
         if first_only:
             x = x[rows.first]
@@ -146,9 +147,9 @@ class TtEncoder(PortableEncoder):
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
     def _masked(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Attention of a padded batch, [sequences, heads, queries, width]: sequence by sequence without its padding.
+        """Attention of a padded batch, [sequences, heads, queries, width], sequence by sequence without padding.
 
-        A masked score's exponential is 0, and zeros change no sum, so real places get what a card gives them.
+        A masked score has the exponential 0, and zeros change no sum, so real tokens get what a card gives them.
         """
         out = q.new_zeros(q.shape)
         for index, length in enumerate(mask.sum(dim=-1).flatten().tolist()):

@@ -1,7 +1,7 @@
-"""An estimate of what a Tenstorrent card could do at best, from published peaks and byte counts. Never a measurement.
+"""Estimates what a Tenstorrent card could do at best, from published peaks and byte counts. Never a measurement.
 
-peak = cores x 4.096 TFLOP/s x GHz / phases: a tile product of 32 x 32 x 32 takes 16 cycles a phase. The time of a
-piece of work is the larger of its products at that peak and its bytes at the memory's bandwidth.
+peak = cores x 4.096 TFLOP/s x GHz / phases: a tile product of 32 x 32 x 32 takes 16 cycles per phase. The time of an
+operation is the larger of its products at that peak and its bytes at the memory bandwidth.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds, and the peak they rest on; `bound` is "compute" or "memory". `assumptions` go with every print of it."""
+    """Seconds and the peak behind them. `bound` is "compute" or "memory". `assumptions` are printed with each."""
 
     card: Card
     math_fidelity: str
@@ -58,7 +58,7 @@ class Estimate:
 
 
 def card_named(name: str, cores: int | None = None, clock_ghz: float | None = None) -> Card:
-    """A card of CARDS, with another number of cores (a firmware may enable fewer) or clock when given."""
+    """A card of CARDS, optionally with another number of cores (a firmware may enable fewer) or another clock."""
     check_name("card", name, CARDS)
     card = CARDS[name]
     if (cores is not None and cores < 1) or (clock_ghz is not None and not clock_ghz > 0.0):
@@ -73,8 +73,10 @@ def peak_tflops(card: Card, math_fidelity: str) -> float:
 
 
 def encoder_bytes(config: EncoderConfig, tokens: int, weight_dtype: str) -> int:
-    """Bytes of memory traffic of one frozen forward: every layer reads its weights once, every operation reads
-    its bfloat16 inputs and writes its outputs (GELU fused into the product before it, attention one operation).
+    """Bytes of memory traffic of one frozen forward pass.
+
+    Every layer reads its weights once. Every operation reads its bfloat16 inputs and writes its outputs (GELU is fused
+    into the product before it; attention is one operation).
     """
     check_name("weight_dtype", weight_dtype, TILE_BYTES)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -87,7 +89,7 @@ def encoder_bytes(config: EncoderConfig, tokens: int, weight_dtype: str) -> int:
 def estimate_encoder(
     config: EncoderConfig, tokens: int, flops: int, card: Card, math_fidelity: str, weight_dtype: str
 ) -> Estimate:
-    """The least time of one frozen forward over `tokens` tokens whose products take `flops` operations."""
+    """The least time of one frozen forward pass over `tokens` tokens with `flops` operations in its products."""
     if tokens < 1:
         raise UserError(f"an estimate needs at least one token, not {tokens}")
     peak = peak_tflops(card, math_fidelity)

@@ -1,10 +1,10 @@
-"""The matrix unit's arithmetic by ordinary GEMMs: the same error as the device, not the same bits; on any torch device.
+"""The matrix unit's arithmetic by ordinary GEMMs on any torch device: the device's error, but not its bits.
 
 With T(x, k) = x with k mantissa bits kept by truncation, the phases of a fidelity are products of truncated operands.
-For bfloat16 and block-format operands each of these is itself exact in bfloat16, so that one bfloat16 GEMM with
-float32 sums does a whole layer (HiFi3's two products stand side by side in K). A bfloat16 Dst rounds at every
-16-deep slice of K. No single GEMM does that (it halves the error), so the slices are looped over. The exact unit in C++
-is faster and computes for a bfloat16 Dst wherever it can; the loop is for other devices.
+For bfloat16 and block-format operands, each operand is exact in bfloat16. One bfloat16 GEMM with float32 sums therefore
+does a whole layer (HiFi3's two products stand side by side in K). A bfloat16 Dst rounds at every 16-deep slice of K. No
+single GEMM does that (it halves the error), so the slices are looped over. The exact unit in C++ is faster and computes
+for a bfloat16 Dst wherever it can. The loop is for other devices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def linear(
 
 
 class FastWeight:
-    """A weight [k, n] and bias [n] truncated and laid out once, to be multiplied many times."""
+    """A weight [k, n] and bias [n], truncated and laid out once for many products."""
 
     def __init__(self, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic) -> None:
         self.arithmetic = arithmetic
@@ -49,7 +49,7 @@ class FastWeight:
         sides = [x for x, _ in _operands(in0, None, self.arithmetic.math_fidelity)]
         x = (sides[0] if len(sides) == 1 else torch.cat(sides, dim=1)).to(self._weight.dtype)
         if out_dtype == "bfloat16" and self._weight.dtype == torch.bfloat16:
-            # The GEMM adds the bias in float32 and rounds once, halves to even where the packer takes them away from 0.
+            # The GEMM adds the bias in float32 and rounds once, halves to even. The packer rounds them away from 0.
             return functional.linear(x, self._weight, self._gemm_bias)
         dest = functional.linear(x, self._weight).to(torch.float32)
         if self.bias is not None:
@@ -60,7 +60,7 @@ class FastWeight:
 
 
 def matmul(in0: torch.Tensor, in1: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
-    """What Dst holds after in0 [..., m, k] @ in1 [..., k, n] with k one block; float32 [..., m, n]."""
+    """The contents of Dst after in0 [..., m, k] @ in1 [..., k, n], with k as one block: float32 [..., m, n]."""
     if not arithmetic.fp32_dest_acc_en and native.serves(in0):
         left, right = in0.reshape(-1, *in0.shape[-2:]), in1.expand(*in0.shape[:-2], *in1.shape[-2:])
         products = [
@@ -77,7 +77,7 @@ def matmul(in0: torch.Tensor, in1: torch.Tensor, arithmetic: Arithmetic) -> torc
 
 
 def _operands(in0: torch.Tensor, in1: torch.Tensor | None, fidelity: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The pairs of truncated operands whose products make up a fidelity; with in1 None only in0's side."""
+    """The pairs of truncated operands with the products that make up a fidelity. in1 None gives in0's side only."""
     weight = in0.new_zeros(0) if in1 is None else in1
     if fidelity == "hifi4":
         return [(in0, truncate(weight, 9))]
@@ -90,7 +90,7 @@ def _operands(in0: torch.Tensor, in1: torch.Tensor | None, fidelity: str) -> lis
 
 
 def _phase_operands(in0: torch.Tensor, in1: torch.Tensor, phases: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The operands of each phase: upper and lower parts of both mantissas, in the device's order."""
+    """The operands of each phase (upper and lower parts of both mantissas) in the device's order."""
     upper0, upper1 = truncate(in0, 6), truncate(in1, 4)
     lower0, lower1 = in0 - upper0, truncate(in1, 9) - upper1
     return [(upper0, upper1), (upper0, lower1), (lower0, upper1), (lower0, lower1)][:phases]
@@ -99,7 +99,7 @@ def _phase_operands(in0: torch.Tensor, in1: torch.Tensor, phases: int) -> list[t
 def _rounding_dest(
     in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic, out_dtype: str
 ) -> torch.Tensor:
-    """A layer with a bfloat16 Dst: every slice's two groups are rounded to Dst's grid before they are added to it."""
+    """A layer with a bfloat16 Dst. The two groups of a slice are rounded to Dst's grid before they are added."""
     blocks = k_blocks(in0.shape[1], arithmetic.block_tiles if arithmetic.packer_l1_acc else 0)
     pairs = _phase_operands(in0, in1, arithmetic.phases)
     sums: torch.Tensor | None = None
@@ -115,7 +115,7 @@ def _rounding_dest(
 
 
 def _chain(dest: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]], part: slice) -> torch.Tensor:
-    """Dst with the products of one block of K added; all phases of a 32-wide tile come before the next tile."""
+    """Dst plus the products of one block of K. All phases of a 32-wide tile come before the next tile."""
     for tile in range(part.start, part.stop, 2 * SLICE):
         for x, w in pairs:
             for start in range(tile, min(tile + 2 * SLICE, part.stop), SLICE):
@@ -131,7 +131,7 @@ def _add_slice(dest: torch.Tensor, x: torch.Tensor, w: torch.Tensor, start: int,
     largest = dest.abs()
     for part in parts:
         largest = torch.maximum(largest, part.abs())
-    # 2^(e - 10) with e the exponent of the largest; below the smallest normal number nothing is left to round.
+    # 2^(e - 10), where e is the exponent of the largest. Below the smallest normal number there is nothing to round.
     unit = truncate(largest, 0) * 2.0**-10
     grid = torch.where(unit > 0, unit, 1.0)
     for part in parts:

@@ -1,11 +1,11 @@
 """Tenstorrent's number formats: bfloat16, bfp8_b and bfp4_b, as the host library and as the device's packer make them.
 
-Block formats share one 8-bit exponent among 16 neighbouring elements of a row and keep a sign and 7 (bfp8_b) or 3
-(bfp4_b) bits of magnitude each, the leading one written out. Values are float32 tensors on any device; groups of 16
-run along the last dimension, which is padded with zeros to a multiple of 16 (a tile pads to 32, to the same effect).
+Block formats share one 8-bit exponent among 16 neighbouring elements of a row. Each element has a sign and 7 (bfp8_b)
+or 3 (bfp4_b) bits of magnitude with an explicit leading bit. Values are float32 tensors on any device. Groups of 16 run
+along the last dimension, padded with zeros to a multiple of 16 (a tile pads to 32, with the same effect).
 
-Host and device round differently: a weight that the host converts and the same weight that a kernel packs differ in a
-few per cent of wide-range values. Source: the project's study of the vendor's stack; its vectors are in
+Host and device round differently: a weight that the host converts and the same weight packed by a kernel differ in a
+few per cent of wide-range values. Source: the project's study of the vendor's stack. Its vectors are in
 tests/golden/tt.
 """
 
@@ -18,7 +18,7 @@ from ... import UserError
 WEIGHT_DTYPES = ("bfloat16", "bfp_bf8", "bfp_bf4")
 GROUP = 16
 
-# Bits of magnitude, the leading one included.
+# Bits of magnitude, including the leading one.
 MAGNITUDE_BITS = {"bfp_bf8": 7, "bfp_bf4": 3}
 
 
@@ -33,7 +33,7 @@ def from_bits(bits: torch.Tensor) -> torch.Tensor:
 
 
 def host_convert(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    """What `values` become when the host library stores them as `dtype`: float32, the same shape.
+    """The values that the host library stores for `values` as `dtype`: float32, the same shape.
 
     Raises UserError for a dtype outside WEIGHT_DTYPES.
     """
@@ -46,8 +46,8 @@ def host_convert(values: torch.Tensor, dtype: str) -> torch.Tensor:
 def host_blocks(values: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The host's block encoding: shared exponents int64 [..., groups] and codes int64 [..., groups, 16].
 
-    A code is the sign above MAGNITUDE_BITS bits. Denormals count as 0; the mantissa is aligned by truncation and then
-    rounded to nearest even; a code of magnitude 0 has no sign.
+    A code is the sign above MAGNITUDE_BITS bits. Denormals count as 0. The mantissa is aligned by truncation and then
+    rounded to nearest even. A code of magnitude 0 has no sign.
     """
     bits = bits_of(_grouped(values))
     sign, exponent = bits >> 31, bits >> 23 & 255
@@ -66,9 +66,9 @@ def device_pack(values: torch.Tensor, dtype: str, *, fp32_dest: bool, bfp_source
     Args:
         values: The contents of Dst, float32.
         dtype: One of WEIGHT_DTYPES.
-        fp32_dest: Dst holds float32, else bfloat16 in the upper 16 bits of each value.
-        bfp_source: The pack source format is BFP8, as behind products and the matrix unit's element-wise operations;
-            a plain typecast to bfp_bf8 has it off. Only block formats depend on it.
+        fp32_dest: Whether Dst holds float32, else bfloat16 in the upper 16 bits of each value.
+        bfp_source: Whether the pack source format is BFP8, as after products and the matrix unit's element-wise
+            operations but not for a plain typecast to bfp_bf8. Only block formats depend on it.
 
     Raises:
         UserError: A dtype outside WEIGHT_DTYPES.
@@ -82,8 +82,8 @@ def device_pack(values: torch.Tensor, dtype: str, *, fp32_dest: bool, bfp_source
 def device_blocks(
     values: torch.Tensor, dtype: str, *, fp32_dest: bool, bfp_source: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packer's block encoding, as `host_blocks` gives the host's. A float32 Dst is truncated to bfloat16 first."""
-    del fp32_dest  # the upper half of a bfloat16 Dst is all there is, so that both take the same way
+    """The packer's block encoding, in the form of `host_blocks`. A float32 Dst is first truncated to bfloat16."""
+    del fp32_dest  # a bfloat16 Dst has only its upper half, so both are treated alike
     half = bits_of(_grouped(values)) >> 16
     if bfp_source:
         half = (half + 1) & ~1
@@ -102,7 +102,7 @@ def decode_blocks(exponent: torch.Tensor, codes: torch.Tensor, dtype: str) -> to
     """float32 [..., groups * 16] from shared exponents [..., groups] and codes [..., groups, 16] (int64)."""
     keep = MAGNITUDE_BITS[dtype]
     sign, magnitude = codes >> keep, codes & (1 << keep) - 1
-    # float32 holds every magnitude exactly, so that its own exponent field finds the leading one.
+    # float32 represents every magnitude exactly, so its exponent field shows the leading one.
     leading = (bits_of(magnitude.to(torch.float32)) >> 23) - 127
     own = exponent[..., None] - (keep - 1 - leading)
     full = magnitude << (24 - keep)
@@ -110,13 +110,13 @@ def decode_blocks(exponent: torch.Tensor, codes: torch.Tensor, dtype: str) -> to
     shared = exponent[..., None]
     denormal = torch.where(shared > 0, full << (shared - 1).clamp(min=0, max=31), full >> 1) & 0x7FFFFF
     bits = torch.where(magnitude == 0, 0, torch.where(own >= 1, normal, denormal))
-    # Exponent 255 is put together as bits: a lone leading one is infinity, anything more a NaN.
+    # Exponent 255 is assembled from bits: a leading one alone is infinity, anything more a NaN.
     bits = torch.where((own == 255) & (bits & 0x7FFFFF != 0) & (magnitude != 0), 0x7FC00000, bits)
     return from_bits(sign << 31 | bits).flatten(-2)
 
 
 def round_half_away_bf16(values: torch.Tensor) -> torch.Tensor:
-    """float32 values rounded to bfloat16, halves away from zero: how Dst keeps 8 bits. Finite input."""
+    """float32 values rounded to bfloat16, halves away from zero, as Dst keeps 8 bits. For finite input."""
     return from_bits((bits_of(values) + 0x8000) & 0xFFFF0000)
 
 
@@ -127,7 +127,7 @@ def truncate(values: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
 
 
 def check_dtype(dtype: str) -> str:
-    """`dtype`, if it is one of WEIGHT_DTYPES. Raises UserError otherwise."""
+    """Returns `dtype` if it is one of WEIGHT_DTYPES. Raises UserError otherwise."""
     if dtype not in WEIGHT_DTYPES:
         raise UserError(f"TT dtype {dtype!r} is unknown; allowed are {', '.join(WEIGHT_DTYPES)}")
     return dtype

@@ -1,8 +1,8 @@
 """``ttnn.linear`` and the element-wise operations of the matrix unit, bit for bit (exact) or by GEMMs (fast).
 
-A linear layer runs in blocks of K: Dst starts at 0 for each, and what a block gives is added to the sums in L1. The
-block size changes the bits and no general rule for it is known, so it is a setting. Proved by vectors: everything but
-a float32 Dst with several blocks and no bias.
+A linear layer runs in blocks of K. Dst starts at 0 for each block, and its result is added to the sums in L1. The block
+size changes the bits. No general rule for it is known, so it is a setting. Vectors prove everything except a float32
+Dst with several blocks and no bias.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ def linear(
 ) -> torch.Tensor:
     """in0 [m, k] @ in1 [k, n] + bias [n], as float32 values of `out_dtype` (float32, bfloat16, bfp_bf8, bfp_bf4).
 
-    Operands are values of their own formats, already converted. `activation` is a function of `unary` on a bfloat16
-    result.
+    Operands are already converted to their formats. `activation` is a function of `unary` on a bfloat16 result.
     """
-    # The exact unit is also the faster one where every slice is rounded.
+    # The exact unit is also the faster one if every slice is rounded.
     exact = arithmetic.mode == "exact" or (not arithmetic.fp32_dest_acc_en and native.serves(in0))
     if not exact:
         out = fast.linear(in0, in1, bias, arithmetic, out_dtype)
@@ -47,7 +46,7 @@ def packed(dest: torch.Tensor, arithmetic: Arithmetic, out_dtype: str) -> torch.
 def add(
     a: torch.Tensor, b: torch.Tensor, fp32_dest: bool = False, subtract: bool = False, arch: str = "wormhole"
 ) -> torch.Tensor:
-    """a + b (or a - b) by ELWADD, of one shape: the contents of Dst, float32."""
+    """a + b (or a - b) by ELWADD, both of one shape: the contents of Dst, float32."""
     operation = "subtract" if subtract else "add"
     return native.elementwise(operation, a, b, fp32_dest=fp32_dest, arch=arch).to(a.device)
 
@@ -55,9 +54,9 @@ def add(
 def multiply(
     a: torch.Tensor, b: torch.Tensor, fidelity: str = "hifi4", fp32_dest: bool = False, arch: str = "wormhole"
 ) -> torch.Tensor:
-    """a * b by ELWMUL (a in SrcA), of one shape: the contents of Dst, float32.
+    """a * b by ELWMUL (a in SrcA), both of one shape: the contents of Dst, float32.
 
-    ``ttnn.mul`` takes this way for bfp8_b; its bfloat16 product is one of the vector unit, `multiply_bf16`.
+    ``ttnn.mul`` uses this for bfp8_b. Its bfloat16 product is one of the vector unit (`multiply_bf16`).
     """
     return native.elementwise("multiply", a, b, fidelity, fp32_dest=fp32_dest, arch=arch).to(a.device)
 
@@ -68,7 +67,7 @@ def multiply_bf16(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _dest(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic) -> torch.Tensor:
-    """What Dst holds when the layer is done, float32 [m, n] on the host."""
+    """The contents of Dst at the end of the layer, float32 [m, n] on the host."""
     fp32 = arithmetic.fp32_dest_acc_en
 
     def product(part: slice, dst: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a set of weights loses in each Tenstorrent format, and in what a math fidelity reads of it."""
+"""What weights lose in each Tenstorrent format, and in the bits that a math fidelity reads of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..names import check_name
 from .formats import GROUP, MAGNITUDE_BITS, WEIGHT_DTYPES, check_dtype, host_convert, truncate
 
-# Mantissa bits of a weight (in1) that the phases of a fidelity read: LoFi its upper 5, all others 10 of 11.
+# Mantissa bits of a weight (in1) that the phases of a fidelity read: the upper 5 for LoFi, 10 of 11 for all others.
 READ_BITS = {"lofi": 4, "hifi2": 9, "hifi3": 9, "hifi4": 9}
 BLOCK_AXES = ("first", "last")
 
@@ -20,10 +20,13 @@ BLOCK_AXES = ("first", "last")
 class TensorLoss:
     """One tensor in one format, as one fidelity reads it.
 
-    relative_rms: RMS of the error / RMS of the values (NaN for a tensor of zeros that stays so is 0).
-    max_abs: the largest error. saturated: values above the format's largest in their block (bfp) or at all.
-    flushed: values that became 0 and weren't. values: how many finite ones there are, non_finite: the others, which
-    count nowhere else.
+    Attributes:
+        relative_rms: RMS of the error / RMS of the values. 0 for a tensor of zeros that stays zero.
+        max_abs: The largest error.
+        saturated: Values above the largest of the format in their block (bfp) or at all.
+        flushed: Values that became 0 but weren't.
+        values: The number of finite values.
+        non_finite: The number of the others, which are not counted elsewhere.
     """
 
     tensor: str
@@ -44,14 +47,14 @@ def format_losses(
     fidelities: Iterable[str] = tuple(READ_BITS),
     block_axis: str = "first",
 ) -> Iterator[TensorLoss]:
-    """For every tensor, format and fidelity what is lost. Tensors that are not floating point are passed over.
+    """What is lost for every tensor, format and fidelity. Tensors that are not floating point are skipped.
 
     Args:
-        tensors: By name.
+        tensors: (name, tensor) pairs.
         dtypes: The formats.
         fidelities: The math fidelities.
-        block_axis: The dimension along which 16 neighbours share an exponent: "first" for torch's linear weights
-            (out, in), which ttnn.linear holds as (in, out); "last" for arrays that lie as they go to the device.
+        block_axis: The dimension along which 16 neighbours share an exponent: "first" for torch's linear weights (out,
+            in), which ttnn.linear stores as (in, out); "last" for arrays in the device's own order.
 
     Raises:
         UserError: An unknown format, fidelity or axis.
@@ -93,7 +96,7 @@ def format_losses(
 
 
 def _errors(exact: torch.Tensor, got: torch.Tensor) -> tuple[float, float, int]:
-    """Relative RMS, largest error, and how many values became 0. An overflow to infinity makes the first two so."""
+    """Relative RMS, largest error, and the number of values that became 0. An overflow makes the first two infinite."""
     error = got.double() - exact.double()
     norm = float(exact.double().square().sum())
     lost = float(error.square().sum())
@@ -107,6 +110,6 @@ def _saturated(exact: torch.Tensor, stored: torch.Tensor, dtype: str) -> int:
     width = exact.shape[-1] if exact.ndim else 1
     grouped = torch.nn.functional.pad(exact.reshape(-1, width), (0, -width % GROUP)).unflatten(-1, (-1, GROUP))
     largest = truncate(grouped.abs().amax(dim=-1, keepdim=True), 0)
-    # Halfway between the largest code and the one above, which doesn't exist.
+    # Halfway between the largest code and the next one, which doesn't exist.
     limit = largest.double() * (2.0 - 2.0 ** -MAGNITUDE_BITS[dtype])
     return int(((grouped.abs().double() >= limit) & (largest > 0)).sum())

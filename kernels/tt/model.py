@@ -1,11 +1,11 @@
-"""The matrix unit in numpy integers: short enough to read beside its description, and the judge of the C++ one.
+"""The matrix unit in numpy integers: short enough to compare with its description, and the reference for the C++ one.
 
-Operands and Dst are uint32 bit patterns of float32 (a bfloat16 Dst in the upper 16 bits). float32 operands count with
-10 bits of mantissa (TF32), the rest is cut off. One instruction multiplies 16-deep slices in two groups of 8 products:
-a group's products are aligned to its own largest exponent, then both groups and Dst to theirs, each time rounding
-halves away from zero. Names follow the instructions: MVMUL, ELWADD, ELWMUL.
+Operands and Dst are uint32 bit patterns of float32 (a bfloat16 Dst in the upper 16 bits). float32 operands have 10 bits
+of mantissa (TF32); the rest is cut off. One instruction multiplies 16-deep slices in two groups of 8 products. The
+products of a group are aligned to its own largest exponent, then both groups and Dst to theirs, each time with halves
+rounded away from zero. Names follow the instructions: MVMUL, ELWADD, ELWMUL.
 
-Source: the project's study of the vendor's functional simulator; its vectors are in tests/golden/tt.
+Source: the project's study of the vendor's functional simulator. Its vectors are in tests/golden/tt.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def elwmul(a: Array, b: Array, dst: Array, phase: int, fp32_dest: bool, arch: st
 def matmul(
     in0: Array, in1: Array, fidelity: str, fp32_dest: bool, arch: str = "wormhole", dst: Array | None = None
 ) -> Array:
-    """Dst after in0 [m, k] @ in1 [k, n]: for each 32 of k, for each phase, for its two 16-deep slices.
+    """Dst after in0 [m, k] @ in1 [k, n]. The loops are each 32 of k, each phase, and its two 16-deep slices.
 
-    k is padded with zeros to a multiple of 32, which changes nothing but Dst = -0.
+    k is padded with zeros to a multiple of 32, which changes nothing except Dst = -0.
     """
     m, k = in0.shape
     n = in1.shape[1]
@@ -80,14 +80,14 @@ def matmul(
 
 
 def _fields(bits: Array) -> tuple[Array, Array, Array]:
-    """Sign (+1, -1), exponent and 11-bit mantissa with its leading one; 0 and denormals have neither."""
+    """Sign (+1, -1), exponent and 11-bit mantissa with its leading one. 0 and denormals have neither."""
     bits = bits.astype(np.int64)
     exponent = bits >> 23 & 255
     return 1 - 2 * (bits >> 31), exponent, np.where(exponent == 0, 0, 1024 | bits >> 13 & 1023)
 
 
 def _products(a: Array, b: Array, phase: int) -> tuple[Array, Array, Array]:
-    """Sign, magnitude (12 bits) and exponent of the products of one phase's parts of the mantissas."""
+    """Sign, magnitude (12 bits) and exponent of the products of one phase's mantissa parts."""
     (sign_a, e_a, m_a), (sign_b, e_b, m_b) = _fields(a), _fields(b)
     part_a = m_a >> 1 & 31 if phase & 1 else m_a >> 6
     part_b = (m_b & 15) << 3 if phase & 2 else m_b >> 4
@@ -97,7 +97,7 @@ def _products(a: Array, b: Array, phase: int) -> tuple[Array, Array, Array]:
 
 
 def _accumulate(groups: list[tuple[Array, Array]], dst: Array, fp32_dest: bool, arch: str) -> Array:
-    """The new Dst from its old bits and (value in units of 2^(exponent - 150), exponent) of each group."""
+    """The new Dst, from its old bits and (value in units of 2^(exponent - 150), exponent) of each group."""
     bits = dst.astype(np.int64)
     e_d = bits >> 23 & 255
     m_d = np.where(e_d == 0, 0, 1 << 23 | bits & 0x7FFFFF)

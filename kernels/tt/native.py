@@ -1,4 +1,4 @@
-"""The matrix unit in C++ (kernels/tt/native), and the numpy model in its place where it wasn't built."""
+"""The matrix unit in C++ (kernels/tt/native), or the numpy model if it wasn't built."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ ARCHITECTURES = ("wormhole", "blackhole")
 
 
 def library() -> NativeLibrary:
-    """The extension, or why there is none."""
+    """The extension, or the reason why there is none."""
     return load("tt", INTERFACE)
 
 
 def serves(x: torch.Tensor) -> bool:
-    """Whether the extension is there and `x` on the host, where it computes."""
+    """Whether the extension exists and `x` is on the host, where it computes."""
     return x.is_cpu and library().library is not None
 
 
 def engines() -> list[str]:
-    """The engines that run here, fastest first; ``numpy`` always does."""
+    """The engines that run here, fastest first. ``numpy`` always does."""
     found = library().library
     if found is None:
         return ["numpy"]
@@ -55,10 +55,14 @@ def matmul(
 ) -> torch.Tensor:
     """The contents of Dst after in0 [m, k] @ in1 [k, n], bit for bit: float32 [m, n] on the host.
 
-    `dst` is what Dst holds before (zeros when None). fidelity: lofi, hifi2, hifi3, hifi4. engine: one of ENGINES, the
-    fastest when empty. threads: torch's own number when None; the result doesn't depend on it.
+    Args:
+        fidelity: lofi, hifi2, hifi3 or hifi4.
+        dst: The previous contents of Dst (None: zeros).
+        engine: One of ENGINES. By default the fastest.
+        threads: By default torch's own number. The result doesn't depend on it.
 
-    Raises UserError for shapes that don't fit, or an engine that doesn't run here.
+    Raises:
+        UserError: Shapes don't fit, or the engine doesn't run here.
     """
     if in0.ndim != 2 or in1.ndim != 2 or in0.shape[1] != in1.shape[0]:
         raise UserError(f"in0 {tuple(in0.shape)} and in1 {tuple(in1.shape)} must be matrices of [m, k] and [k, n]")
@@ -140,7 +144,7 @@ def elementwise(
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
-    """uint32 patterns of a float32 tensor, its rows contiguous; shares memory where it can."""
+    """uint32 patterns of a float32 tensor with contiguous rows. Shares memory if possible."""
     host = tensor.detach().to("cpu", torch.float32)
     if host.stride(-1) != 1 or (host.ndim == 2 and host.stride(0) < host.shape[1]):
         host = host.contiguous()

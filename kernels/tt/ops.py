@@ -1,8 +1,8 @@
-"""Reductions, layer_norm, softmax and attention put together from the matrix unit's instructions.
+"""Reductions, layer_norm, softmax and attention composed of the matrix unit's instructions.
 
-No description of the vendor's kernels says how they are composed. The compositions here are the ones that reproduce
-the golden outputs best; tests/golden/tt/README.md has the table of what is bit-equal and what is only near. In exact
-mode values are float32 on the host; fast mode computes in float32 and rounds to bfloat16 where the device stores.
+No description of the vendor's kernels says how they are composed. The compositions here reproduce the golden outputs
+best. tests/golden/tt/README.md has the table of what is bit-equal and what is only near. In exact mode, values are
+float32 on the host. Fast mode computes in float32 and rounds to bfloat16 where the device stores.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def reduce_rows(
     x: torch.Tensor, scale: float, fidelity: str, *, fp32_dest: bool, arch: str = "wormhole", data_in: str = "b"
 ) -> torch.Tensor:
-    """The sum of each row of x [rows, width] times `scale`, [rows, 1]: a product with a column of the scale.
+    """The sum of each row of x [rows, width] times `scale`, [rows, 1], as a product with a column of the scale.
 
-    data_in: the source register that the data goes through, a (5 bits a phase) or b (7 bits).
+    `data_in` is the source register of the data, a (5 bits per phase) or b (7 bits).
     """
     column = torch.full((x.shape[1], 1), scale)
     if data_in == "b":
@@ -42,7 +42,7 @@ def row_sum(x: torch.Tensor) -> torch.Tensor:
 
 
 def row_mean(x: torch.Tensor) -> torch.Tensor:
-    """``ttnn.mean`` over the last dimension: the scale 1 / width is truncated to bfloat16, unlike anywhere else."""
+    """``ttnn.mean`` over the last dimension. Unlike anywhere else, the scale 1 / width is truncated to bfloat16."""
     scale = float(truncate(torch.tensor([1.0 / x.shape[1]]), 7))
     return device_pack(reduce_rows(x, scale, "hifi3", fp32_dest=True)[:, 0], "bfloat16", fp32_dest=True)
 
@@ -52,7 +52,7 @@ def layer_norm(
 ) -> torch.Tensor:
     """LayerNorm of bfloat16 values over the last dimension: mean, x - mean, square, mean, rsqrt, gamma, beta.
 
-    x [rows, width], weight and bias [width]; float32 values of bfloat16, in fast mode of x's dtype.
+    x is [rows, width], weight and bias [width]. Results are bfloat16 values in float32, in fast mode in x's dtype.
     """
     if arithmetic.mode == "fast":
         if not arithmetic.fp32_dest_acc_en:
@@ -65,7 +65,7 @@ def layer_norm(
     if fp32:
         mean = reduce_rows(x, 1.0, fidelity, fp32_dest=True, arch=arch) * torch.tensor(1.0 / width)
         centred = add(x, mean.expand_as(x), True, subtract=True, arch=arch)
-        # Its fourth phase makes the variance differ from the golden one in more rows.
+        # With the fourth phase, the variance differs from the golden one in more rows.
         square = multiply(centred, centred, "hifi3" if fidelity == "hifi4" else fidelity, True, arch)
         variance = reduce_rows(square, 1.0, fidelity, fp32_dest=True, arch=arch, data_in="a")
         scale = torch.rsqrt(variance * torch.tensor(1.0 / width) + eps)
@@ -84,7 +84,7 @@ def layer_norm(
 def _rounding_layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, arithmetic: Arithmetic
 ) -> torch.Tensor:
-    """The fast form of `layer_norm` with a bfloat16 Dst: what each step leaves is rounded to bfloat16."""
+    """The fast form of `layer_norm` with a bfloat16 Dst. The result of each step is rounded to bfloat16."""
     dtype, x = x.dtype, x.to(torch.float32)
     column = x.new_full((x.shape[-1], 1), 1.0 / x.shape[-1])
 
@@ -100,7 +100,7 @@ def _rounding_layer_norm(
 def softmax(x: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False) -> torch.Tensor:
     """Softmax of bfloat16 values over the last dimension, shifted by the row's maximum.
 
-    approximate: with the vector unit's fast exp, which ttnn takes by default (its error is ten times as large).
+    `approximate` uses the vector unit's fast exp, which is ttnn's default (its error is ten times as large).
     """
     fp32, fidelity = arithmetic.fp32_dest_acc_en, arithmetic.math_fidelity
     if arithmetic.mode == "fast" and fp32 and not approximate:
@@ -127,9 +127,9 @@ def softmax(x: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False) 
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False
 ) -> torch.Tensor:
-    """softmax(query @ key^T / sqrt(width)) @ value over bfloat16 values [..., length, width], nothing masked.
+    """softmax(query @ key^T / sqrt(width)) @ value for bfloat16 values [..., length, width], without a mask.
 
-    Composed as a compiler does without a fused kernel: product, scale (bfloat16), softmax (at HiFi4), product.
+    Composed as by a compiler without a fused kernel: product, scale (bfloat16), softmax (at HiFi4), product.
     """
     finest = replace(arithmetic, math_fidelity="hifi4")
     scale = 1.0 / math.sqrt(query.shape[-1])

@@ -1,7 +1,7 @@
-"""Tiles in memory: 32 x 32 elements, four 16 x 16 faces one after the other, and the bytes of each format.
+"""Tiles in memory: 32 x 32 elements as four consecutive 16 x 16 faces, and the bytes of each format.
 
-A tile of bfp8_b is 1,088 bytes and one of bfp4_b 576: 64 shared exponents (faces 0 to 3, 16 rows each), then a byte,
-or half a byte with the even element low, for every element. A tile of bfloat16 is 2,048 bytes, little-endian.
+A tile of bfp8_b has 1,088 bytes and one of bfp4_b 576: 64 shared exponents (faces 0 to 3, 16 rows each), then one byte
+per element, or half a byte with the even element low. A tile of bfloat16 has 2,048 bytes, little-endian.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def tilise(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def untilise(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """The [rows, columns] matrix whose `tilise` gave `tiles`."""
+    """The [rows, columns] matrix from which `tilise` made `tiles`."""
     high, wide = -(-rows // TILE), -(-columns // TILE)
     if tuple(tiles.shape) != (high * wide, 4, FACE, FACE):
         raise UserError(f"{rows} x {columns} elements are {high * wide} tiles of (4, 16, 16), not {tuple(tiles.shape)}")

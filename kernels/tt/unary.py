@@ -1,8 +1,8 @@
-"""The vector unit's functions of one bfloat16 value: a table of all 65,536 results each, looked up.
+"""The vector unit's functions of one bfloat16 value, each as a table of all 65,536 results.
 
-The tables are what the vendor's kernels gave on the functional simulator for every finite bfloat16 (unary_bf16.npz:
-differences between neighbouring results, which compress a hundredfold). Infinities and NaN were not run: for these
-the mathematical limit stands, as torch gives it.
+The tables contain the results of the vendor's kernels on the functional simulator for every finite bfloat16
+(unary_bf16.npz: differences between neighbouring results, which compress a hundredfold). Infinities and NaN were not
+run. For these it is the mathematical limit, as torch gives it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "square": torch.square,
 }
 
-# What transformers calls an activation, and the function that computes it on the device.
+# From transformers' name of an activation to the device's function for it.
 OF_ACTIVATION = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -58,7 +58,7 @@ def unary(name: str, values: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _tables() -> dict[str, np.ndarray]:
-    """For each function float32 [65536], indexed by a bfloat16's bits."""
+    """For each function float32 [65536], indexed by the bits of a bfloat16."""
     patterns = torch.arange(1 << 16, dtype=torch.int64)
     inputs = from_bits(patterns << 16)
     tables = {}
