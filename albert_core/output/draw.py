@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import warnings
@@ -60,6 +61,8 @@ def draw_png(chart: Chart) -> bytes:
 
 @contextmanager
 def _settings(key: str) -> Iterator[None]:
+    # What it says of its caches is nothing that a chart's reader could mend.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
     settings: Any = {

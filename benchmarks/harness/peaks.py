@@ -17,7 +17,7 @@ from ...backends import Backend, UnitRate
 from .environment import is_contended, lost
 from .measure import Clock
 
-# A block is one fence. Short ones, because on a busy machine some of them run between two contention.
+# A block is one fence. Short ones, because on a busy machine some of them run between two bursts of other work.
 BLOCK_SECONDS = 0.02
 SECONDS = 0.6
 # How much longer to look for blocks that nobody contended.

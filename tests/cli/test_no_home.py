@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from isotrain.backends.host import cache
 from isotrain.backends.host.cache import cache_folder, settle_home
+from support.results import write_run
 
 JOB = ["train", "quickstart", "--set", "dataset_id=embedded:intents?train=154&test=77"]
 JOB += [part for item in ("model_name=random:tiny", "dtype=float32", "num_epochs=1") for part in ("--set", item)]
@@ -41,6 +42,18 @@ def test_a_run_goes_on_without_a_cache_and_says_so_once(tmp_path: Path, named: s
     assert "ISOTRAIN_CACHE" in warnings[0]
     assert (tmp_path / "runs" / "run" / "model" / "model.safetensors").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "runs"], "and no folder called ~"
+
+
+@pytest.mark.slow
+def test_charts_are_drawn_without_a_cache_and_without_a_word_of_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    write_run(tmp_path / "run", steps=3)
+    nowhere = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(tmp_path / "file" / "cache"))
+    environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | nowhere
+    command = [sys.executable, "-c", PROGRAM, "report", "run"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "report: report.html (2 charts)\n"
 
 
 def test_a_folder_that_can_not_be_made_is_warned_of_once(

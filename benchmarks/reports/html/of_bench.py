@@ -79,7 +79,7 @@ def _banners(bench: Bench) -> list[str]:
 def _bar(target: Target, style: int) -> Bar:
     assert target.figures is not None, "targets with figures only"
     rate = target.figures.samples_per_second
-    words = joined(["" if target.valid else "invalid", "busy machine" if target.contended else ""], ", ")
+    words = joined(["" if target.valid else "invalid", "contended" if target.contended else ""], ", ")
     return Bar(target.name, rate.median, rate.low, rate.high, style, words, hatched=not target.valid)
 
 

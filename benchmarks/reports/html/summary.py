@@ -69,7 +69,7 @@ def valid_rates(results: Results) -> list[Rate]:
             rate.low,
             rate.high,
             target.share_of_peak.model if target.share_of_peak is not None else None,
-            "busy machine" if target.contended else "",
+            "contended" if target.contended else "",
             tuple(bench_tags(one.document)),
         )
         for one in results.bench
