@@ -14,10 +14,13 @@ from typing import Any, Protocol
 from .. import UserError
 from ..albert_core.terminal.console import new_console, say
 from ..albert_core.terminal.text import duration
+from .harness.document import RUN, Sweep
 from .harness.environment import describe
 from .harness.plan import Options, Plan, make_plan
 from .harness.runner import SWEEP, WORKER, WorkerRun, run_sweeps, run_workers
 from .outcome.build import build_result, result_path, write_result
+from .outcome.end_to_end import EndToEnd
+from .outcome.model import Bench
 
 VALID, INVALID, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,7 +43,7 @@ class Outcome:
     Exit codes: 0 all targets valid, 1 one is not, 2 a process failed, 130 interrupted.
     """
 
-    result: dict[str, Any] | None
+    result: Bench | EndToEnd | None
     path: Path | None
     code: int
 
@@ -64,7 +67,7 @@ def run_bench(
     watcher = watcher or PlainWatcher(plan)
     machine = describe()
     runs: list[WorkerRun] = []
-    sweeps: dict[int, list[dict[str, Any]]] = {}
+    sweeps: dict[int, Sweep] = {}
     interrupted = False
     try:
         for run in run_sweeps(plan, watcher.started, command):
@@ -90,30 +93,30 @@ def run_bench(
     return Outcome(result, path, exit_code(result))
 
 
-def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, list[dict[str, Any]]]) -> Plan:
+def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, Sweep]) -> Plan:
     """The plan with the fastest shape that a sweep found, or without a baseline that can't run.
 
     Raises UserError for what concerns the end-to-end run. A sweep that died leaves the target its first shape: the
     measured process will say what is wrong.
     """
-    if run.document is not None:
-        found = sweeps[run.target] = run.document["sweep"]
-        rates = [one.get("samples_per_second", 0.0) for one in found]
+    if run.sweep is not None:
+        sweeps[run.target] = run.sweep
+        rates = [one.samples_per_second or 0.0 for one in run.sweep.sweep]
         return plan.settled(run.target, plan.candidates[run.target][rates.index(max(rates))])
-    if run.user_error and run.scope == "run":
+    if run.user_error and run.scope == RUN:
         raise UserError(run.error)
     if run.user_error and plan.targets[run.target].baseline:
         return plan.without(run.target, run.error)
     return plan
 
 
-def exit_code(result: dict[str, Any]) -> int:
+def exit_code(result: Bench | EndToEnd) -> int:
     """What a command ends in that has measured `result`."""
-    if result["status"] == "partial":
+    if result.status == "partial":
         return INTERRUPTED
-    if result["status"] == "failed":
+    if result.status == "failed":
         return FAILED
-    return VALID if result["valid"] else INVALID
+    return VALID if result.valid else INVALID
 
 
 class PlainWatcher:
@@ -136,7 +139,7 @@ class PlainWatcher:
         left = (time.perf_counter_ns() - self.began) / 1e9 / self.done * (total - self.done)
         # Why is said once, at the end: by the result, or by the error that ends the run.
         refused = run.user_error and self.plan.targets[run.target].baseline
-        ending = "" if run.document is not None else " can't run" if refused else " FAILED"
+        ending = "" if run.complete else " can't run" if refused else " FAILED"
         remaining = f", about {duration(left)} left" if self.done < total else ""
         label = _doing(self.plan, run.target, run.process)
         say(f"[{self.done}/{total}] {label}: {run.seconds:.1f} s{remaining}{ending}", err=True)
@@ -158,7 +161,7 @@ class BarWatcher:
         self.progress.update(self.task, total=plan.processes)
 
     def ended(self, run: WorkerRun) -> None:
-        if run.document is None:
+        if not run.complete:
             what = _doing(self.plan, run.target, run.process)
             self.progress.console.print(f"{what}: no result", style="red")
         self.progress.advance(self.task)

@@ -31,18 +31,18 @@ from typing import Any
 from ... import UserError
 from ...backends.host.memory import process_memory
 from ..harness.answer import answer
+from ..outcome.end_to_end import TimedBatch, TimedLoop
+from .specs import LoopSpec
 
+INPUTS = ("input_ids", "attention_mask", "labels")
 # Its first steps allocate and dispatch; leaving them out is in its favour.
 WARM_UP_STEPS = 3
 
 
-def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
+def measure_loop(spec: LoopSpec) -> TimedLoop:
     """Seconds of the parts of one run: those that happen once, each timed step, each timed validation batch.
 
     Also what each of these batches was (`step_batches`, `validation_batches`).
-
-    spec: backend, model, dataset, tokenizer, dtype, max_length, padding ("dynamic" or "padded"), batch_size,
-    learning_rate, mlp_hidden_size, seed, threads, steps, validation_batches.
     """
     once: dict[str, float] = {}
     with _timed(once, "import"):
@@ -54,32 +54,33 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
         from ...albert_core.model.names import model_source
         from ...albert_core.tokens.tokenizer import load_tokenizer
         from ...backends import get_backend
-    if spec["threads"] is not None:
-        torch.set_num_threads(spec["threads"])
-    torch.manual_seed(spec["seed"])
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.seed)
     with _timed(once, "load"):
-        backend = get_backend(spec["backend"])
-        raw = load_dataset(spec["dataset"], seed=spec["seed"])
-        encoder = load_encoder(spec["model"], spec["seed"])
-        model = build_model(encoder, spec["mlp_hidden_size"], len(raw.label_names))
-        model = model.to(getattr(torch, spec["dtype"])).to(backend.device)
+        backend = get_backend(spec.backend)
+        raw = load_dataset(spec.dataset, seed=spec.seed)
+        encoder = load_encoder(spec.model, spec.seed)
+        model = build_model(encoder, spec.mlp_hidden_size, len(raw.label_names))
+        model = model.to(getattr(torch, spec.dtype)).to(backend.device)
         # The loop is given the same ids as ours: where that trains a tokenizer, the loop gets it as a gift.
     tokenizer = load_tokenizer(
-        spec["tokenizer"], model_source(spec["model"]), texts=raw.train.texts, vocab_size=encoder.config.vocab_size
+        spec.tokenizer, model_source(spec.model), texts=raw.train.texts, vocab_size=encoder.config.vocab_size
     )
     with tempfile.TemporaryDirectory(prefix="isotrain-experiment-") as folder, _timed(once, "tokenise"):
-        loaders = make_loaders(spec, raw, tokenizer, Path(folder))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec["learning_rate"])
+        train_loader, test_loader = make_loaders(spec, raw, tokenizer, Path(folder))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate)
     loss_fn = CrossEntropyLoss()
 
     model.train()
     running, steps, step_batches = 0.0, [], []
     start = time.perf_counter_ns()
-    for batch in _limited(loaders["train"], WARM_UP_STEPS + spec["steps"]):
+    for batch in _limited(train_loader, WARM_UP_STEPS + spec.steps):
         optimizer.zero_grad()
         placed = backend.place(dict(batch))
-        logits = model(placed["input_ids"], placed["attention_mask"])
-        loss = loss_fn(logits, placed["labels"])
+        ids, mask, labels = (placed[name] for name in INPUTS)
+        logits = model(ids, mask)
+        loss = loss_fn(logits, labels)
         running += loss.item()
         loss.backward()
         optimizer.step()
@@ -94,37 +95,37 @@ def measure_loop(spec: dict[str, Any]) -> dict[str, Any]:
     correct, validation, validation_batches = 0, [], []
     start = time.perf_counter_ns()
     with torch.no_grad():
-        for batch in spread(loaders["test"], spec["validation_batches"]):
+        for batch in spread(test_loader, spec.validation_batches):
             placed = backend.place(dict(batch))
-            logits = model(placed["input_ids"], placed["attention_mask"])
-            running += loss_fn(logits, placed["labels"]).item()
-            correct += int((torch.argmax(logits, dim=-1) == placed["labels"]).sum().item())
+            ids, mask, labels = (placed[name] for name in INPUTS)
+            logits = model(ids, mask)
+            running += loss_fn(logits, labels).item()
+            correct += int((torch.argmax(logits, dim=-1) == labels).sum().item())
             stop = time.perf_counter_ns()
             validation.append((stop - start) / 1e9)
             validation_batches.append(_shape(batch))
             start = time.perf_counter_ns()
-    return {
-        "once": once,
-        "steps": steps[WARM_UP_STEPS:],
-        "validation": validation,
-        "step_batches": step_batches[WARM_UP_STEPS:],
-        "validation_batches": validation_batches,
-        "steps_per_epoch": len(raw.train.texts) // spec["batch_size"],
-        "validation_batches_per_epoch": len(raw.test.texts) // spec["batch_size"],
-        "train_texts": len(raw.train.texts),
-        "test_texts": len(raw.test.texts),
-        "finite": running == running and abs(running) != float("inf"),
-        "peak_bytes": process_memory().peak_bytes,
-        "model": encoder.label,
-        "random_weights": encoder.random,
-        "device": backend.info().name,
-    }
+    return TimedLoop(
+        once=once,
+        steps=steps[WARM_UP_STEPS:],
+        validation=validation,
+        step_batches=step_batches[WARM_UP_STEPS:],
+        validation_batches=validation_batches,
+        steps_per_epoch=len(raw.train.texts) // spec.batch_size,
+        validation_batches_per_epoch=len(raw.test.texts) // spec.batch_size,
+        train_texts=len(raw.train.texts),
+        test_texts=len(raw.test.texts),
+        finite=running == running and abs(running) != float("inf"),
+        peak_bytes=process_memory().peak_bytes,
+        model=encoder.label,
+        random_weights=encoder.random,
+        device=backend.info().name,
+    )
 
 
-def _shape(batch: Any) -> dict[str, int]:
-    """Texts of a batch, the length that they were padded to, and the tokens that are no padding."""
-    texts, length = batch["input_ids"].shape
-    return {"texts": texts, "length": length, "real_tokens": int(batch["attention_mask"].sum())}
+def _shape(batch: Any) -> TimedBatch:
+    texts, length = batch.input_ids.shape
+    return TimedBatch(texts=texts, length=length, real_tokens=int(batch.attention_mask.sum()))
 
 
 def build_model(encoder: Any, mlp_hidden_size: int, num_labels: int) -> Any:
@@ -149,8 +150,8 @@ def build_model(encoder: Any, mlp_hidden_size: int, num_labels: int) -> Any:
     return ExperimentModel()
 
 
-def make_loaders(spec: dict[str, Any], raw: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
-    """Data loaders of both splits, tokenised text by text; shuffled for training, the last texts dropped."""
+def make_loaders(spec: LoopSpec, raw: Any, tokenizer: Any, folder: Path) -> tuple[Any, Any]:
+    """Loaders of the training and the test split, tokenised text by text; the first shuffled, last texts dropped."""
     import datasets
     from torch.utils.data import DataLoader
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
@@ -158,32 +159,30 @@ def make_loaders(spec: dict[str, Any], raw: Any, tokenizer: Any, folder: Path) -
     tokenizer.save(folder)
     fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="right")
     # As published: a padding token that is also the end of every text. The mask hides it.
-    ending = fast.convert_ids_to_tokens(fast("a")["input_ids"][-1])
+    ending = fast.convert_ids_to_tokens(fast("a").input_ids[-1])
     fast.pad_token = fast.eos_token = ending
-    padded = spec["padding"] == "padded"
+    padded = spec.padding == "padded"
     # The published loop doesn't truncate; a static shape has to.
-    cut = {"truncation": True, "max_length": spec["max_length"]} if padded else {"truncation": False}
+    cut = {"truncation": True, "max_length": spec.max_length} if padded else {"truncation": False}
 
     def tokenize(example: dict[str, Any]) -> dict[str, Any]:
-        encoding = fast(example["text"], padding=False, return_tensors="pt", **cut)
-        return {
-            "input_ids": encoding["input_ids"].squeeze(0),
-            "attention_mask": encoding["attention_mask"].squeeze(0),
-            "labels": example["label"],
-        }
+        text, label = (example[name] for name in ("text", "label"))
+        encoding = fast(text, padding=False, return_tensors="pt", **cut)
+        return dict(
+            zip(INPUTS, (encoding.input_ids.squeeze(0), encoding.attention_mask.squeeze(0), label), strict=True)
+        )
 
     datasets.disable_progress_bars()
     collator = DataCollatorWithPadding(
-        tokenizer=fast, padding="max_length" if padded else True, max_length=spec["max_length"]
+        tokenizer=fast, padding="max_length" if padded else True, max_length=spec.max_length
     )
-    loaders = {}
-    for name, split in (("train", raw.train), ("test", raw.test)):
+
+    def loader(split: Any, shuffle: bool) -> Any:
         table = datasets.Dataset.from_dict({"text": list(split.texts), "label": [int(label) for label in split.labels]})
         tokens = table.map(tokenize).remove_columns(["text", "label"])
-        loaders[name] = DataLoader(
-            tokens, batch_size=spec["batch_size"], collate_fn=collator, shuffle=name == "train", drop_last=True
-        )
-    return loaders
+        return DataLoader(tokens, batch_size=spec.batch_size, collate_fn=collator, shuffle=shuffle, drop_last=True)
+
+    return loader(raw.train, True), loader(raw.test, False)
 
 
 def spread(loader: Any, count: int) -> Iterator[Any]:
@@ -217,4 +216,4 @@ def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(measure_loop))
+    sys.exit(answer(LoopSpec, measure_loop))

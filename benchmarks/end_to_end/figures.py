@@ -2,80 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ..harness.document import Interval
+from ..harness.document import Work
 from ..harness.statistics import median_interval
-from ..outcome.gates import gate_peaks
+from ..outcome import limits
+from ..outcome.build import rates
+from ..outcome.end_to_end import Counted, Side, WholeProcess
+from ..outcome.gates import gate_limits
+from ..outcome.model import Energy, Rates
 
-Side = dict[str, Any]
-
-# A rate of an end-to-end run, and the quantity that it is of.
-RATES = {
-    "samples_per_second": ("samples", 1.0),
-    "real_tokens_per_second": ("real_tokens", 1.0),
-    "padded_tokens_per_second": ("padded_tokens", 1.0),
-    "model_tflops": ("model_flops", 1e12),
-    "hardware_tflops": ("hardware_flops", 1e12),
-}
 ONLY_A_PART = "unavailable: only a part of the run was run"
 
 
-def add_figures(sides: Sequence[Side], counted: Mapping[str, Any], seed: int) -> None:
-    """Gives sides that have `seconds` their work, rates, energy, shares of the peak and place under the roof.
+def with_figures(sides: list[Side], counted: Counted, seed: int) -> list[Side]:
+    """The sides; those that have `seconds` with their work, rates, energy, shares of the peak and place under the roof.
 
-    counted: what `whole_work.count` returned. A side faster than the device's own peak gets a reason, which makes it
-    invalid; all rates of a side share the interval of its seconds.
+    A side faster than the device's own peak gets a reason, which makes it invalid; all rates of a side share the
+    interval of its seconds.
     """
-    loops = iter(counted["loops"])
-    measured = []
-    for side in sides:
-        if "seconds" not in side:
-            continue
-        side["work"] = next(loops) if side["extrapolated"] else counted["work"]
-        seconds = Interval(**side["seconds"])
-        side["figures"] = {
-            name: seconds.rate(side["work"][quantity] / unit).document() for name, (quantity, unit) in RATES.items()
-        }
-        side["energy"] = _energy(side, seed)
-        measured.append(side)
-    entries = [_entry(side, counted) for side in measured]
-    gate_peaks(entries)
-    for side, entry in zip(measured, entries, strict=True):
-        side |= {key: entry[key] for key in ("share_of_peak", "roofline", "reasons", "warnings")}
-        side["valid"] = side["valid"] and not side["reasons"]
+    loops = iter(counted.loops)
+    return [
+        side
+        if side.seconds is None
+        else _with_figures(side, next(loops) if side.extrapolated else counted.work, counted, seed)
+        for side in sides
+    ]
 
 
-def _entry(side: Side, counted: Mapping[str, Any]) -> dict[str, Any]:
-    """A side as the gates know a target: its one step is the end-to-end run."""
-    device = counted["device"]
-    return {
-        "backend": device["backend"],
-        "device": device,
-        "emulated": device["emulated"],
-        "work": side["work"],
-        "figures": {**side["figures"], "step_seconds": side["seconds"]},
-        "peaks": counted["peaks"],
-        "processes": [{"peaks": counted["peaks"]}],
-        "reasons": list(side["reasons"]),
-        "warnings": [],
+def _with_figures(side: Side, work: Work, counted: Counted, seed: int) -> Side:
+    assert side.seconds is not None, "sides with seconds only"
+    figures, peaks, emulated = Rates(**rates(side.seconds, work)), counted.peaks, counted.device.emulated
+    roofline = None if emulated else limits.roofline(work, figures, peaks, [peaks.step_copy_gbps])
+    findings = list(gate_limits(work, side.seconds.median, figures, peaks, roofline))
+    reasons = [*side.reasons, *(finding.text for finding in findings if not finding.warning)]
+    found = {
+        "work": work,
+        "figures": figures,
+        "energy": _energy(side, work, seed),
+        "share_of_peak": None if emulated else limits.share_of_peak(figures, peaks),
+        "roofline": roofline,
+        "reasons": reasons,
+        "warnings": [*side.warnings, *(finding.text for finding in findings if finding.warning)],
+        "valid": side.valid and not reasons,
     }
+    return side.model_copy(update=found)
 
 
-def _energy(side: Side, seed: int) -> dict[str, Any]:
+def _energy(side: Side, work: Work, seed: int) -> Energy:
     """Joules a text from the runs' counters, from the opened device to the end, or why there are none."""
-    if side["extrapolated"]:
-        return {"source": ONLY_A_PART, "joules_per_sample": None, "n": 0}
-    told = [process["energy"] for process in side["processes"]]
-    without = next((one for one in told if one["joules"] is None or one["joules"] <= 0.0), None)
-    if without is not None:
-        unread = without["joules"] is None
-        source = without["source"] if unread else "unavailable: the counter stood still during a run"
-        return {"source": source, "joules_per_sample": None, "n": 0}
-    per_text = [[one["joules"] / side["work"]["samples"]] for one in told]
-    return {
-        "source": told[0]["source"],
-        "joules_per_sample": median_interval(per_text, seed).document(),
-        "n": len(per_text),
-    }
+    told = [process.energy for process in side.processes if isinstance(process, WholeProcess)]
+    if not told:
+        return Energy(source=ONLY_A_PART, joules_per_sample=None, n=0)
+    joules = [one.joules for one in told if one.joules is not None and one.joules > 0.0]
+    if len(joules) < len(told):
+        unread = next((one.source for one in told if one.joules is None), None)
+        source = unread or "unavailable: the counter stood still during a run"
+        return Energy(source=source, joules_per_sample=None, n=0)
+    per_text = [[one / work.samples] for one in joules]
+    return Energy(source=told[0].source, joules_per_sample=median_interval(per_text, seed), n=len(per_text))

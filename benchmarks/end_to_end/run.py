@@ -7,7 +7,6 @@ hours; it is timed for some of its steps and validation batches in a fresh proce
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,12 +17,15 @@ from typing import Any
 
 from ... import UserError
 from ...albert_core.config.load import as_set
+from ...albert_core.config.parsing import read_json
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...backends import device_label, foresee_backend
 from ...kernels.words import count
 from ..bench import FAILED, INTERRUPTED, Outcome, exit_code
 from ..harness import environment
-from ..harness.extrapolate import EPOCHS, Sampled, sampled, total_interval, total_ratio
+from ..harness.answer import read_answer
+from ..harness.document import Refused
+from ..harness.extrapolate import EPOCHS, total_interval, total_ratio
 from ..harness.plan import (
     EMBEDDED_LENGTHS,
     END_TO_END,
@@ -35,9 +37,25 @@ from ..harness.plan import (
 )
 from ..harness.runner import Ended, how, run_process, said
 from ..outcome.build import emulation_notes, result_path, write_result
-from .figures import add_figures
+from ..outcome.end_to_end import (
+    END_TO_END as SCHEMA,
+)
+from ..outcome.end_to_end import (
+    METRICS,
+    Counted,
+    EndToEnd,
+    EndToEndConfig,
+    EndToEndMethod,
+    RunMemory,
+    Side,
+    TimedLoop,
+    TimedOf,
+    WholeProcess,
+)
+from ..outcome.model import Environment
+from .figures import with_figures
+from .specs import CountSpec, LoopSpec
 
-SCHEMA = "isotrain.end-to-end/2"
 OWN = "isotrain train"
 RUN = Path("runs/end-to-end")
 BATCH_SIZE, LEARNING_RATE = 8, 1e-3
@@ -59,16 +77,13 @@ class _Side:
 
     name: str
     padding: str = ""
-    documents: list[dict[str, Any]] = field(default_factory=list)
+    documents: list[WholeProcess | TimedLoop] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     last: Path | None = None
 
     @property
     def extrapolated(self) -> bool:
         return bool(self.padding)
-
-    def sampled(self) -> list[Sampled]:
-        return [sampled(document, self.extrapolated) for document in self.documents]
 
 
 def run_end_to_end(
@@ -88,7 +103,7 @@ def run_end_to_end(
     machine = environment.describe()
     interrupted = False
     import_bytes: list[int] = []
-    counted: dict[str, Any] | None = None
+    counted: Counted | None = None
     order = interleaved(len(sides), options.processes, options.seed)
     try:
         with tempfile.TemporaryDirectory(prefix="isotrain-end-to-end-") as folder, interrupted_by_signals():
@@ -174,74 +189,74 @@ def _train(options: Options, side: _Side, folder: Path) -> None:
     if ended.code != 0 or ended.timed_out or not summary.is_file():
         side.reasons.append(_death(ended))
         return
-    document = json.loads(summary.read_text(encoding="utf-8"))
-    side.documents.append(
-        {
+    told = read_json(summary, "run it again")
+    process = WholeProcess.model_validate(
+        told
+        | {
             "seconds": ended.seconds,
             "peak_bytes": int(memory.read_text(encoding="utf-8")),
-            **{key: document[key] for key in ("status", "step", "total_steps", "phases", "model", "random_weights")},
-            **{key: document[key] for key in ("device", "dtype", "energy")},
             # As it was given: the run got an absolute path, which holds on this machine only.
             "dataset": options.dataset,
-            "metrics": {key: document[key] for key in ("eval/loss", "eval/accuracy", "eval/f1_macro")},
+            "metrics": {key: told[key] for key in METRICS},
         }
     )
+    side.documents.append(process)
     side.last = folder
-    if document["status"] != "completed":
-        side.reasons.append(f"a run ended {document['status']}")
+    if process.status != "completed":
+        side.reasons.append(f"a run ended {process.status}")
 
 
 def _loop(options: Options, side: _Side, folder: Path) -> None:
     """Some steps and validation batches of the experiment's loop."""
     result = folder / "result.json"
-    spec = {
-        "backend": options.backends[0],
-        "model": _absolute(options.model),
-        "dataset": _absolute(options.dataset),
-        "tokenizer": None if options.tokenizer is None else _absolute(options.tokenizer),
-        "dtype": options.dtype,
-        "max_length": options.max_length,
-        "padding": side.padding,
-        "batch_size": BATCH_SIZE,
-        "learning_rate": LEARNING_RATE,
-        "mlp_hidden_size": options.mlp_hidden_size,
-        "seed": options.seed,
-        "threads": options.threads,
-        "steps": LEAST_STEPS,
-        "validation_batches": LEAST_VALIDATION,
-        "result": str(result),
-    }
+    spec = LoopSpec(
+        backend=options.backends[0],
+        model=_absolute(options.model),
+        dataset=_absolute(options.dataset),
+        tokenizer=None if options.tokenizer is None else _absolute(options.tokenizer),
+        dtype=options.dtype,
+        max_length=options.max_length,
+        padding=side.padding,
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        mlp_hidden_size=options.mlp_hidden_size,
+        seed=options.seed,
+        threads=options.threads,
+        steps=LEAST_STEPS,
+        validation_batches=LEAST_VALIDATION,
+        result=str(result),
+    )
     ended = run_process(LOOP, spec, folder / "log", options.threads, TIME_LIMIT)
     if not result.is_file():
         side.reasons.append(_death(ended))
         return
-    document = json.loads(result.read_text(encoding="utf-8"))
-    if "error" in document:
-        side.reasons.append(document["error"]["message"])
+    document = read_answer(result, TimedLoop)
+    if isinstance(document, Refused):
+        side.reasons.append(document.message)
         return
     side.documents.append(document)
-    if not document["finite"]:
+    if not document.finite:
         side.reasons.append("its loss became NaN or infinite")
 
 
-def _count(options: Options, sides: Sequence[_Side], folder: Path) -> dict[str, Any] | None:
-    """What `whole_work` counts of the run in `folder` and of the loops; None, and a reason, where it can't."""
+def _count(options: Options, sides: Sequence[_Side], folder: Path) -> Counted | None:
+    """What `count` finds of the run in `folder` and of the loops; None, and a reason, where it can't."""
     result = folder / "work.json"
-    spec = {
-        "run": str(folder / RUN),
-        "loops": [side.documents for side in sides if side.extrapolated and side.documents],
-        "dtype": options.dtype,
-        "threads": options.threads,
-        "result": str(result),
-    }
+    loops = [[one for one in side.documents if isinstance(one, TimedLoop)] for side in sides]
+    spec = CountSpec(
+        run=str(folder / RUN),
+        loops=[timed for timed in loops if timed],
+        dtype=options.dtype,
+        threads=options.threads,
+        result=str(result),
+    )
     cache = {"ISOTRAIN_CACHE": str(folder / "cache")}
     ended = run_process(COUNT, spec, folder / "count.log", options.threads, TIME_LIMIT, cache)
-    document = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"error": {"message": ""}}
-    if "error" in document:
-        why = document["error"]["message"] or _death(ended)
-        sides[0].reasons.append(f"its work could not be counted: {why}")
+    counted = read_answer(result, Counted) if result.is_file() else Refused(message=_death(ended))
+    if isinstance(counted, Refused):
+        sides[0].reasons.append(f"its work could not be counted: {counted.message}")
         return None
-    return dict(document)
+    return counted
 
 
 def _import_torch(options: Options, folder: Path) -> int:
@@ -263,95 +278,101 @@ def _last_error(ended: Ended) -> str:
     return marked[-1] if marked else (lines[-1] if lines else "the training run refused its input")
 
 
+# What of the options says what was measured.
+CONFIG_KEYS = (
+    "model",
+    "dtype",
+    "strict_dtype",
+    "max_length",
+    "threads",
+    "dataset",
+    "tokenizer",
+    "seed",
+    "backend_options",
+)
+
+
 def _result(
     options: Options,
     sides: Sequence[_Side],
     import_bytes: Sequence[int],
-    counted: dict[str, Any] | None,
+    counted: Counted | None,
     machine: dict[str, Any],
     interrupted: bool,
-) -> dict[str, Any]:
-    config = {
-        key: value
-        for key, value in options.config().items()
-        if key
-        in (
-            "model",
-            "dtype",
-            "strict_dtype",
-            "max_length",
-            "threads",
-            "dataset",
-            "tokenizer",
-            "seed",
-            "backend_options",
-        )
-    } | {
+) -> EndToEnd:
+    config = {key: value for key, value in options.config().items() if key in CONFIG_KEYS} | {
         "backend": options.backends[0],
         "kernel": options.kernels[0],
         "epochs": EPOCHS,
         "batch_size": BATCH_SIZE,
         "mlp_hidden_size": options.mlp_hidden_size,
     }
-    own = sides[0]
-    entries = [_entry(side, own, options) for side in sides]
+    judged = [_side(side, sides[0], options) for side in sides]
     if counted is not None:
-        add_figures(entries, counted, options.seed)
+        judged = with_figures(judged, counted, options.seed)
     failed = any(side.reasons and not side.documents for side in sides)
-    result = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "partial" if interrupted else "failed" if failed else "complete",
-        "valid": all(entry["valid"] for entry in entries),
-        "notes": _notes(options, sides, counted),
-        "command": environment.command_line(),
-        "config": config,
-        "config_sha256": hash_of(config),
-        "method": {
-            "processes": options.processes,
-            "quick": options.quick,
-            "steps": LEAST_STEPS,
-            "validation_batches": LEAST_VALIDATION,
-        },
-        "environment": machine,
-        "sides": entries,
-        **{key: None if counted is None else counted[key] for key in ("device", "policy", "kernel", "peaks")},
-        "memory": None,
-    }
-    if own.documents:
-        peak = max(document["peak_bytes"] for document in own.documents)
-        result["memory"] = {
-            "peak_bytes": peak,
-            "import_torch_bytes": import_bytes[0],
-            "above_import_bytes": peak - import_bytes[0],
-            "scope": "most resident memory of the process",
-        }
-    return result
+    return EndToEnd(
+        schema=SCHEMA,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="partial" if interrupted else "failed" if failed else "complete",
+        valid=all(side.valid for side in judged),
+        notes=_notes(options, sides, counted),
+        command=environment.command_line(),
+        config=EndToEndConfig(**config),
+        config_sha256=hash_of(config),
+        method=EndToEndMethod(
+            processes=options.processes,
+            quick=options.quick,
+            steps=LEAST_STEPS,
+            validation_batches=LEAST_VALIDATION,
+        ),
+        environment=Environment.model_validate(machine),
+        sides=judged,
+        device=None if counted is None else counted.device,
+        policy=None if counted is None else counted.policy,
+        kernel=None if counted is None else counted.kernel,
+        peaks=None if counted is None else counted.peaks,
+        memory=_memory(sides[0], import_bytes),
+    )
 
 
-def _entry(side: _Side, own: _Side, options: Options) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": side.name,
-        "extrapolated": side.extrapolated,
-        "valid": bool(side.documents) and not side.reasons,
-        "reasons": list(side.reasons) or ([] if side.documents else ["no process of it was complete"]),
-        "warnings": [],
-        "processes": side.documents,
-    }
-    if not side.documents:
-        return entry
-    entry["seconds"] = total_interval(side.sampled(), options.seed).document()
-    if side.extrapolated:
-        first = side.documents[0]
-        entry["from"] = {
-            "steps": sum(len(document["steps"]) for document in side.documents),
-            "of_steps": EPOCHS * first["steps_per_epoch"],
-            "validation_batches": sum(len(document["validation"]) for document in side.documents),
-            "of_validation_batches": EPOCHS * first["validation_batches_per_epoch"],
-        }
+def _memory(own: _Side, import_bytes: Sequence[int]) -> RunMemory | None:
+    if not own.documents:
+        return None
+    peak = max(document.peak_bytes for document in own.documents)
+    return RunMemory(
+        peak_bytes=peak,
+        import_torch_bytes=import_bytes[0],
+        above_import_bytes=peak - import_bytes[0],
+        scope="most resident memory of the process",
+    )
+
+
+def _side(side: _Side, own: _Side, options: Options) -> Side:
+    """A side without what its work comes to."""
+    found: dict[str, Any] = {}
+    sampled = [document.sampled for document in side.documents]
+    if sampled:
+        found["seconds"] = total_interval(sampled, options.seed)
+    timed = [document for document in side.documents if isinstance(document, TimedLoop)]
+    if timed:
+        found["timed_of"] = TimedOf(
+            steps=sum(len(document.steps) for document in timed),
+            of_steps=EPOCHS * timed[0].steps_per_epoch,
+            validation_batches=sum(len(document.validation) for document in timed),
+            of_validation_batches=EPOCHS * timed[0].validation_batches_per_epoch,
+        )
         if own.documents:
-            entry["ratio"] = total_ratio(side.sampled(), own.sampled(), options.seed).document()
-    return entry
+            found["ratio"] = total_ratio(sampled, [document.sampled for document in own.documents], options.seed)
+    return Side(
+        name=side.name,
+        extrapolated=side.extrapolated,
+        valid=bool(sampled) and not side.reasons,
+        reasons=list(side.reasons) or ([] if sampled else ["no process of it was complete"]),
+        warnings=[],
+        processes=list(side.documents),
+        **found,
+    )
 
 
 def _emulated_name(options: Options) -> str:
@@ -360,7 +381,7 @@ def _emulated_name(options: Options) -> str:
     return device_label(backend, True) if foresee_backend(backend, options.backend_options).emulated else ""
 
 
-def _notes(options: Options, sides: Sequence[_Side], counted: dict[str, Any] | None) -> list[str]:
+def _notes(options: Options, sides: Sequence[_Side], counted: Counted | None) -> list[str]:
     notes = emulation_notes(options.backends[:1] if _emulated_name(options) else ())
     if any(side.extrapolated for side in sides):
         notes.append(

@@ -1,12 +1,15 @@
-"""What a worker hands over about its process, and the parts that results are made of."""
+"""What a process of a measurement is told and hands over, and the parts that results are made of."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from ...albert_core.terminal.text import figure
+
+# Whom an error concerns: every target of the run, those of one backend, or one target alone.
+RUN, BACKEND, TARGET = "run", "backend", "target"
 
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -18,9 +21,37 @@ class Part(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
 
+    @classmethod
+    def of(cls, value: object) -> Self:
+        """The same fields of a dataclass."""
+        return cls.model_validate(value, strict=False, from_attributes=True)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, by name, as they are: to make another part of them."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
     def document(self) -> dict[str, Any]:
         """What a file holds of it: the keys that were given, by the names that the file has for them."""
         return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class Spec(Part):
+    """What a process is told on its stdin. result: the file that it writes its answer to."""
+
+    result: str
+
+
+class Refused(Part):
+    """What the user can mend, in one line, and whom it concerns."""
+
+    message: str
+    scope: str = TARGET
+
+
+class Refusal(Part):
+    """The answer of a process that refused its input."""
+
+    error: Refused
 
 
 class Interval(Part):
@@ -66,6 +97,14 @@ class Peaks(Part):
     def unit_tflops(self) -> float | None:
         """The matrix unit's rate, where it was measured in the dtype of these peaks."""
         return self.unit.tflops if self.unit is not None and self.unit.dtype == self.dtype else None
+
+    @property
+    def compute_limit(self) -> float:
+        """TFLOP/s that no kernel can exceed: a library's product, or the matrix unit alone where that was measured.
+
+        A library may use a fraction of the unit: a kernel that beats it breaks no law of the device.
+        """
+        return max(self.matmul_tflops, self.unit_tflops or 0.0)
 
 
 class Device(Part):

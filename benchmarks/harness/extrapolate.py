@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -38,15 +37,6 @@ class Sampled:
     def total(self) -> float:
         """Seconds of the end-to-end run."""
         return self.once + sum(part.count * float(np.mean(part.seconds)) for part in self.parts)
-
-
-def sampled(document: dict[str, Any], extrapolated: bool) -> Sampled:
-    """One process's times of an end-to-end run: all of it, or the parts that it is extrapolated from."""
-    if not extrapolated:
-        return Sampled(document["seconds"])
-    steps = Part(document["steps"], EPOCHS * document["steps_per_epoch"])
-    validation = Part(document["validation"], EPOCHS * document["validation_batches_per_epoch"])
-    return Sampled(sum(document["once"].values()), (steps, validation))
 
 
 def total_interval(processes: Sequence[Sampled], seed: int, resamples: int = RESAMPLES) -> Interval:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
-from ...backends import Backend, UnitRate
+from ...backends import Backend
+from .document import Peaks, Unit
 from .environment import is_contended, lost
 from .measure import Clock
 
@@ -28,30 +27,6 @@ LONG_ENOUGH_SECONDS = 0.02
 PRODUCT_SIZES = (512, 1024, 2048, 4096, 8192)
 COPY_BYTES = 256 * 2**20
 LEAST_COPY_BYTES = 2**16
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """The most that was measured, and what the vendor states (None: not known, never another device's).
-
-    contended: in hardly any block had the process its CPUs to itself, so that the true peak is higher.
-    unit: the matrix unit's own rate where the backend can measure it, else None. step_copy_gbps: a copy as large as a
-    step's traffic, which a cache may hold.
-    """
-
-    dtype: str
-    matmul_tflops: float
-    matmul_size: int
-    copy_gbps: float
-    vendor_tflops: float | None
-    vendor_gbps: float | None
-    seconds: float
-    contended: bool
-    step_copy_gbps: float
-    unit: UnitRate | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure_peaks(
@@ -79,7 +54,7 @@ def measure_peaks(
         seconds=(clock() - begin) / 1e9,
         contended=contended,
         step_copy_gbps=copy_gbps if step_copy == COPY_BYTES else _copy_gbps(backend, step_copy, clock),
-        unit=unit,
+        unit=None if unit is None else Unit.of(unit),
     )
 
 

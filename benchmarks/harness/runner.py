@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,15 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...albert_core.processes.parent import LIFELINE
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import open_anew
 from ...albert_core.terminal.text import clean, shorten
-from .plan import Plan
+from .answer import read_answer
+from .document import BACKEND, RUN, TARGET, Measured, Refused, Spec, Sweep
+from .plan import Plan, TargetSpec
+from .worker import WorkerSpec
 
 WORKER = (sys.executable, "-m", "isotrain.benchmarks.harness.worker")
 STDERR_LINES = 15
@@ -31,15 +32,20 @@ GRACE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class WorkerRun:
-    """How one process ended: with a `document`, or with an `error` in words and whom it concerns (see worker)."""
+    """How one process ended: with a `document` or a `sweep`, or with an `error` in words and whom it concerns."""
 
     target: int
     process: int
     seconds: float
-    document: dict[str, Any] | None = None
+    document: Measured | None = None
+    sweep: Sweep | None = None
     error: str = ""
-    scope: str = "target"
+    scope: str = TARGET
     user_error: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.document is not None or self.sweep is not None
 
 
 def run_workers(
@@ -69,7 +75,7 @@ def run_sweeps(plan: Plan, started: Callable[[int, int], None], command: Sequenc
         for target, specs in plan.candidates.items():
             started(target, SWEEP)
             result = Path(folder) / f"{target}-sweep.json"
-            yield _run_worker(plan, target, SWEEP, result, command, [spec.as_dict() for spec in specs])
+            yield _run_worker(plan, target, SWEEP, result, command, list(specs))
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
@@ -86,15 +92,15 @@ def _run_worker(
     process: int,
     result: Path,
     command: Sequence[str],
-    candidates: Sequence[dict[str, Any]] = (),
+    candidates: Sequence[TargetSpec] = (),
 ) -> WorkerRun:
-    spec = {
-        "candidates": candidates,
-        "options": asdict(plan.options),
-        "target": plan.targets[target].as_dict(),
-        "process": process,
-        "result": str(result),
-    }
+    spec = WorkerSpec(
+        options=plan.options,
+        target=plan.targets[target],
+        candidates=list(candidates),
+        process=process,
+        result=str(result),
+    )
     ended = run_process(command, spec, result.with_suffix(".log"), plan.options.threads, plan.options.time_limit)
     if ended.timed_out:
         error = f"took longer than the time limit of {plan.options.time_limit:g} s and was ended{said(ended.log)}"
@@ -114,7 +120,7 @@ class Ended:
 
 def run_process(
     command: Sequence[str],
-    spec: Any,
+    spec: Spec | None,
     log: Path,
     threads: int | None,
     time_limit: float,
@@ -140,7 +146,7 @@ def run_process(
 
 @contextmanager
 def running(
-    command: Sequence[str], spec: Any, log: Path, threads: int | None, extra: dict[str, str] | None = None
+    command: Sequence[str], spec: Spec | None, log: Path, threads: int | None, extra: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process of `run_process` that is ended, with whatever it started, when the block ends."""
     # The worker reads the end of this pipe when the process that holds its other side is gone, even by kill -9.
@@ -161,7 +167,7 @@ def running(
         try:
             # One that has ended already reads nothing.
             with suppress(BrokenPipeError), worker.stdin as given:
-                given.write(json.dumps(spec).encode())
+                given.write(b"" if spec is None else spec.model_dump_json().encode())
             yield worker
         finally:
             _end(worker)
@@ -170,14 +176,17 @@ def running(
 def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
     seconds = ended.seconds
     try:
-        document = json.loads(result.read_text(encoding="utf-8"))
+        document: Refused | Sweep | Measured = (
+            read_answer(result, Sweep) if process == SWEEP else read_answer(result, Measured)
+        )
     except FileNotFoundError:
         return WorkerRun(target, process, seconds, error=f"{how(ended)} and left no result{said(ended.log)}")
     except ValueError:
         return WorkerRun(target, process, seconds, error=f"{how(ended)} and left half a result{said(ended.log)}")
-    if "error" in document:
-        error = document["error"]
-        return WorkerRun(target, process, seconds, error=error["message"], scope=error["scope"], user_error=True)
+    if isinstance(document, Refused):
+        return WorkerRun(target, process, seconds, error=document.message, scope=document.scope, user_error=True)
+    if isinstance(document, Sweep):
+        return WorkerRun(target, process, seconds, sweep=document)
     return WorkerRun(target, process, seconds, document)
 
 
@@ -187,7 +196,7 @@ def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
     return {
         index
         for index, spec in enumerate(plan.targets)
-        if index == outcome.target or outcome.scope == "run" or (outcome.scope == "backend" and spec.backend == backend)
+        if index == outcome.target or outcome.scope == RUN or (outcome.scope == BACKEND and spec.backend == backend)
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from ... import UserError
 from ...albert_core.tokens.order import bucket_length
 from ...kernels.packed import PackedBatch, PaddedBatch
 from ...kernels.weights import EncoderConfig
+from .document import Data
 from .plan import EMBEDDED_LENGTHS, Options
 
 
@@ -37,18 +37,18 @@ class Texts:
             digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
         return digest.hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Data:
         """What a result says about its data; lengths in tokens."""
         lengths = self.lengths
-        return {
-            "name": self.name,
-            "sha256": self.fingerprint(),
-            "texts": len(lengths),
-            "tokens": int(lengths.sum()),
-            "mean_length": round(float(lengths.mean()), 3),
-            "max_length": int(lengths.max()),
-            "num_labels": self.num_labels,
-        }
+        return Data(
+            name=self.name,
+            sha256=self.fingerprint(),
+            texts=len(lengths),
+            tokens=int(lengths.sum()),
+            mean_length=round(float(lengths.mean()), 3),
+            max_length=int(lengths.max()),
+            num_labels=self.num_labels,
+        )
 
 
 @dataclass(frozen=True, eq=False)

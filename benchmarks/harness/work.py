@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from ...albert_core.model.head import ClassificationHead
 from ...backends import CastPolicy
 from ...kernels.weights import EncoderConfig
 from ..work import flops, traffic
+from .document import Work
 from .texts import BenchBatch
-
-QUANTITIES = ("samples", "real_tokens", "padded_tokens", "model_flops", "hardware_flops", "moved_bytes")
 
 
 def work_per_step(
@@ -23,25 +22,47 @@ def work_per_step(
     policy: CastPolicy,
     *,
     skips_padding: bool = False,
-) -> dict[str, Any]:
-    """Mean work of one step over the list, by the names in QUANTITIES.
+) -> Work:
+    """Mean work of one step over the list.
 
     `kernel` is the one that ran: transformers' module computes its last layer in full, the others for [CLS] only.
     `skips_padding`: whether it leaves out what a padded batch is filled up with.
     A step on cached features computes no token: its tokens are those that its features stand for.
     """
-    totals = dict.fromkeys(QUANTITIES, 0)
+    pieces = []
     for batch in batches:
         size, lengths = len(batch.rows), batch.lengths.tolist()
         computed = lengths if workload == "head_step" or skips_padding else batch.computed.tolist()
         useful, hardware = _flops(config, head, workload, lengths, computed, kernel)
-        totals["samples"] += size
-        totals["real_tokens"] += sum(lengths)
-        totals["padded_tokens"] += sum(computed)
-        totals["model_flops"] += useful
-        totals["hardware_flops"] += hardware
-        totals["moved_bytes"] += _bytes(config, head, workload, sum(computed), size, policy)
-    return {key: total / len(batches) for key, total in totals.items()}
+        pieces.append(
+            Piece(
+                samples=size,
+                real_tokens=sum(lengths),
+                padded_tokens=sum(computed),
+                model_flops=useful,
+                hardware_flops=hardware,
+                moved_bytes=_bytes(config, head, workload, sum(computed), size, policy),
+            )
+        )
+    return total(pieces, len(batches))
+
+
+class Piece(NamedTuple):
+    """A part of some work; see `Work`."""
+
+    samples: float = 0
+    real_tokens: float = 0
+    padded_tokens: float = 0
+    model_flops: float = 0
+    hardware_flops: float = 0
+    moved_bytes: float = 0
+
+
+def total(pieces: Iterable[Piece], parts: int = 1) -> Work:
+    """The sum of `pieces` over `parts`."""
+    return Work(
+        **{name: sum(values) / parts for name, values in zip(Piece._fields, zip(*pieces, strict=True), strict=True)}
+    )
 
 
 def _flops(

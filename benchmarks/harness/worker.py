@@ -7,20 +7,35 @@ Anything else that goes wrong is a traceback on stderr and exit code 1. The phas
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import UserError
-from ...albert_core.processes.parent import end_with_parent
-from ...albert_core.runs.files import write_json
 from ...kernels.names import check_name
+from .answer import answer
+from .document import (
+    BACKEND,
+    RUN,
+    TARGET,
+    BlockEnergy,
+    Device,
+    KernelUsed,
+    Measured,
+    Memory,
+    Model,
+    Policy,
+    ProcessEnvironment,
+    Shape,
+    Spec,
+    Sweep,
+    Threads,
+    WarmUp,
+)
 from .environment import affinity, is_contended, lost, moment
 from .plan import CACHED, Options, TargetSpec
 
@@ -34,8 +49,14 @@ if TYPE_CHECKING:
 SWEEP_PASS_SECONDS = 2.0
 MOST_SWEEP_PASSES = 5
 
-# Whom an error concerns: every target of the run, those of one backend, or this target alone.
-RUN, BACKEND, TARGET = "run", "backend", "target"
+
+class WorkerSpec(Spec):
+    """One process of a target; with `candidates`, a sweep over these shapes of it."""
+
+    options: Options
+    target: TargetSpec
+    candidates: list[TargetSpec]
+    process: int
 
 
 class _Stages:
@@ -65,13 +86,11 @@ class _Contention:
 
         return is_contended(self._before, lost(), self._seconds(), torch.get_num_threads())
 
-    def describe(self) -> dict[str, Any]:
+    def a_second(self) -> tuple[float, float]:
+        """Involuntary switches, and seconds waited, in a second."""
         now, seconds = lost(), self._seconds()
-        return {
-            "involuntary_switches_per_second": round((now.switches - self._before.switches) / seconds, 1),
-            "waited_seconds_per_second": round((now.seconds - self._before.seconds) / seconds, 4),
-            "contended": self.so_far(),
-        }
+        switches, waited = now.switches - self._before.switches, now.seconds - self._before.seconds
+        return round(switches / seconds, 1), round(waited / seconds, 4)
 
     def _seconds(self) -> float:
         return (time.perf_counter_ns() - self._start) / 1e9
@@ -79,27 +98,14 @@ class _Contention:
 
 def main() -> int:
     """Specification from stdin, document to its file; returns the exit code: 0, or 2 for what the user can mend."""
-    end_with_parent()
-    spec = json.load(sys.stdin)
     stages = _Stages()
-    code = 0
-    try:
-        options = options_from(spec["options"])
-        if spec.get("candidates"):
-            document = sweep(options, [TargetSpec(**one) for one in spec["candidates"]], stages)
-        else:
-            document = run(options, TargetSpec(**spec["target"]), stages)
-    except UserError as error:
-        document = {"error": {"message": " ".join(str(error).split()), "scope": stages.scope}}
-        code = 2
-    write_json(Path(spec["result"]), document)
-    return code
 
+    def work(spec: WorkerSpec) -> Measured | Sweep:
+        if spec.candidates:
+            return sweep(spec.options, spec.candidates, stages)
+        return run(spec.options, spec.target, stages)
 
-def options_from(values: dict[str, Any]) -> Options:
-    """`Options` from their JSON form, where tuples are lists."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Options(**fields)
+    return answer(WorkerSpec, work, lambda: stages.scope)
 
 
 @dataclass
@@ -188,7 +194,7 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     return workload, policy, []
 
 
-def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | None = None) -> dict[str, Any]:
+def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | None = None) -> Sweep:
     """Texts a second of each shape in turn: one untimed pass over all texts, then the fastest of a few timed ones.
 
     A shape that can't run is kept with its reason. Raises UserError where none can.
@@ -196,18 +202,19 @@ def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | 
     stages = stages or _Stages()
     opened = _open(options, candidates[0], stages)
     stages.scope = TARGET
-    found: list[dict[str, Any]] = []
+    found: list[Shape] = []
     for spec in candidates:
-        shape = {"layout": spec.layout, "batch_size": spec.batch_size}
         try:
             workload, _, _ = _workload(opened, options, spec)
         except UserError as error:
-            found.append({**shape, "error": " ".join(str(error).split())})
+            said = " ".join(str(error).split())
+            found.append(Shape(layout=spec.layout, batch_size=spec.batch_size, error=said))
         else:
-            found.append({**shape, "samples_per_second": len(opened.texts.lengths) / _pass_seconds(workload)})
-    if not any("samples_per_second" in one for one in found):
-        raise UserError(found[0]["error"])
-    return {"sweep": found}
+            speed = len(opened.texts.lengths) / _pass_seconds(workload)
+            found.append(Shape(layout=spec.layout, batch_size=spec.batch_size, samples_per_second=speed))
+    if all(one.samples_per_second is None for one in found):
+        raise UserError(found[0].error or "no shape can run")
+    return Sweep(sweep=found)
 
 
 def _pass_seconds(workload: Workload) -> float:
@@ -226,7 +233,7 @@ def _pass_seconds(workload: Workload) -> float:
     return min(times)
 
 
-def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> dict[str, Any]:
+def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> Measured:
     """Measures one target in this process. Raises UserError for what the user can mend."""
     stages = stages or _Stages()
     before = moment()
@@ -246,7 +253,7 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
         measured = measure(workload, budget, joules=lambda: backend.energy().joules, contended=contention.so_far)
-    contended = contention.describe()
+    contended, (switches, waited) = contention.so_far(), contention.a_second()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
     # Baselines run the module's own graph, whose last layer is computed in full.
@@ -261,42 +268,34 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         policy,
         skips_padding=workload.encoder.skips_padding,
     )
-    peaks = measure_peaks(backend, policy.compute, step_bytes=work["moved_bytes"])
-    return {
-        "target": target.as_dict(),
-        "phases": {**stages.seconds, **measured.phases, "peaks": peaks.seconds},
-        "warm_up": {
-            "steps": measured.warm_up.steps,
-            "steady": measured.warm_up.steady,
-            "compiles": measured.warm_up.compiles,
-        },
-        "steps_per_block": measured.steps_per_block,
-        "step_seconds": measured.step_seconds,
-        "work": work,
-        "energy": {"source": backend.energy().source, "block_joules": list(measured.joules)},
-        "memory": {"peak_bytes": memory.peak_bytes, "scope": memory.scope},
-        "peaks": peaks.as_dict(),
-        "device": backend.info().as_dict(),
-        "policy": {**policy.__dict__, "label": policy.label},
-        "kernel": {"name": kernel, "version": version, "notes": notes},
-        "model": {
-            "name": encoder.name,
-            "label": encoder.label,
-            "random_weights": encoder.random,
-            "sha256": encoder.fingerprint,
-        },
-        "data": opened.texts.describe(),
-        "probe": {str(row): logits for row, logits in workload.probe.items()},
-        "reasons": [*measured.reasons, *workload.verdict()],
-        "warnings": list(measured.warnings),
-        "environment": {
-            "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
-            "affinity": affinity(),
-            **contended,
-            "before": before,
-            "after": moment(),
-        },
-    }
+    peaks = measure_peaks(backend, policy.compute, step_bytes=work.moved_bytes)
+    return Measured(
+        steps_per_block=measured.steps_per_block,
+        step_seconds=measured.step_seconds,
+        warm_up=WarmUp.of(measured.warm_up),
+        phases={**stages.seconds, **measured.phases, "peaks": peaks.seconds},
+        peaks=peaks,
+        memory=Memory.of(memory),
+        energy=BlockEnergy(source=backend.energy().source, block_joules=list(measured.joules)),
+        environment=ProcessEnvironment(
+            threads=Threads(intra_op=torch.get_num_threads(), inter_op=torch.get_num_interop_threads()),
+            affinity=affinity(),
+            involuntary_switches_per_second=switches,
+            waited_seconds_per_second=waited,
+            contended=contended,
+            before=before,
+            after=moment(),
+        ),
+        work=work,
+        device=Device.of(backend.info()),
+        policy=Policy.of(policy),
+        kernel=KernelUsed(name=kernel, version=version, notes=notes),
+        model=Model(name=encoder.name, label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
+        data=opened.texts.describe(),
+        probe={str(row): logits for row, logits in workload.probe.items()},
+        reasons=[*measured.reasons, *workload.verdict()],
+        warnings=list(measured.warnings),
+    )
 
 
 if __name__ == "__main__":

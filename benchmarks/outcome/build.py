@@ -14,27 +14,33 @@ from ...albert_core.runs.files import make_folders, sweep, write_json
 from ...backends import device_label
 from ...kernels.words import count
 from ..harness import environment
-from ..harness.document import Interval
+from ..harness.document import Interval, Measured, Memory, Part, Peaks, Shape, Sweep, Timed, Work
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
 from ..harness.runner import WorkerRun
 from ..harness.statistics import median_interval, outliers, quantile, ratio_interval, two_modes
-from .gates import Entry, judge, measured_entries
+from . import limits
+from .gates import Probe, judged
+from .model import (
+    BENCH,
+    Bench,
+    BenchConfig,
+    BenchMethod,
+    Comparison,
+    Energy,
+    Environment,
+    Figures,
+    MeasuredTarget,
+    Process,
+    Relative,
+    Spread,
+    StepSeconds,
+    Target,
+    UnmeasuredTarget,
+)
 
-SCHEMA = "isotrain.bench/2"
 UNAVAILABLE = "unavailable"
 # p99 of fewer values is the largest of them and says nothing.
 LEAST_FOR_P99 = 100
-# What a result keeps of each process.
-PROCESS_KEYS = (
-    "steps_per_block",
-    "step_seconds",
-    "warm_up",
-    "phases",
-    "peaks",
-    "memory",
-    "energy",
-    "environment",
-)
 
 
 def build_result(
@@ -42,9 +48,9 @@ def build_result(
     runs: Sequence[WorkerRun],
     machine: dict[str, Any],
     interrupted: bool = False,
-    sweeps: Mapping[int, list[dict[str, Any]]] | None = None,
-) -> dict[str, Any]:
-    """The whole result (schema/bench-2.json) of what has run, every figure judged.
+    sweeps: Mapping[int, Sweep] | None = None,
+) -> Bench:
+    """The whole result of what has run, every figure judged.
 
     machine: `environment.describe()` of the moment before the first process. sweeps: by target, the shapes that were
     tried and their speed.
@@ -52,33 +58,32 @@ def build_result(
     done: dict[int, list[WorkerRun]] = {index: [] for index in range(len(plan.targets))}
     for run in runs:
         done[run.target].append(run)
-    entries = [_entry(plan, index, done[index]) for index in range(len(plan.targets))]
-    judge(entries, [_probe(done[index]) for index in range(len(plan.targets))])
-    _relate(entries, plan.options)
-    for index, entry in enumerate(entries):
-        entry["sweep"] = (sweeps or {}).get(index, [])
-    failed = any(entry["status"] == "failed" for entry in entries)
-    return {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "partial" if interrupted else "failed" if failed else "complete",
-        "valid": all(entry["valid"] for entry in entries if entry["status"] != UNAVAILABLE),
-        "notes": _notes(plan),
-        "command": environment.command_line(),
-        "config": plan.options.config(),
-        "config_sha256": hash_of(plan.options.config()),
-        "method": plan.options.method(),
-        "environment": machine,
-        "targets": entries,
-        "comparisons": compare(entries, plan.options.seed) if plan.options.vs else [],
-    }
+    peaks = _best_peaks(plan, runs)
+    shapes = {index: found.sweep for index, found in (sweeps or {}).items()}
+    targets = [_target(plan, index, done[index], shapes.get(index, []), peaks) for index in range(len(plan.targets))]
+    targets = _related(judged(targets, [_probe(done[index]) for index in range(len(plan.targets))]), plan.options)
+    failed = any(target.status == "failed" for target in targets)
+    return Bench(
+        schema=BENCH,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="partial" if interrupted else "failed" if failed else "complete",
+        valid=all(target.valid for target in targets if target.status != UNAVAILABLE),
+        notes=_notes(plan),
+        command=environment.command_line(),
+        config=BenchConfig(**plan.options.config()),
+        config_sha256=hash_of(plan.options.config()),
+        method=BenchMethod(**plan.options.method()),
+        environment=Environment.model_validate(machine),
+        targets=targets,
+        comparisons=compare(targets, plan.options.seed) if plan.options.vs else [],
+    )
 
 
-def write_result(result: dict[str, Any], path: Path) -> None:
+def write_result(result: Part, path: Path) -> None:
     """The result as JSON at `path`, whole or not at all. Raises as `written`."""
     make_folders(path.parent, "--out")
     sweep(path.parent)
-    write_json(path, result)
+    write_json(path, result.document())
 
 
 def result_path(out: Path | None, now: datetime) -> Path:
@@ -97,66 +102,93 @@ def result_path(out: Path | None, now: datetime) -> Path:
     return path
 
 
-def _entry(plan: Plan, index: int, runs: Sequence[WorkerRun]) -> Entry:
-    spec = plan.targets[index]
+def _best_peaks(plan: Plan, runs: Sequence[WorkerRun]) -> dict[tuple[str, str], Peaks]:
+    """By backend and dtype: the best that any process of the run measured counts for all."""
+    known: dict[tuple[str, str], list[Peaks]] = {}
+    for run in runs:
+        if run.document is not None:
+            peaks = run.document.peaks
+            known.setdefault((plan.targets[run.target].backend, peaks.dtype), []).append(peaks)
+    return {key: limits.best(peaks) for key, peaks in known.items()}
+
+
+def _target(
+    plan: Plan,
+    index: int,
+    runs: Sequence[WorkerRun],
+    sweep: list[Shape],
+    peaks: Mapping[tuple[str, str], Peaks],
+) -> Target:
+    """What came of one target's processes, as far as it can be said without the other targets."""
+    spec, options = plan.targets[index], plan.options
     documents = [run.document for run in runs if run.document is not None]
     refused = plan.unavailable.get(index) or next((run.error for run in runs if run.user_error and spec.baseline), "")
     errors = [run.error for run in runs if run.document is None]
-    options = plan.options
-    entry: Entry = {
+    known: dict[str, Any] = {
         "label": spec.label,
         **spec.as_dict(),
+        "sweep": sweep,
         "config_sha256": hash_of({**options.config(), **spec.as_dict()}),
         "status": _status(len(documents), bool(errors), options.processes),
-        "reasons": [f"a process {error}" for error in errors],
-        "warnings": [],
+        "valid": False,
     }
+    reasons, warnings = [f"a process {error}" for error in errors], []
     if refused:
         # Somebody else's program that isn't here is no fault of the measurement.
-        return entry | {"status": UNAVAILABLE, "reasons": [refused]}
+        return UnmeasuredTarget(**known | {"status": UNAVAILABLE}, reasons=[refused], warnings=[])
     if not documents:
-        entry["reasons"] = entry["reasons"] or ["no process of it was started"]
-        return entry
+        return UnmeasuredTarget(**known, reasons=reasons or ["no process of it was started"], warnings=[])
     if len(documents) < options.processes:
-        entry["warnings"].append(f"{len(documents)} of {options.processes} processes ran")
+        warnings.append(f"{len(documents)} of {options.processes} processes ran")
     first = documents[0]
-    samples = [document["step_seconds"] for document in documents]
+    samples = [document.step_seconds for document in documents]
     flat = [value for process in samples for value in process]
-    entry |= {key: first[key] for key in ("kernel", "device", "policy", "model", "data", "work")}
-    entry["kernel_used"] = entry.pop("kernel")
-    entry["kernel"] = spec.kernel
-    entry["n"] = len(flat)
-    entry["reasons"] += _collected(documents, "reasons")
-    entry["warnings"] += _collected(documents, "warnings")
-    entry["phases"] = {name: _spread([document["phases"][name] for document in documents]) for name in first["phases"]}
-    entry["memory"] = {
-        "peak_bytes": max(document["memory"]["peak_bytes"] for document in documents),
-        "scope": first["memory"]["scope"],
+    reasons += _collected([document.reasons for document in documents])
+    warnings += _collected([document.warnings for document in documents])
+    best = peaks[spec.backend, first.peaks.dtype]
+    known |= {
+        "kernel_used": first.kernel,
+        "device": first.device,
+        "policy": first.policy,
+        "model": first.model,
+        "data": first.data,
+        "work": first.work,
+        "n": len(flat),
+        "phases": {name: _spread([document.phases[name] for document in documents]) for name in first.phases},
+        "memory": Memory(
+            peak_bytes=max(document.memory.peak_bytes for document in documents), scope=first.memory.scope
+        ),
+        "peaks": best,
+        "processes": [_process(run, run.document) for run in runs if run.document is not None],
     }
-    entry["peaks"] = max((document["peaks"] for document in documents), key=lambda peaks: peaks["matmul_tflops"])
-    entry["processes"] = [
-        {
-            "process": run.process,
-            "wall_seconds": run.seconds,
-            **{key: run.document[key] for key in PROCESS_KEYS},
-        }
-        for run in runs
-        if run.document is not None
-    ]
     if not all(math.isfinite(value) and value > 0 for value in flat):
-        entry["reasons"].append("a block took no time at all")
-        return entry
-    entry["energy"] = _energy(documents, options.seed)
-    entry["outliers"] = [list(place) for place in outliers(samples)]
+        return UnmeasuredTarget(**known, reasons=[*reasons, "a block took no time at all"], warnings=warnings)
     groups = two_modes(samples)
     if groups is not None:
         fast, slow, slower = groups
-        entry["warnings"].append(
+        warnings.append(
             f"the blocks fall into two groups, {fast * 1e3:.3g} and {slow * 1e3:.3g} ms a step "
             f"({len(flat) - slower} and {slower} of the blocks): the median is that of whichever has more"
         )
-    entry["figures"] = _figures(median_interval(samples, options.seed), flat, first["work"])
-    return entry
+    figures = _figures(median_interval(samples, options.seed), flat, first.work)
+    copies = [document.peaks.step_copy_gbps for document in documents]
+    return MeasuredTarget(
+        **known,
+        reasons=reasons,
+        warnings=warnings,
+        energy=_energy(documents, options.seed),
+        outliers=[list(place) for place in outliers(samples)],
+        figures=figures,
+        share_of_peak=None if spec.emulated else limits.share_of_peak(figures, best),
+        roofline=None if first.device.emulated else limits.roofline(first.work, figures, best, copies),
+        relative=None,
+    )
+
+
+def _process(run: WorkerRun, document: Measured) -> Process:
+    """What a result keeps of a process."""
+    kept = {name: getattr(document, name) for name in Timed.model_fields}
+    return Process(process=run.process, wall_seconds=run.seconds, **kept)
 
 
 def _status(complete: int, failed: bool, wanted: int) -> str:
@@ -165,98 +197,99 @@ def _status(complete: int, failed: bool, wanted: int) -> str:
     return "complete" if complete == wanted else "partial" if complete else "not run"
 
 
-def _figures(step: Interval, flat: Sequence[float], work: dict[str, float]) -> dict[str, Any]:
+def _figures(step: Interval, flat: Sequence[float], work: Work) -> Figures:
     """Every figure is work a step over seconds a step, so they all share one interval."""
+    return Figures(
+        **rates(step, work),
+        step_seconds=StepSeconds(
+            **step.given(),
+            p50=quantile(flat, 0.5),
+            p90=quantile(flat, 0.9),
+            p99=quantile(flat, 0.99) if len(flat) >= LEAST_FOR_P99 else None,
+        ),
+    )
+
+
+def rates(seconds: Interval, work: Work) -> dict[str, Interval]:
+    """The figures of `Rates`: work over seconds, whose interval they share."""
     return {
-        "step_seconds": {
-            **step.document(),
-            "p50": quantile(flat, 0.5),
-            "p90": quantile(flat, 0.9),
-            "p99": quantile(flat, 0.99) if len(flat) >= LEAST_FOR_P99 else None,
-        },
-        "samples_per_second": step.rate(work["samples"]).document(),
-        "real_tokens_per_second": step.rate(work["real_tokens"]).document(),
-        "padded_tokens_per_second": step.rate(work["padded_tokens"]).document(),
-        "model_tflops": step.rate(work["model_flops"] / 1e12).document(),
-        "hardware_tflops": step.rate(work["hardware_flops"] / 1e12).document(),
+        "samples_per_second": seconds.rate(work.samples),
+        "real_tokens_per_second": seconds.rate(work.real_tokens),
+        "padded_tokens_per_second": seconds.rate(work.padded_tokens),
+        "model_tflops": seconds.rate(work.model_flops / 1e12),
+        "hardware_tflops": seconds.rate(work.hardware_flops / 1e12),
     }
 
 
-def _energy(documents: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+def _energy(documents: Sequence[Measured], seed: int) -> Energy:
     """Joules a text with their interval, or why there are none. Whatever else ran on the device is included."""
     for document in documents:
-        if not document["energy"]["block_joules"]:
-            return {"source": document["energy"]["source"], "joules_per_sample": None, "n": 0}
-    samples = [_joules_a_text(document) for document in documents]
-    count = sum(len(process) for process in samples)
+        if not document.energy.block_joules:
+            return Energy(source=document.energy.source, joules_per_sample=None, n=0)
+    samples = [
+        [joules / document.steps_per_block / document.work.samples for joules in document.energy.block_joules]
+        for document in documents
+    ]
+    blocks = sum(len(process) for process in samples)
     if min(map(min, samples)) <= 0.0:
-        return {"source": "unavailable: the counter stood still during a block", "joules_per_sample": None, "n": count}
-    interval = median_interval(samples, seed)
-    return {"source": documents[0]["energy"]["source"], "joules_per_sample": interval.document(), "n": count}
+        return Energy(source="unavailable: the counter stood still during a block", joules_per_sample=None, n=blocks)
+    return Energy(source=documents[0].energy.source, joules_per_sample=median_interval(samples, seed), n=blocks)
 
 
-def _joules_a_text(document: dict[str, Any]) -> list[float]:
-    texts = document["steps_per_block"] * document["work"]["samples"]
-    return [joules / texts for joules in document["energy"]["block_joules"]]
-
-
-def _collected(documents: Sequence[dict[str, Any]], key: str) -> list[str]:
-    """The distinct texts under `key`, in order; those of one process among several say which."""
+def _collected(told: Sequence[Sequence[str]]) -> list[str]:
+    """The distinct texts of all processes, in order; those of one process among several say which."""
     texts: dict[str, list[int]] = {}
-    for process, document in enumerate(documents):
-        for text in document[key]:
+    for process, said in enumerate(told):
+        for text in said:
             texts.setdefault(text, []).append(process)
-    several = len(documents) > 1
+    several = len(told) > 1
     return [
         f"{text} (process {', '.join(str(process + 1) for process in processes)})" if several else text
         for text, processes in texts.items()
     ]
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(median=median(values), min=min(values), max=max(values))
 
 
-def _probe(runs: Sequence[WorkerRun]) -> dict[str, list[float]]:
-    return next((run.document["probe"] for run in runs if run.document is not None), {})
+def _probe(runs: Sequence[WorkerRun]) -> Probe:
+    return next((run.document.probe for run in runs if run.document is not None), {})
 
 
-def _relate(entries: Sequence[Entry], options: Options) -> None:
-    """Speed relative to the first target of the same workload and batch size, as a ratio with its interval.
+def _related(targets: Sequence[Target], options: Options) -> list[Target]:
+    """The targets with their speed relative to the first one of the same workload and batch size, with its interval.
 
     Against baselines, each of which has its own batch size, all are relative to the first. Emulated and real devices
     are never held against each other.
     """
-    references: dict[tuple[str, int, bool], Entry] = {}
-    for entry in measured_entries(entries):
-        alike = (entry["workload"], 0 if options.vs else entry["batch_size"], entry["emulated"])
-        reference = references.setdefault(alike, entry)
-        entry["relative"] = None
-        if reference is not entry:
-            ratio = ratio_interval(text_seconds(reference), text_seconds(entry), options.seed)
-            entry["relative"] = {"to": reference["label"], **ratio.document()}
+    references: dict[tuple[str, int, bool], MeasuredTarget] = {}
+    related: list[Target] = []
+    for target in targets:
+        if isinstance(target, MeasuredTarget):
+            alike = (target.workload, 0 if options.vs else target.batch_size, target.emulated)
+            reference = references.setdefault(alike, target)
+            if reference is not target:
+                ratio = ratio_interval(reference.text_seconds, target.text_seconds, options.seed)
+                target = target.model_copy(update={"relative": Relative(to=reference.label, **ratio.given())})
+        related.append(target)
+    return related
 
 
-def text_seconds(entry: Entry) -> list[list[float]]:
-    """Seconds a text, one value a block, by process."""
-    samples = entry["work"]["samples"]
-    return [[seconds / samples for seconds in process["step_seconds"]] for process in entry["processes"]]
-
-
-def compare(entries: Sequence[Entry], seed: int) -> list[dict[str, Any]]:
+def compare(targets: Sequence[Target], seed: int) -> list[Comparison]:
     """How many times as fast as each baseline each of this project's kernels is; invalid where either of the two is."""
-    measured = measured_entries(entries)
+    measured = [target for target in targets if isinstance(target, MeasuredTarget)]
     return [
-        {
-            "own": own["label"],
-            "baseline": baseline["label"],
-            "ratio": ratio_interval(text_seconds(baseline), text_seconds(own), seed).document(),
-            "valid": own["valid"] and baseline["valid"],
-        }
+        Comparison(
+            own=own.label,
+            baseline=baseline.label,
+            ratio=ratio_interval(baseline.text_seconds, own.text_seconds, seed),
+            valid=own.valid and baseline.valid,
+        )
         for own in measured
-        if not own["baseline"]
+        if not own.baseline
         for baseline in measured
-        if baseline["baseline"]
+        if baseline.baseline
     ]
 
 

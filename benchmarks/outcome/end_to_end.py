@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
@@ -11,7 +11,10 @@ from ..harness.extrapolate import EPOCHS, Sampled
 from ..harness.extrapolate import Part as Repeated
 from .model import Config, Count, Energy, Measurement, Rates, Roofline, Share
 
-END_TO_END = "isotrain.end-to-end/2"
+END_TO_END: Literal["isotrain.end-to-end/2"] = "isotrain.end-to-end/2"
+# What an end-to-end run keeps of its last evaluation.
+ACCURACY = "eval/accuracy"
+METRICS = ("eval/loss", ACCURACY, "eval/f1_macro")
 Seconds = Annotated[list[Positive], Field(min_length=1)]
 
 
@@ -40,7 +43,7 @@ class WholeProcess(_Process):
     dtype: str
     energy: RunEnergy
     dataset: str
-    metrics: dict[str, float | None]
+    metrics: dict[str, float]
 
     @property
     def sampled(self) -> Sampled:
@@ -124,9 +127,36 @@ class Side(Part):
         return self
 
     @property
+    def reached(self) -> Reached | None:
+        if self.figures is None or self.work is None or self.energy is None:
+            return None
+        return Reached(self.figures, self.work, self.energy, self.share_of_peak, self.roofline)
+
+    @property
     def sampled(self) -> list[Sampled]:
         """Each process's times: all of a run, or the parts that it is extrapolated from."""
         return [process.sampled for process in self.processes]
+
+
+class Reached(NamedTuple):
+    """What a side's work comes to, where it was counted."""
+
+    figures: Rates
+    work: Work
+    energy: Energy
+    share_of_peak: Share | None
+    roofline: Roofline | None
+
+
+class Counted(Part):
+    """The work of a run of ours and of the whole runs of loops, and the limits of the device that it ran on."""
+
+    work: Work
+    loops: list[Work]
+    peaks: Peaks
+    device: Device
+    policy: Policy
+    kernel: KernelUsed
 
 
 class EndToEndConfig(Config):

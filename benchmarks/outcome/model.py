@@ -26,7 +26,7 @@ from ..harness.document import (
     Work,
 )
 
-BENCH = "isotrain.bench/2"
+BENCH: Literal["isotrain.bench/2"] = "isotrain.bench/2"
 Status = Literal["complete", "partial", "failed"]
 Count = Annotated[int, Field(ge=1)]
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from ..harness.document import Part, Positive, Sha256
 from .model import Count, emulated_name
 
-PARITY = "isotrain.parity/2"
+PARITY: Literal["isotrain.parity/2"] = "isotrain.parity/2"
 # A value that is not finite is null.
 Figure = float | None
 Curve = list[Figure]
@@ -154,7 +154,22 @@ class Distances(Part):
     update_norm: Figure
 
 
-class Judged(Trained):
+class Shown(Part):
+    """What is shown of a candidate beside its verdict."""
+
+    relative_l2: Distances
+    series: Series
+    layers: list[LayerError]
+    probe: Probe
+    metrics: list[Epoch]
+    place: str | None = Field(
+        default=None,
+        description="Where to look: a layer, the head, its features or the evaluation; of a candidate that is outside.",
+    )
+    checks: list[Quantity] = Field(default=[], description="Results of earlier versions have none.")
+
+
+class Judged(Trained, Shown):
     """A candidate judged. worst: the largest error over what is allowed for it; null: not finite."""
 
     verdict: Literal["pass", "drift", "diverged"]
@@ -166,15 +181,6 @@ class Judged(Trained):
     error_budget: str
     draws: Count
     ended: Ended | None
-    relative_l2: Distances
-    layers: list[LayerError]
-    probe: Probe
-    metrics: list[Epoch]
-    place: str | None = Field(
-        default=None,
-        description="Where to look: a layer, the head, its features or the evaluation; of a candidate that is outside.",
-    )
-    checks: list[Quantity] = Field(default=[], description="Results of earlier versions have none.")
 
 
 class Uncompared(Ran):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ..harness.document import Part
 
@@ -45,3 +45,33 @@ class RunSummary(Part):
     seconds: float | None = None
     phases: dict[str, float] = Field(default={})
     peak_memory_bytes: int | None = None
+
+
+class BestBy(Part):
+    metric: str
+    mode: Literal["min", "max"]
+
+
+class Collapse(Part):
+    step: int
+    reason: str
+
+
+class EndedRun(RunSummary):
+    """A summary with all that a run's end showed; its evaluation has whatever figures the task has."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    device: str
+    dataset: str
+    best: dict[str, float]
+    best_by: BestBy
+    collapse: Collapse | None
+    seconds: float | None
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The last evaluation's figures, by names such as eval/loss."""
+        extra = self.__pydantic_extra__ or {}
+        return {name: float(value) for name, value in extra.items() if name.startswith("eval/")}

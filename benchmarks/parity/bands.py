@@ -94,7 +94,7 @@ def bias_corrections(candidate: Trace, steps: int) -> np.ndarray:
     On a device they are float32: 1 - beta^t loses what beta^t's last place is worth, and the update is the moment over
     1 - beta1^t, over the square root of another moment over 1 - beta2^t (Kingma & Ba 2014).
     """
-    betas = candidate.header["adam_on_device"]
+    betas = candidate.header.adam_on_device
     if betas is None:
         return np.zeros(steps)
     first, second = (1.0 - beta ** np.arange(1, steps + 1) for beta in betas)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..outcome.parity import Distances, Epoch, LayerError, Probe, Quantity, Series, Shown
+from ..outcome.trace_header import Evaluation
 from .bands import Check, rms
-from .evaluations import figures
 from .trace import SERIES, Trace
 
 
-def distances(exact: np.ndarray, found: np.ndarray) -> dict[str, float | None]:
+def distances(exact: np.ndarray, found: np.ndarray) -> tuple[float | None, float | None]:
     """Relative L2 distance and largest absolute error; None where a value isn't finite (JSON has no NaN)."""
     error = found.astype(np.float64) - exact
     if not np.isfinite(error).all():
-        return {"relative_l2": None, "max_abs": None}
-    return {"relative_l2": rms(error) / max(rms(exact), 1e-300), "max_abs": float(np.abs(error).max())}
+        return None, None
+    return rms(error) / max(rms(exact), 1e-300), float(np.abs(error).max())
 
 
 def details(
@@ -25,52 +25,55 @@ def details(
     candidate: Trace,
     loss_allowed: Sequence[float],
     logits_allowed: float,
-    layers: list[dict[str, Any]],
+    layers: list[LayerError],
     metrics: Sequence[Check],
     checks: Sequence[Check],
-) -> dict[str, Any]:
+) -> Shown:
     """What isotrain.parity/2 shows of a candidate beside its verdict.
 
     loss_allowed: each step's band; logits_allowed: that of the last evaluation's logits, root mean square.
     metrics: the checks of each evaluation's figures, in their order; checks: all of them.
     """
     bands = iter(metrics)
-    exact = reference.arrays["loss"]
-    found = candidate.arrays["loss"]
-    last = candidate.arrays["probe_logits"][-1]
-    expected = reference.arrays["probe_logits"][-1]
-    probe = {
-        **distances(expected, last),
-        "pcc": _correlation(expected, last),
-        "allowed": logits_allowed / max(rms(expected), 1e-300),
-    }
-    return {
-        "relative_l2": {
-            name: distances(reference.arrays[name], candidate.arrays[name])["relative_l2"] for name in SERIES
-        },
-        "series": {
-            "step": list(range(1, candidate.steps + 1)),
+    exact, found = reference.loss, candidate.loss
+    expected, last = reference.probe_logits[-1], candidate.probe_logits[-1]
+    relative, most = distances(expected, last)
+    own = {name: distances(reference.arrays[name], candidate.arrays[name])[0] for name in SERIES}
+    return Shown(
+        relative_l2=Distances(**own),
+        series=Series(
+            step=list(range(1, candidate.steps + 1)),
             **{name: _finite(candidate.arrays[name]) for name in SERIES},
-            "loss_low": _finite(exact - np.asarray(loss_allowed)),
-            "loss_high": _finite(exact + np.asarray(loss_allowed)),
-            "relative_error": _finite(np.abs(found - exact) / np.maximum(np.abs(exact), 1e-300)),
-        },
-        "layers": layers,
-        "probe": probe,
-        "metrics": [
-            {
-                "epoch": ours["epoch"],
-                **{key: _number(theirs.get(key)) for key in figures(ours)},
-                **{f"reference_{key}": _number(ours.get(key)) for key in figures(ours)},
-                **{f"allowed_{key}": _number(next(bands).allowed) for key in figures(ours)},
-            }
-            for ours, theirs in zip(reference.header["metrics"], candidate.header["metrics"], strict=False)
+            loss_low=_finite(exact - np.asarray(loss_allowed)),
+            loss_high=_finite(exact + np.asarray(loss_allowed)),
+            relative_error=_finite(np.abs(found - exact) / np.maximum(np.abs(exact), 1e-300)),
+        ),
+        layers=layers,
+        probe=Probe(
+            relative_l2=relative,
+            max_abs=most,
+            pcc=_correlation(expected, last),
+            allowed=logits_allowed / max(rms(expected), 1e-300),
+        ),
+        metrics=[
+            _epoch(ours, theirs, bands)
+            for ours, theirs in zip(reference.header.metrics, candidate.header.metrics, strict=False)
         ],
-        "checks": _largest(checks),
-    }
+        checks=_largest(checks),
+    )
 
 
-def _largest(checks: Sequence[Check]) -> list[dict[str, Any]]:
+def _epoch(ours: Evaluation, theirs: Evaluation, bands: Iterator[Check]) -> Epoch:
+    """An evaluation beside the reference's; `bands` gives a check for each of its figures."""
+    values: dict[str, float | None] = {}
+    for name, expected in ours.figures.items():
+        values[name] = _number(theirs.figures.get(name))
+        values[f"reference_{name}"] = _number(expected)
+        values[f"allowed_{name}"] = _number(next(bands).allowed)
+    return Epoch.model_validate({"epoch": ours.epoch, **values})
+
+
+def _largest(checks: Sequence[Check]) -> list[Quantity]:
     """Of each quantity (all layers are one) the moment nearest to its limit, or farthest beyond it."""
     found: dict[str, Check] = {}
     for check in checks:
@@ -80,13 +83,13 @@ def _largest(checks: Sequence[Check]) -> list[dict[str, Any]]:
         if kind not in found or not check.ratio <= found[kind].ratio:
             found[kind] = check
     return [
-        {
-            "quantity": check.quantity,
-            "step": check.step,
-            "error": _number(check.error),
-            "allowed": check.allowed,
-            "ratio": _number(check.ratio),
-        }
+        Quantity(
+            quantity=check.quantity,
+            step=check.step,
+            error=_number(check.error),
+            allowed=check.allowed,
+            ratio=_number(check.ratio),
+        )
         for check in found.values()
     ]
 

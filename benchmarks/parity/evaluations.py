@@ -7,8 +7,7 @@ another one. Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,17 +49,14 @@ def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[f
     """
     checks = []
     for index, (ours, theirs) in enumerate(
-        zip(reference.header["metrics"], candidate.header["metrics"], strict=True), start=1
+        zip(reference.header.metrics, candidate.header.metrics, strict=True), start=1
     ):
         allowed = logits_allowed[index - 1]
-        answers = _possible_changes(reference, reference.arrays["probe_logits"][index], allowed)
-        for name in figures(ours):
-            if name == "loss":
-                band = DIFFERENCE * allowed + floor(abs(ours[name]))
-            else:
-                band = answers * _move(reference, name) + floor(abs(ours[name]))
-            error = abs(float(theirs[name]) - float(ours[name]))
-            checks.append(Check(f"the evaluation's {name}", int(ours["step"]), error, band))
+        answers = _possible_changes(reference, reference.probe_logits[index], allowed)
+        for name, exact in ours.figures.items():
+            band = DIFFERENCE * allowed if name == "loss" else answers * _move(reference, name)
+            error = abs(theirs.figures[name] - exact)
+            checks.append(Check(f"the evaluation's {name}", ours.step, error, band + floor(abs(exact))))
     return checks
 
 
@@ -73,20 +69,15 @@ def accuracy_check(reference: Trace, candidate: Trace, logits_allowed: Sequence[
         return []
     shares = [
         _share_of_changes(_margins(logits), allowed)
-        for logits, allowed in zip(reference.arrays["probe_logits"], logits_allowed, strict=True)
+        for logits, allowed in zip(reference.probe_logits, logits_allowed, strict=True)
     ]
-    texts = np.cumsum(reference.header["batch_sizes"])
+    texts = np.cumsum(reference.header.batch_sizes or [])
     changed = np.cumsum(np.abs(candidate.arrays["right"] - reference.arrays["right"]))
     allowed = [most_likely(max(shares) * float(count)) for count in texts]
     return [
         Check("training's right answers so far", step, float(wrong), float(most) + 0.5)
         for step, (wrong, most) in enumerate(zip(changed, allowed, strict=True), start=1)
     ]
-
-
-def figures(metrics: Mapping[str, Any]) -> list[str]:
-    """The names of an evaluation's figures."""
-    return [name for name in metrics if name not in ("epoch", "step")]
 
 
 def most_likely(mean: float) -> int:
@@ -104,14 +95,15 @@ def most_likely(mean: float) -> int:
 
 def _possible_changes(reference: Trace, logits: np.ndarray, allowed: float) -> int:
     """How many of the evaluation's rows could get another answer where logits are off by `allowed`."""
-    rows = (reference.header.get("evaluation") or {}).get("rows", len(logits))
+    split = reference.header.evaluation
+    rows = len(logits) if split is None else split.rows
     return min(rows, most_likely(rows * _share_of_changes(_margins(logits), allowed)))
 
 
 def _move(reference: Trace, name: str) -> float:
     """What one answer can move the figure `name` by. A trace that doesn't say so has at least its probe texts."""
-    known = (reference.header.get("evaluation") or {}).get("moves", {})
-    return float(known.get(name, 2.0 / reference.arrays["probe_logits"].shape[1]))
+    known = {} if reference.header.evaluation is None else reference.header.evaluation.moves
+    return known.get(name, 2.0 / reference.probe_logits.shape[1])
 
 
 def _margins(logits: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ def feature_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[T
     exact, found, *drawn = (trace.arrays["probe_features"][0] for trace in traces)
     checks = tensor_checks("features of the probe texts", 0, exact, found, drawn, m)
     stop = 0
-    for step, size in enumerate(candidate.header["batch_sizes"], start=1):
+    for step, size in enumerate(candidate.header.batch_sizes or [], start=1):
         rows = slice(stop, stop + size)
         stop += size
         exact, found, *drawn = (trace.arrays["features"][rows] for trace in traces)
@@ -37,11 +37,11 @@ def head_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trac
     m: what holds for the candidate's encoder, and for its head where the error budget is the device's own emulation.
     """
     traces = (reference, candidate, *error_budgets)
-    if not all("head_loss" in trace.arrays for trace in traces) or candidate.header["replayed_sha256"] is None:
+    if not all("head_loss" in trace.arrays for trace in traces) or candidate.header.replayed_sha256 is None:
         return []
-    promised = candidate.header["error_budget"]
-    if promised["draws"]:
-        m = COARSE_FACTOR if promised.get("head_dtype") in COARSE else FACTOR
+    promised = candidate.header.error_budget
+    if promised.draws:
+        m = COARSE_FACTOR if promised.head_dtype in COARSE else FACTOR
     steps = len(candidate.arrays["head_loss"])
     checks = []
     if steps:
@@ -51,7 +51,7 @@ def head_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trac
         checks.append(Check(f"loss {GIVEN}", steps, float("inf"), 0.0))
     corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, steps))))
     exact = reference.arrays["head_logits"]
-    moments = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
+    moments = [0, *(entry.step for entry in reference.header.metrics)]
     for index, logits in enumerate(candidate.arrays["head_logits"][: len(exact)]):
         step = min(moments[index], len(corrections) - 1) if index < len(moments) else steps
         checks += tensor_checks(
@@ -72,7 +72,7 @@ def unjudged(reference: Trace, candidate: Trace) -> list[str]:
     if "replay" not in candidate.arrays:
         notes.append("a trace without a replay: its layers' own errors are unknown (record with --replay-from)")
     for trace in (reference, candidate):
-        if "batch_sizes" not in trace.header:
+        if trace.header.batch_sizes is None:
             notes.append(
                 f"{trace.label} was recorded by an earlier version: features, head and right answers are not judged; "
                 "record it again"

@@ -9,14 +9,15 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ... import UserError
 from ...albert_core.terminal.invocation import command
 from ...kernels.words import count
+from ..outcome.parity import LayerError, Shown
 from .bands import (
     COARSE,
     COARSE_FACTOR,
@@ -38,8 +39,13 @@ DIVERGED = 10.0
 # Quantities that are named beside the first one outside.
 NAMED = 6
 
-PASS, DRIFT, DIVERGED_VERDICT, REFUSED, FAILED = "pass", "drift", "diverged", "refused", "failed"
-LOCAL, ACCUMULATED = "local", "accumulated"
+PASS: Literal["pass"] = "pass"
+DRIFT: Literal["drift"] = "drift"
+DIVERGED_VERDICT: Literal["diverged"] = "diverged"
+REFUSED: Literal["refused"] = "refused"
+FAILED: Literal["failed"] = "failed"
+LOCAL: Literal["local"] = "local"
+ACCUMULATED: Literal["accumulated"] = "accumulated"
 # Where something is wrong that isn't one layer, and what to do about it.
 HEAD, HEAD_ITSELF = "head, loss or optimizer", "head, loss or optimizer, by itself"
 FEATURES, EVALUATION = "features", "evaluation"
@@ -55,13 +61,13 @@ ADVICE = {
 class Judgement:
     """The verdict with its first place outside the band, and everything a table or a chart of it shows."""
 
-    verdict: str
+    verdict: Literal["pass", "drift", "diverged", "refused"]
     reasons: list[str]
     first_step: int | None = None
     layer: str | None = None
-    cause: str | None = None
+    cause: Literal["local", "accumulated"] | None = None
     worst: float = 0.0
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Shown | None = None
 
 
 def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) -> Judgement:
@@ -71,27 +77,27 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
     could not go on is judged as far as it came, and has diverged. Raises UserError where the reference is no float64
     trace, or there are too few error budgets.
     """
-    if reference.header["policy"]["compute"] != "float64":
+    if reference.header.policy.compute != "float64":
         raise UserError(
-            f"the reference {reference.label} computes in {reference.header['policy']['label']}; only a float64 trace "
+            f"the reference {reference.label} computes in {reference.header.policy.label}; only a float64 trace "
             "judges: record one with --dtype float64"
         )
-    promised = candidate.header["error_budget"]
-    wanted = DRAWS if promised["draws"] else 1
+    promised = candidate.header.error_budget
+    wanted = DRAWS if promised.draws else 1
     if len(error_budgets) < wanted:
         raise UserError(
             f"the reference has {len(error_budgets)} of {wanted} draws of the error budget "
-            f"{promised['label']!r}, by which {candidate.label} is measured; add them with "
+            f"{promised.label!r}, by which {candidate.label} is measured; add them with "
             f"`{command('parity', 'error-budget', 'REFERENCE', 'CANDIDATE')}`"
         )
-    if candidate.header["ended"] is not None:
-        came = candidate.steps, len(candidate.header["metrics"])
+    if candidate.header.ended is not None:
+        came = candidate.steps, len(candidate.header.metrics)
         reference, *error_budgets = (trace.until(*came) for trace in (reference, *error_budgets))
     differing = differences(reference, candidate)
     for error_budget in error_budgets:
         wrong = differences(reference, error_budget)
-        if error_budget.header["error_budget"]["label"] != candidate.header["error_budget"]["label"]:
-            wrong.append(f"it is a draw of {error_budget.header['error_budget']['label']!r}")
+        if error_budget.header.error_budget.label != candidate.header.error_budget.label:
+            wrong.append(f"it is a draw of {error_budget.header.error_budget.label!r}")
         if not all(np.isfinite(array).all() for array in error_budget.arrays.values()):
             wrong.append("it holds NaN or inf")
         if wrong:
@@ -111,7 +117,7 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
     right = accuracy_check(reference, candidate, allowed)
     checks = [*logits, *(check for found in series.values() for check in found), *features, *head, *right, *metrics]
     checks += [check for entry in layers for check in (*entry.cumulative, *entry.local)]
-    ended = candidate.header["ended"]
+    ended = candidate.header.ended
     if ended is not None:
         # Of what ends a run, it is what a trace doesn't hold; everything else of it may be right.
         checks.append(Check("the evaluation's loss", candidate.steps, float("inf"), 0.0))
@@ -126,7 +132,7 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
     )
     found = _verdict(checks, layers, shown)
     if ended is not None:
-        found.reasons.append(f"training could not go on beyond step {ended['step']}: {ended['reason']}")
+        found.reasons.append(f"training could not go on beyond step {ended.step}: {ended.reason}")
     return found
 
 
@@ -137,16 +143,17 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
     """
     ours, theirs = reference.header, candidate.header
     found = _other_evaluations(reference, candidate)
-    for key, value in ours["recipe"].items():
+    for key, value in ours.recipe.items():
         # A key that only one side's version has can't be compared.
-        if theirs["recipe"].get(key, value) != value:
-            found.append(f"{key} is {value} in the reference and {theirs['recipe'][key]} in {candidate.label}")
+        if theirs.recipe.get(key, value) != value:
+            found.append(f"{key} is {value} in the reference and {theirs.recipe[key]} in {candidate.label}")
     for key, words in (("weights_sha256", "initial weights"), ("probe_sha256", "probe texts")):
-        if ours[key] != theirs[key]:
-            found.append(f"the {words} differ ({key} {ours[key][:12]}, {theirs[key][:12]})")
+        one, other = getattr(ours, key), getattr(theirs, key)
+        if one != other:
+            found.append(f"the {words} differ ({key} {one[:12]}, {other[:12]})")
     if reference.steps != candidate.steps:
         found.append(f"the reference has {count(reference.steps, 'step')}, {candidate.label} {candidate.steps}")
-    for step, (one, other) in enumerate(zip(ours["batches"], theirs["batches"], strict=False), start=1):
+    for step, (one, other) in enumerate(zip(ours.batches, theirs.batches, strict=False), start=1):
         if one != other:
             found.append(f"the batches differ from step {step} on (sha256 {one[:12]}, {other[:12]})")
             break
@@ -155,8 +162,8 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
             found.append(f"the reference has NaN or inf in {name}: it judges nothing")
         elif name in candidate.arrays and not found and _shape(name, candidate.arrays[name]) != _shape(name, array):
             found.append(f"{name} is {candidate.arrays[name].shape} in {candidate.label}, not {array.shape}")
-    replayed, states = candidate.arrays.get("replay"), reference.arrays["states"]
-    if replayed is not None and theirs["replayed_sha256"] != reference.states_sha256():
+    replayed, states = candidate.arrays.get("replay"), reference.states
+    if replayed is not None and theirs.replayed_sha256 != reference.states_sha256():
         found.append(
             f"{candidate.label} replayed other hidden states than this reference's; record it with --replay-from"
         )
@@ -173,32 +180,32 @@ def _shape(name: str, array: np.ndarray) -> tuple[int, ...]:
 def _other_evaluations(reference: Trace, candidate: Trace) -> list[str]:
     """What makes the evaluations of two traces incomparable, where both say it."""
     found = []
-    ours, theirs = (trace.header.get("evaluation") for trace in (reference, candidate))
-    if ours is not None and theirs is not None and (ours["rows"], ours["sha256"]) != (theirs["rows"], theirs["sha256"]):
+    ours, theirs = (trace.header.evaluation for trace in (reference, candidate))
+    if ours is not None and theirs is not None and (ours.rows, ours.sha256) != (theirs.rows, theirs.sha256):
         found.append(
-            f"the evaluation splits differ ({count(ours['rows'], 'row')}, {theirs['rows']} in {candidate.label}; "
-            f"sha256 {ours['sha256'][:12]}, {theirs['sha256'][:12]})"
+            f"the evaluation splits differ ({count(ours.rows, 'row')}, {theirs.rows} in {candidate.label}; "
+            f"sha256 {ours.sha256[:12]}, {theirs.sha256[:12]})"
         )
-    entries = zip(reference.header["metrics"], candidate.header["metrics"], strict=False)
+    entries = zip(reference.header.metrics, candidate.header.metrics, strict=False)
     for number, (one, other) in enumerate(entries, start=1):
-        if one.keys() != other.keys():
-            names = ", ".join(sorted(one.keys() ^ other.keys()))
+        if one.figures.keys() != other.figures.keys():
+            names = ", ".join(sorted(one.figures.keys() ^ other.figures.keys()))
             found.append(f"evaluation {number} has not the same figures on both sides ({names})")
-        elif (one["epoch"], one["step"]) != (other["epoch"], other["step"]):
+        elif (one.epoch, one.step) != (other.epoch, other.step):
             found.append(
-                f"evaluation {number} is after step {one['step']} in the reference, and in {candidate.label} after "
-                f"{other['step']}"
+                f"evaluation {number} is after step {one.step} in the reference, and in {candidate.label} after "
+                f"{other.step}"
             )
-    if len(reference.header["metrics"]) != len(candidate.header["metrics"]):
+    if len(reference.header.metrics) != len(candidate.header.metrics):
         found.append(
-            f"the reference has {len(reference.header['metrics'])} evaluations, {candidate.label} "
-            f"{len(candidate.header['metrics'])}"
+            f"the reference has {len(reference.header.metrics)} evaluations, {candidate.label} "
+            f"{len(candidate.header.metrics)}"
         )
-    betas = candidate.header["adam_on_device"]
-    asked = [reference.header["recipe"].get(key) for key in ("adam_beta1", "adam_beta2")]
+    betas = candidate.header.adam_on_device
+    asked = [reference.header.recipe.get(key) for key in ("adam_beta1", "adam_beta2")]
     if betas is not None and None not in asked and list(betas) != asked:
         found.append(f"Adam's betas are {asked} in the reference and {list(betas)} on the device of {candidate.label}")
-    if reference.header["dropout_off"] != candidate.header["dropout_off"]:
+    if reference.header.dropout_off != candidate.header.dropout_off:
         found.append(f"only one of the reference and {candidate.label} had dropout to switch off: their models differ")
     return found
 
@@ -210,17 +217,17 @@ class _Layer:
     name: str
     cumulative: list[Check]
     local: list[Check]
-    figures: dict[str, Any]
+    figures: LayerError
 
 
 def _coarse(candidate: Trace) -> bool:
-    policy = candidate.header["policy"]
-    return policy["compute"] in COARSE or policy["param"] in COARSE
+    policy = candidate.header.policy
+    return policy.compute in COARSE or policy.param in COARSE
 
 
 def _logit_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[Check]:
-    steps = [0, *(int(entry["step"]) for entry in reference.header["metrics"])]
-    exact = reference.arrays["probe_logits"]
+    steps = [0, *(entry.step for entry in reference.header.metrics)]
+    exact = reference.probe_logits
     corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, candidate.steps))))
     checks = []
     for index, step in enumerate(steps):
@@ -228,8 +235,8 @@ def _logit_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Tr
             "logits",
             step,
             exact[index],
-            candidate.arrays["probe_logits"][index],
-            [error_budget.arrays["probe_logits"][index] for error_budget in error_budgets],
+            candidate.probe_logits[index],
+            [error_budget.probe_logits[index] for error_budget in error_budgets],
             m,
             float(corrections[step]) * np.abs(exact[index] - exact[0]),
         )
@@ -237,13 +244,13 @@ def _logit_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Tr
 
 
 def _layer_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[_Layer]:
-    exact = reference.arrays["states"]
+    exact = reference.states
     replayed = "replay" in candidate.arrays and all("replay" in error_budget.arrays for error_budget in error_budgets)
     entries = []
     for index, state in enumerate(exact):
         name = "embedding" if index == 0 else f"layer {index}"
-        found = candidate.arrays["states"][index]
-        drawn = [error_budget.arrays["states"][index] for error_budget in error_budgets]
+        found = candidate.states[index]
+        drawn = [error_budget.states[index] for error_budget in error_budgets]
         cumulative = tensor_checks(name, 0, state, found, drawn, m)
         local, own = [], None
         if index == 0:
@@ -252,26 +259,31 @@ def _layer_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Tr
             own = candidate.arrays["replay"][index - 1]
             others = [error_budget.arrays["replay"][index - 1] for error_budget in error_budgets]
             local = tensor_checks(f"{name} alone", 0, state, own, others, m)
-        figures = {
-            "name": name,
-            **distances(state, found),
-            "allowed": cumulative[0].allowed / max(rms(state), 1e-300),
-            "local_relative_l2": None if own is None else distances(state, own)["relative_l2"],
-            "local_max_abs": None if own is None else distances(state, own)["max_abs"],
-            "local_allowed": None if own is None else local[0].allowed / max(rms(state), 1e-300),
-        }
+        scale = max(rms(state), 1e-300)
+        relative, most = distances(state, found)
+        own_relative, own_most = (None, None) if own is None else distances(state, own)
+        figures = LayerError(
+            name=name,
+            relative_l2=relative,
+            max_abs=most,
+            allowed=cumulative[0].allowed / scale,
+            local_relative_l2=own_relative,
+            local_max_abs=own_most,
+            local_allowed=None if own is None else local[0].allowed / scale,
+        )
         entries.append(_Layer(name, cumulative, local, figures))
     return entries
 
 
-def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: dict[str, Any]) -> Judgement:
+def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: Shown) -> Judgement:
     outside = [check for check in checks if not check.ratio <= 1.0]
     worst = max(check.ratio for check in checks)
     if not outside:
         return Judgement(PASS, [], worst=worst, details=shown)
     first = min(outside, key=lambda check: check.step)
     leader = max((check for check in outside if check.step == first.step), key=lambda check: check.ratio)
-    layer = cause = None
+    layer: str | None = None
+    cause: Literal["local", "accumulated"] | None = None
     for entry in layers:
         if any(not check.ratio <= 1.0 for check in (*entry.cumulative, *entry.local)):
             layer = entry.name
@@ -298,7 +310,7 @@ def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: dict[str,
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         reasons.append(f"outside, too: {', '.join([*others][:NAMED])}{more}")
     verdict = DIVERGED_VERDICT if worst > DIVERGED else DRIFT
-    return Judgement(verdict, reasons, first.step, layer, cause, worst, shown | {"place": place})
+    return Judgement(verdict, reasons, first.step, layer, cause, worst, shown.model_copy(update={"place": place}))
 
 
 def _place(outside: Sequence[Check]) -> str:

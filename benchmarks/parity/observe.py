@@ -14,7 +14,7 @@ from ...albert_core.loop.build import Training
 from ...albert_core.loop.job import trains_on_features
 from ...albert_core.tokens.order import Window
 from ...albert_core.tokens.store import TokenStore
-from .trace import HEAD_STEPS
+from .trace import HEAD_STEPS, SERIES
 
 # Texts whose logits are kept: the first ones of the evaluation split.
 PROBE_TEXTS = 64
@@ -29,7 +29,7 @@ class Steps:
 
     def __init__(self, training: Training, parameters: Sequence[torch.Tensor]) -> None:
         self.parameters = list(parameters)
-        self.values: dict[str, list[float]] = {"loss": [], "grad_norm": [], "update_norm": [], "right": []}
+        self._values: list[tuple[float, ...]] = []
         self._weights = on_host(self.parameters)
         self._moments: list[torch.Tensor] | None = None
         self._gradient = 0.0
@@ -45,15 +45,16 @@ class Steps:
     def add(self, training: Training, window: Window, sums: torch.Tensor) -> None:
         """Reads what the step over `window` left; `sums` is what it returned."""
         weights = on_host(self.parameters)
-        self.values["loss"].append(float(sums[0]) / window.num_samples)
-        self.values["right"].append(float(sums[1]))
-        self.values["grad_norm"].append(self._gradient_norm(training))
-        self.values["update_norm"].append(norm(now - then for now, then in zip(weights, self._weights, strict=True)))
+        update = norm(now - then for now, then in zip(weights, self._weights, strict=True))
+        loss, right = float(sums[0]) / window.num_samples, float(sums[1])
+        self._values.append((loss, self._gradient_norm(training), update, right))
         self._weights = weights
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Each figure by step, float64 [S]."""
-        return {name: np.array(values, dtype=np.float64) for name, values in self.values.items()}
+        names = (*SERIES, "right")
+        table = np.array(self._values, dtype=np.float64).reshape(-1, len(names))
+        return {name: table[:, place].copy() for place, name in enumerate(names)}
 
     def _gradient_norm(self, training: Training) -> float:
         if self._moments is None:

@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,8 +30,9 @@ from ...albert_core.loop.train import train
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.runs.folder import environment
 from ...albert_core.tokens.order import Window
-from ...backends import ErrorBudget
 from ...kernels.packed import PackedBatch, PaddedBatch
+from ..outcome.parity import Ended, SideEnvironment
+from ..outcome.trace_header import Evaluation, PromisedBudget, Split, TraceHeader, TracePolicy
 from .evaluations import moves
 from .head_replay import replay_head
 from .observe import PROBE_TEXTS, HeadInputs, Steps, batch_hash, on_host, probe, trained
@@ -103,10 +104,9 @@ class _Recorder:
     def __init__(self, label: str, replay_from: Trace | None) -> None:
         self.label, self.reference = label, replay_from
         self.logits: list[np.ndarray] = []
-        self.metrics: list[dict[str, float]] = []
+        self.metrics: list[Evaluation] = []
         self.batches: list[str] = []
         self.batch_sizes: list[int] = []
-        self.header: dict[str, Any] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self.inputs: HeadInputs | None = None
         self.head_steps: Steps | None = None
@@ -115,15 +115,12 @@ class _Recorder:
         job = training.job
         self.training = training
         self.steps = Steps(training, trained(training))
-        self.header = _header(self.label, training, on_host(trained(training)))
-        self.header["dropout_off"] = _without_dropout(training.model)
-        self.header["replayed_sha256"] = None if self.reference is None else self.reference.states_sha256()
-        self._check_reference()
         states = _LayerStates(training)
+        self.header = _header(self.label, training, on_host(trained(training)), states.kernel, self.reference)
+        self._check_reference()
         self.arrays["states"] = states.run()
         if self.reference is not None:
-            self.arrays["replay"] = states.run(self.reference.arrays["states"][:-1])
-        self.header["kernel"] = states.kernel
+            self.arrays["replay"] = states.run(self.reference.states[:-1])
         self._watch_the_head()
         self._probe()
         job.backend.step_boundary()
@@ -140,34 +137,39 @@ class _Recorder:
 
     def evaluated(self, training: Training, epoch: int) -> None:
         evaluation = training.state.last_evaluation
-        named = {key.removeprefix("eval/"): float(value) for key, value in evaluation.items()}
-        self.metrics.append({"epoch": epoch + 1, "step": training.state.step, **named})
+        named: dict[str, Any] = {key.removeprefix("eval/"): float(value) for key, value in evaluation.items()}
+        self.metrics.append(Evaluation(epoch=epoch + 1, step=training.state.step, **named))
         self._probe()
 
     def trace(self, config: TrainConfig, failure: str = "") -> Trace:
         """`failure`: why training could not go on."""
-        header = self.header | {"config": config.model_dump(), "batches": self.batches, "metrics": self.metrics}
-        header["batch_sizes"] = self.batch_sizes
-        header["ended"] = {"step": len(self.batches), "reason": failure} if failure else None
+        found = {
+            "config": config.model_dump(),
+            "batches": self.batches,
+            "metrics": self.metrics,
+            "batch_sizes": self.batch_sizes,
+            "ended": Ended(step=len(self.batches), reason=failure) if failure else None,
+        }
         arrays = {**self.steps.arrays(), "probe_logits": np.stack(self.logits), **self.arrays}
         if self.inputs is not None:
             arrays |= self.inputs.arrays(self.training)
         if self.head_steps is not None:
             arrays |= self._own_head(self.head_steps)
-        return Trace(header, arrays)
+        return Trace(self.header.model_copy(update=found), arrays)
 
     def _check_reference(self) -> None:
         """Raises UserError for a reference that nothing of this run can be replayed from."""
         reference = self.reference
         if reference is None:
             return
-        if reference.header["weights_sha256"] != self.header["weights_sha256"]:
+        ours, theirs = self.header, reference.header
+        if theirs.weights_sha256 != ours.weights_sha256:
             raise UserError(
                 f"the reference {reference.label} has other initial weights than {self.label} "
-                f"(weights_sha256 {reference.header['weights_sha256'][:12]}, "
-                f"{self.header['weights_sha256'][:12]}); record both from the same model and seed"
+                f"(weights_sha256 {theirs.weights_sha256[:12]}, {ours.weights_sha256[:12]}); record both from "
+                "the same model and seed"
             )
-        if reference.header["probe_sha256"] != self.header["probe_sha256"]:
+        if theirs.probe_sha256 != ours.probe_sha256:
             raise UserError(
                 f"the reference {reference.label} has other evaluation texts than {self.label}; record both from "
                 "the same data, tokenizer and max_length"
@@ -188,7 +190,7 @@ class _Recorder:
     def _own_head(self, steps: Steps) -> dict[str, np.ndarray]:
         """What a replay of the head is to be held against: the head's own part of this very run."""
         found = steps.arrays()
-        evaluations = sum(entry["step"] <= HEAD_STEPS for entry in self.metrics)
+        evaluations = sum(entry.step <= HEAD_STEPS for entry in self.metrics)
         return {
             **{f"head_{name}": found[name][:HEAD_STEPS] for name in HEAD_SERIES},
             "head_logits": np.stack(self.logits[: evaluations + 1]),
@@ -250,34 +252,44 @@ class _LayerStates:
         return state.to(torch.float64 if self.policy.accumulate == "float64" else torch.float32).numpy()
 
 
-def _header(label: str, training: Training, weights: list[torch.Tensor]) -> dict[str, Any]:
+def _header(
+    label: str, training: Training, weights: list[torch.Tensor], kernel: str, reference: Trace | None
+) -> TraceHeader:
+    """The header of a run that begins. Switches its dropout off."""
     job = training.job
     info = job.backend.info()
-    error_budget = ErrorBudget(**{**asdict(job.backend.error_budget(job.policy)), "head_dtype": job.config.head_dtype})
+    error_budget = replace(job.backend.error_budget(job.policy), head_dtype=job.config.head_dtype)
     digest = hashlib.sha256(job.encoder.fingerprint.encode())
     for weight in weights:
         # As float32, so that a float64 run of the same initial head has the same hash.
         digest.update(weight.to(torch.float32).contiguous().numpy().tobytes())
     store = job.test_tokens
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "label": f"{label} (emulated)" if info.emulated and "(emulated)" not in label else label,
-        "backend": info.backend,
-        "device": info.name,
-        "emulated": info.emulated,
-        "policy": {**asdict(job.policy), "label": job.policy.label},
-        "layout": job.layout,
-        "model": job.encoder.label,
-        "random_weights": job.encoder.random,
-        "dataset": job.dataset.name,
-        "adam_on_device": _adam_on_device(training.optimizer),
-        "error_budget": {**asdict(error_budget), "label": error_budget.label},
-        "weights_sha256": digest.hexdigest(),
-        "probe_sha256": batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
-        "evaluation": _evaluation(job),
-        "recipe": recipe_of(job.config, job.num_labels, training.total_steps),
-        "environment": environment(),
-    }
+    return TraceHeader(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        label=f"{label} (emulated)" if info.emulated and "(emulated)" not in label else label,
+        backend=info.backend,
+        device=info.name,
+        emulated=info.emulated,
+        policy=TracePolicy.of(job.policy),
+        kernel=kernel,
+        layout=job.layout,
+        model=job.encoder.label,
+        random_weights=job.encoder.random,
+        dataset=job.dataset.name,
+        adam_on_device=_adam_on_device(training.optimizer),
+        error_budget=PromisedBudget.of(error_budget),
+        weights_sha256=digest.hexdigest(),
+        probe_sha256=batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
+        replayed_sha256=None if reference is None else reference.states_sha256(),
+        dropout_off=_without_dropout(training.model),
+        ended=None,
+        recipe=recipe_of(job.config, job.num_labels, training.total_steps),
+        environment=SideEnvironment.model_validate(environment()),
+        config={},
+        batches=[],
+        metrics=[],
+        evaluation=_evaluation(job),
+    )
 
 
 def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
@@ -286,7 +298,7 @@ def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
     return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
-def _evaluation(job: Job) -> dict[str, Any]:
+def _evaluation(job: Job) -> Split:
     """The evaluation split: its rows, a hash of all of them, and by how much one answer moves each figure."""
     store = job.test_tokens
     rows = store.num_texts
@@ -294,7 +306,7 @@ def _evaluation(job: Job) -> dict[str, Any]:
         moved = moves(rows, None, np.bincount(store.labels, minlength=job.num_labels).tolist())
     else:
         moved = moves(rows, len(job.dataset.test), [])
-    return {"rows": rows, "sha256": batch_hash(store, np.arange(rows)), "moves": moved}
+    return Split(rows=rows, sha256=batch_hash(store, np.arange(rows)), moves=moved)
 
 
 def _without_dropout(model: torch.nn.Module) -> bool:

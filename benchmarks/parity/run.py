@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ... import UserError
 from ...albert_core.config.load import load_config
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import make_folders, refuse_links
 from ...backends import ErrorBudget, device_label, foresee_backend
+from ..harness.answer import read_answer
+from ..harness.document import Refused
 from ..harness.runner import Ended, how, run_process, said
+from ..outcome.parity import Equivalence, Parity, Seeds
 from .compare import Missing, build_result
 from .judge import FAILED, differences
 from .seeds import equivalence
 from .sides import Side
 from .trace import DRAWS, ERROR_BUDGETS, Trace, check_reference, read_trace, slug
+from .worker import Job, Recorded, RecordSpec
 
 WORKER_MODULE = ("-m", "isotrain.benchmarks.parity.worker")
 Tell = Callable[[str], None]
@@ -41,7 +43,7 @@ class Comparison:
     pythons: Mapping[str, str] | None = None
 
 
-def run_parity(comparison: Comparison, tell: Tell) -> dict[str, Any]:
+def run_parity(comparison: Comparison, tell: Tell) -> Parity:
     """Records and judges; traces stay in `comparison.out`. `tell` gets a line a process.
 
     Raises UserError where the reference can't be recorded. A candidate that dies, hangs or can't run is kept in the
@@ -72,11 +74,10 @@ def add_error_budgets(reference: Trace, candidates: Sequence[Trace], time_limit:
 
     One that can't be recorded is told.
     """
-    wanted = {trace.header["error_budget"]["label"]: trace.header["error_budget"] for trace in candidates}
-    for values in wanted.values():
-        given = {key: value for key, value in values.items() if key != "label"}
+    wanted = {trace.header.error_budget.label: trace.header.error_budget for trace in candidates}
+    for promised in wanted.values():
         try:
-            record_error_budget(reference, ErrorBudget(**given), time_limit, tell)
+            record_error_budget(reference, promised.budget, time_limit, tell)
         except UserError as error:
             # Its candidates are refused for want of it; the others keep their verdicts.
             tell(str(error))
@@ -90,13 +91,15 @@ def record_error_budget(reference: Trace, error_budget: ErrorBudget, time_limit:
     # The reference may come from a stranger.
     refuse_links(reference.folder)
     jobs = [
-        {"label": f"error budget {error_budget.label}", "sets": sets, "out": str(folder / f"draw-{draw}")}
+        Job(label=f"error budget {error_budget.label}", sets=list(sets), out=str(folder / f"draw-{draw}"))
         for draw, sets in enumerate(error_budget.settings(DRAWS))
         if not (folder / f"draw-{draw}").exists()
     ]
     if not jobs:
         return
-    spec = {"config": str(config), "jobs": jobs, "replay_from": str(reference.folder), "steps": None}
+    spec = RecordSpec(
+        config=str(config), jobs=jobs, replay_from=str(reference.folder), steps=None, result=_answer_of(folder)
+    )
     error = _run(spec, sys.executable, folder, f"error budget {error_budget.label}", time_limit, tell)
     if error:
         raise UserError(f"the error budget {error_budget.label} can't be recorded: {error}")
@@ -108,7 +111,7 @@ def write_config(trace: Trace, path: Path) -> None:
 
     from ...albert_core.runs.files import write_text
 
-    kept = {key: value for key, value in trace.header["config"].items() if key not in ("backend", "use_tt")}
+    kept = {key: value for key, value in trace.header.config.items() if key not in ("backend", "use_tt")}
     steps = {"max_steps": trace.steps}
     write_text(path, yaml.safe_dump(kept | steps, sort_keys=False))
 
@@ -117,13 +120,14 @@ def _recorded(
     comparison: Comparison, side: Side, folder: Path, replay_from: Trace | None, tell: Tell, *more: str
 ) -> Trace | Missing:
     """The side's trace, recorded in a process of its own, or why there is none."""
-    job = {"label": side.label, "sets": [*comparison.sets, *side.sets, *more], "out": str(folder)}
-    spec = {
-        "config": comparison.config,
-        "jobs": [job],
-        "replay_from": None if replay_from is None else str(replay_from.folder),
-        "steps": comparison.steps,
-    }
+    job = Job(label=side.label, sets=[*comparison.sets, *side.sets, *more], out=str(folder))
+    spec = RecordSpec(
+        config=comparison.config,
+        jobs=[job],
+        replay_from=None if replay_from is None else str(replay_from.folder),
+        steps=comparison.steps,
+        result=_answer_of(folder),
+    )
     python = (comparison.pythons or {}).get(side.base, sys.executable)
     label = _foreseen_label(comparison, side)
     error = _run(spec, python, folder, " ".join((label, *more)), comparison.time_limit, tell)
@@ -145,14 +149,18 @@ def _foreseen_label(comparison: Comparison, side: Side) -> str:
     return device_label(side.label, emulated)
 
 
-def _run(spec: dict[str, Any], python: str, folder: Path, label: str, time_limit: float, tell: Tell) -> str:
+def _answer_of(folder: Path) -> str:
+    """The file beside a trace that its worker answers in."""
+    return str(folder.with_name(folder.name + ".answer.json"))
+
+
+def _run(spec: RecordSpec, python: str, folder: Path, label: str, time_limit: float, tell: Tell) -> str:
     """Runs a worker; returns what went wrong, or an empty string. Its words stay beside its trace as a .log file."""
     make_folders(folder.parent, "--out")
-    result = folder.with_name(folder.name + ".error.json")
-    log = folder.with_name(folder.name + ".log")
+    result, log = Path(spec.result), folder.with_name(folder.name + ".log")
     result.unlink(missing_ok=True)
     try:
-        ended = run_process([python, *WORKER_MODULE], {**spec, "result": str(result)}, log, None, time_limit)
+        ended = run_process([python, *WORKER_MODULE], spec, log, None, time_limit)
     except OSError as error:
         return f"{python} can't be started ({error.strerror}); give an interpreter by --python BACKEND=PATH"
     reason = why_ended(ended, result, time_limit)
@@ -164,27 +172,25 @@ def why_ended(ended: Ended, result: Path, time_limit: float) -> str:
     """What went wrong in a worker, in its own words where it left some; an empty string where nothing did."""
     if ended.timed_out:
         return f"took longer than the time limit of {time_limit:g} s and was ended{said(ended.log)}"
-    if result.is_file():
-        text = result.read_text(encoding="utf-8")
-        result.unlink()
-        try:
-            return str(json.loads(text)["error"])
-        except ValueError:
-            # It died while it wrote its reason: its words are all there is, and the other candidates go on.
-            return f"{how(ended)} and left half an error{said(ended.log)}"
-    return f"{how(ended)}{said(ended.log)}" if ended.code else ""
+    try:
+        told = read_answer(result, Recorded)
+    except FileNotFoundError:
+        return f"{how(ended)}{said(ended.log)}" if ended.code else ""
+    except ValueError:
+        # It died while it wrote its answer: its words are all there is, and the other candidates go on.
+        return f"{how(ended)} and left half an error{said(ended.log)}"
+    result.unlink()
+    return told.message if isinstance(told, Refused) else ""
 
 
-def _seeds(
-    comparison: Comparison, reference: Trace, candidates: Sequence[Trace | Missing], tell: Tell
-) -> dict[str, Any]:
+def _seeds(comparison: Comparison, reference: Trace, candidates: Sequence[Trace | Missing], tell: Tell) -> Seeds:
     """Final metrics over several seeds, and whether they are equivalent to the reference's.
 
     Every seed's runs must be the same run as the reference's, too; one that isn't, or died, fails the candidate's test.
     No seed is run once no candidate is left to test, nor for a candidate that has failed.
     """
     metric = _final_metric(reference)
-    first = int(reference.header["recipe"]["seed"])
+    first = int(reference.header.recipe["seed"])
     sides = {one.label: side for side, one in zip(comparison.candidates, candidates, strict=True)}
     traces = [one for one in candidates if isinstance(one, Trace)]
     failed = {
@@ -215,12 +221,12 @@ def _seeds(
             elif isinstance(run, Trace):
                 finals[label].append(_final(run, metric))
     tests = [
-        {"label": label, "verdict": FAILED, "reason": failed[label]}
+        Equivalence(label=label, verdict=FAILED, reason=failed[label])
         if label in failed
         else equivalence(label, exact, values, comparison.margin)
         for label, values in finals.items()
     ]
-    return {"n": comparison.seeds, "metric": metric, "margin": comparison.margin, "candidates": tests}
+    return Seeds(n=comparison.seeds, metric=metric, margin=comparison.margin, candidates=tests)
 
 
 def _no_reference(reference: Trace | Missing) -> str:
@@ -236,15 +242,15 @@ def _no_reference(reference: Trace | Missing) -> str:
 
 def _unfinished(trace: Trace) -> list[str]:
     """Why a run has no final metric, if so."""
-    ended = trace.header["ended"]
-    return [] if ended is None else [f"training could not go on beyond step {ended['step']} ({ended['reason']})"]
+    ended = trace.header.ended
+    return [] if ended is None else [f"training could not go on beyond step {ended.step} ({ended.reason})"]
 
 
 def _final_metric(trace: Trace) -> str:
     """Accuracy, or what the task has in its place."""
-    names = trace.header["metrics"][-1]
+    names = trace.header.metrics[-1].figures
     return next(name for name in ("accuracy", "f1", "loss") if name in names)
 
 
 def _final(trace: Trace, metric: str) -> float:
-    return float(trace.header["metrics"][-1][metric])
+    return trace.header.metrics[-1].figures[metric]

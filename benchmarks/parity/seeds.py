@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
+
+from ..outcome.parity import Equivalence
 
 LEAST_SEEDS = 5
 # Two one-sided tests at 5 % are one interval of 90 % (Schuirmann 1987).
 LEVEL = 0.90
-EQUIVALENT, DIFFERENT, NO_DECISION = "equivalent", "different", "no decision"
+EQUIVALENT: Literal["equivalent"] = "equivalent"
+DIFFERENT: Literal["different"] = "different"
+NO_DECISION: Literal["no decision"] = "no decision"
 
 
-def equivalence(label: str, reference: Sequence[float], candidate: Sequence[float], margin: float) -> dict[str, Any]:
+def equivalence(label: str, reference: Sequence[float], candidate: Sequence[float], margin: float) -> Equivalence:
     """The mean paired difference candidate - reference of a final metric with its 90 % interval, and the verdict.
 
     "equivalent": the interval lies within +-margin; "different": outside it; else "no decision". Student's t over the
@@ -29,4 +33,4 @@ def equivalence(label: str, reference: Sequence[float], candidate: Sequence[floa
     inside = -margin <= low and high <= margin
     outside = low > margin or high < -margin
     verdict = EQUIVALENT if inside else DIFFERENT if outside else NO_DECISION
-    return {"label": label, "difference": mean, "low": low, "high": high, "verdict": verdict}
+    return Equivalence(label=label, difference=mean, low=low, high=high, verdict=verdict)

@@ -8,20 +8,20 @@ Reads and writes with numpy alone.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from ... import UserError
 from ...albert_core.config.parsing import read_json_object
 from ...albert_core.runs.files import checksum, make_folders, published, sweep, write_bytes, write_json
 from ...albert_core.terminal.text import quoted
 from ...kernels.words import count
+from ..outcome.load import problems
+from ..outcome.trace_header import TraceHeader
 from ..outcome.upgrade import upgraded
 
 SCHEMA = "isotrain.trace/2"
@@ -36,88 +36,11 @@ HEAD_STEPS = 200
 ARRAYS = (*SERIES, "probe_logits", "states")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class _Policy(_Part):
-    param: str
-    compute: str
-    label: str
-
-
-class _ErrorBudget(_Part):
-    label: str
-    backend: str
-    dtype: str
-    draws: bool
-
-
-class _Ended(_Part):
-    step: int
-    reason: str
-
-
-class _Evaluation(_Part):
-    """Beside the loss, whatever figures the task has."""
-
-    __pydantic_extra__: dict[str, float] = Field(init=False)
-
-    epoch: int
-    step: int
-    loss: float
-
-
-class _Split(_Part):
-    """The evaluation split: how many rows it has, and by how much one answer moves each figure at most."""
-
-    rows: int = Field(ge=1)
-    sha256: str
-    moves: dict[str, float]
-
-
-class _Environment(_Part):
-    isotrain: str
-    python: str
-    torch: str
-    platform: str
-
-
-class _Header(_Part):
-    """What everybody who reads a trace takes for granted of its header."""
-
-    label: str
-    backend: str
-    device: str
-    emulated: bool
-    policy: _Policy
-    kernel: str
-    layout: str
-    model: str
-    random_weights: bool
-    dataset: str
-    adam_on_device: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None
-    error_budget: _ErrorBudget
-    weights_sha256: str
-    probe_sha256: str
-    replayed_sha256: str | None
-    dropout_off: bool
-    ended: _Ended | None
-    recipe: dict[str, Any]
-    environment: _Environment
-    config: dict[str, Any]
-    batches: list[str]
-    metrics: list[_Evaluation]
-    # Traces of earlier versions have neither.
-    batch_sizes: list[Annotated[int, Field(ge=1)]] | None = None
-    evaluation: _Split | None = None
-
-
 @dataclass(frozen=True)
 class Trace:
     """One run. S steps, E evaluations, P probe texts of C labels, R layers, T tokens of width H.
 
-    header["ended"] says at which step and why training could not go on, or is None; S and E are then what there is.
+    header.ended says at which step and why training could not go on, or is None; S and E are then what there is.
     arrays: loss, grad_norm, update_norm [S]; probe_logits [E + 1, P, C], before the first step and after each
     evaluation; states [R + 1, T, H], what the first layer takes in and what each one gives before the first step;
     replay [R, T, H], each layer applied to the reference's own states. right [S]: texts classified correctly by the
@@ -127,34 +50,46 @@ class Trace:
     run float64.
     """
 
-    header: dict[str, Any]
+    header: TraceHeader
     arrays: dict[str, np.ndarray]
     folder: Path = field(default_factory=Path)
 
     @property
     def label(self) -> str:
-        return str(self.header["label"])
+        return self.header.label
 
     @property
     def steps(self) -> int:
-        return len(self.arrays["loss"])
+        return len(self.loss)
+
+    @property
+    def loss(self) -> np.ndarray:
+        return self.arrays["loss"]
+
+    @property
+    def probe_logits(self) -> np.ndarray:
+        return self.arrays["probe_logits"]
+
+    @property
+    def states(self) -> np.ndarray:
+        return self.arrays["states"]
 
     def states_sha256(self) -> str:
         """Which hidden states these are: a replay from others is none from these."""
-        states = np.ascontiguousarray(self.arrays["states"])
+        states = np.ascontiguousarray(self.states)
         return hashlib.sha256(f"{states.dtype.str}{states.shape}".encode() + states.tobytes()).hexdigest()
 
     def until(self, steps: int, evaluations: int) -> Trace:
         """The run's first `steps` steps and `evaluations` evaluations."""
-        header = self.header | {
-            "batches": self.header["batches"][:steps],
-            "metrics": self.header["metrics"][:evaluations],
+        sizes = self.header.batch_sizes
+        kept = {
+            "batches": self.header.batches[:steps],
+            "metrics": self.header.metrics[:evaluations],
+            "batch_sizes": None if sizes is None else sizes[:steps],
         }
-        if header.get("batch_sizes") is not None:
-            header["batch_sizes"] = header["batch_sizes"][:steps]
         series = {name: self.arrays[name][:steps] for name in (*SERIES, "right") if name in self.arrays}
-        arrays = self.arrays | series | {"probe_logits": self.arrays["probe_logits"][: evaluations + 1]}
-        return Trace(header, arrays, self.folder)
+        arrays = self.arrays | series | {"probe_logits": self.probe_logits[: evaluations + 1]}
+        return Trace(self.header.model_copy(update=kept), arrays, self.folder)
 
 
 def write_trace(trace: Trace, folder: Path) -> None:
@@ -168,7 +103,7 @@ def write_trace(trace: Trace, folder: Path) -> None:
         data = save({name: np.ascontiguousarray(array) for name, array in trace.arrays.items()})
         write_bytes(partial / TENSOR_FILE, data)
         digest = hashlib.sha256(data).hexdigest()
-        write_json(partial / HEADER_FILE, {"schema": SCHEMA, **trace.header, "tensors_sha256": digest})
+        write_json(partial / HEADER_FILE, {"schema": SCHEMA, **trace.header.document(), "tensors_sha256": digest})
 
 
 def check_free(folder: Path) -> None:
@@ -186,18 +121,24 @@ def read_trace(folder: Path) -> Trace:
         raise UserError(
             f"{str(folder)!r} is no trace: it has no {HEADER_FILE}; give what `isotrain parity record` wrote"
         )
-    header = upgraded(read_json_object(folder / HEADER_FILE, "record the trace again", nan=True))
-    if header.get("schema") != SCHEMA:
-        found = quoted(header.get("schema"))
-        raise UserError(f"{folder / HEADER_FILE} has schema {found}, this version reads {SCHEMA}; record it again")
+    document = upgraded(read_json_object(folder / HEADER_FILE, "record the trace again", nan=True))
+    schema = document.get("schema")
+    if schema != SCHEMA:
+        raise UserError(
+            f"{folder / HEADER_FILE} has schema {quoted(schema)}, this version reads {SCHEMA}; record it again"
+        )
     path = folder / TENSOR_FILE
     try:
-        if checksum(path).sha256 != header.get("tensors_sha256"):
+        if checksum(path).sha256 != document.get("tensors_sha256"):
             raise UserError(f"{path} is not what was recorded: its checksum differs; copy or record it again")
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} can't be read ({error}); copy or record the trace again") from error
-    trace = Trace(header, arrays, folder)
+    try:
+        trace = Trace(TraceHeader.model_validate(document), arrays, folder)
+    except ValidationError as error:
+        problem = problems(error)[0]
+        raise UserError(f"trace {str(folder)!r}: {problem.place}: {problem.said.lower()}; record it again") from error
     _check(trace)
     return trace
 
@@ -216,10 +157,10 @@ def error_budget_folders(reference: Path, label: str) -> list[Path]:
 
 def check_reference(trace: Trace) -> None:
     """Raises UserError where a reference can't judge anybody."""
-    ended = trace.header["ended"]
+    ended = trace.header.ended
     if ended is not None:
         raise UserError(
-            f"the reference {trace.label} could not train beyond step {ended['step']} ({ended['reason']}): it "
+            f"the reference {trace.label} could not train beyond step {ended.step} ({ended.reason}): it "
             "judges nothing; lower learning_rate or set max_grad_norm"
         )
     if not all(np.isfinite(array).all() for array in trace.arrays.values()):
@@ -229,14 +170,7 @@ def check_reference(trace: Trace) -> None:
 def _check(trace: Trace) -> None:
     """What `judge` takes for granted."""
     where = str(trace.folder)
-    try:
-        # As JSON, in which a pair is a list.
-        _Header.model_validate_json(json.dumps(trace.header))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise UserError(f"trace {where!r}: {key}: {problem['msg'].lower()}; record it again") from error
-    if not trace.header["metrics"] and trace.header["ended"] is None:
+    if not trace.header.metrics and trace.header.ended is None:
         raise UserError(f"trace {where!r} holds no evaluation, and every run ends with one; record it again")
     missing = [name for name in ARRAYS if name not in trace.arrays]
     if missing:
@@ -245,15 +179,15 @@ def _check(trace: Trace) -> None:
     if foreign:
         raise UserError(f"trace {where!r} has {', '.join(foreign)}, not of float32 or float64; record it again")
     lengths = {name: trace.arrays[name].size if trace.arrays[name].ndim == 1 else -1 for name in SERIES}
-    if len(set(lengths.values())) != 1 or not lengths["loss"]:
+    if len(set(lengths.values())) != 1 or not trace.loss.size:
         raise UserError(f"trace {where!r} has series of {lengths} steps, which must be one number; record it again")
-    if len(trace.header["batches"]) != trace.steps:
-        batches = count(len(trace.header["batches"]), "batch hash")
+    if len(trace.header.batches) != trace.steps:
+        batches = count(len(trace.header.batches), "batch hash")
         raise UserError(f"trace {where!r} of {count(trace.steps, 'step')} has {batches}; record it again")
-    beyond = [entry["step"] for entry in trace.header["metrics"] if not 0 <= entry["step"] <= trace.steps]
+    beyond = [entry.step for entry in trace.header.metrics if not 0 <= entry.step <= trace.steps]
     if beyond:
         raise UserError(f"trace {where!r} has an evaluation at step {beyond[0]} of {trace.steps}; record it again")
-    for name, dimensions in (("probe_logits", 1 + len(trace.header["metrics"])), ("states", None)):
+    for name, dimensions in (("probe_logits", 1 + len(trace.header.metrics)), ("states", None)):
         array = trace.arrays[name]
         if array.ndim < 3 or not array.size or dimensions not in (None, len(array)):
             raise UserError(f"trace {where!r} has {name} of shape {array.shape}, which can't be; record it again")
@@ -262,7 +196,7 @@ def _check(trace: Trace) -> None:
 
 def _check_head(trace: Trace) -> None:
     """Whether what a trace says of the head is whole, where it says anything."""
-    where, arrays, sizes = str(trace.folder), trace.arrays, trace.header.get("batch_sizes")
+    where, arrays, sizes = str(trace.folder), trace.arrays, trace.header.batch_sizes
 
     def refuse(name: str) -> None:
         if name in arrays:
@@ -272,14 +206,14 @@ def _check_head(trace: Trace) -> None:
     if sizes is not None and len(sizes) != trace.steps:
         given = count(len(sizes), "batch size")
         raise UserError(f"trace {where!r} of {count(trace.steps, 'step')} has {given}; record it again")
-    if arrays.get("right", arrays["loss"]).shape != arrays["loss"].shape or ("right" in arrays and sizes is None):
+    if arrays.get("right", trace.loss).shape != trace.loss.shape or ("right" in arrays and sizes is None):
         refuse("right")
     features, probes = arrays.get("features"), arrays.get("probe_features")
     if features is not None and (features.ndim != 2 or len(features) != sum((sizes or [])[:HEAD_STEPS])):
         refuse("features")
     if (features is None) != (probes is None):
         refuse("features" if probes is None else "probe_features")
-    evaluations = 1 + len(trace.header["metrics"])
+    evaluations = 1 + len(trace.header.metrics)
     if probes is not None and (probes.ndim != 3 or len(probes) not in (1, evaluations)):
         refuse("probe_features")
     names = [f"head_{name}" for name in HEAD_SERIES]

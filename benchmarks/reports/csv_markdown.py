@@ -14,19 +14,11 @@ from typing import Any
 from ... import UserError
 from ...albert_core.terminal.text import clean, figure
 from ...kernels.names import check_name
-from ..end_to_end.figures import RATES
-from ..outcome.gates import revision, shown_label
-from ..outcome.model import BENCH
+from ..harness.document import Interval
+from ..outcome.end_to_end import EndToEnd, Side
+from ..outcome.model import Bench, Energy, MeasuredTarget, Rates, Target
 
 FORMATS = ("table", "json", "csv", "markdown")
-INTERVALS = (
-    "samples_per_second",
-    "real_tokens_per_second",
-    "padded_tokens_per_second",
-    "model_tflops",
-    "hardware_tflops",
-    "step_seconds",
-)
 # What a page shows of them; the CSV has all.
 RATE_COLUMNS = (
     "samples_per_second",
@@ -79,12 +71,12 @@ def stdout_format(shown_as: str, json_only: bool) -> str:
     return "json" if json_only else shown_as
 
 
-def rows(result: dict[str, Any]) -> list[Row]:
+def rows(result: Bench | EndToEnd) -> list[Row]:
     """One flat row a target, or a side of an end-to-end run; the rows of one result have the same keys."""
-    if result["schema"] == BENCH:
-        found = [_target(result, entry) for entry in result["targets"]]
+    if isinstance(result, Bench):
+        found = [_target(result, target) for target in result.targets]
     else:
-        found = [_side(result, side) for side in result["sides"]]
+        found = [_side(result, side) for side in result.sides]
     keys = dict.fromkeys(key for row in found for key in row)
     return [{key: row.get(key, "") for key in keys} for row in found]
 
@@ -98,14 +90,14 @@ def to_csv(table: Sequence[Row]) -> str:
     return output.getvalue()
 
 
-def result_markdown(result: dict[str, Any]) -> str:
+def result_markdown(result: Bench | EndToEnd) -> str:
     """A GitHub table of the figures that a page wants, with their intervals, then what qualifies them."""
     table = rows(result)
-    wanted = MARKDOWN_COLUMNS if result["schema"] == BENCH else WHOLE_COLUMNS
+    wanted = MARKDOWN_COLUMNS if isinstance(result, Bench) else WHOLE_COLUMNS
     kept = [key for key in wanted if any(_cell(row, key) for row in table)]
-    lines = [f"`{' '.join(result['command'])}` at revision {revision(result)}, {result['created']}", ""]
+    lines = [f"`{' '.join(result.command)}` at revision {result.environment.revision}, {result.created}", ""]
     lines += to_markdown([{key: _cell(row, key) for key in kept} for row in table]).splitlines()
-    lines += ["", *(f"* {note}" for note in result["notes"])]
+    lines += ["", *(f"* {note}" for note in result.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -133,70 +125,83 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _target(result: dict[str, Any], entry: dict[str, Any]) -> Row:
+def _target(result: Bench, target: Target) -> Row:
     row: Row = {
-        "target": shown_label(entry),
-        **{key: entry[key] for key in ("backend", "workload", "layout", "kernel", "batch_size", "baseline")},
-        "status": entry["status"],
-        "valid": entry["valid"],
-        "reasons": "; ".join(entry["reasons"]),
-        "warnings": "; ".join(entry["warnings"]),
-        "created": result["created"],
-        "revision": revision(result),
+        "target": target.name,
+        **{key: getattr(target, key) for key in ("backend", "workload", "layout", "kernel", "batch_size", "baseline")},
+        "status": target.status,
+        "valid": target.valid,
+        "reasons": "; ".join(target.reasons),
+        "warnings": "; ".join(target.warnings),
+        "created": result.created,
+        "revision": result.environment.revision,
     }
-    return row | _measured(entry) if "figures" in entry else row
+    return row | _measured(target) if isinstance(target, MeasuredTarget) else row
 
 
-def _measured(entry: dict[str, Any]) -> Row:
-    figures, processes, energy = entry["figures"], entry["processes"], entry["energy"]
+def _measured(target: MeasuredTarget) -> Row:
+    processes = target.processes
     row: Row = {
-        "device": entry["device"]["name"],
-        "emulated": entry["device"]["emulated"],
-        "dtype": entry["policy"]["label"],
-        "kernel_used": f"{entry['kernel_used']['name']} {entry['kernel_used']['version']}",
-        "model": entry["model"]["label"],
-        "random_weights": entry["model"]["random_weights"],
-        "data": entry["data"]["name"],
+        "device": target.device.name,
+        "emulated": target.emulated,
+        "dtype": target.policy.label,
+        "kernel_used": f"{target.kernel_used.name} {target.kernel_used.version}",
+        "model": target.model.label,
+        "random_weights": target.model.random_weights,
+        "data": target.data.name,
         "processes": len(processes),
-        "n": entry["n"],
-        "steps_per_block": processes[0]["steps_per_block"],
-        "warm_up_steps": median(process["warm_up"]["steps"] for process in processes),
-        "warm_up_steady": all(process["warm_up"]["steady"] for process in processes),
+        "n": target.n,
+        "steps_per_block": processes[0].steps_per_block,
+        "warm_up_steps": median(process.warm_up.steps for process in processes),
+        "warm_up_steady": all(process.warm_up.steady for process in processes),
     }
-    for name in INTERVALS:
-        row |= _interval(name, figures[name])
-    row |= {f"step_seconds_{name}": figures["step_seconds"][name] for name in ("p50", "p90", "p99")}
-    # An emulated device has neither a share of a peak nor a place under the roof.
-    row |= {f"share_of_peak_{name}": share for name, share in (entry["share_of_peak"] or {}).items()}
-    row |= {f"roofline_{name}": value for name, value in (entry["roofline"] or {}).items()}
-    row |= {f"seconds_{name}": spread["median"] for name, spread in entry["phases"].items()}
-    row["peak_bytes"] = entry["memory"]["peak_bytes"]
-    row |= _interval("joules_per_sample", energy["joules_per_sample"] or {})
-    return row | {"energy_source": energy["source"]}
+    for name, interval in target.figures:
+        row |= _interval(name, interval)
+    step = target.figures.step_seconds
+    row |= {"step_seconds_p50": step.p50, "step_seconds_p90": step.p90, "step_seconds_p99": step.p99}
+    row |= _limits(target)
+    row |= {f"seconds_{name}": spread.median for name, spread in target.phases.items()}
+    row["peak_bytes"] = target.memory.peak_bytes
+    return row | _energy(target.energy)
 
 
-def _interval(name: str, interval: dict[str, float]) -> Row:
-    return {f"{name}_{part}": interval.get(part, "") for part in ("median", "low", "high")}
+def _limits(entry: Target | Side) -> Row:
+    """An emulated device has neither a share of a peak nor a place under the roof."""
+    shares = {} if entry.share_of_peak is None else entry.share_of_peak.document()
+    place = {} if entry.roofline is None else entry.roofline.document()
+    return {f"share_of_peak_{name}": value for name, value in shares.items()} | {
+        f"roofline_{name}": value for name, value in place.items()
+    }
 
 
-def _side(result: dict[str, Any], side: dict[str, Any]) -> Row:
+def _energy(energy: Energy | None) -> Row:
+    row = _interval("joules_per_sample", energy.joules_per_sample if energy else None)
+    return row | {"energy_source": energy.source if energy else ""}
+
+
+def _interval(name: str, interval: Interval | None) -> Row:
+    return {f"{name}_{part}": getattr(interval, part, "") for part in Interval.model_fields}
+
+
+def _side(result: EndToEnd, side: Side) -> Row:
     """One side of an end-to-end run."""
-    energy = side.get("energy", {})
     return {
-        "side": side["name"],
-        "extrapolated": side["extrapolated"],
-        "valid": side["valid"],
-        "reasons": "; ".join(side["reasons"]),
-        "warnings": "; ".join(side["warnings"]),
-        "processes": len(side["processes"]),
-        **_interval("seconds", side.get("seconds", {})),
-        **_interval("ours_is_faster_by", side.get("ratio", {})),
-        **{key: text for name in RATES for key, text in _interval(name, side.get("figures", {}).get(name, {})).items()},
-        **{f"share_of_peak_{name}": value for name, value in (side.get("share_of_peak") or {}).items()},
-        **{f"roofline_{name}": value for name, value in (side.get("roofline") or {}).items()},
-        **_interval("joules_per_sample", energy.get("joules_per_sample") or {}),
-        "energy_source": energy.get("source", ""),
-        "peak_bytes": max((process["peak_bytes"] for process in side["processes"]), default=""),
-        "created": result["created"],
-        "revision": revision(result),
+        "side": side.name,
+        "extrapolated": side.extrapolated,
+        "valid": side.valid,
+        "reasons": "; ".join(side.reasons),
+        "warnings": "; ".join(side.warnings),
+        "processes": len(side.processes),
+        **_interval("seconds", side.seconds),
+        **_interval("ours_is_faster_by", side.ratio),
+        **{
+            key: text
+            for name in Rates.model_fields
+            for key, text in _interval(name, getattr(side.figures, name, None)).items()
+        },
+        **_limits(side),
+        **_energy(side.energy),
+        "peak_bytes": max((process.peak_bytes for process in side.processes), default=""),
+        "created": result.created,
+        "revision": result.environment.revision,
     }

@@ -37,6 +37,7 @@ from ...backends import Backend, CastPolicy, FrozenEncoder, get_backend
 from ...kernels import reference
 from ...kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from ..harness import environment
+from ..harness.document import Device, Policy
 from ..harness.peaks import measure_peaks
 from ..harness.plan import interleaved
 from ..harness.statistics import median_interval, ratio_interval
@@ -44,6 +45,7 @@ from ..harness.texts import Texts, embedded_texts
 from ..reports.terminal import output_console
 from ..work.flops import encoder_flops
 from .gpu_operators import block_seconds, fastest, time_operators
+from .gpu_result import OURS, PORTABLE, Check, Contender, GpuCheck, Operator, Throughput, Weights
 
 SEED = 23
 KERNELS = ("auto", "triton", "flash", "portable")
@@ -90,8 +92,8 @@ TINY = Size(
 )
 
 
-def run(backend: Backend, dtype: str, size: Size) -> dict[str, Any]:
-    """Everything, as plain values. `problems` lists what is wrong; an empty list is a pass."""
+def run(backend: Backend, dtype: str, size: Size) -> GpuCheck:
+    """The whole check."""
     policy = backend.cast_policy(dtype)
     checks = [check for name in size.check_models for check in check_kernels(backend, name, size.check_lengths)]
     encoder = load_encoder(size.model, SEED)
@@ -102,27 +104,27 @@ def run(backend: Backend, dtype: str, size: Size) -> dict[str, Any]:
     operators = time_operators(
         backend, encoder.weights.config, lengths, getattr(torch, policy.compute), size.rounds, size.compiled
     )
-    problems = [f"{check['kernel']}, {check['model']}: {check['problem']}" for check in checks if check["problem"]]
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": backend.info().as_dict(),
-        "policy": asdict(policy),
-        "size": asdict(size),
-        "model": {"label": encoder.label, "random_weights": encoder.random, "sha256": encoder.fingerprint},
-        "texts": texts.describe(),
-        "peaks": peaks.as_dict(),
-        "checks": checks,
-        "throughput": throughput,
-        "operators": {name: {"seconds": ways, "fastest": fastest(ways)} for name, ways in operators.items()},
-        "small_batch_seconds": small_batches(backend, encoder, policy, texts, size.rounds),
-        "head_step_seconds": head_steps(backend, encoder.weights.config.hidden_size, size.rounds),
-        "environment": environment.describe(),
-        "command": environment.command_line(),
-        "problems": problems + throughput["problems"],
-    }
+    problems = [f"{check.kernel}, {check.model}: {check.problem}" for check in checks if check.problem]
+    return GpuCheck(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=Device.of(backend.info()),
+        policy=Policy.of(policy),
+        size=asdict(size),
+        model=Weights(label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
+        texts=texts.describe(),
+        peaks=peaks,
+        checks=checks,
+        throughput=throughput,
+        operators={name: Operator(seconds=ways, fastest=fastest(ways)) for name, ways in operators.items()},
+        small_batch_seconds=small_batches(backend, encoder, policy, texts, size.rounds),
+        head_step_seconds=head_steps(backend, encoder.weights.config.hidden_size, size.rounds),
+        environment=environment.describe(),
+        command=environment.command_line(),
+        problems=problems + throughput.problems,
+    )
 
 
-def check_kernels(backend: Backend, model: str, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
+def check_kernels(backend: Backend, model: str, lengths: Sequence[int]) -> Iterator[Check]:
     """Every kernel in float32 and bfloat16 on a batch of `lengths`, from the host and from the device, three times."""
     encoder = load_encoder(model, SEED)
     config = encoder.weights.config
@@ -142,7 +144,7 @@ def check_kernels(backend: Backend, model: str, lengths: Sequence[int]) -> Itera
             try:
                 forward = frozen_encoder(encoder, backend, policy, kernel)
             except UserError as error:
-                yield {**found, "error": None, "skipped": str(error), "problem": ""}
+                yield Check(**found, error=None, skipped=str(error), problem="")
                 continue
             layouts = (batch, backend.place(batch), batch.to_padded())
             # Three times: plainly, then where a graph is captured, then where it is repeated.
@@ -150,7 +152,7 @@ def check_kernels(backend: Backend, model: str, lengths: Sequence[int]) -> Itera
             worst = max(errors)
             # Negated, for NaN is wrong too.
             problem = "" if worst <= allowed else f"error {worst:.2e} in {policy.label}, allowed {allowed:.2e}"
-            yield {**found, "ran": forward.name, "error": worst, "skipped": "", "problem": problem}
+            yield Check(**found, ran=forward.name, error=worst, skipped="", problem=problem)
 
 
 def _error(features: torch.Tensor, exact: torch.Tensor) -> float:
@@ -161,13 +163,13 @@ def _error(features: torch.Tensor, exact: torch.Tensor) -> float:
 
 def measure_throughput(
     backend: Backend, encoder: LoadedEncoder, policy: CastPolicy, texts: Texts, size: Size, peak: float
-) -> dict[str, Any]:
+) -> Throughput:
     """Every contender does all texts in each round, in alternating order; inputs are on the device unless it says."""
     config = encoder.weights.config
     contenders, skipped = _contenders(backend, encoder, policy, texts, size)
     results = {name: run() for name, run in contenders.items()}  # compiles, warms up
     results = {name: run().float().cpu() for name, run in contenders.items()}
-    judge = results["ours, portable"]
+    judge = results[PORTABLE]
     problems = [
         f"{name}: features differ from the portable kernel's by {distance:.1%}"
         for name, rows in results.items()
@@ -182,18 +184,17 @@ def measure_throughput(
     for name, samples in seconds.items():
         time_each = median_interval([samples], SEED)
         tflops = useful / time_each.median / 1e12
-        table[name] = {
-            "seconds": time_each.document(),
-            "texts_per_second": size.texts / time_each.median,
-            "model_tflops": tflops,
-            "share_of_peak": tflops / peak,
-            "samples": samples,
-        }
+        table[name] = Contender(
+            seconds=time_each,
+            texts_per_second=size.texts / time_each.median,
+            model_tflops=tflops,
+            share_of_peak=tflops / peak,
+            samples=samples,
+        )
         if tflops > 1.05 * peak:
             problems.append(f"{name}: {tflops:.1f} model TFLOP/s are more than the measured peak of {peak:.1f}")
-    ours = seconds["ours, auto"]
-    ratios = {name: ratio_interval([seconds[name]], [ours], SEED).document() for name in names if name != "ours, auto"}
-    return {"contenders": table, "speedup_of_ours": ratios, "skipped": skipped, "problems": problems}
+    ratios = {name: ratio_interval([seconds[name]], [seconds[OURS]], SEED) for name in names if name != OURS}
+    return Throughput(contenders=table, speedup_of_ours=ratios, skipped=skipped, problems=problems)
 
 
 def _contenders(
@@ -306,45 +307,43 @@ def result_path(folder: Path, device: str, now: datetime) -> Path:
     return folder / f"{slug}-{now:%Y%m%d}.json"
 
 
-def summary(result: dict[str, Any], seconds: float) -> Iterator[str]:
+def summary(result: GpuCheck, seconds: float) -> Iterator[str]:
     """The result in lines: checks, throughput, the figures to reach, operators."""
-    yield f"{result['device']['name']}, {result['model']['label']}, {result['policy']['requested']}, {seconds:.0f} s"
-    for check in result["checks"]:
-        state = "skipped: " + check["skipped"] if check["skipped"] else f"error {check['error']:.1e}"
-        verdict = "WRONG" if check["problem"] else "ok" if check["error"] is not None else "-"
-        yield f"  {verdict:5} {check['kernel']:9} {check['model']}, {check['dtype']}: {state}"
-    peaks, throughput = result["peaks"], result["throughput"]
-    size = peaks["matmul_size"]
-    yield f"matrix peak {peaks['matmul_tflops']:.1f} TFLOP/s ({size}^3), copy {peaks['copy_gbps']:.0f} GB/s"
-    for name, row in throughput["contenders"].items():
-        ratio = throughput["speedup_of_ours"].get(name)
-        beside = "" if ratio is None else f", ours is {ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})"
+    yield f"{result.device.name}, {result.model.label}, {result.policy.requested}, {seconds:.0f} s"
+    for check in result.checks:
+        state = f"error {check.error:.1e}" if check.error is not None else f"skipped: {check.skipped}"
+        verdict = "WRONG" if check.problem else "ok" if check.error is not None else "-"
+        yield f"  {verdict:5} {check.kernel:9} {check.model}, {check.dtype}: {state}"
+    peaks, throughput = result.peaks, result.throughput
+    yield (f"matrix peak {peaks.matmul_tflops:.1f} TFLOP/s ({peaks.matmul_size}^3), copy {peaks.copy_gbps:.0f} GB/s")
+    for name, row in throughput.contenders.items():
+        ratio = throughput.speedup_of_ours.get(name)
+        beside = "" if ratio is None else f", ours is {ratio.median:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
         yield (
-            f"  {name}: {row['texts_per_second']:,.0f} texts/s, {row['model_tflops']:.2f} model TFLOP/s, "
-            f"{row['share_of_peak']:.1%} of the peak{beside}"
+            f"  {name}: {row.texts_per_second:,.0f} texts/s, {row.model_tflops:.2f} model TFLOP/s, "
+            f"{row.share_of_peak:.1%} of the peak{beside}"
         )
-    for name, reason in throughput["skipped"].items():
+    for name, reason in throughput.skipped.items():
         yield f"  {name}: skipped: {reason}"
-    yield from _targets(result)
-    for name, part in result["operators"].items():
+    yield from _targets(throughput)
+    for name, part in result.operators.items():
         times = ", ".join(
             f"{way} {value * 1e6:.0f} us" if isinstance(value, float) else f"{way} {value}"
-            for way, value in part["seconds"].items()
+            for way, value in part.seconds.items()
         )
-        yield f"{name}: fastest is {part['fastest'] or 'none'} ({times})"
-    for title in ("small_batch_seconds", "head_step_seconds"):
-        times = ", ".join(f"{name} {value * 1e3:.3f} ms" for name, value in result[title].items())
-        yield f"{title.replace('_seconds', '').replace('_', ' ')} of 8 texts: {times}"
-    for problem in result["problems"]:
+        yield f"{name}: fastest is {part.fastest or 'none'} ({times})"
+    for title, ways in (("small batch", result.small_batch_seconds), ("head step", result.head_step_seconds)):
+        times = ", ".join(f"{name} {value * 1e3:.3f} ms" for name, value in ways.items())
+        yield f"{title} of 8 texts: {times}"
+    for problem in result.problems:
         yield f"WRONG: {problem}"
 
 
-def _targets(result: dict[str, Any]) -> Iterator[str]:
-    throughput = result["throughput"]
-    figures = [("share of the peak", throughput["contenders"]["ours, auto"]["share_of_peak"], SHARE_OF_PEAK)]
+def _targets(throughput: Throughput) -> Iterator[str]:
+    figures = [("share of the peak", throughput.ours.share_of_peak, SHARE_OF_PEAK)]
     for word, bounds in (("padded", PADDED_RATIO), ("sorted", SORTED_RATIO)):
         # The stronger of their two ways is the one to beat.
-        ratios = [value["median"] for name, value in throughput["speedup_of_ours"].items() if f", {word} " in name]
+        ratios = [value.median for name, value in throughput.speedup_of_ours.items() if f", {word} " in name]
         figures.append((f"times transformers, {word}", min(ratios), bounds))
     for name, value, (least, aim) in figures:
         verdict = "aim reached" if value >= aim else "reached" if value >= least else "NOT reached"
@@ -363,8 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = run(get_backend(given.backend), given.dtype, QUICK if given.quick else Size())
         given.out.mkdir(parents=True, exist_ok=True)
-        path = result_path(given.out, result["device"]["name"], datetime.now(UTC))
-        write_json(path, result)
+        path = result_path(given.out, result.device.name, datetime.now(UTC))
+        write_json(path, result.document())
     except (UserError, OSError) as error:
         sys.stderr.write(f"isotrain: error: {' '.join(str(error).split())}\n")
         return 2
@@ -372,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in summary(result, (time.perf_counter_ns() - began) / 1e9):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"result: {path}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if result["problems"] else 0
+    return 1 if result.problems else 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from ...benchmarks.bench import Outcome
     from ...benchmarks.harness.plan import Options
+    from ...benchmarks.outcome.end_to_end import EndToEnd
+    from ...benchmarks.outcome.model import Bench
 
 Value = TypeVar("Value", str, int)
 
@@ -247,7 +249,7 @@ def _once(flag: str, values: list[Value] | None) -> Value | None:
     return values[0] if values else None
 
 
-def _show(outcome: Outcome, shown_as: str, print_table: Callable[[dict[str, Any], Console], None]) -> None:
+def _show(outcome: Outcome, shown_as: str, print_table: Callable[[Any, Console], None]) -> None:
     """A result on stdout, and where it was written. Ends the command."""
     from ...benchmarks.reports.terminal import output_console
 
@@ -262,13 +264,13 @@ def _show(outcome: Outcome, shown_as: str, print_table: Callable[[dict[str, Any]
     raise typer.Exit(outcome.code)
 
 
-def _print_as(result: dict[str, Any], shown_as: str) -> None:
+def _print_as(result: Bench | EndToEnd, shown_as: str) -> None:
     """A whole result on stdout as JSON, CSV or Markdown."""
 
     from ...benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
 
     if shown_as == "json":
-        say_json(result)
+        say_json(result.document())
     else:
         text = to_csv(rows(result)) if shown_as == "csv" else result_markdown(result)
         say_lines(text.splitlines())

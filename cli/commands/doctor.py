@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...albert_core.terminal.invocation import command
+
+if TYPE_CHECKING:
+    from ...benchmarks.harness.probe import Report
 
 
 def doctor(
@@ -32,17 +35,17 @@ def doctor(
     if json_output:
         from ..documents import print_json
 
-        print_json("doctor", {"backends": reports})
+        print_json("doctor", {"backends": [report.document() for report in reports]})
     else:
         _show(reports, verbose)
-    if any(report["status"] == "FAIL" for report in reports):
+    if any(report.status == "FAIL" for report in reports):
         raise typer.Exit(1)
 
 
 COLOURS = {"PASS": "green", "FAIL": "bold red", "absent": "yellow"}
 
 
-def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
+def _show(reports: list[Report], verbose: bool) -> None:
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -56,9 +59,9 @@ def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for report in reports:
-        status = Text(report["status"], COLOURS[report["status"]])
+        status = Text(report.status, COLOURS[report.status])
         if verbose:
-            console.print(Text.assemble((report["backend"], "bold"), "  ", status))
+            console.print(Text.assemble((report.backend, "bold"), "  ", status))
             for line in _details(report):
                 if "`" in line or line.startswith("fix: "):
                     # A command must be whole when it is pasted, so its line is not broken.
@@ -66,26 +69,26 @@ def _show(reports: list[dict[str, Any]], verbose: bool) -> None:
                 else:
                     console.print(Padding(Text(line), (0, 0, 0, 2)))
         else:
-            table.add_row(report["backend"], status, Text(_summary(report)))
+            table.add_row(report.backend, status, Text(_summary(report)))
     if verbose:
         return
     console.print(fitted(table, console))
-    if any(report["status"] != "PASS" for report in reports):
+    if any(report.status != "PASS" for report in reports):
         console.print(Text(f"how to get what is missing: {command('doctor', '-v')}"), soft_wrap=True)
 
 
-def _summary(report: dict[str, Any]) -> str:
+def _summary(report: Report) -> str:
     """What a user needs of a device in a line."""
-    if report["status"] != "PASS":
-        return str(report["reason"])
-    here = [name for name, state in report["kernels"].items() if state.startswith("available")]
-    return f"{report['device']['name']}; kernels {', '.join(here)}"
+    if report.status != "PASS":
+        return report.reason
+    assert report.device is not None, "it was opened"
+    here = [name for name, state in report.kernels.items() if state.startswith("available")]
+    return f"{report.device.name}; kernels {', '.join(here)}"
 
 
-def _details(report: dict[str, Any]) -> list[str]:
-    lines = [report["reason"], *([f"fix: {report['fix']}"] if report["fix"] else [])]
-    if "bfloat16" in report:
-        lines += [f"device: {report['device']['name']}", f"bfloat16: {report['bfloat16']['reason']}"]
-        lines += [f"kernel {name}: {state}" for name, state in report["kernels"].items()]
-    checks = report["checks"]
-    return lines + [f"{check['name']}: {'ok' if check['ok'] else 'WRONG'}, {check['detail']}" for check in checks]
+def _details(report: Report) -> list[str]:
+    lines = [report.reason, *([f"fix: {report.fix}"] if report.fix else [])]
+    if report.device is not None and report.bfloat16 is not None:
+        lines += [f"device: {report.device.name}", f"bfloat16: {report.bfloat16.reason}"]
+        lines += [f"kernel {name}: {state}" for name, state in report.kernels.items()]
+    return lines + [f"{check.name}: {'ok' if check.ok else 'WRONG'}, {check.detail}" for check in report.checks]

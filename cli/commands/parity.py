@@ -19,6 +19,7 @@ from ..streams import kept
 
 if TYPE_CHECKING:
     from ... import UserError
+    from ...benchmarks.outcome.parity import Parity
     from ...benchmarks.parity.run import Comparison
     from ...benchmarks.parity.sides import Side
 
@@ -201,19 +202,21 @@ def record(
     chosen = [*(sets or []), *side.sets]
     trace = record_trace(config, side.label, chosen, replay_from=reference, steps=_step_limit(steps, 1))
     write_trace(trace, out)
-    ended = trace.header["ended"]
+    ended = trace.header.ended
     with kept(f"the trace is kept in {out}"):
         if json_only:
-            print_json("parity-record", {"trace": str(out), "label": trace.label, "steps": trace.steps, "ended": ended})
+            stopped = None if ended is None else ended.document()
+            found = {"trace": str(out), "label": trace.label, "steps": trace.steps, "ended": stopped}
+            print_json("parity-record", found)
         else:
             say(f"trace: {out} ({trace.label}, {count(trace.steps, 'step')})")
-    if trace.header["policy"]["compute"] == "float64":
+    if trace.header.policy.compute == "float64":
         written = read_trace(out)
         check_reference(written)
         for name in ("float32", "bfloat16"):
             record_error_budget(written, ErrorBudget("ideal", name), 3600.0, lambda line: say(line, err=True))
     elif ended is not None:
-        say(f"warning: it could not train on: {ended['reason']}", err=True)
+        say(f"warning: it could not train on: {ended.reason}", err=True)
 
 
 @parity.command()
@@ -233,7 +236,7 @@ def error_budget(
     exact = read_trace(reference)
     check_reference(exact)
     add_error_budgets(exact, traces, 3600.0, lambda line: say(line, err=True))
-    labels = dict.fromkeys(trace.header["error_budget"]["label"] for trace in traces)
+    labels = dict.fromkeys(trace.header.error_budget.label for trace in traces)
     draws = {label: len(error_budget_folders(reference, label)) for label in labels}
     if json_only:
         print_json("parity-error-budget", {"reference": str(reference), "draws": draws})
@@ -256,7 +259,7 @@ def compare(
     _finish(compare_traces(reference, candidates), out, html, json_only)
 
 
-def _finish(result: dict[str, Any], out: Path | None, html: Path | None, json_only: bool) -> None:
+def _finish(result: Parity, out: Path | None, html: Path | None, json_only: bool) -> None:
     """Prints the result, writes what was asked for, ends the command with the result's exit code."""
     from ...benchmarks.outcome.build import write_result
     from ...benchmarks.parity.compare import exit_code
@@ -270,7 +273,7 @@ def _finish(result: dict[str, Any], out: Path | None, html: Path | None, json_on
     where = " and ".join(str(path) for path in (out, html) if path is not None)
     with kept(f"the comparison is complete{f' and is kept in {where}' if where else ''}"):
         if json_only:
-            say_json(result)
+            say_json(result.document())
         else:
             print_parity(result, output_console())
         for kind, path in (("result", out), ("report", html)):
@@ -370,7 +373,7 @@ def _pythons(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _write_html(result: dict[str, Any], path: Path) -> None:
+def _write_html(result: Parity, path: Path) -> None:
     """The page that `isotrain report` makes of this one result."""
     from tempfile import TemporaryDirectory
 
@@ -379,4 +382,4 @@ def _write_html(result: dict[str, Any], path: Path) -> None:
 
     with TemporaryDirectory(prefix="isotrain-parity-") as folder:
         write_result(result, Path(folder) / "parity.json")
-        write_report(Path(folder), path, title=f"parity against {result['reference']['label']}")
+        write_report(Path(folder), path, title=f"parity against {result.reference.label}")

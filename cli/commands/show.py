@@ -34,8 +34,10 @@ def show(
 
       isotrain show runs/banking77-20260101-120000 --width 100
     """
+    from pydantic import ValidationError
+
     from ... import UserError
-    from ...albert_core.terminal.text import quoted
+    from ...benchmarks.outcome.load import lack
     from ...benchmarks.reports.terminal import output_console
     from ..documents import print_json
 
@@ -54,9 +56,8 @@ def show(
         # Once for nobody, so that of a damaged document nothing is shown rather than its first half.
         with console.capture():
             _print(document, file, console)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        lack = f"it lacks {quoted(error.args[0])}" if isinstance(error, KeyError) else "a value of another type or size"
-        raise UserError(f"{str(file)!r} is not as its schema says ({lack}); make it again") from error
+    except ValidationError as error:
+        raise UserError(f"{str(file)!r} is not as its schema says ({lack(error)}); make it again") from error
     _print(document, file, console)
 
 
@@ -69,10 +70,11 @@ def _read(target: Path) -> tuple[Path, dict[str, Any]]:
 
     file = _of_folder(target) if target.is_dir() else target
     document = upgraded(read_json_object(file, "give a result of isotrain, or a run's folder", nan=True))
-    if document.get("schema") not in list(_PRINTERS) and file.name not in (SUMMARY, EXPORT):
+    schema = document.get("schema")
+    if schema not in list(_PRINTERS) and file.name not in (SUMMARY, EXPORT):
         known = ", ".join(_PRINTERS)
         raise UserError(
-            f"{str(file)!r} has schema {quoted(document.get('schema'))}, which can't be shown; shown are {known}, and "
+            f"{str(file)!r} has schema {quoted(schema)}, which can't be shown; shown are {known}, and "
             "the folders of runs and exports"
         )
     return file, document
@@ -99,21 +101,24 @@ def _print(document: dict[str, Any], file: Path, console: Console) -> None:
 
 
 def _print_bench(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.model import Bench
     from ...benchmarks.reports.terminal import print_result
 
-    print_result(document, console)
+    print_result(Bench.model_validate(document), console)
 
 
 def _print_end_to_end(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.end_to_end import EndToEnd
     from ...benchmarks.reports.terminal_end_to_end import print_end_to_end
 
-    print_end_to_end(document, console)
+    print_end_to_end(EndToEnd.model_validate(document), console)
 
 
 def _print_parity(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.parity import Parity
     from ...benchmarks.reports.terminal_parity import print_parity
 
-    print_parity(document, console)
+    print_parity(Parity.model_validate(document), console)
 
 
 def _print_trace(document: dict[str, Any], console: Console) -> None:
@@ -122,23 +127,24 @@ def _print_trace(document: dict[str, Any], console: Console) -> None:
     )
 
 
-def _print_run(summary: dict[str, Any], folder: Path, console: Console) -> None:
+def _print_run(document: dict[str, Any], folder: Path, console: Console) -> None:
     from rich.text import Text
 
     from ...albert_core.config.best import Best
     from ...albert_core.terminal.text import clean
+    from ...benchmarks.outcome.training_run import EndedRun
     from ...benchmarks.reports.fit import fitted
     from .train import figures_table
 
-    names = tuple(name for name in summary if name.startswith("eval/"))
-    best, seconds = summary["best"], summary["seconds"]
-    words = Best(**summary["best_by"]).words
-    table = figures_table(names, summary, best, words, summary["step"], summary["total_steps"], seconds)
-    console.print(Text(clean(f"{summary['status']}: {summary['model']}, {summary['dtype']}, on {summary['device']}")))
-    console.print(Text(clean(f"data {summary['dataset']}")))
+    run = EndedRun.model_validate(document)
+    words = Best(run.best_by.metric, run.best_by.mode).words
+    last = run.evaluation
+    table = figures_table(tuple(last), last, run.best, words, run.step, run.total_steps, run.seconds)
+    console.print(Text(clean(f"{run.status}: {run.model}, {run.dtype}, on {run.device}")))
+    console.print(Text(clean(f"data {run.dataset}")))
     console.print(fitted(table, console))
-    if summary["collapse"]:
-        console.print(Text(clean(f"COLLAPSED: {summary['collapse']['reason']}"), style="red"))
+    if run.collapse is not None:
+        console.print(Text(clean(f"COLLAPSED: {run.collapse.reason}"), style="red"))
     console.print(Text(f"run: {folder}"))
 
 

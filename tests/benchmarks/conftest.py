@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from isotrain.benchmarks.harness.document import Measured
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan
 from isotrain.benchmarks.harness.runner import WorkerRun
@@ -40,8 +41,6 @@ if "document" in what:
     if isinstance(document, str):
         open(spec["result"], "w").write(document)
         sys.exit(0)
-    if "target" in document:
-        document["target"] = spec["target"]
     open(spec["result"], "w").write(json.dumps(document))
 sys.exit(what.get("code", 0))
 """
@@ -50,7 +49,6 @@ sys.exit(what.get("code", 0))
 def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: Any) -> dict[str, Any]:
     """What a worker writes, with plausible values."""
     document = {
-        "target": {},
         "phases": dict.fromkeys(PHASES, 0.25),
         "warm_up": {"steps": 12, "steady": True, "compiles": 0},
         "steps_per_block": 3,
@@ -116,6 +114,11 @@ def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: 
     return document | changes
 
 
+def measured(**changes: Any) -> Measured:
+    """The same, as the parent reads it."""
+    return Measured.model_validate_json(json.dumps(make_document(**changes)))
+
+
 @pytest.fixture(name="document")
 def _document() -> Callable[..., dict[str, Any]]:
     return make_document
@@ -123,8 +126,7 @@ def _document() -> Callable[..., dict[str, Any]]:
 
 def make_runs(plan: Plan, changes: dict[int, dict[str, Any]] | None = None) -> list[WorkerRun]:
     return [
-        WorkerRun(target, process, 12.0, make_document(**(changes or {}).get(target, {})))
-        for target, process in plan.order
+        WorkerRun(target, process, 12.0, measured(**(changes or {}).get(target, {}))) for target, process in plan.order
     ]
 
 
@@ -167,7 +169,7 @@ def make_bench_result() -> dict[str, Any]:
     }
     changes[0] |= {"reasons": ["3 compilations inside the timed region"]}
     changes[5] |= {"device": emulated}
-    result = build_result(plan, make_runs(plan, changes), describe())
+    result = build_result(plan, make_runs(plan, changes), describe()).document()
     result["targets"][5] |= {"backend": "tt", "label": "tt train_step bucketed auto x8", "roofline": None}
     result["targets"][5] |= {"emulated": True, "share_of_peak": None}
     for target in result["targets"]:

@@ -61,8 +61,8 @@ def write(all_runs: Callable[..., Any], tmp_path: Path) -> Write:
         generator = np.random.default_rng(sum(name.encode()))
         for run in runs:
             noise = np.exp(0.01 * generator.standard_normal(9))
-            run.document["step_seconds"] = (0.5 * (1 + slowdown) * noise).tolist()
-        result = build_result(plan, runs, describe())
+            run.document.step_seconds[:] = (0.5 * (1 + slowdown) * noise).tolist()
+        result = build_result(plan, runs, describe()).document()
         spoil(result)
         path = tmp_path / name
         path.write_text(json.dumps(result), encoding="utf-8")

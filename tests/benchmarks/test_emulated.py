@@ -19,6 +19,7 @@ from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_base
 from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.outcome.history import load_history
+from isotrain.benchmarks.outcome.model import Bench
 from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
 from isotrain.benchmarks.reports.html.loading import load_results
 from isotrain.benchmarks.reports.html.write import write_report
@@ -26,6 +27,10 @@ from isotrain.benchmarks.reports.terminal import WIDE, print_plan, print_result
 from rich.console import Console
 
 LABEL = "tt (emulated)"
+POLICY = {
+    **dict.fromkeys(("requested", "param", "compute", "accumulate"), "float32"),
+    **{"reason": "a test", "mode": "", "label": "x"},
+}
 EMULATED = {"tt": {"device": "emulated"}}
 DEVICE = {"backend": "tt", "device": "cpu", "name": f"{LABEL}: wormhole arithmetic on Fake CPU", "emulated": True}
 
@@ -37,20 +42,20 @@ def written(show: Callable[[Console], None], width: int = WIDE) -> str:
 
 
 @pytest.fixture
-def mixed(all_runs: Callable[..., list[WorkerRun]]) -> tuple[Plan, dict[str, Any]]:
+def mixed(all_runs: Callable[..., list[WorkerRun]]) -> tuple[Plan, Bench]:
     """A result of three targets: one of the CPU, one of the emulation in the same layout, and a second of that."""
     options = Options(("cpu", "tt"), workloads=("forward",), layouts=("padded", "packed"), backend_options=EMULATED)
     plan = make_plan(options)
     assert [spec.emulated for spec in plan.targets] == [False, False, True, True]
-    told: dict[str, Any] = {"device": DEVICE, "policy": {"compute": "float32", "mode": f"{LABEL} lofi", "label": "x"}}
+    told: dict[str, Any] = {"device": DEVICE, "policy": POLICY | {"mode": f"{LABEL} lofi"}}
     return plan, build_result(plan, all_runs(plan, {2: told, 3: told | {"step_seconds": (0.1,) * 3}}), describe())
 
 
-def test_every_line_about_an_emulated_target_says_so(mixed: tuple[Plan, dict[str, Any]]) -> None:
+def test_every_line_about_an_emulated_target_says_so(mixed: tuple[Plan, Bench]) -> None:
     plan, result = mixed
-    assert [entry["label"].startswith(f"{LABEL} forward") for entry in result["targets"]] == [False, False, True, True]
-    assert [entry["emulated"] for entry in result["targets"]] == [False, False, True, True]
-    assert f"{LABEL}: every time and rate is the emulation's on this host, never a card's" in result["notes"][0]
+    assert [target.label.startswith(f"{LABEL} forward") for target in result.targets] == [False, False, True, True]
+    assert [target.emulated for target in result.targets] == [False, False, True, True]
+    assert f"{LABEL}: every time and rate is the emulation's on this host, never a card's" in result.notes[0]
     for width in (WIDE, 80):
         text = written(lambda console: print_result(result, console), width)
         assert f"{LABEL}: wormhole arithmetic on Fake CPU (2 threads), x" in " ".join(text.split())
@@ -63,10 +68,10 @@ def test_every_line_about_an_emulated_target_says_so(mixed: tuple[Plan, dict[str
 
 
 def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
-    mixed: tuple[Plan, dict[str, Any]],
+    mixed: tuple[Plan, Bench],
 ) -> None:
     _, result = mixed
-    cpu, _, first, second = result["targets"]
+    cpu, _, first, second = result.document()["targets"]
     assert cpu["share_of_peak"]["model"] > 0
     assert first["share_of_peak"] is second["share_of_peak"] is None
     assert first["relative"] is None
@@ -76,18 +81,18 @@ def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
 
 
 def test_an_emulated_target_goes_into_every_table_history_and_report_by_its_name(
-    mixed: tuple[Plan, dict[str, Any]], tmp_path: Path
+    mixed: tuple[Plan, Bench], tmp_path: Path
 ) -> None:
     _, result = mixed
-    (tmp_path / "r.json").write_text(json.dumps(result), encoding="utf-8")
-    labels = [entry["label"] for entry in result["targets"]]
+    (tmp_path / "r.json").write_text(json.dumps(result.document()), encoding="utf-8")
+    labels = [target.label for target in result.targets]
     table = rows(result)
     assert [row["target"] for row in table] == labels
     assert table[0]["share_of_peak_model"] > 0
     assert table[2]["share_of_peak_model"] == ""
     for text in (to_csv(table), result_markdown(result)):
         assert labels[2] in text
-    assert [row["target"] for row in load_history(tmp_path).rows] == labels
+    assert [row["target"] for row in load_history(tmp_path).rows()] == labels
     (found,) = load_results(tmp_path).bench
     assert [target.name for target in found.document.targets] == labels
     assert write_report(tmp_path, tmp_path / "r.html").skipped == ()
@@ -98,10 +103,9 @@ def test_coarser_numbers_of_another_mode_are_no_wrong_answer(
 ) -> None:
     plan = make_plan(Options(("cpu", "tt"), workloads=("forward",), layouts=("padded",), backend_options=EMULATED))
     other = {"device": DEVICE, "probe": {"0": [1.0, 3.0], "1": [3.0, 4.0]}}
-    policy = {"compute": "float32", "label": "x"}
     for mode, valid in (("lofi", True), ("", False)):
-        changes = {1: other | {"policy": policy | {"mode": mode}}}
-        assert build_result(plan, all_runs(plan, changes), describe())["targets"][1]["valid"] is valid
+        changes = {1: other | {"policy": POLICY | {"mode": mode}}}
+        assert build_result(plan, all_runs(plan, changes), describe()).targets[1].valid is valid
 
 
 def test_a_card_that_is_here_is_not_called_emulated(monkeypatch: pytest.MonkeyPatch) -> None:

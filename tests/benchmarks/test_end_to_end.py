@@ -26,8 +26,10 @@ from isotrain.benchmarks.end_to_end.blacksmith_loop import build_model, measure_
 from isotrain.benchmarks.end_to_end.run import run_end_to_end, training_arguments
 from isotrain.benchmarks.harness.extrapolate import Part, Sampled, total_interval, total_ratio
 from isotrain.benchmarks.harness.plan import Options
+from isotrain.benchmarks.outcome.end_to_end import EndToEnd, WholeProcess
 from isotrain.cli.commands.bench import bench
 from support.loop_spec import loop_spec
+from support.results import whole_process
 from support.small_job import write_dataset
 from typer import Typer
 from typer.testing import CliRunner
@@ -47,11 +49,12 @@ def spec(data: Path) -> Callable[..., dict[str, Any]]:
     return partial(loop_spec, data)
 
 
-def validate(result: dict[str, Any]) -> None:
+def validate(result: dict[str, Any] | EndToEnd) -> None:
     path = Path(isotrain.benchmarks.__file__).parent / "schema" / "end-to-end-2.json"
     schema = json.loads(path.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result, allow_nan=False)))
+    document = result.document() if isinstance(result, EndToEnd) else result
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(document, allow_nan=False)))
 
 
 def test_a_total_is_what_happens_once_and_every_parts_mean_times_its_count() -> None:
@@ -84,7 +87,7 @@ def test_the_interval_of_an_extrapolated_total_covers_it() -> None:
 
 @pytest.mark.parametrize("padding", ["dynamic", "padded"])
 def test_the_loop_times_its_steps_and_counts_those_of_a_run(spec: Callable[..., Any], padding: str) -> None:
-    document = measure_loop(spec(padding=padding))
+    document = measure_loop(spec(padding=padding)).document()
     assert len(document["steps"]) == 14, "over more than one epoch of 11 steps"
     assert len(document["validation"]) == 2
     assert (document["steps_per_epoch"], document["validation_batches_per_epoch"]) == (11, 3), "the last are dropped"
@@ -202,27 +205,23 @@ def test_a_run_whose_work_cant_be_counted_has_seconds_and_says_so(
 ) -> None:
     def fake_train(options: Options, side: Any, folder: Path) -> None:
         side.last = folder
-        side.documents.append(
-            {"seconds": 10.0, "peak_bytes": 2**30, "model": "m", "random_weights": True, "device": "d"}
-        )
+        side.documents.append(WholeProcess.model_validate(whole_process(seconds=10.0)))
 
     monkeypatch.setattr(end_to_end, "_train", fake_train)
     monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
     outcome = run_end_to_end(Options(dataset=str(data), processes=1), out=tmp_path / "r.json")
-    own = outcome.result["sides"][0]
+    own = outcome.result.document()["sides"][0]
     assert outcome.code == 1
     assert own["seconds"]["median"] == 10.0
     assert own["reasons"][0].startswith("its work could not be counted: ")
     assert "figures" not in own
-    assert "the work was not counted" in outcome.result["notes"][0]
+    assert "the work was not counted" in outcome.result.notes[0]
     validate(outcome.result)
 
 
 def test_json_is_all_that_stdout_gets(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake_train(options: Options, side: Any, folder: Path) -> None:
-        side.documents.append(
-            {"seconds": 10.0, "peak_bytes": 2**30, "model": "m", "random_weights": True, "device": "d", "phases": {}}
-        )
+        side.documents.append(WholeProcess.model_validate(whole_process(seconds=10.0)))
 
     monkeypatch.setattr(end_to_end, "_train", fake_train)
     monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
@@ -234,9 +233,7 @@ def test_json_is_all_that_stdout_gets(data: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_emulated_devices_run_is_called_so_in_every_format(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake_train(options: Options, side: Any, folder: Path) -> None:
-        side.documents.append(
-            {"seconds": 10.0, "peak_bytes": 2**30, "model": "m", "random_weights": True, "device": "d"}
-        )
+        side.documents.append(WholeProcess.model_validate(whole_process(seconds=10.0)))
 
     monkeypatch.setattr(end_to_end, "_train", fake_train)
     monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
@@ -253,13 +250,14 @@ import sys, time
 from pathlib import Path
 from isotrain.benchmarks.end_to_end import run as end_to_end
 from isotrain.benchmarks.harness.plan import Options
+from isotrain.benchmarks.outcome.end_to_end import WholeProcess
 done = []
 def train(options, side, folder):
     if len(done) == {int(after_one)}:
         Path({str(alive)!r}).write_text("x")
         time.sleep(60)
     done.append(1)
-    side.documents.append(dict(seconds=10.0, peak_bytes=2**30, model="m", random_weights=True, device="d"))
+    side.documents.append(WholeProcess.model_validate({whole_process(seconds=10.0)!r}))
 end_to_end._train, end_to_end._import_torch = train, lambda *_: 2**28
 options = Options(dataset={str(data)!r}, processes=2)
 sys.exit(end_to_end.run_end_to_end(options, out=Path({str(out)!r})).code)
@@ -282,16 +280,14 @@ def test_a_loop_that_dies_is_a_reason_and_ours_is_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fake_train(options: Options, side: Any, folder: Path) -> None:
-        side.documents.append(
-            {"seconds": 10.0, "peak_bytes": 2**30, "model": "m", "random_weights": True, "device": "d"}
-        )
+        side.documents.append(WholeProcess.model_validate(whole_process(seconds=10.0)))
 
     monkeypatch.setattr(end_to_end, "_train", fake_train)
     monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
     monkeypatch.setattr(end_to_end, "LOOP", (sys.executable, "-c", "raise SystemExit('the loop fell over')"))
     outcome = run_end_to_end(Options(dataset=str(data), processes=1, vs=("baselines",)), out=tmp_path / "r.json")
     assert outcome.code == 2
-    own, dynamic, _ = outcome.result["sides"]
+    own, dynamic, _ = outcome.result.document()["sides"]
     assert own["valid"]
     assert "the loop fell over" in dynamic["reasons"][0]
     validate(outcome.result)

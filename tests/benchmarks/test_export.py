@@ -11,23 +11,26 @@ import pytest
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, make_plan
 from isotrain.benchmarks.outcome.build import build_result
+from isotrain.benchmarks.outcome.end_to_end import EndToEnd
+from isotrain.benchmarks.outcome.model import Bench
 from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
+from support.results import end_to_end, end_to_end_side, whole_process
 
 
 @pytest.fixture
-def result(all_runs: Callable[..., Any]) -> dict[str, Any]:
+def result(all_runs: Callable[..., Any]) -> Bench:
     """A valid target, an invalid one and, on an emulated card, one that nobody ran."""
     plan = make_plan(Options(workloads=("forward",), processes=3, blocks=3))
     device = {"backend": "tt", "device": "cpu", "name": "tt (emulated)", "emulated": True}
     runs = all_runs(plan, {1: {"reasons": ["a|b"]}, 2: {"device": device}})
-    built = build_result(plan, runs, describe())
-    built["targets"][2].update(backend="tt", label="tt forward packed auto x8")
-    return built
+    document = build_result(plan, runs, describe()).document()
+    document["targets"][2].update(backend="tt", label="tt forward packed auto x8", emulated=True, share_of_peak=None)
+    return Bench.model_validate(document)
 
 
-def test_the_csv_has_every_figure_with_all_its_digits(result: dict[str, Any]) -> None:
+def test_the_csv_has_every_figure_with_all_its_digits(result: Bench) -> None:
     sound, invalid, emulated = csv.DictReader(io.StringIO(to_csv(rows(result))))
-    entry = result["targets"][0]
+    entry = result.document()["targets"][0]
     for name, interval in entry["figures"].items():
         assert float(sound[f"{name}_low"]) == interval["low"]
     assert float(sound["roofline_intensity_flop_per_byte"]) == entry["roofline"]["intensity_flop_per_byte"]
@@ -40,7 +43,7 @@ def test_the_csv_has_every_figure_with_all_its_digits(result: dict[str, Any]) ->
     assert sound["random_weights"] == "True"
 
 
-def test_the_page_marks_what_is_invalid_and_keeps_its_columns(result: dict[str, Any]) -> None:
+def test_the_page_marks_what_is_invalid_and_keeps_its_columns(result: Bench) -> None:
     lines = [line for line in result_markdown(result).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3
     assert len({line.count("|") for line in lines}) == 1, "a bar in a text is no column"
@@ -63,11 +66,9 @@ def test_a_target_without_figures_keeps_its_row(all_runs: Callable[..., Any]) ->
 
 
 def test_a_end_to_end_run_is_a_row_a_side() -> None:
-    side = {"name": "isotrain train", "extrapolated": False, "valid": True, "reasons": [], "warnings": []}
-    side["processes"] = [{"peak_bytes": 5}]
     seconds = {"median": 90.0, "low": 89.0, "high": 91.0}
-    result = {"schema": "isotrain.end-to-end/2", "sides": [side | {"seconds": seconds}], "created": "2026"}
-    result |= {"environment": {"git": "unavailable: x"}, "command": ["isotrain"], "notes": []}
+    side = end_to_end_side(whole_process(peak_bytes=5), seconds=seconds)
+    result = EndToEnd.model_validate(end_to_end(side))
     assert rows(result)[0]["seconds_low"] == 89.0
     assert rows(result)[0]["peak_bytes"] == 5
     assert "| isotrain train | False | True | 90 (89 to 91) |" in result_markdown(result)

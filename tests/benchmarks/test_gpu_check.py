@@ -18,7 +18,7 @@ from isotrain.benchmarks.suites.gpu_operators import fastest
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    return gpu_check.run(get_backend("cpu"), "float32", gpu_check.TINY)
+    return gpu_check.run(get_backend("cpu"), "float32", gpu_check.TINY).document()
 
 
 def test_a_right_device_passes(result: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def test_the_operators_are_compared(result: dict[str, Any], triton_device: torch
 
 def test_the_result_is_written_and_told(result: dict[str, Any], tmp_path: Path) -> None:
     json.dumps(result)
-    text = "\n".join(gpu_check.summary(result, 3.0))
+    text = "\n".join(gpu_check.summary(gpu_check.GpuCheck.model_validate(result), 3.0))
     for part in ("matrix peak", "of the peak", "figure: share of the peak", "attention: fastest is", "head step of 8"):
         assert part in text
     assert "WRONG" not in text

@@ -18,12 +18,14 @@ from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_quick
 from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result, result_path, write_result
+from isotrain.benchmarks.outcome.model import Bench
 from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
 pytestmark = pytest.mark.core
 
+OTHER_MODEL = {"name": "other", "sha256": "c" * 64, "label": "other", "random_weights": True}
 Runs = Callable[..., list[WorkerRun]]
 
 
@@ -42,12 +44,12 @@ def plan() -> Plan:
 
 
 def built(plan: Plan, runs: list[WorkerRun], **options: Any) -> dict[str, Any]:
-    return build_result(plan, runs, describe(), **options)
+    return build_result(plan, runs, describe(), **options).document()
 
 
 def shown(result: dict[str, Any], width: int = WIDE) -> str:
     output = io.StringIO()
-    print_result(result, Console(file=output, width=width, highlight=False))
+    print_result(Bench.model_validate(result), Console(file=output, width=width, highlight=False))
     return output.getvalue()
 
 
@@ -87,7 +89,7 @@ def test_the_speed_is_compared_with_the_first_target(plan: Plan, all_runs: Runs)
 
 def test_outliers_are_kept_and_named(plan: Plan, all_runs: Runs) -> None:
     runs = all_runs(plan, {0: {"step_seconds": (0.5, 0.51, 0.49)}})
-    runs[0].document["step_seconds"][1] = 3.0
+    runs[0].document.step_seconds[1] = 3.0
     entry = built(plan, runs)["targets"][runs[0].target]
     assert entry["outliers"] == [[0, 1]]
     assert 3.0 in entry["processes"][0]["step_seconds"]
@@ -125,7 +127,10 @@ def test_the_schema_refuses_what_is_no_result(plan: Plan, all_runs: Runs, valida
     ("changes", "reason"),
     [
         ({"reasons": ["2 compilations inside the timed region"]}, "2 compilations inside the timed region"),
-        ({"model": {"sha256": "c" * 64, "label": "other", "random_weights": True}}, "its encoder weights are not"),
+        (
+            {"model": {"name": "other", "sha256": "c" * 64, "label": "other", "random_weights": True}},
+            "its encoder weights are not",
+        ),
         ({"probe": {"0": [1.0, 2.0], "1": [3.0, 4.1]}}, "its logits differ from those of cpu forward padded"),
         ({"probe": {"0": [1.0, float("nan")]}}, "its logits differ from those of cpu forward padded"),
         ({"step_seconds": (0.5, 0.0, 0.5)}, "a block took no time at all"),
@@ -191,7 +196,7 @@ def test_a_target_without_a_process_is_not_run_and_not_valid(plan: Plan, all_run
 def test_warnings_of_single_processes_name_them(plan: Plan, all_runs: Runs) -> None:
     runs = all_runs(plan)
     late = next(run for run in runs if run.target == 0 and run.process == 1)
-    late.document["warnings"].append("warm-up cut by budget after 3 steps")
+    late.document.warnings.append("warm-up cut by budget after 3 steps")
     runs.sort(key=lambda run: run.process)
     assert built(plan, runs)["targets"][0]["warnings"] == ["warm-up cut by budget after 3 steps (process 2)"]
 
@@ -251,7 +256,7 @@ def test_the_plan_is_shown_in_its_order(plan: Plan, capsys: pytest.CaptureFixtur
 def test_a_result_is_written_whole_with_its_folder(plan: Plan, all_runs: Runs, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder" / "result.json"
     result = built(plan, all_runs(plan))
-    write_result(result, path)
+    write_result(Bench.model_validate(result), path)
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
@@ -297,9 +302,9 @@ def test_every_target_has_its_place_under_the_roof(plan: Plan, all_runs: Runs) -
 def test_a_device_of_two_modes_is_named_and_its_interval_holds_both(plan: Plan, all_runs: Runs) -> None:
     runs = all_runs(plan)
     for run in runs:
-        run.document["step_seconds"] = [0.5, 0.501, 0.8] if run.process < 2 else [0.8, 0.801, 0.5]
+        run.document.step_seconds[:] = [0.5, 0.501, 0.8] if run.process < 2 else [0.8, 0.801, 0.5]
     entry = built(plan, runs)["targets"][0]
-    assert any("two groups, 500 and 800 ms a step (5 and 4 blocks)" in warning for warning in entry["warnings"])
+    assert any("two groups, 500 and 800 ms a step (5 and 4 of the blocks)" in warning for warning in entry["warnings"])
     step = entry["figures"]["step_seconds"]
     assert step["low"] <= 0.51
     assert step["high"] >= 0.79

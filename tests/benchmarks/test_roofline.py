@@ -8,9 +8,12 @@ import pytest
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.albert_core.model.transformers_module import weights_from_module
-from isotrain.benchmarks.outcome.gates import gate_peaks
+from isotrain.benchmarks.harness.document import Interval, Peaks, Work
+from isotrain.benchmarks.outcome.build import rates
+from isotrain.benchmarks.outcome.gates import gate_limits
+from isotrain.benchmarks.outcome.limits import best, roofline, share_of_peak
+from isotrain.benchmarks.outcome.model import Rates, Roofline
 from isotrain.benchmarks.work import traffic
-from isotrain.benchmarks.work.roofline import place
 
 
 def counted(module: Any) -> int:
@@ -42,27 +45,27 @@ def test_a_fused_step_of_the_head_moves_three_tensors_twice() -> None:
     assert traffic.head_bytes(64, 24, 7, 8, trained=True) == 8 * 64 * 4 + 8 * 8 + 6 * 4 * parameters
 
 
-def entry(flops: float, moved: float, seconds: float = 0.5, **changes: Any) -> dict[str, Any]:
-    """A measured target on a device of 1 TFLOP/s and 10 GB/s, whose cache copies 20 GB/s."""
-    return {
-        "backend": "cpu",
-        "emulated": False,
-        "device": {"emulated": False},
-        "work": {"hardware_flops": flops, "moved_bytes": moved},
-        "peaks": {"dtype": "float32", "matmul_tflops": 1.0, "copy_gbps": 10.0, "contended": False},
-        "processes": [{"peaks": {"step_copy_gbps": 20.0}}],
-        "figures": {
-            "step_seconds": {"median": seconds},
-            "hardware_tflops": {"median": flops / seconds / 1e12},
-            "model_tflops": {"median": flops / seconds / 1e12},
-        },
-        "reasons": [],
-        "warnings": [],
-    } | changes
+def peaks(**changes: Any) -> Peaks:
+    """A device of 1 TFLOP/s and 10 GB/s, whose cache copies 20 GB/s."""
+    known = {"dtype": "float32", "matmul_tflops": 1.0, "matmul_size": 512, "copy_gbps": 10.0, "step_copy_gbps": 20.0}
+    known |= {"vendor_tflops": None, "vendor_gbps": None, "seconds": 1.0, "contended": False}
+    return Peaks.model_validate(known | changes)
+
+
+def work(flops: float, moved: float) -> Work:
+    return Work(samples=1, real_tokens=1, padded_tokens=1, model_flops=flops, hardware_flops=flops, moved_bytes=moved)
+
+
+def of(work: Work, seconds: float = 0.5) -> Rates:
+    return Rates(**rates(Interval(median=seconds, low=seconds, high=seconds), work))
+
+
+def place(work: Work, seconds: float = 0.5, **changes: Any) -> Roofline:
+    return roofline(work, of(work, seconds), peaks(**changes), [20.0])
 
 
 def test_work_on_few_bytes_is_bound_by_products() -> None:
-    assert place(entry(1e11, 1e9)) == {
+    assert place(work(1e11, 1e9)).document() == {
         "intensity_flop_per_byte": pytest.approx(100.0),
         "roof_tflops": pytest.approx(1.0),
         "share": pytest.approx(0.2),
@@ -72,30 +75,32 @@ def test_work_on_few_bytes_is_bound_by_products() -> None:
 
 
 def test_work_on_many_bytes_is_bound_by_the_copy() -> None:
-    placed = place(entry(1e10, 5e9))
-    assert placed is not None
-    assert placed["bound"] == "memory"
-    assert placed["roof_tflops"] == pytest.approx(2.0 * 20.0 / 1e3)
-    assert placed["share"] == pytest.approx(0.02 / 0.04)
+    placed = place(work(1e10, 5e9))
+    assert placed.bound == "memory"
+    assert placed.roof_tflops == pytest.approx(2.0 * 20.0 / 1e3)
+    assert placed.share == pytest.approx(0.02 / 0.04)
 
 
 def test_the_units_own_rate_lifts_the_roof_of_its_dtype_alone() -> None:
     unit = {"unit": "X", "dtype": "bfloat16", "tflops": 3.0, "threads": 1, "fed_from": "L2"}
     for dtype, roof in (("bfloat16", 3.0), ("float32", 1.0)):
-        peaks = entry(1, 1)["peaks"] | {"dtype": dtype, "unit": unit}
-        placed = place(entry(1e12, 1e6, 10.0, peaks=peaks))
-        assert placed is not None
-        assert placed["roof_tflops"] == roof
+        assert place(work(1e12, 1e6), 10.0, dtype=dtype, unit=unit).roof_tflops == roof
+        shares = share_of_peak(of(work(1e12, 1e6), 10.0), peaks(dtype=dtype, unit=unit))
+        assert shares.unit == (pytest.approx(0.1 / 3.0) if roof == 3.0 else None)
 
 
-def test_an_emulated_device_stands_under_no_roof() -> None:
-    assert place(entry(1e11, 1e9, device={"emulated": True})) is None
+def test_the_best_peak_is_the_fastest_product_with_the_fastest_unit() -> None:
+    unit = {"unit": "X", "dtype": "float32", "tflops": 3.0, "threads": 1, "fed_from": "L2"}
+    known = best([peaks(matmul_tflops=2.0), peaks(unit=unit), peaks(unit=unit | {"tflops": 2.5})])
+    assert (known.matmul_tflops, known.unit_tflops) == (2.0, 3.0)
 
 
 def test_more_bytes_a_second_than_any_copy_moves_is_no_measurement() -> None:
     """Rule 6, for bytes: reading alone is faster than copying, though not this much."""
-    sound, absurd = entry(1e9, 15e9), entry(1e9, 25e9)
-    gate_peaks([sound])
-    gate_peaks([absurd])
-    assert sound["reasons"] == []
-    assert absurd["reasons"] == ["50 GB/s is more than the measured peak of 20: the fence or the peak is wrong"]
+
+    def found(work: Work) -> list[str]:
+        findings = gate_limits(work, 0.5, of(work), peaks(), place(work))
+        return [finding.text for finding in findings if not finding.warning]
+
+    assert found(work(1e9, 15e9)) == []
+    assert found(work(1e9, 25e9)) == ["50 GB/s is more than the measured peak of 20: the fence or the peak is wrong"]

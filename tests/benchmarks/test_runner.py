@@ -42,7 +42,7 @@ def test_an_invalid_target_gives_exit_code_1(fake_worker: FakeWorker, document: 
     acts = {"packed/1": {"document": document(reasons=["2 compilations inside the timed region"])}}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
     assert outcome.code == INVALID
-    assert outcome.result["valid"] is False
+    assert outcome.result.document()["valid"] is False
 
 
 def test_a_dying_worker_shows_its_last_words_and_the_others_results_are_kept(
@@ -51,7 +51,7 @@ def test_a_dying_worker_shows_its_last_words_and_the_others_results_are_kept(
     acts = {"packed/0": {"code": 3, "print": "Traceback: the device fell off"}}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
     assert outcome.code == FAILED
-    padded, packed = outcome.result["targets"]
+    padded, packed = outcome.result.document()["targets"]
     assert padded["valid"]
     assert packed["status"] == "failed"
     assert "ended with exit code 3 and left no result" in packed["reasons"][0]
@@ -63,7 +63,7 @@ def test_half_a_result_is_none_and_the_others_are_kept(fake_worker: FakeWorker, 
     acts = {"packed/0": {"document": '{"target": {"lay', "print": "disk full"}}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
     assert outcome.code == FAILED
-    padded, packed = outcome.result["targets"]
+    padded, packed = outcome.result.document()["targets"]
     assert padded["valid"]
     assert "left half a result" in packed["reasons"][0]
     assert "disk full" in packed["reasons"][0]
@@ -76,8 +76,8 @@ def test_a_hanging_worker_is_ended_at_its_time_limit(fake_worker: FakeWorker, tm
     start = time.perf_counter_ns()
     outcome = run_bench(options, out=tmp_path / "r.json", command=fake_worker(acts))
     assert (time.perf_counter_ns() - start) / 1e9 < 20
-    assert "time limit of 1 s" in outcome.result["targets"][1]["reasons"][0]
-    assert "waiting for a lock" in outcome.result["targets"][1]["reasons"][0]
+    assert "time limit of 1 s" in outcome.result.document()["targets"][1]["reasons"][0]
+    assert "waiting for a lock" in outcome.result.document()["targets"][1]["reasons"][0]
     with pytest.raises(ProcessLookupError):
         os.kill(int(alive.read_text(encoding="utf-8")), 0)
 
@@ -103,7 +103,7 @@ def test_wrong_input_of_one_target_leaves_the_others(fake_worker: FakeWorker, tm
     acts = {"packed/0": saying("kernel 'auto' can't", "target"), "packed/1": saying("kernel 'auto' can't", "target")}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
     assert outcome.code == FAILED
-    assert [entry["status"] for entry in outcome.result["targets"]] == ["complete", "failed"]
+    assert [entry["status"] for entry in outcome.result.document()["targets"]] == ["complete", "failed"]
 
 
 def test_a_target_that_failed_is_not_started_again(fake_worker: FakeWorker) -> None:

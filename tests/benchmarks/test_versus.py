@@ -17,6 +17,7 @@ from isotrain.benchmarks import baselines
 from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_baselines, with_quick
 from isotrain.benchmarks.harness.worker import sweep
+from isotrain.benchmarks.outcome.model import Bench
 from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
@@ -31,16 +32,16 @@ def _all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "find_spec", lambda _: object())
 
 
-def shown(result: dict[str, Any]) -> str:
+def shown(result: Bench) -> str:
     output = io.StringIO()
     print_result(result, Console(file=output, width=WIDE, highlight=False))
     return " ".join(output.getvalue().split())
 
 
-def validate(result: dict[str, Any]) -> None:
+def validate(result: Bench) -> None:
     path = Path(isotrain.benchmarks.__file__).parent / "schema" / "bench-2.json"
     schema = json.loads(path.read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result, allow_nan=False)))
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result.document(), allow_nan=False)))
 
 
 def test_own_kernels_come_first_and_every_baseline_is_a_target() -> None:
@@ -90,7 +91,7 @@ def test_wrong_options_say_what_is_allowed(change: dict[str, Any], message: str)
 def test_the_fastest_shape_of_the_sweep_is_measured(fake_worker: FakeWorker, tmp_path: Path) -> None:
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker())
     assert outcome.code == VALID
-    own, padded, by_length, openvino = outcome.result["targets"]
+    own, padded, by_length, openvino = outcome.result.document()["targets"]
     assert (own["layout"], own["batch_size"]) == ("packed", 512)
     assert (padded["layout"], padded["batch_size"], padded["sweep"]) == ("padded", 8, [])
     assert (by_length["layout"], by_length["batch_size"]) == ("sorted", 64)
@@ -110,10 +111,10 @@ def test_ratios_are_of_the_time_a_text_takes(
     slow["work"] = {key: value * 2 for key, value in slow["work"].items()}
     acts = {f"openvino/{process}": {"document": slow} for process in range(2)}
     result = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts)).result
-    ratios = {one["baseline"].split()[3]: one for one in result["comparisons"]}
+    ratios = {one["baseline"].split()[3]: one for one in result.document()["comparisons"]}
     assert ratios["openvino"]["ratio"] == pytest.approx({"median": 2.0, "low": 2.0, "high": 2.0})
     assert ratios["experiment-padded"]["ratio"]["median"] == pytest.approx(1.0)
-    assert result["targets"][3]["relative"]["median"] == pytest.approx(0.5)
+    assert result.targets[3].relative.median == pytest.approx(0.5)
     text = shown(result)
     assert "2.00x" in text
     assert "auto has 1.00 times (1.00 to 1.00) the speed of the best baseline, experiment-padded padded x8" in text
@@ -125,10 +126,10 @@ def test_a_baseline_that_is_not_installed_is_listed_with_its_reason(
     monkeypatch.setattr(baselines, "find_spec", lambda _: None)
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker())
     assert outcome.code == VALID
-    openvino = outcome.result["targets"][3]
+    openvino = outcome.result.document()["targets"][3]
     assert openvino["status"] == "unavailable"
     assert not openvino["valid"]
-    assert outcome.result["valid"]
+    assert outcome.result.document()["valid"]
     validate(outcome.result)
     assert "unavailable: cpu forward sorted openvino x8: openvino not installed; get it by" in shown(outcome.result)
 
@@ -140,9 +141,9 @@ def test_a_baseline_that_can_not_run_is_listed_with_its_reason(
     refusal = {"document": {"error": {"message": "no such primitive", "scope": "target"}}, "code": 2}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({f"openvino/{when}": refusal}))
     assert outcome.code == VALID
-    openvino = outcome.result["targets"][3]
+    openvino = outcome.result.document()["targets"][3]
     assert (openvino["status"], openvino["reasons"]) == ("unavailable", ["no such primitive"])
-    assert len(outcome.result["comparisons"]) == 2
+    assert len(outcome.result.document()["comparisons"]) == 2
     validate(outcome.result)
 
 
@@ -150,8 +151,8 @@ def test_a_baseline_that_dies_is_a_failed_target(fake_worker: FakeWorker, tmp_pa
     acts = {"openvino/sweep": {"code": 1}, "openvino/0": {"code": 1, "print": "segmentation fault"}}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
     assert outcome.code == FAILED
-    assert outcome.result["targets"][3]["status"] == "failed"
-    assert len(outcome.result["comparisons"]) == 2
+    assert outcome.result.document()["targets"][3]["status"] == "failed"
+    assert len(outcome.result.document()["comparisons"]) == 2
 
 
 def test_without_our_own_side_there_is_no_comparison(fake_worker: FakeWorker, tmp_path: Path) -> None:
@@ -175,8 +176,8 @@ def test_other_answers_make_a_baseline_invalid(
     acts = {"openvino/0": wrong, "openvino/1": wrong}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker(acts))
     assert outcome.code == INVALID
-    assert "its logits differ" in outcome.result["targets"][3]["reasons"][0]
-    assert [one["valid"] for one in outcome.result["comparisons"]] == [True, True, False]
+    assert "its logits differ" in outcome.result.document()["targets"][3]["reasons"][0]
+    assert [one["valid"] for one in outcome.result.document()["comparisons"]] == [True, True, False]
     assert "INVALID openvino" in shown(outcome.result)
 
 
@@ -185,7 +186,7 @@ def test_other_texts_make_a_baseline_invalid_whatever_its_batch_size(
 ) -> None:
     other = {"document": document(data=document()["data"] | {"sha256": "d" * 64})}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({"openvino/0": other, "openvino/1": other}))
-    assert outcome.result["targets"][3]["reasons"] == ["its texts are not those of cpu forward packed auto x512"]
+    assert outcome.result.targets[3].reasons == ["its texts are not those of cpu forward packed auto x512"]
 
 
 def test_the_matrix_units_rate_is_shown_where_a_backend_measures_it(
@@ -194,7 +195,7 @@ def test_the_matrix_units_rate_is_shown_where_a_backend_measures_it(
     unit = {"unit": "AMX", "dtype": "float32", "fed_from": "L2", "tflops": 0.08, "threads": 2}
     peaks = document()["peaks"] | {"unit": unit}
     outcome = run_bench(OPTIONS, out=tmp_path, command=fake_worker({"default": {"document": document(peaks=peaks)}}))
-    entry = outcome.result["targets"][0]
+    entry = outcome.result.document()["targets"][0]
     assert entry["share_of_peak"]["unit"] == pytest.approx(entry["figures"]["model_tflops"]["median"] / 0.08)
     validate(outcome.result)
     text = shown(outcome.result)
@@ -222,9 +223,9 @@ def test_a_real_sweep_times_each_shape_and_keeps_those_that_fail(monkeypatch: py
     options = replace(OPTIONS, model="random:tiny", dtype="float32", texts=16, threads=1)
     plan: Plan = make_plan(options)
     candidates = plan.candidates[2]
-    found = sweep(options, candidates)["sweep"]
-    assert [(one["layout"], one["batch_size"]) for one in found] == [("sorted", 8), ("sorted", 32), ("sorted", 64)]
-    assert all(one["samples_per_second"] > 0 for one in found)
+    found = sweep(options, candidates).sweep
+    assert [(one.layout, one.batch_size) for one in found] == [("sorted", 8), ("sorted", 32), ("sorted", 64)]
+    assert all(one.samples_per_second > 0 for one in found)
 
 
 def test_a_kernel_that_does_not_exist_is_refused_by_the_backend_that_has_others(tmp_path: Path) -> None:

@@ -230,8 +230,8 @@ def test_a_real_target_of_each_training_workload_leaves_the_model_its_name(alber
         TargetSpec("cpu", "head_step", CACHED, "auto", 4),
     ):
         document = worker.run(options, spec)
-        assert document["reasons"] == []
-        assert document["model"]["sha256"] == albert.fingerprint
+        assert document.reasons == []
+        assert document.model.sha256 == albert.fingerprint
 
 
 @pytest.mark.parametrize("name", ["forward", "train_step"])
@@ -252,11 +252,11 @@ def test_the_work_of_a_step(make: Callable[..., Workload], albert: LoadedEncoder
         work = work_per_step(
             config, workload.head, workload.batches, name, workload.kernel()[0], policy, skips_padding=skips
         )
-        assert work["samples"] == 4
-        assert work["real_tokens"] == texts.lengths.sum() / 4
-        assert work["padded_tokens"] == (4 * 64 if hardware != useful else texts.lengths.sum() / 4)
-        assert work["model_flops"] == pytest.approx(useful)
-        assert work["hardware_flops"] == pytest.approx(hardware)
+        assert work.samples == 4
+        assert work.real_tokens == texts.lengths.sum() / 4
+        assert work.padded_tokens == (4 * 64 if hardware != useful else texts.lengths.sum() / 4)
+        assert work.model_flops == pytest.approx(useful)
+        assert work.hardware_flops == pytest.approx(hardware)
 
 
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
@@ -264,11 +264,11 @@ def test_padding_that_a_kernel_leaves_out_is_not_counted() -> None:
     """Else its figure would be above what the machine can do."""
     options = Options(model="random:tiny", strict_dtype=True, blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
     found = {
-        kernel: worker.run(options, TargetSpec("cpu", "forward", "padded", kernel, 4))["work"]
+        kernel: worker.run(options, TargetSpec("cpu", "forward", "padded", kernel, 4)).work
         for kernel in ("native", "portable")
     }
-    assert found["native"]["padded_tokens"] == found["native"]["real_tokens"] < found["portable"]["padded_tokens"]
-    assert found["native"]["hardware_flops"] == found["native"]["model_flops"] < found["portable"]["hardware_flops"]
+    assert found["native"].padded_tokens == found["native"].real_tokens < found["portable"].padded_tokens
+    assert found["native"].hardware_flops == found["native"].model_flops < found["portable"].hardware_flops
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "packed"])
@@ -283,8 +283,8 @@ def test_the_flops_of_a_step_of_the_whole_model_are_those_that_torch_counts(
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             workload.run(index)
         work = work_per_step(albert.weights.config, workload.head, [batch], "full_step", "transformers", policy)
-        assert counter.get_total_flops() == work["hardware_flops"]
-        assert work["model_flops"] < work["hardware_flops"]
+        assert counter.get_total_flops() == work.hardware_flops
+        assert work.model_flops < work.hardware_flops
 
 
 def test_the_flops_of_a_head_step_are_the_heads_alone(make: Callable[..., Workload], albert: LoadedEncoder) -> None:
@@ -292,4 +292,4 @@ def test_the_flops_of_a_head_step_are_the_heads_alone(make: Callable[..., Worklo
     policy = workload.backend.cast_policy("float32")
     work = work_per_step(albert.weights.config, workload.head, workload.batches, "head_step", "autograd", policy)
     expected = head_forward_flops(HIDDEN, MLP, LABELS, 4) + head_backward_flops(HIDDEN, MLP, LABELS, 4)
-    assert work["model_flops"] == work["hardware_flops"] == expected
+    assert work.model_flops == work.hardware_flops == expected

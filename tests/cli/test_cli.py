@@ -34,7 +34,7 @@ def test_doctor_lists_every_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPa
     document = json.loads(out)
     assert document["schema"] == "isotrain.doctor/1"
     # A process examines each backend: once is enough.
-    monkeypatch.setattr(probe, "examine", lambda _: document["backends"])
+    monkeypatch.setattr(probe, "examine", lambda _: [probe.Report.model_validate(one) for one in document["backends"]])
     code, out, _ = invoke("doctor", "-v")
     assert code == 0
     for word in ("cpu", "cuda", "xla", "tt", "PASS", "matmul: ok", "backward: ok", "fix: "):

@@ -85,17 +85,17 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("installed")
 def test_no_backend_changes_what_another_does() -> None:
     names = ["early", "late", "crashes", "leaves", "talks", "twice"]
-    reports = {report["backend"]: report for report in probe.examine(names)}
+    reports = {report.backend: report for report in probe.examine(names)}
     assert list(reports) == ["early", "late", "crashes", "leaves", "talks", "twice", "twice, two"]
     for name in ("early", "late", "talks", "twice, two"):
-        assert reports[name]["status"] == "PASS", reports[name]
+        assert reports[name].status == "PASS", reports[name]
     for name, reason in (
         ("crashes", "its test was killed by signal 11: the driver is on fire"),
         ("leaves", "its test ended with exit code 0"),
         ("twice", "its test ended with exit code 3"),
     ):
-        assert (reports[name]["status"], reports[name]["reason"]) == ("FAIL", reason)
-        assert reports[name]["fix"]
+        assert (reports[name].status, reports[name].reason) == ("FAIL", reason)
+        assert reports[name].fix
 
 
 @pytest.mark.slow
@@ -104,8 +104,8 @@ def test_a_test_that_hangs_is_ended_in_time() -> None:
     start = time.monotonic()
     (report,) = probe.examine(["hangs"], time_limit=8.0)
     assert time.monotonic() - start < 300
-    assert report["status"] == "FAIL"
-    assert "took longer than 8 s" in report["reason"]
+    assert report.status == "FAIL"
+    assert "took longer than 8 s" in report.reason
 
 
 def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,13 +116,16 @@ def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: py
             "reason": "a host",
             "fix": "",
             "checks": [{"name": "matmul", "ok": True, "detail": "relative error 1e-7"}],
-            "device": {"name": "a processor"},
-            "bfloat16": {"reason": "by hardware"},
+            "device": {"backend": "cpu", "device": "cpu", "name": "a processor", "emulated": False},
+            "bfloat16": {
+                **dict.fromkeys(("requested", "param", "compute", "accumulate", "label"), "bfloat16"),
+                "reason": "by hardware",
+            },
             "kernels": {"native": "not here: no compiler", "portable": "available, torch operators"},
         },
         {"backend": "npu", "status": "FAIL", "reason": "its test was killed", "fix": "mend it " * 30, "checks": []},
     ]
-    monkeypatch.setattr(probe, "examine", lambda _: found)
+    monkeypatch.setattr(probe, "examine", lambda _: [probe.Report.model_validate(one) for one in found])
     code, out, _ = invoke("doctor")
     assert code == 1
     assert [line.split()[:2] for line in out.splitlines()[:2]] == [["cpu", "PASS"], ["npu", "FAIL"]]
@@ -142,7 +145,7 @@ def test_what_the_native_kernel_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -
 
     missing = native.load("no_such_package", 1)
     monkeypatch.setattr(library, "native", lambda: missing)
-    report = probe.probe({"name": "cpu", "variant": 0})["report"]
-    assert report["status"] == "PASS"
-    assert "not built with this installation; install a C++ compiler" in report["kernels"]["native"]
-    assert report["kernels"]["portable"].startswith("available")
+    report = probe.probe(probe.ProbeSpec(name="cpu", variant=0, result="")).report
+    assert report.status == "PASS"
+    assert "not built with this installation; install a C++ compiler" in report.kernels["native"]
+    assert report.kernels["portable"].startswith("available")

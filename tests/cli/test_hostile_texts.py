@@ -138,9 +138,9 @@ def test_a_strangers_results(invoke: Invoke, tmp_path: Path) -> None:
 
 
 def hostile(value: Any) -> Any:
-    """`value` with every text in it replaced but those that choose how the rest is read."""
+    """`value` with every text in it replaced but those that choose how the rest is read, or can't be any text."""
     if isinstance(value, dict):
-        chosen = ("schema", "created", "workload", "layout")
+        chosen = ("schema", "created", "workload", "layout", "status", "bound", "sha256", "config_sha256")
         return {key: inner if key in chosen else hostile(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [hostile(inner) for inner in value]
@@ -170,7 +170,7 @@ def test_a_valid_result_of_hostile_texts_is_shown_by_every_command(invoke: Invok
 
 def test_a_devices_words_are_cleaned_by_doctor(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = {"backend": HOSTILE, "status": "FAIL", "reason": HOSTILE, "fix": HOSTILE, "checks": []}
-    monkeypatch.setattr(probe, "examine", lambda _: [failed])
+    monkeypatch.setattr(probe, "examine", lambda _: [probe.Report.model_validate(failed)])
     for options in ((), ("-v",), ("--json",)):
         code, out, err = invoke("doctor", *options)
         assert code == 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from isotrain import UserError
 from isotrain.backends.host import processor
+from isotrain.benchmarks.outcome.parity import Ended
 from isotrain.benchmarks.parity.judge import Judgement, judge
 from isotrain.kernels.cpu.library import why_not
 from support.faults import B16, FAULTS, NOT_FINITE, REFUSED, Fault, planted
@@ -41,7 +42,7 @@ def test_a_run_whose_loss_stops_being_finite_is_judged_as_far_as_it_came(job: Pa
     """The weights are NaN after the fifth step, and the evaluation after the seventh ends the run."""
     with planted(NOT_FINITE, 5):
         candidate = job.record("faulty", **NOT_FINITE.settings)
-    assert candidate.header["ended"] == {"step": 7, "reason": "the loss is nan by step 7"}
+    assert candidate.header.ended == Ended(step=7, reason="the loss is nan by step 7")
     found = judge(job.reference, candidate, job.error_budgets(candidate))
     # The update to NaN is the fifth step's.
     assert (found.verdict, found.first_step, found.layer) == ("diverged", 5, None)
@@ -54,11 +55,11 @@ def test_bfloat16_computed_in_float32_is_held_to_what_that_costs(
     narrow = job.record("candidate", **B16, strict_dtype=True)
     monkeypatch.setattr(processor, "bfloat16_units", lambda: "")
     wide = job.record("candidate", **B16)
-    assert narrow.header["error_budget"]["label"] == "ideal bfloat16"
-    assert wide.header["error_budget"]["label"] == "ideal bfloat16 (computed in float32)"
+    assert narrow.header.error_budget.label == "ideal bfloat16"
+    assert wide.header.error_budget.label == "ideal bfloat16 (computed in float32)"
     found = [judge(job.reference, one, job.error_budgets(one)) for one in (narrow, wide)]
     assert [one.verdict for one in found] == ["pass", "pass"]
-    in_bfloat16, in_float32 = (one.details["layers"][-1]["allowed"] for one in found)
+    in_bfloat16, in_float32 = (one.details.layers[-1].allowed for one in found)
     assert in_float32 < 0.8 * in_bfloat16
 
 

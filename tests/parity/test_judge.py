@@ -11,7 +11,7 @@ from isotrain import UserError
 from isotrain.benchmarks.parity.head_checks import unjudged
 from isotrain.benchmarks.parity.judge import Judgement, judge
 from isotrain.benchmarks.parity.trace import Trace
-from support.parity_traces import NOISE, STEPS, TEXTS, WIDTH, exact, header, noisy
+from support.parity_traces import NOISE, STEPS, TEXTS, WIDTH, exact, header, noisy, with_header
 
 pytestmark = pytest.mark.core
 
@@ -73,7 +73,7 @@ def test_one_wrong_element_is_no_average() -> None:
     assert "largest error" in found.reasons[0]
     logits = changed(noisy(9), "probe_logits", (1, 2, 3), 100 * NOISE)
     assert verdict(logits).verdict != "pass"
-    assert verdict(logits).details["probe"]["pcc"] > 0.9999
+    assert verdict(logits).details.probe.pcc > 0.9999
 
 
 def test_a_layers_own_error_is_told_from_what_it_was_given() -> None:
@@ -114,20 +114,20 @@ def test_a_loss_that_is_not_finite_has_diverged_where_it_began() -> None:
     found = verdict(changed(noisy(9), "loss", slice(11, None), np.nan))
     assert (found.verdict, found.first_step) == ("diverged", 12)
     assert "not finite at step 12" in found.reasons[0]
-    assert found.details["series"]["loss"][11:] == [None] * (STEPS - 11)
+    assert found.details.series.loss[11:] == [None] * (STEPS - 11)
 
 
 def ended(trace: Trace, steps: int, evaluations: int) -> Trace:
     """`trace` as a run that could not go on after `steps` steps leaves it."""
     cut = trace.until(steps, evaluations)
-    return replace(cut, header=cut.header | {"ended": {"step": steps, "reason": "the loss is nan by step 20"}})
+    return with_header(cut, ended={"step": steps, "reason": "the loss is nan by step 20"})
 
 
 def test_a_run_that_could_not_go_on_has_diverged_where_it_left_the_band() -> None:
     found = verdict(ended(changed(noisy(9), "loss", slice(14, None), np.nan), 20, 0))
     assert (found.verdict, found.first_step) == ("diverged", 15)
-    assert len(found.details["series"]["loss"]) == len(found.details["series"]["loss_low"]) == 20
-    assert found.details["metrics"] == []
+    assert len(found.details.series.loss) == len(found.details.series.loss_low) == 20
+    assert found.details.metrics == []
 
 
 def test_a_run_that_could_not_go_on_has_diverged_even_where_all_it_showed_was_right() -> None:
@@ -158,7 +158,7 @@ def test_other_runs_are_refused_not_compared(changes: dict[str, Any], words: str
 
 
 def test_another_length_is_refused() -> None:
-    candidate = noisy(9, batches=header()["batches"][:20])
+    candidate = noisy(9, batches=header().batches[:20])
     short = replace(candidate, arrays=candidate.arrays | {name: candidate.arrays[name][:20] for name in ("loss",)})
     assert "30 steps" in " ".join(verdict(short).reasons)
 
@@ -196,17 +196,17 @@ def test_figures_of_an_evaluation_that_its_logits_do_not_explain(changes: dict[s
     assert found.verdict != "pass"
     assert words in found.reasons[0]
     assert "how an evaluation's figures are computed" in found.reasons[1]
-    assert (found.first_step, found.layer, found.details["place"]) == (STEPS, None, "evaluation")
-    (shown,) = found.details["metrics"]
-    assert shown["reference_loss"] == 1.0
-    assert 0 < shown["allowed_loss"] < 1e-2
-    assert max(check["ratio"] or 99 for check in found.details["checks"]) > 1
+    assert (found.first_step, found.layer, found.details.place) == (STEPS, None, "evaluation")
+    (shown,) = found.details.metrics
+    assert shown.reference_loss == 1.0
+    assert 0 < shown.allowed_loss < 1e-2
+    assert max(check.ratio or 99 for check in found.details.checks) > 1
 
 
 def test_a_figure_may_differ_by_what_the_logits_error_makes_of_it() -> None:
     assert verdict(noisy(9, metrics=evaluation(loss=1.0 + NOISE))).verdict == "pass"
     split = {"rows": 3080, "sha256": "e" * 64, "moves": {"accuracy": 1 / 3080}}
-    reference = replace(exact(), header=exact().header | {"evaluation": split})
+    reference = with_header(exact(), evaluation=split)
     for changed_answers, expected in ((1, "pass"), (40, "drift")):
         candidate = noisy(9, evaluation=split, metrics=evaluation(accuracy=0.5 + changed_answers / 3080))
         assert verdict(candidate, reference).verdict == expected
@@ -224,8 +224,8 @@ def test_a_figure_may_differ_by_what_the_logits_error_makes_of_it() -> None:
 )
 def test_other_evaluations_and_optimizers_are_refused(changes: dict[str, Any], words: str) -> None:
     split = {"rows": 77, "sha256": "e" * 64, "moves": {}}
-    recipe = header()["recipe"] | {"adam_beta1": 0.9, "adam_beta2": 0.999}
-    reference = replace(exact(), header=exact().header | {"evaluation": split, "recipe": recipe})
+    recipe = header().recipe | {"adam_beta1": 0.9, "adam_beta2": 0.999}
+    reference = with_header(exact(), evaluation=split, recipe=recipe)
     draws = [noisy(seed, recipe=recipe) for seed in (1, 2, 3)]
     found = judge(reference, noisy(9, **{"recipe": recipe} | changes), draws)
     assert found.verdict == "refused"
@@ -244,8 +244,7 @@ def with_head(trace: Trace, noise: float = 0.0, seed: int = 0) -> Trace:
     spread = NOISE if noise else 0.0
     for name in ("features", "probe_features"):
         given[name] = given[name] + spread * generator.standard_normal(given[name].shape)
-    header = trace.header | {"batch_sizes": [16] * STEPS}
-    return replace(trace, header=header, arrays=trace.arrays | arrays | given)
+    return with_header(replace(trace, arrays=trace.arrays | arrays | given), batch_sizes=[16] * STEPS)
 
 
 def beside_the_encoder(candidate: Trace) -> Judgement:
@@ -260,7 +259,7 @@ def test_a_heads_own_error_is_not_hidden_by_the_encoders(name: str) -> None:
     found = beside_the_encoder(changed(right, name, slice(7, None), NOISE))
     assert (found.verdict, found.first_step, found.layer, found.cause) == ("diverged", 8, None, None)
     assert "given the reference's features" in found.reasons[0]
-    assert found.details["place"] == "head, loss or optimizer, by itself"
+    assert found.details.place == "head, loss or optimizer, by itself"
 
 
 def test_a_replay_of_the_head_that_could_not_go_on_has_diverged() -> None:
@@ -283,7 +282,7 @@ def test_a_run_that_could_not_go_on_is_held_against_a_whole_replay_of_its_head(b
 @pytest.mark.parametrize(("name", "place", "step"), [("features", (16 * 4, 3), 5), ("probe_features", (0, 1, 2), 0)])
 def test_features_that_the_head_should_not_have_got(name: str, place: Any, step: int) -> None:
     found = beside_the_encoder(changed(with_head(noisy(9), 1e-7, 9), name, place, 100 * NOISE))
-    assert (found.verdict, found.first_step, found.details["place"]) == ("drift", step, "features")
+    assert (found.verdict, found.first_step, found.details.place) == ("drift", step, "features")
     assert "look at the feature cache" in found.reasons[1]
 
 

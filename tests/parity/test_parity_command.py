@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 from isotrain import RunError, UserError
+from isotrain.benchmarks.harness import answer as answers
 from isotrain.benchmarks.harness.runner import Ended
 from isotrain.benchmarks.parity import worker
 from isotrain.benchmarks.parity.run import why_ended
@@ -238,13 +239,13 @@ def test_half_a_reason_of_a_candidate_that_died_is_no_error_of_the_comparison(tm
 def test_a_worker_says_what_was_refused_before_and_after_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    def refuse(spec: dict[str, Any]) -> None:
+    def refuse(spec: worker.RecordSpec) -> worker.Recorded:
         raise kind("other initial weights; record both from the same seed")
 
-    monkeypatch.setattr(worker, "run_jobs", refuse)
-    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"result": str(tmp_path / "reason")})))
-    assert worker.main() == 2
+    spec = worker.RecordSpec(config=None, jobs=[], replay_from=None, steps=None, result=str(tmp_path / "reason"))
+    monkeypatch.setattr(answers, "end_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(spec.model_dump_json()))
+    assert answers.answer(worker.RecordSpec, refuse) == 2
     ended = Ended(2, 1.0, False, tmp_path / "log")
     assert why_ended(ended, tmp_path / "reason", 60.0) == "other initial weights; record both from the same seed"
 
@@ -269,5 +270,5 @@ def test_equivalence_is_shown_not_assumed() -> None:
     near = [value + shift for value, shift in zip(reference, (1e-3, -1e-3, 2e-3, 0, -2e-3), strict=True)]
     far = [value - 0.05 for value in reference]
     wide = [value + shift for value, shift in zip(reference, (0.03, -0.03, 0.02, -0.02, 0.01), strict=True)]
-    verdicts = [equivalence("x", reference, values, 0.01)["verdict"] for values in (near, far, wide)]
+    verdicts = [equivalence("x", reference, values, 0.01).verdict for values in (near, far, wide)]
     assert verdicts == ["equivalent", "different", "no decision"]

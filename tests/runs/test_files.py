@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from isotrain import RunError, UserError
 from isotrain.albert_core.runs import files
+from isotrain.benchmarks.harness.document import Sweep
 from isotrain.benchmarks.outcome.build import write_result
 
 pytestmark = pytest.mark.core
@@ -132,5 +133,5 @@ def test_what_a_killed_writer_left_beside_a_result_goes_with_the_next_result(tmp
     )
     left = tmp_path / files.temporary_name("bench.json").replace(f"-{os.getpid()}-", f"-{dead.stdout.strip()}-")
     left.write_text("half")
-    write_result({}, tmp_path / "bench.json")
+    write_result(Sweep(sweep=[]), tmp_path / "bench.json")
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]

@@ -13,6 +13,7 @@ from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.runs import files
 from isotrain.albert_core.runs.folder import RunFolder, open_run
 from isotrain.backends import ErrorBudget
+from isotrain.benchmarks.harness.document import Sweep
 from isotrain.benchmarks.outcome.build import write_result
 from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import record_error_budget
@@ -124,8 +125,8 @@ def test_the_runs_folder_itself_may_be_a_link_of_the_users(copy: Path, tmp_path:
 def test_a_trace_with_a_link_in_it_gets_no_error_budgets(tmp_path: Path) -> None:
     write_trace(exact(), tmp_path / "trace")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "trace" / "error_budgets").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="error budgets is a symbolic link"):
+    (tmp_path / "trace" / "error-budgets").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="error-budgets is a symbolic link"):
         record_error_budget(read_trace(tmp_path / "trace"), ErrorBudget("ideal", "float32"), 60.0, print)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -149,7 +150,7 @@ def test_results_and_logs_replace_a_link(tmp_path: Path) -> None:
     victim.write_text(PRECIOUS)
     for name in ("result.json", "worker.log"):
         (tmp_path / name).symlink_to(victim)
-    write_result({"schema": "x"}, tmp_path / "result.json")
+    write_result(Sweep(sweep=[]), tmp_path / "result.json")
     with files.open_anew(tmp_path / "worker.log") as log:
         log.write(b"words")
     assert victim.read_text() == PRECIOUS

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from isotrain.benchmarks.end_to_end.specs import LoopSpec
 
-def loop_spec(data: Path, **changes: Any) -> dict[str, Any]:
+
+def loop_spec(data: Path, **changes: Any) -> LoopSpec:
     """The tiny model in float32 at batch 8, dynamically padded; `changes` by key."""
-    return {
+    known: dict[str, Any] = {
         "backend": "cpu",
         "model": "random:tiny",
         "dataset": str(data),
@@ -23,4 +25,6 @@ def loop_spec(data: Path, **changes: Any) -> dict[str, Any]:
         "threads": None,
         "steps": 14,
         "validation_batches": 2,
-    } | changes
+        "result": "",
+    }
+    return LoopSpec(**known | changes)

@@ -9,7 +9,6 @@ import torch
 from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
-from isotrain.backends import ErrorBudget
 from isotrain.benchmarks.parity.record import record
 from isotrain.benchmarks.parity.run import DRAWS
 from isotrain.benchmarks.parity.trace import Trace
@@ -71,11 +70,10 @@ class ParityJob:
         return record(None, label, sets_of(self.settings | overrides), replay_from=reference)
 
     def error_budgets(self, candidate: Trace) -> list[Trace]:
-        values = dict(candidate.header["error_budget"])
-        label = values.pop("label")
-        if label not in self._error_budgets:
-            error_budget = ErrorBudget(**values)
-            self._error_budgets[label] = [
-                self.record(label, **dict(item.split("=", 1) for item in sets)) for sets in error_budget.settings(DRAWS)
+        promised = candidate.header.error_budget
+        if promised.label not in self._error_budgets:
+            self._error_budgets[promised.label] = [
+                self.record(promised.label, **dict(item.split("=", 1) for item in sets))
+                for sets in promised.budget.settings(DRAWS)
             ]
-        return self._error_budgets[label]
+        return self._error_budgets[promised.label]

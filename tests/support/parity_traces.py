@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from isotrain.benchmarks.outcome.trace_header import TraceHeader
 from isotrain.benchmarks.parity.trace import Trace
 
 STEPS, TEXTS, LABELS, LAYERS, TOKENS, WIDTH = 30, 64, 77, 3, 200, 64
 NOISE = 1e-4
 
 
-def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
-    return {
+def header(compute: str = "bfloat16", **changes: Any) -> TraceHeader:
+    known = {
         "label": f"device:{compute}",
         "backend": "device",
         "device": "a device",
@@ -35,7 +37,13 @@ def header(compute: str = "bfloat16", **changes: Any) -> dict[str, Any]:
         "replayed_sha256": None,
         "dropout_off": False,
         "ended": None,
-    } | changes
+    }
+    return TraceHeader.model_validate(known | changes)
+
+
+def with_header(trace: Trace, **changes: Any) -> Trace:
+    """`trace` with other values in its header."""
+    return replace(trace, header=TraceHeader.model_validate(trace.header.document() | changes))
 
 
 def exact() -> Trace:
@@ -55,6 +63,6 @@ def noisy(seed: int, noise: float = NOISE, **changes: Any) -> Trace:
     generator = np.random.default_rng(seed)
     arrays = exact().arrays
     return Trace(
-        header(replayed_sha256=exact().states_sha256()) | changes,
+        header(**{"replayed_sha256": exact().states_sha256()} | changes),
         {name: array + noise * generator.standard_normal(array.shape) for name, array in arrays.items()},
     )

@@ -17,7 +17,7 @@ from ....albert_core.config.parsing import decoded, parse_json
 from ....albert_core.output.charts import Point
 from ...outcome.end_to_end import END_TO_END, EndToEnd
 from ...outcome.found import LARGEST_FILE, METRICS, RECORD, find_results, foreign_line
-from ...outcome.load import places
+from ...outcome.load import problems
 from ...outcome.model import BENCH, Bench
 from ...outcome.parity import PARITY, Parity
 from ...outcome.training_run import RunRecord, RunSummary
@@ -222,8 +222,8 @@ def _checked(model: type[Checked], value: Any) -> Checked:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = places(error)[0] or "document"
+        first = problems(error)[0]
+        where = first.place or "document"
         others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        said = _WORDS.get(first["type"], str(first["msg"]).replace("Input should", "must"))
+        said = _WORDS.get(first.kind, first.said.replace("Input should", "must"))
         raise _UnusableError(f"not as its schema says: {clean(where)}: {clean(said)}{others}") from error

@@ -1,0 +1,94 @@
+"""What a trace says of the training run that it was recorded from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from ...backends import ErrorBudget
+from ..harness.document import Part
+from .model import Count
+from .parity import Ended, SideEnvironment
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TracePolicy(Part):
+    param: str
+    compute: str
+    label: str
+
+
+class PromisedBudget(Part):
+    """The error budget that judges a run: what `ErrorBudget` says of it, and its label."""
+
+    label: str
+    backend: str
+    dtype: str
+    options: dict[str, Any] = Field(default={})
+    draws: bool
+    head_dtype: str = "float32"
+    compute: str = ""
+    emulated: bool = False
+
+    @property
+    def budget(self) -> ErrorBudget:
+        given = self.given()
+        del given["label"]
+        return ErrorBudget(**given)
+
+
+class Evaluation(Part):
+    """Beside the loss, whatever figures the task has."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    epoch: int
+    step: int
+    loss: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {"loss": self.loss, **self.__pydantic_extra__}
+
+
+class Split(Part):
+    """The evaluation split: how many rows it has, and by how much one answer moves each figure at most."""
+
+    rows: Count
+    sha256: str
+    moves: dict[str, float]
+
+
+class TraceHeader(Part):
+    """A trace's header. ended: at which step and why training could not go on; None where it came to its end."""
+
+    created: str | None = None
+    label: str
+    backend: str
+    device: str
+    emulated: bool
+    policy: TracePolicy
+    kernel: str
+    layout: str
+    model: str
+    random_weights: bool
+    dataset: str
+    adam_on_device: Annotated[list[Beta], Field(min_length=2, max_length=2)] | None = Field(
+        description="Adam's betas where its step counter is on the device, and bias corrections float32 ones."
+    )
+    error_budget: PromisedBudget
+    weights_sha256: str
+    probe_sha256: str
+    replayed_sha256: str | None
+    dropout_off: bool
+    ended: Ended | None
+    recipe: dict[str, Any]
+    environment: SideEnvironment
+    config: dict[str, Any]
+    batches: list[str]
+    metrics: list[Evaluation]
+    batch_sizes: list[Count] | None = Field(default=None, description="Traces of earlier versions have none.")
+    evaluation: Split | None = Field(default=None, description="Traces of earlier versions have none.")
