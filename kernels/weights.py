@@ -89,8 +89,8 @@ class EncoderConfig:
 class LayerWeights:
     """One transformer layer (post-norm). h = hidden_size, f = intermediate_size.
 
-    query, key, value, attention_output: weight (h, h), bias (h). ffn: (f, h), (f). ffn_output: (h, f), (h).
-    attention_norm and output_norm (LayerNorm after each residual): (h), (h).
+    Weights and biases: query, key, value and attention_output (h, h), (h); ffn (f, h), (f); ffn_output (h, f), (h).
+    attention_norm and output_norm, the LayerNorms after each residual, have (h), (h).
     """
 
     query_weight: torch.Tensor

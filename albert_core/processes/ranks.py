@@ -95,7 +95,9 @@ class Ranks:
         return value
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """`model`, wrapped in torch's DistributedDataParallel if there are several processes."""
+        """`model`, or with several processes DistributedDataParallel around it, which averages gradients in
+        backward.
+        """
         if self.size == 1:
             return model
         with warnings.catch_warnings():

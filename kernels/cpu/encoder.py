@@ -193,9 +193,9 @@ class NativeEncoder:
 
 
 def default_block_tokens(isa: str, intermediate_size: int) -> int:
-    """Rows whose feed-forward activations (bfloat16) fill their share of a core's second-level cache.
+    """Rows with feed-forward activations (bfloat16) that fill their share of a core's second-level cache.
 
-    A multiple of 96, so that neither AMX's blocks of 32 rows nor AVX-512's of 6 have a remainder; 96 to 384.
+    A multiple of 96 from 96 to 384, so that neither AMX's blocks of 32 rows nor AVX-512's of 6 have a remainder.
     """
     rows = _CACHE_SHARE.get(isa, 0.6) * second_level_cache_bytes() / (2 * intermediate_size)
     return min(max(96, int(rows) // 96 * 96), 384)

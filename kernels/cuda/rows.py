@@ -63,7 +63,7 @@ def first_rows(rows: TokenRows) -> torch.Tensor:
 def split(batch: PackedBatch | PaddedBatch, chunk_tokens: int) -> Iterator[TokenRows]:
     """The batch's sequences in order, in chunks of at most `chunk_tokens` rows (or one longer sequence).
 
-    Padding counts as rows, and a padded batch is computed as one chunk.
+    Padding counts as rows: a padded batch is computed with its padding.
     """
     yield from (
         _split_padded(batch, chunk_tokens) if isinstance(batch, PaddedBatch) else _split_packed(batch, chunk_tokens)

@@ -144,9 +144,9 @@ def add_norm(
 def bias_activation_(
     x: torch.Tensor, bias: torch.Tensor, activation: str, rows_per_program: int | None = None
 ) -> torch.Tensor:
-    """x = activation(x + bias) in place, in float32 inside; x: contiguous [rows, width], bias: [width].
+    """x = activation(x + bias) in place, computed in float32.
 
-    `activation` is one of the values of `ACTIVATIONS`.
+    x is contiguous [rows, width], bias [width]. `activation` is one of the values of `ACTIVATIONS`.
     """
     rows, width = x.shape
     assert x.is_contiguous()

@@ -11,7 +11,7 @@
 #error "define ISOTRAIN_ISA, as GCC's attribute target takes it, before isa_begin.h"
 #endif
 
-// Two steps, so that ISOTRAIN_ISA is replaced before it becomes part of a string.
+// Two steps, so that ISOTRAIN_ISA is expanded before it becomes part of a string.
 #define ISOTRAIN_PRAGMA_TEXT(text) _Pragma(#text)
 #define ISOTRAIN_PRAGMA(text) ISOTRAIN_PRAGMA_TEXT(text)
 

@@ -134,7 +134,8 @@ class PortableEncoder:
         self._accumulate = accumulate_dtype
         self._make_linear = make_linear
         self._activation = activations[self.config.activation]
-        # The table is kept as given. Converting a few rows is cheaper than a second copy of the largest tensor.
+        # The table is kept as given. Converting the rows of a lookup is cheaper than a second copy of the largest
+        # tensor.
         self._word_embeddings = weights.word_embeddings
         self._position_embeddings = weights.position_embeddings.to(accumulate_dtype)
         self._token_type_embeddings = weights.token_type_embeddings.to(accumulate_dtype)

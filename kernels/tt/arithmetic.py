@@ -1,4 +1,4 @@
-"""How the matrix unit computes a product: the vendor's compute-kernel options, and the blocks of K that follow."""
+"""How the matrix unit computes a product: the vendor's compute-kernel options, and the resulting blocks of K."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def device_blocks(
 
 
 def decode_blocks(exponent: torch.Tensor, codes: torch.Tensor, dtype: str) -> torch.Tensor:
-    """float32 [..., groups * 16] from shared exponents [..., groups] and codes [..., groups, 16] (int64)."""
+    """Decodes shared exponents [..., groups] and codes [..., groups, 16] (int64) to float32 [..., groups * 16]."""
     keep = MAGNITUDE_BITS[dtype]
     sign, magnitude = codes >> keep, codes & (1 << keep) - 1
     # float32 represents every magnitude exactly, so its exponent field shows the leading one.

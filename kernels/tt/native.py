@@ -109,9 +109,10 @@ def elementwise(
     arch: str = "wormhole",
     engine: str = "",
 ) -> torch.Tensor:
-    """The contents of Dst after a + b, a - b (ELWADD) or a * b (ELWMUL, a in SrcA) on a Dst of 0: float32 on the host.
+    """The contents of Dst, zero before, after a + b, a - b (ELWADD) or a * b (ELWMUL, a in SrcA): float32 on the host.
 
-    operation: add, subtract, multiply. a and b: float32 of one shape. Otherwise as `matmul`.
+    `operation` is add, subtract or multiply. a and b are float32 of one shape. The other arguments are those of
+    `matmul`.
     """
     if a.shape != b.shape or operation not in OPERATIONS:
         raise UserError(f"{operation!r} of {tuple(a.shape)} and {tuple(b.shape)}: one shape, {', '.join(OPERATIONS)}")

@@ -24,8 +24,8 @@ struct Shape {
     float eps;
 };
 
-// Weights of one layer in the order of the tensor list: three times (weight, bias) of a linear layer would be too many
-// names; see LayerWeights in kernels/weights.py.
+// Weights of one layer in the order of the tensor list (see LayerWeights in kernels/weights.py), without a name for
+// each weight and bias.
 constexpr int kModelTensors = 7, kLayerTensors = 12;
 
 struct Encoder {
@@ -54,7 +54,7 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512bf16");
 }
 
-// CPUID says whether the unit is there; the operating system must also grant its state to this process.
+// CPUID says whether the unit exists. The operating system must also grant its state to this process.
 bool has_amx() {
 #if defined(__linux__)
     if (!has_avx512()) return false;
@@ -139,7 +139,7 @@ void fill(Encoder& encoder, const Shape& shape, const void* const* tensors, cons
     m.weights_of_layer.assign(order, order + shape.num_layers);
 }
 
-// What the code above and in engine.h takes for granted. Empty: all of it holds.
+// The first assumption of the code above and in engine.h that doesn't hold, or empty.
 std::string unsupported(const Shape& s, const std::int32_t* order) {
     if (s.hidden < 64 || s.hidden % 64 || s.hidden > 4096) return "hidden_size must be a multiple of 64 up to 4096";
     if (s.intermediate < 64 || s.intermediate % 64) return "intermediate_size must be a multiple of 64";
@@ -174,7 +174,7 @@ std::string out_of_range(const Model& m, const Input& in, std::int64_t sequences
     return "";
 }
 
-// Runs of whole sequences of about equally many tokens, as many as keep all threads busy.
+// Runs of whole sequences with about equally many tokens, enough of them to keep all threads busy.
 std::vector<Block> cut(const std::int64_t* bounds, std::int64_t sequences, int limit, int threads) {
     const std::int64_t tokens = bounds[sequences];
     std::int64_t count = (tokens + limit - 1) / limit;
@@ -213,7 +213,7 @@ void make_room(Encoder& encoder, const std::vector<Block>& blocks, const std::in
     }
 }
 
-// All blocks of a batch, shared among the threads; 0, or -1 with a line in `error`.
+// Computes all blocks of a batch, shared among the threads. Returns 0, or -1 with a line in `error`.
 int encode(Encoder& encoder, const Input& in, std::int64_t sequences, int threads, float* features, const Watch* watch,
            char* error, std::size_t error_size) {
     try {
@@ -234,7 +234,7 @@ int encode(Encoder& encoder, const Input& in, std::int64_t sequences, int thread
                                         watch);
             encoder.engine->leave_thread();
         };
-        // Threads of one call: starting them costs tens of microseconds, and none is left behind for a fork to lose.
+        // Threads live for one call: starting them costs tens of microseconds, and a fork then loses none.
         std::vector<std::thread> helpers;
         for (std::size_t slot = 1; slot < workers; ++slot) {
             try {
@@ -263,7 +263,7 @@ int isotrain_cpu_has(const char* name) { return engine_called(name) != nullptr; 
 
 // tensors: word (bfloat16), position and type embeddings (float32), embedding norm, projection (null without one), then
 // for each layer qkv, attention output, attention norm, ffn, ffn output, output norm: (weight, bias) each; linear
-// weights bfloat16 [n][k], all else float32. The word embeddings are used in place and must outlive the encoder.
+// weights bfloat16 [n][k], everything else float32. The word embeddings are used in place and must outlive the encoder.
 void* isotrain_cpu_create(const char* name, const Shape* shape, const void* const* tensors, const std::int32_t* order,
                           char* error, std::size_t error_size) {
     try {
@@ -296,7 +296,7 @@ int isotrain_cpu_encode(void* handle, const std::int64_t* ids, const std::int64_
     return encode(*static_cast<Encoder*>(handle), in, sequences, threads, features, nullptr, error, error_size);
 }
 
-// The same, and every layer's hidden states: see Watch.
+// The same with every layer's hidden states (see Watch).
 int isotrain_cpu_watch(void* handle, const std::int64_t* ids, const std::int64_t* positions, const std::int64_t* types,
                        const std::int64_t* cu_seqlens, std::int64_t sequences, int threads, float* features,
                        const float* given, float* states, char* error, std::size_t error_size) {
@@ -305,7 +305,7 @@ int isotrain_cpu_watch(void* handle, const std::int64_t* ids, const std::int64_t
     return encode(*static_cast<Encoder*>(handle), in, sequences, threads, features, &watch, error, error_size);
 }
 
-// FLOP/s of one thread's register blocks fed from a working set of `bytes`; 0 where `name` can't run here.
+// FLOP/s of one thread's register blocks fed from a working set of `bytes`; 0 if `name` can't run here.
 double isotrain_cpu_unit_rate(const char* name, std::size_t bytes, double seconds) {
     const Engine* engine = engine_called(name);
     try {

@@ -1,6 +1,6 @@
 // What every part of the CPU kernel shares: number formats, aligned memory, the model's packed form.
 // Everything has internal linkage: each translation unit is compiled for another instruction set, and the linker must
-// never give one the functions of another.
+// never mix their functions.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ struct Free {
 template <class T>
 using Buffer = std::unique_ptr<T[], Free>;
 
-// Zeroed memory aligned to cache lines, or to huge pages where it is large. Throws std::bad_alloc.
+// Zeroed memory aligned to cache lines, or to huge pages if it is large. Throws std::bad_alloc.
 template <class T>
 Buffer<T> allocate(std::size_t count) {
     std::size_t bytes = count * sizeof(T);
@@ -85,7 +85,7 @@ struct Model {
     std::vector<int> weights_of_layer;
 };
 
-// A run of whole sequences that one thread takes through all layers.
+// A run of whole sequences that one thread computes through all layers.
 struct Block {
     std::int64_t first_sequence, sequences, first_token, tokens;
 };
@@ -97,11 +97,11 @@ struct Input {
     const std::int64_t* cu_seqlens;
 };
 
-// For whoever compares one layer after the other: all hidden states, float32.
+// All hidden states, float32, for comparisons layer by layer.
 struct Watch {
     std::int64_t tokens;  // of the whole batch
-    const float* given;   // null, or [layers][tokens][hidden]: what each layer takes in instead of its own
-    float* states;        // [layers + 1][tokens][hidden]: the first one's input, then what each one gives
+    const float* given;   // null, or [layers][tokens][hidden]: each layer's input instead of its own
+    float* states;        // [layers + 1][tokens][hidden]: the first layer's input, then each layer's output
 };
 
 // One instruction set's code: scratch memory for blocks of up to `tokens` tokens, and the forward pass of one block.
@@ -116,9 +116,9 @@ struct Engine {
     // features: float32 [all sequences][hidden]; the block's rows are written. With a watch the last layer is
     // computed for all tokens, and nothing else differs.
     void (*forward)(const Model&, Scratch&, const Input&, const Block&, float* features, const Watch*);
-    // Floating-point operations a second of products whose operands come out of a working set of `bytes`.
+    // Floating-point operations per second of products with operands from a working set of `bytes`.
     double (*unit_rate)(std::size_t bytes, double seconds);
-    // Bits that tell whether the thread is ready for this instruction set (AMX keeps its tile shapes a thread).
+    // Bits that tell whether the thread is ready for this instruction set (AMX has tile shapes per thread).
     void (*enter_thread)();
     void (*leave_thread)();
 };

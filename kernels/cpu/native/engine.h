@@ -1,7 +1,7 @@
 // The frozen encoder over one block of whole sequences, for any instruction set `Isa` (Avx512, Amx<...>).
 //
-// Every row (token) is computed by the same operations in the same order whatever rows stand beside it, so that a
-// sequence's features have the same bits in every batch, order and number of threads.
+// Every row (token) is computed by the same operations in the same order, whatever its neighbours are. A sequence's
+// features therefore have the same bits in every batch, order and number of threads.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace isotrain {
 namespace {
 
-constexpr int kQueryRows = 96;  // queries of one sequence whose scores are in memory together
+constexpr int kQueryRows = 96;  // queries of one sequence with scores in memory together
 
 // The distance between rows of `width` bfloat16 values: an odd number of cache lines, so that the 16 rows of a tile
 // never fall onto a few sets of the first-level cache (a multiple of 4 KB would put all of them onto one).
@@ -24,7 +24,7 @@ template <class Isa>
 struct Work final : Scratch {
     Work(const Model& m, std::int64_t tokens, std::int64_t sequences, std::int64_t longest_sequence)
         : longest(round_up(int(longest_sequence), kDepth)) {
-        // AMX reads whole tiles: 32 readable rows lie behind the last one, and 32 columns behind those.
+        // AMX reads whole tiles, so 32 rows after the last one are readable, and 32 columns after those.
         const auto rows = std::size_t(tokens) + 32, firsts = std::size_t(sequences) + 32;
         const auto inner_rows = std::size_t(std::min<std::int64_t>(std::max(tokens, sequences), m.block_tokens)) + 32;
         const auto hidden = std::size_t(m.hidden), line = spread(m.hidden);
@@ -77,7 +77,7 @@ void product(float* c, Rows<const bf16> a, int rows, const bf16* b, std::size_t 
     }
 }
 
-// Asks for the cache lines of a stretch of the next weight panel while the present one is multiplied.
+// Prefetches a part of the next weight panel while the current one is multiplied.
 inline void prefetch(const bf16* source, std::size_t bytes) {
     const char* line = reinterpret_cast<const char*>(source);
     for (std::size_t at = 0; at < bytes; at += 64) _mm_prefetch(line + at, _MM_HINT_T1);
@@ -131,7 +131,7 @@ inline void normalise(float* x, bf16* rounded, int width, const Norm& norm, floa
 }
 
 // One sequence's keys of one head as the second factor of Q K^T: [width / 2][keys][2], and its values as that of P V:
-// [keys / 2][width][2]. Places behind the last key and the head's width are zero.
+// [keys / 2][width][2]. Entries beyond the last key and the head's width are zero.
 inline void pack_key_value(const bf16* key_rows, const bf16* value_rows, std::size_t stride, int length, int keys,
                            int head_size, int width, bf16* key, bf16* value) {
     for (int j = 0; j < length; ++j) {
@@ -157,7 +157,7 @@ inline void pack_key_value(const bf16* key_rows, const bf16* value_rows, std::si
     }
 }
 
-// p = exp(scale (s - max s)) over the first `length` of `keys` scores, zero behind them; returns the sum of p.
+// p = exp(scale (s - max s)) over the first `length` of `keys` scores, zero after them. Returns the sum of p.
 inline float exponentiate(const float* score, bf16* p, int length, int keys, float scale) {
     const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     __m512 largest = lowest;
@@ -184,7 +184,7 @@ template <class Isa>
 void attend(const Model& m, Work<Isa>& w, Rows<const bf16> query, int queries, const bf16* key_rows,
             const bf16* value_rows, int length, Rows<bf16> out) {
     const int d = m.head_size, width = round_up(d, Isa::kStep), keys = round_up(length, kDepth);
-    // Scores are computed for whole vectors of keys; the deeper padding is for P V alone.
+    // Scores are computed for whole vectors of keys. The deeper padding is only for P V.
     const int scored = round_up(length, kVector);
     const float scale = 1.0f / std::sqrt(float(d));
     for (int head = 0; head < m.heads; ++head) {
@@ -195,7 +195,7 @@ void attend(const Model& m, Work<Isa>& w, Rows<const bf16> query, int queries, c
             const int count = std::min(queries - first, kQueryRows);
             Rows<const bf16> q{query[first] + at, query.stride};
             if (width != d) {
-                // What lies behind a head's columns is another head's: zero times its infinity would be NaN here.
+                // The columns after a head belong to another head, and zero times its infinity would be NaN.
                 for (int row = 0; row < count; ++row)
                     std::memcpy(w.query.get() + std::size_t(row) * width, q[row], d * sizeof(bf16));
                 q = {w.query.get(), std::size_t(width)};
@@ -248,7 +248,7 @@ void finish_layer(const Model& m, Work<Isa>& w, const Layer& layer, Rows<const b
     }
 }
 
-// The residual stream of `rows` rows in bfloat16, as products take it.
+// The residual stream of `rows` rows in bfloat16, as input of products.
 template <class Isa>
 void round_residual(const Model& m, Work<Isa>& w, int rows) {
     const auto hidden = std::size_t(m.hidden), line = spread(m.hidden);
@@ -338,7 +338,7 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
         return;
     }
 
-    // The last layer: keys and values of all tokens, everything else of each sequence's first token alone.
+    // The last layer: keys and values of all tokens, everything else only of each sequence's first token.
     const Layer& layer = m.layers[m.weights_of_layer[num_layers - 1]];
     linear<Isa>(w.block, {w.input.get(), line}, rows, layer.qkv, m.hidden, 3 * m.hidden,
                 store_to(w.qkv.get(), triple));
@@ -360,8 +360,8 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
     std::memcpy(features + block.first_sequence * hidden, w.first_residual.get(), sequences * hidden * sizeof(float));
 }
 
-// The rate of the register block itself: its operands come out of `bytes` of memory, its sums go to the first-level
-// cache, nothing else is computed.
+// The rate of the register block itself: its operands come from `bytes` of memory, its sums go to the first-level
+// cache, and nothing else is computed.
 template <class Isa>
 double unit_rate(std::size_t bytes, double seconds) {
     constexpr int k = 768;
@@ -383,7 +383,7 @@ double unit_rate(std::size_t bytes, double seconds) {
             for (std::size_t r = 0; r < blocks; ++r) {
                 Isa::block(a.get() + r * row_block, k, Isa::kRows, b.get() + p * panel, 2 * Isa::kPanel,
                            Isa::kPanel / kVector, k, c);
-                __asm__ volatile("" ::"r"(c) : "memory");  // Somebody reads c, or none of it would be computed.
+                __asm__ volatile("" ::"r"(c) : "memory");  // Without a reader of c, nothing would be computed.
             }
         const double spent = std::chrono::duration<double>(Clock::now() - start).count();
         best = std::max(best, 2.0 * double(panels * blocks) * Isa::kRows * Isa::kPanel * k / spent);

@@ -29,7 +29,7 @@ struct HardwareTiles {
     }
     static void release() { _tile_release(); }
 
-    // Written out, because the compiler's intrinsics take literal register numbers and no template arguments.
+    // Written out, because the compiler's intrinsics need literal register numbers, not template arguments.
     template <int kTile>
     static void zero() {
         __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));

@@ -1,5 +1,5 @@
 // The AMX code path over tiles that are plain memory: for tests, on processors with AVX-512 BF16 but no AMX.
-// It shows that the path reads, multiplies and writes what it should, and nothing about its speed.
+// It shows that the path reads, multiplies and writes correctly. It shows nothing about its speed.
 #include "standard.h"
 
 #if defined(__x86_64__)
@@ -13,7 +13,7 @@
 namespace isotrain {
 namespace {
 
-// Semantics of TILELOADD, TILESTORED and TDPBF16PS (Intel SDM, volume 2) but for the flushing of denormals.
+// Semantics of TILELOADD, TILESTORED and TDPBF16PS (Intel SDM, volume 2), except for the flushing of denormals.
 struct EmulatedTiles {
     struct Tile {
         unsigned char bytes[16][64];

@@ -13,7 +13,7 @@ struct Amx {
     static constexpr int kPanel = 32;
     static constexpr int kStep = kDepth;  // K is a multiple of this
 
-    // As Avx512::block, but always reads whole tiles of 16 rows of a: rows behind the last one must be readable.
+    // Like Avx512::block, but always reads whole tiles of 16 rows of a, so rows after the last must be readable.
     static void block(const bf16* a, std::size_t lda, int rows, const bf16* b, std::size_t ldb, int vectors, int k,
                       float* c) {
         if (rows > 16)

@@ -1,14 +1,14 @@
 // One whole optimizer step of the classification head, Linear -> GELU -> Linear -> cross entropy -> AdamW, in float32 on
-// one thread. A weight row's gradient lives in registers: it is summed over the batch and goes into the moments and the
-// weight at once, so that every parameter is read and written once a step.
+// one thread. A weight row's gradient stays in registers: it is summed over the batch and applied to the moments and
+// the weight at once, so every parameter is read and written once per step.
 //
-// Included by translation units for several instruction sets; 16 lanes are whatever registers those have.
+// Included by translation units for several instruction sets. The compiler maps 16 lanes to their registers.
 #pragma once
 
 #include "common.h"
 #include "head_step.h"
 
-// How vectors wider than the registers are passed differs between instruction sets; none leaves its translation unit.
+// Instruction sets pass vectors wider than the registers differently, but none leaves its translation unit.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace isotrain {
@@ -80,7 +80,7 @@ struct Padded {
     float* operator[](int row) const { return data + std::size_t(row) * stride; }
 };
 
-constexpr int kTexts = 8;  // texts whose sums are in registers together
+constexpr int kTexts = 8;  // texts with sums in registers together
 
 // out[b][i] = x[b] . weight[i] + bias[i]
 inline void affine(const Padded& x, const float* weight, const float* bias, int rows, int width, int batch,
@@ -88,7 +88,7 @@ inline void affine(const Padded& x, const float* weight, const float* bias, int 
     const int whole = width / kVector * kVector;
     for (int first = 0; first < batch; first += kTexts) {
         const int count = std::min(kTexts, batch - first);
-        // Rows behind the last text are read for nothing: the workspace has them.
+        // Rows after the last text are read in vain. The workspace contains them.
         for (int i = 0; i < rows; ++i) {
             const float* row = weight + std::size_t(i) * width;
             Lanes sum[kTexts] = {};
@@ -120,7 +120,7 @@ inline void adam(const Rates& r, T gradient, T& p, T& m, T& v, const Root& root)
     p = p - m * r.step / (root(v) / r.correction2 + r.eps);
 }
 
-// Updates one row of `width` parameters whose gradient is sum over texts of scale[b] * x[b].
+// Updates one row of `width` parameters. Their gradient is the sum over texts of scale[b] * x[b].
 inline void update_row(const Rates& r, const Padded& x, const float* scale, int batch, int width, float* p, float* m,
                        float* v) {
     constexpr int kColumns = 4 * kVector;
@@ -157,7 +157,7 @@ inline void update_bias(const Rates& r, const Padded& slope, int batch, int widt
     }
 }
 
-// logits become the slope of the mean loss; sums: the summed loss of the batch, and how many texts were told right.
+// Replaces logits by the gradient of the mean loss. sums: the batch's summed loss and number of correct texts.
 inline void cross_entropy(const Padded& logits, const std::int64_t* labels, int classes, int batch, float inverse,
                           float* sums) {
     double loss = 0.0;
@@ -209,7 +209,7 @@ inline void head_step(const HeadTensors& t, const float* features, const std::in
             Lanes cumulative, density;
             normal(value, cumulative, density);
             store(a[b] + i, value * cumulative);
-            store(z[b] + i, cumulative + value * density);  // GELU's derivative takes its argument's place.
+            store(z[b] + i, cumulative + value * density);  // GELU's derivative replaces its argument.
             store(slope[b] + i, Lanes{});
         }
     affine(a, t.weight[2], t.weight[3], t.labels, t.hidden, batch, logits);

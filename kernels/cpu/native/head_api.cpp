@@ -28,7 +28,7 @@ HeadStep fastest() {
 
 extern "C" {
 
-// float32 values that a step over `batch` texts needs as its workspace.
+// The number of float32 values in the workspace of a step over `batch` texts.
 std::size_t isotrain_cpu_head_workspace(const isotrain::HeadTensors* t, int batch) {
     using isotrain::kVector;
     using isotrain::round_up;
@@ -36,8 +36,8 @@ std::size_t isotrain_cpu_head_workspace(const isotrain::HeadTensors* t, int batc
     return rows * (round_up(t->features, kVector) + 3 * round_up(t->hidden, kVector) + round_up(t->labels, kVector));
 }
 
-// One step over features [batch][features] and labels [batch]; sums: the batch's summed loss, and its right answers.
-// Returns 0, or the 1-based place of a label outside the head's, and then nothing is changed.
+// One step over features [batch][features] and labels [batch]; sums: the batch's summed loss and correct texts.
+// Returns 0, or the 1-based position of a label that the head lacks. Then nothing is changed.
 int isotrain_cpu_head_step(const isotrain::HeadTensors* t, const float* features, const std::int64_t* labels, int batch,
                            float inverse_samples, const isotrain::AdamSettings* settings, float* workspace,
                            float* sums) {

@@ -21,7 +21,7 @@ struct AdamSettings {
     std::int32_t decoupled;  // AdamW's decay, or Adam's (added to the gradient)
 };
 
-// sums: the batch's summed loss, and how many of its texts were told right (ties go to the lowest class).
+// sums: the batch's summed loss and number of correct texts (ties go to the lowest class).
 using HeadStep = void (*)(const HeadTensors&, const float* features, const std::int64_t* labels, int batch,
                           float inverse_samples, const AdamSettings&, float* workspace, float* sums);
 

@@ -1,5 +1,5 @@
-// Every standard header of the kernel. A translation unit for a newer instruction set includes this before it switches
-// that set on, so that no inline function of the library is compiled for it and then shared with the others.
+// Every standard header of the kernel. A translation unit for a newer instruction set includes this before it enables
+// that set, so that no inline function of the library is compiled for it and then shared with the others.
 #pragma once
 
 #include <algorithm>

@@ -22,7 +22,7 @@ inline void store_bf16(bf16* target, __m512 value) {
 
 // 2^x. Minimax polynomial of degree 5 on [-0.5, 0.5] (relative error 8e-8), scaled by the integer part.
 inline __m512 exp2_ps(__m512 x) {
-    // The second operand is what comes of a NaN: it stays one.
+    // The second operand is the result for a NaN, which stays one.
     x = _mm512_max_ps(_mm512_set1_ps(-150.0f), x);
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(x, whole);
@@ -81,7 +81,7 @@ inline __m512 activate_ps(int activation, __m512 x) {
         case kGeluTanh:
             return gelu_tanh_ps(x);
         case kRelu:
-            // In this order of operands NaN stays NaN.
+            // With the operands in this order, NaN stays NaN.
             return _mm512_max_ps(_mm512_setzero_ps(), x);
         case kSilu:
             return _mm512_mul_ps(x, logistic2_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e))));

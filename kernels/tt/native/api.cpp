@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kInterface = 2;
 
-// Every vector's data on cache lines of its own.
+// Every vector's data on its own cache lines.
 template <class T>
 class Lines {
   public:
@@ -116,7 +116,7 @@ const Engine* engine_called(const char* name) {
     return nullptr;
 }
 
-// All rows against one panel, Dst copied in and out where the panel is cut by the matrix's edge.
+// All rows times one panel. Dst is copied in and out if the matrix's edge cuts the panel.
 void multiply_panel(const Engine& engine, PackedRows& in0, const Panel& panel, int k, const Rules& rules,
                     std::uint32_t* dst, std::int64_t stride, int columns, int begin, int end) {
     alignas(64) std::uint32_t block[kRows][kPanel];
@@ -140,14 +140,14 @@ extern "C" {
 
 int isotrain_tt_interface() { return kInterface; }
 
-// The name of the instruction set that `name` (null or "": the best one) gets, or null where there is no such.
+// The instruction set that `name` selects (null or "": the best one), or null if there is none.
 const char* isotrain_tt_engine(const char* name) {
     const Engine* engine = engine_called(name);
     return engine ? engine->name : nullptr;
 }
 
 // dst += in0 [m, k] @ in1 [k, n] in the matrix unit's arithmetic; all are bit patterns of float32, rows `..._stride`
-// elements apart. phases: 1 (LoFi) to 4 (HiFi4). Returns 0; 1 for an unknown engine; 2 where memory runs out.
+// elements apart. phases: 1 (LoFi) to 4 (HiFi4). Returns 0; 1 for an unknown engine; 2 if memory runs out.
 int isotrain_tt_matmul(const std::uint32_t* in0, std::int64_t in0_stride, const std::uint32_t* in1,
                        std::int64_t in1_stride, std::uint32_t* dst, std::int64_t dst_stride, int m, int k, int n,
                        int phases, int fp32_dest, int wormhole, int threads, const char* name) {

@@ -1,5 +1,5 @@
-// One instruction set's matrix unit, and the data it works on. Everything is 16-bit lanes over n until the sums of a
-// slice go into Dst, where it is 32-bit lanes.
+// One instruction set's matrix unit and its data. Everything is in 16-bit lanes over n until the sums of a slice go
+// into Dst, which has 32-bit lanes.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@ constexpr int kRows = 8;        // rows of in0 that share a panel's slice while 
 constexpr int kGroup = 8;       // products that are aligned to one exponent
 constexpr int kSlice = 16;      // depth of one instruction
 constexpr int kTile = 32;       // all phases of one tile of k come before the next tile
-constexpr int kZero = -8000;    // the exponent of a zero operand: below every other one, and twice it fits 16 bits
+constexpr int kZero = -8000;    // the exponent of a zero operand: below all others, and twice it fits 16 bits
 
-// in1's panel: [k][kPanel] of each. The parts of a mantissa are doubled, which makes mulhrs round an unshifted one right.
+// in1's panel: [k][kPanel] of each. The parts of a mantissa are doubled, so mulhrs rounds an unshifted one correctly.
 struct Panel {
     std::int16_t* part[2];      // mantissa bits of the phases with bit 0 clear (5 upper bits) and set (5 lower bits)
     std::int16_t* exponent;     // biased, or kZero

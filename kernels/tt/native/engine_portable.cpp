@@ -1,5 +1,5 @@
-// The matrix unit in plain C++, for processors without AVX2: loops over a panel's columns that any compiler can turn
-// into whatever vectors the processor has, and the accumulator one column at a time.
+// The matrix unit in plain C++, for processors without AVX2: loops over a panel's columns that any compiler can
+// vectorise, and the accumulator one column at a time.
 #include <cstring>
 
 #include "unit.h"
@@ -46,12 +46,12 @@ struct Portable {
     static Lanes32 select(Mask m, Lanes32 a, Lanes32 b) { return m ? a : b; }
 };
 
-// What a float of this size adds is rounded to a whole number, halves to even.
+// Adding to a float of this size rounds to a whole number, halves to even.
 constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23
-// A product has 12 bits, so that this factor moves a half away from 0 and nothing else past one.
+// A product has 12 bits, so this factor moves a half away from 0, and nothing else past a half.
 constexpr float kAway = 1.0f + 1.0f / 8192.0f;
 
-// The parts of in1 that a phase takes of 8 consecutive k, signed, and their exponents.
+// The parts of in1 that a phase reads for 8 consecutive k, signed, and their exponents.
 struct Group {
     float part[kGroup][kPanel];
     const std::int16_t* exponent;

@@ -1,5 +1,5 @@
-// The matrix unit over the operations of a vector type V. Each translation unit that includes this is compiled for an
-// instruction set of its own; internal linkage keeps the linker from mixing their instances.
+// The matrix unit, written with the operations of a vector type V. Each translation unit that includes this is compiled
+// for its own instruction set. Internal linkage keeps the linker from mixing their instances.
 //
 // V: Lanes16 (V::lanes of them), Lanes32 (half as many), Mask (of Lanes32). engine_portable.cpp shows what the
 // operations of Lanes32 mean (shifts take their counts as unsigned, and from 32 on shift everything out). Of Lanes16,
@@ -25,7 +25,7 @@ using isotrain_tt::Rules;
 template <class V>
 inline typename V::Lanes32 aligned(typename V::Lanes32 value, typename V::Lanes32 d) {
     d = V::min32(d, V::set32(31));
-    // A shift count of -1 gives 0, so that d = 0 adds nothing.
+    // A shift by -1 gives 0, so d = 0 adds nothing.
     const auto half = V::shift_left(V::set32(1), V::sub32(d, V::set32(1)));
     return V::shift_right_signed(V::add32(value, half), d);
 }
@@ -89,7 +89,7 @@ inline void group(const std::int16_t* part, const std::int16_t* exponent, const 
     for (int i = 0; i < kGroup; ++i) {
         const auto product = V::mul16(V::load16(part + i * kPanel), V::pair(row_part[i]));
         const auto rounded = V::mul_round(product, V::power(V::sub16(largest, e[i])));
-        // -x is ~x + 1: the ones are the count of negative products that the sum begins with.
+        // -x is ~x + 1. The sum begins with the number of negative products, which adds the ones.
         total = V::add16(total, V::xor3(rounded, V::load16(sign + i * kPanel), V::pair(row_sign[i])));
     }
     const auto bias = V::set16(static_cast<std::int16_t>(offset));
