@@ -95,7 +95,7 @@ class Ranks:
         return value
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """`model`, or with several processes DistributedDataParallel around it, which averages gradients in
+        """`model`, in torch's DistributedDataParallel if there are several processes. It averages gradients in
         backward.
         """
         if self.size == 1:

@@ -52,7 +52,7 @@ def holds_secret(value: object) -> bool:
 
 def clean(text: str) -> str:
     """`text` without secrets (`redacted`), and with characters that control a terminal or reorder a line as escapes
-    (``\x1b``).
+    (``\\x1b``).
 
     These are control characters (also line breaks and tabs), format characters such as bidirectional overrides,
     surrogates and private use (Unicode's categories Cc, Cf, Cs, Co, Zl, Zp). Joiners that scripts and emoji need stay.
