@@ -82,7 +82,7 @@ def valid_rates(results: Results) -> list[Rate]:
             side.name,
             one.path,
             WHOLE,
-            (side.name,),
+            (side.processes[0].device, side.name),
             (rate := side.figures.samples_per_second).median,
             rate.low,
             rate.high,
@@ -107,11 +107,12 @@ def _fastest(rates: Sequence[Rate]) -> list[str]:
         members = [rate for rate in rates if rate.group == group]
         first = members[0]
         others = [rate for rate in members if rate.who != first.who]
-        text = f"Fastest in {group}: {_full(first)}, {number(first.median)} samples/s"
+        text = f"Fastest in {group}: {_full(first)}, {' with kernel '.join(first.who)}: {number(first.median)} samples/s"
         if first.share is not None:
             text += f", {first.share:.1%} of its device's measured peak"
         if others:
             text += f"; {first.median / others[0].median:.2f} times {_full(others[0])}"
+            text += ", measured in another run" if others[0].path != first.path else ""
             text += ", with intervals that overlap" if others[0].high >= first.low else ""
         sentences.append(f"{text}.")
     if len(groups) > MOST_FASTEST:
