@@ -49,8 +49,8 @@ def test_the_fastest_is_named_with_its_lead_over_another_kernel_and_its_share(
 ) -> None:
     summary = sections(tmp_path, bench=two_kernels)["summary"]
     assert sentences(summary) == [
-        "Fastest in forward: cpu forward padded auto x2 (random weights), 300 samples/s, 42.5% of its device's "
-        "measured peak; 1.50 times cpu forward padded auto x3 (random weights).",
+        "Fastest in forward: cpu forward padded auto x2 (random weights) by native on Fake CPU, 300 samples/s, 42.5% "
+        "of the measured peak; 1.50 times cpu forward padded auto x3 (random weights).",
         "Not judged: cpu (no parity result), tt (emulated) (no parity result).",
     ]
     # The invalid 900 samples/s and the emulated target are no results.
@@ -92,7 +92,7 @@ def test_results_of_several_files_stand_in_one_chart_with_what_holds_for_some(
         (0.4, "whole.json"),
         (0.1, "extrapolated from 50 of 6,255 steps, whole.json"),
     ]
-    assert "(random weights, quick look, no result), 315 samples/s" in sentences(found)[0]
+    assert "(random weights, quick look, no result) by native on Fake CPU, 315 samples/s" in sentences(found)[0]
 
 
 def test_who_agrees_who_does_not_and_who_was_not_judged(tmp_path: Path) -> None:

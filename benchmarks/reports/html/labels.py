@@ -17,18 +17,13 @@ def titled(title: str, tags: Iterable[str]) -> str:
     return joined([title, *tags])
 
 
-def measured(bench: Bench) -> list[Target]:
-    """The targets that have figures."""
-    return [target for target in bench.targets if target.figures is not None]
-
-
 def bench_tags(bench: Bench) -> list[str]:
     """What holds for the figures of a bench result as a whole."""
-    known = measured(bench)
+    known = bench.measured
     return [
         words
         for words, said in (
-            ("random weights", any(target.model and target.model.random_weights for target in known)),
+            ("random weights", any(target.model.random_weights for target in known)),
             ("quick look, no result", bench.method.quick),
             ("partial: interrupted", bench.status == "partial"),
             ("failed", bench.status == "failed"),

@@ -9,15 +9,15 @@ from __future__ import annotations
 from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
 from ....kernels.words import count
-from ...outcome.model import Bench, Target
+from ...outcome.model import Bench, MeasuredTarget, Target
 from ..blocks import Block, Heading, Table, Words, figure_columns, word_columns
-from .labels import EMULATED, bench_tags, measured, reasons, titled, verdict
+from .labels import EMULATED, bench_tags, reasons, titled, verdict
 from .loading import Found
 from .text import joined
 
 
 def heading(found: Found[Bench]) -> Heading:
-    devices = dict.fromkeys(target.device.name for target in measured(found.document) if target.device)
+    devices = dict.fromkeys(target.device.name for target in found.document.measured)
     return Heading(", ".join(devices) or found.document.config.model, found.path)
 
 
@@ -26,10 +26,12 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
     bench = found.document
     blocks: list[Block] = [heading(found), Words(_method(bench))]
     blocks += [Words(text, strong=True) for text in _banners(bench)]
-    real = [target for target in measured(bench) if not target.emulated]
+    real = [target for target in bench.measured if not target.emulated]
     workloads = list(dict.fromkeys(target.workload for target in real))
     bars = tuple(
-        _bar(target, workloads.index(target.workload)) if target.figures else _no_bar(target)
+        _bar(target, workloads.index(target.workload))
+        if isinstance(target, MeasuredTarget)
+        else Bar(target.name, words=verdict(target), empty=True)
         for target in bench.targets
         if not target.emulated
     )
@@ -44,9 +46,9 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
 
 
 def _method(bench: Bench) -> str:
-    known = measured(bench)
-    models = dict.fromkeys(target.model.label for target in known if target.model)
-    policies = dict.fromkeys(target.policy.label for target in known if target.policy)
+    known = bench.measured
+    models = dict.fromkeys(target.model.label for target in known)
+    policies = dict.fromkeys(target.policy.label for target in known)
     thoroughness = f"{count(bench.method.processes, 'process')} a target"
     reach = "within one process" if bench.method.processes == 1 else "over processes"
     return joined(
@@ -61,7 +63,7 @@ def _method(bench: Bench) -> str:
 
 def _banners(bench: Bench) -> list[str]:
     """What must be read before the figures."""
-    known = measured(bench)
+    known = bench.measured
     invalid = [target.name for target in bench.targets if not target.valid and target.status != "unavailable"]
     emulated = [target.name for target in known if target.emulated]
     contended = [target.name for target in known if target.contended]
@@ -76,15 +78,10 @@ def _banners(bench: Bench) -> list[str]:
     ]
 
 
-def _bar(target: Target, style: int) -> Bar:
-    assert target.figures is not None, "targets with figures only"
+def _bar(target: MeasuredTarget, style: int) -> Bar:
     rate = target.figures.samples_per_second
     words = joined(["" if target.valid else "invalid", "contended" if target.contended else ""], ", ")
     return Bar(target.name, rate.median, rate.low, rate.high, style, words, hatched=not target.valid)
-
-
-def _no_bar(target: Target) -> Bar:
-    return Bar(target.name, words=verdict(target), empty=True)
 
 
 def _table(bench: Bench) -> Table:
@@ -115,25 +112,17 @@ def _comparisons(bench: Bench) -> list[Table]:
 
 def _without_energy(bench: Bench) -> list[str]:
     """Why there is no figure of energy: what the results say of the missing counter, once each."""
-    known = [target.energy for target in measured(bench) if target.energy is not None]
+    known = [target.energy for target in bench.measured]
     return list(dict.fromkeys(energy.source for energy in known if energy.joules_per_sample is None))
 
 
-def _joules(target: Target) -> str:
-    if target.energy is None:
-        return ""
-    joules = target.energy.joules_per_sample
-    return "n/a" if joules is None else number(joules.median)
-
-
 def _cells(target: Target) -> list[str]:
-    if target.figures is None:
+    if not isinstance(target, MeasuredTarget):
         return [""] * 10
-    figures, share, memory = target.figures, target.share_of_peak, target.memory
-    assert memory is not None, "figures come with it"
-    if target.emulated:
-        return ["none"] + [""] * 7 + [number(memory.peak_bytes / 2**20), ""]
-    assert share is not None, "figures of a device that is not emulated come with it"
+    figures, share, joules = target.figures, target.share_of_peak, target.energy.joules_per_sample
+    memory = number(target.memory.peak_bytes / 2**20)
+    if share is None:
+        return ["none", *[""] * 7, memory, ""]
     steady = target.phases["steady"].median if "steady" in target.phases else None
     return [
         number(figures.samples_per_second.median),
@@ -143,7 +132,7 @@ def _cells(target: Target) -> list[str]:
         number(figures.step_seconds.p90 * 1e3),
         number(figures.model_tflops.median),
         f"{share.model:.1%}",
-        _joules(target),
-        number(memory.peak_bytes / 2**20),
+        "n/a" if joules is None else number(joules.median),
+        memory,
         "" if steady is None else f"{number(steady)} ({target.n})",
     ]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ....albert_core.output.charts import Stack, StackedChart
 from ...outcome.end_to_end import WholeProcess
-from ...outcome.model import Bench, Target
+from ...outcome.model import Bench, MeasuredTarget
 from ...outcome.training_run import RunSummary
 from ..blocks import Section
-from .labels import bench_tags, measured, titled, whole_tags
+from .labels import bench_tags, titled, whole_tags
 from .loading import Found, Results
 from .of_end_to_end import side_words
 from .of_runs import run_name, run_tags
@@ -24,7 +24,7 @@ def phases(results: Results) -> Section:
     """Seconds by phase: of bench targets up to their steady state, and of end-to-end runs."""
     section = Section("phases", "Phases", folded=True)
     for index, found in enumerate(results.bench):
-        targets = [target for target in measured(found.document) if target.phases]
+        targets = [target for target in found.document.measured if target.phases]
         if targets:
             section.blocks.append(_phases(found, targets, f"phases-{index}"))
     for index, whole in enumerate(results.end_to_end_runs):
@@ -49,7 +49,7 @@ def phases(results: Results) -> Section:
     return section
 
 
-def _phases(found: Found[Bench], targets: Sequence[Target], key: str) -> StackedChart:
+def _phases(found: Found[Bench], targets: Sequence[MeasuredTarget], key: str) -> StackedChart:
     stacks = [
         Stack(
             target.name,
@@ -62,7 +62,7 @@ def _phases(found: Found[Bench], targets: Sequence[Target], key: str) -> Stacked
     return _stacked(key, titled("Phases", bench_tags(found.document)), words, stacks)
 
 
-def _seconds(target: Target) -> dict[str, float]:
+def _seconds(target: MeasuredTarget) -> dict[str, float]:
     """Seconds of each phase up to the steady state; compilations during the warm-up are a part of their own."""
     seconds = {phase: target.phases[phase].median for phase in PHASES if phase in target.phases}
     compiling = target.phases.get("later_compiles")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from ....albert_core.output.charts import REFERENCE, Axis, Line, LineChart, Point
 from ....albert_core.terminal.text import number
 from ...harness.document import Peaks
-from ...outcome.model import Bench, Target
+from ...outcome.model import Bench, MeasuredTarget
 from ..blocks import Block, Table, Words, figure_columns, word_columns
-from .labels import bench_tags, measured, titled, verdict
+from .labels import bench_tags, titled, verdict
 from .loading import Found
 from .of_bench import heading
 from .text import joined
@@ -23,26 +23,25 @@ ROOM = 2.0
 
 def roofline(found: Found[Bench], key: str) -> list[Block]:
     """A chart and a table of each device and dtype; in words, the targets that have no place under the roof."""
-    groups = _by_device(measured(found.document))
+    groups = _by_device(found.document.measured)
     blocks: list[Block] = [heading(found)] if groups else []
     for place, targets in enumerate(groups):
         blocks += _roofline(found.document, targets, f"{key}-{place}")
     return blocks
 
 
-def _by_device(targets: Sequence[Target]) -> list[list[Target]]:
+def _by_device(targets: Sequence[MeasuredTarget]) -> list[list[MeasuredTarget]]:
     """Targets that lie under the same roof."""
-    groups: dict[tuple[str, str], list[Target]] = {}
+    groups: dict[tuple[str, str], list[MeasuredTarget]] = {}
     for target in targets:
-        if target.peaks is not None and not target.emulated:
+        if not target.emulated:
             groups.setdefault((target.backend, target.peaks.dtype), []).append(target)
     return list(groups.values())
 
 
-def _roofline(bench: Bench, targets: Sequence[Target], key: str) -> list[Block]:
+def _roofline(bench: Bench, targets: Sequence[MeasuredTarget], key: str) -> list[Block]:
     """One device's roof with what ran under it; without a target that has its place there, the peaks alone."""
     first = targets[0]
-    assert first.peaks is not None, "grouped by it"
     placed = [target for target in targets if target.roofline is not None]
     blocks: list[Block] = []
     if placed:
@@ -68,7 +67,7 @@ def _roofline(bench: Bench, targets: Sequence[Target], key: str) -> list[Block]:
     return blocks
 
 
-def _spans(placed: Sequence[Target], roofs: Sequence[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
+def _spans(placed: Sequence[MeasuredTarget], roofs: Sequence[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
     """The intensities and the rates that the chart shows: those of the targets, and the roofs above them."""
     points = [_place(target) for target in placed]
     across = (min(x for x, _ in points) / ROOM, max(x for x, _ in points) * ROOM)
@@ -77,10 +76,10 @@ def _spans(placed: Sequence[Target], roofs: Sequence[Line]) -> tuple[tuple[float
     return across, (min(reached) / ROOM, max(*reached, *above) * 1.25)
 
 
-def _fastest(placed: Sequence[Target], peaks: Peaks) -> float:
+def _fastest(placed: Sequence[MeasuredTarget], peaks: Peaks) -> float:
     """GB/s of the fastest copy that a target is held against: what its step moves may fit a cache."""
     known = [target.roofline.bandwidth_gbps for target in placed if target.roofline is not None]
-    return max(peaks.copy_gbps, *(gbps for gbps in known if gbps is not None), 0.0)
+    return max(peaks.copy_gbps, *known)
 
 
 def _ridge(tflops: float, gbps: float) -> float:
@@ -118,14 +117,13 @@ def _roofs(peaks: Peaks, fastest: float, placed: Sequence[float]) -> list[Line]:
     return lines
 
 
-def _place(target: Target) -> tuple[float, float]:
+def _place(target: MeasuredTarget) -> tuple[float, float]:
     """FLOP/byte and the TFLOP/s that were reached."""
     assert target.roofline is not None, "placed targets only"
     return target.roofline.intensity_flop_per_byte, target.roofline.share * target.roofline.roof_tflops
 
 
-def _placed(target: Target, style: int) -> Line:
-    assert target.figures is not None, "measured targets only"
+def _placed(target: MeasuredTarget, style: int) -> Line:
     x, reached = _place(target)
     # Every rate of a target is work over the same seconds: their intervals have one shape.
     speed = target.figures.hardware_tflops
@@ -139,7 +137,7 @@ def _placed(target: Target, style: int) -> Line:
     )
 
 
-def _places(bench: Bench, placed: Sequence[Target]) -> Table:
+def _places(bench: Bench, placed: Sequence[MeasuredTarget]) -> Table:
     columns = (
         *word_columns("target"),
         *figure_columns("FLOP/byte", "TFLOP/s", "roof TFLOP/s", "of the roof", "GB/s"),
@@ -152,7 +150,7 @@ def _places(bench: Bench, placed: Sequence[Target]) -> Table:
             number(at.share * at.roof_tflops),
             number(at.roof_tflops),
             f"{at.share:.1%}",
-            "" if at.bandwidth_gbps is None else number(at.bandwidth_gbps),
+            number(at.bandwidth_gbps),
             at.bound,
             verdict(target),
         )

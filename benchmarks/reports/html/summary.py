@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
 from ....kernels.words import count
-from ...outcome.model import emulated_name
+from ...harness.document import Interval
+from ...outcome.model import Share, emulated_name
 from ..blocks import Section, Words
-from .labels import bench_tags, measured, titled, whole_tags
+from .labels import bench_tags, titled, whole_tags
 from .loading import Results
 from .of_end_to_end import side_words
 from .of_parity import verdicts
@@ -26,18 +27,22 @@ MOST_RUNS = 2
 
 @dataclass(frozen=True)
 class Rate:
-    """A valid throughput of a device. `who`: the device and the kernel; `tags`: what holds for its result."""
+    """A valid throughput. `kernel`: the one that ran; "": a whole run's. `tags`: what holds for its whole result."""
 
     name: str
     path: str
     group: str
-    who: tuple[str, ...]
-    median: float
-    low: float
-    high: float
-    share: float | None
+    device: str
+    kernel: str
+    speed: Interval
+    share: Share | None
     words: str
     tags: tuple[str, ...]
+
+    @property
+    def who(self) -> tuple[str, str]:
+        """What another rate must differ in for a lead over it to say something: the device or the kernel."""
+        return self.device, self.kernel or self.name
 
 
 def summary(results: Results) -> Section:
@@ -64,29 +69,26 @@ def valid_rates(results: Results) -> list[Rate]:
             target.name,
             one.path,
             target.workload,
-            (target.device.name, target.kernel_used.name),
-            (rate := target.figures.samples_per_second).median,
-            rate.low,
-            rate.high,
-            target.share_of_peak.model if target.share_of_peak is not None else None,
+            target.device.name,
+            target.kernel_used.name,
+            target.figures.samples_per_second,
+            target.share_of_peak,
             "contended" if target.contended else "",
             tuple(bench_tags(one.document)),
         )
         for one in results.bench
-        for target in measured(one.document)
+        for target in one.document.measured
         if target.valid and not target.emulated
-        if target.figures is not None and target.device is not None and target.kernel_used is not None
     ]
     rates += [
         Rate(
             side.name,
             one.path,
             WHOLE,
-            (side.processes[0].device, side.name),
-            (rate := side.figures.samples_per_second).median,
-            rate.low,
-            rate.high,
-            None if side.share_of_peak is None else side.share_of_peak.model,
+            side.processes[0].device,
+            "",
+            side.figures.samples_per_second,
+            side.share_of_peak,
             side_words(side),
             tuple(whole_tags(one.document)),
         )
@@ -96,7 +98,7 @@ def valid_rates(results: Results) -> list[Rate]:
         if not any("emulated" in process.device for process in side.processes)
     ]
     groups = list(dict.fromkeys(rate.group for rate in rates))
-    return sorted(rates, key=lambda rate: (groups.index(rate.group), -rate.median))
+    return sorted(rates, key=lambda rate: (groups.index(rate.group), -rate.speed.median))
 
 
 def _fastest(rates: Sequence[Rate]) -> list[str]:
@@ -106,14 +108,15 @@ def _fastest(rates: Sequence[Rate]) -> list[str]:
     for group in groups[:MOST_FASTEST]:
         members = [rate for rate in rates if rate.group == group]
         first = members[0]
-        others = [rate for rate in members if rate.who != first.who]
-        text = f"Fastest in {group}: {_full(first)}, {' with kernel '.join(first.who)}: {number(first.median)} samples/s"
+        by = f" by {first.kernel}" if first.kernel else ""
+        text = f"Fastest in {group}: {_full(first)}{by} on {first.device}, {number(first.speed.median)} samples/s"
         if first.share is not None:
-            text += f", {first.share:.1%} of its device's measured peak"
-        if others:
-            text += f"; {first.median / others[0].median:.2f} times {_full(others[0])}"
-            text += ", measured in another run" if others[0].path != first.path else ""
-            text += ", with intervals that overlap" if others[0].high >= first.low else ""
+            text += f", {first.share.model:.1%} of the measured peak"
+        next_one = next((rate for rate in members if rate.who != first.who), None)
+        if next_one is not None:
+            text += f"; {first.speed.median / next_one.speed.median:.2f} times {_full(next_one)}"
+            text += ", measured in another run" if next_one.path != first.path else ""
+            text += ", with intervals that overlap" if next_one.speed.high >= first.speed.low else ""
         sentences.append(f"{text}.")
     if len(groups) > MOST_FASTEST:
         sentences[-1] += f" {count(len(groups) - MOST_FASTEST, 'more workload')} in the chart."
@@ -140,7 +143,7 @@ def _agreement(results: Results) -> list[str]:
     benched = {
         target.backend: emulated_name(target.backend, target.backend) if target.emulated else target.backend
         for one in results.bench
-        for target in measured(one.document)
+        for target in one.document.measured
     }
     agreeing, apart, unjudged = (list(dict.fromkeys(names)) for names in (agreeing, apart, unjudged))
     unjudged += [f"{name} (no parity result)" for backend, name in benched.items() if backend not in known]
@@ -168,9 +171,9 @@ def _chart(results: Results, rates: Sequence[Rate]) -> BarChart:
     bars = tuple(
         Bar(
             rate.name,
-            rate.median,
-            rate.low,
-            rate.high,
+            rate.speed.median,
+            rate.speed.low,
+            rate.speed.high,
             groups.index(rate.group),
             joined([rate.words, *(tag for tag in rate.tags if tag not in shared), rate.path if several else ""], ", "),
         )
