@@ -7,13 +7,19 @@ from .error_budget import ErrorBudget
 from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
 from .registry import (
     backend_class,
+    backend_traits,
     check_available,
-    foresee_backend,
     get_backend,
     list_backends,
+    options_model,
+    options_models,
+    options_section,
     rank_backend,
-    rank_group,
+    read_section,
+    resolve,
 )
+from .traits import Traits
+from .tt.former import renamed
 from .types import (
     DTYPES,
     LAYOUTS,
@@ -22,11 +28,9 @@ from .types import (
     CastPolicy,
     DeviceInfo,
     EnergyUse,
-    Foreseen,
     MemoryUse,
     ShapeGrid,
     UnitRate,
-    device_label,
 )
 
 __all__ = [
@@ -39,20 +43,24 @@ __all__ = [
     "DeviceInfo",
     "EnergyUse",
     "ErrorBudget",
-    "Foreseen",
     "FrozenEncoder",
     "FrozenForward",
     "HeadStep",
     "MemoryUse",
     "PackedAttention",
     "ShapeGrid",
+    "Traits",
     "UnitRate",
     "backend_class",
+    "backend_traits",
     "check_available",
-    "device_label",
-    "foresee_backend",
     "get_backend",
     "list_backends",
+    "options_model",
+    "options_models",
+    "options_section",
     "rank_backend",
-    "rank_group",
+    "read_section",
+    "renamed",
+    "resolve",
 ]

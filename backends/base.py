@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
 from ..kernels.names import check_name
 from .error_budget import ErrorBudget
-from .types import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, Foreseen, MemoryUse, ShapeGrid, UnitRate
+from .traits import Traits
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid, UnitRate
 
 if TYPE_CHECKING:
     import torch
+    from pydantic import BaseModel
     from torch import nn
 
     from ..kernels.packed import PackedBatch, PortableEncoder
@@ -35,22 +37,17 @@ class Backend(ABC):
     """A device that can train. Subclasses say how each of these is done on it."""
 
     name: str
-    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
-    # The names of `kernels`, where they are the same on every machine; empty where they are not.
-    kernel_names: ClassVar[tuple[str, ...]] = ()
-    # The one of them that whole models are trained in where the configuration leaves it open.
-    whole_model_layout: ClassVar[str] = "bucketed"
-    # Whether torch.utils.checkpoint can compute a layer again in backward.
-    recomputes: ClassVar[bool] = True
-    # What processes that train one run together communicate over, as torch.distributed names it ("gloo",
-    # "cpu:gloo,cuda:nccl"); tensors on the host are exchanged too. None: one process trains alone.
-    process_group: ClassVar[str | None] = None
-    # Tokens a batch of the one pass over all texts: enough to keep the device busy, little enough memory.
-    feature_batch_tokens: int = 8192
+    traits: ClassVar[Traits] = Traits()
+    # The model of its section of a configuration, which it is opened with as `options`; None where it takes none.
+    Options: ClassVar[type[BaseModel] | None] = None
 
-    def __init__(self, index: int | None = None) -> None:
-        """`index` picks one of several devices ("cuda:1"); raises UserError where the device has no such index."""
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        """`index` picks one of several devices ("cuda:1"), `options` is an `Options`.
+
+        Raises UserError where the device has no such index, or can't do what the options say.
+        """
         self.index = index
+        self.options = options
 
     @classmethod
     @abstractmethod
@@ -58,28 +55,22 @@ class Backend(ABC):
         """Whether this backend can run here. Cheap, no side effects, imports nothing heavier than torch."""
 
     @classmethod
-    def open(cls, index: int | None = None, options: Mapping[str, Any] | None = None) -> Backend:
-        """The backend, ready: `options` is the configuration's section of its name. Raises UserError."""
-        if options:
-            raise UserError(f"backend {cls.name!r} takes no options, and was given {', '.join(options)}; drop them")
-        return cls(index)
-
-    @classmethod
-    def foresee(cls, options: Mapping[str, Any] | None = None) -> Foreseen:
-        """What `open` with these options will give. As cheap as `probe`; raises UserError as `open` does."""
+    def resolve(cls, options: Any) -> str:
+        """The name of the backend that opens as this one with these options, where `traits.resolves`: its own, or that
+        of one that stands in for it here. Says so once, and raises UserError for options that can't be met.
+        """
         del options
-        return Foreseen(cls.layouts, kernels=cls.kernel_names)
+        return cls.name
 
-    @classmethod
-    def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
-        """The devices behind this name, by label: whether each can be used, and the options that choose it."""
-        return {cls.name: (cls.probe(), None)}
+    @property
+    def caveat(self) -> str:
+        """The backend's name where it only emulates a device, for every figure must say so then; else empty."""
+        return self.name if self.traits.emulated else ""
 
-    @classmethod
-    def device_of_rank(cls, local_rank: int) -> int | None:
-        """The index of the device for process `local_rank` of this machine; None where all of them share one."""
-        del local_rank
-        return None
+    @property
+    def on_caveat(self) -> str:
+        """What a label or a line of the log ends by: " on " and the `caveat`, or nothing."""
+        return f" on {self.caveat}" if self.caveat else ""
 
     @property
     @abstractmethod
@@ -259,7 +250,7 @@ class Backend(ABC):
 
         Raises UserError when the kernel is unknown or can't run these weights here.
         """
-        check_name("kernel", kernel, ("auto", *(self.kernel_names or self.kernels())), f"on backend {self.name}")
+        check_name("kernel", kernel, ("auto", *(self.traits.kernels or self.kernels())), f"on backend {self.name}")
         return self.build_encoder(weights, policy, kernel)
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,7 @@ from .host import processor
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
 from .torch_device import TorchDevice, versions
+from .traits import CPU
 from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
 
 if TYPE_CHECKING:
@@ -27,15 +28,14 @@ class CpuBackend(TorchDevice):
     """Host execution: eager, synchronous, always available."""
 
     name = "cpu"
-    # Measured 1.65 times as fast as bucketed on Banking77; docs/recipes.md has the figures.
-    whole_model_layout = "packed"
-    kernel_names: ClassVar[tuple[str, ...]] = ("native", "portable")
-    process_group = "gloo"
+    traits = CPU
 
-    def __init__(self, index: int | None = None) -> None:
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
         if index not in (None, 0):
-            raise UserError(f"backend 'cpu:{index}': a host is one device; write cpu, and choose cores by --threads")
-        super().__init__(index)
+            raise UserError(
+                f"backend '{self.name}:{index}': a host is one device; write {self.name}, and choose cores by --threads"
+            )
+        super().__init__(index, options)
         self._rapl = RaplCounters()
 
     @classmethod

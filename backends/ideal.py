@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from torch import nn
 from .. import UserError
 from .base import Backend
 from .cpu import CpuBackend
-from .types import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse
+from .traits import IDEAL
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,7 @@ class IdealBackend(CpuBackend):
     """
 
     name = "ideal"
-    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
-    kernel_names = ("ideal",)
+    traits = IDEAL
 
     def __init__(self, index: int | None = None) -> None:
         Backend.__init__(self, index)

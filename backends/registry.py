@@ -6,27 +6,32 @@ A package adds one by ``[project.entry-points."isotrain.backends"] npu = "its.mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import UserError
 from ..kernels.names import check_name
+from . import traits as built_in
 from .base import Backend
-from .types import LAYOUTS, BackendUnavailableError, Foreseen
+from .traits import Traits
+from .types import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 ENTRY_POINT_GROUP = "isotrain.backends"
 
+# The traits stand here, too, for many of the modules import torch.
 _BUILT_IN = {
-    "cpu": ".cpu:CpuBackend",
-    "cuda": ".cuda.device:CudaBackend",
-    "xla": ".xla:XlaBackend",
-    "tt": ".tt.card:TtBackend",
-    "ideal": ".ideal:IdealBackend",
+    "cpu": (".cpu:CpuBackend", built_in.CPU),
+    "cuda": (".cuda.device:CudaBackend", built_in.CUDA),
+    "xla": (".xla:XlaBackend", built_in.XLA),
+    "tt": (".tt.card:TtBackend", built_in.TT),
+    "tt-emulated": (".tt.emulated:TtEmulated", built_in.TT_EMULATED),
+    "ideal": (".ideal:IdealBackend", built_in.IDEAL),
 }
-# The kernels of those whose modules import torch, which planning a benchmark must not; all else that is to be foreseen
-# of them is the default.
-_IMPORT_TORCH = {"cpu": ("native", "portable"), "cuda": ("triton", "flash", "portable")}
 
 
 def list_backends() -> list[str]:
@@ -37,7 +42,7 @@ def list_backends() -> list[str]:
 def backend_class(name: str) -> type[Backend]:
     """The class behind a backend's name, not yet opened. Raises UserError for an unknown name."""
     if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name].partition(":")
+        module, _, attribute = _BUILT_IN[name][0].partition(":")
         return getattr(import_module(module, __package__), attribute)
     for entry in _installed():
         if entry.name == name:
@@ -46,28 +51,97 @@ def backend_class(name: str) -> type[Backend]:
     raise AssertionError("a name that is listed is found")
 
 
-def foresee_backend(name: str, options: Mapping[str, Any] | None = None) -> Foreseen:
-    """What `get_backend` with the same arguments will open, told without opening it.
+def backend_traits(name: str) -> Traits:
+    """The traits of the backend called `name`, with or without a device number.
 
-    A built-in one costs no import of torch. Raises UserError for an unknown name, and for options it can't use.
+    A built-in one's cost no import of torch; an installed package's module is imported. Raises UserError for an
+    unknown name.
     """
     base, _ = split_name(name)
-    if base in _IMPORT_TORCH:
-        return Foreseen(LAYOUTS, kernels=_IMPORT_TORCH[base])
-    return backend_class(base).foresee((options or {}).get(base))
+    return _BUILT_IN[base][1] if base in _BUILT_IN else backend_class(base).traits
+
+
+def resolve(name: str, options: Mapping[str, Any] | None = None) -> str:
+    """The name of the backend that opens as `name` on this machine, which is where "tt" becomes "tt-emulated".
+
+    Every name that a user writes goes through here once, when a configuration is made; what is opened, measured and
+    recorded has the name that this returns. Raises UserError for an unknown name, and for options that can't be met.
+    """
+    base, index = split_name(name)
+    if not backend_traits(base).resolves:
+        return name
+    found = backend_class(base).resolve(read_options(base, options))
+    return found if index is None else f"{found}:{index}"
 
 
 def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     """Opens the backend called `name`: "cpu", "cuda", or with a device index, "cuda:1".
 
-    `options` holds what a configuration says to backends, by backend name: only the opened one gets its own.
+    `options` is `backend_options` of a configuration: only the opened backend gets its own section of it.
 
     Raises UserError for an unknown name (it lists what exists) and BackendUnavailableError, with the reason and
     the fix, for one that can't run here.
     """
+    name = resolve(name, options)
+    check_available(name)
     base, index = split_name(name)
-    check_available(base)
-    return backend_class(base).open(index, (options or {}).get(base))
+    chosen = read_options(base, options)
+    kind = backend_class(base)
+    return kind(index) if chosen is None else kind(index, chosen)
+
+
+def options_section(name: str) -> str | None:
+    """The key of a configuration that holds the options of the backend called `name`; None where it takes none."""
+    if name in _BUILT_IN:
+        return _BUILT_IN[name][1].section
+    return None if backend_class(name).Options is None else name
+
+
+def options_model(section: str) -> type[BaseModel] | None:
+    """The model of what stands under the key `section` of a configuration; None where no backend has that section."""
+    for name in list_backends():
+        # A package's module is imported for its own section alone.
+        if (name in _BUILT_IN or name == section) and options_section(name) == section:
+            return backend_class(name).Options
+    return None
+
+
+def options_models() -> dict[str, type[BaseModel]]:
+    """The models of all sections by their keys."""
+    found = {}
+    for name in list_backends():
+        # What can't be loaded has no keys to list; whoever uses it is told why.
+        with suppress(UserError):
+            section = options_section(name)
+            model = None if section is None else options_model(section)
+            if section is not None and model is not None:
+                found[section] = model
+    return found
+
+
+def read_section(section: str, given: Mapping[str, Any]) -> BaseModel:
+    """What stands under the key `section` of a configuration, in its model. Raises UserError for anything else."""
+    from pydantic import ValidationError
+
+    model = options_model(section)
+    if model is None:
+        raise UserError(f"backend {section!r} takes no options, and was given {', '.join(given)}; drop them")
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join((section, *map(str, problem["loc"])))
+        raise UserError(f"{key} is {problem['input']!r}: {problem['msg'].lower()}") from error
+
+
+def read_options(name: str, options: Mapping[str, Any] | None) -> BaseModel | None:
+    """What `options` (see `get_backend`) say to the backend called `name`; None where it takes none and is told none.
+
+    Raises UserError for what it does not take.
+    """
+    section = options_section(name)
+    given = (options or {}).get(section or name)
+    return read_section(section or name, given or {}) if section or given else None
 
 
 def split_name(name: str) -> tuple[str, int | None]:
@@ -91,18 +165,13 @@ def rank_backend(name: str, local_rank: int) -> str:
 
     Raises UserError where `name` gives all of them one device.
     """
-    base, separator, _ = name.partition(":")
-    index = backend_class(base).device_of_rank(local_rank)
-    if index is None:
+    if not backend_traits(name).device_per_process:
         return name
-    if separator:
-        raise UserError(f"backend {name!r} is one device, and several processes were started; write {base}")
-    return f"{base}:{index}"
-
-
-def rank_group(name: str) -> str | None:
-    """What several processes on backend `name` communicate over, in torch's words; None where one trains alone."""
-    return backend_class(name.partition(":")[0]).process_group
+    if ":" in name:
+        raise UserError(
+            f"backend {name!r} is one device, and several processes were started; write {name.partition(':')[0]}"
+        )
+    return f"{name}:{local_rank}"
 
 
 def _installed() -> Iterator[EntryPoint]:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import UserError
-from ..kernels.names import check_name
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("padded", "bucketed", "packed")
@@ -14,11 +13,6 @@ LAYOUTS = ("padded", "bucketed", "packed")
 
 class BackendUnavailableError(UserError):
     """The backend exists but can't run here; the message carries its probe's reason and fix."""
-
-
-def device_label(backend: str, emulated: bool) -> str:
-    """What results call a device: its backend's name, and that it is only emulated where it is."""
-    return f"{backend} (emulated)" if emulated else backend
 
 
 @dataclass(frozen=True)
@@ -70,38 +64,8 @@ class DeviceInfo:
     versions: dict[str, str] = field(default_factory=dict)
     emulated: bool = False
 
-    @property
-    def label(self) -> str:
-        return device_label(self.backend, self.emulated)
-
-    @property
-    def emulated_label(self) -> str:
-        """`label` where the device is only emulated, else ""."""
-        return self.label if self.emulated else ""
-
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """What a backend will be once it is opened.
-
-    `layouts`: the batch layouts it takes; `emulated`: whether it only emulates a device; `kernels`: the names that its
-    `frozen_encoder` takes besides "auto", or none where they are not known before.
-    """
-
-    layouts: tuple[str, ...]
-    emulated: bool = False
-    kernels: tuple[str, ...] = ()
-
-    def check_kernel(self, what: str, kernel: str, backend: str, others: tuple[str, ...] = ()) -> None:
-        """Raises UserError where `backend`, which this is, has no kernel of that name, and `others` don't name it.
-
-        `what` is how the user names it, such as "--kernel".
-        """
-        if self.kernels:
-            check_name(what, kernel, ("auto", *self.kernels, *others), f"on backend {backend}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .host import processor
 from .host.cache import cache_folder
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
+from .traits import XLA
 from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
 
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ class XlaBackend(Backend):
     """
 
     name = "xla"
-    layouts = ("padded", "bucketed")
-    kernel_names = ("portable",)
-    # torch.utils.checkpoint looks for the device's generator in a module torch.xla, which there isn't.
-    recomputes = False
+    traits = XLA
 
     def __init__(self, index: int | None = None) -> None:
         super().__init__(index)

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...backends.tt.options import TtOptions
 from .lora import LoraOptions
 
 # Limits of whole numbers: of counts, and of sizes that allocate memory at once. Beyond them, torch or the system would
@@ -245,11 +244,6 @@ class Keys(BaseModel):
         ge=1,
         le=10**7,
         description="seconds that processes started by torchrun wait for one of them before they give up",
-    )
-    tt: TtOptions = Field(
-        TtOptions(),
-        description="what the tt backend takes under the vendor's names: arch, math_fidelity, fp32_dest_acc_en, "
-        "weight_dtype, optimization_level, device, optimizer_dtype",
     )
     chart: list[str] = Field(
         default_factory=list,

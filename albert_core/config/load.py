@@ -8,18 +8,21 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ... import UserError
+from ...backends import list_backends, options_section
 from ...kernels.names import meant
 from ..terminal.invocation import command
 from ..terminal.text import SHORT, quoted
 from .parsing import Raw, Scalar, is_unicode, read_yaml
 from .schema import TrainConfig
 from .typed_values import mapping, typed
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class ResolvedConfig:
         once = ("resume_from_checkpoint", "resume_option", "checkpoint_path", "load_from_storage", "stop_at_step")
         defaults = {key: TrainConfig.model_fields[key].default for key in once}
         kept = self.with_absolute_paths()
-        return ResolvedConfig(kept.config.model_copy(update=defaults), self.sources, self.stem)
+        # A resume, perhaps on another machine, trains on the backend that this start resolved to.
+        backend = {"backend": kept.config.backend_name} if kept.config.backend or kept.config.use_tt else {}
+        return ResolvedConfig(kept.config.model_copy(update={**defaults, **backend}), self.sources, self.stem)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -84,12 +89,20 @@ def load_config(
                 # A backend on the command line overrides the file's use_tt, or the other name for it in the file.
                 values.pop("use_tt", None)
                 sources.pop("use_tt", None)
-    try:
-        config = TrainConfig(**values)
-    except ValidationError as error:
-        raise UserError(_one_line(error, sources)) from error
-    origin = {key: sources.get(key, "default") for key in TrainConfig.model_fields}
+    for key in values:
+        section = TrainConfig.section(key)
+        if section is not None:
+            _checked(section, values[key], sources, key)
+    config = _checked(TrainConfig, values, sources)
+    origin = {key: sources.get(key, "default") for key in config.model_dump()}
     return ResolvedConfig(config, origin, stem)
+
+
+def _checked(model: type[Model], values: dict[str, Any], sources: dict[str, str], *section: str) -> Model:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UserError(_one_line(error, sources, section)) from error
 
 
 def as_set(key: str, value: Any) -> str:
@@ -133,37 +146,38 @@ def _parse_set(item: str) -> tuple[str, Raw]:
 
 def _put(values: dict[str, Any], sources: dict[str, str], key: str, raw: Raw, place: str) -> None:
     """Sets `key`, or ``section.key``. Raises UserError for an unknown key or a value of another type."""
-    sections = TrainConfig.sections()
     name, dot, inner = key.partition(".")
-    if name in sections and not dot:
+    section = TrainConfig.section(name)
+    if section is None:
+        field = TrainConfig.flat_keys().get(key)
+        if field is None:
+            raise UserError(_unknown(key, place))
+        values[key] = typed(raw, field.annotation, key)
+    elif not dot:
         entries = mapping(raw, key)
         values[key], sources[key] = {}, place
         for inner, item in entries.items.items():
             _put(values, sources, f"{key}.{inner}", item, entries.places[inner])
-        sources[key] = place
-        return
-    fields = sections[name].model_fields if name in sections else TrainConfig.model_fields
-    field = fields.get(inner if name in sections else key)
-    if field is None:
-        raise UserError(_unknown(key, place))
-    value = typed(raw, field.annotation, key)
-    if name in sections:
-        values[name] = {**values.get(name, {}), inner: value}
+    elif inner in section.model_fields:
+        values[name] = {**values.get(name, {}), inner: typed(raw, section.model_fields[inner].annotation, key)}
         sources[name] = place
     else:
-        values[key] = value
+        raise UserError(_unknown(key, place))
     sources[key] = place
 
 
 def _unknown(key: str, place: str) -> str:
-    sections = TrainConfig.sections()
-    inner = [f"{name}.{field}" for name, section in sections.items() for field in section.model_fields]
-    section = key.partition(".")[0]
-    outer = TrainConfig.model_fields if section not in sections else ()
+    name = key.partition(".")[0]
+    section = TrainConfig.section(name)
+    inner = [f"{name}.{field}" for name, section in TrainConfig.sections().items() for field in section.model_fields]
+    outer = TrainConfig.flat_keys() if section is None else ()
     near = difflib.get_close_matches(key[:SHORT], [*outer, *inner], n=1, cutoff=0.5)
     hints = [f"did you mean {near[0]!r}?"] if near else []
-    if section in sections:
-        hints.append(f"allowed in {section} are {', '.join(sections[section].model_fields)}")
+    if section is not None:
+        hints.append(f"allowed in {name} are {', '.join(section.model_fields)}")
+    elif name in list_backends():
+        own = options_section(name)
+        hints = [f"backend {name} takes {f'those of {own}, as {own}.KEY' if own else 'no options'}"]
     elif not near:
         hints.append(f"`{command('config', '--keys')}` lists them all")
     return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
@@ -177,14 +191,15 @@ _WORDS = {
 }
 
 
-def _one_line(error: ValidationError, sources: dict[str, str]) -> str:
+def _one_line(error: ValidationError, sources: dict[str, str], section: tuple[str, ...]) -> str:
     parts = []
     for problem in error.errors(include_url=False):
         message = _WORDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
         message = message[0].lower() + message[1:]
         if problem["loc"]:
-            key = ".".join(map(str, problem["loc"]))
-            source = sources.get(key, sources.get(str(problem["loc"][0]), "default"))
+            where = (*section, *map(str, problem["loc"]))
+            key = ".".join(where)
+            source = sources.get(key, sources.get(where[0], "default"))
             parts.append(f"{key}: {quoted(problem['input'])} {_joined(message)} ({source})")
         else:
             places = [f"{key}: {sources[key]}" for key in _keys_in(message) if key in sources]

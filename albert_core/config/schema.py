@@ -6,12 +6,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
+from ...backends import backend_traits, options_model, options_models, read_section, resolve
 from ..terminal.text import holds_secret
 from .best import Best
 from .keys import Keys
 from .label_rules import check_rule
+from .lora import LoraOptions
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -31,7 +42,20 @@ LONGEST_NAME = 255
 
 
 class TrainConfig(Keys):
-    """The checked keys of one run."""
+    """The checked keys of one run. `backend_options`: the options of backends by the key of their section."""
+
+    backend_options: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_backend(cls, written: Any) -> Any:
+        """A key that is a backend's section goes to `backend_options`, completed by the backend's own model."""
+        if not isinstance(written, dict):
+            return written
+        sections = {key: value for key, value in written.items() if key != "lora" and cls.section(key)}
+        given = {**written.get("backend_options", {}), **sections}
+        options = {key: read_section(key, value).model_dump() for key, value in given.items()}
+        return {key: value for key, value in written.items() if key not in sections} | {"backend_options": options}
 
     @field_validator("dtype", "head_dtype")
     @classmethod
@@ -142,7 +166,7 @@ class TrainConfig(Keys):
             raise ValueError(
                 "lora.rank puts adapters into the encoder, and it is frozen; set freeze_encoder: false, or lora.rank: 0"
             )
-        if self.use_tt and self.backend is not None and self.backend.partition(":")[0] != "tt":
+        if self.use_tt and self.backend is not None and backend_traits(self.backend).section != "tt":
             raise ValueError(f"use_tt: true and backend: {self.backend} contradict each other; keep one of them")
         if self.mesh_shape is not None or self.mesh_axis_names is not None:
             raise ValueError("mesh_shape and mesh_axis_names must be null: this version trains on one device")
@@ -153,16 +177,25 @@ class TrainConfig(Keys):
             )
         return self
 
-    @property
-    def backend_options(self) -> dict[str, Any]:
-        """The options of each backend with its own section, by backend name."""
-        return {name: getattr(self, name).model_dump() for name in self.sections() if name != "lora"}
+    @model_serializer(mode="wrap")
+    def _flat(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A backend's section under its own key, as `_by_backend` reads it."""
+        return {**written(self), **self.backend_options}
+
+    @classmethod
+    def flat_keys(cls) -> dict[str, FieldInfo]:
+        """The keys that hold one value or a list."""
+        return {key: field for key, field in Keys.model_fields.items() if key != "lora"}
+
+    @classmethod
+    def section(cls, key: str) -> type[BaseModel] | None:
+        """The model of the keys inside the section `key`: `lora`, or what a backend takes; None for any other key."""
+        return LoraOptions if key == "lora" else None if key in cls.model_fields else options_model(key)
 
     @classmethod
     def sections(cls) -> dict[str, type[BaseModel]]:
-        """The keys that are mappings: `lora`, and the options of backends by name."""
-        found = {name: field.annotation for name, field in cls.model_fields.items()}
-        return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+        """The models of all sections by their keys."""
+        return {"lora": LoraOptions, **options_models()}
 
     @property
     def best(self) -> Best:
@@ -171,5 +204,5 @@ class TrainConfig(Keys):
 
     @property
     def backend_name(self) -> str:
-        """The backend to open: the key `backend`, else `tt` if use_tt is set, else `cpu`."""
-        return self.backend or ("tt" if self.use_tt else "cpu")
+        """The backend that opens here as `backend`, else as `tt` if use_tt is set, else `cpu`."""
+        return resolve(self.backend or ("tt" if self.use_tt else "cpu"), self.backend_options)

@@ -114,7 +114,7 @@ def batches_by_length(
     groups: list[tuple[np.ndarray, int | None]]
     if grid is None:
         padded_to = max_length if layout == "padded" else None
-        sorted_groups = _length_sorted_groups(store.lengths, padded_to, backend.feature_batch_tokens)
+        sorted_groups = _length_sorted_groups(store.lengths, padded_to, backend.traits.feature_batch_tokens)
         groups = [(indices, None) for indices in sorted_groups]
     else:
         groups = list(grid_groups(store.lengths, grid, layout, max_length))
@@ -197,7 +197,7 @@ def cached_features(
         "kernel": [encoder.name, encoder.version],
         "layout": [layout, max_length if layout == "padded" else None],
         "policy": [policy.param, policy.compute, policy.accumulate],
-        "device": [info.backend, info.name, info.features, info.emulated, torch.get_num_threads()],
+        "device": [info.backend, info.name, info.features, torch.get_num_threads()],
         "torch": torch.__version__,
     }
     key = json_digest(made_from)

@@ -19,7 +19,7 @@ from ..config.load import load_config
 from ..config.parsing import is_unicode
 from ..config.schema import TrainConfig
 from ..features.compute import batches_by_length, compute_features
-from ..loop.job import build_encoder, check_kept, display_name, frozen_encoder, layout_on, policy_on, trains_on_features
+from ..loop.job import build_encoder, check_kept, frozen_encoder, layout_on, policy_on, trains_on_features
 from ..model.encoder import LoadedEncoder, load_encoder, saved_encoder
 from ..model.whole import WholeModel, load_trained_state
 from ..runs.checkpoint import Snapshot, read_checkpoint
@@ -191,7 +191,7 @@ def load_predictor(
         loaded=encoder,
         recalled=task.recall(run),
         model=opened.place(model).eval(),
-        label=display_name(encoder.label, opened),
+        label=encoder.label + opened.on_caveat,
         encoder=frozen_encoder(encoder, opened, policy, config.kernel) if on_features else None,
         layout=layout_on(opened, config),
         num_outputs=identity["num_labels"],

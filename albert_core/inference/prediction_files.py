@@ -145,7 +145,7 @@ class AnswerFile:
     stream: BinaryIO
     form: str
     inputs: Inputs
-    emulated: str
+    caveat: str
     names: dict[str, str] = field(default_factory=dict)
 
     def add(self, table: Table, predictions: Sequence[Prediction]) -> None:
@@ -170,7 +170,7 @@ class AnswerFile:
             self.stream.write(b"\n}\n")
 
     def _with_device(self, answer: dict[str, Any]) -> dict[str, Any]:
-        return answer | {"device": self.emulated} if self.emulated and self.form != ".json" else answer
+        return answer | {"device": self.caveat} if self.caveat and self.form != ".json" else answer
 
     def _csv(self, table: Table, answers: list[dict[str, Any]], first: bool) -> str:
         buffer = io.StringIO(newline="")
@@ -190,11 +190,11 @@ class AnswerFile:
     def _by_id(self, table: Table, answers: list[dict[str, Any]], first: bool) -> str:
         """SQuAD's format: answers by id."""
         found = dict(zip(answer_ids(table), (next(iter(answer.values())) for answer in answers), strict=True))
-        if first and self.emulated:
+        if first and self.caveat:
             # All ids that could be mistaken for the device's key, including those of later parts.
-            key = next(iter(with_device(dict.fromkeys(self.inputs.device_ids), self.emulated)))
+            key = next(iter(with_device(dict.fromkeys(self.inputs.device_ids), self.caveat)))
             self.names["device"] = key
-            found = {key: self.emulated} | found
+            found = {key: self.caveat} | found
         entries = ",\n".join(
             f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(answer, ensure_ascii=False)}"
             for name, answer in found.items()
@@ -203,21 +203,21 @@ class AnswerFile:
 
 
 @contextmanager
-def answer_file(path: Path, inputs: Inputs, emulated: str = "") -> Iterator[AnswerFile]:
+def answer_file(path: Path, inputs: Inputs, caveat: str = "") -> Iterator[AnswerFile]:
     """Writes the rows of `inputs` with their answers to `path`, completely or not at all.
 
     A name in .jsonl or .csv chooses the format. The input's columns stay as they are. An answer's column gets another
     name if the input already has that one (see `free_names`). A .json file gets SQuAD's format instead, answers by id.
 
     Args:
-        emulated: The label of an emulated device, which gets a column ``device``, or in .json the key of `with_device`.
+        caveat: The backend's, which gets a column ``device``, or in .json the key of `with_device`.
 
     Raises:
         RunError: The disk is full or broken.
         UserError: `path` can't be written.
     """
     with written(path) as stream:
-        file = AnswerFile(stream, path.suffix.lower(), inputs, emulated)
+        file = AnswerFile(stream, path.suffix.lower(), inputs, caveat)
         yield file
         file.end()
 

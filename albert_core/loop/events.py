@@ -57,7 +57,11 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
     log.debug(
-        "step %d: loss %.6f, %.0f samples/s%s", state.step, loss, values["samples_per_second"], training.job.whose
+        "step %d: loss %.6f, %.0f samples/s%s",
+        state.step,
+        loss,
+        values["samples_per_second"],
+        training.job.backend.on_caveat,
     )
     if state.watch.after_log(state.step, loss, norm):
         _say_collapsed(training)
@@ -106,7 +110,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Call
     _require_finite(metrics["eval/loss"], training)
     if job.ranks.first:
         for name, content in evaluation.files.items():
-            write_json(training.run.path / name, with_device(content, job.backend.info().emulated_label))
+            write_json(training.run.path / name, with_device(content, job.backend.caveat))
     state.record_evaluation(metrics, job.config.best)
     training_loss = state.take_recent_loss(job.ranks)
     values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
@@ -130,8 +134,8 @@ def _log_evaluation(training: Training, epoch: int, training_loss: float, metric
     if not training.evaluated:
         training.evaluated = True
         log.info("evaluations of %s", job.label)
-        log.info("%s%s", _row(headers, widths), job.whose)
-    log.info("%s%s", _row(cells, widths), job.whose)
+        log.info("%s%s", _row(headers, widths), job.backend.on_caveat)
+    log.info("%s%s", _row(cells, widths), job.backend.on_caveat)
 
 
 def _row(cells: list[str], widths: list[int]) -> str:
@@ -203,9 +207,9 @@ def describe(job: Job, run: RunFolder) -> None:
     info = job.backend.info()
     log.info("run %s", run.path)
     log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
-    log.info("backend %s on %s; %s: %s", info.label, info.name, job.policy.label, job.policy.reason)
-    if info.emulated:
-        log.warning("%s: every time and speed of this run is the emulation's on this host, never a card's", info.label)
+    log.info("backend %s on %s; %s: %s", info.backend, info.name, job.policy.label, job.policy.reason)
+    if job.backend.caveat:
+        log.warning("%s: every time and speed of this run is the host's, never a card's", job.backend.caveat)
     if job.ranks.size > 1:
         log.info("%d processes share each batch of %s", job.ranks.size, count(job.config.batch_size, "text"))
     splits = [

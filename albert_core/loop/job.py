@@ -63,16 +63,10 @@ class Job:
     energy: EnergyUse
     ranks: Ranks = ALONE
 
-    @cached_property
-    def whose(self) -> str:
-        """The end of a log line: the name of an emulated device, or ""."""
-        emulated = self.backend.info().emulated_label
-        return f" on {emulated}" if emulated else ""
-
     @property
     def label(self) -> str:
-        """What tables call the run's model. It says if the weights are random or the device is emulated."""
-        return display_name(self.encoder.label, self.backend)
+        """What tables call the run's model. It says if the weights are random, and the backend's caveat."""
+        return self.encoder.label + self.backend.on_caveat
 
     def frozen_encoder(self) -> FrozenEncoder:
         """The frozen forward pass by the configured kernel."""
@@ -169,12 +163,6 @@ def build_encoder(encoder: LoadedEncoder, config: TrainConfig) -> Any:
     return add_adapters(module, config.lora, config.seed) if config.lora.rank else module
 
 
-def display_name(label: str, backend: Backend) -> str:
-    """`label`, followed by the device's name if the device is emulated."""
-    info = backend.info()
-    return f"{label} on {info.label}" if info.emulated else label
-
-
 def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> Job:
     """Opens what `config` names, with the cheapest checks first.
 
@@ -188,7 +176,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         policy = policy_on(backend, config)
         layout = layout_on(backend, config)
         energy = backend.energy()
-    if config.gradient_checkpointing and not backend.recomputes:
+    if config.gradient_checkpointing and not backend.traits.recomputes:
         raise UserError(
             f"gradient_checkpointing can't run on the {backend.name} backend, where torch recomputes no activations; "
             "drop it, and save memory by a smaller batch_size with more gradient_accumulation_steps"
@@ -273,13 +261,13 @@ def layout_on(backend: Backend, config: TrainConfig) -> str:
     """
     if config.layout == "auto":
         frozen = "bucketed" if config.kernel == "transformers" else "packed"
-        layout = frozen if trains_on_features(config) else backend.whole_model_layout
-        return layout if layout in backend.layouts else "bucketed"
-    if config.layout in backend.layouts:
+        layout = frozen if trains_on_features(config) else backend.traits.whole_model_layout
+        return layout if layout in backend.traits.layouts else "bucketed"
+    if config.layout in backend.traits.layouts:
         return config.layout
     raise UserError(
         f"layout {config.layout!r} can't run on the {backend.name} backend, which compiles a program for each shape; "
-        f"allowed there are {', '.join(backend.layouts)} and auto; set layout to one"
+        f"allowed there are {', '.join(backend.traits.layouts)} and auto; set layout to one"
     )
 
 

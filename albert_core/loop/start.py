@@ -111,12 +111,11 @@ def prepare(job: Job, run: RunFolder, kept: ResolvedConfig, reporter: Reporter, 
         if not is_new:
             _keep_earlier(training, kept)
             set_up(job, run, kept)
-        info = job.backend.info()
         training.trackers = make_trackers(
             job.config,
             run.path,
             None if is_new else training.state.step,
-            info.emulated_label,
+            job.backend.caveat,
             evaluated=training.state.evaluated_at == training.state.step,
         )
         training.trackers.watch(training.model)

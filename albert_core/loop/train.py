@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from ... import RunError, UserError
-from ...backends import foresee_backend
+from ...backends import backend_traits
 from ..config.best import Best
 from ..config.load import ResolvedConfig, load_config
 from ..config.schema import TrainConfig
@@ -113,8 +113,7 @@ def train(
     config = resolved.config
     reporter = reporter or SilentReporter()
     # Checked first, so that a wrong name costs nothing.
-    foreseen = foresee_backend(config.backend_name, config.backend_options)
-    foreseen.check_kernel("kernel", config.kernel, config.backend_name, ("transformers",))
+    backend_traits(config.backend_name).check_kernel("kernel", config.kernel, config.backend_name)
     check_names(config)
     began = time.perf_counter_ns()
     if config.threads is not None:

@@ -74,7 +74,7 @@ class WholeModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder.to(getattr(torch, policy.accumulate))
-        if "packed" in backend.layouts:
+        if "packed" in backend.traits.layouts:
             take_packed(self.encoder)
         self.head = head
         self._apply_head = apply_head

@@ -62,14 +62,14 @@ class JsonlTracker(Tracker):
 
     JSON has no NaN and no infinities. They are the strings "NaN", "Infinity" and "-Infinity", which Python's
     ``float()`` and JavaScript's ``Number()`` convert back. This is the run's own record, so a failure to write is a
-    UserError. `emulated`, the label of an emulated device, is in every line as ``device`` unless it is empty.
+    UserError. `caveat`, the backend's, is in every line as ``device`` unless it is empty.
     """
 
     required = True
 
-    def __init__(self, path: Path, emulated: str = "") -> None:
+    def __init__(self, path: Path, caveat: str = "") -> None:
         self.path = path
-        self._every_line = {"device": emulated} if emulated else {}
+        self._every_line = {"device": caveat} if caveat else {}
 
     def truncate_after(self, step: int, *, evaluated: bool = True) -> tuple[int, list[Line]]:
         """Drops the lines of later steps, which a resume from `step` writes again, and a line cut off by a kill.
@@ -275,7 +275,7 @@ def make_trackers(
     config: TrainConfig,
     run_dir: Path,
     resume_step: int | None = None,
-    emulated: str = "",
+    caveat: str = "",
     *,
     evaluated: bool = True,
 ) -> Trackers:
@@ -287,28 +287,28 @@ def make_trackers(
         run_dir: The run's folder, which must exist.
         resume_step: The step that a resumed run continues from. What was logged after it is dropped. W&B and
             TensorBoard get what they lack of the rest.
-        emulated: The label of an emulated device, else "". Charts show it in the run's name.
+        caveat: The backend's. Charts show it in the run's name.
         evaluated: Whether the evaluation of `resume_step` was made. Otherwise it is dropped too.
     """
-    metrics = JsonlTracker(run_dir / METRICS_FILE, emulated)
+    metrics = JsonlTracker(run_dir / METRICS_FILE, caveat)
     until, lines = (None, []) if resume_step is None else metrics.truncate_after(resume_step, evaluated=evaluated)
     trackers: list[Tracker] = [metrics]
     if config.use_wandb:
-        trackers += _opened("wandb", lambda: _open_wandb(config, run_dir, emulated, until, lines))
+        trackers += _opened("wandb", lambda: _open_wandb(config, run_dir, caveat, until, lines))
     if config.use_tensorboard:
-        events = run_dir / "tensorboard" / emulated
+        events = run_dir / "tensorboard" / caveat
         trackers += _opened("tensorboard", lambda: TensorBoardTracker(events, until, lines))
     return Trackers(trackers)
 
 
 def _open_wandb(
-    config: TrainConfig, run_dir: Path, emulated: str, until: int | None, lines: Sequence[Line]
+    config: TrainConfig, run_dir: Path, caveat: str, until: int | None, lines: Sequence[Line]
 ) -> WandbTracker:
     name = config.wandb_run_name or run_dir.name
     return WandbTracker(
         run_dir,
         config.wandb_project,
-        f"{name} on {emulated}" if emulated else name,
+        f"{name} on {caveat}" if caveat else name,
         config.wandb_tags,
         config.wandb_watch_mode,
         config.wandb_log_freq,

@@ -19,7 +19,7 @@ import torch
 from torch import distributed, nn
 
 from ... import RunError, UserError
-from ...backends import rank_backend, rank_group
+from ...backends import backend_traits, rank_backend
 from ..terminal.invocation import program
 from ..terminal.text import quoted
 from .meeting import meet, reason
@@ -162,7 +162,7 @@ def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> It
     if ranks.size == 1:
         yield
         return
-    group = rank_group(backend_name)
+    group = backend_traits(backend_name).process_group
     if group is None:
         raise UserError(f"backend {backend_name!r} trains in one process; start isotrain train without torchrun")
     if batch_size < ranks.size:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ... import RunError, UserError, __version__
+from ...backends import renamed
 from ...kernels.words import count
 from ..config.parsing import decoded, parse_json
 from ..terminal.text import quoted, shorten
@@ -132,7 +133,7 @@ def read_checkpoint(folder: Path) -> Snapshot:
             optimizer=None if optimizer_tensors is None else _decode(manifest["optimizer"], optimizer_tensors),
             state_tensors=tensors["state"] or {},
             state=_decode(manifest["state"], {}),
-            identity=_decode(manifest["identity"], {}),
+            identity=renamed(_decode(manifest["identity"], {})),
             metrics=manifest_metrics(manifest),
             step=manifest["step"],
             epoch=manifest["epoch"],

@@ -167,15 +167,15 @@ def open_run(path: str | Path) -> RunFolder:
     return folder
 
 
-def with_device(by_id: dict[str, Any], emulated: str) -> dict[str, Any]:
-    """Adds ``device`` in front of a file's content by id if `emulated` names an emulated device.
+def with_device(by_id: dict[str, Any], caveat: str) -> dict[str, Any]:
+    """Adds ``device`` in front of a file's content by id if the backend has a `caveat`.
 
     A program that looks up ids, such as SQuAD's evaluation, ignores it. If an id has that name, the key is ``_device``.
     """
     key = "device"
     while key in by_id:
         key = f"_{key}"
-    return {key: emulated} | by_id if emulated else by_id
+    return {key: caveat} | by_id if caveat else by_id
 
 
 def read_strings(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from ... import UserError
 from ...kernels.words import count
 from ..torch_device import TorchDevice
+from ..traits import CUDA
 from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse
 from .graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
@@ -31,7 +32,7 @@ log = logging.getLogger("isotrain")
 
 # triton and flash differ in their attention only: ours, or torch's for sequences of any length.
 # Tokens that go through the encoder's layers at once: enough rows to keep every multiprocessor busy.
-CHUNK_TOKENS = 65536
+CHUNK_TOKENS = CUDA.feature_batch_tokens
 
 # Older GPUs lack what the Triton kernels and flash attention need.
 LEAST_CAPABILITY = (8, 0)
@@ -52,9 +53,7 @@ class CudaBackend(TorchDevice):
     """One NVIDIA GPU: asynchronous kernels, a caching allocator, copies on a side stream."""
 
     name = "cuda"
-    kernel_names = ("triton", "flash", "portable")
-    process_group = "cpu:gloo,cuda:nccl"
-    feature_batch_tokens = CHUNK_TOKENS
+    traits = CUDA
 
     def __init__(self, index: int | None = None) -> None:
         there = torch.cuda.device_count()
@@ -93,10 +92,6 @@ class CudaBackend(TorchDevice):
             return Availability(
                 False, reason, "check with nvidia-smi that it is healthy and not held by another process"
             )
-
-    @classmethod
-    def device_of_rank(cls, local_rank: int) -> int | None:
-        return local_rank
 
     def info(self) -> DeviceInfo:
         properties = torch.cuda.get_device_properties(self.device)

@@ -1,16 +1,17 @@
-"""The Tenstorrent backend: a card through torch_xla and the vendor's PJRT plugin, or the emulation of its numerics.
+"""The Tenstorrent backend: a card through torch_xla and the vendor's PJRT plugin.
 
-`TtBackend.open` takes a card where there is one and emulation elsewhere, or what `tt.device` says. The vendor's names
-are those of its plugin in 2026 (package pjrt-plugin-tt); nobody has run this file on a card yet: its tests put
-torch_xla's CPU device in the card's place.
+The vendor's names are those of its plugin in 2026 (package pjrt-plugin-tt); nobody has run this file on a card yet: its
+tests put torch_xla's CPU device in the card's place.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,17 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ... import UserError
 from ...kernels.words import count
 from ..base import Backend
-from ..types import (
-    LAYOUTS,
-    Availability,
-    BackendUnavailableError,
-    CastPolicy,
-    DeviceInfo,
-    Foreseen,
-    ShapeGrid,
-    device_label,
-)
+from ..traits import TT
+from ..types import Availability, BackendUnavailableError, CastPolicy, DeviceInfo, ShapeGrid
 from ..xla import DEVICE_BATCH_TOKENS, StaticEncoder, XlaBackend
+from .options import TtOptions
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +32,10 @@ if TYPE_CHECKING:
     from ...kernels.weights import EncoderWeights
     from ..error_budget import ErrorBudget
     from ..protocols import FrozenEncoder
-    from .options import TtOptions
 
 F = TypeVar("F")
+
+log = logging.getLogger("isotrain")
 
 CARD_FOLDER = Path("/dev/tenstorrent")
 PLUGIN_GROUP = "torch_xla.plugins"
@@ -56,63 +51,6 @@ COMPILE_OPTIONS = {
     "tt_use_aot_autograd": False,
     "tt_enable_torch_fx_fusion_pass": False,
 }
-
-
-class TtBackend(Backend):
-    """The name `tt`: never itself a device, it opens a card or its emulation."""
-
-    name = "tt"
-    layouts = ("padded", "bucketed")
-
-    @classmethod
-    def probe(cls) -> Availability:
-        hardware = hardware_availability()
-        emulated = _emulated_availability()
-        if hardware.ok or not emulated.ok:
-            return hardware
-        return Availability(True, f"emulated: {hardware.reason}", hardware.fix)
-
-    @classmethod
-    def foresee(cls, options: Mapping[str, Any] | None = None) -> Foreseen:
-        emulated = _is_emulated(_read_options(options or {}))
-        if emulated:
-            return Foreseen(LAYOUTS, emulated, ("emulated",))
-        return Foreseen(cls.layouts, emulated, TtHardware.kernel_names)
-
-    @classmethod
-    def variants(cls) -> dict[str, tuple[Availability, Mapping[str, Any] | None]]:
-        return {
-            "tt": (hardware_availability(), {"device": "hardware"}),
-            device_label("tt", True): (_emulated_availability(), {"device": "emulated"}),
-        }
-
-    @classmethod
-    def open(cls, index: int | None = None, options: Mapping[str, Any] | None = None) -> Backend:
-        """A card or its emulation. Raises UserError for options that are not the section's, or no such device."""
-        chosen = _read_options(options or {})
-        return _emulated_backend(index, chosen) if _is_emulated(chosen) else TtHardware(index, chosen)
-
-
-def _is_emulated(options: TtOptions) -> bool:
-    """Whether these options open the emulation here, and not a card. Raises UserError for a card that isn't here."""
-    hardware = hardware_availability()
-    if options.device == "hardware" and not hardware.ok:
-        raise BackendUnavailableError(f"tt.device: hardware can't run here: {hardware.reason}; {hardware.fix}")
-    return options.device == "emulated" or not hardware.ok
-
-
-def _emulated_availability() -> Availability:
-    """Whether the emulation of a card's numerics can run here."""
-    from .emulated import TtEmulated
-
-    return TtEmulated.probe()
-
-
-def _emulated_backend(index: int | None, options: TtOptions) -> Backend:
-    """The emulation, opened."""
-    from .emulated import TtEmulated
-
-    return TtEmulated(index, options)
 
 
 def hardware_availability() -> Availability:
@@ -137,18 +75,33 @@ def hardware_availability() -> Availability:
     return Availability(True, f"{count(len(cards), 'Tenstorrent card')} ({cards[0]})")
 
 
-class TtHardware(XlaBackend):
+class TtBackend(XlaBackend):
     """One Tenstorrent card, lazily through torch_xla; frozen weights in a block format where the options say so."""
 
     name = "tt"
+    traits = TT
+    Options = TtOptions
 
-    def __init__(self, index: int | None, options: TtOptions) -> None:
-        self.options = options
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
         os.environ["PJRT_DEVICE"] = DEVICE_TYPE
         os.environ["XLA_STABLEHLO_COMPILE"] = "1"
-        Backend.__init__(self, index)
+        Backend.__init__(self, index, options or TtOptions())
         self._open(DEVICE_TYPE)
         self._check_arch()
+
+    @classmethod
+    def probe(cls) -> Availability:
+        return hardware_availability()
+
+    @classmethod
+    def resolve(cls, options: TtOptions) -> str:
+        """A card, or where there is none its emulation, unless `device` says which."""
+        hardware = hardware_availability()
+        if options.device == "hardware" and not hardware.ok:
+            raise BackendUnavailableError(f"tt.device: hardware can't run here: {hardware.reason}; {hardware.fix}")
+        if options.device == "auto" and not hardware.ok:
+            _warn_emulated(hardware.reason)
+        return "tt-emulated" if options.device == "emulated" or not hardware.ok else cls.name
 
     def _configure(self) -> None:
         try:
@@ -279,14 +232,7 @@ class TtHardware(XlaBackend):
             self._say_options("")
 
 
-def _read_options(options: Mapping[str, Any]) -> TtOptions:
-    from pydantic import ValidationError
-
-    from .options import TtOptions
-
-    try:
-        return TtOptions.model_validate(dict(options))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(("tt", *map(str, problem["loc"])))
-        raise UserError(f"{key} is {problem['input']!r}: {problem['msg'].lower()}") from error
+@cache
+def _warn_emulated(reason: str) -> None:
+    """Warns once in a process."""
+    log.warning("backend tt is tt-emulated here, its numerics computed by the host: %s", reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from torch import nn
 from ... import UserError
 from ..cpu import CpuBackend
 from ..error_budget import ErrorBudget
-from ..types import LAYOUTS, Availability, CastPolicy, DeviceInfo, EnergyUse, device_label
+from ..traits import TT_EMULATED
+from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse
+from .options import TtOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +23,8 @@ if TYPE_CHECKING:
     from ...kernels.tt.arithmetic import Arithmetic
     from ...kernels.weights import EncoderWeights
     from ..protocols import FrozenEncoder, HeadStep
-    from .options import TtOptions
 
 T = TypeVar("T")
-
-LABEL = device_label("tt", True)
 
 log = logging.getLogger("isotrain")
 
@@ -37,15 +36,16 @@ class TtEmulated(CpuBackend):
     outside the matrix unit; `optimizer_dtype` bfloat16 rounds parameters and optimizer state after every step.
     """
 
-    name = "tt"
-    kernel_names = ("emulated",)
-    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    name = "tt-emulated"
+    traits = TT_EMULATED
+    Options = TtOptions
 
-    def __init__(self, index: int | None, options: TtOptions) -> None:
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
         if index not in (None, 0):
-            raise UserError(f"backend 'tt:{index}': no card is here, and its emulation is one device; write tt")
-        super().__init__(index)
-        self.options = options
+            raise UserError(f"backend '{self.name}:{index}': the emulation is one device; write {self.name}")
+        super().__init__(index, options or TtOptions())
+        if self.options.device == "hardware":
+            raise UserError("backend tt-emulated and tt.device: hardware contradict each other; keep one of them")
 
     @classmethod
     def probe(cls) -> Availability:
@@ -58,7 +58,7 @@ class TtEmulated(CpuBackend):
         return replace(
             host,
             backend=self.name,
-            name=f"{LABEL}: {self.options.arch} arithmetic on {host.name}",
+            name=f"{self.options.arch} emulated on {host.name}",
             features=(*host.features, self._mode()),
             emulated=True,
         )
@@ -67,15 +67,16 @@ class TtEmulated(CpuBackend):
         del strict  # No dtype is replaced by another here.
         if dtype not in ("float32", "bfloat16"):
             raise UserError(
-                f"dtype {dtype!r} can't train on the tt backend; allowed are float32, bfloat16; set dtype to one"
+                f"dtype {dtype!r} can't train on the {self.name} backend; allowed are float32, bfloat16; set one"
             )
-        reason = "emulated, no card is here: frozen weights and activations in the card's formats, products at "
-        return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason + self._mode(), f"{LABEL} {self._mode()}")
+        mode = self._mode()
+        reason = f"emulated, no card is used: frozen weights and activations in the card's formats, products at {mode}"
+        return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason, f"{self.name} {mode}")
 
     def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
         mode = f"{self._products()}, {self.options.emulation}"
-        reason = f"emulated, no card is here: products of linear layers at {mode}, all else as on the host"
-        return replace(policy, reason=reason, mode=f"{LABEL} {mode}")
+        reason = f"emulated, no card is used: products of linear layers at {mode}, all else as on the host"
+        return replace(policy, reason=reason, mode=f"{self.name} {mode}")
 
     def error_budget(self, policy: CastPolicy) -> ErrorBudget:
         return error_budget(self.options, policy)
@@ -107,7 +108,7 @@ class TtEmulated(CpuBackend):
         """None: the host's matrix unit says nothing about a card's."""
 
     def energy(self) -> EnergyUse:
-        return EnergyUse(None, "unavailable: no card is here, and the host's energy says nothing about one's")
+        return EnergyUse(None, "unavailable: no card is used, and the host's energy says nothing about one's")
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Nothing: linear layers take the tensors they get, and read of float32 what the matrix unit would."""
@@ -145,8 +146,8 @@ class TtEmulated(CpuBackend):
 
 def error_budget(options: TtOptions, policy: CastPolicy) -> ErrorBudget:
     """The card's arithmetic emulated fast: block formats and fidelities are no dtype that the ideal could round to."""
-    chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"})
-    return ErrorBudget("tt", policy.requested, chosen.model_dump(exclude_defaults=True), draws=False, emulated=True)
+    chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"}).model_dump(exclude_defaults=True)
+    return ErrorBudget("tt-emulated", policy.requested, chosen, draws=False)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from ... import UserError
 from ...albert_core.config.load import as_set
 from ...albert_core.config.parsing import read_json
 from ...albert_core.processes.signals import interrupted_by_signals
-from ...backends import device_label, foresee_backend
+from ...backends import backend_traits
 from ...kernels.words import count
 from ..bench import FAILED, INTERRUPTED, Outcome, exit_code
 from ..harness import environment
@@ -33,10 +33,10 @@ from ..harness.plan import (
     check_values,
     hash_of,
     interleaved,
-    refuse_emulated_race,
+    refuse_race,
 )
 from ..harness.runner import Ended, how, run_process, said
-from ..outcome.build import emulation_notes, result_path, write_result
+from ..outcome.build import backend_notes, result_path, write_result
 from ..outcome.end_to_end import (
     END_TO_END as SCHEMA,
 )
@@ -96,8 +96,8 @@ def run_end_to_end(
     """
     check(options)
     path = result_path(out, datetime.now(UTC)) if write else None
-    emulated = _emulated_name(options)
-    sides = [_Side(f"{OWN} on {emulated}" if emulated else OWN)]
+    backend = options.backends[0]
+    sides = [_Side(f"{OWN} on {backend}" if backend_traits(backend).emulated else OWN)]
     if options.vs:
         sides += [_Side("experiment-dynamic", "dynamic"), _Side("experiment-padded", "padded")]
     machine = environment.describe()
@@ -139,7 +139,7 @@ def check(options: Options) -> None:
         )
     if len(options.backends) > 1 or len(options.kernels) > 1:
         raise UserError(f"--workload {END_TO_END} runs one backend and kernel; give --backend and --kernel once")
-    refuse_emulated_race(options)
+    refuse_race(options)
 
 
 def training_arguments(options: Options, folder: Path) -> list[str]:
@@ -375,14 +375,8 @@ def _side(side: _Side, own: _Side, options: Options) -> Side:
     )
 
 
-def _emulated_name(options: Options) -> str:
-    """What a device that will only be emulated is called; "" for a real one."""
-    backend = options.backends[0]
-    return device_label(backend, True) if foresee_backend(backend, options.backend_options).emulated else ""
-
-
 def _notes(options: Options, sides: Sequence[_Side], counted: Counted | None) -> list[str]:
-    notes = emulation_notes(options.backends[:1] if _emulated_name(options) else ())
+    notes = backend_notes(options.backends[:1])
     if any(side.extrapolated for side in sides):
         notes.append(
             "the experiment's loop is re-created as published and does the same work as ours: one evaluation an epoch, "

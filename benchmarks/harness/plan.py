@@ -20,7 +20,7 @@ from ... import UserError
 from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
-from ...backends import DTYPES, LAYOUTS, Foreseen, device_label, foresee_backend, list_backends
+from ...backends import DTYPES, LAYOUTS, backend_traits, list_backends
 from ...kernels.names import check_name
 from ..baselines import Shape, chosen_baselines
 
@@ -132,8 +132,7 @@ class TargetSpec:
 
     @property
     def label(self) -> str:
-        backend = device_label(self.backend, self.emulated)
-        return f"{backend} {self.workload} {self.layout} {self.kernel} x{self.batch_size}"
+        return f"{self.backend} {self.workload} {self.layout} {self.kernel} x{self.batch_size}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -184,12 +183,11 @@ def make_plan(options: Options) -> Plan:
     _check_baselines(options)
     if options.vs:
         return _baselines_plan(options)
-    foreseen = {name: foresee_backend(name, options.backend_options) for name in options.backends}
     targets, skipped = [], []
-    for spec in _combinations(options, foreseen):
+    for spec in _combinations(options):
         if spec.kernel == "transformers" and spec.layout == "packed" and spec.workload != "full_step":
             skipped.append(f"{spec.label}: transformers takes padded batches only")
-        elif spec.layout not in (*foreseen[spec.backend].layouts, CACHED):
+        elif spec.layout not in (*backend_traits(spec.backend).layouts, CACHED):
             skipped.append(
                 f"{spec.label}: {spec.backend} compiles a program for each shape, and packed batches repeat none"
             )
@@ -201,7 +199,7 @@ def make_plan(options: Options) -> Plan:
     return Plan(options, tuple(targets), tuple(order), tuple(skipped))
 
 
-def _combinations(options: Options, foreseen: Mapping[str, Foreseen]) -> Iterator[TargetSpec]:
+def _combinations(options: Options) -> Iterator[TargetSpec]:
     """Every target that the options name.
 
     A step of the head alone has neither layout nor encoder kernel, and one of the whole model runs transformers'.
@@ -210,7 +208,7 @@ def _combinations(options: Options, foreseen: Mapping[str, Foreseen]) -> Iterato
         layouts = (CACHED,) if workload == "head_step" else options.layouts
         kernels = {"head_step": ("auto",), "full_step": ("transformers",)}.get(workload, options.kernels)
         for layout, kernel, size in product(layouts, kernels, options.batch_sizes):
-            yield TargetSpec(backend, workload, layout, kernel, size, emulated=foreseen[backend].emulated)
+            yield TargetSpec(backend, workload, layout, kernel, size, emulated=backend_traits(backend).emulated)
 
 
 def _baselines_plan(options: Options) -> Plan:
@@ -299,8 +297,7 @@ def check_values(options: Options) -> None:
     ):
         _check_names(flag, values, allowed)
     for backend, kernel in product(options.backends, options.kernels):
-        foreseen = foresee_backend(backend, options.backend_options)
-        foreseen.check_kernel("--kernel", kernel, backend, ("transformers",))
+        backend_traits(backend).check_kernel("--kernel", kernel, backend)
     for flag, sizes in (
         ("--batch-size", options.batch_sizes),
         ("--backend", options.backends),
@@ -349,7 +346,7 @@ def _check_baselines(options: Options) -> None:
     chosen_baselines(options.vs)
     if len(options.backends) > 1:
         raise UserError(f"--vs compares on one backend, not {', '.join(options.backends)}; give --backend once")
-    refuse_emulated_race(options)
+    refuse_race(options)
     if options.workloads != ("forward",):
         raise UserError(
             f"--vs compares the frozen forward, not {', '.join(options.workloads)}; drop --workload, or give "
@@ -357,15 +354,12 @@ def _check_baselines(options: Options) -> None:
         )
 
 
-def refuse_emulated_race(options: Options) -> None:
-    """Raises UserError where baselines are to be compared with a device that is only emulated: its speed is no
-    device's.
-    """
-    emulated = [name for name in options.backends if foresee_backend(name, options.backend_options).emulated]
-    if options.vs and emulated:
+def refuse_race(options: Options) -> None:
+    """Raises UserError where baselines are to be compared with a backend whose speed is no device's."""
+    without = [name for name in options.backends if backend_traits(name).emulated]
+    if options.vs and without:
         raise UserError(
-            f"--vs compares speeds, and {device_label(emulated[0], True)} has only the emulation's on this host; give "
-            "another --backend, or drop --vs"
+            f"--vs compares speeds, and {without[0]} has only the host's; give another --backend, or drop --vs"
         )
 
 

@@ -1,7 +1,7 @@
-"""What `isotrain doctor` finds out: each device in a process of its own, so that none changes what another does.
+"""What `isotrain doctor` finds out: each backend in a process of its own, so that none changes what another does.
 
-``python -m isotrain.benchmarks.harness.probe`` examines one device behind a backend's name. A backend that crashes,
-hangs or ends its process is its own line's trouble.
+``python -m isotrain.benchmarks.harness.probe`` examines one backend. One that crashes, hangs or ends its
+process is its own line's trouble.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ from .document import Device, Part, Policy, Refused, Spec
 from .runner import Ended, how, last_words, running
 
 if TYPE_CHECKING:
-    from ...backends import Availability
+    pass
 
 PROBE = (sys.executable, "-m", "isotrain.benchmarks.harness.probe")
 # Importing torch takes half a minute on a busy disk, and opening an accelerator as long again.
@@ -38,7 +38,7 @@ class Checked(Part):
 
 
 class Report(Part):
-    """A device behind a backend. backend: its label; device, bfloat16 and kernels: of one that could be opened."""
+    """What was found of a backend. device, bfloat16 and kernels: of one that could be opened."""
 
     backend: str
     status: Literal["PASS", "FAIL", "absent"]
@@ -52,99 +52,64 @@ class Report(Part):
 
 class ProbeSpec(Spec):
     name: str
-    variant: int
-
-
-class Probed(Part):
-    """The report of a variant (None: there is no such one), and how many its backend has."""
-
-    report: Report | None
-    count: int
 
 
 def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report]:
-    """A report of every device behind the backends `names`, in their order; all are examined at once."""
-    first = _examined([(name, 0) for name in names], time_limit)
-    # A name whose first device took its process down may have others.
-    others = [
-        (name, variant)
-        for name, (_, count) in zip(names, first, strict=True)
-        for variant in range(1, 2 if count is None else count)
-    ]
-    found = {name: [report] if report else [] for name, (report, _) in zip(names, first, strict=True)}
-    for (name, _), (report, count) in zip(others, _examined(others, time_limit), strict=True):
-        # Without a count there never was another device: the process died as the first one did.
-        if report and count is not None:
-            found[name].append(report)
-    return [report for name in names for report in found[name]]
-
-
-def _examined(devices: Sequence[tuple[str, int]], time_limit: float) -> list[tuple[Report | None, int | None]]:
-    """The report of each (name, variant), and how many variants its name has; None where its process said nothing."""
+    """A report of each of the backends `names`, in their order; all are examined at once."""
     with tempfile.TemporaryDirectory(prefix="isotrain-doctor-") as folder, ExitStack() as stack:
         deadline = time.monotonic() + time_limit
         started = []
-        for place, (name, variant) in enumerate(devices):
+        for place, name in enumerate(names):
             result, log = Path(folder) / f"{place}.json", Path(folder) / f"{place}.log"
-            spec = ProbeSpec(name=name, variant=variant, result=str(result))
+            spec = ProbeSpec(name=name, result=str(result))
             started.append((name, result, log, stack.enter_context(running(PROBE, spec, log, None))))
-        found: list[tuple[Report | None, int | None]] = []
+        found = []
         for name, result, log, process in started:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except TimeoutExpired:
                 reason = f"its test took longer than {time_limit:g} s"
-                found.append((_failed(name, reason + last_words(log)), None))
+                found.append(_failed(name, reason + last_words(log)))
                 continue
             found.append(_answered(name, result, Ended(process.returncode, 0.0, False, log)))
         return found
 
 
-def _answered(name: str, result: Path, ended: Ended) -> tuple[Report | None, int | None]:
+def _answered(name: str, result: Path, ended: Ended) -> Report:
     try:
-        probed = read_answer(result, Probed)
+        report = read_answer(result, Report)
     except (FileNotFoundError, ValueError):
-        probed = None
-    if probed is None or isinstance(probed, Refused):
-        return _failed(name, f"its test {how(ended)}{last_words(ended.log)}"), None
-    return probed.report, probed.count
+        report = None
+    if report is None or isinstance(report, Refused):
+        return _failed(name, f"its test {how(ended)}{last_words(ended.log)}")
+    return report
 
 
-def _failed(label: str, reason: str, fix: str = "check the device's driver and libraries") -> Report:
-    return Report(backend=label, status="FAIL", reason=reason, fix=fix, checks=[])
+def _failed(name: str, reason: str, fix: str = "check the device's driver and libraries") -> Report:
+    return Report(backend=name, status="FAIL", reason=reason, fix=fix, checks=[])
 
 
-def probe(spec: ProbeSpec) -> Probed:
-    """The report of the device number `spec.variant` behind a backend."""
-    from ...backends import backend_class
-
-    try:
-        variants = backend_class(spec.name).variants()
-    except UserError as error:
-        return Probed(report=_failed(spec.name, str(error), "repair or uninstall the package"), count=1)
-    if spec.variant >= len(variants):
-        return Probed(report=None, count=len(variants))
-    label, (availability, options) = list(variants.items())[spec.variant]
-    if availability.ok:
-        report = _tested(spec.name, label, {spec.name: options} if options else None, availability)
-    else:
-        report = Report(backend=label, status="absent", reason=availability.reason, fix=availability.fix, checks=[])
-    return Probed(report=report, count=len(variants))
-
-
-def _tested(name: str, label: str, options: dict[str, Any] | None, availability: Availability) -> Report:
-    """Opens the device and runs its self-test."""
-    from ...backends import get_backend
+def probe(spec: ProbeSpec) -> Report:
+    """The report of a backend: opened and tested by its self-test, if it can run here."""
+    from ...backends import backend_class, get_backend
     from ...backends.selftest import self_test
 
+    name = spec.name
     try:
-        backend = get_backend(name, options)
+        availability = backend_class(name).probe()
+    except UserError as error:
+        return _failed(name, str(error), "repair or uninstall the package")
+    reason, fix = availability.reason, availability.fix
+    if not availability.ok:
+        return Report(backend=name, status="absent", reason=reason, fix=fix, checks=[])
+    try:
+        backend = get_backend(name)
         checks = self_test(backend)
         return Report(
-            backend=label,
+            backend=name,
             status="PASS" if all(check.ok for check in checks) else "FAIL",
-            reason=availability.reason,
-            fix=availability.fix,
+            reason=reason,
+            fix=fix,
             checks=[Checked.of(check) for check in checks],
             device=Device.of(backend.info()),
             bfloat16=Policy.of(backend.cast_policy("bfloat16")),
@@ -154,7 +119,7 @@ def _tested(name: str, label: str, options: dict[str, Any] | None, availability:
             },
         )
     except (RuntimeError, UserError) as error:
-        return _failed(label, f"the self-test failed: {error_line(error)}")
+        return _failed(name, f"the self-test failed: {error_line(error)}")
 
 
 if __name__ == "__main__":

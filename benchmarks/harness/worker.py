@@ -166,7 +166,7 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     from .workloads import WORKLOAD_CLASSES, BaselineForward, TrainedEncoder
 
     # Cached features have no layout: the device's last, which pads least, makes them.
-    layout = opened.backend.layouts[-1] if target.layout == CACHED else target.layout
+    layout = opened.backend.traits.layouts[-1] if target.layout == CACHED else target.layout
     batches = make_batches(opened.texts, target.batch_size, layout, options.max_length, options.static_shapes)
     hidden = opened.encoder.weights.config.hidden_size
     head = ClassificationHead(hidden, options.mlp_hidden_size, opened.texts.num_labels, options.seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import UserError
 from ...albert_core.runs.files import make_folders, sweep, write_json
-from ...backends import device_label
+from ...backends import backend_traits
 from ...kernels.words import count
 from ..harness import environment
 from ..harness.document import Interval, Measured, Memory, Part, Peaks, Shape, Sweep, Timed, Work
@@ -293,18 +293,18 @@ def compare(targets: Sequence[Target], seed: int) -> list[Comparison]:
     ]
 
 
-def emulation_notes(backends: Iterable[str]) -> list[str]:
-    """What must be said of every figure of these emulated backends."""
+def backend_notes(backends: Iterable[str]) -> list[str]:
+    """What must be said of every figure of these backends: of those that only emulate a device."""
     return [
-        f"{device_label(name, True)}: every time and rate is the emulation's on this host, never a card's; there is no "
-        "share of a card's peak"
+        f"{name}: every time and rate is the host's, never a card's; there is no share of a card's peak"
         for name in dict.fromkeys(backends)
+        if backend_traits(name).emulated
     ]
 
 
 def _notes(plan: Plan) -> list[str]:
     options = plan.options
-    notes = [*emulation_notes(spec.backend for spec in plan.targets if spec.emulated), *plan.skipped]
+    notes = [*backend_notes(spec.backend for spec in plan.targets), *plan.skipped]
     if options.vs:
         notes.append(
             f"everyone runs the same {count(options.texts or 0, 'text')}, each in its own shape"

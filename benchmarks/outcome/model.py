@@ -127,8 +127,8 @@ class _Target(Part):
 
     @property
     def name(self) -> str:
-        """The label as every table shows it: a device that is only emulated is called so."""
-        return emulated_name(self.label, self.backend) if self.emulated else self.label
+        """The label as every table shows it."""
+        return self.label
 
 
 class MeasuredTarget(_Target):
@@ -319,8 +319,3 @@ class Bench(Measurement):
 
 def _is_time(value: float) -> bool:
     return math.isfinite(value) and value > 0
-
-
-def emulated_name(label: str, backend: str) -> str:
-    """A label that says so, and once: ``tt (emulated) forward packed x8``."""
-    return label if "(emulated)" in label else label.replace(backend, f"{backend} (emulated)", 1)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ..harness.document import Part, Positive, Sha256
-from .model import Count, emulated_name
+from .model import Count
 
 PARITY: Literal["isotrain.parity/2"] = "isotrain.parity/2"
 # A value that is not finite is null.
@@ -60,7 +60,7 @@ class Ran(Part):
 
     @property
     def name(self) -> str:
-        return emulated_name(self.label, self.backend) if self.emulated else self.label
+        return self.label
 
     @property
     def trace(self) -> Series:

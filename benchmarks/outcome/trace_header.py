@@ -30,7 +30,6 @@ class PromisedBudget(Part):
     draws: bool
     head_dtype: str = "float32"
     compute: str = ""
-    emulated: bool = False
 
     @property
     def budget(self) -> ErrorBudget:

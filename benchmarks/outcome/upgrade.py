@@ -1,9 +1,14 @@
-"""Results and traces of schema 1 as those of schema 2, which names some fields otherwise. Numbers stay as they are."""
+"""Earlier results and traces as those of today, which name some fields and one backend otherwise.
+
+Numbers stay as they are.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+
+from ...backends import renamed
 
 _OLD = re.compile(r"isotrain\.(bench|end-to-end|parity|trace)/1")
 _LAYER = re.compile(r"repetition (\d+)( alone)?")
@@ -22,7 +27,8 @@ _KEYS = {
 
 
 def upgraded(document: Any) -> Any:
-    """`document` in the newest schema; anything but a result or a trace of schema 1 is given back as it is."""
+    """`document` in the newest schema and with today's names of backends; anything else is given back as it is."""
+    document = renamed(document)
     schema = document.get("schema") if isinstance(document, dict) else None
     old = _OLD.fullmatch(schema) if isinstance(schema, str) else None
     return {**_renamed(document), "schema": f"isotrain.{old[1]}/2"} if old else document

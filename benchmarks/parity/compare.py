@@ -125,8 +125,9 @@ def _notes(reference: Trace, candidates: Sequence[Trace | Missing]) -> list[str]
     if reference.header.random_weights:
         notes.append(f"random weights: {reference.header.model}; losses are compared, no accuracy means anything")
     traces = [one for one in candidates if isinstance(one, Trace)]
-    if any(one.header.emulated for one in traces):
-        notes.append("emulated: the arithmetic is a card's, the run was the host's")
+    names = [one.header.backend for one in traces if one.header.emulated]
+    if names:
+        notes.append(f"{', '.join(dict.fromkeys(names))}: the arithmetic is a card's, the run was the host's")
     notes += dict.fromkeys(note for one in traces for note in unjudged(reference, one))
     verdicts = [one for one in candidates if isinstance(one, Missing)]
     if verdicts:

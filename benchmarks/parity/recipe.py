@@ -25,7 +25,6 @@ DATA = (
 COMPUTED = (
     "backend",
     "use_tt",
-    "tt",
     "dtype",
     "head_dtype",
     "strict_dtype",
@@ -78,5 +77,6 @@ def recipe_of(config: TrainConfig, num_labels: int, total_steps: int) -> dict[st
 
     Steps and labels are those there are, whatever the configuration asked for.
     """
-    asked = config.model_dump(mode="json", exclude={*DATA, *COMPUTED, *KEPT})
+    left_out = {*DATA, *COMPUTED, *KEPT, *config.backend_options}
+    asked = {key: value for key, value in config.model_dump(mode="json").items() if key not in left_out}
     return asked | {"num_labels": num_labels, "max_steps": total_steps}

@@ -266,7 +266,7 @@ def _header(
     store = job.test_tokens
     return TraceHeader(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        label=f"{label} (emulated)" if info.emulated and "(emulated)" not in label else label,
+        label=label if job.backend.caveat in label else label + job.backend.on_caveat,
         backend=info.backend,
         device=info.name,
         emulated=info.emulated,

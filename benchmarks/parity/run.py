@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import UserError
-from ...albert_core.config.load import load_config
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import make_folders, refuse_links
-from ...backends import ErrorBudget, device_label, foresee_backend
+from ...backends import ErrorBudget, options_section
 from ..harness.answer import read_answer
 from ..harness.document import Refused
 from ..harness.runner import Ended, how, run_process, said
@@ -92,7 +91,7 @@ def record_error_budget(reference: Trace, error_budget: ErrorBudget, time_limit:
     refuse_links(reference.folder)
     jobs = [
         Job(label=f"error budget {error_budget.label}", sets=list(sets), out=str(folder / f"draw-{draw}"))
-        for draw, sets in enumerate(error_budget.settings(DRAWS))
+        for draw, sets in enumerate(draw_settings(error_budget))
         if not (folder / f"draw-{draw}").exists()
     ]
     if not jobs:
@@ -103,6 +102,17 @@ def record_error_budget(reference: Trace, error_budget: ErrorBudget, time_limit:
     error = _run(spec, sys.executable, folder, f"error budget {error_budget.label}", time_limit, tell)
     if error:
         raise UserError(f"the error budget {error_budget.label} can't be recorded: {error}")
+
+
+def draw_settings(error_budget: ErrorBudget) -> list[list[str]]:
+    """What a configuration is set to for each draw of `error_budget` (one, where another would be the same)."""
+    common = [f"dtype={error_budget.dtype}", f"strict_dtype={str(error_budget.narrow).lower()}"]
+    common += [f"head_dtype={error_budget.head_dtype}", "kernel=auto", "layout=auto"]
+    section = options_section(error_budget.backend)
+    common += [f"{section}.{key}={value}" for key, value in error_budget.options.items()]
+    backend = error_budget.backend
+    names = [f"{backend}:{draw}" for draw in range(DRAWS)] if error_budget.draws else [backend]
+    return [[f"backend={name}", *common] for name in names]
 
 
 def write_config(trace: Trace, path: Path) -> None:
@@ -129,24 +139,13 @@ def _recorded(
         result=_answer_of(folder),
     )
     python = (comparison.pythons or {}).get(side.base, sys.executable)
-    label = _foreseen_label(comparison, side)
-    error = _run(spec, python, folder, " ".join((label, *more)), comparison.time_limit, tell)
+    error = _run(spec, python, folder, " ".join((side.label, *more)), comparison.time_limit, tell)
     try:
         if error:
             raise UserError(error)
         return read_trace(folder)
     except UserError as reason:
-        return Missing(label, str(reason))
-
-
-def _foreseen_label(comparison: Comparison, side: Side) -> str:
-    """The side's label, with the word "emulated" where that is what would have run."""
-    config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
-    try:
-        emulated = foresee_backend(side.backend, config.backend_options).emulated
-    except UserError:
-        emulated = False
-    return device_label(side.label, emulated)
+        return Missing(side.label, str(reason))
 
 
 def _answer_of(folder: Path) -> str:

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from ...albert_core.terminal.console import new_console
 from ...albert_core.terminal.text import duration, figure
-from ...backends import device_label
 from ...kernels.words import count
 from ..harness.document import Peaks
 from ..harness.plan import Plan
@@ -98,10 +97,9 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _device(target: MeasuredTarget) -> str:
-    """A target's backend, device and threads; an emulated device's name has the backend's in it."""
+    """A target's backend, device and threads."""
     threads = count(target.processes[0].environment.threads.intra_op, "thread")
-    name = target.device.name
-    return f"{name} ({threads})" if target.emulated else f"{target.backend} ({name}, {threads})"
+    return f"{target.backend} ({target.device.name}, {threads})"
 
 
 def title(result: Bench) -> list[str]:
@@ -135,7 +133,7 @@ def banners(result: Bench) -> list[str]:
     if not result.valid and any(not target.valid for target in result.measured):
         lines.append("INVALID: figures marked so must not be used; the reasons are below")
     measured = result.measured
-    emulated = dict.fromkeys(device_label(target.backend, True) for target in measured if target.emulated)
+    emulated = dict.fromkeys(target.backend for target in measured if target.emulated)
     if emulated:
         lines.append(
             f"EMULATED: {', '.join(emulated)} is arithmetic on this host; its times are the host's and say nothing "
@@ -280,7 +278,7 @@ def peak_line(backend: str, peaks: Peaks, *, emulated: bool) -> str:
             f"{figure(unit.tflops)} TFLOP/s"
         )
     )
-    whose = f"{device_label(backend, True)}: this host's" if emulated else backend
+    whose = f"{backend}: this host's" if emulated else backend
     contended = "; other work contended that, the true peak is higher" if peaks.contended else ""
     return (
         f"{whose} peak in {peaks.dtype}, measured in this run: {figure(peaks.matmul_tflops)} TFLOP/s, copy "
@@ -290,9 +288,7 @@ def peak_line(backend: str, peaks: Peaks, *, emulated: bool) -> str:
 
 def _energy_sources(result: Bench) -> list[str]:
     """Where joules come from, or why there are none, by backend."""
-    sources = dict.fromkeys(
-        (device_label(target.backend, target.emulated), target.energy.source) for target in result.measured
-    )
+    sources = dict.fromkeys((target.backend, target.energy.source) for target in result.measured)
     return [f"energy of {backend}: {source}" for backend, source in sources]
 
 

@@ -47,12 +47,10 @@ def print_end_to_end(result: EndToEnd, console: Console) -> None:
     known = result.processes[0] if result.processes else None
     random = known is not None and known.random_weights
     device = "unknown device" if known is None else known.device
-    # An emulated device's name has the backend's in it.
-    where = device if device.startswith(config.backend) else f"{config.backend} ({device})"
     console.print(
         Text(
             f"isotrain bench end_to_end: {count(config.epochs, 'epoch')} at batch {config.batch_size} with one "
-            f"evaluation each, {where}",
+            f"evaluation each, {config.backend} ({device})",
             style="bold",
         )
     )

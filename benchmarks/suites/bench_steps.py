@@ -19,19 +19,18 @@ from isotrain.benchmarks.suites.plugin import (
     MAX_LENGTH,
     NUM_LABELS,
     SEED,
-    label,
     opened_backends,
     usable_kernels,
 )
 
 BACKENDS = opened_backends()
 KERNELS = [
-    pytest.param(backend, kernel, id=f"{label(backend)}-{kernel}")
+    pytest.param(backend, kernel, id=f"{backend.name}-{kernel}")
     for backend in BACKENDS
     for kernel in usable_kernels(backend)
 ]
 STEPS = [
-    pytest.param(backend, step, id=f"{label(backend)}-{step}")
+    pytest.param(backend, step, id=f"{backend.name}-{step}")
     for backend in BACKENDS
     for step in ("train_step", "head_step", "full_step")
 ]
@@ -46,7 +45,7 @@ def make(encoder: LoadedEncoder, texts: Texts, dtype: str) -> Make:
 
     def build(backend: Backend, workload: str, kernel: str = "auto") -> Workload:
         policy = backend.cast_policy(dtype)
-        layout = "bucketed" if kernel == "transformers" else backend.layouts[-1]
+        layout = "bucketed" if kernel == "transformers" else backend.traits.layouts[-1]
         batches = make_batches(texts, BATCH_SIZE, layout, MAX_LENGTH)
         head = ClassificationHead(encoder.weights.config.hidden_size, 256, NUM_LABELS, SEED)
         runs: Any

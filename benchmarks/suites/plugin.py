@@ -28,10 +28,6 @@ def opened_backends() -> list[Backend]:
     return [get_backend(name) for name in list_backends() if backend_class(name).probe().ok]
 
 
-def label(backend: Backend) -> str:
-    return f"{backend.name} (emulated)" if backend.info().emulated else backend.name
-
-
 def usable_kernels(backend: Backend) -> list[str]:
     """The backend's kernels that can run here, and the module itself."""
     return [*(name for name, found in backend.kernels().items() if found.ok), "transformers"]

@@ -202,8 +202,9 @@ def bench(
     from ...benchmarks.reports.terminal import output_console, print_plan, print_result
 
     shown_as = stdout_format(shown_as, json_only)
+    told = _backend_options(sets or [])
     options = Options(
-        backends=tuple(backend or ("cpu",)),
+        backends=tuple(_resolved(name, told) for name in backend or ("cpu",)),
         model=model,
         workloads=tuple(workload or DEFAULT_WORKLOADS),
         layouts=tuple(layout or LAYOUTS),
@@ -217,7 +218,7 @@ def bench(
         tokenizer=tokenizer,
         texts=texts,
         seed=seed,
-        backend_options=_backend_options(sets or []),
+        backend_options=told,
     )
     whole = options.workloads == (END_TO_END,)
     if vs:
@@ -296,18 +297,25 @@ def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool
     _show(outcome, shown_as, print_end_to_end)
 
 
+def _resolved(name: str, told: dict[str, Any]) -> str:
+    """The backend that opens here as `--backend` names it."""
+    from ...backends import list_backends, resolve
+    from ...kernels.names import check_name
+
+    check_name("--backend", name.partition(":")[0], list_backends())
+    return resolve(name, told)
+
+
 def _backend_options(sets: list[str]) -> dict[str, Any]:
-    """The backends' sections of a configuration that `sets` make, those that it says something to."""
-    if not sets:
-        return {}
+    """What `sets` say to backends, as a configuration keeps it."""
     from ... import UserError
     from ...albert_core.config.load import load_config
+    from ...albert_core.config.schema import TrainConfig
 
-    allowed = load_config(None).config.backend_options
+    flat = {"lora", *TrainConfig.flat_keys()}
     for item in sets:
-        if item.partition("=")[0].strip().partition(".")[0] not in allowed:
+        if item.partition("=")[0].strip().partition(".")[0] in flat:
             raise UserError(
                 f"--set {item!r}: only a backend's own options are set here, such as tt.math_fidelity=hifi2"
             )
-    sections = load_config(None, sets).config.backend_options
-    return {name: options for name, options in sections.items() if any(item.strip().startswith(name) for item in sets)}
+    return load_config(None, sets).config.backend_options

@@ -56,9 +56,8 @@ def _show_values(values: dict[str, Any], sources: dict[str, str]) -> None:
 def _show_keys(json_output: bool) -> None:
     from ...albert_core.config.schema import TrainConfig
 
-    sections = TrainConfig.sections()
-    fields = {key: field for key, field in TrainConfig.model_fields.items() if key not in sections}
-    for name, section in sections.items():
+    fields = TrainConfig.flat_keys()
+    for name, section in TrainConfig.sections().items():
         fields |= {f"{name}.{key}": field for key, field in section.model_fields.items()}
     rows = [
         (key, _yaml(field.get_default(call_default_factory=True)), field.description or "")

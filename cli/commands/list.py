@@ -80,7 +80,8 @@ def _backends() -> Entries:
         "cpu": "this host",
         "cuda": "NVIDIA GPUs; cuda:1 is the second",
         "xla": "PJRT devices; PJRT_DEVICE chooses TPU or CUDA",
-        "tt": "a Tenstorrent card, or its numerics emulated on this host",
+        "tt": "a Tenstorrent card; without one, tt-emulated",
+        "tt-emulated": "a Tenstorrent card's numerics on this host",
         "ideal": "no device: a dtype's rounding and no other error, for parity",
     }
     return {name: known.get(name, "of an installed package") for name in list_backends()}
@@ -88,12 +89,12 @@ def _backends() -> Entries:
 
 def _kernels() -> Entries:
     from ... import UserError
-    from ...backends import foresee_backend, list_backends
+    from ...backends import backend_traits, list_backends
 
     found, later = {}, f"known once it is opened: `{command('doctor', '-v')}`"
     for name in list_backends():
         try:
-            kernels = foresee_backend(name).kernels
+            kernels = backend_traits(name).kernels
         except UserError as error:
             found[name] = str(error)
         else:

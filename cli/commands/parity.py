@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,17 +141,18 @@ def run(
     from ...benchmarks.parity.run import Comparison, run_parity
     from ...benchmarks.parity.sides import parse_side
 
+    pythons = _pythons(python or [])
     comparison = Comparison(
         config=config,
         reference=parse_side(reference),
-        candidates=tuple(parse_side(text) for text in candidate),
+        candidates=tuple(parse_side(text, pythons) for text in candidate),
         out=_folder(out, config),
         sets=tuple(sets or ()),
         steps=_step_limit(steps, seeds),
         seeds=seeds,
         margin=margin,
         time_limit=time_limit,
-        pythons=_pythons(python or []),
+        pythons=pythons,
     )
     _check(comparison)
     _check_html(html)
@@ -286,7 +286,7 @@ def _check(comparison: Comparison) -> None:
     from ... import UserError
     from ...albert_core.config.load import load_config
     from ...albert_core.loop.foresee import check_names
-    from ...backends import BackendUnavailableError, foresee_backend
+    from ...backends import backend_traits
     from ...benchmarks.harness.plan import check_range
     from ...benchmarks.parity.seeds import LEAST_SEEDS
 
@@ -299,9 +299,7 @@ def _check(comparison: Comparison) -> None:
     for side in (comparison.reference, *comparison.candidates):
         config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
         check_names(config)
-        with suppress(BackendUnavailableError):
-            foreseen = foresee_backend(side.backend, config.backend_options)
-            foreseen.check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend, ("transformers",))
+        backend_traits(side.backend).check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend)
     if load_config(comparison.config, [*comparison.sets, *comparison.reference.sets]).config.dtype != "float64":
         raise UserError(f"--reference {comparison.reference.label}: only float64 judges; write cpu:float64")
     known = {side.base for side in (comparison.reference, *comparison.candidates)}
@@ -318,14 +316,13 @@ def _absence(comparison: Comparison, side: Side) -> UserError | None:
     """Why the side's backend can't run here; None where it can, and where an interpreter of its own will say."""
     from ... import UserError
     from ...albert_core.config.load import load_config
-    from ...backends import check_available, foresee_backend
+    from ...backends import check_available
 
     if side.base in (comparison.pythons or {}):
         return None
     config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
     try:
-        check_available(side.base)
-        foresee_backend(side.backend, config.backend_options)
+        check_available(config.backend_name)
     except UserError as error:
         return error
     return None

@@ -129,7 +129,7 @@ def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
     sweep(out.absolute().parent)
     done = 0
     with (
-        answer_file(out, inputs, predictor.backend.info().emulated_label) as answers,
+        answer_file(out, inputs, predictor.backend.caveat) as answers,
         reporter_for_terminal() as reporter,
     ):
         advance = reporter.phase("predictions")

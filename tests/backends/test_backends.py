@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.backends import (
     Availability,
@@ -27,15 +28,17 @@ from isotrain.backends import (
     get_backend,
     list_backends,
     registry,
+    resolve,
 )
 from isotrain.backends.cpu import CpuBackend
 from isotrain.backends.selftest import self_test
+from pydantic import BaseModel, ConfigDict, Field
 from support.awkward import with_nan
 
 pytestmark = pytest.mark.core
 
 
-def test_the_four_targets_are_known_and_cpu_opens() -> None:
+def test_the_targets_are_known_and_cpu_opens() -> None:
     assert list_backends()[:4] == ["cpu", "cuda", "xla", "tt"]
     assert get_backend("cpu").device == torch.device("cpu")
 
@@ -52,7 +55,7 @@ def test_a_wrong_name_says_what_exists(name: str, expected: str) -> None:
 @pytest.mark.parametrize("name", list_backends())
 def test_an_unavailable_backend_says_why_and_how_to_fix_it(name: str) -> None:
     availability = backend_class(name).probe()
-    if availability.ok:
+    if availability.ok or resolve(name) != name:
         assert get_backend(name).info().name
         return
     assert availability.reason
@@ -220,6 +223,68 @@ def test_an_installed_package_adds_a_backend(installed: list[EntryPoint], monkey
     backend = get_backend("other")
     assert isinstance(backend, OtherBackend)
     assert all(check.ok for check in self_test(backend))
+
+
+class NpuOptions(BaseModel):
+    """What a package's own device takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    precision: Literal["low", "high"] = "low"
+    streams: int = Field(2, ge=1)
+
+
+class Npu(OtherBackend):
+    """One with options; the registry's tests alone open it."""
+
+    name = "npu"
+    Options = NpuOptions
+
+
+@pytest.fixture
+def npu(installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    installed.append(EntryPoint("npu", "whatever:Npu", registry.ENTRY_POINT_GROUP))
+    monkeypatch.setattr(EntryPoint, "load", lambda _: Npu)
+
+
+@pytest.mark.usefixtures("npu")
+def test_an_installed_backend_has_its_own_section_of_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("backend: npu\nnpu:\n  streams: 3\n")
+    resolved = load_config(file, ["npu.precision=high"])
+    assert resolved.config.backend_options == {"npu": {"precision": "high", "streams": 3}}
+    assert resolved.sources["npu"] == "--set"
+    opened = get_backend(resolved.config.backend_name, resolved.config.backend_options)
+    assert opened.options == NpuOptions(precision="high", streams=3)
+    assert get_backend("npu").options == NpuOptions()
+    file.write_text(resolved.to_yaml())
+    assert load_config(file).config == resolved.config
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("npu.precision=middle", r"npu.precision: 'middle' is not allowed.*'low' or 'high' \(--set\)"),
+        ("npu.streams=0", r"npu.streams: 0 is not allowed.*\(--set\)"),
+        ("npu.streams=few", "npu.streams: 'few' is no whole number"),
+        ("npu.precison=high", "unknown key 'npu.precison'.*did you mean 'npu.precision'"),
+        ("npu=5", "npu is '5', and it is a section"),
+        ("cpu.precision=high", "unknown key 'cpu.precision'.*backend cpu takes no options"),
+        ("tt-emulated.arch=wormhole", r"unknown key 'tt-emulated.arch'.*takes those of tt, as tt\.KEY"),
+    ],
+)
+@pytest.mark.usefixtures("npu")
+def test_wrong_options_of_an_installed_backend_end_in_one_line(setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(None, [setting])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("npu")
+def test_a_wrong_option_in_a_file_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("seed: 3\nnpu:\n  precision: middle\n")
+    with pytest.raises(UserError, match=r"npu\.precision: 'middle' is not allowed.*job\.yaml:3"):
+        load_config(tmp_path / "job.yaml")
 
 
 def test_a_broken_package_is_named(installed: list[EntryPoint]) -> None:

@@ -74,6 +74,6 @@ def test_nvml_counts_millijoules_of_the_board(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_backend_has_joules_or_a_reason() -> None:
-    for backend in (get_backend("cpu"), get_backend("tt", {"tt": {"device": "emulated"}})):
+    for backend in (get_backend("cpu"), get_backend("tt-emulated")):
         energy = backend.energy()
         assert (energy.joules is None) == energy.source.startswith("unavailable: ")

@@ -7,6 +7,8 @@ from isotrain import UserError
 from isotrain.backends import CastPolicy, ErrorBudget, get_backend
 from isotrain.backends.selftest import self_test
 from isotrain.backends.tt.options import TtOptions
+from isotrain.benchmarks.parity.run import draw_settings
+from isotrain.benchmarks.parity.trace import DRAWS
 
 
 def test_it_passes_the_self_test() -> None:
@@ -26,21 +28,19 @@ def test_what_is_computed_follows_from_what_was_asked_not_from_the_host() -> Non
 def test_error_budgets_name_the_arithmetic_and_nothing_of_the_device() -> None:
     cpu = get_backend("cpu")
     assert cpu.error_budget(cpu.cast_policy("bfloat16", strict=True)).label == "ideal bfloat16"
-    assert "strict_dtype=true" in cpu.error_budget(cpu.cast_policy("bfloat16", strict=True)).settings(1)[0]
+    assert "strict_dtype=true" in draw_settings(cpu.error_budget(cpu.cast_policy("bfloat16", strict=True)))[0]
     in_float32 = CastPolicy("bfloat16", "bfloat16", "float32", "float32", "no units")
     assert cpu.error_budget(in_float32).label == "ideal bfloat16 (computed in float32)"
-    assert "strict_dtype=false" in cpu.error_budget(in_float32).settings(1)[0]
-    tt = get_backend("tt", {"tt": {"device": "emulated", "math_fidelity": "hifi2", "emulation": "exact"}})
+    assert "strict_dtype=false" in draw_settings(cpu.error_budget(in_float32))[0]
+    tt = get_backend("tt-emulated", {"tt": {"math_fidelity": "hifi2", "emulation": "exact"}})
     found = tt.error_budget(tt.cast_policy("bfloat16"))
-    assert found.label == "tt (emulated) bfloat16 (math_fidelity hifi2)"
+    assert found.label == "tt-emulated bfloat16 (math_fidelity hifi2)"
     assert TtOptions.model_validate(dict(found.options)).emulation == "fast"
 
 
 def test_each_draw_is_a_run_of_its_own_unless_another_would_be_the_same() -> None:
-    assert [sets[0] for sets in ErrorBudget("ideal", "float32").settings(3)] == [
-        "backend=ideal:0",
-        "backend=ideal:1",
-        "backend=ideal:2",
-    ]
-    (only,) = ErrorBudget("tt", "bfloat16", {"math_fidelity": "lofi"}, draws=False, head_dtype="bfloat16").settings(3)
-    assert {"backend=tt", "tt.math_fidelity=lofi", "head_dtype=bfloat16"} <= set(only)
+    names = [f"backend=ideal:{draw}" for draw in range(DRAWS)]
+    assert [sets[0] for sets in draw_settings(ErrorBudget("ideal", "float32"))] == names
+    lofi = ErrorBudget("tt-emulated", "bfloat16", {"math_fidelity": "lofi"}, draws=False, head_dtype="bfloat16")
+    (only,) = draw_settings(lofi)
+    assert {"backend=tt-emulated", "tt.math_fidelity=lofi", "head_dtype=bfloat16"} <= set(only)

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.config.load import load_config
-from isotrain.backends import BackendUnavailableError, Foreseen, backend_class, foresee_backend, get_backend
+from isotrain.backends import (
+    BackendUnavailableError,
+    backend_class,
+    backend_traits,
+    get_backend,
+    list_backends,
+    resolve,
+)
 from isotrain.backends.tt import card as tt
 
 
@@ -46,7 +53,7 @@ def test_what_is_missing_is_told_apart(machine: Any, plugin: bool, cards: int, r
     assert reason in found.reason
     assert fix in found.fix
     with pytest.raises(BackendUnavailableError, match=r"tt\.device: hardware can't run here"):
-        backend_class("tt").open(options={"device": "hardware"})
+        get_backend("tt", {"tt": {"device": "hardware"}})
 
 
 def test_a_card_with_its_plugin_is_found(machine: Any) -> None:
@@ -57,36 +64,57 @@ def test_a_card_with_its_plugin_is_found(machine: Any) -> None:
     assert backend_class("tt").probe() == found
 
 
-def test_doctor_lists_the_card_and_its_emulation() -> None:
-    assert list(backend_class("tt").variants()) == ["tt", "tt (emulated)"]
-    assert list(backend_class("cpu").variants()) == ["cpu"]
+def test_the_card_and_its_emulation_are_two_backends() -> None:
+    assert list_backends()[:6] == ["cpu", "cuda", "xla", "tt", "tt-emulated", "ideal"]
+    assert backend_traits("tt-emulated").emulated
+    assert not any(backend_traits(name).emulated for name in list_backends() if name != "tt-emulated")
 
 
-def test_what_is_foreseen_is_what_is_opened(machine: Any) -> None:
+def test_tt_opens_a_card_or_its_emulation_and_says_which(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
     machine(True, 0)
-    for name in ("cpu", "cuda", "xla"):
-        opened = backend_class(name)
-        foreseen = Foreseen(opened.layouts, kernels=opened.kernel_names)
-        assert foresee_backend(name) == foresee_backend(f"{name}:0") == foreseen
-    for name in ("cpu", "ideal"):
-        assert list(foresee_backend(name).kernels) == list(get_backend(name).kernels())
-    emulated = get_backend("tt")
-    kernels = tuple(emulated.kernels())
-    assert foresee_backend("tt") == Foreseen(emulated.layouts, emulated.info().emulated, kernels)
-    assert foresee_backend("tt").emulated
+    tt._warn_emulated.cache_clear()
+    assert [resolve("tt"), resolve("tt:0")] == ["tt-emulated", "tt-emulated:0"]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("backend tt is tt-emulated here")
+    assert "there is no Tenstorrent card" in said
+    opened = get_backend("tt")
+    assert (opened.name, opened.info().backend, opened.info().emulated) == ("tt-emulated", "tt-emulated", True)
+    assert opened.caveat == "tt-emulated"
     machine(True, 1)
-    assert foresee_backend("tt") == Foreseen(("padded", "bucketed"), False, ("portable",))
-    assert foresee_backend("tt", {"tt": {"device": "emulated"}}).emulated
+    assert resolve("tt") == "tt"
+    assert resolve("tt", {"tt": {"device": "emulated"}}) == resolve("tt-emulated") == "tt-emulated"
     machine(False, 1)
     with pytest.raises(BackendUnavailableError, match=r"tt\.device: hardware can't run here"):
-        foresee_backend("tt", {"tt": {"device": "hardware"}})
+        resolve("tt", {"tt": {"device": "hardware"}})
+    with pytest.raises(UserError, match=r"tt-emulated and tt\.device: hardware contradict"):
+        get_backend("tt-emulated", {"tt": {"device": "hardware"}})
+    assert len(caplog.records) == 1, "it is said once in a process"
 
 
-def test_foreseeing_a_built_in_backend_imports_no_torch() -> None:
+def test_a_configuration_is_of_the_backend_that_opens(machine: Any) -> None:
+    machine(False, 0)
+    for settings in (["backend=tt"], ["use_tt=true"], ["use_tt=true", "backend=tt-emulated"]):
+        resolved = load_config(None, settings)
+        assert resolved.config.backend_name == "tt-emulated"
+        kept = resolved.of_run().config
+        assert kept.backend == kept.backend_name == "tt-emulated", "a resume stays on it, with a card or without"
+    assert load_config(None).of_run().config.backend is None
+
+
+def test_traits_are_those_of_the_class_and_what_it_opens() -> None:
+    for name in list_backends():
+        assert backend_traits(name) == backend_traits(f"{name}:0") == backend_class(name).traits
+        if backend_class(name).probe().ok:
+            assert list(backend_traits(name).kernels) == list(get_backend(name).kernels())
+
+
+def test_traits_and_options_of_a_built_in_backend_import_no_torch() -> None:
     code = (
         "import sys\n"
-        "from isotrain.backends import foresee_backend\n"
-        "for name in ('cpu', 'cuda', 'xla', 'tt'): foresee_backend(name)\n"
+        "from isotrain.albert_core.config.load import load_config\n"
+        "from isotrain.backends import backend_traits, list_backends\n"
+        "for name in list_backends(): backend_traits(name)\n"
+        "load_config(None, ['tt.arch=blackhole', 'backend=tt']).config.backend_name\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
@@ -103,9 +131,10 @@ def test_the_section_is_read_from_a_file_and_overridden_key_by_key(tmp_path: Pat
     file = tmp_path / "job.yaml"
     file.write_text("backend: tt\ntt:\n  arch: blackhole\n  math_fidelity: hifi2\n  weight_dtype: bfp_bf8\n")
     config = load_config(file, ["tt.math_fidelity=hifi3", "tt.fp32_dest_acc_en=false"]).config
-    assert (config.tt.arch, config.tt.math_fidelity, config.tt.weight_dtype) == ("blackhole", "hifi3", "bfp_bf8")
-    assert not config.tt.fp32_dest_acc_en
-    assert config.tt.device == "auto"
+    told = config.backend_options["tt"]
+    assert (told["arch"], told["math_fidelity"], told["weight_dtype"]) == ("blackhole", "hifi3", "bfp_bf8")
+    assert not told["fp32_dest_acc_en"]
+    assert told["device"] == "auto"
     written = tmp_path / "again.yaml"
     written.write_text(load_config(file, ["tt.math_fidelity=hifi3", "tt.fp32_dest_acc_en=false"]).to_yaml())
     assert load_config(written).config == config
@@ -136,4 +165,4 @@ def test_wrong_options_end_in_one_line(setting: str, message: str) -> None:
 
 def test_a_wrong_option_of_a_library_call_is_one_line_too() -> None:
     with pytest.raises(UserError, match=r"tt.arch is 'grayskull'.*'blackhole'"):
-        backend_class("tt").open(options={"arch": "grayskull"})
+        get_backend("tt", {"tt": {"arch": "grayskull"}})

@@ -163,7 +163,7 @@ def make_bench_result() -> dict[str, Any]:
     """A result of six targets: the first is invalid, the last ran on an emulated card and has no place under a roof."""
     workloads, layouts = ("forward", "train_step"), ("padded", "packed", "bucketed")
     plan = make_plan(Options(workloads=workloads, layouts=layouts, processes=3, blocks=3))
-    emulated = {"backend": "tt", "device": "tt:0", "name": "tt (emulated): wormhole arithmetic", "emulated": True}
+    emulated = {"backend": "tt", "device": "tt:0", "name": "tt-emulated: wormhole arithmetic", "emulated": True}
     changes: dict[int, dict[str, Any]] = {
         index: {"step_seconds": tuple(0.1 * (index + 1) * factor for factor in (0.95, 1.0, 1.05))} for index in range(6)
     }

@@ -239,7 +239,7 @@ def test_an_emulated_devices_run_is_called_so_in_every_format(data: Path, monkey
     monkeypatch.setattr(end_to_end, "_import_torch", lambda *_: 2**28)
     for shown_as in ("json", "csv", "markdown"):
         arguments = f"--workload end_to_end --backend tt --dataset {data} --quick --format {shown_as}"
-        assert "isotrain train on tt (emulated)" in CliRunner().invoke(app, arguments.split()).stdout
+        assert "isotrain train on tt-emulated" in CliRunner().invoke(app, arguments.split()).stdout
 
 
 @pytest.mark.parametrize("after_one", [True, False])

@@ -21,10 +21,11 @@ from support.results import end_to_end, end_to_end_side, whole_process
 def result(all_runs: Callable[..., Any]) -> Bench:
     """A valid target, an invalid one and, on an emulated card, one that nobody ran."""
     plan = make_plan(Options(workloads=("forward",), processes=3, blocks=3))
-    device = {"backend": "tt", "device": "cpu", "name": "tt (emulated)", "emulated": True}
+    device = {"backend": "tt-emulated", "device": "cpu", "name": "wormhole emulated", "emulated": True}
     runs = all_runs(plan, {1: {"reasons": ["a|b"]}, 2: {"device": device}})
     document = build_result(plan, runs, describe()).document()
-    document["targets"][2].update(backend="tt", label="tt forward packed auto x8", emulated=True, share_of_peak=None)
+    named = {"backend": "tt-emulated", "label": "tt-emulated forward packed auto x8"}
+    document["targets"][2].update(**named, emulated=True, share_of_peak=None)
     return Bench.model_validate(document)
 
 
@@ -38,7 +39,7 @@ def test_the_csv_has_every_figure_with_all_its_digits(result: Bench) -> None:
     assert sound["joules_per_sample_median"] == ""
     assert float(sound["seconds_first_step"]) == 0.25
     assert (sound["valid"], invalid["valid"], invalid["reasons"]) == ("True", "False", "a|b (process 1, 2, 3)")
-    assert emulated["target"].startswith("tt (emulated)")
+    assert emulated["target"].startswith("tt-emulated")
     assert emulated["roofline_bound"] == ""
     assert sound["random_weights"] == "True"
 

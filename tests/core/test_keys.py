@@ -405,7 +405,7 @@ def test_framework(configure: Configure) -> None:
 
 def test_use_tt(run: Run) -> None:
     result = run(use_tt=True, max_steps=2)
-    assert json.loads(result.run.summary.read_text())["backend"] == "tt"
+    assert json.loads(result.run.summary.read_text())["backend"] == "tt-emulated"
 
 
 def test_every_key_of_the_experiment_is_tested_here() -> None:

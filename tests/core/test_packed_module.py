@@ -17,7 +17,7 @@ from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.model.packed_module import packed_states, take_packed
 from isotrain.albert_core.model.whole import checkpoint_activations
-from isotrain.backends import backend_class, get_backend
+from isotrain.backends import backend_traits, get_backend
 from isotrain.kernels.packed import PackedBatch
 from safetensors.torch import load_file
 from support.small_job import losses
@@ -170,8 +170,8 @@ def test_losses_are_those_of_bucketed_batches(run: Run, reading: dict[str, Any],
 
 def test_the_layout_left_open_is_the_devices_own(run: Run) -> None:
     assert "packed layout" in (run(**CLASSES | {"max_steps": 1}).run.path / "train.log").read_text()
-    assert backend_class("cpu").whole_model_layout == "packed"
-    assert backend_class("cuda").whole_model_layout == backend_class("xla").whole_model_layout == "bucketed"
+    assert backend_traits("cpu").whole_model_layout == "packed"
+    assert backend_traits("cuda").whole_model_layout == backend_traits("xla").whole_model_layout == "bucketed"
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])

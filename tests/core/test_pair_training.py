@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,12 @@ def test_metrics_are_scikit_learns_of_the_predictions(run: Run, pair_data: str, 
     assert result.metrics["eval/f1_macro"] == pytest.approx(f1_score(data.labels, predicted, average="macro"))
 
 
-def test_many_predictions_at_once_are_those_of_one_at_a_time(run: Run, pair_data: str) -> None:
+def test_many_predictions_at_once_are_those_of_one_at_a_time(
+    run: Run, pair_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor = load_predictor(run(dataset_id=pair_data, freeze_encoder=False, learning_rate=1e-3).run)
     data = open_job(predictor.config).dataset.train
-    predictor.backend.feature_batch_tokens = 64
+    monkeypatch.setattr(predictor.backend, "traits", replace(predictor.backend.traits, feature_batch_tokens=64))
     together = predictor.predict(data.texts, data.pairs)
     for row in (0, 20, 63):
         assert data.pairs is not None

@@ -25,13 +25,13 @@ def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest
         "features train: 400 of 1,000, about 60 s left",
     ]
     caplog.clear()
-    reporter.start(100, 300, "random:tiny (random weights) on tt (emulated)")
+    reporter.start(100, 300, "random:tiny (random weights) on tt-emulated")
     for step in range(101, 151):
         clock[0] += 10**9
         reporter.update(step, {"train/loss": 0.5, "samples_per_second": 8.0})
     assert [record.getMessage() for record in caplog.records] == [
-        "step 120 of 300: loss 0.5000, 8 samples/s, about 180 s left (random:tiny (random weights) on tt (emulated))",
-        "step 140 of 300: loss 0.5000, 8 samples/s, about 160 s left (random:tiny (random weights) on tt (emulated))",
+        "step 120 of 300: loss 0.5000, 8 samples/s, about 180 s left (random:tiny (random weights) on tt-emulated)",
+        "step 140 of 300: loss 0.5000, 8 samples/s, about 160 s left (random:tiny (random weights) on tt-emulated)",
     ]
 
 
@@ -52,7 +52,7 @@ def step_values(loss: float) -> dict[str, float]:
 def test_the_live_view_shows_progress_losses_and_speed() -> None:
     reporter = LiveReporter()
     reporter.phase("tokenise train")(500, 1000)
-    reporter.start(3, 40, "random:tiny (random weights) on tt (emulated)")
+    reporter.start(3, 40, "random:tiny (random weights) on tt-emulated")
     for step, loss in ((4, 4.0), (5, 3.0), (6, 2.0)):
         reporter.update(step, step_values(loss))
     reporter.update(14, {"epoch": 1, "eval/loss": 1.0, "eval/accuracy": 0.1, "eval_seconds": 0.1})
@@ -61,7 +61,7 @@ def test_the_live_view_shows_progress_losses_and_speed() -> None:
     assert "500/1000" in lines[0]
     assert "14/40" in lines[1]
     assert "ETA" in lines[1]
-    assert lines[2] == "random:tiny (random weights) on tt (emulated)"
+    assert lines[2] == "random:tiny (random weights) on tt-emulated"
     # Weights 0.81, 0.9 and 1 of the three losses.
     assert lines[3] == f"loss 2.0000  smoothed {(0.81 * 4 + 0.9 * 3 + 2) / 2.71:.4f}  █▅▁"
     assert lines[4] == "4,321 samples/s  learning rate 1.00e-03"

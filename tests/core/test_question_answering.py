@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,11 @@ def test_only_a_trained_encoder_has_dropout(configure: Configure, reading: dict[
 
 @pytest.mark.parametrize("freeze_encoder", [False, True])
 def test_new_questions_get_the_answers_of_the_evaluation(
-    run: Run, reading: dict[str, Any], freeze_encoder: bool
+    run: Run, reading: dict[str, Any], freeze_encoder: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run(**reading | {"freeze_encoder": freeze_encoder})
     predictor = load_predictor(result.run)
-    predictor.backend.feature_batch_tokens = 128
+    monkeypatch.setattr(predictor.backend, "traits", replace(predictor.backend.traits, feature_batch_tokens=128))
     split = open_job(predictor.config).dataset.test
     found = predictor.predict(split.questions, split.contexts)
     assert {name: item.text for name, item in zip(split.ids, found, strict=True)} == json.loads(

@@ -194,7 +194,7 @@ def test_the_mode_follows_the_metric_unless_it_is_set() -> None:
     assert mode("checkpoint_metric=eval/loss", "checkpoint_metric_mode=max") == "max"
 
 
-@pytest.mark.parametrize(("backend", "then"), [("tt", "cpu"), ("cpu", "tt")])
+@pytest.mark.parametrize(("backend", "then"), [("tt", "cpu"), ("cpu", "tt-emulated")])
 def test_a_backend_of_the_command_line_sets_no_other_key(tmp_path: Path, backend: str, then: str) -> None:
     (tmp_path / "config.yaml").write_text(load_config("quickstart", options={"backend": backend}).to_yaml())
     again = load_config(tmp_path / "config.yaml", [f"backend={then}"])

@@ -15,7 +15,7 @@ from isotrain.albert_core.features.compute import grid_groups
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_length
-from isotrain.backends import ShapeGrid, registry
+from isotrain.backends import ShapeGrid, Traits, registry
 from isotrain.backends.cpu import CpuBackend
 from support.small_job import losses
 
@@ -28,7 +28,7 @@ class StaticBackend(CpuBackend):
     """A host that takes batches of `GRID` alone."""
 
     name = "static"
-    layouts = ("padded", "bucketed")
+    traits = Traits(layouts=("padded", "bucketed"))
 
     @property
     def static_shapes(self) -> ShapeGrid | None:

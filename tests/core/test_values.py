@@ -168,7 +168,8 @@ def test_sections_are_set_whole_or_by_key(tmp_path: Path) -> None:
     file = write(tmp_path, "freeze_encoder: no\nlora:\n  rank: 04\n  targets: query\n")
     resolved = load_config(file, ["lora.alpha=8", 'tt={"arch": "blackhole", "fp32_dest_acc_en": false}'])
     assert (resolved.config.lora.rank, resolved.config.lora.alpha, resolved.config.lora.targets) == (4, 8.0, ("query",))
-    assert (resolved.config.tt.arch, resolved.config.tt.fp32_dest_acc_en) == ("blackhole", False)
+    told = resolved.config.backend_options["tt"]
+    assert (told["arch"], told["fp32_dest_acc_en"]) == ("blackhole", False)
     assert load_config(write(tmp_path, resolved.to_yaml())).config == resolved.config
 
 

@@ -37,7 +37,7 @@ def test_published_answers_get_their_published_scores(
     score = score_predictions(predictions, answers)
     assert (score.exact_match, score.f1) == (exact_match, f1)
     assert (score.questions, score.missing, score.unknown) == (10570, missing, unknown)
-    labelled = with_device(predictions, "tt (emulated)")
+    labelled = with_device(predictions, "tt-emulated")
     assert labelled != predictions
     assert score_predictions(labelled, answers) == replace(score, unknown=unknown + 1)
 
@@ -61,9 +61,9 @@ def test_answers_are_made_alike(answer: str, said: str) -> None:
 
 def test_a_devices_label_takes_no_questions_place() -> None:
     assert with_device({"q": "a"}, "") == {"q": "a"}
-    assert list(with_device({"q": "a"}, "tt (emulated)").items()) == [("device", "tt (emulated)"), ("q", "a")]
+    assert list(with_device({"q": "a"}, "tt-emulated").items()) == [("device", "tt-emulated"), ("q", "a")]
     asked = {"device": "a phone", "q": "a"}
-    assert with_device(asked, "tt (emulated)") == asked | {"_device": "tt (emulated)"}
+    assert with_device(asked, "tt-emulated") == asked | {"_device": "tt-emulated"}
 
 
 def test_f1_counts_a_word_as_often_as_it_occurs() -> None:

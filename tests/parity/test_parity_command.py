@@ -69,14 +69,14 @@ def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path
     refused = found["cpu:float32+weight_decay=0.5"]
     assert refused["verdict"] == "refused"
     assert "weight_decay is 0.01 in the reference and 0.5" in refused["reasons"][0]
-    emulated = found["tt:lofi+bfp_bf4 (emulated)"]
+    emulated = found["tt-emulated:lofi+bfp_bf4"]
     assert emulated["verdict"] == "pass"
     assert emulated["emulated"]
     assert found["cuda:99:bfloat16"]["verdict"] == "failed"
     assert "can't run here" in found["cuda:99:bfloat16"]["reasons"][0]
-    assert found["tt:float16 (emulated)"]["verdict"] == "failed"
-    assert "tt:lofi+bfp_bf4 (emulated)" in done.stdout
-    assert "\ntt:lofi+bfp_bf4 (emulated): " in done.stderr
+    assert found["tt-emulated:float16"]["verdict"] == "failed"
+    assert "tt-emulated:lofi+bfp_bf4" in done.stdout
+    assert "\ntt-emulated:lofi+bfp_bf4: " in done.stderr
     assert "random weights" in done.stdout
 
 
@@ -154,13 +154,13 @@ def test_traces_of_one_label_are_told_apart(traces: Path) -> None:
 def test_draws_that_an_interruption_left_out_are_missed_and_made_up_for(traces: Path, tmp_path: Path) -> None:
     shutil.copytree(traces / "reference", tmp_path / "reference")
     shutil.copytree(traces / "here", tmp_path / "here")
-    draws = tmp_path / "reference" / "error_budgets" / "ideal-float32"
+    draws = tmp_path / "reference" / "error-budgets" / "ideal-float32"
     kept = (draws / "draw-0" / "trace.json").stat().st_mtime_ns
     shutil.rmtree(draws / "draw-2")
     done = isotrain("compare", "reference", "here", folder=tmp_path)
     assert done.returncode == 2
     assert "has 2 of 3 draws of the error budget 'ideal float32'" in " ".join(done.stdout.split())
-    done = isotrain("error_budget", "reference", "here", "--json", folder=tmp_path)
+    done = isotrain("error-budget", "reference", "here", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     told = {"schema": "isotrain.parity-error-budget/1", "reference": "reference", "draws": {"ideal float32": 3}}
     assert json.loads(done.stdout) == told

@@ -121,9 +121,10 @@ def test_a_finished_run_without_an_evaluation(tmp_path: Path) -> None:
 
 def test_a_recipe_is_every_key_but_those_that_say_where_and_what_is_kept() -> None:
     left_out = [*DATA, *COMPUTED, *KEPT]
-    assert set(left_out) <= TrainConfig.model_fields.keys()
-    recipe = recipe_of(TrainConfig(seed=5), 77, 10)
-    assert recipe.keys() == TrainConfig.model_fields.keys() - set(left_out)
+    keys = {"lora", *TrainConfig.flat_keys()}
+    assert set(left_out) <= keys
+    recipe = recipe_of(TrainConfig(seed=5, tt={"arch": "blackhole"}), 77, 10)
+    assert recipe.keys() == keys - set(left_out)
     assert (recipe["seed"], recipe["num_labels"], recipe["max_steps"], recipe["lora"]["rank"]) == (5, 77, 10, 0)
 
 
@@ -158,7 +159,14 @@ def test_a_head_that_is_not_as_it_should_be(tmp_path: Path, changes: dict[str, n
 
 def test_sides() -> None:
     assert parse_side("cpu:float64").sets == ("backend=cpu", "use_tt=false", "dtype=float64", "head_dtype=float64")
-    assert parse_side("tt:hifi2+bfp_bf8").sets[2:] == ("tt.math_fidelity=hifi2", "tt.weight_dtype=bfp_bf8")
+    emulation = parse_side("tt:hifi2+bfp_bf8")
+    assert (emulation.label, emulation.backend) == ("tt-emulated:hifi2+bfp_bf8", "tt-emulated")
+    words = ("use_tt=false", "tt.math_fidelity=hifi2", "tt.weight_dtype=bfp_bf8")
+    assert emulation.sets == ("backend=tt-emulated", *words)
+    assert parse_side("tt-emulated:hifi2+bfp_bf8") == emulation
+    elsewhere = parse_side("tt:hifi2+bfp_bf8", ["tt"])
+    assert (elsewhere.label, elsewhere.sets) == ("tt:hifi2+bfp_bf8", ("backend=tt", *words))
+    assert parse_side("tt:hardware").backend == "tt"
     assert parse_side("cuda:1:bf16").backend == "cuda:1"
     assert parse_side("cpu:float32+threads=1").sets[2:] == ("dtype=float32", "threads=1")
     assert parse_side("cpu").sets == ("backend=cpu", "use_tt=false")

@@ -10,7 +10,7 @@ from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
 from isotrain.benchmarks.parity.record import record
-from isotrain.benchmarks.parity.run import DRAWS
+from isotrain.benchmarks.parity.run import draw_settings
 from isotrain.benchmarks.parity.trace import Trace
 
 # 100 texts in windows of 16: the last window of an epoch has one micro-batch of 4.
@@ -74,6 +74,6 @@ class ParityJob:
         if promised.label not in self._error_budgets:
             self._error_budgets[promised.label] = [
                 self.record(promised.label, **dict(item.split("=", 1) for item in sets))
-                for sets in promised.budget.settings(DRAWS)
+                for sets in draw_settings(promised.budget)
             ]
         return self._error_budgets[promised.label]

@@ -116,7 +116,7 @@ def parity(*candidates: dict[str, Any]) -> dict[str, Any]:
         or [
             candidate("cpu:float32", "float32", 1e-6),
             candidate("cpu:bfloat16", "bfloat16 (computed in float32)", 4e-4),
-            candidate("tt:hifi2", "bfloat16, HiFi2", 2e-3, "drift", emulated=True, device="tt (emulated)"),
+            candidate("tt:hifi2", "bfloat16, HiFi2", 2e-3, "drift", emulated=True, device="tt-emulated"),
             candidate("xla:float32", "float32", 2e-2, "diverged"),
             {
                 "label": "cuda:float32",
@@ -269,7 +269,7 @@ def end_to_end_run() -> dict[str, Any]:
 def write_run(folder: Path, steps: int = 1200, ended: bool = True, emulated: bool = False) -> Path:
     """A training run's folder; `ended`: with a summary, else the last line of its metrics is torn."""
     folder.mkdir(parents=True)
-    name = "tt (emulated): wormhole arithmetic on Fake CPU" if emulated else "Fake CPU"
+    name = "wormhole emulated on Fake CPU" if emulated else "Fake CPU"
     record = {
         "model": "random:tiny (random weights)",
         "random_weights": True,

@@ -56,9 +56,9 @@ def test_every_fidelity_and_weight_format_trains_and_precision_orders_the_losses
     for dtype in DTYPES:
         for fidelity in FIDELITIES:
             result = run(tmp_path / f"{dtype}-{fidelity}", {"math_fidelity": fidelity, "weight_dtype": dtype}, **job)
-            assert "tt (emulated)" in result.label
+            assert "tt-emulated" in result.label
             gaps[dtype, fidelity] = distance(result)
-    show(f"distance of a step's loss from float64's: float32 on the host {host:.1e}; tt (emulated):")
+    show(f"distance of a step's loss from float64's: float32 on the host {host:.1e}; tt-emulated:")
     for dtype in DTYPES:
         show(f"{dtype:9s}" + "".join(f"  {fidelity} {gaps[dtype, fidelity]:.1e}" for fidelity in FIDELITIES))
     rounded = [gaps[dtype, fidelity] for dtype in DTYPES[:2] for fidelity in FIDELITIES[1:]]
@@ -77,18 +77,19 @@ def step_losses(result: TrainResult) -> torch.Tensor:
 def test_everything_a_run_writes_says_that_it_is_emulated(tmp_path: Path) -> None:
     result = run(tmp_path, {"math_fidelity": "hifi2"}, max_steps=40)
     log = (result.run.path / "train.log").read_text()
-    assert "backend tt (emulated) on tt (emulated): wormhole arithmetic" in log
-    assert "tt (emulated): every time and speed of this run is the emulation's on this host, never a card's" in log
+    assert "backend tt-emulated on wormhole emulated on " in log
+    assert "tt-emulated: every time and speed of this run is the host's, never a card's" in log
     for line in log.splitlines():
-        assert "tt (emulated)" in line or not any(figure in line for figure in ("samples/s", "eval/loss")), line
+        assert "tt-emulated" in line or not any(figure in line for figure in ("samples/s", "eval/loss")), line
     metrics = [json.loads(line) for line in (result.run.path / "metrics.jsonl").read_text().splitlines()]
-    assert {line["device"] for line in metrics} == {"tt (emulated)"}
+    assert {line["device"] for line in metrics} == {"tt-emulated"}
     summary = json.loads(result.run.summary.read_text())
-    assert summary["emulated"] is True
-    assert summary["device"].startswith("tt (emulated)")
     about = json.loads((result.run.path / "run.json").read_text())
+    assert summary["emulated"] is True
+    assert summary["backend"] == about["device"]["backend"] == "tt-emulated"
+    assert summary["device"].startswith("wormhole emulated on ")
     assert about["device"]["emulated"] is True
-    assert "tt (emulated) hifi2" in about["identity"]["cast_policy"]
+    assert "tt-emulated hifi2" in about["identity"]["cast_policy"]
 
 
 def test_the_command_ends_with_the_emulations_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,10 +98,10 @@ def test_the_command_ends_with_the_emulations_evaluations(tmp_path: Path, capsys
         main(["train", "quickstart", "--backend", "tt", *(f"--set={key}" for key in keys)])
     out, err = capsys.readouterr()
     assert end.value.code == 0, err
-    assert "completed: random:tiny (random weights) on tt (emulated)" in out
-    assert "eval/accuracy: random:tiny (random weights) on tt (emulated)" in out.splitlines(), "the chart's title"
-    assert "evaluations of random:tiny (random weights) on tt (emulated)" in err.splitlines()
-    assert "on tt (emulated)" in (tmp_path / "r" / "chart.html").read_text()
+    assert "completed: random:tiny (random weights) on tt-emulated" in out
+    assert "eval/accuracy: random:tiny (random weights) on tt-emulated" in out.splitlines(), "the chart's title"
+    assert "evaluations of random:tiny (random weights) on tt-emulated" in err.splitlines()
+    assert "on tt-emulated" in (tmp_path / "r" / "chart.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
@@ -110,13 +111,13 @@ def test_predictions_in_a_file_say_so_too(tmp_path: Path, name: str, capsys: pyt
     with pytest.raises(SystemExit) as end:
         main(["predict", str(trained.run.path), "--csv", str(tmp_path / "asked.csv"), "--out", str(tmp_path / name)])
     assert end.value.code == 0
-    assert "tt (emulated)" in capsys.readouterr().out
+    assert "tt-emulated" in capsys.readouterr().out
     for line in (tmp_path / name).read_text().splitlines()[-1:]:
-        assert "tt (emulated)" in line
+        assert "tt-emulated" in line
 
 
 def test_a_bfloat16_optimizer_leaves_bfloat16_values() -> None:
-    backend = get_backend("tt", {"tt": {"device": "emulated", "optimizer_dtype": "bfloat16"}})
+    backend = get_backend("tt-emulated", {"tt": {"optimizer_dtype": "bfloat16"}})
     layer = backend.place(torch.nn.Linear(8, 4))
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
     backend.prepare_optimizer(optimizer)
@@ -135,5 +136,5 @@ def test_doctor_shows_the_emulation(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["doctor", "--json"])
     reports = {report["backend"]: report for report in json.loads(capsys.readouterr().out)["backends"]}
-    assert reports["tt (emulated)"]["status"] == "PASS"
+    assert reports["tt-emulated"]["status"] == "PASS"
     assert reports["tt"]["status"] == "absent"

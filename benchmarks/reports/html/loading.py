@@ -158,7 +158,7 @@ def _sort_in(results: Results, name: str, document: Bench | EndToEnd | Parity) -
 def _read_run(folder: Path) -> Run:
     if not (folder / RECORD).is_file():
         raise _UnusableError(f"no training run of isotrain: {METRICS} without {RECORD}")
-    record = _checked(RunRecord, _cleaned(_json(folder / RECORD)))
+    record = _checked(RunRecord, _cleaned(upgraded(_json(folder / RECORD))))
     summary = _checked(RunSummary, _cleaned(_json(folder / SUMMARY))) if (folder / SUMMARY).is_file() else None
     lines = list(_lines(folder / METRICS))
 

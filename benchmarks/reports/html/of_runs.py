@@ -7,7 +7,6 @@ from statistics import median
 
 from ....albert_core.output.charts import Axis, Line, LineChart, Point
 from ....albert_core.terminal.text import number, precise
-from ...outcome.model import emulated_name
 from ..blocks import Section, Table, figure_columns, word_columns
 from .labels import titled
 from .loading import Found, Results, Run
@@ -63,9 +62,7 @@ def run_tags(runs: Sequence[Found[Run]]) -> list[str]:
 def run_name(run: Found[Run]) -> str:
     """The run's folder and what it ran on."""
     record = run.document.record
-    backend = record.device.backend
-    device = emulated_name(backend, backend) if record.device.emulated else backend
-    return f"{run.path}, {device} {record.cast_policy.label}"
+    return f"{run.path}, {record.device.backend} {record.cast_policy.label}"
 
 
 def _lines(runs: Sequence[Found[Run]], curves: Sequence[tuple[Point, ...]]) -> tuple[Line, ...]:

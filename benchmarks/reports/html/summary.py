@@ -9,7 +9,7 @@ from ....albert_core.output.charts import Bar, BarChart
 from ....albert_core.terminal.text import number
 from ....kernels.words import count
 from ...harness.document import Interval
-from ...outcome.model import Share, emulated_name
+from ...outcome.model import Share
 from ..blocks import Section, Words
 from .labels import bench_tags, titled, whole_tags
 from .loading import Results
@@ -140,13 +140,9 @@ def _agreement(results: Results) -> list[str]:
     ]
     unjudged = [f"{one.name} ({one.verdict})" for one in judged if one.verdict in ("refused", "failed")]
     known = {candidate.backend for candidate in judged}
-    benched = {
-        target.backend: emulated_name(target.backend, target.backend) if target.emulated else target.backend
-        for one in results.bench
-        for target in one.document.measured
-    }
+    benched = dict.fromkeys(target.backend for one in results.bench for target in one.document.measured)
     agreeing, apart, unjudged = (list(dict.fromkeys(names)) for names in (agreeing, apart, unjudged))
-    unjudged += [f"{name} (no parity result)" for backend, name in benched.items() if backend not in known]
+    unjudged += [f"{backend} (no parity result)" for backend in benched if backend not in known]
     against = ", ".join(dict.fromkeys(one.document.reference.name for one in results.parity))
     parts = [
         f"Losses agree with {against}: {', '.join(agreeing)}." if agreeing else None,

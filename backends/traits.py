@@ -1,0 +1,73 @@
+"""What holds of a backend before it is opened, and the built-in ones' traits. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernels.names import check_name
+from .types import LAYOUTS
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What holds of a backend on every machine.
+
+    Attributes:
+        layouts: The batch layouts it takes.
+        whole_model_layout: The one of them that whole models are trained in where the configuration leaves it open.
+        kernels: The names that `frozen_encoder` takes besides "auto"; empty where they are not known before.
+        recomputes: Whether torch.utils.checkpoint can compute a layer again in backward.
+        process_group: What processes that train one run together communicate over, as torch.distributed names it
+            ("gloo", "cpu:gloo,cuda:nccl"); tensors on the host are exchanged too. None: one process trains alone.
+        device_per_process: Whether each process of a machine takes a device of its own; else all of them share one.
+        feature_batch_tokens: Tokens of a batch in the one pass over all texts: enough to keep the device busy.
+        emulated: Whether it only emulates a device, so that its times are the host's and it has no peak.
+        section: The configuration's key of its options. An installed package's backend with `Options` has its name's.
+        resolves: Whether its name may open another backend: see `Backend.resolve`.
+    """
+
+    layouts: tuple[str, ...] = LAYOUTS
+    whole_model_layout: str = "bucketed"
+    kernels: tuple[str, ...] = ()
+    recomputes: bool = True
+    process_group: str | None = None
+    device_per_process: bool = False
+    feature_batch_tokens: int = 8192
+    emulated: bool = False
+    section: str | None = None
+    resolves: bool = False
+
+    def check_kernel(self, what: str, kernel: str, backend: str) -> None:
+        """Raises UserError where `backend`, which this describes, is known to have no kernel of that name.
+
+        `what` is how the user names it, such as "--kernel". The encoder of transformers runs on every backend.
+        """
+        if self.kernels:
+            check_name(what, kernel, ("auto", *self.kernels, "transformers"), f"on backend {backend}")
+
+
+CPU = Traits(
+    # Measured 1.65 times as fast as bucketed on Banking77; docs/recipes.md has the figures.
+    whole_model_layout="packed",
+    kernels=("native", "portable"),
+    process_group="gloo",
+)
+CUDA = Traits(
+    kernels=("triton", "flash", "portable"),
+    process_group="cpu:gloo,cuda:nccl",
+    device_per_process=True,
+    feature_batch_tokens=65536,
+)
+# torch.utils.checkpoint looks for the device's generator in a module torch.xla, which there isn't.
+XLA = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False)
+TT = Traits(
+    layouts=("padded", "bucketed"),
+    kernels=("portable",),
+    recomputes=False,
+    section="tt",
+    resolves=True,
+)
+TT_EMULATED = Traits(
+    whole_model_layout="packed", kernels=("emulated",), process_group="gloo", emulated=True, section="tt"
+)
+IDEAL = Traits(whole_model_layout="packed", kernels=("ideal",), process_group="gloo")
