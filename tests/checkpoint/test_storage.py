@@ -192,7 +192,7 @@ def test_remote_path_as_path_and_as_url(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_urls_that_cannot_work_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r"'s3://bucket/run' needs .* pip install s3fs$"):
+    with pytest.raises(UserError, match=r"'s3://bucket/run' needs .* `pip install s3fs`$"):
         check_remote("s3://bucket/run")
     with pytest.raises(UserError, match="nosuch"):
         check_remote("nosuch://bucket/run")

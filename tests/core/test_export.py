@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path, monkeypatc
         with pytest.raises(UserError, match=message):
             export_run(trained.run, form, tmp_path / target, checkpoint="last")
     monkeypatch.setattr(export, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=f"onnx, onnxscript, not installed: {re.escape(install_hint('onnx'))}"):
+    with pytest.raises(UserError, match=f"onnx, onnxscript, not installed: `{re.escape(install_hint('onnx'))}`"):
         export_run(trained.run, "onnx", tmp_path / "out", checkpoint="last")
     assert not (tmp_path / "out").exists()
 

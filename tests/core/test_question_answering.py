@@ -180,9 +180,9 @@ def test_a_lost_answer_is_said_in_the_log(run: Run, reading: dict[str, Any], tmp
     (tmp_path / "val.jsonl").write_text(json.dumps(row | {"answers": {"text": ["Anna"], "answer_start": [0]}}))
     result = run(**reading | {"dataset_id": str(tmp_path), "num_epochs": 1})
     log = (result.run.path / "train.log").read_text()
-    assert "1 of 1 answers are whole in no window" in log
-    assert log.count("are whole in no window") == 1
-    assert "1 contexts take several" in log
+    assert "whole in no window, and so lost to training: 1 of 1 answer" in log
+    assert log.count("whole in no window") == 1
+    assert "contexts in several: 1" in log
 
 
 @pytest.mark.parametrize(
