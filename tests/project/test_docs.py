@@ -63,8 +63,13 @@ def test_commands_in_the_documents_have_their_options() -> None:
 
 def test_links_between_documents_lead_somewhere() -> None:
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+        for target, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", document.read_text()):
+            path = document.parent / target
+            assert path.exists(), f"{document.name} links to {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+                slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+                assert anchor in slugs, f"{document.name} links to {target}#{anchor}"
 
 
 def test_files_named_in_the_documents_exist() -> None:
