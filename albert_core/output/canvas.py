@@ -56,14 +56,17 @@ def set_up_axis(axes: Axes, way: str, axis: Axis, values: Sequence[float], most:
     positive = [value for value in values if value > 0]
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if way == "x" else (axes.set_yscale, axes.set_ylim)
     drawn = axes.xaxis if way == "x" else axes.yaxis
-    if axis.log and len(positive) < len(values) and positive:
+    lowest, highest = min(positive, default=1.0), max(positive, default=1.0)
+    if axis.log and len(positive) < len(values):
         # matplotlib's only scale with a zero below its powers of ten.
-        set_scale("symlog", linthresh=min(positive), linscale=0.7)
-        set_limits(0.0, max(positive) * 2)
-        powers = range(math.ceil(math.log10(min(positive))), math.floor(math.log10(max(positive) * 2)) + 1)
+        set_scale("symlog", linthresh=lowest, linscale=0.7)
+        set_limits(0.0, highest * 2)
+        powers = range(math.ceil(math.log10(lowest)), math.floor(math.log10(highest * 2)) + 1)
         drawn.set_ticks([0.0, *(10.0**power for power in powers[:: len(powers) // most + 1])])
     elif axis.log:
-        low, high = axis.span or ((min(positive) / 1.25, max(positive) * 1.25) if positive else (0.1, 1.0))
+        # At least a decade, so that some round value lies in it.
+        middle = math.sqrt(lowest * highest)
+        low, high = axis.span or (min(lowest / 1.25, middle / 3.2), max(highest * 1.25, middle * 3.2))
         set_scale("log")
         set_limits(low, high)
         few = high / low < 50

@@ -85,7 +85,8 @@ def figure_of(chart: Chart, width: float, titled: bool = False) -> Figure:
     """The chart on its own figure, independent of windows and of pyplot's global state."""
     from matplotlib.figure import Figure
 
-    title = wrapped(chart.title, width, 2) + wrapped(chart.words, width, 2) if titled else []
+    title = [(line, "bold") for line in wrapped(chart.title, width, 2)] if titled else []
+    title += [(line, "normal") for line in wrapped(chart.words, width, 2)] if titled else []
     top = LINE * len(title) + (10 if title else 0)
     samples = _samples(chart)
     names = [wrapped(name, width - SAMPLE, 3) for _, name in samples]
@@ -95,8 +96,7 @@ def figure_of(chart: Chart, width: float, titled: bool = False) -> Figure:
     body = _height(chart, width)
     height = top + body + rows * 1.35 * SIZE + (10 if names else 0)
     canvas = Canvas(Figure((width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), PIXELS_PER_INCH), width, height)
-    for place, line in enumerate(title):
-        weight = "bold" if line in wrapped(chart.title, width, 2) else "normal"
+    for place, (line, weight) in enumerate(title):
         canvas.write(0, LINE * (place + 1) - 4, line, weight=weight)
     if isinstance(chart, LineChart):
         _draw_lines(canvas, chart, top, top + body)

@@ -93,6 +93,19 @@ def test_curves_have_their_points_and_a_zero_has_its_place() -> None:
     assert {"step", "loss", "cpu", "0", "1"} <= set(seen)
 
 
+@pytest.mark.parametrize("values", [(0.0, 0.0), (0.0035, 0.0036), (3e-9, 4e7), (5.0, 5.0)])
+def test_a_logarithmic_axis_has_ticks_and_shows_every_value(values: tuple[float, float]) -> None:
+    points = tuple((float(x), value) for x, value in enumerate(values))
+    chart = replace(LINES, x=Axis("x", names=("a", "b")), lines=(replace(CURVE, points=points),))
+    (axes,) = figure_of(chart, WIDE).axes
+    low, high = axes.get_ylim()
+    assert all(low <= value < high for value in values)
+    assert [text for text in texts(chart) if re.fullmatch(r"[\d.,e-]+", text)]
+    drawn = ElementTree.fromstring(draw_svg(chart, WIDE, "k"))
+    (series,) = (node for node in drawn.iter("g") if node.get("class") == "series")
+    assert len(list(series.iter("use"))) == 2
+
+
 def test_the_reference_is_wide_and_pale_under_the_candidates() -> None:
     points = tuple((float(x), 1.0) for x in range(5))
     lines = (Line("cpu", points, 0), Line("reference", points, REFERENCE))
