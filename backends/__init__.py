@@ -8,6 +8,7 @@ from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
 from .registry import (
     backend_class,
     backend_traits,
+    caveat,
     check_available,
     get_backend,
     list_backends,
@@ -53,6 +54,7 @@ __all__ = [
     "UnitRate",
     "backend_class",
     "backend_traits",
+    "caveat",
     "check_available",
     "get_backend",
     "list_backends",

@@ -61,6 +61,11 @@ def backend_traits(name: str) -> Traits:
     return _BUILT_IN[base][1] if base in _BUILT_IN else backend_class(base).traits
 
 
+def caveat(name: str) -> str:
+    """See `Backend.caveat`, of the backend called `name`."""
+    return name if backend_traits(name).emulated else ""
+
+
 def resolve(name: str, options: Mapping[str, Any] | None = None) -> str:
     """The name of the backend that opens as `name` on this machine, which is where "tt" becomes "tt-emulated".
 

@@ -10,7 +10,7 @@ from ..config.best import Best
 from ..config.parsing import parse_json
 from .folder import RunFolder
 
-# How metrics.jsonl writes numbers that JSON lacks. Any other text is a name, such as an emulated device's.
+# How metrics.jsonl writes numbers that JSON lacks. Any other text is a name, such as a backend's.
 _NOT_IN_JSON = ("NaN", "Infinity", "-Infinity")
 
 

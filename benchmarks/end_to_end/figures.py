@@ -30,15 +30,15 @@ def with_figures(sides: list[Side], counted: Counted, seed: int) -> list[Side]:
 
 def _with_figures(side: Side, work: Work, counted: Counted, seed: int) -> Side:
     assert side.seconds is not None, "sides with seconds only"
-    figures, peaks, emulated = Rates(**rates(side.seconds, work)), counted.peaks, counted.device.emulated
-    roofline = None if emulated else limits.roofline(work, figures, peaks, [peaks.step_copy_gbps])
+    figures, peaks, real = Rates(**rates(side.seconds, work)), counted.peaks, counted.device.real
+    roofline = limits.roofline(work, figures, peaks, [peaks.step_copy_gbps]) if real else None
     findings = list(gate_limits(work, side.seconds.median, figures, peaks, roofline))
     reasons = [*side.reasons, *(finding.text for finding in findings if not finding.warning)]
     found = {
         "work": work,
         "figures": figures,
         "energy": _energy(side, work, seed),
-        "share_of_peak": None if emulated else limits.share_of_peak(figures, peaks),
+        "share_of_peak": limits.share_of_peak(figures, peaks) if real else None,
         "roofline": roofline,
         "reasons": reasons,
         "warnings": [*side.warnings, *(finding.text for finding in findings if finding.warning)],

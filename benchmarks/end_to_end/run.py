@@ -19,7 +19,7 @@ from ... import UserError
 from ...albert_core.config.load import as_set
 from ...albert_core.config.parsing import read_json
 from ...albert_core.processes.signals import interrupted_by_signals
-from ...backends import backend_traits
+from ...backends import caveat
 from ...kernels.words import count
 from ..bench import FAILED, INTERRUPTED, Outcome, exit_code
 from ..harness import environment
@@ -97,7 +97,7 @@ def run_end_to_end(
     check(options)
     path = result_path(out, datetime.now(UTC)) if write else None
     backend = options.backends[0]
-    sides = [_Side(f"{OWN} on {backend}" if backend_traits(backend).emulated else OWN)]
+    sides = [_Side(f"{OWN} on {backend}" if caveat(backend) else OWN)]
     if options.vs:
         sides += [_Side("experiment-dynamic", "dynamic"), _Side("experiment-padded", "padded")]
     machine = environment.describe()

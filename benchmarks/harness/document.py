@@ -119,6 +119,11 @@ class Device(Part):
     versions: dict[str, str] = Field(default={})
     emulated: bool
 
+    @property
+    def real(self) -> bool:
+        """Whether times and peaks are the device's, and not those of the host in its place."""
+        return not self.emulated
+
 
 class Policy(Part):
     """Which dtype each role of the encoder had, and why."""

@@ -20,7 +20,7 @@ from ... import UserError
 from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
-from ...backends import DTYPES, LAYOUTS, backend_traits, list_backends
+from ...backends import DTYPES, LAYOUTS, backend_traits, caveat, list_backends
 from ...kernels.names import check_name
 from ..baselines import Shape, chosen_baselines
 
@@ -117,10 +117,7 @@ class Options:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One thing to measure: a kernel of a backend, or (`baseline`) the baseline that `kernel` names.
-
-    emulated: the backend emulates its device here, and what is measured is the emulation's speed.
-    """
+    """One thing to measure: a kernel of a backend, or (`baseline`) the baseline that `kernel` names."""
 
     backend: str
     workload: str
@@ -208,7 +205,7 @@ def _combinations(options: Options) -> Iterator[TargetSpec]:
         layouts = (CACHED,) if workload == "head_step" else options.layouts
         kernels = {"head_step": ("auto",), "full_step": ("transformers",)}.get(workload, options.kernels)
         for layout, kernel, size in product(layouts, kernels, options.batch_sizes):
-            yield TargetSpec(backend, workload, layout, kernel, size, emulated=backend_traits(backend).emulated)
+            yield TargetSpec(backend, workload, layout, kernel, size, emulated=bool(caveat(backend)))
 
 
 def _baselines_plan(options: Options) -> Plan:
@@ -356,7 +353,7 @@ def _check_baselines(options: Options) -> None:
 
 def refuse_race(options: Options) -> None:
     """Raises UserError where baselines are to be compared with a backend whose speed is no device's."""
-    without = [name for name in options.backends if backend_traits(name).emulated]
+    without = [name for name in options.backends if caveat(name)]
     if options.vs and without:
         raise UserError(
             f"--vs compares speeds, and {without[0]} has only the host's; give another --backend, or drop --vs"

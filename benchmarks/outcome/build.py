@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import UserError
 from ...albert_core.runs.files import make_folders, sweep, write_json
-from ...backends import backend_traits
+from ...backends import caveat
 from ...kernels.words import count
 from ..harness import environment
 from ..harness.document import Interval, Measured, Memory, Part, Peaks, Shape, Sweep, Timed, Work
@@ -179,8 +179,8 @@ def _target(
         energy=_energy(documents, options.seed),
         outliers=[list(place) for place in outliers(samples)],
         figures=figures,
-        share_of_peak=None if spec.emulated else limits.share_of_peak(figures, best),
-        roofline=None if first.device.emulated else limits.roofline(first.work, figures, best, copies),
+        share_of_peak=None if caveat(spec.backend) else limits.share_of_peak(figures, best),
+        roofline=limits.roofline(first.work, figures, best, copies) if first.device.real else None,
         relative=None,
     )
 
@@ -260,14 +260,14 @@ def _probe(runs: Sequence[WorkerRun]) -> Probe:
 def _related(targets: Sequence[Target], options: Options) -> list[Target]:
     """The targets with their speed relative to the first one of the same workload and batch size, with its interval.
 
-    Against baselines, each of which has its own batch size, all are relative to the first. Emulated and real devices
+    Against baselines, each of which has its own batch size, all are relative to the first. Real devices and others
     are never held against each other.
     """
     references: dict[tuple[str, int, bool], MeasuredTarget] = {}
     related: list[Target] = []
     for target in targets:
         if isinstance(target, MeasuredTarget):
-            alike = (target.workload, 0 if options.vs else target.batch_size, target.emulated)
+            alike = (target.workload, 0 if options.vs else target.batch_size, target.real)
             reference = references.setdefault(alike, target)
             if reference is not target:
                 ratio = ratio_interval(reference.text_seconds, target.text_seconds, options.seed)
@@ -298,7 +298,7 @@ def backend_notes(backends: Iterable[str]) -> list[str]:
     return [
         f"{name}: every time and rate is the host's, never a card's; there is no share of a card's peak"
         for name in dict.fromkeys(backends)
-        if backend_traits(name).emulated
+        if caveat(name)
     ]
 
 

@@ -115,8 +115,8 @@ class Side(Part):
         "the job needs, the same for every side.",
     )
     figures: Rates | None = Field(default=None, description="Absent where the work was not counted.")
-    share_of_peak: Share | None = Field(default=None, description="null for an emulated device.")
-    roofline: Roofline | None = Field(default=None, description="null for an emulated device.")
+    share_of_peak: Share | None = Field(default=None, description="null where the peak is only the host's.")
+    roofline: Roofline | None = Field(default=None, description="null where the peak is only the host's.")
     energy: Energy | None = None
 
     @model_validator(mode="after")

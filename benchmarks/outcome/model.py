@@ -111,9 +111,7 @@ class _Target(Part):
     kernel: str = Field(description="As asked for; kernel_used is what ran.")
     batch_size: Count
     baseline: bool = Field(description="A baseline, whose name is in kernel.")
-    emulated: bool = Field(
-        description="The device is emulated: every time and rate is the emulation's on the host, never the device's."
-    )
+    emulated: bool = Field(description="Every time and rate is the host's, never the device's.")
     sweep: list[Shape] = Field(
         description="The shapes that were tried before the measurement; the fastest became the target's."
     )
@@ -124,6 +122,11 @@ class _Target(Part):
     valid: bool
     reasons: list[str] = Field(description="Why it is not valid; empty when it is.")
     warnings: list[str]
+
+    @property
+    def real(self) -> bool:
+        """As of `Device`."""
+        return not self.emulated
 
     @property
     def name(self) -> str:
@@ -148,8 +151,8 @@ class MeasuredTarget(_Target):
     phases: dict[str, Spread]
     memory: Memory
     peaks: Peaks
-    share_of_peak: Share | None = Field(description="null for an emulated device: the peak is the host's.")
-    roofline: Roofline | None = Field(description="null for an emulated device.")
+    share_of_peak: Share | None = Field(description="null where the peak is only the host's.")
+    roofline: Roofline | None = Field(description="null where the peak is only the host's.")
     energy: Energy
     processes: list[Process] = Field(min_length=1)
     outliers: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
@@ -162,7 +165,7 @@ class MeasuredTarget(_Target):
 
     @model_validator(mode="after")
     def _shares_and_times(self) -> MeasuredTarget:
-        if not self.emulated and self.share_of_peak is None:
+        if self.real and self.share_of_peak is None:
             raise ValueError("figures without a share of the peak")
         times = [process.step_seconds for process in self.processes]
         if len({len(blocks) for blocks in times}) != 1 or not all(map(_is_time, chain.from_iterable(times))):

@@ -14,6 +14,11 @@ class RunDevice(Part):
     name: str
     emulated: bool = False
 
+    @property
+    def real(self) -> bool:
+        """As of `Device`."""
+        return not self.emulated
+
 
 class CastPolicy(Part):
     requested: str

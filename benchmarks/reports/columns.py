@@ -119,7 +119,7 @@ PHASE_COLUMNS: tuple[Column[MeasuredTarget], ...] = (
 
 
 def _roof(text: Callable[[Roofline], str]) -> Callable[[Placed], str]:
-    """A cell of the entry's place under the roof; an emulated device has none."""
+    """A cell of the entry's place under the roof; without a peak of the device it has none."""
     return lambda entry: "none" if entry.roofline is None else text(entry.roofline)
 
 

@@ -166,7 +166,7 @@ def _measured(target: MeasuredTarget) -> Row:
 
 
 def _limits(entry: Target | Side) -> Row:
-    """An emulated device has neither a share of a peak nor a place under the roof."""
+    """Both empty where the peak is only the host's."""
     shares = {} if entry.share_of_peak is None else entry.share_of_peak.document()
     place = {} if entry.roofline is None else entry.roofline.document()
     return {f"share_of_peak_{name}": value for name, value in shares.items()} | {

@@ -133,10 +133,10 @@ def banners(result: Bench) -> list[str]:
     if not result.valid and any(not target.valid for target in result.measured):
         lines.append("INVALID: figures marked so must not be used; the reasons are below")
     measured = result.measured
-    emulated = dict.fromkeys(target.backend for target in measured if target.emulated)
-    if emulated:
+    of_host = dict.fromkeys(target.backend for target in measured if not target.real)
+    if of_host:
         lines.append(
-            f"EMULATED: {', '.join(emulated)} is arithmetic on this host; its times are the host's and say nothing "
+            f"EMULATED: {', '.join(of_host)} is arithmetic on this host; its times are the host's and say nothing "
             "about a card's speed"
         )
     contended = [_name(target, result) for target in measured if target.contended]
@@ -237,7 +237,7 @@ def fastest(result: Bench) -> set[str]:
     """The labels of the valid targets with the most samples/s of their workload, where it has others."""
     found = set()
     for workload in {target.workload for target in result.targets}:
-        valid = [one for one in result.measured if one.workload == workload and one.valid and not one.emulated]
+        valid = [one for one in result.measured if one.workload == workload and one.valid and one.real]
         if len(valid) > 1:
             found.add(max(valid, key=lambda one: one.figures.samples_per_second.median).label)
     return found
@@ -252,18 +252,18 @@ def _name(target: Target, result: Bench) -> str:
     """The target's label, without what is the same for all of them and stands in the title."""
     if _has_baselines(result):
         return f"{target.kernel} {target.layout} x{target.batch_size}"
-    keep = target.emulated or len({one.backend for one in result.targets}) > 1
+    keep = not target.real or len({one.backend for one in result.targets}) > 1
     return target.label if keep else target.label.removeprefix(f"{target.backend} ")
 
 
 def _peaks(result: Bench) -> list[str]:
     lines = {}
     for target in result.measured:
-        lines[target.backend, target.peaks.dtype] = peak_line(target.backend, target.peaks, emulated=target.emulated)
+        lines[target.backend, target.peaks.dtype] = peak_line(target.backend, target.peaks, real=target.real)
     return list(lines.values())
 
 
-def peak_line(backend: str, peaks: Peaks, *, emulated: bool) -> str:
+def peak_line(backend: str, peaks: Peaks, *, real: bool) -> str:
     """A device's limits as they were measured, and as its vendor states them."""
     vendor = [
         "n/a" if value is None else f"{figure(value)} {unit}"
@@ -278,7 +278,7 @@ def peak_line(backend: str, peaks: Peaks, *, emulated: bool) -> str:
             f"{figure(unit.tflops)} TFLOP/s"
         )
     )
-    whose = f"{backend}: this host's" if emulated else backend
+    whose = backend if real else f"{backend}: this host's"
     contended = "; other work contended that, the true peak is higher" if peaks.contended else ""
     return (
         f"{whose} peak in {peaks.dtype}, measured in this run: {figure(peaks.matmul_tflops)} TFLOP/s, copy "

@@ -72,7 +72,7 @@ def print_end_to_end(result: EndToEnd, console: Console) -> None:
     console.print(fitted(table, console))
     if result.peaks is not None and result.device is not None:
         console.print(fitted(_rates(result, random, console.width), console))
-        console.print(Text(peak_line(config.backend, result.peaks, emulated=result.device.emulated)))
+        console.print(Text(peak_line(config.backend, result.peaks, real=result.device.real)))
     if result.memory is not None:
         memory = result.memory
         most, above, alone = (

@@ -16,6 +16,8 @@ from ...backends import get_backend
 from ...kernels.packed import PackedBatch
 from ...kernels.tt import model, native
 
+NAME = "tt-emulated"
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -50,7 +52,7 @@ def test_a_core_multiplies_at_the_rate_asked_for(engine: str, fp32_dest: bool) -
     seconds = fastest({fidelity: multiplied(fidelity) for fidelity in ("lofi", "hifi4")}, rounds=2)
     rates = {name: a.numel() * b.shape[1] * model.PHASES[name] / taken / 1e6 for name, taken in seconds.items()}
     said = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    sys.stdout.write(f"tt-emulated, exact, {engine}, float32 Dst {fp32_dest}: {said} million phase products a second\n")
+    sys.stdout.write(f"{NAME}, exact, {engine}, float32 Dst {fp32_dest}: {said} million phase products a second\n")
     assert min(rates.values()) > 400
 
 
@@ -70,9 +72,9 @@ def test_the_fast_forward_is_a_sixth_of_the_portable_ones_speed_or_more() -> Non
 
         return call
 
-    seconds = fastest({"portable": forward("cpu", "portable"), "fast": forward("tt-emulated", "auto")}, rounds=3)
+    seconds = fastest({"portable": forward("cpu", "portable"), "fast": forward(NAME, "auto")}, rounds=3)
     ratio = seconds["portable"] / seconds["fast"]
     sys.stdout.write(
-        f"ALBERT-base forward and head, tt-emulated fast HiFi4, float32 Dst: {ratio:.2f} of the portable kernel's\n"
+        f"ALBERT-base forward and head, {NAME} fast HiFi4, float32 Dst: {ratio:.2f} of the portable kernel's\n"
     )
     assert ratio >= 1 / 6

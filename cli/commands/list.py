@@ -80,7 +80,7 @@ def _backends() -> Entries:
         "cpu": "this host",
         "cuda": "NVIDIA GPUs; cuda:1 is the second",
         "xla": "PJRT devices; PJRT_DEVICE chooses TPU or CUDA",
-        "tt": "a Tenstorrent card; without one, tt-emulated",
+        "tt": "a Tenstorrent card, or what stands in for it here",
         "tt-emulated": "a Tenstorrent card's numerics on this host",
         "ideal": "no device: a dtype's rounding and no other error, for parity",
     }

@@ -78,8 +78,8 @@ def _of_bench(bench: Bench) -> tuple[str, str]:
     known = bench.measured
     devices = dict.fromkeys(target.device.name for target in known)
     counts = (
-        ("valid", [target for target in bench.targets if target.valid and not target.emulated]),
-        ("emulated", [target for target in known if target.emulated]),
+        ("valid", [target for target in bench.targets if target.valid and target.real]),
+        ("emulated", [target for target in known if not target.real]),
         ("unavailable", [target for target in bench.targets if target.status == "unavailable"]),
         ("invalid", [target for target in bench.targets if not target.valid and target.status != "unavailable"]),
     )

@@ -1,4 +1,4 @@
-"""The words that figures must not stand without: random weights, emulated, quick, partial, invalid and why."""
+"""The words that figures must not stand without: random weights, times of the host, quick, partial, invalid and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...outcome.model import Bench, Target
 from ..blocks import Table, word_columns
 from .text import joined
 
-EMULATED = "Emulated on this host, no device's throughput"
+HOST_TIMES = "Emulated on this host, no device's throughput"
 
 
 def titled(title: str, tags: Iterable[str]) -> str:
@@ -50,7 +50,7 @@ def whole_tags(result: EndToEnd) -> list[str]:
 def verdict(target: Target) -> str:
     """Whether a target's figures may be used, in a word or two."""
     if target.valid:
-        return "emulated" if target.emulated else "valid"
+        return "valid" if target.real else "emulated"
     return target.status if target.status in ("failed", "not run", "unavailable") else "invalid"
 
 

@@ -1,6 +1,6 @@
 """The throughput of a bench result's targets, with their intervals. Rules 7 and 10.
 
-A target that is emulated has no throughput: its times are this host's. One that is invalid keeps its bar, hatched, and
+A target that is not real has no throughput: its times are this host's. One that is invalid keeps its bar, hatched, and
 one that has no figures its name.
 """
 
@@ -11,7 +11,7 @@ from ....albert_core.terminal.text import number
 from ....kernels.words import count
 from ...outcome.model import Bench, MeasuredTarget, Target
 from ..blocks import Block, Heading, Table, Words, figure_columns, word_columns
-from .labels import EMULATED, bench_tags, reasons, titled, verdict
+from .labels import HOST_TIMES, bench_tags, reasons, titled, verdict
 from .loading import Found
 from .text import joined
 
@@ -26,14 +26,14 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
     bench = found.document
     blocks: list[Block] = [heading(found), Words(_method(bench))]
     blocks += [Words(text, strong=True) for text in _banners(bench)]
-    real = [target for target in bench.measured if not target.emulated]
+    real = [target for target in bench.measured if target.real]
     workloads = list(dict.fromkeys(target.workload for target in real))
     bars = tuple(
         _bar(target, workloads.index(target.workload))
         if isinstance(target, MeasuredTarget)
         else Bar(target.name, words=verdict(target), empty=True)
         for target in bench.targets
-        if not target.emulated
+        if target.real
     )
     if real:
         words = "Median of all blocks; whiskers: its 95 % interval."
@@ -65,13 +65,13 @@ def _banners(bench: Bench) -> list[str]:
     """What must be read before the figures."""
     known = bench.measured
     invalid = [target.name for target in bench.targets if not target.valid and target.status != "unavailable"]
-    emulated = [target.name for target in known if target.emulated]
+    of_host = [target.name for target in known if not target.real]
     contended = [target.name for target in known if target.contended]
     return [
         f"{words}: {', '.join(names)}"
         for words, names in (
             ("Invalid, for the reasons below", invalid),
-            (EMULATED, emulated),
+            (HOST_TIMES, of_host),
             ("Measured while other work used the CPUs, so too slow and too scattered", contended),
         )
         if names

@@ -39,7 +39,7 @@ def phases(results: Results) -> Section:
             section.blocks.append(_stacked(f"whole-phases-{index}", title, whole.path, stacks))
     ended = [(run, run.document.summary) for run in results.runs]
     stacks = [
-        _whole_stack(run_name(run), summary, HOST if run.document.record.device.emulated else "")
+        _whole_stack(run_name(run), summary, "" if run.document.record.device.real else HOST)
         for run, summary in ended
         if summary is not None and summary.phases
     ]
@@ -54,7 +54,7 @@ def _phases(found: Found[Bench], targets: Sequence[MeasuredTarget], key: str) ->
         Stack(
             target.name,
             _seconds(target),
-            joined(["" if target.valid else "invalid", HOST if target.emulated else ""], ", "),
+            joined(["" if target.valid else "invalid", "" if target.real else HOST], ", "),
         )
         for target in targets
     ]

@@ -34,7 +34,7 @@ def _by_device(targets: Sequence[MeasuredTarget]) -> list[list[MeasuredTarget]]:
     """Targets that lie under the same roof."""
     groups: dict[tuple[str, str], list[MeasuredTarget]] = {}
     for target in targets:
-        if not target.emulated:
+        if target.real:
             groups.setdefault((target.backend, target.peaks.dtype), []).append(target)
     return list(groups.values())
 

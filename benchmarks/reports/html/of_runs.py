@@ -94,7 +94,8 @@ def _row(run: Found[Run], known: Sequence[str]) -> tuple[str, ...]:
     record, summary = document.record, document.summary
     steps = max((step for step, _ in document.loss), default=0.0)
     rates = document.samples_per_second
-    speed = "none (emulated)" if record.device.emulated else number(median(rates)) if rates else ""
+    measured = number(median(rates)) if rates else ""
+    speed = measured if record.device.real else "none (emulated)"
     return (
         run_name(run),
         record.model,

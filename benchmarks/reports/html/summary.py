@@ -78,7 +78,7 @@ def valid_rates(results: Results) -> list[Rate]:
         )
         for one in results.bench
         for target in one.document.measured
-        if target.valid and not target.emulated
+        if target.valid and target.real
     ]
     rates += [
         Rate(
@@ -175,7 +175,7 @@ def _chart(results: Results, rates: Sequence[Rate]) -> BarChart:
         )
         for rate in rates
     )
-    left_out = sum(not target.valid or target.emulated for one in results.bench for target in one.document.targets)
+    left_out = sum(not (target.valid and target.real) for one in results.bench for target in one.document.targets)
     words = "Fastest first in each workload. Whiskers: 95 % intervals."
     words += f" {count(left_out, 'target')} without a valid throughput: see Throughput." if left_out else ""
     return BarChart("answer", titled("All valid results", shared), words, "samples/s", bars, groups)
