@@ -66,7 +66,7 @@ def set_up_axis(axes: Axes, way: str, axis: Axis, values: Sequence[float], most:
     elif axis.log:
         # At least a decade, so that some round value lies in it.
         middle = math.sqrt(lowest * highest)
-        low, high = axis.span or (min(lowest / 1.25, middle / 3.2), max(highest * 1.25, middle * 3.2))
+        low, high = axis.span or (min(lowest / 1.6, middle / 3.2), max(highest * 1.6, middle * 3.2))
         set_scale("log")
         set_limits(low, high)
         few = high / low < 50

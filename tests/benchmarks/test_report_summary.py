@@ -51,7 +51,7 @@ def test_the_fastest_is_named_with_its_lead_over_another_kernel_and_its_share(
     assert sentences(summary) == [
         "Fastest in forward: cpu forward padded auto x2 (random weights) by native on Fake CPU, 300 samples/s, 42.5% "
         "of the measured peak; 1.50 times cpu forward padded auto x3 (random weights).",
-        "Not judged: cpu (no parity result), tt (emulated) (no parity result).",
+        "Not judged: cpu (no parity result), tt-emulated (no parity result).",
     ]
     # The invalid 900 samples/s and the emulated target are no results.
     assert bars(summary) == [
@@ -98,7 +98,7 @@ def test_results_of_several_files_stand_in_one_chart_with_what_holds_for_some(
 def test_who_agrees_who_does_not_and_who_was_not_judged(tmp_path: Path) -> None:
     found = sections(tmp_path, one=parity(), two=parity(candidate("cpu:float32", "float32", 1e-6)))["summary"]
     assert sentences(found) == [
-        "Losses agree with cpu:float64: cpu:float32, cpu:bfloat16. Losses do not agree: tt (emulated):hifi2 (drift "
+        "Losses agree with cpu:float64: cpu:float32, cpu:bfloat16. Losses do not agree: tt-emulated:hifi2 (drift "
         "from step 12), xla:float32 (diverged from step 12). Not judged: cuda:float32 (failed), cpu:float32 other "
         "(refused)."
     ]
@@ -106,7 +106,7 @@ def test_who_agrees_who_does_not_and_who_was_not_judged(tmp_path: Path) -> None:
     assert [(row[0], row[1], row[-1]) for row in table.rows] == [
         ("cpu:float32", "✓ pass", "one.json"),
         ("cpu:bfloat16", "✓ pass", "one.json"),
-        ("tt (emulated):hifi2", "△ drift", "one.json"),
+        ("tt-emulated:hifi2", "△ drift", "one.json"),
         ("xla:float32", "✗ diverged", "one.json"),
         ("cuda:float32", "! failed", "one.json"),
         ("cpu:float32 other", "! refused", "one.json"),
