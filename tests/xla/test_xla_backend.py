@@ -29,7 +29,7 @@ def test_it_says_which_device_it_is(backend: Any) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(backend: Any) -> None:
-    with pytest.raises(UserError, match="there are 1 CPU device"):
+    with pytest.raises(UserError, match="it has 1 CPU device"):
         get_backend("xla:7")
 
 
