@@ -15,9 +15,19 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TracePolicy(Part):
+    requested: str = ""
     param: str
     compute: str
+    accumulate: str = ""
+    reason: str = ""
+    mode: str = ""
     label: str
+
+
+class TraceEnvironment(SideEnvironment):
+    """Beside what a result says of a side, whatever else a run says of its machine and its programs."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class PromisedBudget(Part):
@@ -85,7 +95,7 @@ class TraceHeader(Part):
     dropout_off: bool
     ended: Ended | None
     recipe: dict[str, Any]
-    environment: SideEnvironment
+    environment: TraceEnvironment
     config: dict[str, Any]
     batches: list[str]
     metrics: list[Evaluation]

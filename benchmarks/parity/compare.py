@@ -11,7 +11,18 @@ from typing import Any, Literal
 from ... import UserError
 from ..harness import environment
 from ..harness.plan import hash_of
-from ..outcome.parity import PARITY, Candidate, Curve, Judged, Parity, Seeds, Series, Trained, Uncompared
+from ..outcome.parity import (
+    PARITY,
+    Candidate,
+    Curve,
+    Judged,
+    Parity,
+    Seeds,
+    Series,
+    SideEnvironment,
+    Trained,
+    Uncompared,
+)
 from .bands import COARSE_FACTOR, FACTOR
 from .head_checks import unjudged
 from .judge import DIVERGED_VERDICT, DRIFT, FAILED, PASS, REFUSED, judge
@@ -116,8 +127,10 @@ def _candidate(reference: Trace, candidate: Trace | Missing) -> Candidate:
 
 def _side(trace: Trace) -> dict[str, Any]:
     """What a result says of whoever recorded a trace: fields of `Trained`, all but the series."""
-    kept = {name: getattr(trace.header, name) for name in Trained.model_fields if name not in ("policy", "series")}
-    return kept | {"policy": trace.header.policy.label}
+    header = trace.header
+    kept = {name: getattr(header, name) for name in Trained.model_fields if name not in ("policy", "series")}
+    machine = {name: getattr(header.environment, name) for name in SideEnvironment.model_fields}
+    return kept | {"policy": header.policy.label, "environment": SideEnvironment(**machine)}
 
 
 def _notes(reference: Trace, candidates: Sequence[Trace | Missing]) -> list[str]:

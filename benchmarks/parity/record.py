@@ -31,8 +31,8 @@ from ...albert_core.model.whole import WholeModel
 from ...albert_core.runs.folder import environment
 from ...albert_core.tokens.order import Window
 from ...kernels.packed import PackedBatch, PaddedBatch
-from ..outcome.parity import Ended, SideEnvironment
-from ..outcome.trace_header import Evaluation, PromisedBudget, Split, TraceHeader, TracePolicy
+from ..outcome.parity import Ended
+from ..outcome.trace_header import Evaluation, PromisedBudget, Split, TraceEnvironment, TraceHeader, TracePolicy
 from .evaluations import moves
 from .head_replay import replay_head
 from .observe import PROBE_TEXTS, HeadInputs, Steps, batch_hash, on_host, probe, trained
@@ -284,7 +284,7 @@ def _header(
         dropout_off=_without_dropout(training.model),
         ended=None,
         recipe=recipe_of(job.config, job.num_labels, training.total_steps),
-        environment=SideEnvironment.model_validate(environment()),
+        environment=TraceEnvironment.model_validate(environment()),
         config={},
         batches=[],
         metrics=[],

@@ -30,6 +30,13 @@ def test_a_trace_comes_back_as_it_was_written(folder: Path) -> None:
     assert before.header == after.header
 
 
+def test_a_trace_keeps_all_that_its_run_says_of_its_machine(tmp_path: Path) -> None:
+    machine = exact().header.environment.document() | {"threads": 4, "numpy": "2"}
+    write_trace(with_header(exact(), environment=machine), tmp_path / "trace")
+    assert json.loads((tmp_path / "trace" / HEADER_FILE).read_text())["environment"] == machine
+    assert read_trace(tmp_path / "trace").header.environment.document() == machine
+
+
 def test_traces_are_never_written_over(folder: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         write_trace(exact(), folder)
