@@ -37,6 +37,7 @@ class CpuBackend(TorchDevice):
             )
         super().__init__(index, options)
         self._rapl = RaplCounters()
+        self._said: set[str] = set()
 
     @classmethod
     def probe(cls) -> Availability:
@@ -110,9 +111,13 @@ class CpuBackend(TorchDevice):
 
         reason = head.head_step_unsupported(parameters, optimizer)
         if reason is not None:
-            log.info("the head is trained by autograd: its native step can't run (%s)", reason)
+            self._say_why("the head is trained by autograd: its native step", reason)
             return None
         return head.HeadStep(parameters, optimizer)
+
+    def _say_why(self, what: str, reason: str) -> None:
+        log.info("%s can't run (%s)", what, "for the same reason" if reason in self._said else reason)
+        self._said.add(reason)
 
     def kernels(self) -> dict[str, Availability]:
         from ..kernels.cpu.library import best_isa, why_not
@@ -146,7 +151,7 @@ class CpuBackend(TorchDevice):
                 return NativeEncoder(weights)
             if kernel == "native":
                 raise UserError(f"kernel native can't run: {reason}")
-            log.info("kernel portable: the native one can't run (%s)", reason)
+            self._say_why("kernel portable: the native one", reason)
         from ..kernels.packed.prepacked import prepacked_linear
 
         return self.portable_encoder(weights, policy, make_linear=prepacked_linear)

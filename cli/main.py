@@ -34,10 +34,12 @@ from .commands.train import train
 from .commands.tt_estimate import tt_estimate
 from .commands.tt_formats import tt_formats
 from .exits import Exit
+from .help import HelpfulCommand, HelpfulGroup
 from .streams import settle_streams
 
 app = typer.Typer(
     name="isotrain",
+    cls=HelpfulGroup,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
@@ -93,7 +95,7 @@ _PANELS: tuple[tuple[str, dict[str, Callable[..., None]]], ...] = (
 )
 for _panel, _commands in _PANELS:
     for _name, _command in _commands.items():
-        app.command(_name, rich_help_panel=_panel)(_interruptible(_command))
+        app.command(_name, cls=HelpfulCommand, rich_help_panel=_panel)(_interruptible(_command))
 for _registered in parity.registered_commands:
     assert _registered.callback is not None, "every command is a function"
     _registered.callback = _interruptible(_registered.callback)

@@ -15,6 +15,8 @@ from .columns import refuse_repeated_ids
 from .tabular import PART_ROWS, TABLE_SUFFIXES, Table, read_table, shown, table_parts
 
 NESTED_SUFFIXES = (".json", ".json.gz")
+# A stranger's small file may unpack to more than the memory holds. SQuAD's own have 30 MB.
+LARGEST_UNPACKED = 2**29
 COLUMNS = ["id", "title", "context", "question", "answers"]
 
 
@@ -168,13 +170,20 @@ def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
 
 def _read_json(path: Path) -> Any:
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
+        raw = _unpacked(path) if path.name.lower().endswith(".gz") else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} can't be read ({reason}); give an intact file") from error
     text = decoded(raw, path, "give an intact file")
     return parse_json(text, path, "give SQuAD's JSON, or .jsonl with an object a line")
+
+
+def _unpacked(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        raw = file.read(LARGEST_UNPACKED + 1)
+    if len(raw) > LARGEST_UNPACKED:
+        raise UserError(f"{path} unpacks to more than {LARGEST_UNPACKED:,} bytes; give its .json if that is right")
+    return raw
 
 
 def _questions(path: Path, root: Any) -> Iterator[list[Any]]:

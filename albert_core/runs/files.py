@@ -178,6 +178,18 @@ def make_folders(path: Path, what: str) -> None:
         raise write_error(path, error, what) from error
 
 
+def check_place(path: Path, what: str) -> None:
+    """Raises UserError where nothing can be written at `path`, so that work need not be done to find out.
+
+    `what` names it in the error, e.g. ``--out``.
+    """
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"{what} {str(path)!r}: {existing} is a file, not a folder; choose another place")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{what} {str(path)!r}: {existing} can't be written; choose another folder, or mend this one")
+
+
 def refuse_link(path: Path) -> None:
     """Raises UserError if `path` is a symbolic link, because the write would go to the link's target."""
     if path.is_symlink():

@@ -64,6 +64,7 @@ def _safetensors_files(path: Path) -> list[Path]:
 def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     try:
         with np.load(path, allow_pickle=False) as file:
+            _refuse_bomb(path, file.zip.infolist())
             for name in file.files:
                 array = file[name]
                 # numpy returns other kinds of files in the archive as bytes.
@@ -74,6 +75,13 @@ def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as error:
         why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(f"{path} is damaged or no .npz of plain arrays{why}; write it with numpy.savez") from error
+
+
+def _refuse_bomb(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Weights hardly shrink: a small file that unpacks to gigabytes holds none."""
+    unpacked, packed = sum(member.file_size for member in members), sum(member.compress_size for member in members)
+    if unpacked > max(2**30, 100 * packed):
+        raise UserError(f"{path} unpacks from {packed:,} to {unpacked:,} bytes; write true weights with numpy.savez")
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -294,8 +294,16 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         data=opened.texts.describe(),
         probe={str(row): logits for row, logits in workload.probe.items()},
         reasons=[*measured.reasons, *workload.verdict()],
-        warnings=list(measured.warnings),
+        warnings=[*measured.warnings, *_passed_over(backend, target, kernel)],
     )
+
+
+def _passed_over(backend: Backend, target: TargetSpec, kernel: str) -> list[str]:
+    """Says that `auto` ran a slower kernel because a faster one is not here."""
+    absent = [name for name, state in backend.kernels().items() if not state.ok]
+    if target.kernel != "auto" or not absent or kernel != "portable":
+        return []
+    return [f"kernel portable ran, for {', '.join(absent)} can't: isotrain doctor -v says why, and how to get it"]
 
 
 if __name__ == "__main__":

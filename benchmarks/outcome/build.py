@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ... import UserError
-from ...albert_core.runs.files import make_folders, sweep, write_json
+from ...albert_core.runs.files import check_place, make_folders, sweep, write_json
 from ...backends import caveat
 from ...kernels.words import count
 from ..harness import environment
@@ -95,10 +95,8 @@ def result_path(out: Path | None, now: datetime) -> Path:
     folder = Path("results") if out is None else out
     path = folder if folder.suffix == ".json" else folder / stamped
     if path.is_dir():
-        raise UserError(f"--out {str(out)!r} is a folder that ends in .json; give a file, or a folder of another name")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir():
-        raise UserError(f"--out {str(out)!r}: {existing} is a file, not a folder; choose another place")
+        raise UserError(f"--out {str(path)!r} is a folder that ends in .json; give a file, or another folder")
+    check_place(path, "--out")
     return path
 
 

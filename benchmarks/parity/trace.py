@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ... import UserError
 from ...albert_core.config.parsing import read_json_object
-from ...albert_core.runs.files import checksum, make_folders, published, sweep, write_bytes, write_json
+from ...albert_core.runs.files import check_place, checksum, make_folders, published, sweep, write_bytes, write_json
 from ...albert_core.terminal.text import quoted
 from ...kernels.words import count
 from ..outcome.load import problems
@@ -110,6 +110,7 @@ def check_free(folder: Path) -> None:
     """Raises UserError where `folder` can't become a trace."""
     if folder.exists():
         raise UserError(f"--out {str(folder)!r} exists already; traces are never written over: choose another name")
+    check_place(folder, "--out")
 
 
 def read_trace(folder: Path) -> Trace:

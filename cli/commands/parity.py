@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from ...albert_core.terminal.console import say, say_json, say_lines
 from ...albert_core.terminal.invocation import command
 from ...kernels.names import meant
 from ...kernels.words import count
 from ..documents import print_json
+from ..help import HelpfulCommand, HelpfulGroup
 from ..streams import kept
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OWN = "run"
 
 
-class _RunUnlessNamed(TyperGroup):
+class _RunUnlessNamed(HelpfulGroup):
     """`isotrain parity CONFIG ...` is `isotrain parity run CONFIG ...`: what isn't a part's name is a configuration."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -71,7 +71,7 @@ _STEPS = typer.Option(
 )
 
 
-@parity.command(OWN)
+@parity.command(OWN, cls=HelpfulCommand)
 def run(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name: banking77, quickstart.")
@@ -160,7 +160,7 @@ def run(
     _finish(result, comparison.out / "parity.json", html, json_only)
 
 
-@parity.command()
+@parity.command(cls=HelpfulCommand)
 def record(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name.")],
     out: Annotated[Path, typer.Option(help="The trace's folder; it must not exist.", rich_help_panel=_OUTPUT)],
@@ -219,7 +219,7 @@ def record(
         say(f"warning: it could not train on: {ended.reason}", err=True)
 
 
-@parity.command()
+@parity.command(cls=HelpfulCommand)
 def error_budget(
     reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
     candidates: Annotated[list[Path], typer.Argument(help="Traces whose arithmetic it is to be measured by.")],
@@ -244,7 +244,7 @@ def error_budget(
         say_lines(f"error budget {label}: {count} draws in {reference}" for label, count in draws.items())
 
 
-@parity.command()
+@parity.command(cls=HelpfulCommand)
 def compare(
     reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
     candidates: Annotated[list[Path], typer.Argument(help="Traces to judge, from any machine.")],
@@ -330,9 +330,12 @@ def _absence(comparison: Comparison, side: Side) -> UserError | None:
 
 def _check_html(path: Path | None) -> None:
     from ... import UserError
+    from ...albert_core.runs.files import check_place
 
     if path is not None and (path.suffix.lower() not in (".html", ".htm") or not path.absolute().parent.is_dir()):
         raise UserError(f"--html {str(path)!r}: give a file that ends in .html, in a folder that exists")
+    if path is not None:
+        check_place(path, "--html")
 
 
 def _step_limit(steps: int | None, seeds: int) -> int | None:
@@ -351,10 +354,12 @@ def _folder(out: Path | None, config: str) -> Path:
     from datetime import UTC, datetime
 
     from ... import UserError
+    from ...albert_core.runs.files import check_place
 
     folder = out or Path("parity") / f"{Path(config).stem}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UserError(f"--out {str(folder)!r} exists and is not empty; choose another folder")
+    check_place(folder, "--out")
     return folder
 
 

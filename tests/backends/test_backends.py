@@ -315,7 +315,10 @@ def test_without_a_compiler_the_portable_kernel_serves(
     policy = CastPolicy("bfloat16", "bfloat16", "bfloat16", "float32", "")
     weights = load_encoder("random:tiny").weights
     assert backend.frozen_encoder(weights, policy).name == "portable"
-    assert "install a C++ compiler" in caplog.text
+    parameters = [torch.zeros(4, 4, requires_grad=True)]
+    assert backend.head_step(parameters, torch.optim.AdamW(parameters, fused=True)) is None
+    assert caplog.text.count("install a C++ compiler") == 1, "said once"
+    assert "trained by autograd: its native step can't run (for the same reason)" in caplog.text
     with pytest.raises(UserError, match=r"kernel native can't run: .* was not built .* install a C\+\+ compiler"):
         backend.frozen_encoder(weights, policy, "native")
     state = backend.kernels()["native"]

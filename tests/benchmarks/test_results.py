@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import isotrain.benchmarks
 import jsonschema
 import pytest
 from isotrain import UserError
+from isotrain.benchmarks.bench import run_bench
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_quick
 from isotrain.benchmarks.harness.runner import WorkerRun
@@ -272,6 +274,16 @@ def test_where_a_result_goes(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(UserError, match=r"is a folder that ends in \.json"):
         result_path(tmp_path / "folder.json", now)
+
+
+def test_a_place_that_can_not_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write everywhere but to a read-only disk, and what is asked of both is this.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=f"--out 'results/.*: {re.escape(str(tmp_path))} can't be written; choose"):
+        monkeypatch.chdir(tmp_path)
+        run_bench(Options())
 
 
 def test_joules_a_text_have_an_interval_or_a_reason(plan: Plan, all_runs: Runs) -> None:

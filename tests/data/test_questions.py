@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import datasets
 import pytest
 from isotrain import UserError
+from isotrain.albert_core.data import squad_file
 from isotrain.albert_core.data.questions import load_questions
 from isotrain.albert_core.data.squad_file import Answer, read_question_table, split_of
 from isotrain.albert_core.terminal.text import LONGEST_MESSAGE, brief, error_line
@@ -134,6 +136,22 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         load_questions(str(tmp_path / name), test_fraction=0.5)
+
+
+def test_a_small_file_does_not_unpack_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squad_file, "LARGEST_UNPACKED", 100_000)
+    for name, size, said in (("a.json.gz", 100_000, "truncated JSON"), ("b.json.gz", 100_001, "unpacks to more than")):
+        (tmp_path / name).write_bytes(gzip.compress(b'{"data": [' + b" " * (size - 10)))
+        with pytest.raises(UserError, match=said):
+            load_questions(str(tmp_path / name), test_fraction=0.5)
+    bomb = tmp_path / "c.json.gz"
+    bomb.write_bytes(gzip.compress(b" " * 2**20) * 200)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="unpacks to more than 100,000 bytes"):
+        load_questions(str(bomb), test_fraction=0.5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6, "200 MB are not unpacked to be refused"
 
 
 @pytest.mark.shared

@@ -91,6 +91,15 @@ def test_an_npz_that_lies_about_its_arrays_is_refused(
     assert "ast." not in result[2]
 
 
+def test_an_npz_that_unpacks_without_a_limit_is_refused_before_it_does(invoke: Invoke, tmp_path: Path) -> None:
+    part = bytes(2**24)
+    with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as file:
+        file.write(_npy("(268435457,)"))
+        for _ in range(65):
+            file.write(part)
+    one_line_error(invoke("tt-formats", tmp_path / "w.npz"), "unpacks from")
+
+
 @pytest.mark.parametrize("command", ["show", "tt-formats", "compare"])
 def test_nobody_waits_for_a_pipe(invoke: Invoke, tmp_path: Path, command: str) -> None:
     for name in ("summary.json", "model.safetensors", "result.json"):

@@ -1,0 +1,48 @@
+"""Help that fits the terminal: no escape codes under NO_COLOR, and no panels where they would cut names and words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+# Narrower panels have no room for an option's name and its meaning.
+_PANEL_WIDTH = 60
+
+
+class HelpfulCommand(TyperCommand):
+    """A command of the command line."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _fit(self, formatter)
+        super().format_help(ctx, formatter)
+
+    def get_short_help_str(self, limit: int = 1000) -> str:
+        del limit  # The caller's cuts a sentence.
+        return super().get_short_help_str(1000)
+
+
+class HelpfulGroup(TyperGroup):
+    """A command with commands below it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _fit(self, formatter)
+        super().format_help(ctx, formatter)
+
+    def get_short_help_str(self, limit: int = 1000) -> str:
+        del limit
+        return super().get_short_help_str(1000)
+
+
+def _fit(command: TyperCommand | TyperGroup, formatter: Any) -> None:
+    from typer import rich_utils
+
+    if "NO_COLOR" in os.environ:
+        # By itself, rich keeps bold and dim.
+        rich_utils.COLOR_SYSTEM = None
+    width = shutil.get_terminal_size().columns
+    if width < _PANEL_WIDTH:
+        command.rich_markup_mode = None
+        formatter.width = width
