@@ -16,7 +16,7 @@ import torch
 from ... import RunError, UserError
 from ...kernels.words import count
 from ..features.compute import InputSource
-from ..output.progress import Reporter
+from ..output.progress import Reporter, fits_terminal
 from ..output.run_chart import write_charts
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, with_device
@@ -131,11 +131,15 @@ def _log_evaluation(training: Training, epoch: int, training_loss: float, metric
     headers = ["epoch", f"step of {training.total_steps:,}", "train/loss", f"eval/{loss}", *others]
     cells = [f"{epoch + 1}", f"{step:,}", *(f"{value:.4f}" for value in (training_loss, *words.values()))]
     widths = [max(len(header), len("0.0000")) for header in headers]
+    header = _row(headers, widths)
+    fits = fits_terminal(header)
     if not training.evaluated:
         training.evaluated = True
         log.info("evaluations of %s", job.label)
-        log.info("%s%s", _row(headers, widths), job.backend.on_caveat)
-    log.info("%s%s", _row(cells, widths), job.backend.on_caveat)
+        if fits:
+            log.info("%s%s", header, job.backend.on_caveat)
+    named = ", ".join(f"{name}: {cell}" for name, cell in zip(headers, cells, strict=True))
+    log.info("%s%s", _row(cells, widths) if fits else named, job.backend.on_caveat)
 
 
 def _row(cells: list[str], widths: list[int]) -> str:

@@ -89,6 +89,12 @@ class LineReporter:
             )
 
 
+def fits_terminal(line: str) -> bool:
+    """Whether the terminal shows a line of the log without a break. A file or a pipe does."""
+    console = terminal()
+    return not console.is_terminal or len(line) <= console.width
+
+
 @cache
 def terminal() -> Any:
     """The only rich console on stderr, so that log lines and a bar don't overwrite each other."""

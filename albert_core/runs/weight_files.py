@@ -71,6 +71,8 @@ def _npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     wide = np.float64 if array.itemsize > 4 else np.float32
                     yield name, torch.from_numpy(np.ascontiguousarray(array, dtype=wide))
+    except UserError:
+        raise
     # MemoryError: the header names a size that no file has.
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as error:
         why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from isotrain.albert_core.config.load import as_set
+from isotrain.albert_core.output import progress
+from isotrain.albert_core.output.progress import fits_terminal
 from isotrain.albert_core.terminal.invocation import program
+from rich.console import Console
 from support.command import Invoke
 from support.small_job import write_dataset
 from support.small_pairs import write_pairs
@@ -84,3 +87,11 @@ def test_a_collapse_is_said_loudly(invoke: Invoke, tmp_path: Path, stop: bool, c
     [pasted] = re.findall("`([^`]+)`", err)
     assert "--checkpoint best" in pasted
     assert invoke(*shlex.split(pasted)[1:])[0] == 0
+
+
+@pytest.mark.parametrize("line", ["x" * 40, "x" * 41])
+def test_a_table_that_a_terminal_would_break_is_no_table(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setattr(progress, "terminal", lambda: Console(width=40, force_terminal=True))
+    assert fits_terminal(line) == (len(line) == 40)
+    monkeypatch.setattr(progress, "terminal", lambda: Console(width=40, force_terminal=False))
+    assert fits_terminal(line), "a file has room"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from isotrain.cli.main import app
 from isotrain.kernels import install
 from isotrain.kernels.install import install_hint
+from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -79,3 +84,40 @@ def test_pip_is_the_running_interpreters(tmp_path: Path, monkeypatch: pytest.Mon
     assert install_hint("onnx").startswith(".venv/bin/pip install ")
     monkeypatch.setenv("PATH", str(folder))
     assert install_hint("onnx").startswith("pip install ")
+
+
+def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python-old"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo Python 3.9.18; exit 0; }\nexit 1\n')
+    old.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "isotrain needs Python 3.11 or newer; set PYTHON=python3.11 (found: Python 3.9.18)\n"
+
+
+def test_every_command_that_the_code_prints_exists() -> None:
+    commands: dict[str, Any] = dict(get_command(app).commands)
+    for name, command in list(commands.items()):
+        commands |= {f"{name} {inner}": inside for inner, inside in getattr(command, "commands", {}).items()}
+    checked = set()
+    for path in SHOWN:
+        if path.suffix != ".py" or path.is_relative_to(ROOT / "tests"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        printed = [found.split() for found in re.findall(r"isotrain ((?:[a-z][\w-]*|--?[a-z][\w-]*)[^`\"\n]*)", text)]
+        called = re.findall(r"\bcommand\(((?:['\"][^'\"]*['\"](?:, )?)+)", text)
+        for words in [*printed, *(re.findall(r"['\"]([^'\"]*)['\"]", found) for found in called)]:
+            names = [" ".join(words[:2]), words[0]] if words else []
+            name = next((name for name in names if name in commands), None)
+            options = {word.rstrip(";,:.)") for word in words if re.match(r"--?[a-z]", word)}
+            if name is None:
+                continue
+            parts = [commands[name], *getattr(commands[name], "commands", {}).values()]
+            known = {option for part in parts for parameter in part.params for option in parameter.opts}
+            missing = {option.partition("=")[0] for option in options} - known - {"--help", "-h"}
+            assert not missing, f"{path.relative_to(ROOT)}: isotrain {' '.join(words)}"
+            checked |= options
+    assert checked >= {"--resume", "--keys", "-v", "--help"}
