@@ -32,6 +32,7 @@ from isotrain.backends import (
 )
 from isotrain.backends.cpu import CpuBackend
 from isotrain.backends.selftest import self_test
+from isotrain.kernels.cpu import library
 from pydantic import BaseModel, ConfigDict, Field
 from support.awkward import with_nan
 
@@ -315,6 +316,7 @@ def test_without_a_compiler_the_portable_kernel_serves(
     policy = CastPolicy("bfloat16", "bfloat16", "bfloat16", "float32", "")
     weights = load_encoder("random:tiny").weights
     assert backend.frozen_encoder(weights, policy).name == "portable"
+    monkeypatch.setattr("isotrain.kernels.cpu.head.native", library.native)
     parameters = [torch.zeros(4, 4, requires_grad=True)]
     assert backend.head_step(parameters, torch.optim.AdamW(parameters, fused=True)) is None
     assert caplog.text.count("install a C++ compiler") == 1, "said once"
