@@ -190,7 +190,10 @@ class EncoderWeights:
 
         It is the same on every machine and device. Weights that are equal in float32 have the same fingerprint.
         """
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        config = asdict(self.config)
+        # Caches and checkpoints know it by this name.
+        config["layer_of_repetition"] = config.pop("weights_of_layer")
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, tensor in self.named_tensors():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()

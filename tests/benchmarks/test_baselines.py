@@ -124,7 +124,7 @@ def test_names_are_checked_and_baselines_means_all() -> None:
 
 def test_a_baseline_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "find_spec", lambda name: None if name == "onnx" else find_spec("json"))
-    assert BASELINES["onnxruntime"].missing() == f"onnx not installed; get it by: {install_hint('baselines')}"
+    assert BASELINES["onnxruntime"].missing() == f"onnx not installed; get it by: `{install_hint('baselines')}`"
     assert BASELINES["openvino"].missing() == ""
     assert BASELINES["transformers-sorted"].missing() == ""
 

@@ -19,7 +19,9 @@ def suite(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", f"{SUITE}.plugin", "--pyargs", SUITE, "-p", "no:cacheprovider"]
     command += ["-o", "python_files=bench_*.py", "-o", "addopts=--import-mode=importlib"]
     command += ["--suite-model=random:tiny", "--suite-dtype=float32"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # In a process that pytest-xdist started, pytest-benchmark saves nothing.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = kept | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False
     )

@@ -30,4 +30,4 @@ def test_labels_that_max_train_samples_leaves_without_a_row_are_named(invoke: In
     write(tmp_path, *("red", "green", "blue") * 6)
     code, _, err = train(invoke, "max_train_samples=2")
     assert code == 0, err
-    assert "max_train_samples: 2 leaves 1 of 3 labels without a training row" in err
+    assert "max_train_samples: 2 leaves 1 label without a training row, of 3" in err

@@ -24,31 +24,41 @@ WORKER = """
 import subprocess, sys, time
 from pathlib import Path
 from isotrain.benchmarks.harness.answer import answer
+from isotrain.benchmarks.harness.document import Spec
+
+class Pids(Spec):
+    pids: str
+    own: str
 
 def work(spec):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-    path = Path(spec["pids"])
-    path.with_suffix(".part").write_text(f"{spec['own']} {child.pid}")
+    path = Path(spec.pids)
+    path.with_suffix(".part").write_text(f"{spec.own} {child.pid}")
     path.with_suffix(".part").replace(path)
     time.sleep(300)
 
-sys.exit(answer(work))
+sys.exit(answer(Pids, work))
 """
 
 PARENT = """
 import os, sys
 from pathlib import Path
+from isotrain.benchmarks.harness.document import Spec
 from isotrain.benchmarks.harness.runner import running
 
+class Pids(Spec):
+    pids: str
+    own: str
+
 folder = Path(sys.argv[1])
-spec = {"result": str(folder / "result"), "pids": str(folder / "pids"), "own": ""}
+spec = Pids(result=str(folder / "result"), pids=str(folder / "pids"), own="")
 with running([sys.executable, str(folder / "worker.py")], spec, folder / "log", None) as worker:
     (folder / "worker").write_text(str(worker.pid))
     worker.wait()
 """
 
 
-def wait_for(done: Callable[[], object], what: str, seconds: float = 240) -> None:
+def wait_for(done: Callable[[], object], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, what
