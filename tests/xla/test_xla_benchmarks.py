@@ -33,16 +33,16 @@ OPTIONS = Options(backends=("xla",), model="random:tiny", dtype="float32", block
     ],
 )
 def test_a_target_is_measured_and_valid(backend: Any, workload: str, layout: str, kernel: str) -> None:
-    document = run(OPTIONS, TargetSpec("xla", workload, layout, "auto", 4))
-    assert document["reasons"] == []
-    assert document["warm_up"]["compiles"] <= 4
-    assert document["kernel"]["name"] == kernel
-    assert document["device"]["backend"] == "xla"
+    measured = run(OPTIONS, TargetSpec("xla", workload, layout, "auto", 4))
+    assert measured.reasons == []
+    assert measured.warm_up.compiles <= 4
+    assert measured.kernel.name == kernel
+    assert measured.device.backend == "xla"
 
 
 def test_the_forward_pass_gives_the_cpu_backends_logits(backend: Any) -> None:
     here, there = (
-        run(replace(OPTIONS, backends=(name,)), TargetSpec(name, "forward", "bucketed", "auto", 4))["probe"]
+        run(replace(OPTIONS, backends=(name,)), TargetSpec(name, "forward", "bucketed", "auto", 4)).probe
         for name in ("xla", "cpu")
     )
     assert here.keys() == there.keys()
