@@ -107,7 +107,18 @@ class Peaks(Part):
         return max(self.matmul_tflops, self.unit_tflops or 0.0)
 
 
-class Device(Part):
+class Placed(Part):
+    """What ran on a device, or on the host in its place."""
+
+    emulated: bool = Field(description="Every time and rate is the host's, never the device's.")
+
+    @property
+    def real(self) -> bool:
+        """Whether times and peaks are the device's, and not those of the host in its place."""
+        return not self.emulated
+
+
+class Device(Placed):
     backend: str
     device: str
     name: str
@@ -117,12 +128,6 @@ class Device(Part):
     vendor_bandwidth_gbps: float | None = None
     features: list[str] = Field(default=[])
     versions: dict[str, str] = Field(default={})
-    emulated: bool
-
-    @property
-    def real(self) -> bool:
-        """Whether times and peaks are the device's, and not those of the host in its place."""
-        return not self.emulated
 
 
 class Policy(Part):

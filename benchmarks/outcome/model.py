@@ -18,6 +18,7 @@ from ..harness.document import (
     NotNegative,
     Part,
     Peaks,
+    Placed,
     Policy,
     Positive,
     Sha256,
@@ -99,7 +100,7 @@ class Process(Timed):
     wall_seconds: Positive
 
 
-class _Target(Part):
+class _Target(Placed):
     """What was to be measured, and what came of it."""
 
     label: str
@@ -111,7 +112,6 @@ class _Target(Part):
     kernel: str = Field(description="As asked for; kernel_used is what ran.")
     batch_size: Count
     baseline: bool = Field(description="A baseline, whose name is in kernel.")
-    emulated: bool = Field(description="Every time and rate is the host's, never the device's.")
     sweep: list[Shape] = Field(
         description="The shapes that were tried before the measurement; the fastest became the target's."
     )
@@ -122,11 +122,6 @@ class _Target(Part):
     valid: bool
     reasons: list[str] = Field(description="Why it is not valid; empty when it is.")
     warnings: list[str]
-
-    @property
-    def real(self) -> bool:
-        """As of `Device`."""
-        return not self.emulated
 
     @property
     def name(self) -> str:

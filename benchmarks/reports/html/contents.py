@@ -10,7 +10,7 @@ from ...outcome.model import Bench
 from ...outcome.parity import Parity
 from ..blocks import Section, Table, word_columns
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
-from .labels import bench_tags, whole_tags
+from .labels import HOSTED, bench_tags, whole_tags
 from .loading import Results
 from .of_runs import outcome, run_name
 from .summary import summary
@@ -79,7 +79,7 @@ def _of_bench(bench: Bench) -> tuple[str, str]:
     devices = dict.fromkeys(target.device.name for target in known)
     counts = (
         ("valid", [target for target in bench.targets if target.valid and target.real]),
-        ("emulated", [target for target in known if not target.real]),
+        (HOSTED, [target for target in known if not target.real]),
         ("unavailable", [target for target in bench.targets if target.status == "unavailable"]),
         ("invalid", [target for target in bench.targets if not target.valid and target.status != "unavailable"]),
     )

@@ -9,6 +9,7 @@ from ...outcome.model import Bench, Target
 from ..blocks import Table, word_columns
 from .text import joined
 
+HOSTED = "emulated"
 HOST_TIMES = "Emulated on this host, no device's throughput"
 
 
@@ -50,7 +51,7 @@ def whole_tags(result: EndToEnd) -> list[str]:
 def verdict(target: Target) -> str:
     """Whether a target's figures may be used, in a word or two."""
     if target.valid:
-        return "valid" if target.real else "emulated"
+        return "valid" if target.real else HOSTED
     return target.status if target.status in ("failed", "not run", "unavailable") else "invalid"
 
 

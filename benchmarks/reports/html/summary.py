@@ -11,7 +11,7 @@ from ....kernels.words import count
 from ...harness.document import Interval
 from ...outcome.model import Share
 from ..blocks import Section, Words
-from .labels import bench_tags, titled, whole_tags
+from .labels import HOSTED, bench_tags, titled, whole_tags
 from .loading import Results
 from .of_end_to_end import side_words
 from .of_parity import verdicts
@@ -95,7 +95,7 @@ def valid_rates(results: Results) -> list[Rate]:
         for one in results.end_to_end_runs
         for side in one.document.sides
         if side.valid and side.figures is not None
-        if not any("emulated" in process.device for process in side.processes)
+        if not any(HOSTED in process.device for process in side.processes)
     ]
     groups = list(dict.fromkeys(rate.group for rate in rates))
     return sorted(rates, key=lambda rate: (groups.index(rate.group), -rate.speed.median))
