@@ -36,10 +36,11 @@ class StopRequest:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Before the first step there is nothing to save, and a second signal won't wait. Both end at once."""
-        del frame
         if self.over:
             return
         insists, self.signal = self.requested, number
+        if _is_unraisable(frame):
+            return
         if insists or not self.loop_started:
             self.interrupted = True
             raise KeyboardInterrupt
@@ -99,8 +100,26 @@ def interrupted_by_signals() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """The handler of `run_program` until the exit code is known."""
-    del number, frame
-    raise KeyboardInterrupt
+    del number
+    if not _is_unraisable(frame):
+        raise KeyboardInterrupt
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """What can't propagate, such as an exception in a callback: Python prints it, but not an interruption.
+
+    A run has noted the interruption; other commands wait for the next signal. The handlers never interrupt this
+    function: Python would print that, too.
+    """
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+
+
+def _is_unraisable(frame: FrameType | None) -> bool:
+    """Whether a signal came while `_unraisable` ran."""
+    while frame is not None and frame.f_code is not _unraisable.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def run_program(command: Callable[[], NoReturn], stopped: int) -> NoReturn:
@@ -138,10 +157,7 @@ def run_program(command: Callable[[], NoReturn], stopped: int) -> NoReturn:
     atexit.register(end)
     for number in numbers:
         signal.signal(number, _interrupt)
-    said = sys.unraisablehook
-    # An interruption raised in a callback doesn't propagate. A run has noted it; other commands wait for the next
-    # signal.
-    sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else said(lost)
+    sys.unraisablehook = _unraisable
     # No function call between the two handlers: a signal would interrupt that call.
     try:
         try:

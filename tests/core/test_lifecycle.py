@@ -117,6 +117,35 @@ def test_an_error_behind_a_swallowed_interruption_is_the_interruption() -> None:
         raise TypeError("its own")
 
 
+def test_an_interruption_in_a_callback_is_noted_and_not_printed(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from isotrain.albert_core.processes import signals
+
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def traced(frame, event, argument):
+    # Inside of the hook, too.
+    if frame.f_code is signals._unraisable.__code__:
+        os.kill(os.getpid(), signal.SIGINT)
+
+def command():
+    with signals.stop_on_signals() as stop:
+        sys.settrace(traced)
+        late = Late()
+        del late
+        sys.settrace(None)
+        print("noted", stop.requested, flush=True)
+    sys.exit(0)
+
+signals.run_program(command, 130)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "noted True\n", "")
+
+
 def test_every_schedulers_signal_asks_and_nohup_is_respected() -> None:
     with stop_on_signals() as stop:
         stop.loop_started = True
