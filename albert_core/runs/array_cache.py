@@ -42,9 +42,11 @@ def load_arrays(folder: Path, specs: Specs) -> dict[str, np.ndarray] | None:
     """Loads the arrays in `folder`, or returns None if it doesn't exist or anything in it is wrong (which is logged).
 
     Every byte is checked against the manifest and every array against `specs`. The manifest's key must be the folder's
-    name.
+    name. What a killed process left half written beside it is removed: if another one finished the entry, nobody writes
+    here again.
     """
     try:
+        sweep(folder.parent)
         return _verified(folder, specs) if folder.is_dir() else None
     except (OSError, ValueError) as error:
         log.warning("the cache of %s %s is damaged (%s); it is made anew", folder.parent.name, folder.name[:12], error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.features.compute import cached_features
 from isotrain.albert_core.loop.job import Job, open_job
 from isotrain.albert_core.loop.train import TrainResult
-from isotrain.albert_core.runs.array_cache import ArraySpec, publish_arrays
+from isotrain.albert_core.runs.array_cache import ArraySpec, load_arrays, publish_arrays
 from support.small_job import losses, metrics
 
 Configure = Callable[..., ResolvedConfig]
@@ -141,3 +143,13 @@ def test_a_file_that_is_cut_short_while_it_is_written(cache: Path, caplog: pytes
     assert "nothing is cached for the next run" in caplog.text
     assert "is the disk full?" in caplog.text
     assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_process_left_beside_a_finished_entry_goes_when_it_is_read(tmp_path: Path) -> None:
+    specs = {"features": ArraySpec("float32", (None, 2))}
+    assert publish_arrays(tmp_path / "key", {"features": np.zeros((3, 2), np.float32)}, specs)
+    program = "from isotrain.albert_core.runs.files import temporary_name; print(temporary_name('key'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    (tmp_path / done.stdout.strip()).mkdir()
+    assert load_arrays(tmp_path / "key", specs) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]

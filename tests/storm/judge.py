@@ -148,7 +148,10 @@ def left_over(folder: Path) -> Outcome:
 
 
 def spoke(ended: Ended, allowed: tuple[int, ...]) -> Outcome:
-    """Whether a command ended with an exit code of `allowed` and said so as it should: one short line, no traceback."""
+    """Whether a command ended with an exit code of `allowed` and said so: no traceback, and one short line.
+
+    Each process of several may have a line of its own.
+    """
     if ended.code is None:
         return Outcome(Verdict.DEAD_END, f"it hung: {ended.said}")
     if "Traceback (most recent call last)" in ended.err + ended.out or "add --debug for the traceback" in ended.err:
@@ -157,7 +160,7 @@ def spoke(ended: Ended, allowed: tuple[int, ...]) -> Outcome:
         return Outcome(Verdict.EXIT_CODE, f"exit {ended.code}: {_last(ended.err or ended.out, 400)}")
     lines = [line for line in ended.err.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("isotrain: error: ")]
-    if ended.code in (1, 2) and len(errors) != 1:
+    if ended.code in (1, 2) and not 1 <= len(errors) <= ended.processes:
         return Outcome(Verdict.MESSAGE, f"exit {ended.code} with {len(errors)} lines of error: {_last(ended.err, 300)}")
     for line in lines:
         if len(line) > _LONGEST:

@@ -43,6 +43,7 @@ class Ended:
     out: str
     err: str
     seconds: float
+    processes: int = 1
 
     @property
     def said(self) -> str:
@@ -97,7 +98,7 @@ class Running:
             )
             for name in ("out", "err")
         )
-        return Ended(code, out, err, time.monotonic() - self._began)
+        return Ended(code, out, err, time.monotonic() - self._began, len(self._codes))
 
     def _alive(self) -> list[int]:
         return [pid for pid, code in self._codes.items() if code is None]
