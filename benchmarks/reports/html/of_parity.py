@@ -27,7 +27,7 @@ def agreement(results: Results) -> Section:
 
 
 def growth(results: Results) -> Section:
-    """Where the error comes from: after every layer of the layer, accumulated and local."""
+    """Where the error comes from: after every layer, accumulated and local."""
     section = Section("growth", "Error by layer", folded=True)
     for index, found in enumerate(results.parity):
         charts = _growth(found.document, str(index))
