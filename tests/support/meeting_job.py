@@ -11,12 +11,15 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from isotrain.albert_core.processes.meeting import meet
+from isotrain.albert_core.processes.signals import run_program
 from torch import distributed
 
-if __name__ == "__main__":
+
+def main() -> NoReturn:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     folder = Path(sys.argv[1])
     again = (folder / "died").exists()
@@ -34,3 +37,9 @@ if __name__ == "__main__":
     distributed.barrier()
     (folder / f"total-{rank}").write_text(str(int(total.item())))
     distributed.destroy_process_group()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    # As the command ends: a thread that outlives Python's finalisation can abort the process.
+    run_program(main, stopped=130)

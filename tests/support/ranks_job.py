@@ -9,14 +9,17 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.processes.ranks import launched
+from isotrain.albert_core.processes.signals import run_program
 from isotrain.albert_core.runs.folder import open_run
 from torch import distributed
 
-if __name__ == "__main__":
+
+def main() -> NoReturn:
     # One group for all jobs: each training would else make one anew, under the same address.
     distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
     results = []
@@ -27,3 +30,9 @@ if __name__ == "__main__":
     if launched().first:
         Path(sys.argv[2]).write_text(json.dumps(results))
     distributed.destroy_process_group()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    # As the command ends: a thread that outlives Python's finalisation can abort the process.
+    run_program(main, stopped=130)
