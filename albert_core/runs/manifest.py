@@ -38,8 +38,10 @@ def vouch(run: Path, names: Iterable[str] | None = None) -> None:
 
 def withdraw(run: Path, names: Iterable[str]) -> None:
     """Removes `names` from the manifest before they are changed. Raises the errors of `files.write_json`."""
-    if (run / MANIFEST).is_file():
-        _write(run, {name: entry for name, entry in _read(run).items() if name not in names})
+    described = _read(run) if has_manifest(run) else {}
+    kept = {name: entry for name, entry in described.items() if name not in names}
+    if kept != described:
+        _write(run, kept)
 
 
 def check_run(run: Path, required: Iterable[str] = (), *, encoder: bool = True) -> None:

@@ -14,7 +14,7 @@ from ..config.parsing import parse_json
 from ..terminal.invocation import command
 from .files import make_folder, write_bytes
 from .folder import RunFolder
-from .manifest import MODEL, vouch
+from .manifest import MODEL, vouch, withdraw
 
 FORMAT = "isotrain-model-1"
 MODEL_FILE = "model.safetensors"
@@ -35,6 +35,8 @@ def save_model(run: RunFolder, model: nn.Module, belongs_to: dict[str, Any]) -> 
     path = run.model / MODEL_FILE
     header = {"format": FORMAT, "isotrain": __version__, **belongs_to}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # A completed run that is resumed writes it again, and the header may name the encoder by another path.
+    withdraw(run.path, [MODEL])
     write_bytes(path, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
     vouch(run.path, [MODEL])
     return path

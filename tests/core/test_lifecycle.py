@@ -21,8 +21,10 @@ from isotrain.albert_core.loop import events, start
 from isotrain.albert_core.loop import train as train_module
 from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.processes.signals import STOPPING, stop_on_signals
+from isotrain.albert_core.runs import saved_model
 from isotrain.albert_core.runs.files import temporary_name
 from isotrain.albert_core.runs.folder import RunFolder
+from isotrain.albert_core.runs.manifest import MODEL, check_run
 from support.small_job import metrics, write_dataset
 
 Run = Callable[..., TrainResult]
@@ -372,3 +374,21 @@ def test_a_run_that_fails_ends_in_its_reason_alone(run: Run, configure: Configur
         run(optim="sgd", learning_rate=1e30, run_name="nan")
     ended = json.loads((Path(configure().config.project_dir) / "nan" / "summary.json").read_text())
     assert ended["status"].startswith("failed: the loss is")
+
+
+def test_a_completed_run_may_die_while_its_model_is_written_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(run_name="mine")
+
+    def killed(*_: Any) -> None:
+        raise RunError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved_model, "__version__", "another one, so that the file differs")
+        patch.setattr(saved_model, "vouch", killed)
+        with pytest.raises(RunError, match="killed"):
+            run(resume=first.run)
+    check_run(first.run.path)
+    with pytest.raises(UserError, match="--resume"):
+        check_run(first.run.path, [MODEL])
+    assert run(resume=first.run).status == "completed"
+    check_run(first.run.path, [MODEL])
