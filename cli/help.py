@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 # Narrower panels have no room for an option's name and its meaning.
 _PANEL_WIDTH = 60
+
+
+def panel(title: str) -> Callable[..., Any]:
+    """What makes an option of the panel `title`, from the arguments of `typer.Option`."""
+    return partial(typer.Option, rich_help_panel=title)
 
 
 class HelpfulCommand(TyperCommand):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ...albert_core.terminal.console import say, say_json, say_lines
+from ..help import panel
 from ..streams import kept
 
 if TYPE_CHECKING:
@@ -21,156 +22,95 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", str, int)
 
-_WHAT, _HOW, _OUTPUT = "What is measured", "How thoroughly", "Output"
+_what, _how, _output = map(panel, ("What is measured", "How thoroughly", "Output"))
 
 
 def bench(
     backend: Annotated[
-        list[str] | None,
-        typer.Option(help="Device: cpu (default), cuda, cuda:1, xla, tt; may be repeated.", rich_help_panel=_WHAT),
+        list[str] | None, _what(help="Device: cpu (default), cuda, cuda:1, xla, tt; may be repeated.")
     ] = None,
     model: Annotated[
-        str,
-        typer.Option(
-            help="Encoder: random:albert-base-v2, random:albert-large-v2, random:tiny, a folder, or a Hub id.",
-            rich_help_panel=_WHAT,
-        ),
+        str, _what(help="Encoder: random:albert-base-v2, random:albert-large-v2, random:tiny, a folder, or a Hub id.")
     ] = "random:albert-base-v2",
     workload: Annotated[
         list[str] | None,
-        typer.Option(
+        _what(
             help="forward (frozen encoder and head) and train_step (the same, loss, backward, AdamW) by default; "
             "head_step (on cached features), full_step (all layers trained); end_to_end: a whole training run, "
-            "tokenising to trained head, with cold caches.",
-            rich_help_panel=_WHAT,
+            "tokenising to trained head, with cold caches."
         ),
     ] = None,
     layout: Annotated[
         list[str] | None,
-        typer.Option(
-            help="padded (to --max-length), bucketed (by length, few lengths), packed (no padding); all by default.",
-            rich_help_panel=_WHAT,
-        ),
+        _what(help="padded (to --max-length), bucketed (by length, few lengths), packed (no padding); all by default."),
     ] = None,
     kernel: Annotated[
         list[str] | None,
-        typer.Option(
+        _what(
             help="Frozen forward: auto (the backend's fastest, default), one of the backend's by name (portable, "
-            "native on cpu, triton and flash on cuda), or transformers (its own module).",
-            rich_help_panel=_WHAT,
+            "native on cpu, triton and flash on cuda), or transformers (its own module)."
         ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(
-            help="Texts a step (default 8); repeat for a sweep. With --vs: the sizes to choose the best from.",
-            rich_help_panel=_WHAT,
-        ),
+        _what(help="Texts a step (default 8); repeat for a sweep. With --vs: the sizes to choose the best from."),
     ] = None,
     vs: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Compare with baselines (all of them) or one by name; may be repeated. Said in docs/benchmarks.md.",
-            rich_help_panel=_WHAT,
-        ),
+        _what(help="Compare with baselines (all of them) or one by name; may be repeated. Said in docs/benchmarks.md."),
     ] = None,
     texts: Annotated[
-        int | None,
-        typer.Option(
-            help="Texts that everyone runs in a comparison with baselines (default 512, quick 32).",
-            rich_help_panel=_WHAT,
-        ),
+        int | None, _what(help="Texts that everyone runs in a comparison with baselines (default 512, quick 32).")
     ] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(
+        _what(
             help="Encoder dtype: bfloat16 (default), float32, float64, float16. The table says what the device makes "
-            "of it.",
-            rich_help_panel=_WHAT,
+            "of it."
         ),
     ] = None,
     strict_dtype: Annotated[
-        bool,
-        typer.Option(
-            "--strict-dtype", help="Compute in --dtype even where the device only emulates it.", rich_help_panel=_WHAT
-        ),
+        bool, _what("--strict-dtype", help="Compute in --dtype even where the device only emulates it.")
     ] = False,
-    max_length: Annotated[
-        int, typer.Option(help="Tokens a text is cut to, and padded to in the padded layout.", rich_help_panel=_WHAT)
-    ] = 128,
-    threads: Annotated[
-        list[int] | None, typer.Option(help="CPU threads; torch's choice when not given.", rich_help_panel=_WHAT)
-    ] = None,
+    max_length: Annotated[int, _what(help="Tokens a text is cut to, and padded to in the padded layout.")] = 128,
+    threads: Annotated[list[int] | None, _what(help="CPU threads; torch's choice when not given.")] = None,
     dataset: Annotated[
         str,
-        typer.Option(
-            help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training.",
-            rich_help_panel=_WHAT,
-        ),
+        _what(help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training."),
     ] = "banking77-lengths",
     tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given.",
-            rich_help_panel=_WHAT,
-        ),
+        str | None, _what(help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given.")
     ] = None,
     processes: Annotated[
-        int | None,
-        typer.Option(
-            help="Fresh processes a target (default 3): their spread is part of the interval.", rich_help_panel=_HOW
-        ),
+        int | None, _how(help="Fresh processes a target (default 3): their spread is part of the interval.")
     ] = None,
-    blocks: Annotated[
-        int | None, typer.Option(help="Timed blocks a process (default 9), each of k steps.", rich_help_panel=_HOW)
-    ] = None,
+    blocks: Annotated[int | None, _how(help="Timed blocks a process (default 9), each of k steps.")] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds for a process's timed blocks (default 10). k follows from it; at least one step.",
-            rich_help_panel=_HOW,
-        ),
+        _how(help="Seconds for a process's timed blocks (default 10). k follows from it; at least one step."),
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick",
-            help="A smoke run, no result: one process of 3 short blocks. Intervals are within one process.",
-            rich_help_panel=_HOW,
+        _how(
+            "--quick", help="A smoke run, no result: one process of 3 short blocks. Intervals are within one process."
         ),
     ] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Result file (.json) or folder; results/bench-<time>.json by default.", rich_help_panel=_OUTPUT
-        ),
+        Path | None, _output(help="Result file (.json) or folder; results/bench-<time>.json by default.")
     ] = None,
     shown_as: Annotated[
         str,
-        typer.Option(
-            "--format",
-            help="On stdout: table, json, csv or markdown; other than table writes a file only for --out.",
-            rich_help_panel=_OUTPUT,
+        _output(
+            "--format", help="On stdout: table, json, csv or markdown; other than table writes a file only for --out."
         ),
     ] = "table",
-    json_only: Annotated[
-        bool, typer.Option("--json", help="The same as --format json.", rich_help_panel=_OUTPUT)
-    ] = False,
+    json_only: Annotated[bool, _output("--json", help="The same as --format json.")] = False,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="What a backend is told, as in a configuration: tt.arch=...",
-            rich_help_panel=_WHAT,
-        ),
+        _what("--set", metavar="KEY=VALUE", help="What a backend is told, as in a configuration: tt.arch=..."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Random weights, texts, head, order of the targets, bootstrap.", rich_help_panel=_WHAT)
-    ] = 23,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, in which order, and end.", rich_help_panel=_OUTPUT)
-    ] = False,
+    seed: Annotated[int, _what(help="Random weights, texts, head, order of the targets, bootstrap.")] = 23,
+    dry_run: Annotated[bool, _output("--dry-run", help="Print what would run, in which order, and end.")] = False,
 ) -> None:
     """Measure how fast a device does the frozen forward and the training step, against its own limit.
 

@@ -8,43 +8,26 @@ from typing import Annotated
 import typer
 
 from ...albert_core.terminal.console import say
+from ..help import panel
 from ..streams import kept
 
-_WHAT, _OUTPUT = "What is exported", "Output"
+_what, _output = map(panel, ("What is exported", "Output"))
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
     form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="safetensors (a Hugging Face folder), peft (adapters), torch-export or onnx.",
-            rich_help_panel=_OUTPUT,
-        ),
+        str, _output("--format", help="safetensors (a Hugging Face folder), peft (adapters), torch-export or onnx.")
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder to write, a new one; RUN/export-FORMAT when absent.", rich_help_panel=_OUTPUT
-        ),
+        Path | None, _output("--out", "-o", help="Folder to write, a new one; RUN/export-FORMAT when absent.")
     ] = None,
     checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="last, best, or a checkpoint's folder, instead of the finished model.", rich_help_panel=_WHAT
-        ),
+        str | None, _what(help="last, best, or a checkpoint's folder, instead of the finished model.")
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Device to open the run on, when not its own.", rich_help_panel=_WHAT)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Where the encoder is now, when it has moved since training.", rich_help_panel=_WHAT),
-    ] = None,
-    json_only: Annotated[
-        bool, typer.Option("--json", help="Where it is and how it was checked, as JSON.", rich_help_panel=_OUTPUT)
-    ] = False,
+    backend: Annotated[str | None, _what(help="Device to open the run on, when not its own.")] = None,
+    model: Annotated[str | None, _what(help="Where the encoder is now, when it has moved since training.")] = None,
+    json_only: Annotated[bool, _output("--json", help="Where it is and how it was checked, as JSON.")] = False,
 ) -> None:
     """Write a trained run for other programs, and check that what was written gives the same logits.
 

@@ -13,7 +13,7 @@ from ...albert_core.terminal.invocation import command
 from ...kernels.names import meant
 from ...kernels.words import count
 from ..documents import print_json
-from ..help import HelpfulCommand, HelpfulGroup
+from ..help import HelpfulCommand, HelpfulGroup, panel
 from ..streams import kept
 
 if TYPE_CHECKING:
@@ -58,17 +58,10 @@ parity = typer.Typer(
     --help`). For runs on several machines: `record` a trace on each, `compare` them anywhere.""",
 )
 
-_WHAT, _HOW, _OUTPUT = "What is run", "How thoroughly", "Output"
-_SETS = typer.Option(
-    "--set",
-    metavar="KEY=VALUE",
-    help="Override a key of CONFIG for every side; may be repeated.",
-    rich_help_panel=_WHAT,
-)
-_JSON = typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=_OUTPUT)
-_STEPS = typer.Option(
-    help="Optimizer steps (default 200, fewer where the run is shorter); 0 runs all.", rich_help_panel=_HOW
-)
+_what, _how, _output = map(panel, ("What is run", "How thoroughly", "Output"))
+_SETS = _what("--set", metavar="KEY=VALUE", help="Override a key of CONFIG for every side; may be repeated.")
+_JSON = _output("--json", help="The result as JSON on stdout.")
+_STEPS = _how(help="Optimizer steps (default 200, fewer where the run is shorter); 0 runs all.")
 
 
 @parity.command(OWN, cls=HelpfulCommand)
@@ -78,48 +71,29 @@ def run(
     ],
     candidate: Annotated[
         list[str],
-        typer.Option(
+        _what(
             "--candidate",
             "--backend",
             help="What is judged, may be repeated: BACKEND[:NUMBER][:WORD+WORD], a word being a dtype, a value of the "
             "backend's own options, or key=value. cpu:bfloat16, xla:float32, tt:hifi2+bfp_bf8, cpu:float32+threads=1.",
-            rich_help_panel=_WHAT,
         ),
     ],
-    reference: Annotated[
-        str, typer.Option(help="The float64 side that judges.", rich_help_panel=_WHAT)
-    ] = "cpu:float64",
+    reference: Annotated[str, _what(help="The float64 side that judges.")] = "cpu:float64",
     sets: Annotated[list[str] | None, _SETS] = None,
     steps: Annotated[int | None, _STEPS] = None,
     seeds: Annotated[
-        int,
-        typer.Option(
-            help="Run so many seeds (at least 5) and test the final accuracies for equivalence.", rich_help_panel=_HOW
-        ),
+        int, _how(help="Run so many seeds (at least 5) and test the final accuracies for equivalence.")
     ] = 1,
-    margin: Annotated[
-        float, typer.Option(help="With --seeds: differences of accuracy up to this don't matter.", rich_help_panel=_HOW)
-    ] = 0.01,
+    margin: Annotated[float, _how(help="With --seeds: differences of accuracy up to this don't matter.")] = 0.01,
     python: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="BACKEND=PATH",
-            help="A backend's own interpreter: xla=.venv-xla/bin/python; may be repeated.",
-            rich_help_panel=_WHAT,
-        ),
+        _what(metavar="BACKEND=PATH", help="A backend's own interpreter: xla=.venv-xla/bin/python; may be repeated."),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for traces and parity.json (default parity/<config>-<time>).", rich_help_panel=_OUTPUT
-        ),
+        Path | None, _output(help="Folder for traces and parity.json (default parity/<config>-<time>).")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the result as one HTML file, too.", rich_help_panel=_OUTPUT)
-    ] = None,
-    time_limit: Annotated[
-        float, typer.Option(help="Seconds after which a side's process is ended.", rich_help_panel=_HOW)
-    ] = 3600.0,
+    html: Annotated[Path | None, _output(help="Write the result as one HTML file, too.")] = None,
+    time_limit: Annotated[float, _how(help="Seconds after which a side's process is ended.")] = 3600.0,
     json_only: Annotated[bool, _JSON] = False,
 ) -> None:
     """Train the same run on every side, each in a process of its own, and judge each candidate.
@@ -163,20 +137,13 @@ def run(
 @parity.command(cls=HelpfulCommand)
 def record(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name.")],
-    out: Annotated[Path, typer.Option(help="The trace's folder; it must not exist.", rich_help_panel=_OUTPUT)],
-    backend: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt.", rich_help_panel=_WHAT)] = "cpu",
-    dtype: Annotated[
-        str | None, typer.Option(help="Encoder dtype; float64 makes a reference.", rich_help_panel=_WHAT)
-    ] = None,
+    out: Annotated[Path, _output(help="The trace's folder; it must not exist.")],
+    backend: Annotated[str, _what(help="Device: cpu, cuda, cuda:1, xla, tt.")] = "cpu",
+    dtype: Annotated[str | None, _what(help="Encoder dtype; float64 makes a reference.")] = None,
     sets: Annotated[list[str] | None, _SETS] = None,
     steps: Annotated[int | None, _STEPS] = None,
     replay_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="REFERENCE",
-            help="Also replay this trace: its hidden states, and its features.",
-            rich_help_panel=_HOW,
-        ),
+        Path | None, _how(metavar="REFERENCE", help="Also replay this trace: its hidden states, and its features.")
     ] = None,
     json_only: Annotated[bool, _JSON] = False,
 ) -> None:

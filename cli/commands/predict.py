@@ -10,6 +10,7 @@ import typer
 
 from ...albert_core.terminal.console import say, say_lines
 from ...albert_core.terminal.text import clean, json_text
+from ..help import panel
 from ..streams import kept
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ...albert_core.tasks import Prediction
     from ...albert_core.tokens.store import Progress
 
-_TEXTS, _MODEL, _OUTPUT = "What is asked", "Which model, where", "Output"
+_texts, _model, _output = map(panel, ("What is asked", "Which model, where", "Output"))
 
 # Rows of a printed table; the next ones get a table of their own.
 TABLE_ROWS = 100
@@ -29,51 +30,36 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict for.")] = None,
     pairs: Annotated[
         list[str] | None,
-        typer.Option(
+        _texts(
             "--pair",
             "--context",
             metavar="TEXT",
             help="Second text of a pair, or context of a question; once for each TEXT, in their order.",
-            rich_help_panel=_TEXTS,
         ),
     ] = None,
     questions: Annotated[
-        list[str] | None,
-        typer.Option("--question", metavar="TEXT", help="The same as a TEXT; may be repeated.", rich_help_panel=_TEXTS),
+        list[str] | None, _texts("--question", metavar="TEXT", help="The same as a TEXT; may be repeated.")
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--csv", "--file", help="CSV, TSV, JSONL or SQuAD JSON file of texts.", rich_help_panel=_TEXTS),
-    ] = None,
+    file: Annotated[Path | None, _texts("--csv", "--file", help="CSV, TSV, JSONL or SQuAD JSON file of texts.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        _output(
             "--out",
             help="CSV or JSONL file to write, the input's columns and then the answers'; or .json, answers by id.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of the text, when it isn't found by its name.", rich_help_panel=_TEXTS)
-    ] = None,
+    text_column: Annotated[str | None, _texts(help="Column of the text, when it isn't found by its name.")] = None,
     pair_column: Annotated[
-        str | None,
-        typer.Option(help="Column of the second text, when it isn't found by its name.", rich_help_panel=_TEXTS),
+        str | None, _texts(help="Column of the second text, when it isn't found by its name.")
     ] = None,
     checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="last, best, or a checkpoint's folder, instead of the finished model.", rich_help_panel=_MODEL
-        ),
+        str | None, _model(help="last, best, or a checkpoint's folder, instead of the finished model.")
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="Device, when not the run's own.", rich_help_panel=_MODEL)] = None,
+    backend: Annotated[str | None, _model(help="Device, when not the run's own.")] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the encoder is now, when the run has no copy of it and it has moved.", rich_help_panel=_MODEL
-        ),
+        str | None, _model(help="Where the encoder is now, when the run has no copy of it and it has moved.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_OUTPUT)] = False,
+    json_output: Annotated[bool, _output("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a trained run about new texts.
 

@@ -15,6 +15,7 @@ from ...albert_core.terminal.console import say, say_lines
 from ...albert_core.terminal.invocation import command, predict_command
 from ..documents import print_json
 from ..exits import Exit
+from ..help import panel
 from ..streams import kept
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ...albert_core.loop.train import TrainResult
 
 
-_WHAT, _AGAIN, _OUTPUT = "What is run", "Going on", "Output"
+_what, _again, _output = map(panel, ("What is run", "Going on", "Output"))
 
 
 def train(
@@ -36,38 +37,29 @@ def train(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a key; may be repeated. `isotrain config --keys` lists them.",
-            rich_help_panel=_WHAT,
+        _what(
+            "--set", metavar="KEY=VALUE", help="Override a key; may be repeated. `isotrain config --keys` lists them."
         ),
     ] = None,
     backend: Annotated[
-        str | None,
-        typer.Option(help="Device: cpu, cuda, cuda:1, xla, tt. Wins over the configuration.", rich_help_panel=_WHAT),
+        str | None, _what(help="Device: cpu, cuda, cuda:1, xla, tt. Wins over the configuration.")
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Go on with this run's folder; its own configuration is used when CONFIG is not given.",
-            rich_help_panel=_AGAIN,
+        _again(
+            metavar="RUN", help="Go on with this run's folder; its own configuration is used when CONFIG is not given."
         ),
     ] = None,
     resume_or_start: Annotated[
         bool,
-        typer.Option(
+        _again(
             "--resume-or-start",
             help="Go on with the run that run_name names where it is there, else start it; one that is complete ends "
             "at once. For schedulers and restarts, which repeat one command line.",
-            rich_help_panel=_AGAIN,
         ),
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_WHAT)] = None,
-    json_only: Annotated[
-        bool, typer.Option("--json", help="How the run ended, as JSON on stdout.", rich_help_panel=_OUTPUT)
-    ] = False,
+    threads: Annotated[int | None, _what(help="CPU threads.")] = None,
+    json_only: Annotated[bool, _output("--json", help="How the run ended, as JSON on stdout.")] = False,
 ) -> None:
     """Train the head on a frozen encoder (or the whole model), and evaluate it.
 
