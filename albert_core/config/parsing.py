@@ -92,26 +92,27 @@ def read_text(path: Path, fix: str) -> str:
     return decoded(raw, path, fix)
 
 
-def decoded(raw: bytes, origin: object, fix: str) -> str:
-    """`raw` as text, like `read_text`. `origin` is its name in messages, such as its path."""
-    if raw.startswith(_UTF16_MARKS):
+def decoded(raw: bytes, origin: object, fix: str, offset: int = 0, line: int = 1) -> str:
+    """`raw` as text, like `read_text`. `origin` is its name in messages, such as its path.
+
+    `raw` may be a part of a file, from byte `offset` on, which is in line `line`.
+    """
+    if offset == 0 and raw.startswith(_UTF16_MARKS):
         raise UserError(f"{origin} is UTF-16 (by its first two bytes); allowed is UTF-8; save it again as UTF-8")
+
+    def place(at: int) -> str:
+        lines = raw.count(b"\n", 0, at)
+        return f"at byte offset {offset + at} (line {line + lines})"
+
     nul = raw.find(b"\0")
     if nul >= 0:
-        raise UserError(
-            f"{origin} has a NUL byte at byte offset {nul} (line {_line_at(raw, nul)}): it is no text file, or a "
-            f"damaged one; {fix}"
-        )
+        raise UserError(f"{origin} has a NUL byte {place(nul)}: it is no text file, or a damaged one; {fix}")
+    mark = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
     try:
-        return raw.decode("utf-8-sig")
+        return raw[mark:].decode()
     except UnicodeDecodeError as error:
-        # The codec counts from after the byte order mark.
-        mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
-        offset = error.start + mark
-        raise UserError(
-            f"{origin} is not UTF-8: byte 0x{raw[offset]:02x} at byte offset {offset} (line {_line_at(raw, offset)}); "
-            "save it again as UTF-8"
-        ) from error
+        at = mark + error.start
+        raise UserError(f"{origin} is not UTF-8: byte 0x{raw[at]:02x} {place(at)}; save it again as UTF-8") from error
 
 
 def read_json(path: Path, fix: str, *, nan: bool = False) -> Any:
@@ -295,10 +296,6 @@ def _refusal(origin: object, line: int, reason: str, fix: str) -> UserError:
 def _place(origin: object, line: int) -> str:
     """``FILE:LINE``. An option has no lines."""
     return str(origin) if str(origin).startswith("--") else f"{origin}:{line}"
-
-
-def _line_at(raw: bytes, offset: int) -> int:
-    return raw.count(b"\n", 0, offset) + 1
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

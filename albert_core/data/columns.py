@@ -72,11 +72,6 @@ def choose_columns(
     return Columns(text, text_pair, label, spelled_out)
 
 
-def refuse_repeated_ids(table: Table, used: Iterable[str | None] = ()) -> None:
-    """Raises UserError, naming the id and both rows, if two rows of `table` have the same id (see `IdsSeen`)."""
-    IdsSeen(used).add(table)
-
-
 class IdsSeen:
     """The ids of a table that is read in parts, to detect repeated ones.
 

@@ -8,14 +8,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ... import UserError
 from ...kernels.words import count
 from ..config.keys import MISSING_MARKERS
 from ..config.parsing import json_kind
-from .columns import Columns, choose_columns, refuse_repeated_ids
+from .columns import Columns, IdsSeen, choose_columns
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
 from .labels import encode_labels, names_from_column, read_categories
@@ -148,8 +147,8 @@ def load_dataset(
                 raise UserError(f"{key} is set, but {dataset_id} has no files and a test split of its own; drop {key}")
         return _embedded(dataset_id, label_rules)
     check_dataset_name(dataset_id)
-    path = Path(dataset_id).expanduser()
-    if _is_local(dataset_id, path):
+    path = LABELLED_TEXTS.local_path(dataset_id)
+    if path is not None:
         train, test = read_local(dataset_id, path, evaluation_split, LABELLED_TEXTS)
         categories = path / CATEGORIES_FILE
         names = read_categories(categories) if categories.is_file() else None
@@ -166,21 +165,15 @@ def load_dataset(
 
 def check_dataset_name(dataset_id: str) -> None:
     """Raises UserError if no data set of labelled texts can have this name. Loads nothing."""
-    path = Path(dataset_id).expanduser()
     if dataset_id.startswith(EMBEDDED_PREFIX):
         parse_embedded_id(dataset_id)
-    elif _is_local(dataset_id, path):
+    elif path := LABELLED_TEXTS.local_path(dataset_id):
         LABELLED_TEXTS.check_there(dataset_id, path)
     elif not HUB_ID.fullmatch(ALIASES.get(dataset_id, dataset_id)):
         raise UserError(
             f"dataset_id {dataset_id!r} is neither an existing path nor a Hub id; allowed are embedded:intents, a file "
             "or folder, or a Hub id such as mteb/banking77"
         )
-
-
-def _is_local(dataset_id: str, path: Path) -> bool:
-    # An empty name would mean the current folder.
-    return (dataset_id != "" and path.exists()) or LABELLED_TEXTS.looks_local(dataset_id)
 
 
 def fingerprint_of(train: RawSplit, test: RawSplit, label_names: Sequence[str]) -> str:
@@ -254,7 +247,7 @@ def _assemble(
     if missing is not None:
         tables = [missing(table, columns.label, columns.texts, classes=label_names or ()) for table in tables]
     for table in tables:
-        refuse_repeated_ids(table, used=(*columns.texts, columns.label, columns.label_names))
+        IdsSeen((*columns.texts, columns.label, columns.label_names)).add(table)
     responses = [str(cell) for cell in tables[0].column(columns.label)]
     if label_rules:
         tables = [with_normalised_labels(table, columns.label, label_rules) for table in tables]

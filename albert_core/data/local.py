@@ -23,9 +23,13 @@ class FileKind:
     instead: str
     versions: bool = False
 
-    def looks_local(self, dataset_id: str) -> bool:
-        """Whether a name that doesn't exist is meant as a path, judged by its beginning or its end."""
-        return dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(self.suffixes)
+    def local_path(self, dataset_id: str) -> Path | None:
+        """The path that `dataset_id` names, judged by what exists, its beginning or its end; None for another name."""
+        path = Path(dataset_id).expanduser()
+        # An empty name would mean the current folder.
+        there = dataset_id != "" and path.exists()
+        meant = dataset_id.startswith((".", "/", "~")) or dataset_id.lower().endswith(self.suffixes)
+        return path if there or meant else None
 
     def check_there(self, dataset_id: str, path: Path) -> None:
         """Raises UserError if `path`, which a local `dataset_id` names, doesn't exist."""

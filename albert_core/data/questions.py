@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from ... import UserError
 from .hub import ALIASES, HUB_ID, hub_splits, hub_table
@@ -53,9 +52,8 @@ def load_questions(
     Raises:
         UserError: An unknown name, or data that can't be used (see `split_of`).
     """
-    path = Path(dataset_id).expanduser()
-    # An empty name would mean the current folder.
-    if (dataset_id and path.exists()) or QUESTIONS.looks_local(dataset_id):
+    path = QUESTIONS.local_path(dataset_id)
+    if path is not None:
         name = dataset_id
         train_table, test_table = read_local(dataset_id, path, evaluation_split, QUESTIONS)
     else:

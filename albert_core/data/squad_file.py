@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import UserError
 from ..config.parsing import decoded, parse_json
-from .columns import refuse_repeated_ids
+from .columns import IdsSeen
 from .tabular import PART_ROWS, TABLE_SUFFIXES, Table, read_table, shown, table_parts
 
 NESTED_SUFFIXES = (".json", ".json.gz")
@@ -125,7 +125,7 @@ def split_of(
     for row, name in enumerate(ids):
         if not isinstance(name, str) or not name:
             raise UserError(f"{table.place(row)}: the id is {shown([name])}; give each question a string of its own")
-    refuse_repeated_ids(table, used=wanted[1:])
+    IdsSeen(wanted[1:]).add(table)
     checked = []
     for row, name in enumerate(ids):
         for role, text in (("question", questions[row]), ("context", contexts[row])):

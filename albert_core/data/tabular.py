@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ... import UserError
-from ..config.parsing import json_kind, parse_json
+from ..config.parsing import decoded, json_kind, parse_json
 from ..terminal.text import clean, shorten
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -26,7 +25,6 @@ PART_CHARACTERS = 1 << 23
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _NAMED_DELIMITER = re.compile(r"sep=([,;\t])")
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _Row = TypeVar("_Row")
 
@@ -113,34 +111,12 @@ def _lines(path: Path) -> Iterator[str]:
             if not begin:
                 raise UserError(f"{path} is empty; give a file with a header line and at least one row")
             file.seek(0)
-            if file.read(2) in _UTF16_MARKS:
-                raise UserError(f"{path} is UTF-16 (by its first two bytes); allowed is UTF-8; save it again as UTF-8")
-            file.seek(0)
             offset = 0
             for number, line in enumerate(file, start=1):
-                yield _decoded(path, number, offset, line)
+                yield decoded(line, path, "save it again as UTF-8 text", offset, number)
                 offset += len(line)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}); give a readable file") from error
-
-
-def _decoded(path: Path, number: int, offset: int, line: bytes) -> str:
-    """One line as text. `offset` is the position of its first byte in the file."""
-    nul = line.find(b"\0")
-    if nul >= 0:
-        raise UserError(
-            f"{path} has a NUL byte at byte offset {offset + nul} (line {number}): it is no text file, or a damaged "
-            "one; save it again as UTF-8 text"
-        )
-    mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
-    try:
-        return line[mark:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = mark + error.start
-        raise UserError(
-            f"{path} is not UTF-8: byte 0x{line[place]:02x} at byte offset {offset + place} (line {number}); "
-            "save it again as UTF-8"
-        ) from error
 
 
 def _delimited_parts(path: Path, lines: Iterable[str], size: int) -> Iterator[Table]:
