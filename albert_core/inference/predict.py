@@ -133,11 +133,9 @@ def load_predictor(
     if checkpoint is None:
         weights, identity = read_model(run)
     else:
-        option: Literal["last", "best", "path"] = "path"
-        if checkpoint == "last":
-            option = "last"
-        elif checkpoint == "best":
-            option = "best"
+        option: Literal["last", "best", "path"] = (
+            "last" if checkpoint == "last" else "best" if checkpoint == "best" else "path"
+        )
         store = CheckpointStore.for_reading(run.checkpoints, config.best)
         saved = read_checkpoint(store.find(option, checkpoint))
         if option == "best":

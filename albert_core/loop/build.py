@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from ..runs.folder import RunFolder
 from ..runs.remote import check_remote, remote_checkpoints, remote_url, sync_checkpoint
 from ..tokens.order import BatchStream
 from .collapse import CollapseWatch
-from .job import Job, trains_on_features
+from .job import Job, build_encoder, trains_on_features
 from .loss_scale import LossScale, loss_scale
 from .optim import build_optimizer
 from .state import TrainingState
@@ -77,7 +77,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
     if trains_on_features(config):
         model = backend.place(head)
     else:
-        encoder = job.trainable_encoder()
+        encoder = build_encoder(job.encoder, config)
         if config.gradient_checkpointing:
             checkpoint_activations(encoder)
         model = backend.place(WholeModel(encoder, head, job.task.apply_head, backend, job.policy))
@@ -107,7 +107,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         keep_best_n=config.keep_best_n,
         best=config.best,
         save_optim=config.save_optim,
-        after_save=_uploader(config) if config.sync_to_storage else None,
+        after_save=partial(sync_checkpoint, url=_url(config)) if config.sync_to_storage else None,
     )
     return Training(
         job=job,
@@ -136,7 +136,7 @@ def check_storage(config: TrainConfig, resuming: bool) -> None:
     """
     if not (config.sync_to_storage or config.load_from_storage):
         return
-    url = remote_url(config.remote_path, config.storage_backend)
+    url = _url(config)
     check_remote(url)
     if config.sync_to_storage and not resuming and remote_checkpoints(url):
         raise UserError(
@@ -145,30 +145,18 @@ def check_storage(config: TrainConfig, resuming: bool) -> None:
         )
 
 
-def _uploader(config: TrainConfig) -> Callable[[Path], None]:
-    url = remote_url(config.remote_path, config.storage_backend)
-
-    def upload(checkpoint: Path) -> None:
-        sync_checkpoint(checkpoint, url)
-
-    return upload
+def _url(config: TrainConfig) -> str:
+    return remote_url(config.remote_path, config.storage_backend)
 
 
 def _token_batches(job: Job) -> tuple[TokenBatches, TokenBatches]:
     config = job.config
+    batches = partial(
+        TokenBatches, backend=job.backend, layout=job.layout, max_length=config.max_length, ranks=job.ranks
+    )
     return (
-        TokenBatches(
-            job.train_tokens,
-            job.backend,
-            job.layout,
-            config.max_length,
-            config.batch_size,
-            config.gradient_accumulation_steps,
-            job.ranks,
-        ),
-        TokenBatches(
-            job.test_tokens, job.backend, job.layout, config.max_length, config.eval_batch_size, ranks=job.ranks
-        ),
+        batches(job.train_tokens, rows=config.batch_size, micro_batches=config.gradient_accumulation_steps),
+        batches(job.test_tokens, rows=config.eval_batch_size),
     )
 
 

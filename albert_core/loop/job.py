@@ -72,10 +72,6 @@ class Job:
         """The frozen forward pass by the configured kernel."""
         return frozen_encoder(self.encoder, self.backend, self.policy, self.config.kernel)
 
-    def trainable_encoder(self) -> Any:
-        """The transformers module for a whole model (see `build_encoder`)."""
-        return build_encoder(self.encoder, self.config)
-
     @cached_property
     def _hashes(self) -> dict[str, str]:
         """Hashes of the evaluation's examples, raw and tokenised, and of what the outputs stand for."""

@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -110,23 +110,13 @@ class WandbTracker(Tracker):
     Its id is kept in the run directory, so a resumed run continues the same W&B run. Steps are logged as the value
     ``step``, the x axis of every chart, because W&B's own counter can't go back, as a resume must. `until` is the step
     after which a resumed run logs again, and `lines` are its lines so far, from which W&B gets those it lacks.
-    `watch_mode` records histograms every `log_freq` steps under the names of ``wandb.watch``, but without its hooks,
-    where an exception (W&B's service was killed) would propagate through forward or backward. Raises ImportError if
-    wandb is not installed, and wandb's own errors if the run can't be opened.
+    `wandb_watch_mode` records histograms every `wandb_log_freq` steps under the names of ``wandb.watch``, but without
+    its hooks, where an exception (W&B's service was killed) would propagate through forward or backward. Raises
+    ImportError if wandb is not installed, and wandb's own errors if the run can't be opened.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        project: str,
-        run_name: str,
-        tags: Iterable[str] = (),
-        watch_mode: Literal["gradients", "parameters", "all"] | None = None,
-        log_freq: int = 1000,
-        model_to_wandb: bool = False,
-        config: dict[str, Any] | None = None,
-        until: int | None = None,
-        lines: Sequence[Line] = (),
+        self, config: TrainConfig, run_dir: Path, name: str, until: int | None = None, lines: Sequence[Line] = ()
     ) -> None:
         import wandb
 
@@ -134,21 +124,19 @@ class WandbTracker(Tracker):
         if not hasattr(wandb, "init"):
             raise ImportError("wandb is not installed")
         self._wandb = wandb
-        self._watch_mode = watch_mode
-        self._log_freq = log_freq
-        self._model_to_wandb = model_to_wandb
+        self._config = config
         self._watched: nn.Module | None = None
         self._last_step = 0
         wandb_id = _wandb_id(run_dir)
         lacking = [] if until is None else lacking_in_wandb(run_dir, wandb_id, until, lines)
         self.run = wandb.init(
-            project=project,
-            name=run_name,
-            tags=list(tags),
+            project=config.wandb_project,
+            name=name,
+            tags=config.wandb_tags,
             dir=str(run_dir),
             id=wandb_id,
             resume="allow",
-            config=config,
+            config=config.model_dump(),
             settings=wandb.Settings(console="off"),
         )
         self.run.define_metric("*", step_metric="step")
@@ -162,12 +150,13 @@ class WandbTracker(Tracker):
         self._watched = module
 
     def before_step(self, step: int) -> None:
-        if self._watched is None or self._watch_mode is None or step % self._log_freq != 0:
+        mode = self._config.wandb_watch_mode
+        if self._watched is None or mode is None or step % self._config.wandb_log_freq != 0:
             return
         histograms = {}
         for name, parameter in self._watched.named_parameters():
             for kind, tensor in (("parameters", parameter), ("gradients", parameter.grad)):
-                if tensor is not None and self._watch_mode in (kind, "all"):
+                if tensor is not None and mode in (kind, "all"):
                     values = tensor.detach().float().flatten().cpu()
                     histogram = np.histogram(values[values.isfinite()].numpy(), bins=64)
                     histograms[f"{kind}/{name}"] = self._wandb.Histogram(np_histogram=histogram)
@@ -181,7 +170,7 @@ class WandbTracker(Tracker):
         self.run.summary.update(values)
 
     def artifact(self, path: Path) -> None:
-        if not self._model_to_wandb:
+        if not self._config.model_to_wandb:
             return
         artifact = self._wandb.Artifact(re.sub(r"[^\w.-]", "-", f"{self.run.name or self.run.id}-model"), type="model")
         if path.is_dir():
@@ -294,29 +283,12 @@ def make_trackers(
     until, lines = (None, []) if resume_step is None else metrics.truncate_after(resume_step, evaluated=evaluated)
     trackers: list[Tracker] = [metrics]
     if config.use_wandb:
-        trackers += _opened("wandb", lambda: _open_wandb(config, run_dir, caveat, until, lines))
+        name = (config.wandb_run_name or run_dir.name) + (f" on {caveat}" if caveat else "")
+        trackers += _opened("wandb", lambda: WandbTracker(config, run_dir, name, until, lines))
     if config.use_tensorboard:
         events = run_dir / "tensorboard" / caveat
         trackers += _opened("tensorboard", lambda: TensorBoardTracker(events, until, lines))
     return Trackers(trackers)
-
-
-def _open_wandb(
-    config: TrainConfig, run_dir: Path, caveat: str, until: int | None, lines: Sequence[Line]
-) -> WandbTracker:
-    name = config.wandb_run_name or run_dir.name
-    return WandbTracker(
-        run_dir,
-        config.wandb_project,
-        f"{name} on {caveat}" if caveat else name,
-        config.wandb_tags,
-        config.wandb_watch_mode,
-        config.wandb_log_freq,
-        config.model_to_wandb,
-        config.model_dump(),
-        until,
-        lines,
-    )
 
 
 def _opened(extra: str, build: Callable[[], Tracker]) -> list[Tracker]:

@@ -13,7 +13,6 @@ import math
 import platform
 import re
 import reprlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,9 +90,12 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, optimizer_prunable: bo
     target = _free_name(folder, snapshot.step)
     optimizer_tensors: dict[str, torch.Tensor] = {}
     manifest = _describe(snapshot, optimizer_tensors)
+    by_role = {"model": snapshot.model, "optimizer": optimizer_tensors, "state": snapshot.state_tensors}
+    if snapshot.optimizer is None:
+        del by_role["optimizer"]
     try:
         with published(target) as temporary:
-            for role, tensors in _tensors_by_role(snapshot, optimizer_tensors):
+            for role, tensors in by_role.items():
                 data = _serialize(tensors)
                 write_bytes(temporary / FILES[role], data)
                 manifest["files"][role] = {
@@ -105,7 +107,12 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, optimizer_prunable: bo
             manifest["manifest_sha256"] = _manifest_digest(manifest)
             write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False).encode())
     except RunError as error:
-        raise RunError(_write_failure(error, snapshot, target)) from error
+        needed = sum(tensor.nbytes for tensors in by_role.values() for tensor in tensors.values())
+        reason = getattr(error.__cause__, "strerror", None) or str(error)
+        raise RunError(
+            f"checkpoint {target} can't be written ({reason}) and it needs {needed:,} bytes; free some, or lower "
+            "keep_last_n and keep_best_n, or set project_dir to another disk"
+        ) from error
     return target
 
 
@@ -256,15 +263,6 @@ def _describe(snapshot: Snapshot, optimizer_tensors: dict[str, torch.Tensor]) ->
     }
 
 
-def _tensors_by_role(
-    snapshot: Snapshot, optimizer_tensors: dict[str, torch.Tensor]
-) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    yield "model", snapshot.model
-    if snapshot.optimizer is not None:
-        yield "optimizer", optimizer_tensors
-    yield "state", snapshot.state_tensors
-
-
 def _serialize(tensors: dict[str, torch.Tensor]) -> bytes:
     """`tensors` as a safetensors file. Each gets its own storage, so shared and strided ones are saved in full."""
     from safetensors.torch import save
@@ -305,19 +303,6 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
 
 def _damaged(file: object, reason: str) -> CheckpointError:
     return CheckpointError(f"checkpoint file {file} is damaged: {reason}; go on from another checkpoint")
-
-
-def _write_failure(error: RunError, snapshot: Snapshot, target: Path) -> str:
-    optimizer_tensors: dict[str, torch.Tensor] = {}
-    _encode(snapshot.optimizer, "optimizer", optimizer_tensors)
-    needed = sum(
-        tensor.nbytes for _, tensors in _tensors_by_role(snapshot, optimizer_tensors) for tensor in tensors.values()
-    )
-    reason = getattr(error.__cause__, "strerror", None) or str(error)
-    return (
-        f"checkpoint {target} can't be written ({reason}) and it needs {needed:,} bytes; free some, or lower "
-        "keep_last_n and keep_best_n, or set project_dir to another disk"
-    )
 
 
 def _short(value: Any, absent: object) -> str:

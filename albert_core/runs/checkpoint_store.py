@@ -68,7 +68,7 @@ class CheckpointStore:
         keep_best_n: int,
         best: Best,
         save_optim: bool = True,
-        after_save: Callable[[Path], None] | None = None,
+        after_save: Callable[[Path], object] | None = None,
     ) -> None:
         self.folder = folder
         self.keep_last_n = keep_last_n

@@ -11,25 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-Thunk = Callable[[], torch.Tensor]
+from ...kernels.cuda.buckets import Capture, Thunk
+
 Step = Callable[..., torch.Tensor]
 
 # Batches of other shapes (the last of an epoch is one) run without a graph.
 MOST_STEP_SHAPES = 8
 
 OFF_SWITCH = "ISOTRAIN_CUDA_GRAPHS"
-
-
-class Capture(Protocol):
-    """How work is recorded: by `GraphCapture` on a GPU, by a plain layer in tests."""
-
-    def warm_up(self, run: Thunk) -> torch.Tensor: ...
-
-    def capture(self, run: Thunk) -> Thunk: ...
 
 
 class GraphCapture:

@@ -202,18 +202,14 @@ def default_block_tokens(isa: str, intermediate_size: int) -> int:
 
 
 def _embedding_tensors(weights: EncoderWeights) -> list[torch.Tensor | None]:
-    def vector(tensor: torch.Tensor) -> torch.Tensor:
-        return _rounded(tensor)
-
-    projection = weights.projection_weight
-    bias = weights.projection_bias
+    projection, bias = weights.projection_weight, weights.projection_bias
     return [
-        vector(weights.position_embeddings),
-        vector(weights.token_type_embeddings),
-        vector(weights.embedding_norm_weight),
-        vector(weights.embedding_norm_bias),
+        _rounded(weights.position_embeddings),
+        _rounded(weights.token_type_embeddings),
+        _rounded(weights.embedding_norm_weight),
+        _rounded(weights.embedding_norm_bias),
         None if projection is None else _host(projection, torch.bfloat16),
-        None if bias is None else vector(bias),
+        None if bias is None else _rounded(bias),
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional
 
 from ... import UserError
 from ..packed import PackedBatch, PaddedBatch
-from ..packed.portable import ACTIVATIONS
+from ..packed.portable import ACTIVATIONS, autocast_off
 from ..weights import EncoderWeights, LayerWeights
 from .rows import TokenRows, first_rows, key_ranges, split
 from .support import Operators, why_no_flash, why_not
@@ -97,7 +96,7 @@ class PackedGpuEncoder:
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
-        with _autocast_off(self.device):
+        with autocast_off(self.device):
             features = [self._run(rows) for rows in split(batch, self.chunk_tokens)]
         return features[0] if len(features) == 1 else torch.cat(features)
 
@@ -129,7 +128,7 @@ class PackedGpuEncoder:
         (rows,) = split(batch, max(self.chunk_tokens, batch.input_ids.numel()))
         starts, ends = key_ranges(rows)
         states = []
-        with _autocast_off(self.device):
+        with autocast_off(self.device):
             if given is None:
                 x, low = self._embed(rows)
                 states.append(x)
@@ -275,8 +274,3 @@ def _lookup(indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 def _norm(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
     return weight.detach().float().contiguous(), bias.detach().float().contiguous()
-
-
-def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
-    """Keeps the requested dtypes even inside a caller's mixed-precision region."""
-    return torch.autocast(device.type, enabled=False)

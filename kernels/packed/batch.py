@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ... import UserError
 from ..weights import EncoderConfig
 
 IntArray = np.ndarray
+B = TypeVar("B", "PackedBatch", "PaddedBatch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,19 +141,9 @@ class PackedBatch:
     def device(self) -> torch.device:
         return self.input_ids.device
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+    def to(self, device: torch.device | str) -> PackedBatch:
         """This batch on `device`, or itself if it is there already."""
-        if self.device == torch.device(device):
-            return self
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking),
-            position_ids=self.position_ids.to(device, non_blocking=non_blocking),
-            token_type_ids=None
-            if self.token_type_ids is None
-            else self.token_type_ids.to(device, non_blocking=non_blocking),
-        )
+        return _moved(self, device)
 
     def select(self, indices: IntArray) -> PackedBatch:
         """The sequences `indices`, int64 [n], of this batch in that order, on its device."""
@@ -251,18 +243,9 @@ class PaddedBatch:
     def device(self) -> torch.device:
         return self.input_ids.device
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PaddedBatch:
+    def to(self, device: torch.device | str) -> PaddedBatch:
         """This batch on `device`, or itself if it is there already."""
-        if self.device == torch.device(device):
-            return self
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
-            attention_mask=self.attention_mask.to(device, non_blocking=non_blocking),
-            token_type_ids=None
-            if self.token_type_ids is None
-            else self.token_type_ids.to(device, non_blocking=non_blocking),
-        )
+        return _moved(self, device)
 
     def to_packed(self) -> PackedBatch:
         """The same sequences without padding. Raises UserError for a mask that isn't padding on the right."""
@@ -288,6 +271,15 @@ class PaddedBatch:
             _check_range("token id", self.input_ids, config.vocab_size)
             if self.token_type_ids is not None:
                 _check_range("token type", self.token_type_ids, config.type_vocab_size)
+
+
+def _moved(batch: B, device: torch.device | str) -> B:
+    if batch.device == torch.device(device):
+        return batch
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)
+    }
+    return replace(batch, **moved)
 
 
 def flat_token_index(starts: IntArray, lengths: IntArray) -> IntArray:

@@ -166,7 +166,7 @@ class PortableEncoder:
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
-        with _autocast_off(self.device):
+        with autocast_off(self.device):
             return self.padded_features(batch) if isinstance(batch, PaddedBatch) else self._packed_features(batch)
 
     @torch.no_grad()
@@ -183,7 +183,7 @@ class PortableEncoder:
         """
         batch.validate(self.config)
         batch = batch.to(self.device)
-        with _autocast_off(self.device):
+        with autocast_off(self.device):
             if isinstance(batch, PaddedBatch):
                 shape = (*batch.input_ids.shape, -1)
                 rows = _padded_rows(batch.attention_mask)
@@ -279,9 +279,12 @@ class PortableEncoder:
         for (sequences, _), q, kv in zip(rows.spans, query.split(query_sizes), key_value.split(sizes), strict=True):
             k, v = kv.view(sequences, -1, 2, heads, width).permute(2, 0, 3, 1, 4).unbind()
             q = q.view(sequences, -1, heads, width).transpose(1, 2)
-            a = functional.scaled_dot_product_attention(q, k, v, attn_mask=rows.mask)
-            attended.append(a.transpose(1, 2).reshape(-1, heads * width))
+            attended.append(self._attention(q, k, v, rows.mask).transpose(1, 2).reshape(-1, heads * width))
         return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def _attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Attention of sequences of one length, [sequences, heads, queries, width]."""
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def _norm(self, x: torch.Tensor, weights: WeightAndBias) -> torch.Tensor:
         return functional.layer_norm(x, x.shape[-1:], *weights, eps=self.config.layer_norm_eps)
@@ -329,7 +332,7 @@ def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:
     return done[id(value)]
 
 
-def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
+def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     """Keeps the requested dtypes even inside a caller's mixed-precision region."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)

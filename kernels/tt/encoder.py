@@ -131,26 +131,13 @@ class TtEncoder(PortableEncoder):
         inner = self._activate(layer.ffn(x))
         return self._norm(self._add(x, layer.ffn_output(inner)), layer.output_norm)
 
-    def _attend(self, query: torch.Tensor, key_value: torch.Tensor, rows: _Rows, first_only: bool) -> torch.Tensor:
-        heads, width = self.config.num_heads, self.config.head_size
-        sizes = [sequences * length for sequences, length in rows.spans]
-        query_sizes = [sequences for sequences, _ in rows.spans] if first_only else sizes
-        attended = []
-        for (sequences, _), q, kv in zip(rows.spans, query.split(query_sizes), key_value.split(sizes), strict=True):
-            k, v = kv.view(sequences, -1, 2, heads, width).permute(2, 0, 3, 1, 4).unbind()
-            q = q.view(sequences, -1, heads, width).transpose(1, 2)
-            if rows.mask is None:
-                a = attention(q, k, v, self.arithmetic, self._approximate)
-            else:
-                a = self._masked(q, k, v, rows.mask)
-            attended.append(a.transpose(1, 2).reshape(-1, heads * width))
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
-
-    def _masked(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Attention of a padded batch, [sequences, heads, queries, width], sequence by sequence without padding.
+    def _attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """A padded batch is computed sequence by sequence without padding.
 
         A masked score has the exponential 0, and zeros change no sum, so real tokens get what a card gives them.
         """
+        if mask is None:
+            return attention(q, k, v, self.arithmetic, self._approximate)
         out = q.new_zeros(q.shape)
         for index, length in enumerate(mask.sum(dim=-1).flatten().tolist()):
             real = slice(0, min(length, q.shape[2]))

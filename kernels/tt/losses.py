@@ -81,18 +81,8 @@ def format_losses(
                     read[bits] = _errors(clean, truncate(stored, bits))
                 rms, largest, flushed = read[bits]
                 count = int(finite.sum())
-                yield TensorLoss(
-                    name,
-                    tuple(tensor.shape),
-                    dtype,
-                    fidelity,
-                    count,
-                    matrix.numel() - count,
-                    rms,
-                    largest,
-                    saturated,
-                    flushed,
-                )
+                counts = count, matrix.numel() - count
+                yield TensorLoss(name, tuple(tensor.shape), dtype, fidelity, *counts, rms, largest, saturated, flushed)
 
 
 def _errors(exact: torch.Tensor, got: torch.Tensor) -> tuple[float, float, int]:

@@ -72,13 +72,9 @@ def matmul(
         raise UserError(f"arch {arch!r} is unknown; allowed are {', '.join(ARCHITECTURES)}")
     a, b = bits(in0), bits(in1)
     out = np.zeros((a.shape[0], b.shape[1]), np.uint32) if dst is None else bits(dst).copy()
-    native = library().library
-    if engine == "numpy" or (native is None and not engine):
-        if not engine:
-            _say_slow()
+    native = _chosen(engine)
+    if native is None:
         return values(model.matmul(a, b, fidelity, fp32_dest, arch, out))
-    if native is None or (engine and _engine(native, engine) != engine):
-        raise UserError(f"engine {engine!r} doesn't run here; these do: {', '.join(engines())}")
     status = _matmul(native)(
         a.ctypes.data,
         a.strides[0] // 4,
@@ -117,18 +113,14 @@ def elementwise(
     if a.shape != b.shape or operation not in OPERATIONS:
         raise UserError(f"{operation!r} of {tuple(a.shape)} and {tuple(b.shape)}: one shape, {', '.join(OPERATIONS)}")
     x, y = bits(a.contiguous()), bits(b.contiguous())
-    native = library().library
-    if engine == "numpy" or (native is None and not engine):
-        if not engine:
-            _say_slow()
+    native = _chosen(engine)
+    if native is None:
         out = np.zeros_like(x)
         if operation != "multiply":
             return values(model.elwadd(x, y, out, fp32_dest, subtract=operation == "subtract", arch=arch))
         for phase in range(model.PHASES[fidelity]):
             out = model.elwmul(x, y, out, phase, fp32_dest, arch)
         return values(out)
-    if native is None or (engine and _engine(native, engine) != engine):
-        raise UserError(f"engine {engine!r} doesn't run here; these do: {', '.join(engines())}")
     out = np.empty_like(x)
     _elementwise(native)(
         x.ctypes.data,
@@ -154,6 +146,16 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
 
 def values(patterns: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(patterns.view(np.float32))
+
+
+def _chosen(engine: str) -> ctypes.CDLL | None:
+    """The extension that runs `engine` ("": the fastest), None for numpy's model. Raises UserError for another one."""
+    native = library().library
+    if native is None and not engine:
+        _say_slow()
+    elif engine != "numpy" and (native is None or (engine and _engine(native, engine) != engine)):
+        raise UserError(f"engine {engine!r} doesn't run here; these do: {', '.join(engines())}")
+    return None if engine == "numpy" else native
 
 
 def _engine(native: ctypes.CDLL, name: str) -> str:

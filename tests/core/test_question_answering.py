@@ -19,7 +19,7 @@ import torch
 from isotrain import UserError
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.inference.predict import load_predictor
-from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.job import build_encoder, open_job
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.model.whole import WholeModel
@@ -151,7 +151,9 @@ def test_a_frozen_encoder_keeps_its_weights_and_stays_out_of_checkpoints(run: Ru
 def test_only_a_trained_encoder_has_dropout(configure: Configure, reading: dict[str, Any], frozen: bool) -> None:
     job = open_job(configure(**reading | {"freeze_encoder": frozen}).config)
     head = job.task.head(job.encoder.config.hidden_size, 2, job.config)
-    model = WholeModel(job.trainable_encoder(), head, job.task.apply_head, job.backend, job.policy).train()
+    model = WholeModel(
+        build_encoder(job.encoder, job.config), head, job.task.apply_head, job.backend, job.policy
+    ).train()
     assert model.head.training
     assert {part.training for part in model.encoder.modules()} == {not frozen}
 
