@@ -60,13 +60,7 @@ CUDA = Traits(
 )
 # torch.utils.checkpoint looks for the device's generator in a module torch.xla, which there isn't.
 XLA = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False)
-TT = Traits(
-    layouts=("padded", "bucketed"),
-    kernels=("portable",),
-    recomputes=False,
-    section="tt",
-    resolves=True,
-)
+TT = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False, section="tt", resolves=True)
 TT_EMULATED = Traits(
     whole_model_layout="packed", kernels=("emulated",), process_group="gloo", emulated=True, section="tt"
 )

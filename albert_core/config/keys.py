@@ -246,7 +246,6 @@ class Keys(BaseModel):
         description="seconds that processes started by torchrun wait for one of them before they give up",
     )
     chart: list[str] = Field(
-        default_factory=list,
-        description="metrics drawn over the epochs: in the terminal, chart.html and chart.png",
+        default_factory=list, description="metrics drawn over the epochs: in the terminal, chart.html and chart.png"
     )
     use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")

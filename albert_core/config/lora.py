@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 ALL_LINEAR = "all-linear"
@@ -24,11 +22,6 @@ class LoraOptions(BaseModel):
         min_length=1,
         description="linear layers that get one, by the end of their name; all-linear for all of them",
     )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("targets")
     @classmethod

@@ -73,11 +73,6 @@ class TrainConfig(Keys):
             raise ValueError("can't be float16: its gradients underflow without a scaler; use float32 or bfloat16")
         return value
 
-    @field_validator("no_decay", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     @field_validator("label_rules")
     @classmethod
     def _known_rules(cls, value: list[str]) -> list[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from ... import UserError
+from ..terminal.console import quieted
 from ..terminal.text import reason_of
 from .columns import choose_columns, evaluation_names
 from .tabular import Table, shown
@@ -64,18 +62,6 @@ def hub_splits(dataset_id: str, evaluation_split: str | None) -> dict[str, Any]:
     return {name: splits[name] for name in ("train", evaluation) if name is not None}
 
 
-@contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Keeps the Hub client's retries off the terminal. Their result is the error that is raised."""
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        client.setLevel(level)
-
-
 def hub_is_away() -> bool:
     """Whether the Hub can't be reached. Its own client would retry for half a minute before it says so."""
     from huggingface_hub import constants
@@ -102,7 +88,8 @@ def _load(dataset_id: str) -> dict[str, Any]:
     try:
         # Offline, `datasets` reads its cache without asking the Hub first.
         datasets.config.HF_HUB_OFFLINE = hub_is_away()
-        with quiet_hub():
+        # Its retries end in the error that is raised.
+        with quieted("huggingface_hub"):
             loaded = datasets.load_dataset(*hub_name(dataset_id))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(

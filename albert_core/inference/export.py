@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from ..model.whole import WholeModel
 from ..runs.files import published, sweep, write_bytes, write_json
 from ..runs.folder import RunFolder, environment
 from ..runs.saved_model import HEADER_KEY
+from ..terminal.console import quieted
 from .predict import Predictor, load_predictor
 
 FORMATS = ("safetensors", "peft", "torch-export", "onnx")
@@ -367,12 +367,6 @@ def _record(predictor: Predictor, run: RunFolder, form: str, result: Exported) -
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporters' advice to their own developers off the terminal. Problems that matter are checked here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quieted("torch.onnx"), quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -25,7 +25,7 @@ from ..tokens.order import Window
 from .build import Training
 from .evaluate import evaluate
 from .job import Job
-from .state import own_tensors, snapshot
+from .snapshots import own_tensors, snapshot
 
 log = logging.getLogger("isotrain")
 
@@ -173,20 +173,10 @@ def save_now(training: Training, window: Window | None) -> None:
     """Saves a checkpoint at the end of `window`, or at the stream's position if that is None."""
     job, state = training.job, training.state
     _require_finite(state.peek_means(job.ranks)[0], training)
-    processes = job.ranks.gather(own_tensors(job, state))
+    processes = job.ranks.gather(own_tensors(training))
     if not job.ranks.first:
         return
-    saved = snapshot(
-        job,
-        training.model,
-        training.optimizer,
-        training.scale,
-        training.stream,
-        window,
-        state,
-        processes,
-        training.recorded,
-    )
+    saved = snapshot(training, window, processes)
     for name, tensor in saved.model.items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(

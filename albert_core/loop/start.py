@@ -27,7 +27,7 @@ from ..tokens.tokenizer import load_tokenizer
 from .build import Training, build_training
 from .events import describe
 from .job import Job, check_kept
-from .state import restore
+from .snapshots import restore
 from .step import make_step
 
 log = logging.getLogger("isotrain")
@@ -149,17 +149,7 @@ def _resume(training: Training) -> None:
     if found is None:
         return
     folder, saved = found
-    restore(
-        saved,
-        folder,
-        job,
-        training.model,
-        training.optimizer,
-        training.scale,
-        training.stream,
-        training.state,
-        training.total_steps,
-    )
+    restore(training, saved, folder)
     before = saved.state["config"]
     if Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) != job.config.best:
         training.state.best = job.ranks.from_first(lambda: _best_so_far(training, saved))

@@ -21,8 +21,9 @@ from ... import UserError
 from ...kernels.install import install_hint
 from ...kernels.weights import EncoderWeights
 from ..config.parsing import read_json_object
-from ..data.hub import hub_is_away, quiet_hub
+from ..data.hub import hub_is_away
 from ..runs.files import published
+from ..terminal.console import quieted
 from ..terminal.invocation import python
 from ..terminal.text import quoted, reason_of
 from .names import DEMO, RANDOM_ARCHITECTURES, RANDOM_PREFIX, check_model_name, is_local, model_source
@@ -161,7 +162,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
     local = is_local(model_name)
     source = str(Path(model_name).expanduser()) if local else model_name
     label = f"model_name {quoted(model_name)}"
-    with quiet_hub(), quiet_transformers():
+    with quieted("huggingface_hub"), quiet_transformers():
         here = local or hub_is_away()
         try:
             described = cached_file(source, "config.json", local_files_only=here)

@@ -253,20 +253,12 @@ class Trackers(Tracker):
                     raise
                 self._trackers.remove(tracker)
                 logger.warning(
-                    "%s failed at %s (%s); the run goes on without it",
-                    type(tracker).__name__,
-                    what,
-                    error_line(error),
+                    "%s failed at %s (%s); the run goes on without it", type(tracker).__name__, what, error_line(error)
                 )
 
 
 def make_trackers(
-    config: TrainConfig,
-    run_dir: Path,
-    resume_step: int | None = None,
-    caveat: str = "",
-    *,
-    evaluated: bool = True,
+    config: TrainConfig, run_dir: Path, resume_step: int | None = None, caveat: str = "", *, evaluated: bool = True
 ) -> Trackers:
     """Builds the trackers that `config` asks for.
 

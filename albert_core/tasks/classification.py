@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ... import UserError
+from ...backends.host.processor import memory_bytes
 from ..config.load import load_config
 from ..config.schema import TrainConfig
 from ..data.columns import choose_text_column, choose_text_columns
@@ -84,12 +84,7 @@ class Classification(Task):
 
     name = "classification"
     on_features = True
-    metrics: ClassVar = {
-        "eval/loss": "loss",
-        "eval/accuracy": "accuracy",
-        "eval/f1_macro": "macro-F1",
-        "eval/f1": "F1",
-    }
+    metrics: ClassVar = {"eval/loss": "loss", "eval/accuracy": "accuracy", "eval/f1_macro": "macro-F1", "eval/f1": "F1"}
     sequence = "text"
 
     def load(self, config: TrainConfig) -> RawDataset:
@@ -245,7 +240,7 @@ class Classification(Task):
 def _check_size(mlp_hidden_size: int, labels: int) -> None:
     # Weights and gradients in float32. The host draws the weights whatever the device is.
     needed = 2 * 4 * mlp_hidden_size * labels
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_bytes()
     if needed > memory:
         raise UserError(
             f"a head with mlp_hidden_size {mlp_hidden_size:,} and {labels:,} labels needs at least {needed / 1e9:,.0f} "

@@ -208,12 +208,7 @@ class QuestionAnswering(Task):
         return QuestionSplit("the questions", names, list(texts), list(pairs), [()] * len(texts))
 
     def answers(
-        self,
-        recalled: tuple[str, ...],
-        split: QuestionSplit,
-        store: TokenStore,
-        outputs: Outputs,
-        config: TrainConfig,
+        self, recalled: tuple[str, ...], split: QuestionSplit, store: TokenStore, outputs: Outputs, config: TrainConfig
     ) -> list[AnswerPrediction]:
         """The best span of each context for its question."""
         del recalled
@@ -250,11 +245,6 @@ def _best_spans(contexts: Sequence[str], store: TokenStore, outputs: Outputs, co
 def _described(spans: Sequence[Span]) -> list[dict[str, str | float]]:
     """The n best answers as the file describes them."""
     return [
-        {
-            "text": span.text,
-            "probability": probability,
-            "start_logit": span.start_logit,
-            "end_logit": span.end_logit,
-        }
+        {"text": span.text, "probability": probability, "start_logit": span.start_logit, "end_logit": span.end_logit}
         for span, probability in zip(spans, probabilities(spans), strict=True)
     ]

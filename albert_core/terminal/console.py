@@ -7,7 +7,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,18 @@ def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
     # By default, rich keeps bold and dim under NO_COLOR, and uses colours if that is empty.
     colors: Literal["auto"] | None = None if "NO_COLOR" in os.environ else "auto"
     return _class()(stderr=stderr, width=width, color_system=colors, markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def quieted(library: str) -> Iterator[None]:
+    """Keeps the warnings that a library logs off the terminal. What matters of them is checked and raised here."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class CleanFormatter(logging.Formatter):

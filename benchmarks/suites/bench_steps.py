@@ -14,14 +14,7 @@ from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import Backend
 from isotrain.benchmarks.harness.texts import Texts, make_batches
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
-from isotrain.benchmarks.suites.plugin import (
-    BATCH_SIZE,
-    MAX_LENGTH,
-    NUM_LABELS,
-    SEED,
-    opened_backends,
-    usable_kernels,
-)
+from isotrain.benchmarks.suites.plugin import BATCH_SIZE, MAX_LENGTH, NUM_LABELS, SEED, opened_backends, usable_kernels
 
 BACKENDS = opened_backends()
 KERNELS = [

@@ -14,8 +14,7 @@ def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="The older result of isotrain bench.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The newer one, of the same configuration.")],
     again: Annotated[
-        list[Path] | None,
-        typer.Option(help="A second run to confirm by: of B, or given twice, of A and then of B."),
+        list[Path] | None, typer.Option(help="A second run to confirm by: of B, or given twice, of A and then of B.")
     ] = None,
     gate: Annotated[
         str | None,

@@ -114,10 +114,7 @@ def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
     # What an earlier process left there when it was killed.
     sweep(out.absolute().parent)
     done = 0
-    with (
-        answer_file(out, inputs, predictor.backend.caveat) as answers,
-        reporter_for_terminal() as reporter,
-    ):
+    with answer_file(out, inputs, predictor.backend.caveat) as answers, reporter_for_terminal() as reporter:
         advance = reporter.phase("predictions")
         for part in inputs.parts():
             predictor.progress = _of_all(advance, done, len(part.rows), inputs.rows)

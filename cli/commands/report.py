@@ -23,10 +23,7 @@ def report(
         Path, typer.Argument(metavar="DIR", help="Folder with results and training runs, searched at any depth.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
-    png: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Each chart as a PNG file, too."),
-    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Each chart as a PNG file, too.")] = None,
     json_only: Annotated[bool, typer.Option("--json", help="What was written and what was left out, as JSON.")] = False,
     show: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
 ) -> None:

@@ -10,15 +10,7 @@ import numpy as np
 import torch
 
 from ... import UserError
-from .formats import (
-    MAGNITUDE_BITS,
-    bits_of,
-    check_dtype,
-    decode_blocks,
-    from_bits,
-    host_blocks,
-    host_convert,
-)
+from .formats import MAGNITUDE_BITS, bits_of, check_dtype, decode_blocks, from_bits, host_blocks, host_convert
 
 TILE = 32
 FACE = 16
