@@ -59,10 +59,6 @@ class BucketRunner:
         self._graph_tokens, self._most_buckets = graph_tokens, most_buckets
         self._buckets: dict[tuple[int, int, bool, bool], _Bucket] = {}
 
-    @property
-    def num_buckets(self) -> int:
-        return len(self._buckets)
-
     def __call__(self, rows: TokenRows) -> torch.Tensor:
         """Features, float32 [sequences, hidden], in memory of their own."""
         if rows.num_tokens > self._graph_tokens:

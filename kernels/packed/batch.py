@@ -235,11 +235,6 @@ class PaddedBatch:
         return int(self.attention_mask.sum()) if self.host_lengths is None else int(self.host_lengths.sum())
 
     @property
-    def num_padded_tokens(self) -> int:
-        """Real tokens and padding: B * L."""
-        return self.input_ids.numel()
-
-    @property
     def device(self) -> torch.device:
         return self.input_ids.device
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -63,17 +62,6 @@ class Arithmetic:
         """The name in tables, such as ``wormhole hifi4 fp32 dst, fast``."""
         dest = "fp32" if self.fp32_dest_acc_en else "bf16"
         return f"{self.arch} {self.math_fidelity} {dest} dst, {self.mode}"
-
-
-def ttnn_default(in0_dtype: str, in1_dtype: str, **settings: Any) -> Arithmetic:
-    """What ttnn uses on Wormhole without a compute-kernel config (found by matching bits)."""
-    if in0_dtype == "float32":
-        chosen = Arithmetic(math_fidelity="hifi3", fp32_dest_acc_en=True)
-    elif in0_dtype == in1_dtype == "bfp_bf8":
-        chosen = Arithmetic(math_fidelity="lofi", fp32_dest_acc_en=False)
-    else:
-        chosen = Arithmetic(math_fidelity="hifi2", fp32_dest_acc_en=False)
-    return replace(chosen, **settings)
 
 
 def k_blocks(k: int, block_tiles: int) -> list[slice]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from ... import UserError
 from ..names import check_name
 from ..weights import EncoderConfig
+from .formats import TILE_BYTES
 from .model import PHASES
-from .tiles import TILE_BYTES
 
 TFLOPS_PER_CORE_AND_GHZ = 4.096
 

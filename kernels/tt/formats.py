@@ -18,6 +18,9 @@ from ... import UserError
 WEIGHT_DTYPES = ("bfloat16", "bfp_bf8", "bfp_bf4")
 GROUP = 16
 
+# Of a tile of 32 x 32 elements. In block formats, 64 shared exponents (one a row of each 16 x 16 face) come first.
+TILE_BYTES = {"bfloat16": 2048, "bfp_bf8": 1088, "bfp_bf4": 576}
+
 # Bits of magnitude, including the leading one.
 MAGNITUDE_BITS = {"bfp_bf8": 7, "bfp_bf4": 3}
 

@@ -36,17 +36,6 @@ def reduce_rows(
     return native.matmul(column.T, x.T, fidelity, fp32_dest=fp32_dest, arch=arch).T.contiguous()
 
 
-def row_sum(x: torch.Tensor) -> torch.Tensor:
-    """``ttnn.sum`` over the last dimension of bfloat16 values [rows, width], [rows]."""
-    return device_pack(reduce_rows(x, 1.0, "hifi3", fp32_dest=True)[:, 0], "bfloat16", fp32_dest=True)
-
-
-def row_mean(x: torch.Tensor) -> torch.Tensor:
-    """``ttnn.mean`` over the last dimension. Unlike anywhere else, the scale 1 / width is truncated to bfloat16."""
-    scale = float(truncate(torch.tensor([1.0 / x.shape[1]]), 7))
-    return device_pack(reduce_rows(x, scale, "hifi3", fp32_dest=True)[:, 0], "bfloat16", fp32_dest=True)
-
-
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, arithmetic: Arithmetic
 ) -> torch.Tensor:

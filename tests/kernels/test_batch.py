@@ -74,7 +74,7 @@ def test_padding_and_back() -> None:
     assert padded.attention_mask.tolist() == [[1] * len(row) + [0] * (8 - len(row)) for row in SEQUENCES]
     assert padded.token_type_ids is not None
     assert padded.token_type_ids.tolist() == [row + [0] * (8 - len(row)) for row in TYPES]
-    assert (padded.num_sequences, padded.num_tokens, padded.num_padded_tokens) == (4, 13, 32)
+    assert (padded.num_sequences, padded.num_tokens, padded.input_ids.numel()) == (4, 13, 32)
     assert batch.to_padded().input_ids.shape == (4, 6)
     again = PaddedBatch(padded.input_ids, padded.attention_mask, padded.token_type_ids)
     assert again.num_tokens == 13

@@ -271,7 +271,7 @@ def test_buckets_are_reused_and_what_is_left_in_them_reaches_no_feature(
     for features, copy in kept:
         assert torch.equal(features, copy), "a later batch wrote over an earlier one's features"
     # (64, 4), (64, 2), (64, 1), with types, padded.
-    assert runners[0].num_buckets == repeat.events.count("capture") == repeat.events.count("warm up") == 5
+    assert len(runners[0]._buckets) == repeat.events.count("capture") == repeat.events.count("warm up") == 5
     assert repeat.events.count("replay") == 3 * len(batches) - 5
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from isotrain.kernels.tt import formats, model, native, ops, tiles
-from isotrain.kernels.tt.arithmetic import Arithmetic, ttnn_default
+from isotrain.kernels.tt import formats, model, native, ops
+from isotrain.kernels.tt.arithmetic import Arithmetic
 from isotrain.kernels.tt.linear import add, linear, multiply, multiply_bf16
 from isotrain.kernels.tt.unary import FUNCTIONS, _tables, unary
+from support import tt_tiles as tiles
 
 DTYPES = {"bf16": "bfloat16", "bfp8": "bfp_bf8", "bfp4": "bfp_bf4", "fp32": "float32"}
 FP32 = Arithmetic(mode="exact")
@@ -30,6 +31,17 @@ class Checked:
     name: str
     values: int
     mismatches: int
+
+
+def ttnn_default(in0_dtype: str, in1_dtype: str, **settings: Any) -> Arithmetic:
+    """What ttnn uses on Wormhole without a compute-kernel config (found by matching bits)."""
+    if in0_dtype == "float32":
+        chosen = Arithmetic(math_fidelity="hifi3", fp32_dest_acc_en=True)
+    elif in0_dtype == in1_dtype == "bfp_bf8":
+        chosen = Arithmetic(math_fidelity="lofi", fp32_dest_acc_en=False)
+    else:
+        chosen = Arithmetic(math_fidelity="hifi2", fp32_dest_acc_en=False)
+    return replace(chosen, **settings)
 
 
 def floats(bits: np.ndarray) -> torch.Tensor:
@@ -311,9 +323,16 @@ def compositions(folder: Path) -> Iterator[Composed]:
         judge = torch.nn.functional.scaled_dot_product_attention(query.double(), key.double(), value.double())
         yield _composed("sdpa", mode, got, floats(data["sdpa_Y"]), judge)
     x = given("sum_w")
-    yield _composed("sum_w", "exact", ops.row_sum(x), floats(data["sum_w_Y"])[: len(x)], x.double().sum(-1))
+    yield _composed("sum_w", "exact", _row_sum(x, 1.0), floats(data["sum_w_Y"])[: len(x)], x.double().sum(-1))
     x = given("mean_w")
-    yield _composed("mean_w", "exact", ops.row_mean(x), floats(data["mean_w_Y"])[: len(x)], x.double().mean(-1))
+    # Unlike anywhere else, ttnn truncates this scale to bfloat16.
+    scale = float(formats.truncate(torch.tensor([1.0 / x.shape[1]]), 7))
+    yield _composed("mean_w", "exact", _row_sum(x, scale), floats(data["mean_w_Y"])[: len(x)], x.double().mean(-1))
+
+
+def _row_sum(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """``ttnn.sum`` over the last dimension of bfloat16 values [rows, width], times `scale`: [rows]."""
+    return formats.device_pack(ops.reduce_rows(x, scale, "hifi3", fp32_dest=True)[:, 0], "bfloat16", fp32_dest=True)
 
 
 def relative_rms(got: torch.Tensor, judge: torch.Tensor) -> float:

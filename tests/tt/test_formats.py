@@ -10,9 +10,10 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.cli.main import main
-from isotrain.kernels.tt import formats, tiles
+from isotrain.kernels.tt import formats
 from isotrain.kernels.tt.estimate import card_named, peak_tflops
 from isotrain.kernels.tt.losses import format_losses
+from support import tt_tiles as tiles
 
 pytestmark = pytest.mark.core
 

@@ -1,4 +1,4 @@
-"""Tiles in memory: 32 x 32 elements as four consecutive 16 x 16 faces, and the bytes of each format.
+"""The tiles of golden files: 32 x 32 elements as four consecutive 16 x 16 faces, and the bytes of each format.
 
 A tile of bfp8_b has 1,088 bytes and one of bfp4_b 576: 64 shared exponents (faces 0 to 3, 16 rows each), then one byte
 per element, or half a byte with the even element low. A tile of bfloat16 has 2,048 bytes, little-endian.
@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
-from ... import UserError
-from .formats import MAGNITUDE_BITS, bits_of, check_dtype, decode_blocks, from_bits, host_blocks, host_convert
+from isotrain import UserError
+from isotrain.kernels.tt.formats import (
+    MAGNITUDE_BITS,
+    TILE_BYTES,
+    bits_of,
+    check_dtype,
+    decode_blocks,
+    from_bits,
+    host_blocks,
+    host_convert,
+)
 
 TILE = 32
 FACE = 16
-TILE_BYTES = {"bfloat16": 2048, "bfp_bf8": 1088, "bfp_bf4": 576}
 
 
 def tilise(matrix: torch.Tensor) -> torch.Tensor:
