@@ -26,7 +26,7 @@ from ..config.best import Best
 from ..config.load import ResolvedConfig, load_config
 from ..config.schema import TrainConfig
 from ..output.logs import log_to_terminal
-from ..output.progress import Reporter, SilentReporter
+from ..output.progress import Reporter
 from ..processes.parent import stop_with_launcher
 from ..processes.ranks import Ranks, StopVote, joined, launched, starter, watching
 from ..processes.signals import StopRequest, stop_on_signals
@@ -111,7 +111,7 @@ def train(
         KeyboardInterrupt: The run was interrupted at once. If it had made a step, its folder and checkpoints stay.
     """
     config = resolved.config
-    reporter = reporter or SilentReporter()
+    reporter = reporter or Reporter()
     # Checked first, so that a wrong name costs nothing.
     backend_traits(config.backend_name).check_kernel("kernel", config.kernel, config.backend_name)
     check_names(config)

@@ -7,6 +7,7 @@ It uses only what the loop logs anyway, is drawn four times a second, and never 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from .progress import LineReporter, Reporter, terminal
 
 FRAMES_PER_SECOND = 4
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -73,8 +76,8 @@ def _parts(values: list[float], size: int) -> Iterator[list[float]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-class LiveReporter:
-    """A reporter (see progress.Reporter) that rich can draw."""
+class LiveReporter(Reporter):
+    """A reporter that rich can draw."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -134,4 +137,14 @@ def live_reporter(console: Console) -> Iterator[LiveReporter]:
     """A reporter at the bottom of `console`, below its log lines."""
     reporter = LiveReporter()
     with Live(reporter, console=console, refresh_per_second=FRAMES_PER_SECOND):
+        yield reporter
+
+
+@contextmanager
+def reporter_for_terminal() -> Iterator[Reporter]:
+    """A live view if stderr is a terminal, else log lines."""
+    if not sys.stderr.isatty():
+        yield LineReporter()
+        return
+    with live_reporter(terminal()) as reporter:
         yield reporter

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from ..terminal.console import new_console
 
 log = logging.getLogger("isotrain")
 
 
-class Reporter(Protocol):
-    """Receives the progress of a run."""
+class Reporter:
+    """Receives the progress of a run. This one shows nothing, the default when isotrain is used as a library."""
 
     def phase(self, name: str) -> Callable[[int, int], None] | None:
         """A callback ``(done, total)`` for a part of the preparation, or None if nothing is shown."""
-        ...
 
     def start(self, step: int, total_steps: int, label: str = "") -> None:
         """Training begins at `step`. `label` names what is trained, with random weights and the backend's caveat."""
-        ...
-
-    def update(self, step: int, values: dict[str, Any]) -> None: ...
-
-
-class SilentReporter:
-    """Shows nothing, the default when isotrain is used as a library."""
-
-    def phase(self, name: str) -> None:
-        del name
-
-    def start(self, step: int, total_steps: int, label: str = "") -> None:
-        del step, total_steps, label
 
     def update(self, step: int, values: dict[str, Any]) -> None:
-        del step, values
+        """Called with what is logged of a step."""
 
 
-class LineReporter:
+class LineReporter(Reporter):
     """An occasional log line for pipes and files with what a bar would show, at most one per `seconds`."""
 
     def __init__(self, seconds: float = 20.0) -> None:
@@ -99,15 +83,3 @@ def fits_terminal(line: str) -> bool:
 def terminal() -> Any:
     """The only rich console on stderr, so that log lines and a bar don't overwrite each other."""
     return new_console(stderr=True)
-
-
-@contextmanager
-def reporter_for_terminal() -> Iterator[Reporter]:
-    """A live view if stderr is a terminal, else log lines."""
-    if not sys.stderr.isatty():
-        yield LineReporter()
-        return
-    from .live import live_reporter
-
-    with live_reporter(terminal()) as reporter:
-        yield reporter

@@ -76,9 +76,9 @@ def shorten(text: str, limit: int = SHORT) -> str:
     return text[: (kept + 1) // 2] + mark + text[len(text) - kept // 2 :]
 
 
-def quoted(value: object, limit: int = SHORT) -> str:
+def quoted(value: object) -> str:
     """`value` as Python writes it, cleaned and shortened, for repeating input in messages."""
-    return shorten(clean(repr(value)), limit)
+    return shorten(clean(repr(value)))
 
 
 def reason_of(error: BaseException, limit: int = 200) -> str:
@@ -105,17 +105,17 @@ def _hidden(match: re.Match[str]) -> str:
     return "***" if match["slash"] is None else f"{match['slash']}***@"
 
 
-def brief(message: str, limit: int = LONGEST_MESSAGE) -> str:
+def brief(message: str) -> str:
     """Shortens a message to three lines of 200 characters: first long words and quoted texts, then the middle. The
     error and its fix remain. Commands between backticks stay whole.
     """
-    if len(message) <= limit:
+    if len(message) <= LONGEST_MESSAGE:
         return message
     # Words and commands alternate.
     parts = _COMMAND.split(message)
     parts[::2] = [_LONG_PART.sub(lambda part: shorten(part[0]), words) for words in parts[::2]]
     for place in sorted(range(0, len(parts), 2), key=lambda place: -len(parts[place])):
-        room = limit - sum(map(len, parts)) + len(parts[place])
+        room = LONGEST_MESSAGE - sum(map(len, parts)) + len(parts[place])
         parts[place] = shorten(parts[place], max(SHORT, room))
     return "".join(parts)
 

@@ -108,7 +108,7 @@ def predict(
 def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
     """The answers' file, and what was written."""
     from ...albert_core.inference.prediction_files import answer_file
-    from ...albert_core.output.progress import reporter_for_terminal
+    from ...albert_core.output.live import reporter_for_terminal
     from ...albert_core.runs.files import sweep
 
     # What an earlier process left there when it was killed.

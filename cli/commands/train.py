@@ -107,7 +107,7 @@ def train(
     with stop_on_signals():
         from ...albert_core.loop.train import resume_command
         from ...albert_core.loop.train import train as run_training
-        from ...albert_core.output.progress import reporter_for_terminal
+        from ...albert_core.output.live import reporter_for_terminal
         from ...albert_core.processes.ranks import launched
 
         ranks = launched()

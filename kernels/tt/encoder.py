@@ -61,8 +61,8 @@ class TtEncoder(PortableEncoder):
     Weights of linear layers are stored as `weight_dtype` (bfloat16, bfp_bf8, bfp_bf4), everything else and all
     activations as bfloat16. `arithmetic` says how products are computed, exactly or fast. Its fidelity applies to
     matrix products, while LayerNorm and softmax run at HiFi4 (ttnn's default for the former, an assumption for the
-    latter). `approximate_softmax` uses the fast exp of ttnn's own default. Exact mode computes on the host and gives
-    the same bits for every batch, layout, order and number of threads.
+    latter). Exact mode computes on the host and gives the same bits for every batch, layout, order and number of
+    threads.
 
     Raises UserError for an unsupported activation or an unknown dtype.
     """
@@ -74,7 +74,6 @@ class TtEncoder(PortableEncoder):
         weights: EncoderWeights,
         arithmetic: Arithmetic | None = None,
         weight_dtype: str = "bfloat16",
-        approximate_softmax: bool = False,
         chunk_tokens: int = HOST_CHUNK_TOKENS,
     ) -> None:
         # Without the parent's __init__, which packs weights for torch's products. Only the splitting of batches is
@@ -93,7 +92,6 @@ class TtEncoder(PortableEncoder):
         self.exact = self.arithmetic.mode == "exact"
         weights = weights.to("cpu") if self.exact else weights
         self.device = weights.device
-        self._approximate = approximate_softmax
         self._norm_arithmetic = replace(self.arithmetic, math_fidelity="hifi4")
         # Always bfloat16 values, stored as float32 tensors if the products need those.
         self._dtype = torch.float32 if self.exact else self.arithmetic.gemm_dtype
@@ -137,12 +135,12 @@ class TtEncoder(PortableEncoder):
         A masked score has the exponential 0, and zeros change no sum, so real tokens get what a card gives them.
         """
         if mask is None:
-            return attention(q, k, v, self.arithmetic, self._approximate)
+            return attention(q, k, v, self.arithmetic)
         out = q.new_zeros(q.shape)
         for index, length in enumerate(mask.sum(dim=-1).flatten().tolist()):
             real = slice(0, min(length, q.shape[2]))
             out[index, :, real] = attention(
-                q[index, :, real], k[index, :, :length], v[index, :, :length], self.arithmetic, self._approximate
+                q[index, :, real], k[index, :, :length], v[index, :, :length], self.arithmetic
             )
         return out
 

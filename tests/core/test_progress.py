@@ -6,8 +6,15 @@ import io
 import logging
 
 import pytest
-from isotrain.albert_core.output.live import SPARKS, History, LiveReporter, Smoothed, live_reporter
-from isotrain.albert_core.output.progress import LineReporter, reporter_for_terminal
+from isotrain.albert_core.output.live import (
+    SPARKS,
+    History,
+    LiveReporter,
+    Smoothed,
+    live_reporter,
+    reporter_for_terminal,
+)
+from isotrain.albert_core.output.progress import LineReporter
 from rich.console import Console
 
 
@@ -135,6 +142,6 @@ def test_an_interrupted_view_gives_the_cursor_back() -> None:
 
 
 def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isotrain.albert_core.output.progress.sys.stderr", io.StringIO())
+    monkeypatch.setattr("isotrain.albert_core.output.live.sys.stderr", io.StringIO())
     with reporter_for_terminal() as reporter:
         assert isinstance(reporter, LineReporter)
