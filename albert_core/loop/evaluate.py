@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -10,11 +12,17 @@ from ..tasks.task import Evaluation
 from .job import Job
 
 
-def evaluate(job: Job, model: nn.Module, source: InputSource) -> Evaluation:
+def evaluate(job: Job, model: nn.Module, source: InputSource, stopped: Callable[[], bool]) -> Evaluation | None:
     """Computes the metrics of `model` on the evaluation split, which `source` reads. Draws no random numbers.
 
     What is kept of the logits stays on the device until the end. Several processes evaluate a share of every batch
     each, and all get the figures of the whole split.
+
+    Args:
+        stopped: Whether a stop is requested. Every process calls it before every batch.
+
+    Returns:
+        None if it was stopped.
     """
     task, store, backend, ranks, size = job.task, job.test_tokens, job.backend, job.ranks, job.config.eval_batch_size
     order = task.evaluation_order(store)
@@ -25,6 +33,9 @@ def evaluate(job: Job, model: nn.Module, source: InputSource) -> Evaluation:
     places, parts = [], []
     with torch.no_grad():
         for start in range(0, len(order), size):
+            if stopped():
+                model.train(training)
+                return None
             stop = min(start + size, len(order))
             inputs, labels = source.batch(start, stop)
             logits = model(inputs)

@@ -7,15 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from ... import RunError, UserError
 from ...kernels.words import count
-from ..features.compute import InputSource
 from ..output.progress import Reporter, fits_terminal
 from ..output.run_chart import write_charts
 from ..runs.files import write_json
@@ -67,26 +65,6 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
         _say_collapsed(training)
 
 
-class _StopAskedError(Exception):
-    """A stop was requested between two batches of an evaluation."""
-
-
-@dataclass(frozen=True)
-class _Stoppable:
-    """An input source that ends between two batches once `asked` returns True."""
-
-    source: InputSource
-    asked: Callable[[], bool]
-
-    def start_epoch(self, order: np.ndarray) -> None:
-        self.source.start_epoch(order)
-
-    def batch(self, start: int, stop: int) -> tuple[Any, torch.Tensor]:
-        if self.asked():
-            raise _StopAskedError
-        return self.source.batch(start, stop)
-
-
 def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Callable[[], bool]) -> bool:
     """Evaluates and records the result, unless a stop is requested first.
 
@@ -98,10 +76,8 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Call
     """
     job, state = training.job, training.state
     began = time.perf_counter_ns()
-    try:
-        evaluation = evaluate(job, training.model, _Stoppable(training.test_source, asked))
-    except _StopAskedError:
-        training.model.train()
+    evaluation = evaluate(job, training.model, training.test_source, asked)
+    if evaluation is None:
         log.info("the evaluation of step %d was stopped; a resume begins with it", state.step)
         return False
     training.check_folder()

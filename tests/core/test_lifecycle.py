@@ -19,6 +19,7 @@ from isotrain import RunError, UserError
 from isotrain.albert_core.config.load import ResolvedConfig, load_config
 from isotrain.albert_core.loop import events, start
 from isotrain.albert_core.loop import train as train_module
+from isotrain.albert_core.loop.evaluate import evaluate
 from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.processes.signals import STOPPING, stop_on_signals
 from isotrain.albert_core.runs import saved_model
@@ -66,16 +67,20 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resume_makes_it(
     keys = {"eval_batch_size": 10, "num_epochs": 2} | keys
     straight = run(run_name="straight", **keys)
     asked: list[int] = []
-    batch = events._Stoppable.batch
+    evaluations: list[Any] = []
 
-    def signalled(self: Any, first: int, last: int) -> Any:
-        asked.append(first)
-        if asked.count(0) == which and first == 10:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return batch(self, first, last)
+    def signalled(job: Any, model: Any, source: Any, stopped: Callable[[], bool]) -> Any:
+        def now() -> bool:
+            asked.append(len(evaluations))
+            if len(evaluations) == which and asked.count(which) == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return stopped()
+
+        evaluations.append(source)
+        return evaluate(job, model, source, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(events._Stoppable, "batch", signalled)
+        patch.setattr(events, "evaluate", signalled)
         cut = run(run_name="cut", **keys)
     assert cut.status == "stopped"
     assert len(asked) == 3 * which - 1, "it stops before the batch after the signal"
@@ -93,11 +98,8 @@ def test_an_evaluation_made_by_a_resume_that_is_killed_before_its_save_is_record
 ) -> None:
     straight = run(run_name="straight", eval_batch_size=10)
 
-    def stop(*_: Any) -> None:
-        raise events._StopAskedError
-
     with monkeypatch.context() as patch:
-        patch.setattr(events._Stoppable, "batch", stop)
+        patch.setattr(events, "evaluate", lambda *_: None)
         cut = run(run_name="cut", eval_batch_size=10)
 
     def die(*_: Any) -> None:
