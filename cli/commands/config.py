@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...albert_core.terminal.console import new_console
+from ..documents import print_json
 
 
 def config(
@@ -35,8 +36,6 @@ def config(
     resolved = load_config(file, sets or (), {"backend": backend})
     values = resolved.config.model_dump()
     if json_output:
-        from ..documents import print_json
-
         print_json("config", {"values": values, "sources": resolved.sources})
         return
     _show_values(values, resolved.sources)
@@ -64,8 +63,6 @@ def _show_keys(json_output: bool) -> None:
         for key, field in fields.items()
     ]
     if json_output:
-        from ..documents import print_json
-
         names = ("key", "default", "meaning")
         print_json("config-keys", {"keys": [dict(zip(names, row, strict=True)) for row in rows]})
         return

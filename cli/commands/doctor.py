@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...albert_core.terminal.invocation import command
+from ..documents import print_json
 
 if TYPE_CHECKING:
     from ...benchmarks.harness.probe import Report
@@ -33,8 +34,6 @@ def doctor(
 
     reports = examine(list_backends())
     if json_output:
-        from ..documents import print_json
-
         print_json("doctor", {"backends": [report.document() for report in reports]})
     else:
         _show(reports, verbose)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...albert_core.terminal.console import say
+from ..documents import print_json
 from ..help import panel
 from ..streams import kept
 
@@ -41,7 +42,6 @@ def export(
 
     from ...albert_core.inference.export import export_run
     from ...albert_core.runs.folder import open_run
-    from ..documents import print_json
 
     folder = open_run(run)
     target = out if out is not None else folder.path / f"export-{form}"

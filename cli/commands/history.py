@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...albert_core.terminal.console import say, say_lines
+from ..documents import print_json
 
 
 def history(
@@ -32,7 +33,6 @@ def history(
     from ...benchmarks.reports.csv_markdown import stdout_format, to_csv, to_markdown
     from ...benchmarks.reports.terminal import output_console
     from ...benchmarks.reports.terminal_history import print_history
-    from ..documents import print_json
 
     shown_as = stdout_format(shown_as, json_only)
     found = load_history(folder)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...albert_core.terminal.invocation import command
+from ..documents import print_json
 
 Entries = dict[str, str]
 
@@ -28,7 +29,6 @@ def list_names(
       isotrain list recipes
     """
     from ...kernels.names import check_name
-    from ..documents import print_json
 
     if kind is not None:
         check_name("list", kind, _KINDS)

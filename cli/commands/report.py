@@ -9,6 +9,7 @@ import typer
 
 from ...albert_core.terminal.console import say
 from ...kernels.words import count
+from ..documents import print_json
 from ..streams import kept
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ def report(
 
 def _print_json(written: Written) -> None:
     from dataclasses import asdict
-
-    from ..documents import print_json
 
     pictures = [str(path) for path in written.pictures]
     left_out = [asdict(skipped) for skipped in written.skipped]

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..documents import print_json
+
 
 def tt_estimate(
     model: Annotated[str, typer.Option(help="As model_name in a configuration.")] = "random:albert-base-v2",
@@ -42,8 +44,6 @@ def tt_estimate(
     rows = [estimate_encoder(config, sequences * length, flops, chosen, fidelity, weight_dtype) for fidelity in PHASES]
     if json_output:
         from dataclasses import asdict
-
-        from ..documents import print_json
 
         print_json("tt-estimate", {"model": encoder.label, "estimates": [asdict(row) for row in rows]})
         return

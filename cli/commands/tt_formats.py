@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..documents import print_json
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -57,8 +59,6 @@ def tt_formats(
 
 def _print_json(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
     from dataclasses import asdict
-
-    from ..documents import print_json
 
     def finite(value: object) -> object:
         return value if not isinstance(value, float) or value - value == 0.0 else None
