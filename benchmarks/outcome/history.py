@@ -1,40 +1,58 @@
-"""Results over git revisions: each target's speed in the order in which it was measured, one line a result."""
+"""Results over git revisions: each target's speed in the order in which it was measured, and where it changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ... import UserError
 from ..harness.document import Interval
 from ..harness.statistics import ratio_interval
-from .compare import SEED
+from .changes import LEAST_RESULTS, Fit, fit
+from .compare import DEDICATED_THRESHOLD, SEED
 from .found import find_results, foreign_line
 from .load import load_result
-from .model import Bench, MeasuredTarget
+from .model import Bench, Environment, MeasuredTarget
 
 
 @dataclass(frozen=True)
 class Point:
-    """One target of one result. change: its speed over that of the valid result before it; None without one."""
+    """One target of one result.
+
+    change: its speed over that of the last result before it that can be compared with; None where either can't be.
+    environment: what decides speed and was recorded, by name. renewed: what differs of it from what was recorded last,
+    as (name, before, now).
+    """
 
     target: MeasuredTarget
     created: str
     revision: str
     file: Path
     change: Interval | None
+    environment: dict[str, str]
+    renewed: tuple[tuple[str, str, str], ...]
 
     @property
-    def line(self) -> tuple[str, ...]:
-        """What the points of one table have in common: name, model, dtype, device and configuration."""
+    def identity(self) -> tuple[str, ...]:
+        """What the points of one course have in common: name, model, dtype, device and configuration."""
         target = self.target
         return target.name, target.model.label, target.policy.label, target.device.name, target.config_sha256[:10]
 
+    @property
+    def comparable(self) -> bool:
+        """Whether its speed is that of the revision: valid, and measured while no other work took the CPUs."""
+        return self.target.valid and not self.target.contended
+
+    @property
+    def speed(self) -> float:
+        return self.target.figures.samples_per_second.median
+
     def as_row(self) -> dict[str, Any]:
         """Every figure a column; a change that there is not is an empty one."""
-        name, model, dtype, device, config = self.line
+        name, model, dtype, device, config = self.identity
         samples, change = self.target.figures.samples_per_second, self.change
         return {
             "target": name,
@@ -45,23 +63,105 @@ class Point:
             "created": self.created,
             "revision": self.revision,
             "valid": self.target.valid,
+            "contended": self.target.contended,
             "n": self.target.n,
             **{f"samples_per_second_{part}": value for part, value in samples},
             **{f"change_{part}": "" if change is None else getattr(change, part) for part, _ in samples},
+            "environment_change": "; ".join(f"{name}: {before} -> {now}" for name, before, now in self.renewed),
             "file": str(self.file),
         }
 
 
 @dataclass(frozen=True)
+class Step:
+    """A change of a target's level. at: the first result of the new one; factor: its speed over the one before.
+
+    before, since: results of the two levels. renewed: names of what else changed between them.
+    """
+
+    at: Point
+    factor: float
+    before: int
+    since: int
+    renewed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Course:
+    """One target over all results, oldest first; `fit` is of the comparable ones."""
+
+    points: tuple[Point, ...]
+    fit: Fit
+
+    @property
+    def comparable(self) -> list[Point]:
+        return [point for point in self.points if point.comparable]
+
+    @property
+    def lacking(self) -> int:
+        """Comparable results that are missing before a change can be found."""
+        return max(0, LEAST_RESULTS - len(self.comparable))
+
+    @property
+    def steps(self) -> list[Step]:
+        points, levels = self.comparable, self.fit.levels
+        bounds = (0, *self.fit.splits, len(points))
+        return [
+            Step(
+                points[at],
+                levels[place + 1] / levels[place],
+                at - bounds[place],
+                bounds[place + 2] - at,
+                tuple(name for name, *_ in _differences(points[at - 1].environment, points[at].environment)),
+            )
+            for place, at in enumerate(self.fit.splits)
+        ]
+
+    @property
+    def of_first(self) -> float:
+        """The newest level over the first one: what all changes come to."""
+        return self.fit.levels[-1] / self.fit.levels[0] if self.fit.levels else 1.0
+
+    @property
+    def of_best(self) -> float:
+        """The newest level over the fastest one."""
+        return self.fit.levels[-1] / max(self.fit.levels) if self.fit.levels else 1.0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the newest level is slower than the one before it, or the target creeps towards slower."""
+        return len(self.fit.levels) > 1 and self.fit.levels[-1] < self.fit.levels[-2]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "target": self.points[0].identity[0],
+            "config": self.points[0].identity[-1],
+            "comparable": len(self.comparable),
+            "lacking": self.lacking,
+            "steps": [
+                {**vars(step), "at": {"created": step.at.created, "revision": step.at.revision}} for step in self.steps
+            ],
+            "creep": self.fit.creep,
+            "of_first": self.of_first,
+            "of_best": self.of_best,
+            "worse": self.is_worse,
+        }
+
+
+@dataclass(frozen=True)
 class History:
-    """points: one a result and target, by target, oldest first.
+    """courses: one a target, in the order of their first results.
 
     skipped: results that can't be used, and why. foreign: a line about files that are no results, or empty.
     """
 
-    points: tuple[Point, ...]
+    courses: tuple[Course, ...]
     skipped: tuple[str, ...]
     foreign: str = ""
+
+    @property
+    def points(self) -> list[Point]:
+        return list(chain.from_iterable(course.points for course in self.courses))
 
     def rows(self) -> list[dict[str, Any]]:
         return [point.as_row() for point in self.points]
@@ -93,16 +193,51 @@ def load_history(folder: Path) -> History:
             # Only results that share all of this are points of one line.
             identity = (target.label, target.config_sha256, target.device.name, target.policy.label)
             series.setdefault(identity, []).append((path, result, target))
-    points = [point for members in series.values() for point in _points(members)]
-    return History(tuple(points), tuple(skipped), foreign_line(found.foreign, folder))
+    courses = tuple(_course(members) for members in series.values())
+    return History(courses, tuple(skipped), foreign_line(found.foreign, folder))
 
 
-def _points(members: list[tuple[Path, Bench, MeasuredTarget]]) -> Iterator[Point]:
-    before: MeasuredTarget | None = None
+def _course(members: list[tuple[Path, Bench, MeasuredTarget]]) -> Course:
+    points: list[Point] = []
+    base: MeasuredTarget | None = None
+    recorded: dict[str, str] = {}
     for path, result, target in members:
-        change = None
-        if before is not None and target.valid:
-            change = ratio_interval(before.text_seconds, target.text_seconds, SEED)
-        yield Point(target, result.created, result.environment.revision, path, change)
-        if target.valid:
-            before = target
+        environment = _environment(result.environment, target)
+        point = Point(
+            target,
+            result.created,
+            result.environment.revision,
+            path,
+            None,
+            environment,
+            tuple(_differences(recorded, environment)),
+        )
+        recorded |= environment
+        if point.comparable:
+            if base is not None:
+                point = replace(point, change=ratio_interval(base.text_seconds, target.text_seconds, SEED))
+            base = target
+        points.append(point)
+    return Course(tuple(points), fit([point.speed for point in points if point.comparable], DEDICATED_THRESHOLD))
+
+
+def _environment(environment: Environment, target: MeasuredTarget) -> dict[str, str]:
+    """What decides speed beside the code, where it was recorded; a file may hold anything in its place."""
+    values = {
+        "torch": environment.versions.get("torch"),
+        "isotrain": environment.versions.get("isotrain"),
+        "processor": environment.cpu.get("model"),
+        "governor": environment.cpu.get("governor"),
+        "threads": str(target.processes[0].environment.threads.intra_op),
+        "kernel": f"{target.kernel_used.name} {target.kernel_used.version}",
+    }
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, str) and not value.startswith("unavailable: ")
+    }
+
+
+def _differences(before: dict[str, str], now: dict[str, str]) -> Iterable[tuple[str, str, str]]:
+    """(name, before, now) of what both recorded and what differs."""
+    return ((name, before[name], now[name]) for name in now if name in before and before[name] != now[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.text import Text
 from ...albert_core.output.live import as_blocks
 from ...albert_core.terminal.text import figure
 from ..outcome.compare import REFUSED, SLOWER, Compared, Comparison
-from ..outcome.history import History, Point
+from ..outcome.history import Course, History, Point, Step
 from .fit import fitted
 
 # From this width on, a row has the interval and the number of blocks.
@@ -47,31 +47,81 @@ def _compared(one: Compared) -> list[str]:
 
 
 def print_history(history: History, console: Console) -> None:
-    """For each target its course in a line, and a row a result."""
-    for (name, model, dtype, device, config), members in groupby(history.points, key=lambda point: point.line):
-        points = list(members)
+    """A block a target: its course in a line, what changed, and a row a result."""
+    for course in history.courses:
+        name, model, dtype, device, config = course.points[0].identity
         console.print(Text(name, style="bold"))
-        what = f"{model}, {dtype}, {device}, configuration {config}"
-        for line in filter(None, (what, _course(points))):
-            console.print(Padding(Text(line), (0, 0, 0, 1)))
-        console.print(fitted(_rows(points, console.width), console), end="\n\n")
+        told = [Text(f"{model}, {dtype}, {device}, configuration {config}"), *_sparks(course), *_told(course)]
+        for line in told:
+            console.print(Padding(line, (0, 0, 0, 1)))
+        console.print(fitted(_rows(course.points, console.width), console), end="\n\n")
     for reason in history.skipped:
         console.print(Text(f"left out: {reason}"))
     if history.foreign:
         console.print(Text(history.foreign, style="dim"))
 
 
-def _course(points: list[Point]) -> str:
-    """The valid results as blocks, and what the lowest and the highest stand for; nothing where it has no course."""
-    speeds = [point.target.figures.samples_per_second.median for point in points if point.target.valid]
+def change_lines(course: Course) -> list[str]:
+    """The changes of a target's level, and its creep, each in words."""
+    lines = [_step_words(step) for step in course.steps]
+    if course.fit.creep is not None:
+        rate = f"{course.fit.creep - 1:+.1%} a result"
+        lines.append(f"{_direction(course.fit.creep)}: it creeps by {rate} over {len(course.comparable)} results")
+    if lines:
+        lines.append(f"newest level: {course.of_first:.3f}x the first, {course.of_best:.3f}x the best")
+    return lines
+
+
+def _step_words(step: Step) -> str:
+    why = f"; {', '.join(step.renewed)} changed, too" if step.renewed else ""
+    where = f"{step.at.revision} ({_day(step.at)})"
+    return f"{_direction(step.factor)} since {where}: {step.factor:.3f}x, {step.before} results to {step.since}{why}"
+
+
+def _direction(factor: float) -> str:
+    return "slower" if factor < 1 else "faster"
+
+
+def _day(point: Point) -> str:
+    return point.created[:16].replace("T", " ")
+
+
+def _sparks(course: Course) -> list[Text]:
+    """The valid results as blocks, and what the lowest and the highest stand for; nothing where it has no course.
+
+    Contended results are dim, "x" is an invalid one, and "|" stands before a result that starts a new level.
+    """
+    speeds = [point.speed for point in course.points if point.target.valid]
     if len(speeds) < 2:
-        return ""
-    blocks = iter(as_blocks(speeds))
-    line = "".join(next(blocks) if point.target.valid else "x" for point in points)
-    return f"{line}  {figure(min(speeds))} to {figure(max(speeds))} samples/s, last {figure(speeds[-1])}"
+        return []
+    blocks, starts = iter(as_blocks(speeds)), [step.at for step in course.steps]
+    line = Text()
+    for point in course.points:
+        line.append("|" if point in starts else "")
+        line.append(next(blocks) if point.target.valid else "x", style=_style(point))
+    line.append(f"  {figure(min(speeds))} to {figure(max(speeds))} samples/s, last {figure(speeds[-1])}")
+    return [line]
 
 
-def _rows(points: list[Point], width: int) -> Table:
+def _told(course: Course) -> list[Text]:
+    """What changed, and what can't be known."""
+    style = "bold red" if course.is_worse else "bold"
+    lines = [Text(line, style=style) for line in change_lines(course)]
+    if course.lacking:
+        lacking = f"too few to find a change: {course.lacking} more needed that are valid and not contended"
+        lines.append(Text(lacking, style="dim"))
+    for point in course.points:
+        if point.renewed:
+            renewed = "; ".join(f"{name} {before} -> {now}" for name, before, now in point.renewed)
+            lines.append(Text(f"environment since {point.revision} ({_day(point)}): {renewed}", style="yellow"))
+    return lines
+
+
+def _style(point: Point) -> str:
+    return "dim" if point.target.valid and point.target.contended else ""
+
+
+def _rows(points: Sequence[Point], width: int) -> Table:
     """A row a result; a narrow terminal gets no intervals."""
     intervals = width >= NARROW
     table = Table(box=None, pad_edge=True, padding=(0, 1))
@@ -80,19 +130,19 @@ def _rows(points: list[Point], width: int) -> Table:
     for header in ("samples/s", *(["95 % interval", "n"] if intervals else []), "change"):
         table.add_column(header, justify="right", no_wrap=True)
     for point in points:
-        table.add_row(*_measured(point, intervals), style="" if point.target.valid else "red")
+        table.add_row(*_measured(point, intervals), style=_style(point) if point.target.valid else "red")
     return table
 
 
 def _measured(point: Point, intervals: bool) -> list[str]:
     """The cells of a result. Its change says by an asterisk that the interval of the ratio excludes 1."""
     samples = point.target.figures.samples_per_second
-    change = "" if point.target.valid else "INVALID"
+    change = "INVALID" if not point.target.valid else "contended" if point.target.contended else ""
     if point.change is not None:
         clear = "*" if point.change.low > 1 or point.change.high < 1 else ""
         change = f"{point.change.median:.3f}x{clear}"
     return [
-        point.created[:16].replace("T", " "),
+        _day(point),
         point.revision,
         figure(samples.median),
         *([samples.words(), str(point.target.n)] if intervals else []),

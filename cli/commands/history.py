@@ -17,31 +17,46 @@ def history(
         str, typer.Option("--format", help="table (with each target's course), csv, markdown or json, on stdout.")
     ] = "table",
     json_only: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    fail_on_change: Annotated[
+        bool, typer.Option("--fail-on-change", help="End with 1 where a target's newest change is one for the worse.")
+    ] = False,
 ) -> None:
     """Show how fast each target was at each git revision, oldest first, with its change from the result before.
 
-    Results of one line share their configuration, device and dtype. Invalid figures are marked and never compared with.
-    An asterisk: the 95 % interval of a change excludes none.
+    Results of one target share their configuration, device and dtype. Invalid and contended ones are marked and never
+    compared with. An asterisk: the 95 % interval of a change excludes none.
+
+    Of 12 results and more, it names where the level changed by more than 3 %, and a creep of small changes. To accept a
+    change with --fail-on-change, move the results before it to another folder.
 
     Examples:
 
       isotrain history results/
 
       isotrain history results/ --format csv > history.csv
+
+      isotrain history results/ --fail-on-change
     """
     from ...benchmarks.outcome.history import load_history
     from ...benchmarks.reports.csv_markdown import stdout_format, to_csv, to_markdown
     from ...benchmarks.reports.terminal import output_console
-    from ...benchmarks.reports.terminal_history import print_history
+    from ...benchmarks.reports.terminal_history import change_lines, print_history
 
     shown_as = stdout_format(shown_as, json_only)
     found = load_history(folder)
     if shown_as == "table":
         print_history(found, output_console())
-        return
-    if shown_as == "json":
-        print_json("history", {"rows": found.rows(), "left_out": list(found.skipped)})
+    elif shown_as == "json":
+        courses = [course.document() for course in found.courses]
+        print_json("history", {"rows": found.rows(), "targets": courses, "left_out": list(found.skipped)})
     else:
         say_lines((to_csv if shown_as == "csv" else to_markdown)(found.rows()).splitlines())
-    for line in (*(f"left out: {reason}" for reason in found.skipped), *([found.foreign] if found.foreign else [])):
-        say(line, err=True)
+    if shown_as != "table":
+        for line in (*(f"left out: {reason}" for reason in found.skipped), found.foreign):
+            if line:
+                say(line, err=True)
+    worse = [course for course in found.courses if course.is_worse]
+    if fail_on_change and worse:
+        for course in worse:
+            say(f"{course.points[0].target.name}: {'; '.join(change_lines(course)[-2:])}", err=True)
+        raise typer.Exit(1)
