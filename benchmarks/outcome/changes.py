@@ -11,6 +11,8 @@ normal noise and in 79 of 200 with outliers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,43 +66,65 @@ def fit(speeds: list[float], least_effect: float) -> Fit:
 
 def _splits(logs: np.ndarray, least_effect: float, generator: np.random.Generator, start: int = 0) -> list[int]:
     """The indices at which `logs` (float64 [n]) change, each counted from `start`."""
-    if len(logs) < 2 * LEAST_PART:
+    # A search for both at once would find a change in the newest few results late.
+    cuts = _cuts(logs, False, least_effect, generator) or _cuts(logs, True, least_effect, generator)
+    if not cuts:
+        return []
+    bounds = [0, *cuts, len(logs)]
+    found = [inner for low, high in pairwise(bounds) for inner in _splits(logs[low:high], least_effect, generator, low)]
+    return [start + cut for cut in sorted([*cuts, *found])]
+
+
+def _cuts(logs: np.ndarray, returning: bool, least_effect: float, generator: np.random.Generator) -> list[int]:
+    """The index of one change of `logs` (float64 [n]), or with `returning` those of a level and its return."""
+    if len(logs) < (3 if returning else 2) * LEAST_PART:
         return []
     distances = np.abs(logs[:, None] - logs[None, :])
-    at, energy = _best_split(distances)
-    left, right = logs[:at], logs[at:]
-    if abs(np.median(right) - np.median(left)) <= np.log1p(least_effect):
+    first, last, energy = _best_stretch(distances, returning)
+    cuts = [first, last] if returning else [first]
+    effects = [abs(np.median(right) - np.median(left)) for left, right in pairwise(np.split(logs, cuts))]
+    # A level may return only nearly: then one of its two changes is too small.
+    cuts = [cut for cut, effect in zip(cuts, effects, strict=True) if effect > np.log1p(least_effect)]
+    if not cuts:
         return []
     clearer, allowed = 0, LEVEL * (SHUFFLES + 1) - 1
     for _ in range(SHUFFLES):
         order = generator.permutation(len(logs))
         # Sums in another order differ in their last digits.
-        clearer += _best_split(distances[np.ix_(order, order)])[1] >= energy * (1 - 1e-9)
+        clearer += _best_stretch(distances[np.ix_(order, order)], returning)[2] >= energy * (1 - 1e-9)
         if clearer > allowed:
             return []
-    return [
-        *_splits(left, least_effect, generator, start),
-        start + at,
-        *_splits(right, least_effect, generator, start + at),
-    ]
+    return cuts
 
 
-def _best_split(distances: np.ndarray) -> tuple[int, float]:
-    """The index with the largest energy distance between what is before and from it on, and that distance.
+def _best_stretch(distances: np.ndarray, returning: bool) -> tuple[int, int, float]:
+    """The stretch [first, last) with the largest energy distance from all that is outside it, and that distance.
+
+    It reaches the end, or with `returning` neither end: a level and its return, which single splits find badly
+    (circular binary segmentation, Olshen et al. 2004).
 
     distances: between all pairs of n values, float64 [n, n]. The distance is scaled by the sizes of both sides.
     """
     n = len(distances)
-    before = np.arange(1, n)
-    after = n - before
-    rows = distances.sum(axis=1).cumsum()[:-1]
-    within_left = 2.0 * np.tril(distances).sum(axis=1).cumsum()[:-1]
-    between = rows - within_left
-    within_right = distances.sum() - rows - between
-    means = 2.0 * between / (before * after) - within_left / before**2 - within_right / after**2
-    energies = (before * after / n * means)[LEAST_PART - 1 : n - LEAST_PART]
+    sums = np.zeros((n + 1, n + 1))
+    sums[1:, 1:] = distances.cumsum(axis=0).cumsum(axis=1)
+    first, last = _stretches(n, returning)
+    inside = sums[last, last] - 2.0 * sums[first, last] + sums[first, first]
+    between = sums[last, n] - sums[first, n] - inside
+    outside = sums[n, n] - inside - 2.0 * between
+    size = last - first
+    rest = n - size
+    energies = size * rest / n * (2.0 * between / (size * rest) - inside / size**2 - outside / rest**2)
     best = int(energies.argmax())
-    return best + LEAST_PART, float(energies[best])
+    return int(first[best]), int(last[best]), float(energies[best])
+
+
+@lru_cache(maxsize=64)
+def _stretches(n: int, returning: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds (int64 [stretches] each) of the stretches of `n` values whose parts are large enough."""
+    first, last = np.triu_indices(n + 1, k=LEAST_PART)
+    kept = (first >= LEAST_PART) & (last <= n - LEAST_PART if returning else last == n)
+    return first[kept], last[kept]
 
 
 def _criterion(residuals: np.ndarray, parameters: int) -> float:
