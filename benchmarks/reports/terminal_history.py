@@ -75,7 +75,8 @@ def change_lines(course: Course) -> list[str]:
 def _step_words(step: Step) -> str:
     why = f"; {', '.join(step.renewed)} changed, too" if step.renewed else ""
     where = f"{step.at.revision} ({_day(step.at)})"
-    return f"{_direction(step.factor)} since {where}: {step.factor:.3f}x, {step.before} results to {step.since}{why}"
+    results = f"{step.before} results before, {step.since} since"
+    return f"{_direction(step.factor)} since {where}: {step.factor:.3f}x, {results}{why}"
 
 
 def _direction(factor: float) -> str:

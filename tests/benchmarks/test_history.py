@@ -98,8 +98,20 @@ def test_a_creep_is_told_against_the_first_and_the_best(folder: Callable[..., Pa
     assert "x the first, 0.7" in output
 
 
-def test_noise_is_no_change() -> None:
-    alarms = sum(len(fit(noise(seed).tolist(), 0.03).levels) > 1 for seed in range(1000, 1200))
+def test_most_steps_are_found_wherever_they_are() -> None:
+    places = [int(np.random.default_rng(seed).integers(3, REVISIONS - 2)) for seed in range(100)]
+    found = [fit(step(at, seed).tolist(), 0.03).splits for seed, at in enumerate(places)]
+    near = [any(abs(split - at) <= 1 for split in splits) for splits, at in zip(found, places, strict=True)]
+    assert sum(near) >= 95
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.07])
+@pytest.mark.parametrize("length", [12, REVISIONS, 100])
+def test_noise_is_no_change(length: int, outliers: float) -> None:
+    alarms = 0
+    for seed in range(200):
+        low = np.random.default_rng(9000 + seed).random(length) < outliers
+        alarms += len(fit((noise(5000 + seed, length) * np.where(low, 0.86, 1.0)).tolist(), 0.03).levels) > 1
     assert alarms <= 10, "at most 5 % of 200 series"
 
 
