@@ -47,9 +47,11 @@ def fit(speeds: list[float], least_effect: float) -> Fit:
         least_effect: The least change of a level that counts, as a share.
 
     Returns:
-        A single level where nothing changed. A creep only where a change point test finds a change, too, and a line
-        describes it better by the Bayesian information criterion.
+        A single level where nothing changed, none without speeds. A creep only where the test of change points finds
+        a change, too, and a line describes it better by the Bayesian information criterion.
     """
+    if not speeds:
+        return Fit((), ())
     logs = np.log(np.asarray(speeds, dtype=np.float64))
     enough = len(logs) >= LEAST_RESULTS
     splits = _splits(logs, least_effect, np.random.default_rng(SEED)) if enough else []

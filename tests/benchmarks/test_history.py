@@ -147,6 +147,15 @@ def test_contended_results_are_no_base_and_no_change(folder: Callable[..., Path]
     assert run(folder([speeds]), "--fail-on-change").exit_code == 1, "the same speeds undisturbed"
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_every_result_is_contended_nothing_is_judged(folder: Callable[..., Path]) -> None:
+    ended = run(folder([step(15)], contend(range(REVISIONS))), "--fail-on-change", "--json")
+    assert ended.exit_code == 0
+    (course,) = json.loads(ended.stdout, parse_constant=pytest.fail)["targets"]
+    assert (course["comparable"], course["lacking"], course["steps"]) == (0, 12, [])
+    assert (course["of_first"], course["of_best"], course["worse"]) == (1.0, 1.0, False)
+
+
 def test_too_few_results_are_said(folder: Callable[..., Path]) -> None:
     output = run(folder([step(6)[:10]]), "--fail-on-change").output
     assert "too few to find a change: 2 more needed" in output
