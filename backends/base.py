@@ -7,6 +7,7 @@ so adding a device touches one file (or an installed package with an entry point
 from __future__ import annotations
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -170,7 +171,11 @@ class Backend(ABC):
         return step
 
     def compile_count(self) -> int:
-        """How many compilations have happened so far; a benchmark's timed region must not move it."""
+        """How many compilations have happened so far, torch's and the device's; a timed block must not move it."""
+        return _torch_compilations() + self.device_compilations()
+
+    def device_compilations(self) -> int:
+        """How many of them were the device's own, which torch.compile and inductor don't count."""
         return 0
 
     def step_boundary(self) -> None:
@@ -274,3 +279,14 @@ class Backend(ABC):
             **options,
         )
         return encoder if encoder.device == self.device else encoder.to(self.device)
+
+
+def _torch_compilations() -> int:
+    """Frames that torch.compile has traced and graphs that inductor has compiled: a late backward graph has no frame.
+
+    Without the import of torch._dynamo, which takes seconds: where nobody has imported it, nothing was compiled.
+    """
+    utils = sys.modules.get("torch._dynamo.utils")
+    if utils is None:
+        return 0
+    return int(utils.counters["frames"]["total"]) + len(utils.compilation_time_metrics.get("compile_fx_inner", ()))

@@ -212,7 +212,7 @@ class XlaBackend(Backend):
                     optimizer.state[parameter] = {"momentum_buffer": zeros(parameter)}
         self.step_boundary()
 
-    def compile_count(self) -> int:
+    def device_compilations(self) -> int:
         """Programs compiled, or loaded from the disk: neither is a step's work."""
         from torch_xla.debug import metrics
 

@@ -175,7 +175,7 @@ class CudaBackend(TorchDevice):
             return step
         return CapturedStep(step, optimizer, self._new_capture())
 
-    def compile_count(self) -> int:
+    def device_compilations(self) -> int:
         """Graphs captured so far: a capture compiles nothing, but it costs a step's time many times over."""
         return sum(capture.count for capture in self._captures)
 

@@ -45,7 +45,7 @@ class BaselineEncoder(ABC):
                 self(batch)
 
     def compile_count(self) -> int:
-        """How many graphs it has compiled so far."""
+        """How many graphs it has compiled so far by a compiler of its own, which its backend doesn't count."""
         return 0
 
 

@@ -58,8 +58,3 @@ class CompiledEncoder(BaselineEncoder):
                 f"torch.compile can't run here: inductor needs a C++ compiler, and {compiler} is not installed"
             )
         super().prepare(batches)
-
-    def compile_count(self) -> int:
-        from torch._dynamo.utils import counters
-
-        return int(counters["stats"]["unique_graphs"])

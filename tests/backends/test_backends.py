@@ -54,6 +54,12 @@ def test_a_wrong_name_says_what_exists(name: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_backends())
+def test_every_backend_counts_torchs_compilations(name: str) -> None:
+    """A device adds its own, and can't forget those."""
+    assert backend_class(name).compile_count is Backend.compile_count
+
+
+@pytest.mark.parametrize("name", list_backends())
 def test_an_unavailable_backend_says_why_and_how_to_fix_it(name: str) -> None:
     availability = backend_class(name).probe()
     if availability.ok or resolve(name) != name:

@@ -62,20 +62,21 @@ def test_every_baseline_gives_the_features_of_transformers(
 ) -> None:
     needed(name)
     try:
-        baseline = build_baseline(name, albert, get_backend("cpu"), "float32", layout)
+        backend = get_backend("cpu")
+        baseline = build_baseline(name, albert, backend, "float32", layout)
         batches = make_batches(texts, 8, layout, 64, static_shapes=2)
         baseline.prepare([batch.inputs for batch in batches])
     except UserError as error:
         if "C++ compiler" not in str(error):
             raise
         pytest.skip(str(error))
-    compiled = baseline.compile_count()
+    compiled = backend.compile_count() + baseline.compile_count()
     for batch in batches:
         rows = baseline(batch.inputs)[: len(batch.rows)]
         assert rows.dtype == torch.float32
         expected = torch.stack([features_of(albert, texts, row) for row in batch.rows.tolist()])
         assert torch.linalg.norm(rows - expected) <= 1e-5 * torch.linalg.norm(expected)
-    assert baseline.compile_count() == compiled, "everything was compiled by prepare"
+    assert backend.compile_count() + baseline.compile_count() == compiled, "everything was compiled by prepare"
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

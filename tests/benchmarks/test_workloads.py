@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import FunctionType
 
 import pytest
 import torch
@@ -141,6 +142,25 @@ def test_a_recompiling_backend_makes_a_measurement_invalid(make: Callable[..., W
         return encoder(batch)
 
     encoder, workload.encoder = workload.encoder, compiling
+    measured = measure(workload, Budget(2, 0.02, 0.02))
+    assert any("compilations inside the timed region" in reason for reason in measured.reasons)
+
+
+def test_a_compilation_in_a_timed_block_is_found_on_the_host(make: Callable[..., Workload]) -> None:
+    """By torch's own counters: the CPU backend compiles nothing, what runs on it may."""
+    workload = make("forward")
+    workload.backend = CpuBackend()
+    encoder = workload.encoder
+
+    def double(features: torch.Tensor) -> torch.Tensor:
+        return features * 2.0
+
+    def compiling(batch: object) -> torch.Tensor:
+        # torch keeps what it compiled with the code, so each call brings code of its own.
+        copy = FunctionType(double.__code__.replace(), globals())
+        return torch.compile(copy, backend="eager")(encoder(batch))
+
+    workload.encoder = compiling
     measured = measure(workload, Budget(2, 0.02, 0.02))
     assert any("compilations inside the timed region" in reason for reason in measured.reasons)
 
