@@ -39,25 +39,24 @@ struct EmulatedTiles {
         for (int row = 0; row < 16; ++row)
             std::memcpy(static_cast<char*>(target) + row * stride, tile(kTile).bytes[row], 64);
     }
-    static float widen(const unsigned char* at) {
-        std::uint32_t bits = std::uint32_t(at[0]) << 16 | std::uint32_t(at[1]) << 24;
-        float value;
-        std::memcpy(&value, &bits, sizeof value);
-        return value;
+    static __m512 even(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+    static __m512 odd(__m512i pairs) {
+        return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000))));
     }
     template <int kSum, int kRowsTile, int kColumns>
     static void multiply() {
         const Tile &a = tile(kRowsTile), &b = tile(kColumns);
-        for (int row = 0; row < 16; ++row)
-            for (int pair = 0; pair < 16; ++pair)
-                for (int column = 0; column < 16; ++column) {
-                    float sum;
-                    unsigned char* at = tile(kSum).bytes[row] + 4 * column;
-                    std::memcpy(&sum, at, sizeof sum);
-                    for (int half = 0; half < 2; ++half)
-                        sum += widen(a.bytes[row] + 4 * pair + 2 * half) * widen(b.bytes[pair] + 4 * column + 2 * half);
-                    std::memcpy(at, &sum, sizeof sum);
-                }
+        for (int row = 0; row < 16; ++row) {
+            __m512 sum = _mm512_loadu_ps(tile(kSum).bytes[row]);
+            for (int pair = 0; pair < 16; ++pair) {
+                std::int32_t left;
+                std::memcpy(&left, a.bytes[row] + 4 * pair, sizeof left);
+                const __m512i lefts = _mm512_set1_epi32(left), rights = _mm512_loadu_si512(b.bytes[pair]);
+                sum = _mm512_fmadd_ps(even(lefts), even(rights), sum);
+                sum = _mm512_fmadd_ps(odd(lefts), odd(rights), sum);
+            }
+            _mm512_storeu_ps(tile(kSum).bytes[row], sum);
+        }
     }
 };
 
