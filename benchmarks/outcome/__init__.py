@@ -1,1 +1,1 @@
-"""What was measured, as one typed model: built, judged, written, read, compared."""
+"""What was measured, as one typed model: built, judged, written, read."""

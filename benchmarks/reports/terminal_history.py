@@ -12,8 +12,8 @@ from rich.text import Text
 
 from ...albert_core.output.live import as_blocks
 from ...albert_core.terminal.text import figure
-from ..outcome.compare import REFUSED, SLOWER, Compared, Comparison
-from ..outcome.history import Course, History, Point, Step
+from ..regression.compare import REFUSED, SLOWER, Compared, Comparison
+from ..regression.history import Course, History, Point, Step
 from .fit import fitted
 
 # From this width on, a row has the interval and the number of blocks.

@@ -40,7 +40,7 @@ def compare(
       isotrain compare before.json after.json --again before-2.json --again after-2.json --json
     """
     from ... import UserError
-    from ...benchmarks.outcome.compare import compare_files, parse_share
+    from ...benchmarks.regression.compare import compare_files, parse_share
     from ...benchmarks.reports.terminal import output_console
     from ...benchmarks.reports.terminal_history import print_comparison
 

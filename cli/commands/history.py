@@ -37,7 +37,7 @@ def history(
 
       isotrain history results/ --fail-on-change
     """
-    from ...benchmarks.outcome.history import load_history
+    from ...benchmarks.regression.history import load_history
     from ...benchmarks.reports.csv_markdown import stdout_format, to_csv, to_markdown
     from ...benchmarks.reports.terminal import output_console
     from ...benchmarks.reports.terminal_history import change_lines, print_history

@@ -15,7 +15,8 @@ from isotrain import UserError
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, make_plan
 from isotrain.benchmarks.outcome.build import build_result
-from isotrain.benchmarks.outcome.compare import (
+from isotrain.benchmarks.outcome.load import load_result
+from isotrain.benchmarks.regression.compare import (
     FASTER,
     REFUSED,
     REGRESSED,
@@ -27,8 +28,7 @@ from isotrain.benchmarks.outcome.compare import (
     compare_files,
     parse_share,
 )
-from isotrain.benchmarks.outcome.history import load_history
-from isotrain.benchmarks.outcome.load import load_result
+from isotrain.benchmarks.regression.history import load_history
 from isotrain.benchmarks.reports.terminal_history import print_history
 from isotrain.cli.commands.compare import compare
 from isotrain.cli.commands.history import history

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from isotrain.benchmarks.harness.statistics import bounds, median_interval, resampled_medians
-from isotrain.benchmarks.outcome.compare import DEDICATED_THRESHOLD, SHARED_THRESHOLD
+from isotrain.benchmarks.regression.compare import DEDICATED_THRESHOLD, SHARED_THRESHOLD
 
 RUNS, RESAMPLES, PROCESSES, BLOCKS = 1000, 400, 3, 9
 

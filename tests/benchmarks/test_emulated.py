@@ -19,8 +19,8 @@ from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_baselines
 from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result
-from isotrain.benchmarks.outcome.history import load_history
 from isotrain.benchmarks.outcome.model import Bench
+from isotrain.benchmarks.regression.history import load_history
 from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
 from isotrain.benchmarks.reports.html.loading import load_results
 from isotrain.benchmarks.reports.html.write import write_report

@@ -13,7 +13,7 @@ import pytest
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, make_plan
 from isotrain.benchmarks.outcome.build import build_result
-from isotrain.benchmarks.outcome.changes import fit
+from isotrain.benchmarks.regression.changes import fit
 from isotrain.cli.commands.history import history
 from typer import Typer
 from typer.testing import CliRunner

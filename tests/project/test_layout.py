@@ -37,6 +37,7 @@ ROWS = {
         ("reports",),
         ("end_to_end",),
         ("bench", "parity"),
+        ("regression",),
         ("outcome",),
         ("harness",),
         ("baselines", "work"),

@@ -17,9 +17,9 @@ from ..harness.document import Interval
 from ..harness.extrapolate import total_ratio
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES
 from ..harness.statistics import ratio_interval
-from .end_to_end import EndToEnd, Side
-from .load import load_result
-from .model import Bench, MeasuredTarget, Target, UnmeasuredTarget
+from ..outcome.end_to_end import EndToEnd, Side
+from ..outcome.load import load_result
+from ..outcome.model import Bench, MeasuredTarget, Target, UnmeasuredTarget
 
 FASTER, SLOWER, UNDECIDED, REFUSED = "faster", "slower", "no decision", "refused"
 # Rule 8: the least effect that counts, on a machine of one's own and on one that others use too.

@@ -11,11 +11,11 @@ from typing import Any
 from ... import UserError
 from ..harness.document import Interval
 from ..harness.statistics import ratio_interval
+from ..outcome.found import find_results, foreign_line
+from ..outcome.load import load_result
+from ..outcome.model import Bench, Environment, MeasuredTarget
 from .changes import LEAST_RESULTS, Fit, fit
 from .compare import DEDICATED_THRESHOLD, SEED
-from .found import find_results, foreign_line
-from .load import load_result
-from .model import Bench, Environment, MeasuredTarget
 
 
 @dataclass(frozen=True)
