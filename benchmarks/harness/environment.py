@@ -5,6 +5,7 @@ Reads files and runs git; imports neither torch nor anything heavy. A worker add
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -53,8 +54,12 @@ def host() -> dict[str, Any]:
     }
 
 
-def cpu(proc: Path = Path("/proc"), sys_cpu: Path = Path("/sys/devices/system/cpu")) -> dict[str, Any]:
-    """Model, matrix instruction sets, affinity, thread variables, governor, clocks and temperature of the host."""
+def cpu(
+    proc: Path = Path("/proc"),
+    sys_cpu: Path = Path("/sys/devices/system/cpu"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+) -> dict[str, Any]:
+    """The host's processor, and how much of it this process may have."""
     cpuinfo = _read(proc / "cpuinfo")
     flags = _cpuinfo_values(cpuinfo, "flags")
     return {
@@ -64,6 +69,8 @@ def cpu(proc: Path = Path("/proc"), sys_cpu: Path = Path("/sys/devices/system/cp
         else _why(cpuinfo, "no flags in cpuinfo"),
         "logical_cpus": os.cpu_count(),
         "affinity": affinity(),
+        "quota_cpus": quota_cpus(proc, cgroups),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "thread_variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "governor": _read(sys_cpu / "cpu0" / "cpufreq" / "scaling_governor"),
         "clock_mhz": clock_mhz(cpuinfo),
@@ -76,6 +83,27 @@ def affinity() -> list[int] | str:
     if not hasattr(os, "sched_getaffinity"):
         return "unavailable: this system has no CPU affinity"
     return sorted(os.sched_getaffinity(0))
+
+
+def quota_cpus(proc: Path, cgroups: Path) -> float | str:
+    """The CPUs whose whole time the control groups of this process allow it at most; "unlimited" where they don't."""
+    quotas: list[float] = []
+    for line in _read(proc / "self" / "cgroup").splitlines():
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
+        # Version 2 has no controllers here, version 1 a tree for each. The tightest group on the way up counts.
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroups / "cpu" if controllers else cgroups
+        group = root / path.strip("/")
+        for folder in (group, *group.parents[: len(group.parents) - len(root.parents)]):
+            both = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") if controllers else (folder / "cpu.max",)
+            words = " ".join(map(_read, both)).split()
+            if len(words) == 2 and words[1].isdigit():
+                quotas.append(int(words[0]) / int(words[1]) if words[0].isdigit() else math.inf)
+    if not quotas:
+        return "unavailable: no control group says it"
+    return "unlimited" if min(quotas) == math.inf else min(quotas)
 
 
 def clock_mhz(cpuinfo: str | None = None) -> list[float] | str:

@@ -228,13 +228,15 @@ def _environment(environment: Environment, target: MeasuredTarget) -> dict[str, 
         "isotrain": environment.versions.get("isotrain"),
         "processor": environment.cpu.get("model"),
         "governor": environment.cpu.get("governor"),
+        "nice": environment.cpu.get("nice"),
+        "quota of CPUs": environment.cpu.get("quota_cpus"),
         "threads": str(target.processes[0].environment.threads.intra_op),
         "kernel": f"{target.kernel_used.name} {target.kernel_used.version}",
     }
     return {
-        name: value
+        name: str(value)
         for name, value in values.items()
-        if isinstance(value, str) and not value.startswith("unavailable: ")
+        if isinstance(value, str | int | float) and not str(value).startswith("unavailable: ")
     }
 
 

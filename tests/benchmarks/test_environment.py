@@ -15,6 +15,7 @@ def test_the_record_is_plain_json_and_names_the_versions() -> None:
     record = json.loads(json.dumps(env.describe()))
     assert record["versions"]["torch"] == __import__("torch").__version__
     assert record["cpu"]["affinity"] == sorted(os.sched_getaffinity(0))
+    assert record["cpu"]["nice"] == os.nice(0)
     assert record["host"]["memory_bytes"] > 2**28
 
 
@@ -28,6 +29,7 @@ def test_an_empty_machine_gives_reasons_everywhere(tmp_path: Path) -> None:
     assert record["matrix_flags"].startswith("unavailable: ")
     assert record["governor"].startswith("unavailable: scaling_governor")
     assert record["clock_mhz"].startswith("unavailable: ")
+    assert record["quota_cpus"].startswith("unavailable: ")
     assert env.temperature(tmp_path).startswith("unavailable: ")
 
 
@@ -50,6 +52,34 @@ def test_model_flags_clock_governor_and_temperature_are_read(tmp_path: Path) -> 
     (zone / "temp").write_text("41500\n", encoding="utf-8")
     (zone / "type").write_text("x86_pkg_temp\n", encoding="utf-8")
     assert env.temperature(tmp_path) == {"thermal_zone0 x86_pkg_temp": 41.5}
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/job/step\n", {"job/step/cpu.max": "max 100000", "job/cpu.max": "150000 100000"}, 1.5),
+        ("0::/job\n", {"job/cpu.max": "max 100000"}, "unlimited"),
+        ("0::/not/mounted/here\n", {"cpu.max": "50000 100000"}, 0.5),
+        (
+            "3:cpuset:/\n1:cpuacct,cpu:/job\n0::/\n",
+            {"cpu/job/cpu.cfs_quota_us": "200000", "cpu/job/cpu.cfs_period_us": "100000", "cpu/cpu.cfs_quota_us": "-1"},
+            2.0,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "unlimited"),
+        ("0::/job\n", {}, "unavailable: no control group says it"),
+    ],
+)
+def test_the_tightest_quota_of_the_control_groups_counts(
+    tmp_path: Path, groups: str, limits: dict[str, str], expected: float | str
+) -> None:
+    proc, mounted = tmp_path / "proc", tmp_path / "cgroup"
+    for path, text in {
+        proc / "self" / "cgroup": groups,
+        **{mounted / name: text for name, text in limits.items()},
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert env.quota_cpus(proc, mounted) == expected
 
 
 def test_git_says_revision_and_dirt_and_an_installed_copy_is_no_checkout(tmp_path: Path) -> None:
