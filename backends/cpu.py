@@ -82,7 +82,7 @@ class CpuBackend(TorchDevice):
         )
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
-        """Nothing is pending: eager CPU operators return when their result is written."""
+        """Does nothing: eager CPU operators return when their result is written."""
 
     def memory(self) -> MemoryUse:
         return process_memory()
@@ -95,9 +95,11 @@ class CpuBackend(TorchDevice):
 
     @contextmanager
     def single_threaded(self) -> Iterator[None]:
-        """One thread inside. Measured on a 768-256-77 head at batch 8, one thread against two, in one run: 0.83 and
-        0.80 ms a step on an idle machine, 1.4 and 83 ms beside one other busy process, for every operator waits until
-        the last thread has had its turn. It also makes the head's bits independent of the number of threads.
+        """Uses one thread inside.
+
+        Measured on a 768-256-77 head at batch 8, with one and two threads in one run: 0.83 and 0.80 ms a step on an
+        idle machine, 1.4 and 83 ms beside one other busy process, since every operator waits for its last thread. It
+        also makes the head's bits independent of the number of threads.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -135,7 +137,7 @@ class CpuBackend(TorchDevice):
         if isa is None:
             return None
         threads = torch.get_num_threads()
-        # All threads at once: clocks and power are shared. The calls hold no interpreter lock.
+        # All threads run at once, since they share clocks and power. The calls release the interpreter lock.
         with ThreadPoolExecutor(threads) as pool:
             rates = pool.map(lambda _: unit_rate(isa, second_level_cache_bytes() // 2), range(threads))
         return UnitRate(isa, "bfloat16", "second-level cache", sum(rates) / 1e12, threads)

@@ -1,4 +1,4 @@
-"""What an arithmetic costs on the host: how a backend names its own to `isotrain parity`."""
+"""The error budget that a backend names for `isotrain parity`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ErrorBudget:
-    """A backend of the host that stands for an arithmetic: what it costs against float64 is what a device may cost.
+    """A host backend that models an arithmetic. A device may differ from float64 by as much as this backend does.
 
-    `options` are the backend's own, as `get_backend` takes them for its name. `draws`: whether each device number of
-    the backend is another draw of the same arithmetic's rounding. `compute`: what products take, where that isn't
-    `dtype` but wider.
+    Attributes:
+        options: The backend's own section, as in the `options` of `get_backend`.
+        draws: Whether each device number of the backend is another random draw of the same arithmetic's rounding.
+        compute: The dtype of products, if it is wider than `dtype`.
     """
 
     backend: str
@@ -34,5 +35,5 @@ class ErrorBudget:
 
     @property
     def narrow(self) -> bool:
-        """Whether products take `dtype` itself."""
+        """Whether products are computed in `dtype` itself."""
         return self.compute in ("", self.dtype)

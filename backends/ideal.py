@@ -1,6 +1,6 @@
-"""A device that exists only as a model: the host computing with a dtype's rounding and no other error.
+"""A model of a device: the host computes with a dtype's rounding and no other error.
 
-`isotrain parity` measures by it what an arithmetic costs, so that a device is judged against its own promise.
+`isotrain parity` measures an arithmetic's error budget with it, so that a device is judged by the dtype it claims.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 class IdealBackend(CpuBackend):
-    """The host with `kernels.ideal` as its encoder; "ideal:2" draws its random rounding from generator 2.
+    """The host with `kernels.ideal` as its encoder. "ideal:2" uses seed 2 for its random rounding.
 
-    Heads and whole models train by plain autograd, each linear layer's result rounded at random, too.
+    Heads and whole models train by plain autograd, with each linear layer's result rounded at random.
     """
 
     name = "ideal"
@@ -51,7 +51,7 @@ class IdealBackend(CpuBackend):
         return EnergyUse(None, "unavailable: a model of arithmetic uses none")
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
-        """Without `strict`, a device that has no units for narrow dtypes: it rounds weights and computes in float32."""
+        """Without `strict`, the policy of a device without narrow units: weights are rounded, products in float32."""
         if dtype not in ("float32", "bfloat16", "float16", "float64"):
             raise UserError(f"dtype {dtype!r} has no ideal; allowed are float32, bfloat16, float16, float64")
         wide = "float64" if dtype == "float64" else "float32"
@@ -60,7 +60,7 @@ class IdealBackend(CpuBackend):
         return CastPolicy(dtype, dtype, wide, wide, f"a model: weights rounded to {dtype}, products in {wide}")
 
     def place(self, value: T) -> T:
-        """As on the host; a module's linear layers round their results at random from now on."""
+        """As on the host, but a module's linear layers round their results at random from now on."""
         placed = super().place(value)
         if isinstance(placed, nn.Module):
             from ..kernels.ideal import round_linears
@@ -69,12 +69,12 @@ class IdealBackend(CpuBackend):
         return placed
 
     def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
-        """None: autograd is the plainest."""
+        """None, since the model uses plain autograd."""
         del parameters, optimizer
         return None
 
     def measured_unit_tflops(self) -> None:
-        """None: a model has no speed."""
+        """None, since a model has no speed."""
 
     def kernels(self) -> dict[str, Availability]:
         return {"ideal": Availability(True, "random rounding")}

@@ -1,4 +1,4 @@
-"""What a backend hands out to be called: frozen encoders, a head's fused step, the attention of packed batches."""
+"""The callables that a backend returns: frozen encoders, a head's fused step, the attention of packed batches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 class FrozenForward(Protocol):
-    """A frozen forward pass: a batch in, one [CLS] feature row a sequence out.
+    """A frozen forward pass: it takes a batch and returns one [CLS] feature row per sequence.
 
-    skips_padding: whether a padded batch costs what its real tokens cost. What it computes is counted by it.
+    Attributes:
+        skips_padding: Whether a padded batch costs only its real tokens. The hardware FLOPs are counted accordingly.
     """
 
     name: str
@@ -22,21 +23,26 @@ class FrozenForward(Protocol):
     skips_padding: bool
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
-        """Features, float32, shape (sequences, hidden), on the backend's device."""
+        """Features, float32 [sequences, hidden], on the backend's device."""
         ...
 
 
 class FrozenEncoder(FrozenForward, Protocol):
-    """One that also shows what happens between its layers."""
+    """A frozen forward pass that can also return what happens between its layers."""
 
     def layer_states(
         self, batch: PackedBatch | PaddedBatch, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Every token's hidden state: what the first layer takes in, then what each one gives (R + 1 tensors).
+        """Every token's hidden states between the layers. Parity uses them; speed doesn't matter.
 
-        [tokens, hidden] of a packed batch, [sequences, length, hidden] of a padded one, whose padded places mean
-        nothing. With `given`, R such tensors, it is a replay: each layer is applied to its own one (R results).
-        It is how parity tells a layer's own error from what came before; speed doesn't matter.
+        Args:
+            given: One input per layer. Each layer is then applied to its own input (a replay), which separates its own
+                error from the error of the layers before it.
+
+        Returns:
+            The first layer's input and each of the R layers' outputs (R + 1 tensors), or a replay's R outputs. Each is
+            [tokens, hidden] for a packed batch, and [sequences, length, hidden] for a padded one, where padded
+            positions mean nothing.
         """
         ...
 
@@ -45,22 +51,32 @@ class HeadStep(Protocol):
     """A whole optimizer step of a classification head ``Linear -> GELU -> Linear`` under cross entropy."""
 
     def __call__(self, features: torch.Tensor, labels: torch.Tensor, num_samples: int) -> torch.Tensor:
-        """Updates the head by the mean loss over `num_samples` of features [b, f] and labels [b].
+        """Updates the head.
 
-        float32 [2] on the device: the batch's summed loss, and how many of its texts were classified correctly.
+        Args:
+            features: [b, f].
+            labels: int64 [b].
+            num_samples: The summed loss is divided by it.
+
+        Returns:
+            float32 [2] on the device: the batch's summed loss in nats, and its number of texts classified correctly.
         """
         ...
 
 
 class PackedAttention(Protocol):
-    """Attention within each sequence of one packed batch, for a module that is trained: autograd goes through it."""
+    """Attention within each sequence of one packed batch, for a trained module. Autograd differentiates it."""
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0
     ) -> torch.Tensor:
-        """[1, T, heads, width] of a batch's T tokens, from query, key and value [1, heads, T, width] each.
+        """Computes attention. Scores are divided by the square root of the width, as in ALBERT and BERT.
 
-        Scores are divided by the root of the width, as in ALBERT and BERT. Of the probabilities a share `dropout` is
-        dropped and the others are scaled up; without it no random number is drawn.
+        Args:
+            query, key, value: [1, heads, T, width] for a batch of T tokens.
+            dropout: The share of probabilities that is dropped; the others are scaled up. 0 draws no random number.
+
+        Returns:
+            [1, T, heads, width].
         """
         ...

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "isotrain.backends"
 
-# The traits stand here, too, for many of the modules import torch.
+# The traits are here, too, since many of the modules import torch.
 _BUILT_IN = {
     "cpu": (".cpu:CpuBackend", built_in.CPU),
     "cuda": (".cuda.device:CudaBackend", built_in.CUDA),
@@ -35,12 +35,16 @@ _BUILT_IN = {
 
 
 def list_backends() -> list[str]:
-    """Every backend name that `get_backend` knows, available here or not; built-in ones first."""
+    """Every backend name that `get_backend` knows, whether it can run here or not, built-in ones first."""
     return [*_BUILT_IN, *sorted(entry.name for entry in _installed() if entry.name not in _BUILT_IN)]
 
 
 def backend_class(name: str) -> type[Backend]:
-    """The class behind a backend's name, not yet opened. Raises UserError for an unknown name."""
+    """The class of the backend called `name`, not opened.
+
+    Raises:
+        UserError: The name is unknown.
+    """
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name][0].partition(":")
         return getattr(import_module(module, __package__), attribute)
@@ -54,23 +58,28 @@ def backend_class(name: str) -> type[Backend]:
 def backend_traits(name: str) -> Traits:
     """The traits of the backend called `name`, with or without a device number.
 
-    A built-in one's cost no import of torch; an installed package's module is imported. Raises UserError for an
-    unknown name.
+    A built-in backend's traits cost no import of torch. An installed package's module is imported.
+
+    Raises:
+        UserError: The name is unknown.
     """
     base, _ = split_name(name)
     return _BUILT_IN[base][1] if base in _BUILT_IN else backend_class(base).traits
 
 
 def caveat(name: str) -> str:
-    """See `Backend.caveat`, of the backend called `name`."""
+    """The `Backend.caveat` of the backend called `name`."""
     return name if backend_traits(name).emulated else ""
 
 
 def resolve(name: str, options: Mapping[str, Any] | None = None) -> str:
-    """The name of the backend that opens as `name` on this machine, which is where "tt" becomes "tt-emulated".
+    """The name of the backend that `name` opens on this machine. "tt" becomes "tt-emulated" here.
 
-    Every name that a user writes goes through here once, when a configuration is made; what is opened, measured and
-    recorded has the name that this returns. Raises UserError for an unknown name, and for options that can't be met.
+    Each name that a user writes is resolved once, when a configuration is made. Whatever is opened, measured and
+    recorded has the resolved name.
+
+    Raises:
+        UserError: The name is unknown, or its options can't be met.
     """
     base, index = split_name(name)
     if not backend_traits(base).resolves:
@@ -80,12 +89,15 @@ def resolve(name: str, options: Mapping[str, Any] | None = None) -> str:
 
 
 def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
-    """Opens the backend called `name`: "cpu", "cuda", or with a device index, "cuda:1".
+    """Opens a backend.
 
-    `options` is `backend_options` of a configuration: only the opened backend gets its own section of it.
+    Args:
+        name: "cpu", "cuda", or with a device number, "cuda:1".
+        options: `backend_options` of a configuration. The backend gets only its own section.
 
-    Raises UserError for an unknown name (it lists what exists) and BackendUnavailableError, with the reason and
-    the fix, for one that can't run here.
+    Raises:
+        UserError: The name is unknown; the message lists what exists.
+        BackendUnavailableError: The backend can't run here; the message has the reason and the fix.
     """
     name = resolve(name, options)
     check_available(name)
@@ -96,26 +108,26 @@ def get_backend(name: str, options: Mapping[str, Any] | None = None) -> Backend:
 
 
 def options_section(name: str) -> str | None:
-    """The key of a configuration that holds the options of the backend called `name`; None where it takes none."""
+    """The configuration's key for the options of the backend called `name`; None if it takes no options."""
     if name in _BUILT_IN:
         return _BUILT_IN[name][1].section
     return None if backend_class(name).Options is None else name
 
 
 def options_model(section: str) -> type[BaseModel] | None:
-    """The model of what stands under the key `section` of a configuration; None where no backend has that section."""
+    """The model of the configuration's key `section`; None if no backend has this section."""
     for name in list_backends():
-        # A package's module is imported for its own section alone.
+        # A package's module is imported only for its own section.
         if (name in _BUILT_IN or name == section) and options_section(name) == section:
             return backend_class(name).Options
     return None
 
 
 def options_models() -> dict[str, type[BaseModel]]:
-    """The models of all sections by their keys."""
+    """The models of all sections by key."""
     found = {}
     for name in list_backends():
-        # What can't be loaded has no keys to list; whoever uses it is told why.
+        # A backend that can't be loaded has no keys to list. Opening it says why.
         with suppress(UserError):
             section = options_section(name)
             model = None if section is None else options_model(section)
@@ -125,7 +137,11 @@ def options_models() -> dict[str, type[BaseModel]]:
 
 
 def read_section(section: str, given: Mapping[str, Any]) -> BaseModel:
-    """What stands under the key `section` of a configuration, in its model. Raises UserError for anything else."""
+    """Validates the configuration's key `section`.
+
+    Raises:
+        UserError: No backend has this section, or it doesn't accept these values.
+    """
     from pydantic import ValidationError
 
     model = options_model(section)
@@ -140,9 +156,10 @@ def read_section(section: str, given: Mapping[str, Any]) -> BaseModel:
 
 
 def read_options(name: str, options: Mapping[str, Any] | None) -> BaseModel | None:
-    """What `options` (see `get_backend`) say to the backend called `name`; None where it takes none and is told none.
+    """The section of `options` (see `get_backend`) for the backend called `name`; None if it takes no options.
 
-    Raises UserError for what it does not take.
+    Raises:
+        UserError: The backend doesn't accept these options.
     """
     section = options_section(name)
     given = (options or {}).get(section or name)
@@ -150,7 +167,11 @@ def read_options(name: str, options: Mapping[str, Any] | None) -> BaseModel | No
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """The backend's name and the device number of "cuda:1". Raises UserError for what is no number."""
+    """The backend's name and device number: ("cuda", 1) for "cuda:1".
+
+    Raises:
+        UserError: The part after the colon isn't a number.
+    """
     base, separator, index = name.partition(":")
     if separator and not index.isdecimal():
         raise UserError(f"backend {name!r}: the part after the colon must be a device number; write {base}:0")
@@ -158,7 +179,11 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def check_available(name: str) -> None:
-    """Raises what `get_backend` would where the backend called `name` can't run here; opens nothing."""
+    """Checks that the backend called `name` can run here, without opening it.
+
+    Raises:
+        BackendUnavailableError: It can't; the message has the reason and the fix.
+    """
     base = name.partition(":")[0]
     availability = backend_class(base).probe()
     if not availability.ok:
@@ -166,9 +191,10 @@ def check_available(name: str) -> None:
 
 
 def rank_backend(name: str, local_rank: int) -> str:
-    """`name` with the device of the machine's process number `local_rank`, of several that train one run together.
+    """`name` with the device number of the process `local_rank`, for several processes that train one run.
 
-    Raises UserError where `name` gives all of them one device.
+    Raises:
+        UserError: `name` already has a device number.
     """
     if not backend_traits(name).device_per_process:
         return name

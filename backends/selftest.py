@@ -1,4 +1,4 @@
-"""What `isotrain doctor` runs on each backend: a real product and a real backward pass, judged in float64."""
+"""The self-test of `isotrain doctor`: a matrix product and a backward pass on the device, compared with float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e
 
 @dataclass(frozen=True)
 class Check:
-    """One self-test: what ran, whether its result agrees with float64, and by how much it differs."""
+    """One self-test: its name, whether the result agrees with float64, and by how much it differs."""
 
     name: str
     ok: bool
@@ -23,7 +23,7 @@ class Check:
 def self_test(backend: Backend, dtype: str = "float32") -> list[Check]:
     """Runs a matmul and a backward pass on the device and compares both with float64 on the host.
 
-    The error is relative L2; a device that computes in a narrower type than it says fails.
+    The error is relative L2. A device fails if it computes in a narrower dtype than it claims.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, 96, generator=generator, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""What devices share that torch itself drives, eagerly: the host, and every accelerator of `torch.accelerator`.
+"""Devices that torch drives eagerly: the host, and every accelerator of `torch.accelerator`.
 
-A subclass of `TorchDevice` for another one (mps, xpu, a package's own) says its name, `probe` and `cast_policy`.
+A subclass of `TorchDevice` for another device (mps, xpu, a package's own) needs a name, `probe` and `cast_policy`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .types import CastPolicy, DeviceInfo, MemoryUse
 
 
 class TorchDevice(Backend):
-    """A device of torch's own, by default of the type that the backend is named after."""
+    """A device of torch, by default of the type that the backend is named after."""
 
     @property
     def device(self) -> torch.device:
@@ -27,7 +27,7 @@ class TorchDevice(Backend):
         return DeviceInfo(self.name, str(self.device), f"{self.name} device {self.index or 0}", versions=versions())
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
-        del tensors  # The device's queue is in order: when it is empty, every tensor is written.
+        del tensors  # The device's queue is in order, so when it is empty, every tensor is written.
         torch.accelerator.synchronize(self.device)
 
     def memory(self) -> MemoryUse:
@@ -51,5 +51,5 @@ class TorchDevice(Backend):
 
 
 def versions() -> dict[str, str]:
-    """The versions that every result names."""
+    """The versions of torch and Python, for results."""
     return {"torch": torch.__version__, "python": platform.python_version()}

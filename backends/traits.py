@@ -1,4 +1,4 @@
-"""What holds of a backend before it is opened, and the built-in ones' traits. Nothing here imports torch."""
+"""What is known of a backend before it is opened. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from .types import LAYOUTS
 
 @dataclass(frozen=True)
 class Traits:
-    """What holds of a backend on every machine.
+    """What is true of a backend on every machine.
 
     Attributes:
-        layouts: The batch layouts it takes.
-        whole_model_layout: The one of them that whole models are trained in where the configuration leaves it open.
-        kernels: The names that `frozen_encoder` takes besides "auto"; empty where they are not known before.
+        layouts: The batch layouts that it accepts.
+        whole_model_layout: The default layout for training whole models.
+        kernels: The names that `frozen_encoder` accepts besides "auto"; empty if they are known only once it is opened.
         recomputes: Whether torch.utils.checkpoint can compute a layer again in backward.
-        process_group: What processes that train one run together communicate over, as torch.distributed names it
-            ("gloo", "cpu:gloo,cuda:nccl"); tensors on the host are exchanged too. None: one process trains alone.
-        device_per_process: Whether each process of a machine takes a device of its own; else all of them share one.
-        feature_batch_tokens: Tokens of a batch in the one pass over all texts: enough to keep the device busy.
+        process_group: How processes that train one run communicate, as torch.distributed names it ("gloo",
+            "cpu:gloo,cuda:nccl"). Host tensors are exchanged too. None: only one process can train.
+        device_per_process: Whether each process of a machine takes its own device; else all of them share one.
+        feature_batch_tokens: Tokens per batch in the one pass over all texts, enough to keep the device busy.
         emulated: Whether it only emulates a device, so that its times are the host's and it has no peak.
-        section: The configuration's key of its options. An installed package's backend with `Options` has its name's.
-        resolves: Whether its name may open another backend: see `Backend.resolve`.
+        section: The configuration's key for its options. For an installed package's backend, the key is its name.
+        resolves: Whether its name may open another backend; see `Backend.resolve`.
     """
 
     layouts: tuple[str, ...] = LAYOUTS
@@ -38,9 +38,14 @@ class Traits:
     resolves: bool = False
 
     def check_kernel(self, what: str, kernel: str, backend: str) -> None:
-        """Raises UserError where `backend`, which this describes, is known to have no kernel of that name.
+        """Checks that the backend may have this kernel. The encoder of transformers runs on every backend.
 
-        `what` is how the user names it, such as "--kernel". The encoder of transformers runs on every backend.
+        Args:
+            what: How the user names it, such as "--kernel".
+            backend: The name of the backend that these traits describe.
+
+        Raises:
+            UserError: The backend has no kernel of this name.
         """
         if self.kernels:
             check_name(what, kernel, ("auto", *self.kernels, "transformers"), f"on backend {backend}")
@@ -58,7 +63,7 @@ CUDA = Traits(
     device_per_process=True,
     feature_batch_tokens=65536,
 )
-# torch.utils.checkpoint looks for the device's generator in a module torch.xla, which there isn't.
+# torch.utils.checkpoint looks for the device's generator in a module torch.xla, which doesn't exist.
 XLA = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False)
 TT = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False, section="tt", resolves=True)
 TT_EMULATED = Traits(

@@ -1,4 +1,4 @@
-"""What backends say of themselves, as plain values. Nothing here imports torch."""
+"""Plain values that describe backends. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LAYOUTS = ("padded", "bucketed", "packed")
 
 
 class BackendUnavailableError(UserError):
-    """The backend exists but can't run here; the message carries its probe's reason and fix."""
+    """The backend exists but can't run here. The message has the probe's reason and fix."""
 
 
 @dataclass(frozen=True)
 class Availability:
-    """The answer of `Backend.probe`: whether the device can be used, and if not, why and what to do about it."""
+    """Whether a device can be used, and if not, why and how to fix it."""
 
     ok: bool
     reason: str
@@ -26,11 +26,14 @@ class Availability:
 
 @dataclass(frozen=True)
 class CastPolicy:
-    """Which dtype each role of the frozen encoder really has on a device, and why.
+    """The dtypes that a frozen encoder really uses on a device, as torch names them, and why.
 
-    `requested` is what the user asked for; `param` is what the weights are rounded to, `compute` is what products
-    take as operands, `accumulate` is what sums, normalisation and softmax use. All are torch dtype names. `mode` is
-    what else decides the numbers (a math fidelity, a block format of the weights); "" where nothing does.
+    Attributes:
+        requested: What the user asked for.
+        param: What the weights are rounded to.
+        compute: The operands of products.
+        accumulate: Sums, normalisation and softmax.
+        mode: Whatever else decides the numbers, such as a math fidelity or a block format of the weights; or "".
     """
 
     requested: str
@@ -42,7 +45,7 @@ class CastPolicy:
 
     @property
     def label(self) -> str:
-        """What tables show: the requested dtype, the compute dtype where that is another one, and the mode."""
+        """The words for tables: the requested dtype, the compute dtype if it differs, and the mode."""
         computed = (
             self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
         )
@@ -51,7 +54,7 @@ class CastPolicy:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What a result must say about the device it was measured on. Unknown figures are None, never a guess."""
+    """What a result says about its device. Unknown figures are None, never a guess."""
 
     backend: str
     device: str
@@ -70,7 +73,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes in use now and at most so far; `scope` names what was counted ("process RSS", "CUDA allocator")."""
+    """Bytes in use now and at most so far. `scope` names what was counted ("process RSS", "CUDA allocator")."""
 
     current_bytes: int
     peak_bytes: int
@@ -79,7 +82,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class EnergyUse:
-    """Joules that a counter has seen so far (only differences mean anything), or None where `source` says why.
+    """Joules that a counter has counted so far; only differences mean anything. None if there is no counter.
 
     `source` names the counter and what it covers ("NVML, the whole board"), or is "unavailable: " and the reason.
     """
@@ -88,7 +91,7 @@ class EnergyUse:
     source: str
 
     def since(self, earlier: EnergyUse) -> EnergyUse:
-        """What was used after `earlier` was read."""
+        """The energy used since `earlier` was read."""
         if self.joules is None or earlier.joules is None:
             return EnergyUse(None, self.source if self.joules is None else earlier.source)
         return EnergyUse(self.joules - earlier.joules, self.source)
@@ -96,10 +99,13 @@ class EnergyUse:
 
 @dataclass(frozen=True)
 class UnitRate:
-    """The rate of a device's matrix unit alone, as a micro-benchmark of the device's own kernels measured it.
+    """The rate of a device's matrix unit itself, measured by a micro-benchmark of the device's own kernels.
 
-    `unit` names it ("AVX512-BF16"), `fed_from` the level of memory its operands came from ("L2"). It is what a kernel
-    could reach if nothing but that level held it up; a library's matrix product may stay far below it.
+    A kernel that nothing else limits could reach this rate. A library's matrix product may stay far below it.
+
+    Attributes:
+        unit: Its name, such as "AVX512-BF16".
+        fed_from: The level of memory that its operands came from, such as "L2".
     """
 
     unit: str
@@ -111,16 +117,16 @@ class UnitRate:
 
 @dataclass(frozen=True)
 class ShapeGrid:
-    """The few shapes that batches have on a device that compiles a program for each: rows x length.
+    """The few batch shapes, rows x length, of a device that compiles a program for each.
 
-    Training's and evaluation's batches all have the rows that the configuration gives them, and one of `lengths`
-    (None: those of the bucketed layout). A pass over a whole split takes `batch_tokens` // length rows of a length.
-    A batch with fewer texts is filled up, and the rows that fill it count nowhere.
+    In training and evaluation, all batches have the configured number of rows and one of `lengths` (None: the bucketed
+    layout's). In a pass over a whole split, they have `batch_tokens` // length rows. A batch with fewer texts is padded
+    with rows that count nowhere.
     """
 
     batch_tokens: int
     lengths: tuple[int, ...] | None = None
 
     def rows(self, length: int) -> int:
-        """How many texts of up to `length` tokens a batch of a whole pass holds."""
+        """The number of texts of up to `length` tokens in a batch of a pass over a whole split."""
         return max(1, self.batch_tokens // length)

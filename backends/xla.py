@@ -1,6 +1,6 @@
 """The XLA backend: PJRT devices through torch_xla, which traces lazily and compiles a program for each shape.
 
-`tt.py` builds on it; these two are the only files that import torch_xla, and only once a backend is opened.
+`tt/card.py` builds on it. Only these two files import torch_xla, when a backend is opened.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ T = TypeVar("T")
 
 DEVICE_VARIABLE = "PJRT_DEVICE"
 CACHE_PATH_VARIABLE = "XLA_PERSISTENT_CACHE_PATH"
-# In Adam's place of a learning rate of 0: float32 holds its quotients, and no weight feels it.
+# Replaces Adam's learning rate of 0. float32 can represent the quotients, and no weight changes.
 LEAST_RATE = 1e-30
 
-# Tokens of a batch in a pass over a whole split: an accelerator needs many to be busy, a host is by fewer, and the
-# fewer there are, the less a small last batch is filled up.
+# Tokens per batch in a pass over a whole split. An accelerator needs many to be busy, a host fewer. Fewer tokens mean
+# less padding in the last batch.
 DEVICE_BATCH_TOKENS, HOST_BATCH_TOKENS = 16384, 1024
 
 
 class XlaBackend(Backend):
-    """A PJRT device: lazy, compiled, every batch's shape on a grid. PJRT_DEVICE says which: CPU (default), TPU, CUDA.
+    """A lazy, compiling PJRT device with batches of a few shapes. PJRT_DEVICE chooses CPU (default), TPU or CUDA.
 
-    Run on CPU; TPU and CUDA are written to the same calls and were not run.
+    It has been run on CPU. TPU and CUDA use the same calls and have not been run.
     """
 
     name = "xla"
@@ -66,7 +66,7 @@ class XlaBackend(Backend):
         return Availability(True, f"{found.reason}, {DEVICE_VARIABLE} {device}")
 
     def _open(self, device_type: str) -> None:
-        """Imports torch_xla for PJRT devices of `device_type` and takes one. Raises UserError where there is none."""
+        """Imports torch_xla for PJRT devices of `device_type` and opens one. Raises UserError if there is none."""
         import torch
         import torch_xla
         from torch_xla import runtime
@@ -95,19 +95,19 @@ class XlaBackend(Backend):
         xla_model.set_rng_state(torch.initial_seed() % 2**63, str(self._device))
 
     def _configure(self) -> None:
-        """What must be said before the first program is compiled."""
+        """Sets what must be set before the first program is compiled."""
         from torch_xla import backends
 
-        # Else a float32 product is made of bfloat16 or TF32 ones where the device has units for these. The logger
-        # warns at the first call, too, of calling it more than once.
+        # Otherwise devices with bfloat16 or TF32 units use them for float32 products. The logger is silenced because
+        # it warns of repeated calls even at the first one.
         logging.getLogger(backends.__name__).setLevel(logging.ERROR)
         backends.set_mat_mul_precision("highest")
 
     def _use_compile_cache(self) -> None:
-        """Keeps compiled programs under isotrain's cache, where the device can load what it saved.
+        """Keeps compiled programs in isotrain's cache, if the device can load them.
 
-        The host's PJRT client saves programs and then can't load them (torch_xla 2.9: "Deserializing serialized
-        executable not supported"), so there is nothing to keep there.
+        The host's PJRT client saves programs but can't load them (torch_xla 2.9: "Deserializing serialized executable
+        not supported").
         """
         if self.device_type != "CPU" and CACHE_PATH_VARIABLE not in os.environ:
             folder = cache_folder(f"xla/{self.device_type.lower()}-{self._xla.__version__}")
@@ -145,7 +145,7 @@ class XlaBackend(Backend):
         if dtype == "float32" or (dtype == "float64" and self.device_type != "TPU"):
             return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout (matrix products at XLA's highest)")
         if dtype == "bfloat16":
-            excess = "a result that the same program goes on with may keep more digits than bfloat16"
+            excess = "a result that the same program uses again may keep more digits than bfloat16"
             if self.device_type != "CPU":
                 return CastPolicy(dtype, dtype, dtype, "float32", f"bfloat16 operands, float32 sums; {excess}")
             if strict:
@@ -167,7 +167,7 @@ class XlaBackend(Backend):
         import torch
 
         if isinstance(value, torch.Tensor) and value.dim() == 0 and value.device.type == "cpu":
-            # `to` makes constants of a 0 and a 1 without dimension, and each constant another program.
+            # `to` turns a scalar 0 or 1 into a constant, and each constant needs another program.
             placed: Any = self._model.send_cpu_data_to_device([value.detach()], self._device)[0]
             return placed
         return super().place(value)
@@ -178,11 +178,11 @@ class XlaBackend(Backend):
         return self.place(torch.tensor(value, dtype=torch.float32))
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """As a tensor for Adam, which multiplies by it on the device; the others would fetch it to the host.
+        """Sets a tensor for Adam, which multiplies by it on the device. Other optimizers would read it back.
 
-        Adam with a step counter on the device divides by the rate. At a warm-up's first, 0, that is 0 / 0 for every
-        weight that has had no gradient yet (the embeddings of words not seen, an adapter's A): it gets one that moves
-        no weight.
+        Adam with a step counter on the device divides by the rate. A warm-up begins with 0, and 0 / 0 would result for
+        every weight without a gradient so far (embeddings of unseen words, an adapter's A). Adam gets a rate instead
+        that is too small to change a weight.
         """
         import torch
 
@@ -191,9 +191,9 @@ class XlaBackend(Backend):
             group["lr"] = self.scalar(max(rate, LEAST_RATE)) if adam else rate
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gives Adam and SGD the zeros they begin with as data: made inside the first step they are constants of it.
+        """Gives Adam and SGD their initial zeros as data, since zeros made in the first step become its constants.
 
-        The others' first step is a program of its own.
+        Other optimizers compile a separate program for their first step.
         """
         import torch
 
@@ -213,7 +213,7 @@ class XlaBackend(Backend):
         self.step_boundary()
 
     def device_compilations(self) -> int:
-        """Programs compiled, or loaded from the disk: neither is a step's work."""
+        """Programs compiled, or loaded from disk, since neither is a step's work."""
         from torch_xla.debug import metrics
 
         return sum(metrics.counter_value(name) or 0 for name in ("UncachedCompile", "PersistentCacheHit"))
@@ -222,10 +222,10 @@ class XlaBackend(Backend):
         self._xla.sync()
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
-        """Starts whatever `tensors` (and all others) still wait for, and waits for the device.
+        """Starts all pending work and waits for the device.
 
-        ``sync(wait=True)`` returns while the program runs (measured on PJRT CPU: 16 ms of 2.1 s); `wait_device_ops`
-        waits, but only for what was started.
+        ``sync(wait=True)`` returns while the program still runs (measured on PJRT CPU: after 16 ms of 2.1 s).
+        `wait_device_ops` does wait, but only for started work.
         """
         del tensors
         self._xla.sync()
@@ -237,7 +237,7 @@ class XlaBackend(Backend):
         try:
             used = self._model.get_memory_info(str(self._device))
         except RuntimeError:
-            # Not every PJRT plugin counts.
+            # Not every PJRT plugin counts memory.
             return process_memory()
         return MemoryUse(used["bytes_used"], used.get("peak_bytes_used", used["bytes_used"]), "PJRT allocator")
 
@@ -245,7 +245,7 @@ class XlaBackend(Backend):
         return self._host_energy.read() if self.device_type == "CPU" else super().energy()
 
     def adam_options(self) -> dict[str, Any]:
-        # The step counter on the device, where a host's number would be built into each step's program.
+        # Keeps the step counter on the device; as a host number it would be a constant of each step's program.
         return {"capturable": True}
 
     def generators(self) -> dict[str, Generator]:
@@ -276,9 +276,10 @@ class XlaBackend(Backend):
 
 
 class StaticEncoder:
-    """A padded-batch encoder of a device that compiles a program for each shape: packed batches are refused.
+    """An encoder of padded batches for a device that compiles a program for each shape. Packed batches are refused.
 
-    `run` takes what the encoder does, and may be the encoder compiled.
+    Args:
+        run: The compiled encoder, if there is one.
     """
 
     skips_padding = False
@@ -308,15 +309,15 @@ def _refuse_packed(batch: PackedBatch | PaddedBatch) -> None:
 
     if isinstance(batch, PackedBatch):
         raise UserError(
-            "packed batches have a shape of their own each, and this device compiles a program for each shape; "
+            "each packed batch has another shape, and this device compiles a program for each shape; "
             "set layout: bucketed or padded"
         )
 
 
 def torch_xla_version() -> Availability:
-    """Whether a torch_xla that fits the installed torch is there; `reason` names its version. Imports neither."""
+    """Whether a torch_xla that fits the installed torch is installed. Neither is imported."""
     fix = (
-        "install it with its own torch in an environment of its own: `python3 -m venv .venv-xla && "
+        "install it with its own torch in a separate environment: `python3 -m venv .venv-xla && "
         f"{install_hint('xla', pip='.venv-xla/bin/pip')}`; or use --backend cpu"
     )
     try:

@@ -30,15 +30,14 @@ T = TypeVar("T")
 
 log = logging.getLogger("isotrain")
 
-# triton and flash differ in their attention only: ours, or torch's for sequences of any length.
 # Tokens that go through the encoder's layers at once: enough rows to keep every multiprocessor busy.
 CHUNK_TOKENS = CUDA.feature_batch_tokens
 
-# Older GPUs lack what the Triton kernels and flash attention need.
+# The Triton kernels and flash attention need at least this compute capability.
 LEAST_CAPABILITY = (8, 0)
 
-# Dense bfloat16 TFLOP/s and GB/s from NVIDIA's data sheets, by a part of the device's name. A device that is not
-# here has no vendor figure: "n/a" is shown, never another device's.
+# Dense bfloat16 TFLOP/s and GB/s from NVIDIA's data sheets, by a part of the device's name. Other devices have no
+# vendor figure and show "n/a".
 _VENDOR_PEAKS = {
     "H200": (989.4, 4800.0),
     "H100 PCIe": (756.0, 2000.0),
@@ -65,7 +64,7 @@ class CudaBackend(TorchDevice):
         super().__init__(index)
         self._captures: list[GraphCapture] = []
         torch.cuda.set_device(index or 0)
-        # What the cast policy promises; torch's defaults let split-K products add up in the operands' dtype.
+        # As the cast policy says; by default, torch lets split-K products accumulate in the operands' dtype.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.set_float32_matmul_precision("highest")
@@ -135,10 +134,10 @@ class CudaBackend(TorchDevice):
         return {"fused": True}
 
     def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Copies one batch ahead on a side stream, so that the copy runs behind the current batch's work.
+        """Copies one batch ahead on a side stream, so that the copy overlaps with the current batch's work.
 
-        From pinned memory, for from any other a copy waits. Two batches are under way at most: the pages of an earlier
-        one are pinned already and used again, by torch's allocator, which waits for the copy that reads them.
+        The copies are asynchronous because they read pinned memory. At most two batches are in flight. torch's
+        allocator reuses pinned pages once the copy that reads them has finished.
         """
         stream = torch.cuda.Stream(self.device)
         ahead: deque[tuple[T, torch.cuda.Event]] = deque()
@@ -160,7 +159,7 @@ class CudaBackend(TorchDevice):
         current.wait_event(copied)
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            # The allocator would hand the block out again on the side stream unless told that this stream reads it.
+            # Otherwise the allocator could reuse the memory on the side stream while this stream reads it.
             tensor.record_stream(current)
             return tensor
 
@@ -176,7 +175,7 @@ class CudaBackend(TorchDevice):
         return CapturedStep(step, optimizer, self._new_capture())
 
     def device_compilations(self) -> int:
-        """Graphs captured so far: a capture compiles nothing, but it costs a step's time many times over."""
+        """Graphs captured so far. A capture compiles nothing, but takes much longer than a step."""
         return sum(capture.count for capture in self._captures)
 
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
@@ -233,14 +232,14 @@ class CudaBackend(TorchDevice):
             return smoke_test(self.device, compute, weights.config)
 
     def _runner(self, longest: int) -> Callable[[Forward], Forward]:
-        """Makes an encoder's forward pass run on this device, and repeat graphs where batches are small."""
+        """A wrapper that runs an encoder's forward pass on this device, and replays graphs for small batches."""
         from ...kernels.cuda import BucketRunner
 
         def wrap(forward: Forward) -> Forward:
             run = BucketRunner(forward, self._new_capture(), longest) if _graphs_wanted() else forward
 
             def on_device(rows: TokenRows) -> torch.Tensor:
-                # Triton launches on the current device, whatever device its arguments are on.
+                # Triton launches on the current device, even if its arguments are on another one.
                 with torch.cuda.device(self.device):
                     return run(rows)
 
@@ -259,7 +258,7 @@ def _graphs_wanted() -> bool:
 
 
 def map_tensors(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
-    """`value` with every tensor in it replaced: itself, a dataclass's fields, a list's, tuple's or dict's items."""
+    """`value` with `change` applied to every tensor in it, through dataclasses, lists, tuples and dicts."""
     item: Any = value
     if isinstance(item, torch.Tensor):
         item = change(item)

@@ -1,9 +1,9 @@
-"""CUDA graphs: work recorded once and repeated with one launch. A part of the CUDA backend.
+"""CUDA graphs: work recorded once and repeated with one launch.
 
-The rules that this file keeps, from torch's notes on CUDA graph semantics: what is captured has run once before, on the
-same side stream, so that libraries are initialised and kernels compiled; a capture executes nothing; every tensor that
-a graph reads is kept alive and in place; a graph's results are overwritten by its next replay, so that callers get
-copies; graphs that share a memory pool are replayed on one stream, one after the other.
+This file keeps the rules of torch's notes on CUDA graph semantics. What is captured has run once before, on the same
+side stream, so that libraries are initialised and kernels compiled. A capture executes nothing. Every tensor that a
+graph reads is kept alive and in place. A graph's next replay overwrites its results, so callers get copies. Graphs that
+share a memory pool are replayed on one stream, one after the other.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...kernels.cuda.buckets import Capture, Thunk
 
 Step = Callable[..., torch.Tensor]
 
-# Batches of other shapes (the last of an epoch is one) run without a graph.
+# Batches of further shapes, such as the last of an epoch, run without a graph.
 MOST_STEP_SHAPES = 8
 
 OFF_SWITCH = "ISOTRAIN_CUDA_GRAPHS"
 
 
 class GraphCapture:
-    """Records CUDA work of one device into graphs that share one memory pool. `count` is how many there are."""
+    """Records CUDA work of one device into `count` graphs that share one memory pool."""
 
     def __init__(self, device: torch.device) -> None:
         self.count = 0
@@ -34,20 +34,24 @@ class GraphCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Thunk) -> torch.Tensor:
-        """Runs it for real on the stream that captures, between what the caller's stream holds before and after."""
+        """Executes `run` on the capturing stream, in order with the work on the caller's stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = run()
         current.wait_stream(self._stream)
-        # Allocated on the side stream: not to be handed out there again while the caller still reads it.
+        # It was allocated on the side stream, and must not be reused there while the caller still reads it.
         result.record_stream(current)
         return result
 
     def capture(self, run: Thunk) -> Thunk:
-        """Records `run`; what it returns replays it on the current stream and gives its one result tensor.
+        """Records `run`.
 
-        Raises RuntimeError, with the way out, where something in `run` can't be captured.
+        Returns:
+            A function that replays the graph on the current stream and returns the result tensor of `run`.
+
+        Raises:
+            RuntimeError: Something in `run` can't be captured; the message says how to run without graphs.
         """
         graph = torch.cuda.CUDAGraph()
         try:
@@ -68,7 +72,7 @@ class GraphCapture:
 
 @dataclass
 class _Shape:
-    """The buffers that steps on inputs of one shape read, and what has been done for it."""
+    """The input buffers for steps of one shape, and whether it is warm and captured."""
 
     inputs: tuple[torch.Tensor, ...]
     warm: bool = False
@@ -76,14 +80,14 @@ class _Shape:
 
 
 class CapturedStep:
-    """An optimizer step as a graph: for each shape of its inputs the first call runs plainly, the second captures.
+    """An optimizer step as a graph. For each shape of its inputs, the first call runs eagerly and the second captures.
 
-    `step(*inputs)` does forward, backward, update and `zero_grad(set_to_none=True)` and returns one tensor. All its
-    work must be on the device and depend on the inputs, the parameters and the optimizer's state alone. No step is made
-    twice: the warm-up is the first step itself, and a capture executes nothing before it is replayed.
+    `step(*inputs)` does forward, backward, update and `zero_grad(set_to_none=True)`, and returns one tensor. All its
+    work must be on the device and depend only on the inputs, the parameters and the optimizer's state. No step is made
+    twice: the warm-up is the first step, and a capture executes nothing before its replay.
 
-    The learning rate is read from the optimizer's groups at every call, where it stays a float (for checkpoints); the
-    graph reads it from the device.
+    The learning rate is read from the optimizer's groups at each call. It stays a float there, for checkpoints; the
+    graph reads a copy on the device.
     """
 
     def __init__(
@@ -95,7 +99,7 @@ class CapturedStep:
         self._shapes: dict[tuple[tuple[torch.Size, torch.dtype], ...], _Shape] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Makes one step; its result, the caller's own tensor."""
+        """Makes one step and returns its result as the caller's own tensor."""
         key = tuple((part.shape, part.dtype) for part in inputs)
         shape = self._shapes.get(key)
         with self._device_rates(capturing=shape is not None and shape.warm and shape.replay is None):
@@ -113,14 +117,15 @@ class CapturedStep:
                 if shape.replay is None:
                     shape.replay = self._capture.capture(lambda: self._step(*fixed))
                 loss = shape.replay()
-        # A copy: the next replay writes the same memory.
+        # The next replay writes the same memory.
         return loss.clone()
 
     @contextmanager
     def _device_rates(self, capturing: bool) -> Iterator[None]:
-        """The groups with their learning rates on the device, and marked as capturable while they are captured.
+        """Holds the groups' learning rates on the device.
 
-        Not marked otherwise: torch warns about steps of capturable optimizers outside of a capture.
+        The groups are marked as capturable only during a capture, since torch warns about steps of capturable
+        optimizers outside of one.
         """
         groups = self._optimizer.param_groups
         for rate, group in zip(self._rates, groups, strict=True):
@@ -137,7 +142,7 @@ class CapturedStep:
 
 
 def why_not_captured(optimizer: torch.optim.Optimizer) -> str:
-    """Why an optimizer's step can't be captured; empty where it can."""
+    """Why an optimizer's step can't be captured, or an empty string."""
     if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         return f"{type(optimizer).__name__} keeps its learning rate on the host"
     if not all(group.get("fused") for group in optimizer.param_groups):

@@ -1,4 +1,4 @@
-"""Where isotrain keeps what it need not make twice, and how it does without such a place."""
+"""The cache folder, and what happens without one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ CACHE_VARIABLE = "ISOTRAIN_CACHE"
 
 
 def cache_root() -> Path:
-    """Where caches live: the folder that ``ISOTRAIN_CACHE`` names, else ``~/.cache/isotrain``.
+    """The folder that ``ISOTRAIN_CACHE`` names, else ``~/.cache/isotrain``.
 
-    Raises RuntimeError where a home folder is needed and this user has none.
+    Raises:
+        RuntimeError: A home folder is needed, and this user has none.
     """
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "isotrain"
 
 
 def cache_folder(kind: str) -> Path | None:
-    """The folder for cached things of one kind, such as "tokens".
+    """The cache folder of one kind, such as "tokens".
 
-    None where it is not there and can't be made, after one warning: a missing cache costs time, not the run.
+    Returns:
+        None, after one warning, if it can't be made: a missing cache costs time, but doesn't end the run.
     """
     try:
         root = cache_root()
@@ -46,16 +48,16 @@ def cache_folder(kind: str) -> Path | None:
 
 @cache
 def warn_uncached(reason: str) -> None:
-    """Warns once in a process that nothing is kept for the next one, and says what mends that."""
+    """Warns once per process that nothing is cached, and how to fix it."""
     log.warning(
         "nothing is cached for the next run (%s); set %s to a folder that can be written", reason, CACHE_VARIABLE
     )
 
 
 def settle_home() -> None:
-    """Gives libraries that keep caches in a home folder another place where this user has none.
+    """If this user has no home folder, gives libraries another folder for their caches.
 
-    They would make a folder called ``~`` in the current one. The place is removed when the process ends.
+    Otherwise they would make a folder called ``~`` in the current one. It is removed when the process ends.
     """
     if os.path.expanduser("~") != "~" or "HF_HOME" in os.environ:  # noqa: PTH111 (Path.home() raises here)
         return

@@ -1,4 +1,4 @@
-"""How much memory this process has, as its system counts it."""
+"""The memory of this process, as the system counts it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..types import MemoryUse
 
 
 def process_memory() -> MemoryUse:
-    """The process's resident memory, and the most of it so far.
+    """The process's resident memory now and at its peak.
 
-    Both from Linux's own count where there is one: getrusage's ru_maxrss, which must do elsewhere, also holds what the
-    process that started this one had when it did.
+    Linux's /proc is preferred to getrusage's ru_maxrss, which also includes the memory of the process that started this
+    one.
     """
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []

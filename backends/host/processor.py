@@ -33,7 +33,7 @@ def memory_bytes() -> int:
 
 
 def matrix_features() -> tuple[str, ...]:
-    """The instruction sets that decide matrix speed, as the kernel names them."""
+    """The instruction sets that decide matrix speed, as Linux names them."""
     flags = set(_cpuinfo().get("flags", "").split())
     return tuple(flag for flag in ("amx_bf16", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma") if flag in flags)
 

@@ -11,7 +11,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class RaplCounters:
-    """Joules of all packages since this object was made. Counters wrap; each must be read before it does so twice."""
+    """Joules of all packages since this object was made. Read it before a counter can wrap twice."""
 
     def __init__(self, root: Path = POWERCAP) -> None:
         self._packages = [folder for folder in sorted(root.glob("intel-rapl:?")) if _is_package(folder)]
@@ -33,7 +33,7 @@ class RaplCounters:
 
 
 def _is_package(folder: Path) -> bool:
-    """Whether a domain is a processor package; the others are parts of one, or a platform that contains it."""
+    """Whether a domain is a processor package, rather than a part of one or the whole platform."""
     try:
         return (folder / "name").read_text().startswith("package")
     except OSError:

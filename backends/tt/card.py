@@ -1,7 +1,7 @@
 """The Tenstorrent backend: a card through torch_xla and the vendor's PJRT plugin.
 
-The vendor's names are those of its plugin in 2026 (package pjrt-plugin-tt); nobody has run this file on a card yet: its
-tests put torch_xla's CPU device in the card's place.
+The vendor's names are those of its plugin in 2026 (package pjrt-plugin-tt). This file has not been run on a card yet:
+its tests use torch_xla's CPU device instead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CARD_FOLDER = Path("/dev/tenstorrent")
 PLUGIN_GROUP = "torch_xla.plugins"
 DEVICE_TYPE = "TT"
 
-# Multiples of the card's 32 x 32 tiles, and few: its compiler takes minutes for a program.
+# Multiples of the card's 32 x 32 tiles. They are few, since its compiler takes minutes per program.
 LENGTHS = (32, 64, 128, 256, 512)
 
 # For torch.compile(backend="tt"): keep torch_xla's lazy execution, so that a step stays one program.
@@ -54,7 +54,7 @@ COMPILE_OPTIONS = {
 
 
 def hardware_availability() -> Availability:
-    """Whether a card can be used: no plugin, a plugin without a card, and both are told apart. Imports neither."""
+    """Whether a card can be used. The reason says whether the plugin or the card is missing. Nothing is imported."""
     cards = sorted(CARD_FOLDER.glob("*")) if CARD_FOLDER.is_dir() else []
     plugin = any(entry.name == "tt" for entry in entry_points(group=PLUGIN_GROUP))
     if not plugin:
@@ -62,7 +62,7 @@ def hardware_availability() -> Availability:
         return Availability(
             False,
             f"{here} its PJRT plugin is not installed",
-            "install pjrt-plugin-tt from Tenstorrent's package index into an environment of its own (Python 3.12; it "
+            "install pjrt-plugin-tt from Tenstorrent's package index into a separate environment (Python 3.12; it "
             "brings its own torch and torch_xla); or use --backend cpu",
         )
     if not cards:
@@ -76,7 +76,7 @@ def hardware_availability() -> Availability:
 
 
 class TtBackend(XlaBackend):
-    """One Tenstorrent card, lazily through torch_xla; frozen weights in a block format where the options say so."""
+    """One Tenstorrent card through torch_xla. The options may put frozen weights into a block format."""
 
     name = "tt"
     traits = TT
@@ -95,7 +95,7 @@ class TtBackend(XlaBackend):
 
     @classmethod
     def resolve(cls, options: TtOptions) -> str:
-        """A card, or where there is none its emulation, unless `device` says which."""
+        """The card if there is one, else its emulation, unless the option `device` decides."""
         hardware = hardware_availability()
         if options.device == "hardware" and not hardware.ok:
             raise BackendUnavailableError(f"tt.device: hardware can't run here: {hardware.reason}; {hardware.fix}")
@@ -116,10 +116,10 @@ class TtBackend(XlaBackend):
                 f"backend 'tt': torch_xla {self._xla.__version__} is not the vendor's torch_xla (it takes no compile "
                 "options); install the one that pjrt-plugin-tt brings"
             )
-        self._say_options("")
+        self._set_compile_options("")
 
-    def _say_options(self, weight_dtype: str) -> None:
-        """Sets the compiler's options, which hold for every program compiled from now on."""
+    def _set_compile_options(self, weight_dtype: str) -> None:
+        """Sets the compiler's options for every program that is compiled from now on."""
         self._xla.set_custom_compile_options(
             {
                 "optimization_level": self.options.optimization_level,
@@ -139,7 +139,7 @@ class TtBackend(XlaBackend):
             )
 
     def _arch(self) -> str:
-        """The card's architecture as the plugin names it; "" where it doesn't."""
+        """The card's architecture as the plugin names it, or an empty string."""
         attributes = self._runtime.global_runtime_device_attributes()[self.index or 0]
         return str(attributes.get("device_arch", "")).lower()
 
@@ -186,7 +186,7 @@ class TtBackend(XlaBackend):
     def compile(self, fn: F, **options: Any) -> F:
         import torch
 
-        # torch's overloads know no type that is only bounded by a callable's.
+        # torch's overloads don't accept a type variable bounded by a callable.
         function: Any = fn
         compiled: Any = torch.compile(function, backend="tt", options=COMPILE_OPTIONS | options)
         return compiled
@@ -216,23 +216,23 @@ class TtBackend(XlaBackend):
 
     @contextmanager
     def _frozen_weights(self) -> Iterator[None]:
-        """What is traced inside is compiled with the frozen weights' block format, and is a program of its own.
+        """Compiles what is traced inside as a separate program, with the frozen weights' block format.
 
-        The compiler's option is global, and holds for every weight of a program: trained ones must not share it.
+        The compiler's option is global and applies to all weights of a program, so trained weights must not be in it.
         """
         if self.options.weight_dtype == "bfloat16":
             yield
             return
         self.step_boundary()
-        self._say_options(self.options.weight_dtype)
+        self._set_compile_options(self.options.weight_dtype)
         try:
             yield
             self.step_boundary()
         finally:
-            self._say_options("")
+            self._set_compile_options("")
 
 
 @cache
 def _warn_emulated(reason: str) -> None:
-    """Warns once in a process."""
+    """Warns once per process."""
     log.warning("backend tt is tt-emulated here, its numerics computed by the host: %s", reason)

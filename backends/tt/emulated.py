@@ -1,4 +1,4 @@
-"""The numerics of a Tenstorrent card on the host: same configuration, same losses to rounding, never its speed."""
+"""The numerics of a Tenstorrent card, emulated on the host: the same configuration and losses, never its speed."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ log = logging.getLogger("isotrain")
 
 
 class TtEmulated(CpuBackend):
-    """A card's arithmetic, computed by the host: the frozen encoder, and every nn.Linear forward and backward.
+    """A card's arithmetic, computed by the host: in the frozen encoder, and in every nn.Linear forward and backward.
 
-    Loss, activations between trained layers and the optimizer are the host's own float32, as tt-xla leaves them
-    outside the matrix unit; `optimizer_dtype` bfloat16 rounds parameters and optimizer state after every step.
+    The loss, activations between trained layers and the optimizer are float32 on the host, since tt-xla keeps them
+    outside the matrix unit. `optimizer_dtype` bfloat16 rounds parameters and optimizer state after every step.
     """
 
     name = "tt-emulated"
@@ -82,7 +82,7 @@ class TtEmulated(CpuBackend):
         return error_budget(self.options, policy)
 
     def place(self, value: T) -> T:
-        """As on the host; a module's linear layers compute in the card's arithmetic from now on."""
+        """As on the host, but a module's linear layers use the card's arithmetic from now on."""
         placed = super().place(value)
         if isinstance(placed, nn.Module):
             from ...kernels.tt.autograd import emulate_linears
@@ -100,18 +100,18 @@ class TtEmulated(CpuBackend):
             optimizer.register_step_post_hook(_round_to_bfloat16)
 
     def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
-        """None: the host's fused step computes in float32."""
+        """None, since the host's fused step computes in float32."""
         del parameters, optimizer
         return None
 
     def measured_unit_tflops(self) -> None:
-        """None: the host's matrix unit says nothing about a card's."""
+        """None, since the host's matrix unit says nothing about a card's."""
 
     def energy(self) -> EnergyUse:
         return EnergyUse(None, "unavailable: no card is used, and the host's energy says nothing about one's")
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
-        """Nothing: linear layers take the tensors they get, and read of float32 what the matrix unit would."""
+        """Does nothing: linear layers read from float32 tensors what the matrix unit would read."""
         del policy
         return nullcontext()
 
@@ -145,14 +145,14 @@ class TtEmulated(CpuBackend):
 
 
 def error_budget(options: TtOptions, policy: CastPolicy) -> ErrorBudget:
-    """The card's arithmetic emulated fast: block formats and fidelities are no dtype that the ideal could round to."""
+    """The fast emulation, since the backend "ideal" has no block formats and math fidelities."""
     chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"}).model_dump(exclude_defaults=True)
     return ErrorBudget("tt-emulated", policy.requested, chosen, draws=False)
 
 
 @torch.no_grad()
 def _round_to_bfloat16(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Leaves what a bfloat16 optimizer would hold, in tensors that stay float32."""
+    """Rounds the values to what a bfloat16 optimizer would hold. The tensors stay float32."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             held = [value for name, value in optimizer.state[parameter].items() if name != "step"]

@@ -1,4 +1,4 @@
-"""Files of the time when a card and its emulation shared the name tt, and a field `emulated` told them apart."""
+"""Reads older files, in which a card and its emulation were both called tt and differed by a field `emulated`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BACKEND = re.compile(r"^tt(?![\w-])")
 
 
 def renamed(value: Any) -> Any:
-    """`value`, as JSON was read, with tt-emulated wherever an emulation is called tt; all else as it is."""
+    """`value`, as read from JSON, with the name tt-emulated for every emulation that is called tt."""
     if isinstance(value, str):
         return _LABEL.sub(r"tt-emulated\1", value)
     if isinstance(value, list):

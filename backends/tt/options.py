@@ -1,4 +1,4 @@
-"""What a configuration says to the tt backend, under the vendor's own names: the same on cards and emulated."""
+"""The options of the tt backends, named as the vendor names them. They are the same for cards and the emulation."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_nvml_counts_millijoules_of_the_board(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("Not Supported")
 
     nvml.nvmlDeviceGetTotalEnergyConsumption = refuse
-    assert gpu_energy("abc").source == "unavailable: NVML doesn't tell (Not Supported)"
+    assert gpu_energy("abc").source == "unavailable: NVML can't read it (Not Supported)"
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "nvidia-ml-py is not installed" in gpu_energy("abc").source
 
