@@ -31,7 +31,7 @@ def with_figures(sides: list[Side], counted: Counted, seed: int) -> list[Side]:
 def _with_figures(side: Side, work: Work, counted: Counted, seed: int) -> Side:
     assert side.seconds is not None, "sides with seconds only"
     figures, peaks, real = Rates(**rates(side.seconds, work)), counted.peaks, counted.device.real
-    roofline = limits.roofline(work, figures, peaks, [peaks.step_copy_gbps]) if real else None
+    roofline = limits.roofline(work, figures, peaks) if real else None
     findings = list(gate_limits(work, side.seconds.median, figures, peaks, roofline))
     reasons = [*side.reasons, *(finding.text for finding in findings if not finding.warning)]
     found = {

@@ -80,17 +80,20 @@ class Unit(Part):
 
 
 class Peaks(Part):
-    """The device's limits as one process measured them, and as its vendor states them (None: not known)."""
+    """The device's limits as the run measured them, and as its vendor states them (None: not known)."""
 
     dtype: str
     matmul_tflops: Positive
     matmul_size: Annotated[int, Field(ge=1)]
     copy_gbps: Positive = Field(description="Of 256 MiB, read and written.")
     step_copy_gbps: Positive = Field(description="Of as many bytes as the step moves, which a cache may hold.")
+    step_copy_bytes: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Read, and as many written.")
     vendor_tflops: Positive | None
     vendor_gbps: Positive | None
     seconds: NotNegative
-    contended: bool = Field(description="Other work had the CPUs in nearly every block: the true peak is higher.")
+    contended: bool = Field(
+        description="Other work had the CPUs in nearly every block of a part: the true peak is higher."
+    )
     unit: Unit | None = None
 
     @property
@@ -218,7 +221,6 @@ class Timed(Part):
     )
     warm_up: WarmUp
     phases: dict[str, NotNegative]
-    peaks: Peaks
     memory: Memory
     energy: BlockEnergy
     environment: ProcessEnvironment
@@ -227,6 +229,7 @@ class Timed(Part):
 class Measured(Timed):
     """Everything that a worker hands over of one target. probe: logits by text, which need not be finite."""
 
+    peaks: Peaks
     work: Work = Field(description="Mean work of one step.")
     device: Device
     policy: Policy

@@ -19,7 +19,7 @@ from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import open_anew
 from ...albert_core.terminal.text import clean, shorten
 from .answer import read_answer
-from .document import BACKEND, RUN, TARGET, Measured, Refused, Spec, Sweep
+from .document import BACKEND, RUN, TARGET, Measured, Peaks, Refused, Spec, Sweep
 from .plan import Plan, TargetSpec
 from .worker import WorkerSpec
 
@@ -53,19 +53,24 @@ def run_workers(
 ) -> Iterator[WorkerRun]:
     """Runs the plan's processes in its order, yielding each as it ends; `started(target, process)` before each.
 
-    A target whose process failed is not started again. KeyboardInterrupt, and SIGTERM as one, end the process that
+    Each is told the peaks that those before it measured on its backend. A target whose process failed is not started
+    again. KeyboardInterrupt, and SIGTERM as one, end the process that
     runs and are raised to the caller, who has what was complete.
     """
     failed: set[int] = set()
+    peaks: dict[str, list[Peaks]] = {spec.backend: [] for spec in plan.targets}
     with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
         for target, process in plan.order:
             if target in failed:
                 continue
             started(target, process)
             result = Path(folder) / f"{target}-{process}.json"
-            outcome = _run_worker(plan, target, process, result, command)
+            known = peaks[plan.targets[target].backend]
+            outcome = _run_worker(plan, target, process, result, command, known_peaks=known)
             if outcome.document is None:
                 failed.update(_concerned(plan, outcome))
+            else:
+                known.append(outcome.document.peaks)
             yield outcome
 
 
@@ -93,12 +98,14 @@ def _run_worker(
     result: Path,
     command: Sequence[str],
     candidates: Sequence[TargetSpec] = (),
+    known_peaks: Sequence[Peaks] = (),
 ) -> WorkerRun:
     spec = WorkerSpec(
         options=plan.options,
         target=plan.targets[target],
         candidates=list(candidates),
         process=process,
+        known_peaks=list(known_peaks),
         result=str(result),
     )
     ended = run_process(command, spec, result.with_suffix(".log"), plan.options.threads, plan.options.time_limit)

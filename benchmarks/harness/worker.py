@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from ... import UserError
 from ...kernels.names import check_name
 from .answer import answer
@@ -28,6 +30,7 @@ from .document import (
     Measured,
     Memory,
     Model,
+    Peaks,
     Policy,
     ProcessEnvironment,
     Shape,
@@ -51,12 +54,16 @@ MOST_SWEEP_PASSES = 5
 
 
 class WorkerSpec(Spec):
-    """One process of a target; with `candidates`, a sweep over these shapes of it."""
+    """One process of a target; with `candidates`, a sweep over these shapes of it.
+
+    known_peaks: what earlier processes of the run measured on the target's backend.
+    """
 
     options: Options
     target: TargetSpec
     candidates: list[TargetSpec]
     process: int
+    known_peaks: list[Peaks] = Field(default=[])
 
 
 class _Stages:
@@ -103,7 +110,7 @@ def main() -> int:
     def work(spec: WorkerSpec) -> Measured | Sweep:
         if spec.candidates:
             return sweep(spec.options, spec.candidates, stages)
-        return run(spec.options, spec.target, stages)
+        return run(spec.options, spec.target, stages, spec.known_peaks)
 
     return answer(WorkerSpec, work, lambda: stages.scope)
 
@@ -233,7 +240,9 @@ def _pass_seconds(workload: Workload) -> float:
     return min(times)
 
 
-def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> Measured:
+def run(
+    options: Options, target: TargetSpec, stages: _Stages | None = None, known_peaks: Sequence[Peaks] = ()
+) -> Measured:
     """Measures one target in this process. Raises UserError for what the user can mend."""
     stages = stages or _Stages()
     before = moment()
@@ -268,13 +277,12 @@ def run(options: Options, target: TargetSpec, stages: _Stages | None = None) -> 
         policy,
         skips_padding=workload.encoder.skips_padding,
     )
-    peaks = measure_peaks(backend, policy.compute, step_bytes=work.moved_bytes)
     return Measured(
         steps_per_block=measured.steps_per_block,
         step_seconds=measured.step_seconds,
         warm_up=WarmUp.of(measured.warm_up),
-        phases={**stages.seconds, **measured.phases, "peaks": peaks.seconds},
-        peaks=peaks,
+        phases={**stages.seconds, **measured.phases},
+        peaks=measure_peaks(backend, policy.compute, step_bytes=work.moved_bytes, known=known_peaks),
         memory=Memory.of(memory),
         energy=BlockEnergy(source=backend.energy().source, block_joules=list(measured.joules)),
         environment=ProcessEnvironment(

@@ -110,6 +110,13 @@ def _best_peaks(plan: Plan, runs: Sequence[WorkerRun]) -> dict[tuple[str, str], 
     return {key: limits.best(peaks) for key, peaks in known.items()}
 
 
+def _with_step_copies(best: Peaks, own: Sequence[Peaks]) -> Peaks:
+    """The run's peaks with the fastest copy of as many bytes as a target's step moves."""
+    fastest = max(own, key=lambda one: one.step_copy_gbps)
+    step = {"step_copy_gbps": fastest.step_copy_gbps, "step_copy_bytes": fastest.step_copy_bytes}
+    return best.model_copy(update={**step, "contended": best.contended or all(one.contended for one in own)})
+
+
 def _target(
     plan: Plan,
     index: int,
@@ -143,7 +150,7 @@ def _target(
     flat = [value for process in samples for value in process]
     reasons += _collected([document.reasons for document in documents])
     warnings += _collected([document.warnings for document in documents])
-    best = peaks[spec.backend, first.peaks.dtype]
+    best = _with_step_copies(peaks[spec.backend, first.peaks.dtype], [document.peaks for document in documents])
     known |= {
         "kernel_used": first.kernel,
         "device": first.device,
@@ -169,7 +176,6 @@ def _target(
             f"({len(flat) - slower} and {slower} of the blocks): the median is that of whichever has more"
         )
     figures = _figures(median_interval(samples, options.seed), flat, first.work)
-    copies = [document.peaks.step_copy_gbps for document in documents]
     return MeasuredTarget(
         **known,
         reasons=reasons,
@@ -178,7 +184,7 @@ def _target(
         outliers=[list(place) for place in outliers(samples)],
         figures=figures,
         share_of_peak=None if caveat(spec.backend) else limits.share_of_peak(figures, best),
-        roofline=limits.roofline(first.work, figures, best, copies) if first.device.real else None,
+        roofline=limits.roofline(first.work, figures, best) if first.device.real else None,
         relative=None,
     )
 

@@ -29,12 +29,9 @@ def share_of_peak(rates: Rates, peaks: Peaks) -> Share:
     return Share(**shares) if unit is None else Share(**shares, unit=useful / unit)
 
 
-def roofline(work: Work, rates: Rates, peaks: Peaks, copies: Iterable[float] = ()) -> Roofline:
-    """The place under the roof, from the hardware FLOPs, the modelled bytes and the run's peaks.
-
-    copies: GB/s of copies as large as the step's traffic; the fastest of them counts, or the copy of `peaks`.
-    """
-    gbps = max(peaks.copy_gbps, *copies)
+def roofline(work: Work, rates: Rates, peaks: Peaks) -> Roofline:
+    """The place under the roof, from the hardware FLOPs, the modelled bytes and the faster of the run's copies."""
+    gbps = max(peaks.copy_gbps, peaks.step_copy_gbps)
     intensity = work.hardware_flops / work.moved_bytes
     compute, memory = peaks.compute_limit, intensity * gbps / 1e3
     roof = min(compute, memory)

@@ -98,6 +98,7 @@ class Relative(Interval):
 class Process(Timed):
     process: Annotated[int, Field(ge=0)]
     wall_seconds: Positive
+    peaks: Peaks | None = Field(default=None, description="Earlier revisions measured them in each process.")
 
 
 class _Target(Placed):

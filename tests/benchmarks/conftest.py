@@ -17,7 +17,7 @@ from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.reports.html.write import write_report
 from support.results import end_to_end_run, parity, write_run
 
-PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady", "peaks")
+PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady")
 
 # Plays the worker: looks up what to do for (layout or kernel, process or "sweep") and does it.
 SCRIPT = """
@@ -31,6 +31,8 @@ if spec["candidates"] and what is act["default"]:
     # The later a shape stands, the faster it is.
     shapes = [{{key: one[key] for key in ("layout", "batch_size")}} for one in spec["candidates"]]
     what = {{"document": {{"sweep": [shape | {{"samples_per_second": 10.0 + n}} for n, shape in enumerate(shapes)]}}}}
+if "peaks" in what:
+    open(what["peaks"], "a").write(f"{{spec['target']['backend']}} {{len(spec['known_peaks'])}}\\n")
 if "print" in what:
     print(what["print"], file=sys.stderr, flush=True)
 if "touch" in what:
@@ -141,7 +143,8 @@ def all_runs() -> Callable[..., list[WorkerRun]]:
 def fake_worker(tmp_path: Path) -> Callable[[dict[str, Any]], tuple[str, ...]]:
     """`fake_worker({"packed/0": {...}})`: a worker command that acts as told, and well by default.
 
-    Acts: document, code, sleep (seconds), print (to stderr), touch (a file that gets its process id).
+    Acts: document, code, sleep (seconds), print (to stderr), touch (a file that gets its process id), peaks (a file
+    that gets its backend and how many measurements of its peaks it was told).
     """
 
     def make(acts: dict[str, Any] | None = None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import torch
 from isotrain.backends import DeviceInfo
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.harness import peaks as module
+from isotrain.benchmarks.harness.document import Peaks
 from isotrain.benchmarks.harness.environment import Lost
 from isotrain.benchmarks.harness.peaks import measure_peaks
 
@@ -55,6 +56,38 @@ def test_a_peak_that_others_contended_says_so_after_looking_longer(
     assert not calm.contended
     assert contended.contended
     assert contended.seconds > calm.seconds
+
+
+def test_a_run_measures_its_peaks_once_and_each_size_of_a_steps_copy(
+    backend: TimedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST_COPY_BYTES", 1024)
+
+    def measured(step_bytes: float, *known: Peaks, dtype: str = "float32") -> tuple[Peaks, int]:
+        before = backend.fences
+        return measure_peaks(backend, dtype, lambda: backend.now, step_bytes, known), backend.fences - before
+
+    first, all_of_it = measured(4096.0)
+    again, nothing = measured(4096.0, first)
+    assert (again, nothing) == (first, 0)
+    other, a_copy = measured(6000.0, first)
+    assert (other.step_copy_bytes, other.matmul_tflops) == (3000, first.matmul_tflops)
+    assert 0 < a_copy < all_of_it / 2
+    assert measured(4096.0, first, dtype="float64")[1] > 2 * a_copy
+
+
+@pytest.mark.parametrize(
+    ("contended", "measured"), [((True,), True), ((True, True, True), False), ((True, False), False)]
+)
+def test_a_contended_peak_is_measured_again_but_not_for_ever(
+    backend: TimedBackend, contended: tuple[bool, ...], measured: bool
+) -> None:
+    known = measure_peaks(backend, "float32", lambda: backend.now)
+    before = backend.fences
+    measure_peaks(
+        backend, "float32", lambda: backend.now, known=[known.model_copy(update={"contended": it}) for it in contended]
+    )
+    assert (backend.fences > before) is measured
 
 
 def test_the_cpus_own_peak_is_plausible() -> None:

@@ -61,7 +61,7 @@ def of(work: Work, seconds: float = 0.5) -> Rates:
 
 
 def place(work: Work, seconds: float = 0.5, **changes: Any) -> Roofline:
-    return roofline(work, of(work, seconds), peaks(**changes), [20.0])
+    return roofline(work, of(work, seconds), peaks(**changes))
 
 
 def test_work_on_few_bytes_is_bound_by_products() -> None:

@@ -114,6 +114,17 @@ def test_a_target_that_failed_is_not_started_again(fake_worker: FakeWorker) -> N
     assert len(runs) == 3
 
 
+def test_a_process_is_told_the_peaks_that_others_measured_on_its_backend(
+    fake_worker: FakeWorker, document: Callable, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    options = replace(OPTIONS, backends=("cpu", "tt-emulated"), layouts=("bucketed",))
+    command = fake_worker({"default": {"document": document(), "peaks": str(told)}})
+    assert len(list(run_workers(make_plan(options), lambda *_: None, command))) == 4
+    lines = told.read_text(encoding="utf-8").splitlines()
+    assert sorted(lines) == ["cpu 0", "cpu 1", "tt-emulated 0", "tt-emulated 1"]
+
+
 def test_threads_reach_the_libraries_that_read_them_at_import() -> None:
     assert worker_environment(1)["OMP_NUM_THREADS"] == "1"
     assert worker_environment(None).get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")

@@ -15,7 +15,7 @@ from .of_end_to_end import side_words
 from .of_runs import run_name, run_tags
 from .text import joined
 
-# The parts of the way to a steady state. Its own length and that of measuring the peaks are chosen, not found.
+# The parts of the way to a steady state, whose own length is chosen, not found.
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up")
 HOST = "this host's seconds"
 
