@@ -219,6 +219,9 @@ class Timed(Part):
     step_seconds: list[float] = Field(
         min_length=1, description="Mean seconds a step, one value a block. Outliers included."
     )
+    cpu_step_seconds: list[NotNegative] = Field(
+        default=[], description="Mean CPU seconds a step of all threads of the process, one value a block."
+    )
     warm_up: WarmUp
     phases: dict[str, NotNegative]
     memory: Memory

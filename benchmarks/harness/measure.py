@@ -16,6 +16,7 @@ from typing import Protocol
 
 from ...kernels.words import count
 from .statistics import drift, is_steady, two_modes
+from .turns import ALONE, Turns
 
 # Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
 Clock = Callable[[], int]
@@ -89,7 +90,8 @@ class WarmUp:
 class Measurement:
     """One process's figures of one target, in ns. `reasons` make it invalid, `warnings` qualify it.
 
-    joules: the energy of each block, or nothing where there is no counter.
+    joules: the energy of each block, or nothing where there is no counter. cpu_blocks: the CPU time (ns) of all threads
+    of the process in each block.
     """
 
     first_step: int
@@ -98,6 +100,7 @@ class Measurement:
     blocks: tuple[int, ...]
     compiles: int
     joules: tuple[float, ...] = ()
+    cpu_blocks: tuple[int, ...] = ()
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -105,6 +108,11 @@ class Measurement:
     def step_seconds(self) -> list[float]:
         """Mean seconds a step, one value a block."""
         return [block / self.steps_per_block / 1e9 for block in self.blocks]
+
+    @property
+    def cpu_step_seconds(self) -> list[float]:
+        """Mean CPU seconds a step, one value a block."""
+        return [block / self.steps_per_block / 1e9 for block in self.cpu_blocks]
 
     @property
     def phases(self) -> dict[str, float]:
@@ -138,6 +146,7 @@ class _Findings:
     compiling_blocks: list[int] = field(default_factory=list)
     late_blocks: list[int] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
+    cpu_blocks: list[int] = field(default_factory=list)
 
 
 def measure(
@@ -146,13 +155,15 @@ def measure(
     clock: Clock = time.perf_counter_ns,
     joules: Meter = lambda: None,
     contended: Callable[[], bool] = lambda: False,
+    turns: Turns = ALONE,
+    cpu_clock: Clock = time.process_time_ns,
 ) -> Measurement:
     """Measures `target`: first step, warm-up to the steady state, then timed blocks of k steps with one fence each.
 
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
     pass over the list, so that every block does the same work. A block starts at the list's first batch. `joules` reads
     a counter of energy, outside the timed region; `contended` says whether other work had the device meanwhile, which
-    excuses blocks that grow slower or fall into two groups.
+    excuses blocks that grow slower or fall into two groups. `turns` alternate with another process block by block.
     """
     watched = _WatchedClock(clock)
     mixed = len(set(target.classes)) > 1
@@ -166,8 +177,9 @@ def measure(
 
     affordable = int(2.0 * budget.seconds * 1e9 / (unit_time * steps / unit))
     count = max(min(budget.blocks, affordable), budget.least_blocks or budget.blocks)
+    steps, count = turns.agree(steps, count)
     compiles_before = target.compile_count()
-    blocks, findings = _timed_blocks(target, count, steps, watched, joules)
+    blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock)
     reasons = [*dict.fromkeys(problems + findings.problems)]
     if findings.compiling_blocks:
         compiles = target.compile_count() - compiles_before
@@ -198,6 +210,7 @@ def measure(
         blocks=tuple(blocks),
         compiles=target.compile_count(),
         joules=tuple(findings.joules),
+        cpu_blocks=tuple(findings.cpu_blocks),
         reasons=tuple(reasons),
         warnings=tuple(warnings),
     )
@@ -250,7 +263,9 @@ def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list
     return warm_up, problems, {label: int(median(values)) for label, values in recent.items()}
 
 
-def _timed_blocks(target: Target, count: int, steps: int, clock: Clock, joules: Meter) -> tuple[list[int], _Findings]:
+def _timed_blocks(
+    target: Target, count: int, steps: int, clock: Clock, joules: Meter, turns: Turns, cpu_clock: Clock
+) -> tuple[list[int], _Findings]:
     blocks: list[int] = []
     findings = _Findings()
     size = len(target.classes)
@@ -258,26 +273,28 @@ def _timed_blocks(target: Target, count: int, steps: int, clock: Clock, joules: 
     position = 0
     with _collector_frozen():
         for block in range(count):
-            target.fence()
-            target.begin()
-            compiles = target.compile_count()
-            energy = joules()
-            start = clock()
-            for step in range(position, position + steps):
-                target.step(step % size)
-            target.fence()
-            stop = clock()
-            used = joules()
-            if energy is not None and used is not None:
-                findings.joules.append(used - energy)
-            blocks.append(stop - start)
-            if target.compile_count() != compiles:
-                # Rule 5: the time of such a block is the compiler's.
-                findings.compiling_blocks.append(block)
-            problems, late = _read_twice(target, clock)
-            findings.problems += problems
-            if late > LARGEST_LATE_SHARE * (stop - start):
-                findings.late_blocks.append(block)
+            with turns.block():
+                target.fence()
+                target.begin()
+                compiles = target.compile_count()
+                energy, cpu = joules(), cpu_clock()
+                start = clock()
+                for step in range(position, position + steps):
+                    target.step(step % size)
+                target.fence()
+                stop = clock()
+                findings.cpu_blocks.append(cpu_clock() - cpu)
+                used = joules()
+                if energy is not None and used is not None:
+                    findings.joules.append(used - energy)
+                blocks.append(stop - start)
+                if target.compile_count() != compiles:
+                    # Rule 5: the time of such a block is the compiler's.
+                    findings.compiling_blocks.append(block)
+                problems, late = _read_twice(target, clock)
+                findings.problems += problems
+                if late > LARGEST_LATE_SHARE * (stop - start):
+                    findings.late_blocks.append(block)
             if same_cost:
                 position += steps
     return blocks, findings

@@ -41,6 +41,7 @@ from .document import (
 )
 from .environment import affinity, is_contended, lost, moment
 from .plan import CACHED, Options, TargetSpec
+from .turns import ALONE, Turns
 
 if TYPE_CHECKING:
     from ...albert_core.model.encoder import LoadedEncoder
@@ -56,7 +57,8 @@ MOST_SWEEP_PASSES = 5
 class WorkerSpec(Spec):
     """One process of a target; with `candidates`, a sweep over these shapes of it.
 
-    known_peaks: what earlier processes of the run measured on the target's backend.
+    known_peaks: what earlier processes of the run measured on the target's backend. turns: the pipes (to read from, to
+    write to) by which it alternates with another process block by block.
     """
 
     options: Options
@@ -64,6 +66,7 @@ class WorkerSpec(Spec):
     candidates: list[TargetSpec]
     process: int
     known_peaks: list[Peaks] = Field(default=[])
+    turns: tuple[int, int] | None = None
 
 
 class _Stages:
@@ -110,7 +113,7 @@ def main() -> int:
     def work(spec: WorkerSpec) -> Measured | Sweep:
         if spec.candidates:
             return sweep(spec.options, spec.candidates, stages)
-        return run(spec.options, spec.target, stages, spec.known_peaks)
+        return run(spec.options, spec.target, stages, spec.known_peaks, Turns(spec.turns))
 
     return answer(WorkerSpec, work, lambda: stages.scope)
 
@@ -241,9 +244,13 @@ def _pass_seconds(workload: Workload) -> float:
 
 
 def run(
-    options: Options, target: TargetSpec, stages: _Stages | None = None, known_peaks: Sequence[Peaks] = ()
+    options: Options,
+    target: TargetSpec,
+    stages: _Stages | None = None,
+    known_peaks: Sequence[Peaks] = (),
+    turns: Turns = ALONE,
 ) -> Measured:
-    """Measures one target in this process. Raises UserError for what the user can mend."""
+    """Measures one target in this process, in `turns` with another one. Raises UserError for what the user can mend."""
     stages = stages or _Stages()
     before = moment()
     opened = _open(options, target, stages)
@@ -261,7 +268,9 @@ def run(
     with workload.surroundings():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
-        measured = measure(workload, budget, joules=lambda: backend.energy().joules, contended=contention.so_far)
+        measured = measure(
+            workload, budget, joules=lambda: backend.energy().joules, contended=contention.so_far, turns=turns
+        )
     contended, (switches, waited) = contention.so_far(), contention.a_second()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
@@ -280,6 +289,7 @@ def run(
     return Measured(
         steps_per_block=measured.steps_per_block,
         step_seconds=measured.step_seconds,
+        cpu_step_seconds=measured.cpu_step_seconds,
         warm_up=WarmUp.of(measured.warm_up),
         phases={**stages.seconds, **measured.phases},
         peaks=measure_peaks(backend, policy.compute, step_bytes=work.moved_bytes, known=known_peaks),

@@ -1,0 +1,108 @@
+"""Turns of two processes that measure one target at the same time: one runs a block while the other waits.
+
+The worker says "STEPS BLOCKS" once its warm-up is over and hears the numbers that both shall have. Then it hears a line
+before each block and says one after it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+# What a checkout must offer to be measured beside another one.
+PROTOCOL = 1
+
+Descriptors = tuple[int, int]
+
+
+class _Lines:
+    """Lines on two pipes, given by the descriptors to read from and to write to."""
+
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._heard, self._said = os.fdopen(descriptors[0]), descriptors[1]
+
+    def say(self, line: str) -> None:
+        """Raises EOFError where the other side is gone."""
+        try:
+            os.write(self._said, f"{line}\n".encode())
+        except BrokenPipeError as error:
+            raise EOFError from error
+
+    def hear(self) -> str:
+        """Waits for a line. Raises EOFError where the other side is gone."""
+        line = self._heard.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    def hear_numbers(self) -> tuple[int, int]:
+        steps, blocks = map(int, self.hear().split())
+        return steps, blocks
+
+    def close(self) -> None:
+        self._heard.close()
+        os.close(self._said)
+
+
+class Turns:
+    """The worker's side. Without pipes it is alone and never waits."""
+
+    def __init__(self, descriptors: Descriptors | None = None) -> None:
+        self._lines = None if descriptors is None else _Lines(descriptors)
+
+    def agree(self, steps: int, blocks: int) -> tuple[int, int]:
+        """The steps a block and the blocks that both processes run, where this one alone would run these."""
+        if self._lines is None:
+            return steps, blocks
+        self._lines.say(f"{steps} {blocks}")
+        return self._lines.hear_numbers()
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Waits for this process's turn, and ends it."""
+        if self._lines is not None:
+            self._lines.hear()
+        yield
+        if self._lines is not None:
+            self._lines.say("done")
+
+
+ALONE = Turns()
+
+
+class Partner:
+    """The parent's side of one worker. `ends` are the worker's descriptors, closed here once it has inherited them.
+
+    Every method raises EOFError where the worker is gone.
+    """
+
+    def __init__(self) -> None:
+        from_worker, said = os.pipe()
+        heard, to_worker = os.pipe()
+        self.ends: Descriptors = (heard, said)
+        self._lines = _Lines((from_worker, to_worker))
+
+    def __enter__(self) -> Partner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        del kind, error, at
+        self._lines.close()
+
+    def inherited(self) -> None:
+        for end in self.ends:
+            os.close(end)
+
+    def proposal(self) -> tuple[int, int]:
+        """Waits for the end of the warm-up: the steps a block and the blocks that the worker would run alone."""
+        return self._lines.hear_numbers()
+
+    def settle(self, steps: int, blocks: int) -> None:
+        self._lines.say(f"{steps} {blocks}")
+
+    def run_block(self) -> None:
+        """Gives the worker its turn and waits for its end."""
+        self._lines.say("go")
+        self._lines.hear()
