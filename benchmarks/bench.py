@@ -1,4 +1,4 @@
-"""`isotrain bench` as a function: plan, run, judge, write. The parent process, which imports no torch."""
+"""`isotrain bench` as a function: plan, run, judge, write. It runs in the parent process, which imports no torch."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ VALID, INVALID, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
 class Watcher(Protocol):
-    """What a run tells whoever watches it."""
+    """Is told about the progress of a run."""
 
     def started(self, target: int, process: int) -> None: ...
 
     def ended(self, run: WorkerRun) -> None: ...
 
     def replanned(self, plan: Plan) -> None:
-        """The sweeps chose other shapes, or found that a target can't run."""
+        """Called if sweeps have chosen other shapes, or a target can't run."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run's result (None: interrupted before anything was complete), where it was written, and the exit code.
+    """A run's result, its file and the exit code.
 
-    Exit codes: 0 all targets valid, 1 one is not, 2 a process failed, 130 interrupted.
+    Attributes:
+        result: None if the run was interrupted before anything was complete.
+        code: 0 if all targets are valid, 1 if one is not, 2 if a process failed, 130 if interrupted.
     """
 
     result: Bench | EndToEnd | None
@@ -56,11 +58,16 @@ def run_bench(
     watcher: Watcher | None = None,
     command: Sequence[str] = WORKER,
 ) -> Outcome:
-    """Measures what `options` names, and writes the result to `out` (a .json file or a folder; default results/).
+    """Measures what `options` names, and writes the result.
 
-    An interruption (Ctrl-C, SIGTERM) ends the process that runs and keeps what was complete. `command` starts a
-    worker. Raises UserError for options that can't be used, and where every target failed for a reason that the user
-    can mend.
+    An interruption (Ctrl-C, SIGTERM) ends the running process and keeps what was complete.
+
+    Args:
+        out: A .json file or a folder; the default is results/.
+        command: Starts a worker.
+
+    Raises:
+        UserError: The options can't be used, or every target failed for a reason that the user can fix.
     """
     plan = make_plan(options)
     path = result_path(out, datetime.now(UTC)) if write else None
@@ -85,7 +92,7 @@ def run_bench(
         return Outcome(None, None, INTERRUPTED)
     own = [run for run in runs if not plan.targets[run.target].baseline]
     if own and all(run.user_error for run in own) and (not complete or plan.options.vs):
-        # A comparison without this project's own side is none.
+        # Without this project's own side there is nothing to compare.
         raise UserError(own[0].error)
     result = build_result(plan, runs, machine, interrupted, sweeps)
     if path is not None:
@@ -96,8 +103,8 @@ def run_bench(
 def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, Sweep]) -> Plan:
     """The plan with the fastest shape that a sweep found, or without a baseline that can't run.
 
-    Raises UserError for what concerns the end-to-end run. A sweep that died leaves the target its first shape: the
-    measured process will say what is wrong.
+    If a sweep died, the target keeps its first shape, and the measuring process will report the fault. Raises UserError
+    for errors that concern all targets.
     """
     if run.sweep is not None:
         sweeps[run.target] = run.sweep
@@ -111,7 +118,7 @@ def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, Sweep]) -> Plan:
 
 
 def exit_code(result: Bench | EndToEnd) -> int:
-    """What a command ends in that has measured `result`."""
+    """The exit code of a command that has measured `result`."""
     if result.status == "partial":
         return INTERRUPTED
     if result.status == "failed":
@@ -120,7 +127,7 @@ def exit_code(result: Bench | EndToEnd) -> int:
 
 
 class PlainWatcher:
-    """Lines on stderr, for logs and pipes."""
+    """Writes lines to stderr, for logs and pipes."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -137,7 +144,7 @@ class PlainWatcher:
         self.done += 1
         total = self.plan.processes
         left = (time.perf_counter_ns() - self.began) / 1e9 / self.done * (total - self.done)
-        # Why is said once, at the end: by the result, or by the error that ends the run.
+        # The reason comes once, at the end: in the result, or in the error that ends the run.
         refused = run.user_error and self.plan.targets[run.target].baseline
         ending = "" if run.complete else " can't run" if refused else " FAILED"
         remaining = f", about {duration(left)} left" if self.done < total else ""
@@ -146,7 +153,7 @@ class PlainWatcher:
 
 
 class BarWatcher:
-    """A rich progress bar. It is drawn twice a second: the cores belong to what is measured."""
+    """A rich progress bar. It is drawn only twice a second, to leave the cores to the measurement."""
 
     def __init__(self, plan: Plan, progress: Any) -> None:
         self.plan, self.progress = plan, progress
@@ -168,14 +175,14 @@ class BarWatcher:
 
 
 def _doing(plan: Plan, target: int, process: int) -> str:
-    """What a process does, for whoever watches."""
+    """What a process does, in words."""
     spec = plan.targets[target]
     return f"{spec.backend} {spec.kernel}: looking for its best shape" if process == SWEEP else spec.label
 
 
 @contextmanager
 def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
-    """A bar where stderr is a terminal, lines elsewhere."""
+    """A progress bar if stderr is a terminal, else lines."""
     if not sys.stderr.isatty():
         yield PlainWatcher(plan)
         return
@@ -196,7 +203,7 @@ def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
         TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
     )
-    # The estimate looks back over the end-to-end run: processes take tens of seconds each.
+    # The estimate uses the whole run so far, since processes take tens of seconds each.
     with Progress(
         *columns, console=new_console(stderr=True), refresh_per_second=2, speed_estimate_period=86_400, transient=True
     ) as progress:

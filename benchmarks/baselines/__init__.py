@@ -1,8 +1,7 @@
-"""What others offer for the same frozen forward: the baselines that `isotrain bench --vs baselines` measures.
+"""The baselines of `isotrain bench --vs baselines`: other software that computes the same frozen forward pass.
 
-This file names them and needs none of them; each is built in its own fresh process by the module that it names. A
-baseline runs the same texts as this project's kernels, in the layout and batch size that suit it best: where `shapes`
-has several, a short sweep picks the fastest.
+This file imports none of them. The named module builds each in a fresh process. A baseline runs the same texts as this
+project's kernels, in the layout and batch size that suit it best: a short sweep picks the fastest of its `shapes`.
 """
 
 from __future__ import annotations
@@ -28,10 +27,13 @@ Shape = tuple[str, int]
 
 @dataclass(frozen=True)
 class Baseline:
-    """One baseline. `shapes`: (layout, batch size) to choose from; `packages`: what it imports beyond isotrain's own.
+    """One baseline.
 
-    `builder` is ``module:class`` in this package; `fixed` means that its shape is what it stands for, so that
-    --batch-size doesn't change it.
+    Attributes:
+        builder: ``module:class`` in this package.
+        shapes: (layout, batch size) to choose from.
+        packages: What it imports beyond isotrain's own dependencies.
+        fixed: Whether its shape defines it, so that --batch-size doesn't change it.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Baseline:
     fixed: bool = False
 
     def missing(self) -> str:
-        """Why it can't run here as far as that is known without importing it; empty where nothing is missing."""
+        """Which packages are missing and how to get them, found without imports; or an empty string."""
         absent = [package for package in self.packages if find_spec(package) is None]
         if not absent:
             return ""
@@ -50,14 +52,14 @@ class Baseline:
         return f"{', '.join(absent)} not installed; get {them} by: `{install_hint('baselines')}`"
 
     def choices(self, batch_sizes: Sequence[int]) -> tuple[Shape, ...]:
-        """Its shapes, with these batch sizes instead of its own where any are given."""
+        """Its shapes, with the given batch sizes instead of its own if there are any."""
         if self.fixed or not batch_sizes:
             return self.shapes
         layouts = dict.fromkeys(layout for layout, _ in self.shapes)
         return tuple((layout, size) for layout in layouts for size in batch_sizes)
 
 
-# The first shape of each is what --quick takes without a sweep.
+# --quick takes the first shape of each without a sweep.
 BASELINES: dict[str, Baseline] = {
     baseline.name: baseline
     for baseline in (
@@ -112,7 +114,11 @@ BASELINES: dict[str, Baseline] = {
 
 
 def chosen_baselines(names: Sequence[str]) -> list[Baseline]:
-    """The baselines that `--vs` names; ``baselines`` is all of them. Raises UserError for an unknown name."""
+    """The baselines that `--vs` names; ``baselines`` means all of them.
+
+    Raises:
+        UserError: A name is unknown.
+    """
     for name in names:
         check_name("--vs", name, (ALL, *BASELINES))
     wanted = BASELINES if ALL in names else dict.fromkeys(names)
@@ -120,9 +126,13 @@ def chosen_baselines(names: Sequence[str]) -> list[Baseline]:
 
 
 def build_baseline(name: str, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> BaselineEncoder:
-    """The baseline called `name` over the weights of `encoder`.
+    """Builds the baseline called `name` with the weights of `encoder`.
 
-    `dtype` is what was asked for. Raises UserError, with the reason, where it can't run here.
+    Args:
+        dtype: The requested dtype.
+
+    Raises:
+        UserError: It can't run here; the message says why.
     """
     module, _, attribute = BASELINES[name].builder.partition(":")
     factory = getattr(import_module(f".{module}", __package__), attribute)

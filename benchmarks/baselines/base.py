@@ -1,4 +1,4 @@
-"""What every baseline offers to the measuring worker: the interface of a frozen encoder, and a guard for compiles."""
+"""The interface of baselines, and what they share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from ...kernels.packed import PackedBatch, PaddedBatch
 
 
 class BaselineEncoder(ABC):
-    """A baseline's frozen forward: a padded batch in, [CLS] features (sequences, hidden), float32, out.
+    """A baseline's frozen forward pass, from a padded batch to [CLS] features, float32 [sequences, hidden].
 
-    `policy` says which dtypes it really uses; `notes` what a reader must know of how it was set up.
+    Attributes:
+        policy: The dtypes that it really uses.
+        notes: How it was set up, for the reader of the result.
     """
 
     name: str
@@ -36,21 +38,21 @@ class BaselineEncoder(ABC):
 
     @abstractmethod
     def features(self, batch: PaddedBatch) -> torch.Tensor:
-        """The features of a batch that is on the backend's device."""
+        """The features of a placed batch."""
 
     def prepare(self, batches: Sequence[PaddedBatch]) -> None:
-        """Compiles whatever these batches need, so that a failure is known before anything is measured."""
+        """Compiles what these batches need, so that failures show before the measurement."""
         with running(self.name):
             for batch in {tuple(batch.input_ids.shape): batch for batch in batches}.values():
                 self(batch)
 
     def compile_count(self) -> int:
-        """How many graphs it has compiled so far by a compiler of its own, which its backend doesn't count."""
+        """The number of graphs compiled so far by its own compiler, which the backend doesn't count."""
         return 0
 
 
 class ClsFeatures(nn.Module):
-    """(input_ids, attention_mask) -> ``last_hidden_state[:, 0]``: what exporters and compilers are given."""
+    """(input_ids, attention_mask) -> ``last_hidden_state[:, 0]``, for exporters and compilers."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class ClsFeatures(nn.Module):
 
 
 def baseline_policy(backend: Backend, dtype: str, compute: str | None = None, reason: str = "") -> CastPolicy:
-    """The backend's own policy for `dtype`; with `compute`, that of a baseline that computes in nothing else."""
+    """The backend's policy for `dtype`, or that of a baseline that computes only in `compute`."""
     policy = backend.cast_policy(dtype)
     if compute is None:
         return policy
@@ -71,7 +73,7 @@ def baseline_policy(backend: Backend, dtype: str, compute: str | None = None, re
 
 
 def in_dtype(module: nn.Module, policy: CastPolicy) -> nn.Module:
-    """A copy of `module` with its weights rounded to the parameter dtype, then cast to the compute dtype; frozen."""
+    """A frozen copy of `module` with its weights rounded to the parameter dtype, then cast to the compute dtype."""
     import copy
 
     rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
@@ -79,14 +81,14 @@ def in_dtype(module: nn.Module, policy: CastPolicy) -> nn.Module:
 
 
 def require_host(backend: Backend, name: str) -> None:
-    """Raises UserError where the backend's tensors don't lie in the host's memory."""
+    """Raises UserError if the backend's tensors aren't in host memory."""
     if not backend.place(torch.empty(0)).is_cpu:
         raise UserError(f"{name} is set up for the host's processors only; it can't be compared on {backend.name}")
 
 
 @contextmanager
 def running(name: str) -> Iterator[None]:
-    """Turns whatever a third party raises inside into one UserError line."""
+    """Turns any error of third-party code into a UserError of one line."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
@@ -97,7 +99,7 @@ def running(name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters warn about every shape they record; the agreement of the results is what decides."""
+    """Silences exporters, which warn about every shape that they record. The results are compared anyway."""
     import logging
     import warnings
 
@@ -112,7 +114,7 @@ def quiet() -> Iterator[None]:
 
 
 def example_inputs(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch for tracing, of sizes that no graph should keep: ids and a mask with padding."""
+    """A batch for tracing, of unusual sizes: ids and a mask with padding, int64 [3, 11]."""
     ids = torch.arange(3 * 11).remainder(vocabulary - 5).add(5).view(3, 11)
     mask = torch.ones_like(ids)
     mask[1, 7:] = 0
@@ -120,7 +122,7 @@ def example_inputs(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def cls_module(encoder: LoadedEncoder, make: Callable[[nn.Module], nn.Module] = lambda module: module) -> ClsFeatures:
-    """The encoder's module behind `ClsFeatures`, in eval mode."""
+    """The encoder's module in `ClsFeatures`, in eval mode."""
     module: Any = ClsFeatures(make(encoder.module()))
     return module.eval()
 

@@ -1,4 +1,4 @@
-"""torch.compile with inductor's freezing, one graph a static shape."""
+"""torch.compile with inductor's freezing, one graph per static shape."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ...backends import Backend
 from ...kernels.packed import PaddedBatch
 from .base import BaselineEncoder, baseline_policy, cls_module, in_dtype
 
-# The static layout has a handful of shapes; more graphs than this are a mistake, not a shape.
+# The static layout has only a few shapes, so more graphs than this are a mistake.
 MOST_GRAPHS = 64
 
 
 class CompiledEncoder(BaselineEncoder):
-    """The module without its pooler, compiled for exact shapes (``dynamic=False``) with its weights frozen in.
+    """The module without its pooler, compiled for exact shapes (``dynamic=False``) and with frozen weights.
 
-    Freezing folds constants and packs the weights of linears for oneDNN; it is inductor's own recommendation for
-    inference on CPUs (``torch._inductor.config.freezing``).
+    Freezing folds constants and packs linear weights for oneDNN. inductor recommends it for inference on CPUs
+    (``torch._inductor.config.freezing``).
     """
 
     name = "torch.compile"
@@ -41,7 +41,7 @@ class CompiledEncoder(BaselineEncoder):
         dynamo: Any = torch._dynamo.config
         options.freezing = True
         dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
-        # Past the limit dynamo would run the module eagerly, and that would be measured under the compiler's name.
+        # Otherwise dynamo would run the module eagerly beyond the limit, and the figure would not be the compiler's.
         dynamo.fail_on_recompile_limit_hit = True
         self.forward = torch.compile(module, dynamic=False)
 

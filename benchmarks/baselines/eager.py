@@ -1,4 +1,4 @@
-"""transformers' own module, run eagerly: as the Banking77 experiment does, and as one would with a little more care."""
+"""The transformers module, run eagerly: as in the Banking77 experiment, and without its unused pooler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import BaselineEncoder, baseline_policy, in_dtype
 
 
 class EagerEncoder(BaselineEncoder):
-    """AlbertModel or BertModel without its pooler, attention by torch's scaled_dot_product_attention."""
+    """AlbertModel or BertModel without its pooler, with torch's scaled_dot_product_attention."""
 
     name = "transformers"
 
@@ -39,7 +39,7 @@ class EagerEncoder(BaselineEncoder):
 
 
 class ExperimentEncoder(EagerEncoder):
-    """The same with the pooler that the experiment computes and never reads."""
+    """The same with the pooler, which the experiment computes and never reads."""
 
     name = "transformers with its unused pooler"
 
@@ -48,9 +48,9 @@ class ExperimentEncoder(EagerEncoder):
 
 
 def with_pooler(encoder: LoadedEncoder) -> nn.Module:
-    """A copy of the encoder's module with a pooler, as ``AlbertModel.from_pretrained`` gives it.
+    """A copy of the encoder's module with a pooler, as ``AlbertModel.from_pretrained`` returns it.
 
-    The pooler's weights are seeded random ones: nothing reads what it computes.
+    The pooler has random weights from a fixed seed, since nothing reads its output.
     """
     bare: Any = encoder.module()
     torch.manual_seed(0)

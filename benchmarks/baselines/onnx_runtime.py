@@ -1,4 +1,4 @@
-"""ONNX Runtime: exported once, fused by ONNX Runtime's own transformers optimizer, dynamic shapes."""
+"""ONNX Runtime: exported once with dynamic shapes, and fused by its transformers optimizer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ INPUTS = ("input_ids", "attention_mask")
 
 
 class OnnxEncoder(BaselineEncoder):
-    """float32: ONNX Runtime's CPU provider has no bfloat16 products, and int8 would be another model."""
+    """Computes in float32: ONNX Runtime's CPU provider has no bfloat16 products, and int8 would be another model."""
 
     name = "onnxruntime"
 
     def __init__(self, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> None:
         del layout
         require_host(backend, self.name)
-        # Since 1.29 its builds for Linux send usage statistics, from a thread of their own, unless this is set.
+        # Since 1.29, its Linux builds send usage statistics in a background thread unless this is set.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
 
@@ -50,10 +50,10 @@ class OnnxEncoder(BaselineEncoder):
 
 
 def _exported(encoder: LoadedEncoder, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The graph as a file in `folder`, fused where the optimizer manages it, and what was done to it."""
+    """Exports the graph to a file in `folder`, fused if that works. Returns the file and notes on what was done."""
     plain, fused = folder / "plain.onnx", folder / "fused.onnx"
     module = cls_module(encoder)
-    # The exporter of torch 2.9 and later needs a package more and traces no better here: the graph has no branches.
+    # The exporter of torch 2.9 and later needs one more package, and this graph without branches doesn't need it.
     axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "length"} for name in INPUTS}
     with quiet(), torch.no_grad():
         torch.onnx.export(

@@ -16,19 +16,19 @@ PRECISIONS = {"bfloat16": "bf16", "float32": "f32"}
 
 
 def _stay_silent() -> None:
-    """Keeps OpenVINO's converter from sending usage statistics, which it does unless it was told not to.
+    """Keeps OpenVINO's converter from sending usage statistics, which it does by default.
 
-    It has a stub for where its telemetry package isn't installed; a measurement makes it believe that.
+    If its telemetry package can't be imported, it uses a stub.
     """
-    # None, which an import takes for "there is no such module", is no module to the type checker.
+    # None makes an import fail, but the type checker expects a module.
     modules: dict[str, Any] = sys.modules
     modules.setdefault("openvino_telemetry", None)
 
 
 class OpenVinoEncoder(BaselineEncoder):
-    """Dynamic shapes; in the static layout, a model of its own for each shape.
+    """A model with dynamic shapes, or in the static layout one model per shape.
 
-    bfloat16 where OpenVINO says that this processor has it, else float32.
+    It computes in bfloat16 if OpenVINO says that this processor supports it, else in float32.
     """
 
     name = "openvino"

@@ -1,1 +1,1 @@
-"""Whole training runs timed side by side, in processes of their own."""
+"""Whole training runs timed side by side, in separate processes."""

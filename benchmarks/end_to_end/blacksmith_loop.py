@@ -1,21 +1,22 @@
-"""The Banking77 experiment's own training loop, re-created from tt-blacksmith's published one, and timed.
+"""The Banking77 experiment's training loop, re-created from the one that tt-blacksmith published, and timed.
 
-``python -m isotrain.benchmarks.end_to_end.blacksmith_loop`` with its specification on stdin; a process times some of
-its steps and validation batches, which the parent extrapolates to the end-to-end run.
+``python -m isotrain.benchmarks.end_to_end.blacksmith_loop`` reads its specification from stdin. The process times some
+steps and validation batches. The parent extrapolates them to the end-to-end run.
 
-What is done as published, though each is a defect (`albert_core.train` has none of them):
+These defects are kept as published; `isotrain train` has none of them:
 
-* tokenising text by text through ``datasets.map``, each text as a tensor of its own; ``pad_token = eos_token``
-* ``DataCollatorWithPadding(padding=True, max_length=...)``: the length has no effect, batches are padded to their
-  longest text ("dynamic"); "padded" is what a device with static shapes needs instead, ``padding="max_length"``
-* ``drop_last=True``, in validation too: the last texts of either split are never seen
-* the frozen encoder in every step of every epoch, with its pooler, which nothing reads
-* the whole model in ``dtype``, head, loss and optimizer state included
-* ``loss.item()`` before ``backward()``, and two of them for each validation batch
-* AdamW over every parameter, frozen ones included, without a fused or foreach step of its own choosing
+* It tokenises text by text through ``datasets.map``, each text as a separate tensor, with ``pad_token = eos_token``.
+* In ``DataCollatorWithPadding(padding=True, max_length=...)`` the length has no effect, and batches are padded to their
+  longest text ("dynamic"). A device with static shapes needs ``padding="max_length"`` instead ("padded").
+* ``drop_last=True`` also applies to validation, so the last texts of both splits are never seen.
+* The frozen encoder runs in every step of every epoch, with its pooler, which nothing reads.
+* The whole model is in ``dtype``, including head, loss and optimizer state.
+* It calls ``loss.item()`` before ``backward()``, and twice for each validation batch.
+* AdamW gets every parameter, including frozen ones, and doesn't ask for a fused or foreach step.
 
-What is not: it validates every ten steps over the whole test split, 38 times its training work. Here it validates once
-an epoch, as often as what it is compared with. Checkpoints, trackers and progress bars are left out, in its favour.
+One thing differs: the published loop validates every ten steps on the whole test split, which is 38 times its training
+work. Here it validates once per epoch, like the run that it is compared with. Checkpoints, trackers and progress bars
+are left out, in its favour.
 """
 
 from __future__ import annotations
@@ -35,15 +36,12 @@ from ..outcome.end_to_end import TimedBatch, TimedLoop
 from .specs import LoopSpec
 
 INPUTS = ("input_ids", "attention_mask", "labels")
-# Its first steps allocate and dispatch; leaving them out is in its favour.
+# The first steps allocate and dispatch. Leaving them out is in the loop's favour.
 WARM_UP_STEPS = 3
 
 
 def measure_loop(spec: LoopSpec) -> TimedLoop:
-    """Seconds of the parts of one run: those that happen once, each timed step, each timed validation batch.
-
-    Also what each of these batches was (`step_batches`, `validation_batches`).
-    """
+    """Times the parts of one run: what happens once, some steps and some validation batches, with their shapes."""
     once: dict[str, float] = {}
     with _timed(once, "import"):
         import torch
@@ -63,7 +61,7 @@ def measure_loop(spec: LoopSpec) -> TimedLoop:
         encoder = load_encoder(spec.model, spec.seed)
         model = build_model(encoder, spec.mlp_hidden_size, len(raw.label_names))
         model = model.to(getattr(torch, spec.dtype)).to(backend.device)
-        # The loop is given the same ids as ours: where that trains a tokenizer, the loop gets it as a gift.
+        # The loop gets the same ids as our run, and a trained tokenizer costs it nothing.
     tokenizer = load_tokenizer(
         spec.tokenizer, model_source(spec.model), texts=raw.train.texts, vocab_size=encoder.config.vocab_size
     )
@@ -85,7 +83,7 @@ def measure_loop(spec: LoopSpec) -> TimedLoop:
         loss.backward()
         optimizer.step()
         backend.synchronize(*(parameter for parameter in model.parameters() if parameter.requires_grad))
-        # From one step's end to the next one's: collating the batch is part of the loop.
+        # From the end of one step to the end of the next, since collating the batch is part of the loop.
         stop = time.perf_counter_ns()
         steps.append((stop - start) / 1e9)
         step_batches.append(_shape(batch))
@@ -129,7 +127,7 @@ def _shape(batch: Any) -> TimedBatch:
 
 
 def build_model(encoder: Any, mlp_hidden_size: int, num_labels: int) -> Any:
-    """The experiment's model: the whole pretrained model with its pooler, frozen, and an MLP on its [CLS] state."""
+    """The experiment's model: the frozen pretrained model with its pooler, and an MLP on the [CLS] state."""
     from torch import nn
 
     from ..baselines.eager import with_pooler
@@ -151,18 +149,18 @@ def build_model(encoder: Any, mlp_hidden_size: int, num_labels: int) -> Any:
 
 
 def make_loaders(spec: LoopSpec, raw: Any, tokenizer: Any, folder: Path) -> tuple[Any, Any]:
-    """Loaders of the training and the test split, tokenised text by text; the first shuffled, last texts dropped."""
+    """Loaders of the training split (shuffled) and the test split. Both drop the last incomplete batch."""
     import datasets
     from torch.utils.data import DataLoader
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
     tokenizer.save(folder)
     fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="right")
-    # As published: a padding token that is also the end of every text. The mask hides it.
+    # As published, the padding token also ends every text. The mask hides it.
     ending = fast.convert_ids_to_tokens(fast("a").input_ids[-1])
     fast.pad_token = fast.eos_token = ending
     padded = spec.padding == "padded"
-    # The published loop doesn't truncate; a static shape has to.
+    # The published loop doesn't truncate, but a static shape requires it.
     cut = {"truncation": True, "max_length": spec.max_length} if padded else {"truncation": False}
 
     def tokenize(example: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +184,7 @@ def make_loaders(spec: LoopSpec, raw: Any, tokenizer: Any, folder: Path) -> tupl
 
 
 def spread(loader: Any, count: int) -> Iterator[Any]:
-    """`count` batches evenly over a loader that doesn't shuffle: the test split is in order of its labels."""
+    """`count` batches spread evenly over an unshuffled loader, since the test split is sorted by label."""
     from torch.utils.data import DataLoader, Subset
 
     size, total = loader.batch_size, len(loader)
@@ -196,7 +194,7 @@ def spread(loader: Any, count: int) -> Iterator[Any]:
 
 
 def _limited(batches: Any, count: int) -> Iterator[Any]:
-    """`count` batches, over several epochs where one has fewer."""
+    """`count` batches, from several epochs if one has fewer."""
     done = 0
     while done < count:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Figures of end-to-end runs: each side's work over its seconds, held against the limits of the device they ran on."""
+"""Figures of end-to-end runs: each side's work over its seconds, compared with the limits of the device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ONLY_A_PART = "unavailable: only a part of the run was run"
 
 
 def with_figures(sides: list[Side], counted: Counted, seed: int) -> list[Side]:
-    """The sides; those that have `seconds` with their work, rates, energy, shares of the peak and place under the roof.
+    """Adds work, rates, energy, share of the peak and roofline to the sides that have `seconds`.
 
-    A side faster than the device's own peak gets a reason, which makes it invalid; all rates of a side share the
-    interval of its seconds.
+    A side that is faster than the device's measured peak is invalid. All rates of a side have the relative interval of
+    its seconds.
     """
     loops = iter(counted.loops)
     return [
@@ -48,14 +48,14 @@ def _with_figures(side: Side, work: Work, counted: Counted, seed: int) -> Side:
 
 
 def _energy(side: Side, work: Work, seed: int) -> Energy:
-    """Joules a text from the runs' counters, from the opened device to the end, or why there are none."""
-    told = [process.energy for process in side.processes if isinstance(process, WholeProcess)]
-    if not told:
+    """Joules per text from opening the device to the end, or why there are none."""
+    readings = [process.energy for process in side.processes if isinstance(process, WholeProcess)]
+    if not readings:
         return Energy(source=ONLY_A_PART, joules_per_sample=None, n=0)
-    joules = [one.joules for one in told if one.joules is not None and one.joules > 0.0]
-    if len(joules) < len(told):
-        unread = next((one.source for one in told if one.joules is None), None)
+    joules = [one.joules for one in readings if one.joules is not None and one.joules > 0.0]
+    if len(joules) < len(readings):
+        unread = next((one.source for one in readings if one.joules is None), None)
         source = unread or "unavailable: the counter stood still during a run"
         return Energy(source=source, joules_per_sample=None, n=0)
     per_text = [[one / work.samples] for one in joules]
-    return Energy(source=told[0].source, joules_per_sample=median_interval(per_text, seed), n=len(per_text))
+    return Energy(source=readings[0].source, joules_per_sample=median_interval(per_text, seed), n=len(per_text))

@@ -1,7 +1,7 @@
-"""A command in a process of its own that writes how much memory it took at most.
+"""Runs a command and writes its peak memory to a file.
 
-``python -m isotrain.benchmarks.end_to_end.peak_memory FILE train CONFIG ...`` is ``isotrain train CONFIG ...``; with
-``import MODULE`` in its place it imports that module and nothing else, which is what the other is held against.
+``python -m isotrain.benchmarks.end_to_end.peak_memory FILE train CONFIG ...`` runs ``isotrain train CONFIG ...``. With
+``import MODULE`` instead, it only imports that module, for comparison.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def run_isotrain(arguments: list[str]) -> None:
-    """The console script, found as the system finds it: this floor may not import the command line above it."""
+    """Runs the console script by its entry point, since this floor may not import the command line above it."""
     from importlib.metadata import EntryPoint
 
     EntryPoint("isotrain", "isotrain.cli.main:main", "console_scripts").load()(arguments)

@@ -1,8 +1,8 @@
-"""`isotrain bench --workload end_to_end`: a whole training run from the shell, and the experiment's loop beside it.
+"""`isotrain bench --workload end_to_end`: a whole training run from the shell, beside the experiment's loop.
 
-Ours is measured whole: a fresh process ``isotrain train banking77`` with a cache folder of its own, from its start to
-its end: tokenising, features, every step, one evaluation an epoch. The experiment's loop doing the same work would take
-hours; it is timed for some of its steps and validation batches in a fresh process of its own, and extrapolated.
+Our run is measured whole, from start to end of a fresh process ``isotrain train banking77`` with an empty cache folder:
+tokenising, features, every step, one evaluation per epoch. The experiment's loop would take hours for the same work.
+Some of its steps and validation batches are timed in a fresh process and extrapolated.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..harness.answer import read_answer
 from ..harness.document import Refused
 from ..harness.extrapolate import EPOCHS, total_interval, total_ratio
 from ..harness.plan import (
+    COMMON_KEYS,
     EMBEDDED_LENGTHS,
     END_TO_END,
     Options,
@@ -59,9 +60,9 @@ from .specs import CountSpec, LoopSpec
 OWN = "isotrain train"
 RUN = Path("runs/end-to-end")
 BATCH_SIZE, LEARNING_RATE = 8, 1e-3
-# At least so many of the experiment's steps and validation batches are timed in each process.
+# The steps and validation batches of the experiment that each process times.
 LEAST_STEPS, LEAST_VALIDATION = 50, 20
-# An end-to-end run of ours on a slow machine takes longer than a target of the other workloads.
+# On a slow machine, our end-to-end run takes longer than a target of the other workloads.
 TIME_LIMIT = 6 * 3600.0
 
 TRAIN = (sys.executable, "-m", "isotrain.benchmarks.end_to_end.peak_memory")
@@ -73,7 +74,7 @@ Said = Callable[[str], None]
 
 @dataclass
 class _Side:
-    """One row of the comparison: its processes so far, why it has none or is not valid, and its last one's folder."""
+    """One row of the comparison: its results so far, why it is invalid, and the folder of its last process."""
 
     name: str
     padding: str = ""
@@ -89,10 +90,10 @@ class _Side:
 def run_end_to_end(
     options: Options, *, out: Path | None = None, write: bool = True, tell: Said = lambda _: None
 ) -> Outcome:
-    """Measures what `options` names (model, dataset, tokenizer, dtype, kernel, threads, processes, vs).
+    """Measures our run, and with `options.vs` also the experiment's loop. An interruption keeps complete processes.
 
-    Without `vs`, this project's run alone. An interruption keeps the processes that were complete. Raises UserError
-    for options that can't be used, and where this project's run refuses its input.
+    Raises:
+        UserError: The options can't be used, or our run refuses its input.
     """
     check(options)
     path = result_path(out, datetime.now(UTC)) if write else None
@@ -130,7 +131,11 @@ def run_end_to_end(
 
 
 def check(options: Options) -> None:
-    """Raises UserError for options that this workload can't use."""
+    """Checks the options of this workload.
+
+    Raises:
+        UserError: The workload can't use them.
+    """
     check_values(options)
     if options.dataset == EMBEDDED_LENGTHS:
         raise UserError(
@@ -143,7 +148,7 @@ def check(options: Options) -> None:
 
 
 def training_arguments(options: Options, folder: Path) -> list[str]:
-    """The command line of this project's run, after ``isotrain``: the packaged configuration of the experiment."""
+    """The arguments of our run after ``isotrain``, with the packaged configuration of the experiment."""
     values: dict[str, Any] = {
         "dataset_id": _absolute(options.dataset),
         "model_name": _absolute(options.model),
@@ -164,20 +169,20 @@ def training_arguments(options: Options, folder: Path) -> list[str]:
         values["tokenizer_name"] = _absolute(options.tokenizer)
     if options.threads is not None:
         values["threads"] = options.threads
-    for backend, told in options.backend_options.items():
-        values |= {f"{backend}.{key}": value for key, value in told.items()}
+    for backend, section in options.backend_options.items():
+        values |= {f"{backend}.{key}": value for key, value in section.items()}
     sets = [part for key, value in values.items() for part in ("--set", as_set(key, value))]
     return ["train", "banking77", "--backend", options.backends[0], *sets]
 
 
 def _absolute(name: str) -> str:
-    """A path that exists as an absolute one; any other name (a Hub id, random:tiny) as it is."""
+    """`name` as an absolute path if it exists, else unchanged (a Hub id, random:tiny)."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 
 
 def _train(options: Options, side: _Side, folder: Path) -> None:
-    """One run of ours, with caches that nobody has filled yet."""
+    """Runs our training once, with empty caches."""
     memory = folder / "peak"
     command = [*TRAIN, str(memory), *training_arguments(options, folder)]
     ended = run_process(
@@ -189,15 +194,15 @@ def _train(options: Options, side: _Side, folder: Path) -> None:
     if ended.code != 0 or ended.timed_out or not summary.is_file():
         side.reasons.append(_death(ended))
         return
-    told = read_json(summary, "run it again")
+    ended_run = read_json(summary, "run it again")
     process = WholeProcess.model_validate(
-        told
+        ended_run
         | {
             "seconds": ended.seconds,
             "peak_bytes": int(memory.read_text(encoding="utf-8")),
-            # As it was given: the run got an absolute path, which holds on this machine only.
+            # As the user gave it. The run got an absolute path, which is valid only on this machine.
             "dataset": options.dataset,
-            "metrics": {key: told[key] for key in METRICS},
+            "metrics": {key: ended_run[key] for key in METRICS},
         }
     )
     side.documents.append(process)
@@ -207,7 +212,7 @@ def _train(options: Options, side: _Side, folder: Path) -> None:
 
 
 def _loop(options: Options, side: _Side, folder: Path) -> None:
-    """Some steps and validation batches of the experiment's loop."""
+    """Times some steps and validation batches of the experiment's loop."""
     result = folder / "result.json"
     spec = LoopSpec(
         backend=options.backends[0],
@@ -240,7 +245,7 @@ def _loop(options: Options, side: _Side, folder: Path) -> None:
 
 
 def _count(options: Options, sides: Sequence[_Side], folder: Path) -> Counted | None:
-    """What `count` finds of the run in `folder` and of the loops; None, and a reason, where it can't."""
+    """What `count` finds for the run in `folder` and for the loops. If it fails, None, and our side gets a reason."""
     result = folder / "work.json"
     loops = [[one for one in side.documents if isinstance(one, TimedLoop)] for side in sides]
     spec = CountSpec(
@@ -260,7 +265,7 @@ def _count(options: Options, sides: Sequence[_Side], folder: Path) -> Counted | 
 
 
 def _import_torch(options: Options, folder: Path) -> int:
-    """Peak bytes of a process that imports torch and does nothing else."""
+    """Peak bytes of a process that only imports torch."""
     file = folder / "import"
     ended = run_process([*TRAIN, str(file), "import", "torch"], None, folder / "import.log", options.threads, 600.0)
     if ended.code != 0:
@@ -278,20 +283,6 @@ def _last_error(ended: Ended) -> str:
     return marked[-1] if marked else (lines[-1] if lines else "the training run refused its input")
 
 
-# What of the options says what was measured.
-CONFIG_KEYS = (
-    "model",
-    "dtype",
-    "strict_dtype",
-    "max_length",
-    "threads",
-    "dataset",
-    "tokenizer",
-    "seed",
-    "backend_options",
-)
-
-
 def _result(
     options: Options,
     sides: Sequence[_Side],
@@ -300,7 +291,7 @@ def _result(
     machine: dict[str, Any],
     interrupted: bool,
 ) -> EndToEnd:
-    config = {key: value for key, value in options.config().items() if key in CONFIG_KEYS} | {
+    config = options.config(COMMON_KEYS) | {
         "backend": options.backends[0],
         "kernel": options.kernels[0],
         "epochs": EPOCHS,
@@ -349,7 +340,7 @@ def _memory(own: _Side, import_bytes: Sequence[int]) -> RunMemory | None:
 
 
 def _side(side: _Side, own: _Side, options: Options) -> Side:
-    """A side without what its work comes to."""
+    """A side without the figures of its work."""
     found: dict[str, Any] = {}
     sampled = [document.sampled for document in side.documents]
     if sampled:

@@ -1,4 +1,4 @@
-"""What the processes of an end-to-end comparison are told."""
+"""The specifications of the processes of an end-to-end comparison."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..outcome.end_to_end import TimedLoop
 
 
 class LoopSpec(Spec):
-    """What is timed. padding: "dynamic" or "padded"; steps and validation_batches: how many of them."""
+    """What `measure_loop` times: `steps` steps and `validation_batches` batches. padding: "dynamic" or "padded"."""
 
     backend: str
     model: str
@@ -26,7 +26,7 @@ class LoopSpec(Spec):
 
 
 class CountSpec(Spec):
-    """What is counted: the run in the folder `run`, and the runs that `loops` (each its processes) are parts of."""
+    """What `count` counts: the run in the folder `run`, and the whole runs of loops, each given by its processes."""
 
     run: str
     loops: list[list[TimedLoop]]

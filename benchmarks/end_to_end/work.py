@@ -1,8 +1,8 @@
-"""What an end-to-end run comes to: texts, tokens, FLOPs and bytes counted, and the device's own limits measured.
+"""The work of an end-to-end run (texts, tokens, FLOPs, bytes), and the measured limits of its device.
 
-``python -m isotrain.benchmarks.end_to_end.work`` with its specification on stdin, after the runs. It opens a
-finished run's own configuration and lays out its batches once more, with the functions that training uses, so that what
-is counted is what was run. The experiment's loops say themselves how long the batches were that they timed.
+``python -m isotrain.benchmarks.end_to_end.work`` reads its specification from stdin, after the runs. It opens the
+configuration of a finished run and makes its batches again with the functions that training uses. The experiment's
+loops record the shapes of the batches that they timed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ Head = tuple[int, int, int]
 
 
 def count(spec: CountSpec) -> Counted:
-    """The work of a run and of the whole runs of loops in `spec.dtype`.
+    """Counts the work of a run and of the whole runs of loops, and measures the peaks of the device.
 
-    Also the peaks of the run's device, measured with copies as large as what a batch or a step moves on average.
-    Raises UserError where the run's own configuration no longer opens.
+    One of the copies is as large as what a batch or a step moves on average.
+
+    Raises:
+        UserError: The run's configuration can't be opened any more.
     """
     if spec.threads is not None:
         import torch
@@ -48,7 +50,7 @@ def count(spec: CountSpec) -> Counted:
     loops = [loop_work(config, head, processes, job.config, spec.dtype) for processes in spec.loops]
     return Counted(
         work=own,
-        # The same job: what it needs at least is one number for everyone.
+        # It is the same job, so its model FLOPs are the same for every side.
         loops=[loop.model_copy(update={"model_flops": own.model_flops}) for loop in loops],
         peaks=measure_peaks(job.backend, job.policy.compute, step_bytes=own.moved_bytes / len(pieces)),
         device=Device.of(job.backend.info()),
@@ -58,9 +60,9 @@ def count(spec: CountSpec) -> Counted:
 
 
 def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -> Iterator[Piece]:
-    """The work of each of a run's batches of features, of each epoch's steps, and of each evaluation.
+    """The work of each batch of features, of each epoch's steps and of each evaluation.
 
-    Every text's features are computed once; its tokens are counted as often as it is trained on or evaluated.
+    Features are computed once per text. Its tokens are counted each time that it is trained on or evaluated.
     """
     config, epochs = job.config, job.config.num_epochs
     encoder = job.encoder.weights.config
@@ -83,7 +85,7 @@ def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -
     ):
         batches, tokens = ceil(store.num_texts / size), int(store.lengths.sum())
         useful = _head_flops(head, store.num_texts, trained=trained)
-        # Where shapes are static, the last batch is filled up.
+        # With static shapes, the last batch is padded with rows.
         filled = batches * size if job.backend.static_shapes is not None else store.num_texts
         for _ in range(epochs):
             yield Piece(
@@ -96,9 +98,9 @@ def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -
 
 
 def loop_work(config: EncoderConfig, head: Head, processes: Sequence[TimedLoop], run: TrainConfig, dtype: str) -> Work:
-    """An end-to-end run of the experiment's loop, extrapolated from the batches that its processes timed.
+    """The work of an end-to-end run of the experiment's loop, extrapolated from the batches that were timed.
 
-    Its encoder runs at every step, with its last layer in full.
+    The encoder runs at every step and computes its last layer in full.
     """
     first = processes[0]
     pieces = []
@@ -116,7 +118,7 @@ def loop_work(config: EncoderConfig, head: Head, processes: Sequence[TimedLoop],
                     samples=times * size,
                     real_tokens=times * batch.real_tokens,
                     padded_tokens=times * padded,
-                    # What the job needs at least is the caller's to say.
+                    # The caller replaces it with the job's own.
                     model_flops=times * hardware,
                     hardware_flops=times * hardware,
                     moved_bytes=times

@@ -1,4 +1,4 @@
-"""A process of its own that is given a specification on stdin and answers by one JSON document."""
+"""A separate process that reads a specification from stdin and answers with one JSON file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ Answer = TypeVar("Answer", bound=Part)
 
 
 def answer(given: type[Given], work: Callable[[Given], Part], scope: Callable[[], str] = lambda: TARGET) -> int:
-    """Writes what `work` makes of the specification, or what the user can mend, to the file that it names.
+    """Writes the result of `work`, or its error, to the file that the specification names.
 
-    scope: whom an error concerns. Returns the exit code: 0, or 2 for a UserError or a RunError.
+    Args:
+        given: The model of the specification.
+        scope: Returns which targets an error concerns.
+
+    Returns:
+        The exit code: 0, or 2 for a UserError or a RunError.
     """
     end_with_parent()
     spec = given.model_validate_json(sys.stdin.read())
@@ -34,7 +39,12 @@ def answer(given: type[Given], work: Callable[[Given], Part], scope: Callable[[]
 
 
 def read_answer(path: Path, kind: type[Answer]) -> Answer | Refused:
-    """The document that a process left at `path`. Raises FileNotFoundError, and ValueError for what is none."""
+    """Reads the answer of a process.
+
+    Raises:
+        FileNotFoundError: It left none.
+        ValueError: It is incomplete.
+    """
     text = path.read_text(encoding="utf-8")
     try:
         return Refusal.model_validate_json(text).error

@@ -1,4 +1,4 @@
-"""What a process of a measurement is told and hands over, and the parts that results are made of."""
+"""What the processes of a measurement read and write, and the parts of results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from ...albert_core.terminal.text import figure
 
-# Whom an error concerns: every target of the run, those of one backend, or one target alone.
+# Which targets an error concerns: all of the run, those of one backend, or only one.
 RUN, BACKEND, TARGET = "run", "backend", "target"
 
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
@@ -17,32 +17,32 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Part(BaseModel):
-    """A part of a document: checked where it is made and where it is read, blind to keys that it doesn't know."""
+    """A part of a document. It is validated when it is made and when it is read. Unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
 
     @classmethod
     def of(cls, value: object) -> Self:
-        """The same fields of a dataclass."""
+        """The part with the values of a dataclass's fields of the same names."""
         return cls.model_validate(value, strict=False, from_attributes=True)
 
     def given(self) -> dict[str, Any]:
-        """The fields that were given, by name, as they are: to make another part of them."""
+        """The fields that were given, by name, to make another part from them."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
     def document(self) -> dict[str, Any]:
-        """What a file holds of it: the keys that were given, by the names that the file has for them."""
+        """The fields that were given, as a file has them."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
 class Spec(Part):
-    """What a process is told on its stdin. result: the file that it writes its answer to."""
+    """What a process reads from stdin. result: the file for its answer."""
 
     result: str
 
 
 class Refused(Part):
-    """What the user can mend, in one line, and whom it concerns."""
+    """An error that the user can fix, in one line, and which targets it concerns."""
 
     message: str
     scope: str = TARGET
@@ -62,7 +62,7 @@ class Interval(Part):
     high: Positive
 
     def rate(self, work: float) -> Interval:
-        """`work` per unit of time where this interval is of a time: the bounds change places."""
+        """`work` per unit of time, if this is the interval of a time. The bounds change places."""
         return Interval(median=work / self.median, low=work / self.high, high=work / self.low)
 
     def words(self) -> str:
@@ -70,7 +70,7 @@ class Interval(Part):
 
 
 class Unit(Part):
-    """The matrix unit's own rate, where the backend can measure it."""
+    """The rate of the matrix unit itself, if the backend can measure it."""
 
     unit: str
     dtype: str
@@ -98,26 +98,26 @@ class Peaks(Part):
 
     @property
     def unit_tflops(self) -> float | None:
-        """The matrix unit's rate, where it was measured in the dtype of these peaks."""
+        """The matrix unit's rate, if it was measured in the dtype of these peaks."""
         return self.unit.tflops if self.unit is not None and self.unit.dtype == self.dtype else None
 
     @property
     def compute_limit(self) -> float:
-        """TFLOP/s that no kernel can exceed: a library's product, or the matrix unit alone where that was measured.
+        """TFLOP/s that no kernel can exceed: the measured matrix product, or the matrix unit's rate if it is higher.
 
-        A library may use a fraction of the unit: a kernel that beats it breaks no law of the device.
+        A library's product may use only a fraction of the unit, so a faster kernel isn't a measuring error.
         """
         return max(self.matmul_tflops, self.unit_tflops or 0.0)
 
 
 class Placed(Part):
-    """What ran on a device, or on the host in its place."""
+    """What ran on a device, or on the host that emulates it."""
 
     emulated: bool = Field(description="Every time and rate is the host's, never the device's.")
 
     @property
     def real(self) -> bool:
-        """Whether times and peaks are the device's, and not those of the host in its place."""
+        """Whether times and peaks are the device's and not the host's."""
         return not self.emulated
 
 
@@ -134,7 +134,7 @@ class Device(Placed):
 
 
 class Policy(Part):
-    """Which dtype each role of the encoder had, and why."""
+    """The dtypes that the encoder really used, and why; see `backends.CastPolicy`."""
 
     requested: str
     param: str
@@ -169,7 +169,7 @@ class Data(Part):
 
 
 class Work(Part):
-    """Texts, tokens, FLOPs and bytes. moved_bytes: the fewest that could cross the memory."""
+    """Texts, tokens, FLOPs and bytes. moved_bytes: the fewest that must be moved to and from memory."""
 
     samples: Positive
     real_tokens: Positive
@@ -201,7 +201,7 @@ class Threads(Part):
 
 
 class ProcessEnvironment(Part):
-    """What the process had of the machine; before and after: load, clocks, temperature."""
+    """The process's share of the machine. before and after: load, clocks, temperature."""
 
     threads: Threads
     affinity: list[int] | str
@@ -213,7 +213,7 @@ class ProcessEnvironment(Part):
 
 
 class Timed(Part):
-    """The times of one process, and the conditions that they were taken under."""
+    """The times of one process, and the conditions of the measurement."""
 
     steps_per_block: Annotated[int, Field(ge=1)] = Field(description="k: steps between two fences.")
     step_seconds: list[float] = Field(
@@ -230,7 +230,7 @@ class Timed(Part):
 
 
 class Measured(Timed):
-    """Everything that a worker hands over of one target. probe: logits by text, which need not be finite."""
+    """Everything that a worker measured for one target. probe: logits by text, which need not be finite."""
 
     peaks: Peaks
     work: Work = Field(description="Mean work of one step.")
@@ -245,7 +245,7 @@ class Measured(Timed):
 
 
 class Shape(Part):
-    """A shape that a sweep tried: its speed, or why it can't run."""
+    """A shape that a sweep tried, with its speed or the reason that it can't run."""
 
     layout: str
     batch_size: Annotated[int, Field(ge=1)]

@@ -1,6 +1,6 @@
-"""What every result must say about where it was measured (rule 9). What can't be read says why, and is never guessed.
+"""What every result says about its machine and installation (rule 9). A value that can't be read says why.
 
-Reads files and runs git; imports neither torch nor anything heavy. A worker adds torch's own thread counts.
+This reads files and runs git, and imports nothing heavy. A worker adds torch's thread counts.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ PACKAGES = ("isotrain", "torch", "transformers", "tokenizers", "datasets", "nump
 MATRIX_FLAGS = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY")
 
-# Linux takes a thread's CPU away 15 to 60 times a second on a machine that is otherwise idle, and 130 to 180 times
-# where another process wants that CPU all the time.
+# Linux takes a thread's CPU away 15 to 60 times a second on an otherwise idle machine, and 130 to 180 times if another
+# process needs that CPU all the time.
 BUSY_SWITCHES_PER_THREAD = 100.0
-# The share of its time that a thread may have waited for a CPU.
+# The share of its time that a thread may wait for a CPU.
 LARGEST_WAIT = 0.05
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def describe() -> dict[str, Any]:
-    """The record of this process's machine and installation: plain values, or "unavailable: reason"."""
+    """This process's machine and installation, as plain values or "unavailable: reason"."""
     return {
         "host": host(),
         "cpu": cpu(),
@@ -79,7 +79,7 @@ def cpu(
 
 
 def affinity() -> list[int] | str:
-    """The logical CPUs this process may run on."""
+    """The logical CPUs that this process may run on."""
     if not hasattr(os, "sched_getaffinity"):
         return "unavailable: this system has no CPU affinity"
     return sorted(os.sched_getaffinity(0))
@@ -107,7 +107,7 @@ def quota_cpus(proc: Path, cgroups: Path) -> float | str:
 
 
 def clock_mhz(cpuinfo: str | None = None) -> list[float] | str:
-    """The present clock of each logical CPU in MHz (under a hypervisor, the nominal one)."""
+    """The current clock of each logical CPU in MHz (under a hypervisor, the nominal one)."""
     text = _read(Path("/proc/cpuinfo")) if cpuinfo is None else cpuinfo
     clocks = [float(value) for value in _cpuinfo_values(text, "cpu MHz")]
     return clocks or _why(text, "no cpu MHz in cpuinfo")
@@ -124,7 +124,7 @@ def temperature(zones: Path = Path("/sys/class/thermal")) -> dict[str, float] | 
 
 
 def load_average() -> list[float] | str:
-    """The system's load over 1, 5 and 15 minutes: what else was running."""
+    """The system's load over 1, 5 and 15 minutes."""
     try:
         return [round(value, 2) for value in os.getloadavg()]
     except (OSError, AttributeError):
@@ -142,9 +142,9 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_state(root: Path = PACKAGE_ROOT) -> dict[str, Any] | str:
-    """Revision and whether files differ from it, when `root` is the top of a git checkout.
+    """The revision and whether files differ from it, if `root` is the top of a git checkout.
 
-    An installed copy inside somebody's virtual environment is none, even where that lies in another checkout.
+    An installed copy in a virtual environment doesn't count, even inside another checkout.
     """
     if shutil.which("git") is None:
         return "unavailable: git is not installed"
@@ -159,13 +159,16 @@ def git_state(root: Path = PACKAGE_ROOT) -> dict[str, Any] | str:
 
 
 def moment() -> dict[str, Any]:
-    """What changes while a process measures: load, clocks, temperature."""
+    """What may change during a measurement: load, clocks, temperature."""
     return {"load": load_average(), "clock_mhz": clock_mhz(), "temperature_celsius": temperature()}
 
 
 class Lost(NamedTuple):
-    """What other work has taken from this process's threads so far: how often they lost a CPU (getrusage's ru_nivcsw),
-    and for how many seconds they were ready and waited for one (0 where the system doesn't count that).
+    """The CPU time that this process's threads have lost to other work so far.
+
+    Attributes:
+        switches: How often they lost a CPU (getrusage's ru_nivcsw).
+        seconds: How long they were ready and waited for a CPU; 0 if the system doesn't count it.
     """
 
     switches: int
@@ -173,7 +176,7 @@ class Lost(NamedTuple):
 
 
 def lost(tasks: Path = Path("/proc/self/task")) -> Lost:
-    """What was lost up to now, by every thread that lives."""
+    """What the living threads have lost until now."""
     waited = sum(int(fields[1]) for path in tasks.glob("*/schedstat") if len(fields := _read(path).split()) == 3)
     return Lost(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, waited / 1e9)
 
@@ -181,19 +184,19 @@ def lost(tasks: Path = Path("/proc/self/task")) -> Lost:
 def is_contended(before: Lost, after: Lost, seconds: float, threads: int) -> bool:
     """Whether other work took the CPUs from a process of `threads` threads in those `seconds`.
 
-    By switches where a few processes take turns; by the time waited where there are many, whose turns are long.
+    A few competing processes show in the switches, and many with long turns in the waiting time.
     """
     often = after.switches - before.switches > BUSY_SWITCHES_PER_THREAD * threads * seconds
     return often or after.seconds - before.seconds > LARGEST_WAIT * threads * seconds
 
 
 def command_line() -> list[str]:
-    """The command as it was typed; the interpreter's own path is left out."""
+    """The command as it was typed, without the interpreter's path."""
     return [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])]
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """git's answer, or None where it fails. Optional locks are off: reading a state must not write the index."""
+    """git's output, or None if it fails. Optional locks are off, so that reading a state doesn't write the index."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(root), *arguments],

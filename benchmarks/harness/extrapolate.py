@@ -1,26 +1,25 @@
-"""From a part of a long run to its whole, with an interval: sums of measured parts times how often each occurs.
+"""Extrapolates a long run from measured parts, with an interval: each part's mean times its number in the run.
 
-Means, not medians: what is extrapolated is a sum, and a step on long texts counts in it with all its length.
+Means are used instead of medians, since the total is a sum, in which slow steps on long texts count in full.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .document import Interval
-from .statistics import LEVEL, RESAMPLES, student_widening
+from .statistics import RESAMPLES, interval, student_widening
 
-# Of an end-to-end run.
+# The epochs of an end-to-end run.
 EPOCHS = 5
 
 
 @dataclass(frozen=True)
 class Part:
-    """Measured seconds of one kind of step, and how many of them the end-to-end run has."""
+    """Measured seconds of one kind of step, and their number in the end-to-end run."""
 
     seconds: Sequence[float]
     count: int
@@ -28,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One process's measurement of a run: what happens once (seconds), and the parts that are extrapolated."""
+    """One process's measurement of a run: the seconds of what happens once, and the parts to extrapolate."""
 
     once: float
     parts: tuple[Part, ...] = ()
@@ -40,16 +39,16 @@ class Sampled:
 
 
 def total_interval(processes: Sequence[Sampled], seed: int, resamples: int = RESAMPLES) -> Interval:
-    """The mean total of the processes, with its 95 % interval: processes are resampled, then each one's steps."""
+    """The mean total of the processes in seconds, and its 95 % interval by resampling processes, then their steps."""
     logs = _resampled_logs(processes, np.random.default_rng(seed), resamples)
-    return _interval(_mean(processes), logs)
+    return interval(_mean(processes), logs)
 
 
 def total_ratio(above: Sequence[Sampled], below: Sequence[Sampled], seed: int, resamples: int = RESAMPLES) -> Interval:
-    """The ratio of two mean totals with its 95 % interval, the two resampled independently of each other."""
+    """The ratio of two mean totals and its 95 % interval, with independent resampling."""
     generator = np.random.default_rng(seed)
     logs = _resampled_logs(above, generator, resamples) - _resampled_logs(below, generator, resamples)
-    return _interval(_mean(above) / _mean(below), logs)
+    return interval(_mean(above) / _mean(below), logs)
 
 
 def _mean(processes: Sequence[Sampled]) -> float:
@@ -57,10 +56,10 @@ def _mean(processes: Sequence[Sampled]) -> float:
 
 
 def _resampled_logs(processes: Sequence[Sampled], generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """Logarithms (float64 [resamples]) of the mean total of processes drawn with replacement.
+    """Logarithms of the mean total of processes drawn with replacement, float64 [resamples].
 
-    Few processes hide their spread: they are moved apart as `statistics` does it, by the share of it that the noise of
-    their steps doesn't explain.
+    A few processes underestimate their spread. Their totals are moved apart as in `statistics`, by the share of the
+    spread that the noise of their steps doesn't explain.
     """
     drawn = np.empty((len(processes), resamples))
     for number, process in enumerate(processes):
@@ -76,10 +75,3 @@ def _resampled_logs(processes: Sequence[Sampled], generator: np.random.Generator
     drawn = np.exp(drawn + unexplained * (student_widening(len(processes)) - 1.0) * deviations[:, None])
     chosen = generator.integers(len(processes), size=(len(processes), resamples))
     return np.log(np.take_along_axis(drawn, chosen, axis=0).mean(axis=0))
-
-
-def _interval(middle: float, logs: np.ndarray) -> Interval:
-    low, high = np.exp(np.quantile(logs, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0]))
-    if not math.isfinite(middle) or middle <= 0.0:
-        raise ValueError("totals must be positive, finite times")
-    return Interval(median=middle, low=min(float(low), middle), high=max(float(high), middle))

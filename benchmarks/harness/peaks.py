@@ -1,6 +1,6 @@
-"""The device's own limits, measured once in the run whose work is held against them (rule 11).
+"""The limits of a device, measured once in the same run as the work that is compared with them (rule 11).
 
-A vendor's figure stands beside a measured one where the backend knows it, and never instead of it.
+If the backend knows the vendor's figure, it is shown beside the measured one, never instead of it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .document import Peaks, Unit
 from .environment import is_contended, lost
 from .measure import Clock
 
-# A block is one fence. Short ones, because on a busy machine some of them run between two bursts of other work.
+# Each block ends in a fence. Blocks are short, so that on a busy machine some run between two bursts of other work.
 BLOCK_SECONDS = 0.02
 SECONDS = 0.6
-# How much longer to look for blocks that nobody contended.
+# The longest search for blocks that weren't contended.
 MOST_SECONDS = 2.0
 CLEAN_BLOCKS = 3
-# A product this long hides the cost of starting it; larger ones are not tried.
+# A product that takes this long hides its launch cost, so larger ones aren't tried.
 LONG_ENOUGH_SECONDS = 0.02
 PRODUCT_SIZES = (512, 1024, 2048, 4096, 8192)
 COPY_BYTES = 256 * 2**20
@@ -38,11 +38,11 @@ def measure_peaks(
     step_bytes: float = COPY_BYTES,
     known: Sequence[Peaks] = (),
 ) -> Peaks:
-    """The fastest block of large square products in `dtype` (TFLOP/s) and of copies (GB/s).
+    """Measures the fastest block of large square products in `dtype` (TFLOP/s) and of copies (GB/s).
 
     The product is the smallest of PRODUCT_SIZES that takes 20 ms. The copies are of 256 MiB, and of half of
-    `step_bytes` where that is less; their bytes are counted as read and as written. Takes about three seconds, more on
-    a busy machine, and nothing for what is known.
+    `step_bytes` if that is less. Their bytes count as read and as written. This takes about three seconds, or more on a
+    busy machine. What is known takes no time.
 
     Args:
         known: What earlier processes of the run measured on this backend.
@@ -100,11 +100,11 @@ def _device_peaks(backend: Backend, dtype: str, clock: Clock) -> Peaks:
 def _matmul_tflops(backend: Backend, dtype: torch.dtype, clock: Clock) -> tuple[float, int, bool]:
     generator = torch.Generator().manual_seed(0)
     for size in PRODUCT_SIZES:
-        # Variance 1 / size keeps the values of chained products bounded.
+        # A variance of 1 / size keeps the values of chained products bounded.
         factor = backend.place((torch.randn(size, size, generator=generator) / size**0.5).to(dtype))
 
         def run(count: int, factor: torch.Tensor = factor) -> None:
-            # Each product needs the one before, so that no lazy device can drop or merge any of them.
+            # Each product needs the previous one, so that no lazy device can drop or merge any of them.
             product = factor
             for _ in range(count):
                 product = product @ factor
@@ -128,7 +128,7 @@ def _copy_gbps(backend: Backend, size: int, clock: Clock) -> tuple[float, bool]:
             if backend.static_shapes is None:
                 target.copy_(source)
             else:
-                # A device that traces renames a buffer for a copy; negating one in place reads and writes as much.
+                # A tracing device only renames a buffer for a copy. Negating it in place reads and writes as much.
                 target.neg_()
                 backend.step_boundary()
         backend.synchronize(target)
@@ -146,7 +146,7 @@ def _warm_seconds(run: Callable[[int], None], clock: Clock) -> float:
 
 
 def _best_seconds(run: Callable[[int], None], once: float, clock: Clock) -> tuple[float, bool]:
-    """The least mean seconds an execution of all blocks, and whether too few of them were undisturbed."""
+    """The mean seconds per execution of the fastest block, and whether too few blocks were uncontended."""
     count = math.ceil(BLOCK_SECONDS / max(once, 1e-6))
     best, clean = math.inf, 0
     begin = clock()

@@ -1,13 +1,13 @@
 """What a benchmark run measures, and in which order: options, targets and the schedule. Imports no torch.
 
-Rules 7 and 9: every target in several fresh processes, interleaved in random order, under a hashed configuration.
+Rules 7 and 9: every target runs in several fresh processes, interleaved in random order, and the configuration is
+hashed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,42 +21,45 @@ from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
 from ...backends import DTYPES, LAYOUTS, backend_traits, caveat, list_backends
+from ...backends.host.processor import usable_cores
 from ...kernels.names import check_name
 from ..baselines import Shape, chosen_baselines
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
-# A whole training run, which is measured alone.
+# A whole training run. It can't be combined with other workloads.
 END_TO_END = "end_to_end"
 DEFAULT_WORKLOADS = ("forward", "train_step")
-# The layout of a step on cached features, which has no tokens to lay out.
+# The layout of a step on cached features, which has no tokens.
 CACHED = "cached"
 EMBEDDED_LENGTHS = "banking77-lengths"
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
-# A comparison has more targets, and its smoke run should end within three minutes.
+# A comparison has more targets, and its smoke run should take less than three minutes.
 QUICK_BASELINE_SECONDS = 1.5
 QUICK_LEAST_BLOCKS = 2
 FULL_PROCESSES, FULL_BLOCKS, FULL_SECONDS = 3, 9, 10.0
-# Texts of a comparison with baselines, and the static shapes that those who compile may have; see `texts.static_cells`.
+# Texts of a comparison with baselines, and the number of static shapes for compilers; see `texts.static_cells`.
 BASELINE_TEXTS, QUICK_BASELINE_TEXTS = 512, 32
 STATIC_SHAPES, QUICK_STATIC_SHAPES = 4, 2
-# This project's own kernels are given a choice of batch sizes as well.
+# The batch sizes that a sweep of this project's kernels tries.
 OWN_SIZES = (128, 32, 512)
-# A sweep of a baseline's shapes: its warm-up (compilers included) and its passes, for the estimate of --dry-run alone.
-SWEEP_SECONDS = 30.0
-# Importing torch and transformers, building a model, warming up and measuring the peaks: what a process costs beside
-# its timed blocks, for the estimate of --dry-run alone.
-OVERHEAD_SECONDS = 12.0
+# For the estimate of --dry-run: a sweep of a baseline's shapes, and what a process does beside its timed blocks
+# (imports, building the model, warm-up, peaks).
+SWEEP_SECONDS, OVERHEAD_SECONDS = 30.0, 12.0
+# The options that every configuration of a measurement has.
+COMMON_KEYS = ("model", "dtype", "strict_dtype", "max_length", "threads", "dataset", "tokenizer", "seed")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that can be chosen. `config` is the part that decides what is measured, the rest how thoroughly.
+    """Everything that can be chosen: what is measured (`config`), and how thoroughly (`method`).
 
-    mlp_hidden_size and num_labels are those of the Banking77 head; `batches` is the length of the list of different
-    batches that every target cycles through. vs: baselines to compare with; then every target runs the same `texts`
-    texts, and `batch_sizes`, where there are any, replace the sizes that the sweep tries. `backend_options`: what a
-    configuration says to backends, by name.
+    Attributes:
+        batch_sizes: With `vs`, the sizes that a sweep tries instead of the default ones.
+        batches: The number of different batches that every target cycles through.
+        mlp_hidden_size, num_labels: Those of the Banking77 head.
+        vs: Baselines to compare with. Every target then runs the same `texts` texts.
+        backend_options: As in a configuration, by section.
     """
 
     backends: tuple[str, ...] = ("cpu",)
@@ -87,28 +90,15 @@ class Options:
 
     @property
     def least_blocks(self) -> int:
-        """Timed blocks that a process runs however slow its steps are: all of them, unless it is a smoke run."""
+        """Timed blocks that a process runs even if its steps are slow: all of them, except in a smoke run."""
         return min(self.blocks, QUICK_LEAST_BLOCKS) if self.quick and self.processes == 1 else self.blocks
 
-    def config(self) -> dict[str, Any]:
-        """What is measured: results are comparable only where these agree (apart from the targets' own keys)."""
-        keys = (
-            "model",
-            "dtype",
-            "strict_dtype",
-            "max_length",
-            "threads",
-            "dataset",
-            "tokenizer",
-            "seed",
-            "batches",
-            "mlp_hidden_size",
-            "num_labels",
-            "texts",
-            "static_shapes",
-        )
-        told = {"backend_options": self.backend_options} if self.backend_options else {}
-        return {key: getattr(self, key) for key in keys} | told
+    def config(
+        self, keys: Sequence[str] = (*COMMON_KEYS, "batches", "mlp_hidden_size", "num_labels", "texts", "static_shapes")
+    ) -> dict[str, Any]:
+        """What is measured. Results are comparable only if it is equal (apart from the targets' own keys)."""
+        given = {"backend_options": self.backend_options} if self.backend_options else {}
+        return {key: getattr(self, key) for key in keys} | given
 
     def method(self) -> dict[str, Any]:
         """How thoroughly it is measured."""
@@ -117,7 +107,7 @@ class Options:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One thing to measure: a kernel of a backend, or (`baseline`) the baseline that `kernel` names."""
+    """One thing to measure: a kernel of a backend, or if `baseline` is set, the baseline called `kernel`."""
 
     backend: str
     workload: str
@@ -137,10 +127,13 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets, the order of their processes as (target index, process index), and what was left out and why.
+    """The targets and their schedule.
 
-    candidates: by target, the shapes that a sweep chooses from before anything is measured. unavailable: by target,
-    why it can't run here; such a target has no process.
+    Attributes:
+        order: (target index, process index) of every process.
+        skipped: What was left out, and why.
+        candidates: By target, the shapes that a sweep chooses from before the measurement.
+        unavailable: By target, why it can't run here. It then has no process.
     """
 
     options: Options
@@ -152,13 +145,13 @@ class Plan:
 
     @property
     def least_seconds(self) -> float:
-        """The run's length where every block fits its budget; slow steps make it longer."""
+        """The duration of the run if every block fits its budget. Slow steps make it longer."""
         per_process = OVERHEAD_SECONDS + 2.0 * self.options.seconds
         return len(self.order) * per_process + len(self.candidates) * (OVERHEAD_SECONDS + SWEEP_SECONDS)
 
     @property
     def processes(self) -> int:
-        """How many there are in all, those of the sweeps included."""
+        """The number of processes, including sweeps."""
         return len(self.order) + len(self.candidates)
 
     def settled(self, target: int, spec: TargetSpec) -> Plan:
@@ -173,7 +166,11 @@ class Plan:
 
 
 def make_plan(options: Options) -> Plan:
-    """Checks `options` and lists the targets and their schedule. Raises UserError for anything not allowed."""
+    """Checks `options` and lists the targets and their schedule.
+
+    Raises:
+        UserError: An option isn't allowed, or nothing is left to measure.
+    """
     check_values(options)
     if END_TO_END in options.workloads:
         raise UserError(f"--workload {END_TO_END} has results of its own kind; give it without other workloads")
@@ -199,7 +196,7 @@ def make_plan(options: Options) -> Plan:
 def _combinations(options: Options) -> Iterator[TargetSpec]:
     """Every target that the options name.
 
-    A step of the head alone has neither layout nor encoder kernel, and one of the whole model runs transformers'.
+    A head step has neither layout nor encoder kernel, and a step of the whole model runs the transformers module.
     """
     for backend, workload in product(options.backends, options.workloads):
         layouts = (CACHED,) if workload == "head_step" else options.layouts
@@ -209,13 +206,13 @@ def _combinations(options: Options) -> Iterator[TargetSpec]:
 
 
 def _baselines_plan(options: Options) -> Plan:
-    """This project's kernels first, then the baselines: all on the same texts, each in the shape that suits it best."""
+    """This project's kernels, then the baselines: all on the same texts, each in the shape that suits it best."""
     backend = options.backends[0]
 
     def specs(kernel: str, shapes: Sequence[Shape], baseline: bool) -> tuple[TargetSpec, ...]:
         return tuple(TargetSpec(backend, "forward", layout, kernel, size, baseline) for layout, size in shapes)
 
-    # Sizes beyond the list of texts would all be the same batch.
+    # Sizes beyond the number of texts would all give the same batch.
     most = options.texts or 1
     sizes = tuple(dict.fromkeys(min(size, most) for size in options.batch_sizes or OWN_SIZES))
     choices = [
@@ -242,9 +239,9 @@ def _baselines_plan(options: Options) -> Plan:
 
 
 def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]]:
-    """(target, process) in rounds: a random order of all targets, then that order reversed, then the next random one.
+    """The order of (target, process), in rounds: a random order of all targets, its reverse, the next random order.
 
-    Rule 7, A B B A: a machine that grows slower (or faster) steadily during two rounds touches all targets alike.
+    Rule 7, A B B A: a machine that steadily gets slower (or faster) during two rounds affects all targets alike.
     """
     generator = random.Random(seed)
     order: list[tuple[int, int]] = []
@@ -260,7 +257,7 @@ def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]
 
 
 def with_quick(options: Options) -> Options:
-    """`options` as a demonstration: one process, few short blocks; its intervals are within that process."""
+    """`options` for a smoke run: one process with few short blocks."""
     quick = replace(options, processes=QUICK_PROCESSES, blocks=QUICK_BLOCKS, seconds=QUICK_SECONDS, quick=True)
     if not options.vs:
         return quick
@@ -268,40 +265,41 @@ def with_quick(options: Options) -> Options:
 
 
 def with_baselines(options: Options, names: Sequence[str]) -> Options:
-    """`options` as a comparison with these baselines (``baselines`` is all of them): the forward pass over the same
-    texts.
-    """
+    """`options` for a comparison of the forward pass with these baselines; ``baselines`` means all of them."""
     workloads = ("forward",) if options.workloads == DEFAULT_WORKLOADS else options.workloads
     return replace(options, vs=tuple(names), workloads=workloads, texts=options.texts or BASELINE_TEXTS)
 
 
 def hash_of(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    """SHA-256 (hex) of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check_values(options: Options) -> None:
-    """Raises UserError for a name that does not exist, or a number out of range, before any process is started."""
+    """Checks names and numbers before any process is started.
+
+    Raises:
+        UserError: A name doesn't exist, or a number is out of range.
+    """
     for flag, values, allowed in (
         ("--workload", options.workloads, (*WORKLOADS, END_TO_END)),
         ("--layout", options.layouts, LAYOUTS),
         ("--dtype", (options.dtype,), DTYPES),
         ("--backend", [name.partition(":")[0] for name in options.backends], list_backends()),
     ):
-        _check_names(flag, values, allowed)
+        for value in values:
+            check_name(flag, value, allowed)
     for backend, kernel in product(options.backends, options.kernels):
         backend_traits(backend).check_kernel("--kernel", kernel, backend)
-    for flag, sizes in (
+    for flag, given in (
+        ("--workload", options.workloads),
+        ("--layout", options.layouts),
         ("--batch-size", options.batch_sizes),
         ("--backend", options.backends),
         ("--kernel", options.kernels),
     ):
-        if len(set(sizes)) != len(sizes):
-            raise UserError(f"{flag} is given {', '.join(map(str, sizes))}; give each value once")
+        if len(set(given)) != len(given):
+            raise UserError(f"{flag} is given {', '.join(map(str, given))}; give each value once")
     _check_inputs(options)
     check_range("--max-length", options.max_length, 2, 512)
     check_range("--processes", options.processes, 1, 100)
@@ -313,11 +311,11 @@ def check_values(options: Options) -> None:
     for size in options.batch_sizes:
         check_range("--batch-size", size, 1, 65_536)
     if options.threads is not None:
-        check_range("--threads", options.threads, 1, available_cpus(), "the CPUs this process may use")
+        check_range("--threads", options.threads, 1, usable_cores(), "the CPUs this process may use")
 
 
 def _check_inputs(options: Options) -> None:
-    """Raises UserError for a model, a data set or a tokenizer that is none by its name, as the option is called."""
+    """Raises UserError, in the words of the options, if a model, data set or tokenizer can't exist by its name."""
     with _called("model_name", "--model"):
         check_model_name(options.model)
     if options.dataset != EMBEDDED_LENGTHS:
@@ -330,7 +328,7 @@ def _check_inputs(options: Options) -> None:
 
 @contextmanager
 def _called(key: str, flag: str) -> Iterator[None]:
-    """Errors that begin with a configuration's key begin with the option that gives it here."""
+    """Replaces the configuration's key at the beginning of an error with the option of this command."""
     try:
         yield
     except UserError as error:
@@ -352,7 +350,11 @@ def _check_baselines(options: Options) -> None:
 
 
 def refuse_race(options: Options) -> None:
-    """Raises UserError where baselines are to be compared with a backend whose speed is no device's."""
+    """Refuses to compare baselines with an emulated device.
+
+    Raises:
+        UserError: One of the backends has only the host's speed.
+    """
     without = [name for name in options.backends if caveat(name)]
     if options.vs and without:
         raise UserError(
@@ -360,17 +362,15 @@ def refuse_race(options: Options) -> None:
         )
 
 
-def _check_names(flag: str, values: Sequence[str], allowed: Sequence[str]) -> None:
-    for value in values:
-        check_name(flag, value, allowed)
-    if len(set(values)) != len(values) and flag != "--backend":
-        raise UserError(f"{flag} is given {', '.join(values)}; give each value once")
-    if not values:
-        raise UserError(f"{flag} needs at least one value; allowed are {', '.join(allowed)}")
-
-
 def check_range(flag: str, value: float, least: float, most: float, why: str = "") -> None:
-    """Raises UserError where the number given by `flag` is not from `least` to `most`."""
-    # `not (a <= b)` rather than `a > b`: NaN must fail too.
+    """Checks a number.
+
+    Args:
+        flag: The option that gives it.
+        why: The reason for the limits, for the message.
+
+    Raises:
+        UserError: It is not between `least` and `most`, or NaN.
+    """
     if not least <= value <= most:
         raise UserError(f"{flag} {value} is out of range; allowed is {least} to {most}{f' ({why})' if why else ''}")

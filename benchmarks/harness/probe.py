@@ -1,7 +1,7 @@
-"""What `isotrain doctor` finds out: each backend in a process of its own, so that none changes what another does.
+"""The checks of `isotrain doctor`, one process per backend, so that no backend influences another.
 
-``python -m isotrain.benchmarks.harness.probe`` examines one backend. One that crashes, hangs or ends its
-process is its own line's trouble.
+``python -m isotrain.benchmarks.harness.probe`` examines one backend. If it crashes, hangs or exits, only its own line
+says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -22,9 +22,6 @@ from ...albert_core.terminal.text import error_line
 from .answer import answer, read_answer
 from .document import Device, Part, Policy, Refused, Spec
 from .runner import Ended, how, last_words, running
-
-if TYPE_CHECKING:
-    pass
 
 PROBE = (sys.executable, "-m", "isotrain.benchmarks.harness.probe")
 # Importing torch takes half a minute on a busy disk, and opening an accelerator as long again.
@@ -38,7 +35,7 @@ class Checked(Part):
 
 
 class Report(Part):
-    """What was found of a backend. device, bfloat16 and kernels: of one that could be opened."""
+    """What was found about a backend. device, bfloat16 and kernels are known if it could be opened."""
 
     backend: str
     status: Literal["PASS", "FAIL", "absent"]
@@ -55,7 +52,14 @@ class ProbeSpec(Spec):
 
 
 def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report]:
-    """A report of each of the backends `names`, in their order; all are examined at once."""
+    """Examines the backends `names` at the same time.
+
+    Args:
+        time_limit: Seconds for all of them together.
+
+    Returns:
+        Their reports, in the order of `names`.
+    """
     with tempfile.TemporaryDirectory(prefix="isotrain-doctor-") as folder, ExitStack() as stack:
         deadline = time.monotonic() + time_limit
         started = []
@@ -90,7 +94,7 @@ def _failed(name: str, reason: str, fix: str = "check the device's driver and li
 
 
 def probe(spec: ProbeSpec) -> Report:
-    """The report of a backend: opened and tested by its self-test, if it can run here."""
+    """Opens a backend and runs its self-test, if it can run here."""
     from ...backends import backend_class, get_backend
     from ...backends.selftest import self_test
 

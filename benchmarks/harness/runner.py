@@ -1,4 +1,4 @@
-"""The parent's side of the workers: one process after the other, watched, ended in time, and never left behind."""
+"""Starts worker processes one after the other, ends them at the time limit, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .worker import WorkerSpec
 
 WORKER = (sys.executable, "-m", "isotrain.benchmarks.harness.worker")
 STDERR_LINES = 15
-# The process number of a target's sweep, which comes before those that are measured.
+# The process number of a target's sweep, which runs before the measured processes.
 SWEEP = -1
 GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class WorkerRun:
-    """How one process ended: with a `document` or a `sweep`, or with an `error` in words and whom it concerns."""
+    """How one process ended: with a `document` or a `sweep`, or with an `error` and the targets it concerns."""
 
     target: int
     process: int
@@ -51,11 +51,13 @@ class WorkerRun:
 def run_workers(
     plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER
 ) -> Iterator[WorkerRun]:
-    """Runs the plan's processes in its order, yielding each as it ends; `started(target, process)` before each.
+    """Runs the plan's processes in order and yields each as it ends.
 
-    Each is told the peaks that those before it measured on its backend. A target whose process failed is not started
-    again. KeyboardInterrupt, and SIGTERM as one, end the process that
-    runs and are raised to the caller, who has what was complete.
+    Each gets the peaks that earlier ones measured on its backend. A target is not started again after a process of it
+    failed. Ctrl-C and SIGTERM end the running process and raise KeyboardInterrupt.
+
+    Args:
+        started: Called with target and process before each.
     """
     failed: set[int] = set()
     peaks: dict[str, list[Peaks]] = {spec.backend: [] for spec in plan.targets}
@@ -75,7 +77,7 @@ def run_workers(
 
 
 def run_sweeps(plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER) -> Iterator[WorkerRun]:
-    """A process for each target that has several shapes to choose from; its document names them with their speed."""
+    """Runs a sweep for each target that has several shapes to choose from, and yields each as it ends."""
     with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
         for target, specs in plan.candidates.items():
             started(target, SWEEP)
@@ -84,7 +86,7 @@ def run_sweeps(plan: Plan, started: Callable[[int, int], None], command: Sequenc
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """The parent's environment, with the thread counts that libraries read before torch can set them."""
+    """The parent's environment variables, with the thread counts that libraries read before torch can set them."""
     environment = dict(os.environ, HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
     if threads is not None:
         environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
@@ -117,7 +119,7 @@ def _run_worker(
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (below 0: the signal that killed it), its seconds, and where its words are."""
+    """How a process ended. A negative `code` is the signal that killed it. `log` has its output."""
 
     code: int
     seconds: float
@@ -133,14 +135,17 @@ def run_process(
     time_limit: float,
     extra: dict[str, str] | None = None,
 ) -> Ended:
-    """Runs `command` with `spec` as JSON on its stdin, its output in `log`, and ends it at the time limit.
+    """Runs a process to its end. The time limit and an interruption end it, too.
 
-    extra: environment variables beside those of `worker_environment`. An interruption ends it too, and is raised.
+    Args:
+        spec: Given as JSON on its stdin.
+        log: Gets its output.
+        time_limit: In seconds.
+        extra: Environment variables beside those of `worker_environment`.
     """
     start = time.perf_counter_ns()
     with running(command, spec, log, threads, extra) as worker:
-        # A timer and a blocking wait: waiting with a timeout wakes twenty times a second, and each time takes a CPU
-        # away from what is measured.
+        # A wait with a timeout wakes twenty times a second and takes the CPU from the measured process.
         timed_out = threading.Event()
         limit = threading.Timer(time_limit, _expire, (worker, timed_out))
         limit.start()
@@ -155,11 +160,11 @@ def run_process(
 def running(
     command: Sequence[str], spec: Spec | None, log: Path, threads: int | None, extra: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of `run_process` that is ended, with whatever it started, when the block ends."""
-    # The worker reads the end of this pipe when the process that holds its other side is gone, even by kill -9.
+    """Starts a process as `run_process` does, and ends it with all its children when the block ends."""
+    # The worker sees the end of this pipe when the parent is gone, even after kill -9.
     lifeline, held = os.pipe()
     with os.fdopen(held, "wb"):
-        # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker and whatever it started.
+        # In a new session, Ctrl-C reaches only the parent, which then ends the worker and all its children.
         with open_anew(log) as output, os.fdopen(lifeline, "rb"):
             worker = subprocess.Popen(
                 command,
@@ -172,7 +177,7 @@ def running(
             )
         assert worker.stdin is not None, "it was asked for"
         try:
-            # One that has ended already reads nothing.
+            # If it has already ended, it reads nothing.
             with suppress(BrokenPipeError), worker.stdin as given:
                 given.write(b"" if spec is None else spec.model_dump_json().encode())
             yield worker
@@ -198,7 +203,7 @@ def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
 
 
 def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
-    """The targets that an error ends."""
+    """The targets that an error concerns."""
     backend = plan.targets[outcome.target].backend
     return {
         index
@@ -208,12 +213,12 @@ def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
 
 
 def how(ended: Ended) -> str:
-    """How a process ended, in words."""
+    """How a process ended, as a verb phrase."""
     return f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
 
 
 def last_words(log: Path) -> str:
-    """The last line that a process wrote, as the end of a sentence; empty where it wrote none."""
+    """The last line that a process wrote, as the end of a sentence; empty if it wrote none."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f": {shorten(clean(lines[-1].strip()))}" if lines else ""
 
@@ -229,7 +234,7 @@ def _expire(worker: subprocess.Popen[bytes], timed_out: threading.Event) -> None
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Ends the worker and its own children, if it still runs; waits until it is gone."""
+    """Ends the worker and its children if it still runs, and waits until it is gone."""
     if worker.poll() is not None:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -1,7 +1,7 @@
-"""Medians, their intervals and what is noise: small pure functions over numbers (rules 4, 7 and 8 of measuring).
+"""Medians, their intervals and tests for noise: small pure functions over numbers (rules 4, 7 and 8 of measuring).
 
-Samples come as one list a process, all of the same length: blocks of one process share its memory layout, its
-clocks and its luck, so they are not independent, and an interval must be taken over processes as well as blocks.
+Samples are one list per process, all of the same length. The blocks of one process share its memory layout and clocks,
+so they are not independent, and an interval must cover processes as well as blocks.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _BLOCK_NOISE, _LEAST_WIDENING = 0.9, 0.55
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The `share` quantile (0.5 is the median), linear between order statistics."""
+    """The `share` quantile (0.5 is the median), interpolated linearly."""
     return float(np.quantile(np.asarray(values, dtype=np.float64), share))
 
 
 def median_interval(samples: Samples, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """The median of all samples and its 95 % interval by hierarchical bootstrap: processes first, then blocks (rule 7).
+    """The median of all samples and its 95 % interval by hierarchical bootstrap over processes, then blocks (rule 7).
 
-    One process gives an interval of the blocks within it, which says nothing about other processes.
+    For one process, the interval covers only the blocks within it, and says nothing about other processes.
     """
     data = _table(samples)
     logs = resampled_medians(np.log(data), np.random.default_rng(seed), resamples)
-    return _interval(float(np.median(data)), logs)
+    return interval(float(np.median(data)), logs)
 
 
 def ratio_interval(numerator: Samples, denominator: Samples, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """The ratio of two medians and its 95 % interval; the two are resampled independently of each other (rule 7)."""
+    """The ratio of two medians and its 95 % interval, with independent resampling (rule 7)."""
     above, below = _table(numerator), _table(denominator)
     generator = np.random.default_rng(seed)
     logs = [resampled_medians(np.log(data), generator, resamples) for data in (above, below)]
-    return _interval(float(np.median(above) / np.median(below)), logs[0] - logs[1])
+    return interval(float(np.median(above) / np.median(below)), logs[0] - logs[1])
 
 
 def outliers(samples: Samples) -> list[tuple[int, int]]:
-    """(process, block) of the samples beyond Tukey's fences (1.5 interquartile ranges). Labelled, never dropped."""
+    """(process, block) of the samples beyond Tukey's fences (1.5 interquartile ranges). They are never dropped."""
     data = _table(samples)
     first, third = np.quantile(data, [0.25, 0.75])
     reach = 1.5 * (third - first)
@@ -57,9 +57,13 @@ def outliers(samples: Samples) -> list[tuple[int, int]]:
 def is_steady(times: Sequence[float], classes: Sequence[int], largest_drift: float = 0.02) -> bool:
     """Whether a series of step times has no slope beyond its noise.
 
-    `classes` says which of the steps do the same work: the slope is that of the logarithms within the classes (each
-    class keeps its own level), so that batches of different cost in turn are no drift. Steady is a slope below twice
-    its standard error, or a drift below `largest_drift` over the whole series. Too few steps are not steady.
+    Steady means a slope of the logarithms below twice its standard error, or a drift below `largest_drift` over the
+    whole series. Too few steps are not steady.
+
+    Args:
+        classes: Equal for steps that do the same work. Each class has its own level, so alternating batches of
+            different cost are no drift.
+        largest_drift: As a share.
     """
     log_times = np.log(np.asarray(times, dtype=np.float64))
     labels = np.asarray(classes)
@@ -81,9 +85,10 @@ def is_steady(times: Sequence[float], classes: Sequence[int], largest_drift: flo
 
 
 def drift(samples: Sequence[float]) -> float | None:
-    """How much slower (above 0) or faster the last third of a process's blocks is than its first, as a share.
+    """How much slower (above 0) or faster the last third of a process's blocks is than the first, as a share.
 
-    None where that is within the noise, or where there are fewer than six blocks.
+    Returns:
+        None if it is within the noise, or there are fewer than six blocks.
     """
     data = np.asarray(samples, dtype=np.float64)
     third = len(data) // 3
@@ -97,11 +102,13 @@ def drift(samples: Sequence[float]) -> float | None:
 
 
 def two_modes(samples: Samples) -> tuple[float, float, int] | None:
-    """The medians of two groups that the samples fall into, and how many the slower one has; None for one group.
+    """Tests whether the samples fall into two groups, in which case their median says little.
 
-    Two groups: the widest gap between neighbours in order is three times as wide as either side's interquartile range
-    and 5 % of the median, and each side has at least a fifth of the samples. A median then depends on which group has
-    the majority, and says little.
+    There are two groups if the widest gap between sorted neighbours is wider than 5 % of the median and three times the
+    interquartile range of either side, and each side has at least a fifth of the samples.
+
+    Returns:
+        The medians of the faster and the slower group, and the size of the slower one; None for one group.
     """
     data = np.sort(_table(samples).ravel())
     least = max(2, math.ceil(len(data) / 5))
@@ -118,7 +125,7 @@ def two_modes(samples: Samples) -> tuple[float, float, int] | None:
 
 
 def _table(samples: Samples) -> np.ndarray:
-    """float64 (processes, blocks). Raises ValueError for nothing, processes of unequal length, or no positive time."""
+    """float64 [processes, blocks]. Raises ValueError for no samples, unequal lengths, or times that aren't positive."""
     lengths = {len(row) for row in samples}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(f"samples must be the same number of blocks, at least one, of each process, not {lengths}")
@@ -128,7 +135,8 @@ def _table(samples: Samples) -> np.ndarray:
     return data
 
 
-def _interval(median: float, resampled_logs: np.ndarray) -> Interval:
+def interval(median: float, resampled_logs: np.ndarray) -> Interval:
+    """The interval of a figure from the logarithms of its resampled values, float64 [resamples]."""
     low, high = np.exp(bounds(resampled_logs))
     return Interval(median=median, low=min(float(low), median), high=max(float(high), median))
 
@@ -139,9 +147,13 @@ def bounds(resampled: np.ndarray) -> np.ndarray:
 
 
 def resampled_medians(data: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """Medians of resampled tables: processes drawn with replacement, then likewise their blocks.
+    """Medians of resampled tables: processes are drawn with replacement, then their blocks.
 
-    data: log times, float64 [..., processes, blocks]; several tables are resampled alike. Returns [..., resamples].
+    Args:
+        data: Log times, float64 [..., processes, blocks]. Several tables are resampled alike.
+
+    Returns:
+        float64 [..., resamples].
     """
     processes, blocks = data.shape[-2:]
     spread = _calibrated(data)
@@ -151,16 +163,16 @@ def resampled_medians(data: np.ndarray, generator: np.random.Generator, resample
 
 
 def _calibrated(data: np.ndarray) -> np.ndarray:
-    """`data` (log times [..., processes, blocks]) with the spread that makes its bootstrap cover what it says.
+    """Adjusts the spread of log times [..., processes, blocks], so that the bootstrap reaches its nominal coverage.
 
-    A plain bootstrap of three processes covers 77 % where processes differ more than blocks do: it takes the spread
-    of three numbers for that of all processes. The normal-theory remedy (Hesterberg, "What Teachers Should Know
-    About the Bootstrap", 2015, section 4) widens by t / z * sqrt(n / (n - 1)). What the blocks' noise explains of the
-    spread between the processes' medians is drawn again with the blocks, and must not be counted twice; nor is it
-    certain, from three processes, how much that is, so a part of the widening stays however much it seems to be.
-    Blocks are moved a little towards their process's median, for a bootstrap overstates the variance of a median
-    (by 1.22 for 27 normal values). On logarithms, so that no bound of a time is negative. The two constants are
-    chosen by simulation; docs/benchmarks.md has the coverage that results, measured by the tests.
+    If processes differ more than blocks do, a plain bootstrap of three processes covers only 77 %, since the spread of
+    three numbers underestimates that of all processes. The normal-theory remedy (Hesterberg, "What Teachers Should Know
+    About the Bootstrap", 2015, section 4) widens by t / z * sqrt(n / (n - 1)). The noise of the blocks explains a part
+    of the spread between the processes' medians. It is resampled with the blocks and must not be counted twice. Three
+    processes don't show well how large that part is, so some of the widening always stays. Blocks are moved a little
+    towards their process's median, since a bootstrap overstates the variance of a median (by 1.22 for 27 normal
+    values). Logarithms keep the bounds of times positive. The two constants come from simulations; the tests measure
+    the coverage that docs/benchmarks.md states.
     """
     processes, blocks = data.shape[-2:]
     medians = np.median(data, axis=-1, keepdims=True)
@@ -178,14 +190,14 @@ def _calibrated(data: np.ndarray) -> np.ndarray:
 
 
 def student_widening(processes: int) -> float:
-    """How much further apart than they are `processes` draws of a normal value must be taken; 1 for a single one."""
+    """The factor that widens the spread between a few processes; 1 for a single one."""
     if processes < 2:
         return 1.0
     return _student_quantile(processes - 1) / _NORMAL_QUANTILE * math.sqrt(processes / (processes - 1))
 
 
 def _student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: exact for 1 and 2, else Cornish and Fisher's expansion (within 1 %)."""
+    """The 97.5 % quantile of Student's t: exact for 1 and 2, else by Cornish and Fisher's expansion (within 1 %)."""
     if freedom == 1:
         return math.tan(math.pi * 0.475)
     if freedom == 2:

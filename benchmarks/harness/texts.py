@@ -1,4 +1,4 @@
-"""The texts a target works on, as token ids: the same for every layout, kernel and process of a run."""
+"""The texts of a measurement as token ids: the same for every layout, kernel and process of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from .plan import EMBEDDED_LENGTHS, Options
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """ids: int64 [tokens], texts end to end; text i is ``ids[offsets[i]:offsets[i + 1]]``; labels: int64 [texts]."""
+    """Texts end to end: text i is ``ids[offsets[i]:offsets[i + 1]]``.
+
+    Attributes:
+        ids: int64 [tokens].
+        offsets: int64 [texts + 1].
+        labels: int64 [texts].
+    """
 
     name: str
     ids: np.ndarray
@@ -38,7 +44,7 @@ class Texts:
         return digest.hexdigest()
 
     def describe(self) -> Data:
-        """What a result says about its data; lengths in tokens."""
+        """What a result says about its data, with lengths in tokens."""
         lengths = self.lengths
         return Data(
             name=self.name,
@@ -53,7 +59,7 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class BenchBatch:
-    """One batch of the list, on the host. rows: int64 [B], which texts; computed: tokens computed, one entry a text."""
+    """One batch on the host. For each text, its number (rows), its length and its computed tokens, int64 [B] each."""
 
     inputs: PackedBatch | PaddedBatch
     rows: np.ndarray
@@ -62,9 +68,12 @@ class BenchBatch:
 
 
 def representatives(lengths: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Indices (int64 [count]) of texts whose lengths are the middles of `count` equal shares of all, in random order.
+    """Chooses texts whose lengths represent all: the middles of `count` equal shares, in random order.
 
-    A few dozen texts drawn at random have a mean length off by a fifth; these have that of the whole data set.
+    The mean length of a few dozen texts drawn at random may be off by a fifth.
+
+    Returns:
+        Indices, int64 [count].
     """
     order = np.argsort(lengths, kind="stable")
     middles = ((np.arange(count) + 0.5) * len(lengths) / count).astype(np.int64)
@@ -72,7 +81,7 @@ def representatives(lengths: np.ndarray, count: int, generator: np.random.Genera
 
 
 def load_texts(options: Options, vocab_size: int, count: int) -> Texts:
-    """`count` texts of what `options.dataset` names: the embedded lengths, or a data set's training split."""
+    """`count` texts of `options.dataset`: random ids of the embedded lengths, or a data set's training split."""
     if options.dataset == EMBEDDED_LENGTHS:
         return embedded_texts(count, options.max_length, vocab_size, options.num_labels, options.seed)
     return dataset_texts(
@@ -81,7 +90,7 @@ def load_texts(options: Options, vocab_size: int, count: int) -> Texts:
 
 
 def embedded_texts(count: int, max_length: int, vocab_size: int, num_labels: int, seed: int) -> Texts:
-    """`count` texts of random ids with Banking77's lengths; special ids (0 to 4) but [CLS] don't appear."""
+    """`count` texts of random ids with Banking77's lengths. The only special id (0 to 4) in them is [CLS]."""
     from ...albert_core.tokens.lengths import banking77_lengths
 
     generator = np.random.default_rng(seed)
@@ -95,7 +104,11 @@ def embedded_texts(count: int, max_length: int, vocab_size: int, num_labels: int
 def dataset_texts(
     dataset: str, model: str, count: int, max_length: int, vocab_size: int, seed: int, tokenizer_name: str | None = None
 ) -> Texts:
-    """`count` texts of a real training split, tokenised as training would. Raises UserError as training would."""
+    """`count` texts of a real training split, tokenised as in training.
+
+    Raises:
+        UserError: As in training.
+    """
     from ...albert_core.data.datasets import load_dataset
     from ...albert_core.model.names import model_source
     from ...albert_core.tokens.store import build_token_store
@@ -118,14 +131,15 @@ def dataset_texts(
 def make_batches(
     texts: Texts, batch_size: int, layout: str, max_length: int, static_shapes: int = 1
 ) -> list[BenchBatch]:
-    """All texts once, in batches of `batch_size`, in a layout.
+    """All texts once, in batches.
 
-    padded: as they come, to `max_length`. packed: as they come, without padding. bucketed: in order of length, each
-    batch to the smallest length of training's grid (`albert_core.batches.BUCKETS`) that holds its longest text; the
-    window that is sorted is the whole list, so a longer list has less padding.
-
-    Baselines' layouts. dynamic: as they come, each batch to its longest text. sorted: in order of length, likewise.
-    static: at most `static_shapes` different shapes of at most `batch_size` rows, see `static_cells`.
+    Args:
+        batch_size: Texts per batch; for "static", the most.
+        layout: "padded" (to `max_length`), "packed" (no padding), or "bucketed" (sorted by length, each batch padded to
+            the next length of training's grid). A longer list of texts has less padding when it is sorted.
+            Baselines use "dynamic" (each batch padded to its longest text), "sorted" (the same, sorted by length), or
+            "static" (a few shapes, see `static_cells`).
+        static_shapes: The most shapes of "static".
     """
     if layout == "static":
         return _static(texts, batch_size, static_shapes)
@@ -138,10 +152,10 @@ def make_batches(
 
 
 def static_cells(lengths: np.ndarray, count: int) -> list[int]:
-    """The lengths, `count` at most and ascending, to which texts of these lengths are padded with the least padding.
+    """At most `count` lengths, ascending, that pad texts of these lengths with the least padding.
 
-    Dynamic programming over the distinct lengths: the cheapest way to cover the shorter ones with one shape fewer,
-    then all up to the present one with it. The best static shapes that a user could have found for these texts.
+    Dynamic programming over the distinct lengths finds the best static shapes for these texts: the cheapest way to
+    cover the shorter ones with one shape fewer, then the others up to the current length with one shape.
     """
     distinct, texts = np.unique(lengths, return_counts=True)
     before = np.concatenate(([0], np.cumsum(texts)))
@@ -159,7 +173,7 @@ def static_cells(lengths: np.ndarray, count: int) -> list[int]:
 
 
 def cost_classes(batches: Sequence[BenchBatch]) -> list[int]:
-    """One number a batch, equal where the batches have one shape and so cost the same; packed batches never do."""
+    """One number per batch, equal for batches of the same shape, which cost the same. Packed batches all differ."""
     shapes = [
         tuple(batch.inputs.input_ids.shape) if isinstance(batch.inputs, PaddedBatch) else (index,)
         for index, batch in enumerate(batches)
@@ -169,6 +183,7 @@ def cost_classes(batches: Sequence[BenchBatch]) -> list[int]:
 
 
 def check_length(max_length: int, config: EncoderConfig, model: str) -> None:
+    """Raises UserError if the model has fewer positions than `max_length`."""
     if max_length > config.max_positions:
         raise UserError(
             f"--max-length {max_length} exceeds the {config.max_positions} positions of {model}; "
@@ -193,7 +208,7 @@ def _tight(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
 
 
 def _static(texts: Texts, batch_size: int, count: int) -> list[BenchBatch]:
-    """Each cell's texts in equally many rows a batch; the last batch of a cell repeats a text to fill its shape."""
+    """Batches of equal size for each length. The last one of a length repeats texts to fill its shape."""
     batches = []
     cells = static_cells(texts.lengths, count)
     for shorter, length in zip([0, *cells], cells, strict=False):

@@ -1,4 +1,4 @@
-"""What one step of a workload comes to: texts, tokens, matmul FLOPs (rule 10) and the bytes that it must move."""
+"""The work of one step: texts, tokens, matmul FLOPs (rule 10) and the bytes that it must move."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def work_per_step(
     *,
     skips_padding: bool = False,
 ) -> Work:
-    """Mean work of one step over the list.
+    """Mean work of one step over the batches.
 
-    `kernel` is the one that ran: transformers' module computes its last layer in full, the others for [CLS] only.
-    `skips_padding`: whether it leaves out what a padded batch is filled up with.
-    A step on cached features computes no token: its tokens are those that its features stand for.
+    A step on cached features computes no tokens. It counts the tokens of the texts that its features represent.
+
+    Args:
+        kernel: The kernel that ran. The transformers module computes its last layer in full, the others only for [CLS].
+        skips_padding: Whether the kernel doesn't compute padding.
     """
     pieces = []
     for batch in batches:
@@ -73,7 +75,7 @@ def _flops(
     computed: Sequence[int],
     kernel: str,
 ) -> tuple[int, int]:
-    """Useful and hardware FLOPs of a step on one batch."""
+    """Model and hardware FLOPs of a step on one batch."""
     shape = (*_head_shape(head), len(lengths))
     useful = flops.encoder_flops(config, lengths)
     hardware = flops.encoder_flops(config, computed, kernel != "transformers")
@@ -107,5 +109,5 @@ def _bytes(
 
 
 def _head_shape(head: ClassificationHead) -> tuple[int, int, int]:
-    """Features in, hidden, labels out."""
+    """Widths of the features, the hidden layer and the output."""
     return head.hidden.in_features, head.hidden.out_features, head.output.out_features

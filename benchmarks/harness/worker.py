@@ -265,7 +265,7 @@ def run(
         workload, policy, notes = _workload(opened, options, target)
 
     contention = _Contention()
-    with workload.surroundings():
+    with workload.context():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
         measured = measure(
@@ -311,7 +311,7 @@ def run(
         model=Model(name=encoder.name, label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
         data=opened.texts.describe(),
         probe={str(row): logits for row, logits in workload.probe.items()},
-        reasons=[*measured.reasons, *workload.verdict()],
+        reasons=[*measured.reasons, *workload.problems()],
         warnings=[*measured.warnings, *_passed_over(backend, target, kernel)],
     )
 

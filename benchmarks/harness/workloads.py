@@ -1,7 +1,7 @@
-"""What a step does: the workloads that `isotrain bench` measures, as targets of the measuring core.
+"""The workloads that `isotrain bench` measures.
 
-All but the head's step start from token ids on the host, so that a step includes the copy to the device; tokenising is
-no part of it.
+All except the head step start from token ids on the host, so that a step includes the copy to the device. Tokenising is
+not included.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from ...albert_core.model.head import ClassificationHead
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.tasks import TASKS
 from ...backends import Backend, CastPolicy
-from ..baselines.base import BaselineEncoder
 from .texts import BenchBatch, Texts, cost_classes
 
-# How many texts' logits a process hands back, for the comparison of layouts and kernels.
+# The number of texts whose logits are returned, to compare layouts and kernels.
 PROBED_TEXTS = 8
 
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """An encoder whose own layers are trained: transformers' module, and the dtypes that it is trained in."""
+    """An encoder with trained layers: the transformers module and its dtypes."""
 
     module: nn.Module
     policy: CastPolicy
@@ -45,10 +44,11 @@ class TrainedEncoder:
 
 
 class Workload(ABC):
-    """A target of `measure.measure`: steps on a list of batches, results that stay on the device until read.
+    """A target of `measure.measure`: steps on a list of batches, with results that stay on the device until `read`.
 
-    `encoder` is a FrozenEncoder, or a TrainedEncoder where the whole model is trained. `probe` holds the logits of a
-    few texts by their number, where the workload has any to compare.
+    Attributes:
+        encoder: A FrozenEncoder, or a TrainedEncoder if the whole model is trained.
+        probe: The logits of a few texts, by number, if the workload has any.
     """
 
     name: str
@@ -72,14 +72,14 @@ class Workload(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Builds what a workload needs beside a forward pass."""
+        """Builds what the workload needs beside a forward pass."""
 
-    def surroundings(self) -> AbstractContextManager[Any]:
-        """Held around all that is measured, as training holds it around its loop."""
+    def context(self) -> AbstractContextManager[Any]:
+        """A context for the whole measurement, as training has around its loop."""
         return nullcontext()
 
     def kernel(self) -> tuple[str, str]:
-        """Name and version of what did the work."""
+        """Name and version of the kernel that did the work."""
         return self.encoder.name, str(self.encoder.version)
 
     def begin(self) -> None:
@@ -96,7 +96,7 @@ class Workload(ABC):
 
     @abstractmethod
     def run(self, index: int) -> torch.Tensor:
-        """One step on batch `index`; returns what `read` is to look at."""
+        """Makes one step on batch `index` and returns what `read` looks at."""
 
     @abstractmethod
     def fence(self) -> None: ...
@@ -105,8 +105,8 @@ class Workload(ABC):
     def read(self) -> list[str]: ...
 
     @abstractmethod
-    def verdict(self) -> list[str]:
-        """What is wrong with the workload as a whole, asked after the last block."""
+    def problems(self) -> list[str]:
+        """What is wrong with the workload as a whole, after the last block."""
 
 
 class Forward(Workload):
@@ -120,18 +120,18 @@ class Forward(Workload):
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
         features = self.encoder(self.backend.place(self.batches[index].inputs))
-        # As training holds it around the head: else a product of microseconds waits for the host's other threads.
+        # As in training. Otherwise a product of microseconds waits for the host's other threads.
         with self.backend.single_threaded():
             return self.logits(features)
 
     def fence(self) -> None:
-        # Every step's logits: on a lazy device, those that nobody asks for are never computed.
+        # All logits, since a lazy device never computes those that nobody reads.
         self.backend.synchronize(*self._results)
 
     def read(self) -> list[str]:
         if not self._results:
             return []
-        # Joined on the host: for a device that compiles, joining would be one more program.
+        # Joined on the host, since a compiling device would need one more program.
         values = np.concatenate([result.cpu().float().numpy() for result in self._results])
         once = dict.fromkeys(self._ran)
         rows = np.concatenate([self.batches[index].rows for index in once])
@@ -141,41 +141,30 @@ class Forward(Workload):
         bad = int((~np.isfinite(values)).sum())
         return [f"{bad} logits of {values.size} were NaN or infinite"] if bad else []
 
-    def verdict(self) -> list[str]:
+    def problems(self) -> list[str]:
         if any(max(logits) == min(logits) for logits in self.probe.values()):
             return ["all logits of a text were equal: the head did no work"]
         return []
 
 
 class BaselineForward(Forward):
-    """The same through a baseline's encoder, whose own compiler is watched too, and whose fillers are dropped."""
-
-    def __init__(
-        self,
-        backend: Backend,
-        encoder: BaselineEncoder,
-        head: ClassificationHead,
-        batches: Sequence[BenchBatch],
-        texts: Texts,
-    ) -> None:
-        self.baseline = encoder
-        super().__init__(backend, encoder, head, batches, texts)
+    """The same with a `BaselineEncoder`. Its compiler is watched, too, and repeated texts are dropped."""
 
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
-        features = self.baseline(self.backend.place(self.batches[index].inputs))
+        features = self.encoder(self.backend.place(self.batches[index].inputs))
         with self.backend.single_threaded():
             return self.head(features[: len(self.batches[index].rows)])
 
     def compile_count(self) -> int:
-        return self.backend.compile_count() + self.baseline.compile_count()
+        return self.backend.compile_count() + self.encoder.compile_count()
 
 
 class _Training(Workload):
-    """Optimizer steps of `model`, by the function that training itself steps with (`albert_core.train`)."""
+    """Optimizer steps of `model`, made by the same function as in training."""
 
     def train(self, model: nn.Module, **settings: Any) -> None:
-        """Sets `model` up to be trained under a configuration of the defaults but for `settings`."""
+        """Prepares training of `model` with `settings` and otherwise the default configuration."""
         self.model = model.train()
         self.config = TrainConfig.model_validate(settings)
         self.optimizer = build_optimizer(model, self.config, self.backend)
@@ -192,10 +181,10 @@ class _Training(Workload):
 
     @abstractmethod
     def inputs(self, index: int) -> tuple[Any, torch.Tensor]:
-        """What the step on batch `index` takes: inputs and labels, on the device."""
+        """The inputs and labels of the step on batch `index`, on the device."""
 
     def fence(self) -> None:
-        # Rule 2. Not the losses: reading one forces neither the gradients nor the update that came after it.
+        # Rule 2. Reading a loss would force neither the gradients nor the update after it.
         self.backend.synchronize(*self.model.parameters())
 
     def read(self) -> list[str]:
@@ -205,15 +194,15 @@ class _Training(Workload):
         sizes = [len(self.batches[index].rows) for index in self._ran]
         losses = (sums[:, 0] / torch.tensor(sizes)).tolist()
         for position, (index, loss) in enumerate(zip(self._ran, losses, strict=True)):
-            # By pass and position: reading the same results twice must not look like two equal losses.
+            # By pass and position, so that reading the same results twice doesn't look like two equal losses.
             self._losses.setdefault(index, {})[self._begun, position] = loss
         bad = sum(not math.isfinite(loss) for loss in losses)
-        problems = [f"{bad} losses of {len(losses)} were NaN or infinite"] if bad else []
+        found = [f"{bad} losses of {len(losses)} were NaN or infinite"] if bad else []
         if not bool(torch.isfinite(self._weights()).all()):
-            problems.append("the trained weights became NaN or infinite")
-        return problems
+            found.append("the trained weights became NaN or infinite")
+        return found
 
-    def verdict(self) -> list[str]:
+    def problems(self) -> list[str]:
         if torch.equal(self._weights(), self._initial):
             return ["the trained weights never changed: the training steps did nothing"]
         repeated = [losses for losses in self._losses.values() if len(losses) > 1]
@@ -222,7 +211,7 @@ class _Training(Workload):
         return []
 
     def _weights(self) -> torch.Tensor:
-        """What is trained, flat, on the host."""
+        """The trained weights, flat, on the host."""
         return torch.cat([parameter.detach().cpu().flatten() for parameter in self.model.parameters()])
 
     def host_labels(self, index: int) -> torch.Tensor:
@@ -230,7 +219,7 @@ class _Training(Workload):
 
 
 class TrainStep(_Training):
-    """The frozen forward, then cross entropy, the head's backward pass and one AdamW step: training without a cache."""
+    """Training without a feature cache: frozen forward, cross entropy, the head's backward pass, one AdamW step."""
 
     name = "train_step"
 
@@ -245,7 +234,7 @@ class TrainStep(_Training):
 
 
 class HeadStep(_Training):
-    """A step of the head on features that are computed already: what training with the feature cache does."""
+    """Training with the feature cache: a step of the head on computed features."""
 
     name = "head_step"
 
@@ -254,7 +243,7 @@ class HeadStep(_Training):
         sizes = [len(batch.rows) for batch in self.batches]
         self.classes = [sizes.index(size) for size in sizes]
         with torch.no_grad():
-            # Joined on the host: for a device that compiles, joining would be one more program.
+            # Joined on the host, since a compiling device would need one more program.
             features = torch.cat([self._features(batch) for batch in self.batches])
         labels = torch.cat([self.host_labels(index) for index in range(len(sizes))])
         self.cache = CachedFeatures(self.backend.place(features), labels, self.backend, max(sizes))
@@ -269,7 +258,7 @@ class HeadStep(_Training):
     def inputs(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.cache.batch(self.starts[index], self.starts[index + 1])
 
-    def surroundings(self) -> AbstractContextManager[Any]:
+    def context(self) -> AbstractContextManager[Any]:
         return self.backend.single_threaded()
 
     def kernel(self) -> tuple[str, str]:
@@ -278,7 +267,7 @@ class HeadStep(_Training):
 
 
 class FullStep(_Training):
-    """A step of the whole model, encoder and head: forward, backward and update of every layer."""
+    """A training step of the whole model: forward, backward and update of every layer."""
 
     name = "full_step"
 

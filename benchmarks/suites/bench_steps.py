@@ -1,4 +1,4 @@
-"""One pass over four batches of eight texts: each frozen kernel's forward, and each training step, by backend."""
+"""One pass over four batches of eight texts, with each frozen kernel and each training step of each backend."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Run = Callable[[Workload], None]
 
 @pytest.fixture
 def make(encoder: LoadedEncoder, texts: Texts, dtype: str) -> Make:
-    """`make(backend, workload, kernel)`: the workload as `isotrain bench` runs it, in the layout that pads least."""
+    """`make(backend, workload, kernel)` builds a workload of `isotrain bench` in the layout with the least padding."""
 
     def build(backend: Backend, workload: str, kernel: str = "auto") -> Workload:
         policy = backend.cast_policy(dtype)

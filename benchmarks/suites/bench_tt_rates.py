@@ -1,4 +1,4 @@
-"""How fast the emulation of a card is on this host, in CPU time of one thread, and how fast it must be at least."""
+"""The speed of a card's emulation on this host, in CPU time of one thread, and its least acceptable speed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def fastest(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """CPU seconds of the quickest call of each, called in turn so that a busy moment meets them alike."""
+    """CPU seconds of the fastest call of each. They are called in turn, so that a busy moment affects all alike."""
     seconds = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():

@@ -1,14 +1,14 @@
-"""Is the GPU path right, and how fast is it: one command for a machine that has a GPU.
+"""Checks on a machine with a GPU whether the kernels are right, and how fast they are.
 
-    python -m isotrain.benchmarks.suites.gpu_check            # all of it, some ten minutes
+    python -m isotrain.benchmarks.suites.gpu_check            # all of it, about ten minutes
     python -m isotrain.benchmarks.suites.gpu_check --quick    # fewer rounds, no torch.compile
 
-Every kernel against the float64 reference; frozen forwards of Banking77's lengths, ours and transformers', interleaved
-in one process against the matrix peak that the same run measures; attention, LayerNorm and GELU against their
-alternatives; small batches and head steps with and without graphs. Writes ``benchmarks/results/<device>-<date>.json``.
-Exit code 0: all results are right; 1: one is wrong; 2: it can't run here.
+It compares every kernel with the float64 reference. It times frozen forward passes of Banking77's lengths, ours and
+those of transformers, interleaved in one process, against the matrix peak measured in the same run. It times attention,
+LayerNorm and GELU against their alternatives, and small batches and head steps with and without graphs. It writes
+``benchmarks/results/<device>-<date>.json``. Exit code 0: all results are right; 1: one is wrong; 2: it can't run here.
 
-The intervals are within one process; `isotrain bench` takes fresh ones.
+The intervals are within one process; `isotrain bench` uses fresh processes.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from ...albert_core.features.source import TransformersEncoder, frozen_encoder
 from ...albert_core.model.encoder import LoadedEncoder, load_encoder
 from ...albert_core.model.head import ClassificationHead
 from ...albert_core.runs.files import write_json
+from ...albert_core.terminal.console import say_lines
 from ...backends import Backend, CastPolicy, FrozenEncoder, get_backend
 from ...kernels import reference
 from ...kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from ..harness import environment
-from ..harness.document import Device, Policy
+from ..harness.document import Device, Model, Policy
 from ..harness.peaks import measure_peaks
 from ..harness.plan import interleaved
 from ..harness.statistics import median_interval, ratio_interval
 from ..harness.texts import Texts, embedded_texts
-from ..reports.terminal import output_console
 from ..work.flops import encoder_flops
 from .gpu_operators import block_seconds, fastest, time_operators
-from .gpu_result import OURS, PORTABLE, Check, Contender, GpuCheck, Operator, Throughput, Weights
+from .gpu_result import OURS, PORTABLE, Check, Contender, GpuCheck, Operator, Throughput
 
 SEED = 23
 KERNELS = ("auto", "triton", "flash", "portable")
 SHARE_OF_PEAK = (0.40, 0.60)
 PADDED_RATIO = (8.0, 15.0)
 SORTED_RATIO = (2.0, 4.0)
-# A kernel's error against float64 may be this many times the portable kernel's in the same dtype.
+# A kernel's error against float64, at most, over the portable kernel's in the same dtype.
 LARGEST_ERROR_RATIO = {"float32": 2.0, "bfloat16": 3.0}
-# How many times smaller length-sorted batches are.
+# By how much length-sorted batches are smaller.
 SORTED_SHARE = 4
-# Below this an error is float32's own rounding, and a ratio of two such says nothing.
+# Below this, an error is float32's rounding, and the ratio of two errors says nothing.
 ERROR_FLOOR = 1e-6
 
 Forward = Callable[[], torch.Tensor]
@@ -64,7 +64,7 @@ Forward = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run. batch_tokens: tokens a packed batch; padded_batch: texts a padded one (of max_length)."""
+    """How much is run. batch_tokens: tokens per packed batch; padded_batch: texts per batch padded to max_length."""
 
     model: str = "random:albert-base-v2"
     check_models: tuple[str, ...] = ("random:tiny", "random:albert-base-v2")
@@ -78,18 +78,6 @@ class Size:
 
 
 QUICK = Size(rounds=3, compiled=False)
-# What a test runs where there is no GPU.
-TINY = Size(
-    model="random:tiny",
-    check_models=("random:tiny",),
-    check_lengths=(1, 3, 20),
-    texts=40,
-    batch_tokens=300,
-    padded_batch=16,
-    max_length=64,
-    rounds=3,
-    compiled=False,
-)
 
 
 def run(backend: Backend, dtype: str, size: Size) -> GpuCheck:
@@ -110,7 +98,7 @@ def run(backend: Backend, dtype: str, size: Size) -> GpuCheck:
         device=Device.of(backend.info()),
         policy=Policy.of(policy),
         size=asdict(size),
-        model=Weights(label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
+        model=Model(name=size.model, label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
         texts=texts.describe(),
         peaks=peaks,
         checks=checks,
@@ -125,7 +113,7 @@ def run(backend: Backend, dtype: str, size: Size) -> GpuCheck:
 
 
 def check_kernels(backend: Backend, model: str, lengths: Sequence[int]) -> Iterator[Check]:
-    """Every kernel in float32 and bfloat16 on a batch of `lengths`, from the host and from the device, three times."""
+    """Checks every kernel in float32 and bfloat16 on a batch of `lengths`, from the host and from the device."""
     encoder = load_encoder(model, SEED)
     config = encoder.weights.config
     rng = np.random.default_rng(SEED)
@@ -147,10 +135,10 @@ def check_kernels(backend: Backend, model: str, lengths: Sequence[int]) -> Itera
                 yield Check(**found, error=None, skipped=str(error), problem="")
                 continue
             layouts = (batch, backend.place(batch), batch.to_padded())
-            # Three times: plainly, then where a graph is captured, then where it is repeated.
+            # Three times: eagerly, capturing a graph, and replaying it.
             errors = [_error(forward(layout), exact) for _ in range(3) for layout in layouts]
             worst = max(errors)
-            # Negated, for NaN is wrong too.
+            # NaN is wrong, too.
             problem = "" if worst <= allowed else f"error {worst:.2e} in {policy.label}, allowed {allowed:.2e}"
             yield Check(**found, ran=forward.name, error=worst, skipped="", problem=problem)
 
@@ -164,7 +152,7 @@ def _error(features: torch.Tensor, exact: torch.Tensor) -> float:
 def measure_throughput(
     backend: Backend, encoder: LoadedEncoder, policy: CastPolicy, texts: Texts, size: Size, peak: float
 ) -> Throughput:
-    """Every contender does all texts in each round, in alternating order; inputs are on the device unless it says."""
+    """Times every contender on all texts in each round, in alternating order. Inputs are on the device by default."""
     config = encoder.weights.config
     contenders, skipped = _contenders(backend, encoder, policy, texts, size)
     results = {name: run() for name, run in contenders.items()}  # compiles, warms up
@@ -237,11 +225,11 @@ def _contenders(
         backend.place(packed(rows).to_padded(size.max_length))
         for rows in np.split(in_order, range(size.padded_batch, len(in_order), size.padded_batch))
     ]
-    # Cut by real tokens and padded to the longest text; smaller batches than ours, for they hold less padding.
+    # Cut by real tokens and padded to the longest text. They are smaller than ours, since they then hold less padding.
     groups = [packed(rows) for rows in batches(by_length, max(1, size.batch_tokens // SORTED_SHARE))]
     by_sorted = [backend.place(group.to_padded(-(-group.max_seqlen // 8) * 8)) for group in groups]
     for suffix in ("eager", "torch.compile") if size.compiled else ("eager",):
-        # Sorted batches are of many shapes: one compilation for all, or torch would give up after a few.
+        # Sorted batches have many shapes, for which torch needs one dynamic compilation.
         for shape, inputs, order, dynamic in (
             (f"padded to {size.max_length}", padded, in_order, False),
             ("sorted by length", by_sorted, by_length, True),
@@ -256,7 +244,7 @@ def _contenders(
 def small_batches(
     backend: Backend, encoder: LoadedEncoder, policy: CastPolicy, texts: Texts, rounds: int
 ) -> dict[str, float]:
-    """Seconds of a forward pass of 8 texts: the backend's kernel as it is (graphs), the portable one, transformers."""
+    """Seconds of a forward pass of 8 texts: the backend's kernel (with graphs), the portable one, transformers."""
     batch = PackedBatch.from_flat(texts.ids, texts.offsets, np.arange(8))
     inputs: dict[str, PackedBatch | PaddedBatch] = {"auto": batch, "portable": batch, "transformers": batch.to_padded()}
     seconds = {}
@@ -267,7 +255,7 @@ def small_batches(
 
 
 def head_steps(backend: Backend, hidden: int, rounds: int) -> dict[str, float]:
-    """Seconds of an optimizer step of the Banking77 head at batch 8: plain torch, and what the backend makes of it."""
+    """Seconds of an optimizer step of the Banking77 head at batch 8: plain torch, and the backend's form of it."""
     generator = torch.Generator().manual_seed(SEED)
     features = backend.place(torch.randn(8, hidden, generator=generator))
     labels = backend.place(torch.randint(0, 77, (8,), generator=generator))
@@ -286,29 +274,26 @@ def head_steps(backend: Backend, hidden: int, rounds: int) -> dict[str, float]:
         return step, optimizer
 
     plain, _ = steps()
-    backends = backend.capture_step(*steps())
+    ways = {"plain": plain, "backend": backend.capture_step(*steps())}
     with backend.single_threaded():
-        return {
-            "plain": _steady(backend, lambda: plain(features, labels), rounds),
-            "backend": _steady(backend, lambda: backends(features, labels), rounds),
-        }
+        return {name: _steady(backend, partial(way, features, labels), rounds) for name, way in ways.items()}
 
 
 def _steady(backend: Backend, run: Forward, rounds: int) -> float:
-    """The median seconds of a call, after enough of them for graphs to be captured."""
+    """The median seconds of a call, after enough calls to capture graphs."""
     block_seconds(backend, run, 3)
     count = max(1, min(200, int(0.05 / max(1e-6, block_seconds(backend, run, 3)))))
     return float(np.median([block_seconds(backend, run, count) for _ in range(rounds)]))
 
 
 def result_path(folder: Path, device: str, now: datetime) -> Path:
-    """``<folder>/<device>-<date>.json``; the device's name in small letters and hyphens."""
+    """``<folder>/<device>-<date>.json``, with the device's name in lower case and hyphens."""
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return folder / f"{slug}-{now:%Y%m%d}.json"
 
 
 def summary(result: GpuCheck, seconds: float) -> Iterator[str]:
-    """The result in lines: checks, throughput, the figures to reach, operators."""
+    """The result in lines: checks, throughput, the targets, operators."""
     yield f"{result.device.name}, {result.model.label}, {result.policy.requested}, {seconds:.0f} s"
     for check in result.checks:
         state = f"error {check.error:.1e}" if check.error is not None else f"skipped: {check.skipped}"
@@ -340,9 +325,9 @@ def summary(result: GpuCheck, seconds: float) -> Iterator[str]:
 
 
 def _targets(throughput: Throughput) -> Iterator[str]:
-    figures = [("share of the peak", throughput.ours.share_of_peak, SHARE_OF_PEAK)]
+    figures = [("share of the peak", throughput.contenders[OURS].share_of_peak, SHARE_OF_PEAK)]
     for word, bounds in (("padded", PADDED_RATIO), ("sorted", SORTED_RATIO)):
-        # The stronger of their two ways is the one to beat.
+        # The faster one of their two ways counts.
         ratios = [value.median for name, value in throughput.speedup_of_ours.items() if f", {word} " in name]
         figures.append((f"times transformers, {word}", min(ratios), bounds))
     for name, value, (least, aim) in figures:
@@ -367,10 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         sys.stderr.write(f"isotrain: error: {' '.join(str(error).split())}\n")
         return 2
-    console = output_console()
-    for line in summary(result, (time.perf_counter_ns() - began) / 1e9):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"result: {path}", markup=False, highlight=False, soft_wrap=True)
+    say_lines([*summary(result, (time.perf_counter_ns() - began) / 1e9), f"result: {path}"])
     return 1 if result.problems else 0
 
 

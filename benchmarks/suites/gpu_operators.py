@@ -1,6 +1,6 @@
-"""The GPU encoder's parts against their alternatives: which attention, which LayerNorm, which GELU is faster here.
+"""Times the operators of the GPU encoder against their alternatives.
 
-`kernels.cuda.Operators` names the ones in use; this measures what its defaults should be on a device.
+`kernels.cuda.Operators` names those in use. This measures what its defaults should be on a device.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ LEAST_SECONDS = 0.02
 def time_operators(
     backend: Backend, config: EncoderConfig, lengths: np.ndarray, dtype: torch.dtype, rounds: int, compiled: bool
 ) -> dict[str, dict[str, Any]]:
-    """Median seconds a call of each way to do attention, residual + LayerNorm and bias + activation.
+    """Median seconds per call of each way to compute attention, residual + LayerNorm and bias + activation.
 
-    `lengths` (tokens a sequence) make the rows. A way that doesn't run here has the reason in place of the seconds.
+    Args:
+        lengths: Tokens of each sequence.
+
+    Returns:
+        By operator and way, the seconds, or the reason that the way can't run here.
     """
     rows = int(lengths.sum())
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +49,7 @@ def time_operators(
 
 
 def fastest(ways: dict[str, Any]) -> str:
-    """The name of the way with the least seconds; empty where none ran."""
+    """The name of the fastest way, or an empty string if none ran."""
     ran = {name: seconds for name, seconds in ways.items() if isinstance(seconds, float)}
     return min(ran, key=lambda name: ran[name]) if ran else ""
 
@@ -95,7 +99,7 @@ def _norm(config: EncoderConfig, values: Callable[..., torch.Tensor], rows: int,
 def _activation(
     config: EncoderConfig, values: Callable[..., torch.Tensor], rows: int, compiled: bool
 ) -> dict[str, Run]:
-    """The feed-forward's first product and its activation, for some ways are a part of the product."""
+    """The feed-forward's first product and its activation, since some ways are a part of the product."""
     hidden, inner = config.hidden_size, config.intermediate_size
     x, weight, bias = values(rows, hidden), 0.05 * values(inner, hidden), values(inner)
     function = ACTIVATIONS[config.activation]
@@ -119,14 +123,14 @@ def _activation(
 
 
 def _timed(backend: Backend, ways: dict[str, Run], rounds: int) -> dict[str, Any]:
-    """Blocks of the ways in turn, so that a drifting clock touches all alike."""
+    """Times blocks of the ways in turn, so that a drifting clock affects all alike."""
     results: dict[str, Any] = {}
     counts: dict[str, int] = {}
     for name, run in ways.items():
         try:
             run()
             once = block_seconds(backend, run, 1)
-        except Exception as error:  # noqa: BLE001 (compilers and libraries raise what they like)
+        except Exception as error:  # noqa: BLE001 (compilers and libraries raise any error)
             results[name] = f"unavailable: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
             continue
         counts[name] = max(1, min(1000, int(LEAST_SECONDS / max(once, 1e-7))))
@@ -138,7 +142,7 @@ def _timed(backend: Backend, ways: dict[str, Run], rounds: int) -> dict[str, Any
 
 
 def block_seconds(backend: Backend, run: Run, count: int) -> float:
-    """Mean seconds of `count` calls behind one fence."""
+    """Mean seconds of `count` calls before one fence."""
     backend.synchronize()
     begin = time.perf_counter_ns()
     for _ in range(count):

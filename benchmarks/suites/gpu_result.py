@@ -1,23 +1,17 @@
-"""What `gpu_check` finds."""
+"""The result of `gpu_check`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..harness.document import Data, Device, Interval, Part, Peaks, Policy
+from ..harness.document import Data, Device, Interval, Model, Part, Peaks, Policy
 
-# Contenders that the others are held against: in speed, and in what they compute.
+# The contenders that the others are compared with, in speed and in their features.
 OURS, PORTABLE = "ours, auto", "ours, portable"
 
 
-class Weights(Part):
-    label: str
-    random_weights: bool
-    sha256: str
-
-
 class Check(Part):
-    """A kernel's error against float64. error: None where it was skipped; problem: what is wrong, or empty."""
+    """A kernel's error against float64. error: None if it was skipped; problem: what is wrong, or empty."""
 
     model: str
     kernel: str
@@ -30,7 +24,7 @@ class Check(Part):
 
 
 class Contender(Part):
-    """All texts in one way; samples: seconds of each round."""
+    """One way to compute all texts. samples: seconds of each round."""
 
     seconds: Interval
     texts_per_second: float
@@ -45,26 +39,22 @@ class Throughput(Part):
     skipped: dict[str, str]
     problems: list[str]
 
-    @property
-    def ours(self) -> Contender:
-        return self.contenders[OURS]
-
 
 class Operator(Part):
-    """Seconds of each way, or why it can't run; the fastest of them, or empty."""
+    """The seconds of each way or why it can't run, and the fastest one, or an empty string."""
 
     seconds: dict[str, float | str]
     fastest: str
 
 
 class GpuCheck(Part):
-    """Everything. problems: what is wrong; an empty list is a pass."""
+    """The whole result. problems: what is wrong; an empty list is a pass."""
 
     created: str
     device: Device
     policy: Policy
     size: dict[str, Any]
-    model: Weights
+    model: Model
     texts: Data
     peaks: Peaks
     checks: list[Check]

@@ -1,6 +1,6 @@
-"""What the suites share, as a pytest plugin: the model by option, the kernels that work here, fenced rounds.
+"""A pytest plugin with what the suites share: the model's options, the kernels that work here, fenced rounds.
 
-Imports are absolute: pytest names a suite's module by its folder, which in a checkout may have any name.
+Imports are absolute, since pytest names a suite's module by its folder, which may have any name in a checkout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def opened_backends() -> list[Backend]:
 
 
 def usable_kernels(backend: Backend) -> list[str]:
-    """The backend's kernels that can run here, and the module itself."""
+    """The backend's kernels that can run here, and "transformers"."""
     return [*(name for name, found in backend.kernels().items() if found.ok), "transformers"]
 
 
@@ -52,7 +52,7 @@ def texts(encoder: LoadedEncoder) -> Texts:
 
 @pytest.fixture
 def in_rounds(benchmark: Any) -> Callable[[Workload], None]:
-    """`in_rounds(workload)`: each round is one pass over the list of batches, from fence to fence (rule 2)."""
+    """`in_rounds(workload)` times one pass over the batches per round, from fence to fence (rule 2)."""
 
     def run(workload: Workload) -> None:
         benchmark.extra_info.update(kernel=" ".join(workload.kernel()), device=workload.backend.info().name)
@@ -62,7 +62,7 @@ def in_rounds(benchmark: Any) -> Callable[[Workload], None]:
                 workload.step(index)
             workload.fence()
 
-        with workload.surroundings():
+        with workload.context():
             benchmark.pedantic(one_pass, setup=workload.begin, rounds=ROUNDS, warmup_rounds=1)
         problems = workload.read()
         assert problems == []

@@ -1,1 +1,1 @@
-"""What a workload costs: FLOPs, bytes, the roofline."""
+"""What a workload costs in FLOPs and bytes."""

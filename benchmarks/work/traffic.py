@@ -1,19 +1,18 @@
 """The fewest bytes that one step must move between memory and the matrix units: the denominator of its intensity.
 
-A documented model, not a measurement. It counts compulsory traffic alone, each byte once where one pass could do:
+This is a documented model, not a measurement. It counts only compulsory traffic, and each byte once:
 
-* weights: every distinct matrix once in a forward pass, in the dtype it is kept in (ALBERT's shared layer once, not
-  once a layer), of the embedding tables the rows of the tokens computed;
-* activations: every layer's input and output; what lies between them is assumed to stay on the chip;
-* a backward pass reads the weights once more, and writes and reads each gradient once. Of each layer it needs the
-  input, query, key, value, context, the normalised attention output and the feed-forward's inner state, which are
-  written in the forward pass and read in the backward pass; what follows from these is recomputed, as flash attention
-  does;
-* Adam reads and writes parameter and both moments, in float32.
+* Weights: every distinct matrix once per forward pass, in its stored dtype (ALBERT's shared layer once in all), and the
+  rows of the embedding tables for the computed tokens.
+* Activations: every layer's input and output. What is between them is assumed to stay on the chip.
+* A backward pass reads the weights once more, and writes and reads each gradient once. For each layer, the forward pass
+  writes and the backward pass reads the input, query, key, value, context, the normalised attention output and the
+  feed-forward's inner state. The rest is recomputed, as in flash attention.
+* Adam reads and writes the parameters and both moments in float32.
 
-Fewer bytes would need several steps' work held on the chip at once, so the roof at this intensity is the highest that
-the job can have, and no kernel's own traffic flatters its share. It is the operational intensity of Williams, Waterman
-and Patterson ("Roofline", CACM 52(4), 2009) for a cache that holds the insides of one layer.
+Fewer bytes would need the work of several steps on the chip at once. So the attainable rate at this intensity is the
+highest possible for the job, and no kernel's own traffic improves its share. It is the operational intensity of
+Williams, Waterman and Patterson ("Roofline", CACM 52(4), 2009) for a cache that holds the internals of one layer.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ UPDATE_PASSES = 6
 
 
 def layer_parameters(config: EncoderConfig) -> int:
-    """Parameters of one layer: four square projections, two feed-forward matrices, their biases and two norms."""
+    """Parameters of one layer: four square projections, two feed-forward matrices, their biases, two norms."""
     hidden, inner = config.hidden_size, config.intermediate_size
     return 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
 
 
 def shared_parameters(config: EncoderConfig) -> int:
-    """Parameters that every forward pass reads in full: distinct layers, projection and the embeddings' norm."""
+    """Parameters that every forward pass reads in full: distinct layers, the projection and the embeddings' norm."""
     projection = (config.embedding_size + 1) * config.hidden_size if config.kind == "albert" else 0
     distinct = len(set(config.weights_of_layer))
     return distinct * layer_parameters(config) + projection + 2 * config.embedding_size
 
 
 def encoder_parameters(config: EncoderConfig) -> int:
-    """All parameters of the encoder, the embedding tables included."""
+    """All parameters of the encoder, including the embedding tables."""
     rows = config.vocab_size + config.max_positions + config.type_vocab_size
     return shared_parameters(config) + rows * config.embedding_size
 
@@ -50,14 +49,14 @@ def head_parameters(hidden_size: int, mlp_hidden_size: int, num_labels: int) -> 
 
 
 def forward_bytes(config: EncoderConfig, tokens: int, sequences: int, param: str, compute: str) -> int:
-    """Bytes of one frozen forward over `tokens` computed tokens, ids in and float32 features out."""
+    """Bytes of one frozen forward pass over `tokens` computed tokens, from ids to float32 features."""
     weights = (shared_parameters(config) + tokens * config.embedding_size) * SIZES[param]
     states = 2 * config.num_layers * tokens * config.hidden_size * SIZES[compute]
     return weights + states + tokens * INT64 + sequences * config.hidden_size * FLOAT32
 
 
 def head_bytes(hidden_size: int, mlp_hidden_size: int, num_labels: int, sequences: int, *, trained: bool) -> int:
-    """Bytes of the head in float32 on features [sequences, hidden]: to the logits, or (trained) a whole fused step."""
+    """Bytes of the float32 head on features [sequences, hidden]: up to the logits, or if trained, of a fused step."""
     parameters = head_parameters(hidden_size, mlp_hidden_size, num_labels)
     features = sequences * hidden_size * FLOAT32
     if not trained:
@@ -66,7 +65,7 @@ def head_bytes(hidden_size: int, mlp_hidden_size: int, num_labels: int, sequence
 
 
 def whole_model_bytes(config: EncoderConfig, tokens: int, compute: str) -> int:
-    """Bytes of an optimizer step of the encoder alone over `tokens` computed tokens; float32 master weights."""
+    """Bytes of an optimizer step of the encoder over `tokens` computed tokens, with float32 master weights."""
     # Read forward and backward, gradient written and read, update.
     weights = (2 + 2 + UPDATE_PASSES) * encoder_parameters(config) * FLOAT32
     kept = config.num_layers * tokens * (6 * config.hidden_size + config.intermediate_size) * SIZES[compute]

@@ -15,10 +15,22 @@ from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.suites import gpu_check
 from isotrain.benchmarks.suites.gpu_operators import fastest
 
+TINY = gpu_check.Size(
+    model="random:tiny",
+    check_models=("random:tiny",),
+    check_lengths=(1, 3, 20),
+    texts=40,
+    batch_tokens=300,
+    padded_batch=16,
+    max_length=64,
+    rounds=3,
+    compiled=False,
+)
+
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    return gpu_check.run(get_backend("cpu"), "float32", gpu_check.TINY).document()
+    return gpu_check.run(get_backend("cpu"), "float32", TINY).document()
 
 
 def test_a_right_device_passes(result: dict[str, Any]) -> None:
@@ -41,7 +53,7 @@ def test_every_contender_did_the_same_work(result: dict[str, Any]) -> None:
         "transformers, sorted by length, eager",
     ]
     for row in throughput["contenders"].values():
-        assert len(row["samples"]) == gpu_check.TINY.rounds
+        assert len(row["samples"]) == TINY.rounds
         assert 0 < row["share_of_peak"] < 1
         assert row["texts_per_second"] == pytest.approx(40 / row["seconds"]["median"])
     for name, ratio in throughput["speedup_of_ours"].items():
@@ -89,7 +101,7 @@ def test_a_wrong_kernel_is_found_and_ends_in_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_check, "get_backend", lambda _: WrongBackend())
-    monkeypatch.setattr(gpu_check, "QUICK", replace(gpu_check.TINY, rounds=1))
+    monkeypatch.setattr(gpu_check, "QUICK", replace(TINY, rounds=1))
     assert gpu_check.main(["--quick", "--dtype", "float32", "--out", str(tmp_path)]) == 1
     (file,) = tmp_path.iterdir()
     problems = json.loads(file.read_text())["problems"]

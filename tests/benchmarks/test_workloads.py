@@ -172,7 +172,7 @@ def test_training_that_changes_nothing_is_found(make: Callable[..., Workload], n
     workload = make(name, layout)
     workload.config = workload.config.model_copy(update={"learning_rate": 0.0})
     run_all(workload)
-    assert workload.verdict() == ["the trained weights never changed: the training steps did nothing"]
+    assert workload.problems() == ["the trained weights never changed: the training steps did nothing"]
 
 
 def test_a_loss_that_never_changes_is_found(make: Callable[..., Workload]) -> None:
@@ -197,9 +197,9 @@ def test_a_loss_that_never_changes_is_found(make: Callable[..., Workload]) -> No
     assert workload.read() == []
     # Weights that moved once, and never any more.
     workload.head.hidden.weight.data.add_(1.0)
-    assert workload.verdict() == []
+    assert workload.problems() == []
     run_all(workload)
-    assert workload.verdict() == ["the loss of a batch never changed from one pass to the next"]
+    assert workload.problems() == ["the loss of a batch never changed from one pass to the next"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_loss_that_never_changes_is_found(make: Callable[..., Workload]) -> No
 )
 def test_a_sound_training_step_has_no_complaint(make: Callable[..., Workload], name: str, layout: str) -> None:
     workload = make(name, layout)
-    assert run_all(workload) == run_all(workload) == workload.verdict() == []
+    assert run_all(workload) == run_all(workload) == workload.problems() == []
 
 
 def test_a_step_on_cached_features_trains_as_one_that_computes_them(make: Callable[..., Workload]) -> None:
