@@ -18,6 +18,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests run beside each other, one on each core: more threads are for the tests that ask for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# And a thread that waits lets the tests beside it have the core. torch reads it when it is imported: this is for the
+# processes that are started from here, those of pytest-xdist as well.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Triton decides when it is imported whether kernels are compiled or interpreted. Without a GPU its interpreter runs
 # them on the CPU; with one, the same tests run the real kernels.
 if not torch.cuda.is_available():
