@@ -15,7 +15,7 @@ from statistics import median
 from typing import Protocol
 
 from ...kernels.words import count
-from .statistics import drift, is_steady, two_modes
+from .statistics import is_steady
 from .turns import ALONE, Turns
 
 # Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
@@ -28,10 +28,6 @@ STEADY_COMPILE_STEPS = 5
 MOST_STEPS_PER_BLOCK = 100_000
 # The share of a block's time that may still be outstanding when its fence has returned.
 LARGEST_LATE_SHARE = 0.1
-# Blocks from which on a drift beyond the noise, or two groups, are no chance any more.
-LEAST_FOR_DRIFT = 9
-# How far apart two groups of blocks must be: the fastest of one from the slowest of the other.
-LEAST_BETWEEN_MODES = 0.1
 
 
 class Target(Protocol):
@@ -154,7 +150,6 @@ def measure(
     budget: Budget,
     clock: Clock = time.perf_counter_ns,
     joules: Meter = lambda: None,
-    contended: Callable[[], bool] = lambda: False,
     turns: Turns = ALONE,
     cpu_clock: Clock = time.process_time_ns,
 ) -> Measurement:
@@ -162,8 +157,7 @@ def measure(
 
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
     pass over the list, so that every block does the same work. A block starts at the list's first batch. `joules` reads
-    a counter of energy, outside the timed region; `contended` says whether other work had the device meanwhile, which
-    excuses blocks that grow slower or fall into two groups. `turns` alternate with another process block by block.
+    a counter of energy, outside the timed region. `turns` alternate with another process block by block.
     """
     watched = _WatchedClock(clock)
     mixed = len(set(target.classes)) > 1
@@ -194,15 +188,6 @@ def measure(
         )
     if min(blocks) <= 0 or watched.went_back:
         reasons.append("the clock stood still or went backwards: its times mean nothing")
-    warnings = list(_qualifications(warm_up, budget, blocks))
-    for found, meaning in (
-        (_unsteadiness(blocks), "the device throttled, or never was in a steady state"),
-        (_alternation(blocks), "it has no speed, but two"),
-    ):
-        if found and len(blocks) >= LEAST_FOR_DRIFT and not contended():
-            reasons.append(f"{found}: {meaning}")
-        elif found:
-            warnings.append(found)
     return Measurement(
         first_step=first_step,
         warm_up=warm_up,
@@ -212,7 +197,7 @@ def measure(
         joules=tuple(findings.joules),
         cpu_blocks=tuple(findings.cpu_blocks),
         reasons=tuple(reasons),
-        warnings=tuple(warnings),
+        warnings=tuple(_qualifications(warm_up, budget, blocks)),
     )
 
 
@@ -336,27 +321,6 @@ def _qualifications(warm_up: WarmUp, budget: Budget, blocks: Sequence[int]) -> I
         yield f"{count(len(blocks), 'block')} instead of {budget.blocks}: one takes {max(blocks) / 1e9:.1f} s"
     if sum(blocks) > 2.0 * budget.seconds * 1e9:
         yield f"the timed blocks took {sum(blocks) / 1e9:.1f} s, more than the {budget.seconds:g} s planned"
-
-
-def _unsteadiness(blocks: Sequence[int]) -> str:
-    """How the blocks drifted, in words; empty where that is within their noise."""
-    change = drift(blocks)
-    if change is None:
-        return ""
-    word = "slower" if change > 0 else "faster"
-    return f"the last third of the blocks ran {abs(change):.0%} {word} than the first"
-
-
-def _alternation(blocks: Sequence[int]) -> str:
-    """How the blocks fall into two groups more than a tenth apart, in words; empty where they don't, or drifted."""
-    groups = two_modes([blocks]) if min(blocks) > 0 else None
-    if groups is None or drift(blocks) is not None:
-        return ""
-    fast, slow, slower = groups
-    ordered = sorted(blocks)
-    if ordered[-slower] <= (1.0 + LEAST_BETWEEN_MODES) * ordered[-slower - 1]:
-        return ""
-    return f"{slower} of {len(blocks)} blocks ran {slow / fast - 1.0:.0%} slower than the others"
 
 
 def _listed(numbers: Sequence[int]) -> str:

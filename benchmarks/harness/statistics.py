@@ -17,6 +17,9 @@ Samples = Sequence[Sequence[float]]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+# The least change from a process's first third of blocks to its last that is a drift, and the least distance between
+# two groups of its blocks: from the slowest of one to the fastest of the other.
+LEAST_DRIFT = LEAST_BETWEEN_GROUPS = 0.1
 _NORMAL_QUANTILE = 1.959963984540054
 # See `_calibrated`.
 _BLOCK_NOISE, _LEAST_WIDENING = 0.9, 0.55
@@ -30,19 +33,25 @@ def quantile(values: Sequence[float], share: float) -> float:
 def median_interval(samples: Samples, seed: int, resamples: int = RESAMPLES) -> Interval:
     """The median of all samples and its 95 % interval by hierarchical bootstrap over processes, then blocks (rule 7).
 
-    For one process, the interval covers only the blocks within it, and says nothing about other processes.
+    For one process, the interval covers only the blocks within it, and says nothing about other processes. Where a
+    process was unsteady, the interval reaches at least from its faster part to its slower one.
     """
     data = _table(samples)
     logs = resampled_medians(np.log(data), np.random.default_rng(seed), resamples)
-    return interval(float(np.median(data)), logs)
+    return interval(float(np.median(data)), logs, _ends(data))
 
 
 def ratio_interval(numerator: Samples, denominator: Samples, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """The ratio of two medians and its 95 % interval, with independent resampling (rule 7)."""
+    """The ratio of two medians and its 95 % interval, with independent resampling (rule 7).
+
+    Where a process of either was unsteady, the interval holds the ratios of its faster and of its slower part.
+    """
     above, below = _table(numerator), _table(denominator)
     generator = np.random.default_rng(seed)
     logs = [resampled_medians(np.log(data), generator, resamples) for data in (above, below)]
-    return interval(float(np.median(above) / np.median(below)), logs[0] - logs[1])
+    middle, base = float(np.median(above)), float(np.median(below))
+    ends = [end / base for end in _ends(above)] + [middle / end for end in _ends(below)]
+    return interval(middle / base, logs[0] - logs[1], ends)
 
 
 def outliers(samples: Samples) -> list[tuple[int, int]]:
@@ -54,11 +63,11 @@ def outliers(samples: Samples) -> list[tuple[int, int]]:
     return [(int(process), int(block)) for process, block in np.argwhere(beyond)]
 
 
-def is_steady(times: Sequence[float], classes: Sequence[int], largest_drift: float = 0.02) -> bool:
+def is_steady(times: Sequence[float], classes: Sequence[int], largest_drift: float = 0.02, errors: float = 2.0) -> bool:
     """Whether a series of step times has no slope beyond its noise.
 
-    Steady means a slope of the logarithms below twice its standard error, or a drift below `largest_drift` over the
-    whole series. Too few steps are not steady.
+    Steady means a slope of the logarithms below `errors` times its standard error, or a drift below `largest_drift`
+    over the whole series. Too few steps are not steady.
 
     Args:
         classes: Equal for steps that do the same work. Each class has its own level, so alternating batches of
@@ -81,7 +90,7 @@ def is_steady(times: Sequence[float], classes: Sequence[int], largest_drift: flo
     slope = float(steps @ log_times) / spread
     residual = log_times - slope * steps
     error = math.sqrt(float(residual @ residual) / free / spread)
-    return abs(slope) <= 2.0 * error or abs(slope) * len(steps) <= largest_drift
+    return abs(slope) <= errors * error or abs(slope) * len(steps) <= largest_drift
 
 
 def drift(samples: Sequence[float]) -> float | None:
@@ -90,15 +99,37 @@ def drift(samples: Sequence[float]) -> float | None:
     Returns:
         None if it is within the noise, or there are fewer than six blocks.
     """
-    data = np.asarray(samples, dtype=np.float64)
-    third = len(data) // 3
-    if third < 2:
+    if len(samples) < 6:
         return None
-    first, last = data[:third], data[-third:]
+    first, last = _thirds(samples)
     change = float(np.median(last) / np.median(first) - 1.0)
     apart = last.min() > first.max() or last.max() < first.min()
     sloping = not is_steady(samples, [0] * len(samples))
-    return change if apart and sloping and abs(change) > 0.1 else None
+    return change if apart and sloping and abs(change) > LEAST_DRIFT else None
+
+
+def common_drift(samples: Samples) -> float | None:
+    """`drift` of all processes together, each taken relative to its own median: against the noise of all blocks.
+
+    None also where there are fewer than six blocks a process.
+    """
+    data = _table(samples)
+    if data.shape[1] < 6:
+        return None
+    relative = data / np.median(data, axis=1, keepdims=True)
+    first, last = (np.median(part) for part in _thirds(relative.T))
+    in_order = relative.T.ravel()
+    change = float(last / first - 1.0)
+    # Asked where two processes have a slope beyond twice the error already, by chance or not.
+    sloping = not is_steady(in_order.tolist(), [0] * len(in_order), errors=4.0)
+    return change if sloping and abs(change) > LEAST_DRIFT else None
+
+
+def _thirds(blocks: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first third of blocks and the last."""
+    data = np.asarray(blocks, dtype=np.float64)
+    third = len(data) // 3
+    return data[:third], data[-third:]
 
 
 def two_modes(samples: Samples) -> tuple[float, float, int] | None:
@@ -124,6 +155,30 @@ def two_modes(samples: Samples) -> tuple[float, float, int] | None:
     return float(np.median(fast)), float(np.median(slow)), len(slow)
 
 
+def alternation(samples: Sequence[float]) -> tuple[float, float, int] | None:
+    """`two_modes` of one process's blocks; None, too, where the groups are less than a tenth apart, or it drifted."""
+    groups = two_modes([samples])
+    if groups is None or drift(samples) is not None:
+        return None
+    ordered, slower = sorted(samples), groups[2]
+    return groups if ordered[-slower] > (1.0 + LEAST_BETWEEN_GROUPS) * ordered[-slower - 1] else None
+
+
+def _ends(data: np.ndarray) -> list[float]:
+    """The medians of the faster and the slower part of each unsteady process of `data` (float64 [processes, blocks]).
+
+    Those are its first and last third where it drifted, else its two groups.
+    """
+    ends: list[float] = []
+    for blocks in data:
+        groups = alternation(blocks)
+        if drift(blocks) is not None:
+            ends += [float(np.median(part)) for part in _thirds(blocks)]
+        elif groups is not None:
+            ends += groups[:2]
+    return ends
+
+
 def _table(samples: Samples) -> np.ndarray:
     """float64 [processes, blocks]. Raises ValueError for no samples, unequal lengths, or times that aren't positive."""
     lengths = {len(row) for row in samples}
@@ -135,10 +190,13 @@ def _table(samples: Samples) -> np.ndarray:
     return data
 
 
-def interval(median: float, resampled_logs: np.ndarray) -> Interval:
-    """The interval of a figure from the logarithms of its resampled values, float64 [resamples]."""
+def interval(median: float, resampled_logs: np.ndarray, ends: Sequence[float] = ()) -> Interval:
+    """The interval of a figure from the logarithms of its resampled values, float64 [resamples].
+
+    It also holds `ends`.
+    """
     low, high = np.exp(bounds(resampled_logs))
-    return Interval(median=median, low=min(float(low), median), high=max(float(high), median))
+    return Interval(median=median, low=min(float(low), median, *ends), high=max(float(high), median, *ends))
 
 
 def bounds(resampled: np.ndarray) -> np.ndarray:

@@ -268,9 +268,7 @@ def run(
     with workload.context():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
-        measured = measure(
-            workload, budget, joules=lambda: backend.energy().joules, contended=contention.so_far, turns=turns
-        )
+        measured = measure(workload, budget, joules=lambda: backend.energy().joules, turns=turns)
     contended, (switches, waited) = contention.so_far(), contention.a_second()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()

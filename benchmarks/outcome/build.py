@@ -37,6 +37,7 @@ from .model import (
     Target,
     UnmeasuredTarget,
 )
+from .steadiness import steadiness
 
 UNAVAILABLE = "unavailable"
 # p99 of fewer values is the largest of them and says nothing.
@@ -168,6 +169,9 @@ def _target(
     }
     if not all(math.isfinite(value) and value > 0 for value in flat):
         return UnmeasuredTarget(**known, reasons=[*reasons, "a block took no time at all"], warnings=warnings)
+    unsteady = steadiness(samples, [document.environment.contended for document in documents])
+    reasons += unsteady.reasons
+    warnings += unsteady.warnings
     groups = two_modes(samples)
     if groups is not None:
         fast, slow, slower = groups

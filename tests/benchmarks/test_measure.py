@@ -11,6 +11,7 @@ import pytest
 from isotrain.benchmarks.harness import measure as measuring
 from isotrain.benchmarks.harness.measure import Budget, Measurement, measure
 from isotrain.benchmarks.harness.statistics import bounds, resampled_medians
+from isotrain.benchmarks.outcome.steadiness import steadiness
 
 MS = 1_000_000
 
@@ -203,11 +204,11 @@ def test_a_device_that_throttles_half_way_is_flagged() -> None:
     def work(step: int, index: int) -> int:
         return 5 * MS if step < 110 else 8 * MS
 
-    measured = FakeDevice(work).measured()
-    assert any("slower than the first: the device throttled" in reason for reason in measured.reasons)
-    device = FakeDevice(work)
-    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, contended=lambda: True)
-    assert excused.reasons == ()
+    processes = [FakeDevice(work).measured().step_seconds for _ in range(3)]
+    (reason,) = steadiness(processes, [False] * 3).reasons
+    assert "slower than the first (process 1, 2, 3): the device throttled" in reason
+    excused = steadiness(processes, [True] * 3)
+    assert excused.reasons == []
     assert any("slower than the first" in warning for warning in excused.warnings)
 
 
@@ -223,23 +224,12 @@ def test_a_device_of_two_speeds_has_none() -> None:
             super().begin()
             self.begun += 1
 
-    measured = Fickle().measured()
-    assert any("slower than the others: it has no speed, but two" in reason for reason in measured.reasons)
-    device = Fickle()
-    excused = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, contended=lambda: True)
-    assert excused.reasons == ()
+    processes = [Fickle().measured().step_seconds for _ in range(3)]
+    (reason,) = steadiness(processes, [False] * 3).reasons
+    assert "slower than the others (process 1, 2, 3): it has no speed, but two" in reason
+    excused = steadiness(processes, [True] * 3)
+    assert excused.reasons == []
     assert any("slower than the others" in warning for warning in excused.warnings)
-
-
-def test_noise_is_not_two_speeds() -> None:
-    generator = np.random.default_rng(5)
-
-    def found(spread: float) -> int:
-        drawn = (np.exp(spread * generator.standard_normal(9)) * 1e6 for _ in range(500))
-        return sum(bool(measuring._alternation([int(block) for block in blocks])) for blocks in drawn)
-
-    assert found(0.05) <= 5
-    assert found(0.1) <= 20
 
 
 def test_what_reading_finds_makes_the_result_invalid_once() -> None:

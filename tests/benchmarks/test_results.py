@@ -322,6 +322,20 @@ def test_a_device_of_two_modes_is_named_and_its_interval_holds_both(plan: Plan, 
     assert step["high"] >= 0.79
 
 
+def test_a_drift_of_all_processes_is_invalid_and_one_of_them_widens_the_interval(all_runs: Runs) -> None:
+    plan = make_plan(Options(workloads=("forward",), layouts=("padded", "packed"), processes=3, blocks=9))
+    rising = [0.5 + 0.05 * block for block in range(9)]
+    runs = all_runs(plan, {0: {"step_seconds": rising}, 1: {"step_seconds": [0.5] * 9}})
+    next(run for run in runs if run.target == 1).document.step_seconds[:] = rising
+    result = built(plan, runs)
+    padded, packed = result["targets"]
+    assert ["the device throttled" in reason for reason in padded["reasons"]] == [True]
+    assert packed["valid"]
+    assert "(process 1); the interval spans both" in packed["warnings"][0]
+    step = packed["figures"]["step_seconds"]
+    assert step["low"] <= 0.5 < 0.85 <= step["high"]
+
+
 @pytest.mark.parametrize(
     "path", sorted((Path(isotrain.benchmarks.__file__).parent / "results").glob("*.json")), ids=lambda path: path.stem
 )
