@@ -1,4 +1,4 @@
-"""A result of `isotrain bench --workload end_to_end`: whole training runs, and loops that are extrapolated to one."""
+"""A result of `isotrain bench --workload end_to_end`: whole training runs, and loops extrapolated to whole runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..harness.extrapolate import Part as Repeated
 from .model import Config, Count, Energy, Measurement, Rates, Roofline, Share
 
 END_TO_END: Literal["isotrain.end-to-end/2"] = "isotrain.end-to-end/2"
-# What an end-to-end run keeps of its last evaluation.
+# The figures of the last evaluation that a result keeps.
 ACCURACY = "eval/accuracy"
 METRICS = ("eval/loss", ACCURACY, "eval/f1_macro")
 Seconds = Annotated[list[Positive], Field(min_length=1)]
@@ -26,7 +26,7 @@ class _Process(Part):
 
 
 class RunEnergy(Part):
-    """Joules that a run used; None where `source` says why."""
+    """Joules that a run used. If they are None, `source` says why."""
 
     joules: float | None
     source: str
@@ -51,7 +51,7 @@ class WholeProcess(_Process):
 
 
 class TimedBatch(Part):
-    """Texts of a batch, the length that they were padded to, and the tokens that are no padding."""
+    """A batch: its texts, the length that they were padded to, and its tokens without padding."""
 
     texts: int
     length: int
@@ -85,7 +85,7 @@ def _kind(process: Any) -> str:
 
 
 class TimedOf(Part):
-    """What was timed in all processes, of how much the end-to-end run has."""
+    """What all processes timed, and how much the end-to-end run has."""
 
     steps: Count
     of_steps: Count
@@ -134,12 +134,12 @@ class Side(Part):
 
     @property
     def sampled(self) -> list[Sampled]:
-        """Each process's times: all of a run, or the parts that it is extrapolated from."""
+        """Each process's times: of a whole run, or of the parts that it is extrapolated from."""
         return [process.sampled for process in self.processes]
 
 
 class Reached(NamedTuple):
-    """What a side's work comes to, where it was counted."""
+    """The figures of a side, if its work was counted."""
 
     figures: Rates
     work: Work
@@ -149,7 +149,7 @@ class Reached(NamedTuple):
 
 
 class Counted(Part):
-    """The work of a run of ours and of the whole runs of loops, and the limits of the device that it ran on."""
+    """The work of our run and of the loops' whole runs, and the limits of the device."""
 
     work: Work
     loops: list[Work]
@@ -176,7 +176,7 @@ class EndToEndMethod(Part):
 
 
 class RunMemory(Part):
-    """Of this project's run, the most of its processes, beside a process that imports torch and ends."""
+    """The peak memory of this project's run, over its processes, beside a process that only imports torch."""
 
     peak_bytes: Count
     import_torch_bytes: Count
@@ -187,7 +187,7 @@ class RunMemory(Part):
 class EndToEnd(Measurement):
     """A result of `isotrain bench --workload end_to_end`. Times in seconds, memory in bytes.
 
-    device, policy, kernel and peaks are null where the work was not counted.
+    device, policy, kernel and peaks are null if the work was not counted.
     """
 
     kind: Literal["isotrain.end-to-end/2"] = Field(alias="schema")

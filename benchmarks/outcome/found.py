@@ -1,4 +1,4 @@
-"""The results in a folder that may hold anything else: training runs, exports, caches, other people's files."""
+"""Finds results in a folder that may also contain training runs, exports, caches and unrelated files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 METRICS, RECORD = "metrics.jsonl", "run.json"
-# What a run keeps below its folder: no result lies there.
+# Folders in a run's folder, which contain no results.
 _RUNS_FOLDERS = {"checkpoints", "model", "encoder", "adapter", "tokenizer", "tensorboard", "wandb"}
-# Whatever has one of these is an export or a trace of ours, all of it.
+# A folder with one of these is an export or a trace.
 _MARKERS = {"export.json", "trace.json"}
-# Files of models, tokenizers, caches and projects: nothing to wonder about.
+# Files of models, tokenizers, caches and projects, which aren't reported.
 _NO_RESULTS = re.compile(
     r"(adapter_|generation_|preprocessor_|processor_|tokenizer_)?config\.json|(isotrain_)?tokenizer\.json|"
     r"special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.json|.*\.index\.json|manifest\.json|"
@@ -20,17 +20,19 @@ _NO_RESULTS = re.compile(
 )
 _SCHEMA = re.compile(rb'"schema"\s*:\s*\[?\s*"isotrain\.?([\w-]*)')
 _RESULTS = ("bench", "end-to-end", "parity")
-# A result has kilobytes; a file of this size is something else and would fill the memory.
+# Results have kilobytes. A larger file is something else and would fill the memory.
 LARGEST_FILE = 256 * 2**20
 _HEAD = 2**20
 
 
 @dataclass(frozen=True)
 class Files:
-    """What lies under a folder, in the order of its paths.
+    """What was found under a folder, in the order of paths.
 
-    results: files that call themselves results, each with its kind, such as "bench" (cut short in a truncated file);
-    `runs`: training runs' folders; `foreign`: JSON files of other people.
+    Attributes:
+        results: Files with the schema of a result, and their kinds, such as "bench" (cut short in a truncated file).
+        runs: The folders of training runs.
+        foreign: Unrelated JSON files.
     """
 
     results: tuple[tuple[Path, str], ...]
@@ -39,7 +41,7 @@ class Files:
 
 
 def find_results(folder: Path) -> Files:
-    """Looks through `folder` at any depth, without hidden folders and what isotrain keeps beside its results."""
+    """Searches `folder` at any depth, without hidden folders and isotrain's other folders."""
     results, runs, foreign = [], [], []
     for root, folders, files in os.walk(folder):
         is_run = METRICS in files or {RECORD, "config.yaml"} <= set(files)
@@ -62,18 +64,18 @@ def find_results(folder: Path) -> Files:
 
 
 def _kind(path: Path) -> str | None:
-    """What of isotrain a file says that it is, such as "bench", cut short where it is truncated; None for any other."""
+    """The kind of an isotrain file by its schema, such as "bench", cut short if the file is; None for other files."""
     try:
         with path.open("rb") as file:
             match = _SCHEMA.search(file.read(LARGEST_FILE if path.stat().st_size <= LARGEST_FILE else _HEAD))
     except OSError:
-        # Whoever reads it says why it can't be.
+        # Reading it as a result will say why it can't be read.
         return ""
     return match[1].decode("ascii") if match else None
 
 
 def foreign_line(foreign: tuple[Path, ...], folder: Path) -> str:
-    """One line about all the files of other people; empty where there are none."""
+    """One line about all unrelated files, or an empty string if there are none."""
     if not foreign:
         return ""
     first = foreign[0].relative_to(folder)

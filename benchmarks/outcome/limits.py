@@ -1,8 +1,8 @@
-"""What a device's own limits make of what it reached: shares of its peak, and the place under its roof (rule 11).
+"""Figures relative to the device's limits: shares of its peak, and the position on its roofline (rule 11).
 
-Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009. Bandwidth is
-that of a copy as large as what the step must move: a step that fits a cache is held against the cache, and against main
-memory where it doesn't (Ilic, Pratas and Sousa, "Cache-aware Roofline model", IEEE CAL 13(1), 2014).
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009. The bandwidth is
+that of a copy as large as the step's traffic. A step that fits into a cache is thus compared with the cache, and any
+other with main memory (Ilic, Pratas and Sousa, "Cache-aware Roofline model", IEEE CAL 13(1), 2014).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .model import Rates, Roofline, Share
 
 
 def best(peaks: Iterable[Peaks]) -> Peaks:
-    """The highest of measurements of one device's peaks: of the product, and of the matrix unit by itself."""
+    """The highest of several measurements of one device's peaks, for the product and for the matrix unit."""
     known = list(peaks)
     units = [one.unit for one in known if one.unit is not None]
     higher = max(known, key=lambda one: one.matmul_tflops)
@@ -22,7 +22,7 @@ def best(peaks: Iterable[Peaks]) -> Peaks:
 
 
 def share_of_peak(rates: Rates, peaks: Peaks) -> Share:
-    """What the rates are of the measured product, and of the matrix unit where it was measured in the same dtype."""
+    """The rates as shares of the measured product, and of the matrix unit if it was measured in the same dtype."""
     useful, hardware = rates.model_tflops.median, rates.hardware_tflops.median
     shares = {"model": useful / peaks.matmul_tflops, "hardware": hardware / peaks.matmul_tflops}
     unit = peaks.unit_tflops
@@ -30,7 +30,7 @@ def share_of_peak(rates: Rates, peaks: Peaks) -> Share:
 
 
 def roofline(work: Work, rates: Rates, peaks: Peaks) -> Roofline:
-    """The place under the roof, from the hardware FLOPs, the modelled bytes and the faster of the run's copies."""
+    """The position on the roofline, from the hardware FLOPs, the modelled bytes and the faster of the run's copies."""
     gbps = max(peaks.copy_gbps, peaks.step_copy_gbps)
     intensity = work.hardware_flops / work.moved_bytes
     compute, memory = peaks.compute_limit, intensity * gbps / 1e3

@@ -1,4 +1,4 @@
-"""Results read back from their files: whole, of a known kind, and as their models say."""
+"""Reads results from files and validates them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from .model import BENCH, FALSE_TIMES, Bench
 from .upgrade import upgraded
 
 KINDS: dict[str, type[Bench] | type[EndToEnd]] = {BENCH: Bench, END_TO_END: EndToEnd}
-# Pydantic names the member of a union, which no file has, in the place of an error.
+# pydantic adds the tag of a union's member, which no file contains, to the place of an error.
 _TAGS = {"measured", "unmeasured", "whole", "timed", "judged", "uncompared"}
 
 
 def load_result(path: Path) -> Bench | EndToEnd:
-    """The result in a file of `isotrain bench`. Raises UserError for anything else, and says what it found."""
+    """Reads a result of `isotrain bench`.
+
+    Raises:
+        UserError: The file contains anything else; the message says what.
+    """
     document = upgraded(read_json(path, "give a result of isotrain bench", nan=True))
     kind = document.get("schema") if isinstance(document, dict) else None
     why = f"its schema is {kind!r}, known are {', '.join(KINDS)}"
@@ -32,7 +36,7 @@ def load_result(path: Path) -> Bench | EndToEnd:
 
 
 class Problem(NamedTuple):
-    """Where a document is not as its model says (keys and indices with dots between them), and pydantic's words."""
+    """One error of a document: its place (keys and indices joined by dots), and pydantic's kind and message."""
 
     place: str
     kind: str
@@ -51,7 +55,7 @@ def problems(error: ValidationError) -> list[Problem]:
 
 
 def lack(error: ValidationError) -> str:
-    """What is missing in a document, or else the first thing that is not as it should be."""
+    """What is missing in a document, or else its first error."""
     found = problems(error)
     missing = [one.place for one in found if one.kind == "missing"]
     if missing:

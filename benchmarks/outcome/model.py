@@ -1,4 +1,4 @@
-"""A result of `isotrain bench`: built, written, read, compared and shown as these models."""
+"""The models of a result of `isotrain bench`."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Figures(Rates):
 
 
 class Roofline(Part):
-    """The place under the roof of the run's own peaks: `share` of `roof_tflops` is what the hardware FLOPs reached.
+    """The position on the roofline: the hardware FLOPs reached `share` of the attainable `roof_tflops`.
 
-    bandwidth_gbps: of a copy as large as the step's traffic, which a cache may hold.
+    bandwidth_gbps: of a copy as large as the step's traffic, which may fit into a cache.
     """
 
     intensity_flop_per_byte: Positive
@@ -74,7 +74,7 @@ class Roofline(Part):
 
 
 class Share(Part):
-    """Of the measured peak. unit: of the matrix unit's own rate."""
+    """Shares of the measured peak. unit: of the matrix unit's rate."""
 
     model: Positive
     hardware: Positive
@@ -82,7 +82,7 @@ class Share(Part):
 
 
 class Energy(Part):
-    """Of the whole device while it was measured. source: the counter, or "unavailable: " and the reason."""
+    """The energy of the whole device during the measurement. source: the counter, or "unavailable: " and the reason."""
 
     source: str
     joules_per_sample: Interval | None
@@ -90,7 +90,7 @@ class Energy(Part):
 
 
 class Relative(Interval):
-    """Texts per second over those of the target `to`."""
+    """Texts per second relative to the target `to`."""
 
     to: str
 
@@ -102,7 +102,7 @@ class Process(Timed):
 
 
 class _Target(Placed):
-    """What was to be measured, and what came of it."""
+    """What was to be measured, and how it ended."""
 
     label: str
     backend: str
@@ -131,7 +131,7 @@ class _Target(Placed):
 
 
 class MeasuredTarget(_Target):
-    """A target that has figures, and everything that they are of."""
+    """A target with figures, and everything about their measurement."""
 
     figures: Figures
     kernel_used: KernelUsed
@@ -170,17 +170,17 @@ class MeasuredTarget(_Target):
 
     @property
     def contended(self) -> bool:
-        """Whether other work had the CPUs while one of the processes was measured."""
+        """Whether other work took the CPUs from one of the processes."""
         return any(process.environment.contended for process in self.processes)
 
     @property
     def text_seconds(self) -> list[list[float]]:
-        """Seconds a text, one value a block, by process."""
+        """Seconds per text, by process and block."""
         return [[seconds / self.work.samples for seconds in process.step_seconds] for process in self.processes]
 
 
 class UnmeasuredTarget(_Target):
-    """A target without figures; its reasons say why. Of one whose times are no times, what else is known."""
+    """A target without figures; its reasons say why. If only its times are invalid, it has everything else."""
 
     figures: None = None
     kernel_used: KernelUsed | None = None
@@ -231,14 +231,14 @@ class Environment(Part):
 
     @property
     def revision(self) -> str:
-        """The git revision in short; "+" after it where files differed from it."""
+        """The short git revision, with a "+" if files differed from it."""
         if isinstance(self.git, str):
             return "unknown"
         return f"{self.git.revision[:10]}{'+' if self.git.dirty else ''}"
 
 
 class Config(Part):
-    """What was measured: results are comparable only where all of it agrees."""
+    """What was measured. Results are comparable only if all of it is equal."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -254,7 +254,7 @@ class Config(Part):
 
 
 class Measurement(Part):
-    """What every result of a measurement says of itself."""
+    """What every result of a measurement has."""
 
     created: str
     status: Status = Field(
@@ -285,7 +285,7 @@ class BenchMethod(Part):
 
 
 class Comparison(Part):
-    """How many times as fast as a baseline one of this project's kernels is; both by their targets' labels."""
+    """How many times as fast as a baseline one of this project's kernels is. own and baseline: labels of targets."""
 
     own: str
     baseline: str

@@ -17,7 +17,7 @@ Step = Annotated[int, Field(ge=0, description="0: before the first step.")]
 
 
 class Series(Part):
-    """A run's figures by step; null where one is not finite."""
+    """A run's figures by step. A figure that is not finite is null."""
 
     step: list[int] = Field(default=[])
     loss: Curve = Field(default=[])
@@ -43,7 +43,7 @@ class SideEnvironment(Part):
 
 
 class Ran(Part):
-    """Whoever ran the steps: the reference, or a candidate as far as it is known."""
+    """The reference, or a candidate as far as it is known."""
 
     label: str
     backend: str = ""
@@ -68,7 +68,7 @@ class Ran(Part):
 
 
 class Trained(Ran):
-    """Whoever ran the steps, and what came of each."""
+    """The reference or a candidate that ran, with its series."""
 
     backend: str
     device: str
@@ -84,7 +84,7 @@ class Trained(Ran):
 
 
 class LayerError(Part):
-    """The error after one layer: accumulated, and local (from the reference's own input). Relative L2 distances."""
+    """The error after one layer: accumulated, and local (given the reference's input). Relative L2 distances."""
 
     name: str
     relative_l2: Figure
@@ -96,7 +96,7 @@ class LayerError(Part):
 
 
 class Probe(Part):
-    """The logits of the last evaluation. pcc: Pearson's correlation, which decides nothing."""
+    """The logits of the last evaluation. pcc: Pearson's correlation, which isn't judged."""
 
     relative_l2: Figure
     max_abs: Figure
@@ -105,7 +105,7 @@ class Probe(Part):
 
 
 class Epoch(Part):
-    """Each figure of an evaluation, the reference's (reference_) and what it may differ by (allowed_)."""
+    """Each figure of an evaluation, the reference's (reference_) and the allowed difference (allowed_)."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Figure] = Field(init=False)
@@ -120,7 +120,7 @@ class Epoch(Part):
 
     @property
     def main(self) -> tuple[str, Figure, Figure] | None:
-        """Accuracy where the task has it, else its first figure that is no loss: name, value, the reference's."""
+        """Accuracy if the task has it, else its first figure besides the loss: name, value, reference value."""
         given = {**self.__dict__, **self.__pydantic_extra__}
         names = [key.removeprefix("reference_") for key in given if key.startswith("reference_")]
         for name in ("accuracy", *names):
@@ -130,7 +130,7 @@ class Epoch(Part):
 
 
 class Quantity(Part):
-    """A judged quantity at the moment at which it came nearest to its limit, or exceeded it most."""
+    """A judged quantity when it was nearest to its limit, or exceeded it most."""
 
     quantity: str
     step: Step
@@ -140,14 +140,14 @@ class Quantity(Part):
 
 
 class Ended(Part):
-    """The last step, where training could not go on; the series end there."""
+    """The last step of a training that could not continue. The series end there."""
 
     step: int
     reason: str
 
 
 class Distances(Part):
-    """Relative L2, of each series as a whole."""
+    """Relative L2 distances of whole series."""
 
     loss: Figure
     grad_norm: Figure
@@ -155,7 +155,7 @@ class Distances(Part):
 
 
 class Shown(Part):
-    """What is shown of a candidate beside its verdict."""
+    """What is shown about a candidate beside its verdict."""
 
     relative_l2: Distances
     series: Series
@@ -170,7 +170,7 @@ class Shown(Part):
 
 
 class Judged(Trained, Shown):
-    """A candidate judged. worst: the largest error over what is allowed for it; null: not finite."""
+    """A judged candidate. worst: the largest ratio of an error to what is allowed; null: not finite."""
 
     verdict: Literal["pass", "drift", "diverged"]
     reasons: list[str]
@@ -219,7 +219,7 @@ class Equivalence(Part):
 
 
 class Seeds(Part):
-    """The multi-seed test: equivalent is a candidate whose whole interval lies within the margin."""
+    """The test over several seeds. A candidate is equivalent if its whole interval lies within the margin."""
 
     n: Annotated[int, Field(ge=5)]
     metric: str

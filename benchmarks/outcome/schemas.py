@@ -18,7 +18,7 @@ WIDTH = 120
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without a title for each field, which would be its name again."""
+    """Omits the titles of fields, which would only repeat their names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         del schema
@@ -26,7 +26,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def schemas() -> dict[str, str]:
-    """By the name of its file, the schema of each kind of result as it is written."""
+    """The text of each schema file, by its name."""
     kinds: dict[str, type[Bench] | type[EndToEnd] | type[Parity]] = {BENCH: Bench, END_TO_END: EndToEnd, PARITY: Parity}
     return {
         f"{name.removeprefix('isotrain.').replace('/', '-')}.json": _written(
@@ -42,7 +42,7 @@ def schemas() -> dict[str, str]:
 
 
 def _written(value: Any, indent: int = 0, used: int = 0) -> str:
-    """JSON with a line for whatever fits one. used: characters that stand before it in its line."""
+    """JSON with one line for each value that fits into it. used: characters before it in its line."""
     flat = json.dumps(value)
     is_deep = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
     if used + len(flat) < WIDTH or not is_deep:

@@ -1,4 +1,4 @@
-"""What a trace says of the training run that it was recorded from."""
+"""What a trace says about its training run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class TracePolicy(Part):
 
 
 class TraceEnvironment(SideEnvironment):
-    """Beside what a result says of a side, whatever else a run says of its machine and its programs."""
+    """A side's environment, with whatever else the run says about its machine and programs."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class PromisedBudget(Part):
-    """The error budget that judges a run: what `ErrorBudget` says of it, and its label."""
+    """The error budget that judges a run: the fields of `ErrorBudget`, and its label."""
 
     label: str
     backend: str
@@ -49,7 +49,7 @@ class PromisedBudget(Part):
 
 
 class Evaluation(Part):
-    """Beside the loss, whatever figures the task has."""
+    """The loss and the task's other figures."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
     __pydantic_extra__: dict[str, float] = Field(init=False)
@@ -64,7 +64,7 @@ class Evaluation(Part):
 
 
 class Split(Part):
-    """The evaluation split: how many rows it has, and by how much one answer moves each figure at most."""
+    """The evaluation split: its rows, and how much one answer can change each figure at most."""
 
     rows: Count
     sha256: str
@@ -72,7 +72,7 @@ class Split(Part):
 
 
 class TraceHeader(Part):
-    """A trace's header. ended: at which step and why training could not go on; None where it came to its end."""
+    """A trace's header. ended: the step at which training could not continue, and why; None if it was completed."""
 
     created: str | None = None
     label: str

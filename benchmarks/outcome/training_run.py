@@ -1,4 +1,4 @@
-"""What reports read of a training run's folder; whatever else its files hold is left alone."""
+"""What reports read from a training run's folder. Everything else in its files is ignored."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..harness.document import Part
+from ..harness.document import Part, Placed
 
 
-class RunDevice(Part):
+class RunDevice(Placed):
     backend: str
     name: str
     emulated: bool = False
-
-    @property
-    def real(self) -> bool:
-        """As of `Device`."""
-        return not self.emulated
 
 
 class CastPolicy(Part):
@@ -41,7 +36,7 @@ class RunRecord(Part):
 
 
 class RunSummary(Part):
-    """A training run's summary.json; there is none before the run has ended."""
+    """A training run's summary.json, which is written when the run ends."""
 
     status: str
     step: int
@@ -63,7 +58,7 @@ class Collapse(Part):
 
 
 class EndedRun(RunSummary):
-    """A summary with all that a run's end showed; its evaluation has whatever figures the task has."""
+    """A complete summary, with the task's figures of the last evaluation."""
 
     model_config = ConfigDict(extra="allow")
 

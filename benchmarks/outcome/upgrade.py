@@ -1,7 +1,4 @@
-"""Earlier results and traces as those of today, which name some fields and one backend otherwise.
-
-Numbers stay as they are.
-"""
+"""Upgrades earlier results and traces, which have other names for some fields and one backend. Numbers stay."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ _KEYS = {
 
 
 def upgraded(document: Any) -> Any:
-    """`document` in the newest schema and with today's names of backends; anything else is given back as it is."""
+    """`document` in the newest schema and with today's names of backends. Anything else is returned unchanged."""
     document = renamed(document)
     schema = document.get("schema") if isinstance(document, dict) else None
     old = _OLD.fullmatch(schema) if isinstance(schema, str) else None

@@ -1,6 +1,6 @@
-"""How far from float64 a quantity may be: m times the error of the error budgets, and a floor.
+"""How far from float64 a quantity may be: m times the error of the error budgets, plus a floor.
 
-An error budget is a draw of the candidate's own arithmetic on the host. Imports no torch.
+An error budget is a draw of the candidate's arithmetic on the host. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from .trace import Trace
 # m of rule 13: for float32 and float64, and for bfloat16, float16 and block formats.
 FACTOR, COARSE_FACTOR = 2.0, 3.0
 COARSE = ("bfloat16", "float16")
-# The same for the largest single error, which varies more from draw to draw.
+# The factor for the largest single error, which varies more from draw to draw.
 LARGEST_FACTOR = 4.0
-# Units in the last place of float32 that are never held against anybody: losses are summed in it.
+# The floor in units in the last place of float32, in which losses are summed.
 FLOOR_ULPS = 4.0
-# What a device's float32 power may be off by: 4 units in the last place, as CUDA's own table of powf says.
+# The error of a device's float32 power: 4 units in the last place, as in CUDA's table of powf.
 POWER_ERROR = 4.0 * float(np.finfo(np.float32).eps)
-# Steps of a series that are judged together: the error of one step alone may be next to nothing by luck.
+# Steps of a series that are judged together, since the error of a single step may be tiny by chance.
 WINDOW = 16
 
 
 @dataclass(frozen=True)
 class Check:
-    """One quantity of one moment: its error against float64, what is allowed, and where it belongs.
+    """The error of one quantity against float64 at one step, and the allowed error, both in the quantity's unit.
 
-    step: the optimizer step after which it was seen, 0 before the first. error and allowed: in the quantity's own unit.
+    `step` is the number of optimizer steps before it was observed.
     """
 
     quantity: str
@@ -50,22 +50,25 @@ def rms(values: np.ndarray) -> float:
 
 
 def floor(scale: float) -> float:
-    """What is never held against anybody at a quantity of this size."""
+    """The error that is always allowed at a quantity of this size."""
     return FLOOR_ULPS * float(np.finfo(np.float32).eps) * scale
 
 
 def _allowed(m: float, error_budgets: Sequence[float], scale: float) -> float:
-    """m times the error budgets' errors taken together, and the floor at a quantity of this size."""
+    """m times the root mean square of the error budgets' errors, plus the floor at a quantity of this size."""
     return m * float(np.sqrt(np.mean(np.square(error_budgets)))) + floor(scale)
 
 
 def series_checks(
     name: str, words: str, reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float
 ) -> list[Check]:
-    """A check a step of the series `name`, called `words`, as far as the candidate's goes.
+    """One check per step of the series `name`, up to the candidate's last step.
 
-    The error over the last WINDOW steps is held against the error budgets' largest over any window so far, and that of
-    the first steps against the whole first window: a few draws of one number may all be near by luck.
+    The error over the last WINDOW steps is compared with the error budgets' largest over any window so far. The first
+    steps are compared with the whole first window, since a few draws of a single number may all be close by chance.
+
+    Args:
+        words: What the checks call the series.
     """
     found = candidate.arrays[name]
     exact = reference.arrays[name][: len(found)]
@@ -73,7 +76,7 @@ def series_checks(
     drawn = np.stack([_windowed(error_budget.arrays[name][: len(found)] - exact) for error_budget in error_budgets])
     together = np.maximum.accumulate(np.sqrt(np.mean(np.square(drawn), axis=0)))
     together = np.maximum(together, together[min(WINDOW, len(exact)) - 1])
-    # A learning rate of 0 moves nothing: the floor is that of the series, not of the step.
+    # A learning rate of 0 changes nothing, so the floor depends on the series and not on the step.
     scale = float(np.abs(exact).max())
     corrections = bias_corrections(candidate, len(found))
     if name.endswith("update_norm"):
@@ -89,10 +92,11 @@ def series_checks(
 
 
 def bias_corrections(candidate: Trace, steps: int) -> np.ndarray:
-    """The relative error of each step's update by Adam's bias corrections, [S]: 0 where the host makes them in float64.
+    """The relative error of each step's update due to Adam's bias corrections, [S].
 
-    On a device they are float32: 1 - beta^t loses what beta^t's last place is worth, and the update is the moment over
-    1 - beta1^t, over the square root of another moment over 1 - beta2^t (Kingma & Ba 2014).
+    It is 0 if the host computes them in float64. On a device they are float32, and 1 - beta^t has the error of beta^t's
+    last place. The update is the first moment over 1 - beta1^t, divided by the square root of the second moment over
+    1 - beta2^t (Kingma & Ba 2014).
     """
     betas = candidate.header.adam_on_device
     if betas is None:
@@ -106,7 +110,7 @@ def mean_so_far(values: np.ndarray) -> np.ndarray:
 
 
 def _windowed(errors: np.ndarray) -> np.ndarray:
-    """The root mean square of each step's error and of those up to WINDOW - 1 before it, [S]."""
+    """The root mean square of each step's error and up to WINDOW - 1 errors before it, [S]."""
     squares = np.concatenate(([0.0], np.cumsum(np.square(errors))))
     steps = np.arange(1, len(errors) + 1)
     starts = np.maximum(0, steps - WINDOW)
@@ -122,7 +126,12 @@ def tensor_checks(
     m: float,
     floor: np.ndarray | None = None,
 ) -> list[Check]:
-    """The mean error and the largest one of a tensor. `floor`: what each element may be off by besides."""
+    """Checks of a tensor's root mean square error and largest error.
+
+    Args:
+        drawn: The tensor from each error budget.
+        floor: The additionally allowed error of each element.
+    """
     error = found - exact
     others = [draw - exact for draw in drawn]
     extra = np.zeros(1) if floor is None else floor

@@ -1,4 +1,4 @@
-"""From traces to one result : every candidate judged, and how the whole ends."""
+"""Judges the traces of all candidates and makes one result."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ..outcome.parity import (
 )
 from .bands import COARSE_FACTOR, FACTOR
 from .head_checks import unjudged
-from .judge import DIVERGED_VERDICT, DRIFT, FAILED, PASS, REFUSED, judge
+from .judge import DIVERGED_VERDICT, DRIFT, FAILED, REFUSED, judge
 from .seeds import EQUIVALENT
 from .trace import SERIES, Trace, check_reference, error_budget_folders, read_trace
 
-# Exit codes: all pass, one is outside its band, one could not be compared.
+# Exit codes.
 ALL_PASS, OUTSIDE, NOT_COMPARED = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A candidate without a usable trace, and why."""
+    """A candidate without a usable trace, and the reason."""
 
     label: str
     reason: str
@@ -43,9 +43,10 @@ class Missing:
 
 
 def compare(reference: Path, candidates: Sequence[Path]) -> Parity:
-    """The result of judging traces on disk. Raises UserError for a reference that can't judge.
+    """Judges traces on disk. A candidate that can't be read is in the result with the reason.
 
-    A candidate that can't be read is kept in the result with the reason.
+    Raises:
+        UserError: The reference can't judge.
     """
     exact = read_trace(reference)
     check_reference(exact)
@@ -55,11 +56,11 @@ def compare(reference: Path, candidates: Sequence[Path]) -> Parity:
             sides.append(read_trace(folder))
         except UserError as error:
             sides.append(Missing(folder.name, " ".join(str(error).split()), REFUSED))
-    return build_result(exact, _told_apart(sides))
+    return build_result(exact, _with_folders(sides))
 
 
-def _told_apart(sides: Sequence[Trace | Missing]) -> list[Trace | Missing]:
-    """Traces of one label get their folders' names beside it."""
+def _with_folders(sides: Sequence[Trace | Missing]) -> list[Trace | Missing]:
+    """Adds folder names to the labels of traces with equal labels."""
     labels = [side.label for side in sides]
     return [
         replace(side, header=side.header.model_copy(update={"label": f"{side.label} [{side.folder}]"}))
@@ -70,7 +71,7 @@ def _told_apart(sides: Sequence[Trace | Missing]) -> list[Trace | Missing]:
 
 
 def build_result(reference: Trace, candidates: Sequence[Trace | Missing], seeds: Seeds | None = None) -> Parity:
-    """The whole result; `seeds` is what the test over several seeds found, where they were run."""
+    """The whole result. `seeds` is the outcome of the test over several seeds, if they were run."""
     header = reference.header
     curves: dict[str, Curve] = {name: [float(value) for value in reference.arrays[name]] for name in SERIES}
     series = Series(step=list(range(1, reference.steps + 1)), **curves)
@@ -126,7 +127,7 @@ def _candidate(reference: Trace, candidate: Trace | Missing) -> Candidate:
 
 
 def _side(trace: Trace) -> dict[str, Any]:
-    """What a result says of whoever recorded a trace: fields of `Trained`, all but the series."""
+    """The fields of `Trained` from a trace's header, without the series."""
     header = trace.header
     kept = {name: getattr(header, name) for name in Trained.model_fields if name not in ("policy", "series")}
     machine = {name: getattr(header.environment, name) for name in SideEnvironment.model_fields}
@@ -154,6 +155,3 @@ def _notes(reference: Trace, candidates: Sequence[Trace | Missing]) -> list[str]
     if reference.header.dropout_off:
         notes.append("dropout was off on every side: its masks differ between dtypes and devices")
     return notes
-
-
-__all__ = ["ALL_PASS", "NOT_COMPARED", "OUTSIDE", "PASS", "Missing", "build_result", "compare", "exit_code"]

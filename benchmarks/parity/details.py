@@ -1,4 +1,4 @@
-"""What is shown of a candidate beside its verdict: errors, bands and figures as JSON holds them. Imports no torch."""
+"""What is shown about a candidate beside its verdict: errors, bands and figures, as JSON. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .trace import SERIES, Trace
 
 
 def distances(exact: np.ndarray, found: np.ndarray) -> tuple[float | None, float | None]:
-    """Relative L2 distance and largest absolute error; None where a value isn't finite (JSON has no NaN)."""
+    """Relative L2 distance and largest absolute error; None if a value isn't finite, since JSON has no NaN."""
     error = found.astype(np.float64) - exact
     if not np.isfinite(error).all():
         return None, None
@@ -29,10 +29,13 @@ def details(
     metrics: Sequence[Check],
     checks: Sequence[Check],
 ) -> Shown:
-    """What isotrain.parity/2 shows of a candidate beside its verdict.
+    """What a result shows about a candidate beside its verdict.
 
-    loss_allowed: each step's band; logits_allowed: that of the last evaluation's logits, root mean square.
-    metrics: the checks of each evaluation's figures, in their order; checks: all of them.
+    Args:
+        loss_allowed: The band of each step.
+        logits_allowed: The root mean square band of the last evaluation's logits.
+        metrics: The checks of each evaluation's figures, in order.
+        checks: All checks.
     """
     bands = iter(metrics)
     exact, found = reference.loss, candidate.loss
@@ -64,7 +67,7 @@ def details(
 
 
 def _epoch(ours: Evaluation, theirs: Evaluation, bands: Iterator[Check]) -> Epoch:
-    """An evaluation beside the reference's; `bands` gives a check for each of its figures."""
+    """An evaluation beside the reference's. `bands` yields a check for each figure."""
     values: dict[str, float | None] = {}
     for name, expected in ours.figures.items():
         values[name] = _number(theirs.figures.get(name))
@@ -74,7 +77,7 @@ def _epoch(ours: Evaluation, theirs: Evaluation, bands: Iterator[Check]) -> Epoc
 
 
 def _largest(checks: Sequence[Check]) -> list[Quantity]:
-    """Of each quantity (all layers are one) the moment nearest to its limit, or farthest beyond it."""
+    """For each quantity (all layers are one), the check nearest to its limit, or farthest beyond it."""
     found: dict[str, Check] = {}
     for check in checks:
         kind = check.quantity.removesuffix(", largest error")
@@ -95,7 +98,7 @@ def _largest(checks: Sequence[Check]) -> list[Quantity]:
 
 
 def _correlation(exact: np.ndarray, found: np.ndarray) -> float | None:
-    """Pearson's, for those who ask; it decides nothing, for it hides a large error of few elements."""
+    """Pearson's correlation. It isn't judged, since it hides large errors of a few elements."""
     if not np.isfinite(found).all() or np.ptp(found) == 0 or np.ptp(exact) == 0:
         return None
     return float(np.corrcoef(exact.ravel(), found.ravel())[0, 1])

@@ -1,7 +1,7 @@
-"""How far an evaluation's figures may be off: by what the logits' allowed error does to a loss, and to whole answers.
+"""How far an evaluation's figures may differ, given the allowed error of the logits.
 
-The reference's logits of the probe texts say how near its answers are to others, and so how many of all rows could get
-another one. Imports no torch.
+The loss may differ as much as the logits. Other figures may differ by whole answers: the margins of the reference's
+logits on the probe texts show how many rows could get another answer. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ import numpy as np
 from .bands import Check, floor
 from .trace import Trace
 
-# A row's loss is a logit less a mean of logits: both are off.
+# A row's loss is a logit minus a mean of logits, and both have an error.
 DIFFERENCE = math.sqrt(2.0)
-# More answers than this chance leaves are no luck.
+# The probability that chance alone changes more answers than allowed.
 CHANCE = 1e-4
-# The share of the probe rows, those with the nearest answers, that tells how many answers are nearer still.
+# One in so many probe rows, those with the smallest margins, give the density of margins near 0.
 NEAREST = 8
 
 
 def moves(rows: int, questions: int | None, label_counts: Sequence[int]) -> dict[str, float]:
-    """By how much one changed answer can move each figure of an evaluation, at most.
+    """How much one changed answer can change each figure of an evaluation at most.
 
-    rows: texts or windows; questions: of question answering, whose figures are percentages of them.
-    label_counts: how often each label occurs in the split.
+    Args:
+        rows: Texts or windows.
+        questions: The questions, of which figures are percentages; None except for question answering.
+        label_counts: How often each label occurs in the split.
     """
     if questions is not None:
         return {"exact_match": 100.0 / questions, "f1": 100.0 / questions}
     counts = np.asarray(label_counts)
-    # F1 is 2 TP / (occurs + told): an answer more or less of one label moves it by 2 / occurs at most. It changes the
-    # F1 of two labels of macro-F1's mean, and that of an absent label comes or goes with it.
+    # F1 is 2 TP / (occurrences + predictions), so one answer of a label changes it by 2 / occurrences at most. It
+    # changes the F1 of two labels in the mean of macro-F1, and may add or remove the F1 of an absent label.
     least = min(1.0, 2.0 / max(1, int(counts.min())))
     return {
         "accuracy": 1.0 / rows,
@@ -43,9 +45,10 @@ def moves(rows: int, questions: int | None, label_counts: Sequence[int]) -> dict
 
 
 def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[float]) -> list[Check]:
-    """A check for each figure of each evaluation. logits_allowed: the band of the logits' root mean square error, [E].
+    """A check for each figure of each evaluation. The loss may differ as much as the logits, others by whole answers.
 
-    The loss of rows is off by no more than their logits; any other figure by whole answers.
+    Args:
+        logits_allowed: The band of the logits' root mean square error for each evaluation, [E].
     """
     checks = []
     for index, (ours, theirs) in enumerate(
@@ -61,9 +64,10 @@ def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[f
 
 
 def accuracy_check(reference: Trace, candidate: Trace, logits_allowed: Sequence[float]) -> list[Check]:
-    """Whether training classified as many samples correctly, step by step; none where a trace has no such series.
+    """Checks for each step how many samples training has classified correctly; none if a trace has no such series.
 
-    logits_allowed: the band of the logits' error before the first step and after each evaluation, [E + 1].
+    Args:
+        logits_allowed: The band of the logits' error before the first step and for each evaluation, [E + 1].
     """
     if "right" not in reference.arrays or "right" not in candidate.arrays:
         return []
@@ -81,7 +85,7 @@ def accuracy_check(reference: Trace, candidate: Trace, logits_allowed: Sequence[
 
 
 def most_likely(mean: float) -> int:
-    """The smallest number that a Poisson variable of this mean exceeds by no more than `CHANCE`."""
+    """The smallest number that a Poisson variable of this mean exceeds with a probability of at most `CHANCE`."""
     if mean > 100.0:
         return math.ceil(mean + 4.0 * math.sqrt(mean))
     term = total = math.exp(-mean)
@@ -94,33 +98,37 @@ def most_likely(mean: float) -> int:
 
 
 def _possible_changes(reference: Trace, logits: np.ndarray, allowed: float) -> int:
-    """How many of the evaluation's rows could get another answer where logits are off by `allowed`."""
+    """How many of the evaluation's rows could get another answer if logits have the error `allowed`."""
     split = reference.header.evaluation
     rows = len(logits) if split is None else split.rows
     return min(rows, most_likely(rows * _share_of_changes(_margins(logits), allowed)))
 
 
 def _move(reference: Trace, name: str) -> float:
-    """What one answer can move the figure `name` by. A trace that doesn't say so has at least its probe texts."""
+    """How much one answer can change the figure `name`, estimated from the probe texts if the trace doesn't say."""
     known = {} if reference.header.evaluation is None else reference.header.evaluation.moves
     return known.get(name, 2.0 / reference.probe_logits.shape[1])
 
 
 def _margins(logits: np.ndarray) -> np.ndarray:
-    """By how much each row's largest logit exceeds the next.
+    """How much each row's largest logit exceeds the next.
 
-    [P] of logits [P, C]; of spans' logits [P, L, 2] for each of both ends [P, 2].
+    Args:
+        logits: [P, C], or for spans [P, L, 2].
+
+    Returns:
+        [P], or for both ends of spans [P, 2].
     """
-    # Recording puts 0 in the place of padding, which is no answer.
+    # Recording sets the logits of padding, which is no answer, to 0.
     known = np.where(logits == 0.0, -np.inf, logits) if logits.ndim == 3 else logits
     largest = np.sort(np.moveaxis(known, 1, -1), axis=-1)[..., -2:]
     return np.asarray(largest[..., 1] - largest[..., 0])
 
 
 def _share_of_changes(margins: np.ndarray, allowed: float) -> float:
-    """The expected share of rows whose answer changes where each logit is off by `allowed`, normally distributed.
+    """The expected share of rows whose answer changes if each logit has a normal error of `allowed`.
 
-    Where that is small beside all margins, few rows say nothing: the nearest ones tell how dense answers are.
+    If that is smaller than all margins, the smallest margins are used to estimate their density near 0.
     """
     spread = DIFFERENCE * allowed
     flat = np.sort(margins[np.isfinite(margins)].ravel())
@@ -129,6 +137,6 @@ def _share_of_changes(margins: np.ndarray, allowed: float) -> float:
     direct = float(np.mean([0.5 * math.erfc(margin / spread / DIFFERENCE) for margin in flat]))
     place = min(len(flat) - 1, len(flat) // NEAREST)
     density = (place + 1) / len(flat) / max(float(flat[place]), 1e-300)
-    # A row has one answer, or one at each of its two ends.
+    # A row has one answer, or one for each end of its span.
     answers = margins.ndim
     return min(1.0, answers * max(direct, min(1.0, density * spread / math.sqrt(2.0 * math.pi))))

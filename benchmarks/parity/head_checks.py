@@ -1,4 +1,4 @@
-"""What the head was given, and what it made of the reference's own features. Imports no torch."""
+"""Checks of the head: its inputs, and its training on the reference's features. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from .bands import COARSE, COARSE_FACTOR, FACTOR, Check, bias_corrections, mean_so_far, series_checks, tensor_checks
 from .trace import HEAD_SERIES, Trace
 
-# How the quantities of a replay of the head are called.
+# Marks the quantities of a replay of the head.
 GIVEN = "given the reference's features"
 
 
 def feature_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[Check]:
-    """The features of the probe texts, and of each step's texts. None where somebody has none: see `unjudged`."""
+    """Checks the features of the probe texts and of each step's texts; none if a trace lacks them (see `unjudged`)."""
     traces = (reference, candidate, *error_budgets)
     if not all("features" in trace.arrays for trace in traces):
         return []
@@ -32,9 +32,10 @@ def feature_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[T
 
 
 def head_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[Check]:
-    """The head trained on the reference's features, in the band of its own dtype. None without such a replay.
+    """Checks the head trained on the reference's features, in the band of its own dtype; none without this replay.
 
-    m: what holds for the candidate's encoder, and for its head where the error budget is the device's own emulation.
+    Args:
+        m: The factor for the candidate's encoder. The head has it, too, if the error budget emulates the device.
     """
     traces = (reference, candidate, *error_budgets)
     if not all("head_loss" in trace.arrays for trace in traces) or candidate.header.replayed_sha256 is None:
@@ -67,7 +68,7 @@ def head_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trac
 
 
 def unjudged(reference: Trace, candidate: Trace) -> list[str]:
-    """Notes on what was not judged because a trace lacks it."""
+    """Notes on what could not be judged, since a trace lacks it."""
     notes = []
     if "replay" not in candidate.arrays:
         notes.append("a trace without a replay: its layers' own errors are unknown (record with --replay-from)")

@@ -1,7 +1,7 @@
-"""The head, trained again from the reference's own features: what head, loss and optimizer err by themselves.
+"""Trains the head again on the reference's features, which shows the error of head, loss and optimizer themselves.
 
-They compute in the head's dtype, whatever the encoder's is. Beside the rounding of a bfloat16 encoder, a wrong beta or
-a bias without its decay would not show; here it does.
+They compute in the head's dtype, whatever the encoder's dtype is. The rounding of a bfloat16 encoder would hide a wrong
+beta or a bias without weight decay; here they show.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ from .trace import HEAD_SERIES, Trace
 
 
 def replay_head(resolved: ResolvedConfig, reference: Trace) -> dict[str, np.ndarray]:
-    """Trains the head of `resolved` on the reference's features, by the loop and the step of any run.
+    """Trains the head of `resolved` on the reference's features, with the loop and the step of every run.
 
-    Returns head_loss, head_grad_norm and head_update_norm [n] and head_logits [e, P, C] of as many steps as `reference`
-    has features of; fewer where training can't go on. A whole model makes its own step, in which its head gets the
-    reference's features in the place of its encoder's.
+    A whole model makes its own step, in which the reference's features replace those of its encoder.
+
+    Returns:
+        head_loss, head_grad_norm and head_update_norm [n] and head_logits [e, P, C], for the steps for which
+        `reference` has features, or fewer if training can't continue.
+
+    Raises:
+        UserError: The replay was stopped.
     """
     config = resolved.config
     steps = len(reference.arrays["head_loss"])
@@ -60,7 +65,7 @@ class _Replay:
         )
         labels = job.train_tokens.labels[order[: len(features)]]
         training.source = _InOrder(_cached(job, features, labels, job.config.batch_size))
-        # Only the probe texts' features are known, and only their logits are judged.
+        # Only the features of the probe texts are known, and only their logits are judged.
         known = self.reference.arrays["probe_features"][0]
         all_texts = np.zeros((job.test_tokens.num_texts, known.shape[1]), dtype=known.dtype)
         self.probes = _cached(job, all_texts, job.test_tokens.labels, job.config.eval_batch_size)
@@ -92,7 +97,7 @@ class _Replay:
 
 
 class _InOrder:
-    """Features that lie in the order in which the steps take them, over all epochs."""
+    """Features in the order in which the steps read them, over all epochs."""
 
     def __init__(self, features: CachedFeatures) -> None:
         self.features = features

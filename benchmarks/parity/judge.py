@@ -1,9 +1,9 @@
-"""The verdict on a trace: is it as near to float64 as its arithmetic promises (rules 12 to 14 of measuring)?
+"""The verdict on a trace: is it as near to float64 as its arithmetic allows (rules 12 to 14 of measuring)?
 
-One rule for every quantity: the candidate's root mean square error against the float64 trace must not exceed m times
-that of the error budgets, which are draws of the same arithmetic on the host, plus a floor of a few units in the last
-place. Beside it, the largest error may not be far more than the error budgets' largest: a mean hides one wrong element.
-Imports no torch.
+One rule applies to every quantity: the candidate's root mean square error against the float64 trace must not exceed m
+times that of the error budgets plus a floor of a few units in the last place. Error budgets are draws of the same
+arithmetic on the host. The largest error must also not be far above the error budgets' largest, since a mean hides one
+wrong element. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .evaluations import accuracy_check, metric_checks
 from .head_checks import GIVEN, feature_checks, head_checks
 from .trace import DRAWS, SERIES, Trace
 
-# So many times the allowed error is no drift any more.
+# Above so many times the allowed error, drift becomes divergence.
 DIVERGED = 10.0
-# Quantities that are named beside the first one outside.
+# The most quantities that are named beside the first one outside its band.
 NAMED = 6
 
 PASS: Literal["pass"] = "pass"
@@ -46,12 +46,12 @@ REFUSED: Literal["refused"] = "refused"
 FAILED: Literal["failed"] = "failed"
 LOCAL: Literal["local"] = "local"
 ACCUMULATED: Literal["accumulated"] = "accumulated"
-# Where something is wrong that isn't one layer, and what to do about it.
+# Places of faults other than layers, and what to do about them.
 HEAD, HEAD_ITSELF = "head, loss or optimizer", "head, loss or optimizer, by itself"
 FEATURES, EVALUATION = "features", "evaluation"
 ADVICE = {
     HEAD: "look at the head, the loss or the optimizer",
-    HEAD_ITSELF: "given the reference's own features it errs, too: look at the head, the loss or the optimizer",
+    HEAD_ITSELF: "given the reference's features it errs, too: look at the head, the loss or the optimizer",
     FEATURES: "the features differ that the head was given: look at the feature cache, the batches or the encoder",
     EVALUATION: "its logits are, too: look at how an evaluation's figures are computed",
 }
@@ -59,7 +59,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict with its first place outside the band, and everything a table or a chart of it shows."""
+    """The verdict, the first place outside its band, and what tables and charts show."""
 
     verdict: Literal["pass", "drift", "diverged", "refused"]
     reasons: list[str]
@@ -71,11 +71,13 @@ class Judgement:
 
 
 def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) -> Judgement:
-    """`candidate` against the float64 `reference`, by the `error_budgets` of the candidate's arithmetic.
+    """Judges `candidate` against the float64 `reference` by the `error_budgets` of the candidate's arithmetic.
 
-    A candidate of other weights, batches or recipe gets the verdict "refused", with what differs. One whose training
-    could not go on is judged as far as it came, and has diverged. Raises UserError where the reference is no float64
-    trace, or there are too few error budgets.
+    A candidate with other weights, batches or another recipe gets the verdict "refused". If its training could not
+    continue, it has diverged, and is judged up to its last step.
+
+    Raises:
+        UserError: The reference is no float64 trace, or there are too few error budgets.
     """
     if reference.header.policy.compute != "float64":
         raise UserError(
@@ -119,7 +121,7 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
     checks += [check for entry in layers for check in (*entry.cumulative, *entry.local)]
     ended = candidate.header.ended
     if ended is not None:
-        # Of what ends a run, it is what a trace doesn't hold; everything else of it may be right.
+        # A trace doesn't contain what ended the run, and everything in it may be right.
         checks.append(Check("the evaluation's loss", candidate.steps, float("inf"), 0.0))
     shown = details(
         reference,
@@ -132,19 +134,19 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
     )
     found = _verdict(checks, layers, shown)
     if ended is not None:
-        found.reasons.append(f"training could not go on beyond step {ended.step}: {ended.reason}")
+        found.reasons.append(f"training could not continue beyond step {ended.step}: {ended.reason}")
     return found
 
 
 def differences(reference: Trace, candidate: Trace) -> list[str]:
-    """What makes two traces incomparable: recipe, initial weights, probe texts, batches, or values that aren't finite.
+    """What makes two traces incomparable: recipe, initial weights, probe texts, batches, or a reference with NaN.
 
-    A series of NaN is no difference but a divergence; only what the reference holds must be finite.
+    NaN in the candidate is no difference but a divergence.
     """
     ours, theirs = reference.header, candidate.header
     found = _other_evaluations(reference, candidate)
     for key, value in ours.recipe.items():
-        # A key that only one side's version has can't be compared.
+        # A key that only one side has, from another version, can't be compared.
         if theirs.recipe.get(key, value) != value:
             found.append(f"{key} is {value} in the reference and {theirs.recipe[key]} in {candidate.label}")
     for key, words in (("weights_sha256", "initial weights"), ("probe_sha256", "probe texts")):
@@ -173,12 +175,12 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
 
 
 def _shape(name: str, array: np.ndarray) -> tuple[int, ...]:
-    """What must be the same on all sides: of the head's replay, and of its features, all but how long they are."""
+    """The shape that must be equal on all sides: for the head's replay and its features, without their length."""
     return array.shape[1:] if name.startswith(("head_", "features", "probe_features")) else array.shape
 
 
 def _other_evaluations(reference: Trace, candidate: Trace) -> list[str]:
-    """What makes the evaluations of two traces incomparable, where both say it."""
+    """What makes the evaluations of two traces incomparable, as far as both say it."""
     found = []
     ours, theirs = (trace.header.evaluation for trace in (reference, candidate))
     if ours is not None and theirs is not None and (ours.rows, ours.sha256) != (theirs.rows, theirs.sha256):
@@ -212,7 +214,7 @@ def _other_evaluations(reference: Trace, candidate: Trace) -> list[str]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Hidden states behind one layer: the error it came with, and the one it makes by itself (where replayed)."""
+    """The checks of one layer's output: of the accumulated error, and of its own error if it was replayed."""
 
     name: str
     cumulative: list[Check]
@@ -314,7 +316,7 @@ def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: Shown) ->
 
 
 def _place(outside: Sequence[Check]) -> str:
-    """Where to look where all layers are within their band."""
+    """Where to look if all layers are within their bands."""
     quantities = {check.quantity for check in outside}
     if any(GIVEN in quantity for quantity in quantities):
         return HEAD_ITSELF

@@ -1,4 +1,4 @@
-"""What a training run leaves behind, read from inside: each step's figures, what the head was given, and logits."""
+"""Observes a training run from inside: the figures of each step, the inputs of the head, and logits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ...albert_core.tokens.order import Window
 from ...albert_core.tokens.store import TokenStore
 from .trace import HEAD_STEPS, SERIES
 
-# Texts whose logits are kept: the first ones of the evaluation split.
+# The logits of so many first texts of the evaluation split are kept.
 PROBE_TEXTS = 64
 
 
 class Steps:
-    """Loss and right answers of each step, and the norms of gradient and update of `parameters`.
+    """The loss and correct answers of each step, and the norms of the gradient and the update of `parameters`.
 
-    The gradient is taken from what Adam's first moment gained: m' = b m + (1 - b) g, solved for g. So it is that of the
-    step that really happened, whatever made it.
+    The gradient is computed from the change of Adam's first moment: m' = b m + (1 - b) g, solved for g. So it is the
+    gradient that the step really used, in every form of the step.
     """
 
     def __init__(self, training: Training, parameters: Sequence[torch.Tensor]) -> None:
@@ -39,11 +39,11 @@ class Steps:
             betas = {parameter: group["betas"][0] for group in groups for parameter in group["params"]}
             self._betas = [betas[parameter] for parameter in self.parameters]
         else:
-            # Not Adam: such a step is made by autograd, and its gradients can be seen before they are used.
+            # Without Adam, autograd makes the step, and its gradients can be read before they are used.
             training.optimizer.register_step_pre_hook(self._see_gradients)
 
     def add(self, training: Training, window: Window, sums: torch.Tensor) -> None:
-        """Reads what the step over `window` left; `sums` is what it returned."""
+        """Reads the state after the step over `window`. `sums` is what the step returned, float32 [2]."""
         weights = on_host(self.parameters)
         update = norm(now - then for now, then in zip(weights, self._weights, strict=True))
         loss, right = float(sums[0]) / window.num_samples, float(sums[1])
@@ -51,7 +51,7 @@ class Steps:
         self._weights = weights
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Each figure by step, float64 [S]."""
+        """The figures by name, float64 [S] each."""
         names = (*SERIES, "right")
         table = np.array(self._values, dtype=np.float64).reshape(-1, len(names))
         return {name: table[:, place].copy() for place, name in enumerate(names)}
@@ -71,9 +71,9 @@ class Steps:
 
 
 class HeadInputs:
-    """What the head was given: the features of each step's texts, in their order, and of the probe texts.
+    """The inputs of the head: the features of each step's texts, in order, and of the probe texts.
 
-    Of a whole model it is the state of [CLS] after the encoder at that step.
+    For a whole model, they are the encoder's [CLS] states at that step.
     """
 
     def __init__(self, training: Training) -> None:
@@ -95,7 +95,7 @@ class HeadInputs:
             self._last = inputs[0].detach()
 
     def stepped(self, window: Window) -> None:
-        """Keeps what the step over `window` took, of the first steps."""
+        """Keeps the inputs of the step over `window`, if it is one of the first steps."""
         if len(self.steps) < HEAD_STEPS:
             sizes = (stop - start for start, stop in window.micro_batches)
             parts = [part[:size].cpu() for part, size in zip(self._taken, sizes, strict=True)]
@@ -103,12 +103,12 @@ class HeadInputs:
         self._taken.clear()
 
     def probed(self, inputs: Any, rows: int) -> None:
-        """Keeps what the head was given for the probe texts just now; `inputs` are the model's."""
+        """Keeps the head's inputs for the probe texts in the last evaluation. `inputs` are the model's."""
         given = inputs if self._last is None else self._last
         self.probes.append(given[:rows].cpu().numpy())
 
     def arrays(self, training: Training) -> dict[str, np.ndarray]:
-        """features [rows, H]; probe_features [E + 1, P, H], of a frozen encoder [1, P, H]."""
+        """features [rows, H]; probe_features [E + 1, P, H], or for a frozen encoder [1, P, H]."""
         if not self.steps:
             return {}
         frozen = trains_on_features(training.job.config)
@@ -117,7 +117,7 @@ class HeadInputs:
 
 
 class _Watched:
-    """A source of features that keeps what it gave."""
+    """A source of features that keeps what it returned."""
 
     def __init__(self, source: InputSource, taken: list[Any]) -> None:
         self.source, self.taken = source, taken
@@ -143,18 +143,18 @@ def probe(training: Training) -> tuple[Any, np.ndarray]:
         logits = model(inputs)
     model.train(training_mode)
     host = logits.cpu()[: min(size, PROBE_TEXTS)]
-    # A masked logit is as low as its dtype goes: a constant, beside which no error would show.
+    # A masked logit is the lowest value of its dtype, which would hide every error.
     host = host.masked_fill(host <= torch.finfo(host.dtype).min / 2, 0.0)
     return inputs, host.to(torch.promote_types(host.dtype, torch.float32)).numpy()
 
 
 def trained(training: Training) -> list[torch.Tensor]:
-    """The parameters that the optimizer moves: of a model with adapters, not those beneath them."""
+    """The parameters that the optimizer updates. In a model with adapters, the adapted weights aren't among them."""
     return [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
 
 
 def batch_hash(store: TokenStore, rows: np.ndarray) -> str:
-    """SHA-256 of the token ids, token types and labels of some texts, in this order."""
+    """SHA-256 of the token ids, token types and labels of the texts `rows`, in this order."""
     digest = hashlib.sha256()
     for row in rows.tolist():
         span = slice(int(store.offsets[row]), int(store.offsets[row + 1]))
@@ -166,7 +166,7 @@ def batch_hash(store: TokenStore, rows: np.ndarray) -> str:
 
 
 def on_host(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Copies, for the originals are written over by the next step."""
+    """Copies on the host, since the next step overwrites the originals."""
     return [tensor.detach().cpu().clone() for tensor in tensors if tensor is not None]
 
 

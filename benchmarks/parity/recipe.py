@@ -6,7 +6,7 @@ from typing import Any
 
 from ...albert_core.config.schema import TrainConfig
 
-# Data, model and tokens are compared by hashes of what they give.
+# Data, model and tokens are compared by hashes of their contents.
 DATA = (
     "dataset_id",
     "model_name",
@@ -21,7 +21,7 @@ DATA = (
     "max_eval_samples",
     "doc_stride",
 )
-# Where, in which dtype and how the run is computed is what is compared.
+# These say where and how the run is computed, which is what a comparison varies.
 COMPUTED = (
     "backend",
     "use_tt",
@@ -38,7 +38,7 @@ COMPUTED = (
     "eval_batch_size",
     "process_timeout",
 )
-# What is shown, kept and resumed; recording switches off what would act on the run.
+# These say what is shown, saved and resumed. Recording switches off whatever would influence the run.
 KEPT = (
     "log_level",
     "steps_freq",
@@ -73,9 +73,9 @@ KEPT = (
 
 
 def recipe_of(config: TrainConfig, num_labels: int, total_steps: int) -> dict[str, Any]:
-    """Every key of `config` but those above: a key that a later version has is compared, too.
+    """Every key of `config` except those above, so that keys of later versions are compared, too.
 
-    Steps and labels are those there are, whatever the configuration asked for.
+    The numbers of labels and steps are the actual ones.
     """
     left_out = {*DATA, *COMPUTED, *KEPT, *config.backend_options}
     asked = {key: value for key, value in config.model_dump(mode="json").items() if key not in left_out}

@@ -1,8 +1,7 @@
-"""Recording a trace: a real training run, seen from inside, in the process that calls.
+"""Records a trace: observes a real training run in the calling process.
 
-Nothing of the run is replaced: the loop, the step (fused, captured or lazy), the schedule and the evaluations are those
-of `isotrain train`. What is read after each step is what the step left behind: the loss it returned, the parameters,
-and of Adam's first moment the gradient that moved it.
+The loop, the step (fused, captured or lazy), the schedule and the evaluations are those of `isotrain train`. After each
+step, the returned loss and the parameters are read, and the gradient is computed from Adam's first moment.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from .observe import PROBE_TEXTS, HeadInputs, Steps, batch_hash, on_host, probe,
 from .recipe import recipe_of
 from .trace import HEAD_SERIES, HEAD_STEPS, Trace
 
-# Texts whose hidden states are kept: the first ones of the evaluation split.
+# The hidden states of so many first texts of the evaluation split are kept.
 STATE_TEXTS = 8
 
 
@@ -51,18 +50,24 @@ def record(
     replay_from: Trace | None = None,
     steps: int | None = None,
 ) -> Trace:
-    """Trains `config` (a file, a packaged name, or None for the defaults) with `sets`, and returns the run's trace.
+    """Trains `config` with `sets` and returns the run's trace.
 
-    steps: the most optimizer steps that it makes; None makes all of them.
-    replay_from: the reference whose hidden states each layer is applied to, and whose features the head is trained
-    on once more; it must be of the same weights. Features come from the cache where `isotrain train` has it so; a
-    float64 run computes them at every step, unless `sets` say otherwise. Dropout is off: its masks are other ones in
-    every dtype and on every device. A run whose loss stops being finite gives a trace as far as it came. Raises
-    UserError for what can't run, and what else training raises.
+    Features come from the cache as in `isotrain train`, but a float64 run computes them at every step unless `sets`
+    decide. Dropout is off, since its masks differ between dtypes and devices. If the loss stops being finite, the trace
+    ends there.
+
+    Args:
+        config: A file, a packaged name, or None for the defaults.
+        replay_from: A reference with the same weights. Each layer is also applied to its hidden states, and the head
+            is trained once more on its features.
+        steps: The most optimizer steps; None makes all of them.
+
+    Raises:
+        UserError: The run can't start, or was stopped.
     """
     resolved = load_config(config, sets)
     if resolved.config.dtype == "float64":
-        # What others take from a cache is judged by features that were computed where they are used.
+        # Cached features of the candidates are judged by features that are computed where they are used.
         resolved = load_config(config, ["feature_cache=false", *sets])
     resolved = resolved.with_absolute_paths()
     limits = [number for number in (resolved.config.max_steps, steps) if number is not None]
@@ -99,7 +104,7 @@ def record(
 
 
 class _Recorder:
-    """An observer of a training run that keeps what a trace holds."""
+    """An observer of a training run that collects the contents of a trace."""
 
     def __init__(self, label: str, replay_from: Trace | None) -> None:
         self.label, self.reference = label, replay_from
@@ -142,7 +147,7 @@ class _Recorder:
         self._probe()
 
     def trace(self, config: TrainConfig, failure: str = "") -> Trace:
-        """`failure`: why training could not go on."""
+        """The trace of the observed run. `failure` says why training could not continue."""
         found = {
             "config": config.model_dump(),
             "batches": self.batches,
@@ -158,7 +163,7 @@ class _Recorder:
         return Trace(self.header.model_copy(update=found), arrays)
 
     def _check_reference(self) -> None:
-        """Raises UserError for a reference that nothing of this run can be replayed from."""
+        """Raises UserError if the reference has other weights or texts, so that a replay is impossible."""
         reference = self.reference
         if reference is None:
             return
@@ -176,19 +181,19 @@ class _Recorder:
             )
 
     def _watch_the_head(self) -> None:
-        """Keeps what a head on features is given; of a whole model only for a reference, which others replay."""
+        """Keeps the inputs of a head on features. For a whole model, only a reference keeps them for replays."""
         job, model = self.training.job, self.training.model
         frozen = trains_on_features(job.config)
-        # A clipped gradient of a head is one of the whole model: there is none of the head alone.
-        alone = job.task.on_features and (frozen or job.config.max_grad_norm is None)
-        if frozen or (alone and self.reference is None):
+        # The clipped gradient of a whole model's head depends on the encoder, too.
+        separable = job.task.on_features and (frozen or job.config.max_grad_norm is None)
+        if frozen or (separable and self.reference is None):
             self.inputs = HeadInputs(self.training)
-        if alone and self.reference is None:
+        if separable and self.reference is None:
             head: Any = model if frozen else model.head
             self.head_steps = Steps(self.training, list(head.parameters()))
 
     def _own_head(self, steps: Steps) -> dict[str, np.ndarray]:
-        """What a replay of the head is to be held against: the head's own part of this very run."""
+        """The head's part of this run, with which replays of the head are compared."""
         found = steps.arrays()
         evaluations = sum(entry.step <= HEAD_STEPS for entry in self.metrics)
         return {
@@ -221,7 +226,7 @@ class _LayerStates:
             self.kernel = f"{self.encoder.name} {self.encoder.version}"
 
     def run(self, given: np.ndarray | None = None) -> np.ndarray:
-        """[R + 1, T, H], or of a replay [R, T, H]: real tokens alone, in the texts' order, on the host."""
+        """The states of real tokens, in the order of the texts, [R + 1, T, H], or for a replay [R, T, H]."""
         batch = self.backend.place(self.batch)
         inputs = None if given is None else [self._placed(state) for state in given]
         if isinstance(self.encoder, torch.nn.Module):
@@ -255,13 +260,13 @@ class _LayerStates:
 def _header(
     label: str, training: Training, weights: list[torch.Tensor], kernel: str, reference: Trace | None
 ) -> TraceHeader:
-    """The header of a run that begins. Switches its dropout off."""
+    """The header of a run that starts. Switches its dropout off."""
     job = training.job
     info = job.backend.info()
     error_budget = replace(job.backend.error_budget(job.policy), head_dtype=job.config.head_dtype)
     digest = hashlib.sha256(job.encoder.fingerprint.encode())
     for weight in weights:
-        # As float32, so that a float64 run of the same initial head has the same hash.
+        # As float32, so that a float64 run with the same initial head has the same hash.
         digest.update(weight.to(torch.float32).contiguous().numpy().tobytes())
     store = job.test_tokens
     return TraceHeader(
@@ -293,13 +298,13 @@ def _header(
 
 
 def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
-    """Adam's betas where its step counter is on the device, and bias corrections float32 ones; else None."""
+    """Adam's betas if its step counter is on the device, so that its bias corrections are float32; else None."""
     group = optimizer.param_groups[0]
     return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
 def _evaluation(job: Job) -> Split:
-    """The evaluation split: its rows, a hash of all of them, and by how much one answer moves each figure."""
+    """The evaluation split: its rows, their hash, and how much one answer can change each figure."""
     store = job.test_tokens
     rows = store.num_texts
     if job.task.on_features:
@@ -310,7 +315,7 @@ def _evaluation(job: Job) -> Split:
 
 
 def _without_dropout(model: torch.nn.Module) -> bool:
-    """Switches dropout off for good, and says whether there was any. Attention takes its share from such a module."""
+    """Switches dropout off, and returns whether there was any. Attention reads its dropout from these modules."""
     layers = [part for part in model.modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
     for layer in layers:
         layer.p = 0.0

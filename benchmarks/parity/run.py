@@ -1,4 +1,4 @@
-"""A whole comparison: the reference, every candidate and every error budget it needs, each in a process of its own."""
+"""A whole comparison: the reference, the candidates and the error budgets, each recorded in a separate process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and how. `pythons`: the interpreter of each backend that has an environment of its own."""
+    """What is compared, and how. `pythons` has the interpreters of backends with separate environments."""
 
     config: str
     reference: Side
@@ -43,10 +43,15 @@ class Comparison:
 
 
 def run_parity(comparison: Comparison, tell: Tell) -> Parity:
-    """Records and judges; traces stay in `comparison.out`. `tell` gets a line a process.
+    """Records and judges. Traces stay in `comparison.out`, also after an interruption.
 
-    Raises UserError where the reference can't be recorded. A candidate that dies, hangs or can't run is kept in the
-    result with its last words, and the others go on. An interruption is raised; traces that are whole stay.
+    A candidate that dies, hangs or can't run is in the result with its last output, and the others continue.
+
+    Args:
+        tell: Called with one line per process.
+
+    Raises:
+        UserError: The reference can't be recorded.
     """
     labels = [side.label for side in (comparison.reference, *comparison.candidates)]
     if len(set(labels)) != len(labels):
@@ -60,7 +65,7 @@ def run_parity(comparison: Comparison, tell: Tell) -> Parity:
         for side in comparison.candidates:
             folder = comparison.out / "candidates" / slug(side.label)
             found.append(_recorded(comparison, side, folder, reference, tell))
-        # One of another run is refused, whatever its arithmetic costs.
+        # A candidate of another run is refused, so it needs no error budget.
         traces = [one for one in found if isinstance(one, Trace) and not differences(reference, one)]
         add_error_budgets(reference, traces, comparison.time_limit, tell)
         seeds = _seeds(comparison, reference, found, tell) if comparison.seeds > 1 else None
@@ -68,22 +73,22 @@ def run_parity(comparison: Comparison, tell: Tell) -> Parity:
 
 
 def add_error_budgets(reference: Trace, candidates: Sequence[Trace], time_limit: float, tell: Tell) -> None:
-    """Records with `reference` whatever draws of error budgets `candidates` need and it lacks, from its own
-    configuration.
-
-    One that can't be recorded is told.
-    """
+    """Records the draws of error budgets that `candidates` need and `reference` lacks. Failures go to `tell`."""
     wanted = {trace.header.error_budget.label: trace.header.error_budget for trace in candidates}
     for promised in wanted.values():
         try:
             record_error_budget(reference, promised.budget, time_limit, tell)
         except UserError as error:
-            # Its candidates are refused for want of it; the others keep their verdicts.
+            # Only the candidates that need it are refused.
             tell(str(error))
 
 
 def record_error_budget(reference: Trace, error_budget: ErrorBudget, time_limit: float, tell: Tell) -> None:
-    """Records the draws of `error_budget` that the reference's folder lacks, replaying its hidden states."""
+    """Records the draws of `error_budget` that the reference's folder lacks, as replays of its hidden states.
+
+    Raises:
+        UserError: It can't be recorded.
+    """
     config = reference.folder / "config.yaml"
     write_config(reference, config)
     folder = reference.folder / ERROR_BUDGETS / slug(error_budget.label)
@@ -105,7 +110,7 @@ def record_error_budget(reference: Trace, error_budget: ErrorBudget, time_limit:
 
 
 def draw_settings(error_budget: ErrorBudget) -> list[list[str]]:
-    """What a configuration is set to for each draw of `error_budget` (one, where another would be the same)."""
+    """The settings of a configuration for each draw of `error_budget`; a single one if all draws would be equal."""
     common = [f"dtype={error_budget.dtype}", f"strict_dtype={str(error_budget.narrow).lower()}"]
     common += [f"head_dtype={error_budget.head_dtype}", "kernel=auto", "layout=auto"]
     section = options_section(error_budget.backend)
@@ -116,7 +121,7 @@ def draw_settings(error_budget: ErrorBudget) -> list[list[str]]:
 
 
 def write_config(trace: Trace, path: Path) -> None:
-    """The configuration that `trace` was recorded from, as YAML."""
+    """Writes the configuration of `trace` as YAML."""
     import yaml
 
     from ...albert_core.runs.files import write_text
@@ -129,7 +134,7 @@ def write_config(trace: Trace, path: Path) -> None:
 def _recorded(
     comparison: Comparison, side: Side, folder: Path, replay_from: Trace | None, tell: Tell, *more: str
 ) -> Trace | Missing:
-    """The side's trace, recorded in a process of its own, or why there is none."""
+    """Records the side's trace in a separate process, or says why there is none."""
     job = Job(label=side.label, sets=[*comparison.sets, *side.sets, *more], out=str(folder))
     spec = RecordSpec(
         config=comparison.config,
@@ -149,12 +154,12 @@ def _recorded(
 
 
 def _answer_of(folder: Path) -> str:
-    """The file beside a trace that its worker answers in."""
+    """The file beside a trace for its worker's answer."""
     return str(folder.with_name(folder.name + ".answer.json"))
 
 
 def _run(spec: RecordSpec, python: str, folder: Path, label: str, time_limit: float, tell: Tell) -> str:
-    """Runs a worker; returns what went wrong, or an empty string. Its words stay beside its trace as a .log file."""
+    """Runs a worker and returns its error or an empty string. Its output stays beside its trace as a .log file."""
     make_folders(folder.parent, "--out")
     result, log = Path(spec.result), folder.with_name(folder.name + ".log")
     result.unlink(missing_ok=True)
@@ -168,25 +173,25 @@ def _run(spec: RecordSpec, python: str, folder: Path, label: str, time_limit: fl
 
 
 def why_ended(ended: Ended, result: Path, time_limit: float) -> str:
-    """What went wrong in a worker, in its own words where it left some; an empty string where nothing did."""
+    """What went wrong in a worker, in its own words if it left any; an empty string if nothing did."""
     if ended.timed_out:
         return f"took longer than the time limit of {time_limit:g} s and was ended{said(ended.log)}"
     try:
-        told = read_answer(result, Recorded)
+        answer = read_answer(result, Recorded)
     except FileNotFoundError:
         return f"{how(ended)}{said(ended.log)}" if ended.code else ""
     except ValueError:
-        # It died while it wrote its answer: its words are all there is, and the other candidates go on.
+        # It died while it wrote its answer.
         return f"{how(ended)} and left half an error{said(ended.log)}"
     result.unlink()
-    return told.message if isinstance(told, Refused) else ""
+    return answer.message if isinstance(answer, Refused) else ""
 
 
 def _seeds(comparison: Comparison, reference: Trace, candidates: Sequence[Trace | Missing], tell: Tell) -> Seeds:
-    """Final metrics over several seeds, and whether they are equivalent to the reference's.
+    """Tests whether final metrics over several seeds are equivalent to the reference's.
 
-    Every seed's runs must be the same run as the reference's, too; one that isn't, or died, fails the candidate's test.
-    No seed is run once no candidate is left to test, nor for a candidate that has failed.
+    For every seed, a candidate's run must match the reference's. If it doesn't, or dies, the candidate fails the test
+    and isn't run again.
     """
     metric = _final_metric(reference)
     first = int(reference.header.recipe["seed"])
@@ -208,7 +213,7 @@ def _seeds(comparison: Comparison, reference: Trace, candidates: Sequence[Trace 
         again = _recorded(comparison, comparison.reference, folder / "reference", None, tell, f"seed={seed}")
         why_not = _no_reference(again)
         if why_not or isinstance(again, Missing):
-            # What the first seed found is kept.
+            # The verdicts of the first seed are kept.
             failed |= dict.fromkeys(tested, f"seed {seed}: the reference can't be recorded: {why_not}")
             break
         exact.append(_final(again, metric))
@@ -229,7 +234,7 @@ def _seeds(comparison: Comparison, reference: Trace, candidates: Sequence[Trace 
 
 
 def _no_reference(reference: Trace | Missing) -> str:
-    """Why a reference can't be compared with; an empty string where it can."""
+    """Why a reference can't judge, or an empty string."""
     if isinstance(reference, Missing):
         return reference.reason
     try:
@@ -240,13 +245,13 @@ def _no_reference(reference: Trace | Missing) -> str:
 
 
 def _unfinished(trace: Trace) -> list[str]:
-    """Why a run has no final metric, if so."""
+    """Why a run has no final metric; empty if it has one."""
     ended = trace.header.ended
-    return [] if ended is None else [f"training could not go on beyond step {ended.step} ({ended.reason})"]
+    return [] if ended is None else [f"training could not continue beyond step {ended.step} ({ended.reason})"]
 
 
 def _final_metric(trace: Trace) -> str:
-    """Accuracy, or what the task has in its place."""
+    """Accuracy, or what the task has instead."""
     names = trace.header.metrics[-1].figures
     return next(name for name in ("accuracy", "f1", "loss") if name in names)
 

@@ -1,4 +1,4 @@
-"""Whether a device ends where float64 ends, over several seeds: equivalence shown, not a difference not found."""
+"""Tests over several seeds whether a device's final metric is equivalent to that of float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..outcome.parity import Equivalence
 
 LEAST_SEEDS = 5
-# Two one-sided tests at 5 % are one interval of 90 % (Schuirmann 1987).
+# Two one-sided tests at 5 % correspond to one interval of 90 % (Schuirmann 1987).
 LEVEL = 0.90
 EQUIVALENT: Literal["equivalent"] = "equivalent"
 DIFFERENT: Literal["different"] = "different"
@@ -18,10 +18,10 @@ NO_DECISION: Literal["no decision"] = "no decision"
 
 
 def equivalence(label: str, reference: Sequence[float], candidate: Sequence[float], margin: float) -> Equivalence:
-    """The mean paired difference candidate - reference of a final metric with its 90 % interval, and the verdict.
+    """Tests the paired differences candidate - reference of a final metric.
 
-    "equivalent": the interval lies within +-margin; "different": outside it; else "no decision". Student's t over the
-    seeds, which both sides share.
+    The 90 % interval of their mean uses Student's t over the seeds. The verdict is "equivalent" if it lies within
+    +-margin, "different" if it lies outside, else "no decision".
     """
     from scipy import stats
 

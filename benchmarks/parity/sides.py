@@ -1,4 +1,4 @@
-"""`cpu:float64`, `tt:hifi2+bfp_bf8`, `cuda:1:bfloat16+kernel=flash`: one side of a comparison in a word."""
+"""Parses one side of a comparison: `cpu:float64`, `tt:hifi2+bfp_bf8`, `cuda:1:bfloat16+kernel=flash`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...albert_core.config.schema import DTYPE_NAMES
 from ...backends import BackendUnavailableError, list_backends, options_model, options_section, resolve
 from ...kernels.names import check_name
 
-# Optimizer steps of a comparison that doesn't say how many.
+# The default number of optimizer steps of a comparison.
 STEPS = 200
 
 
 @dataclass(frozen=True)
 class Side:
-    """A run's backend, and what its configuration is set to for it."""
+    """A run's backend and its settings of the configuration."""
 
     label: str
     backend: str
@@ -32,12 +32,16 @@ class Side:
 
 
 def parse_side(text: str, elsewhere: Collection[str] = ()) -> Side:
-    """BACKEND[:NUMBER][:WORD+WORD...] as a `Side`.
+    """Parses BACKEND[:NUMBER][:WORD+WORD...].
 
-    A word is a dtype, a value of one of the backend's own options (hifi2, bfp_bf8, exact), or key=value of the
-    configuration. A float64 side trains its head in float64, too. The backend is the one that opens here as what was
-    written, unless it is one of `elsewhere`, which run in an interpreter of their own. Raises UserError for anything
-    else.
+    A word is a dtype, a value of one of the backend's options (hifi2, bfp_bf8, exact), or key=value of the
+    configuration. A float64 side also trains its head in float64.
+
+    Args:
+        elsewhere: Backends with their own interpreters. Others are resolved on this machine.
+
+    Raises:
+        UserError: The text is anything else.
     """
     name, *rest = text.strip().split(":")
     check_name(f"{text!r}: backend", name, list_backends())
@@ -50,7 +54,7 @@ def parse_side(text: str, elsewhere: Collection[str] = ()) -> Side:
     label = text.strip()
     if name not in elsewhere:
         options = load_config(None, [one for one in sets if one.startswith(f"{options_section(name)}.")])
-        # One that can't run here is judged as missing, beside the others.
+        # A backend that can't run here becomes a missing candidate.
         with suppress(BackendUnavailableError):
             backend = resolve(backend, options.config.backend_options)
         label = backend.partition(":")[0] + label.removeprefix(name)
@@ -70,7 +74,7 @@ def _settings(text: str, backend: str, word: str) -> list[str]:
 
 
 def _words(backend: str) -> dict[str, str]:
-    """The values that a backend's own options may have, each with its option."""
+    """The values of a backend's options, each with the name of its option."""
     section = options_section(backend)
     model = None if section is None else options_model(section)
     fields = {} if model is None else model.model_fields

@@ -1,8 +1,7 @@
-"""A trace: what one training run did, step by step, as files that any machine and any torch can judge.
+"""A trace: what one training run did, step by step, as files that can be judged on any machine with any torch.
 
-A folder with ``trace.json`` (who ran, what, on which batches) and ``trace.safetensors`` (numbers). A float64 trace,
-the float64 reference, also holds traces of its own under ``error-budgets/``: what each arithmetic costs on the host.
-Reads and writes with numpy alone.
+It is a folder with ``trace.json`` (which run, on which batches) and ``trace.safetensors`` (numbers). A float64
+reference also contains the traces of error budgets in ``error-budgets/``. Only numpy is needed to read and write it.
 """
 
 from __future__ import annotations
@@ -27,27 +26,29 @@ from ..outcome.upgrade import upgraded
 SCHEMA = "isotrain.trace/2"
 HEADER_FILE, TENSOR_FILE, ERROR_BUDGETS = "trace.json", "trace.safetensors", "error-budgets"
 SERIES = ("loss", "grad_norm", "update_norm")
-# Draws of an error budget: errors of one draw vary too much to judge by.
+# Draws of an error budget. The errors of a single draw vary too much to judge by.
 DRAWS = 3
-# Of a replay of the head, each with "head_" before its name; it takes so many steps at most.
+# A replay of the head has these series, with the prefix "head_", for at most so many steps.
 HEAD_SERIES = SERIES
 HEAD_STEPS = 200
-# What every trace holds beside the series; "replay" only where it was recorded against a reference.
+# The arrays of every trace.
 ARRAYS = (*SERIES, "probe_logits", "states")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One run. S steps, E evaluations, P probe texts of C labels, R layers, T tokens of width H.
+    """One run with S steps, E evaluations, P probe texts of C labels, R layers, and T tokens of width H.
 
-    header.ended says at which step and why training could not go on, or is None; S and E are then what there is.
-    arrays: loss, grad_norm, update_norm [S]; probe_logits [E + 1, P, C], before the first step and after each
-    evaluation; states [R + 1, T, H], what the first layer takes in and what each one gives before the first step;
-    replay [R, T, H], each layer applied to the reference's own states. right [S]: texts classified correctly by the
-    step. features [F, H]: what the head was given for the texts of the first steps, in their order; probe_features [1
-    or E + 1, P, H]: for the probe texts. head_loss, head_grad_norm, head_update_norm [n] and head_logits [e, P, C]: the
-    head trained on the reference's features; of the reference, the head's part of its own run. float32, of a float64
-    run float64.
+    If training could not continue, header.ended has the step and the reason, and S and E are the numbers up to there.
+
+    Attributes:
+        arrays: float32, or float64 for a float64 run. Every trace has loss, grad_norm and update_norm [S]; probe_logits
+            [E + 1, P, C], before the first step and after each evaluation; states [R + 1, T, H], the first layer's
+            input and each layer's output before the first step. It may have replay [R, T, H], each layer applied to
+            the reference's states; right [S], texts classified correctly in the step; features [F, H] and
+            probe_features [1 or E + 1, P, H], the head's inputs for the texts of the first steps, in order, and for the
+            probe texts; head_loss, head_grad_norm, head_update_norm [n] and head_logits [e, P, C] of the head trained
+            on the reference's features, or in the reference, of the head in its own run.
     """
 
     header: TraceHeader
@@ -75,12 +76,12 @@ class Trace:
         return self.arrays["states"]
 
     def states_sha256(self) -> str:
-        """Which hidden states these are: a replay from others is none from these."""
+        """A hash of the hidden states, by which a replay names them."""
         states = np.ascontiguousarray(self.states)
         return hashlib.sha256(f"{states.dtype.str}{states.shape}".encode() + states.tobytes()).hexdigest()
 
     def until(self, steps: int, evaluations: int) -> Trace:
-        """The run's first `steps` steps and `evaluations` evaluations."""
+        """A trace of the first `steps` steps and `evaluations` evaluations."""
         sizes = self.header.batch_sizes
         kept = {
             "batches": self.header.batches[:steps],
@@ -93,7 +94,11 @@ class Trace:
 
 
 def write_trace(trace: Trace, folder: Path) -> None:
-    """The trace as the folder `folder`, whole or not at all. Raises UserError where it exists or can't be written."""
+    """Writes the trace to the new folder `folder`, whole or not at all.
+
+    Raises:
+        UserError: The folder exists or can't be written.
+    """
     from safetensors.numpy import save
 
     check_free(folder)
@@ -107,14 +112,22 @@ def write_trace(trace: Trace, folder: Path) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError where `folder` can't become a trace."""
+    """Checks that `folder` can become a trace.
+
+    Raises:
+        UserError: It exists or can't be written.
+    """
     if folder.exists():
         raise UserError(f"--out {str(folder)!r} exists already; traces are never written over: choose another name")
     check_place(folder, "--out")
 
 
 def read_trace(folder: Path) -> Trace:
-    """The trace in `folder`. Raises UserError, in words, for anything that isn't a whole one of this version."""
+    """Reads and checks the trace in `folder`.
+
+    Raises:
+        UserError: It isn't a whole trace of this version.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -145,19 +158,23 @@ def read_trace(folder: Path) -> Trace:
 
 
 def slug(text: str) -> str:
-    """`text` as a folder's name."""
+    """`text` as the name of a folder."""
     return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
 
 
 def error_budget_folders(reference: Path, label: str) -> list[Path]:
-    """The draws of the error budget `label` that lie with a reference, in order."""
-    # The second is their name in traces of schema 1.
+    """The draws of the error budget `label` in the reference's folder, in order."""
+    # The second name is that of schema 1.
     folders = (reference / name / slug(label) for name in (ERROR_BUDGETS, "yardsticks"))
     return sorted(path.parent for folder in folders for path in folder.glob(f"*/{HEADER_FILE}"))
 
 
 def check_reference(trace: Trace) -> None:
-    """Raises UserError where a reference can't judge anybody."""
+    """Checks that a reference can judge.
+
+    Raises:
+        UserError: Its training could not continue, or it contains NaN.
+    """
     ended = trace.header.ended
     if ended is not None:
         raise UserError(
@@ -169,7 +186,7 @@ def check_reference(trace: Trace) -> None:
 
 
 def _check(trace: Trace) -> None:
-    """What `judge` takes for granted."""
+    """Checks what `judge` relies on."""
     where = str(trace.folder)
     if not trace.header.metrics and trace.header.ended is None:
         raise UserError(f"trace {where!r} holds no evaluation, and every run ends with one; record it again")
@@ -196,7 +213,7 @@ def _check(trace: Trace) -> None:
 
 
 def _check_head(trace: Trace) -> None:
-    """Whether what a trace says of the head is whole, where it says anything."""
+    """Checks the arrays of the head, if there are any."""
     where, arrays, sizes = str(trace.folder), trace.arrays, trace.header.batch_sizes
 
     def refuse(name: str) -> None:

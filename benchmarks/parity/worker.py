@@ -1,7 +1,7 @@
-"""Traces in one fresh process: ``python -m isotrain.benchmarks.parity.worker`` with its specification on stdin.
+"""Records traces in one fresh process: ``python -m isotrain.benchmarks.parity.worker``, with a specification on stdin.
 
-Each job's trace appears whole or not at all. What is refused is written to the specification's result file, and the
-exit code is 2; anything else is a traceback on stderr.
+Each trace appears whole or not at all. A UserError is written to the specification's result file, with exit code 2. Any
+other error is a traceback on stderr.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..harness.document import Part, Spec
 
 
 class Job(Part):
-    """A trace to record: its label, what its configuration is set to, and its folder."""
+    """A trace to record: its label, its settings of the configuration, and its folder."""
 
     label: str
     sets: list[str]
@@ -22,7 +22,7 @@ class Job(Part):
 
 
 class RecordSpec(Spec):
-    """Traces of one configuration. replay_from: a trace's folder, or None; steps: the most optimizer steps."""
+    """Traces of one configuration. replay_from: the folder of a reference; steps: the most optimizer steps."""
 
     config: str | None
     jobs: list[Job]
@@ -35,7 +35,11 @@ class Recorded(Part):
 
 
 def record_jobs(spec: RecordSpec) -> Recorded:
-    """Records every job of `spec` in turn. Raises UserError for the first that can't be."""
+    """Records every job of `spec` in turn.
+
+    Raises:
+        UserError: A job can't be recorded.
+    """
     from .record import record
     from .trace import read_trace, write_trace
 

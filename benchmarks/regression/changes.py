@@ -1,8 +1,8 @@
 """Where a series of speeds changes its level, and whether it creeps.
 
-Change points by E-divisive (Matteson and James, "A Nonparametric Approach for Multiple Change Point Analysis of
-Multivariate Data", 2014), as Apache Otava uses it: the series is split where the energy distance between its two sides
-is largest, and each side again, as long as a permutation test finds the split. The test assumes no distribution, so
+Change points are found by E-divisive (Matteson and James, "A Nonparametric Approach for Multiple Change Point Analysis
+of Multivariate Data", 2014), as in Apache Otava: the series is split where the energy distance between its two sides is
+largest, then each side again, as long as a permutation test confirms the split. The test assumes no distribution, so
 outliers don't raise the rate of false alarms. Otava itself pins numpy and needs clients of Slack and BigQuery. ruptures
 splits by a penalty, which fits one kind of noise: with 5 variances x log n, PELT found changes in 3 of 200 series of
 normal noise and in 79 of 200 with outliers.
@@ -20,18 +20,20 @@ SEED = 23
 # A split is found where at most this share of shuffled series splits as clearly.
 LEVEL = 0.01
 SHUFFLES = 499
-# Results on either side of a split: one alone may be an outlier.
+# Results on either side of a split. A single one may be an outlier.
 LEAST_PART = 2
-# Of fewer results, too many shuffles split as clearly as any change does.
+# With fewer results, too many shuffles split as clearly as a change.
 LEAST_RESULTS = 12
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How speeds went: level by level, or in a creep.
+    """A series of speeds, described by levels or by a creep.
 
-    splits: indices at which a new level starts. levels: the median of each of them, or the two ends of the creep.
-    creep: the factor from one result to the next; None where levels describe the series better.
+    Attributes:
+        splits: Indices at which a new level starts.
+        levels: The median of each level, or the two ends of the creep.
+        creep: The factor from one result to the next, or None if levels describe the series better.
     """
 
     splits: tuple[int, ...]
@@ -47,8 +49,8 @@ def fit(speeds: list[float], least_effect: float) -> Fit:
         least_effect: The least change of a level that counts, as a share.
 
     Returns:
-        A single level where nothing changed, none without speeds. A creep only where the test of change points finds
-        a change, too, and a line describes it better by the Bayesian information criterion.
+        A single level if nothing changed, and none without speeds. A creep only if the test of change points also finds
+        a change, and a line describes it better by the Bayesian information criterion.
     """
     if not speeds:
         return Fit((), ())
@@ -78,21 +80,21 @@ def _splits(logs: np.ndarray, least_effect: float, generator: np.random.Generato
 
 
 def _cuts(logs: np.ndarray, returning: bool, least_effect: float, generator: np.random.Generator) -> list[int]:
-    """The index of one change of `logs` (float64 [n]), or with `returning` those of a level and its return."""
+    """The index of one change of `logs` (float64 [n]), or with `returning` the indices of a level and its return."""
     if len(logs) < (3 if returning else 2) * LEAST_PART:
         return []
     distances = np.abs(logs[:, None] - logs[None, :])
     first, last, energy = _best_stretch(distances, returning)
     cuts = [first, last] if returning else [first]
     effects = [abs(np.median(right) - np.median(left)) for left, right in pairwise(np.split(logs, cuts))]
-    # A level may return only nearly: then one of its two changes is too small.
+    # If a level doesn't return fully, one of its two changes may be too small.
     cuts = [cut for cut, effect in zip(cuts, effects, strict=True) if effect > np.log1p(least_effect)]
     if not cuts:
         return []
     clearer, allowed = 0, LEVEL * (SHUFFLES + 1) - 1
     for _ in range(SHUFFLES):
         order = generator.permutation(len(logs))
-        # Sums in another order differ in their last digits.
+        # The tolerance is for sums in another order.
         clearer += _best_stretch(distances[np.ix_(order, order)], returning)[2] >= energy * (1 - 1e-9)
         if clearer > allowed:
             return []
@@ -100,12 +102,13 @@ def _cuts(logs: np.ndarray, returning: bool, least_effect: float, generator: np.
 
 
 def _best_stretch(distances: np.ndarray, returning: bool) -> tuple[int, int, float]:
-    """The stretch [first, last) with the largest energy distance from all that is outside it, and that distance.
+    """The stretch [first, last) with the largest energy distance from the rest, and that distance.
 
-    It reaches the end, or with `returning` neither end: a level and its return, which single splits find badly
-    (circular binary segmentation, Olshen et al. 2004).
+    It reaches the end, or with `returning` neither end. The latter finds a level and its return, which single splits
+    find badly (circular binary segmentation, Olshen et al. 2004). The distance is scaled by the sizes of both sides.
 
-    distances: between all pairs of n values, float64 [n, n]. The distance is scaled by the sizes of both sides.
+    Args:
+        distances: Between all pairs of n values, float64 [n, n].
     """
     n = len(distances)
     sums = np.zeros((n + 1, n + 1))
@@ -130,6 +133,6 @@ def _stretches(n: int, returning: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _criterion(residuals: np.ndarray, parameters: int) -> float:
-    """The Bayesian information criterion, but for a constant: the smaller, the better the description."""
+    """The Bayesian information criterion except for a constant. Smaller is better."""
     n = len(residuals)
     return float(n * np.log(max(residuals @ residuals / n, 1e-300)) + parameters * np.log(n))
