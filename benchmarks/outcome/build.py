@@ -166,6 +166,7 @@ def _target(
         ),
         "peaks": best,
         "processes": [_process(run, run.document) for run in runs if run.document is not None],
+        "contended_processes": [run.process for run in runs if run.document and run.document.environment.contended],
     }
     if not all(math.isfinite(value) and value > 0 for value in flat):
         return UnmeasuredTarget(**known, reasons=[*reasons, "a block took no time at all"], warnings=warnings)

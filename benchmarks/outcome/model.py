@@ -151,6 +151,11 @@ class MeasuredTarget(_Target):
     roofline: Roofline | None = Field(description="null where the peak is only the host's.")
     energy: Energy
     processes: list[Process] = Field(min_length=1)
+    contended_processes: list[int] | None = Field(
+        default=None,
+        description="Those from which other work took the CPUs: their figures are too slow and too scattered. Earlier "
+        "revisions say it only in each process's environment.",
+    )
     outliers: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
         description="[process, block] beyond Tukey's fences: labelled and kept."
     )

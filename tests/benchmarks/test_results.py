@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result, result_path, write_result
 from isotrain.benchmarks.outcome.model import Bench
 from isotrain.benchmarks.outcome.upgrade import upgraded
+from isotrain.benchmarks.reports.blocks import Table
+from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows
+from isotrain.benchmarks.reports.html.loading import Found
+from isotrain.benchmarks.reports.html.of_bench import throughput
 from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
 from rich.console import Console
 
@@ -237,6 +242,22 @@ def test_other_work_on_the_machine_is_said_above_the_figures(
     text = " ".join(shown(built(plan, all_runs(plan, {1: {"environment": environment}}))).split())
     assert "BUSY MACHINE: other work used the CPUs while 1 of 2 targets were measured" in text
     assert "BUSY" not in shown(built(plan, all_runs(plan)))
+
+
+def test_other_work_is_in_every_form_of_a_result(plan: Plan, all_runs: Runs, document: Callable[..., Any]) -> None:
+    runs = all_runs(plan)
+    busy = next(run for run in runs if (run.target, run.process) == (1, 2))
+    environment = busy.document.environment.model_copy(update={"contended": True})
+    runs[runs.index(busy)] = replace(busy, document=busy.document.model_copy(update={"environment": environment}))
+    result = built(plan, runs)
+    assert [target["contended_processes"] for target in result["targets"]] == [[], [2]]
+    bench = Bench.model_validate(result)
+    assert [(row["contended"], row["contended_processes"]) for row in rows(bench)] == [(False, 0), (True, 1)]
+    lines = [line.split(" | ") for line in result_markdown(bench).splitlines() if line.startswith("|")]
+    place = lines[0].index("contended")
+    assert [line[place] for line in lines[2:]] == ["False", "True"]
+    page = [block for block in throughput(Found("a.json", bench), "key") if isinstance(block, Table)]
+    assert [row[1] for row in page[0].rows] == ["valid", "valid, contended"]
 
 
 @pytest.mark.parametrize("width", [80, WIDE, 200])

@@ -90,9 +90,13 @@ def _table(bench: Bench) -> Table:
         *figure_columns("samples/s", "95 % interval", "tokens/s", "p50 ms", "p90 ms", "model TFLOP/s"),
         *figure_columns("of peak", "J/sample", "peak MiB", "steady s (n)"),
     )
-    rows = tuple((target.name, verdict(target), *_cells(target)) for target in bench.targets)
+    rows = tuple((target.name, _usable(target), *_cells(target)) for target in bench.targets)
     flagged = frozenset(index for index, target in enumerate(bench.targets) if not target.valid)
     return Table(titled("All targets", bench_tags(bench)), columns, rows, flagged).without_empty_columns()
+
+
+def _usable(target: Target) -> str:
+    return joined([verdict(target), "contended" if target.contended else ""], ", ")
 
 
 def _comparisons(bench: Bench) -> list[Table]:
