@@ -227,6 +227,9 @@ class Timed(Part):
     memory: Memory
     energy: BlockEnergy
     environment: ProcessEnvironment
+    losses: list[Annotated[float, Field(allow_inf_nan=True)]] = Field(
+        default=[], description="Of the first training steps after the first one; they repeat for a seed."
+    )
 
 
 class Measured(Timed):

@@ -302,6 +302,7 @@ def run(
             before=before,
             after=moment(),
         ),
+        losses=workload.first_losses,
         work=work,
         device=Device.of(backend.info()),
         policy=Policy.of(policy),

@@ -30,6 +30,8 @@ from .texts import BenchBatch, Texts, cost_classes
 
 # The number of texts whose logits are returned, to compare layouts and kernels.
 PROBED_TEXTS = 8
+# How many of the first losses it hands back, for the comparison of two results.
+FIRST_LOSSES = 5
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Workload(ABC):
     Attributes:
         encoder: A FrozenEncoder, or a TrainedEncoder if the whole model is trained.
         probe: The logits of a few texts, by number, if the workload has any.
+        first_losses: Those of the first training steps.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Workload(ABC):
         self.head = backend.place(head)
         self.classes = cost_classes(batches)
         self.probe: dict[int, list[float]] = {}
+        self.first_losses: list[float] = []
         self._results: list[torch.Tensor] = []
         self._ran: list[int] = []
         self._begun = 0
@@ -193,6 +197,7 @@ class _Training(Workload):
         sums = torch.stack([result.cpu() for result in self._results])
         sizes = [len(self.batches[index].rows) for index in self._ran]
         losses = (sums[:, 0] / torch.tensor(sizes)).tolist()
+        self.first_losses = (self.first_losses + losses)[:FIRST_LOSSES]
         for position, (index, loss) in enumerate(zip(self._ran, losses, strict=True)):
             # By pass and position, so that reading the same results twice doesn't look like two equal losses.
             self._losses.setdefault(index, {})[self._begun, position] = loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,9 +12,10 @@ from ..harness.document import Interval
 from ..harness.statistics import ratio_interval
 from ..outcome.found import find_results, foreign_line
 from ..outcome.load import load_result
-from ..outcome.model import Bench, Environment, MeasuredTarget
+from ..outcome.model import Bench, MeasuredTarget
 from .changes import LEAST_RESULTS, Fit, fit
-from .compare import DEDICATED_THRESHOLD, SEED
+from .identity import Difference, differences, of_history
+from .metrics import METRICS, SEED, SPEED
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Point:
     """One target of one result.
 
     change: its speed over that of the last result before it that can be compared with; None where either can't be.
-    environment: what decides speed and was recorded, by name. renewed: what differs of it from what was recorded last,
-    as (name, before, now).
+    environment: what decides speed and was recorded, by name. renewed: what differs of it from what was recorded last.
     """
 
     target: MeasuredTarget
@@ -33,7 +32,7 @@ class Point:
     file: Path
     change: Interval | None
     environment: dict[str, str]
-    renewed: tuple[tuple[str, str, str], ...]
+    renewed: tuple[Difference, ...]
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -67,7 +66,7 @@ class Point:
             "n": self.target.n,
             **{f"samples_per_second_{part}": value for part, value in samples},
             **{f"change_{part}": "" if change is None else getattr(change, part) for part, _ in samples},
-            "environment_change": "; ".join(f"{name}: {before} -> {now}" for name, before, now in self.renewed),
+            "environment_change": "; ".join(f"{one.key}: {one.before} -> {one.after}" for one in self.renewed),
             "file": str(self.file),
         }
 
@@ -112,7 +111,7 @@ class Course:
                 levels[place + 1] / levels[place],
                 at - bounds[place],
                 bounds[place + 2] - at,
-                tuple(name for name, *_ in _differences(points[at - 1].environment, points[at].environment)),
+                tuple(one.key for one in differences(points[at - 1].environment, points[at].environment)),
             )
             for place, at in enumerate(self.fit.splits)
         ]
@@ -202,7 +201,7 @@ def _course(members: list[tuple[Path, Bench, MeasuredTarget]]) -> Course:
     base: MeasuredTarget | None = None
     recorded: dict[str, str] = {}
     for path, result, target in members:
-        environment = _environment(result.environment, target)
+        environment = of_history(result.environment, target)
         point = Point(
             target,
             result.created,
@@ -210,7 +209,7 @@ def _course(members: list[tuple[Path, Bench, MeasuredTarget]]) -> Course:
             path,
             None,
             environment,
-            tuple(_differences(recorded, environment)),
+            tuple(differences(recorded, environment)),
         )
         recorded |= environment
         if point.comparable:
@@ -218,28 +217,4 @@ def _course(members: list[tuple[Path, Bench, MeasuredTarget]]) -> Course:
                 point = replace(point, change=ratio_interval(base.text_seconds, target.text_seconds, SEED))
             base = target
         points.append(point)
-    return Course(tuple(points), fit([point.speed for point in points if point.comparable], DEDICATED_THRESHOLD))
-
-
-def _environment(environment: Environment, target: MeasuredTarget) -> dict[str, str]:
-    """What decides speed beside the code, where it was recorded; a file may hold anything in its place."""
-    values = {
-        "torch": environment.versions.get("torch"),
-        "isotrain": environment.versions.get("isotrain"),
-        "processor": environment.cpu.get("model"),
-        "governor": environment.cpu.get("governor"),
-        "nice": environment.cpu.get("nice"),
-        "quota of CPUs": environment.cpu.get("quota_cpus"),
-        "threads": str(target.processes[0].environment.threads.intra_op),
-        "kernel": f"{target.kernel_used.name} {target.kernel_used.version}",
-    }
-    return {
-        name: str(value)
-        for name, value in values.items()
-        if isinstance(value, str | int | float) and not str(value).startswith("unavailable: ")
-    }
-
-
-def _differences(before: dict[str, str], now: dict[str, str]) -> Iterable[tuple[str, str, str]]:
-    """(name, before, now) of what both recorded and what differs."""
-    return ((name, before[name], now[name]) for name in now if name in before and before[name] != now[name])
+    return Course(tuple(points), fit([point.speed for point in points if point.comparable], METRICS[SPEED].gate))

@@ -64,9 +64,9 @@ WHOLE_COLUMNS = (
 Row = dict[str, Any]
 
 
-def stdout_format(shown_as: str, json_only: bool) -> str:
+def stdout_format(shown_as: str, json_only: bool, formats: Sequence[str] = FORMATS) -> str:
     """What stdout gets, by --format and --json. Raises UserError for an unknown format, and for two of them."""
-    check_name("--format", shown_as, FORMATS)
+    check_name("--format", shown_as, formats)
     if json_only and shown_as not in ("table", "json"):
         raise UserError(f"--json and --format {shown_as} both name what stdout gets; give one of them")
     return "json" if json_only else shown_as

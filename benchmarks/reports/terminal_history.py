@@ -1,10 +1,9 @@
-"""Comparisons and histories as tables on a terminal."""
+"""Histories as tables on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -12,38 +11,11 @@ from rich.text import Text
 
 from ...albert_core.output.live import as_blocks
 from ...albert_core.terminal.text import figure
-from ..regression.compare import REFUSED, SLOWER, Compared, Comparison
 from ..regression.history import Course, History, Point, Step
 from .fit import fitted
 
 # From this width on, a row has the interval and the number of blocks.
 NARROW = 72
-
-
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    console.print(Text(f"isotrain compare: {comparison.after} over {comparison.before}", style="bold"))
-    console.print(Text(f"of {comparison.subject}"))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("target", overflow="fold")
-    for header in ("speed", "95 % interval", "threshold"):
-        table.add_column(header, justify="right")
-    for header in ("verdict", "why"):
-        table.add_column(header, overflow="fold")
-    for one in comparison.targets:
-        table.add_row(*_compared(one), style="red" if one.verdict in (SLOWER, REFUSED) else "")
-    console.print(fitted(table, console))
-    for label in comparison.alone:
-        console.print(Text(f"note: {label}: only one of the two has it"))
-    if not comparison.confirmed:
-        console.print(Text("note: one run decides nothing; confirm it by a second one: --again"))
-
-
-def _compared(one: Compared) -> list[str]:
-    if one.speed is None:
-        return [one.label, "", "", "", one.verdict, one.reason]
-    speed = one.speed
-    interval = f"{speed.low:.3f} to {speed.high:.3f}"
-    return [one.label, f"{speed.median:.3f}x", interval, f"{one.threshold:.3g}", one.verdict, one.reason]
 
 
 def print_history(history: History, console: Console) -> None:
@@ -113,7 +85,7 @@ def _told(course: Course) -> list[Text]:
         lines.append(Text(lacking, style="dim"))
     for point in course.points:
         if point.renewed:
-            renewed = "; ".join(f"{name} {before} -> {now}" for name, before, now in point.renewed)
+            renewed = "; ".join(one.words() for one in point.renewed)
             lines.append(Text(f"environment since {point.revision} ({_day(point)}): {renewed}", style="yellow"))
     return lines
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,19 +17,21 @@ from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, make_plan
 from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.outcome.load import load_result
-from isotrain.benchmarks.regression.compare import (
-    FASTER,
+from isotrain.benchmarks.regression.compare import Asked, Comparison, compare_files
+from isotrain.benchmarks.regression.history import load_history
+from isotrain.benchmarks.regression.metrics import parse_share
+from isotrain.benchmarks.regression.verdict import (
+    FAILED,
+    IMPROVED,
+    INCONCLUSIVE,
+    MISSING,
     REFUSED,
     REGRESSED,
-    SLOWER,
+    SAME,
     SOUND,
     UNDECIDED,
     UNUSABLE,
-    Comparison,
-    compare_files,
-    parse_share,
 )
-from isotrain.benchmarks.regression.history import load_history
 from isotrain.benchmarks.reports.terminal_history import print_history
 from isotrain.cli.commands.compare import compare
 from isotrain.cli.commands.history import history
@@ -72,33 +75,45 @@ def write(all_runs: Callable[..., Any], tmp_path: Path) -> Write:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    return [one.verdict for one in comparison.targets]
+    return [one.verdict.outcome for one in comparison.targets]
 
 
-def test_one_run_alone_decides_nothing(write: Write) -> None:
+def test_one_pair_alone_confirms_no_regression(write: Write) -> None:
     comparison = compare_files(write("a.json"), write("b.json", 0.2))
-    assert verdicts(comparison) == [UNDECIDED, UNDECIDED]
-    assert {one.seen for one in comparison.targets} == {SLOWER}
-    assert comparison.targets[0].reason == "slower, not confirmed by a second run"
+    assert verdicts(comparison) == [INCONCLUSIVE, INCONCLUSIVE]
+    assert {one.verdict.seen for one in comparison.targets} == {REGRESSED}
+    assert comparison.targets[0].verdict.reason == "regression, not confirmed by a second run"
+    assert comparison.code == UNDECIDED
+
+
+def test_one_pair_shows_that_nothing_regressed(write: Write) -> None:
+    """Equivalence, not the absence of a finding: the interval lies within the gate."""
+    comparison = compare_files(write("a.json"), write("b.json"))
+    assert verdicts(comparison) == [SAME, SAME]
     assert comparison.code == SOUND
+    faster = compare_files(write("a.json"), write("c.json", -0.2))
+    assert verdicts(faster) == [SAME, SAME], "less time is no regression, even where nobody confirmed how much"
+    assert faster.targets[0].verdict.reason == "improvement, not confirmed by a second run"
 
 
-@pytest.mark.parametrize(("slowdown", "verdict", "code"), [(0.2, SLOWER, REGRESSED), (-0.2, FASTER, SOUND)])
+@pytest.mark.parametrize(("slowdown", "verdict", "code"), [(0.2, REGRESSED, FAILED), (-0.2, IMPROVED, SOUND)])
 def test_what_a_second_run_confirms_is_a_verdict(write: Write, slowdown: float, verdict: str, code: int) -> None:
     a, b, again = write("a.json"), write("b.json", slowdown), write("c.json", slowdown)
     for confirmation in ([again], [write("d.json"), again]):
         comparison = compare_files(a, b, confirmation)
         assert verdicts(comparison) == [verdict, verdict]
         assert comparison.code == code
-    speed = comparison.targets[0].speed
+    speed = comparison.targets[0].ratio
     assert speed is not None
     assert speed.low <= 1 / (1 + slowdown) <= speed.high
 
 
-def test_a_second_run_that_disagrees_leaves_it_open(write: Write) -> None:
-    comparison = compare_files(write("a.json"), write("b.json", 0.2), [write("c.json", 0.0)])
-    assert verdicts(comparison) == [UNDECIDED, UNDECIDED]
-    assert comparison.targets[0].reason == "slower, and the second run says no decision"
+@pytest.mark.parametrize(("first", "second"), [(0.2, 0.0), (0.0, 0.2)])
+def test_a_second_run_that_disagrees_leaves_it_open(write: Write, first: float, second: float) -> None:
+    comparison = compare_files(write("a.json"), write("b.json", first), [write("c.json", second)])
+    assert verdicts(comparison) == [INCONCLUSIVE, INCONCLUSIVE]
+    seen = [SAME, REGRESSED] if second else [REGRESSED, SAME]
+    assert comparison.targets[0].verdict.reason == f"{seen[0]}, and the second run says {seen[1]}"
 
 
 def test_the_same_measurement_confirms_nothing(write: Write) -> None:
@@ -107,24 +122,131 @@ def test_the_same_measurement_confirms_nothing(write: Write) -> None:
         compare_files(write("a.json"), b, [b])
 
 
-def test_an_effect_within_the_gate_is_no_decision(write: Write) -> None:
+def test_an_effect_within_the_gate_is_no_regression(write: Write) -> None:
     a, b, again = write("a.json"), write("b.json", 0.06), write("c.json", 0.06)
-    assert verdicts(compare_files(a, b, [again])) == [SLOWER, SLOWER]
-    comparison = compare_files(a, b, [again], gate=0.1)
-    assert verdicts(comparison) == [UNDECIDED, UNDECIDED]
-    assert comparison.targets[0].reason == "the effect is within 0.1"
+    assert verdicts(compare_files(a, b, [again])) == [REGRESSED, REGRESSED]
+    assert verdicts(compare_files(a, b, [again], Asked(gates=["10%"]))) == [SAME, SAME]
+
+
+def test_what_the_pair_could_not_show_is_inconclusive_and_said(write: Write) -> None:
+    """6 % of noise between the processes: neither a regression of 3 % nor its absence can be seen."""
+
+    def noisy(result: dict[str, Any]) -> None:
+        for target in result["targets"]:
+            for process, factor in zip(target["processes"], (0.94, 1.0, 1.06), strict=True):
+                process["step_seconds"] = [seconds * factor for seconds in process["step_seconds"]]
+
+    comparison = compare_files(write("a.json", spoil=noisy), write("b.json", spoil=noisy))
+    assert verdicts(comparison) == [INCONCLUSIVE, INCONCLUSIVE]
+    one = comparison.targets[0]
+    assert one.ratio is not None
+    assert one.verdict.detectable == pytest.approx(one.ratio.high / one.ratio.median - 1, rel=0.01)
+    assert one.verdict.reason.startswith(f"would have seen >= {100 * one.verdict.detectable:.2g} % only; needs ")
+    assert [
+        compare_files(write("a.json", spoil=noisy), write("b.json", spoil=noisy), (), Asked(on_undecided=policy)).code
+        for policy in ("fail", "warn", "pass")
+    ] == [UNDECIDED, SOUND, SOUND]
+
+
+def test_an_interval_wider_than_twice_is_no_result(write: Write) -> None:
+    def wild(result: dict[str, Any]) -> None:
+        for process, factor in zip(result["targets"][0]["processes"], (0.3, 1.0, 3.0), strict=True):
+            process["step_seconds"] = [seconds * factor for seconds in process["step_seconds"]]
+
+    a, b = write("a.json", spoil=wild), write("b.json", 4.0, spoil=wild)
+    assert compare_files(a, b).targets[0].verdict.reason == (
+        "no result: the interval is wider than 2x; needs a quieter machine"
+    )
+    row = next(csv.DictReader(io.StringIO(run(compare, a, b, "--format", "csv").stdout)))
+    assert (row["verdict"], row["ratio_median"]) == (INCONCLUSIVE, "")
 
 
 def test_a_shared_machine_has_the_wider_gate(write: Write, document: Callable[..., Any]) -> None:
     busy = {0: {"environment": document()["environment"] | {"contended": True}}}
     comparison = compare_files(write("a.json"), write("b.json", 0.06, changes=busy), [write("c.json", 0.06)])
-    assert [(one.verdict, one.threshold) for one in comparison.targets] == [(UNDECIDED, 0.1), (SLOWER, 0.03)]
+    assert [one.threshold for one in comparison.targets] == [0.1, 0.03]
+    assert comparison.targets[1].verdict.outcome == REGRESSED
 
 
 def test_too_few_processes_or_blocks_decide_nothing(write: Write) -> None:
     quick = {"processes": 1}
     comparison = compare_files(write("a.json", options=quick), write("b.json", 0.5, options=quick))
-    assert comparison.targets[0].reason == "fewer than 3 processes x 9 blocks"
+    assert comparison.targets[0].verdict.reason == "fewer than 3 processes x 9 blocks"
+    assert comparison.code == UNDECIDED
+
+
+def memory(factor: float) -> Callable[[dict[str, Any]], None]:
+    def change(result: dict[str, Any]) -> None:
+        for target in result["targets"]:
+            for process in target["processes"]:
+                process["memory"]["peak_bytes"] = int(process["memory"]["peak_bytes"] * factor)
+                process["losses"] = [2.0 * factor, 1.9 * factor]
+
+    return change
+
+
+def test_more_than_speed_is_gated_each_with_its_own_threshold(write: Write) -> None:
+    a, b = write("a.json", spoil=memory(1.0)), write("b.json", spoil=memory(1.04))
+    asked = Asked(what=["speed", "memory", "loss"])
+    found = {(one.what, one.verdict.seen) for one in compare_files(a, b, (), asked).targets}
+    assert found == {("speed", SAME), ("memory", SAME), ("loss", REGRESSED)}
+    tight = Asked(what=["memory"], gates=["memory=2%"])
+    assert {one.verdict.seen for one in compare_files(a, b, (), tight).targets} == {REGRESSED}
+    lacking = compare_files(a, b, (), Asked(what=["energy"])).targets[0]
+    assert (lacking.verdict.outcome, lacking.verdict.reason) == (REFUSED, "no energy before")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (Asked(what=["sped"]), "did you mean speed?"),
+        (Asked(gates=["memory=2%"]), "is for memory, which isn't compared; add --what memory"),
+        (Asked(gates=["mem=2%"]), "allowed are speed, memory"),
+        (Asked(on_undecided="ignore"), "allowed are fail, warn, pass"),
+        (Asked(allow=["weather"]), "allowed are processor, governor"),
+    ],
+)
+def test_what_a_comparison_can_not_be_asked_for(write: Write, asked: Asked, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        compare_files(write("a.json"), write("b.json"), (), asked)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "key"),
+    [
+        ("environment.cpu.model", "Another CPU", "processor"),
+        ("environment.cpu.governor", "powersave", "governor"),
+        ("environment.cpu.nice", 10, "nice"),
+        ("environment.cpu.quota_cpus", 1.5, "quota"),
+        ("environment.versions.torch", "9.9.9", "torch"),
+        ("targets.0.kernel_used.name", "portable-2", "kernel"),
+        ("targets.0.device.name", "Other", "device"),
+        ("targets.0.processes.0.environment.threads.intra_op", 99, "threads"),
+        ("targets.0.processes.0.environment.affinity", [0, 1, 2, 5], "affinity"),
+    ],
+)
+def test_what_decides_speed_must_be_allowed_by_name(write: Write, place: str, value: object, key: str) -> None:
+    def settled(result: dict[str, Any]) -> None:
+        for spot, usual in (("governor", "performance"), ("nice", 0), ("quota_cpus", "unlimited")):
+            result["environment"]["cpu"][spot] = usual
+        result["targets"][0]["processes"][0]["environment"]["affinity"] = [0, 1]
+
+    def changed(result: dict[str, Any]) -> None:
+        settled(result)
+        put(place, value)(result)
+
+    a, b = write("a.json", spoil=settled), write("b.json", spoil=changed)
+    with pytest.raises(UserError, match=f"which decides speed; measure both alike, or accept it by --allow {key}"):
+        compare_files(a, b)
+    comparison = compare_files(a, b, (), Asked(allow=[key]))
+    assert [one.key for one in comparison.differences] == [key]
+    assert f"differs: {comparison.differences[0].words()}" in run(compare, a, b, "--allow", key).output
+
+
+def test_what_does_not_decide_speed_is_listed(write: Write) -> None:
+    a, b = write("a.json"), write("b.json", spoil=put("environment.versions.isotrain", "0.0.1"))
+    assert [one.key for one in compare_files(a, b).differences] == ["isotrain"]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +254,7 @@ def test_too_few_processes_or_blocks_decide_nothing(write: Write) -> None:
     [
         ({"options": {"dtype": "float32"}}, "config.dtype differs: 'bfloat16' in"),
         ({"options": {"seed": 1}}, "config.seed differs: 23 in"),
-        (
-            {"changes": {0: {"device": {"backend": "cpu", "device": "cpu", "name": "Other", "emulated": False}}}},
-            "device.name",
-        ),
+        ({"changes": {0: {"device": OTHER}}}, "device Fake CPU -> Other"),
         ({"spoil": lambda result: (result.clear(), result.update(end_to_end_run()))}, "schema differs"),
     ],
 )
@@ -148,15 +267,19 @@ def test_another_configuration_is_refused_by_its_key(write: Write, change: dict[
 def test_invalid_figures_are_refused_and_the_other_targets_compared(write: Write) -> None:
     bad = {1: {"reasons": ["3 compilations inside the timed region"]}}
     comparison = compare_files(write("a.json"), write("b.json", -0.2, changes=bad), [write("c.json", -0.2)])
-    assert verdicts(comparison) == [FASTER, REFUSED]
-    assert comparison.targets[1].reason.startswith("invalid after: 3 compilations inside the timed region")
+    assert verdicts(comparison) == [IMPROVED, REFUSED]
+    assert comparison.targets[1].verdict.reason.startswith("invalid after: 3 compilations inside the timed region")
     assert comparison.code == UNUSABLE
 
 
-def test_targets_that_only_one_has_are_named(write: Write) -> None:
-    comparison = compare_files(write("a.json"), write("b.json", options={"layouts": ("padded",)}))
-    assert len(comparison.targets) == 1
-    assert comparison.alone == ("cpu forward packed auto x8",)
+def test_a_target_that_only_one_has_fails_unless_it_may(write: Write) -> None:
+    a, b = write("a.json"), write("b.json", options={"layouts": ("padded",)})
+    for pair, which in (((a, b), "before"), ((b, a), "after")):
+        comparison = compare_files(*pair)
+        assert verdicts(comparison) == [SAME, MISSING]
+        assert comparison.targets[1].label == "cpu forward packed auto x8"
+        assert comparison.targets[1].verdict.reason == f"only {which} has it; --allow-missing lets that pass"
+        assert (comparison.code, compare_files(*pair, (), Asked(allow_missing=True)).code) == (FAILED, SOUND)
     with pytest.raises(UserError, match="no target in common"):
         compare_files(write("a.json"), write("b.json", options={"layouts": ("bucketed",)}))
 
@@ -264,9 +387,9 @@ def test_end_to_end_runs_are_compared_too(tmp_path: Path) -> None:
         return tmp_path / name
 
     comparison = compare_files(whole("a.json", 90.0), whole("b.json", 120.0), [whole("c.json", 121.0)])
-    assert verdicts(comparison) == [SLOWER]
+    assert verdicts(comparison) == [REGRESSED]
     assert comparison.targets[0].threshold == 0.1, "nobody knows whether the machine was shared"
-    assert comparison.code == REGRESSED
+    assert comparison.code == FAILED
 
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), (" 10 %", 0.1), ("0%", 0.0)])
@@ -289,15 +412,42 @@ def run(command: Callable[..., None], *arguments: object) -> Any:
 def test_the_command_compare_ends_in_its_verdict(write: Write) -> None:
     a, b, c = write("a.json"), write("b.json", 0.2), write("c.json", 0.2)
     once = run(compare, a, b)
-    assert once.exit_code == 0
-    assert "one run decides nothing" in once.output
+    assert once.exit_code == 3
+    assert "one pair of runs confirms no change" in once.output
     assert "of random:tiny (random weights), bfloat16 (computed in float32), Fake CPU" in once.output
     confirmed = run(compare, a, b, "--again", c, "--gate", "5%")
     assert confirmed.exit_code == 1
     assert "0.83" in confirmed.output
     document = json.loads(run(compare, a, b, "--again", c, "--json").stdout)
-    assert [target["verdict"] for target in document["targets"]] == ["slower", "slower"]
+    assert [target["verdict"] for target in document["targets"]] == ["regression", "regression"]
     assert document["code"] == 1
+
+
+def test_a_ci_service_gets_the_verdicts_in_its_own_formats(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    a, b, c = write("a.json"), write("b.json", 0.2), write("c.json", 0.2)
+    annotated = run(compare, a, b, "--again", c, "--format", "github")
+    assert annotated.exit_code == 1
+    assert annotated.stdout.splitlines()[0].startswith(
+        "::error title=regression%3A cpu forward padded auto x8::speed 0.8"
+    )
+    assert summary.read_text(encoding="utf-8").count("| regression |") == 2
+    warned = run(compare, a, b, "--format", "github", "--on-undecided", "warn")
+    assert (warned.exit_code, warned.stdout.count("::warning ")) == (0, 2)
+    assert run(compare, a, write("d.json"), "--format", "github").stdout.startswith("::notice::")
+
+    suite = ElementTree.fromstring(run(compare, a, b, "--again", c, "--format", "junit").stdout)
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "2")
+    assert {case.get("name") for case in suite} == {"cpu forward padded auto x8", "cpu forward packed auto x8"}
+    assert "gate 0.03" in str(suite[0][0].get("message"))
+
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(io.StringIO(run(compare, a, b, "--again", c, "--format", "csv").stdout))
+    assert frame.verdict.tolist() == ["regression"] * 2
+    assert frame.ratio_high.max() < 1
 
 
 def dated(created: str, revision: str) -> Callable[[dict[str, Any]], None]:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from isotrain.benchmarks.harness.statistics import bounds, median_interval, resampled_medians
-from isotrain.benchmarks.regression.compare import DEDICATED_THRESHOLD, SHARED_THRESHOLD
+from isotrain.benchmarks.regression.metrics import METRICS
 
+DEDICATED_THRESHOLD, SHARED_THRESHOLD = METRICS["speed"].gate, METRICS["speed"].shared
 RUNS, RESAMPLES, PROCESSES, BLOCKS = 1000, 400, 3, 9
 
 Noise = Callable[[np.random.Generator, tuple[int, int, int]], np.ndarray]
