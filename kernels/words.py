@@ -4,6 +4,6 @@ from __future__ import annotations
 
 
 def count(number: int, noun: str) -> str:
-    """``1 label``, ``2 labels``, ``1,000 processes``."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "sh", "ch")) else "s"
+    """``1 label``, ``2 epochs``, ``1,000 processes``."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "sh", "tch")) else "s"
     return f"{number:,} {noun}{ending}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..terminal.text import number
+from ..terminal.text import figure
 from . import styles
 from .canvas import BESIDE, FOOT, Canvas, fill_of, plain_axes, pointed, set_up_axis
 from .charts import Axis, BarChart, Fill, StackedChart, joined_name
@@ -75,9 +75,9 @@ def _rows(chart: BarChart | StackedChart) -> list[_Row]:
         for style, part in enumerate(chart.parts):
             value = stack.parts.get(part, 0.0)
             if value > 0:
-                parts.append(_Part(start, start + value, Fill(part, style), f"{part} {number(value)}"))
+                parts.append(_Part(start, start + value, Fill(part, style), f"{part} {figure(value)}"))
                 start += value
-        rows.append(_Row(stack.name, stack.words, number(stack.total), tuple(parts)))
+        rows.append(_Row(stack.name, stack.words, figure(stack.total), tuple(parts)))
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..terminal.text import number
+from ..terminal.text import figure
 
 REFERENCE = -1
 Point = tuple[float, float | None]
@@ -96,11 +96,11 @@ class Bar:
 
     @property
     def interval(self) -> str:
-        return "" if self.empty else f"{number(self.low)} to {number(self.high)}"
+        return "" if self.empty else f"{figure(self.low)} to {figure(self.high)}"
 
     @property
     def figures(self) -> str:
-        return "no figures" if self.empty else f"{number(self.value)} ({self.interval})"
+        return "no figures" if self.empty else f"{figure(self.value)} ({self.interval})"
 
 
 @dataclass(frozen=True)

@@ -153,11 +153,6 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def number(value: float) -> str:
-    """Like `figure`, but whole numbers are exact."""
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else figure(value)
-
-
 def precise(value: float | None) -> str:
     """Six significant digits, because losses differ in the fifth. Empty without a value."""
     return "" if value is None else f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.6g}"

@@ -5,55 +5,79 @@ Every chart can be read as a table, too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import Any, Generic, TypeVar
 
-from ...albert_core.output.charts import BarChart, Chart, LineChart, StackedChart, joined_name, thinned
-from ...albert_core.terminal.text import number, precise
+from ...albert_core.output.charts import Bar, BarChart, Chart, LineChart, Stack, StackedChart, joined_name, thinned
+from ...albert_core.terminal.text import figure, precise
 from ...kernels.words import count
+
+Entry = TypeVar("Entry")
+Shown = TypeVar("Shown", contravariant=True)
 
 # Rows of a curve's table: a reader looks up values in it; all of them are in the file that the view names.
 MOST_ROWS = 60
 
 
 @dataclass(frozen=True)
-class Column:
-    """A table's column: its header, and whether its cells are figures, which stand to the right."""
+class Column(Generic[Shown]):
+    """A table's column: its header, and the text that it shows of an entry.
+
+    numeric: its cells are figures, which stand to the right.
+    least_width: a terminal of fewer characters leaves the column out.
+    """
 
     header: str
+    cell: Callable[[Shown], str]
     numeric: bool = True
+    least_width: int = 0
 
 
-def word_columns(*headers: str) -> tuple[Column, ...]:
-    return tuple(Column(header, numeric=False) for header in headers)
+def word_columns(*headers: str) -> tuple[Column[Sequence[str]], ...]:
+    """Columns of entries that are texts already."""
+    return tuple(Column(header, itemgetter(place), numeric=False) for place, header in enumerate(headers))
 
 
-def figure_columns(*headers: str) -> tuple[Column, ...]:
-    return tuple(Column(header) for header in headers)
+def unmarked(entry: object) -> str:
+    del entry
+    return ""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells as texts. The first column heads each row; rows named in `flagged` (by index) need the reader's care."""
+class Table(Generic[Entry]):
+    """What each column shows of each entry. The first column heads each row.
+
+    style: how a terminal shows an entry's row: "green", "yellow", "red", "dim" or "". A page marks yellow and red rows.
+    """
 
     caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    flagged: frozenset[int] = frozenset()
+    columns: Sequence[Column[Entry]]
+    entries: Sequence[Entry]
+    style: Callable[[Entry], str] = unmarked
 
-    def without_empty_columns(self) -> Table:
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(column.cell(entry) for column in self.columns) for entry in self.entries)
+
+    @property
+    def flagged(self) -> set[int]:
+        """The rows that need the reader's care."""
+        return {place for place, entry in enumerate(self.entries) if self.style(entry) in ("yellow", "red")}
+
+    def without_empty_columns(self) -> Table[Entry]:
         """The table without the columns in which no row says anything."""
-        kept = [place for place in range(len(self.columns)) if any(row[place] for row in self.rows)]
-        columns = tuple(self.columns[place] for place in kept)
-        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
-        return Table(self.caption, columns, rows, self.flagged)
+        kept = [column for column in self.columns if any(column.cell(entry) for entry in self.entries)]
+        return replace(self, columns=kept)
 
 
 @dataclass(frozen=True)
 class Words:
-    """A paragraph; `strong`: it must be read before the figures beside it."""
+    """A paragraph. style: how a terminal shows it; one with a style must be read before the figures beside it."""
 
     text: str
-    strong: bool = False
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,7 @@ class Heading:
     source: str = ""
 
 
-Block = Heading | Words | Table | Chart
+Block = Heading | Words | Table[Any] | Chart
 
 
 @dataclass(frozen=True)
@@ -87,46 +111,53 @@ class Section:
         return ", ".join(count(n, noun) for n, noun in ((len(self.charts), "chart"), (tables, "table")) if n)
 
 
-def chart_table(chart: Chart) -> Table:
+def chart_table(chart: Chart) -> Table[Any]:
     """The figures of a chart. Of a long curve, evenly chosen points, and the caption says so."""
     if isinstance(chart, LineChart):
         return _points(chart)
     return _bars(chart) if isinstance(chart, BarChart) else _parts(chart)
 
 
-def _points(chart: LineChart) -> Table:
+def _points(chart: LineChart) -> Table[float]:
     """A row an x."""
-    curves = [dict(line.points) for line in chart.lines]
-    areas = [{x: (low, high) for x, low, high in band.points} for band in chart.bands]
-    every = sorted({x for points in curves for x in points} | {x for area in areas for x in area})
+    curves = [(line.name, {x: precise(y) for x, y in line.points}) for line in chart.lines]
+    curves += [
+        (band.name, {x: f"{precise(low)} to {precise(high)}" for x, low, high in band.points}) for band in chart.bands
+    ]
+    every = sorted({x for _, cells in curves for x in cells})
     chosen = thinned(every, MOST_ROWS)
     some = f" ({len(chosen)} of {len(every):,} points)" if len(chosen) < len(every) else ""
-    rows = []
-    for x in chosen:
-        cells = [chart.x.names[int(x)] if chart.x.names else precise(x)]
-        cells += [precise(points.get(x)) for points in curves]
-        cells += [f"{precise(area[x][0])} to {precise(area[x][1])}" if x in area else "" for area in areas]
-        rows.append(tuple(cells))
-    names = (*(line.name for line in chart.lines), *(band.name for band in chart.bands))
-    columns = (Column(chart.x.label, numeric=not chart.x.names), *figure_columns(*names))
-    return Table(f"{chart.title}: {chart.y.label}{some}", columns, tuple(rows))
+    names = chart.x.names
 
+    def looked_up(cells: dict[float, str]) -> Callable[[float], str]:
+        return lambda x: cells.get(x, "")
 
-def _bars(chart: BarChart) -> Table:
-    columns = (*word_columns("what"), *figure_columns(chart.unit, "95 % interval"), *word_columns("remarks"))
-    rows = tuple((bar.name, "" if bar.empty else number(bar.value), bar.interval, bar.words) for bar in chart.bars)
-    flagged = frozenset(index for index, bar in enumerate(chart.bars) if bar.hatched or bar.empty)
-    return Table(f"{chart.title}: {chart.unit}", columns, rows, flagged)
-
-
-def _parts(chart: StackedChart) -> Table:
-    columns = (*word_columns("what"), *figure_columns(*chart.parts, "sum"))
-    rows = tuple(
-        (
-            joined_name(stack.name, stack.words),
-            *(number(stack.parts[part]) if part in stack.parts else "" for part in chart.parts),
-            number(stack.total),
-        )
-        for stack in chart.stacks
+    columns = (
+        Column[float](chart.x.label, lambda x: names[int(x)] if names else precise(x), numeric=not names),
+        *(Column(name, looked_up(cells)) for name, cells in curves),
     )
-    return Table(f"{chart.title}: {chart.unit}", columns, rows)
+    return Table(f"{chart.title}: {chart.y.label}{some}", columns, chosen)
+
+
+def _bars(chart: BarChart) -> Table[Bar]:
+    columns = (
+        Column[Bar]("what", lambda bar: bar.name, numeric=False),
+        Column[Bar](chart.unit, lambda bar: "" if bar.empty else figure(bar.value)),
+        Column[Bar]("95 % interval", lambda bar: bar.interval),
+        Column[Bar]("remarks", lambda bar: bar.words, numeric=False),
+    )
+    return Table(
+        f"{chart.title}: {chart.unit}", columns, chart.bars, lambda bar: "red" if bar.hatched or bar.empty else ""
+    )
+
+
+def _parts(chart: StackedChart) -> Table[Stack]:
+    def seconds(part: str) -> Callable[[Stack], str]:
+        return lambda stack: figure(stack.parts[part]) if part in stack.parts else ""
+
+    columns = (
+        Column[Stack]("what", lambda stack: joined_name(stack.name, stack.words), numeric=False),
+        *(Column(part, seconds(part)) for part in chart.parts),
+        Column[Stack]("sum", lambda stack: figure(stack.total)),
+    )
+    return Table(f"{chart.title}: {chart.unit}", columns, chart.stacks)

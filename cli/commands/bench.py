@@ -13,12 +13,11 @@ from ..help import panel
 from ..streams import kept
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ...benchmarks.bench import Outcome
     from ...benchmarks.harness.plan import Options
     from ...benchmarks.outcome.end_to_end import EndToEnd
     from ...benchmarks.outcome.model import Bench
+    from ...benchmarks.reports.blocks import Block
 
 Value = TypeVar("Value", str, int)
 
@@ -139,7 +138,9 @@ def bench(
         with_quick,
     )
     from ...benchmarks.reports.csv_markdown import stdout_format
-    from ...benchmarks.reports.terminal import output_console, print_plan, print_result
+    from ...benchmarks.reports.terminal import output_console, print_blocks
+    from ...benchmarks.reports.views.bench import bench_view
+    from ...benchmarks.reports.views.plan import plan_view
 
     shown_as = stdout_format(shown_as, json_only)
     told = _backend_options(sets or [])
@@ -171,13 +172,13 @@ def bench(
         _end_to_end(options, out, shown_as, dry_run)
     plan = make_plan(options)
     if dry_run:
-        print_plan(plan, output_console())
+        print_blocks(plan_view(plan), output_console())
         return
     with watcher_for_terminal(plan) as watcher:
         outcome = run_bench(options, out=out, write=shown_as == "table" or out is not None, watcher=watcher)
     if outcome.result is None:
         say("isotrain: interrupted before a target was complete; nothing was written", err=True)
-    _show(outcome, shown_as, print_result)
+    _show(outcome, shown_as, bench_view)
 
 
 def _once(flag: str, values: list[Value] | None) -> Value | None:
@@ -190,16 +191,16 @@ def _once(flag: str, values: list[Value] | None) -> Value | None:
     return values[0] if values else None
 
 
-def _show(outcome: Outcome, shown_as: str, print_table: Callable[[Any, Console], None]) -> None:
+def _show(outcome: Outcome, shown_as: str, view: Callable[[Any], list[Block]]) -> None:
     """A result on stdout, and where it was written. Ends the command."""
-    from ...benchmarks.reports.terminal import output_console
+    from ...benchmarks.reports.terminal import output_console, print_blocks
 
     where = "" if outcome.path is None else f" and is kept in {outcome.path}"
     with kept(f"the measurement is complete{where}"):
         if outcome.result is not None and shown_as != "table":
             _print_as(outcome.result, shown_as)
         elif outcome.result is not None:
-            print_table(outcome.result, output_console())
+            print_blocks(view(outcome.result), output_console())
         if outcome.path is not None:
             say(f"result: {outcome.path}", err=shown_as != "table")
     raise typer.Exit(outcome.code)
@@ -220,7 +221,7 @@ def _print_as(result: Bench | EndToEnd, shown_as: str) -> None:
 def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool) -> None:
     """The whole-run comparison, which has results of a kind of its own. Ends the command."""
     from ...benchmarks.end_to_end.run import check, run_end_to_end, training_arguments
-    from ...benchmarks.reports.terminal_end_to_end import print_end_to_end
+    from ...benchmarks.reports.views.end_to_end import end_to_end_view
 
     if dry_run:
         check(options)
@@ -234,7 +235,7 @@ def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool
     )
     if outcome.result is None:
         say("isotrain: no run was complete; nothing was written", err=True)
-    _show(outcome, shown_as, print_end_to_end)
+    _show(outcome, shown_as, end_to_end_view)
 
 
 def _resolved(name: str, told: dict[str, Any]) -> str:

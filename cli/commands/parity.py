@@ -230,8 +230,8 @@ def _finish(result: Parity, out: Path | None, html: Path | None, json_only: bool
     """Prints the result, writes what was asked for, ends the command with the result's exit code."""
     from ...benchmarks.outcome.build import write_result
     from ...benchmarks.parity.compare import exit_code
-    from ...benchmarks.reports.terminal import output_console
-    from ...benchmarks.reports.terminal_parity import print_parity
+    from ...benchmarks.reports.terminal import output_console, print_blocks
+    from ...benchmarks.reports.views.parity import parity_view
 
     if out is not None:
         write_result(result, out)
@@ -242,7 +242,7 @@ def _finish(result: Parity, out: Path | None, html: Path | None, json_only: bool
         if json_only:
             say_json(result.document())
         else:
-            print_parity(result, output_console())
+            print_blocks(parity_view(result), output_console())
         for kind, path in (("result", out), ("report", html)):
             if path is not None:
                 say(f"{kind}: {path}", err=json_only)

@@ -102,23 +102,26 @@ def _print(document: dict[str, Any], file: Path, console: Console) -> None:
 
 def _print_bench(document: dict[str, Any], console: Console) -> None:
     from ...benchmarks.outcome.model import Bench
-    from ...benchmarks.reports.terminal import print_result
+    from ...benchmarks.reports.terminal import print_blocks
+    from ...benchmarks.reports.views.bench import bench_view
 
-    print_result(Bench.model_validate(document), console)
+    print_blocks(bench_view(Bench.model_validate(document)), console)
 
 
 def _print_end_to_end(document: dict[str, Any], console: Console) -> None:
     from ...benchmarks.outcome.end_to_end import EndToEnd
-    from ...benchmarks.reports.terminal_end_to_end import print_end_to_end
+    from ...benchmarks.reports.terminal import print_blocks
+    from ...benchmarks.reports.views.end_to_end import end_to_end_view
 
-    print_end_to_end(EndToEnd.model_validate(document), console)
+    print_blocks(end_to_end_view(EndToEnd.model_validate(document)), console)
 
 
 def _print_parity(document: dict[str, Any], console: Console) -> None:
     from ...benchmarks.outcome.parity import Parity
-    from ...benchmarks.reports.terminal_parity import print_parity
+    from ...benchmarks.reports.terminal import print_blocks
+    from ...benchmarks.reports.views.parity import parity_view
 
-    print_parity(Parity.model_validate(document), console)
+    print_blocks(parity_view(Parity.model_validate(document)), console)
 
 
 def _print_trace(document: dict[str, Any], console: Console) -> None:

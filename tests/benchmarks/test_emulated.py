@@ -21,10 +21,14 @@ from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.outcome.model import Bench
 from isotrain.benchmarks.regression.history import load_history
+from isotrain.benchmarks.reports.blocks import Block
 from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
 from isotrain.benchmarks.reports.html.loading import load_results
 from isotrain.benchmarks.reports.html.write import write_report
-from isotrain.benchmarks.reports.terminal import WIDE, print_plan, print_result
+from isotrain.benchmarks.reports.terminal import print_blocks
+from isotrain.benchmarks.reports.views.bench import bench_view
+from isotrain.benchmarks.reports.views.columns import WIDE
+from isotrain.benchmarks.reports.views.plan import plan_view
 from rich.console import Console
 
 LABEL = "tt-emulated"
@@ -37,9 +41,9 @@ POLICY = {
 }
 
 
-def written(show: Callable[[Console], None], width: int = WIDE) -> str:
+def written(blocks: list[Block], width: int = WIDE) -> str:
     output = io.StringIO()
-    show(Console(file=output, width=width, highlight=False))
+    print_blocks(blocks, Console(file=output, width=width, highlight=False))
     return output.getvalue()
 
 
@@ -59,14 +63,14 @@ def test_every_line_about_an_emulated_target_says_so(mixed: tuple[Plan, Bench]) 
     assert [target.emulated for target in result.targets] == [False, False, True, True]
     assert f"{LABEL}: every time and rate is the host's, never a card's" in result.notes[0]
     for width in (WIDE, 80):
-        text = written(lambda console: print_result(result, console), width)
+        text = written(bench_view(result), width)
         assert f"{LABEL} (wormhole emulated on Fake CPU, 2 threads), x" in " ".join(text.split())
         assert f"energy of {LABEL}" in " ".join(text.split())
         assert f"EMULATED: {LABEL} is arithmetic on this host" in " ".join(text.split())
         # No card's name, in any table, banner, note or peak.
         assert not re.search(r"\btt\b(?!-emulated)", text)
-    assert f"{LABEL}: this host's peak in float32" in written(lambda console: print_result(result, console))
-    assert f"{LABEL} forward packed auto x8" in written(lambda console: print_plan(plan, console))
+    assert f"{LABEL}: this host's peak in float32" in written(bench_view(result))
+    assert f"{LABEL} forward packed auto x8" in written(plan_view(plan))
 
 
 def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
@@ -78,7 +82,7 @@ def test_an_emulated_target_has_no_share_of_a_peak_and_races_its_own_kind_only(
     assert first["share_of_peak"] is second["share_of_peak"] is None
     assert first["relative"] is None
     assert second["relative"]["to"] == first["label"]
-    rows = [line for line in written(lambda console: print_result(result, console)).splitlines() if LABEL in line]
+    rows = [line for line in written(bench_view(result)).splitlines() if LABEL in line]
     assert any("n/a" in row for row in rows)
 
 

@@ -195,7 +195,7 @@ def test_a_real_comparison_says_what_it_extrapolated(data: Path, tmp_path: Path)
     assert "extrapolated" in text
     assert "50 of 55 steps, 3 of 15 validation batches" in text
     assert "above a process that only imports torch" in text
-    assert "work and limits (random weights)" in text
+    assert "Work and limits · random weights" in text
     assert "cpu peak in float32, measured in this run" in text
     assert not (tmp_path / "runs").exists()
 

@@ -27,7 +27,10 @@ from isotrain.benchmarks.reports.blocks import Table
 from isotrain.benchmarks.reports.csv_markdown import result_markdown, rows
 from isotrain.benchmarks.reports.html.loading import Found
 from isotrain.benchmarks.reports.html.of_bench import throughput
-from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
+from isotrain.benchmarks.reports.terminal import output_console, print_blocks
+from isotrain.benchmarks.reports.views.bench import bench_view
+from isotrain.benchmarks.reports.views.columns import WIDE
+from isotrain.benchmarks.reports.views.plan import plan_view
 from rich.console import Console
 
 pytestmark = pytest.mark.core
@@ -56,7 +59,7 @@ def built(plan: Plan, runs: list[WorkerRun], **options: Any) -> dict[str, Any]:
 
 def shown(result: dict[str, Any], width: int = WIDE) -> str:
     output = io.StringIO()
-    print_result(Bench.model_validate(result), Console(file=output, width=width, highlight=False))
+    print_blocks(bench_view(Bench.model_validate(result)), Console(file=output, width=width, highlight=False))
     return output.getvalue()
 
 
@@ -212,7 +215,7 @@ def test_the_table_names_device_dtype_model_and_random_weights(plan: Plan, all_r
     text = " ".join(shown(built(plan, all_runs(plan))).split())
     assert "cpu (Fake CPU, 2 threads), bfloat16 (computed in float32)" in text
     assert "random:tiny (random weights)" in text
-    assert "throughput (random weights)" in text
+    assert "Throughput · random weights" in text
     assert "kernel auto is portable 1" in text
     assert "the vendor's figures: n/a, n/a" in text
 
@@ -270,7 +273,7 @@ def test_the_tables_keep_their_figures_at_every_width(plan: Plan, all_runs: Runs
 
 
 def test_the_plan_is_shown_in_its_order(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(plan, output_console())
+    print_blocks(plan_view(plan), output_console())
     text = capsys.readouterr().out
     assert text.index(plan.targets[plan.order[0][0]].label) < text.index(plan.targets[plan.order[1][0]].label)
     assert "6 processes, each 3 blocks" in text
@@ -329,7 +332,7 @@ def test_every_target_has_its_place_under_the_roof(plan: Plan, all_runs: Runs) -
     roofline = result["targets"][0]["roofline"]
     assert roofline["intensity_flop_per_byte"] == pytest.approx(1.6e11 / 2e7)
     assert (roofline["bound"], roofline["roof_tflops"], roofline["bandwidth_gbps"]) == ("compute", 1.0, 20.0)
-    assert "under the roof, energy" in shown(result)
+    assert "Under the roof, energy · random weights" in shown(result)
 
 
 def test_a_device_of_two_modes_is_named_and_its_interval_holds_both(plan: Plan, all_runs: Runs) -> None:

@@ -18,7 +18,10 @@ from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan, with_baselines, with_quick
 from isotrain.benchmarks.harness.worker import sweep
 from isotrain.benchmarks.outcome.model import Bench
-from isotrain.benchmarks.reports.terminal import WIDE, output_console, print_plan, print_result
+from isotrain.benchmarks.reports.terminal import output_console, print_blocks
+from isotrain.benchmarks.reports.views.bench import bench_view
+from isotrain.benchmarks.reports.views.columns import WIDE
+from isotrain.benchmarks.reports.views.plan import plan_view
 from rich.console import Console
 
 NAMES = ("experiment-padded", "transformers-sorted", "openvino")
@@ -34,7 +37,7 @@ def _all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shown(result: Bench) -> str:
     output = io.StringIO()
-    print_result(result, Console(file=output, width=WIDE, highlight=False))
+    print_blocks(bench_view(result), Console(file=output, width=WIDE, highlight=False))
     return " ".join(output.getvalue().split())
 
 
@@ -60,7 +63,7 @@ def test_the_plan_says_which_shapes_will_be_tried(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines, "find_spec", lambda _: None)
-    print_plan(make_plan(OPTIONS), output_console())
+    print_blocks(plan_view(make_plan(OPTIONS)), output_console())
     text = " ".join(capsys.readouterr().out.split())
     assert "a sweep picks the shape of transformers-sorted: sorted x8, sorted x32, sorted x64" in text
     assert "unavailable: openvino: openvino not installed" in text

@@ -9,12 +9,12 @@ from ...outcome.end_to_end import EndToEnd
 from ...outcome.model import Bench
 from ...outcome.parity import Parity
 from ..blocks import Section, Table, word_columns
+from ..views.labels import HOSTED, bench_tags, joined, whole_tags
+from ..views.parity import parity_tags
 from . import of_bench, of_end_to_end, of_environment, of_parity, of_phases, of_roofline, of_runs
-from .labels import HOSTED, bench_tags, whole_tags
 from .loading import Results
 from .of_runs import outcome, run_name
 from .summary import summary
-from .text import joined
 
 
 def contents(results: Results) -> list[Section]:
@@ -71,7 +71,7 @@ def _of_parity(parity: Parity) -> tuple[str, str]:
     verdicts = Counter[str](one.verdict for one in parity.candidates)
     counted = [f"{verdicts[word]} {sign}" for word, sign in of_parity.SIGNS.items() if verdicts[word]]
     names = ", ".join(one.name for one in parity.candidates)
-    return f"{names} against {parity.reference.name}", joined([*counted, *of_parity.parity_tags(parity)])
+    return f"{names} against {parity.reference.name}", joined([*counted, *parity_tags(parity)])
 
 
 def _of_bench(bench: Bench) -> tuple[str, str]:

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ....albert_core.output.charts import REFERENCE, Axis, Band, Line, LineChart, Point
-from ....albert_core.terminal.text import number, precise
+from ....albert_core.terminal.text import figure, precise
 from ....kernels.words import count
-from ...outcome.parity import Candidate, LayerError, Parity, Ran
-from ..blocks import Block, Heading, Section, Table, Words, figure_columns, word_columns
-from .labels import reasons, titled
+from ...outcome.parity import Candidate, Epoch, LayerError, Parity, Probe, Quantity, Ran
+from ..blocks import Block, Column, Heading, Section, Table, Words
+from ..views.labels import joined, reasons, titled
+from ..views.parity import parity_tags, seeds, verdict_style
 from .loading import Found, Results
-from .text import joined
 
 SIGNS = {"pass": "✓ pass", "drift": "△ drift", "diverged": "✗ diverged", "refused": "! refused", "failed": "! failed"}
 # A candidate whose losses span more than this is only to be seen on a logarithmic axis.
 WIDE_SPAN = 50.0
+
+Checked = Column[tuple[str, Quantity]]
+Probed = Column[tuple[str, Probe]]
+Evaluated = Column[tuple[str, Epoch]]
+# Each quantity at the moment at which it came nearest to its limit; entries have their candidate's name first.
+QUANTITIES = (
+    Checked("candidate", lambda entry: entry[0], numeric=False),
+    Checked("quantity", lambda entry: entry[1].quantity, numeric=False),
+    Checked("step", lambda entry: f"{entry[1].step:,}"),
+    Checked("error", lambda entry: _figure(entry[1].error) or "not finite"),
+    Checked("allowed", lambda entry: figure(entry[1].allowed)),
+    Checked("error / allowed", lambda entry: _figure(entry[1].ratio, "{:.2g}") or "not finite"),
+)
+PROBES = (
+    Probed("candidate", lambda entry: entry[0], numeric=False),
+    Probed("relative L2", lambda entry: _figure(entry[1].relative_l2)),
+    Probed("allowed", lambda entry: _figure(entry[1].allowed)),
+    Probed("largest error", lambda entry: _figure(entry[1].max_abs)),
+    Probed("correlation", lambda entry: _figure(entry[1].pcc, "{:.9f}")),
+)
+EPOCHS = (
+    Evaluated("candidate", lambda entry: entry[0], numeric=False),
+    Evaluated("epoch", lambda entry: f"{entry[1].epoch}"),
+    Evaluated("accuracy", lambda entry: _figure(entry[1].accuracy, "{:.4f}")),
+    Evaluated("reference's", lambda entry: _figure(entry[1].reference_accuracy, "{:.4f}")),
+    Evaluated("may differ by", lambda entry: _figure(entry[1].allowed_accuracy, "{:.2g}")),
+    Evaluated("loss", lambda entry: _figure(entry[1].loss, "{:.4f}")),
+    Evaluated("reference's", lambda entry: _figure(entry[1].reference_loss, "{:.4f}")),
+    Evaluated("may differ by", lambda entry: _figure(entry[1].allowed_loss, "{:.2g}")),
+)
 
 
 def agreement(results: Results) -> Section:
@@ -34,19 +64,6 @@ def growth(results: Results) -> Section:
         if charts:
             section.blocks.extend([Heading(_against(found.document), found.path), *charts])
     return section
-
-
-def parity_tags(parity: Parity) -> list[str]:
-    """What holds for the figures of a parity result as a whole."""
-    sides = [parity.reference, *parity.candidates]
-    return [
-        words
-        for words, said in (
-            ("random weights", any(side.random_weights for side in sides)),
-            ("partial", parity.status == "partial"),
-        )
-        if said
-    ]
 
 
 def _against(parity: Parity) -> str:
@@ -74,8 +91,7 @@ def _losses(found: Found[Parity], index: str) -> list[Block]:
                     half=True,
                 )
             )
-    tables = (_quantities(parity), _probes(parity), _epochs(parity), _seeds(parity))
-    return blocks + [table for table in tables if table is not None]
+    return [*blocks, *_tables(parity), *seeds(parity)]
 
 
 def _what(parity: Parity) -> str:
@@ -95,35 +111,33 @@ def _ran(side: Ran) -> str:
     return joined([side.device, side.policy, side.kernel, side.model], ", ") or "unknown"
 
 
-def verdicts(results: Sequence[Found[Parity]]) -> Table | None:
-    """How every candidate came out; None where there is none."""
+def verdicts(results: Sequence[Found[Parity]]) -> Table[tuple[str, Candidate]] | None:
+    """How every candidate came out, with the file of each; None where there is none."""
+    judged = [(found.path, one) for found in results for one in found.document.candidates]
+
+    def of(header: str, cell: Callable[[Candidate], str], numeric: bool = False) -> Column[tuple[str, Candidate]]:
+        return Column(header, lambda entry: cell(entry[1]), numeric)
+
     columns = (
-        *word_columns("candidate", "verdict"),
-        *figure_columns("first step outside"),
-        *word_columns("where", "error"),
-        *figure_columns("last loss", "error / allowed"),
-        *word_columns("computed as", "file"),
+        of("candidate", lambda one: one.name),
+        of("verdict", lambda one: SIGNS[one.verdict]),
+        of("first step outside", lambda one: "" if one.first_step is None else f"{one.first_step:,}", numeric=True),
+        of("where", lambda one: one.place or one.layer or ""),
+        of("error", lambda one: one.cause or ""),
+        of("last loss", _last_loss, numeric=True),
+        of("error / allowed", lambda one: _figure(one.worst, "{:.3g}"), numeric=True),
+        of("computed as", lambda one: one.policy or "unknown"),
+        Column[tuple[str, Candidate]]("file", lambda entry: entry[0] if len(results) > 1 else "", numeric=False),
     )
-    judged = [(found, one) for found in results for one in found.document.candidates]
-    rows = tuple(
-        (
-            one.name,
-            SIGNS[one.verdict],
-            "" if one.first_step is None else f"{one.first_step:,}",
-            one.place or one.layer or "",
-            one.cause or "",
-            precise(next((value for value in reversed(one.trace.loss) if value is not None), None)),
-            _figure(one.worst, "{:.3g}"),
-            one.policy or "unknown",
-            found.path if len(results) > 1 else "",
-        )
-        for found, one in judged
-    )
-    flagged = frozenset(index for index, (_, one) in enumerate(judged) if one.verdict != "pass")
     tags = dict.fromkeys(tag for found in results for tag in parity_tags(found.document))
     against = ", ".join(dict.fromkeys(found.document.reference.name for found in results))
-    table = Table(titled(f"Verdicts against {against}", tags), columns, rows, flagged)
-    return table.without_empty_columns() if rows else None
+    title = titled(f"Verdicts against {against}", tags)
+    table = Table(title, columns, judged, lambda entry: "" if entry[1].verdict == "pass" else verdict_style(entry[1]))
+    return table.without_empty_columns() if judged else None
+
+
+def _last_loss(side: Ran) -> str:
+    return precise(next((value for value in reversed(side.trace.loss) if value is not None), None))
 
 
 def _curve(side: Ran) -> tuple[Point, ...]:
@@ -228,79 +242,24 @@ def _by_layer(layers: Sequence[LayerError], names: tuple[str, ...], key: str) ->
     return tuple((float(names.index(one.name)), getattr(one, key)) for one in layers)
 
 
-def _quantities(parity: Parity) -> Table | None:
-    """Everything that a candidate is judged by, each at the moment at which it came nearest to its limit."""
-    judged = [(one, check) for one in parity.candidates for check in one.checks]
-    rows = tuple(
-        (
-            one.name,
-            check.quantity,
-            f"{check.step:,}",
-            "not finite" if check.error is None else number(check.error),
-            number(check.allowed),
-            "not finite" if check.ratio is None else f"{check.ratio:.2g}",
-        )
-        for one, check in judged
+def _tables(parity: Parity) -> list[Block]:
+    """Everything that a candidate is judged by, its logits, and its metrics by epoch."""
+    tags = parity_tags(parity)
+    checks = [(one.name, check) for one in parity.candidates for check in one.checks]
+    probes = [(one.name, one.probe) for one in parity.candidates if one.probe is not None]
+    epochs = [(one.name, at) for one in parity.candidates for at in one.metrics]
+    tables = (
+        Table(titled("Largest error of each quantity", tags), QUANTITIES, checks, _outside),
+        Table(titled("Logits of the probe texts", tags), PROBES, probes),
+        Table(titled("Metrics by epoch", tags), EPOCHS, epochs).without_empty_columns(),
     )
-    columns = (*word_columns("candidate", "quantity"), *figure_columns("step", "error", "allowed", "error / allowed"))
-    outside = (index for index, (_, check) in enumerate(judged) if check.ratio is None or check.ratio > 1)
-    title = titled("Largest error of each quantity", parity_tags(parity))
-    return Table(title, columns, rows, frozenset(outside)) if rows else None
+    return [table for table in tables if table.entries]
 
 
-def _probes(parity: Parity) -> Table | None:
-    rows = tuple(
-        (one.name, _figure(at.relative_l2), _figure(at.allowed), _figure(at.max_abs), _figure(at.pcc, "{:.9f}"))
-        for one in parity.candidates
-        if (at := one.probe) is not None
-    )
-    columns = (*word_columns("candidate"), *figure_columns("relative L2", "allowed", "largest error", "correlation"))
-    return Table(titled("Logits of the probe texts", parity_tags(parity)), columns, rows) if rows else None
+def _outside(entry: tuple[str, Quantity]) -> str:
+    ratio = entry[1].ratio
+    return "red" if ratio is None or ratio > 1 else ""
 
 
 def _figure(value: float | None, form: str = "") -> str:
-    return "" if value is None else form.format(value) if form else number(value)
-
-
-def _epochs(parity: Parity) -> Table | None:
-    rows = tuple(
-        (
-            one.name,
-            f"{at.epoch}",
-            _figure(at.accuracy, "{:.4f}"),
-            _figure(at.reference_accuracy, "{:.4f}"),
-            _figure(at.allowed_accuracy, "{:.2g}"),
-            _figure(at.loss, "{:.4f}"),
-            _figure(at.reference_loss, "{:.4f}"),
-            _figure(at.allowed_loss, "{:.2g}"),
-        )
-        for one in parity.candidates
-        for at in one.metrics
-    )
-    columns = (
-        *word_columns("candidate"),
-        *figure_columns("epoch", "accuracy", "reference's", "may differ by"),
-        *figure_columns("loss", "reference's", "may differ by"),
-    )
-    table = Table(titled("Metrics by epoch", parity_tags(parity)), columns, rows)
-    return table.without_empty_columns() if rows else None
-
-
-def _seeds(parity: Parity) -> Table | None:
-    """The final metric over several seeds, where they were run."""
-    if parity.seeds is None:
-        return None
-    columns = (*word_columns("candidate"), *figure_columns("difference", "interval"), *word_columns("is"))
-    seeds = parity.seeds
-    rows = tuple(
-        (
-            one.label,
-            _figure(one.difference, "{:+.4f}"),
-            " to ".join(_figure(end, "{:+.4f}") for end in (one.low, one.high) if end is not None),
-            joined([one.verdict, one.reason], ": "),
-        )
-        for one in seeds.candidates
-    )
-    flagged = frozenset(index for index, one in enumerate(seeds.candidates) if one.verdict != "equivalent")
-    title = f"Final {seeds.metric} over {seeds.n} seeds, equivalent within {seeds.margin:g}"
-    return Table(titled(title, parity_tags(parity)), columns, rows, flagged)
+    return "" if value is None else form.format(value) if form else figure(value)

@@ -9,11 +9,10 @@ from ...outcome.end_to_end import WholeProcess
 from ...outcome.model import Bench, MeasuredTarget
 from ...outcome.training_run import RunSummary
 from ..blocks import Section
-from .labels import bench_tags, titled, whole_tags
+from ..views.end_to_end import side_words
+from ..views.labels import bench_tags, joined, titled, whole_tags
 from .loading import Found, Results
-from .of_end_to_end import side_words
 from .of_runs import run_name, run_tags
-from .text import joined
 
 # The parts of the way to a steady state, whose own length is chosen, not found.
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up")

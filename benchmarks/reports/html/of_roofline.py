@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....albert_core.output.charts import REFERENCE, Axis, Line, LineChart, Point
-from ....albert_core.terminal.text import number
+from ....albert_core.terminal.text import figure
 from ...harness.document import Peaks
 from ...outcome.model import Bench, MeasuredTarget
-from ..blocks import Block, Table, Words, figure_columns, word_columns
-from .labels import bench_tags, titled, verdict
+from ..blocks import Block, Column, Table, Words
+from ..views.bench import peak_words, target_style
+from ..views.columns import BOUND, COPY, INTENSITY, REACHED, ROOF, ROOF_SHARE
+from ..views.labels import bench_tags, titled, verdict
 from .loading import Found
 from .of_bench import heading
-from .text import joined
 
 # How far the chart reaches beyond the points in it.
 ROOM = 2.0
@@ -63,7 +64,7 @@ def _roofline(bench: Bench, targets: Sequence[MeasuredTarget], key: str) -> list
     lacking = [target.name for target in targets if target.roofline is None]
     if lacking:
         blocks.append(Words(f"Not placed, for their result has no arithmetic intensity: {', '.join(lacking)}"))
-    blocks.append(Words(_peak_words(first.backend, first.peaks)))
+    blocks.append(Words(peak_words(first.backend, first.peaks, first.real)))
     return blocks
 
 
@@ -97,7 +98,7 @@ def _roof(name: str, tflops: float, gbps: float, placed: Sequence[float], style:
 def _roofs(peaks: Peaks, fastest: float, placed: Sequence[float]) -> list[Line]:
     lines = [
         _roof(
-            f"measured: {number(peaks.matmul_tflops)} TFLOP/s, {number(peaks.copy_gbps)} GB/s",
+            f"measured: {figure(peaks.matmul_tflops)} TFLOP/s, {figure(peaks.copy_gbps)} GB/s",
             peaks.matmul_tflops,
             peaks.copy_gbps,
             placed,
@@ -105,14 +106,14 @@ def _roofs(peaks: Peaks, fastest: float, placed: Sequence[float]) -> list[Line]:
         )
     ]
     if peaks.unit is not None:
-        name = f"{peaks.unit.unit} unit by itself: {number(peaks.unit.tflops)} TFLOP/s"
+        name = f"{peaks.unit.unit} unit by itself: {figure(peaks.unit.tflops)} TFLOP/s"
         lines.append(_roof(name, peaks.unit.tflops, peaks.copy_gbps, placed, 1))
     if peaks.vendor_tflops is not None and peaks.vendor_gbps is not None:
-        name = f"vendor's figures: {number(peaks.vendor_tflops)} TFLOP/s, {number(peaks.vendor_gbps)} GB/s"
+        name = f"vendor's figures: {figure(peaks.vendor_tflops)} TFLOP/s, {figure(peaks.vendor_gbps)} GB/s"
         lines.append(_roof(name, peaks.vendor_tflops, peaks.vendor_gbps, placed, 2))
     if fastest > peaks.copy_gbps:
         limit = max(peaks.matmul_tflops, peaks.unit.tflops if peaks.unit is not None else 0.0)
-        name = f"fastest copy of as many bytes as a step moves: {number(fastest)} GB/s"
+        name = f"fastest copy of as many bytes as a step moves: {figure(fastest)} GB/s"
         lines.append(_roof(name, limit, fastest, placed, 3))
     return lines
 
@@ -137,40 +138,10 @@ def _placed(target: MeasuredTarget, style: int) -> Line:
     )
 
 
-def _places(bench: Bench, placed: Sequence[MeasuredTarget]) -> Table:
+def _places(bench: Bench, placed: Sequence[MeasuredTarget]) -> Table[MeasuredTarget]:
     columns = (
-        *word_columns("target"),
-        *figure_columns("FLOP/byte", "TFLOP/s", "roof TFLOP/s", "of the roof", "GB/s"),
-        *word_columns("bound by", "valid"),
+        Column[MeasuredTarget]("target", lambda target: target.name, numeric=False),
+        *(INTENSITY, REACHED, ROOF, ROOF_SHARE, COPY, BOUND),
+        Column[MeasuredTarget]("valid", verdict, numeric=False),
     )
-    rows = [
-        (
-            target.name,
-            number(at.intensity_flop_per_byte),
-            number(at.share * at.roof_tflops),
-            number(at.roof_tflops),
-            f"{at.share:.1%}",
-            number(at.bandwidth_gbps),
-            at.bound,
-            verdict(target),
-        )
-        for target in placed
-        if (at := target.roofline) is not None
-    ]
-    flagged = frozenset(index for index, target in enumerate(placed) if not target.valid)
-    return Table(titled("Places under the roof", bench_tags(bench)), columns, tuple(rows), flagged)
-
-
-def _peak_words(backend: str, peaks: Peaks) -> str:
-    vendor = joined(
-        [
-            "n/a" if value is None else f"{number(value)} {unit}"
-            for value, unit in ((peaks.vendor_tflops, "TFLOP/s"), (peaks.vendor_gbps, "GB/s"))
-        ],
-        ", ",
-    )
-    contended = "; other work contended the measurement, the true peak is higher" if peaks.contended else ""
-    return (
-        f"{backend} peak in {peaks.dtype}, measured in this run: {number(peaks.matmul_tflops)} TFLOP/s, copy "
-        f"{number(peaks.copy_gbps)} GB/s; the vendor's figures: {vendor}{contended}"
-    )
+    return Table(titled("Places under the roof", bench_tags(bench)), columns, placed, target_style)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from statistics import median
 
 from ....albert_core.output.charts import Axis, Line, LineChart, Point
-from ....albert_core.terminal.text import number, precise
-from ..blocks import Section, Table, figure_columns, word_columns
-from .labels import titled
+from ....albert_core.terminal.text import figure, precise
+from ..blocks import Column, Section, Table
+from ..views.labels import joined, titled
 from .loading import Found, Results, Run
-from .text import joined
 
 NAMES = {
     "f1_macro": "macro-F1",
@@ -73,39 +72,49 @@ def _lines(runs: Sequence[Found[Run]], curves: Sequence[tuple[Point, ...]]) -> t
     )
 
 
-def _table(runs: list[Found[Run]]) -> Table:
-    known = metrics(runs)
-    columns = (
-        *word_columns("run", "model", "ended"),
-        *figure_columns("steps", "train loss", *(f"eval {said(metric)}" for metric in known), "samples/s", "seconds"),
+def _table(runs: list[Found[Run]]) -> Table[Found[Run]]:
+    def evaluated(metric: str) -> Column[Found[Run]]:
+        return Column(f"eval {said(metric)}", lambda run: _last(run.document.evaluations.get(metric, ())))
+
+    columns: tuple[Column[Found[Run]], ...] = (
+        Column("run", run_name, numeric=False),
+        Column("model", lambda run: run.document.record.model, numeric=False),
+        Column("ended", lambda run: ended(run.document), numeric=False),
+        Column("steps", _steps),
+        Column("train loss", lambda run: _last(run.document.loss)),
+        *map(evaluated, metrics(runs)),
+        Column("samples/s", _speed),
+        Column("seconds", _seconds),
     )
-    rows = tuple(_row(run, known) for run in runs)
-    flagged = frozenset(index for index, run in enumerate(runs) if ended(run.document) != "completed")
-    return Table(titled("Runs", run_tags(runs)), columns, rows, flagged)
+    return Table(titled("Runs", run_tags(runs)), columns, runs, _style)
+
+
+def _style(run: Found[Run]) -> str:
+    return "" if ended(run.document) == "completed" else "yellow"
+
+
+def _steps(run: Found[Run]) -> str:
+    summary = run.document.summary
+    if summary is None:
+        return f"{max((step for step, _ in run.document.loss), default=0.0):,.0f}"
+    return f"{summary.step:,} of {summary.total_steps:,}"
+
+
+def _speed(run: Found[Run]) -> str:
+    rates = run.document.samples_per_second
+    if not run.document.record.device.real:
+        return "none (emulated)"
+    return figure(median(rates)) if rates else ""
+
+
+def _seconds(run: Found[Run]) -> str:
+    summary = run.document.summary
+    return "" if summary is None or summary.seconds is None else figure(summary.seconds)
 
 
 def ended(run: Run) -> str:
     """How a run ended, in the words of its summary."""
     return "not ended" if run.summary is None else run.summary.status
-
-
-def _row(run: Found[Run], known: Sequence[str]) -> tuple[str, ...]:
-    document = run.document
-    record, summary = document.record, document.summary
-    steps = max((step for step, _ in document.loss), default=0.0)
-    rates = document.samples_per_second
-    measured = number(median(rates)) if rates else ""
-    speed = measured if record.device.real else "none (emulated)"
-    return (
-        run_name(run),
-        record.model,
-        ended(document),
-        f"{steps:,.0f}" if summary is None else f"{summary.step:,} of {summary.total_steps:,}",
-        _last(document.loss),
-        *(_last(document.evaluations.get(metric, ())) for metric in known),
-        speed,
-        "" if summary is None or summary.seconds is None else number(summary.seconds),
-    )
 
 
 def _last(curve: tuple[Point, ...]) -> str:

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ....albert_core.output.charts import Bar, BarChart
-from ....albert_core.terminal.text import number
+from ....albert_core.terminal.text import figure
 from ....kernels.words import count
 from ...harness.document import Interval
 from ...outcome.model import Share
 from ..blocks import Section, Words
-from .labels import HOSTED, bench_tags, titled, whole_tags
+from ..views.end_to_end import side_words
+from ..views.labels import HOSTED, bench_tags, joined, titled, whole_tags
 from .loading import Results
-from .of_end_to_end import side_words
 from .of_parity import verdicts
 from .of_runs import outcome, run_name
-from .text import joined
 
 WHOLE = "end-to-end runs"
 # Sentences about speed; the chart has all workloads.
@@ -56,9 +55,8 @@ def summary(results: Results) -> Section:
     table = verdicts(results.parity)
     section.blocks.extend([table] if table is not None else [])
     if results.skipped:
-        section.blocks.append(
-            Words(f"{count(len(results.skipped), 'file')} could not be used and stand with reasons in the notes", True)
-        )
+        skipped = count(len(results.skipped), "file")
+        section.blocks.append(Words(f"{skipped} could not be used and stand with reasons in the notes", "bold"))
     return section
 
 
@@ -109,7 +107,7 @@ def _fastest(rates: Sequence[Rate]) -> list[str]:
         members = [rate for rate in rates if rate.group == group]
         first = members[0]
         by = f" by {first.kernel}" if first.kernel else ""
-        text = f"Fastest in {group}: {_full(first)}{by} on {first.device}, {number(first.speed.median)} samples/s"
+        text = f"Fastest in {group}: {_full(first)}{by} on {first.device}, {figure(first.speed.median)} samples/s"
         if first.share is not None:
             text += f", {first.share.model:.1%} of the measured peak"
         next_one = next((rate for rate in members if rate.who != first.who), None)

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Sequence
 from ...outcome.end_to_end import EndToEnd
 from ...outcome.model import Bench, Target
 from ..blocks import Table, word_columns
-from .text import joined
 
 HOSTED = "emulated"
 HOST_TIMES = "Emulated on this host, no device's throughput"
+
+
+def joined(parts: Iterable[str | None], separator: str = " · ") -> str:
+    """The parts that there are."""
+    return separator.join(part for part in parts if part)
 
 
 def titled(title: str, tags: Iterable[str]) -> str:
@@ -55,8 +59,7 @@ def verdict(target: Target) -> str:
     return target.status if target.status in ("failed", "not run", "unavailable") else "invalid"
 
 
-def reasons(named: Iterable[tuple[str, str, Sequence[str]]]) -> list[Table]:
+def reasons(named: Iterable[tuple[str, str, Sequence[str]]]) -> list[Table[tuple[str, str, str]]]:
     """A table of what is wrong, or none where nothing is. named: name, verdict and reasons of each."""
-    columns = word_columns("what", "is", "because")
-    rows = tuple((name, word, "; ".join(reasons)) for name, word, reasons in named if reasons)
-    return [Table("Reasons", columns, rows)] if rows else []
+    rows = [(name, word, "; ".join(reasons)) for name, word, reasons in named if reasons]
+    return [Table("Reasons", word_columns("what", "is", "because"), rows)] if rows else []
