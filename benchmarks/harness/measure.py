@@ -15,7 +15,7 @@ from statistics import median
 from typing import Protocol
 
 from ...kernels.words import count
-from .statistics import is_steady
+from .statistics import alternation, drift, is_steady, scatter
 from .turns import ALONE, Turns
 
 # Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
@@ -26,6 +26,10 @@ Meter = Callable[[], float | None]
 LEAST_WARMUP_STEPS = 10
 STEADY_COMPILE_STEPS = 5
 MOST_STEPS_PER_BLOCK = 100_000
+# A block is at least this long (ns). One shorter than the second that scatters by more than the third is lengthened.
+# Either may make the blocks take this many times as long as planned.
+LEAST_BLOCK, LONG_ENOUGH_BLOCK, LARGEST_SCATTER = 20e6, 500e6, 0.05
+LARGEST_EXTENSION = 4.0
 # The share of a block's time that may still be outstanding when its fence has returned.
 LARGEST_LATE_SHARE = 0.1
 
@@ -156,7 +160,8 @@ def measure(
     """Measures `target`: first step, warm-up to the steady state, then timed blocks of k steps with one fence each.
 
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
-    pass over the list, so that every block does the same work. A block starts at the list's first batch. `joules` reads
+    pass over the list, so that every block does the same work. A block starts at the list's first batch. Blocks that
+    are short against their noise are timed once more with a larger k, and only those count. `joules` reads
     a counter of energy, outside the timed region. `turns` alternate with another process block by block.
     """
     watched = _WatchedClock(clock)
@@ -166,15 +171,27 @@ def measure(
 
     unit = len(target.classes) if mixed else 1
     unit_time = max(1, sum(typical[label] for label in target.classes) if mixed else typical[target.classes[0]])
-    units = int(budget.seconds * 1e9 / budget.blocks / unit_time)
-    steps = min(max(1, units), max(1, MOST_STEPS_PER_BLOCK // unit)) * unit
+    share = budget.seconds * 1e9 / budget.blocks
+    block_time = max(share, min(LEAST_BLOCK, LARGEST_EXTENSION * share))
+    steps = min(max(1, int(block_time / unit_time)), max(1, MOST_STEPS_PER_BLOCK // unit)) * unit
 
-    affordable = int(2.0 * budget.seconds * 1e9 / (unit_time * steps / unit))
+    affordable = int(2.0 * block_time * budget.blocks / (unit_time * steps / unit))
     count = max(min(budget.blocks, affordable), budget.least_blocks or budget.blocks)
     steps, count = turns.agree(steps, count)
     compiles_before = target.compile_count()
     blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock)
-    reasons = [*dict.fromkeys(problems + findings.problems)]
+    problems += findings.problems
+    factor = 1 if findings.compiling_blocks or turns.shared else _lengthening(blocks, steps, budget)
+    warnings = []
+    if factor > 1:
+        warnings.append(
+            f"blocks of {median(blocks) / 1e6:.0f} ms scattered by {scatter(blocks):.0%}: timed again {factor} times "
+            "as long"
+        )
+        steps, block_time = factor * steps, factor * block_time
+        blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock)
+        problems += findings.problems
+    reasons = [*dict.fromkeys(problems)]
     if findings.compiling_blocks:
         compiles = target.compile_count() - compiles_before
         reasons.append(
@@ -197,8 +214,22 @@ def measure(
         joules=tuple(findings.joules),
         cpu_blocks=tuple(findings.cpu_blocks),
         reasons=tuple(reasons),
-        warnings=tuple(_qualifications(warm_up, budget, blocks)),
+        warnings=(*warnings, *_qualifications(warm_up, budget, blocks, block_time * budget.blocks)),
     )
+
+
+def _lengthening(blocks: Sequence[int], steps: int, budget: Budget) -> int:
+    """How many times as long blocks should be to scatter less; 1 where they are long enough, or scatter little."""
+    if min(blocks) <= 0 or median(blocks) >= LONG_ENOUGH_BLOCK:
+        return 1
+    # Longer blocks would hide what is no noise: a drift, and two speeds.
+    if drift(blocks) is not None or alternation(blocks) is not None:
+        return 1
+    # The noise of independent moments falls with the square root of the time.
+    wanted = (scatter(blocks) / LARGEST_SCATTER) ** 2
+    left = LARGEST_EXTENSION * budget.seconds * 1e9 / sum(blocks) - 1.0
+    factor = min(wanted, left, LONG_ENOUGH_BLOCK / median(blocks), MOST_STEPS_PER_BLOCK / steps)
+    return max(1, int(factor))
 
 
 def _timed_step(target: Target, index: int, clock: Clock) -> int:
@@ -313,13 +344,13 @@ def _collector_frozen() -> Iterator[None]:
             gc.enable()
 
 
-def _qualifications(warm_up: WarmUp, budget: Budget, blocks: Sequence[int]) -> Iterator[str]:
+def _qualifications(warm_up: WarmUp, budget: Budget, blocks: Sequence[int], planned: float) -> Iterator[str]:
     if not warm_up.steady:
         steps = count(warm_up.steps, "step")
         yield f"warm-up cut by budget after {steps}, {warm_up.nanoseconds / 1e9:.1f} s: not seen steady"
     if len(blocks) < budget.blocks:
         yield f"{count(len(blocks), 'block')} instead of {budget.blocks}: one takes {max(blocks) / 1e9:.1f} s"
-    if sum(blocks) > 2.0 * budget.seconds * 1e9:
+    if sum(blocks) > 2.0 * planned:
         yield f"the timed blocks took {sum(blocks) / 1e9:.1f} s, more than the {budget.seconds:g} s planned"
 
 

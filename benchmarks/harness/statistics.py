@@ -108,6 +108,17 @@ def drift(samples: Sequence[float]) -> float | None:
     return change if apart and sloping and abs(change) > LEAST_DRIFT else None
 
 
+def scatter(samples: Sequence[float]) -> float:
+    """The spread of samples as a share of their median: the standard deviation that a normal value has of it.
+
+    It is that of the middle half, so that a few outliers count little. 0 for fewer than five samples.
+    """
+    if len(samples) < 5:
+        return 0.0
+    first, middle, third = np.quantile(np.asarray(samples, dtype=np.float64), [0.25, 0.5, 0.75])
+    return float((third - first) / middle / (2 * 0.674490))
+
+
 def common_drift(samples: Samples) -> float | None:
     """`drift` of all processes together, each taken relative to its own median: against the noise of all blocks.
 

@@ -52,6 +52,11 @@ class Turns:
     def __init__(self, descriptors: Descriptors | None = None) -> None:
         self._lines = None if descriptors is None else _Lines(descriptors)
 
+    @property
+    def shared(self) -> bool:
+        """Whether another process takes turns with this one."""
+        return self._lines is not None
+
     def agree(self, steps: int, blocks: int) -> tuple[int, int]:
         """The steps a block and the blocks that both processes run, where this one alone would run these."""
         if self._lines is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -139,6 +140,42 @@ def test_warm_up_goes_on_for_five_steps_after_the_last_compilation() -> None:
 
     device = FakeDevice(work)
     assert device.measured(warmup_seconds=10.0).warm_up.steps == 12 + 5
+
+
+class Scattering(FakeDevice):
+    """Every fence waits for other work: some milliseconds, whatever the block's length."""
+
+    def __init__(self, milliseconds: int, step: int = 1) -> None:
+        super().__init__(busy(step))
+        self.milliseconds, self.generator = milliseconds, np.random.default_rng(3)
+
+    def fence(self) -> None:
+        super().fence()
+        if self.pending > 5:
+            self.now += int(self.generator.integers(self.milliseconds * MS))
+
+
+def test_short_blocks_that_scatter_are_timed_again_and_longer_but_not_for_ever() -> None:
+    scattering, calm = (Scattering(milliseconds).measured(seconds=0.45) for milliseconds in (20, 1))
+    assert calm.warnings == ()
+    assert scattering.steps_per_block == pytest.approx(2 * calm.steps_per_block, abs=2)
+    assert re.match(r"blocks of \d\d ms scattered by \d\d%: timed again 2 times as long$", scattering.warnings[0])
+    assert len(scattering.blocks) == 9
+    assert sum(scattering.blocks) < 4 * 0.45e9
+    assert Scattering(200).measured(seconds=9.0).warnings == (), "a block is long enough"
+
+
+def test_a_block_is_at_least_20_ms_long_within_limits() -> None:
+    assert FakeDevice(busy(1)).measured(seconds=0.09).steps_per_block == pytest.approx(20 / 1.0, abs=2)
+    assert FakeDevice(busy(1)).measured(seconds=0.009).steps_per_block == pytest.approx(4 / 1.0, abs=1)
+
+
+def test_what_lengthened_blocks_find_is_kept_from_the_first_ones() -> None:
+    class Poisoned(Scattering):
+        def read(self) -> list[str]:
+            return ["a NaN"] if 200 < self.steps < 300 and not super().read() else []
+
+    assert Poisoned(20).measured(seconds=0.45).reasons == ("a NaN",)
 
 
 @pytest.mark.parametrize("every", [3, 40, 150])
