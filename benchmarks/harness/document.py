@@ -188,6 +188,7 @@ class WarmUp(Part):
 class Memory(Part):
     peak_bytes: Annotated[int, Field(ge=0)]
     scope: str
+    growth_bytes_per_step: Positive | None = Field(default=None, description="null where it is within the noise.")
 
 
 class BlockEnergy(Part):

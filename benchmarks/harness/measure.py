@@ -15,7 +15,7 @@ from statistics import median
 from typing import Protocol
 
 from ...kernels.words import count
-from .statistics import alternation, drift, is_steady, scatter
+from .statistics import alternation, drift, growth, is_steady, scatter
 from .turns import ALONE, Turns
 
 # Rule 1: nanoseconds of a monotonic clock; `time.perf_counter_ns`, or a virtual one in tests.
@@ -101,6 +101,7 @@ class Measurement:
     compiles: int
     joules: tuple[float, ...] = ()
     cpu_blocks: tuple[int, ...] = ()
+    growth: float | None = None
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -147,6 +148,7 @@ class _Findings:
     late_blocks: list[int] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
     cpu_blocks: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
 
 
 def measure(
@@ -156,13 +158,15 @@ def measure(
     joules: Meter = lambda: None,
     turns: Turns = ALONE,
     cpu_clock: Clock = time.process_time_ns,
+    held: Callable[[], int] = lambda: 0,
 ) -> Measurement:
     """Measures `target`: first step, warm-up to the steady state, then timed blocks of k steps with one fence each.
 
     k is the largest number that fits the budget; at least one step where all batches cost the same, else at least one
     pass over the list, so that every block does the same work. A block starts at the list's first batch. Blocks that
     are short against their noise are timed once more with a larger k, and only those count. `joules` reads
-    a counter of energy, outside the timed region. `turns` alternate with another process block by block.
+    a counter of energy, and `held` the bytes in use, outside the timed region. `turns` alternate with another process
+    block by block.
     """
     watched = _WatchedClock(clock)
     mixed = len(set(target.classes)) > 1
@@ -179,7 +183,7 @@ def measure(
     count = max(min(budget.blocks, affordable), budget.least_blocks or budget.blocks)
     steps, count = turns.agree(steps, count)
     compiles_before = target.compile_count()
-    blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock)
+    blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock, held)
     problems += findings.problems
     factor = 1 if findings.compiling_blocks or turns.shared else _lengthening(blocks, steps, budget)
     warnings = []
@@ -189,7 +193,7 @@ def measure(
             "as long"
         )
         steps, block_time = factor * steps, factor * block_time
-        blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock)
+        blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock, held)
         problems += findings.problems
     reasons = [*dict.fromkeys(problems)]
     if findings.compiling_blocks:
@@ -203,6 +207,9 @@ def measure(
             f"the fence returned before the work was done (blocks {_listed(findings.late_blocks)} left more than "
             f"{LARGEST_LATE_SHARE:.0%} of their time outstanding)"
         )
+    grown = growth(findings.held, steps)
+    if grown is not None:
+        warnings.append(f"memory grows by {grown / 1e6:.2g} MB a step")
     if min(blocks) <= 0 or watched.went_back:
         reasons.append("the clock stood still or went backwards: its times mean nothing")
     return Measurement(
@@ -213,6 +220,7 @@ def measure(
         compiles=target.compile_count(),
         joules=tuple(findings.joules),
         cpu_blocks=tuple(findings.cpu_blocks),
+        growth=grown,
         reasons=tuple(reasons),
         warnings=(*warnings, *_qualifications(warm_up, budget, blocks, block_time * budget.blocks)),
     )
@@ -280,7 +288,14 @@ def _warm_up(target: Target, budget: Budget, clock: Clock) -> tuple[WarmUp, list
 
 
 def _timed_blocks(
-    target: Target, count: int, steps: int, clock: Clock, joules: Meter, turns: Turns, cpu_clock: Clock
+    target: Target,
+    count: int,
+    steps: int,
+    clock: Clock,
+    joules: Meter,
+    turns: Turns,
+    cpu_clock: Clock,
+    held: Callable[[], int],
 ) -> tuple[list[int], _Findings]:
     blocks: list[int] = []
     findings = _Findings()
@@ -311,6 +326,7 @@ def _timed_blocks(
                 findings.problems += problems
                 if late > LARGEST_LATE_SHARE * (stop - start):
                     findings.late_blocks.append(block)
+                findings.held.append(held())
             if same_cost:
                 position += steps
     return blocks, findings

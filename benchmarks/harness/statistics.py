@@ -17,6 +17,8 @@ Samples = Sequence[Sequence[float]]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+# Of `growth`: blocks that it needs, and the rank correlation of a leak with time.
+LEAST_FOR_GROWTH, LEAST_TAU = 5, 0.8
 # The least change from a process's first third of blocks to its last that is a drift, and the least distance between
 # two groups of its blocks: from the slowest of one to the fastest of the other.
 LEAST_DRIFT = LEAST_BETWEEN_GROUPS = 0.1
@@ -141,6 +143,28 @@ def _thirds(blocks: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarra
     data = np.asarray(blocks, dtype=np.float64)
     third = len(data) // 3
     return data[:third], data[-third:]
+
+
+def growth(held: Sequence[int], steps: int) -> float | None:
+    """Bytes a step by which the memory in use grows from block to block.
+
+    Args:
+        held: Bytes in use after each block of `steps` steps. The first third may still fill caches and doesn't count.
+        steps: Steps of a block.
+
+    Returns:
+        The median of the slopes between all pairs (Theil and Sen); None where nearly all pairs don't rise (Kendall's
+        tau below 0.8), or what is gained is less than 8 KiB a step, 1 MiB or 0.1 % in all.
+    """
+    data = np.asarray(held[len(held) // 3 :], dtype=np.float64)
+    if len(data) < LEAST_FOR_GROWTH:
+        return None
+    first, second = np.triu_indices(len(data), 1)
+    rises = data[second] - data[first]
+    slope = float(np.median(rises / (second - first)))
+    steady = float(np.sign(rises).mean()) >= LEAST_TAU
+    gained = slope * (len(data) - 1)
+    return slope / steps if steady and slope >= 2**13 * steps and gained >= max(2**20, 1e-3 * data[0]) else None
 
 
 def two_modes(samples: Samples) -> tuple[float, float, int] | None:

@@ -268,7 +268,13 @@ def run(
     with workload.context():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
-        measured = measure(workload, budget, joules=lambda: backend.energy().joules, turns=turns)
+        measured = measure(
+            workload,
+            budget,
+            joules=lambda: backend.energy().joules,
+            turns=turns,
+            held=lambda: backend.memory().current_bytes,
+        )
     contended, (switches, waited) = contention.so_far(), contention.a_second()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
@@ -291,7 +297,7 @@ def run(
         warm_up=WarmUp.of(measured.warm_up),
         phases={**stages.seconds, **measured.phases},
         peaks=measure_peaks(backend, policy.compute, step_bytes=work.moved_bytes, known=known_peaks),
-        memory=Memory.of(memory),
+        memory=Memory(peak_bytes=memory.peak_bytes, scope=memory.scope, growth_bytes_per_step=measured.growth),
         energy=BlockEnergy(source=backend.energy().source, block_joules=list(measured.joules)),
         environment=ProcessEnvironment(
             threads=Threads(intra_op=torch.get_num_threads(), inter_op=torch.get_num_interop_threads()),

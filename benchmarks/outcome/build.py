@@ -162,7 +162,9 @@ def _target(
         "n": len(flat),
         "phases": {name: _spread([document.phases[name] for document in documents]) for name in first.phases},
         "memory": Memory(
-            peak_bytes=max(document.memory.peak_bytes for document in documents), scope=first.memory.scope
+            peak_bytes=max(document.memory.peak_bytes for document in documents),
+            scope=first.memory.scope,
+            growth_bytes_per_step=_growth(documents),
         ),
         "peaks": best,
         "processes": [_process(run, run.document) for run in runs if run.document is not None],
@@ -198,6 +200,12 @@ def _process(run: WorkerRun, document: Measured) -> Process:
     """What a result keeps of a process."""
     kept = {name: getattr(document, name) for name in Timed.model_fields}
     return Process(process=run.process, wall_seconds=run.seconds, **kept)
+
+
+def _growth(documents: Sequence[Measured]) -> float | None:
+    """The median growth of the processes' memory; None where fewer than half of them grew."""
+    grown = [document.memory.growth_bytes_per_step or 0.0 for document in documents]
+    return median(grown) or None
 
 
 def _status(complete: int, failed: bool, wanted: int) -> str:

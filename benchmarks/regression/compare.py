@@ -70,6 +70,7 @@ class Comparison:
     confirmed: bool
     targets: tuple[Compared, ...]
     differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
     on_undecided: str
     allow_missing: bool
 
@@ -120,6 +121,7 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), asked: 
         confirmed=bool(again),
         targets=found,
         differences=told,
+        warnings=tuple(_growing(first, second)) if "memory" in asked.what else (),
         on_undecided=check_undecided(asked.on_undecided),
         allow_missing=asked.allow_missing,
     )
@@ -163,6 +165,16 @@ def _differences(before: Result, after: Result) -> tuple[Difference, ...]:
         elif isinstance(old, Side) and isinstance(new, Side) and old.processes and new.processes:
             found += differences(of_side(old), of_side(new), old.name)
     return tuple(found)
+
+
+def _growing(before: Result, after: Result) -> Iterator[str]:
+    """Targets whose memory grows from step to step."""
+    for old, new in _pairs(before, after):
+        if isinstance(old, MeasuredTarget) and isinstance(new, MeasuredTarget):
+            was, now = (entry.memory.growth_bytes_per_step for entry in (old, new))
+            if now is not None:
+                earlier = "not before" if was is None else f"{was / 1e6:.2g} MB before"
+                yield f"{new.label}: memory grows by {now / 1e6:.2g} MB a step ({earlier})"
 
 
 def _compare(

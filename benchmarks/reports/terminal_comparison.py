@@ -157,7 +157,8 @@ def _sentence(one: Compared) -> str:
 
 
 def _notes(comparison: Comparison) -> Sequence[str]:
-    notes = [f"differs: {one.words()}" for one in comparison.differences]
+    notes = [f"warning: {line}" for line in comparison.warnings]
+    notes += [f"differs: {one.words()}" for one in comparison.differences]
     if not comparison.confirmed:
         notes.append(
             "note: one pair of runs confirms no change, and can't see what drifts between runs: --again gives a "

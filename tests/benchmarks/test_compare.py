@@ -196,6 +196,13 @@ def test_more_than_speed_is_gated_each_with_its_own_threshold(write: Write) -> N
     assert (lacking.verdict.outcome, lacking.verdict.reason) == (REFUSED, "no energy before")
 
 
+def test_memory_that_grows_is_a_warning(write: Write) -> None:
+    a, b = write("a.json"), write("b.json", spoil=put("targets.0.memory.growth_bytes_per_step", 1e5))
+    warned = "cpu forward padded auto x8: memory grows by 0.1 MB a step (not before)"
+    assert compare_files(a, b, (), Asked(what=["memory"])).warnings == (warned,)
+    assert f"warning: {warned}" in run(compare, a, b, "--what", "memory", "--format", "markdown").stdout
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from isotrain.benchmarks.harness import measure as measuring
 from isotrain.benchmarks.harness.measure import Budget, Measurement, measure
-from isotrain.benchmarks.harness.statistics import bounds, resampled_medians
+from isotrain.benchmarks.harness.statistics import bounds, growth, resampled_medians
 from isotrain.benchmarks.outcome.steadiness import steadiness
 
 MS = 1_000_000
@@ -381,6 +381,25 @@ def test_energy_is_counted_block_by_block_outside_the_clock() -> None:
     assert measured.joules == pytest.approx([0.02 * measured.steps_per_block] * 9)
     assert measured.step_seconds == pytest.approx([5e-3] * 9, rel=0.03)
     assert FakeDevice(busy(5)).measured().joules == ()
+
+
+@pytest.mark.parametrize(("leak", "told"), [(100_000, 1), (0, 0)])
+def test_a_leak_is_told_and_noise_is_none(leak: int, told: int) -> None:
+    device, generator = FakeDevice(busy(5)), np.random.default_rng(3)
+
+    def held() -> int:
+        return 10**9 + leak * device.steps + int(generator.integers(0, 2**20))
+
+    measured = measure(device, Budget(9, 1.0, 1.0), clock=device.clock, held=held)
+    assert sum("memory grows by" in warning for warning in measured.warnings) == told
+    assert measured.growth == (pytest.approx(leak, rel=0.05) if leak else None)
+
+
+def test_memory_that_wanders_is_no_leak() -> None:
+    """Of 1,000 random walks of an allocator, up and down by 1 MiB a block, few look like a leak."""
+    generator = np.random.default_rng(5)
+    walks = 10**9 + np.cumsum(generator.integers(-(2**20), 2**20, (1000, 9)), axis=1)
+    assert sum(growth(walk.tolist(), 3) is not None for walk in walks) < 60
 
 
 def test_the_collector_rests_while_blocks_are_timed_and_is_back_afterwards() -> None:
