@@ -18,7 +18,7 @@ Samples = Sequence[Sequence[float]]
 RESAMPLES = 10_000
 LEVEL = 0.95
 # Of `growth`: blocks that it needs, and the rank correlation of a leak with time.
-LEAST_FOR_GROWTH, LEAST_TAU = 5, 0.8
+LEAST_FOR_GROWTH, LEAST_TAU = 5, 0.9
 # The least change from a process's first third of blocks to its last that is a drift, and the least distance between
 # two groups of its blocks: from the slowest of one to the fastest of the other.
 LEAST_DRIFT = LEAST_BETWEEN_GROUPS = 0.1
@@ -154,7 +154,7 @@ def growth(held: Sequence[int], steps: int) -> float | None:
 
     Returns:
         The median of the slopes between all pairs (Theil and Sen); None where nearly all pairs don't rise (Kendall's
-        tau below 0.8), or what is gained is less than 8 KiB a step, 1 MiB or 0.1 % in all.
+        tau below 0.9), or what is gained is less than 8 KiB a step, 1 MiB or 0.1 % in all.
     """
     data = np.asarray(held[len(held) // 3 :], dtype=np.float64)
     if len(data) < LEAST_FOR_GROWTH:
