@@ -148,13 +148,13 @@ def git_state(root: Path = PACKAGE_ROOT) -> dict[str, Any] | str:
     """
     if shutil.which("git") is None:
         return "unavailable: git is not installed"
-    top = _git(root, "rev-parse", "--show-toplevel")
+    top = git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
         return "unavailable: not a git checkout"
-    revision = _git(root, "rev-parse", "HEAD")
+    revision = git(root, "rev-parse", "HEAD")
     if revision is None:
         return "unavailable: the checkout has no commit yet"
-    changed = (_git(root, "status", "--porcelain") or "").splitlines()
+    changed = (git(root, "status", "--porcelain") or "").splitlines()
     return {"revision": revision, "dirty": bool(changed), "changed_files": len(changed)}
 
 
@@ -195,7 +195,7 @@ def command_line() -> list[str]:
     return [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])]
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> str | None:
     """git's output, or None if it fails. Optional locks are off, so that reading a state doesn't write the index."""
     try:
         done = subprocess.run(

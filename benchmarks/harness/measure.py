@@ -170,6 +170,7 @@ def measure(
     """
     watched = _WatchedClock(clock)
     mixed = len(set(target.classes)) > 1
+    turns.begin()
     first_step = _timed_step(target, 0, watched)
     warm_up, problems, typical = _warm_up(target, budget, watched)
 
@@ -195,6 +196,7 @@ def measure(
         steps, block_time = factor * steps, factor * block_time
         blocks, findings = _timed_blocks(target, count, steps, watched, joules, turns, cpu_clock, held)
         problems += findings.problems
+    turns.finish()
     reasons = [*dict.fromkeys(problems)]
     if findings.compiling_blocks:
         compiles = target.compile_count() - compiles_before

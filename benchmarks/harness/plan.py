@@ -38,6 +38,8 @@ QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
 QUICK_BASELINE_SECONDS = 1.5
 QUICK_LEAST_BLOCKS = 2
 FULL_PROCESSES, FULL_BLOCKS, FULL_SECONDS = 3, 9, 10.0
+# Two checkouts take turns in many short blocks: most disturbances are longer than one.
+PAIRED_BLOCKS = 20
 # Texts of a comparison with baselines, and the number of static shapes for compilers; see `texts.static_cells`.
 BASELINE_TEXTS, QUICK_BASELINE_TEXTS = 512, 32
 STATIC_SHAPES, QUICK_STATIC_SHAPES = 4, 2
@@ -134,6 +136,7 @@ class Plan:
         skipped: What was left out, and why.
         candidates: By target, the shapes that a sweep chooses from before the measurement.
         unavailable: By target, why it can't run here. It then has no process.
+        paired: Each process is a pair of them, one of each checkout, that alternate block by block.
     """
 
     options: Options
@@ -142,11 +145,12 @@ class Plan:
     skipped: tuple[str, ...] = ()
     candidates: Mapping[int, tuple[TargetSpec, ...]] = field(default_factory=dict)
     unavailable: Mapping[int, str] = field(default_factory=dict)
+    paired: bool = False
 
     @property
     def least_seconds(self) -> float:
         """The duration of the run if every block fits its budget. Slow steps make it longer."""
-        per_process = OVERHEAD_SECONDS + 2.0 * self.options.seconds
+        per_process = (OVERHEAD_SECONDS + 2.0 * self.options.seconds) * (2 if self.paired else 1)
         return len(self.order) * per_process + len(self.candidates) * (OVERHEAD_SECONDS + SWEEP_SECONDS)
 
     @property

@@ -70,7 +70,7 @@ def run_workers(
             known = peaks[plan.targets[target].backend]
             outcome = _run_worker(plan, target, process, result, command, known_peaks=known)
             if outcome.document is None:
-                failed.update(_concerned(plan, outcome))
+                failed.update(concerned(plan, outcome))
             else:
                 known.append(outcome.document.peaks)
             yield outcome
@@ -114,7 +114,7 @@ def _run_worker(
     if ended.timed_out:
         error = f"took longer than the time limit of {plan.options.time_limit:g} s and was ended{said(ended.log)}"
         return WorkerRun(target, process, ended.seconds, error=error)
-    return _judge(target, process, ended, result)
+    return judge(target, process, ended, result)
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,17 @@ def run_process(
 
 @contextmanager
 def running(
-    command: Sequence[str], spec: Spec | None, log: Path, threads: int | None, extra: dict[str, str] | None = None
+    command: Sequence[str],
+    spec: Spec | None,
+    log: Path,
+    threads: int | None,
+    extra: dict[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts a process as `run_process` does, and ends it with all its children when the block ends."""
+    """Starts a process as `run_process` does, and ends it with all its children when the block ends.
+
+    pass_fds: file descriptors that it inherits.
+    """
     # The worker sees the end of this pipe when the parent is gone, even after kill -9.
     lifeline, held = os.pipe()
     with os.fdopen(held, "wb"):
@@ -172,7 +180,7 @@ def running(
                 stdout=output,
                 stderr=output,
                 env=worker_environment(threads) | (extra or {}) | {LIFELINE: str(lifeline)},
-                pass_fds=(lifeline,),
+                pass_fds=(lifeline, *pass_fds),
                 start_new_session=True,
             )
         assert worker.stdin is not None, "it was asked for"
@@ -182,10 +190,11 @@ def running(
                 given.write(b"" if spec is None else spec.model_dump_json().encode())
             yield worker
         finally:
-            _end(worker)
+            end(worker)
 
 
-def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
+def judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
+    """What a worker that has ended left at `result`, or why it left nothing."""
     seconds = ended.seconds
     try:
         document: Refused | Sweep | Measured = (
@@ -202,7 +211,7 @@ def _judge(target: int, process: int, ended: Ended, result: Path) -> WorkerRun:
     return WorkerRun(target, process, seconds, document)
 
 
-def _concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
+def concerned(plan: Plan, outcome: WorkerRun) -> set[int]:
     """The targets that an error concerns."""
     backend = plan.targets[outcome.target].backend
     return {
@@ -230,10 +239,10 @@ def said(log: Path) -> str:
 
 def _expire(worker: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
     timed_out.set()
-    _end(worker)
+    end(worker)
 
 
-def _end(worker: subprocess.Popen[bytes]) -> None:
+def end(worker: subprocess.Popen[bytes]) -> None:
     """Ends the worker and its children if it still runs, and waits until it is gone."""
     if worker.poll() is not None:
         return

@@ -1,7 +1,8 @@
 """Turns of two processes that measure one target at the same time: one runs a block while the other waits.
 
-The worker says "STEPS BLOCKS" once its warm-up is over and hears the numbers that both shall have. Then it hears a line
-before each block and says one after it.
+The worker says a line when it is ready for its first step and hears one when it may run it. After its warm-up it says
+"STEPS BLOCKS" and hears the numbers that both shall have. Then it hears a line before each block and says one after it.
+A last line lets it go on when both have run all blocks.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ Descriptors = tuple[int, int]
 
 
 class _Lines:
-    """Lines on two pipes, given by the descriptors to read from and to write to."""
+    """Lines on two pipes, given by the descriptors to read from and to write to.
+
+    Both methods raise EOFError where the other side is gone.
+    """
 
     def __init__(self, descriptors: Descriptors) -> None:
         self._heard, self._said = os.fdopen(descriptors[0]), descriptors[1]
 
     def say(self, line: str) -> None:
-        """Raises EOFError where the other side is gone."""
         try:
             os.write(self._said, f"{line}\n".encode())
         except BrokenPipeError as error:
             raise EOFError from error
 
     def hear(self) -> str:
-        """Waits for a line. Raises EOFError where the other side is gone."""
         line = self._heard.readline()
         if not line:
             raise EOFError
@@ -57,6 +59,12 @@ class Turns:
         """Whether another process takes turns with this one."""
         return self._lines is not None
 
+    def begin(self) -> None:
+        """Waits until the other process is loaded, too, and neither warms up nor runs a block."""
+        if self._lines is not None:
+            self._lines.say("ready")
+            self._lines.hear()
+
     def agree(self, steps: int, blocks: int) -> tuple[int, int]:
         """The steps a block and the blocks that both processes run, where this one alone would run these."""
         if self._lines is None:
@@ -73,6 +81,11 @@ class Turns:
         if self._lines is not None:
             self._lines.say("done")
 
+    def finish(self) -> None:
+        """Waits until the other process has run its blocks, too: what follows must not disturb them."""
+        if self._lines is not None:
+            self._lines.hear()
+
 
 ALONE = Turns()
 
@@ -80,13 +93,14 @@ ALONE = Turns()
 class Partner:
     """The parent's side of one worker. `ends` are the worker's descriptors, closed here once it has inherited them.
 
-    Every method raises EOFError where the worker is gone.
+    Every method raises EOFError where the worker is gone; then `lost` is true.
     """
 
     def __init__(self) -> None:
         from_worker, said = os.pipe()
         heard, to_worker = os.pipe()
         self.ends: Descriptors = (heard, said)
+        self.lost = False
         self._lines = _Lines((from_worker, to_worker))
 
     def __enter__(self) -> Partner:
@@ -100,14 +114,35 @@ class Partner:
         for end in self.ends:
             os.close(end)
 
-    def proposal(self) -> tuple[int, int]:
-        """Waits for the end of the warm-up: the steps a block and the blocks that the worker would run alone."""
-        return self._lines.hear_numbers()
+    def wait(self) -> None:
+        """Waits until the worker is ready for its first step."""
+        with self._noticed():
+            self._lines.hear()
+
+    def warm_up(self) -> tuple[int, int]:
+        """Lets the worker warm up, and waits for the steps a block and the blocks that it would run alone."""
+        with self._noticed():
+            self._lines.say("go")
+            return self._lines.hear_numbers()
 
     def settle(self, steps: int, blocks: int) -> None:
-        self._lines.say(f"{steps} {blocks}")
+        with self._noticed():
+            self._lines.say(f"{steps} {blocks}")
 
     def run_block(self) -> None:
         """Gives the worker its turn and waits for its end."""
-        self._lines.say("go")
-        self._lines.hear()
+        with self._noticed():
+            self._lines.say("go")
+            self._lines.hear()
+
+    def finish(self) -> None:
+        with self._noticed():
+            self._lines.say("end")
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        try:
+            yield
+        except EOFError:
+            self.lost = True
+            raise

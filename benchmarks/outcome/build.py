@@ -50,18 +50,22 @@ def build_result(
     machine: dict[str, Any],
     interrupted: bool = False,
     sweeps: Mapping[int, Sweep] | None = None,
+    paired: bool = False,
 ) -> Bench:
     """The whole result of what has run, every figure judged.
 
     machine: `environment.describe()` of the moment before the first process. sweeps: by target, the shapes that were
-    tried and their speed.
+    tried and their speed. paired: the processes took turns with those of another result, so that blocks which weren't
+    steady are no reason against it: what drifted for both cancels out of their ratio.
     """
     done: dict[int, list[WorkerRun]] = {index: [] for index in range(len(plan.targets))}
     for run in runs:
         done[run.target].append(run)
     peaks = _best_peaks(plan, runs)
     shapes = {index: found.sweep for index, found in (sweeps or {}).items()}
-    targets = [_target(plan, index, done[index], shapes.get(index, []), peaks) for index in range(len(plan.targets))]
+    targets = [
+        _target(plan, index, done[index], shapes.get(index, []), peaks, paired) for index in range(len(plan.targets))
+    ]
     targets = _related(judged(targets, [_probe(done[index]) for index in range(len(plan.targets))]), plan.options)
     failed = any(target.status == "failed" for target in targets)
     return Bench(
@@ -87,12 +91,12 @@ def write_result(result: Part, path: Path) -> None:
     write_json(path, result.document())
 
 
-def result_path(out: Path | None, now: datetime) -> Path:
+def result_path(out: Path | None, now: datetime, kind: str = "bench") -> Path:
     """Where a result goes: `out` when it names a .json file, else a stamped file in that folder (default results/).
 
     Raises UserError, before anything is measured, for a place that can't be written to.
     """
-    stamped = f"bench-{now.strftime('%Y%m%dT%H%M%SZ')}.json"
+    stamped = f"{kind}-{now.strftime('%Y%m%dT%H%M%SZ')}.json"
     folder = Path("results") if out is None else out
     path = folder if folder.suffix == ".json" else folder / stamped
     if path.is_dir():
@@ -124,6 +128,7 @@ def _target(
     runs: Sequence[WorkerRun],
     sweep: list[Shape],
     peaks: Mapping[tuple[str, str], Peaks],
+    paired: bool,
 ) -> Target:
     """What came of one target's processes, as far as it can be said without the other targets."""
     spec, options = plan.targets[index], plan.options
@@ -173,7 +178,7 @@ def _target(
     if not all(math.isfinite(value) and value > 0 for value in flat):
         return UnmeasuredTarget(**known, reasons=[*reasons, "a block took no time at all"], warnings=warnings)
     unsteady = steadiness(samples, [document.environment.contended for document in documents])
-    reasons += unsteady.reasons
+    (warnings if paired else reasons).extend(unsteady.reasons)
     warnings += unsteady.warnings
     groups = two_modes(samples)
     if groups is not None:

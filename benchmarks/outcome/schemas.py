@@ -9,6 +9,8 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from ...albert_core.runs.files import write_text
+from ..harness.document import Part
+from .against import AGAINST, Against
 from .end_to_end import END_TO_END, EndToEnd
 from .model import BENCH, Bench
 from .parity import PARITY, Parity
@@ -27,7 +29,7 @@ class _Untitled(GenerateJsonSchema):
 
 def schemas() -> dict[str, str]:
     """The text of each schema file, by its name."""
-    kinds: dict[str, type[Bench] | type[EndToEnd] | type[Parity]] = {BENCH: Bench, END_TO_END: EndToEnd, PARITY: Parity}
+    kinds: dict[str, type[Part]] = {BENCH: Bench, AGAINST: Against, END_TO_END: EndToEnd, PARITY: Parity}
     return {
         f"{name.removeprefix('isotrain.').replace('/', '-')}.json": _written(
             {

@@ -102,14 +102,14 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), asked: 
     metrics = chosen(asked.what, asked.gates)
     first, second = load_result(before), load_result(after)
     found = tuple(_compare(first, second, (before, after), metrics))
-    told = _differences(first, second)
+    told = differences_of(first, second)
     check_allowed(told, asked.allow)
     confirmation: dict[tuple[str, str], Verdict] = {}
     if again:
         old, new = (before, again[0]) if len(again) == 1 else (again[0], again[1])
         pair = load_result(old), load_result(new)
         confirmation = {(one.label, one.what): one.verdict for one in _compare(*pair, (old, new), metrics)}
-        check_allowed(_differences(*pair), asked.allow)
+        check_allowed(differences_of(*pair), asked.allow)
         _check_fresh(second, pair[1], new)
     found = tuple(
         replace(one, verdict=confirmed(one.verdict, confirmation.get((one.label, one.what)))) for one in found
@@ -117,7 +117,7 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), asked: 
     return Comparison(
         before=f"{before} ({first.environment.revision})",
         after=f"{after} ({second.environment.revision})",
-        subject=_subject(first),
+        subject=subject_of(first),
         confirmed=bool(again),
         targets=found,
         differences=told,
@@ -137,7 +137,7 @@ def _key(entry: Target | Side) -> str:
     return entry.name if isinstance(entry, Side) else entry.label
 
 
-def _subject(result: Result) -> str:
+def subject_of(result: Result) -> str:
     """Model, dtype and device of a result, random weights and emulation named."""
     if isinstance(result, Bench):
         parts = [(one.model.label, one.policy.label, one.device.name) for one in result.measured]
@@ -156,7 +156,7 @@ def _pairs(before: Result, after: Result) -> list[tuple[Target | Side, Target | 
     return [(old, news[_key(old)]) for old in _entries(before) if _key(old) in news]
 
 
-def _differences(before: Result, after: Result) -> tuple[Difference, ...]:
+def differences_of(before: Result, after: Result) -> tuple[Difference, ...]:
     """What differs beside the configuration."""
     found = differences(of_machine(before.environment), of_machine(after.environment))
     for old, new in _pairs(before, after):

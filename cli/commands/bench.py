@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", str, int)
 
-_what, _how, _output = map(panel, ("What is measured", "How thoroughly", "Output"))
+_what, _how, _pairs, _output = map(panel, ("What is measured", "How thoroughly", "Against another version", "Output"))
 
 
 def bench(
@@ -94,13 +94,30 @@ def bench(
             "--quick", help="A smoke run, no result: one process of 3 short blocks. Intervals are within one process."
         ),
     ] = False,
+    against: Annotated[
+        str | None,
+        _pairs(
+            metavar="REV|DIR",
+            help="Compare this checkout with a git revision or another checkout: their processes run in pairs and "
+            "alternate block by block.",
+        ),
+    ] = None,
+    gate: Annotated[
+        str | None, _pairs(metavar="SHARE", help="The smallest rise of time that counts (default 5%).")
+    ] = None,
+    on_undecided: Annotated[
+        str | None,
+        _pairs(help="What an inconclusive target does: fail (default, exit code 3), warn or pass (exit code 0)."),
+    ] = None,
     out: Annotated[
         Path | None, _output(help="Result file (.json) or folder; results/bench-<time>.json by default.")
     ] = None,
     shown_as: Annotated[
         str,
         _output(
-            "--format", help="On stdout: table, json, csv or markdown; other than table writes a file only for --out."
+            "--format",
+            help="On stdout: table, json, csv or markdown, with --against also github or junit; other than table "
+            "writes a file only for --out.",
         ),
     ] = "table",
     json_only: Annotated[bool, _output("--json", help="The same as --format json.")] = False,
@@ -124,6 +141,8 @@ def bench(
       isotrain bench --layout padded --layout packed --kernel auto --kernel transformers --dtype float32
 
       isotrain bench --workload forward --batch-size 8 --batch-size 64 --processes 5 --out results/sweep.json
+
+      isotrain bench --against origin/main --workload forward --layout packed --gate 5%
     """
     from dataclasses import replace
 
@@ -132,17 +151,19 @@ def bench(
         DEFAULT_WORKLOADS,
         END_TO_END,
         LAYOUTS,
+        PAIRED_BLOCKS,
         Options,
         make_plan,
         with_baselines,
         with_quick,
     )
-    from ...benchmarks.reports.csv_markdown import stdout_format
+    from ...benchmarks.reports.csv_markdown import FORMATS, stdout_format
     from ...benchmarks.reports.terminal import output_console, print_blocks
     from ...benchmarks.reports.views.bench import bench_view
     from ...benchmarks.reports.views.plan import plan_view
 
-    shown_as = stdout_format(shown_as, json_only)
+    _check_pairs(against, gate=gate, on_undecided=on_undecided)
+    shown_as = stdout_format(shown_as, json_only, (*FORMATS, *(("github", "junit") if against else ())))
     told = _backend_options(sets or [])
     options = Options(
         backends=tuple(_resolved(name, told) for name in backend or ("cpu",)),
@@ -168,6 +189,9 @@ def bench(
         options = with_quick(options)
     thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds, "texts": texts}
     options = replace(options, **{key: value for key, value in thoroughness.items() if value is not None})
+    if against is not None:
+        pairs = options if blocks or quick else replace(options, blocks=PAIRED_BLOCKS)
+        _against(pairs, against, gate or "5%", on_undecided or "fail", out, shown_as, dry_run)
     if whole:
         _end_to_end(options, out, shown_as, dry_run)
     plan = make_plan(options)
@@ -236,6 +260,54 @@ def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool
     if outcome.result is None:
         say("isotrain: no run was complete; nothing was written", err=True)
     _show(outcome, shown_as, end_to_end_view)
+
+
+def _check_pairs(against: str | None, **given: str | None) -> None:
+    """Refuses options of --against without it."""
+    from ... import UserError
+
+    for name, value in given.items():
+        if against is None and value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {value} is for --against; give that, too, or compare results by isotrain compare")
+
+
+def _against(
+    options: Options, named: str, gate: str, on_undecided: str, out: Path | None, shown_as: str, dry_run: bool
+) -> None:
+    """The comparison with another checkout, which has results of a kind of its own. Ends the command."""
+    from ...benchmarks.against.comparison import comparison
+    from ...benchmarks.against.run import Asked, paired_plan, run_against
+    from ...benchmarks.bench import INTERRUPTED, watcher_for_terminal
+    from ...benchmarks.regression.metrics import parse_share
+    from ...benchmarks.regression.verdict import check_undecided
+    from ...benchmarks.reports.terminal import output_console, print_blocks
+    from ...benchmarks.reports.terminal_comparison import FORMATS as COMPARISON_FORMATS
+    from ...benchmarks.reports.terminal_comparison import print_comparison
+    from ...benchmarks.reports.views.plan import plan_view
+
+    plan = paired_plan(options)
+    asked = Asked(named, parse_share(gate), check_undecided(on_undecided))
+    if dry_run:
+        print_blocks(plan_view(plan), output_console())
+        raise typer.Exit
+    with watcher_for_terminal(plan) as watcher:
+        result, path = run_against(plan, asked, watcher, out=out, write=shown_as == "table" or out is not None)
+    if result is None:
+        say("isotrain: interrupted before a pair was complete; nothing was written", err=True)
+        raise typer.Exit(INTERRUPTED)
+    compared = comparison(result)
+    where = "" if path is None else f" and is kept in {path}"
+    with kept(f"the measurement is complete{where}"):
+        if shown_as == "json":
+            say_json(result.document())
+        elif shown_as == "table":
+            print_comparison(compared, output_console())
+        else:
+            say_lines(COMPARISON_FORMATS[shown_as](compared).splitlines())
+        if path is not None:
+            say(f"result: {path}", err=shown_as != "table")
+    raise typer.Exit(INTERRUPTED if result.status == "partial" else compared.code)
 
 
 def _resolved(name: str, told: dict[str, Any]) -> str:

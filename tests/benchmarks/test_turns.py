@@ -52,15 +52,21 @@ def test_blocks_run_in_the_order_of_the_turns_and_are_of_equal_steps() -> None:
     journal: list[str] = []
     with Partner() as first, Partner() as second, ThreadPoolExecutor(2) as pool:
         before = pool.submit(Counting("before", 1, journal).measured, Turns(first.ends))
-        assert first.proposal() == (25, 4)
         after = pool.submit(Counting("after", 2, journal).measured, Turns(second.ends))
-        assert second.proposal() == (12, 4)
+        for partner in (first, second):
+            partner.wait()
+        assert journal == []
+        assert first.warm_up() == (25, 4)
+        assert set(journal) == {"before"}
+        assert second.warm_up() == (12, 4)
         for partner in (first, second):
             partner.settle(25, 4)
         journal.clear()
         order = [first, second, second, first] * 2
         for partner in order:
             partner.run_block()
+        for partner in (first, second):
+            partner.finish()
     assert journal == ["before", "after", "after", "before"] * 2
     assert before.result().steps_per_block == after.result().steps_per_block == 25
     assert before.result().step_seconds == pytest.approx([1e-3] * 4)
@@ -73,7 +79,8 @@ def test_a_worker_waits_for_its_turn_without_using_a_cpu() -> None:
     journal: list[str] = []
     with Partner() as partner, ThreadPoolExecutor(1) as pool:
         measured = pool.submit(Counting("one", 1, journal).measured, Turns(partner.ends))
-        partner.proposal()
+        partner.wait()
+        partner.warm_up()
         partner.settle(25, 1)
         journal.clear()
         used = os.times()
@@ -81,6 +88,7 @@ def test_a_worker_waits_for_its_turn_without_using_a_cpu() -> None:
         assert os.times().user - used.user < 0.2
         assert journal == []
         partner.run_block()
+        partner.finish()
         assert len(measured.result().blocks) == 1
 
 
@@ -88,9 +96,10 @@ def test_a_worker_that_is_gone_is_noticed_by_its_parent() -> None:
     with Partner() as partner:
         partner.inherited()
         with pytest.raises(EOFError):
-            partner.proposal()
+            partner.wait()
         with pytest.raises(EOFError):
             partner.run_block()
+        assert partner.lost
 
 
 def test_a_parent_that_is_gone_is_noticed_by_the_worker() -> None:

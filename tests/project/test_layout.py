@@ -35,7 +35,7 @@ ROWS = {
     "benchmarks": (
         ("suites",),
         ("reports",),
-        ("end_to_end",),
+        ("end_to_end", "against"),
         ("bench", "parity"),
         ("regression",),
         ("outcome",),

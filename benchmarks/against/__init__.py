@@ -1,0 +1,1 @@
+"""Two checkouts measured against each other: their processes alternate block by block."""

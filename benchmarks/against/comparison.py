@@ -1,0 +1,36 @@
+"""A result of `isotrain bench --against` as a comparison, which tables and CI services are made from."""
+
+from __future__ import annotations
+
+from ...albert_core.terminal.text import duration
+from ..outcome.against import Against, PairedTarget
+from ..regression.compare import Compared, Comparison, differences_of, subject_of
+from ..regression.metrics import SPEED
+from ..regression.verdict import Verdict
+
+
+def comparison(result: Against) -> Comparison:
+    before, after = result.before.result, result.after.result
+    return Comparison(
+        before=result.before.label,
+        after=result.after.label,
+        subject=subject_of(after),
+        # Both met the same state of the machine, so that no second run is needed.
+        confirmed=True,
+        targets=tuple(_compared(target, result.gate) for target in result.targets),
+        differences=differences_of(before, after),
+        warnings=tuple(result.notes),
+        on_undecided=result.on_undecided,
+        allow_missing=False,
+    )
+
+
+def _compared(target: PairedTarget, gate: float) -> Compared:
+    if target.time is None:
+        return Compared(target.label, SPEED, Verdict(target.verdict, target.reason))
+    told = [target.reason, f"took {duration(target.seconds)}"]
+    if target.cpu_time is not None:
+        cpu = target.cpu_time.rate(1.0)
+        told.insert(1, f"by CPU time {cpu.median:.3f}x ({cpu.low:.3f} to {cpu.high:.3f})")
+    verdict = Verdict(target.verdict, "; ".join(filter(None, told)), target.verdict, target.detectable)
+    return Compared(target.label, SPEED, verdict, target.time.rate(1.0), gate)

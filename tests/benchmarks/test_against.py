@@ -1,0 +1,217 @@
+"""`isotrain bench --against`: pairs of workers that take turns, verdicts, refusals, and processes that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain import UserError
+from isotrain.benchmarks.against import pairs as pairing
+from isotrain.benchmarks.against import run as running
+from isotrain.benchmarks.against.checkout import Checkout
+from isotrain.benchmarks.against.run import Asked, paired_plan, run_against
+from isotrain.benchmarks.bench import PlainWatcher
+from isotrain.benchmarks.harness.environment import PACKAGE_ROOT
+from isotrain.benchmarks.harness.plan import Options
+from isotrain.benchmarks.outcome.against import Against, PairedTarget
+from isotrain.benchmarks.regression.verdict import IMPROVED, INCONCLUSIVE, REFUSED, REGRESSED, SAME
+
+MakeDocument = Callable[..., dict[str, Any]]
+
+# Plays a worker that takes turns: its blocks take no time, and its document is what the test gives for its side.
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+from isotrain.albert_core.processes.parent import end_with_parent
+from isotrain.benchmarks.harness.turns import Turns
+end_with_parent()
+spec = json.load(sys.stdin)
+side = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]).name
+act = json.load(open({acts!r}))[side]
+journal = open({journal!r}, "a", buffering=1)
+def tell(what):
+    journal.write(f"{{side}} {{spec['process']}} {{what}}\\n")
+tell("loads")
+if "refuse" in act:
+    Path(spec["result"]).write_text(json.dumps({{"error": {{"message": act["refuse"], "scope": "run"}}}}))
+    sys.exit(2)
+turns = Turns(spec["turns"])
+turns.begin()
+tell("warms up")
+steps, blocks = turns.agree(act.get("steps", 5), spec["options"]["blocks"])
+for block in range(blocks):
+    with turns.block():
+        tell("block")
+        if block == act.get("die_at"):
+            print("out of luck", file=sys.stderr, flush=True)
+            sys.exit(7)
+        time.sleep(act.get("sleep", 0))
+turns.finish()
+tell("ends")
+document = act["document"]
+document["step_seconds"] = document["step_seconds"][spec["process"]]
+document["cpu_step_seconds"] = document["step_seconds"]
+document["steps_per_block"] = steps
+Path(spec["result"]).write_text(json.dumps(document))
+"""
+
+
+@pytest.fixture
+def measure(tmp_path: Path, document: MakeDocument, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Against]:
+    """`measure(before={...}, after={...})`: what the pairs of such workers give; `slower` multiplies their times."""
+
+    def run(
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+        *,
+        slower: float = 1.0,
+        changes: dict[str, Any] | None = None,
+        pairs: int = 3,
+        blocks: int = 10,
+        **options: Any,
+    ) -> Against:
+        acts = {}
+        for side, act in (("before", before or {}), ("after", after or {})):
+            factor = slower if side == "after" else 1.0
+            # A machine whose speed falls by half during each pair, which sequential runs would take for the code's.
+            times = [[factor * (0.5 + 0.05 * block + 0.2 * pair) for block in range(blocks)] for pair in range(pairs)]
+            told = document(step_seconds=tuple(times), **(changes or {} if side == "after" else {}))
+            acts[side] = {"document": told} | act
+        (tmp_path / "acts.json").write_text(json.dumps(acts), encoding="utf-8")
+        script = tmp_path / "worker.py"
+        script.write_text(
+            SCRIPT.format(acts=str(tmp_path / "acts.json"), journal=str(tmp_path / "journal")), encoding="utf-8"
+        )
+        monkeypatch.setattr(pairing, "WORKER", (sys.executable, str(script)))
+        names = {"before": "a" * 64, "after": "b" * 64}
+        sides = [Checkout(name, PACKAGE_ROOT, "unavailable: a test", sources) for name, sources in names.items()]
+        monkeypatch.setattr(running, "other", lambda _: sides[0])
+        monkeypatch.setattr(running, "own", lambda: sides[1])
+        plan = paired_plan(
+            Options(workloads=("forward",), layouts=("packed",), processes=pairs, blocks=blocks, **options)
+        )
+        out = tmp_path / "against.json"
+        result, path = run_against(plan, Asked("before", 0.05, "fail"), PlainWatcher(plan), out=out)
+        assert path == out
+        assert result == Against.model_validate_json(out.read_text(encoding="utf-8"))
+        return result
+
+    return run
+
+
+def only(result: Against) -> PairedTarget:
+    assert len(result.targets) == 1
+    return result.targets[0]
+
+
+@pytest.mark.parametrize(("slower", "verdict"), [(1.0, SAME), (1.2, REGRESSED), (0.8, IMPROVED)])
+def test_the_ratio_is_of_blocks_that_met_the_same_machine(
+    measure: Callable[..., Against], slower: float, verdict: str
+) -> None:
+    found = only(measure(slower=slower))
+    assert found.verdict == verdict, found.reason
+    assert found.time is not None
+    assert found.time.median == pytest.approx(slower, rel=1e-6)
+    assert found.cpu_time is not None
+    assert found.cpu_time.median == pytest.approx(slower, rel=1e-6)
+    assert len(found.ratios) == 3
+    assert {len(row) for row in found.ratios} == {5}
+
+
+def test_both_are_alive_at_once_and_their_blocks_alternate(measure: Callable[..., Against], tmp_path: Path) -> None:
+    result = measure(before={"steps": 3}, pairs=2, blocks=4)
+    lines = (tmp_path / "journal").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 * 2 * (3 + 4)
+    for pair, (first, second) in enumerate((("before", "after"), ("after", "before"))):
+        seen = [line.split(" ", 2)[::2] for line in lines if line.split()[1] == str(pair)]
+        assert sorted(seen[:2]) == [["after", "loads"], ["before", "loads"]]
+        assert seen[2:4] == [[first, "warms up"], [second, "warms up"]]
+        assert [side for side, what in seen[4:-2]] == [first, second, second, first] * 2
+        assert seen[-2:] == [[first, "ends"], [second, "ends"]]
+    for side in (result.before, result.after):
+        # The larger number of steps counts for both.
+        assert {process.steps_per_block for process in side.result.measured[0].processes} == {5}
+
+
+def test_fewer_than_three_pairs_decide_nothing(measure: Callable[..., Against]) -> None:
+    found = only(measure(slower=1.5, pairs=2))
+    assert (found.verdict, found.reason) == (INCONCLUSIVE, "fewer than 3 pairs of processes x 10 blocks")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": {"sha256": "c" * 64}}, "other weights before (aaaaaaaaaa) and after (cccccccccc)"),
+        ({"data": {"sha256": "c" * 64}}, "other texts before (bbbbbbbbbb) and after (cccccccccc)"),
+        ({"reasons": ["3 logits of 616 were NaN or infinite"]}, "invalid after: 3 logits of 616 were NaN or infinite"),
+    ],
+)
+def test_another_work_or_an_invalid_one_is_refused(
+    measure: Callable[..., Against], document: MakeDocument, changes: dict[str, Any], reason: str
+) -> None:
+    whole = {key: document()[key] | value if isinstance(value, dict) else value for key, value in changes.items()}
+    found = only(measure(changes=whole, slower=0.5))
+    assert found.verdict == REFUSED
+    assert found.reason.startswith(reason)
+    assert found.time is None
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_process_that_dies_ends_its_partner_and_refuses_the_target(
+    measure: Callable[..., Against], tmp_path: Path, side: str
+) -> None:
+    result = measure(**{side: {"die_at": 2}})
+    found = only(result)
+    assert found.verdict == REFUSED
+    assert result.status == "failed"
+    assert found.reason.startswith(f"invalid {side}: a process ended with exit code 7 and left no result")
+    assert "out of luck" in found.reason
+    assert "ends" not in (tmp_path / "journal").read_text(encoding="utf-8")
+
+
+def test_what_a_worker_refuses_is_the_error_of_the_command(measure: Callable[..., Against]) -> None:
+    with pytest.raises(UserError, match="no such tokenizer"):
+        measure(before={"refuse": "no such tokenizer"})
+
+
+def test_a_pair_is_ended_at_its_time_limit(measure: Callable[..., Against]) -> None:
+    start = time.monotonic()
+    found = only(measure(after={"sleep": 30}, time_limit=1.0))
+    assert time.monotonic() - start < 20
+    assert found.verdict == REFUSED
+    assert "took longer than the time limit of 2 s for a pair" in found.reason
+
+
+def test_an_interruption_keeps_the_pairs_that_are_complete(measure: Callable[..., Against], tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    journal.touch()
+
+    def interrupt() -> None:
+        while "before 1 block" not in journal.read_text(encoding="utf-8"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = measure(before={"sleep": 0.02})
+    thread.join()
+    assert result.status == "partial"
+    assert len(only(result).ratios) == 1
+    assert only(result).verdict == INCONCLUSIVE
+
+
+def test_a_process_that_keeps_running_beside_the_other_is_said(
+    measure: Callable[..., Against], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairing, "_comes_to_rest", lambda _: False)
+    assert measure(blocks=10).notes == [
+        "cpu forward packed auto x8: after 60 blocks a process went on running while the other was timed"
+    ]
