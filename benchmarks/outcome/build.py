@@ -17,7 +17,7 @@ from ..harness import environment
 from ..harness.document import Interval, Measured, Memory, Part, Peaks, Shape, Sweep, Timed, Work
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
 from ..harness.runner import WorkerRun
-from ..harness.statistics import median_interval, outliers, quantile, ratio_interval, two_modes
+from ..harness.statistics import median_interval, outliers, quantile, two_modes
 from . import limits
 from .gates import Probe, judged
 from .model import (
@@ -292,7 +292,7 @@ def _related(targets: Sequence[Target], options: Options) -> list[Target]:
             alike = (target.workload, 0 if options.vs else target.batch_size, target.real)
             reference = references.setdefault(alike, target)
             if reference is not target:
-                ratio = ratio_interval(reference.text_seconds, target.text_seconds, options.seed)
+                ratio = limits.speed_ratio(reference, target, options.seed)
                 target = target.model_copy(update={"relative": Relative(to=reference.label, **ratio.given())})
         related.append(target)
     return related
@@ -305,7 +305,7 @@ def compare(targets: Sequence[Target], seed: int) -> list[Comparison]:
         Comparison(
             own=own.label,
             baseline=baseline.label,
-            ratio=ratio_interval(baseline.text_seconds, own.text_seconds, seed),
+            ratio=limits.speed_ratio(baseline, own, seed),
             valid=own.valid and baseline.valid,
         )
         for own in measured

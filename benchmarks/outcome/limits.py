@@ -8,9 +8,12 @@ other with main memory (Ilic, Pratas and Sousa, "Cache-aware Roofline model", IE
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
+from statistics import median
 
-from ..harness.document import Peaks, Work
-from .model import Rates, Roofline, Share
+from ..harness.document import Interval, Peaks, Work
+from ..harness.statistics import ratio_interval
+from .model import MeasuredTarget, Rates, Roofline, Share
 
 
 def best(peaks: Iterable[Peaks]) -> Peaks:
@@ -42,3 +45,25 @@ def roofline(work: Work, rates: Rates, peaks: Peaks) -> Roofline:
         bound="compute" if compute <= memory else "memory",
         bandwidth_gbps=gbps,
     )
+
+
+def speed_ratio(before: MeasuredTarget, after: MeasuredTarget, seed: int) -> Interval:
+    """How many times as fast `after` is, with an interval that no device can contradict.
+
+    Neither side can be faster than its hardware FLOPs at the peak's rate: bounds beyond that are cut.
+    """
+    ratio = ratio_interval(before.text_seconds, after.text_seconds, seed)
+    slow, fast = (_least_seconds(target) for target in (before, after))
+    old, new = (median(chain.from_iterable(target.text_seconds)) for target in (before, after))
+    return Interval(
+        median=ratio.median,
+        low=min(ratio.median, max(ratio.low, slow / new)),
+        high=max(ratio.median, min(ratio.high, old / fast)) if fast else ratio.high,
+    )
+
+
+def _least_seconds(target: MeasuredTarget) -> float:
+    """Seconds a text at the peak's rate; 0 where the peak is not the device's, or is known to be too low."""
+    if not target.real or target.peaks.contended:
+        return 0.0
+    return target.work.hardware_flops / target.work.samples / (target.peaks.compute_limit * 1e12)

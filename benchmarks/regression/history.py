@@ -9,8 +9,8 @@ from typing import Any
 
 from ... import UserError
 from ..harness.document import Interval
-from ..harness.statistics import ratio_interval
 from ..outcome.found import find_results, foreign_line
+from ..outcome.limits import speed_ratio
 from ..outcome.load import load_result
 from ..outcome.model import Bench, MeasuredTarget
 from .changes import LEAST_RESULTS, Fit, fit
@@ -214,7 +214,7 @@ def _course(members: list[tuple[Path, Bench, MeasuredTarget]]) -> Course:
         recorded |= environment
         if point.comparable:
             if base is not None:
-                point = replace(point, change=ratio_interval(base.text_seconds, target.text_seconds, SEED))
+                point = replace(point, change=speed_ratio(base, target, SEED))
             base = target
         points.append(point)
     return Course(tuple(points), fit([point.speed for point in points if point.comparable], METRICS[SPEED].gate))

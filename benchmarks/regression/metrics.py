@@ -13,6 +13,7 @@ from ..harness.extrapolate import total_ratio
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES
 from ..harness.statistics import Samples, ratio_interval
 from ..outcome.end_to_end import Side, WholeProcess
+from ..outcome.limits import speed_ratio
 from ..outcome.model import MeasuredTarget
 
 SEED = 23
@@ -41,6 +42,8 @@ class Metric:
         """After over before with its 95 % interval, or why there is none."""
         if self.name == SPEED and isinstance(old, Side) and isinstance(new, Side):
             return total_ratio(new.sampled, old.sampled, SEED)
+        if self.name == SPEED and isinstance(old, MeasuredTarget) and isinstance(new, MeasuredTarget):
+            return speed_ratio(old, new, SEED).rate(1.0)
         for which, entry in (("before", old), ("after", new)):
             found = self.samples(entry)
             if not found or not all(found) or not all(0.0 < value < math.inf for row in found for value in row):

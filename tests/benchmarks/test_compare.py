@@ -154,11 +154,26 @@ def test_an_interval_wider_than_twice_is_no_result(write: Write) -> None:
             process["step_seconds"] = [seconds * factor for seconds in process["step_seconds"]]
 
     a, b = write("a.json", spoil=wild), write("b.json", 4.0, spoil=wild)
-    assert compare_files(a, b).targets[0].verdict.reason == (
-        "no result: the interval is wider than 2x; needs a quieter machine"
-    )
+    reason = compare_files(a, b).targets[0].verdict.reason
+    assert reason.startswith("no result: the interval is wider than 2x; needs ")
+    assert reason.endswith("a quieter machine")
     row = next(csv.DictReader(io.StringIO(run(compare, a, b, "--format", "csv").stdout)))
     assert (row["verdict"], row["ratio_median"]) == (INCONCLUSIVE, "")
+
+
+def test_no_interval_goes_beyond_the_rate_of_the_unit(write: Write) -> None:
+    """The newer side reaches 95 % of its peak: its noise can't mean that it is a tenth faster than that."""
+
+    def near_the_peak(result: dict[str, Any]) -> None:
+        reached = result["targets"][0]["figures"]["hardware_tflops"]["median"]
+        put("targets.0.peaks.matmul_tflops", reached / 0.95)(result)
+        for process, factor in zip(result["targets"][0]["processes"], (0.85, 1.0, 1.15), strict=True):
+            process["step_seconds"] = [seconds * factor for seconds in process["step_seconds"]]
+
+    one = compare_files(write("a.json"), write("b.json", spoil=near_the_peak)).targets[0]
+    assert one.ratio is not None
+    assert one.ratio.low < 0.9
+    assert one.ratio.median < one.ratio.high < 1.0 / 0.95 + 0.02
 
 
 def test_a_shared_machine_has_the_wider_gate(write: Write, document: Callable[..., Any]) -> None:
