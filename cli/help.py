@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from ..albert_core.terminal.console import trimmed
 
 # Narrower panels have no room for an option's name and its meaning.
 _PANEL_WIDTH = 60
@@ -27,6 +32,9 @@ class HelpfulCommand(TyperCommand):
         _fit(self, formatter)
         super().format_help(ctx, formatter)
 
+    def get_help(self, ctx: Any) -> str:
+        return _for_pipes(super().get_help, ctx)
+
     def get_short_help_str(self, limit: int = 1000) -> str:
         del limit  # The caller's cuts a sentence.
         return super().get_short_help_str(1000)
@@ -39,9 +47,24 @@ class HelpfulGroup(TyperGroup):
         _fit(self, formatter)
         super().format_help(ctx, formatter)
 
+    def get_help(self, ctx: Any) -> str:
+        return _for_pipes(super().get_help, ctx)
+
     def get_short_help_str(self, limit: int = 1000) -> str:
         del limit
         return super().get_short_help_str(1000)
+
+
+def _for_pipes(get_help: Callable[[Any], str], ctx: Any) -> str:
+    """The help without the spaces that rich fills every line with, where it is not written to a terminal."""
+    if sys.stdout.isatty():
+        return get_help(ctx)
+    # Of stdout's encoding, which decides how panels are drawn.
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, newline="")
+    with redirect_stdout(printed):
+        rest = get_help(ctx)
+    printed.seek(0)
+    return trimmed(printed.read() + rest)
 
 
 def _fit(command: TyperCommand | TyperGroup, formatter: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
     return _class()(stderr=stderr, width=width, color_system=colors, markup=False, emoji=False, highlight=False)
 
 
+def trimmed(text: str) -> str:
+    """`text` without spaces before its line breaks."""
+    return re.sub(" +(?=\n)", "", text)
+
+
 @contextmanager
 def quieted(library: str) -> Iterator[None]:
     """Keeps the warnings that a library logs off the terminal. What matters of them is checked and raised here."""
@@ -69,9 +75,27 @@ def _class() -> type[Console]:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
+    def without_padding(segments: Iterable[Segment]) -> Iterable[Segment]:
+        """The segments without the spaces that lines end with, which rich pads every line with."""
+        spaces: list[Segment] = []
+        for segment in segments:
+            text = trimmed(segment.text)
+            kept = text.rstrip(" ")
+            if kept or segment.control:
+                yield from [] if kept.startswith("\n") else spaces
+                yield Segment(kept, segment.style, segment.control)
+                spaces = []
+            if kept != text:
+                spaces.append(Segment(text[len(kept) :], segment.style))
+        yield from spaces
+
     class CleanConsole(Console):
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-            for segment in super().render(renderable, options):
+            rendered = self._clean(super().render(renderable, options))
+            return rendered if self.is_terminal else without_padding(rendered)
+
+        def _clean(self, segments: Iterable[Segment]) -> Iterable[Segment]:
+            for segment in segments:
                 if segment.control or segment.text == "\n" or clean(segment.text) == segment.text:
                     yield segment
                 else:

@@ -9,13 +9,16 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.reports.fit import fitted
+from isotrain.cli.main import app
 from rich.console import Console
 from rich.table import Table
 from support.command import Invoke, one_line_error
@@ -174,6 +177,37 @@ def test_help_has_its_short_form_everywhere(invoke: Invoke, command: tuple[str, 
     assert short == long
     assert short[0] == 0
     assert "Usage:" in short[1]
+
+
+def commands(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """Every command with the names that lead to it, the groups as well."""
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *path, name)
+
+
+@pytest.mark.parametrize("width", [40, 80, 130])
+def test_no_line_in_a_pipe_ends_with_a_space(
+    invoke: Invoke, stored: list[Path], run_folder: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    every = list(commands(typer.main.get_command(app)))
+    assert len(every) > 15
+    shown = [("show", path) for path in (*stored, run_folder)]
+    cheap = [("list",), ("doctor",), ("doctor", "-v"), ("config", "--keys"), ("config", "quickstart")]
+    cheap += [("bench", "--dry-run", "--model", "random:tiny"), ("tt-estimate", "--model", "random:tiny")]
+    for command in (*((*path, "--help") for path in every), *shown, *cheap, ("history", RESULTS)):
+        code, out, err = invoke(*command)
+        assert code == 0, (command, err)
+        assert len(out.splitlines()) > 2, command
+        assert not [line for line in (out + err).splitlines() if line.endswith(" ")], command
+
+
+def test_help_is_drawn_with_characters_that_stdout_has(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "isotrain.cli", "train", "--help"]
+    told = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    done = subprocess.run(program, env=told, capture_output=True, check=True)
+    assert b"--resume" in done.stdout
 
 
 def test_commands_and_options_stand_in_groups(invoke: Invoke) -> None:
