@@ -182,7 +182,8 @@ def _doing(plan: Plan, target: int, process: int) -> str:
 
 @contextmanager
 def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
-    """A progress bar if stderr is a terminal, else lines."""
+    """A progress bar if stderr is a terminal, else lines; first, a line about how long the run takes."""
+    say(plan.outlook, err=True)
     if not sys.stderr.isatty():
         yield PlainWatcher(plan)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,8 @@ def answer(given: type[Given], work: Callable[[Given], Part], scope: Callable[[]
         The exit code: 0, or 2 for a UserError or a RunError.
     """
     end_with_parent()
+    # At its end, the interpreter looks for garbage in all that was imported; torch and transformers take it a second.
+    atexit.register(gc.freeze)
     spec = given.model_validate_json(sys.stdin.read())
     code = 0
     try:

@@ -19,10 +19,12 @@ from typing import Any
 from ... import UserError
 from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
+from ...albert_core.terminal.text import duration
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
 from ...backends import DTYPES, LAYOUTS, backend_traits, caveat, list_backends
 from ...backends.host.processor import usable_cores
 from ...kernels.names import check_name
+from ...kernels.words import count
 from ..baselines import Shape, chosen_baselines
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
@@ -45,9 +47,9 @@ BASELINE_TEXTS, QUICK_BASELINE_TEXTS = 512, 32
 STATIC_SHAPES, QUICK_STATIC_SHAPES = 4, 2
 # The batch sizes that a sweep of this project's kernels tries.
 OWN_SIZES = (128, 32, 512)
-# For the estimate of --dry-run: a sweep of a baseline's shapes, and what a process does beside its timed blocks
-# (imports, building the model, warm-up, peaks).
-SWEEP_SECONDS, OVERHEAD_SECONDS = 30.0, 12.0
+# For the estimate before a run: a sweep of a baseline's shapes; what a process does before its warm-up, mostly imports;
+# and the peaks of a backend.
+SWEEP_SECONDS, START_SECONDS, PEAKS_SECONDS = 30.0, 5.0, 5.0
 # The options that every configuration of a measurement has.
 COMMON_KEYS = ("model", "dtype", "strict_dtype", "max_length", "threads", "dataset", "tokenizer", "seed")
 
@@ -150,8 +152,21 @@ class Plan:
     @property
     def least_seconds(self) -> float:
         """The duration of the run if every block fits its budget. Slow steps make it longer."""
-        per_process = (OVERHEAD_SECONDS + 2.0 * self.options.seconds) * (2 if self.paired else 1)
-        return len(self.order) * per_process + len(self.candidates) * (OVERHEAD_SECONDS + SWEEP_SECONDS)
+        sides = 2 if self.paired else 1
+        per_process = (START_SECONDS + 2.0 * self.options.seconds) * sides
+        peaks = len(self.options.backends) * PEAKS_SECONDS * sides
+        return len(self.order) * per_process + peaks + len(self.candidates) * (START_SECONDS + SWEEP_SECONDS)
+
+    @property
+    def outlook(self) -> str:
+        """How long the run takes, and what of it is not measuring."""
+        one_of, both = ("pair", "of both ") if self.paired else ("process", "")
+        each = f"{count(self.options.blocks, 'block')} {both}in about {self.options.seconds:g} s"
+        return (
+            f"{count(len(self.order), one_of)}, each {each} after about {START_SECONDS:g} s of start-up and a warm-up, "
+            f"and once a backend about {PEAKS_SECONDS:g} s for its peaks: "
+            f"about {duration(self.least_seconds)}, longer where a step takes longer than its share"
+        )
 
     @property
     def processes(self) -> int:

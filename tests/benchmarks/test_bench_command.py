@@ -39,7 +39,7 @@ def test_dry_run_prints_the_plan_and_measures_nothing(invoke: Callable, tmp_path
     assert "train_step packed auto x8" in done.stdout
     left_out = "left out: cpu forward packed transformers x8: transformers takes padded batches only"
     assert left_out in " ".join(done.stdout.split())
-    assert "30 processes, each 9 blocks" in done.stdout
+    assert "30 processes, each 9 blocks in about 10 s after about 5 s of start-up" in " ".join(done.stdout.split())
     assert not (tmp_path / "results").exists()
 
 
@@ -50,6 +50,7 @@ def test_quick_runs_one_process_and_says_where_the_result_is(invoke: Callable, t
     assert len(files) == 1
     assert f"result: results/{files[0].name}" in done.stdout
     assert "quick: 1 process of 3 blocks" in done.stdout
+    assert done.stderr.startswith("1 process, each 3 blocks in about 3 s after about 5 s of start-up and a warm-up, ")
     assert json.loads(files[0].read_text(encoding="utf-8"))["method"]["quick"] is True
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ....albert_core.terminal.text import duration
-from ....kernels.words import count
 from ...harness.plan import Plan
 from ..blocks import Block, Column, Table, Words
 
@@ -11,11 +9,12 @@ from ..blocks import Block, Column, Table, Words
 def plan_view(plan: Plan) -> list[Block]:
     """What would run, in its order, and how long that takes at least."""
     targets, options = plan.targets, plan.options
-    one_of, both = ("pair", "of both ") if plan.paired else ("process", "")
     columns = (
         Column[tuple[int, int, int]]("#", lambda one: str(one[0])),
         Column[tuple[int, int, int]]("target", lambda one: targets[one[1]].label, numeric=False),
-        Column[tuple[int, int, int]](one_of, lambda one: f"{one[2] + 1} of {options.processes}"),
+        Column[tuple[int, int, int]](
+            "pair" if plan.paired else "process", lambda one: f"{one[2] + 1} of {options.processes}"
+        ),
     )
     places = [(place, target, process) for place, (target, process) in enumerate(plan.order, start=1)]
     lines = [f"left out: {line}" for line in plan.skipped]
@@ -24,8 +23,4 @@ def plan_view(plan: Plan) -> list[Block]:
         lines.append(f"before that, a sweep picks the shape of {targets[target].kernel}: {listed}")
     for target, reason in plan.unavailable.items():
         lines.append(f"unavailable: {targets[target].kernel}: {reason}")
-    lines.append(
-        f"{count(len(plan.order), one_of)}, each {count(options.blocks, 'block')} {both}in about {options.seconds:g} s "
-        f"after a warm-up: about {duration(plan.least_seconds)}, longer where a step takes longer than its share"
-    )
-    return [Table("Plan", columns, places), *map(Words, lines)]
+    return [Table("Plan", columns, places), *map(Words, lines), Words(plan.outlook)]
