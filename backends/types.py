@@ -34,6 +34,8 @@ class CastPolicy:
         compute: The operands of products.
         accumulate: Sums, normalisation and softmax.
         mode: Whatever else decides the numbers, such as a math fidelity or a block format of the weights; or "".
+        largest_distance: How far a text's logits may be from float32's, as relative L2 distance, if `mode` makes that
+            another distance than the compute dtype does.
     """
 
     requested: str
@@ -42,6 +44,7 @@ class CastPolicy:
     accumulate: str
     reason: str
     mode: str = ""
+    largest_distance: float | None = None
 
     @property
     def label(self) -> str:

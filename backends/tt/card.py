@@ -172,11 +172,13 @@ class TtBackend(XlaBackend):
                 f"dtype {dtype!r} can't train on the tt backend; allowed are float32, bfloat16; set dtype to one"
             )
         reason = f"{dtype} tensors; products at the matrix unit's {self._mode()}"
-        return CastPolicy(dtype, dtype, dtype, "float32", reason, self._mode())
+        distance = self.options.largest_distance(frozen=True)
+        return CastPolicy(dtype, dtype, dtype, "float32", reason, self._mode(), distance)
 
     def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
         mode = self._products()
-        return replace(policy, reason=f"{policy.compute} tensors; products at the matrix unit's {mode}", mode=mode)
+        reason = f"{policy.compute} tensors; products at the matrix unit's {mode}"
+        return replace(policy, reason=reason, mode=mode, largest_distance=self.options.largest_distance(frozen=False))
 
     def error_budget(self, policy: CastPolicy) -> ErrorBudget:
         from .emulated import error_budget

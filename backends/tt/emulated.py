@@ -71,12 +71,14 @@ class TtEmulated(CpuBackend):
             )
         mode = self._mode()
         reason = f"emulated, no card is used: frozen weights and activations in the card's formats, products at {mode}"
-        return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason, f"{self.name} {mode}")
+        distance = self.options.largest_distance(frozen=True)
+        return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason, f"{self.name} {mode}", distance)
 
     def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
         mode = f"{self._products()}, {self.options.emulation}"
         reason = f"emulated, no card is used: products of linear layers at {mode}, all else as on the host"
-        return replace(policy, reason=reason, mode=f"{self.name} {mode}")
+        distance = self.options.largest_distance(frozen=False)
+        return replace(policy, reason=reason, mode=f"{self.name} {mode}", largest_distance=distance)
 
     def error_budget(self, policy: CastPolicy) -> ErrorBudget:
         return error_budget(self.options, policy)

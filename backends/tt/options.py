@@ -37,3 +37,13 @@ class TtOptions(BaseModel):
     emulation: Literal["fast", "exact"] = Field(
         default="fast", description="how products are emulated: with the card's error, or with its bits"
     )
+
+    def largest_distance(self, frozen: bool) -> float:
+        """How far logits may be from float32's, as relative L2 distance: 2 to 4 times what the emulation costs MiniLM.
+
+        Args:
+            frozen: Whether the encoder's weights have the frozen weights' format.
+        """
+        if frozen and self.weight_dtype == "bfp_bf4":
+            return 0.6
+        return 0.3 if self.math_fidelity == "lofi" else 0.1

@@ -142,6 +142,7 @@ class Policy(Part):
     accumulate: str
     reason: str
     mode: str = ""
+    largest_distance: Positive | None = None
     label: str
 
 
@@ -233,8 +234,12 @@ class Timed(Part):
     )
 
 
+# Logits by the number of their text, which need not be finite.
+Logits = dict[str, list[Annotated[float, Field(allow_inf_nan=True)]]]
+
+
 class Measured(Timed):
-    """Everything that a worker measured for one target. probe: logits by text, which need not be finite."""
+    """Everything that a worker measured. probe: logits of some texts, by number; expected: the reference's."""
 
     peaks: Peaks
     work: Work = Field(description="Mean work of one step.")
@@ -243,7 +248,8 @@ class Measured(Timed):
     kernel: KernelUsed
     model: Model
     data: Data
-    probe: dict[str, list[Annotated[float, Field(allow_inf_nan=True)]]]
+    probe: Logits
+    expected: Logits = Field(default={}, description="Empty from an older revision.")
     reasons: list[str]
     warnings: list[str]
 

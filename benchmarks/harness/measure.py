@@ -32,6 +32,8 @@ LEAST_BLOCK, LONG_ENOUGH_BLOCK, LARGEST_SCATTER = 20e6, 500e6, 0.05
 LARGEST_EXTENSION = 4.0
 # The share of a block's time that may still be outstanding when its fence has returned.
 LARGEST_LATE_SHARE = 0.1
+# Seconds before a block's results are read for the last time: as long as a step takes, within these limits.
+LEAST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
 
 
 class Target(Protocol):
@@ -55,7 +57,10 @@ class Target(Protocol):
         """
 
     def read(self) -> list[str]:
-        """Fetches the results since `begin` to the host; returns what is wrong with them. Never timed as work."""
+        """Fetches the results since `begin` to the host; returns what is wrong with them. Never timed as work.
+
+        Results that differ from those of an earlier reading since `begin` are wrong.
+        """
 
     def compile_count(self) -> int:
         """How many compilations the device has done so far."""
@@ -324,7 +329,8 @@ def _timed_blocks(
                 if target.compile_count() != compiles:
                     # Rule 5: the time of such a block is the compiler's.
                     findings.compiling_blocks.append(block)
-                problems, late = _read_twice(target, clock)
+                pause = min(max((stop - start) / steps / 1e9, LEAST_PAUSE), LONGEST_PAUSE)
+                problems, late = _read_again(target, clock, pause)
                 findings.problems += problems
                 if late > LARGEST_LATE_SHARE * (stop - start):
                     findings.late_blocks.append(block)
@@ -334,17 +340,19 @@ def _timed_blocks(
     return blocks, findings
 
 
-def _read_twice(target: Target, clock: Clock) -> tuple[list[str], int]:
+def _read_again(target: Target, clock: Clock, pause: float) -> tuple[list[str], int]:
     """What is wrong with the values, and how long (ns) the first reading had to wait for them.
 
     The second reading of the same values waits for nothing: what the first took beyond it was work the fence should
-    have waited for.
+    have waited for. The third comes after a pause of so many seconds: values that were read too early have changed.
     """
     start = clock()
     problems = target.read()
     middle = clock()
-    target.read()
-    return problems, (middle - start) - (clock() - middle)
+    problems += target.read()
+    late = (middle - start) - (clock() - middle)
+    time.sleep(pause)
+    return problems + target.read(), late
 
 
 @contextmanager

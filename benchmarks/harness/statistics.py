@@ -321,3 +321,9 @@ def _student_quantile(freedom: int) -> float:
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     )
+
+
+def relative_distance(expected: Sequence[float], found: Sequence[float]) -> float:
+    """L2 norm of the difference over that of `expected`; infinite where either isn't finite."""
+    norm, difference = math.hypot(*expected), math.dist(expected, found)
+    return difference / norm if norm and math.isfinite(norm + difference) else math.inf

@@ -45,7 +45,10 @@ from .plan import CACHED, Options, TargetSpec
 from .turns import ALONE, Turns
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ...albert_core.model.encoder import LoadedEncoder
+    from ...albert_core.model.head import ClassificationHead
     from ...backends import Backend, CastPolicy
     from .texts import Texts
     from .workloads import Workload
@@ -139,7 +142,13 @@ def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
         from .texts import check_length, load_texts
 
         # Imported where they are first used; brought forward, so that import and the later phases are figures apart.
-        for name in ("...albert_core.loop.job", ".peaks", ".workloads", "transformers.models.albert.modeling_albert"):
+        for name in (
+            "...albert_core.loop.job",
+            ".peaks",
+            ".reference",
+            ".workloads",
+            "transformers.models.albert.modeling_albert",
+        ):
             import_module(name, __package__)
 
     with stages.phase("open", BACKEND):
@@ -178,7 +187,6 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     import transformers
 
     from ...albert_core.loop.job import frozen_encoder
-    from ...albert_core.model.head import ClassificationHead
     from ...kernels.packed import PaddedBatch
     from ..baselines import build_baseline
     from .texts import make_batches
@@ -187,8 +195,7 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     # Cached features have no layout: the device's last, which pads least, makes them.
     layout = opened.backend.traits.layouts[-1] if target.layout == CACHED else target.layout
     batches = make_batches(opened.texts, target.batch_size, layout, options.max_length, options.static_shapes)
-    hidden = opened.encoder.weights.config.hidden_size
-    head = ClassificationHead(hidden, options.mlp_hidden_size, opened.texts.num_labels, options.seed)
+    head = _head(opened, options)
     if target.baseline:
         baseline = build_baseline(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
         baseline.prepare(
@@ -211,6 +218,23 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     workload = WORKLOAD_CLASSES[target.workload](opened.backend, trained, head, batches, opened.texts)
     opened.backend.synchronize(*workload.head.parameters())
     return workload, policy, []
+
+
+def _head(opened: _Opened, options: Options) -> ClassificationHead:
+    """The head with its initial weights, on the host: the same each time."""
+    from ...albert_core.model.head import ClassificationHead
+
+    hidden = opened.encoder.weights.config.hidden_size
+    return ClassificationHead(hidden, options.mlp_hidden_size, opened.texts.num_labels, options.seed)
+
+
+def _expected(opened: _Opened, options: Options, target: TargetSpec, policy: CastPolicy) -> dict[int, np.ndarray]:
+    """The logits that the target's are judged by."""
+    from .reference import reference_logits
+
+    # A model that is trained whole starts from weights that aren't rounded.
+    param = policy.accumulate if target.workload == "full_step" else policy.param
+    return reference_logits(opened.encoder, _head(opened, options), opened.texts, param, policy.compute)
 
 
 def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | None = None) -> Sweep:
@@ -272,6 +296,9 @@ def run(
     backend, encoder = opened.backend, opened.encoder
     with stages.phase("prepare", TARGET):
         workload, policy, notes = _workload(opened, options, target)
+    with stages.phase("reference", TARGET):
+        expected = _expected(opened, options, target, policy)
+        workload.judge(expected)
 
     contention = _Contention()
     with workload.context():
@@ -324,7 +351,8 @@ def run(
         kernel=KernelUsed(name=kernel, version=version, notes=notes),
         model=Model(name=encoder.name, label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
         data=opened.texts.describe(),
-        probe={str(row): logits for row, logits in workload.probe.items()},
+        probe={str(text): logits for text, logits in workload.probe.items()},
+        expected={str(text): logits.tolist() for text, logits in expected.items()},
         reasons=[*measured.reasons, *workload.problems()],
         warnings=[*measured.warnings, *_passed_over(backend, target, kernel)],
     )

@@ -7,8 +7,9 @@ not included.
 from __future__ import annotations
 
 import math
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,12 @@ from ...albert_core.model.head import ClassificationHead
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.tasks import TASKS
 from ...backends import Backend, CastPolicy
+from .statistics import relative_distance
 from .texts import BenchBatch, Texts, cost_classes
 
-# The number of texts whose logits are returned, to compare layouts and kernels.
-PROBED_TEXTS = 8
+# Logits [labels] by the number of their text.
+Logits = Mapping[int, np.ndarray]
+CHANGED = "the results changed after they were handed over: the fence returned before they were computed"
 # How many of the first losses it hands back, for the comparison of two results.
 FIRST_LOSSES = 5
 
@@ -50,7 +53,8 @@ class Workload(ABC):
 
     Attributes:
         encoder: A FrozenEncoder, or a TrainedEncoder if the whole model is trained.
-        probe: The logits of a few texts, by number, if the workload has any.
+        probe: The logits of each text that is judged and was run, by number. Of all that were read, those that are
+            farthest from the expected ones.
         first_losses: Those of the first training steps.
     """
 
@@ -67,8 +71,11 @@ class Workload(ABC):
         self.backend, self.encoder, self.batches, self.texts = backend, encoder, batches, texts
         self.head = backend.place(head)
         self.classes = cost_classes(batches)
+        self.expected: Logits = {}
         self.probe: dict[int, list[float]] = {}
         self.first_losses: list[float] = []
+        self._distances: dict[int, float] = {}
+        self._read: int | None = None
         self._results: list[torch.Tensor] = []
         self._ran: list[int] = []
         self._begun = 0
@@ -87,7 +94,7 @@ class Workload(ABC):
         return self.encoder.name, str(self.encoder.version)
 
     def begin(self) -> None:
-        self._results, self._ran = [], []
+        self._results, self._ran, self._read = [], [], None
         self._begun += 1
 
     def step(self, index: int) -> None:
@@ -98,6 +105,10 @@ class Workload(ABC):
     def compile_count(self) -> int:
         return self.backend.compile_count()
 
+    def judge(self, expected: Logits) -> None:
+        """Compares with these logits of a few texts from now on. Called before the first step."""
+        self.expected = expected
+
     @abstractmethod
     def run(self, index: int) -> torch.Tensor:
         """Makes one step on batch `index` and returns what `read` looks at."""
@@ -107,6 +118,21 @@ class Workload(ABC):
 
     @abstractmethod
     def read(self) -> list[str]: ...
+
+    def changed(self, *values: np.ndarray) -> list[str]:
+        """Whether the results since `begin` are others than at the reading before."""
+        before, self._read = self._read, 0
+        for array in values:
+            self._read = zlib.crc32(np.ascontiguousarray(array).data, self._read)
+        return [CHANGED] if before not in (None, self._read) else []
+
+    def keep(self, index: int, logits: np.ndarray) -> None:
+        """Takes the logits [rows, labels] of batch `index` into the `probe`. Rows beyond the batch's are fillers."""
+        for text, found in zip(self.batches[index].rows.tolist(), logits, strict=False):
+            if text in self.expected:
+                distance = relative_distance(self.expected[text].tolist(), found.tolist())
+                if distance >= self._distances.get(text, 0.0):
+                    self._distances[text], self.probe[text] = distance, found.tolist()
 
     @abstractmethod
     def problems(self) -> list[str]:
@@ -135,15 +161,15 @@ class Forward(Workload):
     def read(self) -> list[str]:
         if not self._results:
             return []
+        found = [result.cpu().float().numpy() for result in self._results]
+        # The last of each batch: the steps around it are under way while it is computed.
+        for index, logits in dict(zip(self._ran, found, strict=True)).items():
+            self.keep(index, logits)
         # Joined on the host, since a compiling device would need one more program.
-        values = np.concatenate([result.cpu().float().numpy() for result in self._results])
-        once = dict.fromkeys(self._ran)
-        rows = np.concatenate([self.batches[index].rows for index in once])
-        for row, logits in zip(rows.tolist(), values, strict=False):
-            if row < PROBED_TEXTS:
-                self.probe[row] = logits.tolist()
+        values = np.concatenate(found)
         bad = int((~np.isfinite(values)).sum())
-        return [f"{bad} logits of {values.size} were NaN or infinite"] if bad else []
+        problems = [f"{bad} logits of {values.size} were NaN or infinite"] if bad else []
+        return problems + self.changed(values)
 
     def problems(self) -> list[str]:
         if any(max(logits) == min(logits) for logits in self.probe.values()):
@@ -178,6 +204,24 @@ class _Training(Workload):
         self._initial = self._weights()
         self._losses: dict[int, dict[tuple[int, int], float]] = {}
 
+    @torch.no_grad()
+    def judge(self, expected: Logits) -> None:
+        """Computes the logits of the initial weights from what the steps are given, without dropout."""
+        super().judge(expected)
+        self.model.eval()
+        forward = self.backend.compile(self.model)
+        judged = [
+            index for index, batch in enumerate(self.batches) if not expected.keys().isdisjoint(batch.rows.tolist())
+        ]
+        found = []
+        for index in judged:
+            found.append(forward(self.inputs(index)[0]))
+            self.backend.step_boundary()
+        self.backend.synchronize(*found)
+        for index, logits in zip(judged, found, strict=True):
+            self.keep(index, logits.cpu().float().numpy())
+        self.model.train()
+
     def run(self, index: int) -> torch.Tensor:
         inputs, labels = self.inputs(index)
         self.backend.set_learning_rate(self.optimizer, self.config.learning_rate)
@@ -197,15 +241,17 @@ class _Training(Workload):
         sums = torch.stack([result.cpu() for result in self._results])
         sizes = [len(self.batches[index].rows) for index in self._ran]
         losses = (sums[:, 0] / torch.tensor(sizes)).tolist()
-        self.first_losses = (self.first_losses + losses)[:FIRST_LOSSES]
+        if self._read is None:
+            self.first_losses = (self.first_losses + losses)[:FIRST_LOSSES]
         for position, (index, loss) in enumerate(zip(self._ran, losses, strict=True)):
             # By pass and position, so that reading the same results twice doesn't look like two equal losses.
             self._losses.setdefault(index, {})[self._begun, position] = loss
         bad = sum(not math.isfinite(loss) for loss in losses)
         found = [f"{bad} losses of {len(losses)} were NaN or infinite"] if bad else []
-        if not bool(torch.isfinite(self._weights()).all()):
+        weights = self._weights()
+        if not bool(torch.isfinite(weights).all()):
             found.append("the trained weights became NaN or infinite")
-        return found
+        return found + self.changed(sums.numpy(), weights.numpy())
 
     def problems(self) -> list[str]:
         if torch.equal(self._weights(), self._initial):

@@ -18,8 +18,8 @@ from ..harness.document import Interval, Measured, Memory, Part, Peaks, Shape, S
 from ..harness.plan import FULL_BLOCKS, FULL_PROCESSES, Options, Plan, hash_of
 from ..harness.runner import WorkerRun
 from ..harness.statistics import median_interval, outliers, quantile, two_modes
-from . import limits
-from .gates import Probe, judged
+from . import answers, limits
+from .gates import judged
 from .model import (
     BENCH,
     Bench,
@@ -66,7 +66,7 @@ def build_result(
     targets = [
         _target(plan, index, done[index], shapes.get(index, []), peaks, paired) for index in range(len(plan.targets))
     ]
-    targets = _related(judged(targets, [_probe(done[index]) for index in range(len(plan.targets))]), plan.options)
+    targets = _related(judged(targets, [_documents(done[index]) for index in range(len(plan.targets))]), plan.options)
     failed = any(target.status == "failed" for target in targets)
     return Bench(
         schema=BENCH,
@@ -132,7 +132,7 @@ def _target(
 ) -> Target:
     """What came of one target's processes, as far as it can be said without the other targets."""
     spec, options = plan.targets[index], plan.options
-    documents = [run.document for run in runs if run.document is not None]
+    documents = _documents(runs)
     refused = plan.unavailable.get(index) or next((run.error for run in runs if run.user_error and spec.baseline), "")
     errors = [run.error for run in runs if run.document is None]
     known: dict[str, Any] = {
@@ -195,6 +195,7 @@ def _target(
         energy=_energy(documents, options.seed),
         outliers=[list(place) for place in outliers(samples)],
         figures=figures,
+        probe=answers.kept(documents),
         share_of_peak=None if caveat(spec.backend) else limits.share_of_peak(figures, best),
         roofline=limits.roofline(first.work, figures, best) if first.device.real else None,
         relative=None,
@@ -275,8 +276,8 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(median=median(values), min=min(values), max=max(values))
 
 
-def _probe(runs: Sequence[WorkerRun]) -> Probe:
-    return next((run.document.probe for run in runs if run.document is not None), {})
+def _documents(runs: Sequence[WorkerRun]) -> list[Measured]:
+    return [run.document for run in runs if run.document is not None]
 
 
 def _related(targets: Sequence[Target], options: Options) -> list[Target]:

@@ -5,12 +5,12 @@ A target that fails a gate keeps its figures and gets a reason, which makes it i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from ..harness.document import Peaks, Work
+from ..harness.document import Measured, Peaks, Work
+from .answers import unjudged, wrong_answers
 from .model import MeasuredTarget, Rates, Roofline, Target
 
 # The peak is a measurement too; one that others contended may be this much too low.
@@ -18,11 +18,6 @@ PEAK_TOLERANCE = 1.05
 CONTENDED_TOLERANCE = 3.0
 # A copy is held up by its writes, before which caches read what they replace: reading alone moves up to twice as much.
 COPY_TOLERANCE = 2.0
-# The largest relative L2 distance between two layouts' or kernels' logits of the same texts, by compute dtype.
-LARGEST_DISTANCE = {"float64": 1e-8, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-
-# Logits by text.
-Probe = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -36,22 +31,22 @@ class Finding:
 Findings = Iterator[tuple[MeasuredTarget, Finding]]
 
 
-def judged(targets: Sequence[Target], probes: Sequence[Probe]) -> list[Target]:
+def judged(targets: Sequence[Target], documents: Sequence[Sequence[Measured]]) -> list[Target]:
     """The targets with the findings of every gate, valid where there is no reason against them.
 
-    probes: of each target, or nothing.
+    documents: what the processes of each target handed over.
     """
     measured = [target for target in targets if isinstance(target, MeasuredTarget)]
-    probed = [
-        (target, probe)
-        for target, probe in zip(targets, probes, strict=True)
-        if isinstance(target, MeasuredTarget) and probe
-    ]
     found = [
         *gate_identity(measured),
         *((target, finding) for target in measured for finding in _of_limits(target)),
         *gate_growth(measured),
-        *gate_answers(probed),
+        *(
+            (target, finding)
+            for target, handed_over in zip(targets, documents, strict=True)
+            if isinstance(target, MeasuredTarget)
+            for finding in gate_answers(handed_over)
+        ),
     ]
     judged: list[Target] = []
     for target in targets:
@@ -116,34 +111,10 @@ def _kind(target: MeasuredTarget) -> tuple[str, ...]:
     return target.backend, target.workload, target.layout, target.kernel
 
 
-def gate_answers(probed: Sequence[tuple[MeasuredTarget, Probe]]) -> Findings:
-    """The same texts must give the same logits in every layout and kernel: fast and wrong is no result.
-
-    Only targets of one mode (a math fidelity, a block format of the weights) are held against each other: coarser
-    numbers are what another mode is about.
-    """
-    references: dict[str, tuple[MeasuredTarget, Probe]] = {}
-    for target, probe in probed:
-        reference, expected = references.setdefault(target.policy.mode, (target, probe))
-        common = sorted(expected.keys() & probe.keys())
-        if not common or target.data.sha256 != reference.data.sha256:
-            continue
-        limit = max(LARGEST_DISTANCE[one.policy.compute] for one in (target, reference))
-        distance = relative_distance([expected[row] for row in common], [probe[row] for row in common])
-        # Not `distance > limit`: a NaN must fail.
-        if not distance <= limit:
-            yield (
-                target,
-                Finding(
-                    f"its logits differ from those of {reference.label} by {distance:.1e} in relative L2 "
-                    f"(at most {limit:g})"
-                ),
-            )
-
-
-def relative_distance(expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> float:
-    """L2 norm of the difference over that of `expected`."""
-    pairs = [pair for rows in zip(expected, found, strict=True) for pair in zip(*rows, strict=True)]
-    norm = math.sqrt(sum(value * value for value, _ in pairs))
-    difference = math.sqrt(sum((value - other) ** 2 for value, other in pairs))
-    return difference / norm if norm else math.inf
+def gate_answers(documents: Sequence[Measured]) -> Iterator[Finding]:
+    """Every process of every target must give the logits of the float32 reference: fast and wrong is no result."""
+    wrong = wrong_answers(documents)
+    if wrong:
+        yield Finding(wrong)
+    elif unjudged(documents):
+        yield Finding("none of the texts that are judged was run: nobody knows whether its logits are right", True)

@@ -101,6 +101,15 @@ class Process(Timed):
     peaks: Peaks | None = Field(default=None, description="Earlier revisions measured them in each process.")
 
 
+class Probe(Part):
+    """Logits of a few texts, of the process that is farthest from the reference: transformers' module in float32."""
+
+    logits: dict[str, list[float]] = Field(description="By the number of the text; without those that aren't finite.")
+    distance: NotNegative | None = Field(
+        description="The largest relative L2 distance of a text's logits from the reference's; null if not finite."
+    )
+
+
 class _Target(Placed):
     """What was to be measured, and how it ended."""
 
@@ -159,6 +168,7 @@ class MeasuredTarget(_Target):
     outliers: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
         description="[process, block] beyond Tukey's fences: labelled and kept."
     )
+    probe: Probe | None = Field(default=None, description="Absent from older results.")
     relative: Relative | None = Field(
         description="Speed over that of the first target of this workload and, without baselines, batch size; null for "
         "that one."

@@ -13,6 +13,7 @@ from typing import Any
 
 from ... import UserError
 from ..harness.document import Interval
+from ..outcome.answers import answers_differ
 from ..outcome.end_to_end import EndToEnd, Side
 from ..outcome.load import load_result
 from ..outcome.model import Bench, MeasuredTarget, Target, UnmeasuredTarget
@@ -224,6 +225,8 @@ def _judge(
         raise AssertionError("they are refused")
     if isinstance(old, MeasuredTarget) and isinstance(new, MeasuredTarget):
         _check_equal(_same_work(old), _same_work(new), f"{old.label}: ", paths)
+        if wrong := answers_differ(old, new):
+            return refused(wrong)
     # The processes of an end-to-end run don't say whether anything else ran: the machine counts as a shared one.
     contended = any(not isinstance(entry, MeasuredTarget) or entry.contended for entry in (old, new))
     threshold = metric.threshold(contended) if gate is None else gate

@@ -17,7 +17,8 @@ from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.reports.html.write import write_report
 from support.results import end_to_end_run, parity, write_run
 
-PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up", "later_compiles", "steady")
+BEFORE_STEPS = ("import", "open", "load", "data", "prepare", "reference")
+PHASES = (*BEFORE_STEPS, "first_step", "warm_up", "later_compiles", "steady")
 
 # Plays the worker: looks up what to do for (layout or kernel, process or "sweep") and does it.
 SCRIPT = """
@@ -102,6 +103,7 @@ def make_document(step_seconds: tuple[float, ...] = (0.5, 0.5, 0.5), **changes: 
             "num_labels": 77,
         },
         "probe": {"0": [1.0, 2.0], "1": [3.0, 4.0]},
+        "expected": {"0": [1.0, 2.0], "1": [3.0, 4.0]},
         "reasons": [],
         "warnings": [],
         "environment": {

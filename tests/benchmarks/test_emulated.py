@@ -109,8 +109,8 @@ def test_coarser_numbers_of_another_mode_are_no_wrong_answer(
 ) -> None:
     plan = make_plan(Options(("cpu", LABEL), workloads=("forward",), layouts=("padded",)))
     other = {"device": DEVICE, "probe": {"0": [1.0, 3.0], "1": [3.0, 4.0]}}
-    for mode, valid in (("lofi", True), ("", False)):
-        changes = {1: other | {"policy": POLICY | {"mode": mode}}}
+    for distance, valid in ((0.5, True), (0.4, False), (None, False)):
+        changes = {1: other | {"policy": POLICY | {"largest_distance": distance}}}
         assert build_result(plan, all_runs(plan, changes), describe()).targets[1].valid is valid
 
 

@@ -355,6 +355,7 @@ def test_noise_of_a_known_distribution_is_covered_through_the_core(monkeypatch: 
     """200 simulated runs of 3 processes of a device with a spread of 5 % a block and 3 % a process."""
     # A collection of all that torch holds takes longer than the simulation.
     monkeypatch.setattr(measuring, "_collector_frozen", nullcontext)
+    monkeypatch.setattr(measuring, "LONGEST_PAUSE", 0.0)
     generator = np.random.default_rng(5)
 
     def process() -> list[float]:

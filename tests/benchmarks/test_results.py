@@ -141,8 +141,14 @@ def test_the_schema_refuses_what_is_no_result(plan: Plan, all_runs: Runs, valida
             {"model": {"name": "other", "sha256": "c" * 64, "label": "other", "random_weights": True}},
             "its encoder weights are not",
         ),
-        ({"probe": {"0": [1.0, 2.0], "1": [3.0, 4.1]}}, "its logits differ from those of cpu forward padded"),
-        ({"probe": {"0": [1.0, float("nan")]}}, "its logits differ from those of cpu forward padded"),
+        (
+            {"probe": {"0": [1.0, 2.0], "1": [3.0, 4.1]}},
+            "its logits differ from those of transformers' module in float32 by 2.0e-02 in relative L2 (text 1;",
+        ),
+        (
+            {"probe": {"0": [1.0, float("nan")]}},
+            "in float32 by inf in relative L2 (text 0; at most 0.0001) (process 1, 2, 3)",
+        ),
         ({"step_seconds": (0.5, 0.0, 0.5)}, "a block took no time at all"),
         ({"step_seconds": (0.05, 0.05, 0.05)}, "3.2 TFLOP/s is more than the measured peak of 1"),
     ],

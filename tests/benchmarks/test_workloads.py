@@ -15,6 +15,7 @@ from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.harness import worker
 from isotrain.benchmarks.harness.measure import Budget, measure
 from isotrain.benchmarks.harness.plan import CACHED, Options, TargetSpec
+from isotrain.benchmarks.harness.reference import reference_logits
 from isotrain.benchmarks.harness.texts import Texts, embedded_texts, make_batches
 from isotrain.benchmarks.harness.work import work_per_step
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
@@ -61,7 +62,10 @@ def make(albert: LoadedEncoder, texts: Texts) -> Callable[..., Workload]:
         if name == "full_step":
             module = copy.deepcopy(albert.module())
             encoder = TrainedEncoder(module, backend.cast_policy("float32"), "transformers", "5")
-        return WORKLOAD_CLASSES[name](backend, spoil(encoder) if spoil else encoder, head, batches, texts)
+        expected = reference_logits(albert, head, texts, "float32", "float32")
+        workload = WORKLOAD_CLASSES[name](backend, spoil(encoder) if spoil else encoder, head, batches, texts)
+        workload.judge(expected)
+        return workload
 
     return build
 
@@ -83,7 +87,7 @@ def test_every_layout_and_kernel_gives_the_logits_of_transformers(
 ) -> None:
     workload = make("forward", layout, kernel)
     assert run_all(workload) == []
-    assert sorted(workload.probe) == list(range(8))
+    assert sorted(workload.probe) == sorted(workload.expected) == [0, 2, 4, 6, 9, 11, 13, 15]
     for row, logits in workload.probe.items():
         ids = torch.from_numpy(texts.ids[texts.offsets[row] : texts.offsets[row + 1]])[None]
         with torch.no_grad():

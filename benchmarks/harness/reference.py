@@ -1,0 +1,73 @@
+"""The logits that a target's are judged by: those of transformers' module and the head, on the host, text by text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...albert_core.model.encoder import LoadedEncoder
+from ...albert_core.model.head import ClassificationHead
+from .texts import Texts
+
+# How many texts are judged.
+PROBED_TEXTS = 8
+
+
+def probed_texts(count: int) -> list[int]:
+    """Numbers of the judged texts of `count`: evenly spread, so that they lie in several batches, at several places."""
+    return np.unique(np.linspace(0, count - 1, PROBED_TEXTS).round().astype(np.int64)).tolist()
+
+
+@torch.no_grad()
+def reference_logits(
+    encoder: LoadedEncoder, head: ClassificationHead, texts: Texts, param: str, compute: str
+) -> dict[int, np.ndarray]:
+    """Computes the logits of the judged texts without any kernel, layout or batch of this project.
+
+    It costs one forward pass of the texts' tokens, and no copy of the model.
+
+    Args:
+        head: With its initial weights, on the host.
+        param: Dtype that the encoder's weights are rounded to first, as the target rounds them.
+        compute: The target's compute dtype; the reference computes in float64 for float64, else in float32.
+
+    Returns:
+        By the text's number, its logits [labels].
+    """
+    module = encoder.module()
+    found = {}
+    with _rounded(module, getattr(torch, param), torch.float64 if compute == "float64" else torch.float32):
+        for text in probed_texts(len(texts.lengths)):
+            ids = torch.from_numpy(texts.ids[texts.offsets[text] : texts.offsets[text + 1]])[None]
+            features = module(input_ids=ids).last_hidden_state[:, 0]
+            found[text] = head(features)[0].numpy()
+    return found
+
+
+@contextmanager
+def _rounded(module: nn.Module, param: torch.dtype, wide: torch.dtype) -> Iterator[None]:
+    """Each layer computes in `wide` with weights rounded to `param`: copies that live only while the layer runs."""
+    loaded: dict[tuple[nn.Module, str], nn.Parameter] = {}
+
+    def enter(layer: nn.Module, _: Any) -> None:
+        for name, weight in layer.named_parameters(recurse=False):
+            loaded[layer, name] = weight
+            setattr(layer, name, nn.Parameter(weight.to(param).to(wide), requires_grad=False))
+
+    def leave(layer: nn.Module, *_: Any) -> None:
+        for name, _weight in list(layer.named_parameters(recurse=False)):
+            setattr(layer, name, loaded.pop((layer, name)))
+
+    hooks = []
+    for layer in module.modules():
+        hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
