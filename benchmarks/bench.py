@@ -136,6 +136,9 @@ class PlainWatcher:
 
     def started(self, target: int, process: int) -> None:
         del target, process
+        # No earlier: nothing stands before the one line about an input that is wrong.
+        if self.done == 0:
+            say(self.plan.outlook, err=True)
 
     def replanned(self, plan: Plan) -> None:
         self.plan = plan
@@ -160,6 +163,8 @@ class BarWatcher:
         self.task = progress.add_task("starting", total=plan.processes)
 
     def started(self, target: int, process: int) -> None:
+        if self.progress.tasks[self.task].completed == 0:
+            self.progress.console.print(self.plan.outlook, markup=False, highlight=False)
         of = "" if process == SWEEP else f", process {process + 1} of {self.plan.options.processes}"
         self.progress.update(self.task, description=_doing(self.plan, target, process) + of)
 
@@ -182,8 +187,7 @@ def _doing(plan: Plan, target: int, process: int) -> str:
 
 @contextmanager
 def watcher_for_terminal(plan: Plan) -> Iterator[Watcher]:
-    """A progress bar if stderr is a terminal, else lines; first, a line about how long the run takes."""
-    say(plan.outlook, err=True)
+    """A progress bar if stderr is a terminal, else lines."""
     if not sys.stderr.isatty():
         yield PlainWatcher(plan)
         return

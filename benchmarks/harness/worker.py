@@ -172,8 +172,10 @@ def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
 def _without_collections() -> Iterator[None]:
     """Imports make no garbage, and looking for it is a sixth of their time."""
     gc.disable()
-    yield
-    gc.enable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _check_kernel(target: TargetSpec, backend: Backend) -> None:

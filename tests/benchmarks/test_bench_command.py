@@ -54,6 +54,13 @@ def test_quick_runs_one_process_and_says_where_the_result_is(invoke: Callable, t
     assert json.loads(files[0].read_text(encoding="utf-8"))["method"]["quick"] is True
 
 
+def test_nothing_stands_before_the_line_about_a_place_that_can_not_be_written(invoke: Callable, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    done = invoke("--quick", "--out", "file/result.json")
+    assert isinstance(done.exception, UserError)
+    assert done.output == ""
+
+
 def test_json_is_all_that_stdout_gets_and_no_file_unasked(invoke: Callable, tmp_path: Path) -> None:
     done = invoke("--quick", "--json", "--layout", "packed")
     assert json.loads(done.stdout)["schema"] == "isotrain.bench/2"
