@@ -1,4 +1,4 @@
-"""What `--json` prints: one object, its first key the name and version of what it is."""
+"""What `--json` prints: one object that begins with its schema."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from ..albert_core.terminal.console import say_json
 
 
 def print_json(kind: str, values: dict[str, Any]) -> None:
-    """Prints `values` as a document of the schema ``isotrain.KIND/1``, as results' files have it."""
+    """Prints `values` as a document of the schema ``isotrain.KIND/1``."""
     say_json({"schema": f"isotrain.{kind}/1", **values})

@@ -21,7 +21,7 @@ _PANEL_WIDTH = 60
 
 
 def panel(title: str) -> Callable[..., Any]:
-    """What makes an option of the panel `title`, from the arguments of `typer.Option`."""
+    """`typer.Option` for options of the panel `title`."""
     return partial(typer.Option, rich_help_panel=title)
 
 
@@ -36,7 +36,7 @@ class HelpfulCommand(TyperCommand):
         return _for_pipes(super().get_help, ctx)
 
     def get_short_help_str(self, limit: int = 1000) -> str:
-        del limit  # The caller's cuts a sentence.
+        del limit  # It would cut sentences.
         return super().get_short_help_str(1000)
 
 

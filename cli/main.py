@@ -48,7 +48,7 @@ app = typer.Typer(
 )
 
 
-# Some releases of typer carry a click of their own, so its errors are named through what typer exports.
+# Some releases of typer contain their own click, so its errors are named through typer's exports.
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
@@ -70,12 +70,12 @@ def _options(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Says that Ctrl-C ended the command, or a signal that means the same: typer turns it into a silent exit code."""
+    """Says that Ctrl-C or a similar signal ended the command, since typer only sets the exit code."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            # A run has an answer of its own to signals.
+            # `train` handles signals itself.
             with nullcontext() if command is train else interrupted_by_signals():
                 command(*args, **kwargs)
         except KeyboardInterrupt as interrupt:
@@ -102,10 +102,10 @@ app.add_typer(parity, name="parity", rich_help_panel="Measure and compare")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. Wrong input ends in one line on stderr and exit code 2, a failed run in exit code 1.
+    """Runs the command line. Wrong input ends with one line on stderr and exit code 2, a failed run with exit code 1.
 
     Args:
-        arguments: Of a call from Python; without them it is the program itself, and takes the process's signals.
+        arguments: For calls from Python. Without them, this is the program itself and handles the process's signals.
 
     Raises:
         SystemExit: Always, with one of `Exit`.
@@ -120,11 +120,11 @@ def _run(given: list[str]) -> NoReturn:
     try:
         Path.cwd()
     except FileNotFoundError:
-        # Libraries look for their parts from here, and end the process.
+        # Libraries would fail in a folder that doesn't exist.
         _fail(UserError("the current folder was removed; change to one that is there"), False, Exit.UNUSABLE)
     settle_home()
     _settle_processes(given)
-    # --debug may stand anywhere: whoever adds it has just seen an error and repeats the line.
+    # --debug may be anywhere, since it is usually added to the end of a repeated line.
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
@@ -136,7 +136,7 @@ def _run(given: list[str]) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(Exit.STOPPED)
     except BrokenPipeError:
-        # The reader went away (`isotrain config | head`): nobody is left to tell.
+        # The reader is gone (`isotrain config | head`).
         sys.exit(Exit.FAILED)
     except OSError as error:
         refused = _refused(error)
@@ -150,19 +150,19 @@ def _run(given: list[str]) -> NoReturn:
 
 
 def _refused(error: OSError) -> RunError | UserError:
-    """The one line for what the system refused: a full disk, a folder that can't be written, a name too long."""
+    """The error for what the system refused: a full disk, a folder that can't be written, a name that is too long."""
     from ..albert_core.runs.files import is_disk_error
 
     if is_disk_error(error):
         return RunError(f"{error}; free space or choose another disk")
-    # The system's words name the file.
+    # The system's message names the file.
     named = f"{quoted(error.filename)}: " if error.filename is not None else ""
     reason = error.strerror or str(error) or type(error).__name__
     return UserError(f"{named}{reason}; choose another file or folder, or mend its permissions")
 
 
 def _fail_usage(error: Any, debug: bool) -> NoReturn:
-    """Options that the command line can't take; a command without any shows its help."""
+    """Ends with an error about options. A command without arguments shows its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         sys.exit(Exit.UNUSABLE)
@@ -175,7 +175,7 @@ def _fail_usage(error: Any, debug: bool) -> NoReturn:
 
 
 def _out_of_memory(error: Exception) -> RunError | None:
-    """The one line for memory that was asked for and isn't there, in whose words it may be said; None for the rest."""
+    """The error for a lack of memory, in the words of any library; None for other errors."""
     said = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and not any(words in said.lower() for words in _NO_MEMORY):
         return None
@@ -186,7 +186,7 @@ def _out_of_memory(error: Exception) -> RunError | None:
 
 
 def _settle_processes(given: list[str]) -> None:
-    """Every command but `train` works in one process: of several that a launcher started, the first does it alone."""
+    """Every command except `train` works in one process. If a launcher started several, only the first continues."""
     if given[:1] == ["train"] or os.environ.get("WORLD_SIZE", "1") == "1":
         return
     if os.environ.get("RANK", "").lstrip("0").isdecimal():

@@ -1,4 +1,4 @@
-"""The three standard streams, as a command finds them: closed, full, or a terminal that lacks some characters."""
+"""Makes the three standard streams usable: they may be closed, full, or a terminal without some characters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _STDOUT, _STDERR = 1, 2
 
 
 class OutputLostError(RunError):
-    """stdout takes no more: its disk is full or broken."""
+    """stdout can't be written, since its disk is full or broken."""
 
 
 def settle_streams() -> None:
-    """Makes every standard stream one that can be used.
+    """Makes every standard stream usable.
 
-    A closed one becomes /dev/null, also for the processes that are started: otherwise the next file that is opened
-    would take its number. What stderr refuses is dropped. What stdout refuses is an OutputLostError.
+    A closed one becomes /dev/null, also for child processes. Otherwise the next opened file would get its number. What
+    stderr can't write is dropped. What stdout can't write raises an OutputLostError.
     """
     for name, number in (("stdin", 0), ("stdout", _STDOUT), ("stderr", _STDERR)):
         _fill(number)
@@ -34,7 +34,7 @@ def settle_streams() -> None:
             mode = "r" if number == 0 else "w"
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (a stream, not a block's file)
         elif number != 0 and isinstance(stream, io.TextIOWrapper):
-            # A terminal that can't show a character gets its code, not a traceback.
+            # A terminal that can't show a character gets its code instead of a traceback.
             stream.reconfigure(errors="backslashreplace")
             if _writes_to(stream, number):
                 setattr(sys, name, _guarded(stream, number))
@@ -42,10 +42,10 @@ def settle_streams() -> None:
 
 @contextmanager
 def kept(what: str) -> Iterator[None]:
-    """Around the words about work that is done: where stdout refuses them, the error says that the work is kept.
+    """A context for printing about finished work. If stdout can't be written, the error says that the work is kept.
 
     Args:
-        what: What is complete, and where it lies.
+        what: What is complete, and where it is.
 
     Raises:
         RunError: stdout can't be written.
@@ -59,7 +59,7 @@ def kept(what: str) -> Iterator[None]:
 
 
 def _fill(number: int) -> None:
-    """Opens /dev/null as file `number` where that is closed."""
+    """Opens /dev/null as file `number` if that is closed."""
     try:
         os.fstat(number)
     except OSError:
@@ -67,12 +67,12 @@ def _fill(number: int) -> None:
         if opened != number:
             os.dup2(opened, number)
             os.close(opened)
-        # Like a stream that a shell gives: a started process has it, too.
+        # Child processes inherit it, like a shell's streams.
         os.set_inheritable(number, True)
 
 
 def _writes_to(stream: io.TextIOWrapper, number: int) -> bool:
-    """Whether it is the process's own stream and not a replacement."""
+    """Whether it is the process's stream and not a replacement."""
     try:
         return stream.fileno() == number
     except io.UnsupportedOperation:
@@ -80,7 +80,7 @@ def _writes_to(stream: io.TextIOWrapper, number: int) -> bool:
 
 
 class _Redacted(io.TextIOWrapper):
-    """A stream that shows no secret, whoever writes: libraries log URLs and warn of them past `clean`."""
+    """A stream that shows no secrets, even if libraries write URLs to it."""
 
     def write(self, text: str, /) -> int:
         super().write(redacted(text))
@@ -88,7 +88,7 @@ class _Redacted(io.TextIOWrapper):
 
 
 def _guarded(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
-    """The same stream without secrets, and with `_Guarded`'s answer to what the system refuses."""
+    """The same stream without secrets, with the error handling of `_Guarded`."""
     stream.flush()
     return _Redacted(
         io.BufferedWriter(_Guarded(number, "w", closefd=False)),
@@ -105,7 +105,7 @@ class _Guarded(io.FileIO):
             return super().write(data)
         except OSError as error:
             number = self.fileno()
-            # What comes after is lost, too, and is not to be complained of again when the process ends.
+            # Later output is lost, too, and must not raise another error when the process ends.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
             os.close(null)

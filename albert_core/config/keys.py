@@ -89,10 +89,10 @@ class Keys(BaseModel):
     # Checkpoints
     resume_from_checkpoint: bool | Literal["auto"] = Field(
         False,
-        description="go on with an earlier run instead of starting a new one; auto goes on with run_name where it is "
+        description="continue an earlier run instead of starting a new one; auto continues run_name where it is "
         "there, and starts it where it is not",
     )
-    resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to go on from")
+    resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to continue from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
     checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/exact_match"] = Field(
         "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two, or the answers'"

@@ -144,7 +144,7 @@ class TrainConfig(Keys):
             raise ValueError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
         if self.resume_from_checkpoint == "auto" and self.run_name is None:
             raise ValueError(
-                "resume_from_checkpoint: auto (--resume-or-start) needs run_name, the run to go on with or to start; "
+                "resume_from_checkpoint: auto (--resume-or-start) needs run_name, the run to continue or to start; "
                 "add --set run_name=NAME"
             )
         if (self.sync_to_storage or self.load_from_storage) and not self.remote_path:

@@ -141,7 +141,7 @@ def check_storage(config: TrainConfig, resuming: bool) -> None:
     if config.sync_to_storage and not resuming and remote_checkpoints(url):
         raise UserError(
             f"remote_path {config.remote_path!r} has checkpoints of an earlier run; give this one a folder of its own, "
-            "or go on with the earlier one by resume_from_checkpoint: true"
+            "or continue the earlier one by resume_from_checkpoint: true"
         )
 
 

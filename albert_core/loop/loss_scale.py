@@ -26,7 +26,7 @@ class LossScale:
         self.scaler = scaler
         self._one = one
         self._skipped = one - one
-        self._told = 0
+        self._reported = 0
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss that backward starts from."""
@@ -52,14 +52,14 @@ class LossScale:
         if self.scaler is None:
             return {}
         skipped, scale = int(self._skipped), self.scaler.get_scale()
-        if skipped > self._told:
+        if skipped > self._reported:
             log.warning(
                 "%s overflowed float16, left out (%d so far); the loss scale is now %g",
-                count(skipped - self._told, "step"),
+                count(skipped - self._reported, "step"),
                 skipped,
                 scale,
             )
-        self._told = skipped
+        self._reported = skipped
         return {"loss_scale": scale, "skipped_steps": float(skipped)}
 
     def state(self) -> dict[str, Any]:
@@ -70,8 +70,8 @@ class LossScale:
         """Restores what `state` returned."""
         if self.scaler is not None:
             values = dict(state)
-            self._told = values.pop("skipped")
-            self._skipped = self._one * self._told
+            self._reported = values.pop("skipped")
+            self._skipped = self._one * self._reported
             self.scaler.load_state_dict(values)
 
 

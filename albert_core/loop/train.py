@@ -150,9 +150,9 @@ def train(
             reporter.start(training.state.step, training.total_steps, job.label)
             small = trains_on_features(config) and config.feature_cache
             try:
-                go_on = f"what was saved is kept: go on with: {resume_command(run, ranks)}"
+                advice = f"what was saved is kept: continue with: {resume_command(run, ranks)}"
                 with (
-                    watching(ranks, config.process_timeout, go_on),
+                    watching(ranks, config.process_timeout, advice),
                     job.backend.single_threaded() if small else nullcontext(),
                 ):
                     status = _loop(training, reporter, stop, observer)
@@ -171,14 +171,14 @@ def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iter
 
     The folder of an interrupted run stays, so that it can be resumed.
     """
-    go_on = clean(f"go on with: {resume_command(run, ranks)}")
+    advice = clean(f"continue with: {resume_command(run, ranks)}")
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(go_on) from interrupt
+        raise KeyboardInterrupt(advice) from interrupt
     except Exception as error:
         if stop.interrupted:
-            raise KeyboardInterrupt(go_on) from error
+            raise KeyboardInterrupt(advice) from error
         if not stop.loop_started:
             if is_new and ranks.first:
                 shutil.rmtree(run.path, ignore_errors=True)

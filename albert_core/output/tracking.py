@@ -252,9 +252,8 @@ class Trackers(Tracker):
                 if tracker.required:
                     raise
                 self._trackers.remove(tracker)
-                logger.warning(
-                    "%s failed at %s (%s); the run goes on without it", type(tracker).__name__, what, error_line(error)
-                )
+                name = type(tracker).__name__
+                logger.warning("%s failed at %s (%s); the run continues without it", name, what, error_line(error))
 
 
 def make_trackers(
@@ -289,10 +288,10 @@ def _opened(extra: str, build: Callable[[], Tracker]) -> list[Tracker]:
         return [build()]
     except ImportError as error:
         fix = install_hint(extra)
-        logger.warning("use_%s is set but can't be followed (%s): %s; the run goes on without it", extra, error, fix)
+        logger.warning("use_%s is set but can't be followed (%s): %s; the run continues without it", extra, error, fix)
     # As in Trackers: a service that can't be reached is no reason not to train.
     except Exception as error:  # noqa: BLE001
-        logger.warning("%s can't be opened (%s); the run goes on without it", extra, error_line(error))
+        logger.warning("%s can't be opened (%s); the run continues without it", extra, error_line(error))
     return []
 
 

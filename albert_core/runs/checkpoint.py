@@ -165,7 +165,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return parse_manifest(file.read_bytes(), file)
     except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint file {file} is missing; go on from another checkpoint") from error
+        raise CheckpointError(f"checkpoint file {file} is missing; continue from another checkpoint") from error
     except OSError as error:
         raise CheckpointError(f"checkpoint file {file} can't be read ({error.strerror}); make it readable") from error
 
@@ -178,7 +178,7 @@ def parse_manifest(data: bytes, file: object) -> dict[str, Any]:
     Raises:
         CheckpointError: A check failed. The message calls the manifest `file`.
     """
-    fix = "go on from another checkpoint"
+    fix = "continue from another checkpoint"
     try:
         manifest = parse_json(decoded(data, file, fix), file, fix, nan=True, halves=True)
     except UserError as error:
@@ -289,7 +289,7 @@ def _checked_bytes(file: Path, entry: dict[str, Any]) -> bytes | None:
     except FileNotFoundError as error:
         if entry["prunable"]:
             return None
-        raise CheckpointError(f"checkpoint file {file} is missing; go on from another checkpoint") from error
+        raise CheckpointError(f"checkpoint file {file} is missing; continue from another checkpoint") from error
     except OSError as error:
         raise CheckpointError(f"checkpoint file {file} can't be read ({error.strerror}); make it readable") from error
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
@@ -302,7 +302,7 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
 
 
 def _damaged(file: object, reason: str) -> CheckpointError:
-    return CheckpointError(f"checkpoint file {file} is damaged: {reason}; go on from another checkpoint")
+    return CheckpointError(f"checkpoint file {file} is damaged: {reason}; continue from another checkpoint")
 
 
 def _short(value: Any, absent: object) -> str:

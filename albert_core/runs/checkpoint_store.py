@@ -145,7 +145,7 @@ class CheckpointStore:
                 raise CheckpointError(f"resume_option is {option!r}; allowed are last, best and path")
         if not candidates:
             wanted = f"checkpoint with {self.best.metric}" if option == "best" and self.list() else "checkpoint"
-            raise CheckpointError(f"no {wanted} to go on from in {self.folder}; {self._what_is_there()}")
+            raise CheckpointError(f"no {wanted} to continue from in {self.folder}; {self._what_is_there()}")
         try:
             verify_checkpoint(candidates[0].path)
         except CheckpointError as error:

@@ -115,7 +115,7 @@ def new_run(resolved: ResolvedConfig, fill: Callable[[RunFolder], None], held: E
             log.debug("another process made %s first", path)
         if config.run_name:
             raise UserError(
-                f"run {quoted(str(path))} exists already; choose another run_name, or go on with it: "
+                f"run {quoted(str(path))} exists already; choose another run_name, or continue it: "
                 f"`{command('train', '--resume', str(path))}`"
             )
     raise AssertionError("numbered names never end")

@@ -60,7 +60,7 @@ def check_run(run: Path, required: Iterable[str] = (), *, encoder: bool = True) 
     for name in required:
         if name not in described:
             raise UserError(
-                f"{run / MANIFEST} does not vouch for {name}: the run was interrupted while it wrote it; go on with "
+                f"{run / MANIFEST} does not vouch for {name}: the run was interrupted while it wrote it; continue "
                 f"it by {_resume(run)}"
             )
     for name, entry in described.items():

@@ -126,7 +126,7 @@ def _fetch(filesystem: AbstractFileSystem, remote: str, local: Path, entry: dict
     except FileNotFoundError as error:
         if entry["prunable"]:
             return
-        raise CheckpointError(f"checkpoint file {name} is missing; go on from another checkpoint") from error
+        raise CheckpointError(f"checkpoint file {name} is missing; continue from another checkpoint") from error
     with source, written(local) as file:
         while left >= 0:
             with _remote_errors(f"can't download {name}"):
@@ -160,7 +160,7 @@ def sync_checkpoint(checkpoint: Path, url: str) -> bool:
     except CheckpointError:
         raise
     except UserError as error:
-        logger.warning("%s; the run goes on with its local checkpoints", error)
+        logger.warning("%s; the run continues with its local checkpoints", error)
         return False
     return True
 

@@ -1,6 +1,6 @@
-"""What a view says, apart from where it is shown (terminal, text files, page): headings, words, tables and charts.
+"""The contents of views, independent of where they are shown (terminal, text files, page).
 
-Every chart can be read as a table, too.
+They are headings, words, tables and charts. Every chart can also be read as a table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...kernels.words import count
 Entry = TypeVar("Entry")
 Shown = TypeVar("Shown", contravariant=True)
 
-# Rows of a curve's table: a reader looks up values in it; all of them are in the file that the view names.
+# The most rows of a curve's table. The file that the view names has all values.
 MOST_ROWS = 60
 
 
@@ -67,7 +67,7 @@ class Table(Generic[Entry]):
         return {place for place, entry in enumerate(self.entries) if self.style(entry) in ("yellow", "red")}
 
     def without_empty_columns(self) -> Table[Entry]:
-        """The table without the columns in which no row says anything."""
+        """The table without empty columns."""
         kept = [column for column in self.columns if any(column.cell(entry) for entry in self.entries)]
         return replace(self, columns=kept)
 
@@ -82,7 +82,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Heading:
-    """What the blocks below it are about, and the file they come from."""
+    """The subject of the blocks below it, and the file they come from."""
 
     text: str
     source: str = ""
@@ -93,7 +93,7 @@ Block = Heading | Words | Table[Any] | Chart
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a view: what it answers, and its blocks in order. `folded`: a reader opens it."""
+    """A part of a view, with its blocks in order. A `folded` one is closed at first."""
 
     key: str
     title: str
@@ -106,20 +106,20 @@ class Section:
 
     @property
     def size(self) -> str:
-        """How many charts and tables it holds, in words."""
+        """The numbers of its charts and tables, in words."""
         tables = sum(isinstance(block, Table) for block in self.blocks)
         return ", ".join(count(n, noun) for n, noun in ((len(self.charts), "chart"), (tables, "table")) if n)
 
 
 def chart_table(chart: Chart) -> Table[Any]:
-    """The figures of a chart. Of a long curve, evenly chosen points, and the caption says so."""
+    """The figures of a chart. For a long curve, they are evenly spaced points, and the caption says so."""
     if isinstance(chart, LineChart):
         return _points(chart)
     return _bars(chart) if isinstance(chart, BarChart) else _parts(chart)
 
 
 def _points(chart: LineChart) -> Table[float]:
-    """A row an x."""
+    """One row per x."""
     curves = [(line.name, {x: precise(y) for x, y in line.points}) for line in chart.lines]
     curves += [
         (band.name, {x: f"{precise(low)} to {precise(high)}" for x, low, high in band.points}) for band in chart.bands

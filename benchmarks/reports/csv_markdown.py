@@ -1,6 +1,6 @@
-"""A result as one flat table, for spreadsheets (CSV) and pages (Markdown): one row a target, every figure a column.
+"""A result as one flat table, for spreadsheets (CSV) and pages (Markdown): one row per target, one column per figure.
 
-What is not valid says so in a column of its own, with its reasons; a figure that isn't there is an empty cell.
+Other columns say which targets are invalid, and why. A missing figure is an empty cell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..outcome.end_to_end import EndToEnd, Side
 from ..outcome.model import Bench, Energy, MeasuredTarget, Rates, Target
 
 FORMATS = ("table", "json", "csv", "markdown")
-# What a page shows of them; the CSV has all.
+# The columns of Markdown. The CSV has all.
 RATE_COLUMNS = (
     "samples_per_second",
     "real_tokens_per_second",
@@ -65,7 +65,11 @@ Row = dict[str, Any]
 
 
 def stdout_format(shown_as: str, json_only: bool, formats: Sequence[str] = FORMATS) -> str:
-    """What stdout gets, by --format and --json. Raises UserError for an unknown format, and for two of them."""
+    """The format of stdout, from --format and --json.
+
+    Raises:
+        UserError: The format is unknown, or both options contradict each other.
+    """
     check_name("--format", shown_as, formats)
     if json_only and shown_as not in ("table", "json"):
         raise UserError(f"--json and --format {shown_as} both name what stdout gets; give one of them")
@@ -73,7 +77,7 @@ def stdout_format(shown_as: str, json_only: bool, formats: Sequence[str] = FORMA
 
 
 def rows(result: Bench | EndToEnd) -> list[Row]:
-    """One flat row a target, or a side of an end-to-end run; the rows of one result have the same keys."""
+    """One flat row per target, or per side of an end-to-end run. All rows have the same keys."""
     if isinstance(result, Bench):
         found = [_target(result, target) for target in result.targets]
     else:
@@ -83,7 +87,7 @@ def rows(result: Bench | EndToEnd) -> list[Row]:
 
 
 def to_csv(table: Sequence[Row]) -> str:
-    """RFC 4180 with a header line; numbers with all their digits."""
+    """RFC 4180 with a header line. Numbers have all their digits."""
     output = io.StringIO()
     writer = csv.DictWriter(output, list(table[0]) if table else [])
     writer.writeheader()
@@ -92,7 +96,7 @@ def to_csv(table: Sequence[Row]) -> str:
 
 
 def result_markdown(result: Bench | EndToEnd) -> str:
-    """A GitHub table of the figures that a page wants, with their intervals, then what qualifies them."""
+    """A GitHub table of the most important figures with their intervals, then the notes."""
     table = rows(result)
     wanted = MARKDOWN_COLUMNS if isinstance(result, Bench) else WHOLE_COLUMNS
     kept = [key for key in wanted if any(_cell(row, key) for row in table)]
@@ -109,12 +113,12 @@ def to_markdown(table: Sequence[Row]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A result may be a stranger's: its texts are cleaned, its numbers kept."""
+    """A value with its text cleaned, since a result may come from a stranger."""
     return clean(value) if isinstance(value, str) else value
 
 
 def _cell(row: Row, key: str) -> str:
-    """A figure with its interval, where it has one."""
+    """A figure with its interval, if it has one."""
     if key in row:
         value = row[key]
         return f"{value:.1%}" if "share" in key and value != "" else figure(value) if _is_number(value) else str(value)
@@ -169,7 +173,7 @@ def _measured(target: MeasuredTarget) -> Row:
 
 
 def _limits(entry: Target | Side) -> Row:
-    """Both empty where the peak is only the host's."""
+    """Shares of the peak and the roofline; empty if the peak is only the host's."""
     shares = {} if entry.share_of_peak is None else entry.share_of_peak.document()
     place = {} if entry.roofline is None else entry.roofline.document()
     return {f"share_of_peak_{name}": value for name, value in shares.items()} | {

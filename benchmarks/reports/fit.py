@@ -1,4 +1,4 @@
-"""Tables that a narrow terminal can show: columns without room beside each other stand below each other."""
+"""Fits tables into narrow terminals: columns that don't fit side by side are shown below each other."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-# Cells that say nothing.
+# Cells without content.
 _EMPTY = {"", "-"}
 
 
 def fits(table: Table, console: Console) -> bool:
-    """Whether the console's width has room for `table`: no word is broken or cut, no cell becomes a long thin column.
-
-    The cells are texts, or what `Table.add_row` takes for one.
-    """
+    """Whether `table` fits into the console's width without broken words and without long thin columns."""
     natural = Measurement.get(console, console.options.update(max_width=10_000), table)
     if natural.maximum > 1.5 * console.width:
         return False
@@ -29,7 +26,7 @@ def fits(table: Table, console: Console) -> bool:
 
 
 def fitted(table: Table, console: Console) -> ConsoleRenderable:
-    """`table` where it fits; else a block of lines a row, led by its first cell."""
+    """`table` if it fits, else a block of lines per row, with the first cell as its heading."""
     if fits(table, console):
         return table
     headers = [_plain(column.header).replace("\n", " ") for column in table.columns]

@@ -56,7 +56,7 @@ def bench(
     ] = None,
     vs: Annotated[
         list[str] | None,
-        _what(help="Compare with baselines (all of them) or one by name; may be repeated. Said in docs/benchmarks.md."),
+        _what(help="Compare with baselines (all of them) or one by name; may be repeated. See docs/benchmarks.md."),
     ] = None,
     texts: Annotated[
         int | None, _what(help="Texts that everyone runs in a comparison with baselines (default 512, quick 32).")
@@ -123,7 +123,7 @@ def bench(
     json_only: Annotated[bool, _output("--json", help="The same as --format json.")] = False,
     sets: Annotated[
         list[str] | None,
-        _what("--set", metavar="KEY=VALUE", help="What a backend is told, as in a configuration: tt.arch=..."),
+        _what("--set", metavar="KEY=VALUE", help="An option of a backend, as in a configuration: tt.arch=..."),
     ] = None,
     seed: Annotated[int, _what(help="Random weights, texts, head, order of the targets, bootstrap.")] = 23,
     dry_run: Annotated[bool, _output("--dry-run", help="Print what would run, in which order, and end.")] = False,
@@ -164,9 +164,9 @@ def bench(
 
     _check_pairs(against, gate=gate, on_undecided=on_undecided)
     shown_as = stdout_format(shown_as, json_only, (*FORMATS, *(("github", "junit") if against else ())))
-    told = _backend_options(sets or [])
+    backend_options = _backend_options(sets or [])
     options = Options(
-        backends=tuple(_resolved(name, told) for name in backend or ("cpu",)),
+        backends=tuple(_resolved(name, backend_options) for name in backend or ("cpu",)),
         model=model,
         workloads=tuple(workload or DEFAULT_WORKLOADS),
         layouts=tuple(layout or LAYOUTS),
@@ -180,7 +180,7 @@ def bench(
         tokenizer=tokenizer,
         texts=texts,
         seed=seed,
-        backend_options=told,
+        backend_options=backend_options,
     )
     whole = options.workloads == (END_TO_END,)
     if vs:
@@ -206,7 +206,7 @@ def bench(
 
 
 def _once(flag: str, values: list[Value] | None) -> Value | None:
-    """The one value of an option that all targets of a result share. Of several, click would silently take the last."""
+    """The single value of an option that all targets share. With several, click would silently take the last."""
     from ... import UserError
 
     if values and len(values) > 1:
@@ -231,8 +231,7 @@ def _show(outcome: Outcome, shown_as: str, view: Callable[[Any], list[Block]]) -
 
 
 def _print_as(result: Bench | EndToEnd, shown_as: str) -> None:
-    """A whole result on stdout as JSON, CSV or Markdown."""
-
+    """Prints a whole result as JSON, CSV or Markdown."""
     from ...benchmarks.reports.csv_markdown import result_markdown, rows, to_csv
 
     if shown_as == "json":
@@ -243,7 +242,7 @@ def _print_as(result: Bench | EndToEnd, shown_as: str) -> None:
 
 
 def _end_to_end(options: Options, out: Path | None, shown_as: str, dry_run: bool) -> None:
-    """The whole-run comparison, which has results of a kind of its own. Ends the command."""
+    """Runs the end-to-end workload, which has another kind of result. Ends the command."""
     from ...benchmarks.end_to_end.run import check, run_end_to_end, training_arguments
     from ...benchmarks.reports.views.end_to_end import end_to_end_view
 
@@ -310,17 +309,17 @@ def _against(
     raise typer.Exit(INTERRUPTED if result.status == "partial" else compared.code)
 
 
-def _resolved(name: str, told: dict[str, Any]) -> str:
-    """The backend that opens here as `--backend` names it."""
+def _resolved(name: str, options: dict[str, Any]) -> str:
+    """The backend that `--backend NAME` opens here."""
     from ...backends import list_backends, resolve
     from ...kernels.names import check_name
 
     check_name("--backend", name.partition(":")[0], list_backends())
-    return resolve(name, told)
+    return resolve(name, options)
 
 
 def _backend_options(sets: list[str]) -> dict[str, Any]:
-    """What `sets` say to backends, as a configuration keeps it."""
+    """The backends' options in `sets`, as a configuration has them."""
     from ... import UserError
     from ...albert_core.config.load import load_config
     from ...albert_core.config.schema import TrainConfig

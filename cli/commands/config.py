@@ -42,7 +42,7 @@ def config(
 
 
 def _show_values(values: dict[str, Any], sources: dict[str, str]) -> None:
-    """A line a key, which is YAML: what is printed can be run as a configuration."""
+    """Prints one line per key. The output is YAML and can be used as a configuration."""
     from rich.text import Text
 
     console = new_console()

@@ -21,7 +21,7 @@ def doctor(
 ) -> None:
     """Say which devices work here: run a matmul and a backward pass on each, or say what is missing and how to get it.
 
-    Each is tested in a process of its own. Exits with 1 when a device that is here fails its test.
+    Each is tested in a separate process. Exits with 1 when a device that is here fails its test.
 
     Examples:
 
@@ -63,7 +63,7 @@ def _show(reports: list[Report], verbose: bool) -> None:
             console.print(Text.assemble((report.backend, "bold"), "  ", status))
             for line in _details(report):
                 if "`" in line or line.startswith("fix: "):
-                    # A command must be whole when it is pasted, so its line is not broken.
+                    # A command's line isn't broken, so that it can be pasted.
                     console.print(Text(f"  {line}"), soft_wrap=True)
                 else:
                     console.print(Padding(Text(line), (0, 0, 0, 2)))
@@ -77,7 +77,7 @@ def _show(reports: list[Report], verbose: bool) -> None:
 
 
 def _summary(report: Report) -> str:
-    """What a user needs of a device in a line."""
+    """A device in one line."""
     if report.status != "PASS":
         return report.reason
     assert report.device is not None, "it was opened"

@@ -32,7 +32,8 @@ def list_names(
 
     if kind is not None:
         check_name("list", kind, _KINDS)
-    found = {name: entries() for name, entries in _KINDS.items() if kind in (None, name)}
+    chosen = {name: entries for name, entries in _KINDS.items() if kind in (None, name)}
+    found = {name: entries() if callable(entries) else entries for name, entries in chosen.items()}
     if json_only:
         print_json("list", found)
     else:
@@ -59,7 +60,7 @@ def _show(found: dict[str, Entries]) -> None:
 
 
 def recipes() -> Entries:
-    """The packaged configurations, each with the first sentence of its file."""
+    """The packaged configurations, with the first sentences of their files."""
     from ...albert_core.config.load import packaged_configs
 
     found = {}
@@ -102,45 +103,33 @@ def _kernels() -> Entries:
     return found
 
 
-def _workloads() -> Entries:
-    return {
-        "forward": "the frozen encoder and the head",
-        "train_step": "the same, with loss, backward and AdamW",
-        "head_step": "a training step on cached features",
-        "full_step": "a training step of all layers",
-        "end_to_end": "a whole training run, tokenising to trained head",
-    }
-
-
-def _layouts() -> Entries:
-    return {
-        "padded": "every text padded to max_length",
-        "bucketed": "batches by length, in a few lengths",
-        "packed": "no padding",
-    }
-
-
 def _baselines() -> Entries:
     from ...benchmarks.baselines import BASELINES
 
     return {name: baseline.what for name, baseline in BASELINES.items()}
 
 
-def _formats() -> Entries:
-    return {
+_KINDS: dict[str, Entries | Callable[[], Entries]] = {
+    "recipes": recipes,
+    "backends": _backends,
+    "kernels": _kernels,
+    "workloads": {
+        "forward": "the frozen encoder and the head",
+        "train_step": "the same, with loss, backward and AdamW",
+        "head_step": "a training step on cached features",
+        "full_step": "a training step of all layers",
+        "end_to_end": "a whole training run, tokenising to trained head",
+    },
+    "layouts": {
+        "padded": "every text padded to max_length",
+        "bucketed": "batches by length, in a few lengths",
+        "packed": "no padding",
+    },
+    "baselines": _baselines,
+    "formats": {
         "safetensors": "a folder that transformers opens",
         "torch-export": "a torch.export program",
         "onnx": "an ONNX model",
         "peft": "adapters that peft loads",
-    }
-
-
-_KINDS: dict[str, Callable[[], Entries]] = {
-    "recipes": recipes,
-    "backends": _backends,
-    "kernels": _kernels,
-    "workloads": _workloads,
-    "layouts": _layouts,
-    "baselines": _baselines,
-    "formats": _formats,
+    },
 }

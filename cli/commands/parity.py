@@ -1,4 +1,4 @@
-"""`isotrain parity`: a comparison of several devices in one command, or its parts: record, error budget, compare."""
+"""`isotrain parity`: compares several devices in one command, or in parts: record, error-budget, compare."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN = "run"
 
 
 class _RunUnlessNamed(HelpfulGroup):
-    """`isotrain parity CONFIG ...` is `isotrain parity run CONFIG ...`: what isn't a part's name is a configuration."""
+    """Runs `isotrain parity CONFIG ...` as `isotrain parity run CONFIG ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
@@ -36,7 +36,7 @@ class _RunUnlessNamed(HelpfulGroup):
 
 
 def _check_part(given: str, parts: Collection[str]) -> None:
-    """Raises UserError for what is nearly a part's name and no configuration that is here."""
+    """Raises UserError for a misspelt part that isn't an existing configuration."""
     nearest = meant(given, parts)
     if nearest and not Path(given).exists():
         from ... import UserError
@@ -82,7 +82,7 @@ def run(
     sets: Annotated[list[str] | None, _SETS] = None,
     steps: Annotated[int | None, _STEPS] = None,
     seeds: Annotated[
-        int, _how(help="Run so many seeds (at least 5) and test the final accuracies for equivalence.")
+        int, _how(help="Run this many seeds (at least 5) and test the final accuracies for equivalence.")
     ] = 1,
     margin: Annotated[float, _how(help="With --seeds: differences of accuracy up to this don't matter.")] = 0.01,
     python: Annotated[
@@ -96,13 +96,13 @@ def run(
     time_limit: Annotated[float, _how(help="Seconds after which a side's process is ended.")] = 3600.0,
     json_only: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Train the same run on every side, each in a process of its own, and judge each candidate.
+    """Train the same run on every side, each in a separate process, and judge each candidate.
 
-    All begin with the same weights and see the same batches (hashes are compared). At every step the candidate's loss,
-    gradient norm, update norm and features, before the first step every layer's hidden states, and at each
-    evaluation the logits may be at most m times as far from float64 as the candidate's own arithmetic costs on the
-    host. The head is trained once more on the reference's features and judged in its own dtype; an evaluation's figures
-    may differ by what the logits' error makes of them.
+    All start with the same weights and see the same batches (hashes are compared). These are judged: the loss, gradient
+    norm, update norm and features at every step, every layer's hidden states before the first step, and the logits at
+    each evaluation. They may be at most m times as far from float64 as the candidate's arithmetic is on the host. The
+    head is trained once more on the reference's features and judged in its own dtype. An evaluation's figures may
+    differ by the effect of the logits' allowed error.
 
     Exit code 0: all pass; 1: one drifts or diverges; 2: one could not be compared.
 
@@ -147,9 +147,9 @@ def record(
     ] = None,
     json_only: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Write a trace of one run: what a comparison needs of it, and nothing of the machine but its description.
+    """Write a trace of one run: what a comparison needs, and a description of the machine.
 
-    A float64 trace gets the error budgets of float32 and bfloat16 with it; `isotrain parity error-budget` adds others.
+    A float64 trace includes the error budgets of float32 and bfloat16; `isotrain parity error-budget` adds others.
 
     Examples:
 
@@ -183,18 +183,18 @@ def record(
         for name in ("float32", "bfloat16"):
             record_error_budget(written, ErrorBudget("ideal", name), 3600.0, lambda line: say(line, err=True))
     elif ended is not None:
-        say(f"warning: it could not train on: {ended.reason}", err=True)
+        say(f"warning: training could not continue: {ended.reason}", err=True)
 
 
 @parity.command(cls=HelpfulCommand)
 def error_budget(
     reference: Annotated[Path, typer.Argument(help="A float64 trace.")],
-    candidates: Annotated[list[Path], typer.Argument(help="Traces whose arithmetic it is to be measured by.")],
+    candidates: Annotated[list[Path], typer.Argument(help="Traces that need the error budgets of their arithmetic.")],
     json_only: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Record with a reference what the arithmetic of some candidates costs, where that is missing.
+    """Record the missing error budgets of some candidates in the folder of a reference.
 
-    It runs on the host, on the reference's own configuration, and needs its model and data.
+    It runs on the host with the reference's configuration, and needs its model and data.
     """
     from ...benchmarks.parity.run import add_error_budgets
     from ...benchmarks.parity.trace import check_reference, error_budget_folders, read_trace
@@ -227,7 +227,7 @@ def compare(
 
 
 def _finish(result: Parity, out: Path | None, html: Path | None, json_only: bool) -> None:
-    """Prints the result, writes what was asked for, ends the command with the result's exit code."""
+    """Prints the result, writes the requested files, and ends the command with the result's exit code."""
     from ...benchmarks.outcome.build import write_result
     from ...benchmarks.parity.compare import exit_code
     from ...benchmarks.reports.terminal import output_console, print_blocks
@@ -262,7 +262,7 @@ def _check(comparison: Comparison) -> None:
     check_range("--seeds", comparison.seeds, 1, 1000)
     check_range("--margin", comparison.margin, 1e-6, 1)
     check_range("--time-limit", comparison.time_limit, 0.001, 10**7)
-    # All of it now, rather than after the reference has run for an hour.
+    # Everything is checked before the reference runs for an hour.
     for side in (comparison.reference, *comparison.candidates):
         config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
         check_names(config)
@@ -275,12 +275,12 @@ def _check(comparison: Comparison) -> None:
             raise UserError(f"--python {name}=...: no side runs on {name}; here are {', '.join(sorted(known))}")
     reasons = [_absence(comparison, side) for side in comparison.candidates]
     if all(reasons):
-        # With one that can be judged the others are failures beside it; without, the reference would run for nothing.
+        # If no candidate can be judged, the reference need not run.
         raise UserError(str(reasons[0]))
 
 
 def _absence(comparison: Comparison, side: Side) -> UserError | None:
-    """Why the side's backend can't run here; None where it can, and where an interpreter of its own will say."""
+    """Why the side's backend can't run here; None if it can, or if it has a separate interpreter."""
     from ... import UserError
     from ...albert_core.config.load import load_config
     from ...backends import check_available
@@ -310,7 +310,7 @@ def _step_limit(steps: int | None, seeds: int) -> int | None:
     from ...benchmarks.parity.sides import STEPS
 
     if steps is None:
-        # Final metrics are those of whole runs.
+        # Final metrics need whole runs.
         return STEPS if seeds == 1 else None
     if steps < 0:
         raise UserError(f"--steps {steps} is out of range; give a number of optimizer steps, or 0 for all")
@@ -343,7 +343,7 @@ def _pythons(given: list[str]) -> dict[str, str]:
 
 
 def _write_html(result: Parity, path: Path) -> None:
-    """The page that `isotrain report` makes of this one result."""
+    """Writes the page that `isotrain report` makes of this result."""
     from tempfile import TemporaryDirectory
 
     from ...benchmarks.outcome.build import write_result

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _texts, _model, _output = map(panel, ("What is asked", "Which model, where", "Output"))
 
-# Rows of a printed table; the next ones get a table of their own.
+# The most rows of a printed table. Further rows get another table.
 TABLE_ROWS = 100
 
 
@@ -45,7 +45,7 @@ def predict(
         Path | None,
         _output(
             "--out",
-            help="CSV or JSONL file to write, the input's columns and then the answers'; or .json, answers by id.",
+            help="CSV or JSONL file to write, the input's columns and then the answers; or .json, answers by id.",
         ),
     ] = None,
     text_column: Annotated[str | None, _texts(help="Column of the text, when it isn't found by its name.")] = None,
@@ -106,12 +106,12 @@ def predict(
 
 
 def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
-    """The answers' file, and what was written."""
+    """Writes the answers to a file and says so."""
     from ...albert_core.inference.prediction_files import answer_file
     from ...albert_core.output.live import reporter_for_terminal
     from ...albert_core.runs.files import sweep
 
-    # What an earlier process left there when it was killed.
+    # Removes what killed processes left there.
     sweep(out.absolute().parent)
     done = 0
     with answer_file(out, inputs, predictor.backend.caveat) as answers, reporter_for_terminal() as reporter:
@@ -125,11 +125,11 @@ def _write(out: Path, inputs: Inputs, predictor: Predictor) -> None:
         for name, used in answers.names.items():
             if used == name:
                 continue
-            say(f"{name} is under {clean(used)!r}: the input has a {name!r} of its own")
+            say(f"{name} is under {clean(used)!r}: the input has its own {name!r}")
 
 
 def _of_all(advance: Progress | None, done: int, rows: int, total: int) -> Progress:
-    """The progress of some rows as that of all; `done` are the rows before them."""
+    """Reports the progress of some rows as that of all. `done` is the number of rows before them."""
 
     def progress(count: int, of: int) -> None:
         if advance is not None:
@@ -152,7 +152,7 @@ def _check_out(out: Path | None, file: Path | None) -> None:
 
 
 def _print(answers: Iterator[Sequence[Prediction]], label: str, json_output: bool) -> None:
-    """Prints some answers at a time: there may be any number of them."""
+    """Prints a few answers at a time, since there may be any number of them."""
     if json_output:
         _print_json(answers, label)
         return

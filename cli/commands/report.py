@@ -15,7 +15,7 @@ from ..streams import kept
 if TYPE_CHECKING:
     from ...benchmarks.reports.html.write import Written
 
-# Damaged results shall not scroll the page's name away.
+# More warnings would scroll the name of the page away.
 MOST_WARNINGS = 10
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEAST_WIDTH, MOST_WIDTH = 40, 1000
-# What a folder is known by, in this order.
+# The files by which a folder is recognised, in this order.
 SUMMARY, TRACE, EXPORT, PARITY = "summary.json", "trace.json", "export.json", "parity.json"
 
 
@@ -53,7 +53,7 @@ def show(
         return
     console = output_console(width=width)
     try:
-        # Once for nobody, so that of a damaged document nothing is shown rather than its first half.
+        # A first run without output, so that nothing of a damaged document is shown.
         with console.capture():
             _print(document, file, console)
     except ValidationError as error:
@@ -62,7 +62,7 @@ def show(
 
 
 def _read(target: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that `target` is or is described by, and its document. Raises UserError for what can't be shown."""
+    """The file that `target` is or contains, and its document. Raises UserError if it can't be shown."""
     from ... import UserError
     from ...albert_core.config.parsing import read_json_object
     from ...albert_core.terminal.text import quoted
@@ -87,7 +87,7 @@ def _of_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if (folder / "config.yaml").is_file():
-        raise UserError(f"run {str(folder)!r} has not ended yet: it has no {SUMMARY}; go on with --resume, or wait")
+        raise UserError(f"run {str(folder)!r} has not ended yet: it has no {SUMMARY}; continue with --resume, or wait")
     raise UserError(f"{str(folder)!r} holds no run, trace or export; give such a folder, or a result's file")
 
 
@@ -152,7 +152,7 @@ def _print_run(document: dict[str, Any], folder: Path, console: Console) -> None
 
 
 def _print_values(kind: str, values: dict[str, Any], console: Console) -> None:
-    """A short document, a line a value."""
+    """Prints a short document, one line per value."""
     from rich.text import Text
 
     from ...albert_core.terminal.text import clean

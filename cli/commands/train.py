@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...albert_core.loop.train import TrainResult
 
 
-_what, _again, _output = map(panel, ("What is run", "Going on", "Output"))
+_what, _again, _output = map(panel, ("What is run", "Continuing", "Output"))
 
 
 def train(
@@ -47,15 +47,15 @@ def train(
     resume: Annotated[
         Path | None,
         _again(
-            metavar="RUN", help="Go on with this run's folder; its own configuration is used when CONFIG is not given."
+            metavar="RUN", help="Continue this run's folder; its own configuration is used when CONFIG is not given."
         ),
     ] = None,
     resume_or_start: Annotated[
         bool,
         _again(
             "--resume-or-start",
-            help="Go on with the run that run_name names where it is there, else start it; one that is complete ends "
-            "at once. For schedulers and restarts, which repeat one command line.",
+            help="Continue the run that run_name names if it exists, else start it; a complete run ends at once. For "
+            "schedulers and restarts, which repeat one command line.",
         ),
     ] = False,
     threads: Annotated[int | None, _what(help="CPU threads.")] = None,
@@ -73,13 +73,13 @@ def train(
 
       isotrain train banking77 --set run_name=nightly --resume-or-start
 
-    Ctrl-C saves a checkpoint and prints the command that goes on from it, bit for bit.
+    Ctrl-C saves a checkpoint and prints the command that continues from it, bit for bit.
     """
     from ... import UserError
     from ...albert_core.processes.parent import stop_with_launcher
 
     stop_with_launcher()
-    # Read when torch loads: its warnings of a lost process are C++ stacks, and the run says it in one line.
+    # torch reads it when it loads. Its warnings of a lost process are C++ stacks, and the run says it in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from ...albert_core.config.load import load_config
@@ -96,14 +96,14 @@ def train(
     auto = ["resume_from_checkpoint=auto"] if resume_or_start else []
     resolved = load_config(source, [*(sets or ()), *auto], {"backend": backend, "threads": threads})
     if config is None and run is not None:
-        # A run's own file has every key: without these the defaults' data and model would be looked for instead.
+        # A run's own file has every key. Without these, the default data and model would be used instead.
         lost = [key for key in ("dataset_id", "model_name") if resolved.sources[key] == "default"]
         if lost:
             raise UserError(
                 f"{run.config} has no {lost[0]}: it was emptied or cut short; copy the whole run folder again"
             )
 
-    # From here on, for the imports take seconds.
+    # Before the imports, which take seconds.
     with stop_on_signals():
         from ...albert_core.loop.train import resume_command
         from ...albert_core.loop.train import train as run_training
@@ -124,14 +124,14 @@ def train(
                 if result.status == "completed" and not result.before:
                     say_lines(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))])
                 if result.status == "stopped":
-                    say(f"{done}; go on with: {resume_command(result.run, ranks)}")
+                    say(f"{done}; continue with: {resume_command(result.run, ranks)}")
         if result.status == "collapsed":
             say(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
         raise typer.Exit(_code(result, resolved.config))
 
 
 def _code(result: TrainResult, config: TrainConfig) -> Exit:
-    """What the command ends in: a stop that was asked for is none."""
+    """The exit code. A requested stop is a success."""
     if result.status == "collapsed":
         return Exit.FAILED
     asked = config.stop_at_step is not None and result.step >= config.stop_at_step
@@ -139,7 +139,7 @@ def _code(result: TrainResult, config: TrainConfig) -> Exit:
 
 
 def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
-    """What to try on a finished run, as commands that work as pasted."""
+    """Commands to try on a finished run, ready to paste."""
     run = result.run.path
     backend = config.backend_name
     kernels = ["--quick", "--layout", "bucketed", "--kernel", "auto", "--kernel", "transformers"]
@@ -167,7 +167,7 @@ def _show(result: TrainResult) -> None:
             chart = evaluation_chart(rows, result.chart, f"{', '.join(result.chart)}: {result.label}")
             say_lines(as_text(chart).split("\n"))
 
-    # Not the table's title: that would wrap at the table's width, and a label must stay in one piece.
+    # Not the table's title, which would wrap at the table's width; a label must stay in one piece.
     already = " already, nothing was left to do" if result.before else ""
     say(f"{result.status}{already}: {result.label}")
     words, of = result.best_by.words, result.total_steps
@@ -192,7 +192,7 @@ def figures_table(
     total_steps: int,
     seconds: float | None,
 ) -> Table:
-    """A run's last and best evaluation, by the metrics' `names`."""
+    """A table of a run's last and best evaluation, with the metrics `names`."""
     from rich.table import Table
 
     table = Table()

@@ -18,7 +18,7 @@ def tt_estimate(
     cores: Annotated[int | None, typer.Option(help="Other than the card's published number.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Estimate, from published peaks alone, the frozen forward's speed on a Tenstorrent card. Nothing is measured.
+    """Estimate the frozen forward's speed on a Tenstorrent card, only from published peaks. Nothing is measured.
 
     Example:
 
@@ -64,7 +64,7 @@ def tt_estimate(
             row.bound,
         )
     console = output_console()
-    # Not the table's title: that would wrap at the table's width.
+    # Not the table's title, which would wrap at the table's width.
     given = f"{encoder.label} on {card}, {sequences} x {length} tokens, {weight_dtype}"
     console.print(f"estimate, not a measurement: {given}")
     console.print(fitted(table, console))

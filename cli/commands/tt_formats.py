@@ -88,7 +88,7 @@ def _table(rows: list[tuple[TensorLoss, str]], broken: bool) -> Table:
 
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in ("format", "fidelity"):
-        # As wide for every tensor.
+        # The same width for every tensor.
         table.add_column(column, min_width=10)
     for column in ("rel. RMS", "max abs", "saturated", "flushed", *(["not finite"] if broken else [])):
         table.add_column(column, justify="right")
@@ -106,7 +106,7 @@ def _table(rows: list[tuple[TensorLoss, str]], broken: bool) -> Table:
 
 
 def _grouped(losses: list[TensorLoss]) -> list[tuple[TensorLoss, str]]:
-    """Neighbouring rows that differ in the fidelity's name alone become one, such as hifi2-4 or lofi-hifi4."""
+    """Merges neighbouring rows that differ only in the fidelity's name into one, such as hifi2-4 or lofi-hifi4."""
     from dataclasses import replace
 
     rows: list[tuple[TensorLoss, str]] = []

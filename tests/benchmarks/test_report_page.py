@@ -203,7 +203,7 @@ def test_a_quick_look_and_a_partial_result_are_called_so(bench_result: dict[str,
     (tmp_path / "bench.json").write_text(json.dumps(bench_result), encoding="utf-8")
     for section in contents(load_results(tmp_path)):
         for chart in section.charts:
-            assert chart.title.endswith("random weights · quick look, no result · partial: interrupted")
+            assert chart.title.endswith("random weights · smoke run, no result · partial: interrupted")
 
 
 def test_the_curves_are_the_results(results_folder: Path) -> None:

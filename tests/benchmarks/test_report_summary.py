@@ -83,16 +83,16 @@ def test_results_of_several_files_stand_in_one_chart_with_what_holds_for_some(
     assert chart.title == "All valid results · random weights"
     assert chart.groups == ("forward", "end-to-end runs")
     assert [(value, words) for _, value, words in bars(found)] == [
-        (315.0, "quick look, no result, b.json"),
+        (315.0, "smoke run, no result, b.json"),
         (300.0, "a.json"),
-        (210.0, "quick look, no result, b.json"),
+        (210.0, "smoke run, no result, b.json"),
         (200.0, "a.json"),
-        (105.0, "quick look, no result, b.json"),
+        (105.0, "smoke run, no result, b.json"),
         (100.0, "a.json"),
         (0.4, "whole.json"),
         (0.1, "extrapolated from 50 of 6,255 steps, whole.json"),
     ]
-    assert "(random weights, quick look, no result) by native on Fake CPU, 315 samples/s" in sentences(found)[0]
+    assert "(random weights, smoke run, no result) by native on Fake CPU, 315 samples/s" in sentences(found)[0]
 
 
 def test_who_agrees_who_does_not_and_who_was_not_judged(tmp_path: Path) -> None:

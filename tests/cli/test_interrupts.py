@@ -224,7 +224,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_with(folder: Path,
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 130, output
-    assert "isotrain: interrupted; go on with: " in output
+    assert "isotrain: interrupted; continue with: " in output
     assert "train --resume runs/early" in output
     assert (run / "config.yaml").is_file()
     process = start(folder, "--resume", "runs/early", "--set", "model_name=random:tiny")

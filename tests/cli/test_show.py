@@ -166,9 +166,9 @@ def test_lists_are_those_that_the_commands_check_by() -> None:
     from isotrain.benchmarks.harness.plan import END_TO_END, LAYOUTS, WORKLOADS
     from isotrain.cli.commands import list as lists
 
-    assert tuple(lists._workloads()) == (*WORKLOADS, END_TO_END)
-    assert tuple(lists._layouts()) == LAYOUTS
-    assert sorted(lists._formats()) == sorted(FORMATS)
+    assert tuple(lists._KINDS["workloads"]) == (*WORKLOADS, END_TO_END)
+    assert tuple(lists._KINDS["layouts"]) == LAYOUTS
+    assert sorted(lists._KINDS["formats"]) == sorted(FORMATS)
 
 
 @pytest.mark.parametrize("command", [(), ("train",), ("bench",), ("parity",), ("parity", "run"), ("show",)])
@@ -216,7 +216,7 @@ def test_commands_and_options_stand_in_groups(invoke: Invoke) -> None:
         assert panel in out
     for command, panels in {
         ("bench",): ("What is measured", "How thoroughly", "Output"),
-        ("train",): ("What is run", "Going on", "Output"),
+        ("train",): ("What is run", "Continuing", "Output"),
         ("predict",): ("What is asked", "Which model, where", "Output"),
         ("export",): ("What is exported", "Output"),
         ("parity", "run"): ("What is run", "How thoroughly", "Output"),

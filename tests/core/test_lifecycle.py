@@ -107,7 +107,7 @@ def test_an_evaluation_made_by_a_resume_that_is_killed_before_its_save_is_record
 
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "save_now", die)
-        with pytest.raises(KeyboardInterrupt, match=r"go on with: .*train --resume .*/cut"):
+        with pytest.raises(KeyboardInterrupt, match=r"continue with: .*train --resume .*/cut"):
             run(resume=cut.run, eval_batch_size=10)
     same_end(run(resume=cut.run, eval_batch_size=10), straight)
 
@@ -246,7 +246,7 @@ def test_a_run_appears_with_all_that_a_resume_needs(run: Run, monkeypatch: pytes
     straight = run(run_name="straight")
     with monkeypatch.context() as patch:
         patch.setattr(start, "describe", looking)
-        with pytest.raises(KeyboardInterrupt, match="go on with"):
+        with pytest.raises(KeyboardInterrupt, match="continue with"):
             run(run_name="early")
     assert {"config.yaml", "run.json", "labels.json", "tokenizer", "manifest.json", ".lock"} <= seen["there"]
     assert seen["beside"] == {"straight", "early"}

@@ -61,7 +61,7 @@ def test_a_lost_process_ends_the_other(job: Path, number: signal.Signals) -> Non
     # In one line and the same words everywhere: the summary has those of the terminal.
     status = json.loads((run / "summary.json").read_text())["status"]
     assert status == said[0].replace("isotrain: error: ", "failed: ")
-    assert f"go on with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume {run}" in status
+    assert f"continue with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume {run}" in status
     assert list(run.glob("checkpoints/step-*")), "what was saved is kept"
 
 
@@ -102,7 +102,7 @@ def test_torchrun_passes_a_stop_on_and_all_save_the_same_step(
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "stopped", output
     assert f"step-{summary['step']:08d}" in {path.name for path in run.glob("checkpoints/*")}
-    assert output.count("go on with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume") == 1, output
+    assert output.count("continue with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume") == 1, output
 
 
 @pytest.mark.slow

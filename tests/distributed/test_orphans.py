@@ -142,4 +142,4 @@ def test_a_run_is_saved_and_ends_when_its_launcher_is_killed(tmp_path: Path, lau
             os.kill(pid, signal.SIGKILL)
     said = (tmp_path / "output").read_text()
     assert json.loads((run / "summary.json").read_text())["status"] == "stopped", said
-    assert "go on with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume" in said
+    assert "continue with: torchrun --nproc-per-node 2 -m isotrain.cli train --resume" in said

@@ -21,9 +21,7 @@ from .judge import (
 )
 from .process import Ended
 
-_PRINTED = re.compile(
-    r"(?:go on(?: with it)? (?:with|by):?|begin it by) `?(?:isotrain )?((?:train )?--resume [^`;\s]+)"
-)
+_PRINTED = re.compile(r"(?:continue(?: it)? (?:with|by):?|begin it by) `?(?:isotrain )?((?:train )?--resume [^`;\s]+)")
 _RESUMED = re.compile(r"resumed from \S+ at step (\d+)")
 
 # Seconds; a busy machine takes longer, and what is killed then is a beginning more often than an end.

@@ -18,7 +18,7 @@ from .summary import summary
 
 
 def contents(results: Results) -> list[Section]:
-    """The sections that have something to say: the answers first, the details folded below them."""
+    """The sections that aren't empty: first the answers, then the details, which are folded."""
     throughput = Section("throughput", "Throughput", folded=True)
     roofline = Section("roofline", "Roofline", folded=True)
     for index, bench in enumerate(results.bench):
@@ -26,7 +26,7 @@ def contents(results: Results) -> list[Section]:
         roofline.blocks.extend(of_roofline.roofline(bench, f"roofline-{index}"))
     for index, whole in enumerate(results.end_to_end_runs):
         throughput.blocks.extend(of_end_to_end.end_to_end_runs(whole, f"whole-runs-{index}"))
-    # Where there are training runs alone, their curves are what a reader came for.
+    # If there are only training runs, the report shows their curves first.
     answered = bool(results.bench or results.end_to_end_runs or results.parity)
     sections = [
         summary(results),
@@ -44,7 +44,7 @@ def contents(results: Results) -> list[Section]:
 
 
 def lead(results: Results) -> str:
-    """What the report was made from, in a line."""
+    """What the report was made from, in one line."""
     counts = (
         (results.parity, "parity result"),
         (results.bench, "bench result"),

@@ -1,4 +1,4 @@
-"""Every result under a folder, read and checked; what can't be used is named, with the reason, and left out."""
+"""Reads and checks every result under a folder. Files that can't be used are left out and listed with the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUMMARY = "summary.json"
 Document = TypeVar("Document")
 Checked = TypeVar("Checked", bound=BaseModel)
 
-# Figures of an evaluation. Their names become names of files and of places on the page.
+# Figures of an evaluation. Their names become names of files and anchors on the page.
 EVALUATION = re.compile(r"eval/[\w-]+", re.ASCII)
 
 
@@ -45,9 +45,12 @@ class Found(Generic[Document]):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's folder: what it is, how it ended (None: not yet), and its curves by step.
+    """A training run's folder.
 
-    evaluations: by the names of the figures, "loss" and whatever the task has beside it.
+    Attributes:
+        summary: How the run ended; None if it hasn't ended.
+        loss: By step.
+        evaluations: By step, for "loss" and the task's other figures.
     """
 
     record: RunRecord
@@ -59,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that the report doesn't use, and why."""
+    """A file that the report doesn't use, and the reason."""
 
     path: str
     reason: str
@@ -67,7 +70,7 @@ class Skipped:
 
 @dataclass
 class Results:
-    """All that a report is made of, each kind in the order of its paths. foreign: files that are none of isotrain's."""
+    """Everything that a report is made from, each kind in the order of paths. foreign: unrelated files."""
 
     folder: Path
     bench: list[Found[Bench]] = field(default_factory=list)
@@ -79,7 +82,7 @@ class Results:
 
     @contextmanager
     def watched(self, name: str) -> Iterator[None]:
-        """Around the reading of one of them: why it can't be used is noted."""
+        """A context for reading one file, which records why it can't be used."""
         try:
             yield
         except _UnusableError as error:
@@ -96,11 +99,15 @@ _AGAIN = "write it again"
 
 
 class _UnusableError(ValueError):
-    """Why a file isn't used, in a few words."""
+    """A file can't be used; the message says why."""
 
 
 def load_results(folder: Path) -> Results:
-    """The results under `folder`, at any depth. Raises UserError where there is none that a report can show."""
+    """Reads the results under `folder`, at any depth.
+
+    Raises:
+        UserError: There is none that a report can show.
+    """
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is no folder; give one that holds results or training runs")
     results = Results(folder)
@@ -138,7 +145,7 @@ def _read_result(path: Path) -> Bench | EndToEnd | Parity:
 
 
 def _cleaned(value: Any) -> Any:
-    """A document of anybody with its texts fit for a page."""
+    """A document with all its texts cleaned for the page."""
     if isinstance(value, dict):
         return {clean(key): _cleaned(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -176,7 +183,7 @@ def _read_run(folder: Path) -> Run:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file. The last may be torn: its run was killed, or writes it just now."""
+    """The lines of a metrics file. The last one may be incomplete if the run was killed or is still running."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(lines, start=1):
         try:
@@ -191,7 +198,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    """A figure, or None for what isn't finite: "NaN" and "Infinity" stand there as texts."""
+    """A figure, or None if it isn't finite. The file has "NaN" and "Infinity" as texts."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < math.inf else None
 
@@ -205,7 +212,7 @@ def _json(path: Path) -> Any:
         raise _UnusableError(str(error)) from error
 
 
-# By pydantic's type of error, whose own words name Python's types.
+# Words by pydantic's type of error, since its own messages name Python's types.
 _WORDS = {
     "missing": "is missing",
     "model_type": "must be an object",

@@ -1,7 +1,7 @@
 """The throughput of a bench result's targets, with their intervals. Rules 7 and 10.
 
-A target that is not real has no throughput: its times are this host's. One that is invalid keeps its bar, hatched, and
-one that has no figures its name.
+An emulated target has no throughput, since its times are this host's. An invalid target has a hatched bar, and a target
+without figures only its name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def heading(found: Found[Bench]) -> Heading:
 
 
 def throughput(found: Found[Bench], key: str) -> list[Block]:
-    """Samples a second of every target: bars, the table of all figures, and what is wrong with some of them."""
+    """Samples per second of every target: bars, a table of all figures, and the reasons of invalid targets."""
     bench = found.document
     blocks: list[Block] = [heading(found), Words(_method(bench)), *banners(bench)]
     real = [target for target in bench.measured if target.real]

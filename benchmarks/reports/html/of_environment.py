@@ -1,4 +1,4 @@
-"""Where each result comes from (rule 9: machine, versions, git state, command), and what it says of itself."""
+"""Where each result comes from (rule 9: machine, versions, git state, command), and its notes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..blocks import Section, Table, word_columns
 from .loading import Results
 from .text import clean
 
-# A list of one number per core is given by its range.
+# A longer list of numbers, such as one per core, is shown as its range.
 MOST_LISTED = 8
-# What an environment says of the moment, not of the machine.
+# Keys that describe the moment and not the machine.
 OF_THE_MOMENT = ("command", "git", "load")
 
 Facts = dict[str, Any]
@@ -40,7 +40,7 @@ def environment(results: Results) -> Section:
 
 
 def _sources(results: Results) -> Iterator[tuple[str, Facts, Facts]]:
-    """Whatever ran, what is its own, and the environment that it ran in."""
+    """Everything that ran: its name, its own facts, and its environment."""
     for path, document in _measurements(results):
         own = {"created": document.created, "command": " ".join(document.command)}
         yield path, own, document.environment.document()
@@ -67,7 +67,7 @@ def _sources(results: Results) -> Iterator[tuple[str, Facts, Facts]]:
 
 
 def _said(value: Any) -> str:
-    """A value as a text; of nested ones, each after its name."""
+    """A value as a text, with names before nested values."""
     if isinstance(value, dict):
         named = (f"{clean(str(key)).replace('_', ' ')} {_said(inner)}" for key, inner in value.items())
         return "; ".join(named) or "none"
@@ -84,7 +84,7 @@ def _said(value: Any) -> str:
 
 
 def notes(results: Results) -> Section:
-    """What qualifies the figures, each note once, and the files that could not be used."""
+    """Each note on the figures once, and the files that could not be used."""
     section = Section("notes", "Notes", folded=True)
     found = [(one.path, note) for one in results.parity for note in one.document.notes]
     found += [(path, note) for path, document in _measurements(results) for note in document.notes]

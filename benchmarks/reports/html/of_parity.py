@@ -1,4 +1,4 @@
-"""What a parity result says: verdicts, losses in their tolerance bands, error by layer. Rules 12 to 14."""
+"""A parity result: verdicts, losses in their tolerance bands, error by layer. Rules 12 to 14."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..views.parity import parity_tags, seeds, verdict_style
 from .loading import Found, Results
 
 SIGNS = {"pass": "✓ pass", "drift": "△ drift", "diverged": "✗ diverged", "refused": "! refused", "failed": "! failed"}
-# A candidate whose losses span more than this is only to be seen on a logarithmic axis.
+# Losses that span more than this ratio get a logarithmic axis.
 WIDE_SPAN = 50.0
 
 Checked = Column[tuple[str, Quantity]]
@@ -154,7 +154,7 @@ def _band(candidate: Candidate) -> tuple[tuple[float, float, float], ...]:
 
 
 def _all_losses(parity: Parity, key: str) -> LineChart:
-    """All devices' curves; a band that several candidates share is drawn once."""
+    """The curves of all devices. A band that several candidates share is drawn once."""
     sides = [(parity.reference, REFERENCE), *((one, style) for style, one in enumerate(parity.candidates))]
     lines = tuple(Line(_named(side), _curve(side), style) for side, style in sides if _curve(side))
     bands: dict[tuple[tuple[float, float, float], ...], tuple[list[str], int]] = {}
@@ -179,7 +179,7 @@ def _named(side: Ran) -> str:
 
 
 def _difference(parity: Parity, candidate: Candidate, style: int) -> tuple[Line, tuple[Band, ...]] | None:
-    """The candidate's loss and band relative to the reference's loss; None where no step has both losses."""
+    """The candidate's loss and band minus the reference's loss; None if no step has both losses."""
     reference = {step: value for step, value in _curve(parity.reference) if value is not None}
     points = tuple(
         (step, None if value is None else value - reference[step])
@@ -198,7 +198,7 @@ def _difference(parity: Parity, candidate: Candidate, style: int) -> tuple[Line,
 
 
 def _growth(parity: Parity, index: str) -> list[LineChart]:
-    """The accumulated error of all candidates, and the local one: the layer replayed from the reference's input."""
+    """The accumulated error of all candidates, and the local error of layers replayed from the reference's input."""
     known = [(style, one) for style, one in enumerate(parity.candidates) if one.layers]
     if not known:
         return []
@@ -226,7 +226,7 @@ def _growth(parity: Parity, index: str) -> list[LineChart]:
 
 
 def _limits(known: Sequence[tuple[int, Candidate]], names: tuple[str, ...], key: str) -> list[Line]:
-    """What the tolerance allows after each layer; a limit that several candidates share is drawn once."""
+    """The allowed error after each layer. A limit that several candidates share is drawn once."""
     limits: dict[tuple[Point, ...], tuple[list[str], int]] = {}
     for style, one in known:
         limit = _by_layer(one.layers, names, key)

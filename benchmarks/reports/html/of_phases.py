@@ -1,4 +1,4 @@
-"""Where the seconds go that are no step: importing, opening, loading, compiling. Rule 3."""
+"""The seconds outside of steps: importing, opening, loading, compiling. Rule 3."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..views.labels import bench_tags, joined, titled, whole_tags
 from .loading import Found, Results
 from .of_runs import run_name, run_tags
 
-# The parts of the way to a steady state, whose own length is chosen, not found.
+# The phases before the steady state. Its own duration is a setting and not shown.
 PHASES = ("import", "open", "load", "data", "prepare", "first_step", "warm_up")
 HOST = "this host's seconds"
 
 
 def phases(results: Results) -> Section:
-    """Seconds by phase: of bench targets up to their steady state, and of end-to-end runs."""
+    """Seconds by phase: of bench targets up to their steady state, of end-to-end runs and of training runs."""
     section = Section("phases", "Phases", folded=True)
     for index, found in enumerate(results.bench):
         targets = [target for target in found.document.measured if target.phases]
@@ -62,7 +62,7 @@ def _phases(found: Found[Bench], targets: Sequence[MeasuredTarget], key: str) ->
 
 
 def _seconds(target: MeasuredTarget) -> dict[str, float]:
-    """Seconds of each phase up to the steady state; compilations during the warm-up are a part of their own."""
+    """Seconds of each phase up to the steady state, with compilations during the warm-up as a separate part."""
     seconds = {phase: target.phases[phase].median for phase in PHASES if phase in target.phases}
     compiling = target.phases.get("later_compiles")
     if compiling is not None and "warm_up" in seconds:
@@ -71,13 +71,13 @@ def _seconds(target: MeasuredTarget) -> dict[str, float]:
 
 
 def _stacked(key: str, title: str, words: str, stacks: Sequence[Stack]) -> StackedChart:
-    """Stacks over all the parts that one of them has, in the order of their first appearance."""
+    """A chart of stacks with all their parts, in the order of first appearance."""
     parts = tuple(dict.fromkeys(part for stack in stacks for part, value in stack.parts.items() if value > 0))
     return StackedChart(key, title, words, "seconds", parts, tuple(stacks))
 
 
 def _whole_stack(name: str, run: WholeProcess | RunSummary, words: str) -> Stack:
-    """The phases of an end-to-end run, and what is left of its seconds."""
+    """The phases of an end-to-end run, and the rest of its seconds."""
     parts = {phase.replace("_", " "): seconds for phase, seconds in run.phases.items()}
     rest = (run.seconds or 0.0) - sum(parts.values())
     return Stack(name, parts | {"steps, evaluation, rest": max(0.0, rest)}, words)

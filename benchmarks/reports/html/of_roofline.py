@@ -1,4 +1,4 @@
-"""Each target under the roof that its own run measured: the matrix product and the memory copy. Rule 11.
+"""Each target on the roofline of its own run, from the measured matrix product and memory copy. Rule 11.
 
 Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
 """
@@ -18,12 +18,12 @@ from ..views.labels import bench_tags, titled, verdict
 from .loading import Found
 from .of_bench import heading
 
-# How far the chart reaches beyond the points in it.
+# The factor by which the chart extends beyond its points.
 ROOM = 2.0
 
 
 def roofline(found: Found[Bench], key: str) -> list[Block]:
-    """A chart and a table of each device and dtype; in words, the targets that have no place under the roof."""
+    """A chart and a table for each device and dtype, and the names of targets without an intensity."""
     groups = _by_device(found.document.measured)
     blocks: list[Block] = [heading(found)] if groups else []
     for place, targets in enumerate(groups):
@@ -32,7 +32,7 @@ def roofline(found: Found[Bench], key: str) -> list[Block]:
 
 
 def _by_device(targets: Sequence[MeasuredTarget]) -> list[list[MeasuredTarget]]:
-    """Targets that lie under the same roof."""
+    """Groups of targets with the same roofline."""
     groups: dict[tuple[str, str], list[MeasuredTarget]] = {}
     for target in targets:
         if target.real:
@@ -41,7 +41,7 @@ def _by_device(targets: Sequence[MeasuredTarget]) -> list[list[MeasuredTarget]]:
 
 
 def _roofline(bench: Bench, targets: Sequence[MeasuredTarget], key: str) -> list[Block]:
-    """One device's roof with what ran under it; without a target that has its place there, the peaks alone."""
+    """One device's roofline with its targets, or only the peaks if no target has an intensity."""
     first = targets[0]
     placed = [target for target in targets if target.roofline is not None]
     blocks: list[Block] = []
@@ -69,7 +69,7 @@ def _roofline(bench: Bench, targets: Sequence[MeasuredTarget], key: str) -> list
 
 
 def _spans(placed: Sequence[MeasuredTarget], roofs: Sequence[Line]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The intensities and the rates that the chart shows: those of the targets, and the roofs above them."""
+    """The ranges of intensities and rates in the chart, which include the targets and the roofs above them."""
     points = [_place(target) for target in placed]
     across = (min(x for x, _ in points) / ROOM, max(x for x, _ in points) * ROOM)
     above = [y for roof in roofs for x, y in roof.points if y is not None and across[0] <= x <= across[1]]
@@ -78,18 +78,18 @@ def _spans(placed: Sequence[MeasuredTarget], roofs: Sequence[Line]) -> tuple[tup
 
 
 def _fastest(placed: Sequence[MeasuredTarget], peaks: Peaks) -> float:
-    """GB/s of the fastest copy that a target is held against: what its step moves may fit a cache."""
+    """GB/s of the fastest copy that a target is compared with, since a step's traffic may fit into a cache."""
     known = [target.roofline.bandwidth_gbps for target in placed if target.roofline is not None]
     return max(peaks.copy_gbps, *known)
 
 
 def _ridge(tflops: float, gbps: float) -> float:
-    """FLOP/byte from which on the products are the limit."""
+    """FLOP/byte above which the products are the limit."""
     return tflops * 1e3 / gbps
 
 
 def _roof(name: str, tflops: float, gbps: float, placed: Sequence[float], style: int) -> Line:
-    """A roof over the targets' intensities, with its ridge where that is among them."""
+    """A roof over the targets' intensities, with its ridge if that is among them."""
     low, high, ridge = min(placed) / ROOM, max(placed) * ROOM, _ridge(tflops, gbps)
     points: list[Point] = [(x, min(tflops, gbps * x / 1e3)) for x in sorted({low, high, min(max(ridge, low), high)})]
     return Line(name, tuple(points), style, plain=style != REFERENCE, marked=False)
@@ -119,14 +119,14 @@ def _roofs(peaks: Peaks, fastest: float, placed: Sequence[float]) -> list[Line]:
 
 
 def _place(target: MeasuredTarget) -> tuple[float, float]:
-    """FLOP/byte and the TFLOP/s that were reached."""
+    """FLOP/byte, and the TFLOP/s reached."""
     assert target.roofline is not None, "placed targets only"
     return target.roofline.intensity_flop_per_byte, target.roofline.share * target.roofline.roof_tflops
 
 
 def _placed(target: MeasuredTarget, style: int) -> Line:
     x, reached = _place(target)
-    # Every rate of a target is work over the same seconds: their intervals have one shape.
+    # All rates of a target are work over the same seconds, so their intervals are proportional.
     speed = target.figures.hardware_tflops
     return Line(
         target.name if target.valid else f"{target.name} (invalid)",
@@ -144,4 +144,4 @@ def _places(bench: Bench, placed: Sequence[MeasuredTarget]) -> Table[MeasuredTar
         *(INTENSITY, REACHED, ROOF, ROOF_SHARE, COPY, BOUND),
         Column[MeasuredTarget]("valid", verdict, numeric=False),
     )
-    return Table(titled("Places under the roof", bench_tags(bench)), columns, placed, target_style)
+    return Table(titled("Targets on the roofline", bench_tags(bench)), columns, placed, target_style)

@@ -1,4 +1,4 @@
-"""What training runs say: their losses and evaluations by step, how they ended."""
+"""Training runs: losses and evaluations by step, and how they ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = {
 
 
 def training(results: Results, folded: bool) -> Section:
-    """Losses and evaluations of all runs, over the same axes."""
+    """Losses and evaluations of all runs on the same axes."""
     section = Section("training", "Training runs", folded=folded)
     runs = results.runs
     if not runs:
@@ -40,18 +40,18 @@ def training(results: Results, folded: bool) -> Section:
 
 
 def metrics(runs: Sequence[Found[Run]]) -> list[str]:
-    """The figures that some run was evaluated by, the loss first."""
+    """The figures of all evaluations, the loss first."""
     found = {metric for run in runs for metric in run.document.evaluations}
     return sorted(found, key=lambda metric: (metric != "loss", metric))
 
 
 def said(metric: str) -> str:
-    """A figure's name as people write it."""
+    """A figure's usual name."""
     return NAMES.get(metric, metric.replace("_", " "))
 
 
 def run_tags(runs: Sequence[Found[Run]]) -> list[str]:
-    """What holds for the figures of some run of them."""
+    """What qualifies the figures of some of the runs."""
     some = [run.path for run in runs if run.document.record.random_weights]
     if not some:
         return []
@@ -113,7 +113,7 @@ def _seconds(run: Found[Run]) -> str:
 
 
 def ended(run: Run) -> str:
-    """How a run ended, in the words of its summary."""
+    """How a run ended, from its summary."""
     return "not ended" if run.summary is None else run.summary.status
 
 
@@ -122,7 +122,7 @@ def _last(curve: tuple[Point, ...]) -> str:
 
 
 def outcome(run: Found[Run]) -> str:
-    """How a run ended, and what it reached in its last evaluation."""
+    """How a run ended, and the figures of its last evaluation."""
     reached = [
         f"{said(metric)} {values[-1]:.4f}"
         for metric in metrics([run])

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing beside it, no script and no network."""
+"""The page: one HTML file without scripts that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ KINDS = {Heading: "heading", Words: "words", Table: "table"}
 
 
 def render_page(title: str, lead: str, sections: list[Section], created: str) -> str:
-    """The whole page as text. Everything that isn't markup of this project's own is cleaned and escaped."""
+    """The whole page as text. Everything except this project's own markup is cleaned and escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("isotrain.benchmarks.reports.html", "."),
         autoescape=True,
         undefined=StrictUndefined,
-        # Markup is of this project's own making, any other text may be a stranger's.
+        # Markup is this project's own; any other text may come from a stranger.
         finalize=lambda value: clean(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -42,7 +42,7 @@ def _kind(block: Any) -> str:
 
 
 def _drawings(chart: Chart) -> list[tuple[str, Markup]]:
-    """The chart for a wide window and for a narrow one, by the class that the style sheet knows."""
+    """The chart for a wide and for a narrow window, by the classes of the style sheet."""
     width = HALF if isinstance(chart, LineChart) and chart.half else WIDE
     return [
         ("wide", _markup(draw_svg(chart, width, f"{chart.key}-w"))),

@@ -1,4 +1,4 @@
-"""What a reader asks first: what is fastest and by how much, whether the losses agree, and what was not judged."""
+"""The answers: what is fastest and by how much, whether the losses agree, and what was not judged."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .of_parity import verdicts
 from .of_runs import outcome, run_name
 
 WHOLE = "end-to-end runs"
-# Sentences about speed; the chart has all workloads.
+# The most sentences about speed. The chart has all workloads.
 MOST_FASTEST = 2
-# Training runs of which a sentence is said; all stand in their section.
+# The most sentences about training runs. Their section has all.
 MOST_RUNS = 2
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A valid throughput. `kernel`: the one that ran; "": a whole run's. `tags`: what holds for its whole result."""
+    """A valid throughput. kernel: the one that ran, or "" for a whole run; tags: what qualifies its whole result."""
 
     name: str
     path: str
@@ -40,12 +40,12 @@ class Rate:
 
     @property
     def who(self) -> tuple[str, str]:
-        """What another rate must differ in for a lead over it to say something: the device or the kernel."""
+        """Device and kernel. A rate is only compared with another one that differs in them."""
         return self.device, self.kernel or self.name
 
 
 def summary(results: Results) -> Section:
-    """The answers in sentences, all valid throughputs in a chart, the verdicts of parity in a table."""
+    """The answers in sentences, all valid throughputs in a chart, and the verdicts of parity in a table."""
     section = Section("summary", "Summary")
     rates = valid_rates(results)
     sentences = [*_fastest(rates), *_agreement(results)] or _runs(results)
@@ -61,7 +61,7 @@ def summary(results: Results) -> Section:
 
 
 def valid_rates(results: Results) -> list[Rate]:
-    """All throughputs that may be used: workload by workload, the fastest first."""
+    """All valid throughputs by workload, the fastest first."""
     rates = [
         Rate(
             target.name,
@@ -100,7 +100,7 @@ def valid_rates(results: Results) -> list[Rate]:
 
 
 def _fastest(rates: Sequence[Rate]) -> list[str]:
-    """For each of the first workloads a sentence: what is fastest, by how much, at which share of its peak."""
+    """A sentence for each of the first workloads: what is fastest, by how much, and at which share of its peak."""
     groups = list(dict.fromkeys(rate.group for rate in rates))
     sentences = []
     for group in groups[:MOST_FASTEST]:
@@ -122,12 +122,12 @@ def _fastest(rates: Sequence[Rate]) -> list[str]:
 
 
 def _full(rate: Rate) -> str:
-    """A rate's name with what its figure must not stand without."""
+    """A rate's name with everything that qualifies its figure."""
     return f"{rate.name} ({joined([rate.words, *rate.tags], ', ')})" if rate.words or rate.tags else rate.name
 
 
 def _agreement(results: Results) -> list[str]:
-    """Whether the losses agree, and whose were not judged."""
+    """Which losses agree, which don't, and which were not judged."""
     judged = [candidate for one in results.parity for candidate in one.document.candidates]
     agreeing = [candidate.name for candidate in judged if candidate.verdict == "pass"]
     apart = [
@@ -152,13 +152,13 @@ def _agreement(results: Results) -> list[str]:
 
 
 def _runs(results: Results) -> list[str]:
-    """How the first training runs came out."""
+    """How the first training runs ended."""
     runs = results.runs[:MOST_RUNS]
     return [f"{run_name(run)}: {outcome(run)}." for run in runs]
 
 
 def _chart(results: Results, rates: Sequence[Rate]) -> BarChart:
-    """All valid throughputs. What holds for each of them stands in the title, the rest beside its bar."""
+    """A chart of all valid throughputs. Common tags are in the title, the others beside the bars."""
     shared = [tag for tag in rates[0].tags if all(tag in rate.tags for rate in rates)]
     several = len({rate.path for rate in rates}) > 1
     groups = tuple(dict.fromkeys(rate.group for rate in rates))

@@ -1,4 +1,4 @@
-"""Texts of other people's files, made fit for a page."""
+"""Makes texts from any file safe for the page."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from ....albert_core.terminal import text as text_module
 
 
 def clean(text: str) -> str:
-    """`text` on one line, with what no page can show as its escape."""
+    """`text` on one line, with unprintable characters escaped."""
     return text_module.clean(" ".join(text.split()))

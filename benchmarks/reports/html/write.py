@@ -1,4 +1,4 @@
-"""`isotrain report` as a function: read, draw, write whole or not at all."""
+"""`isotrain report` as a function: it reads results, draws charts and writes the page whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .text import clean
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the page and the PNG files; the results that it doesn't show, and a line about other files."""
+    """What was written (the page and PNG files), the results that were left out, and a line about unrelated files."""
 
     page: Path
     pictures: tuple[Path, ...]
@@ -27,11 +27,15 @@ class Written:
 
 
 def write_report(folder: Path, out: Path, pictures: Path | None = None, title: str | None = None) -> Written:
-    """A page at `out` of all results under `folder`, and each chart as a PNG file in `pictures`.
+    """Writes a page of all results under `folder`, or nothing at all.
 
-    title: the page's, after "isotrain report: "; the folder's name when not given.
+    Args:
+        out: The page.
+        pictures: A folder for each chart as a PNG file.
+        title: The page's title after "isotrain report: "; the folder's name by default.
 
-    Raises UserError where nothing can be shown, and where `out` is no place for a page; nothing is written then.
+    Raises:
+        UserError: Nothing can be shown, or `out` or `pictures` can't be written.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-o {str(out)!r} doesn't end in .html; a report is one HTML file: name it so")

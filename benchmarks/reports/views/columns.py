@@ -17,7 +17,7 @@ WIDE = 130
 
 
 class Placed(Protocol):
-    """What the columns of rates and limits read: a measured target, or a side of an end-to-end run."""
+    """What the columns of rates and limits read: a measured target or a side of an end-to-end run."""
 
     @property
     def figures(self) -> Rates: ...
@@ -59,7 +59,7 @@ def _rate(of: Callable[[Rates], Interval]) -> Callable[[Placed], str]:
 
 
 def _tokens(of: Callable[[Rates], Interval]) -> Callable[[MeasuredTarget], str]:
-    """A rate of tokens; a step on cached features computes none."""
+    """A rate of tokens. A step on cached features computes none."""
     return lambda target: "cached" if target.layout == CACHED else _rate(of)(target)
 
 
@@ -97,7 +97,7 @@ def _steady(target: MeasuredTarget) -> str:
 
 
 def _roof(text: Callable[[Roofline], str]) -> Callable[[Placed], str]:
-    """A cell of the entry's place under the roof; without a peak of the device it has none."""
+    """A cell of the entry's roofline; "none" without a peak of the device."""
     return lambda entry: "none" if entry.roofline is None else text(entry.roofline)
 
 

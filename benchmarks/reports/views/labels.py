@@ -1,4 +1,4 @@
-"""The words that figures must not stand without: random weights, times of the host, quick, partial, invalid and why."""
+"""Labels that qualify figures: random weights, times of the host, smoke run, partial, invalid and why."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def joined(parts: Iterable[str | None], separator: str = " · ") -> str:
 
 
 def titled(title: str, tags: Iterable[str]) -> str:
-    """A title with all that qualifies every figure under it."""
+    """A title with everything that qualifies all figures under it."""
     return joined([title, *tags])
 
 
 def bench_tags(bench: Bench) -> list[str]:
-    """What holds for the figures of a bench result as a whole."""
+    """What qualifies all figures of a bench result."""
     known = bench.measured
     return [
         words
         for words, said in (
             ("random weights", any(target.model.random_weights for target in known)),
-            ("quick look, no result", bench.method.quick),
+            ("smoke run, no result", bench.method.quick),
             ("partial: interrupted", bench.status == "partial"),
             ("failed", bench.status == "failed"),
         )
@@ -38,13 +38,13 @@ def bench_tags(bench: Bench) -> list[str]:
 
 
 def whole_tags(result: EndToEnd) -> list[str]:
-    """What holds for the figures of end-to-end runs."""
+    """What qualifies all figures of end-to-end runs."""
     return [
         words
         for words, said in (
             ("random weights", any(process.random_weights for process in result.processes)),
             ("emulated, no device's time", any("emulated" in process.device for process in result.processes)),
-            ("quick look, no result", result.method.quick),
+            ("smoke run, no result", result.method.quick),
             ("partial: interrupted", result.status == "partial"),
             ("failed", result.status == "failed"),
         )
@@ -53,13 +53,13 @@ def whole_tags(result: EndToEnd) -> list[str]:
 
 
 def verdict(target: Target) -> str:
-    """Whether a target's figures may be used, in a word or two."""
+    """Whether a target's figures may be used, in one or two words."""
     if target.valid:
         return "valid" if target.real else HOSTED
     return target.status if target.status in ("failed", "not run", "unavailable") else "invalid"
 
 
 def reasons(named: Iterable[tuple[str, str, Sequence[str]]]) -> list[Table[tuple[str, str, str]]]:
-    """A table of what is wrong, or none where nothing is. named: name, verdict and reasons of each."""
+    """A table of what is invalid and why; none if everything is valid. named: name, verdict and reasons of each."""
     rows = [(name, word, "; ".join(reasons)) for name, word, reasons in named if reasons]
     return [Table("Reasons", word_columns("what", "is", "because"), rows)] if rows else []
