@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from isotrain.albert_core.processes.signals import STOPPING
+from support import forks
 from support.small_job import write_dataset
 
 CONFIG = """
@@ -46,15 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "train", *arguments],
-        cwd=folder,
-        env=os.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(folder: Path, *arguments: str, real: bool = False) -> subprocess.Popen[str]:
+    """A fork, or a `real` interpreter."""
+    words, to = ["-c", PROGRAM, "train", *arguments], subprocess.PIPE
+    if real:
+        return subprocess.Popen([sys.executable, *words], cwd=folder, stdout=to, stderr=subprocess.STDOUT, text=True)
+    return forks.Popen(words, cwd=folder, stdout=to, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +102,7 @@ def half(*_):
 write.write_report = half
 main(["report", "."])
 """
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = forks.run(["-c", program], cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (130, "isotrain: interrupted\n")
     assert not list(tmp_path.iterdir())
 
@@ -166,7 +164,7 @@ train._show = lambda result: [os.kill(os.getpid(), number) for number in (15, 2,
 sys.argv = ["isotrain", "train", "job.yaml", "--set", "num_epochs=1", "--set", "run_name=late"]
 main()
 """
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = forks.run(["-c", program], cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "isotrain predict runs/late" in ended.stdout.replace(f"{sys.executable} -m isotrain.cli", "isotrain")
 
@@ -174,14 +172,14 @@ main()
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
 def test_a_stop_signal_saves_and_says_how_to_go_on(folder: Path, straight: Path, number: signal.Signals) -> None:
-    name = f"stopped-{number.name.lower()}"
-    process = start(folder, "job.yaml", "--set", f"run_name={name}")
+    name, real = f"stopped-{number.name.lower()}", number == signal.SIGTERM
+    process = start(folder, "job.yaml", "--set", f"run_name={name}", real=real)
     wait_for_first_checkpoint(folder / "runs" / name, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 130, output
     assert f"train --resume runs/{name}" in output
-    process = start(folder, "--resume", f"runs/{name}")
+    process = start(folder, "--resume", f"runs/{name}", real=real)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     same_end(folder / "runs" / name, straight)
@@ -236,13 +234,12 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_go_on_with(folder: Path,
 @pytest.mark.slow
 def test_ctrl_c_on_a_terminal_saves_and_leaves_the_last_frame(folder: Path) -> None:
     control, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "train", "job.yaml", "--set", "run_name=watched"],
+    process = forks.Popen(
+        ["-c", PROGRAM, "train", "job.yaml", "--set", "run_name=watched"],
         cwd=folder,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
         stdout=subprocess.PIPE,
         stderr=terminal,
-        text=True,
     )
     os.close(terminal)
     shown: list[bytes] = []

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from isotrain import UserError
 from isotrain.albert_core.inference import predict
 from isotrain.albert_core.inference.prediction_files import answer_file, free_names, read_inputs
 from isotrain.albert_core.runs.folder import open_run
+from support import forks
 from support.command import Invoke, one_line_error
 
 WORDS = ("card", "loan", "fee", "lost", "rate", "open")
@@ -188,8 +187,8 @@ def test_a_stop_leaves_nothing_half_written(small_run: Path, tmp_path: Path, num
     write_rows(tmp_path / "in.csv", rows)
     (tmp_path / "out").mkdir()
     code = "from isotrain.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "predict", str(small_run), "--csv", "in.csv", "--out", "out/a.csv"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True)
+    command = ["-c", code, "predict", str(small_run), "--csv", "in.csv", "--out", "out/a.csv"]
+    process = forks.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in (tmp_path / "out").iterdir()):
         assert process.poll() is None, process.communicate()[1]

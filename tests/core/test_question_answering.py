@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +24,7 @@ from isotrain.albert_core.runs.folder import RunFolder
 from isotrain.albert_core.tasks.squad_score import score_predictions
 from isotrain.albert_core.tokens.windows import WindowStore
 from safetensors.torch import load_file
+from support import forks
 from support.small_job import losses, settings
 
 Run = Callable[..., TrainResult]
@@ -128,7 +126,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(run: Run, reading: dict[str, Any]
     whole = run(**keys, run_name="whole")
     sets = settings(Path(reading["dataset_id"]), tmp_path, **keys | {"run_name": "killed", "num_epochs": 2})
     folder = tmp_path / "runs" / "killed"
-    with subprocess.Popen([sys.executable, "-c", KILLED, *sets], env=os.environ | {"OMP_NUM_THREADS": "1"}) as child:
+    with forks.Popen(["-c", KILLED, *sets]) as child:
         while not list(folder.glob("checkpoints/step-*2")) and child.poll() is None:
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)

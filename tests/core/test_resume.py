@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.runs.folder import run_lock
 from safetensors.torch import load_file
+from support import forks
 from support.small_job import WORDS, losses, metrics, write_dataset
 
 Run = Callable[..., TrainResult]
@@ -204,11 +204,10 @@ def test_a_backend_of_the_command_line_sets_no_other_key(tmp_path: Path, backend
 def test_a_log_that_nobody_reads_any_more_ends_no_run(configure: Callable[..., ResolvedConfig], tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(configure(num_epochs=6, run_name="piped").to_yaml())
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from isotrain.cli.main import main; main()", "train", str(file)],
+    process = forks.Popen(
+        ["-c", "from isotrain.cli.main import main; main()", "train", str(file)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     )
     assert process.stderr is not None
     process.stderr.readline()

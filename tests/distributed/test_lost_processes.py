@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from support import forks
 from support.processes import children, end, start
 from support.small_job import settings, write_dataset
 
@@ -72,12 +72,10 @@ def torchrun(job: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def begin(options: Iterable[str] = (), arguments: Iterable[str] = ()) -> subprocess.Popen[str]:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-        process = subprocess.Popen(
-            [sys.executable, *command, "-m", "isotrain.cli", "train", str(job), *arguments],
-            env=os.environ,
+        process = forks.Popen(
+            [*command, "-m", "isotrain.cli", "train", str(job), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         started.append(process)
         return process

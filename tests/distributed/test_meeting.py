@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.processes.ranks import ALONE, launched
+from support import forks
 from support.processes import end, environment, free_port
 from support.small_job import settings, write_dataset
 
@@ -38,12 +37,11 @@ def listener() -> Iterator[socket.socket]:
 
 
 def train(job: Path, rank: int, size: int, port: int, **changed: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "isotrain.cli", "train", str(job)],
+    return forks.Popen(
+        ["-m", "isotrain.cli", "train", str(job)],
         env={**environment(rank, size, port), **changed},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
@@ -118,13 +116,7 @@ def test_restarted_processes_meet_again(tmp_path: Path, nodes: int) -> None:
     meeting = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
     torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(2 // nodes), "--max-restarts", "1"]
     started = [
-        subprocess.Popen(
-            [sys.executable, *torchrun, str(job), str(tmp_path)],
-            env=dict(os.environ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        forks.Popen([*torchrun, str(job), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for _ in range(nodes)
     ]
     for code, output in end(started):
@@ -149,12 +141,11 @@ def test_a_group_that_has_met_takes_nobody_else(tmp_path: Path) -> None:
     port, met = free_port(), tmp_path / "met"
 
     def begin(rank: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(tmp_path / "meet.py"), str(met)],
+        return forks.Popen(
+            [str(tmp_path / "meet.py"), str(met)],
             env=environment(rank, 2, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
 
     run = [begin(0), begin(1)]

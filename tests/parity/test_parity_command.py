@@ -20,6 +20,7 @@ from isotrain.benchmarks.harness.runner import Ended
 from isotrain.benchmarks.parity import worker
 from isotrain.benchmarks.parity.run import why_ended
 from isotrain.benchmarks.parity.seeds import equivalence
+from support import forks
 from support.parity_job import SETTINGS, sets_of
 
 SCHEMA = Path(__file__).resolve().parents[2] / "benchmarks" / "schema" / "parity-2.json"
@@ -28,10 +29,8 @@ SMALL = SETTINGS | {"model_name": "random:tiny", "num_epochs": 1}
 
 
 def isotrain(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from isotrain.cli.main import main; main()", "parity", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"} | environment
-    )
+    words = ["-c", "from isotrain.cli.main import main; main()", "parity", *arguments]
+    return forks.run(words, cwd=folder, env=os.environ | {"COLUMNS": "200"} | environment)
 
 
 def options() -> list[str]:
@@ -87,7 +86,13 @@ def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path
 def test_a_device_that_is_not_here_is_said_before_the_reference_runs(
     tmp_path: Path, flag: str, side: str, missing: str
 ) -> None:
-    done = isotrain("quickstart", flag, side, folder=tmp_path, CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(
+        [sys.executable, "-m", "isotrain.cli", "parity", "quickstart", flag, side],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("isotrain: error:")
     assert missing in done.stderr

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from support import forks
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -35,12 +36,8 @@ def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """`size` processes of one run, without torchrun: what ends one of them is then the others' doing."""
     port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=environment(rank, size, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        forks.Popen(
+            list(arguments), env=environment(rank, size, port), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         for rank in range(size)
     ]
