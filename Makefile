@@ -5,6 +5,7 @@
 # make test: every test, one on each core; ARGS="tests/data -k windows": a part.
 # make test-xla: the XLA and Tenstorrent tests, with the older torch that torch-xla pins (make xla-environment).
 # make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
+# make gate-trial: plant slowdowns and faults, and count what bench --against says; ARGS="--plant 10% --busy": a part.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make clean: remove what builds and tools left, the environments aside.
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run check lint types quick format test xla-environment test-xla storm bench-suite clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm gate-trial bench-suite clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -57,6 +58,9 @@ test: $(VENV)/.installed-dev
 
 storm: $(VENV)/.installed-dev
 	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m storm $(ARGS)
+
+gate-trial: $(VENV)/.installed-dev
+	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m support.gate_trial $(ARGS)
 
 bench-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \
