@@ -128,6 +128,11 @@ def _document() -> Callable[..., dict[str, Any]]:
     return make_document
 
 
+@pytest.fixture(name="measured")
+def _measured() -> Callable[..., Measured]:
+    return measured
+
+
 def make_runs(plan: Plan, changes: dict[int, dict[str, Any]] | None = None) -> list[WorkerRun]:
     return [
         WorkerRun(target, process, 12.0, measured(**(changes or {}).get(target, {}))) for target, process in plan.order
