@@ -133,3 +133,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("ISOTRAIN_CACHE", str(tmp_path_factory.mktemp("isotrain-cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Here and in forks, a file is left to the system to write: no test cuts the power.
+
+    A third of a small run is spent waiting for the disk. Started interpreters wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        # It refuses the same descriptors.
+        patch.setattr(os, "fsync", os.fstat)
+        yield

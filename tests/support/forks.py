@@ -211,6 +211,8 @@ def _execute(arguments: list[str]) -> None:
 if __name__ == "__main__":
     for name in PRELOADED:
         import_module(name)
+    # As in the tests' own process (conftest.py).
+    os.fsync = os.fstat  # type: ignore[assignment]
     # Ctrl-C is for the tests; a fork has Python's own answer to it.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked = _serve(socket.socket(fileno=int(sys.argv[1])))
