@@ -15,7 +15,7 @@ from .host.memory import process_memory
 from .host.rapl import RaplCounters
 from .torch_device import TorchDevice, versions
 from .traits import CPU
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate, unsupported_dtype
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -77,9 +77,7 @@ class CpuBackend(TorchDevice):
                 "weights rounded to bfloat16, products in float32: this CPU has no bfloat16 units "
                 "(AMX or AVX512-BF16) and emulates them several times slower",
             )
-        raise UserError(
-            f"dtype {dtype!r} can't train on the cpu backend; allowed are float32, bfloat16, float64; set dtype to one"
-        )
+        raise unsupported_dtype(dtype, "cpu", "float32", "bfloat16", "float64")
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
         """Does nothing: eager CPU operators return when their result is written."""

@@ -55,6 +55,13 @@ class CastPolicy:
         return f"{computed}, {self.mode}" if self.mode else computed
 
 
+def unsupported_dtype(dtype: str, backend: str, *allowed: str) -> UserError:
+    """The error for a dtype that the backend doesn't have."""
+    return UserError(
+        f"dtype {dtype!r} can't train on the {backend} backend; allowed are {', '.join(allowed)}; set dtype to one"
+    )
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """What a result says about its device. Unknown figures are None, never a guess."""

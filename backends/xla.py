@@ -21,7 +21,7 @@ from .host.cache import cache_folder
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
 from .traits import XLA
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid, unsupported_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -158,10 +158,8 @@ class XlaBackend(Backend):
                 "float32",
                 "weights rounded to bfloat16, products in float32: XLA widens bfloat16 operands to float32 on a host",
             )
-        raise UserError(
-            f"dtype {dtype!r} can't train on the {self.name} backend; allowed are float32, bfloat16"
-            f"{'' if self.device_type == 'TPU' else ', float64'}; set dtype to one"
-        )
+        wide = () if self.device_type == "TPU" else ("float64",)
+        raise unsupported_dtype(dtype, self.name, "float32", "bfloat16", *wide)
 
     def place(self, value: T) -> T:
         import torch

@@ -132,7 +132,12 @@ class EncoderWeights:
     layers: tuple[LayerWeights, ...]
 
     def __post_init__(self) -> None:
-        _check_layers(self.config, len(self.layers))
+        last = max(self.config.weights_of_layer)
+        if last >= len(self.layers):
+            raise UserError(
+                f"weights_of_layer names layer {last} but {len(self.layers)} layers were given; "
+                f"the highest allowed is {len(self.layers) - 1}"
+            )
         projects = self.config.kind == "albert"
         if (self.projection_weight is not None) != projects or (self.projection_bias is not None) != projects:
             raise UserError(
@@ -211,14 +216,6 @@ def check_finite(weights: EncoderWeights) -> None:
                 f"tensor {name} holds {int((~finite).sum())} values that are NaN or infinite, the first at {where}; "
                 "the checkpoint is damaged or its training diverged: load another one"
             )
-
-
-def _check_layers(config: EncoderConfig, num_layers: int) -> None:
-    if max(config.weights_of_layer) >= num_layers:
-        raise UserError(
-            f"weights_of_layer names layer {max(config.weights_of_layer)} but {num_layers} layers were given; "
-            f"the highest allowed is {num_layers - 1}"
-        )
 
 
 def _expected_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:

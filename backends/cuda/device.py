@@ -16,7 +16,7 @@ from ... import UserError
 from ...kernels.words import count
 from ..torch_device import TorchDevice
 from ..traits import CUDA
-from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse
+from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse, unsupported_dtype
 from .graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ class CudaBackend(TorchDevice):
             )
         if dtype == "float16":
             return CastPolicy(dtype, dtype, dtype, "float32", "float16 tensor cores, float32 sums")
-        raise UserError(
-            f"dtype {dtype!r} can't train on the cuda backend; allowed are float32, bfloat16, float16, float64; set one"
-        )
+        raise unsupported_dtype(dtype, "cuda", "float32", "bfloat16", "float16", "float64")
 
     def energy(self) -> EnergyUse:
         from .nvml import gpu_energy

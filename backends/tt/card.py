@@ -21,7 +21,7 @@ from ... import UserError
 from ...kernels.words import count
 from ..base import Backend
 from ..traits import TT
-from ..types import Availability, BackendUnavailableError, CastPolicy, DeviceInfo, ShapeGrid
+from ..types import Availability, BackendUnavailableError, CastPolicy, DeviceInfo, ShapeGrid, unsupported_dtype
 from ..xla import DEVICE_BATCH_TOKENS, StaticEncoder, XlaBackend
 from .options import TtOptions
 
@@ -159,24 +159,18 @@ class TtBackend(XlaBackend):
 
     def _mode(self) -> str:
         weights = "" if self.options.weight_dtype == "bfloat16" else f", frozen weights {self.options.weight_dtype}"
-        return f"{self._products()}{weights}"
-
-    def _products(self) -> str:
-        sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
-        return f"{self.options.math_fidelity}, {sums} destination"
+        return f"{self.options.products}{weights}"
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         del strict  # No dtype is replaced by another here.
         if dtype not in ("float32", "bfloat16"):
-            raise UserError(
-                f"dtype {dtype!r} can't train on the tt backend; allowed are float32, bfloat16; set dtype to one"
-            )
+            raise unsupported_dtype(dtype, "tt", "float32", "bfloat16")
         reason = f"{dtype} tensors; products at the matrix unit's {self._mode()}"
         distance = self.options.largest_distance(frozen=True)
         return CastPolicy(dtype, dtype, dtype, "float32", reason, self._mode(), distance)
 
     def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
-        mode = self._products()
+        mode = self.options.products
         reason = f"{policy.compute} tensors; products at the matrix unit's {mode}"
         return replace(policy, reason=reason, mode=mode, largest_distance=self.options.largest_distance(frozen=False))
 

@@ -14,7 +14,7 @@ from ... import UserError
 from ..cpu import CpuBackend
 from ..error_budget import ErrorBudget
 from ..traits import TT_EMULATED
-from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse
+from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse, unsupported_dtype
 from .options import TtOptions
 
 if TYPE_CHECKING:
@@ -66,16 +66,14 @@ class TtEmulated(CpuBackend):
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         del strict  # No dtype is replaced by another here.
         if dtype not in ("float32", "bfloat16"):
-            raise UserError(
-                f"dtype {dtype!r} can't train on the {self.name} backend; allowed are float32, bfloat16; set one"
-            )
+            raise unsupported_dtype(dtype, self.name, "float32", "bfloat16")
         mode = self._mode()
         reason = f"emulated, no card is used: frozen weights and activations in the card's formats, products at {mode}"
         distance = self.options.largest_distance(frozen=True)
         return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason, f"{self.name} {mode}", distance)
 
     def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
-        mode = f"{self._products()}, {self.options.emulation}"
+        mode = f"{self.options.products}, {self.options.emulation}"
         reason = f"emulated, no card is used: products of linear layers at {mode}, all else as on the host"
         distance = self.options.largest_distance(frozen=False)
         return replace(policy, reason=reason, mode=f"{self.name} {mode}", largest_distance=distance)
@@ -139,11 +137,7 @@ class TtEmulated(CpuBackend):
         )
 
     def _mode(self) -> str:
-        return f"{self._products()}, frozen weights {self.options.weight_dtype}, {self.options.emulation}"
-
-    def _products(self) -> str:
-        sums = "float32" if self.options.fp32_dest_acc_en else "bfloat16"
-        return f"{self.options.math_fidelity}, {sums} destination"
+        return f"{self.options.products}, frozen weights {self.options.weight_dtype}, {self.options.emulation}"
 
 
 def error_budget(options: TtOptions, policy: CastPolicy) -> ErrorBudget:

@@ -38,6 +38,11 @@ class TtOptions(BaseModel):
         default="fast", description="how products are emulated: with the card's error, or with its bits"
     )
 
+    @property
+    def products(self) -> str:
+        """How the matrix unit computes products, in words."""
+        return f"{self.math_fidelity}, {'float32' if self.fp32_dest_acc_en else 'bfloat16'} destination"
+
     def largest_distance(self, frozen: bool) -> float:
         """How far logits may be from float32's, as relative L2 distance: 2 to 4 times what the emulation costs MiniLM.
 

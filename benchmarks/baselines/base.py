@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -121,10 +120,9 @@ def example_inputs(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def cls_module(encoder: LoadedEncoder, make: Callable[[nn.Module], nn.Module] = lambda module: module) -> ClsFeatures:
+def cls_module(encoder: LoadedEncoder) -> ClsFeatures:
     """The encoder's module in `ClsFeatures`, in eval mode."""
-    module: Any = ClsFeatures(make(encoder.module()))
-    return module.eval()
+    return ClsFeatures(encoder.module()).eval()
 
 
 def _first_line(error: Exception) -> str:

@@ -38,9 +38,7 @@ from ..harness.plan import (
 )
 from ..harness.runner import Ended, how, run_process, said
 from ..outcome.build import backend_notes, result_path, write_result
-from ..outcome.end_to_end import (
-    END_TO_END as SCHEMA,
-)
+from ..outcome.end_to_end import END_TO_END as SCHEMA
 from ..outcome.end_to_end import (
     METRICS,
     Counted,
@@ -312,10 +310,7 @@ def _result(
         config=EndToEndConfig(**config),
         config_sha256=hash_of(config),
         method=EndToEndMethod(
-            processes=options.processes,
-            quick=options.quick,
-            steps=LEAST_STEPS,
-            validation_batches=LEAST_VALIDATION,
+            processes=options.processes, quick=options.quick, steps=LEAST_STEPS, validation_batches=LEAST_VALIDATION
         ),
         environment=Environment.model_validate(machine),
         sides=judged,

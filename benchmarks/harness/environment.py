@@ -34,13 +34,7 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 def describe() -> dict[str, Any]:
     """This process's machine and installation, as plain values or "unavailable: reason"."""
-    return {
-        "host": host(),
-        "cpu": cpu(),
-        "load": load_average(),
-        "versions": versions(),
-        "git": git_state(),
-    }
+    return {"host": host(), "cpu": cpu(), "load": load_average(), "versions": versions(), "git": git_state()}
 
 
 def host() -> dict[str, Any]:
@@ -55,9 +49,7 @@ def host() -> dict[str, Any]:
 
 
 def cpu(
-    proc: Path = Path("/proc"),
-    sys_cpu: Path = Path("/sys/devices/system/cpu"),
-    cgroups: Path = Path("/sys/fs/cgroup"),
+    proc: Path = Path("/proc"), sys_cpu: Path = Path("/sys/devices/system/cpu"), cgroups: Path = Path("/sys/fs/cgroup")
 ) -> dict[str, Any]:
     """The host's processor, and how much of it this process may have."""
     cpuinfo = _read(proc / "cpuinfo")

@@ -147,8 +147,7 @@ def make_batches(
     if layout in ("bucketed", "sorted"):
         order = np.argsort(texts.lengths, kind="stable")
     cuts = range(0, len(order), batch_size)
-    make = {"packed": _packed, "padded": _padded, "bucketed": _bucketed, "dynamic": _tight, "sorted": _tight}[layout]
-    return [make(texts, order[start : start + batch_size], max_length) for start in cuts]
+    return [_batch(texts, order[start : start + batch_size], layout, max_length) for start in cuts]
 
 
 def static_cells(lengths: np.ndarray, count: int) -> list[int]:
@@ -191,20 +190,14 @@ def check_length(max_length: int, config: EncoderConfig, model: str) -> None:
         )
 
 
-def _packed(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
-    del max_length
+def _batch(texts: Texts, rows: np.ndarray, layout: str, max_length: int) -> BenchBatch:
     packed = PackedBatch.from_flat(texts.ids, texts.offsets, rows)
-    return BenchBatch(packed, rows, packed.host_lengths, packed.host_lengths)
-
-
-def _padded(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
-    packed = PackedBatch.from_flat(texts.ids, texts.offsets, rows)
-    return BenchBatch(packed.to_padded(max_length), rows, packed.host_lengths, np.full(len(rows), max_length))
-
-
-def _tight(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
-    del max_length
-    return _padded(texts, rows, int(texts.lengths[rows].max()))
+    if layout == "packed":
+        return BenchBatch(packed, rows, packed.host_lengths, packed.host_lengths)
+    length = packed.max_seqlen
+    if layout in ("padded", "bucketed"):
+        length = max_length if layout == "padded" else bucket_length(length, max_length)
+    return BenchBatch(packed.to_padded(length), rows, packed.host_lengths, np.full(len(rows), length))
 
 
 def _static(texts: Texts, batch_size: int, count: int) -> list[BenchBatch]:
@@ -217,10 +210,6 @@ def _static(texts: Texts, batch_size: int, count: int) -> list[BenchBatch]:
         rows_each = -(-len(members) // parts)
         for start in range(0, len(members), rows_each):
             rows = members[start : start + rows_each]
-            filled = _padded(texts, np.resize(rows, rows_each), length)
+            filled = _batch(texts, np.resize(rows, rows_each), "padded", length)
             batches.append(BenchBatch(filled.inputs, rows, filled.lengths[: len(rows)], filled.computed))
     return batches
-
-
-def _bucketed(texts: Texts, rows: np.ndarray, max_length: int) -> BenchBatch:
-    return _padded(texts, rows, bucket_length(int(texts.lengths[rows].max()), max_length))

@@ -61,12 +61,7 @@ class Workload(ABC):
     name: str
 
     def __init__(
-        self,
-        backend: Backend,
-        encoder: Any,
-        head: ClassificationHead,
-        batches: Sequence[BenchBatch],
-        texts: Texts,
+        self, backend: Backend, encoder: Any, head: ClassificationHead, batches: Sequence[BenchBatch], texts: Texts
     ) -> None:
         self.backend, self.encoder, self.batches, self.texts = backend, encoder, batches, texts
         self.head = backend.place(head)

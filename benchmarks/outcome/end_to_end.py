@@ -100,10 +100,7 @@ class Side(Part):
     reasons: list[str]
     warnings: list[str]
     processes: list[
-        Annotated[
-            Annotated[WholeProcess, Tag("whole")] | Annotated[TimedLoop, Tag("timed")],
-            Discriminator(_kind),
-        ]
+        Annotated[Annotated[WholeProcess, Tag("whole")] | Annotated[TimedLoop, Tag("timed")], Discriminator(_kind)]
     ]
     seconds: Interval | None = None
     ratio: Interval | None = Field(default=None, description="How many times as fast this project's run is.")

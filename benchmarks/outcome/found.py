@@ -50,7 +50,10 @@ def find_results(folder: Path) -> Files:
         if _MARKERS & set(files):
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not (is_run and _is_runs(name)))
+        skipped = (".", "export-") if is_run else (".",)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(skipped) and not (is_run and name in _RUNS_FOLDERS)
+        )
         for name in sorted(files):
             path = Path(root) / name
             if name.startswith(".") or not name.endswith(".json") or not path.is_file():
@@ -82,7 +85,3 @@ def foreign_line(foreign: tuple[Path, ...], folder: Path) -> str:
     if len(foreign) == 1:
         return f"{first} is no result of isotrain, and left out"
     return f"{len(foreign)} JSON files, such as {first}, are no results of isotrain, and left out"
-
-
-def _is_runs(name: str) -> bool:
-    return name in _RUNS_FOLDERS or name.startswith("export-")

@@ -179,7 +179,7 @@ class MeasuredTarget(_Target):
         if self.real and self.share_of_peak is None:
             raise ValueError("figures without a share of the peak")
         times = [process.step_seconds for process in self.processes]
-        if len({len(blocks) for blocks in times}) != 1 or not all(map(_is_time, chain.from_iterable(times))):
+        if len({len(blocks) for blocks in times}) != 1 or not all(0 < value < math.inf for value in chain(*times)):
             raise ValueError(FALSE_TIMES)
         return self
 
@@ -329,7 +329,3 @@ class Bench(Measurement):
     def measured(self) -> list[MeasuredTarget]:
         """The targets that have figures."""
         return [target for target in self.targets if isinstance(target, MeasuredTarget)]
-
-
-def _is_time(value: float) -> bool:
-    return math.isfinite(value) and value > 0

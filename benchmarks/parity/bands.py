@@ -138,12 +138,7 @@ def tensor_checks(
     largest = max(float(np.abs(other).max()) for other in others)
     most = LARGEST_FACTOR * m
     return [
-        Check(
-            quantity,
-            step,
-            rms(error),
-            _allowed(m, [rms(other) for other in others], rms(exact)) + m * rms(extra),
-        ),
+        Check(quantity, step, rms(error), _allowed(m, [rms(other) for other in others], rms(exact)) + m * rms(extra)),
         Check(
             f"{quantity}, largest error",
             step,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -43,12 +42,7 @@ STATE_TEXTS = 8
 
 
 def record(
-    config: str | None,
-    label: str,
-    sets: Sequence[str],
-    *,
-    replay_from: Trace | None = None,
-    steps: int | None = None,
+    config: str | None, label: str, sets: Sequence[str], *, replay_from: Trace | None = None, steps: int | None = None
 ) -> Trace:
     """Trains `config` with `sets` and returns the run's trace.
 
@@ -231,15 +225,12 @@ class _LayerStates:
         inputs = None if given is None else [self._placed(state) for state in given]
         if isinstance(self.encoder, torch.nn.Module):
             assert isinstance(batch, PaddedBatch), "whole models take padded batches"
-            with self._mixed_precision():
+            with self.backend.autocast(self.policy):
                 states = module_layer_states(self.encoder, batch, inputs)
         else:
             states = self.encoder.layer_states(batch, inputs)
         self.backend.synchronize(*states)
         return np.stack([self._real(state.detach().cpu()) for state in states])
-
-    def _mixed_precision(self) -> AbstractContextManager[Any]:
-        return self.backend.autocast(self.policy) if self.policy.compute != self.policy.accumulate else nullcontext()
 
     def _placed(self, state: np.ndarray) -> torch.Tensor:
         flat = torch.from_numpy(state)

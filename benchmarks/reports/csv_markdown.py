@@ -50,16 +50,7 @@ MARKDOWN_COLUMNS = (
     "seconds_steady",
     "reasons",
 )
-WHOLE_COLUMNS = (
-    "side",
-    "extrapolated",
-    "valid",
-    "seconds",
-    "ours_is_faster_by",
-    *RATE_COLUMNS,
-    "processes",
-    "reasons",
-)
+WHOLE_COLUMNS = ("side", "extrapolated", "valid", "seconds", "ours_is_faster_by", *RATE_COLUMNS, "processes", "reasons")
 
 Row = dict[str, Any]
 

@@ -18,9 +18,9 @@ from ..streams import kept
 
 if TYPE_CHECKING:
     from ... import UserError
+    from ...albert_core.config.schema import TrainConfig
     from ...benchmarks.outcome.parity import Parity
     from ...benchmarks.parity.run import Comparison
-    from ...benchmarks.parity.sides import Side
 
 OWN = "run"
 
@@ -263,31 +263,29 @@ def _check(comparison: Comparison) -> None:
     check_range("--margin", comparison.margin, 1e-6, 1)
     check_range("--time-limit", comparison.time_limit, 0.001, 10**7)
     # Everything is checked before the reference runs for an hour.
-    for side in (comparison.reference, *comparison.candidates):
-        config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
+    sides = (comparison.reference, *comparison.candidates)
+    configs = {side: load_config(comparison.config, [*comparison.sets, *side.sets]).config for side in sides}
+    for side, config in configs.items():
         check_names(config)
         backend_traits(side.backend).check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend)
-    if load_config(comparison.config, [*comparison.sets, *comparison.reference.sets]).config.dtype != "float64":
+    if configs[comparison.reference].dtype != "float64":
         raise UserError(f"--reference {comparison.reference.label}: only float64 judges; write cpu:float64")
-    known = {side.base for side in (comparison.reference, *comparison.candidates)}
+    known = {side.base for side in sides}
     for name in comparison.pythons or {}:
         if name not in known:
             raise UserError(f"--python {name}=...: no side runs on {name}; here are {', '.join(sorted(known))}")
-    reasons = [_absence(comparison, side) for side in comparison.candidates]
+    elsewhere = comparison.pythons or {}
+    reasons = [None if side.base in elsewhere else _absence(configs[side]) for side in comparison.candidates]
     if all(reasons):
         # If no candidate can be judged, the reference need not run.
         raise UserError(str(reasons[0]))
 
 
-def _absence(comparison: Comparison, side: Side) -> UserError | None:
-    """Why the side's backend can't run here; None if it can, or if it has a separate interpreter."""
+def _absence(config: TrainConfig) -> UserError | None:
+    """Why the backend can't run here; None if it can."""
     from ... import UserError
-    from ...albert_core.config.load import load_config
     from ...backends import check_available
 
-    if side.base in (comparison.pythons or {}):
-        return None
-    config = load_config(comparison.config, [*comparison.sets, *side.sets]).config
     try:
         check_available(config.backend_name)
     except UserError as error:

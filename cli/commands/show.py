@@ -100,34 +100,27 @@ def _print(document: dict[str, Any], file: Path, console: Console) -> None:
         _print_values("export", document, console)
 
 
-def _print_bench(document: dict[str, Any], console: Console) -> None:
-    from ...benchmarks.outcome.model import Bench
-    from ...benchmarks.reports.terminal import print_blocks
-    from ...benchmarks.reports.views.bench import bench_view
-
-    print_blocks(bench_view(Bench.model_validate(document)), console)
-
-
-def _print_end_to_end(document: dict[str, Any], console: Console) -> None:
-    from ...benchmarks.outcome.end_to_end import EndToEnd
-    from ...benchmarks.reports.terminal import print_blocks
-    from ...benchmarks.reports.views.end_to_end import end_to_end_view
-
-    print_blocks(end_to_end_view(EndToEnd.model_validate(document)), console)
-
-
-def _print_parity(document: dict[str, Any], console: Console) -> None:
+def _print_result(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.end_to_end import END_TO_END, EndToEnd
+    from ...benchmarks.outcome.model import BENCH, Bench
     from ...benchmarks.outcome.parity import Parity
     from ...benchmarks.reports.terminal import print_blocks
+    from ...benchmarks.reports.views.bench import bench_view
+    from ...benchmarks.reports.views.end_to_end import end_to_end_view
     from ...benchmarks.reports.views.parity import parity_view
 
-    print_blocks(parity_view(Parity.model_validate(document)), console)
+    if document["schema"] == BENCH:
+        blocks = bench_view(Bench.model_validate(document))
+    elif document["schema"] == END_TO_END:
+        blocks = end_to_end_view(EndToEnd.model_validate(document))
+    else:
+        blocks = parity_view(Parity.model_validate(document))
+    print_blocks(blocks, console)
 
 
 def _print_trace(document: dict[str, Any], console: Console) -> None:
-    _print_values(
-        "trace", {key: document[key] for key in ("label", "steps", "device", "policy") if key in document}, console
-    )
+    shown: dict[str, Any] = {key: document[key] for key in ("label", "steps", "device", "policy") if key in document}
+    _print_values("trace", shown, console)
 
 
 def _print_run(document: dict[str, Any], folder: Path, console: Console) -> None:
@@ -163,8 +156,6 @@ def _print_values(kind: str, values: dict[str, Any], console: Console) -> None:
 
 
 _PRINTERS = {
-    "isotrain.bench/2": _print_bench,
-    "isotrain.end-to-end/2": _print_end_to_end,
-    "isotrain.parity/2": _print_parity,
+    **dict.fromkeys(("isotrain.bench/2", "isotrain.end-to-end/2", "isotrain.parity/2"), _print_result),
     "isotrain.trace/2": _print_trace,
 }

@@ -22,23 +22,9 @@ class Shape(ctypes.Structure):
     """`struct Shape` of native/api.cpp."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_int32)
-            for name in (
-                "hidden",
-                "intermediate",
-                "heads",
-                "embedding",
-                "vocab",
-                "positions",
-                "types",
-                "activation",
-                "project",
-                "layers",
-                "num_layers",
-                "block_tokens",
-            )
-        ),
+        *((name, ctypes.c_int32) for name in ("hidden", "intermediate", "heads", "embedding", "vocab", "positions")),
+        *((name, ctypes.c_int32) for name in ("types", "activation", "project", "layers", "num_layers")),
+        ("block_tokens", ctypes.c_int32),
         ("eps", ctypes.c_float),
     )
 
@@ -84,22 +70,10 @@ def native() -> NativeLibrary:
         library.isotrain_cpu_create.restype = _POINTER
         library.isotrain_cpu_destroy.argtypes = (_POINTER,)
         library.isotrain_cpu_destroy.restype = None
-        library.isotrain_cpu_encode.argtypes = (
-            *(_POINTER,) * 5,
-            ctypes.c_int64,
-            ctypes.c_int,
-            _POINTER,
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-        )
-        library.isotrain_cpu_watch.argtypes = (
-            *(_POINTER,) * 5,
-            ctypes.c_int64,
-            ctypes.c_int,
-            *(_POINTER,) * 3,
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-        )
+        batch = (*(_POINTER,) * 5, ctypes.c_int64, ctypes.c_int)
+        error = (ctypes.c_char_p, ctypes.c_size_t)
+        library.isotrain_cpu_encode.argtypes = (*batch, _POINTER, *error)
+        library.isotrain_cpu_watch.argtypes = (*batch, *(_POINTER,) * 3, *error)
         library.isotrain_cpu_head_workspace.argtypes = (ctypes.POINTER(HeadTensors), ctypes.c_int)
         library.isotrain_cpu_head_workspace.restype = ctypes.c_size_t
         library.isotrain_cpu_head_step.argtypes = (

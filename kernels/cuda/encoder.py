@@ -108,7 +108,7 @@ class PackedGpuEncoder:
         x, low = self._embed(rows)
         hidden = self.config.hidden_size
         for layer in self._layers[:-1]:
-            x, low = self._repeat(layer, x, low, starts, ends, rows)
+            x, low = self._apply_layer(layer, x, low, starts, ends, rows)
         layer = self._layers[-1]
         weight, bias = layer.qkv
         key, value = functional.linear(low, weight[hidden:], bias[hidden:]).split(hidden, dim=1)
@@ -136,11 +136,11 @@ class PackedGpuEncoder:
                 if given is not None:
                     x = given[index].to(self.device, torch.float32).reshape(-1, shape[-1])
                     low = x.to(self._compute)
-                x, low = self._repeat(layer, x, low, starts, ends, rows)
+                x, low = self._apply_layer(layer, x, low, starts, ends, rows)
                 states.append(x)
         return [state.view(shape) for state in states]
 
-    def _repeat(
+    def _apply_layer(
         self,
         layer: _Layer,
         x: torch.Tensor,

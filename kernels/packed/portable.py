@@ -193,10 +193,10 @@ class PortableEncoder:
             if given is None:
                 states = [self._embed_any(batch)]
                 for layer in self._layers:
-                    states.append(self._repeat(layer, states[-1], rows))
+                    states.append(self._apply_layer(layer, states[-1], rows))
             else:
                 inputs = [self._residual(x.to(self.device).reshape(-1, self.config.hidden_size)) for x in given]
-                states = [self._repeat(layer, x, rows) for layer, x in zip(self._layers, inputs, strict=True)]
+                states = [self._apply_layer(layer, x, rows) for layer, x in zip(self._layers, inputs, strict=True)]
         return [state.view(shape) for state in states]
 
     def _packed_features(self, batch: PackedBatch) -> torch.Tensor:
@@ -227,8 +227,8 @@ class PortableEncoder:
     def _first_rows(self, x: torch.Tensor, rows: _Rows) -> torch.Tensor:
         """Float32 [sequences, hidden] after all layers, from their input [tokens, hidden]."""
         for layer in self._layers[:-1]:
-            x = self._repeat(layer, x, rows)
-        return self._repeat(self._layers[-1], x, rows, first_only=True).to(torch.float32)
+            x = self._apply_layer(layer, x, rows)
+        return self._apply_layer(self._layers[-1], x, rows, first_only=True).to(torch.float32)
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
         """The first layer's input, [tokens, hidden], from flat ids, positions and token types."""
@@ -256,7 +256,7 @@ class PortableEncoder:
         positions = torch.arange(ids.shape[1], device=ids.device).repeat(ids.shape[0])
         return self._embed(ids.flatten(), positions, None if types is None else types.flatten())
 
-    def _repeat(self, layer: _Layer, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
+    def _apply_layer(self, layer: _Layer, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
         """One layer, from [tokens, hidden] to the same. With `first_only`, only each sequence's first row."""
         hidden = self.config.hidden_size
         if first_only:

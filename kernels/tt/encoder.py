@@ -119,7 +119,7 @@ class TtEncoder(PortableEncoder):
         x = self._norm(x, self._embedding_norm)
         return x if self._tt_projection is None else self._tt_projection(x)
 
-    def _repeat(self, layer: Any, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
+    def _apply_layer(self, layer: Any, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
         """One layer, from [tokens, hidden] to the same. With `first_only`, only each sequence's first row."""
         key_value = layer.key_value(x)
         if first_only:

@@ -57,13 +57,12 @@ class Estimate:
         return max(self.compute_seconds, self.memory_seconds)
 
 
-def card_named(name: str, cores: int | None = None, clock_ghz: float | None = None) -> Card:
-    """A card of CARDS, optionally with another number of cores (a firmware may enable fewer) or another clock."""
+def card_named(name: str, cores: int | None = None) -> Card:
+    """A card of CARDS, optionally with another number of cores, since a firmware may enable fewer."""
     check_name("card", name, CARDS)
-    card = CARDS[name]
-    if (cores is not None and cores < 1) or (clock_ghz is not None and not clock_ghz > 0.0):
-        raise UserError("a card needs at least one core and a clock above 0")
-    return replace(card, cores=cores or card.cores, clock_ghz=clock_ghz or card.clock_ghz)
+    if cores is not None and cores < 1:
+        raise UserError(f"a card needs at least one core, not {cores}")
+    return replace(CARDS[name], cores=cores or CARDS[name].cores)
 
 
 def peak_tflops(card: Card, math_fidelity: str) -> float:

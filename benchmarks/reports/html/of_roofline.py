@@ -83,14 +83,9 @@ def _fastest(placed: Sequence[MeasuredTarget], peaks: Peaks) -> float:
     return max(peaks.copy_gbps, *known)
 
 
-def _ridge(tflops: float, gbps: float) -> float:
-    """FLOP/byte above which the products are the limit."""
-    return tflops * 1e3 / gbps
-
-
 def _roof(name: str, tflops: float, gbps: float, placed: Sequence[float], style: int) -> Line:
     """A roof over the targets' intensities, with its ridge if that is among them."""
-    low, high, ridge = min(placed) / ROOM, max(placed) * ROOM, _ridge(tflops, gbps)
+    low, high, ridge = min(placed) / ROOM, max(placed) * ROOM, tflops * 1e3 / gbps
     points: list[Point] = [(x, min(tflops, gbps * x / 1e3)) for x in sorted({low, high, min(max(ridge, low), high)})]
     return Line(name, tuple(points), style, plain=style != REFERENCE, marked=False)
 

@@ -11,12 +11,7 @@ from ..blocks import Column, Section, Table
 from ..views.labels import joined, titled
 from .loading import Found, Results, Run
 
-NAMES = {
-    "f1_macro": "macro-F1",
-    "f1": "F1",
-    "exact_match": "exact match",
-    "largest_share": "largest label's share",
-}
+NAMES = {"f1_macro": "macro-F1", "f1": "F1", "exact_match": "exact match", "largest_share": "largest label's share"}
 
 
 def training(results: Results, folded: bool) -> Section:
