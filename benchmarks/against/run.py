@@ -18,7 +18,7 @@ from ..outcome.against import AGAINST, Against, CheckoutResult, PairedTarget
 from ..outcome.build import build_result, result_path, write_result
 from ..outcome.model import MeasuredTarget, Target, UnmeasuredTarget
 from ..regression.verdict import REFUSED, judge
-from .checkout import Checkout, other, own
+from .checkout import Checkout
 from .pairs import PairRun, prepared, run_pairs
 
 # What a verdict needs.
@@ -27,9 +27,8 @@ LEAST_PAIRS, LEAST_BLOCKS = 3, 10
 
 @dataclass(frozen=True)
 class Asked:
-    """named: a folder or a git revision. gate: the smallest rise of time that counts, as a share."""
+    """What counts. gate: the smallest rise of time, as a share. on_undecided: fail, warn or pass."""
 
-    named: str
     gate: float
     on_undecided: str
 
@@ -44,13 +43,20 @@ def paired_plan(options: Options) -> Plan:
 
 
 def run_against(
-    plan: Plan, asked: Asked, watcher: Watcher, *, out: Path | None = None, write: bool = True
+    plan: Plan,
+    checkouts: tuple[Checkout, Checkout],
+    asked: Asked,
+    watcher: Watcher,
+    *,
+    out: Path | None = None,
+    write: bool = True,
 ) -> tuple[Against | None, Path | None]:
-    """Measures the checkout `asked.named` against the running one, and writes the result to `out`.
+    """Measures one checkout against another, and writes the result to `out`.
 
     Args:
         plan: Of `paired_plan`.
-        asked: The other checkout, and what counts.
+        checkouts: Before and after.
+        asked: What counts.
         watcher: Told of each pair as of a process.
         out: A .json file or a folder, results/ by default.
         write: Whether the result is written.
@@ -59,10 +65,9 @@ def run_against(
         The result and where it was written; None where there is nothing, as after an interruption of the first pair.
 
     Raises:
-        UserError: A checkout that isn't there, doesn't build or measures something else; options that can't be used.
+        UserError: A checkout that measures something else; options that can't be used.
     """
     path = result_path(out, datetime.now(UTC), "against") if write else None
-    checkouts = other(asked.named), own()
     machine = describe()
     pairs: list[PairRun] = []
     interrupted = False

@@ -275,6 +275,7 @@ def _against(
     options: Options, named: str, gate: str, on_undecided: str, out: Path | None, shown_as: str, dry_run: bool
 ) -> None:
     """The comparison with another checkout, which has results of a kind of its own. Ends the command."""
+    from ...benchmarks.against.checkout import other, own
     from ...benchmarks.against.comparison import comparison
     from ...benchmarks.against.run import Asked, paired_plan, run_against
     from ...benchmarks.bench import INTERRUPTED, watcher_for_terminal
@@ -286,12 +287,14 @@ def _against(
     from ...benchmarks.reports.views.plan import plan_view
 
     plan = paired_plan(options)
-    asked = Asked(named, parse_share(gate), check_undecided(on_undecided))
+    asked = Asked(parse_share(gate), check_undecided(on_undecided))
     if dry_run:
         print_blocks(plan_view(plan), output_console())
         raise typer.Exit
+    checkouts = other(named), own()
     with watcher_for_terminal(plan) as watcher:
-        result, path = run_against(plan, asked, watcher, out=out, write=shown_as == "table" or out is not None)
+        write = shown_as == "table" or out is not None
+        result, path = run_against(plan, checkouts, asked, watcher, out=out, write=write)
     if result is None:
         say("isotrain: interrupted before a pair was complete; nothing was written", err=True)
         raise typer.Exit(INTERRUPTED)

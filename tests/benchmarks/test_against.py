@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from isotrain import UserError
 from isotrain.benchmarks.against import pairs as pairing
-from isotrain.benchmarks.against import run as running
 from isotrain.benchmarks.against.checkout import Checkout
 from isotrain.benchmarks.against.run import Asked, paired_plan, run_against
 from isotrain.benchmarks.bench import PlainWatcher
@@ -92,14 +91,12 @@ def measure(tmp_path: Path, document: MakeDocument, monkeypatch: pytest.MonkeyPa
         )
         monkeypatch.setattr(pairing, "WORKER", (sys.executable, str(script)))
         names = {"before": "a" * 64, "after": "b" * 64}
-        sides = [Checkout(name, PACKAGE_ROOT, "unavailable: a test", sources) for name, sources in names.items()]
-        monkeypatch.setattr(running, "other", lambda _: sides[0])
-        monkeypatch.setattr(running, "own", lambda: sides[1])
+        sides = tuple(Checkout(name, PACKAGE_ROOT, "unavailable: a test", sources) for name, sources in names.items())
         plan = paired_plan(
             Options(workloads=("forward",), layouts=("packed",), processes=pairs, blocks=blocks, **options)
         )
         out = tmp_path / "against.json"
-        result, path = run_against(plan, Asked("before", 0.05, "fail"), PlainWatcher(plan), out=out)
+        result, path = run_against(plan, sides, Asked(0.05, "fail"), PlainWatcher(plan), out=out)
         assert path == out
         assert result == Against.model_validate_json(out.read_text(encoding="utf-8"))
         return result
