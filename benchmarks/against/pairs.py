@@ -100,7 +100,8 @@ def _check_alike(side: Side, options: Options, folder: Path) -> None:
     )
     for what, theirs, ours in told:
         if theirs != ours:
-            raise UserError(f"{label} has another {what} ({quoted(str(theirs))}, here {quoted(str(ours))})")
+            other = f"({quoted(str(theirs))}, here {quoted(str(ours))})"
+            raise UserError(f"{label} has another {what} {other}; give a newer revision")
 
 
 def run_pairs(plan: Plan, sides: tuple[Side, Side], started: Callable[[int, int], None]) -> Iterator[PairRun]:

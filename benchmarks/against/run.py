@@ -15,6 +15,7 @@ from ..harness.plan import END_TO_END, Options, Plan, make_plan
 from ..harness.runner import WorkerRun
 from ..harness.statistics import block_ratios, paired_interval
 from ..outcome.against import AGAINST, Against, CheckoutResult, PairedTarget
+from ..outcome.answers import answers_differ
 from ..outcome.build import build_result, result_path, write_result
 from ..outcome.model import MeasuredTarget, Target, UnmeasuredTarget
 from ..regression.verdict import REFUSED, judge
@@ -158,6 +159,8 @@ def _paired(old: Target, new: Target, gate: float, seed: int, pairs: Sequence[Pa
     ):
         if theirs != ours:
             return refused(f"other {what} before ({theirs[:10]}) and after ({ours[:10]})")
+    if wrong := answers_differ(old, new):
+        return refused(wrong)
     ratios = block_ratios(new.text_seconds, old.text_seconds)
     time = paired_interval(ratios, seed)
     cpu = [[process.cpu_step_seconds for process in target.processes] for target in (new, old)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -212,3 +213,42 @@ def test_a_process_that_keeps_running_beside_the_other_is_said(
     assert measure(blocks=10).notes == [
         "cpu forward packed auto x8: after 60 blocks a process went on running while the other was timed"
     ]
+
+
+def checkout_of(folder: Path, described: str) -> Checkout:
+    """A checkout whose answer to what it would measure is the real one, after `described` was done to it."""
+    package = folder / "isotrain"
+    for path in PACKAGE_ROOT.iterdir():
+        if path.is_dir() or path.suffix == ".py":
+            package.mkdir(exist_ok=True)
+            (package / path.name).symlink_to(path)
+    (package / "benchmarks").unlink()
+    shutil.copytree(PACKAGE_ROOT / "benchmarks", package / "benchmarks", ignore=shutil.ignore_patterns("results"))
+    side = package / "benchmarks" / "against" / "side.py"
+    side.write_text(side.read_text(encoding="utf-8").replace("def describe", f"{described}\n\n\ndef describe"))
+    return Checkout("older", package, "unavailable: a test", "c" * 64)
+
+
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        ("PROTOCOL = 7", "older has another block protocol ('7', here '1')"),
+        ("BENCH = 'isotrain.bench/1'", "older has another result schema ('isotrain.bench/1', here "),
+        ("Options.config = lambda self: {'model': 'other'}", "older has another config.model"),
+        ("raise SystemExit('no such module')", "older doesn't start: no such module"),
+        ("from ... import UserError\ndef make_plan(_): raise UserError('no kernel')", "refuses what is to be measured"),
+    ],
+)
+def test_a_checkout_that_measures_something_else_is_refused(tmp_path: Path, described: str, expected: str) -> None:
+    here = Checkout("here", PACKAGE_ROOT, "unavailable: a test", "b" * 64)
+    with pytest.raises(UserError) as error, pairing.prepared(checkout_of(tmp_path, described), here, Options()):
+        pytest.fail("it was prepared")
+    assert expected in " ".join(str(error.value).split())
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_checkout_without_turns_is_refused(tmp_path: Path) -> None:
+    older = checkout_of(tmp_path, "")
+    (older.root / "benchmarks" / "against" / "side.py").unlink()
+    with pytest.raises(UserError, match="older is older than --against"), pairing.prepared(older, older, Options()):
+        pytest.fail("it was prepared")

@@ -131,3 +131,31 @@ def test_options_that_contradict_each_other_are_refused(
     invoke: Callable, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in str(invoke(*arguments).exception)
+
+
+def test_a_plan_of_pairs_says_so(invoke: Callable) -> None:
+    done = invoke("--against", "HEAD", "--dry-run", "--workload", "forward", "--layout", "packed")
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    assert "3 pairs, each 20 blocks of both in about 10 s" in words
+    assert "pair" in words.split("target")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--gate", "5%"], "--gate 5% is for --against"),
+        (["--on-undecided", "warn"], "--on-undecided warn is for --against"),
+        (["--against", "HEAD", "--on-undecided", "maybe"], "--on-undecided 'maybe'"),
+        (["--against", "HEAD", "--gate", "much"], "--gate 'much' is no share"),
+        (["--against", "HEAD", "--vs", "baselines"], "--vs compares with baselines; give one of them"),
+        (["--against", "HEAD", "--workload", "end_to_end"], "drop --workload end_to_end"),
+        (["--against", "no-such-revision"], "'no-such-revision'"),
+        (["--against", "HEAD", "--format", "xml"], "--format 'xml'"),
+        (["--format", "junit"], "--format 'junit'"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused(invoke: Callable, arguments: list[str], expected: str) -> None:
+    done = invoke("--workload", "forward", *arguments)
+    assert isinstance(done.exception, UserError)
+    assert expected in str(done.exception)
