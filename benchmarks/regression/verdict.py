@@ -57,10 +57,11 @@ def judge(cost: Interval, gate: float, processes: int, lack: str = "", contended
     """
     detectable = max(gate, cost.median / cost.low - 1.0)
     need = _need(cost, gate, processes, contended)
+    if cost.high > WIDEST * cost.low:
+        wide = f"no result: the interval is wider than {WIDEST:g}x"
+        return Verdict(INCONCLUSIVE, f"{wide}; {lack or need}", INCONCLUSIVE)
     if lack:
         return Verdict(INCONCLUSIVE, lack, INCONCLUSIVE, detectable)
-    if cost.high > WIDEST * cost.low:
-        return Verdict(INCONCLUSIVE, f"no result: the interval is wider than {WIDEST:g}x; {need}", INCONCLUSIVE)
     # Symmetric: twice as much and half as much are effects of one size.
     if cost.low > 1.0 and cost.median > 1.0 + gate:
         return Verdict(REGRESSED, "", REGRESSED, detectable)
