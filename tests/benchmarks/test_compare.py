@@ -294,6 +294,20 @@ def test_invalid_figures_are_refused_and_the_other_targets_compared(write: Write
     assert comparison.code == UNUSABLE
 
 
+@pytest.mark.parametrize("slowdown", [-0.5, 0.0, 0.5])
+def test_other_answers_are_refused_however_fast(write: Write, slowdown: float) -> None:
+    """Each is right by its own reference, as it would be if the references differed."""
+    answers = {"0": [1.0, 2.0], "1": [3.0, 4.1]}
+    other = {0: {"probe": answers, "expected": answers}}
+    comparison = compare_files(write("a.json"), write("b.json", slowdown, changes=other))
+    assert verdicts(comparison)[0] == REFUSED
+    assert comparison.targets[0].verdict.reason == (
+        "its logits of the same texts differ by 2.0e-02 in relative L2 (at most 0.0001)"
+    )
+    assert verdicts(comparison)[1] != REFUSED
+    assert comparison.code == UNUSABLE
+
+
 def test_a_target_that_only_one_has_fails_unless_it_may(write: Write) -> None:
     a, b = write("a.json"), write("b.json", options={"layouts": ("padded",)})
     for pair, which in (((a, b), "before"), ((b, a), "after")):
