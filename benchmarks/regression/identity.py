@@ -30,22 +30,24 @@ class Difference(NamedTuple):
 DECISIVE = ("processor", "governor", "torch", "kernel", "device", "threads", "inter_op", "affinity", "quota", "nice")
 
 
+# Where a result keeps each fact of the machine and the installation.
+_PLACES = {
+    "torch": ("versions", "torch"),
+    "isotrain": ("versions", "isotrain"),
+    "processor": ("cpu", "model"),
+    "governor": ("cpu", "governor"),
+    "quota": ("cpu", "quota_cpus"),
+    "nice": ("cpu", "nice"),
+    "python": ("host", "python"),
+    "system": ("host", "system"),
+    "host memory": ("host", "memory_bytes"),
+}
+
+
 def of_machine(environment: Environment) -> dict[str, str]:
     """The facts of the machine and the installation, where they were recorded; a file may hold anything instead."""
-    return _known(
-        {
-            "torch": environment.versions.get("torch"),
-            "isotrain": environment.versions.get("isotrain"),
-            "revision": environment.revision,
-            "processor": environment.cpu.get("model"),
-            "governor": environment.cpu.get("governor"),
-            "quota": environment.cpu.get("quota_cpus"),
-            "nice": environment.cpu.get("nice"),
-            "python": environment.host.get("python"),
-            "system": environment.host.get("system"),
-            "host memory": environment.host.get("memory_bytes"),
-        }
-    )
+    found = {key: getattr(environment, part).get(name) for key, (part, name) in _PLACES.items()}
+    return _known({"revision": environment.revision, **found})
 
 
 def of_target(target: MeasuredTarget) -> dict[str, str]:

@@ -84,7 +84,7 @@ def outcomes(compare: Compare, noise: Noise, slowdown: float, runs: int, resampl
     return Counter(compare(generator, noise, slowdown, resamples).outcome for _ in range(runs))
 
 
-def main(runs: int = 1000, resamples: int = 1000) -> None:
+def main(runs: int = 1000, resamples: int = 300) -> None:
     for name, noise in (("quiet", QUIET), ("5 % between runs", DRIFTING), ("busy, too", BUSY)):
         for way, compare in WAYS.items():
             for slowdown in (0.0, 0.05, 0.10, 0.20):
