@@ -1,4 +1,4 @@
-"""Help that fits the terminal: no escape codes under NO_COLOR, and no panels where they would cut names and words."""
+"""Help that fits the terminal: no escape codes under NO_COLOR, and no panels if they would cut names and words."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ def panel(title: str) -> Callable[..., Any]:
     return partial(typer.Option, rich_help_panel=title)
 
 
-class HelpfulCommand(TyperCommand):
-    """A command of the command line."""
+# TyperCommand and TyperGroup have these methods from click's command, which typer doesn't export.
+_Base: Any = object
 
+
+class _Helpful(_Base):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _fit(self, formatter)
         super().format_help(ctx, formatter)
@@ -40,24 +42,20 @@ class HelpfulCommand(TyperCommand):
         return super().get_short_help_str(1000)
 
 
-class HelpfulGroup(TyperGroup):
+class HelpfulCommand(_Helpful, TyperCommand):
+    """A command of the command line."""
+
+
+class HelpfulGroup(_Helpful, TyperGroup):
     """A command with commands below it."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        _fit(self, formatter)
-        super().format_help(ctx, formatter)
-
-    def get_help(self, ctx: Any) -> str:
-        return _for_pipes(super().get_help, ctx)
-
-    def get_short_help_str(self, limit: int = 1000) -> str:
-        del limit
-        return super().get_short_help_str(1000)
 
 
 def _for_pipes(get_help: Callable[[Any], str], ctx: Any) -> str:
-    """The help without the spaces that rich fills every line with, where it is not written to a terminal."""
-    if sys.stdout.isatty():
+    """The help. If it isn't written to a terminal, it has none of the spaces with which rich fills every line."""
+    from typer import rich_utils
+
+    # click would remove the colours that FORCE_COLOR asks for.
+    if sys.stdout.isatty() or rich_utils.FORCE_TERMINAL:
         return get_help(ctx)
     # Of stdout's encoding, which decides how panels are drawn.
     printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, newline="")
@@ -67,7 +65,7 @@ def _for_pipes(get_help: Callable[[Any], str], ctx: Any) -> str:
     return trimmed(printed.read() + rest)
 
 
-def _fit(command: TyperCommand | TyperGroup, formatter: Any) -> None:
+def _fit(command: Any, formatter: Any) -> None:
     from typer import rich_utils
 
     if "NO_COLOR" in os.environ:

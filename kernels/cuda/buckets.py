@@ -60,7 +60,7 @@ class BucketRunner:
         self._buckets: dict[tuple[int, int, bool, bool], _Bucket] = {}
 
     def __call__(self, rows: TokenRows) -> torch.Tensor:
-        """Features, float32 [sequences, hidden], in memory of their own."""
+        """Features, float32 [sequences, hidden], in separate memory."""
         if rows.num_tokens > self._graph_tokens:
             return self._forward(rows)
         key = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +23,17 @@ OPERATIONS = ("add", "subtract", "multiply")
 ARCHITECTURES = ("wormhole", "blackhole")
 
 
+@cache
 def library() -> NativeLibrary:
-    """The extension, or the reason why there is none."""
-    return load("tt", INTERFACE)
+    """The extension with the argument types of its functions declared, or the reason why there is none."""
+    found = load("tt", INTERFACE)
+    if found.library is not None:
+        pointer, size, number, text = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p
+        found.library.isotrain_tt_engine.argtypes = (text,)
+        found.library.isotrain_tt_engine.restype = text
+        found.library.isotrain_tt_matmul.argtypes = (*(pointer, size) * 3, *(number,) * 7, text)
+        found.library.isotrain_tt_elementwise.argtypes = (*(pointer,) * 3, size, *(number,) * 4, text)
+    return found
 
 
 def serves(x: torch.Tensor) -> bool:
@@ -75,7 +82,7 @@ def matmul(
     native = _chosen(engine)
     if native is None:
         return values(model.matmul(a, b, fidelity, fp32_dest, arch, out))
-    status = _matmul(native)(
+    status = native.isotrain_tt_matmul(
         a.ctypes.data,
         a.strides[0] // 4,
         b.ctypes.data,
@@ -122,7 +129,7 @@ def elementwise(
             out = model.elwmul(x, y, out, phase, fp32_dest, arch)
         return values(out)
     out = np.empty_like(x)
-    _elementwise(native)(
+    native.isotrain_tt_elementwise(
         x.ctypes.data,
         y.ctypes.data,
         out.ctypes.data,
@@ -159,28 +166,7 @@ def _chosen(engine: str) -> ctypes.CDLL | None:
 
 
 def _engine(native: ctypes.CDLL, name: str) -> str:
-    function = native.isotrain_tt_engine
-    function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
-    return (function(name.encode()) or b"").decode()
-
-
-@cache
-def _matmul(native: ctypes.CDLL) -> Any:
-    function = native.isotrain_tt_matmul
-    matrix: list[Any] = [ctypes.c_void_p, ctypes.c_int64]
-    function.restype, function.argtypes = (
-        ctypes.c_int,
-        [*matrix, *matrix, *matrix, *[ctypes.c_int] * 7, ctypes.c_char_p],
-    )
-    return function
-
-
-@cache
-def _elementwise(native: ctypes.CDLL) -> Any:
-    function = native.isotrain_tt_elementwise
-    function.restype = ctypes.c_int
-    function.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, *[ctypes.c_int] * 4, ctypes.c_char_p]
-    return function
+    return (native.isotrain_tt_engine(name.encode()) or b"").decode()
 
 
 @cache
