@@ -190,8 +190,11 @@ def _compare(
             f"{str(paths[0])!r} and {str(paths[1])!r} have no target in common; measure the same workloads, layouts, "
             "kernels and batch sizes"
         )
-    for old, new in pairs:
-        for metric, gate in metrics:
+    for metric, gate in metrics:
+        having = [(old, new) for old, new in pairs if metric.of(old) or metric.of(new) or not old.valid]
+        if not having:
+            raise UserError(f"no target of either result has a figure of {metric.meaning}; drop --what {metric.name}")
+        for old, new in having:
             yield _judge(old, new, paths, metric, gate)
     both = {_key(old) for old, _ in pairs}
     for which, result in (("before", before), ("after", after)):

@@ -38,6 +38,11 @@ class Metric:
     def threshold(self, contended: bool) -> float:
         return self.shared if contended else self.gate
 
+    def of(self, entry: object) -> bool:
+        """Whether an entry has this figure: a forward pass has no loss, a machine without a counter no energy."""
+        found = self.samples(entry) if isinstance(entry, Entry) else [[]]
+        return bool(found and all(found))
+
     def cost(self, old: Entry, new: Entry) -> Interval | str:
         """After over before with its 95 % interval, or why there is none."""
         if self.name == SPEED and isinstance(old, Side) and isinstance(new, Side):
@@ -45,14 +50,16 @@ class Metric:
         if self.name == SPEED and isinstance(old, MeasuredTarget) and isinstance(new, MeasuredTarget):
             return speed_ratio(old, new, SEED).rate(1.0)
         for which, entry in (("before", old), ("after", new)):
-            found = self.samples(entry)
-            if not found or not all(found) or not all(0.0 < value < math.inf for row in found for value in row):
+            found = self.samples(entry) or []
+            if not self.of(entry) or not all(0.0 < value < math.inf for row in found for value in row):
                 return f"no {self.meaning} {which}"
         return ratio_interval(self.samples(new) or (), self.samples(old) or (), SEED)
 
 
 def _time(entry: Entry) -> Samples | None:
-    return entry.text_seconds if isinstance(entry, MeasuredTarget) else None
+    if isinstance(entry, MeasuredTarget):
+        return entry.text_seconds
+    return [[process.sampled.total] for process in entry.processes]
 
 
 def _memory(entry: Entry) -> Samples | None:

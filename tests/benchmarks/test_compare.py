@@ -207,8 +207,10 @@ def test_more_than_speed_is_gated_each_with_its_own_threshold(write: Write) -> N
     assert found == {("speed", SAME), ("memory", SAME), ("loss", REGRESSED)}
     tight = Asked(what=["memory"], gates=["memory=2%"])
     assert {one.verdict.seen for one in compare_files(a, b, (), tight).targets} == {REGRESSED}
-    lacking = compare_files(a, b, (), Asked(what=["energy"])).targets[0]
-    assert (lacking.verdict.outcome, lacking.verdict.reason) == (REFUSED, "no energy before")
+    lacking = compare_files(write("c.json"), b, (), Asked(what=["loss"])).targets[0]
+    assert (lacking.verdict.outcome, lacking.verdict.reason) == (REFUSED, "no loss before")
+    with pytest.raises(UserError, match="no target of either result has a figure of energy; drop --what energy"):
+        compare_files(a, b, (), Asked(what=["energy"]))
 
 
 def test_memory_that_grows_is_a_warning(write: Write) -> None:
