@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...kernels.names import check_name
 from ..harness.document import Interval
 from ..outcome.end_to_end import EndToEnd, Side
 from ..outcome.model import Bench, Energy, MeasuredTarget, Rates, Target
+from .blocks import Column, Table
 
 FORMATS = ("table", "json", "csv", "markdown")
 # The columns of Markdown. The CSV has all.
@@ -82,30 +83,39 @@ def to_csv(table: Sequence[Row]) -> str:
     output = io.StringIO()
     writer = csv.DictWriter(output, list(table[0]) if table else [])
     writer.writeheader()
-    writer.writerows({key: _shown(value) for key, value in row.items()} for row in table)
+    for row in table:
+        writer.writerow({key: clean(value) if isinstance(value, str) else value for key, value in row.items()})
     return output.getvalue()
 
 
 def result_markdown(result: Bench | EndToEnd) -> str:
     """A GitHub table of the most important figures with their intervals, then the notes."""
-    table = rows(result)
     wanted = MARKDOWN_COLUMNS if isinstance(result, Bench) else WHOLE_COLUMNS
-    kept = [key for key in wanted if any(_cell(row, key) for row in table)]
+    table = Table("", [Column(key, _figure(key)) for key in wanted], rows(result)).without_empty_columns()
     lines = [f"`{' '.join(result.command)}` at revision {result.environment.revision}, {result.created}", ""]
-    lines += to_markdown([{key: _cell(row, key) for key in kept} for row in table]).splitlines()
+    lines += to_markdown(table).splitlines()
     lines += ["", *(f"* {note}" for note in result.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def to_markdown(table: Sequence[Row]) -> str:
-    header = list(table[0]) if table else []
-    lines = [header, ["---"] * len(header), *([str(_shown(row[key])) for key in header] for row in table)]
-    return "".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |\n" for line in lines)
+def to_markdown(table: Table[Any]) -> str:
+    """A GitHub table with its texts cleaned, since a result may come from a stranger."""
+    header = [column.header for column in table.columns]
+    lines = [header, ["---"] * len(header), *table.rows]
+    return "".join(f"| {' | '.join(clean(text).replace('|', '/') for text in line)} |\n" for line in lines)
 
 
-def _shown(value: Any) -> Any:
-    """A value with its text cleaned, since a result may come from a stranger."""
-    return clean(value) if isinstance(value, str) else value
+def flat(table: Sequence[Row]) -> Table[Row]:
+    """Flat rows as a table with all their digits."""
+    return Table("", [Column(key, _text(key)) for key in (table[0] if table else ())], table)
+
+
+def _text(key: str) -> Callable[[Row], str]:
+    return lambda row: str(row[key])
+
+
+def _figure(key: str) -> Callable[[Row], str]:
+    return lambda row: _cell(row, key)
 
 
 def _cell(row: Row, key: str) -> str:

@@ -1,21 +1,27 @@
-"""Blocks on a terminal. Charts are left to the page."""
+"""Blocks on a terminal. Columns without room beside each other stand below each other; charts are left to the page."""
 
 from __future__ import annotations
 
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleRenderable
+from rich.console import Console, ConsoleRenderable, Group
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from ...albert_core.terminal.console import new_console
-from .blocks import Block, Heading, Table, Words
-from .fit import fitted
+from .blocks import Block, Column, Heading, Table, Words
 from .views.columns import WIDE
+
+# Cells that say nothing.
+_EMPTY = {"", "-"}
 
 
 def output_console(*, width: int | None = None) -> Console:
@@ -34,26 +40,63 @@ def print_blocks(blocks: Iterable[Block], console: Console) -> None:
         elif isinstance(block, Words):
             console.print(Text(block.text, style=block.style))
         elif isinstance(block, Table):
-            console.print(_drawn(block, console))
+            console.print(fitted(block, console))
             needed = max(needed, *(column.least_width for column in block.columns))
     if console.width < needed:
         console.print(Text(f"more columns from {needed} characters on; all of them are in the JSON"))
 
 
-def _drawn(table: Table[Any], console: Console) -> ConsoleRenderable:
-    columns = [column for column in table.columns if column.least_width <= console.width]
+def fitted(table: Table[Any], console: Console) -> ConsoleRenderable:
+    """`table` with columns where they fit; else a block of lines a row, led by its first cell."""
+    grid = in_columns(table, console)
+    if grid is not None:
+        return grid
+    blocks: list[ConsoleRenderable] = [Text(table.caption, style="italic")] if table.caption else []
+    first, *others = _columns(table, console)
+    for entry in table.entries:
+        blocks.append(Text(first.cell(entry), style=f"bold {table.style(entry)}"))
+        named = [(column.header, column.cell(entry)) for column in others]
+        lines = [f"{header}: {cell}" if header else cell for header, cell in named if cell not in _EMPTY]
+        blocks += [Padding(Text(line), (0, 0, 0, 2)) for line in lines]
+    return Group(*blocks)
+
+
+def in_columns(table: Table[Any], console: Console) -> RichTable | None:
+    """`table` with columns where the console's width has room for them, headers in two lines where that helps.
+
+    There is room if no word is broken or cut and no cell becomes a long thin column.
+    """
+    columns = _columns(table, console)
+    has_headers = any(column.header for column in columns)
     grid = RichTable(
         title=table.caption or None,
         title_justify="left",
-        box=SIMPLE_HEAD if console.width >= WIDE else None,
+        box=SIMPLE_HEAD if has_headers and console.width >= WIDE else None,
         pad_edge=False,
+        show_header=has_headers,
     )
     for column in columns:
-        header = _wrapped(column.header, [column.cell(entry) for entry in table.entries])
-        grid.add_column(header, justify="right" if column.numeric else "left", overflow="fold")
-    for entry in table.entries:
-        grid.add_row(*(Text(column.cell(entry)) for column in columns), style=table.style(entry))
-    return fitted(grid, console)
+        grid.add_column(column.header, justify="right" if column.numeric else "left", overflow="fold")
+    rows = [[column.cell(entry) for column in columns] for entry in table.entries]
+    for row, entry in zip(rows, table.entries, strict=True):
+        grid.add_row(*map(Text, row), style=table.style(entry))
+
+    def natural_width() -> int:
+        return Measurement.get(console, console.options.update(max_width=10_000), grid).maximum
+
+    if natural_width() > console.width:
+        for place, column in enumerate(columns):
+            grid.columns[place].header = _wrapped(column.header, [row[place] for row in rows])
+    if natural_width() > 1.5 * console.width:
+        return None
+    drawn = "".join(segment.text for line in console.render_lines(grid) for segment in [*line, Segment("\n")])
+    texts = [*(column.header for column in columns), *(cell for row in rows for cell in row)]
+    broken = Counter(word for text in texts for word in text.split()) - Counter(drawn.split())
+    return None if broken else grid
+
+
+def _columns(table: Table[Any], console: Console) -> list[Column[Any]]:
+    return [column for column in table.columns if column.least_width <= console.width]
 
 
 def _wrapped(header: str, cells: list[str]) -> str:

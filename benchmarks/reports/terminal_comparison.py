@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ...albert_core.terminal.text import clean
 from ..harness.document import Interval
 from ..regression.compare import Compared, Comparison
 from ..regression.metrics import SPEED
 from ..regression.verdict import BAD, FAIL, INCONCLUSIVE, MISSING, WARN
+from .blocks import Block, Column, Heading, Table, Words
 from .csv_markdown import to_csv, to_markdown
-from .fit import fitted
+from .terminal import print_blocks
 
 # Where GitHub Actions takes the page of a job.
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -27,19 +25,9 @@ SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The comparison as a table, then what differs beside it."""
-    console.print(Text(_title(comparison), style="bold"))
-    console.print(Text(f"of {comparison.subject}"))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("target", overflow="fold")
-    for header in ("ratio", "95 % interval", "gate"):
-        table.add_column(header, justify="right")
-    for header in ("verdict", "why"):
-        table.add_column(header, overflow="fold")
-    for one in comparison.targets:
-        table.add_row(*_cells(one), style=_style(one))
-    console.print(fitted(table, console))
-    for line in _notes(comparison):
-        console.print(Text(line))
+    blocks: list[Block] = [Heading(_title(comparison)), Words(f"of {comparison.subject}")]
+    blocks.append(Table("", COLUMNS, comparison.targets, _style))
+    print_blocks([*blocks, *map(Words, _notes(comparison))], console)
 
 
 def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -68,8 +56,7 @@ def as_csv(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """A heading, a table and what differs."""
-    headers = ("target", "ratio", "95 % interval", "gate", "verdict", "why")
-    table = to_markdown([dict(zip(headers, _cells(one), strict=True)) for one in comparison.targets])
+    table = to_markdown(Table("", COLUMNS, comparison.targets))
     notes = "".join(f"* {clean(line)}\n" for line in _notes(comparison))
     return f"### {clean(_title(comparison))}\n\nOf {clean(comparison.subject)}\n\n{table}\n{notes}"
 
@@ -126,12 +113,22 @@ def _shown(one: Compared) -> Interval | None:
     return None if one.verdict.detectable is None else one.ratio
 
 
-def _cells(one: Compared) -> list[str]:
-    label = one.label if one.what == SPEED else f"{one.label}: {one.what}"
-    figures, ratio = ["", "", ""], _shown(one)
-    if ratio is not None:
-        figures = [f"{ratio.median:.3f}x", f"{ratio.low:.3f} to {ratio.high:.3f}", f"{one.threshold:.3g}"]
-    return [label, *figures, one.verdict.outcome, one.verdict.reason]
+def _ratio(text: Callable[[Interval, Compared], str]) -> Callable[[Compared], str]:
+    def cell(one: Compared) -> str:
+        ratio = _shown(one)
+        return "" if ratio is None else text(ratio, one)
+
+    return cell
+
+
+COLUMNS: tuple[Column[Compared], ...] = (
+    Column("target", lambda one: one.label if one.what == SPEED else f"{one.label}: {one.what}", numeric=False),
+    Column("ratio", _ratio(lambda ratio, _: f"{ratio.median:.3f}x")),
+    Column("95 % interval", _ratio(lambda ratio, _: f"{ratio.low:.3f} to {ratio.high:.3f}")),
+    Column("gate", _ratio(lambda _, one: f"{one.threshold:.3g}")),
+    Column("verdict", lambda one: one.verdict.outcome, numeric=False),
+    Column("why", lambda one: one.verdict.reason, numeric=False),
+)
 
 
 def _style(one: Compared) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from ...albert_core.output.live import as_blocks
 from ...albert_core.terminal.text import figure
 from ..regression.history import Course, History, Point, Step
-from .fit import fitted
+from .blocks import Column, Table
+from .terminal import fitted
 
 # From this width on, a row has the interval and the number of blocks.
 NARROW = 72
@@ -26,7 +24,8 @@ def print_history(history: History, console: Console) -> None:
         told = [Text(f"{model}, {dtype}, {device}, configuration {config}"), *_sparks(course), *_told(course)]
         for line in told:
             console.print(Padding(line, (0, 0, 0, 1)))
-        console.print(fitted(_rows(course.points, console.width), console), end="\n\n")
+        results = Table("", POINTS, course.points, lambda point: _style(point) if point.target.valid else "red")
+        console.print(Padding(fitted(results, console), (0, 0, 1, 1)))
     for reason in history.skipped:
         console.print(Text(f"left out: {reason}"))
     if history.foreign:
@@ -91,33 +90,22 @@ def _told(course: Course) -> list[Text]:
 
 
 def _style(point: Point) -> str:
-    return "dim" if point.target.valid and point.target.contended else ""
+    return "dim" if point.target.contended else ""
 
 
-def _rows(points: Sequence[Point], width: int) -> Table:
-    """A row a result; a narrow terminal gets no intervals."""
-    intervals = width >= NARROW
-    table = Table(box=None, pad_edge=True, padding=(0, 1))
-    for header in ("measured", "revision"):
-        table.add_column(header, no_wrap=True)
-    for header in ("samples/s", *(["95 % interval", "n"] if intervals else []), "change"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for point in points:
-        table.add_row(*_measured(point, intervals), style=_style(point) if point.target.valid else "red")
-    return table
-
-
-def _measured(point: Point, intervals: bool) -> list[str]:
-    """The cells of a result. Its change says by an asterisk that the interval of the ratio excludes 1."""
-    samples = point.target.figures.samples_per_second
-    change = "INVALID" if not point.target.valid else "contended" if point.target.contended else ""
+def _change(point: Point) -> str:
+    """The ratio to the result before. An asterisk says that its interval excludes 1."""
     if point.change is not None:
         clear = "*" if point.change.low > 1 or point.change.high < 1 else ""
-        change = f"{point.change.median:.3f}x{clear}"
-    return [
-        _day(point),
-        point.revision,
-        figure(samples.median),
-        *([samples.words(), str(point.target.n)] if intervals else []),
-        change,
-    ]
+        return f"{point.change.median:.3f}x{clear}"
+    return "INVALID" if not point.target.valid else "contended" if point.target.contended else ""
+
+
+POINTS: tuple[Column[Point], ...] = (
+    Column("measured", _day, numeric=False),
+    Column("revision", lambda point: point.revision, numeric=False),
+    Column("samples/s", lambda point: figure(point.target.figures.samples_per_second.median)),
+    Column("95 % interval", lambda point: point.target.figures.samples_per_second.words(), least_width=NARROW),
+    Column("n", lambda point: str(point.target.n), least_width=NARROW),
+    Column("change", _change),
+)

@@ -66,19 +66,10 @@ def _show_keys(json_output: bool) -> None:
         names = ("key", "default", "meaning")
         print_json("config-keys", {"keys": [dict(zip(names, row, strict=True)) for row in rows]})
         return
-    from rich.table import Table
-    from rich.text import Text
+    from ...benchmarks.reports.blocks import Table, word_columns
+    from ...benchmarks.reports.terminal import output_console, print_blocks
 
-    from ...benchmarks.reports.fit import fitted
-    from ...benchmarks.reports.terminal import output_console
-
-    table = Table(title="configuration keys", title_justify="left")
-    for column in ("key", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = output_console()
-    console.print(fitted(table, console))
+    print_blocks([Table("Configuration keys", word_columns("key", "default", "meaning"), rows)], output_console())
 
 
 def _yaml(value: object) -> str:

@@ -46,20 +46,15 @@ COLOURS = {"PASS": "green", "FAIL": "bold red", "absent": "yellow"}
 
 def _show(reports: list[Report], verbose: bool) -> None:
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    from ...benchmarks.reports.fit import fitted
-    from ...benchmarks.reports.terminal import output_console
+    from ...benchmarks.reports.blocks import Table, word_columns
+    from ...benchmarks.reports.terminal import output_console, print_blocks
 
     console = output_console()
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in ("backend", "result"):
-        table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     for report in reports:
-        status = Text(report.status, COLOURS[report.status])
         if verbose:
+            status = Text(report.status, COLOURS[report.status])
             console.print(Text.assemble((report.backend, "bold"), "  ", status))
             for line in _details(report):
                 if "`" in line or line.startswith("fix: "):
@@ -67,11 +62,10 @@ def _show(reports: list[Report], verbose: bool) -> None:
                     console.print(Text(f"  {line}"), soft_wrap=True)
                 else:
                     console.print(Padding(Text(line), (0, 0, 0, 2)))
-        else:
-            table.add_row(report.backend, status, Text(_summary(report)))
     if verbose:
         return
-    console.print(fitted(table, console))
+    rows = [(report.backend, report.status, _summary(report)) for report in reports]
+    print_blocks([Table("", word_columns("", "", ""), rows, lambda row: COLOURS[row[1]])], console)
     if any(report.status != "PASS" for report in reports):
         console.print(Text(f"how to get what is missing: {command('doctor', '-v')}"), soft_wrap=True)
 

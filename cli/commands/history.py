@@ -38,7 +38,7 @@ def history(
       isotrain history results/ --fail-on-change
     """
     from ...benchmarks.regression.history import load_history
-    from ...benchmarks.reports.csv_markdown import stdout_format, to_csv, to_markdown
+    from ...benchmarks.reports.csv_markdown import flat, stdout_format, to_csv, to_markdown
     from ...benchmarks.reports.terminal import output_console
     from ...benchmarks.reports.terminal_history import change_lines, print_history
 
@@ -50,7 +50,8 @@ def history(
         courses = [course.document() for course in found.courses]
         print_json("history", {"rows": found.rows(), "targets": courses, "left_out": list(found.skipped)})
     else:
-        say_lines((to_csv if shown_as == "csv" else to_markdown)(found.rows()).splitlines())
+        text = to_csv(found.rows()) if shown_as == "csv" else to_markdown(flat(found.rows()))
+        say_lines(text.splitlines())
     if shown_as != "table":
         for line in (*(f"left out: {reason}" for reason in found.skipped), found.foreign):
             if line:

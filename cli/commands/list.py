@@ -42,20 +42,15 @@ def list_names(
 
 def _show(found: dict[str, Entries]) -> None:
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    from ...benchmarks.reports.fit import fitted
-    from ...benchmarks.reports.terminal import output_console
+    from ...benchmarks.reports.blocks import Table, word_columns
+    from ...benchmarks.reports.terminal import fitted, output_console
 
     console = output_console()
     for kind, entries in found.items():
         console.print(Text(kind, style="bold"))
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, words in entries.items():
-            table.add_row(name, Text(words))
+        table = Table("", word_columns("", ""), list(entries.items()))
         console.print(Padding(fitted(table, console), (0, 0, 0, 2)))
 
 

@@ -175,20 +175,13 @@ def _print_json(answers: Iterator[Sequence[Prediction]], label: str) -> None:
 
 
 def _print_table(items: Sequence[Prediction]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from ...benchmarks.reports.fit import fits
-    from ...benchmarks.reports.terminal import output_console
+    from ...benchmarks.reports.blocks import Table, word_columns
+    from ...benchmarks.reports.terminal import in_columns, output_console
 
     rows = [{name: clean(_shown(value)) for name, value in (item.asked() | item.answer()).items()} for item in items]
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row.values()))
     console = output_console()
-    if fits(table, console):
+    table = in_columns(Table("", word_columns(*rows[0]), [list(row.values()) for row in rows]), console)
+    if table is not None:
         console.print(table)
         return
     for row in rows:

@@ -129,7 +129,7 @@ def _print_run(document: dict[str, Any], folder: Path, console: Console) -> None
     from ...albert_core.config.best import Best
     from ...albert_core.terminal.text import clean
     from ...benchmarks.outcome.training_run import EndedRun
-    from ...benchmarks.reports.fit import fitted
+    from ...benchmarks.reports.terminal import fitted
     from .train import figures_table
 
     run = EndedRun.model_validate(document)

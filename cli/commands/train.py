@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,10 +20,9 @@ from ..help import panel
 from ..streams import kept
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ...albert_core.config.schema import TrainConfig
     from ...albert_core.loop.train import TrainResult
+    from ...benchmarks.reports.blocks import Table
 
 
 _what, _again, _output = map(panel, ("What is run", "Continuing", "Output"))
@@ -155,8 +155,7 @@ def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
 
 
 def _show(result: TrainResult) -> None:
-    from ...benchmarks.reports.fit import fitted
-    from ...benchmarks.reports.terminal import output_console
+    from ...benchmarks.reports.terminal import fitted, output_console
 
     if result.chart:
         from ...albert_core.output.run_chart import as_text, evaluation_chart
@@ -191,16 +190,16 @@ def figures_table(
     step: int,
     total_steps: int,
     seconds: float | None,
-) -> Table:
+) -> Table[Any]:
     """A table of a run's last and best evaluation, with the metrics `names`."""
-    from rich.table import Table
+    from ...benchmarks.reports.blocks import Column, Table
 
-    table = Table()
-    table.add_column("", overflow="fold")
-    for header in ("last", best_words):
-        table.add_column(header, justify="right")
-    for name in names:
-        table.add_row(name, *(f"{values[name]:.4f}" if name in values else "-" for values in (last, best)))
-    table.add_row("step", f"{step} of {total_steps}", f"{int(best['step'])}" if best else "-")
-    table.add_row("seconds", "-" if seconds is None else f"{seconds:.1f}", "")
-    return table
+    rows = [(name, *(f"{values[name]:.4f}" if name in values else "-" for values in (last, best))) for name in names]
+    rows.append(("step", f"{step} of {total_steps}", f"{int(best['step'])}" if best else "-"))
+    rows.append(("seconds", "-" if seconds is None else f"{seconds:.1f}", ""))
+    columns: tuple[Column[Any], ...] = (
+        Column("", itemgetter(0), numeric=False),
+        Column("last", itemgetter(1)),
+        Column(best_words, itemgetter(2)),
+    )
+    return Table("", columns, rows)

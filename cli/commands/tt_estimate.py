@@ -28,7 +28,7 @@ def tt_estimate(
     from ...albert_core.model.encoder import load_encoder
     from ...benchmarks.harness.plan import check_range
     from ...benchmarks.work.flops import encoder_flops
-    from ...kernels.tt.estimate import card_named, estimate_encoder
+    from ...kernels.tt.estimate import Estimate, card_named, estimate_encoder
     from ...kernels.tt.model import PHASES
 
     chosen = card_named(card, cores)
@@ -47,27 +47,21 @@ def tt_estimate(
 
         print_json("tt-estimate", {"model": encoder.label, "estimates": [asdict(row) for row in rows]})
         return
-    from rich.table import Table
+    from ...benchmarks.reports.blocks import Column, Table
+    from ...benchmarks.reports.terminal import fitted, output_console
 
-    from ...benchmarks.reports.fit import fitted
-    from ...benchmarks.reports.terminal import output_console
-
-    table = Table()
-    for column in ("fidelity", "peak TFLOP/s", "estimate tokens/s", "estimate ms", "bound by"):
-        table.add_column(column, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(
-            row.math_fidelity,
-            f"{row.peak_tflops:.0f}",
-            f"{row.tokens_per_second:,.0f}",
-            f"{row.seconds * 1e3:.3f}",
-            row.bound,
-        )
+    columns: tuple[Column[Estimate], ...] = (
+        Column("fidelity", lambda row: row.math_fidelity, numeric=False),
+        Column("peak TFLOP/s", lambda row: f"{row.peak_tflops:.0f}"),
+        Column("estimate tokens/s", lambda row: f"{row.tokens_per_second:,.0f}"),
+        Column("estimate ms", lambda row: f"{row.seconds * 1e3:.3f}"),
+        Column("bound by", lambda row: row.bound, numeric=False),
+    )
     console = output_console()
     # Not the table's title, which would wrap at the table's width.
     given = f"{encoder.label} on {card}, {sequences} x {length} tokens, {weight_dtype}"
     console.print(f"estimate, not a measurement: {given}")
-    console.print(fitted(table, console))
+    console.print(fitted(Table("", columns, rows), console))
     console.print("assumptions of the estimate (at the last fidelity):")
     for assumption in rows[-1].assumptions:
         console.print(f"- {assumption}")

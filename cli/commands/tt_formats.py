@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,7 @@ import typer
 from ..documents import print_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from ...benchmarks.reports.blocks import Column
     from ...kernels.tt.losses import TensorLoss
 
 
@@ -72,37 +72,33 @@ def _show(weights: Path, axis: str, losses: list[TensorLoss]) -> None:
 
     from rich.text import Text
 
-    from ...benchmarks.reports.fit import fitted
-    from ...benchmarks.reports.terminal import output_console
+    from ...benchmarks.reports.blocks import Table
+    from ...benchmarks.reports.terminal import fitted, output_console
 
     console = output_console()
     console.print(Text(f"{weights}: losses by TT format and fidelity (blocks of 16 along the {axis} dimension)"))
-    broken = any(loss.non_finite for loss in losses)
+    columns = _columns(broken=any(loss.non_finite for loss in losses))
     for (tensor, shape), rows in groupby(_grouped(losses), key=lambda row: (row[0].tensor, row[0].shape)):
         console.print(Text(f"{tensor}  {'x'.join(map(str, shape))}", style="bold"))
-        console.print(fitted(_table(list(rows), broken), console))
+        console.print(fitted(Table("", columns, list(rows)), console))
 
 
-def _table(rows: list[tuple[TensorLoss, str]], broken: bool) -> Table:
-    from rich.table import Table
+def _columns(broken: bool) -> Sequence[Column[tuple[TensorLoss, str]]]:
+    from ...benchmarks.reports.blocks import Column
 
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    for column in ("format", "fidelity"):
+    def figures(header: str, cell: Callable[[TensorLoss], str]) -> Column[tuple[TensorLoss, str]]:
+        return Column(header, lambda row: cell(row[0]))
+
+    return (
         # The same width for every tensor.
-        table.add_column(column, min_width=10)
-    for column in ("rel. RMS", "max abs", "saturated", "flushed", *(["not finite"] if broken else [])):
-        table.add_column(column, justify="right")
-    for loss, fidelities in rows:
-        table.add_row(
-            loss.dtype,
-            fidelities,
-            f"{loss.relative_rms:.2e}",
-            f"{loss.max_abs:.2e}",
-            f"{loss.saturated:,}",
-            f"{loss.flushed:,}",
-            *([f"{loss.non_finite:,}"] if broken else []),
-        )
-    return table
+        Column("format", lambda row: f"{row[0].dtype:10}", numeric=False),
+        Column("fidelity", lambda row: f"{row[1]:10}", numeric=False),
+        figures("rel. RMS", lambda loss: f"{loss.relative_rms:.2e}"),
+        figures("max abs", lambda loss: f"{loss.max_abs:.2e}"),
+        figures("saturated", lambda loss: f"{loss.saturated:,}"),
+        figures("flushed", lambda loss: f"{loss.flushed:,}"),
+        *([figures("not finite", lambda loss: f"{loss.non_finite:,}")] if broken else []),
+    )
 
 
 def _grouped(losses: list[TensorLoss]) -> list[tuple[TensorLoss, str]]:

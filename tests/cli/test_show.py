@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import typer
 from isotrain.benchmarks.outcome.upgrade import upgraded
-from isotrain.benchmarks.reports.fit import fitted
+from isotrain.benchmarks.reports.blocks import Table, word_columns
+from isotrain.benchmarks.reports.terminal import fitted
 from isotrain.cli.main import app
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from support.command import Invoke, one_line_error
 from support.results import parity
 
@@ -112,12 +113,10 @@ def test_what_can_not_be_shown_is_one_line(invoke: Invoke, run_folder: Path, sto
 
 
 def test_a_table_without_room_becomes_blocks() -> None:
-    table = Table(title="numbers")
-    for header in ("name", "a long\nheader", "other"):
-        table.add_column(header)
-    table.add_row("first", "a value of several words", "-")
+    columns = word_columns("name", "a long header", "other")
+    table = Table("numbers", columns, [("first", "a value of several words", "-")])
     wide, narrow = (Console(width=width, file=io.StringIO()) for width in (80, 24))
-    assert fitted(table, wide) is table
+    assert isinstance(fitted(table, wide), RichTable)
     narrow.print(fitted(table, narrow))
     lines = [line.rstrip() for line in narrow.file.getvalue().splitlines()]
     assert lines == ["numbers", "first", "  a long header: a value", "  of several words"]
