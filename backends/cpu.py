@@ -66,17 +66,13 @@ class CpuBackend(TorchDevice):
             if units:
                 return CastPolicy(dtype, dtype, dtype, "float32", f"bfloat16 products on {units}, float32 sums")
             if strict:
-                return CastPolicy(
-                    dtype, dtype, dtype, "float32", "asked for strictly; this CPU emulates bfloat16 slowly"
-                )
-            return CastPolicy(
-                dtype,
-                dtype,
-                "float32",
-                "float32",
+                reason = "asked for strictly; this CPU emulates bfloat16 slowly"
+                return CastPolicy(dtype, dtype, dtype, "float32", reason)
+            reason = (
                 "weights rounded to bfloat16, products in float32: this CPU has no bfloat16 units "
-                "(AMX or AVX512-BF16) and emulates them several times slower",
+                "(AMX or AVX512-BF16) and emulates them several times slower"
             )
+            return CastPolicy(dtype, dtype, "float32", "float32", reason)
         raise unsupported_dtype(dtype, "cpu", "float32", "bfloat16", "float64")
 
     def synchronize(self, *tensors: torch.Tensor) -> None:

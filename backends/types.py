@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from .. import UserError
 
@@ -76,9 +75,6 @@ class DeviceInfo:
     features: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     emulated: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -151,13 +151,8 @@ class XlaBackend(Backend):
             if strict:
                 reason = f"asked for strictly; XLA widens bfloat16 operands to float32 on a host; {excess}"
                 return CastPolicy(dtype, dtype, dtype, "float32", reason)
-            return CastPolicy(
-                dtype,
-                dtype,
-                "float32",
-                "float32",
-                "weights rounded to bfloat16, products in float32: XLA widens bfloat16 operands to float32 on a host",
-            )
+            reason = "weights rounded to bfloat16, products in float32: XLA widens bfloat16 to float32 on a host"
+            return CastPolicy(dtype, dtype, "float32", "float32", reason)
         wide = () if self.device_type == "TPU" else ("float64",)
         raise unsupported_dtype(dtype, self.name, "float32", "bfloat16", *wide)
 

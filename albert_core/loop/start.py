@@ -91,7 +91,7 @@ def set_up(job: Job, run: RunFolder, kept: ResolvedConfig) -> None:
             "random_weights": job.encoder.random,
             "tokenizer": job.tokenizer.label,
             "dataset": job.dataset.name,
-            "device": job.backend.info().as_dict(),
+            "device": asdict(job.backend.info()),
             "cast_policy": asdict(job.policy),
             "identity": job.identity(),
             "config_sources": kept.sources,

@@ -43,12 +43,7 @@ MARKDOWN_COLUMNS = (
     "contended",
     "warm_up_steps",
     "warm_up_steady",
-    "seconds_import",
-    "seconds_open",
-    "seconds_load",
-    "seconds_first_step",
-    "seconds_later_compiles",
-    "seconds_steady",
+    *(f"seconds_{phase}" for phase in ("import", "open", "load", "first_step", "later_compiles", "steady")),
     "reasons",
 )
 WHOLE_COLUMNS = ("side", "extrapolated", "valid", "seconds", "ours_is_faster_by", *RATE_COLUMNS, "processes", "reasons")

@@ -1,1 +1,1 @@
-"""What is shown of each kind of result, as blocks: the same for a terminal, text files and the page."""
+"""Each kind of result as blocks, for the terminal, text files and the page."""

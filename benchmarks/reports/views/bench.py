@@ -1,4 +1,4 @@
-"""A bench result as blocks. Figures of an invalid target are shown as such, never as a result. Rules 7 and 10."""
+"""A bench result as blocks. Figures of an invalid target are marked as invalid. Rules 7 and 10."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def target_style(target: Target) -> str:
 
 
 def comparisons(result: Bench) -> list[Block]:
-    """How many times as fast as each baseline each own kernel is; none without baselines."""
+    """How many times as fast as each baseline each of our kernels is; none without baselines."""
     names = {target.label: short_name(target, result) for target in result.targets}
     columns = (
         Ratio("ours", lambda one: names.get(one.own, one.own), numeric=False),
@@ -103,7 +103,7 @@ def _device(target: MeasuredTarget) -> str:
 
 
 def _title(result: Bench) -> list[str]:
-    """What was measured, on what: backend, device, dtype policy, model, data."""
+    """What was measured, and where: backend, device, dtype policy, model, data."""
     # The first target's device stands for all; a baseline's own dtype stands in its note.
     measured = [target for target in result.measured if not target.baseline]
     config = result.config
@@ -124,7 +124,7 @@ def _title(result: Bench) -> list[str]:
 
 
 def banners(result: Bench) -> list[Words]:
-    """What a reader must see before any figure."""
+    """Warnings to read before the figures."""
     measured = result.measured
     lines = []
     if result.status == "partial":
@@ -150,7 +150,7 @@ def banners(result: Bench) -> list[Words]:
 
 
 def thoroughness(result: Bench) -> str:
-    """How much was measured, and what the intervals hold."""
+    """How much was measured, and what the intervals cover."""
     if result.method.processes == 1:
         reach = "intervals are within one process; another process may lie outside"
     else:
@@ -178,7 +178,7 @@ def _best_baselines(result: Bench) -> list[str]:
 
 
 def _fastest(result: Bench) -> set[str]:
-    """The labels of the valid targets with the most samples/s of their workload, where it has others."""
+    """The labels of the fastest valid targets of the workloads with several targets."""
     found = set()
     for workload in {target.workload for target in result.targets}:
         valid = [one for one in result.measured if one.workload == workload and one.valid and one.real]
@@ -188,7 +188,7 @@ def _fastest(result: Bench) -> set[str]:
 
 
 def short_name(target: Target, result: Bench) -> str:
-    """The target's label, without what is the same for all of them and stands in the title."""
+    """The target's label without what all targets share, which is in the title."""
     if _has_baselines(result):
         return f"{target.kernel} {target.layout} x{target.batch_size}"
     keep = not target.real or len({one.backend for one in result.targets}) > 1
@@ -196,7 +196,7 @@ def short_name(target: Target, result: Bench) -> str:
 
 
 def peak_words(backend: str, peaks: Peaks, real: bool) -> str:
-    """A device's limits as they were measured, and as its vendor states them."""
+    """A device's measured limits, and the vendor's figures."""
     vendor = ", ".join(
         "n/a" if value is None else f"{figure(value)} {unit}"
         for value, unit in ((peaks.vendor_tflops, "TFLOP/s"), (peaks.vendor_gbps, "GB/s"))

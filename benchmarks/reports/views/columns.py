@@ -1,4 +1,4 @@
-"""The columns of the tables of measured targets and end-to-end runs: what each shows of one that has figures."""
+"""The columns of the tables of measured targets and end-to-end runs."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def end_to_end_view(result: EndToEnd) -> list[Block]:
 
 
 def tables(result: EndToEnd) -> list[Block]:
-    """A row a side of seconds; where the work was counted, one of rates and where they stand under the limits."""
+    """A table of each side's seconds, and if the work was counted, a table of rates and shares of the limits."""
     columns = (
         Column[Side]("what", _name, numeric=False),
         Column[Side]("seconds", lambda side: "none" if side.seconds is None else figure(side.seconds.median)),
@@ -83,7 +83,7 @@ def tables(result: EndToEnd) -> list[Block]:
 
 
 def side_words(side: Side) -> str:
-    """What qualifies a side: that it is invalid, and that it was extrapolated, from how much."""
+    """What qualifies a side: whether it is invalid, and what it was extrapolated from."""
     part = side.timed_of
     estimate = "extrapolated" if side.extrapolated else ""
     if part is not None:

@@ -13,7 +13,7 @@ HOST_TIMES = "Emulated on this host, no device's throughput"
 
 
 def joined(parts: Iterable[str | None], separator: str = " · ") -> str:
-    """The parts that there are."""
+    """Joins the parts that aren't empty."""
     return separator.join(part for part in parts if part)
 
 
@@ -24,32 +24,24 @@ def titled(title: str, tags: Iterable[str]) -> str:
 
 def bench_tags(bench: Bench) -> list[str]:
     """What qualifies all figures of a bench result."""
-    known = bench.measured
-    return [
-        words
-        for words, said in (
-            ("random weights", any(target.model.random_weights for target in known)),
-            ("smoke run, no result", bench.method.quick),
-            ("partial: interrupted", bench.status == "partial"),
-            ("failed", bench.status == "failed"),
-        )
-        if said
-    ]
+    return _tags(bench, {"random weights": any(target.model.random_weights for target in bench.measured)})
 
 
 def whole_tags(result: EndToEnd) -> list[str]:
     """What qualifies all figures of end-to-end runs."""
-    return [
-        words
-        for words, said in (
-            ("random weights", any(process.random_weights for process in result.processes)),
-            ("emulated, no device's time", any("emulated" in process.device for process in result.processes)),
-            ("smoke run, no result", result.method.quick),
-            ("partial: interrupted", result.status == "partial"),
-            ("failed", result.status == "failed"),
-        )
-        if said
-    ]
+    random = any(process.random_weights for process in result.processes)
+    emulated = any("emulated" in process.device for process in result.processes)
+    return _tags(result, {"random weights": random, "emulated, no device's time": emulated})
+
+
+def _tags(result: Bench | EndToEnd, own: dict[str, bool]) -> list[str]:
+    """The words in `own` that are true, then those of every measurement."""
+    tags = own | {
+        "smoke run, no result": result.method.quick,
+        "partial: interrupted": result.status == "partial",
+        "failed": result.status == "failed",
+    }
+    return [words for words, is_true in tags.items() if is_true]
 
 
 def verdict(target: Target) -> str:

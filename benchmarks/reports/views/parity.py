@@ -31,7 +31,7 @@ def parity_view(result: Parity) -> list[Block]:
 
 
 def parity_tags(result: Parity) -> list[str]:
-    """What holds for the figures of a parity result as a whole."""
+    """What qualifies all figures of a parity result."""
     sides = [result.reference, *result.candidates]
     return [
         words
@@ -48,7 +48,7 @@ def verdict_style(candidate: Candidate) -> str:
 
 
 def seeds(result: Parity) -> list[Table[Equivalence]]:
-    """The final metric over several seeds, where they were run."""
+    """The final metric over several seeds, if they were run."""
     if result.seeds is None:
         return []
     tested = result.seeds
@@ -89,7 +89,7 @@ def _verdicts(result: Parity) -> Table[Candidate]:
 
 
 def _outside(candidate: Judged) -> str:
-    """Where an error left its band first, and whether it came about there."""
+    """Where an error first left its band, and whether it arose there."""
     place = candidate.place or candidate.layer or ""
     return f"{place} ({candidate.cause})".strip() if candidate.cause else place
 
