@@ -8,6 +8,7 @@ A last line lets it go on when both have run all blocks.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -16,6 +17,11 @@ from types import TracebackType
 PROTOCOL = 1
 
 Descriptors = tuple[int, int]
+
+
+def _numbers(line: str) -> tuple[int, int]:
+    steps, blocks = map(int, line.split())
+    return steps, blocks
 
 
 class _Lines:
@@ -39,20 +45,17 @@ class _Lines:
             raise EOFError
         return line
 
-    def hear_numbers(self) -> tuple[int, int]:
-        steps, blocks = map(int, self.hear().split())
-        return steps, blocks
-
     def close(self) -> None:
         self._heard.close()
         os.close(self._said)
 
 
 class Turns:
-    """The worker's side. Without pipes it is alone and never waits."""
+    """The worker's side. Without pipes it is alone and never waits. waited: the seconds that it has waited so far."""
 
     def __init__(self, descriptors: Descriptors | None = None) -> None:
         self._lines = None if descriptors is None else _Lines(descriptors)
+        self.waited = 0.0
 
     @property
     def shared(self) -> bool:
@@ -61,30 +64,37 @@ class Turns:
 
     def begin(self) -> None:
         """Waits until the other process is loaded, too, and neither warms up nor runs a block."""
-        if self._lines is not None:
-            self._lines.say("ready")
-            self._lines.hear()
+        self._say("ready")
+        self._hear()
 
     def agree(self, steps: int, blocks: int) -> tuple[int, int]:
         """The steps a block and the blocks that both processes run, where this one alone would run these."""
-        if self._lines is None:
-            return steps, blocks
-        self._lines.say(f"{steps} {blocks}")
-        return self._lines.hear_numbers()
+        self._say(f"{steps} {blocks}")
+        answer = self._hear()
+        return _numbers(answer) if answer else (steps, blocks)
 
     @contextmanager
     def block(self) -> Iterator[None]:
         """Waits for this process's turn, and ends it."""
-        if self._lines is not None:
-            self._lines.hear()
+        self._hear()
         yield
-        if self._lines is not None:
-            self._lines.say("done")
+        self._say("done")
 
     def finish(self) -> None:
         """Waits until the other process has run its blocks, too: what follows must not disturb them."""
+        self._hear()
+
+    def _say(self, line: str) -> None:
         if self._lines is not None:
-            self._lines.hear()
+            self._lines.say(line)
+
+    def _hear(self) -> str:
+        if self._lines is None:
+            return ""
+        start = time.perf_counter_ns()
+        line = self._lines.hear()
+        self.waited += (time.perf_counter_ns() - start) / 1e9
+        return line
 
 
 ALONE = Turns()
@@ -123,7 +133,7 @@ class Partner:
         """Lets the worker warm up, and waits for the steps a block and the blocks that it would run alone."""
         with self._noticed():
             self._lines.say("go")
-            return self._lines.hear_numbers()
+            return _numbers(self._lines.hear())
 
     def settle(self, steps: int, blocks: int) -> None:
         with self._noticed():

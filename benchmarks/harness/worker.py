@@ -89,9 +89,10 @@ class _Stages:
 
 
 class _Contention:
-    """What, since it was made, other work took from this process's threads."""
+    """What, since it was made, other work took from this process's threads, but for when it waited for its turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
+        self._turns, self._waited = turns, turns.waited
         self._before, self._start = lost(), time.perf_counter_ns()
 
     def so_far(self) -> bool:
@@ -107,7 +108,7 @@ class _Contention:
         return round(switches / seconds, 1), round(waited / seconds, 4)
 
     def _seconds(self) -> float:
-        return (time.perf_counter_ns() - self._start) / 1e9
+        return (time.perf_counter_ns() - self._start) / 1e9 - (self._turns.waited - self._waited)
 
 
 def main() -> int:
@@ -302,7 +303,7 @@ def run(
         expected = _expected(opened, options, target, policy)
         workload.judge(expected)
 
-    contention = _Contention()
+    contention = _Contention(turns)
     with workload.context():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)

@@ -17,12 +17,14 @@ import pytest
 from isotrain import UserError
 from isotrain.benchmarks.against import pairs as pairing
 from isotrain.benchmarks.against.checkout import Checkout
+from isotrain.benchmarks.against.comparison import comparison
 from isotrain.benchmarks.against.run import Asked, paired_plan, run_against
 from isotrain.benchmarks.bench import PlainWatcher
 from isotrain.benchmarks.harness.environment import PACKAGE_ROOT
 from isotrain.benchmarks.harness.plan import Options
 from isotrain.benchmarks.outcome.against import Against, PairedTarget
 from isotrain.benchmarks.regression.verdict import IMPROVED, INCONCLUSIVE, REFUSED, REGRESSED, SAME
+from isotrain.benchmarks.reports.terminal_comparison import FORMATS
 
 MakeDocument = Callable[..., dict[str, Any]]
 
@@ -204,6 +206,16 @@ def test_an_interruption_keeps_the_pairs_that_are_complete(measure: Callable[...
     assert result.status == "partial"
     assert len(only(result).ratios) == 1
     assert only(result).verdict == INCONCLUSIVE
+
+
+def test_a_result_is_shown_as_a_comparison(measure: Callable[..., Against]) -> None:
+    shown = comparison(measure(slower=1.25))
+    assert shown.code == 1
+    for text in (FORMATS[name](shown) for name in ("markdown", "csv", "github", "junit")):
+        assert "regression" in text
+        assert "by CPU time 0.800x (0.800 to 0.800); took" in text
+    few = measure(pairs=2)
+    assert [comparison(few.model_copy(update={"on_undecided": name})).code for name in ("fail", "warn")] == [3, 0]
 
 
 def test_a_process_that_keeps_running_beside_the_other_is_said(

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 from isotrain.benchmarks.harness import measure as measuring
 from isotrain.benchmarks.harness.measure import Budget, Measurement, measure
-from isotrain.benchmarks.harness.turns import Partner, Turns
+from isotrain.benchmarks.harness.turns import ALONE, Partner, Turns
 
 pytestmark = pytest.mark.core
 
@@ -78,7 +78,8 @@ def test_a_worker_waits_for_its_turn_without_using_a_cpu() -> None:
     """Its thread sleeps in a read: not one block has begun before it may."""
     journal: list[str] = []
     with Partner() as partner, ThreadPoolExecutor(1) as pool:
-        measured = pool.submit(Counting("one", 1, journal).measured, Turns(partner.ends))
+        turns = Turns(partner.ends)
+        measured = pool.submit(Counting("one", 1, journal).measured, turns)
         partner.wait()
         partner.warm_up()
         partner.settle(25, 1)
@@ -90,6 +91,8 @@ def test_a_worker_waits_for_its_turn_without_using_a_cpu() -> None:
         partner.run_block()
         partner.finish()
         assert len(measured.result().blocks) == 1
+    assert 0.25 < turns.waited < 30
+    assert ALONE.waited == 0.0
 
 
 def test_a_worker_that_is_gone_is_noticed_by_its_parent() -> None:
