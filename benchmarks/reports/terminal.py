@@ -100,6 +100,6 @@ def _columns(table: Table[Any], console: Console) -> list[Column[Any]]:
 
 
 def _wrapped(header: str, cells: list[str]) -> str:
-    """The header in two lines, where that makes a column of short cells narrower."""
-    width = max(map(len, [*header.split(), *cells, header[: (len(header) + 1) // 2]]))
-    return header if len(header) < width + 2 else textwrap.fill(header, width)
+    """The header in two lines, where that makes a column of short cells narrower by more than a character."""
+    widths = range(max(map(len, [*header.split(), *cells, ""])), len(header) - 1)
+    return next((text for width in widths if (text := textwrap.fill(header, width)).count("\n") == 1), header)

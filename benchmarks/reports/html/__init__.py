@@ -1,1 +1,1 @@
-"""Results as one HTML page: what was found (`loading`), what it says (`sections`), how it is drawn (`page`, `png`)."""
+"""Results as one HTML page: what was found (`loading`), what each section says (`of_*`), the page (`page`)."""
