@@ -159,7 +159,8 @@ def test_a_valid_result_of_hostile_texts_is_shown_by_every_command(invoke: Invok
         commands += [("history", "r", "--format", kind) for kind in ("table", "csv", "markdown", "json")]
     for command in commands:
         code, out, err = invoke(*command)
-        assert code == 0, (command, err)
+        # A result of scattered blocks held against its own copy is inconclusive: exit code 3.
+        assert code == (3 if command[0] == "compare" else 0), (command, err)
         assert_harmless(out, err)
         assert "hunter2" not in out + err or "json" in command[-1], command
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
