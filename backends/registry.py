@@ -210,16 +210,12 @@ def _installed() -> Iterator[EntryPoint]:
 
 
 def _load(entry: EntryPoint) -> type[Backend]:
+    registered = f"backend {entry.name!r} is registered as {entry.value!r}"
+    fix = "repair or uninstall the package that registers it"
     try:
         loaded = entry.load()
     except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"backend {entry.name!r} is registered as {entry.value!r}, which can't be loaded ({error}); "
-            "repair or uninstall the package that registers it"
-        ) from error
+        raise UserError(f"{registered}, which can't be loaded ({error}); {fix}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Backend)):
-        raise UserError(
-            f"backend {entry.name!r} is registered as {entry.value!r}, which is no isotrain Backend class; "
-            "repair or uninstall the package that registers it"
-        )
+        raise UserError(f"{registered}, which is no isotrain Backend class; {fix}")
     return loaded

@@ -48,17 +48,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"encoder kind {self.kind!r} is unknown; the kinds are {', '.join(KINDS)}")
-        for name in (
-            "vocab_size",
-            "embedding_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_heads",
-            "max_positions",
-            "type_vocab_size",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for field in fields(self):
+            if field.type == "int" and getattr(self, field.name) < 1:
+                raise UserError(f"{field.name} is {getattr(self, field.name)}; it must be at least 1")
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
@@ -118,7 +110,8 @@ class EncoderWeights:
     word_embeddings (vocab_size, e), position_embeddings (max_positions, e), token_type_embeddings (type_vocab_size, e)
     and embedding_norm (e), (e), with e = embedding_size. projection is (h, e), (h) for ALBERT and None for BERT.
 
-    Raises UserError, naming the tensor, if a shape, dtype or device doesn't fit `config`.
+    Raises:
+        UserError: A shape, dtype or device doesn't fit `config`; the message names the tensor.
     """
 
     config: EncoderConfig
@@ -220,22 +213,14 @@ def check_finite(weights: EncoderWeights) -> None:
 
 def _expected_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     e, h, f = config.embedding_size, config.hidden_size, config.intermediate_size
+    norms = {"embedding_norm": e, "attention_norm": h, "output_norm": h}
+    products = dict.fromkeys(("query", "key", "value", "attention_output"), (h, h))
+    products |= {"projection": (h, e), "ffn": (f, h), "ffn_output": (h, f)}
     return {
         "word_embeddings": (config.vocab_size, e),
         "position_embeddings": (config.max_positions, e),
         "token_type_embeddings": (config.type_vocab_size, e),
-        "embedding_norm_weight": (e,),
-        "embedding_norm_bias": (e,),
-        "projection_weight": (h, e),
-        "projection_bias": (h,),
-        **{f"{name}_weight": (h, h) for name in ("query", "key", "value", "attention_output")},
-        **{f"{name}_bias": (h,) for name in ("query", "key", "value", "attention_output")},
-        "attention_norm_weight": (h,),
-        "attention_norm_bias": (h,),
-        "ffn_weight": (f, h),
-        "ffn_bias": (f,),
-        "ffn_output_weight": (h, f),
-        "ffn_output_bias": (h,),
-        "output_norm_weight": (h,),
-        "output_norm_bias": (h,),
+        **{f"{name}_{part}": (width,) for name, width in norms.items() for part in ("weight", "bias")},
+        **{f"{name}_weight": shape for name, shape in products.items()},
+        **{f"{name}_bias": shape[:1] for name, shape in products.items()},
     }

@@ -22,11 +22,7 @@ from .blocks import Column, Table
 FORMATS = ("table", "json", "csv", "markdown")
 # The columns of Markdown. The CSV has all.
 RATE_COLUMNS = (
-    "samples_per_second",
-    "real_tokens_per_second",
-    "padded_tokens_per_second",
-    "model_tflops",
-    "hardware_tflops",
+    *Rates.model_fields,
     "share_of_peak_model",
     "share_of_peak_hardware",
     "roofline_share",

@@ -95,7 +95,8 @@ class NativeEncoder:
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden], on the host.
 
-        Raises UserError for a batch that doesn't fit the encoder (see the batch's `validate`).
+        Raises:
+            UserError: The batch doesn't fit the encoder (see the batch's `validate`).
         """
         packed = self._packed(batch)
         features = torch.empty(packed.num_sequences, self.config.hidden_size, dtype=torch.float32)

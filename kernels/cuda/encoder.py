@@ -45,7 +45,8 @@ class PackedGpuEncoder:
     A batch on the host is checked before anything runs. In a batch on the device, a sequence with an id, position or
     token type outside the model's range gets NaN features, and so may others that share a tile with it.
 
-    Raises UserError for weights, dtypes or operators that these kernels don't support.
+    Raises:
+        UserError: These kernels don't support the weights, dtypes or operators.
     """
 
     version = "1"
@@ -92,7 +93,8 @@ class PackedGpuEncoder:
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden]: each sequence's first row after the last layer.
 
-        Raises UserError for a batch that doesn't fit the encoder (see the batch's `validate`).
+        Raises:
+            UserError: The batch doesn't fit the encoder (see the batch's `validate`).
         """
         batch.validate(self.config)
         batch = batch.to(self.device)

@@ -96,7 +96,8 @@ class PortableEncoder:
     features depend on the rest of the batch only by rounding. Tensors of `weights` are shared if they already fit, so
     they must not change afterwards. `make_linear` lets a device lay out its weights beforehand.
 
-    Raises UserError for an unsupported activation or pair of dtypes.
+    Raises:
+        UserError: The activation or the pair of dtypes is not supported.
     """
 
     name = "portable"
@@ -162,7 +163,8 @@ class PortableEncoder:
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden]: each sequence's first row after the last layer.
 
-        Raises UserError for a batch that doesn't fit the encoder (see the batch's `validate`).
+        Raises:
+            UserError: The batch doesn't fit the encoder (see the batch's `validate`).
         """
         batch.validate(self.config)
         batch = batch.to(self.device)

@@ -64,7 +64,8 @@ class TtEncoder(PortableEncoder):
     latter). Exact mode computes on the host and gives the same bits for every batch, layout, order and number of
     threads.
 
-    Raises UserError for an unsupported activation or an unknown dtype.
+    Raises:
+        UserError: The activation is not supported, or the dtype is unknown.
     """
 
     name = "tt-emulated"

@@ -38,7 +38,8 @@ def from_bits(bits: torch.Tensor) -> torch.Tensor:
 def host_convert(values: torch.Tensor, dtype: str) -> torch.Tensor:
     """The values that the host library stores for `values` as `dtype`: float32, the same shape.
 
-    Raises UserError for a dtype outside WEIGHT_DTYPES.
+    Raises:
+        UserError: A dtype outside WEIGHT_DTYPES.
     """
     if check_dtype(dtype) == "bfloat16":
         return _host_bf16(values)

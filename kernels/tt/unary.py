@@ -48,7 +48,8 @@ OF_ACTIVATION = {
 def unary(name: str, values: torch.Tensor) -> torch.Tensor:
     """`name` of each bfloat16 value: float32 values that are bfloat16, the same shape and device.
 
-    Raises UserError for an unknown name.
+    Raises:
+        UserError: The name is unknown.
     """
     if name not in FUNCTIONS:
         raise UserError(f"TT function {name!r} is unknown; allowed are {', '.join(FUNCTIONS)}")
