@@ -165,7 +165,8 @@ class BarWatcher:
     def started(self, target: int, process: int) -> None:
         if self.progress.tasks[self.task].completed == 0:
             self.progress.console.print(self.plan.outlook, markup=False, highlight=False)
-        of = "" if process == SWEEP else f", process {process + 1} of {self.plan.options.processes}"
+        one_of = "pair" if self.plan.paired else "process"
+        of = "" if process == SWEEP else f", {one_of} {process + 1} of {self.plan.options.processes}"
         self.progress.update(self.task, description=_doing(self.plan, target, process) + of)
 
     def replanned(self, plan: Plan) -> None:

@@ -69,8 +69,7 @@ def other(named: str) -> Checkout:
     folder = Path(named).expanduser()
     if folder.is_dir():
         root = folder.resolve()
-        if not is_package(root):
-            raise UserError(f"--against {quoted(named)} is a folder without isotrain's sources; give a checkout of it")
+        _check_package(root, named)
         build(root, named)
         return _described(named, root, _state(root))
     revision = _revision(named)
@@ -78,8 +77,14 @@ def other(named: str) -> Checkout:
     return _described(f"{named} ({revision[:10]})", root, Git(revision=revision, dirty=False), told=True)
 
 
-def is_package(root: Path) -> bool:
-    return all((root / name).is_file() for name in ("__init__.py", "pyproject.toml", "benchmarks/harness/worker.py"))
+def _check_package(root: Path, named: str) -> None:
+    """Raises UserError for a folder that isn't the package, and for a package whose processes can't take turns."""
+    if not all((root / name).is_file() for name in ("__init__.py", "pyproject.toml", "benchmarks/harness/worker.py")):
+        raise UserError(f"--against {quoted(named)} has no sources of isotrain at its top; give a checkout of isotrain")
+    if not (root / "benchmarks" / "against" / "side.py").is_file():
+        raise UserError(
+            f"--against {quoted(named)} is older than this option, and its processes can't take turns; give a newer one"
+        )
 
 
 def native_parts(root: Path) -> list[str]:
@@ -164,8 +169,7 @@ def _exported(revision: str, named: str) -> Path:
             raise UserError(f"--against {quoted(named)}: git archive fails: {shorten(done.stderr.decode().strip())}")
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             archive.extractall(folder, filter="data")
-        if not is_package(folder):
-            raise UserError(f"--against {quoted(named)} is a revision without isotrain's sources at its top")
+        _check_package(folder, named)
         build(folder, named)
     return root
 

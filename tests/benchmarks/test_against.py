@@ -257,10 +257,3 @@ def test_a_checkout_that_measures_something_else_is_refused(tmp_path: Path, desc
         pytest.fail("it was prepared")
     assert expected in " ".join(str(error.value).split())
     assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_checkout_without_turns_is_refused(tmp_path: Path) -> None:
-    older = checkout_of(tmp_path, "")
-    (older.root / "benchmarks" / "against" / "side.py").unlink()
-    with pytest.raises(UserError, match="older is older than --against"), pairing.prepared(older, older, Options()):
-        pytest.fail("it was prepared")

@@ -40,6 +40,7 @@ def write(root: Path, native: str, version: str = "1") -> None:
         ("pyproject.toml", PYPROJECT),
         (".gitignore", "*.so\nbuild\n"),
         ("benchmarks/harness/worker.py", ""),
+        ("benchmarks/against/side.py", ""),
         ("kernels/__init__.py", ""),
         ("kernels/cpu/__init__.py", ""),
         ("kernels/cpu/native/api.cpp", native),
@@ -119,7 +120,7 @@ def test_a_folder_is_another_checkout_and_is_built_in_place(repository: Path, tm
         ("nowhere", "'nowhere' is neither a folder nor a revision of this repository"),
         ("--all", "neither a folder nor a revision"),
         ("HEAD:pyproject.toml", "neither a folder nor a revision"),
-        (".", "'.' is a folder without isotrain's sources"),
+        (".", "'.' has no sources of isotrain at its top"),
     ],
 )
 def test_what_is_no_checkout_is_refused(
@@ -135,8 +136,15 @@ def test_a_revision_without_the_sources_is_refused(repository: Path) -> None:
     git(repository, "rm", "--quiet", "-r", "--cached", ".")
     git(repository, "add", ".gitignore")
     git(repository, "commit", "--quiet", "-m", "only a file of git's")
-    with pytest.raises(UserError, match="without isotrain's sources at its top"):
+    with pytest.raises(UserError, match="has no sources of isotrain at its top"):
         other("HEAD")
+
+
+def test_a_checkout_that_takes_no_turns_is_refused_before_it_is_built(repository: Path, tmp_path: Path) -> None:
+    write(tmp_path / "old", BROKEN)
+    (tmp_path / "old" / "benchmarks" / "against" / "side.py").unlink()
+    with pytest.raises(UserError, match="older than this option, and its processes can't take turns"):
+        other(str(tmp_path / "old"))
 
 
 def test_a_revision_that_does_not_build_is_refused_with_the_compilers_words(repository: Path, tmp_path: Path) -> None:
