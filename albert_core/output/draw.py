@@ -245,9 +245,9 @@ def _inline(svg: str, chart: Chart, key: str) -> str:
     root.attrib = {"class": "chart", "role": "img", "aria-labelledby": f"{key}-title {key}-words"}
     root.attrib |= {"viewBox": box, "width": width, "height": height}
     for tag, words in (("desc", chart.words), ("title", chart.title)):
-        told = ElementTree.Element(tag, {"id": f"{key}-{'title' if tag == 'title' else 'words'}"})
-        told.text = clean(words)
-        root.insert(0, told)
+        element = ElementTree.Element(tag, {"id": f"{key}-{'title' if tag == 'title' else 'words'}"})
+        element.text = clean(words)
+        root.insert(0, element)
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -232,8 +232,8 @@ class StopVote:
         if self._ranks.size == 1:
             return requested
         stop = self._answer()
-        told = torch.tensor([int(requested)])
-        self._previous = told, distributed.all_reduce(told, distributed.ReduceOp.MAX, async_op=True)
+        vote = torch.tensor([int(requested)])
+        self._previous = vote, distributed.all_reduce(vote, distributed.ReduceOp.MAX, async_op=True)
         return stop
 
     def close(self) -> None:
@@ -243,7 +243,7 @@ class StopVote:
     def _answer(self) -> bool:
         if self._previous is None:
             return False
-        told, work = self._previous
+        vote, work = self._previous
         self._previous = None
         work.wait()
-        return bool(told.item())
+        return bool(vote.item())

@@ -207,7 +207,7 @@ class CheckpointStore:
                     if info.path not in needed and info.optimizer_prunable:
                         (info.path / FILES["optimizer"]).unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("old checkpoints in %s can't be deleted (%s); the run goes on", self.folder, error)
+            logger.warning("old checkpoints in %s can't be deleted (%s); the run continues", self.folder, error)
 
     def _delete(self, paths: Paths) -> None:
         """Renames before it deletes, and durably, so that a kill leaves nothing that looks like a checkpoint."""

@@ -218,7 +218,7 @@ class RunLock:
                 return
         raise RunError(
             f"the folder of run {quoted(str(run.path))} was removed or renamed while it trained; nothing more is "
-            "written; what was saved goes on by --resume where the folder is now"
+            "written; continue what was saved by --resume where the folder is now"
         )
 
 

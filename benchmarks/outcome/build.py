@@ -259,13 +259,13 @@ def _energy(documents: Sequence[Measured], seed: int) -> Energy:
     return Energy(source=documents[0].energy.source, joules_per_sample=median_interval(samples, seed), n=blocks)
 
 
-def _collected(told: Sequence[Sequence[str]]) -> list[str]:
+def _collected(found: Sequence[Sequence[str]]) -> list[str]:
     """The distinct texts of all processes, in order; those of one process among several say which."""
     texts: dict[str, list[int]] = {}
-    for process, said in enumerate(told):
+    for process, said in enumerate(found):
         for text in said:
             texts.setdefault(text, []).append(process)
-    several = len(told) > 1
+    several = len(found) > 1
     return [
         f"{text} (process {', '.join(str(process + 1) for process in processes)})" if several else text
         for text, processes in texts.items()

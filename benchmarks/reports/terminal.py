@@ -27,8 +27,8 @@ _EMPTY = {"", "-"}
 def output_console(*, width: int | None = None) -> Console:
     """A console for tables: as wide as `width`, or COLUMNS, or the terminal; wide enough in a file or a pipe."""
     console = new_console(width=width)
-    told = width is not None or "COLUMNS" in os.environ
-    return console if told or console.is_terminal else new_console(width=WIDE)
+    is_fixed = width is not None or "COLUMNS" in os.environ
+    return console if is_fixed or console.is_terminal else new_console(width=WIDE)
 
 
 def print_blocks(blocks: Iterable[Block], console: Console) -> None:

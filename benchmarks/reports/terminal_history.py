@@ -21,8 +21,8 @@ def print_history(history: History, console: Console) -> None:
     for course in history.courses:
         name, model, dtype, device, config = course.points[0].identity
         console.print(Text(name, style="bold"))
-        told = [Text(f"{model}, {dtype}, {device}, configuration {config}"), *_sparks(course), *_told(course)]
-        for line in told:
+        lines = [Text(f"{model}, {dtype}, {device}, configuration {config}"), *_sparks(course), *_changes(course)]
+        for line in lines:
             console.print(Padding(line, (0, 0, 0, 1)))
         results = Table("", POINTS, course.points, lambda point: _style(point) if point.target.valid else "red")
         console.print(Padding(fitted(results, console), (0, 0, 1, 1)))
@@ -75,7 +75,7 @@ def _sparks(course: Course) -> list[Text]:
     return [line]
 
 
-def _told(course: Course) -> list[Text]:
+def _changes(course: Course) -> list[Text]:
     """What changed, and what can't be known."""
     style = "bold red" if course.is_worse else "bold"
     lines = [Text(line, style=style) for line in change_lines(course)]

@@ -205,10 +205,10 @@ def peak_words(backend: str, peaks: Peaks, real: bool) -> str:
     if unit is not None:
         threads = count(unit.threads, "thread")
         alone = f"; its {unit.unit} unit fed from {unit.fed_from} with {threads}: {figure(unit.tflops)} TFLOP/s"
-    whose = backend if real else f"{backend}: this host's"
+    owner = backend if real else f"{backend}: this host's"
     contended = "; other work contended that, the true peak is higher" if peaks.contended else ""
     return (
-        f"{whose} peak in {peaks.dtype}, measured in this run: {figure(peaks.matmul_tflops)} TFLOP/s, copy "
+        f"{owner} peak in {peaks.dtype}, measured in this run: {figure(peaks.matmul_tflops)} TFLOP/s, copy "
         f"{figure(peaks.copy_gbps)} GB/s; the vendor's figures: {vendor}{alone}{contended}"
     )
 
