@@ -132,7 +132,8 @@ def test_hardware_asked_for_by_name_is_never_emulated(tmp_path: Path) -> None:
         run(tmp_path, {"device": "hardware"})
 
 
-def test_doctor_shows_the_emulation(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_shows_the_emulation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isotrain.backends.list_backends", lambda: ["tt", "tt-emulated"])
     with pytest.raises(SystemExit):
         main(["doctor", "--json"])
     reports = {report["backend"]: report for report in json.loads(capsys.readouterr().out)["backends"]}
