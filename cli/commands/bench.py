@@ -216,7 +216,7 @@ def _once(flag: str, values: list[Value] | None) -> Value | None:
 
 
 def _show(outcome: Outcome, shown_as: str, view: Callable[[Any], list[Block]]) -> None:
-    """A result on stdout, and where it was written. Ends the command."""
+    """Prints a result and where it was written. Ends the command."""
     from ...benchmarks.reports.terminal import output_console, print_blocks
 
     where = "" if outcome.path is None else f" and is kept in {outcome.path}"
@@ -274,7 +274,7 @@ def _check_pairs(against: str | None, **given: str | None) -> None:
 def _against(
     options: Options, named: str, gate: str, on_undecided: str, out: Path | None, shown_as: str, dry_run: bool
 ) -> None:
-    """The comparison with another checkout, which has results of a kind of its own. Ends the command."""
+    """Compares with another checkout, which has another kind of result. Ends the command."""
     from ...benchmarks.against.checkout import other, own
     from ...benchmarks.against.comparison import comparison
     from ...benchmarks.against.run import Asked, paired_plan, run_against
