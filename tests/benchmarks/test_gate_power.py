@@ -1,6 +1,6 @@
 """What the two ways to compare versions see in simulated runs whose machine changes its speed between them.
 
-docs/measurement.md shows the figures; ``PYTHONPATH=tests python -m support.gate_simulation`` prints them all.
+docs/benchmarks.md shows the figures; ``PYTHONPATH=tests python -m support.gate_simulation`` prints them all.
 """
 
 from __future__ import annotations

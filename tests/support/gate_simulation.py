@@ -1,6 +1,6 @@
 """How often each way to compare two versions sees a slowdown, and how often it sees one that isn't there.
 
-``PYTHONPATH=tests python -m support.gate_simulation`` prints the table of docs/measurement.md. Log times are normal:
+``PYTHONPATH=tests python -m support.gate_simulation`` prints the table of docs/benchmarks.md. Log times are normal:
 blocks, processes, and the state of the machine, which differs from run to run and drifts during one.
 """
 
@@ -84,7 +84,7 @@ def outcomes(compare: Compare, noise: Noise, slowdown: float, runs: int, resampl
     return Counter(compare(generator, noise, slowdown, resamples).outcome for _ in range(runs))
 
 
-def main(runs: int = 1000, resamples: int = 300) -> None:
+def main(runs: int = 1000, resamples: int = 1000) -> None:
     for name, noise in (("quiet", QUIET), ("5 % between runs", DRIFTING), ("busy, too", BUSY)):
         for way, compare in WAYS.items():
             for slowdown in (0.0, 0.05, 0.10, 0.20):
