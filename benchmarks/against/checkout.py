@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +38,8 @@ RESULTS = ("benchmarks", "results")
 LEAST_SETUPTOOLS = 77
 BUILD = (sys.executable, "-c", "import setuptools; setuptools.setup()", "--quiet", "build_ext", "--inplace")
 BUILD_SECONDS = 900.0
+# How many exports of revisions stay, 9 MB each.
+KEPT_EXPORTS = 8
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,10 @@ def _exported(revision: str, named: str) -> Path:
     if cache is None:
         raise UserError("--against needs a folder to build in; set ISOTRAIN_CACHE to one that can be written")
     sweep(cache)
+    _forget(cache)
     root = cache / f"{revision}-{sysconfig.get_config_var('SOABI')}"
     if root.is_dir():
+        os.utime(root)
         # A compiler may have come since.
         build(root, named)
         return root
@@ -172,6 +179,14 @@ def _exported(revision: str, named: str) -> Path:
         _check_package(folder, named)
         build(folder, named)
     return root
+
+
+def _forget(cache: Path) -> None:
+    """Removes the exports that were used longest ago; one that was used within a day may be in use."""
+    known = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for path in known[:-KEPT_EXPORTS]:
+        if time.time() - path.stat().st_mtime > 86_400:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _state(root: Path) -> Git | str:

@@ -96,6 +96,17 @@ def test_what_a_killed_run_left_is_removed(repository: Path, unbuilt: None) -> N
     assert not half.exists()
 
 
+def test_old_exports_make_room(repository: Path, unbuilt: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkout, "KEPT_EXPORTS", 1)
+    first = other("HEAD~1").root
+    other("HEAD")
+    assert first.is_dir(), "it may be in use"
+    os.utime(first, (0, 0))
+    other("HEAD")
+    assert not first.exists()
+    assert other("HEAD~1").root.is_dir()
+
+
 def test_changed_files_are_said_and_hashed(repository: Path, unbuilt: None) -> None:
     clean = own()
     assert clean.label == f"this checkout ({git(repository, 'rev-parse', '--short=10', 'HEAD')})"
