@@ -69,7 +69,7 @@ def own() -> Checkout:
 def other(named: str) -> Checkout:
     """The checkout of `--against`: a folder, or a git revision of the running one. Builds its native parts.
 
-    Raises UserError for what is neither, and for what doesn't build.
+    Raises UserError for anything else, and for a checkout that doesn't build.
     """
     folder = Path(named).expanduser()
     if folder.is_dir():

@@ -146,7 +146,7 @@ def _paired(old: Target, new: Target, gate: float, seed: int, pairs: Sequence[Pa
             seconds=seconds,
         )
 
-    # Where a process failed, its partner was ended for that reason alone.
+    # If a process failed, its partner was ended because of it.
     for which, entry in sorted((("before", old), ("after", new)), key=lambda side: side[1].status != "failed"):
         if not entry.valid or isinstance(entry, UnmeasuredTarget):
             return refused(f"invalid {which}: {'; '.join(entry.reasons) or 'its pairs were not complete'}")

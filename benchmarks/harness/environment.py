@@ -21,7 +21,14 @@ from ...albert_core.terminal.text import redacted
 
 PACKAGES = ("isotrain", "torch", "transformers", "tokenizers", "datasets", "numpy", "triton", "torch-xla")
 MATRIX_FLAGS = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "KMP_AFFINITY",
+)
 
 # Linux takes a thread's CPU away 15 to 60 times a second on an otherwise idle machine, and 130 to 180 times if another
 # process needs that CPU all the time.

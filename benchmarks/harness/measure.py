@@ -57,7 +57,7 @@ class Target(Protocol):
         """
 
     def read(self) -> list[str]:
-        """Fetches the results since `begin` to the host; returns what is wrong with them. Never timed as work.
+        """Fetches the results since `begin` to the host and returns their problems. This is never timed as work.
 
         Results that differ from those of an earlier reading since `begin` are wrong.
         """
@@ -237,7 +237,7 @@ def _lengthening(blocks: Sequence[int], steps: int, budget: Budget) -> int:
     """How many times as long blocks should be to scatter less; 1 where they are long enough, or scatter little."""
     if min(blocks) <= 0 or median(blocks) >= LONG_ENOUGH_BLOCK:
         return 1
-    # Longer blocks would hide what is no noise: a drift, and two speeds.
+    # Longer blocks would hide a drift and two speeds, which are no noise.
     if drift(blocks) is not None or alternation(blocks) is not None:
         return 1
     # The noise of independent moments falls with the square root of the time.
@@ -327,7 +327,7 @@ def _timed_blocks(
                     findings.joules.append(used - energy)
                 blocks.append(stop - start)
                 if target.compile_count() != compiles:
-                    # Rule 5: the time of such a block is the compiler's.
+                    # Rule 5: the time of this block is the compiler's.
                     findings.compiling_blocks.append(block)
                 pause = min(max((stop - start) / steps / 1e9, LEAST_PAUSE), LONGEST_PAUSE)
                 problems, late = _read_again(target, clock, pause)

@@ -1,4 +1,4 @@
-"""The logits that a target's are judged by: those of transformers' module and the head, on the host."""
+"""The reference logits of a run: transformers' module and the head, on the host."""
 
 from __future__ import annotations
 

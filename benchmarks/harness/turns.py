@@ -51,7 +51,7 @@ class _Lines:
 
 
 class Turns:
-    """The worker's side. Without pipes it is alone and never waits. waited: the seconds that it has waited so far."""
+    """The worker's side. Without pipes it never waits. waited: the seconds that it has waited so far."""
 
     def __init__(self, descriptors: Descriptors | None = None) -> None:
         self._lines = None if descriptors is None else _Lines(descriptors)
@@ -68,7 +68,7 @@ class Turns:
         self._hear()
 
     def agree(self, steps: int, blocks: int) -> tuple[int, int]:
-        """The steps a block and the blocks that both processes run, where this one alone would run these."""
+        """The steps a block and the blocks that both processes run. The arguments are this one's choice."""
         self._say(f"{steps} {blocks}")
         answer = self._hear()
         return _numbers(answer) if answer else (steps, blocks)
@@ -81,7 +81,7 @@ class Turns:
         self._say("done")
 
     def finish(self) -> None:
-        """Waits until the other process has run its blocks, too: what follows must not disturb them."""
+        """Waits until the other process has run its blocks, so that nothing disturbs them."""
         self._hear()
 
     def _say(self, line: str) -> None:
@@ -130,7 +130,7 @@ class Partner:
             self._lines.hear()
 
     def warm_up(self) -> tuple[int, int]:
-        """Lets the worker warm up, and waits for the steps a block and the blocks that it would run alone."""
+        """Lets the worker warm up, and returns the steps a block and the number of blocks that it chose."""
         with self._noticed():
             self._lines.say("go")
             return _numbers(self._lines.hear())

@@ -134,7 +134,7 @@ class _Opened:
 
 
 def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
-    """Imports, device, weights and texts, each a phase of its own. Raises UserError for what the user can mend."""
+    """Loads imports, device, weights and texts, in separate phases. Raises UserError for wrong input."""
     with stages.phase("import", RUN), _without_collections():
         import torch
 
@@ -186,7 +186,7 @@ def _check_kernel(target: TargetSpec, backend: Backend) -> None:
 
 
 def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Workload, CastPolicy, list[str]]:
-    """The target, ready to run; the policy that it really has, and what is to be said of it."""
+    """The target ready to run, the cast policy that it has, and notes about it."""
     import transformers
 
     from ...albert_core.loop.job import frozen_encoder
@@ -317,7 +317,7 @@ def run(
     contended, (switches, waited) = contention.so_far(), contention.a_second()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
-    # Baselines run the module's own graph, whose last layer is computed in full.
+    # Baselines run the module's own graph and compute its last layer in full.
     kernel, version = workload.kernel()
     computed_by = "transformers" if target.baseline else kernel
     work = work_per_step(

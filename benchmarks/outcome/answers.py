@@ -27,7 +27,7 @@ def distances(expected: Logits, found: Logits) -> dict[str, float]:
 
 
 def kept(documents: Sequence[Measured]) -> Probe | None:
-    """What a result keeps of its processes' logits: those of the process that is farthest from the reference."""
+    """The logits that a result keeps: those of the process that is farthest from the reference."""
     judged = [(max(apart.values()), document) for document in documents if (apart := _apart(document))]
     if not judged:
         return None
@@ -41,7 +41,7 @@ def kept(documents: Sequence[Measured]) -> Probe | None:
 
 
 def wrong_answers(documents: Sequence[Measured]) -> str:
-    """How far the logits of which processes are from the reference's; empty where all are near enough."""
+    """Which processes' logits are too far from the reference, and how far; empty if none is."""
     largest = [max(_apart(document).values(), default=0.0) for document in documents]
     allowed = limit(documents[0].policy)
     wrong = [process for process, distance in enumerate(largest) if distance > allowed]

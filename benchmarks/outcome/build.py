@@ -234,7 +234,7 @@ def _figures(step: Interval, flat: Sequence[float], work: Work) -> Figures:
 
 
 def rates(seconds: Interval, work: Work) -> dict[str, Interval]:
-    """The figures of `Rates`: work over seconds, whose interval they share."""
+    """The figures of `Rates`: work over seconds. They share the interval of the seconds."""
     return {
         "samples_per_second": seconds.rate(work.samples),
         "real_tokens_per_second": seconds.rate(work.real_tokens),
@@ -260,7 +260,7 @@ def _energy(documents: Sequence[Measured], seed: int) -> Energy:
 
 
 def _collected(found: Sequence[Sequence[str]]) -> list[str]:
-    """The distinct texts of all processes, in order; those of one process among several say which."""
+    """The distinct texts of all processes, in order. With several processes, each text names its processes."""
     texts: dict[str, list[int]] = {}
     for process, said in enumerate(found):
         for text in said:
@@ -283,7 +283,7 @@ def _documents(runs: Sequence[WorkerRun]) -> list[Measured]:
 def _related(targets: Sequence[Target], options: Options) -> list[Target]:
     """The targets with their speed relative to the first one of the same workload and batch size, with its interval.
 
-    Against baselines, each of which has its own batch size, all are relative to the first. Real devices and others
+    Baselines have their own batch sizes: against them, all targets are relative to the first. Real devices and others
     are never held against each other.
     """
     references: dict[tuple[str, int, bool], MeasuredTarget] = {}

@@ -16,7 +16,7 @@ from .model import MeasuredTarget, Rates, Roofline, Target
 # The peak is a measurement too; one that others contended may be this much too low.
 PEAK_TOLERANCE = 1.05
 CONTENDED_TOLERANCE = 3.0
-# A copy is held up by its writes, before which caches read what they replace: reading alone moves up to twice as much.
+# A cache reads a line before it overwrites it, which slows a copy: plain reading moves up to twice as many bytes.
 COPY_TOLERANCE = 2.0
 
 
@@ -58,7 +58,7 @@ def judged(targets: Sequence[Target], documents: Sequence[Sequence[Measured]]) -
 
 
 def gate_identity(targets: Sequence[MeasuredTarget]) -> Findings:
-    """All targets must have run the same weights; all of one batch size the same texts, and baselines those of all."""
+    """All targets must have the same weights; those of one batch size, and baselines, the same texts."""
     compared = any(target.baseline for target in targets)
     first_of_size: dict[int, MeasuredTarget] = {}
     for target in targets:

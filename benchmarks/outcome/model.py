@@ -121,7 +121,7 @@ class _Target(Placed):
     )
     kernel: str = Field(description="As asked for; kernel_used is what ran.")
     batch_size: Count
-    baseline: bool = Field(description="A baseline, whose name is in kernel.")
+    baseline: bool = Field(description="A baseline; its name is in kernel.")
     sweep: list[Shape] = Field(
         description="The shapes that were tried before the measurement; the fastest became the target's."
     )

@@ -1,6 +1,6 @@
 """Whether the blocks of a target's processes were steady: found in each of them, judged over all (rule 6).
 
-One process may have met a bad moment of the machine, which says nothing of the target. What a second process shows,
+One process may have met a bad moment of the machine, which says nothing about the target. What a second process shows,
 too, is the target's own.
 """
 

@@ -126,7 +126,7 @@ def _best_stretch(distances: np.ndarray, returning: bool) -> tuple[int, int, flo
 
 @lru_cache(maxsize=64)
 def _stretches(n: int, returning: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds (int64 [stretches] each) of the stretches of `n` values whose parts are large enough."""
+    """The bounds (int64 [stretches] each) of the stretches of `n` values that have large enough parts."""
     first, last = np.triu_indices(n + 1, k=LEAST_PART)
     kept = (first >= LEAST_PART) & (last <= n - LEAST_PART if returning else last == n)
     return first[kept], last[kept]

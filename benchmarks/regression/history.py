@@ -23,7 +23,7 @@ class Point:
     """One target of one result.
 
     change: its speed over that of the last result before it that can be compared with; None where either can't be.
-    environment: what decides speed and was recorded, by name. renewed: what differs of it from what was recorded last.
+    environment: the recorded facts that decide speed, by name. renewed: those that differ from the last recorded ones.
     """
 
     target: MeasuredTarget
