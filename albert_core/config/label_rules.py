@@ -34,7 +34,7 @@ def _placeholder(match: re.Match[str]) -> str:
 
 RULES: dict[str, Rule] = {
     "unicode": Rule(
-        "compatible characters become one (NFKC), typographic quotes and dashes plain ones",
+        "NFKC, plain quotes and dashes",
         lambda text: unicodedata.normalize("NFKC", text).translate(str.maketrans("‘’“”–—", "''\"\"--")),
     ),
     "placeholders": Rule(
@@ -45,11 +45,9 @@ RULES: dict[str, Rule] = {
     "numbers": Rule(
         "numbers, amounts, dates and times in digits become `<number>`", lambda text: _NUMBER.sub("<number>", text)
     ),
-    "case": Rule("letters become lower case (Unicode case folding)", str.casefold),
-    "punctuation": Rule(
-        "signs at the ends of words go; those inside words stay", lambda text: _PUNCTUATION.sub(" ", text)
-    ),
-    "white_space": Rule("runs of white space become one space, none at the ends", lambda text: " ".join(text.split())),
+    "case": Rule("Unicode case folding", str.casefold),
+    "punctuation": Rule("signs at the ends of words go", lambda text: _PUNCTUATION.sub(" ", text)),
+    "white_space": Rule("runs become one space, none at the ends", lambda text: " ".join(text.split())),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...albert_core.terminal.text import duration
 from ..outcome.against import Against, PairedTarget
-from ..regression.compare import Compared, Comparison, differences_of, subject_of
+from ..regression.compare import Compared, Comparison, differences_of, growing, subject_of
 from ..regression.metrics import SPEED
 from ..regression.verdict import Verdict
 
@@ -19,7 +19,7 @@ def comparison(result: Against) -> Comparison:
         confirmed=True,
         targets=tuple(_compared(target, result.gate) for target in result.targets),
         differences=differences_of(before, after),
-        warnings=tuple(result.notes),
+        warnings=(*result.notes, *growing(before, after)),
         on_undecided=result.on_undecided,
         allow_missing=False,
     )

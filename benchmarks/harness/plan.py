@@ -40,8 +40,9 @@ QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
 QUICK_BASELINE_SECONDS = 1.5
 QUICK_LEAST_BLOCKS = 2
 FULL_PROCESSES, FULL_BLOCKS, FULL_SECONDS = 3, 9, 10.0
-# Two checkouts take turns in many short blocks: most disturbances are longer than one.
-PAIRED_BLOCKS = 20
+# Two checkouts take turns in many short blocks: most disturbances are longer than one. What differs between processes
+# (their memory's layout) decides the interval, and of three pairs it is more than twice as wide as of six.
+PAIRED_PROCESSES, PAIRED_BLOCKS, PAIRED_SECONDS = 6, 20, 5.0
 # Texts of a comparison with baselines, and the number of static shapes for compilers; see `texts.static_cells`.
 BASELINE_TEXTS, QUICK_BASELINE_TEXTS = 512, 32
 STATIC_SHAPES, QUICK_STATIC_SHAPES = 4, 2

@@ -122,7 +122,7 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), asked: 
         confirmed=bool(again),
         targets=found,
         differences=told,
-        warnings=tuple(_growing(first, second)) if "memory" in asked.what else (),
+        warnings=tuple(growing(first, second)) if "memory" in asked.what else (),
         on_undecided=check_undecided(asked.on_undecided),
         allow_missing=asked.allow_missing,
     )
@@ -168,7 +168,7 @@ def differences_of(before: Result, after: Result) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def _growing(before: Result, after: Result) -> Iterator[str]:
+def growing(before: Result, after: Result) -> Iterator[str]:
     """Targets whose memory grows from step to step."""
     for old, new in _pairs(before, after):
         if isinstance(old, MeasuredTarget) and isinstance(new, MeasuredTarget):

@@ -81,12 +81,14 @@ def bench(
         str | None, _what(help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given.")
     ] = None,
     processes: Annotated[
-        int | None, _how(help="Fresh processes a target (default 3): their spread is part of the interval.")
+        int | None, _how(help="Fresh processes a target (default 3; --against: 6 pairs); they widen the interval.")
     ] = None,
-    blocks: Annotated[int | None, _how(help="Timed blocks a process (default 9), each of k steps.")] = None,
+    blocks: Annotated[
+        int | None, _how(help="Timed blocks a process (default 9; --against: 20), each of k steps.")
+    ] = None,
     seconds: Annotated[
         float | None,
-        _how(help="Seconds for a process's timed blocks (default 10). k follows from it; at least one step."),
+        _how(help="Seconds for a process's timed blocks (default 10; --against: 5). k, at least 1, follows."),
     ] = None,
     quick: Annotated[
         bool,
@@ -152,6 +154,8 @@ def bench(
         END_TO_END,
         LAYOUTS,
         PAIRED_BLOCKS,
+        PAIRED_PROCESSES,
+        PAIRED_SECONDS,
         Options,
         make_plan,
         with_baselines,
@@ -187,11 +191,12 @@ def bench(
         options = with_baselines(options, vs)
     if quick:
         options = with_quick(options)
+    elif against is not None:
+        options = replace(options, processes=PAIRED_PROCESSES, blocks=PAIRED_BLOCKS, seconds=PAIRED_SECONDS)
     thoroughness: dict[str, Any] = {"processes": processes, "blocks": blocks, "seconds": seconds, "texts": texts}
     options = replace(options, **{key: value for key, value in thoroughness.items() if value is not None})
     if against is not None:
-        pairs = options if blocks or quick else replace(options, blocks=PAIRED_BLOCKS)
-        _against(pairs, against, gate or "5%", on_undecided or "fail", out, shown_as, dry_run)
+        _against(options, against, gate or "5%", on_undecided or "fail", out, shown_as, dry_run)
     if whole:
         _end_to_end(options, out, shown_as, dry_run)
     plan = make_plan(options)

@@ -137,7 +137,7 @@ def test_a_plan_of_pairs_says_so(invoke: Callable) -> None:
     done = invoke("--against", "HEAD", "--dry-run", "--workload", "forward", "--layout", "packed")
     assert done.exit_code == 0, done.output
     words = " ".join(done.stdout.split())
-    assert "3 pairs, each 20 blocks of both in about 10 s" in words
+    assert "6 pairs, each 20 blocks of both in about 5 s" in words
     assert "pair" in words.split("target")[1]
 
 

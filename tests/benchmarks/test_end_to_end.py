@@ -167,7 +167,8 @@ def test_a_real_comparison_says_what_it_extrapolated(data: Path, tmp_path: Path)
         "--workload end_to_end --vs baselines --model random:tiny --dtype float32 --max-length 32 --quick "
         f"--dataset {data}"
     )
-    done = CliRunner().invoke(app, [*arguments.split(), "--out", str(out)])
+    # Wide enough that no cell is broken.
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*arguments.split(), "--out", str(out)])
     assert done.exit_code == 0, done.output
     result = json.loads(out.read_text(encoding="utf-8"))
     validate(result)

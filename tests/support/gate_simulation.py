@@ -15,7 +15,8 @@ from isotrain.benchmarks.harness.statistics import block_ratios, interval, resam
 from isotrain.benchmarks.regression.verdict import Verdict, confirmed, judge
 
 GATE = 0.05
-PROCESSES, SEQUENTIAL_BLOCKS, PAIRED_BLOCKS = 3, 9, 20
+PROCESSES, SEQUENTIAL_BLOCKS = 3, 9
+PAIRS, PAIRED_BLOCKS = 6, 20
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,16 @@ def sequential(generator: np.random.Generator, noise: Noise, slowdown: float, re
 
 def interleaved(generator: np.random.Generator, noise: Noise, slowdown: float, resamples: int) -> Verdict:
     """`isotrain bench --against`: pairs of processes that take turns, so that both meet the same state."""
-    shape = (PROCESSES, PAIRED_BLOCKS)
-    state = noise.between * generator.standard_normal((PROCESSES, 1)) + noise.within * _course(generator, shape)
+    shape = (PAIRS, PAIRED_BLOCKS)
+    state = noise.between * generator.standard_normal((PAIRS, 1)) + noise.within * _course(generator, shape)
     times = []
     for slower in (slowdown, 0.0):
-        processes = noise.processes * generator.standard_normal((PROCESSES, 1))
+        processes = noise.processes * generator.standard_normal((PAIRS, 1))
         drawn = noise.blocks * generator.standard_normal(shape)
         times.append(np.exp(np.log1p(slower) + state + processes + drawn).tolist())
     ratios = np.log(block_ratios(*times))
     logs = resampled_medians(ratios, generator, resamples)
-    return judge(interval(float(np.exp(np.median(ratios))), logs), GATE, PROCESSES)
+    return judge(interval(float(np.exp(np.median(ratios))), logs), GATE, PAIRS)
 
 
 WAYS: dict[str, Compare] = {"sequential": sequential, "interleaved": interleaved}
