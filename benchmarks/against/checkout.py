@@ -185,6 +185,7 @@ def _forget(cache: Path) -> None:
     """Removes the exports that were used longest ago; one that was used within a day may be in use."""
     known = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for path in known[:-KEPT_EXPORTS]:
+        # The file system's clock is the wall's, and no duration is measured.
         if time.time() - path.stat().st_mtime > 86_400:
             shutil.rmtree(path, ignore_errors=True)
 

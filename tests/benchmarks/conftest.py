@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
 from isotrain.benchmarks.harness.document import Measured
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, Plan, make_plan
 from isotrain.benchmarks.harness.runner import WorkerRun
+from isotrain.benchmarks.harness.texts import Texts, embedded_texts
 from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.reports.html.write import write_report
 from support.results import end_to_end_run, parity, write_run
@@ -229,3 +232,41 @@ def write_results(folder: Path) -> Path:
     write_run(folder / "runs" / "first")
     write_run(folder / "runs" / "second", steps=700, ended=False, emulated=True)
     return folder
+
+
+@pytest.fixture
+def write(all_runs: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
+    """`write("a.json", slowdown, spoil)`: a result of two layouts, 3 processes x 9 blocks, 1 % of noise."""
+
+    def make(
+        name: str,
+        slowdown: float = 0.0,
+        *,
+        options: dict[str, Any] | None = None,
+        changes: dict[int, dict[str, Any]] | None = None,
+        spoil: Callable[[dict[str, Any]], object] = len,
+    ) -> Path:
+        chosen = {"workloads": ("forward",), "layouts": ("padded", "packed")} | (options or {})
+        plan = make_plan(Options(**chosen))
+        runs = all_runs(plan, changes)
+        generator = np.random.default_rng(sum(name.encode()))
+        for run in runs:
+            noise = np.exp(0.01 * generator.standard_normal(9))
+            run.document.step_seconds[:] = (0.5 * (1 + slowdown) * noise).tolist()
+        result = build_result(plan, runs, describe()).document()
+        spoil(result)
+        path = tmp_path / name
+        path.write_text(json.dumps(result), encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def albert() -> LoadedEncoder:
+    return load_encoder("random:tiny", 0)
+
+
+@pytest.fixture(scope="module")
+def texts() -> Texts:
+    return embedded_texts(16, 64, 30000, 7, seed=3)

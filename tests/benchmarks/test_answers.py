@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from isotrain.albert_core.features.source import frozen_encoder
-from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
+from isotrain.albert_core.model.encoder import LoadedEncoder
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import get_backend
 from isotrain.benchmarks.harness import worker
@@ -24,7 +24,7 @@ from isotrain.benchmarks.harness.measure import Budget, measure
 from isotrain.benchmarks.harness.plan import Options, make_plan
 from isotrain.benchmarks.harness.reference import PROBED_TEXTS, probed_texts, reference_logits
 from isotrain.benchmarks.harness.runner import WorkerRun
-from isotrain.benchmarks.harness.texts import Texts, embedded_texts, make_batches
+from isotrain.benchmarks.harness.texts import Texts, make_batches
 from isotrain.benchmarks.harness.workloads import CHANGED, WORKLOAD_CLASSES, TrainedEncoder, Workload
 from isotrain.benchmarks.outcome.answers import LARGEST_DISTANCE, answers_differ, limit, wrong_answers
 from isotrain.benchmarks.outcome.build import build_result
@@ -40,16 +40,6 @@ Make = Callable[..., Workload]
 Judged = Callable[[Workload], Bench]
 Runs = Callable[..., list[WorkerRun]]
 Handed = Callable[..., Measured]
-
-
-@pytest.fixture(scope="module")
-def albert() -> LoadedEncoder:
-    return load_encoder("random:tiny", 0)
-
-
-@pytest.fixture(scope="module")
-def texts() -> Texts:
-    return embedded_texts(16, 64, 30000, LABELS, seed=3)
 
 
 @pytest.fixture

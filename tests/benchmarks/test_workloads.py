@@ -9,7 +9,7 @@ from types import FunctionType
 import pytest
 import torch
 from isotrain.albert_core.loop.job import frozen_encoder
-from isotrain.albert_core.model.encoder import LoadedEncoder, load_encoder
+from isotrain.albert_core.model.encoder import LoadedEncoder
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.harness import worker
@@ -17,7 +17,7 @@ from isotrain.benchmarks.harness.document import Measured, Peaks
 from isotrain.benchmarks.harness.measure import Budget, measure
 from isotrain.benchmarks.harness.plan import CACHED, Options, TargetSpec
 from isotrain.benchmarks.harness.reference import reference_logits
-from isotrain.benchmarks.harness.texts import Texts, embedded_texts, make_batches
+from isotrain.benchmarks.harness.texts import Texts, make_batches
 from isotrain.benchmarks.harness.work import work_per_step
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
 from isotrain.benchmarks.work.flops import encoder_flops, head_backward_flops, head_forward_flops
@@ -41,16 +41,6 @@ class WatchedBackend(CpuBackend):
 
     def compile_count(self) -> int:
         return self.compiles
-
-
-@pytest.fixture(scope="module")
-def albert() -> LoadedEncoder:
-    return load_encoder("random:tiny", 0)
-
-
-@pytest.fixture(scope="module")
-def texts() -> Texts:
-    return embedded_texts(16, 64, 30000, LABELS, seed=3)
 
 
 @pytest.fixture

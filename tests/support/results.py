@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from typer import Typer
+from typer.testing import CliRunner
 
 STEPS = 40
 LAYERS = ("embedding", *(f"layer {number}" for number in range(1, 13)))
@@ -302,3 +306,23 @@ def write_run(folder: Path, steps: int = 1200, ended: bool = True, emulated: boo
         }
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return folder
+
+
+def put(place: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """A change of a result: `value` at `place`, which is dotted."""
+
+    def change(result: dict[str, Any]) -> None:
+        *way, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+        found: Any = result
+        for part in way:
+            found = found[part]
+        found[last] = value
+
+    return change
+
+
+def run_command(command: Callable[..., None], *arguments: object) -> Any:
+    """A command of the command line, called in this process."""
+    app = Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
