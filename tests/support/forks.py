@@ -93,7 +93,7 @@ class Popen(subprocess.Popen[str]):
             self._child_created = True
         finally:
             _adopt(False)
-            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]  # Popen's own, unlisted
 
 
 def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -173,6 +173,7 @@ def _settle(request: dict[str, Any], files: list[int]) -> None:
     for number in request["closed"]:
         os.close(number)
     opened = [None if number in request["closed"] else _stream(number) for number in STREAMS]
+    # typeshed calls the dunder streams final; a process that starts has just set them.
     sys.stdin = sys.__stdin__ = opened[0]  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = opened[1]  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = opened[2]  # type: ignore[misc]
@@ -212,6 +213,7 @@ if __name__ == "__main__":
     for name in PRELOADED:
         import_module(name)
     # As in the tests' own process (conftest.py).
+    # No test cuts the power, so nothing needs the disk; it still fails for a descriptor that isn't open.
     os.fsync = os.fstat  # type: ignore[assignment]
     # Ctrl-C is for the tests; a fork has Python's own answer to it.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
