@@ -283,7 +283,7 @@ def test_no_message_spells_a_plural_by_hand() -> None:
     root = Path(command_line.__file__).resolve().parents[1]
     by_hand = re.compile(r"""'s' if|"s" if|== 1 else ['"]\w+s['"]|[a-z]\(s\)""")
     found = []
-    for folder in ("albert_core", "backends", "benchmarks", "cli", "kernels"):
+    for folder in ("albert_core", "backends", "benchmarks", "conformance", "cli", "kernels"):
         for path in sorted((root / folder).rglob("*.py")):
             lines = path.read_text(encoding="utf-8").splitlines()
             found += [f"{path.name}:{number}" for number, line in enumerate(lines, 1) if by_hand.search(line)]
@@ -326,7 +326,7 @@ def test_nothing_prints_but_through_the_console() -> None:
     }
     banned = re.compile(r"typer\.(echo|secho)\(|(?<![\w.])print\(|sys\.std(out|err)\.write\(|(?<!\w)Console\(")
     found = []
-    for folder in ("albert_core", "backends", "benchmarks", "cli", "kernels"):
+    for folder in ("albert_core", "backends", "benchmarks", "conformance", "cli", "kernels"):
         for path in sorted((root / folder).rglob("*.py")):
             name = path.relative_to(root).as_posix()
             if name in others or "suites" in name or name == "benchmarks/suites/gpu_check.py":

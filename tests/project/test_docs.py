@@ -134,7 +134,7 @@ def test_every_rule_that_the_code_cites_is_written_down() -> None:
     assert [int(number) for number in written] == list(range(1, len(written) + 1))
     cited = {
         number
-        for folder in ("kernels", "backends", "albert_core", "benchmarks", "cli", "tests")
+        for folder in ("kernels", "backends", "albert_core", "benchmarks", "conformance", "cli", "tests")
         for path in (ROOT / folder).rglob("*.py")
         if path != Path(__file__)
         for number in cited_rules(path.read_text())

@@ -16,13 +16,13 @@ import pytest
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ["kernels", "backends", "albert_core", "benchmarks", "cli", "configs"]
+FOLDERS = ["kernels", "backends", "albert_core", "benchmarks", "conformance", "cli", "configs"]
 # Batches check ids only where reading them doesn't wait for a device.
 HOST_CHECK = ("kernels/packed/batch.py", ".device.type ==")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # The rooms of a folder, from the top: each imports what stands below it only, never a neighbour in its own row.
 ROWS = {
-    "": (("cli",), ("benchmarks",), ("albert_core",), ("backends",), ("kernels", "configs")),
+    "": (("cli",), ("conformance",), ("benchmarks",), ("albert_core",), ("backends",), ("kernels", "configs")),
     "albert_core": (
         ("inference",),
         ("loop",),
@@ -31,6 +31,11 @@ ROWS = {
         ("data", "runs"),
         ("config", "processes"),
         ("terminal",),
+    ),
+    "conformance": (
+        ("catalogue",),
+        ("device", "operations", "encoder", "training", "rates"),
+        ("case",),
     ),
     "benchmarks": (
         ("suites",),

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     path
-    for folder in ("kernels", "backends", "albert_core", "benchmarks", "cli")
+    for folder in ("kernels", "backends", "albert_core", "benchmarks", "conformance", "cli")
     for path in (ROOT / folder).rglob("*.py")
 )
 FILES = "albert_core/runs/files.py"

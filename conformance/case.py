@@ -1,0 +1,102 @@
+"""One check of the conformance suite: what it runs, and what it can find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..backends import Backend
+from ..backends.types import CastPolicy
+
+Mode = Literal["test", "grad", "perf"]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The device holds the clause.
+
+    Attributes:
+        share: The largest error as a share of its budget, 0 to 1; None if the check has no error.
+        detail: What was measured, in a few words with units.
+    """
+
+    share: float | None = None
+    detail: str = ""
+
+
+class ViolationError(Exception):
+    """The device breaks the clause. The message says what was seen and what was expected.
+
+    Args:
+        share: The error as a share of its budget, above 1; None if the check has no error.
+    """
+
+    def __init__(self, message: str, share: float | None = None) -> None:
+        super().__init__(message)
+        self.share = share
+
+
+class UnsupportedError(Exception):
+    """The device doesn't claim what the check is about. The message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """An opened backend under test, and the seed of what it is tested with."""
+
+    backend: Backend
+    seed: int = 0
+
+    def generator(self) -> torch.Generator:
+        """A generator on the host, the same for every device."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def policy(self, dtype: str) -> CastPolicy:
+        """What `dtype` means on the device.
+
+        Raises:
+            UnsupportedError: The device doesn't have it.
+        """
+        from .. import UserError
+
+        try:
+            return self.backend.cast_policy(dtype)
+        except UserError as error:
+            raise UnsupportedError(str(error)) from error
+
+    def read(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """The values of `tensors` on the host, as training reads them: the step ends, then the fence, then a copy."""
+        self.backend.step_boundary()
+        self.backend.synchronize(*tensors)
+        return [tensor.detach().cpu() for tensor in tensors]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check. Cases are listed without opening a device.
+
+    Attributes:
+        group: The room that it is from: "device", "operations", "encoder", "training" or "rates".
+        subject: What it is about, "linear" or "prefetch".
+        dtype: One of DTYPES, or "" if no dtype matters.
+        clause: What a device must do, in one sentence.
+        run: Returns `Passed`, or raises `ViolationError` or `UnsupportedError`. Any other exception is a violation, too.
+        time_limit: Seconds after which the device counts as hanging.
+    """
+
+    group: str
+    subject: str
+    clause: str
+    run: Callable[[Device], Passed]
+    dtype: str = ""
+    mode: Mode = "test"
+    time_limit: float = 60.0
+
+    @property
+    def name(self) -> str:
+        """Unique among all cases, and what --only matches: "operations/linear/bfloat16/grad"."""
+        parts = [self.group, self.subject, self.dtype, "" if self.mode == "test" else self.mode]
+        return "/".join(part for part in parts if part)

@@ -1,0 +1,10 @@
+"""Cases of the group "rates"."""
+
+from __future__ import annotations
+
+from .case import Case
+
+
+def cases() -> list[Case]:
+    """Every case of this group."""
+    return []
