@@ -83,7 +83,7 @@ class Case:
         subject: What it is about, "linear" or "prefetch".
         dtype: One of DTYPES, or "" if no dtype matters.
         clause: What a device must do, in one sentence.
-        run: Returns `Passed`, or raises `ViolationError` or `UnsupportedError`. Any other exception is a violation, too.
+        run: Returns `Passed`, or raises `ViolationError` or `UnsupportedError`. Any other exception is a violation.
         time_limit: Seconds after which the device counts as hanging.
     """
 
