@@ -147,7 +147,9 @@ def test_rooms_import_downwards_only(folder: str, rows: tuple[tuple[str, ...], .
 
 def test_the_documents_name_every_room() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rooms = {str(PurePath(folder, name)) for folder, rows in ROWS.items() for row in rows for name in row}
+    # `conformance` has one row, and says itself what its rooms are.
+    described_here = {folder: rows for folder, rows in ROWS.items() if folder != "conformance"}
+    rooms = {str(PurePath(folder, name)) for folder, rows in described_here.items() for row in rows for name in row}
     described = {name.rstrip("/").removesuffix(".py") for name in re.findall(r"^\| `([\w/.]+)` \|", page, re.MULTILINE)}
     assert described == rooms - {"albert_core", "benchmarks"}
 
