@@ -278,9 +278,13 @@ class Backend(ABC):
             kernel: "auto", or the kernel to use.
 
         Raises:
-            UserError: The kernel is unknown or can't run these weights here.
+            UserError: The kernel is unknown or can't run these weights here, or the weights are NaN or infinite.
         """
+        from ..kernels.weights import check_finite
+
         check_name("kernel", kernel, ("auto", *(self.traits.kernels or self.kernels())), f"on backend {self.name}")
+        # Some kernels give finite features for them: torch's attention returns 0 for a head with NaN scores.
+        check_finite(weights)
         return self.build_encoder(weights, policy, kernel)
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
@@ -293,10 +297,7 @@ class Backend(ABC):
         import torch
 
         from ..kernels.packed import PortableEncoder
-        from ..kernels.weights import check_finite
 
-        # torch's attention returns 0 instead of NaN for a head with NaN scores.
-        check_finite(weights)
         encoder = PortableEncoder(
             weights.to(dtype=getattr(torch, policy.param)),
             compute_dtype=getattr(torch, policy.compute),

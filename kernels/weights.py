@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -137,7 +137,7 @@ class EncoderWeights:
                 f"kind {self.config.kind!r} {'needs' if projects else 'has no'} projection_weight and projection_bias; "
                 "ALBERT has both, BERT has neither"
             )
-        expected = _expected_shapes(self.config)
+        expected = tensor_shapes(self.config)
         for name, tensor in self.named_tensors():
             shape = expected[name.rpartition(".")[2]]
             if tuple(tensor.shape) != shape:
@@ -168,20 +168,18 @@ class EncoderWeights:
             for field in fields(layer):
                 yield f"layers.{index}.{field.name}", getattr(layer, field.name)
 
+    def mapped(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> EncoderWeights:
+        """These weights with `change(name, tensor)` in each tensor's place. Names are those of `named_tensors`."""
+        changed: dict[str, Any] = {name: change(name, tensor) for name, tensor in self.named_tensors()}
+        layers = tuple(
+            LayerWeights(**{field.name: changed.pop(f"layers.{index}.{field.name}") for field in fields(layer)})
+            for index, layer in enumerate(self.layers)
+        )
+        return replace(self, layers=layers, **changed)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EncoderWeights:
         """These weights on `device`, rounded to `dtype`. Tensors that already fit are shared, not copied."""
-
-        def convert(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device=device, dtype=dtype)
-
-        own: dict[str, Any] = {
-            name: convert(tensor) for name, tensor in self.named_tensors() if not name.startswith("layers.")
-        }
-        layers = tuple(
-            LayerWeights(**{field.name: convert(getattr(layer, field.name)) for field in fields(layer)})
-            for layer in self.layers
-        )
-        return replace(self, layers=layers, **own)
+        return self.mapped(lambda _, tensor: tensor.to(device=device, dtype=dtype))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the configuration and every tensor's name, shape and values as little-endian float32.
@@ -211,7 +209,8 @@ def check_finite(weights: EncoderWeights) -> None:
             )
 
 
-def _expected_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of an encoder of `config`, by the name of its field."""
     e, h, f = config.embedding_size, config.hidden_size, config.intermediate_size
     norms = {"embedding_norm": e, "attention_norm": h, "output_norm": h}
     products = dict.fromkeys(("query", "key", "value", "attention_output"), (h, h))

@@ -192,7 +192,6 @@ class CudaBackend(TorchDevice):
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         from ...kernels.cuda import Operators, PackedGpuEncoder
-        from ...kernels.weights import check_finite
 
         reason = "" if kernel == "portable" else self._why_no_triton(weights, policy)
         if reason and kernel != "auto":
@@ -201,7 +200,6 @@ class CudaBackend(TorchDevice):
             log.info("the portable kernel serves: %s", reason)
         if reason or kernel == "portable":
             return self.portable_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
-        check_finite(weights)
         return PackedGpuEncoder(
             weights.to(device=self.device, dtype=getattr(torch, policy.param)),
             compute_dtype=getattr(torch, policy.compute),

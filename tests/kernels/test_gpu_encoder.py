@@ -20,7 +20,7 @@ from isotrain.kernels.cuda.buckets import sequence_bucket, token_bucket
 from isotrain.kernels.cuda.rows import TokenRows, first_rows, key_ranges, split
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
-from support.awkward import NAN_PLACES, changed, unaligned, unaligned_batch, with_nan
+from support.awkward import NAN_PLACES, unaligned, unaligned_batch, with_nan
 from support.repeat import Repeat
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -352,7 +352,7 @@ def test_tensors_that_are_not_contiguous(tiny: EncoderWeights, make_batch: MakeB
 
 def test_unaligned_tensors_give_the_same_bits(tiny: EncoderWeights, make_batch: MakeBatch, make: Callable) -> None:
     batch = make_batch([4, 2, 9], pairs=True)
-    moved = make(changed(tiny, lambda _, tensor: unaligned(tensor)))
+    moved = make(tiny.mapped(lambda _, tensor: unaligned(tensor)))
     assert torch.equal(moved(unaligned_batch(batch)), make(tiny)(batch))
 
 

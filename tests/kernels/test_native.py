@@ -18,7 +18,7 @@ from isotrain.kernels.cpu.encoder import default_block_tokens
 from isotrain.kernels.cpu.library import EMULATED_ISA, best_isa, native, unit_rate, why_not
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
-from support.awkward import changed, unaligned, unaligned_batch
+from support.awkward import unaligned, unaligned_batch
 from transformers import AutoModel
 
 Build = Callable[..., torch.nn.Module]
@@ -140,7 +140,7 @@ def test_non_contiguous_and_other_integer_tensors(build: Build, make_batch: Make
 
 def test_unaligned_tensors_give_the_same_bits(build: Build, make_batch: MakeBatch) -> None:
     weights, batch = rounded(build("albert-tiny")), make_batch([5, 9, 3], pairs=True)
-    moved = changed(weights, lambda _, tensor: unaligned(tensor))
+    moved = weights.mapped(lambda _, tensor: unaligned(tensor))
     for isa in isas():
         expected = NativeEncoder(weights, isa=isa)(batch)
         assert torch.equal(NativeEncoder(moved, isa=isa)(unaligned_batch(batch)), expected)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,23 +28,13 @@ def unaligned_batch(batch: PackedBatch) -> PackedBatch:
     return replace(batch, **tensors)
 
 
-def changed(weights: EncoderWeights, change: Callable[[str, torch.Tensor], torch.Tensor]) -> EncoderWeights:
-    """The weights with change(field's name, tensor) in each tensor's place."""
-    layers = tuple(
-        replace(layer, **{field.name: change(field.name, getattr(layer, field.name)) for field in fields(layer)})
-        for layer in weights.layers
-    )
-    own: dict[str, Any] = {name: change(name, tensor) for name, tensor in weights.named_tensors() if "." not in name}
-    return replace(weights, layers=layers, **own)
-
-
 def with_nan(weights: EncoderWeights, place: str) -> EncoderWeights:
     """The weights with one NaN in each tensor called `place`, in row 7."""
 
     def spoil(name: str, tensor: torch.Tensor) -> torch.Tensor:
         spoilt = tensor.clone()
-        if name == place:
+        if name.rpartition(".")[2] == place:
             spoilt[(7, *[0] * (tensor.dim() - 1))] = float("nan")
         return spoilt
 
-    return changed(weights, spoil)
+    return weights.mapped(spoil)
