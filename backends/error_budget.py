@@ -33,6 +33,10 @@ class ErrorBudget:
             chosen.insert(0, f"computed in {self.compute}")
         return f"{self.backend} {self.dtype}" + (f" ({', '.join(chosen)})" if chosen else "")
 
+    def names(self, draws: int) -> list[str]:
+        """The backends that draw `draws` times; a single one if all draws would be equal."""
+        return [f"{self.backend}:{draw}" for draw in range(draws)] if self.draws else [self.backend]
+
     @property
     def narrow(self) -> bool:
         """Whether products are computed in `dtype` itself."""

@@ -73,6 +73,9 @@ class IdealBackend(CpuBackend):
         del parameters, optimizer
         return None
 
+    def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
+        return torch.amp.GradScaler("cpu") if policy.compute == "float16" else None
+
     def measured_unit_tflops(self) -> None:
         """None, since a model has no speed."""
 

@@ -17,10 +17,11 @@ FACTOR, COARSE_FACTOR = 2.0, 3.0
 COARSE = ("bfloat16", "float16")
 # The factor for the largest single error, which varies more from draw to draw.
 LARGEST_FACTOR = 4.0
-# The floor in units in the last place of float32, in which losses are summed.
+# The floor in units in the last place, by default of float32, in which losses are summed.
 FLOOR_ULPS = 4.0
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
 # The error of a device's float32 power: 4 units in the last place, as in CUDA's table of powf.
-POWER_ERROR = 4.0 * float(np.finfo(np.float32).eps)
+POWER_ERROR = 4.0 * FLOAT32_EPS
 # Steps of a series that are judged together, since the error of a single step may be tiny by chance.
 WINDOW = 16
 
@@ -49,14 +50,14 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def floor(scale: float) -> float:
+def floor(scale: float, eps: float = FLOAT32_EPS) -> float:
     """The error that is always allowed at a quantity of this size."""
-    return FLOOR_ULPS * float(np.finfo(np.float32).eps) * scale
+    return FLOOR_ULPS * eps * scale
 
 
-def _allowed(m: float, error_budgets: Sequence[float], scale: float) -> float:
+def _allowed(m: float, error_budgets: Sequence[float], scale: float, eps: float = FLOAT32_EPS) -> float:
     """m times the root mean square of the error budgets' errors, plus the floor at a quantity of this size."""
-    return m * float(np.sqrt(np.mean(np.square(error_budgets)))) + floor(scale)
+    return m * float(np.sqrt(np.mean(np.square(error_budgets)))) + floor(scale, eps)
 
 
 def series_checks(
@@ -78,7 +79,7 @@ def series_checks(
     together = np.maximum(together, together[min(WINDOW, len(exact)) - 1])
     # A learning rate of 0 changes nothing, so the floor depends on the series and not on the step.
     scale = float(np.abs(exact).max())
-    corrections = bias_corrections(candidate, len(found))
+    corrections = bias_corrections(candidate.header.adam_on_device, len(found))
     if name.endswith("update_norm"):
         floors = _windowed(corrections * exact)
     else:
@@ -91,14 +92,15 @@ def series_checks(
     ]
 
 
-def bias_corrections(candidate: Trace, steps: int) -> np.ndarray:
+def bias_corrections(betas: Sequence[float] | None, steps: int) -> np.ndarray:
     """The relative error of each step's update due to Adam's bias corrections, [S].
 
-    It is 0 if the host computes them in float64. On a device they are float32, and 1 - beta^t has the error of beta^t's
-    last place. The update is the first moment over 1 - beta1^t, divided by the square root of the second moment over
-    1 - beta2^t (Kingma & Ba 2014).
+    On a device they are float32, and 1 - beta^t has the error of beta^t's last place. The update is the first moment
+    over 1 - beta1^t, divided by the square root of the second moment over 1 - beta2^t (Kingma & Ba 2014).
+
+    Args:
+        betas: Those of an Adam with its step counter on the device. None: the host computes in float64, the error is 0.
     """
-    betas = candidate.header.adam_on_device
     if betas is None:
         return np.zeros(steps)
     first, second = (1.0 - beta ** np.arange(1, steps + 1) for beta in betas)
@@ -125,12 +127,14 @@ def tensor_checks(
     drawn: Sequence[np.ndarray],
     m: float,
     floor: np.ndarray | None = None,
+    eps: float = FLOAT32_EPS,
 ) -> list[Check]:
     """Checks of a tensor's root mean square error and largest error.
 
     Args:
         drawn: The tensor from each error budget.
         floor: The additionally allowed error of each element.
+        eps: The epsilon of the narrowest dtype that the tensor was in, for the error that is always allowed.
     """
     error = found - exact
     others = [draw - exact for draw in drawn]
@@ -138,11 +142,13 @@ def tensor_checks(
     largest = max(float(np.abs(other).max()) for other in others)
     most = LARGEST_FACTOR * m
     return [
-        Check(quantity, step, rms(error), _allowed(m, [rms(other) for other in others], rms(exact)) + m * rms(extra)),
+        Check(
+            quantity, step, rms(error), _allowed(m, [rms(other) for other in others], rms(exact), eps) + m * rms(extra)
+        ),
         Check(
             f"{quantity}, largest error",
             step,
             float(np.abs(error).max()),
-            _allowed(most, [largest], float(np.abs(exact).max())) + most * float(extra.max()),
+            _allowed(most, [largest], float(np.abs(exact).max()), eps) + most * float(extra.max()),
         ),
     ]

@@ -50,7 +50,7 @@ def head_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trac
             checks += series_checks(f"head_{name}", f"{name} {GIVEN}", reference, candidate, error_budgets, m)
     if steps < len(reference.arrays["head_loss"]):
         checks.append(Check(f"loss {GIVEN}", steps, float("inf"), 0.0))
-    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, steps))))
+    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate.header.adam_on_device, steps))))
     exact = reference.arrays["head_logits"]
     moments = [0, *(entry.step for entry in reference.header.metrics)]
     for index, logits in enumerate(candidate.arrays["head_logits"][: len(exact)]):

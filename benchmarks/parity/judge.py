@@ -230,7 +230,9 @@ def _coarse(candidate: Trace) -> bool:
 def _logit_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[Check]:
     steps = [0, *(entry.step for entry in reference.header.metrics)]
     exact = reference.probe_logits
-    corrections = np.concatenate(([0.0], mean_so_far(bias_corrections(candidate, candidate.steps))))
+    corrections = np.concatenate(
+        ([0.0], mean_so_far(bias_corrections(candidate.header.adam_on_device, candidate.steps)))
+    )
     checks = []
     for index, step in enumerate(steps):
         checks += tensor_checks(

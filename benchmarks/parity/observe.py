@@ -153,6 +153,12 @@ def trained(training: Training) -> list[torch.Tensor]:
     return [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
 
 
+def adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
+    """Adam's betas if its step counter is on the device, so that its bias corrections are float32; else None."""
+    group = optimizer.param_groups[0]
+    return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
+
+
 def batch_hash(store: TokenStore, rows: np.ndarray) -> str:
     """SHA-256 of the token ids, token types and labels of the texts `rows`, in this order."""
     digest = hashlib.sha256()

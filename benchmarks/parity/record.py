@@ -33,7 +33,7 @@ from ..outcome.parity import Ended
 from ..outcome.trace_header import Evaluation, PromisedBudget, Split, TraceEnvironment, TraceHeader, TracePolicy
 from .evaluations import moves
 from .head_replay import replay_head
-from .observe import PROBE_TEXTS, HeadInputs, Steps, batch_hash, on_host, probe, trained
+from .observe import PROBE_TEXTS, HeadInputs, Steps, adam_on_device, batch_hash, on_host, probe, trained
 from .recipe import recipe_of
 from .trace import HEAD_SERIES, HEAD_STEPS, Trace
 
@@ -272,7 +272,7 @@ def _header(
         model=job.encoder.label,
         random_weights=job.encoder.random,
         dataset=job.dataset.name,
-        adam_on_device=_adam_on_device(training.optimizer),
+        adam_on_device=adam_on_device(training.optimizer),
         error_budget=PromisedBudget.of(error_budget),
         weights_sha256=digest.hexdigest(),
         probe_sha256=batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
@@ -286,12 +286,6 @@ def _header(
         metrics=[],
         evaluation=_evaluation(job),
     )
-
-
-def _adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
-    """Adam's betas if its step counter is on the device, so that its bias corrections are float32; else None."""
-    group = optimizer.param_groups[0]
-    return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
 def _evaluation(job: Job) -> Split:

@@ -115,9 +115,7 @@ def draw_settings(error_budget: ErrorBudget) -> list[list[str]]:
     common += [f"head_dtype={error_budget.head_dtype}", "kernel=auto", "layout=auto"]
     section = options_section(error_budget.backend)
     common += [f"{section}.{key}={value}" for key, value in error_budget.options.items()]
-    backend = error_budget.backend
-    names = [f"{backend}:{draw}" for draw in range(DRAWS)] if error_budget.draws else [backend]
-    return [[f"backend={name}", *common] for name in names]
+    return [[f"backend={name}", *common] for name in error_budget.names(DRAWS)]
 
 
 def write_config(trace: Trace, path: Path) -> None:
