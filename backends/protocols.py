@@ -16,11 +16,13 @@ class FrozenForward(Protocol):
 
     Attributes:
         skips_padding: Whether a padded batch costs only its real tokens. The hardware FLOPs are counted accordingly.
+        batch_invariant: Whether a text's features have the same bits in every batch.
     """
 
     name: str
     version: str
     skips_padding: bool
+    batch_invariant: bool
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
         """Features, float32 [sequences, hidden], on the backend's device."""

@@ -276,6 +276,7 @@ class StaticEncoder:
     """
 
     skips_padding = False
+    batch_invariant = False
 
     def __init__(
         self, encoder: PortableEncoder, run: Callable[[PackedBatch | PaddedBatch], torch.Tensor] | None = None

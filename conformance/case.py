@@ -8,8 +8,7 @@ from typing import Literal
 
 import torch
 
-from ..backends import Backend
-from ..backends.types import CastPolicy
+from ..backends import DTYPES, Backend, CastPolicy
 
 Mode = Literal["test", "grad", "perf"]
 
@@ -66,6 +65,22 @@ class Device:
             return self.backend.cast_policy(dtype)
         except UserError as error:
             raise UnsupportedError(str(error)) from error
+
+    def policies(self) -> list[CastPolicy]:
+        """The policies of all dtypes that the device has, in the order of DTYPES.
+
+        Raises:
+            UnsupportedError: It has none.
+        """
+        found, refusals = [], []
+        for dtype in DTYPES:
+            try:
+                found.append(self.policy(dtype))
+            except UnsupportedError as error:
+                refusals.append(error)
+        if not found:
+            raise refusals[0]
+        return found
 
     def read(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         """The values of `tensors` on the host, as training reads them: the step ends, then the fence, then a copy."""

@@ -32,6 +32,7 @@ class TransformersEncoder:
 
     name = "transformers"
     skips_padding = False
+    batch_invariant = False
 
     def __init__(self, module: nn.Module, backend: Backend, policy: CastPolicy) -> None:
         import transformers

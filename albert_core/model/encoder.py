@@ -129,15 +129,18 @@ def _random_encoder(model_name: str, seed: int) -> LoadedEncoder:
 
     check_model_name(model_name)
     config = AlbertConfig(**RANDOM_ARCHITECTURES[model_name.removeprefix(RANDOM_PREFIX)])
-    with torch.device("meta"):
-        module = AlbertModel(config, add_pooling_layer=False)
-    module.to_empty(device="cpu")
-    _fill_randomly(module, seed)
+    module = random_module(AlbertModel, config, seed)
     return LoadedEncoder(model_name, f"{model_name} (random weights)", True, config, module)
 
 
-def _fill_randomly(module: Any, seed: int) -> None:
-    """Draws normal weights, name by name from one host generator. Biases are zero, norms are one."""
+def random_module(kind: type[nn.Module], config: Any, seed: int) -> nn.Module:
+    """An AlbertModel or BertModel without its pooler, with random weights.
+
+    Weights are normal, drawn name by name from one host generator. Biases are zero, norms are one.
+    """
+    with torch.device("meta"):
+        module: Any = kind(config, add_pooling_layer=False)
+    module.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
@@ -152,6 +155,7 @@ def _fill_randomly(module: Any, seed: int) -> None:
                 buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
             else:
                 buffer.zero_()
+    return module
 
 
 def _pretrained_encoder(model_name: str) -> LoadedEncoder:

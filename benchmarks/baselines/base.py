@@ -28,6 +28,7 @@ class BaselineEncoder(ABC):
     version: str
     policy: CastPolicy
     skips_padding = False
+    batch_invariant = False
     notes: tuple[str, ...] = ()
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:

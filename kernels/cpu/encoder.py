@@ -63,6 +63,7 @@ class NativeEncoder:
 
     name = "native"
     skips_padding = True
+    batch_invariant = True
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class PackedGpuEncoder:
 
     version = "1"
     skips_padding = False
+    batch_invariant = False
 
     def __init__(
         self,

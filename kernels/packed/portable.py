@@ -103,6 +103,7 @@ class PortableEncoder:
     name = "portable"
     version = "1"
     skips_padding = False
+    batch_invariant = False
 
     def __init__(
         self,

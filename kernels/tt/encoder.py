@@ -90,7 +90,7 @@ class TtEncoder(PortableEncoder):
         if chunk_tokens < 1:
             raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
         self.chunk_tokens = chunk_tokens
-        self.exact = self.arithmetic.mode == "exact"
+        self.exact = self.batch_invariant = self.arithmetic.mode == "exact"
         weights = weights.to("cpu") if self.exact else weights
         self.device = weights.device
         self._norm_arithmetic = replace(self.arithmetic, math_fidelity="hifi4")

@@ -35,6 +35,7 @@ ROWS = {
     "conformance": (
         ("catalogue",),
         ("device", "operations", "encoder", "training", "rates"),
+        ("common",),
         ("case",),
     ),
     "benchmarks": (

@@ -1,0 +1,281 @@
+"""Checks of training: a head and small models, step by step against float64 on the host."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...albert_core.config.lora import LoraOptions
+from ...backends import DTYPES, CastPolicy, get_backend
+from ...benchmarks.parity.bands import Check, bias_corrections, mean_so_far, rms, tensor_checks
+from ..case import Case, Device, Passed, UnsupportedError, ViolationError
+from ..common.draws import draws, factor, judged
+from .short_run import Outcome, Recipe, ShortRun, recipe
+from .steps import Done, Form, Plan, run_steps
+
+STEPS = 30
+# A run of so many steps is resumed from each of them.
+RESUMED_STEPS = 6
+# Batches of some sizes that come back, as at the end of each epoch.
+ROWS = (8, 8, 8, 3, 8, 1, 3, 8, 8, 3)
+LORA = LoraOptions(rank=4, targets=("query", "value", "ffn"))
+
+
+def cases() -> list[Case]:
+    """Every case of this group."""
+    head = f"{STEPS} steps of a head on features have float64's losses within the dtype's error budget."
+    whole = f"{STEPS} steps of a whole model have float64's losses within the dtype's error budget."
+    forms: list[tuple[Form, str]] = [
+        ("fused", "The fused step of a head changes its weights as autograd and the optimizer would."),
+        ("captured", "A captured step uses the batch of each call and changes the weights as the step itself would."),
+        ("compiled", "A compiled loss has the value and the gradient of the function, for each shape of its inputs."),
+    ]
+    others: list[tuple[str, Callable[[Device], Passed], str]] = [
+        (
+            "learning-rate",
+            _learning_rate,
+            "Each step uses the learning rate set last, whatever its form.",
+        ),
+        (
+            "accumulation",
+            _accumulation,
+            "4 micro-batches of 2 texts make the step of one batch of 8 texts.",
+        ),
+        ("checkpointing", _checkpointing, "Layers that backward computes again give the same losses, with dropout."),
+        ("adapters", _adapters, f"{STEPS} steps of low-rank adapters have float64's losses within the error budget."),
+        ("resume", _resume, "A run that is resumed from any of its steps goes on bit for bit, with dropout."),
+        ("static-grid", _static_grid, "A second pass over the same texts compiles nothing."),
+    ]
+    return [
+        # A head in float16 would need a loss scale, and no configuration has one.
+        *(
+            Case("training", "head", head, partial(_head, dtype=dtype), dtype, time_limit=300.0)
+            for dtype in DTYPES
+            if dtype != "float16"
+        ),
+        *(
+            Case("training", f"{form}-step", clause, partial(_form, form=form), time_limit=300.0)
+            for form, clause in forms
+        ),
+        *(
+            Case("training", "whole-model", whole, partial(_whole_model, dtype=dtype), dtype, time_limit=600.0)
+            for dtype in DTYPES
+        ),
+        *(Case("training", subject, clause, run, time_limit=600.0) for subject, run, clause in others),
+    ]
+
+
+def _head(device: Device, dtype: str) -> Passed:
+    return _compared(device, device.policy(dtype), [recipe(device.seed, head_dtype=dtype)])
+
+
+def _whole_model(device: Device, dtype: str) -> Passed:
+    policy = device.policy(dtype)
+    if policy.compute == "float16" and device.backend.grad_scaler(policy) is None:
+        raise UnsupportedError("it has no gradient scaler, without which float16's gradients underflow")
+    head_dtype = "float64" if dtype == "float64" else "float32"
+    recipes = [recipe(device.seed, kind, head_dtype=head_dtype) for kind in ("albert", "bert")]
+    return _compared(device, policy, recipes, device.backend.traits.layouts)
+
+
+def _adapters(device: Device) -> Passed:
+    if find_spec("peft") is None:
+        raise UnsupportedError("peft is not installed")
+    made = recipe(device.seed, "albert", lora=LORA, learning_rate=1e-2)
+    return _compared(device, device.policies()[0], [made])
+
+
+def _accumulation(device: Device) -> Passed:
+    """Compares micro-batches on the device with whole batches in float64."""
+    whole = [
+        recipe(device.seed, kind, texts=45, optim=optim, momentum=0.9, adam_epsilon=1e-2, learning_rate=0.02)
+        for kind, optim in product(("", "albert"), ("sgd", "adamw"))
+    ]
+    return _compared(device, device.policies()[0], whole, steps=12, batch_size=2, gradient_accumulation_steps=4)
+
+
+def _compared(
+    device: Device,
+    policy: CastPolicy,
+    recipes: Sequence[Recipe],
+    layouts: Sequence[str] = (),
+    steps: int = STEPS,
+    **of_device: int,
+) -> Passed:
+    """Trains each recipe on the device, and judges the run by float64 and the draws of the device's error budget.
+
+    Args:
+        layouts: By default the device's own.
+        of_device: Keys of the configuration that differ in the device's run.
+    """
+    host = get_backend("cpu")
+    checks: list[Check] = []
+    float32 = []
+    for made in recipes:
+        exact, drawn = _exact_and_drawn(device, policy, made, steps)
+        plain = ShortRun(made.changed(head_dtype="float32"), host, host.cast_policy("float32")).outcome(steps)
+        float32.append(rms(plain.losses - exact.losses))
+        for layout in layouts or [_layout(device)]:
+            found = ShortRun(made.changed(**of_device), device.backend, policy, layout).outcome(steps)
+            name = f"{made.kind}, {layout}, {made.config.optim}" if made.kind else f"head, {made.config.optim}"
+            checks += _run_checks(name, exact, found, drawn, factor(policy), made.config.head_dtype)
+    return judged(checks, f"cpu:float32's losses are {max(float32):.1e} from float64's")
+
+
+def _exact_and_drawn(device: Device, policy: CastPolicy, made: Recipe, steps: int) -> tuple[Outcome, list[Outcome]]:
+    """The run in float64 on the host, and the same by each draw of the device's error budget."""
+    host = get_backend("cpu")
+    exact = ShortRun(made.changed(head_dtype="float64"), host, host.cast_policy("float64")).outcome(steps)
+    of_run = device.backend.whole_model_policy(policy) if made.kind else policy
+    opened = draws(device.backend, of_run)
+    return exact, [ShortRun(made, draw.device.backend, draw.policy).outcome(steps) for draw in opened]
+
+
+def _run_checks(
+    name: str, exact: Outcome, found: Outcome, drawn: Sequence[Outcome], m: float, head_dtype: str
+) -> list[Check]:
+    """Checks of the losses, and of logits before and after the steps."""
+    steps = len(exact.losses)
+    eps = float(np.finfo(np.float64 if head_dtype == "float64" else np.float32).eps)
+    corrections = mean_so_far(bias_corrections(found.betas, steps))
+    learned = corrections * np.abs(exact.losses - exact.losses[0])
+    moved = corrections[-1] * np.abs(exact.after - exact.before)
+    losses, before, after = ([getattr(one, field) for one in drawn] for field in ("losses", "before", "after"))
+    return [
+        *tensor_checks(f"losses ({name})", steps, exact.losses, found.losses, losses, m, learned, eps),
+        *tensor_checks(f"first logits ({name})", 0, exact.before, found.before, before, m, eps=eps),
+        *tensor_checks(f"last logits ({name})", steps, exact.after, found.after, after, m, moved, eps),
+    ]
+
+
+def _form(device: Device, form: Form) -> Passed:
+    return judged(_step_checks(device, Plan(device.seed, ROWS, (1e-2,) * len(ROWS)), form))
+
+
+def _learning_rate(device: Device) -> Passed:
+    rates = tuple(1e-2 * share for share in (1.0, 0.0, 0.5, 2.0, 0.0, 0.1, 1.0, 1.0))
+    forms: tuple[Form, ...] = ("autograd", "captured", "fused")
+    checks: list[Check] = []
+    for form, optim in product(forms, ("adamw", "sgd")):
+        try:
+            checks += _step_checks(device, Plan(device.seed, (8,) * len(rates), rates, optim), form)
+        except UnsupportedError:
+            if form != "fused":
+                raise
+    return judged(checks)
+
+
+def _step_checks(device: Device, plan: Plan, form: Form) -> list[Check]:
+    """Checks of a form's losses and weights against autograd in float64.
+
+    Raises:
+        ViolationError: A step with the learning rate 0 changes a weight.
+    """
+    policy = device.policies()[0]
+    found = run_steps(device, plan, form)
+    exact = run_steps(Device(get_backend("cpu")), plan, "autograd", "float64")
+    drawn = [run_steps(draw.device, plan, "autograd") for draw in draws(device.backend, policy)]
+    name, steps, m = f"{form} step, {plan.optim}", len(plan.rows), factor(policy)
+    for step, rate in enumerate(plan.rates):
+        before, after = found.weights[step : step + 2]
+        moved = [key for key, tensor in after.items() if not torch.equal(tensor, before[key])]
+        if rate == 0.0 and moved:
+            raise ViolationError(f"step {step + 1} has the learning rate 0 and changes {moved[0]} ({name})")
+    corrections = mean_so_far(bias_corrections(found.betas, steps))
+    # Two logits may be so near each other that rounding decides which is larger.
+    checks = [Check(f"right answers ({name})", steps, float(np.abs(found.right - exact.right).max()), 1.0)]
+    losses = [one.losses for one in drawn]
+    checks += tensor_checks(
+        f"losses ({name})", steps, exact.losses, found.losses, losses, m, corrections * exact.losses
+    )
+    for key in exact.weights[-1]:
+        right, *others = (_last(done, key) for done in (exact, found, *drawn))
+        moved_by = np.abs(right - exact.weights[0][key].numpy())
+        checks += tensor_checks(f"{key} ({name})", steps, right, others[0], others[1:], m, corrections[-1] * moved_by)
+    return checks
+
+
+def _last(done: Done, key: str) -> np.ndarray:
+    """A tensor of the head after the last step, float64."""
+    return done.weights[-1][key].double().numpy()
+
+
+def _checkpointing(device: Device) -> Passed:
+    """The error of runs without dropout is allowed between two runs with the same dropout."""
+    if not device.backend.traits.recomputes:
+        raise UnsupportedError("torch recomputes no activations on it")
+    policy = device.policies()[0]
+    exact, drawn = _exact_and_drawn(device, policy, recipe(device.seed, "albert"), STEPS)
+    start = device.backend.rng_state()
+    made = recipe(device.seed, "albert", dropout=0.2)
+    runs = []
+    for one in (made, made.changed(gradient_checkpointing=True)):
+        device.backend.set_rng_state(start)
+        runs.append(ShortRun(one, device.backend, policy, _layout(device)).outcome(STEPS))
+    kept, recomputed = runs
+    shifted = [
+        replace(
+            kept,
+            losses=kept.losses + draw.losses - exact.losses,
+            before=kept.before + draw.before - exact.before,
+            after=kept.after + draw.after - exact.after,
+        )
+        for draw in drawn
+    ]
+    return judged(_run_checks("recomputed layers", kept, recomputed, shifted, factor(policy), "float32"))
+
+
+def _resume(device: Device) -> Passed:
+    policy, layout = device.policies()[0], _layout(device)
+    for kind in ("", "albert"):
+        # Windows of 8, 8 and 4 texts, so that some checkpoints stand at the end of an epoch.
+        made = recipe(device.seed, kind, texts=20, dropout=0.2, batch_size=4, gradient_accumulation_steps=2)
+        with tempfile.TemporaryDirectory(prefix="isotrain-conformance-") as folder:
+            straight = ShortRun(made, device.backend, policy, layout)
+            saved, losses = [], []
+            for step in range(RESUMED_STEPS):
+                saved.append(straight.save(Path(folder)))
+                losses.append(straight.train(step + 1))
+            weights = straight.weights()
+            for step, checkpoint in enumerate(saved):
+                # Another seed, which the checkpoint must replace.
+                torch.manual_seed(device.seed + 1 + step)
+                again = ShortRun(made, device.backend, policy, layout)
+                again.restore(checkpoint)
+                name = f"a {kind or 'head'} resumed from step {step}"
+                if not np.array_equal(again.train(RESUMED_STEPS), np.concatenate(losses[step:])):
+                    raise ViolationError(f"{name} has other losses than the run that went on")
+                wrong = [key for key, tensor in again.weights().items() if not torch.equal(tensor, weights[key])]
+                if wrong:
+                    raise ViolationError(f"{name} ends with other bits in {', '.join(wrong[:3])}")
+    return Passed(detail=f"a head and a whole model, from each of {RESUMED_STEPS} steps")
+
+
+def _static_grid(device: Device) -> Passed:
+    """The last batch of an epoch is smaller."""
+    counted = []
+    for kind in ("", "albert"):
+        run = ShortRun(recipe(device.seed, kind, texts=44), device.backend, device.policies()[0], _layout(device))
+        counts = [device.backend.compile_count()]
+        for epochs in (1, 2):
+            run.stream.restore({"epoch": 0, "position": 0})
+            run.train(epochs * run.stream.steps_per_epoch)
+            counts.append(device.backend.compile_count())
+        first, second = np.diff(counts).tolist()
+        if second:
+            raise ViolationError(f"the second pass of a {kind or 'head'} compiles {second} times, the first {first}")
+        counted.append(f"{first} for a {kind or 'head'}")
+    return Passed(detail=f"compiled in the first pass: {', '.join(counted)}")
+
+
+def _layout(device: Device) -> str:
+    """The layout in which the device trains whole models by default."""
+    return device.backend.traits.whole_model_layout

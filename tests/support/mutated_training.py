@@ -1,0 +1,341 @@
+"""Broken backends: the host with one member wrong in a way that devices can be, and the checks that must find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from isotrain import UserError
+from isotrain.backends import Backend, CastPolicy
+from isotrain.backends.cpu import CpuBackend
+from isotrain.conformance.case import Case, Device, UnsupportedError
+from isotrain.kernels.packed import PackedBatch, PaddedBatch
+from isotrain.kernels.weights import EncoderWeights
+from torch.nn import functional
+
+Batch = PackedBatch | PaddedBatch
+
+
+def failing(backend: Backend, cases: Iterable[Case], seed: int = 0) -> dict[str, str]:
+    """What each check that fails says, by the check's name."""
+    found = {}
+    for case in cases:
+        torch.manual_seed(seed)
+        with suppress(UnsupportedError):
+            try:
+                case.run(Device(backend, seed))
+            except UnsupportedError:
+                raise
+            except Exception as error:  # noqa: BLE001 (whatever a device raises is a finding)
+                found[case.name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`caught`: the subjects of the checks that fail. The first is that of the clause that the backend breaks.
+
+    Others are those that can't hold, either: a wrong feature is wrong in every check that reads features.
+    """
+
+    make: Callable[[], CpuBackend]
+    caught: tuple[str, ...]
+
+
+# --- frozen encoders
+
+
+class Wrapped:
+    """An encoder as the host builds it."""
+
+    batch_invariant = False
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder, self.name, self.version = encoder, encoder.name, encoder.version
+        self.skips_padding = encoder.skips_padding
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return self.encoder(self.seen(batch))
+
+    def layer_states(self, batch: Batch, given: Any = None) -> list[torch.Tensor]:
+        return self.encoder.layer_states(self.seen(batch), given)
+
+    def seen(self, batch: Batch) -> Batch:
+        """What the encoder reads in the place of `batch`."""
+        return batch
+
+
+class ConstantFeatures(Wrapped):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return torch.ones_like(super().__call__(batch))
+
+
+class NeighbourRows(Wrapped):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return super().__call__(batch).roll(1, dims=0)
+
+
+class PaddingAttended(Wrapped):
+    def seen(self, batch: Batch) -> Batch:
+        if isinstance(batch, PackedBatch):
+            return batch
+        return replace(batch, attention_mask=torch.ones_like(batch.attention_mask), host_lengths=None)
+
+
+class TokenTypesIgnored(Wrapped):
+    def seen(self, batch: Batch) -> Batch:
+        return replace(batch, token_type_ids=None)
+
+
+class ReplayOfOwnStates(Wrapped):
+    def layer_states(self, batch: Batch, given: Any = None) -> list[torch.Tensor]:
+        states = super().layer_states(batch)
+        return states if given is None else states[1:]
+
+
+class OneNanForAll(Wrapped):
+    """As with a scale that all rows share."""
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        features = super().__call__(batch)
+        return features if bool(torch.isfinite(features).all()) else torch.full_like(features, torch.nan)
+
+
+class BrokenPromise(Wrapped):
+    """The last bit depends on the size of the batch."""
+
+    batch_invariant = True
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        features = super().__call__(batch)
+        return features if len(features) == 1 else torch.nextafter(features, torch.tensor(torch.inf))
+
+
+class WithEncoder(CpuBackend):
+    """A host whose encoders are wrapped."""
+
+    def __init__(self, wrap: type[Wrapped]) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> Any:
+        return self.wrap(super().build_encoder(weights, policy, kernel))
+
+
+class LastLayerSkipped(CpuBackend):
+    """In the pass that gives features, not in the one that shows states."""
+
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> Any:
+        whole = super().build_encoder(weights, policy, kernel)
+        config = replace(weights.config, weights_of_layer=weights.config.weights_of_layer[:-1])
+        short: Any = Wrapped(super().build_encoder(replace(weights, config=config), policy, kernel))
+        short.layer_states = whole.layer_states
+        return short
+
+
+class OtherEpsilon(CpuBackend):
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> Any:
+        config = replace(weights.config, layer_norm_eps=1e-5)
+        return super().build_encoder(replace(weights, config=config), policy, kernel)
+
+
+class NanAccepted(CpuBackend):
+    def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> Any:
+        return self.build_encoder(weights, policy, kernel)
+
+
+class KernelThatIsNotThere(CpuBackend):
+    """It is said to be available."""
+
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> Any:
+        if kernel == "portable":
+            raise UserError("kernel portable can't run: its library is missing")
+        return super().build_encoder(weights, policy, kernel)
+
+
+_FEATURES = ("features", "padding", "token-types", "company", "overflow")
+ENCODERS = {
+    "constant features": Mutant(lambda: WithEncoder(ConstantFeatures), _FEATURES),
+    "features of the neighbour": Mutant(lambda: WithEncoder(NeighbourRows), _FEATURES),
+    "padding attended": Mutant(lambda: WithEncoder(PaddingAttended), ("padding", "features")),
+    "token types ignored": Mutant(lambda: WithEncoder(TokenTypesIgnored), ("token-types",)),
+    "last layer skipped": Mutant(LastLayerSkipped, _FEATURES),
+    "another epsilon": Mutant(OtherEpsilon, ("layers", "replay", *_FEATURES)),
+    "replay of its own states": Mutant(lambda: WithEncoder(ReplayOfOwnStates), ("replay",)),
+    "NaN weights accepted": Mutant(NanAccepted, ("broken-weights",)),
+    "one NaN for the whole batch": Mutant(lambda: WithEncoder(OneNanForAll), ("overflow",)),
+    "bits that depend on the batch": Mutant(lambda: WithEncoder(BrokenPromise), ("company",)),
+    "a kernel that is not there": Mutant(KernelThatIsNotThere, ("kernels",)),
+}
+
+
+# --- steps
+
+
+class Fused:
+    """A right fused step, made by autograd."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self.parameters, self.optimizer = list(parameters), optimizer
+
+    def __call__(self, features: torch.Tensor, labels: torch.Tensor, num_samples: int) -> torch.Tensor:
+        hidden, hidden_bias, output, output_bias = self.parameters
+        inner = functional.gelu(functional.linear(features.to(hidden.dtype), hidden, hidden_bias))
+        logits = functional.linear(inner, output, output_bias)
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        (loss / self.divisor(labels, num_samples)).backward()
+        self.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return torch.stack((loss.detach(), (logits.argmax(dim=1) == labels).sum().to(loss.dtype)))
+
+    def divisor(self, labels: torch.Tensor, num_samples: int) -> int:
+        return num_samples
+
+    def update(self) -> None:
+        self.optimizer.step()
+
+
+class NoBiasGradient(Fused):
+    def update(self) -> None:
+        bias = self.parameters[1]
+        assert bias.grad is not None
+        bias.grad.zero_()
+        super().update()
+
+
+class FirstRateForEver(Fused):
+    rate: float | None = None
+
+    def update(self) -> None:
+        (group,) = self.optimizer.param_groups
+        self.rate = group["lr"] if self.rate is None else self.rate
+        group["lr"] = self.rate
+        super().update()
+
+
+class OwnDivisor(Fused):
+    """The number of samples that it is given is not used."""
+
+    def divisor(self, labels: torch.Tensor, num_samples: int) -> int:
+        return len(labels)
+
+
+class OwnMoments(Fused):
+    """Adam's moments and step count are kept in the device, where no checkpoint sees them."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(parameters, optimizer)
+        (group,) = optimizer.param_groups
+        settings = {key: group[key] for key in ("betas", "eps", "weight_decay")}
+        self.own = torch.optim.AdamW(self.parameters, **settings)
+
+    def update(self) -> None:
+        self.own.param_groups[0]["lr"] = self.optimizer.param_groups[0]["lr"]
+        self.own.step()
+
+
+class WithFusedStep(CpuBackend):
+    """A host with a fused step for AdamW."""
+
+    def __init__(self, fused: type[Fused] = Fused) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> Any:
+        return self.fused(parameters, optimizer) if isinstance(optimizer, torch.optim.AdamW) else None
+
+
+class StaleResult(WithFusedStep):
+    """A captured step replays the first result and updates nothing."""
+
+    def capture_step(self, step: Callable[..., torch.Tensor], optimizer: Any) -> Callable[..., torch.Tensor]:
+        kept: list[torch.Tensor] = []
+
+        def replay(*inputs: torch.Tensor) -> torch.Tensor:
+            if not kept:
+                kept.append(step(*inputs))
+            return kept[0]
+
+        return replay
+
+
+class StaleBatch(WithFusedStep):
+    """A captured step reads the first batch of each shape for ever."""
+
+    def capture_step(self, step: Callable[..., torch.Tensor], optimizer: Any) -> Callable[..., torch.Tensor]:
+        first: dict[Any, tuple[torch.Tensor, ...]] = {}
+        return lambda *inputs: step(*first.setdefault(tuple(part.shape for part in inputs), inputs))
+
+
+class FirstShapeForEver(WithFusedStep):
+    """A compiled function cuts its inputs to the rows of the first call, or repeats them."""
+
+    def compile(self, fn: Any, **options: Any) -> Any:
+        first: list[int] = []
+
+        def run(inputs: Any, labels: torch.Tensor) -> Any:
+            if not isinstance(inputs, torch.Tensor):
+                return fn(inputs, labels)
+            first.append(len(inputs))
+            rows = torch.arange(first[0]) % len(inputs)
+            return fn(inputs[rows], labels[rows])
+
+        return run
+
+
+class FirstScalarForEver(CpuBackend):
+    """A changing number is a constant of the program that was compiled first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constant: float | None = None
+
+    def scalar(self, value: float) -> float:
+        self.constant = value if self.constant is None else self.constant
+        return self.constant
+
+
+class GeneratorsNotRestored(CpuBackend):
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        pass
+
+
+class CompilesEachStep(CpuBackend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled = 0
+
+    def step_boundary(self) -> None:
+        self.compiled += 1
+
+    def device_compilations(self) -> int:
+        return self.compiled
+
+
+class NarrowProducts(CpuBackend):
+    """bfloat16 products where the policy says float32."""
+
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+TRAININGS = {
+    "no bias gradient": Mutant(
+        lambda: WithFusedStep(NoBiasGradient), ("fused-step", "learning-rate", "head", "accumulation")
+    ),
+    "the first learning rate for ever": Mutant(
+        lambda: WithFusedStep(FirstRateForEver), ("learning-rate", "head", "accumulation", "resume")
+    ),
+    "a divisor of its own": Mutant(lambda: WithFusedStep(OwnDivisor), ("fused-step", "learning-rate")),
+    "moments outside the optimizer": Mutant(lambda: WithFusedStep(OwnMoments), ("resume",)),
+    "a stale result": Mutant(StaleResult, ("captured-step", "learning-rate", "accumulation")),
+    "a stale batch": Mutant(StaleBatch, ("captured-step", "learning-rate", "accumulation")),
+    "one compiled shape": Mutant(FirstShapeForEver, ("compiled-step", "accumulation")),
+    "a number that became a constant": Mutant(FirstScalarForEver, ("accumulation",)),
+    "generators not restored": Mutant(GeneratorsNotRestored, ("resume", "checkpointing")),
+    "a compilation each step": Mutant(CompilesEachStep, ("static-grid",)),
+    "products in bfloat16": Mutant(NarrowProducts, ("whole-model", "adapters", "accumulation")),
+}
