@@ -21,12 +21,11 @@ from typer.main import get_command
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 DISTRIBUTION = re.compile(r"isotrain\\*\[\w+\\*\]|pip install [^`\n]*\bisotrain\b")
-SHOWN = [
-    path
-    for pattern in ("*.md", "Makefile", "docs/*.md", "configs/*.yaml", "**/*.py", "constraints*.txt")
-    for path in sorted(ROOT.glob(pattern))
-    if not path.relative_to(ROOT).parts[0].startswith((".", "build")) and path != Path(__file__)
-]
+TEXTS = ("*.md", "Makefile", "docs/*.md", "configs/*.yaml", "*.py", "constraints*.txt")
+# Not all below the root, where environments are, too.
+FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "build"))]
+SHOWN = sorted(path for pattern in TEXTS for path in ROOT.glob(pattern))
+SHOWN += [path for folder in FOLDERS for path in sorted(folder.rglob("*.py")) if path != Path(__file__)]
 
 
 def test_no_text_names_a_distribution_that_no_index_has() -> None:
