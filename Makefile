@@ -38,12 +38,20 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+# In two steps: the first builds nothing in this folder, so that it can run beside what uses the native libraries here.
 # torch's x86-64 build on the package index comes with CUDA's libraries, without which it can't be imported: 8 GB on
 # the disk. Where pip is told of an index that has a CPU build of the same version, pip prefers that one.
-$(XLA_VENV)/.installed: pyproject.toml constraints.txt constraints-xla.txt $(XLA_BIN)/python
+$(XLA_VENV)/.packages: pyproject.toml constraints.txt constraints-xla.txt $(XLA_BIN)/python
 	@mkdir -p build && grep -v -E '^(torch|triton)==' constraints.txt > build/constraints-common.txt
+	@$(XLA_BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  extra = p["optional-dependencies"]; \
+	  print(*p["dependencies"], *extra["xla"], *extra["lora"], sep="\n")' > build/requirements-xla.txt
 	$(XLA_BIN)/python $(PIP_INSTALL) --constraint build/constraints-common.txt --constraint constraints-xla.txt \
-	  --editable '.[xla,lora]' pytest pytest-benchmark pytest-xdist jsonschema
+	  --requirement build/requirements-xla.txt pytest pytest-benchmark pytest-xdist jsonschema
+	@touch $@
+
+$(XLA_VENV)/.installed: $(XLA_VENV)/.packages $(NATIVE)
+	$(XLA_BIN)/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 run: $(VENV)/.installed
