@@ -63,8 +63,9 @@ def bench(package: Path, against: Path, out: Path, *options: str) -> tuple[int, 
 
 def test_a_kernel_that_does_its_work_twice_is_a_regression_and_the_other_is_none(tmp_path: Path) -> None:
     slow, here = copy(tmp_path / "after", TWICE), copy(tmp_path / "before")
-    kernels = ("--kernel", "portable", "--kernel", "transformers", "--gate", "20%", "--blocks", "10")
-    code, result, shown = bench(slow, here, tmp_path / "found.json", *kernels)
+    kernels = ("--kernel", "portable", "--kernel", "transformers")
+    pairs = ("--gate", "20%", "--processes", "3", "--blocks", "10")
+    code, result, shown = bench(slow, here, tmp_path / "found.json", *kernels, *pairs)
     found = {target.label.split()[3]: target for target in result.targets}
     assert code == 1
     assert found["portable"].verdict == REGRESSED, found["portable"]

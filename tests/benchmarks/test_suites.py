@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = "isotrain.benchmarks.suites"
@@ -16,15 +17,12 @@ SUITE = "isotrain.benchmarks.suites"
 
 def suite(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """What `make bench-suite` runs, on the tiny model and the cpu backend."""
-    command = [sys.executable, "-m", "pytest", "-p", f"{SUITE}.plugin", "--pyargs", SUITE, "-p", "no:cacheprovider"]
+    command = ["-m", "pytest", "-p", f"{SUITE}.plugin", "--pyargs", SUITE, "-p", "no:cacheprovider"]
     command += ["-o", "python_files=bench_*.py", "-o", "addopts=--import-mode=importlib"]
     command += ["--suite-model=random:tiny", "--suite-dtype=float32"]
     # In a process that pytest-xdist started, pytest-benchmark saves nothing.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    environment = kept | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False
-    )
+    return forks.run([*command, *arguments], cwd=cwd, env=kept | {"OMP_NUM_THREADS": "1"})
 
 
 def test_every_kernel_and_step_runs(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from isotrain.albert_core.config.schema import TrainConfig
 from isotrain.albert_core.output import tracking
 from isotrain.albert_core.output.tracking import JsonlTracker, Tracker, Trackers, make_trackers
 from isotrain.kernels.install import install_hint
+from support import forks
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -309,7 +309,7 @@ def test_what_trackers_lack_after_a_kill_is_filled_up_and_no_step_is_there_twice
 ) -> None:
     def part(*arguments: object) -> str:
         words = [str(word) for word in arguments]
-        done = subprocess.run([sys.executable, "-c", PART, str(tmp_path), *words], capture_output=True, text=True)
+        done = forks.run(["-c", PART, str(tmp_path), *words])
         assert done.returncode == (-9 if words[-1] == "killed" else 0), done.stderr
         return done.stderr
 

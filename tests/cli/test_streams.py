@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fork(arguments: str, folder: Path, closed: tuple[int, ...] = (), **streams: Any) -> tuple[int, str]:
     """The same as `shell`, of a process that has imported everything."""
     words = ["-m", "isotrain.cli", *shlex.split(arguments)]
-    result = forks.run(words, cwd=folder, closed=closed, **({"stdout": subprocess.DEVNULL} | streams))
+    result = forks.run(words, cwd=folder, closed=closed, forking=True, **({"stdout": subprocess.DEVNULL} | streams))
     return result.returncode, result.stderr
 
 

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from isotrain.albert_core.data.datasets import RawSplit, load_dataset
 from isotrain.albert_core.tokens.store import TokenStore, build_token_store
 from isotrain.albert_core.tokens.tokenizer import TextTokenizer, load_tokenizer
 from isotrain.backends.host.cache import cache_root
+from support import forks
 from tokenizers import Tokenizer
 
 FILES = ("ids.npy", "offsets.npy", "labels.npy", "manifest.json")
@@ -254,7 +254,8 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing(
     split: RawSplit, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     # A limit on file sizes stands in for the full disk: the write fails half-way, in the kernel.
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = forks.run(["-c", LIMITED, str(tmp_path)])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == build_token_store(split, tokenizer, 64, use_cache=False).fingerprint
     assert "nothing is cached for the next run" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -278,13 +279,7 @@ for max_length in range(8, 48):
 
 def test_processes_that_race_all_succeed(tmp_path: Path) -> None:
     racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(tmp_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forks.Popen(["-c", RACER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(3)
     ]
     for racer in racers:

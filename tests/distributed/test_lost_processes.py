@@ -74,6 +74,7 @@ def torchrun(job: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
         process = forks.Popen(
             [*command, "-m", "isotrain.cli", "train", str(job), *arguments],
+            forking=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

@@ -116,7 +116,9 @@ def test_restarted_processes_meet_again(tmp_path: Path, nodes: int) -> None:
     meeting = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
     torchrun = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(2 // nodes), "--max-restarts", "1"]
     started = [
-        forks.Popen([*torchrun, str(job), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        forks.Popen(
+            [*torchrun, str(job), str(tmp_path)], forking=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for _ in range(nodes)
     ]
     for code, output in end(started):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from isotrain.albert_core.processes import parent
+from support import forks
 from support.processes import children, environment, free_port
 from support.small_job import settings, write_dataset
 
@@ -111,7 +112,7 @@ def test_a_run_is_saved_and_ends_when_its_launcher_is_killed(tmp_path: Path, lau
     (tmp_path / "job.yaml").write_text("\n".join(line.replace("=", ": ", 1) for line in sets))
     port = free_port()
     train = ["-m", "isotrain.cli", "train", str(tmp_path / "job.yaml")]
-    (tmp_path / "train.sh").write_text(f'"$PYTHON" {" ".join(train)}\nexit $?\n')
+    (tmp_path / "train.sh").write_text(f'"$INTERPRETER" {" ".join(train)}\nexit $?\n')
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = {
         "torchrun": [*torchrun, *train],
@@ -125,8 +126,8 @@ def test_a_run_is_saved_and_ends_when_its_launcher_is_killed(tmp_path: Path, lau
         "[process.wait() for process in processes]\n"
     )
     with (tmp_path / "output").open("w") as output:
-        started = subprocess.Popen(
-            [sys.executable, *command], stdout=output, stderr=output, env={**os.environ, "PYTHON": sys.executable}
+        started = forks.Popen(
+            command, forking=True, stdout=output, stderr=output, env={**os.environ, "INTERPRETER": sys.executable}
         )
     ranks: list[int] = []
     try:

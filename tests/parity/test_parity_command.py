@@ -21,6 +21,7 @@ from isotrain.benchmarks.parity import worker
 from isotrain.benchmarks.parity.run import why_ended
 from isotrain.benchmarks.parity.seeds import equivalence
 from support import forks
+from support.command import Invoke, one_line_error
 from support.parity_job import SETTINGS, sets_of
 
 SCHEMA = Path(__file__).resolve().parents[2] / "benchmarks" / "schema" / "parity-2.json"
@@ -30,7 +31,7 @@ SMALL = SETTINGS | {"model_name": "random:tiny", "num_epochs": 1}
 
 def isotrain(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     words = ["-c", "from isotrain.cli.main import main; main()", "parity", *arguments]
-    return forks.run(words, cwd=folder, env=os.environ | {"COLUMNS": "200"} | environment)
+    return forks.run(words, cwd=folder, env=os.environ | {"COLUMNS": "200"} | environment, forking=True)
 
 
 def options() -> list[str]:
@@ -84,19 +85,11 @@ def test_one_command_does_it_all_and_keeps_what_a_dead_candidate_leaves(tmp_path
     ("side", "missing"), [("cuda:99", "backend 'cuda' can't run here"), ("tt:hardware", "hardware can't run here")]
 )
 def test_a_device_that_is_not_here_is_said_before_the_reference_runs(
-    tmp_path: Path, flag: str, side: str, missing: str
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, side: str, missing: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "isotrain.cli", "parity", "quickstart", flag, side],
-        cwd=tmp_path,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("isotrain: error:")
-    assert missing in done.stderr
-    assert done.stderr.count("\n") == 1
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("isotrain.backends.tt.card.CARD_FOLDER", tmp_path / "none")
+    one_line_error(invoke("parity", "quickstart", flag, side), missing)
     assert not (tmp_path / "parity").exists()
 
 
@@ -222,12 +215,12 @@ def test_a_candidate_that_hangs_is_ended_and_quoted(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\necho loading the plugin >&2\nexec sleep 600\n")
     script.chmod(0o755)
     done = isotrain(
-        "quickstart", *options(), "--candidate", "xla:float32", "--python", f"xla={script}", "--time-limit", "60",
+        "quickstart", *options(), "--candidate", "xla:float32", "--python", f"xla={script}", "--time-limit", "20",
         "--out", "out", folder=tmp_path,
     )  # fmt: skip
     (candidate,) = read(tmp_path / "out" / "parity.json")["candidates"]
     assert done.returncode == 2
-    assert "time limit of 60 s" in candidate["reasons"][0]
+    assert "time limit of 20 s" in candidate["reasons"][0]
     assert "loading the plugin" in candidate["reasons"][0]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from support import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +31,10 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
             continue
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        program = shutil.which(words[0], path=environment["PATH"])
+        assert program is not None, command
+        # The program that pip installed, which is Python's.
+        done = forks.run([program, *words[1:]], cwd=tmp_path, env=environment, forking=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     assert {path.name for path in tmp_path.iterdir()} >= {"runs", "results", "parity", "report.html"}
 

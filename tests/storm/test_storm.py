@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import forks
 
 from storm import inputs
 from storm.judge import Outcome, Verdict, compared, left_over, result, spoke
@@ -25,14 +26,8 @@ SHORT = (("kills", "no-optimizer", 3), ("signals", "cached", 4), ("events", "kee
 def storm(folder: Path, *arguments: object) -> list[dict[str, object]]:
     """Every try of ``python -m storm``, as it wrote them."""
     tests = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(tests), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "storm", *map(str, arguments), "--json", folder / "tries.json"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path, "TMPDIR": str(folder)},
-        check=False,
-    )
+    words = ["-m", "storm", *map(str, arguments), "--json", str(folder / "tries.json")]
+    done = forks.run(words, cwd=tests, env=os.environ | {"TMPDIR": str(folder)})
     assert done.returncode in (0, 1), done.stderr
     tries = json.loads((folder / "tries.json").read_text())
     assert done.returncode == int(bool(bad(tries)))

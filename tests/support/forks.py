@@ -9,7 +9,10 @@ read when they are imported: `Popen` refuses those.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
+import gc
+import inspect
 import io
 import json
 import os
@@ -18,17 +21,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# What a run, a prediction and a comparison import.
+# What a run, a prediction, a comparison and the workers of measurements import.
 PRELOADED = (
     "isotrain.cli.main",
     "isotrain.albert_core.inference.predict",
     "isotrain.albert_core.loop.train",
+    "isotrain.benchmarks.parity.record",
     "isotrain.benchmarks.parity.run",
     "isotrain.benchmarks.reports.terminal",
     "scipy.stats",
@@ -41,9 +48,20 @@ READ_EARLY = (
     *("CUDA_", "HF_", "HOME", "HUGGINGFACE_", "LC_", "LD_", "MKL_", "MPL", "OMP_", "OPENBLAS_", "PYTHON"),
     *("TOKENIZERS_", "TRANSFORMERS_", "TRITON_", "XDG_"),
 )
+# It decides whether bars are drawn, which no file of results has.
+HARMLESS = "HF_HUB_DISABLE_PROGRESS_BARS"
+SERVER_NAME = "fork-server"
 STREAMS = (0, 1, 2)
 ORPHANED = b"."
+# Received files wait above the numbers that they are to have.
+_FREE_NUMBERS = 200
+_MOST_FILES = 16
+_SET_NAME = 15
 _SET_CHILD_SUBREAPER = 36
+_PRCTL = ctypes.CDLL(None).prctl
+_START = vars(subprocess.Popen)["_execute_child"]
+_START_ARGUMENTS = inspect.signature(_START)
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 
 class Popen(subprocess.Popen[str]):
@@ -52,48 +70,21 @@ class Popen(subprocess.Popen[str]):
     Args:
         arguments: "-c" and a program, "-m" and a module, or a script's path; then what they are given.
         closed: Standard streams that are closed in it, by number.
+        forking: Whether the Python processes that it starts are forks, too, wherever they can be.
         options: Of `subprocess.Popen`.
     """
 
-    def __init__(self, arguments: list[str], closed: tuple[int, ...] = (), **options: Any) -> None:
-        self._closed = closed
+    def __init__(
+        self, arguments: list[str], closed: tuple[int, ...] = (), forking: bool = False, **options: Any
+    ) -> None:
+        self._own = {"closed": closed, "forking": forking}
         super().__init__([sys.executable, *arguments], **({"text": True} | options))
 
-    def _execute_child(
-        self, args: list[str], executable: None, preexec_fn: None, close_fds: bool, pass_fds: tuple[int, ...],
-        cwd: Path | str | None, env: dict[str, str] | None, startupinfo: None, creationflags: int, shell: bool,
-        p2cread: int, p2cwrite: int, c2pread: int, c2pwrite: int, errread: int, errwrite: int,
-        restore_signals: bool, gid: None, gids: None, uid: None, umask: int, start_new_session: bool,
-        process_group: int,
-    ) -> None:  # fmt: skip
-        """Instead of fork and exec: asks the server."""
-        assert not any((preexec_fn, pass_fds, shell, process_group >= 0)), "only a real process has these"
-        environment = dict(os.environ if env is None else env)
-        request = {
-            "arguments": args[1:],
-            "folder": os.fspath(cwd or Path.cwd()),
-            "environment": environment,
-            "session": start_new_session,
-            "closed": self._closed,
-            "parent": os.getpid(),
-        }
-        connection, imported = _server()
-        early = {name for name in environment | imported if name.startswith(READ_EARLY)}
-        changed = [name for name in sorted(early) if environment.get(name) != imported.get(name)]
-        assert not changed, f"{changed} may have been read by an import; start a real interpreter"
-        given = zip((p2cread, c2pwrite, errwrite), STREAMS, strict=True)
-        files = [stream if piped < 0 else piped for piped, stream in given]
-        try:
-            _adopt(True)
-            socket.send_fds(connection, [len(message := json.dumps(request).encode()).to_bytes(4, "big")], files)
-            connection.sendall(message)
-            self.pid = int.from_bytes(_receive(connection, 4), "big")
-            # By then the fork is ours.
-            _receive(connection, len(ORPHANED))
-            self._child_created = True
-        finally:
-            _adopt(False)
-            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]  # Popen's own, unlisted
+    def _execute_child(self, *given: Any) -> None:
+        asked = _START_ARGUMENTS.bind(self, *given).arguments
+        reason = _why_started(asked, _server())
+        assert not reason, f"{reason}; start a real interpreter"
+        _fork(self, asked, _server(), self._own)
 
 
 def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -103,9 +94,80 @@ def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@dataclass(frozen=True)
+class _Server:
+    """Where to ask for forks, and the environment that everything was imported in."""
+
+    connection: socket.socket
+    imported: dict[str, str]
+
+
+def _fork_children(server: _Server) -> None:
+    """From now on, the Python processes that this process starts are forks, wherever they can be."""
+
+    def start(process: Any, *given: Any) -> None:
+        asked = _START_ARGUMENTS.bind(process, *given).arguments
+        if _why_started(asked, server):
+            _START(process, *given)
+        else:
+            _fork(process, asked, server, {"closed": (), "forking": False})
+
+    subprocess.Popen._execute_child = start  # type: ignore[attr-defined]  # Popen's own, unlisted
+
+
+def _why_started(asked: dict[str, Any], server: _Server) -> str:
+    """Why this process can't be a fork; empty if it can."""
+    if isinstance(asked["args"], str | bytes | os.PathLike):
+        return "it is no list of arguments"
+    program, *words = map(os.fspath, asked["args"])
+    if asked["executable"] or program != sys.executable:
+        return f"{program} is another program"
+    if asked["preexec_fn"] or asked["shell"] or asked["process_group"] >= 0:
+        return "only a real process has these options"
+    words = _without_u(words)
+    if not words or (words[0].startswith("-") and words[0] not in ("-c", "-m")):
+        return f"a fork doesn't know the options {words[:1]}"
+    environment = os.environ if asked["env"] is None else asked["env"]
+    early = {name for name in {*environment, *server.imported} if name.startswith(READ_EARLY) and name != HARMLESS}
+    changed = [name for name in sorted(early) if environment.get(name) != server.imported.get(name)]
+    return f"{changed} may have been read by an import" if changed else ""
+
+
+def _without_u(words: list[str]) -> list[str]:
+    """What an interpreter is given, without the option for unbuffered streams."""
+    return words[1:] if words[:1] == ["-u"] else words
+
+
+def _fork(process: Any, asked: dict[str, Any], server: _Server, own: dict[str, Any]) -> None:
+    """Instead of fork and exec: asks the server."""
+    piped = [asked[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+    kept = [int(file) for file in asked["pass_fds"]]
+    request = own | {
+        "arguments": [os.fspath(word) for word in asked["args"][1:]],
+        "folder": os.fspath(asked["cwd"] or Path.cwd()),
+        "environment": dict(os.environ if asked["env"] is None else asked["env"]),
+        "session": asked["start_new_session"],
+        "kept": kept,
+        "parent": os.getpid(),
+    }
+    files = [*(stream if file < 0 else file for file, stream in zip(piped, STREAMS, strict=True)), *kept]
+    connection = server.connection
+    try:
+        _PRCTL(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        socket.send_fds(connection, [len(message := json.dumps(request).encode()).to_bytes(4, "big")], files)
+        connection.sendall(message)
+        process.pid = int.from_bytes(_receive(connection, 4), "big")
+        # By then the fork is ours.
+        _receive(connection, len(ORPHANED))
+        process._child_created = True
+    finally:
+        _PRCTL(_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        process._close_pipe_fds(*(asked[name] for name in _PIPES))
+
+
 @functools.cache
-def _server() -> tuple[socket.socket, dict[str, str]]:
-    """The server of this process, which ends with it, and the environment that it has imported everything in."""
+def _server() -> _Server:
+    """The server of this process, which ends with it."""
     ours, theirs = socket.socketpair()
     environment = dict(os.environ)
     with theirs:
@@ -116,12 +178,7 @@ def _server() -> tuple[socket.socket, dict[str, str]]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-    return ours, environment
-
-
-def _adopt(wanted: bool) -> None:
-    """Makes this process the parent of what its descendants leave behind, or no longer."""
-    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
+    return _Server(ours, environment)
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -137,7 +194,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 def _serve(connection: socket.socket) -> dict[str, Any]:
     """Forks for each request. Returns in the forks, with what they are to run."""
     while True:
-        size, files, _, _ = socket.recv_fds(connection, 4, len(STREAMS))
+        size, files, _, _ = socket.recv_fds(connection, 4, _MOST_FILES)
         if not size:
             os._exit(0)
         request: dict[str, Any] = json.loads(_receive(connection, int.from_bytes(size, "big")))
@@ -167,36 +224,47 @@ def _settle(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    for number, file in zip(STREAMS, files, strict=True):
+    moved = [fcntl.fcntl(file, fcntl.F_DUPFD, _FREE_NUMBERS) for file in files]
+    for file in files:
+        os.close(file)
+    for number, file in zip((*STREAMS, *request["kept"]), moved, strict=True):
         os.dup2(file, number)
         os.close(file)
     for number in request["closed"]:
         os.close(number)
-    opened = [None if number in request["closed"] else _stream(number) for number in STREAMS]
+    unbuffered = request["arguments"] != _without_u(request["arguments"])
+    opened = [None if number in request["closed"] else _stream(number, unbuffered) for number in STREAMS]
     # typeshed calls the dunder streams final; a process that starts has just set them.
     sys.stdin = sys.__stdin__ = opened[0]  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = opened[1]  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = opened[2]  # type: ignore[misc]
+    # Of the environment that it was first asked in.
+    tempfile.tempdir = None
     for module in ("random", "numpy.random"):
         import_module(module).seed()
 
 
-def _stream(number: int) -> io.TextIOWrapper:
-    file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115 (for as long as the process lives)
+def _stream(number: int, unbuffered: bool) -> io.TextIOWrapper:
+    size = 0 if unbuffered and number else -1
+    mode = "wb" if number else "rb"
+    file = open(number, mode, size, closefd=False)  # noqa: SIM115 (for as long as the process lives)
     return io.TextIOWrapper(
         file,
         encoding="utf-8",
         errors="backslashreplace" if number == 2 else "strict",
         line_buffering=number == 2 or file.isatty(),
+        write_through=unbuffered,
     )
 
 
 def _execute(arguments: list[str]) -> None:
-    kind, *rest = arguments
     sys.orig_argv = [sys.executable, *arguments]
+    kind, *rest = _without_u(arguments)
     if kind == "-m":
         sys.path[0] = str(Path.cwd())
         sys.argv = rest
+        # It was imported, and now runs a second time, as a program.
+        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning, "runpy")
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.path[0] = ""
@@ -205,18 +273,59 @@ def _execute(arguments: list[str]) -> None:
         exec(compile(rest[0], "<string>", "exec"), main.__dict__)
     else:
         sys.path[0] = str(Path(kind).parent)
-        sys.argv = arguments
+        sys.argv = [kind, *rest]
         runpy.run_path(kind, run_name="__main__")
 
 
-if __name__ == "__main__":
+def _above_streams(end: socket.socket) -> socket.socket:
+    """The same connection under a number that no stream has, for the program is to find closed streams closed."""
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _FREE_NUMBERS))
+
+
+def _serve_own_children() -> dict[str, Any] | None:
+    """Forks a server for what this process starts. Returns None here, and in its forks what they are to run.
+
+    It is made before the program runs, for threads don't survive a fork.
+    """
+    ours, theirs = (_above_streams(end) for end in socket.socketpair())
+    if os.fork():
+        theirs.close()
+        _fork_children(_Server(ours, dict(os.environ)))
+        return None
+    ours.close()
+    own_name = Path("/proc/self/comm").read_bytes().strip()
+    _PRCTL(_SET_NAME, SERVER_NAME.encode(), 0, 0, 0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in STREAMS:
+        os.dup2(nothing, number)
+    # They are for the process that it serves, with which it ends.
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in stopping}
+    request = _serve(theirs)
+    _PRCTL(_SET_NAME, own_name, 0, 0, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return request
+
+
+def main(connection: socket.socket) -> None:
+    """Serves the process at the other end. In its forks, runs what that asked for."""
     for name in PRELOADED:
         import_module(name)
     # As in the tests' own process (conftest.py).
     # No test cuts the power, so nothing needs the disk; it still fails for a descriptor that isn't open.
     os.fsync = os.fstat  # type: ignore[assignment]
+    # What is here when a process is forked stays: its collector need not copy the pages to look at it.
+    gc.freeze()
     # Ctrl-C is for the tests; a fork has Python's own answer to it.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asked = _serve(socket.socket(fileno=int(sys.argv[1])))
+    request = _serve(connection)
     signal.signal(signal.SIGINT, interrupt)
-    _execute(asked["arguments"])
+    if request["forking"]:
+        request = _serve_own_children() or request
+    _execute(request["arguments"])
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from support import forks
@@ -26,10 +27,13 @@ def free_port() -> int:
 
 def children(pid: int) -> list[int]:
     """The processes that `pid`'s first thread started and that are there, zombies too, oldest first."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
+    found = []
+    with suppress(FileNotFoundError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(FileNotFoundError):
+                if Path(f"/proc/{child}/comm").read_text().strip() != forks.SERVER_NAME:
+                    found.append(int(child))
+    return found
 
 
 def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
