@@ -46,6 +46,10 @@ class Best:
         by_step = sorted(evaluations, key=lambda metrics: metrics["step"])
         return next((dict(best) for best in self.rank(by_step, lambda metrics: metrics)), {})
 
+    def improves(self, evaluation: Mapping[str, float], best: Mapping[str, float], threshold: float) -> bool:
+        """Whether `evaluation` is better than the `best` before it by more than `threshold`. The first one is."""
+        return not best or self._cost(best) - self._cost(evaluation) > threshold
+
     def _cost(self, metrics: Mapping[str, Any]) -> float:
         value = float(metrics.get(self.metric, math.nan))
         return -value if self.mode == "max" else value

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .lora import LoraOptions
+from .schedule import ScheduleName, ScheduleOptions
 
 # Limits of whole numbers: of counts, and of sizes that allocate memory at once. Beyond them, torch or the system would
 # end the run with an error of its own.
@@ -212,8 +213,24 @@ class Keys(BaseModel):
     strict_dtype: bool = Field(False, description="compute in dtype even where the device only emulates it")
     head_dtype: str = Field("float32", description="dtype of the head, its loss and the optimizer's state")
     eval_batch_size: int = Field(256, ge=1, le=LARGEST, description="texts a batch in evaluation and prediction")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up"
+    eval_on_start: bool = Field(False, description="also evaluate before the first step; it never counts as best")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, le=MOST, description="end after so many evaluations in a row whose checkpoint_metric is not better"
+    )
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, le=LARGEST_FACTOR, allow_inf_nan=False, description="better means by more than this"
+    )
+    label_smoothing_factor: float = Field(
+        0.0, ge=0, lt=1, description="classification: share of each target that is spread over all labels"
+    )
+    class_weights: list[float] | Literal["balanced"] | None = Field(
+        None,
+        description="classification: what a row of each label counts in the loss, in the order of labels.json; "
+        "balanced makes all labels count the same",
+    )
+    lr_scheduler_type: ScheduleName = Field("constant", description="learning rate after the warm-up")
+    lr_scheduler_kwargs: ScheduleOptions = Field(
+        ScheduleOptions(), description="parameters of lr_scheduler_type, under transformers' names"
     )
     warmup_steps: int = Field(0, ge=0, le=MOST, description="optimizer steps of linear warm-up")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")

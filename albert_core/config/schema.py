@@ -23,6 +23,7 @@ from .best import Best
 from .keys import Keys
 from .label_rules import check_rule
 from .lora import LoraOptions
+from .schedule import ScheduleOptions
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -39,6 +40,8 @@ DTYPE_NAMES = {
 }
 # The limit of a folder's name in bytes on most file systems.
 LONGEST_NAME = 255
+# The keys that hold keys. Backends add sections of their own.
+SECTIONS: dict[str, type[BaseModel]] = {"lora": LoraOptions, "lr_scheduler_kwargs": ScheduleOptions}
 
 
 class TrainConfig(Keys):
@@ -52,7 +55,7 @@ class TrainConfig(Keys):
         """A key that is a backend's section goes to `backend_options`, completed by the backend's own model."""
         if not isinstance(written, dict):
             return written
-        sections = {key: value for key, value in written.items() if key != "lora" and cls.section(key)}
+        sections = {key: value for key, value in written.items() if key not in SECTIONS and cls.section(key)}
         given = {**written.get("backend_options", {}), **sections}
         options = {key: read_section(key, value).model_dump() for key, value in given.items()}
         return {key: value for key, value in written.items() if key not in sections} | {"backend_options": options}
@@ -77,6 +80,13 @@ class TrainConfig(Keys):
     @classmethod
     def _known_rules(cls, value: list[str]) -> list[str]:
         return [check_rule(rule) for rule in value]
+
+    @field_validator("class_weights")
+    @classmethod
+    def _usable_weights(cls, value: list[float] | str | None) -> list[float] | str | None:
+        if isinstance(value, list) and not (value and all(1e-6 <= weight <= 1e6 for weight in value)):
+            raise ValueError("has a weight that can't be used; give one number from 1e-6 to 1e6 per label, or balanced")
+        return value
 
     @field_validator("wandb_watch_mode", mode="before")
     @classmethod
@@ -140,6 +150,14 @@ class TrainConfig(Keys):
     def _consistent(self) -> TrainConfig:
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_steps and warmup_ratio are both set; keep one of them")
+        self.lr_scheduler_kwargs.check(
+            self.lr_scheduler_type, self.learning_rate, warms_up=bool(self.warmup_steps or self.warmup_ratio)
+        )
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError("early_stopping_threshold needs early_stopping_patience; set that too, or drop it")
+        if self.task != "classification" and (self.label_smoothing_factor or self.class_weights is not None):
+            key = "label_smoothing_factor" if self.label_smoothing_factor else "class_weights"
+            raise ValueError(f"{key} is of task: classification, and this is task: {self.task}; drop it")
         if self.resume_option == "path" and not self.checkpoint_path:
             raise ValueError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
         if self.resume_from_checkpoint == "auto" and self.run_name is None:
@@ -180,17 +198,17 @@ class TrainConfig(Keys):
     @classmethod
     def flat_keys(cls) -> dict[str, FieldInfo]:
         """The keys that hold one value or a list."""
-        return {key: field for key, field in Keys.model_fields.items() if key != "lora"}
+        return {key: field for key, field in Keys.model_fields.items() if key not in SECTIONS}
 
     @classmethod
     def section(cls, key: str) -> type[BaseModel] | None:
-        """The model of the keys inside the section `key`: `lora`, or what a backend takes; None for any other key."""
-        return LoraOptions if key == "lora" else None if key in cls.model_fields else options_model(key)
+        """The model of the keys inside the section `key`, ours or what a backend takes; None for any other key."""
+        return SECTIONS.get(key) or (None if key in cls.model_fields else options_model(key))
 
     @classmethod
     def sections(cls) -> dict[str, type[BaseModel]]:
         """The models of all sections by their keys."""
-        return {"lora": LoraOptions, **options_models()}
+        return {**SECTIONS, **options_models()}
 
     @property
     def best(self) -> Best:

@@ -40,7 +40,12 @@ def typed(raw: Raw, kind: Any, key: str) -> Any:
     if isinstance(raw, Scalar) and raw.text.strip() in words:
         return raw.text.strip()
     if get_origin(kind) in (list, tuple):
-        return [typed(item, get_args(kind)[0], key) for item in _items(raw, key)]
+        try:
+            return [typed(item, get_args(kind)[0], key) for item in _items(raw, key)]
+        except UserError as error:
+            if not words:
+                raise
+            raise UserError(f"{error}; or write {' or '.join(words)}") from error
     if not isinstance(raw, Scalar):
         shape = "a list" if isinstance(raw, Listed) else "a mapping"
         raise UserError(f"{key}: {shape} stands here, and one value is wanted; write key: value ({raw.place})")

@@ -26,6 +26,7 @@ from .collapse import CollapseWatch
 from .job import Job, build_encoder, trains_on_features
 from .loss_scale import LossScale, loss_scale
 from .optim import build_optimizer
+from .schedule import Schedule
 from .state import TrainingState
 
 log = logging.getLogger("isotrain")
@@ -53,6 +54,7 @@ class Training:
     loss: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     optimizer: torch.optim.Optimizer
     scale: LossScale
+    schedule: Schedule
     stream: BatchStream
     source: InputSource
     test_source: InputSource
@@ -99,7 +101,8 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         config.seed,
         whole_windows=backend.static_shapes is not None,
     )
-    total_steps = stream.steps_per_epoch * config.num_epochs
+    all_steps = stream.steps_per_epoch * config.num_epochs
+    total_steps = min(all_steps, config.max_steps or all_steps)
     parallel = job.ranks.parallel(model)
     store = CheckpointStore(
         run.checkpoints,
@@ -117,13 +120,17 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         loss=backend.compile(job.task.loss_of(parallel)),
         optimizer=optimizer,
         scale=scale,
+        schedule=Schedule(config, total_steps),
         stream=stream,
         source=source,
         test_source=test_source,
         store=store,
         trackers=Trackers(()),
-        state=TrainingState(backend.place(torch.zeros(2)), watch=CollapseWatch(job.task.chance_loss(job.train_tokens))),
-        total_steps=min(total_steps, config.max_steps or total_steps),
+        state=TrainingState(
+            backend.place(torch.zeros(2)),
+            watch=CollapseWatch(job.task.chance_loss(job.train_tokens), job.task.least_loss(job.train_tokens)),
+        ),
+        total_steps=total_steps,
         recorded=recorded,
     )
 

@@ -12,7 +12,8 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-# Shares of the chance loss: a model below the first has learned, one above the second guesses.
+# Shares of the way from the least loss to the chance loss: a model below the first has learned, one above the second
+# guesses.
 LEARNED, GUESSING = 0.9, 0.97
 # Log lines in a row before either is believed, since one line is the mean of only a few batches.
 LEARNED_LINES, GUESSING_LINES = 3, 5
@@ -29,11 +30,14 @@ class CollapseWatch:
     Attributes:
         chance: The loss, in nats, of a model that knows only the label frequencies. None if the task has no such
             figure.
+        least: The smallest loss that a model can have, in nats. Label smoothing raises it above 0, and often close to
+            `chance`.
         reason: Why the run counts as collapsed, or "".
         step: When the collapse was first seen.
     """
 
     chance: float | None = None
+    least: float = 0.0
     learned: bool = False
     low_lines: int = 0
     high_lines: int = 0
@@ -56,8 +60,8 @@ class CollapseWatch:
         """
         reason = ""
         if self.chance is not None:
-            self.low_lines = self.low_lines + 1 if loss < LEARNED * self.chance else 0
-            self.high_lines = self.high_lines + 1 if loss >= GUESSING * self.chance else 0
+            self.low_lines = self.low_lines + 1 if loss < self._at(LEARNED, self.chance) else 0
+            self.high_lines = self.high_lines + 1 if loss >= self._at(GUESSING, self.chance) else 0
             self.learned = self.learned or self.low_lines >= LEARNED_LINES
             if self.learned and self.high_lines >= GUESSING_LINES:
                 reason = f"the training loss is back at the chance level ({loss:.4f}, chance is {self.chance:.4f})"
@@ -83,9 +87,13 @@ class CollapseWatch:
             reason = f"{share:.1%} of the predictions are one label (accuracy {metrics['eval/accuracy']:.4f})"
         elif self.chance is not None and self.learned:
             worst = min(training_loss, metrics["eval/loss"])
-            if worst >= GUESSING * self.chance:
+            if worst >= self._at(GUESSING, self.chance):
                 reason = f"training and evaluation loss are back at the chance level ({self.chance:.4f})"
         return self._found(step, reason)
+
+    def _at(self, share: float, chance: float) -> float:
+        """The loss at `share` of the way from the least loss to `chance`."""
+        return self.least + share * (chance - self.least)
 
     def _odd_norm(self, loss: float, norm: float) -> str:
         """Says why the gradient's norm shows that training broke down, or "".
@@ -97,7 +105,7 @@ class CollapseWatch:
             return f"the gradient's norm is {norm}"
         usual = statistics.median(self.norms) if len(self.norms) == NORM_HISTORY else None
         exploded = usual is not None and norm > NORM_RATIO * usual
-        unfit = self.chance is not None and loss > self.chance / 2
+        unfit = self.chance is not None and loss > self._at(0.5, self.chance)
         vanished = usual is not None and norm < usual / NORM_RATIO and unfit
         if not (exploded or vanished):
             self.odd_norms = 0

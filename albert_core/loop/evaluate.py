@@ -47,5 +47,7 @@ def evaluate(job: Job, model: nn.Module, source: InputSource, stopped: Callable[
     # Cut on the host, since a device that compiles would need another program for it. The other rows are padding.
     found = [(rows, part.cpu()[: len(rows)]) for rows, part in zip(places, parts, strict=True)]
     outputs = [pair for share in ranks.gather(found) for pair in share]
-    loss = float(ranks.total(loss_sum)) / store.num_texts
+    weigh = task.weigher()
+    whole = store.num_texts if weigh is None else float(weigh(backend.place(torch.tensor(store.labels))))
+    loss = float(ranks.total(loss_sum)) / whole
     return task.judge(job.dataset, store, outputs, loss, job.config)

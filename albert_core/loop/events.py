@@ -87,25 +87,32 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Call
     if job.ranks.first:
         for name, content in evaluation.files.items():
             write_json(training.run.path / name, with_device(content, job.backend.caveat))
-    state.record_evaluation(metrics, job.config.best)
+    state.record_evaluation(metrics, job.config.best, job.config.early_stopping_threshold)
     training_loss = state.take_recent_loss(job.ranks)
-    values = {"epoch": epoch + 1, "train/loss_since_evaluation": training_loss, **metrics, "eval_seconds": seconds}
+    trained = {"train/loss_since_evaluation": training_loss} if state.step else {}
+    values = {"epoch": epoch + 1, **trained, **metrics, "eval_seconds": seconds}
     training.trackers.log(state.step, values)
     reporter.update(state.step, values)
-    _log_evaluation(training, epoch, training_loss, metrics)
+    _log_evaluation(training, epoch, f"{training_loss:.4f}" if state.step else "-", metrics)
     draw(training)
-    if state.watch.after_evaluation(state.step, training_loss, metrics):
-        _say_collapsed(training)
+    if state.step:
+        training.schedule.follow(metrics[job.config.checkpoint_metric])
+        if state.watch.after_evaluation(state.step, training_loss, metrics):
+            _say_collapsed(training)
+    reason = early_stop(training)
+    if reason:
+        log.info("stopped early at step %d of %d: %s", state.step, training.total_steps, reason)
+        training.trackers.log(state.step, {"event": "early_stop", "reason": reason})
     return True
 
 
-def _log_evaluation(training: Training, epoch: int, training_loss: float, metrics: dict[str, float]) -> None:
+def _log_evaluation(training: Training, epoch: int, training_loss: str, metrics: dict[str, float]) -> None:
     """Logs one row of the table of evaluations, and its header before this process's first row."""
     job, step = training.job, training.state.step
     words = {word: metrics[name] for name, word in job.task.metrics.items() if name in metrics}
     loss, *others = words
     headers = ["epoch", f"step of {training.total_steps:,}", "train/loss", f"eval/{loss}", *others]
-    cells = [f"{epoch + 1}", f"{step:,}", *(f"{value:.4f}" for value in (training_loss, *words.values()))]
+    cells = [f"{epoch + 1}", f"{step:,}", training_loss, *(f"{value:.4f}" for value in words.values())]
     widths = [max(len(header), len("0.0000")) for header in headers]
     header = _row(headers, widths)
     fits = fits_terminal(header)
@@ -143,6 +150,20 @@ def _say_collapsed(training: Training) -> None:
         state_of_best,
     )
     training.trackers.log(state.step, {"event": "collapse", "reason": state.watch.reason})
+
+
+def early_stop(training: Training) -> str:
+    """Why the run ends before its last step, by transformers' EarlyStoppingCallback, or "" if it goes on."""
+    config, state = training.job.config, training.state
+    patience = config.early_stopping_patience
+    if patience is None or state.unimproved < patience or state.step >= training.total_steps:
+        return ""
+    metric = config.best.metric
+    by = f" by more than {config.early_stopping_threshold:g}" if config.early_stopping_threshold else ""
+    return (
+        f"{metric} has not improved{by} in {count(state.unimproved, 'evaluation')}; the best was "
+        f"{state.best[metric]:.4f} at step {state.best['step']:.0f}"
+    )
 
 
 def save_now(training: Training, window: Window | None) -> None:
@@ -212,6 +233,7 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         # Null if no checkpoint holds the weights of the best evaluation.
         "best_checkpoint": None if held is None else held.name,
         "collapse": {"step": state.watch.step, "reason": state.watch.reason} if state.watch.reason else None,
+        "early_stop": early_stop(training) or None if status == "completed" else None,
         "seconds": None if seconds is None else round(seconds, 3),
         "phases": {name: round(value, 3) for name, value in job.phases.items()},
         "peak_memory_bytes": job.backend.memory().peak_bytes,

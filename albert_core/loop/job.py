@@ -180,6 +180,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
     with _timed(phases, "load_data"):
         dataset = sampled(task.load(config), config)
         num_labels = task.outputs(config, dataset)
+        task = task.configured(config, dataset, num_labels, backend.place)
         for key, metrics in (("checkpoint_metric", [config.checkpoint_metric]), ("chart", config.chart)):
             unknown = [name for name in metrics if name not in task.metrics_of(dataset)]
             if unknown:

@@ -1,8 +1,7 @@
-"""Optimizers by name, and the learning rate as a plain function of the step."""
+"""Optimizers by name."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -98,20 +97,3 @@ def _places(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[int]:
     """Indices of the optimizer's parameters, group after group, among the model's trained parameters."""
     numbers = {id(parameter): number for number, parameter in enumerate(_trained(model).values())}
     return [numbers[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The learning rate of optimizer step `step` (counted from 0) of `total_steps`.
-
-    It rises linearly from 0 to its peak at step `warmup`. Then it stays constant, or falls to 0 at `total_steps`,
-    linearly or along half a cosine. These are the schedules of transformers' get_*_schedule_with_warmup.
-    """
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
-    if step < warmup:
-        return config.learning_rate * step / warmup
-    if config.lr_scheduler_type == "constant":
-        return config.learning_rate
-    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    if config.lr_scheduler_type == "linear":
-        return config.learning_rate * (1.0 - progress)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from ... import RunError, UserError
 from ...kernels.words import count
+from ..config.best import Best
 from ..model.whole import load_trained_state, trained_state
 from ..runs.checkpoint import Snapshot, check_identity
 from ..terminal.text import quoted
@@ -55,10 +56,11 @@ def snapshot(training: Training, window: Window | None, processes: list[dict[str
             "last_evaluation": state.last_evaluation,
             "evaluated_at": state.evaluated_at,
             "best": state.best,
+            "unimproved": state.unimproved,
             "recent": state.recent,
             "counted": state.counted,
             "watch": asdict(state.watch),
-            "lr_scheduler": {"type": job.config.lr_scheduler_type, "step": state.step},
+            "lr_scheduler": training.schedule.state(),
             "config": training.recorded.model_dump(),
         },
         identity=job.identity(),
@@ -74,7 +76,7 @@ def restore(training: Training, saved: Snapshot, folder: Path) -> None:
 
     Raises:
         UserError: `saved` belongs to another job, lies beyond the run's last step, or lacks optimizer state that the
-            remaining steps need.
+            remaining steps need, and was not chosen by `resume_option` best or path.
     """
     check_identity(saved, training.job.identity())
     total_steps = training.total_steps
@@ -84,10 +86,16 @@ def restore(training: Training, saved: Snapshot, folder: Path) -> None:
             "raise num_epochs or max_steps, or resume from an earlier checkpoint"
         )
     if saved.optimizer is None and saved.step < total_steps:
-        raise UserError(
-            f"checkpoint {str(folder)!r} has no optimizer state (written with save_optim: false), so training can't go "
-            "on from it exactly; the newest one of an unfinished run has it (resume_option: last), and that of a "
-            "complete run only where it was trained with save_optim: true"
+        lack = f"checkpoint {str(folder)!r} has no optimizer state (written with save_optim: false)"
+        if training.job.config.resume_option == "last":
+            raise UserError(
+                f"{lack}, so training can't go on from it exactly; resume_option: best goes on from the best weights "
+                "alone"
+            )
+        log.warning(
+            "RESUMED WITH WEIGHTS ALONE: %s; the optimizer starts anew, so this is not the run that would have "
+            "followed without a stop",
+            lack,
         )
     try:
         _put_back(training, saved)
@@ -116,7 +124,12 @@ def _put_back(training: Training, saved: Snapshot) -> None:
     state.evaluated_at = int(saved.state["evaluated_at"])
     state.best = dict(saved.state["best"])
     state.recent, state.counted = tuple(saved.state["recent"]), tuple(saved.state["counted"])
-    state.watch = CollapseWatch(**saved.state["watch"])
+    state.watch = replace(CollapseWatch(**saved.state["watch"]), chance=state.watch.chance, least=state.watch.least)
+    # What has not improved, and since when, is known of one metric only.
+    before = saved.state["config"]
+    same_metric = Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) == job.config.best
+    state.unimproved = saved.state.get("unimproved", 0) if same_metric else 0
+    training.schedule.restore(saved.state.get("lr_scheduler", {}), same_metric=same_metric)
 
 
 def _restore_own(saved: Snapshot, job: Job, state: TrainingState) -> None:

@@ -21,6 +21,8 @@ class TrainingState:
             stay on the device until they are needed.
         recent: Summed loss and number of samples since the last evaluation.
         counted: The part of `sums` and `samples` that `recent` already contains.
+        unimproved: Evaluations in a row that were not better than the best before them, by more than
+            `early_stopping_threshold`.
         gradient_norm: The norm of the newest step's gradient, on the device, if known.
     """
 
@@ -32,6 +34,7 @@ class TrainingState:
     best: dict[str, float] = field(default_factory=dict)
     recent: tuple[float, int] = (0.0, 0)
     counted: tuple[float, int] = (0.0, 0)
+    unimproved: int = 0
     gradient_norm: torch.Tensor | None = None
     watch: CollapseWatch = field(default_factory=CollapseWatch)
 
@@ -73,8 +76,14 @@ class TrainingState:
         self.recent = (self.recent[0] + total - self.counted[0], self.recent[1] + self.samples - self.counted[1])
         self.counted = (total, self.samples)
 
-    def record_evaluation(self, metrics: dict[str, float], best: Best) -> None:
-        """Stores the newest evaluation and, ranked by `best`, the best one. The first of equals stays."""
+    def record_evaluation(self, metrics: dict[str, float], best: Best, threshold: float) -> None:
+        """Stores the newest evaluation and, ranked by `best`, the best one. The first of equals stays.
+
+        An evaluation before the first step is never the best.
+        """
         self.last_evaluation, self.evaluated_at = dict(metrics), self.step
+        if self.step == 0:
+            return
         evaluated = {**metrics, "step": float(self.step)}
+        self.unimproved = 0 if best.improves(evaluated, self.best, threshold) else self.unimproved + 1
         self.best = best.first([self.best, evaluated] if self.best else [evaluated])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -18,6 +19,8 @@ from ..processes.ranks import ALONE, Ranks, accumulating
 from ..tokens.order import Window
 from .build import Training
 from .loss_scale import LossScale, unscaled
+
+log = logging.getLogger("isotrain")
 
 
 def optimizer_step(training: Training, window: Window) -> torch.Tensor:
@@ -49,6 +52,7 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         training.job.ranks,
         training.parallel,
         training.scale,
+        training.job.task.weigher(),
     )
 
 
@@ -62,6 +66,7 @@ def step_function(
     ranks: Ranks = ALONE,
     parallel: nn.Module | None = None,
     scale: LossScale | None = None,
+    weigh: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Callable[..., torch.Tensor]:
     """Builds the function that makes an optimizer step: forward, backward and update.
 
@@ -74,6 +79,8 @@ def step_function(
         before_update: Called before each update with the gradient's norm, or None if it was not computed.
         parallel: With several `ranks`, the wrapper of `model` that averages their gradients.
         scale: The loss scale, if the dtype needs one.
+        weigh: The summed weight of a batch's labels. The step's loss is then the weighted mean over all its samples,
+            as that of torch's cross entropy over one batch of them.
 
     Returns:
         ``step(num_samples, inputs, labels, inputs, labels, ...)``, with one pair per micro-batch.
@@ -84,17 +91,24 @@ def step_function(
     on_features = not isinstance(model, WholeModel)
     if alone and on_features and config.fused_head and config.max_grad_norm is None and not watched:
         fused = backend.head_step(list(model.parameters()), optimizer)
-        if fused is not None:
+        if fused is not None and weigh is None and not config.label_smoothing_factor:
             return partial(_fused_step, fused)
+        if fused is not None:
+            log.info("the head is trained by autograd: its fused step has no label smoothing and no class weights")
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
         sums = norm = None
         # Each process divides by an average share, so that the average over processes is the mean over all samples.
         size = backend.scalar(num_samples if alone else num_samples / ranks.size)
         batches = list(zip(pairs[::2], pairs[1::2], strict=True))
+        mean_weight = None
+        if weigh is not None:
+            weights = torch.stack([weigh(labels) for _, labels in batches])
+            mean_weight = ranks.total(weights.sum()) / (size * ranks.size)
         for number, (inputs, labels) in enumerate(batches, start=1):
             with accumulating(parallel or model) if number < len(batches) else nullcontext():
                 loss, right = summed(inputs, labels)
+                loss = loss if mean_weight is None else loss / mean_weight
                 scaling.scaled(loss / size).backward()
             wide = torch.promote_types(loss.dtype, torch.float32)
             part = torch.stack((loss.detach().to(wide), right.to(wide)))

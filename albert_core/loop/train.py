@@ -38,10 +38,9 @@ from ..terminal.invocation import predict_command
 from ..terminal.text import clean
 from ..tokens.order import Window
 from .build import Training, check_storage
-from .events import Throughput, draw, evaluate_now, fail, log_step, save_now, summarize
+from .events import Throughput, draw, early_stop, evaluate_now, fail, log_step, save_now, summarize
 from .foresee import check_names
 from .job import open_job, trains_on_features
-from .optim import learning_rate_at
 from .start import open_folder, prepare
 from .step import optimizer_step
 
@@ -58,6 +57,7 @@ class TrainResult:
         metric_names: The metrics of its task and data, in the order of the tables.
         best_checkpoint: The name of the checkpoint with the weights of `best`, if there is one.
         collapse: Why the model counts as collapsed, or "".
+        early_stop: Why the run ended before its last step, or "".
         chart: The metrics that are drawn.
         example: An input of the evaluation data: one text, or two. Empty if `before`.
         before: The run was already complete, so nothing was done.
@@ -75,6 +75,7 @@ class TrainResult:
     metric_names: tuple[str, ...]
     best_checkpoint: str | None = None
     collapse: str = ""
+    early_stop: str = ""
     chart: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     example: tuple[str, ...] = ()
@@ -215,6 +216,7 @@ def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult |
         best=summary["best"],
         best_by=resolved.config.best,
         best_checkpoint=summary["best_checkpoint"],
+        early_stop=str(summary.get("early_stop") or ""),
         seconds=summary["seconds"],
         label=summary["model"],
         metric_names=tuple(names),
@@ -233,7 +235,7 @@ def _is_whole(summary: Mapping[str, Any], names: Iterable[str]) -> bool:
 
 
 def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: Observer | None) -> str:
-    """Makes steps until the schedule ends ("completed") or a stop is requested ("stopped").
+    """Makes steps until the schedule ends, also by an early stop ("completed"), or a stop is requested ("stopped").
 
     If so configured, it also ends when the model collapses ("collapsed").
     """
@@ -251,11 +253,16 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
     position = stream.state()
     due = _Due.after(state.step, position, training.total_steps, config)
     if due.evaluate and state.evaluated_at != state.step:
-        if not evaluated(position["epoch"] - (position["position"] == 0)):
+        with clock.paused():
+            done = evaluated(position["epoch"] - (position["position"] == 0))
+        if not done:
             vote.close()
             return "stopped"
         if due.save or _improved(training):
             save_now(training, None)
+    if early_stop(training):
+        vote.close()
+        return "completed"
     if config.stop_at_step is not None and config.stop_at_step <= state.step < training.total_steps:
         # A scheduler may repeat the command that brought the run here.
         vote.close()
@@ -263,7 +270,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
     while state.step < training.total_steps:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
-            rate = learning_rate_at(state.step, training.total_steps, config)
+            rate = training.schedule.at(state.step)
             backend.set_learning_rate(training.optimizer, rate)
             sums = optimizer_step(training, window)
             state.step += 1
@@ -278,22 +285,24 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
             if due.log:
                 log_step(training, window.epoch, rate, clock, reporter)
             stopping = vote.agreed(stop.requested) or state.step == config.stop_at_step
-            cut_short = False
+            cut_short = early = False
             if due.evaluate or due.save or stopping:
                 # Otherwise queued steps would finish while the clock is paused.
                 backend.synchronize(*training.model.parameters())
                 with clock.paused():
                     cut_short = due.evaluate and not evaluated(window.epoch)
+                    early = bool(early_stop(training))
                     stopping = stopping or cut_short
                     unfinished = cut_short or state.step < training.total_steps
-                    if due.save or _improved(training) or (stopping and unfinished):
+                    ended = early and config.save_strategy != "no"
+                    if due.save or _improved(training) or ended or (stopping and unfinished):
                         save_now(training, window)
             collapsed = config.stop_on_collapse and bool(state.watch.reason)
-            if stopping or collapsed or state.step >= training.total_steps:
+            if stopping or collapsed or early or state.step >= training.total_steps:
                 vote.close()
                 if state.step >= training.total_steps and not cut_short:
                     return "completed"
-                return "collapsed" if collapsed else "stopped"
+                return "collapsed" if collapsed else "completed" if early else "stopped"
     return "completed"
 
 
@@ -316,7 +325,7 @@ class _Due:
     def after(step: int, position: dict[str, int], total_steps: int, config: TrainConfig) -> _Due:
         """`position` is the stream's position after the step (see `BatchStream.state`)."""
         if step == 0:
-            return _Due(log=False, evaluate=False, save=False)
+            return _Due(log=False, evaluate=config.eval_on_start, save=False)
         last = step == total_steps
         epoch_ends = position["position"] == 0 and position["epoch"] % config.epoch_freq == 0
         by_step = step % config.steps_freq == 0
@@ -362,6 +371,7 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         label=job.label,
         metric_names=job.task.metrics_of(job.dataset),
         collapse=state.watch.reason,
+        early_stop=early_stop(training) if status == "completed" else "",
         chart=job.config.chart,
         phases=job.phases,
         example=job.dataset.test.example,

@@ -34,7 +34,7 @@ def lacking_in_wandb(run_dir: Path, wandb_id: str, until: int, lines: Sequence[L
     not end by itself, or ended after `until`, is therefore set aside, and its lines count as lacking. An online or
     synchronised part can't be taken back, so a warning says that.
     """
-    had = 0
+    had = -1
     for folder in sorted((run_dir / "wandb").glob(f"*run-*-{wandb_id}")):
         if not folder.name.startswith(("run-", "offline-run-")):
             continue

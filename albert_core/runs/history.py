@@ -37,13 +37,13 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
 def best_evaluation(
     run: RunFolder, best: Best, others: Iterable[dict[str, Any]] = (), until: float = math.inf
 ) -> dict[str, float]:
-    """Metrics and step of the best evaluation by `best`, up to step `until`. Empty if nothing is known.
+    """Metrics and step of the best evaluation by `best` from step 1 to `until`. Empty if nothing is known.
 
     `others` are evaluations that metrics.jsonl may lack, such as those of a run fetched from remote storage.
     """
     known = [
         {name: float(row[name]) for name in row if name == "step" or name.startswith("eval/")}
         for row in (*evaluations(run), *others)
-        if row["step"] <= until
+        if 1 <= row["step"] <= until
     ]
     return best.first(known)

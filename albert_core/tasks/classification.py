@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ... import UserError
 from ...backends.host.processor import memory_bytes
@@ -20,13 +18,13 @@ from ..config.load import load_config
 from ..config.schema import TrainConfig
 from ..data.columns import choose_text_column, choose_text_columns
 from ..data.datasets import RawDataset, RawSplit, load_dataset
-from ..data.tabular import Table, table_parts
+from ..data.tabular import Table, shown, table_parts
 from ..model.head import ClassificationHead
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, read_strings
-from ..tokens.order import IGNORED
 from ..tokens.store import Progress, TokenStore, build_token_store
 from ..tokens.tokenizer import TextTokenizer
+from .label_loss import LabelLoss, balanced
 from .metrics import label_metrics
 from .task import Evaluation, Outputs, Task
 
@@ -87,6 +85,9 @@ class Classification(Task):
     metrics: ClassVar = {"eval/loss": "loss", "eval/accuracy": "accuracy", "eval/f1_macro": "macro-F1", "eval/f1": "F1"}
     sequence = "text"
 
+    def __init__(self, label_loss: LabelLoss | None = None) -> None:
+        self.label_loss = label_loss or LabelLoss()
+
     def load(self, config: TrainConfig) -> RawDataset:
         return load_dataset(
             config.dataset_id,
@@ -122,6 +123,31 @@ class Classification(Task):
             )
         return config.num_labels
 
+    def configured(
+        self,
+        config: TrainConfig,
+        dataset: RawDataset,
+        outputs: int,
+        place: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Classification:
+        """With label smoothing and class weights.
+
+        Raises:
+            UserError: `class_weights` are not one per label.
+        """
+        given, names = config.class_weights, dataset.label_names
+        if given is None:
+            return Classification(LabelLoss(outputs, config.label_smoothing_factor))
+        values = balanced(np.asarray(dataset.train.labels), outputs) if given == "balanced" else np.asarray(given)
+        if len(values) != outputs:
+            raise UserError(
+                f"class_weights has {len(values)} numbers, and {dataset.name} has {outputs} labels; give one number "
+                f"per label in this order: {shown(names)}; or balanced"
+            )
+        log.info("class weights: %s", shown(f"{name} {value:.4g}" for name, value in zip(names, values, strict=False)))
+        weights = torch.tensor(values, dtype=getattr(torch, config.head_dtype))
+        return Classification(LabelLoss(outputs, config.label_smoothing_factor, place(weights)))
+
     def metrics_of(self, dataset: RawDataset) -> tuple[str, ...]:
         """All metrics for two labels. Otherwise without "eval/f1", the F1 of the second label."""
         return tuple(name for name in self.metrics if name != "eval/f1" or len(dataset.label_names) == 2)
@@ -142,7 +168,10 @@ class Classification(Task):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed cross entropy in nats and the number of rows classified correctly."""
         right = (logits.detach().argmax(dim=-1) == labels).sum()
-        return functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED), right
+        return self.label_loss.summed(logits, labels), right
+
+    def weigher(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return None if self.label_loss.weights is None else self.label_loss.weight
 
     def kept(self, logits: torch.Tensor) -> torch.Tensor:
         """The predicted label of each row."""
@@ -162,10 +191,11 @@ class Classification(Task):
         return Evaluation(found)
 
     def chance_loss(self, store: TokenStore) -> float:
-        """The entropy of the labels in nats, which is ln(labels) if all are equally frequent."""
-        counts = np.bincount(store.labels)
-        shares = counts[counts > 0] / counts.sum()
-        return -math.fsum(share * math.log(share) for share in shares)
+        """The loss in nats of the best constant answer, which is ln(labels) if all count the same."""
+        return self.label_loss.chance(store.labels)
+
+    def least_loss(self, store: TokenStore) -> float:
+        return self.label_loss.least(store.labels)
 
     def record(self, run: RunFolder, dataset: RawDataset) -> None:
         """Writes labels.json (the labels' names by id) and inputs.json (the text columns).

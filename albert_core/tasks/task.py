@@ -47,7 +47,7 @@ class Evaluation:
 
 
 class Task(ABC):
-    """What differs between tasks. A task has no state.
+    """What differs between tasks. A task has no state but the loss of `configured`.
 
     A data set is what `load` returns. It has a `name`, the splits `train` and `test`, and `meaning`, which says as JSON
     values what the head's outputs stand for. A split has a length, `rows(indices)`, `corpus` (all its texts), `content`
@@ -80,6 +80,17 @@ class Task(ABC):
         Raises:
             UserError: The configuration doesn't fit the data.
         """
+
+    def configured(
+        self, config: TrainConfig, dataset: Any, outputs: int, place: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Task:
+        """The task with the loss that `config` asks for. `place` moves a tensor to the device.
+
+        Raises:
+            UserError: The configuration doesn't fit the data.
+        """
+        del config, dataset, outputs, place
+        return self
 
     def metrics_of(self, dataset: Any) -> tuple[str, ...]:
         """The metrics that this data has: all of `metrics`, or fewer."""
@@ -115,6 +126,10 @@ class Task(ABC):
         """What a training step differentiates: `loss` as a function of the model's inputs and their labels."""
         return lambda inputs, labels: self.loss(model(inputs), labels)
 
+    def weigher(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Sums the weights of rows, from their labels on the device, for the mean loss. None: all rows weigh 1."""
+        return None
+
     def evaluation_order(self, store: TokenStore) -> np.ndarray:
         """The rows of the store in the order in which an evaluation reads them, int64 [N]."""
         return np.arange(store.num_texts)
@@ -130,12 +145,17 @@ class Task(ABC):
         Args:
             store: The tokens of the split.
             outputs: What `kept` returned.
-            loss: The mean loss per row, in nats.
+            loss: The mean loss per row, in nats, of the same kind as in training.
         """
 
     @abstractmethod
     def chance_loss(self, store: TokenStore) -> float | None:
         """The mean loss of a model that knows only how frequent each answer is. None if there is no such figure."""
+
+    def least_loss(self, store: TokenStore) -> float:
+        """The smallest mean loss that a model can have."""
+        del store
+        return 0.0
 
     @abstractmethod
     def record(self, run: RunFolder, dataset: Any) -> None:

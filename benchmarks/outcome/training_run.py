@@ -43,6 +43,7 @@ class RunSummary(Part):
     total_steps: int
     dtype: str
     seconds: float | None = None
+    early_stop: str | None = None
     phases: dict[str, float] = Field(default={})
     peak_memory_bytes: int | None = None
 

@@ -68,6 +68,9 @@ KEPT = (
     "load_from_storage",
     "remote_path",
     "stop_on_collapse",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "eval_on_start",
     "stop_at_step",
 )
 

@@ -18,6 +18,7 @@ import torch
 
 from ... import UserError
 from ...albert_core.config.load import load_config
+from ...albert_core.config.schedule import ADAPTIVE
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import token_batch
 from ...albert_core.features.source import module_layer_states
@@ -60,6 +61,11 @@ def record(
         UserError: The run can't start, or was stopped.
     """
     resolved = load_config(config, sets)
+    if resolved.config.lr_scheduler_type in ADAPTIVE:
+        raise UserError(
+            f"lr_scheduler_type: {resolved.config.lr_scheduler_type} follows each run's own evaluations, and parity "
+            "compares steps with the same learning rate; set another schedule"
+        )
     if resolved.config.dtype == "float64":
         # Cached features of the candidates are judged by features that are computed where they are used.
         resolved = load_config(config, ["feature_cache=false", *sets])
@@ -77,6 +83,9 @@ def record(
             "sync_to_storage": False,
             "load_from_storage": False,
             "stop_on_collapse": False,
+            "early_stopping_patience": None,
+            "early_stopping_threshold": 0.0,
+            "eval_on_start": False,
             "stop_at_step": None,
         }
         recorder = _Recorder(label, replay_from)

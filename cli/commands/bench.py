@@ -329,12 +329,11 @@ def _resolved(name: str, options: dict[str, Any]) -> str:
 def _backend_options(sets: list[str]) -> dict[str, Any]:
     """The backends' options in `sets`, as a configuration has them."""
     from ... import UserError
+    from ...albert_core.config.keys import Keys
     from ...albert_core.config.load import load_config
-    from ...albert_core.config.schema import TrainConfig
 
-    flat = {"lora", *TrainConfig.flat_keys()}
     for item in sets:
-        if item.partition("=")[0].strip().partition(".")[0] in flat:
+        if item.partition("=")[0].strip().partition(".")[0] in Keys.model_fields:
             raise UserError(
                 f"--set {item!r}: only a backend's own options are set here, such as tt.math_fidelity=hifi2"
             )

@@ -139,6 +139,8 @@ def _print_run(document: dict[str, Any], folder: Path, console: Console) -> None
     console.print(Text(clean(f"{run.status}: {run.model}, {run.dtype}, on {run.device}")))
     console.print(Text(clean(f"data {run.dataset}")))
     console.print(fitted(table, console))
+    if run.early_stop:
+        console.print(Text(clean(f"stopped early: {run.early_stop}")))
     if run.collapse is not None:
         console.print(Text(clean(f"COLLAPSED: {run.collapse.reason}"), style="red"))
     console.print(Text(f"run: {folder}"))

@@ -176,6 +176,8 @@ def _show(result: TrainResult) -> None:
     if result.best and result.best_checkpoint is None:
         kept = "keep_best_n and save_strategy say which are kept"
         say(f"no checkpoint holds the {words}, step {int(result.best['step'])}: {kept}")
+    if result.early_stop:
+        say(f"stopped early: {result.early_stop}; model/ has the last weights, predict --checkpoint best the best ones")
     if result.collapse:
         say(f"COLLAPSED: {result.collapse}")
     model = ", model/" if result.status == "completed" else ""

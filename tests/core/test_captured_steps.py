@@ -41,6 +41,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> RecordingBackend:
         {"lr_scheduler_type": "linear", "warmup_steps": 3, "max_grad_norm": 1.0},
         {"gradient_accumulation_steps": 3, "batch_size": 4},
         {"feature_cache": False},
+        {"class_weights": [3, 1, 0.5, 1, 2, 1], "label_smoothing_factor": 0.1, "batch_size": 4},
     ],
     ids=lambda options: next(iter(options)),
 )

@@ -247,3 +247,36 @@ def test_a_finished_run_that_kept_no_checkpoint_is_not_trained_again(run: Run) -
     with pytest.raises(UserError, match="no checkpoint"):
         run(resume=first.run, keep_last_n=0, keep_best_n=0)
     assert (first.run.model / "model.safetensors").read_bytes() == before
+
+
+def test_the_best_weights_alone_are_gone_on_from_and_it_is_said_loudly(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys: dict[str, Any] = {"save_optim": False, "save_strategy": "step", "val_steps_freq": 4, "keep_last_n": 9}
+    # The highest loss counts as best, so that the best is not the last.
+    keys |= {"checkpoint_metric_mode": "max", "run_name": "mine"}
+    first = run(stop_at_step=12, **keys)
+    assert first.best["step"] == 4
+    chosen = first.run.checkpoints / "step-00000004"
+    assert not (chosen / "optimizer.safetensors").exists()
+    weights = load_file(chosen / "model.safetensors")
+    capfd.readouterr()
+    again = run(resume_from_checkpoint=True, resume_option="best", **keys)
+    said = f"RESUMED WITH WEIGHTS ALONE: checkpoint {str(chosen)!r} has no optimizer state"
+    assert said in capfd.readouterr().err
+    assert said in (again.run.path / "train.log").read_text()
+    assert (again.status, again.step) == ("completed", 24)
+    # Step 5 is that of these weights on the fifth batch, with an optimizer that knows of no step before.
+    straight = run(**keys | {"run_name": "straight", "steps_freq": 1})
+    assert load_file(straight.run.checkpoints / "step-00000004" / "model.safetensors").keys() == weights.keys()
+    before, after = dict(losses(straight)), dict(losses(again))
+    assert after[8] != pytest.approx(sum(before[step] for step in range(5, 9)) / 4, rel=1e-6)
+    assert after[8] == pytest.approx(sum(before[step] for step in range(5, 9)) / 4, rel=0.2)
+
+
+def test_the_last_checkpoint_is_never_gone_on_from_without_its_optimizer(run: Run) -> None:
+    keys: dict[str, Any] = {"save_optim": False, "run_name": "mine"}
+    done = run(num_epochs=1, **keys)
+    with pytest.raises(UserError, match=r"no optimizer state .*resume_option: best goes on from"):
+        run(resume=done.run, num_epochs=2, **keys)
+    assert run(resume=done.run, num_epochs=2, resume_option="best", **keys).step == 24

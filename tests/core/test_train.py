@@ -15,7 +15,6 @@ from isotrain import UserError
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.loop.events import TrainingError
 from isotrain.albert_core.loop.job import open_job
-from isotrain.albert_core.loop.optim import learning_rate_at
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.model.head import ClassificationHead
@@ -262,23 +261,6 @@ def test_a_damaged_checkpoint_is_refused_by_name(run: Run) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors"):
         run(resume=first.run)
     assert victim.exists()
-
-
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("warmup", [{"warmup_steps": 5}, {"warmup_ratio": 0.2}, {}])
-def test_schedules_are_transformers_own(configure: Configure, kind: str, warmup: dict[str, Any]) -> None:
-    from transformers import get_scheduler
-
-    config = configure(lr_scheduler_type=kind, **warmup).config
-    total = 24
-    warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * total)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
-    name = "constant_with_warmup" if kind == "constant" else kind
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total)
-    for step in range(total):
-        assert learning_rate_at(step, total, config) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
-        optimizer.step()
-        schedule.step()
 
 
 def test_the_cached_features_are_those_of_transformers(configure: Configure) -> None:

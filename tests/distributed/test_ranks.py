@@ -28,6 +28,7 @@ SGD = SMALL | {"optim": "sgd", "momentum": 0.9}
 HEAD = SGD | {"learning_rate": 0.2, "weight_decay": 0.01, "max_grad_norm": 0.5}
 WHOLE = SGD | {"learning_rate": 0.02, "freeze_encoder": False, "layout": "bucketed"}
 PACKED = WHOLE | {"layout": "packed", "gradient_checkpointing": True}
+WEIGHTED = HEAD | {"class_weights": [3, 1, 0.5, 1, 2, 1], "label_smoothing_factor": 0.1}
 STREAMED = SGD | {"learning_rate": 0.2, "feature_cache": False, "layout": "padded"}
 READING = SGD | {
     "task": "question_answering",
@@ -63,6 +64,7 @@ def together(folder: Path) -> Path:
         job(folder, "head-2", **HEAD),
         job(folder, "whole-2", **WHOLE),
         job(folder, "packed-2", **PACKED),
+        job(folder, "weighted-2", **WEIGHTED),
         job(folder, "streamed-2", **STREAMED),
         job(folder, "reading-2", **READING),
         job(folder, "lora-2", **LORA),
@@ -100,7 +102,14 @@ def same_to_rounding(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("head", HEAD), ("whole", WHOLE), ("packed", PACKED), ("streamed", STREAMED), ("reading", READING)],
+    [
+        ("head", HEAD),
+        ("whole", WHOLE),
+        ("packed", PACKED),
+        ("weighted", WEIGHTED),
+        ("streamed", STREAMED),
+        ("reading", READING),
+    ],
 )
 def test_two_processes_have_the_losses_of_one(
     folder: Path, together: Path, name: str, overrides: dict[str, Any]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isotrain import RunError, UserError
+from isotrain.albert_core.config.keys import Keys
 from isotrain.albert_core.config.schema import TrainConfig
 from isotrain.benchmarks.parity.recipe import COMPUTED, DATA, KEPT, recipe_of
 from isotrain.benchmarks.parity.sides import parse_side
@@ -128,7 +129,7 @@ def test_a_finished_run_without_an_evaluation(tmp_path: Path) -> None:
 
 def test_a_recipe_is_every_key_but_those_that_say_where_and_what_is_kept() -> None:
     left_out = [*DATA, *COMPUTED, *KEPT]
-    keys = {"lora", *TrainConfig.flat_keys()}
+    keys = set(Keys.model_fields)
     assert set(left_out) <= keys
     recipe = recipe_of(TrainConfig(seed=5, tt={"arch": "blackhole"}), 77, 10)
     assert recipe.keys() == keys - set(left_out)

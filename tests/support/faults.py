@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from isotrain.albert_core.features import compute as features
-from isotrain.albert_core.loop import start, train
+from isotrain.albert_core.loop import start
+from isotrain.albert_core.loop.schedule import Schedule
 from isotrain.albert_core.tasks import classification
 from isotrain.backends.cpu import CpuBackend
 from isotrain.kernels.packed import PaddedBatch
@@ -224,8 +225,8 @@ def _decay(patch: pytest.MonkeyPatch, size: float) -> None:
 
 def _late_rate(patch: pytest.MonkeyPatch, size: float) -> None:
     """The learning rate of step n is that of step n + `size`."""
-    real = train.learning_rate_at
-    patch.setattr(train, "learning_rate_at", lambda step, total, config: real(step + int(size), total, config))
+    real = Schedule.at
+    patch.setattr(Schedule, "at", lambda self, step: real(self, step + int(size)))
 
 
 def _wrong_normaliser(patch: pytest.MonkeyPatch, size: float) -> None:

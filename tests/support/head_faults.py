@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from isotrain.albert_core.loop import build as training
-from isotrain.albert_core.loop import start, train
+from isotrain.albert_core.loop import start
+from isotrain.albert_core.loop.schedule import Schedule
 from isotrain.albert_core.model import head
 from isotrain.albert_core.tasks.classification import Classification
 from isotrain.albert_core.tasks.task import Evaluation
@@ -116,8 +117,8 @@ def _nothing(training: Any, memory: dict[str, Any], size: float) -> None:
 
 
 def _rate(patch: pytest.MonkeyPatch, size: float) -> None:
-    real = train.learning_rate_at
-    patch.setattr(train, "learning_rate_at", lambda *arguments: real(*arguments) * (1 + size))
+    real = Schedule.at
+    patch.setattr(Schedule, "at", lambda self, step: real(self, step) * (1 + size))
 
 
 def _dropped(training: Any, make: Any, size: float) -> Any:

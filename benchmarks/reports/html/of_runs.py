@@ -85,7 +85,7 @@ def _table(runs: list[Found[Run]]) -> Table[Found[Run]]:
 
 
 def _style(run: Found[Run]) -> str:
-    return "" if ended(run.document) == "completed" else "yellow"
+    return "" if ended(run.document).startswith("completed") else "yellow"
 
 
 def _steps(run: Found[Run]) -> str:
@@ -109,7 +109,9 @@ def _seconds(run: Found[Run]) -> str:
 
 def ended(run: Run) -> str:
     """How a run ended, from its summary."""
-    return "not ended" if run.summary is None else run.summary.status
+    if run.summary is None:
+        return "not ended"
+    return f"{run.summary.status} early" if run.summary.early_stop else run.summary.status
 
 
 def _last(curve: tuple[Point, ...]) -> str:
