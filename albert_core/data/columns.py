@@ -9,15 +9,53 @@ from hashlib import blake2b
 from ... import UserError
 from .tabular import Table, shown
 
-TEXT_COLUMNS = ("text", "sentence", "utterance", "query")
+TEXT_COLUMNS = (
+    "text",
+    "sentence",
+    "utterance",
+    "query",
+    "review",
+    "content",
+    "comment",
+    "message",
+    "tweet",
+    "document",
+    "review_text",
+    "review_body",
+    "comment_text",
+    "question",
+    "headline",
+    "title",
+)
 PAIRED_COLUMNS = (
     ("sentence1", "sentence2"),
     ("text1", "text2"),
     ("question1", "question2"),
     ("premise", "hypothesis"),
     ("text", "text_pair"),
+    ("sentence_a", "sentence_b"),
+    ("text_a", "text_b"),
+    ("question", "sentence"),
+    ("question", "passage"),
 )
-LABEL_COLUMNS = ("label", "category", "intent", "label_text", "response")
+LABEL_COLUMNS = (
+    "label",
+    "category",
+    "intent",
+    "label_text",
+    "response",
+    "labels",
+    "class",
+    "target",
+    "gold_label",
+    "sentiment",
+    "emotion",
+    "topic",
+    "stars",
+    "rating",
+    "score",
+    "is_duplicate",
+)
 LABEL_NAME_COLUMN = "label_text"
 ID_COLUMNS = ("id", "idx")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
@@ -46,6 +84,11 @@ class Columns:
     def texts(self) -> tuple[str, ...]:
         """One column, or two."""
         return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
+
+    def remark(self, origin: str) -> str:
+        """What the log says of the columns of `origin`."""
+        texts = "the text is" if self.text_pair is None else "the texts are"
+        return f"{origin}: {texts} under {shown(self.texts)}, the label is under {shown([self.label])}"
 
 
 def choose_columns(
@@ -152,6 +195,6 @@ def _choose(origin: str, found: Sequence[str], asked: str | None, role: str, usu
         if match is not None:
             return match
     raise UserError(
-        f"{origin} has no {role} column ({', '.join(usual)}), it has {shown(found)}; set {role}_column to one of them "
-        "(the first line of a CSV file must name the columns)"
+        f"{origin} has no {role} column ({', '.join(usual[:5])} and others), it has {shown(found)}; set {role}_column "
+        "to one of them (the first line of a CSV file must name the columns)"
     )

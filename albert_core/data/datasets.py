@@ -6,14 +6,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ... import UserError
 from ...kernels.words import count
 from ..config.keys import MISSING_MARKERS
-from ..config.parsing import json_kind
 from .columns import Columns, IdsSeen, choose_columns
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
@@ -81,6 +80,7 @@ class RawDataset:
         text_columns: The names of the columns of the text, or of both texts of a pair.
         responses: The most frequent original in a class's training rows, by id, if labels are texts that rules made
             alike.
+        remarks: What was found by looking at the data, a line each, for the log.
     """
 
     name: str
@@ -90,6 +90,7 @@ class RawDataset:
     fingerprint: str
     text_columns: tuple[str, ...] = ("text",)
     responses: list[str] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def meaning(self) -> list[Any]:
@@ -124,7 +125,7 @@ def load_dataset(
     Rows are pairs of texts if `text_pair_column` is given or the columns have the usual names of pairs (``sentence1``,
     ``sentence2``). `evaluation_split` chooses "test" or "validation" if there are both.
 
-    Texts are kept byte for byte. Labels are names, or ids from 0. `label_names` gives the order of the names (else
+    Texts are kept byte for byte. Labels are names or whole numbers. `label_names` gives the order of the names (else
     ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted). With `label_rules`
     (see `normalise`), labels are texts, and those that become equal are one class.
 
@@ -148,19 +149,18 @@ def load_dataset(
         return _embedded(dataset_id, label_rules)
     check_dataset_name(dataset_id)
     path = LABELLED_TEXTS.local_path(dataset_id)
-    if path is not None:
-        train, test = read_local(dataset_id, path, evaluation_split, LABELLED_TEXTS)
-        categories = path / CATEGORIES_FILE
-        names = read_categories(categories) if categories.is_file() else None
-        name = dataset_id
+    name = dataset_id if path is not None else ALIASES.get(dataset_id, dataset_id)
+    if path is None or LABELLED_TEXTS.is_saved(path):
+        train, test = read_hub(name, text_column, label_column, text_pair_column, evaluation_split, path)
     else:
-        name = ALIASES.get(dataset_id, dataset_id)
-        train, test, names = read_hub(name, text_column, label_column, text_pair_column, evaluation_split)
+        train, test = read_local(dataset_id, path, evaluation_split, LABELLED_TEXTS)
+    if label_names is None and path is not None and (path / CATEGORIES_FILE).is_file():
+        label_names = read_categories(path / CATEGORIES_FILE)
     asked = partial(
         choose_columns, text_column=text_column, label_column=label_column, text_pair_column=text_pair_column
     )
     missing = partial(without_missing, markers=missing_markers, drop=drop_missing)
-    return _assemble(name, train, test, label_names or names, asked, test_fraction, seed, label_rules, missing)
+    return _assemble(name, train, test, label_names, asked, test_fraction, seed, label_rules, missing)
 
 
 def check_dataset_name(dataset_id: str) -> None:
@@ -241,7 +241,9 @@ def _assemble(
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UserError(f"test_fraction is {test_fraction}; allowed is a share between 0 and 1, such as 0.2")
     columns = choose(train.origin, train.columns)
+    label_names = label_names or train.class_names.get(columns.label)
     tables = [train] if test is None else [train, test]
+    found = columns.remark(train.origin)
     for table in tables[1:]:
         choose_columns(table.origin, table.columns, columns.text, columns.label, columns.text_pair)
     if missing is not None:
@@ -253,26 +255,28 @@ def _assemble(
         tables = [with_normalised_labels(table, columns.label, label_rules) for table in tables]
     elif label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):
         label_names = names_from_column(tables, columns.label, columns.label_names)
+        if label_names is not None:
+            columns = replace(columns, label=columns.label_names)
     for table in tables:
         if not table.rows:
             raise UserError(f"{table.origin} has no rows; give a split with at least one text and label")
     texts = [[_texts(table, column, columns) for column in columns.texts] for table in tables]
-    train_labels, test_labels, names = encode_labels(
-        tables[0], tables[-1] if test else None, columns.label, label_names
-    )
-    absent = len(names) - len(set(train_labels))
+    labels = encode_labels(tables[0], tables[-1] if test else None, columns.label, label_names)
+    names = labels.names
+    absent = len(names) - len(set(labels.train))
     if absent:
         log.warning("%s: %s without a training row, of %d", name, count(absent, "label name"), len(names))
-    train_split = _split(texts[0], train_labels)
+    train_split = _split(texts[0], labels.train)
     if test_fraction is None:
-        test_split = _split(texts[1], test_labels)
+        test_split = _split(texts[1], labels.test)
     else:
-        parts = stratified_split(train_labels, test_fraction, seed)
+        parts = stratified_split(labels.train, test_fraction, seed)
         responses = [responses[row] for row in parts[0]]
         train_split, test_split = (train_split.rows(part) for part in parts)
     fingerprint = fingerprint_of(train_split, test_split, names)
     originals = originals_by_class(responses, train_split.labels, len(names)) if label_rules else None
-    return RawDataset(name, train_split, test_split, names, fingerprint, columns.texts, originals)
+    remarks = tuple(filter(None, [*train.remarks, *(test.remarks if test else ()), found, labels.remark]))
+    return RawDataset(name, train_split, test_split, names, fingerprint, columns.texts, originals, remarks)
 
 
 def _split(texts: Sequence[list[str]], labels: list[int]) -> RawSplit:
@@ -291,7 +295,7 @@ def _texts(table: Table, column: str, columns: Columns) -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(
-                f"{table.place(row)}: the text ({column!r}) is {shown([text])}, a JSON {json_kind(text)}; give a text "
-                "in quotes"
+                f"{table.place(row)}: the text ({column!r}) is {shown([text])} and no text; name another column by "
+                "text_column, or put it in quotes"
             )
     return texts

@@ -1,15 +1,18 @@
-"""Data sets of the Hugging Face Hub, read through `datasets`."""
+"""Data sets that `datasets` reads: of the Hugging Face Hub, and folders that it saved to disk."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ..config.parsing import read_json_object
 from ..terminal.console import quieted
 from ..terminal.text import reason_of
 from .columns import choose_columns, evaluation_names
 from .tabular import Table, shown
+from .unpacked import check_regular
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
 
@@ -19,6 +22,8 @@ ALIASES = {"banking77": "mteb/banking77", "squad": "rajpurkar/squad"}
 # Collections that the Hub knows by one word. What follows the slash is a configuration, not a name.
 COLLECTIONS = ("glue", "super_glue")
 
+_SAVE = "save the data set again by save_to_disk"
+
 
 def read_hub(
     dataset_id: str,
@@ -26,32 +31,32 @@ def read_hub(
     label_column: str | None,
     text_pair_column: str | None = None,
     evaluation_split: str | None = None,
-) -> tuple[Table, Table | None, list[str] | None]:
-    """Reads the columns of texts and labels of a data set on the Hub.
+    folder: Path | None = None,
+) -> tuple[Table, Table | None]:
+    """Reads the columns of texts and labels of a data set on the Hub, or one that was saved to `folder`.
 
     Returns:
-        The training split, the test split (None if there is none) and the label names of a ``ClassLabel`` column.
+        The training split and the evaluation split (None if there is none).
 
     Raises:
         UserError: The data set can't be loaded (no network, no such id, a configuration to choose) or has no training
             split.
     """
-    splits = hub_splits(dataset_id, evaluation_split)
+    splits = hub_splits(dataset_id, evaluation_split, folder)
     train = splits["train"]
     chosen = choose_columns(f"{dataset_id} (train)", train.column_names, text_column, label_column, text_pair_column)
     columns = [name for name in (*chosen.texts, chosen.label, chosen.label_names) if name is not None]
-    names = getattr(train.features[chosen.label], "names", None)
     tables = [hub_table(f"{dataset_id} ({name})", rows, columns) for name, rows in splits.items()]
-    return tables[0], tables[1] if len(tables) > 1 else None, names
+    return tables[0], tables[1] if len(tables) > 1 else None
 
 
-def hub_splits(dataset_id: str, evaluation_split: str | None) -> dict[str, Any]:
+def hub_splits(dataset_id: str, evaluation_split: str | None, folder: Path | None = None) -> dict[str, Any]:
     """The training split and the evaluation split, if there is one, by name.
 
     Raises:
         UserError: The data set can't be loaded, or lacks the training split or the requested evaluation split.
     """
-    splits = _load(dataset_id)
+    splits = _load(dataset_id) if folder is None else _saved(folder)
     if "train" not in splits:
         raise UserError(f"dataset_id {dataset_id!r} has no train split, it has {shown(splits)}; give one that has it")
     evaluation = next((name for name in evaluation_names(evaluation_split) if name in splits), None)
@@ -101,10 +106,49 @@ def _load(dataset_id: str) -> dict[str, Any]:
     return dict(loaded)
 
 
+def _saved(folder: Path) -> dict[str, Any]:
+    """The splits that `datasets` saved to `folder`, by name. A lone one is all training."""
+    index = folder / "dataset_dict.json"
+    if not index.is_file():
+        return {"train": _saved_split(folder)}
+    names = _plain_names(index, read_json_object(index, _SAVE).get("splits"))
+    return {name: _saved_split(folder / name) for name in names}
+
+
+def _saved_split(folder: Path) -> Any:
+    import datasets
+    import pyarrow
+
+    state = folder / "state.json"
+    listed = read_json_object(state, _SAVE).get("_data_files")
+    entries = listed if isinstance(listed, list) else []
+    files = _plain_names(state, [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries])
+    for file in files:
+        check_regular(folder / file)
+    try:
+        split = datasets.concatenate_datasets([datasets.Dataset.from_file(str(folder / file)) for file in files])
+        split.data.validate(full=True)
+    # A damaged description of the columns makes `datasets` raise any of these.
+    except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder} can't be read as a data set of `datasets` ({reason_of(error)}); {_SAVE}") from error
+    return split
+
+
+def _plain_names(file: Path, names: Any) -> list[str]:
+    """`names` if they are names of entries of a folder. Raises UserError otherwise."""
+    listed = names if isinstance(names, list) else []
+    plain = [name for name in listed if isinstance(name, str) and Path(name).name == name and name not in ("", "..")]
+    if not plain or plain != listed:
+        raise UserError(f"{file} has no list of names of splits or data files beside it; {_SAVE}")
+    return plain
+
+
 def hub_table(origin: str, split: Any, columns: list[str]) -> Table:
     """The given columns of a split. Raises UserError if it lacks one."""
     missing = [name for name in columns if name not in split.column_names]
     if missing:
         raise UserError(f"{origin} lacks the columns {shown(missing)}, it has {shown(split.column_names)}")
     cells = [list(split[name]) for name in columns]
-    return Table(origin, columns, [list(row) for row in zip(*cells, strict=True)], range(len(split)), "row")
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    class_names = {name: split.features[name].names for name in columns if hasattr(split.features[name], "names")}
+    return Table(origin, columns, rows, range(len(split)), "row", class_names)

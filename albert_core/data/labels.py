@@ -1,91 +1,107 @@
-"""Converts label cells, which are ids or names, to class ids and class names."""
+"""Converts label cells, which are names or whole numbers, to class ids and class names."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import UserError
 from ...kernels.words import count
-from ..config.parsing import read_json
+from ..config.parsing import json_kind, read_json
 from ..terminal.text import shorten
 from .tabular import Table, shown
 
 log = logging.getLogger("isotrain")
 
-# Long enough for any id, short enough for int().
-_INTEGER = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
-_WHOLE = re.compile(r"[-+]?[0-9]+", re.ASCII)
+# Long enough for any id, short enough for int(). Data frames write whole numbers as 1.0 if some rows have none.
+_INTEGER = re.compile(r"([-+]?[0-9]{1,18})(\.0*)?", re.ASCII)
+_WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?", re.ASCII)
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 
 
-def encode_labels(
-    train: Table, test: Table | None, column: str, names: Sequence[str] | None = None
-) -> tuple[list[int], list[int], list[str]]:
-    """Class ids of both tables (from 0, in row order) and the class names, from the cells under `column`.
+@dataclass(frozen=True)
+class EncodedLabels:
+    """Class ids (from 0, in row order) of the training and the test table, and the class names by id.
 
-    Cells are names, or ids if every one is an integer. White space around them is ignored. With `names`, the id of a
-    name is its index there, and ids are such indices. If all cells are in `names`, they are names even if they look
-    like integers. Without `names`, ids must be 0 to n - 1 without gaps, and names are numbered in sorted order.
+    `remark` says how numbers that are no ids were numbered. It is empty if none were.
+    """
+
+    train: list[int]
+    test: list[int]
+    names: list[str]
+    remark: str
+
+
+def encode_labels(train: Table, test: Table | None, column: str, names: Sequence[str] | None = None) -> EncodedLabels:
+    """The classes of both tables, from the cells under `column`.
+
+    Cells are names, or numbers if every one is a whole number (``1``, or ``1.0`` as data frames write it). White space
+    around them is ignored. With `names`, the id of a name is its index there, and numbers are such ids. If all cells
+    are in `names`, they are names even if they look like numbers. Without `names`, the id of a name or number is its
+    place among the sorted ones of the training table.
 
     Raises:
-        UserError: An empty label, a number with a fraction, a negative id, gaps, a label outside `names`, a test label
-            without a training row, or fewer than two classes. The message names the row.
+        UserError: An empty label, a number with a fraction, a label outside `names`, a test label without a training
+            row, or fewer than two classes. The message names the row.
     """
     tables = [train] if test is None else [train, test]
     cells = [_cells(table, column) for table in tables]
-    every = [cell for part in cells for cell in part]
-    typed_ids = all(isinstance(cell, int) for table in tables for cell in table.column(column))
-    whole_numbers = all(_INTEGER.fullmatch(cell) for cell in every)
-    if names is not None:
-        names = _checked_names(names)
-        by_id = whole_numbers and (typed_ids or not set(every) <= set(names))
-    else:
-        _refuse_fractions(tables, cells)
-        by_id = whole_numbers
-        if not by_id:
+    every = {cell for part in cells for cell in part}
+    numbers = None
+    if names is None:
+        numbers = _whole_numbers(tables, cells)
+        if numbers is None:
             _warn_of_lookalikes(tables, cells)
-    _refuse_two_ways(tables, column, [[int(cell) if by_id else cell for cell in part] for part in cells])
+    else:
+        names = _checked_names(names)
+        written = any(isinstance(cell, str) for table in tables for cell in table.column(column))
+        if not (written and every <= set(names)):
+            numbers = _whole_numbers(tables, cells)
+    labels: Sequence[Sequence[int | str]] = cells if numbers is None else numbers
+    _refuse_two_ways(tables, column, labels)
     # Checked before the test labels, which would otherwise be called unseen.
-    if len({int(cell) for cell in cells[0]} if by_id else set(cells[0])) < 2:
+    if len(set(labels[0])) < 2:
         raise UserError(
             f"{train.origin} has one label only ({shown(set(cells[0]))}) under {column!r}; give rows of two or more"
         )
-    if by_id:
-        encoded = [[int(cell) for cell in part] for part in cells]
-        names = _names_of_ids(tables, encoded, column, names)
-    else:
+    remark = ""
+    if numbers is None:
         names = sorted(set(cells[0])) if names is None else names
         encoded = _encode_names(tables, cells, column, names)
-    return encoded[0], encoded[1] if test is not None else [], list(names)
+    elif names is None:
+        encoded, names, remark = _numbered(tables, numbers, column)
+    else:
+        _check_ids(tables, numbers, names)
+        encoded = numbers
+    return EncodedLabels(encoded[0], encoded[1] if test is not None else [], list(names), remark)
 
 
 def names_from_column(tables: Sequence[Table], id_column: str, name_column: str) -> list[str] | None:
-    """Class names from a column beside the ids (``label_text`` beside ``label``), or None if the labels are no ids.
+    """Class names from a column beside the ids (``label_text`` beside ``label``), in the order of the ids.
 
-    Raises UserError if one id has two names, or one name two ids.
+    None if the labels are no numbers. Raises UserError if one id has two names, or one name two ids.
     """
     name_of: dict[int, str] = {}
     for table in tables:
         pairs = zip(_cells(table, id_column), table.column(name_column), strict=True)
         for row, (cell, name) in enumerate(pairs):
-            if not _INTEGER.fullmatch(cell):
+            number = _INTEGER.fullmatch(cell)
+            if not number:
                 return None
             if not isinstance(name, str) or not name.strip():
                 raise UserError(f"{table.place(row)}: {name_column!r} is {name!r}; give every row its label's name")
-            known = name_of.setdefault(int(cell), name.strip())
+            known = name_of.setdefault(int(number[1]), name.strip())
             if known != name.strip():
                 raise UserError(
                     f"{table.place(row)}: label {cell} is called {name.strip()!r} here and {known!r} before; give each "
                     f"id one name, or set label_column to {name_column!r}"
                 )
-    if sorted(name_of) != list(range(len(name_of))):
-        return None
-    return _checked_names([name_of[index] for index in range(len(name_of))])
+    return _checked_names([name for _, name in sorted(name_of.items())])
 
 
 def read_categories(path: Path) -> list[str]:
@@ -116,9 +132,11 @@ def _cells(table: Table, column: str) -> list[str]:
             # As JSON writes it.
             cell = str(cell).lower()
         if not isinstance(cell, int | str | float):
-            raise UserError(f"{table.place(row)}: the label {shown([cell])} is no name and no id; give one of them")
+            raise UserError(f"{table.place(row)}: the label {shown([cell])} is no name and no number; give one of them")
         if isinstance(cell, float):
-            raise UserError(_fraction_message(table, row, cell))
+            if not cell.is_integer():
+                raise UserError(_fraction_message(table, row, cell))
+            cell = int(cell)
         cells.append(str(cell).strip())
     return cells
 
@@ -129,7 +147,7 @@ def _refuse_two_ways(tables: Sequence[Table], column: str, classes: Sequence[Seq
         first: dict[int | str, Any] = {}
         for row, (label, cell) in enumerate(zip(part, table.column(column), strict=True)):
             known = first.setdefault(label, cell)
-            if type(known) is not type(cell):
+            if json_kind(known) != json_kind(cell):
                 raise UserError(
                     f"{table.place(row)}: the label {shown([cell])} stands as {shown([known])} before, and the two "
                     "would be one class; write it in one way"
@@ -159,55 +177,67 @@ def _warn_of_lookalikes(tables: Sequence[Table], cells: Sequence[Sequence[str]])
             return
 
 
-def _refuse_fractions(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> None:
+def _whole_numbers(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> list[list[int]] | None:
+    """The labels as whole numbers, or None if one is no number. Raises UserError for a number with a fraction."""
     if not all(_DECIMAL.fullmatch(cell) for part in cells for cell in part):
-        return
+        return None
+    numbers: list[list[int]] = []
     for table, part in zip(tables, cells, strict=True):
+        numbers.append([])
         for row, cell in enumerate(part):
-            if not _INTEGER.fullmatch(cell):
+            whole = _INTEGER.fullmatch(cell)
+            if not whole:
                 raise UserError(_fraction_message(table, row, cell))
+            numbers[-1].append(int(whole[1]))
+    return numbers
 
 
 def _fraction_message(table: Table, row: int, cell: Any) -> str:
     what = "an id too large" if _WHOLE.fullmatch(str(cell)) else "a number with a fraction"
-    return (
-        f"{table.place(row)}: the label {shorten(str(cell))} is {what}; allowed are integers from 0, or names; "
-        "write it as an integer (1, not 1.0)"
-    )
+    label = shorten(str(cell))
+    return f"{table.place(row)}: the label {label} is {what}; allowed are whole numbers (1 or 1.0), or names"
 
 
-def _names_of_ids(
-    tables: Sequence[Table], encoded: Sequence[Sequence[int]], column: str, names: list[str] | None
-) -> list[str]:
-    for table, part in zip(tables, encoded, strict=True):
+def _numbered(
+    tables: Sequence[Table], numbers: Sequence[Sequence[int]], column: str
+) -> tuple[list[list[int]], list[str], str]:
+    """Ids in the numbers' order, the names by id, and a remark if a number is not its own id."""
+    seen = sorted(set(numbers[0]))
+    _refuse_negative(tables, numbers, seen)
+    _refuse_unseen(tables, numbers, seen)
+    index = {number: label for label, number in enumerate(seen)}
+    remark = ""
+    if seen[0] != 0 or seen[-1] != len(seen) - 1:
+        remark = f"{tables[0].origin}: the labels {shown(seen)} under {column!r} have the ids 0 to {len(seen) - 1}"
+    return [[index[number] for number in part] for part in numbers], [str(number) for number in seen], remark
+
+
+def _check_ids(tables: Sequence[Table], ids: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    _refuse_negative(tables, ids, ())
+    for table, part in zip(tables, ids, strict=True):
         for row, label in enumerate(part):
-            if label < 0:
-                raise UserError(
-                    f"{table.place(row)}: the label {label} is negative; allowed are ids from 0 (a hidden test label "
-                    "can't be evaluated: give a split that has its labels)"
-                )
-            if names is not None and label >= len(names):
+            if label >= len(names):
                 raise UserError(
                     f"{table.place(row)}: the label {label} has no name, there are {len(names)}; "
                     f"allowed are ids 0 to {len(names) - 1}"
                 )
-    seen = set(encoded[0])
-    if names is None:
-        holes = [label for label in range(min(max(seen) + 1, len(seen) + 1)) if label not in seen]
-        if holes:
-            raise UserError(
-                f"{tables[0].origin}: the label ids under {column!r} are {min(seen)} to {max(seen)} with holes "
-                f"(missing: {holes[0]}{', ...' if len(seen) <= max(seen) - 1 else ''}); allowed are 0 to n - 1; "
-                "number them anew, or write names"
-            )
-    _refuse_unseen(tables, encoded, seen)
-    return [str(label) for label in range(len(seen))] if names is None else names
+    _refuse_unseen(tables, ids, ids[0])
+
+
+def _refuse_negative(tables: Sequence[Table], ids: Sequence[Sequence[int]], allowed: Collection[int]) -> None:
+    for table, part in zip(tables, ids, strict=True):
+        for row, label in enumerate(part):
+            if label < 0 and label not in allowed:
+                raise UserError(
+                    f"{table.place(row)}: the label {label} is negative and stands for no class; if it hides the true "
+                    "label, give a split that shows it"
+                )
 
 
 def _encode_names(
     tables: Sequence[Table], cells: Sequence[Sequence[str]], column: str, names: Sequence[str]
 ) -> list[list[int]]:
-    _refuse_unseen(tables, cells, set(cells[0]))
+    _refuse_unseen(tables, cells, cells[0])
     index = {name: number for number, name in enumerate(names)}
     for table, part in zip(tables, cells, strict=True):
         for row, cell in enumerate(part):
@@ -220,7 +250,10 @@ def _encode_names(
     return [[index[cell] for cell in part] for part in cells]
 
 
-def _refuse_unseen(tables: Sequence[Table], labels: Sequence[Sequence[int | str]], seen: set[Any]) -> None:
+def _refuse_unseen(
+    tables: Sequence[Table], labels: Sequence[Sequence[int | str]], trained: Collection[int | str]
+) -> None:
+    seen = set(trained)
     for table, part in zip(tables[1:], labels[1:], strict=True):
         unseen = {label: row for row, label in reversed(list(enumerate(part))) if label not in seen}
         if unseen:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ... import UserError
 from .columns import evaluation_names
-from .tabular import TABLE_SUFFIXES, Table, read_table, shown
+from .table_files import TABLE_SUFFIXES, read_table
+from .tabular import Table, shown
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,27 @@ class FileKind:
                 f"folder, {self.instead}"
             )
 
+    def is_saved(self, path: Path) -> bool:
+        """Whether `path` is a folder that `datasets` saved to disk.
+
+        Raises:
+            UserError: It also has a training file of this kind.
+        """
+        marks = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+        file = _split_file(path, ("train",), self) if marks else None
+        if file is not None:
+            raise UserError(
+                f"the folder {path} has the train split twice: {file.name}, and as `datasets` saved it ({marks[0]}); "
+                "keep one of them"
+            )
+        return bool(marks)
+
     def holds(self, name: str, split: str) -> bool:
         """Whether a file with this name holds `split`."""
         if self.versions:
             return name.startswith((f"{split}.", f"{split}-", f"{split}_")) and name.endswith(self.suffixes)
-        return name in [split + suffix for suffix in self.suffixes]
+        # The second is what the Hub calls a file that holds all of a split.
+        return name in [*(split + suffix for suffix in self.suffixes), f"{split}-00000-of-00001.parquet"]
 
 
 LABELLED_TEXTS = FileKind(TABLE_SUFFIXES, read_table, "a Hub id such as mteb/banking77, or embedded:intents")
@@ -71,10 +88,9 @@ def read_local(dataset_id: str, path: Path, evaluation_split: str | None, kind: 
     train = _split_file(path, ("train",), kind)
     if train is None:
         found = sorted(entry.name for entry in path.iterdir())
-        names = [f"train{suffix}" for suffix in kind.suffixes]
         raise UserError(
             f"the folder {path} has no training file, it has {shown(found) or 'nothing'}; "
-            f"give a folder with {', '.join(names[:-1])} or {names[-1]}"
+            f"give a folder with train as {', '.join(kind.suffixes)}"
         )
     test = _split_file(path, evaluation_names(evaluation_split), kind)
     if test is None and evaluation_split is not None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import UserError
-from ..config.parsing import decoded, parse_json
 from .columns import IdsSeen
-from .tabular import PART_ROWS, TABLE_SUFFIXES, Table, read_table, shown, table_parts
+from .table_files import json_form, read_json_values, read_table, table_parts
+from .tabular import PART_ROWS, Table, shown
+from .unpacked import suffix_of
 
-NESTED_SUFFIXES = (".json", ".json.gz")
-# A stranger's small file may unpack to more than the memory holds. SQuAD's own have 30 MB.
-LARGEST_UNPACKED = 2**29
 COLUMNS = ["id", "title", "context", "question", "answers"]
 
 
@@ -78,7 +74,7 @@ class QuestionSplit:
 
 def question_parts(path: Path) -> Iterator[Table]:
     """Reads the file at `path` as `read_question_table` does, some rows at a time. SQuAD's JSON is read as a whole."""
-    if path.name.lower().endswith(TABLE_SUFFIXES):
+    if not _is_nested(path):
         yield from table_parts(path)
         return
     table = read_question_table(path)
@@ -94,15 +90,16 @@ def read_question_table(path: Path) -> Table:
     A row of SQuAD's JSON has id, title, context, question and answers, the last as on the Hub: ``{"text": [...],
     "answer_start": [...]}``. Raises UserError for a file that can't be read or has another structure.
     """
-    if not path.name.lower().endswith((*NESTED_SUFFIXES, *TABLE_SUFFIXES)):
-        allowed = ", ".join((*NESTED_SUFFIXES, *TABLE_SUFFIXES))
-        raise UserError(f"{path} is no file of questions known here; allowed are {allowed}; convert it to one of them")
-    if not path.name.lower().endswith(NESTED_SUFFIXES):
+    if not _is_nested(path):
         return read_table(path)
-    rows = list(_questions(path, _read_json(path)))
+    rows = list(_questions(path, read_json_values(path, "give SQuAD's JSON, a list of objects, or one object a line")))
     if not rows:
         raise UserError(f"{path} has no questions; give a file with at least one")
     return Table(str(path), COLUMNS, rows, range(1, len(rows) + 1), "question")
+
+
+def _is_nested(path: Path) -> bool:
+    return suffix_of(path) == ".json" and json_form(path) == "object"
 
 
 def split_of(
@@ -166,24 +163,6 @@ def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
                 f"{shown([text])}; correct answer_start, which counts characters from 0"
             )
     return tuple(Answer(text, start) for text, start in zip(texts, starts, strict=True))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        raw = _unpacked(path) if path.name.lower().endswith(".gz") else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} can't be read ({reason}); give an intact file") from error
-    text = decoded(raw, path, "give an intact file")
-    return parse_json(text, path, "give SQuAD's JSON, or .jsonl with an object a line")
-
-
-def _unpacked(path: Path) -> bytes:
-    with gzip.open(path) as file:
-        raw = file.read(LARGEST_UNPACKED + 1)
-    if len(raw) > LARGEST_UNPACKED:
-        raise UserError(f"{path} unpacks to more than {LARGEST_UNPACKED:,} bytes; give its .json if that is right")
-    return raw
 
 
 def _questions(path: Path, root: Any) -> Iterator[list[Any]]:

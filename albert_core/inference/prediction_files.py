@@ -59,7 +59,7 @@ class Inputs:
 def read_inputs(
     run: RunFolder, file: Path, text_column: str | None, pair_column: str | None, by_id: bool = False
 ) -> Inputs:
-    """Checks every row of a CSV, TSV, JSONL or SQuAD file before `run` answers any of them.
+    """Checks every row of a file of texts before `run` answers any of them.
 
     Raises:
         UserError: The file can't be used, a cell is empty, an id occurs twice, or, with `by_id`, a row has no id.

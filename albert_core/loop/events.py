@@ -208,6 +208,8 @@ def describe(job: Job, run: RunFolder) -> None:
         for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens))
     ]
     log.info("data %s: %s, %d outputs", job.dataset.name, ", ".join(splits), job.num_labels)
+    for remark in job.dataset.remarks:
+        log.info("%s", remark)
 
 
 def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:

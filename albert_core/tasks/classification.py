@@ -18,7 +18,8 @@ from ..config.load import load_config
 from ..config.schema import TrainConfig
 from ..data.columns import choose_text_column, choose_text_columns
 from ..data.datasets import RawDataset, RawSplit, load_dataset
-from ..data.tabular import Table, shown, table_parts
+from ..data.table_files import table_parts
+from ..data.tabular import Table, shown
 from ..model.head import ClassificationHead
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, read_strings

@@ -49,9 +49,10 @@ class Evaluation:
 class Task(ABC):
     """What differs between tasks. A task has no state but the loss of `configured`.
 
-    A data set is what `load` returns. It has a `name`, the splits `train` and `test`, and `meaning`, which says as JSON
-    values what the head's outputs stand for. A split has a length, `rows(indices)`, `corpus` (all its texts), `content`
-    (what an evaluation depends on, as JSON values) and `example` (one input, a text or two).
+    A data set is what `load` returns. It has a `name`, the splits `train` and `test`, `remarks` for the log, and
+    `meaning`, which says as JSON values what the head's outputs stand for. A split has a length, `rows(indices)`,
+    `corpus` (all its texts), `content` (what an evaluation depends on, as JSON values) and `example` (one input, a
+    text or two).
 
     Attributes:
         name: The value of the key `task`.

@@ -40,7 +40,9 @@ def predict(
     questions: Annotated[
         list[str] | None, _texts("--question", metavar="TEXT", help="The same as a TEXT; may be repeated.")
     ] = None,
-    file: Annotated[Path | None, _texts("--csv", "--file", help="CSV, TSV, JSONL or SQuAD JSON file of texts.")] = None,
+    file: Annotated[
+        Path | None, _texts("--csv", "--file", help="CSV, TSV, JSON, JSONL, Parquet or SQuAD file of texts.")
+    ] = None,
     out: Annotated[
         Path | None,
         _output(

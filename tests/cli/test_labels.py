@@ -31,3 +31,17 @@ def test_labels_that_max_train_samples_leaves_without_a_row_are_named(invoke: In
     code, _, err = train(invoke, "max_train_samples=2")
     assert code == 0, err
     assert "max_train_samples: 2 leaves 1 label without a training row, of 3" in err
+
+
+def test_what_was_found_by_looking_at_the_data_is_said(invoke: Invoke, tmp_path: Path) -> None:
+    rows = [f"{number};{1 + number % 5}\n" for number in range(20)]
+    (tmp_path / "rows.csv").write_text("review;stars\n" + "".join(rows), encoding="utf-8")
+    code, _, err = train(invoke, "max_steps=1", "project_dir=runs", "run_name=r")
+    assert code == 0, err
+    for said in (
+        "the fields are separated by semicolons",
+        "the text is under 'review', the label is under 'stars'",
+        "the labels 1, 2, 3, 4, 5 under 'stars' have the ids 0 to 4",
+    ):
+        assert f"rows.csv: {said}" in err
+        assert f"rows.csv: {said}" in (tmp_path / "runs" / "r" / "train.log").read_text()

@@ -17,19 +17,9 @@ from isotrain.albert_core.inference.prediction_files import answer_file, free_na
 from isotrain.albert_core.runs.folder import open_run
 from support import forks
 from support.command import Invoke, one_line_error
+from support.data_files import FORMATS, write_rows
 
 WORDS = ("card", "loan", "fee", "lost", "rate", "open")
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A CSV, TSV or JSONL file, by its name."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if path.suffix == ".jsonl":
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            return
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -45,8 +35,8 @@ def test_files_of_several_parts_give_each_row_its_own_answer(
     invoke: Invoke, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = many(8400)
-    write_rows(tmp_path / "in.csv", rows)
-    write_rows(tmp_path / "in.jsonl", rows)
+    write_rows("csv", tmp_path, rows, "in")
+    write_rows("jsonl", tmp_path, rows, "in")
     answers = {}
     for source, target in (("in.csv", "a.csv"), ("in.jsonl", "b.jsonl"), ("in.csv", "c.json")):
         code, out, err = invoke("predict", small_run, "--csv", source, "--out", target)
@@ -93,13 +83,13 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("target", ["out.csv", "out.jsonl"])
-@pytest.mark.parametrize("source", ["in.csv", "in.tsv", "in.jsonl"])
+@pytest.mark.parametrize("source", ["csv", "tsv", "jsonl"])
 def test_every_value_of_the_input_is_kept(
     invoke: Invoke, small_run: Path, tmp_path: Path, source: str, target: str
 ) -> None:
     rows = [TAKEN | {"text": f"lost card {n}"} for n in range(3)]
-    write_rows(tmp_path / source, rows)
-    code, out, err = invoke("predict", small_run, "--csv", source, "--out", target)
+    write_rows(source, tmp_path, rows, "in")
+    code, out, err = invoke("predict", small_run, "--csv", f"in.{source}", "--out", target)
     assert code == 0, err
     found = read_rows(tmp_path / target)
     assert [{key: row[key] for key in rows[0]} for row in found] == rows
@@ -116,8 +106,19 @@ def test_every_value_of_the_input_is_kept(
     assert [{key: row[key] for key in found[0]} for row in read_rows(tmp_path / again)] == found
 
 
+def test_every_format_gets_the_same_answers(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
+    answers = []
+    for number, kind in enumerate(FORMATS):
+        path = write_rows(kind, tmp_path, many(4))
+        code, _, err = invoke("predict", small_run, "--csv", path, "--out", f"{number}.jsonl")
+        assert (code, err) == (0, ""), kind
+        answers.append(read_rows(tmp_path / f"{number}.jsonl"))
+    assert [row["id"] for row in answers[0]] == ["r0", "r1", "r2", "r3"]
+    assert all(found == answers[0] for found in answers)
+
+
 def test_numbers_of_the_input_keep_all_their_digits(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
-    write_rows(tmp_path / "in.jsonl", [{"text": "lost card", "weight": 0.1234567891234, "n": 12, "none": None}])
+    write_rows("jsonl", tmp_path, [{"text": "lost card", "weight": 0.1234567891234, "n": 12, "none": None}], "in")
     assert invoke("predict", small_run, "--csv", "in.jsonl", "--out", "out.csv")[0] == 0
     (row,) = read_rows(tmp_path / "out.csv")
     assert (row["weight"], row["n"], row["none"]) == ("0.1234567891234", "12", "null")
@@ -133,7 +134,7 @@ def test_free_names_are_free_of_each_other_too() -> None:
 
 def test_an_id_called_device_stays_beside_the_device(small_run: Path, tmp_path: Path) -> None:
     run = open_run(small_run)
-    write_rows(tmp_path / "in.csv", [{"id": name, "text": "lost card"} for name in ("a", "_device", "device")])
+    write_rows("csv", tmp_path, [{"id": name, "text": "lost card"} for name in ("a", "_device", "device")], "in")
     inputs = read_inputs(run, tmp_path / "in.csv", None, None, by_id=True)
     predictor = predict.load_predictor(run)
     with answer_file(tmp_path / "out.json", inputs, "tt-emulated") as answers:
@@ -148,9 +149,9 @@ def test_an_id_called_device_stays_beside_the_device(small_run: Path, tmp_path: 
 
 def test_a_file_that_changes_meanwhile_is_refused(small_run: Path, tmp_path: Path) -> None:
     run = open_run(small_run)
-    write_rows(tmp_path / "in.csv", many(3))
+    write_rows("csv", tmp_path, many(3), "in")
     inputs = read_inputs(run, tmp_path / "in.csv", None, None)
-    write_rows(tmp_path / "in.csv", many(4))
+    write_rows("csv", tmp_path, many(4), "in")
     with pytest.raises(UserError, match="changed while it was read"):
         next(inputs.parts())
 
@@ -172,7 +173,7 @@ def test_a_narrow_terminal_gets_lines(
 
 def test_many_rows_are_printed_some_at_a_time(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
     rows = many(250)
-    write_rows(tmp_path / "in.csv", rows)
+    write_rows("csv", tmp_path, rows, "in")
     code, out, err = invoke("predict", small_run, "--csv", "in.csv")
     assert code == 0, err
     assert out.count("probability") == 3
@@ -184,7 +185,7 @@ def test_many_rows_are_printed_some_at_a_time(invoke: Invoke, small_run: Path, t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_leaves_nothing_half_written(small_run: Path, tmp_path: Path, number: int) -> None:
     rows = many(60_000)
-    write_rows(tmp_path / "in.csv", rows)
+    write_rows("csv", tmp_path, rows, "in")
     (tmp_path / "out").mkdir()
     code = "from isotrain.cli.main import main; main()"
     command = ["-c", code, "predict", str(small_run), "--csv", "in.csv", "--out", "out/a.csv"]
@@ -206,7 +207,7 @@ def test_what_a_killed_process_left_is_swept(invoke: Invoke, small_run: Path, tm
 
     left = tmp_path / f".tmp-{platform.node() or 'host'}-999999999-0123abcd-a.csv"
     left.write_text("half")
-    write_rows(tmp_path / "in.csv", many(2))
+    write_rows("csv", tmp_path, many(2), "in")
     assert invoke("predict", small_run, "--csv", "in.csv", "--out", "a.csv")[0] == 0
     assert not left.exists()
     one_line_error(invoke("predict", small_run, "--csv", "in.csv", "--out", "absent/a.csv"), "absent")

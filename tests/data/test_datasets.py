@@ -145,6 +145,40 @@ def test_columns_by_usual_name_and_by_request(tmp_path: Path) -> None:
     assert "different columns" in refusal(source, text_column="note", label_column="note")
 
 
+@pytest.mark.parametrize(
+    ("header", "texts", "said"),
+    [
+        ("review,stars", ("review",), "the text is under 'review', the label is under 'stars'"),
+        ("Sentiment,note,Content", ("Content",), "the text is under 'Content', the label is under 'Sentiment'"),
+        ("title,content,class", ("content",), "the text is under 'content', the label is under 'class'"),
+        ("question1,question2,is_duplicate", ("question1", "question2"), "the label is under 'is_duplicate'"),
+        ("premise,hypothesis,class", ("premise", "hypothesis"), "the texts are under 'premise', 'hypothesis', "),
+        ("sentence1,sentence2,score", ("sentence1", "sentence2"), "the label is under 'score'"),
+        ("stars,label,text,review", ("text",), "the text is under 'text', the label is under 'label'"),
+    ],
+)
+def test_usual_columns_are_found_and_said(tmp_path: Path, header: str, texts: tuple[str, ...], said: str) -> None:
+    rows = "".join(",".join(f"{number % 2}" for _ in header.split(",")) + "\n" for number in range(4))
+    data = load_dataset(str(folder(tmp_path, rows_csv=f"{header}\n{rows}") / "rows.csv"), test_fraction=0.5)
+    assert data.text_columns == texts
+    assert data.remarks[0].startswith(str(tmp_path / "rows.csv: "))
+    assert said in data.remarks[0]
+
+
+def test_how_numbers_become_ids_is_said(tmp_path: Path) -> None:
+    for labels, said in (((1, 3, 5), "the labels 1, 3, 5 under 'label' have the ids 0 to 2"), ((0, 1, 2), "")):
+        source = folder(tmp_path, train_csv=labelled(*labels), test_csv=labelled(*labels))
+        assert [remark for remark in load_dataset(str(source)).remarks[1:] if said in remark] == (
+            [str(source / "train.csv: ") + said] if said else []
+        )
+
+
+def test_label_text_names_numbers_of_any_range(tmp_path: Path) -> None:
+    rows = "text,label,label_text\na,5,good\nb,1.0,bad\nc,5,good\n"
+    data = load_dataset(str(folder(tmp_path, train_csv=rows, test_csv=rows)))
+    assert (data.label_names, data.train.labels) == (["bad", "good"], [1, 0, 1])
+
+
 def test_columns_missing_from_the_test_file_are_named(tmp_path: Path) -> None:
     message = refusal(folder(tmp_path, train_csv=TRAIN, test_csv="sentence,label\na,red\n"))
     assert "test.csv" in message
@@ -159,6 +193,11 @@ def test_columns_missing_from_the_test_file_are_named(tmp_path: Path) -> None:
         (labelled("b ", " a"), labelled("a"), ["a", "b"], [1, 0]),
         (labelled("10", "9", "x"), labelled("x"), ["10", "9", "x"], [0, 1, 2]),
         (labelled("1.5", "x"), labelled("x"), ["1.5", "x"], [0, 1]),
+        (labelled(5, 1, 3), labelled(3), ["1", "3", "5"], [2, 0, 1]),
+        (labelled(1, -1), labelled(-1), ["-1", "1"], [1, 0]),
+        (labelled(0, 2, 3), labelled(0), ["0", "2", "3"], [0, 1, 2]),
+        (labelled("1.0", "0.0"), labelled("1"), ["0", "1"], [1, 0]),
+        (labelled("True", "False"), labelled("True"), ["False", "True"], [1, 0]),
     ],
 )
 def test_ids_and_names_are_told_apart(tmp_path: Path, train: str, test: str, names: list[str], ids: list[int]) -> None:
@@ -194,11 +233,10 @@ def test_ratings_named_by_numbers_are_names_in_csv_and_ids_in_json(tmp_path: Pat
 @pytest.mark.parametrize(
     ("train", "test", "said"),
     [
-        (labelled(0, 2, 3), labelled(0), ["holes", "missing: 1"]),
-        (labelled(1, 2), labelled(1), ["1 to 2", "missing: 0"]),
-        (labelled(0, -1), labelled(0), ["train.csv, line 3", "negative"]),
         (labelled(0, 1), labelled(-1), ["test.csv, line 2", "negative"]),
-        (labelled("0.0", "1.0"), labelled("1.0"), ["line 2", "fraction"]),
+        (labelled("0.0", "1.5"), labelled("0.0"), ["line 3", "fraction"]),
+        (labelled("1e0", "2"), labelled("2"), ["line 2", "fraction"]),
+        (labelled(1, 2), labelled(0), ["test.csv, line 2", "0", "without a training row"]),
         (labelled(0, 1), labelled(1, "0.5"), ["test.csv, line 3", "fraction"]),
         (labelled(0, 10**30), labelled(0), ["line 3", "an id too large"]),
         (labelled("a", ""), labelled("a"), ["line 3", "label", "empty"]),
@@ -219,12 +257,12 @@ def test_wrong_labels_and_texts_are_refused_by_row(tmp_path: Path, train: str, t
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ('{"text": 5, "label": "x"}', "a JSON number; give a text"),
+        ('{"text": 5, "label": "x"}', "is 5 and no text"),
         ('{"text": null, "label": "x"}', "empty"),
         ('{"label": "x"}', "empty"),
         ('{"text": "a\\ud800b", "label": "x"}', "surrogate"),
         ('{"text": "a", "label": "\\udc00x"}', "surrogate"),
-        ('{"text": "a", "label": 1.0}', "fraction"),
+        ('{"text": "a", "label": 1.5}', "fraction"),
         ('{"text": "a", "label": NaN}', "NaN is no JSON number"),
         ('{"text": "a", "label": ["x"]}', "no name"),
         ('{"text": "a"}', "label"),
@@ -259,7 +297,7 @@ def test_ids_beyond_the_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_folders_that_lack_or_double_a_split(tmp_path: Path) -> None:
-    assert "train.csv, train.tsv or train.jsonl" in refusal(folder(tmp_path / "a", other_csv=TRAIN))
+    assert "train as .csv, .tsv, .jsonl, .json, .parquet" in refusal(folder(tmp_path / "a", other_csv=TRAIN))
     assert "it has nothing" in refusal(folder(tmp_path / "b"))
     assert "2 times" in refusal(folder(tmp_path / "c", train_csv=TRAIN, train_tsv=TRAIN, test_csv=TEST))
     assert "test_fraction" in refusal(folder(tmp_path / "d", train_csv=TRAIN))

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import squad_file
+from isotrain.albert_core.data import unpacked
 from isotrain.albert_core.data.questions import load_questions
 from isotrain.albert_core.data.squad_file import Answer, read_question_table, split_of
 from isotrain.albert_core.terminal.text import LONGEST_MESSAGE, brief, error_line
@@ -109,7 +109,7 @@ def test_one_file_is_split_by_contexts(tmp_path: Path) -> None:
         (squad([(CONTEXT, [question(n, "?", CONTEXT, "Rome") for n in (1, 2, 1)])]), "'q1' occurs twice, first at"),
         (squad([]), "has no questions"),
         ({"data": [{"paragraphs": None}]}, 'article 1 has no list of objects "paragraphs"'),
-        ([], 'the file has no list of objects "data"'),
+        ([], "has no rows"),
     ],
 )
 def test_each_defect_is_named_in_one_line(tmp_path: Path, file: Any, said: str) -> None:
@@ -123,7 +123,7 @@ def test_each_defect_is_named_in_one_line(tmp_path: Path, file: Any, said: str) 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", b"{}", "no file of questions known here; allowed are .json, .json.gz"),
+        ("a.txt", b"{}", "no data file known here; allowed are .csv, .tsv, .jsonl, .json"),
         ("a.csv", b"id,question,context,answers\nx,?,c,c\n", "in a .json or .jsonl file"),
         ("a.json", b"{", "truncated JSON"),
         ("a.json", b'{"data": "\xe9"}', "not UTF-8"),
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
 
 
 def test_a_small_file_does_not_unpack_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(squad_file, "LARGEST_UNPACKED", 100_000)
+    monkeypatch.setattr(unpacked, "LARGEST_UNPACKED", 100_000)
     for name, size, said in (("a.json.gz", 100_000, "truncated JSON"), ("b.json.gz", 100_001, "unpacks to more than")):
         (tmp_path / name).write_bytes(gzip.compress(b'{"data": [' + b" " * (size - 10)))
         with pytest.raises(UserError, match=said):

@@ -42,6 +42,7 @@ READERS: dict[str, tuple[str, Read]] = {
     "csv": ("rows.csv", read_labels),
     "tsv": ("rows.tsv", read_labels),
     "jsonl": ("rows.jsonl", read_labels),
+    "json": ("rows.json", read_labels),
     "squad": ("questions.json", lambda path: load_questions(str(path), test_fraction=0.3)),
 }
 

@@ -184,6 +184,12 @@ def _jsonl(chance: random.Random) -> tuple[str, tuple[str, ...], str]:
     return text, chance.choice((_train, _predict))("rows.jsonl"), "strange/rows.jsonl"
 
 
+def _json(chance: random.Random) -> tuple[str, tuple[str, ...], str]:
+    rows = [{"text": one, "label": label} for one, label in _rows(chance)]
+    text = json.dumps(rows, ensure_ascii=chance.random() < 0.5, indent=chance.choice((None, 1)))
+    return text, chance.choice((_train, _predict))("rows.json"), "strange/rows.json"
+
+
 def _squad(chance: random.Random) -> tuple[str, tuple[str, ...], str]:
     context = "The card was lost on Monday. A loan was open."
     questions = [
@@ -214,4 +220,12 @@ def _squad(chance: random.Random) -> tuple[str, tuple[str, ...], str]:
     return text, _train_on(*keys), name
 
 
-KINDS = {"yaml": _configuration, "--set": _set, "csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "squad": _squad}
+KINDS = {
+    "yaml": _configuration,
+    "--set": _set,
+    "csv": _csv,
+    "tsv": _tsv,
+    "jsonl": _jsonl,
+    "json": _json,
+    "squad": _squad,
+}

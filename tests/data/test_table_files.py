@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data.tabular import read_table, table_parts
+from isotrain.albert_core.data.table_files import read_table, table_parts
 
 pytestmark = pytest.mark.core
 
@@ -153,7 +153,7 @@ def test_objects_of_a_later_part_may_have_other_columns(tmp_path: Path) -> None:
 
 
 def test_other_suffixes_and_folders_are_refused(tmp_path: Path) -> None:
-    assert ".csv, .tsv, .jsonl" in refusal(write(tmp_path, "a", "rows.parquet"))
+    assert ".csv, .tsv, .jsonl, .json, .parquet" in refusal(write(tmp_path, "a", "rows.xlsx"))
     (tmp_path / "folder.csv").mkdir()
     assert "can't be read" in refusal(tmp_path / "folder.csv")
     os.mkfifo(tmp_path / "pipe.csv")

@@ -1,0 +1,122 @@
+"""Parquet files as tables, read in parts by pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ... import UserError
+from ..terminal.text import reason_of
+from .tabular import Table, in_parts, refuse_duplicates, shown
+from .unpacked import LARGEST_UNPACKED, check_regular
+
+# Tables of texts shrink to a tenth or so. A file that unpacks to a hundred times its size was made to do so.
+MOST_GROWTH = 100
+# Bytes of a row in memory beside its texts.
+_ROW_BYTES = 64
+
+
+def parquet_parts(path: Path, size: int) -> Iterator[Table]:
+    """Reads the Parquet file at `path`, `size` rows at a time.
+
+    Cells are JSON values: dates, times and decimal numbers become texts, and NaN becomes None. Columns of types without
+    a JSON value, such as binary ones, are left out, and the remarks name them.
+
+    Raises:
+        UserError: The file can't be read, is damaged, has columns of one name or no usable column, or unpacks to far
+            more than its size.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    check_regular(path)
+    try:
+        schema = parquet.read_schema(path)
+        refuse_duplicates(path, schema.names)
+        columns = [field.name for field in schema if _is_json(field.type) or _is_written(field.type)]
+        if not columns:
+            raise UserError(
+                f"{path} has no column of texts or numbers, it has {shown(schema.names)}; give a file with a text and "
+                "a label in each row"
+            )
+        others = [f"{field.name} ({field.type})" for field in schema if field.name not in columns]
+        remarks = (f"{path}: columns without texts or numbers are left out: {shown(others)}",) if others else ()
+        texts = [field.name for field in schema if pyarrow.types.is_string(field.type)]
+        # As a dictionary, a column of repeated texts is as small in memory as on disk: equal texts are one object.
+        options = {"read_dictionary": texts, "pre_buffer": False, "page_checksum_verification": True}
+        with parquet.ParquetFile(path, **options) as file:
+            for positions, part in in_parts(_rows(path, file, columns, size), size):
+                yield Table(str(path), columns, part, positions, "row", _class_names(schema), remarks)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        raise UserError(f"{path} can't be read as Parquet ({reason}); give an intact, readable file") from error
+
+
+def _rows(path: Path, file: Any, columns: list[str], size: int) -> Iterator[tuple[int, int, list[Any]]]:
+    """The file's rows, each with its position and the characters of its texts."""
+    most = max(LARGEST_UNPACKED, MOST_GROWTH * path.stat().st_size)
+    for group in range(file.num_row_groups):
+        _check_growth(path, file.metadata.row_group(group).total_byte_size, most)
+    position = unpacked = 0
+    for batch in file.iter_batches(size, columns=columns, use_threads=False):
+        for row in zip(*(_values(batch.column(name)) for name in columns), strict=True):
+            characters = sum(len(cell) for cell in row if isinstance(cell, str))
+            unpacked += characters + _ROW_BYTES
+            _check_growth(path, unpacked, most)
+            yield position, characters, list(row)
+            position += 1
+
+
+def _check_growth(path: Path, unpacked: int, most: int) -> None:
+    if unpacked > most:
+        raise UserError(
+            f"{path} unpacks to more than {most:,} bytes, over {MOST_GROWTH} times its size; give it as .csv or .jsonl "
+            "if that is right"
+        )
+
+
+def _values(column: Any) -> list[Any]:
+    """The cells of a column as JSON values."""
+    from pyarrow import string, types
+
+    if types.is_dictionary(column.type):
+        known = column.dictionary.to_pylist()
+        return [None if index is None else known[index] for index in column.indices.to_pylist()]
+    values = column.cast(string()).to_pylist() if _is_written(column.type) else column.to_pylist()
+    return [None if value != value else value for value in values] if types.is_floating(column.type) else values
+
+
+def _is_json(kind: Any) -> bool:
+    """Whether pyarrow's Python values of a type are JSON values."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_json(kind.value_type)
+    if types.is_struct(kind):
+        return all(_is_json(kind.field(index).type) for index in range(kind.num_fields))
+    plain = types.is_null(kind) or types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)
+    return plain or types.is_string(kind) or types.is_large_string(kind)
+
+
+def _is_written(kind: Any) -> bool:
+    """Whether values of a type are given as texts."""
+    from pyarrow import types
+
+    return types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind) or types.is_decimal(kind)
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """Names of the ids in columns of classes. `datasets` writes them beside the schema; damaged ones are ignored."""
+    written = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(written)["info"]["features"].items()
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    names = {column: feature.get("names") for column, feature in features if isinstance(feature, dict)}
+    return {
+        column: listed
+        for column, listed in names.items()
+        if isinstance(listed, list) and all(isinstance(name, str) for name in listed)
+    }
