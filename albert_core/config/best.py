@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 Mode = Literal["min", "max"]
 
-LOSS = "eval/loss"
+LOWER_IS_BETTER = ("eval/loss", "eval/rmse")
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Best:
 
     @classmethod
     def by(cls, metric: str, mode: Mode | None = None) -> Best:
-        """Ranks by `metric`. Without a `mode`, lower is better for a loss and higher for everything else."""
-        return cls(metric, mode or ("min" if metric == LOSS else "max"))
+        """Ranks by `metric`. Without a `mode`, lower is better for losses and errors, higher for everything else."""
+        return cls(metric, mode or ("min" if metric in LOWER_IS_BETTER else "max"))
 
     @property
     def words(self) -> str:

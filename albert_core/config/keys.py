@@ -38,7 +38,7 @@ class Keys(BaseModel):
     )
     max_length: int = Field(128, ge=2, le=LARGEST, description="tokens a text is truncated to, special tokens included")
     num_labels: int | None = Field(
-        None, ge=2, le=LARGEST, description="outputs of the head; taken from the data when absent"
+        None, ge=1, le=LARGEST, description="outputs of the head; taken from the data when absent"
     )
     mlp_hidden_size: int = Field(256, ge=1, le=LARGEST, description="width of the head's hidden layer")
     dtype: str = Field(
@@ -95,11 +95,26 @@ class Keys(BaseModel):
     )
     resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to continue from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
-    checkpoint_metric: Literal["eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/exact_match"] = Field(
+    checkpoint_metric: Literal[
+        "eval/loss",
+        "eval/accuracy",
+        "eval/f1_macro",
+        "eval/f1",
+        "eval/f1_micro",
+        "eval/subset_accuracy",
+        "eval/pearson",
+        "eval/spearman",
+        "eval/rmse",
+        "eval/exact_match",
+        "eval/exact",
+        "eval/best_exact",
+        "eval/best_f1",
+    ] = Field(
         "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two, or the answers'"
     )
     checkpoint_metric_mode: Literal["min", "max"] | None = Field(
-        None, description="whether lower or higher is better; min for eval/loss and max for the others when absent"
+        None,
+        description="whether lower or higher is better; when absent, min for eval/loss and eval/rmse, else max",
     )
     keep_last_n: int = Field(3, ge=0, le=MOST, description="newest checkpoints kept; 0 keeps none after the run")
     keep_best_n: int = Field(1, ge=0, le=MOST, description="best checkpoints kept beside them")
@@ -142,8 +157,12 @@ class Keys(BaseModel):
     tokenizer_name: str | None = Field(
         None, description="tokenizer.json, folder or Hub id; the model's own when absent"
     )
-    task: Literal["classification", "question_answering"] = Field(
-        "classification", description="what is learned: labels of texts or pairs, or the spans that answer questions"
+    task: Literal[
+        "classification", "multi_label_classification", "regression", "question_answering", "question_answering_v2"
+    ] = Field(
+        "classification",
+        description="what is learned of texts or pairs: a label, any number of labels, or numbers; or the spans that "
+        "answer questions, with v2 also that there is no answer (SQuAD 2.0)",
     )
     text_column: str | None = Field(
         None, description="column of the text (or question); found by its usual names when absent"
@@ -153,6 +172,17 @@ class Keys(BaseModel):
     )
     label_column: str | None = Field(
         None, description="column of the label (or answers); found by its usual names when absent"
+    )
+    label_columns: list[str] = Field(
+        default_factory=list,
+        description="several columns instead of label_column: 0 or 1 for each label of multi_label_classification, a "
+        "number each for regression",
+    )
+    label_separator: str = Field(
+        ",", min_length=1, description="multi_label_classification: what stands between the labels in a text"
+    )
+    label_threshold: float = Field(
+        0.5, gt=0, lt=1, description="multi_label_classification: labels with a higher probability are given"
     )
     label_rules: list[str] = Field(
         default_factory=list,
@@ -190,6 +220,12 @@ class Keys(BaseModel):
     n_best_size: int = Field(20, ge=1, le=LARGEST, description="question_answering: spans kept of a question")
     max_answer_length: int = Field(
         30, ge=1, le=LARGEST, description="question_answering: tokens of the longest answer given"
+    )
+    null_threshold: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="question_answering_v2: no answer is given where its score exceeds the best span's by more; the "
+        "threshold with the best F1 of the evaluation when absent",
     )
     copy_encoder: bool = Field(
         True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"

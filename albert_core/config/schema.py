@@ -179,6 +179,14 @@ class TrainConfig(Keys):
             raise ValueError(
                 "lora.rank puts adapters into the encoder, and it is frozen; set freeze_encoder: false, or lora.rank: 0"
             )
+        if self.label_rules and self.task != "classification":
+            raise ValueError(f"label_rules make labels alike, and task {self.task} has none; drop label_rules")
+        if self.label_columns and self.task not in ("multi_label_classification", "regression"):
+            raise ValueError(f"label_columns are several, and task {self.task} reads one; set label_column instead")
+        if self.label_columns and self.label_column is not None:
+            raise ValueError("label_column and label_columns are both set; keep one of them")
+        if len(set(self.label_columns)) < len(self.label_columns):
+            raise ValueError("label_columns names a column twice; name each once")
         if self.use_tt and self.backend is not None and backend_traits(self.backend).section != "tt":
             raise ValueError(f"use_tt: true and backend: {self.backend} contradict each other; keep one of them")
         if self.mesh_shape is not None or self.mesh_axis_names is not None:

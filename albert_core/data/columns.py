@@ -77,7 +77,7 @@ class Columns:
 
     text: str
     text_pair: str | None
-    label: str
+    labels: tuple[str, ...]
     label_names: str | None
 
     @property
@@ -88,7 +88,8 @@ class Columns:
     def remark(self, origin: str) -> str:
         """What the log says of the columns of `origin`."""
         texts = "the text is" if self.text_pair is None else "the texts are"
-        return f"{origin}: {texts} under {shown(self.texts)}, the label is under {shown([self.label])}"
+        labels = "the label is" if len(self.labels) == 1 else "the labels are"
+        return f"{origin}: {texts} under {shown(self.texts)}, {labels} under {shown(self.labels)}"
 
 
 def choose_columns(
@@ -97,22 +98,27 @@ def choose_columns(
     text_column: str | None,
     label_column: str | None,
     text_pair_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    usual_labels: Sequence[str] = LABEL_COLUMNS,
 ) -> Columns:
     """The requested columns, else the first of the usual names that exists (in any letter case).
+
+    With `label_columns`, there are several of them instead of `label_column`.
 
     Raises:
         UserError: A column is missing, or two would be the same. The message names the columns found.
     """
     text, text_pair = choose_text_columns(origin, found, text_column, text_pair_column)
-    label = _choose(origin, found, label_column, "label", LABEL_COLUMNS)
+    asked: Sequence[str | None] = label_columns or [label_column]
+    labels = tuple(_choose(origin, found, name, "label", usual_labels) for name in asked)
     for key, column in (("text_column", text), ("text_pair_column", text_pair)):
-        if column == label:
-            raise UserError(f"{key} and label_column are both {label!r}; name two different columns of {shown(found)}")
+        if column in labels:
+            raise UserError(f"{key} and label_column are both {column!r}; name two different columns of {shown(found)}")
     # Names are taken from a column beside the ids only if the label column was not chosen by the user.
     spelled_out = next((name for name in found if name.lower() == LABEL_NAME_COLUMN), None)
-    if label_column is not None or spelled_out in (text, text_pair, label):
+    if asked != [None] or spelled_out in (text, text_pair, *labels):
         spelled_out = None
-    return Columns(text, text_pair, label, spelled_out)
+    return Columns(text, text_pair, labels, spelled_out)
 
 
 class IdsSeen:

@@ -14,12 +14,14 @@ from ... import UserError
 from ...kernels.words import count
 from ..config.keys import MISSING_MARKERS
 from .columns import Columns, IdsSeen, choose_columns
+from .embedded import embedded_tables
 from .hub import ALIASES, HUB_ID, read_hub
-from .intents import EMBEDDED_PREFIX, generate_intents, parse_embedded_id
-from .labels import encode_labels, names_from_column, read_categories
+from .intents import EMBEDDED_PREFIX, parse_embedded_id
+from .label_kinds import CLASSES, LabelKind
+from .labels import names_from_column, read_categories
 from .local import LABELLED_TEXTS, read_local
 from .missing import without_missing
-from .responses import RESPONSES, originals_by_class, response_tables, with_normalised_labels
+from .responses import RESPONSES, originals_by_class, with_normalised_labels
 from .tabular import Table, shown
 
 log = logging.getLogger("isotrain")
@@ -29,10 +31,13 @@ CATEGORIES_FILE = "categories.json"
 
 @dataclass(frozen=True)
 class RawSplit:
-    """Texts as they were written, their class ids (from 0), and second texts if rows are pairs of texts."""
+    """Texts as they were written, their labels, and second texts if rows are pairs of texts.
+
+    A label is a class id (from 0), or a list with a number for each output of the head.
+    """
 
     texts: list[str]
-    labels: list[int]
+    labels: list[Any]
     pairs: list[str] | None = None
 
     def __len__(self) -> int:
@@ -75,7 +80,7 @@ class RawDataset:
     """The two splits of a data set.
 
     Attributes:
-        label_names: The name of each class, by id.
+        label_names: The name of each class, by id, or of each number in a label.
         fingerprint: SHA-256 of the content.
         text_columns: The names of the columns of the text, or of both texts of a pair.
         responses: The most frequent original in a class's training rows, by id, if labels are texts that rules made
@@ -104,6 +109,8 @@ def load_dataset(
     text_column: str | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    label_kind: LabelKind = CLASSES,
     evaluation_split: str | None = None,
     label_rules: Sequence[str] = (),
     label_names: Sequence[str] | None = None,
@@ -115,7 +122,8 @@ def load_dataset(
     """Loads the data set that `dataset_id` names.
 
     - ``embedded:intents``, optionally with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`).
-      ``embedded:responses`` has a whole answer instead of each label.
+      ``embedded:responses`` has a whole answer instead of each label, ``embedded:topics`` several labels a text, and
+      ``embedded:similarity`` scores pairs of texts.
     - A folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl. A
       ``categories.json`` in it gives the order of the label names.
     - One .csv, .tsv or .jsonl file with `test_fraction`. That share of each label, chosen by `seed`, is the test split.
@@ -125,9 +133,9 @@ def load_dataset(
     Rows are pairs of texts if `text_pair_column` is given or the columns have the usual names of pairs (``sentence1``,
     ``sentence2``). `evaluation_split` chooses "test" or "validation" if there are both.
 
-    Texts are kept byte for byte. Labels are names or whole numbers. `label_names` gives the order of the names (else
-    ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids, else sorted). With `label_rules`
-    (see `normalise`), labels are texts, and those that become equal are one class.
+    Texts are kept byte for byte. Labels are names or whole numbers, unless `label_kind` says otherwise. `label_names`
+    gives the order of the names (else ``categories.json``, a ``ClassLabel`` column, a ``label_text`` column beside ids,
+    else sorted). With `label_rules` (see `normalise`), labels are texts, and those that become equal are one class.
 
     A label in `missing_markers` counts as missing. With `drop_missing`, rows without a label or a text are left out.
 
@@ -140,27 +148,35 @@ def load_dataset(
             ("text_column", text_column),
             ("text_pair_column", text_pair_column),
             ("label_column", label_column),
+            ("label_columns", label_columns or None),
             ("label_names", label_names),
             ("evaluation_split", evaluation_split),
             ("test_fraction", test_fraction),
         ):
             if value is not None:
                 raise UserError(f"{key} is set, but {dataset_id} has no files and a test split of its own; drop {key}")
-        return _embedded(dataset_id, label_rules)
+        return _embedded(dataset_id, label_rules, label_kind)
     check_dataset_name(dataset_id)
+    asked = partial(
+        choose_columns,
+        text_column=text_column,
+        label_column=label_column,
+        text_pair_column=text_pair_column,
+        label_columns=label_columns,
+        usual_labels=label_kind.usual,
+    )
     path = LABELLED_TEXTS.local_path(dataset_id)
     name = dataset_id if path is not None else ALIASES.get(dataset_id, dataset_id)
     if path is None or LABELLED_TEXTS.is_saved(path):
-        train, test = read_hub(name, text_column, label_column, text_pair_column, evaluation_split, path)
+        train, test = read_hub(name, asked, evaluation_split, path)
     else:
         train, test = read_local(dataset_id, path, evaluation_split, LABELLED_TEXTS)
     if label_names is None and path is not None and (path / CATEGORIES_FILE).is_file():
         label_names = read_categories(path / CATEGORIES_FILE)
-    asked = partial(
-        choose_columns, text_column=text_column, label_column=label_column, text_pair_column=text_pair_column
+    missing = partial(
+        without_missing, markers=missing_markers, drop=drop_missing, empty_is_label=label_kind.empty_is_label
     )
-    missing = partial(without_missing, markers=missing_markers, drop=drop_missing)
-    return _assemble(name, train, test, label_names, asked, test_fraction, seed, label_rules, missing)
+    return _assemble(name, train, test, label_names, asked, test_fraction, seed, label_rules, missing, label_kind)
 
 
 def check_dataset_name(dataset_id: str) -> None:
@@ -204,18 +220,12 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple
     return [row for row in range(len(labels)) if row not in held_out], sorted(test)
 
 
-def _embedded(dataset_id: str, label_rules: Sequence[str]) -> RawDataset:
-    if dataset_id.startswith(RESPONSES):
-        tables = response_tables(dataset_id)
-        asked = partial(choose_columns, text_column="text", label_column="response")
-        return _assemble(dataset_id, *tables, None, asked, None, 0, label_rules, None)
-    if label_rules:
+def _embedded(dataset_id: str, label_rules: Sequence[str], kind: LabelKind) -> RawDataset:
+    if label_rules and not dataset_id.startswith(RESPONSES):
         raise UserError(f"label_rules are set, but the labels of {dataset_id} are no texts; drop label_rules")
-    sizes = parse_embedded_id(dataset_id)
-    generated = generate_intents(sizes.train, sizes.test, sizes.seed)
-    train, test = RawSplit(*generated.train), RawSplit(*generated.test)
-    names = list(generated.label_names)
-    return RawDataset(dataset_id, train, test, names, fingerprint_of(train, test, names))
+    train, test, names = embedded_tables(dataset_id)
+    asked = partial(choose_columns, text_column=None, label_column=None, usual_labels=(train.columns[-1],))
+    return _assemble(dataset_id, train, test, names, asked, None, 0, label_rules, None, kind)
 
 
 def _assemble(
@@ -228,6 +238,7 @@ def _assemble(
     seed: int,
     label_rules: Sequence[str],
     missing: Callable[..., Table] | None,
+    kind: LabelKind,
 ) -> RawDataset:
     if test is not None and test_fraction is not None:
         raise UserError(
@@ -241,37 +252,38 @@ def _assemble(
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UserError(f"test_fraction is {test_fraction}; allowed is a share between 0 and 1, such as 0.2")
     columns = choose(train.origin, train.columns)
-    label_names = label_names or train.class_names.get(columns.label)
+    label_names = label_names or train.class_names.get(columns.labels[0])
     tables = [train] if test is None else [train, test]
     found = columns.remark(train.origin)
     for table in tables[1:]:
-        choose_columns(table.origin, table.columns, columns.text, columns.label, columns.text_pair)
+        choose_columns(table.origin, table.columns, columns.text, None, columns.text_pair, columns.labels)
     if missing is not None:
-        tables = [missing(table, columns.label, columns.texts, classes=label_names or ()) for table in tables]
+        tables = [missing(table, columns.labels, columns.texts, classes=label_names or ()) for table in tables]
     for table in tables:
-        IdsSeen((*columns.texts, columns.label, columns.label_names)).add(table)
-    responses = [str(cell) for cell in tables[0].column(columns.label)]
+        IdsSeen((*columns.texts, *columns.labels, columns.label_names)).add(table)
+    label, beside = columns.labels[0], columns.label_names
+    responses = [str(cell) for cell in tables[0].column(label)] if label_rules else []
     if label_rules:
-        tables = [with_normalised_labels(table, columns.label, label_rules) for table in tables]
-    elif label_names is None and columns.label_names and all(columns.label_names in table.columns for table in tables):
-        label_names = names_from_column(tables, columns.label, columns.label_names)
+        tables = [with_normalised_labels(table, label, label_rules) for table in tables]
+    elif kind.of_classes and label_names is None and beside and all(beside in table.columns for table in tables):
+        label_names = names_from_column(tables, label, beside)
         if label_names is not None:
-            columns = replace(columns, label=columns.label_names)
+            columns = replace(columns, labels=(beside,))
     for table in tables:
         if not table.rows:
             raise UserError(f"{table.origin} has no rows; give a split with at least one text and label")
     texts = [[_texts(table, column, columns) for column in columns.texts] for table in tables]
-    labels = encode_labels(tables[0], tables[-1] if test else None, columns.label, label_names)
+    labels = kind.encode(tables, columns.labels, label_names)
     names = labels.names
-    absent = len(names) - len(set(labels.train))
+    absent = len(names) - len(set(labels.train)) if kind.of_classes else 0
     if absent:
         log.warning("%s: %s without a training row, of %d", name, count(absent, "label name"), len(names))
     train_split = _split(texts[0], labels.train)
     if test_fraction is None:
         test_split = _split(texts[1], labels.test)
     else:
-        parts = stratified_split(labels.train, test_fraction, seed)
-        responses = [responses[row] for row in parts[0]]
+        parts = stratified_split(labels.train if kind.of_classes else [0] * len(labels.train), test_fraction, seed)
+        responses = [responses[row] for row in parts[0]] if label_rules else []
         train_split, test_split = (train_split.rows(part) for part in parts)
     fingerprint = fingerprint_of(train_split, test_split, names)
     originals = originals_by_class(responses, train_split.labels, len(names)) if label_rules else None
@@ -279,7 +291,7 @@ def _assemble(
     return RawDataset(name, train_split, test_split, names, fingerprint, columns.texts, originals, remarks)
 
 
-def _split(texts: Sequence[list[str]], labels: list[int]) -> RawSplit:
+def _split(texts: Sequence[list[str]], labels: list[Any]) -> RawSplit:
     return RawSplit(texts[0], labels, texts[1] if len(texts) > 1 else None)
 
 

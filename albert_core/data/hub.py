@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from ... import UserError
 from ..config.parsing import read_json_object
 from ..terminal.console import quieted
 from ..terminal.text import reason_of
-from .columns import choose_columns, evaluation_names
+from .columns import Columns, evaluation_names
 from .tabular import Table, shown
 from .unpacked import check_regular
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
 
 # Short names from papers, and the repository that holds the data now.
-ALIASES = {"banking77": "mteb/banking77", "squad": "rajpurkar/squad"}
+ALIASES = {"banking77": "mteb/banking77", "squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 
 # Collections that the Hub knows by one word. What follows the slash is a configuration, not a name.
 COLLECTIONS = ("glue", "super_glue")
@@ -27,13 +28,14 @@ _SAVE = "save the data set again by save_to_disk"
 
 def read_hub(
     dataset_id: str,
-    text_column: str | None,
-    label_column: str | None,
-    text_pair_column: str | None = None,
+    choose: Callable[[str, Sequence[str]], Columns],
     evaluation_split: str | None = None,
     folder: Path | None = None,
 ) -> tuple[Table, Table | None]:
     """Reads the columns of texts and labels of a data set on the Hub, or one that was saved to `folder`.
+
+    Args:
+        choose: Chooses the columns of a table, given its name and all its columns.
 
     Returns:
         The training split and the evaluation split (None if there is none).
@@ -44,8 +46,8 @@ def read_hub(
     """
     splits = hub_splits(dataset_id, evaluation_split, folder)
     train = splits["train"]
-    chosen = choose_columns(f"{dataset_id} (train)", train.column_names, text_column, label_column, text_pair_column)
-    columns = [name for name in (*chosen.texts, chosen.label, chosen.label_names) if name is not None]
+    chosen = choose(f"{dataset_id} (train)", train.column_names)
+    columns = [name for name in (*chosen.texts, *chosen.labels, chosen.label_names) if name is not None]
     tables = [hub_table(f"{dataset_id} ({name})", rows, columns) for name, rows in splits.items()]
     return tables[0], tables[1] if len(tables) > 1 else None
 
@@ -150,5 +152,7 @@ def hub_table(origin: str, split: Any, columns: list[str]) -> Table:
         raise UserError(f"{origin} lacks the columns {shown(missing)}, it has {shown(split.column_names)}")
     cells = [list(split[name]) for name in columns]
     rows = [list(row) for row in zip(*cells, strict=True)]
-    class_names = {name: split.features[name].names for name in columns if hasattr(split.features[name], "names")}
+    # A list's feature is that of its items.
+    kinds = {name: getattr(split.features[name], "feature", split.features[name]) for name in columns}
+    class_names = {name: kind.names for name, kind in kinds.items() if hasattr(kind, "names")}
     return Table(origin, columns, rows, range(len(split)), "row", class_names)

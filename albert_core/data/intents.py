@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from ... import UserError
 
 EMBEDDED_PREFIX = "embedded:"
-EMBEDDED_NAMES = ("intents", "responses")
+EMBEDDED_NAMES = ("intents", "responses", "topics", "similarity")
 
 DEFAULT_TRAIN = 77 * 40
 DEFAULT_TEST = 77 * 10
@@ -84,7 +84,7 @@ class GeneratedIntents:
 
 
 def parse_embedded_id(dataset_id: str) -> IntentSizes:
-    """The sizes in ``embedded:intents?train=2000&test=500&seed=1``, or ``embedded:responses``. Each may be left out.
+    """The sizes in ``embedded:intents?train=2000&test=500&seed=1``, or another embedded name. Each may be left out.
 
     The seed belongs to the data: a run's `seed` changes its training, not its data.
 
@@ -94,7 +94,7 @@ def parse_embedded_id(dataset_id: str) -> IntentSizes:
     """
     name, _, query = dataset_id.removeprefix(EMBEDDED_PREFIX).partition("?")
     if name not in EMBEDDED_NAMES:
-        allowed = " and ".join(EMBEDDED_PREFIX + known for known in EMBEDDED_NAMES)
+        allowed = ", ".join(EMBEDDED_PREFIX + known for known in EMBEDDED_NAMES)
         raise UserError(f"dataset_id {dataset_id!r} is unknown; the embedded data sets are {allowed}")
     sizes: dict[str, int] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):

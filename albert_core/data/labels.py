@@ -21,20 +21,21 @@ log = logging.getLogger("isotrain")
 # Long enough for any id, short enough for int(). Data frames write whole numbers as 1.0 if some rows have none.
 _INTEGER = re.compile(r"([-+]?[0-9]{1,18})(\.0*)?", re.ASCII)
 _WHOLE = re.compile(r"[-+]?[0-9]+(\.0*)?", re.ASCII)
-_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
+DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class EncodedLabels:
-    """Class ids (from 0, in row order) of the training and the test table, and the class names by id.
+    """The labels of the training and the test table, in row order, and the names of the head's outputs.
 
-    `remark` says how numbers that are no ids were numbered. It is empty if none were.
+    Labels are class ids (from 0), or lists with a number for each output. `remark` says how numbers that are no ids
+    were numbered. It is empty if none were.
     """
 
-    train: list[int]
-    test: list[int]
+    train: list[Any]
+    test: list[Any]
     names: list[str]
-    remark: str
+    remark: str = ""
 
 
 def encode_labels(train: Table, test: Table | None, column: str, names: Sequence[str] | None = None) -> EncodedLabels:
@@ -157,7 +158,7 @@ def _refuse_two_ways(tables: Sequence[Table], column: str, classes: Sequence[Seq
 def _warn_of_lookalikes(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> None:
     """Warns of names that are probably mistakes: one word among ids, and names that differ only in letter case."""
     places = [(table, row, cell) for table, part in zip(tables, cells, strict=True) for row, cell in enumerate(part)]
-    words = [place for place in places if not _DECIMAL.fullmatch(place[2])]
+    words = [place for place in places if not DECIMAL.fullmatch(place[2])]
     if len(words) * 2 < len(places):
         table, row, cell = words[0]
         log.warning(
@@ -179,7 +180,7 @@ def _warn_of_lookalikes(tables: Sequence[Table], cells: Sequence[Sequence[str]])
 
 def _whole_numbers(tables: Sequence[Table], cells: Sequence[Sequence[str]]) -> list[list[int]] | None:
     """The labels as whole numbers, or None if one is no number. Raises UserError for a number with a fraction."""
-    if not all(_DECIMAL.fullmatch(cell) for part in cells for cell in part):
+    if not all(DECIMAL.fullmatch(cell) for part in cells for cell in part):
         return None
     numbers: list[list[int]] = []
     for table, part in zip(tables, cells, strict=True):

@@ -15,36 +15,43 @@ log = logging.getLogger("isotrain")
 
 
 def without_missing(
-    table: Table, label: str, texts: Sequence[str], markers: Sequence[str], drop: bool, classes: Sequence[str] = ()
+    table: Table,
+    labels: Sequence[str],
+    texts: Sequence[str],
+    markers: Sequence[str],
+    drop: bool,
+    classes: Sequence[str] = (),
+    empty_is_label: bool = False,
 ) -> Table:
     """`table` without the rows that lack a label or a text, if `drop` is set.
 
     Args:
         table: Rows of texts and labels.
-        label: The column of the labels.
+        labels: The columns of the labels.
         texts: The columns of the texts.
         markers: Labels that mean there is none, in any letter case.
         drop: Whether to leave out such rows and empty texts. The log says how many.
         classes: Names that are known to be classes, whatever they look like.
+        empty_is_label: Whether an empty text isn't a missing label.
 
     Raises:
         UserError: A label is a marker (the message names the row) and `drop` is false, or no row is left.
     """
     known = {marker.casefold() for marker in markers} - {name.strip().casefold() for name in classes}
-    labels = table.column(label)
-    marked = {row for row, cell in enumerate(labels) if _is_marker(cell, known)}
+    cells = [(row, cell) for column in labels for row, cell in enumerate(table.column(column))]
+    marked = {row: cell for row, cell in cells if _is_marker(cell, known)}
     if not drop:
         if marked:
             first = min(marked)
             more = f" (and {count(len(marked) - 1, 'more row')})" if len(marked) > 1 else ""
             raise UserError(
-                f"{table.place(first)}{more}: the label {shown([labels[first]])} says that there is none; correct it, "
+                f"{table.place(first)}{more}: the label {shown([marked[first]])} says that there is none; correct it, "
                 "leave such rows out by drop_missing: true, or make it a class by missing_markers: []"
             )
         _warn_of_texts(table, texts, known)
         return table
     lacking = {row for column in texts for row, cell in enumerate(table.column(column)) if _is_empty(cell)}
-    lacking |= marked | {row for row, cell in enumerate(labels) if _is_empty(cell)}
+    lacking |= marked.keys() | {row for row, cell in cells if _is_empty(cell) and (cell is None or not empty_is_label)}
     kept = [row for row in range(len(table.rows)) if row not in lacking]
     if not kept:
         raise UserError(f"{table.origin} has no row with a text and a label; give a file that has, or another column")

@@ -114,7 +114,9 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
         features = json.loads(written)["info"]["features"].items()
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return {}
-    names = {column: feature.get("names") for column, feature in features if isinstance(feature, dict)}
+    # A list's feature is that of its items.
+    kinds = {column: feature.get("feature", feature) for column, feature in features if isinstance(feature, dict)}
+    names = {column: kind.get("names") for column, kind in kinds.items() if isinstance(kind, dict)}
     return {
         column: listed
         for column, listed in names.items()

@@ -49,8 +49,9 @@ def load_questions(
     evaluation_split: str | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
+    unanswerable: bool = False,
 ) -> QuestionDataset:
-    """Loads the questions that `dataset_id` names, in the format of SQuAD v1.1.
+    """Loads the questions that `dataset_id` names, in the format of SQuAD v1.1, or 2.0 if they may be `unanswerable`.
 
     - A folder with files named ``train...`` and ``test...`` (or ``validation``, ``valid``, ``val``, ``dev``):
       SQuAD's own .json, or the Hub's columns in .jsonl, .json or .parquet (text also as .gz); or saved by `datasets`.
@@ -79,7 +80,11 @@ def load_questions(
         )
     columns = (question_column or "question", context_column or "context")
     read = partial(
-        split_of, question_column=columns[0], context_column=columns[1], answers_column=answers_column or "answers"
+        split_of,
+        question_column=columns[0],
+        context_column=columns[1],
+        answers_column=answers_column or "answers",
+        unanswerable=unanswerable,
     )
     train = read(train_table)
     if test_table is not None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from ... import UserError
 from ..config.label_rules import most_frequent, normalise
-from .intents import generate_intents, parse_embedded_id
 from .tabular import Table
 
 RESPONSES = "embedded:responses"
@@ -60,24 +59,7 @@ def originals_by_class(responses: Sequence[str], labels: Sequence[int], count: i
     return most_frequent([found or [""] for found in texts])
 
 
-def response_tables(dataset_id: str) -> tuple[Table, Table]:
-    """``embedded:responses``: the texts of ``embedded:intents``, each with an answer instead of its intent.
-
-    Every intent has one answer, but placeholders, numbers, addresses, case and spaces differ from row to row. Sizes and
-    seed are as for ``embedded:intents``. Raises UserError for impossible sizes.
-    """
-    sizes = parse_embedded_id(dataset_id)
-    generated = generate_intents(sizes.train, sizes.test, sizes.seed)
-    tables = []
-    for split, (texts, labels) in (("train", generated.train), ("test", generated.test)):
-        rows = [
-            [text, _response(generated.label_names[label], text)] for text, label in zip(texts, labels, strict=True)
-        ]
-        tables.append(Table(f"{dataset_id} ({split})", ["text", "response"], rows, range(len(rows)), "row"))
-    return tables[0], tables[1]
-
-
-def _response(intent: str, text: str) -> str:
+def response(intent: str, text: str) -> str:
     """The answer to `intent`, with variations chosen by the text's hash only."""
     rng = random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
 

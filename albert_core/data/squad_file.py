@@ -14,6 +14,8 @@ from .tabular import PART_ROWS, Table, shown
 from .unpacked import suffix_of
 
 COLUMNS = ["id", "title", "context", "question", "answers"]
+# SQuAD 2.0's mark of questions without an answer.
+IMPOSSIBLE = "is_impossible"
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,18 @@ def read_question_table(path: Path) -> Table:
     `read_table`.
 
     A row of SQuAD's JSON has id, title, context, question and answers, the last as on the Hub: ``{"text": [...],
-    "answer_start": [...]}``. Raises UserError for a file that can't be read or has another structure.
+    "answer_start": [...]}``, and for SQuAD 2.0 is_impossible. Raises UserError for a file that can't be read or has
+    another structure.
     """
     if not _is_nested(path):
         return read_table(path)
     rows = list(_questions(path, read_json_values(path, "give SQuAD's JSON, a list of objects, or one object a line")))
     if not rows:
         raise UserError(f"{path} has no questions; give a file with at least one")
-    return Table(str(path), COLUMNS, rows, range(1, len(rows) + 1), "question")
+    columns = [*COLUMNS, IMPOSSIBLE]
+    if all(row[-1] is None for row in rows):
+        columns, rows = COLUMNS, [row[:-1] for row in rows]
+    return Table(str(path), columns, rows, range(1, len(rows) + 1), "question")
 
 
 def _is_nested(path: Path) -> bool:
@@ -103,13 +109,21 @@ def _is_nested(path: Path) -> bool:
 
 
 def split_of(
-    table: Table, question_column: str = "question", context_column: str = "context", answers_column: str = "answers"
+    table: Table,
+    question_column: str = "question",
+    context_column: str = "context",
+    answers_column: str = "answers",
+    unanswerable: bool = False,
 ) -> QuestionSplit:
     """The checked rows of a table with answers.
 
+    Args:
+        unanswerable: Whether questions may have no answer.
+
     Raises:
-        UserError: Columns are missing, a question or context is empty, an id occurs twice, a question has no answer, or
-            an answer isn't where `answer_start` says. The message names the row.
+        UserError: Columns are missing, a question or context is empty, an id occurs twice, an answer isn't where
+            `answer_start` says, a question has no answer although each needs one, or is_impossible says otherwise than
+            the answers. The message names the row.
     """
     wanted = ("id", question_column, context_column, answers_column)
     missing = [name for name in wanted if name not in table.columns]
@@ -131,11 +145,22 @@ def split_of(
                     f"{table.place(row)} ({name}): the {role} is {shown([text])}, and a text is needed; fill it in or "
                     "remove the question"
                 )
-        checked.append(_answers(f"{table.place(row)} ({name})", contexts[row], answers[row]))
+        place = f"{table.place(row)} ({name})"
+        checked.append(_answers(place, contexts[row], answers[row], unanswerable))
+        if unanswerable and IMPOSSIBLE in table.columns:
+            _check_impossible(place, table.rows[row][table.columns.index(IMPOSSIBLE)], bool(checked[-1]))
     return QuestionSplit(table.origin, ids, questions, contexts, checked)
 
 
-def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
+def _check_impossible(place: str, cell: Any, answered: bool) -> None:
+    if cell is not None and cell is not (not answered):
+        raise UserError(
+            f"{place}: {IMPOSSIBLE} is {shown([cell])}, and the question has {'an' if answered else 'no'} answer; "
+            f"write {str(not answered).lower()}, or correct the answers"
+        )
+
+
+def _answers(place: str, context: str, cell: Any, unanswerable: bool) -> tuple[Answer, ...]:
     """The answers in one cell, each checked against its position in the context."""
     texts, starts = (cell.get("text"), cell.get("answer_start")) if isinstance(cell, dict) else (None, None)
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
@@ -143,10 +168,10 @@ def _answers(place: str, context: str, cell: Any) -> tuple[Answer, ...]:
             f'{place}: the answers are {shown([cell])}; write {{"text": [...], "answer_start": [...]}}, both as '
             "long, in a .json or .jsonl file"
         )
-    if not texts:
+    if not texts and not unanswerable:
         raise UserError(
-            f"{place} has no answer; each needs one at least (SQuAD 2.0's questions without an answer are not read): "
-            "remove the question"
+            f"{place} has no answer; each needs one at least: set task: question_answering_v2, which has questions "
+            "without an answer as in SQuAD 2.0, or remove the question"
         )
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip():
@@ -177,7 +202,8 @@ def _questions(path: Path, root: Any) -> Iterator[list[Any]]:
                     for _, answer in _listed(path, f"{where}, question {question.get('id')!r}", question, "answers", ())
                 ]
                 cell = {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}
-                yield [question.get("id"), title, paragraph.get("context"), question.get("question"), cell]
+                text = question.get("question")
+                yield [question.get("id"), title, paragraph.get("context"), text, cell, question.get(IMPOSSIBLE)]
 
 
 def _listed(path: Path, where: str, holder: Any, key: str, default: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:

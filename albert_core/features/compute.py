@@ -14,7 +14,7 @@ from ...kernels.packed import PackedBatch, PaddedBatch
 from ..processes.ranks import ALONE, Ranks
 from ..runs.array_cache import ArraySpec, load_arrays, publish_arrays
 from ..runs.files import json_digest
-from ..tokens.order import BUCKETS, IGNORED, bucket_length, pad_rows
+from ..tokens.order import BUCKETS, bucket_length, pad_labels, pad_rows
 from ..tokens.store import Progress, TokenStore
 
 # Part of every cache key. Raise it when the same inputs should give other features.
@@ -32,7 +32,7 @@ class InputSource(Protocol):
     def start_epoch(self, order: np.ndarray) -> None: ...
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor | Batch, torch.Tensor]:
-        """Inputs and labels (int64) of the samples [start, stop) of the order, on the device."""
+        """Inputs and labels of the samples [start, stop) of the order, on the device."""
         ...
 
 
@@ -233,7 +233,7 @@ class CachedFeatures:
         if not self.static:
             return self.features.index_select(0, rows), self.labels.index_select(0, rows)
         chosen = pad_rows(rows.numpy(), self.rows, 0)
-        labels = pad_rows(self.labels[rows].numpy(), self.rows, IGNORED)
+        labels = pad_labels(self.labels[rows].numpy(), self.rows)
         sent, labels_sent = self.backend.place([torch.from_numpy(chosen), torch.from_numpy(labels)])
         return self.features.index_select(0, sent), labels_sent
 
@@ -302,14 +302,14 @@ class TokenBatches:
         labels = np.ascontiguousarray(self.store.labels[rows])
         if not len(rows) and start < stop:
             # An empty share still takes part in the gradient exchange, with a text that isn't counted.
-            rows, labels = self.order[start : start + 1], pad_rows(labels, 1, IGNORED)
+            rows, labels = self.order[start : start + 1], pad_labels(labels, 1)
         length = None
         grid = self.backend.static_shapes
         if grid is not None:
             # An empty range belongs to the last window, and begins where the window's texts end.
             first = max(0, start - (start == stop)) // self.window * self.window
             window = self.order[first : first + self.window]
-            rows, labels = pad_rows(rows, self.rows, window[0]), pad_rows(labels, self.rows, IGNORED)
+            rows, labels = pad_rows(rows, self.rows, window[0]), pad_labels(labels, self.rows)
             if self.layout == "bucketed":
                 longest = int(self.store.lengths[window].max())
                 length = bucket_length(longest, self.max_length, grid.lengths or BUCKETS)

@@ -191,9 +191,17 @@ def difference(model: LogitsModel, logits: Logits, max_length: int) -> tuple[flo
     return float(error.abs().max()), float(error.norm() / torch.cat(references).norm())
 
 
+# What transformers calls these tasks.
+_PROBLEM_TYPES = {
+    "classification": "single_label_classification",
+    **{name: name for name in ("multi_label_classification", "regression")},
+}
+
+
 def _write_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
     encoder: Any = trained.encoder
     names = predictor.task.output_names(predictor.recalled)
+    encoder.config.problem_type = _PROBLEM_TYPES.get(predictor.task.name)
     encoder.config.update({"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}})
     encoder.save_pretrained(folder)
     _write_head(trained, predictor, folder)

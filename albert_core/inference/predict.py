@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,8 +130,10 @@ def load_predictor(
         check_finished(run)
     check_run(run.path, NEEDED if checkpoint else (*NEEDED, MODEL), encoder=model_name is None)
     config = load_config(run.config, options={"model_name": model_name}).config
+    metrics: Mapping[str, Any]
     if checkpoint is None:
         weights, identity = read_model(run)
+        metrics = run.ended()
     else:
         option: Literal["last", "best", "path"] = (
             "last" if checkpoint == "last" else "best" if checkpoint == "best" else "path"
@@ -140,7 +142,7 @@ def load_predictor(
         saved = read_checkpoint(store.find(option, checkpoint))
         if option == "best":
             _say_if_not_held(run, config.best, saved)
-        weights, identity = saved.model, saved.identity
+        weights, identity, metrics = saved.model, saved.identity, saved.metrics
     task = TASKS[config.task]
     trained_for = identity.get("task", "a task that it doesn't name")
     if trained_for != task.name:
@@ -182,7 +184,7 @@ def load_predictor(
         model = WholeModel(build_encoder(encoder, config), head, task.apply_head, opened, policy)
     load_trained_state(model, weights)
     return Predictor(
-        config=config,
+        config=task.settled(config, {name: value for name, value in metrics.items() if isinstance(value, float)}),
         task=task,
         backend=opened,
         tokenizer=tokenizer,

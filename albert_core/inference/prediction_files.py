@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,8 +169,8 @@ class AnswerFile:
         if self.form == ".json":
             self.stream.write(b"\n}\n")
 
-    def _with_device(self, answer: dict[str, Any]) -> dict[str, Any]:
-        return answer | {"device": self.caveat} if self.caveat and self.form != ".json" else answer
+    def _with_device(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        return {**answer, **({"device": self.caveat} if self.caveat and self.form != ".json" else {})}
 
     def _csv(self, table: Table, answers: list[dict[str, Any]], first: bool) -> str:
         buffer = io.StringIO(newline="")

@@ -44,7 +44,7 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
     values = {
         "epoch": epoch + 1,
         "train/loss": loss,
-        "train/accuracy": accuracy,
+        **({} if training.job.task.answer == "number" else {"train/accuracy": accuracy}),
         "learning_rate": rate,
         **training.scale.figures(),
         "samples_per_second": clock.take(),

@@ -15,7 +15,7 @@ def check_names(config: TrainConfig) -> None:
         UserError: There can't be anything by that name.
     """
     check_model_name(config.model_name)
-    if config.task == "classification":
+    if not config.task.startswith("question_answering"):
         check_dataset_name(config.dataset_id)
     if config.tokenizer_name is not None:
         check_tokenizer_name(config.tokenizer_name, model_source(config.model_name))

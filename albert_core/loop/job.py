@@ -105,6 +105,7 @@ class Job:
             "seed": config.seed,
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            **{key: getattr(config, key) for key in self.task.own_keys},
             **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
         }
 
@@ -228,7 +229,7 @@ def sampled(dataset: Any, config: TrainConfig) -> Any:
         if wanted is not None and wanted < len(rows):
             chosen = np.sort(epoch_order(len(rows), config.seed, 0)[:wanted]).tolist()
             kept = rows.rows(chosen)
-            if split == "train" and isinstance(rows, RawSplit):
+            if split == "train" and config.task == "classification":
                 _warn_of_lost_labels(rows, kept, dataset.label_names)
             dataset = replace(dataset, **{split: kept})
     return dataset

@@ -16,6 +16,7 @@ from ...backends import Backend, HeadStep
 from ..config.schema import TrainConfig
 from ..model.whole import WholeModel
 from ..processes.ranks import ALONE, Ranks, accumulating
+from ..tasks import TASKS
 from ..tokens.order import Window
 from .build import Training
 from .loss_scale import LossScale, unscaled
@@ -91,10 +92,11 @@ def step_function(
     on_features = not isinstance(model, WholeModel)
     if alone and on_features and config.fused_head and config.max_grad_norm is None and not watched:
         fused = backend.head_step(list(model.parameters()), optimizer)
-        if fused is not None and weigh is None and not config.label_smoothing_factor:
+        lacking = _not_fused(config, weighted=weigh is not None)
+        if fused is not None and not lacking:
             return partial(_fused_step, fused)
         if fused is not None:
-            log.info("the head is trained by autograd: its fused step has no label smoothing and no class weights")
+            log.info("the head is trained by autograd: its fused step has no %s", lacking)
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
         sums = norm = None
@@ -134,6 +136,13 @@ def step_function(
         if captured is not counted:
             return lambda _, *pairs: captured(*pairs)
     return step
+
+
+def _not_fused(config: TrainConfig, *, weighted: bool) -> str:
+    """What of a head's loss no fused step computes, or an empty string."""
+    if not TASKS[config.task].cross_entropy:
+        return f"loss of task {config.task}"
+    return "label smoothing and no class weights" if weighted or config.label_smoothing_factor else ""
 
 
 def _fused_step(fused: HeadStep, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:

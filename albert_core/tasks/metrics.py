@@ -1,4 +1,4 @@
-"""Metrics of predicted labels."""
+"""Metrics of predicted labels and numbers."""
 
 from __future__ import annotations
 
@@ -23,4 +23,40 @@ def label_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]
         "eval/f1_macro": float(f1[occurrences > 0].mean()),
         "eval/largest_share": float(counts.max() / len(predicted)),
         "eval/f1": float(f1[1]),
+    }
+
+
+def label_set_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Computes ``eval/f1_micro``, ``eval/f1_macro`` and ``eval/subset_accuracy`` from sets of labels, bool [N, C] each.
+
+    They are scikit-learn's. The F1 of a label that no row has and none is given is 0, and counts in the macro-F1.
+    Subset accuracy is the share of rows with exactly the right labels.
+    """
+    right = (predicted & labels).sum(axis=0)
+    occurrences = predicted.sum(axis=0) + labels.sum(axis=0)
+    return {
+        "eval/f1_micro": float(2 * right.sum() / max(1, occurrences.sum())),
+        "eval/f1_macro": float((2 * right / np.maximum(1, occurrences)).mean()),
+        "eval/subset_accuracy": float((predicted == labels).all(axis=1).mean()),
+    }
+
+
+def number_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Computes ``eval/pearson``, ``eval/spearman`` and ``eval/rmse`` from numbers, float64 [N, k] each.
+
+    The correlations are scipy's, as the mean over the k columns. A column in which all predictions or all targets are
+    equal has none, and counts as 0. The root mean square error is that of all numbers.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    pairs = list(zip(predicted.T, targets.T.astype(np.float64), strict=True))
+    varied = [(given, wanted) for given, wanted in pairs if np.ptp(given) > 0 and np.ptp(wanted) > 0]
+    pearson, spearman = (
+        sum(float(correlation(given, wanted).statistic) for given, wanted in varied) / len(pairs)
+        for correlation in (pearsonr, spearmanr)
+    )
+    return {
+        "eval/pearson": pearson,
+        "eval/spearman": spearman,
+        "eval/rmse": float(np.sqrt(np.square(predicted - targets).mean())),
     }

@@ -32,7 +32,7 @@ from ..tokens.order import IGNORED
 from ..tokens.store import Progress, TokenStore
 from ..tokens.tokenizer import TextTokenizer
 from ..tokens.windows import WindowStore, build_window_store
-from .spans import Span, WindowLogits, best_spans, probabilities
+from .spans import Answers, Span, WindowLogits, found_answers, probabilities
 from .squad_score import score_predictions
 from .task import Evaluation, Outputs, Task
 
@@ -63,16 +63,19 @@ class AnswerPrediction:
 
 
 class QuestionAnswering(Task):
-    """Answers questions, each with a span of its context."""
+    """Answers questions, each with a span of its context.
 
+    Attributes:
+        unanswerable: Whether questions may have no answer.
+    """
+
+    unanswerable: ClassVar[bool] = False
     name = "question_answering"
     on_features = False
     metrics: ClassVar = {"eval/loss": "loss", "eval/exact_match": "exact match", "eval/f1": "F1"}
     sequence = "window"
 
     def load(self, config: TrainConfig) -> QuestionDataset:
-        if config.label_rules:
-            raise UserError("label_rules make labels alike, and task question_answering has none; drop label_rules")
         return load_questions(
             config.dataset_id,
             question_column=config.text_column,
@@ -81,6 +84,7 @@ class QuestionAnswering(Task):
             evaluation_split=config.evaluation_split,
             test_fraction=config.test_fraction,
             seed=config.seed,
+            unanswerable=self.unanswerable,
         )
 
     def outputs(self, config: TrainConfig, dataset: QuestionDataset) -> int:
@@ -111,12 +115,14 @@ class QuestionAnswering(Task):
                 f"{store.num_without_answer:,}",
                 f"{store.num_split:,}",
             )
-            if store.num_lost:
+            answered = sum(map(bool, split.answers))
+            lost = store.num_lost - (len(split) - answered)
+            if lost:
                 log.warning(
                     "%s: whole in no window, and so lost to training: %d of %d answers; raise max_length or doc_stride",
                     split.origin,
-                    store.num_lost,
-                    len(split),
+                    lost,
+                    answered,
                 )
         return store
 
@@ -149,7 +155,7 @@ class QuestionAnswering(Task):
     ) -> Evaluation:
         """Mean loss per window, exact match and F1 per question, SQuAD's prediction file, and the n best answers."""
         split = dataset.test
-        spans = _best_spans(split.contexts, store, outputs, config)
+        spans = [found.spans for found in found_in(split.contexts, store, outputs, config)]
         answers = {name: best[0].text if best else "" for name, best in zip(split.ids, spans, strict=True)}
         given = zip(split.ids, split.answers, strict=True)
         score = score_predictions(answers, {name: [answer.text for answer in known] for name, known in given})
@@ -157,7 +163,7 @@ class QuestionAnswering(Task):
             {"eval/loss": loss, "eval/exact_match": score.exact_match, "eval/f1": score.f1},
             {
                 "predictions.json": answers,
-                "nbest_predictions.json": {name: _described(best) for name, best in zip(split.ids, spans, strict=True)},
+                "nbest_predictions.json": {name: described(best) for name, best in zip(split.ids, spans, strict=True)},
             },
         )
 
@@ -213,17 +219,23 @@ class QuestionAnswering(Task):
         """The best span of each context for its question."""
         del recalled
         found = []
-        spans = _best_spans(split.contexts, store, outputs, config)
-        for question, context, best in zip(split.questions, split.contexts, spans, strict=True):
+        given = found_in(split.contexts, store, outputs, config)
+        for question, context, answers in zip(split.questions, split.contexts, given, strict=True):
+            best = self.best_first(answers, config)
             if best:
                 found.append(AnswerPrediction(question, context, best[0].text, best[0].begin, probabilities(best)[0]))
             else:
                 found.append(AnswerPrediction(question, context, "", 0, 0.0))
         return found
 
+    def best_first(self, answers: Answers, config: TrainConfig) -> list[Span]:
+        """The possible answers to one question, the given one first."""
+        del config
+        return answers.spans
 
-def _best_spans(contexts: Sequence[str], store: TokenStore, outputs: Outputs, config: TrainConfig) -> list[list[Span]]:
-    """The n best spans of each context, from the logits [n, L, 2] of its windows."""
+
+def found_in(contexts: Sequence[str], store: TokenStore, outputs: Outputs, config: TrainConfig) -> list[Answers]:
+    """What can be answered from each context, by the logits [n, L, 2] of its windows."""
     store = cast(WindowStore, store)
     # The positions of the windows' tokens in the store. Padding is dropped.
     logits = np.empty((store.num_tokens, ENDS), dtype=np.float32)
@@ -238,11 +250,11 @@ def _best_spans(contexts: Sequence[str], store: TokenStore, outputs: Outputs, co
         for window in range(first_window[row], first_window[row + 1]):
             tokens = slice(store.offsets[window], store.offsets[window + 1])
             windows.append(WindowLogits(logits[tokens, 0], logits[tokens, 1], store.spans[tokens]))
-        found.append(best_spans(context, windows, config.n_best_size, config.max_answer_length))
+        found.append(found_answers(context, windows, config.n_best_size, config.max_answer_length))
     return found
 
 
-def _described(spans: Sequence[Span]) -> list[dict[str, str | float]]:
+def described(spans: Sequence[Span]) -> list[dict[str, str | float]]:
     """The n best answers as the file describes them."""
     return [
         {"text": span.text, "probability": probability, "start_logit": span.start_logit, "end_logit": span.end_logit}

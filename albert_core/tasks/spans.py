@@ -51,6 +51,28 @@ def best_spans(context: str, windows: Sequence[WindowLogits], n_best: int, max_t
     return sorted(found.values(), key=lambda span: (-span.score, span.begin, span.end))[:n_best]
 
 
+@dataclass(frozen=True)
+class Answers:
+    """The best spans of a context, best first, and `null`, which scores the answer that there is none.
+
+    As in Devlin et al. 2018, it is an empty span at [CLS], from the window where that scores least.
+    """
+
+    spans: list[Span]
+    null: Span
+
+    @property
+    def odds(self) -> float:
+        """How much `null` scores more than the best span. Without a span, which is no answer either, its own score."""
+        return self.null.score - self.spans[0].score if self.spans else self.null.score
+
+
+def found_answers(context: str, windows: Sequence[WindowLogits], n_best: int, max_tokens: int) -> Answers:
+    """`best_spans` of a context, and the score of no answer."""
+    nulls = [Span("", 0, 0, float(window.start[0]), float(window.end[0])) for window in windows]
+    return Answers(best_spans(context, windows, n_best, max_tokens), min(nulls, key=lambda null: null.score))
+
+
 def probabilities(spans: Sequence[Span]) -> list[float]:
     """The softmax over the scores of `spans`, or an empty list without spans."""
     if not spans:

@@ -7,10 +7,10 @@ their order, the optimizer, checkpoints and devices are the same for all tasks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class Prediction(Protocol):
         """The texts of the input, by column name."""
         ...
 
-    def answer(self) -> dict[str, str | int | float]:
+    def answer(self) -> Mapping[str, str | float | Sequence[str | float]]:
         """The answer, by column name of the output file. The names are the same for every input."""
         ...
 
@@ -59,12 +59,18 @@ class Task(ABC):
         on_features: Whether the head reads only [CLS], so that features can replace a frozen encoder.
         metrics: Names of the metrics in the order of the tables, "eval/loss" first, and the words that logs use.
         sequence: What logs call a row of a batch.
+        cross_entropy: Whether the loss is the cross entropy of the logits, which fused steps of a head compute.
+        answer: What an answer is: what has the largest logit, all that is above a threshold, or the logits as numbers.
+        own_keys: Keys of the configuration that only this task's evaluations depend on.
     """
 
     name: ClassVar[str]
     on_features: ClassVar[bool]
     metrics: ClassVar[dict[str, str]]
     sequence: ClassVar[str]
+    cross_entropy: ClassVar[bool] = False
+    answer: ClassVar[Literal["largest", "above", "number"]] = "largest"
+    own_keys: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def load(self, config: TrainConfig) -> Any:
@@ -102,7 +108,7 @@ class Task(ABC):
     def tokenise(
         self, split: Any, tokenizer: TextTokenizer, config: TrainConfig, use_cache: bool, progress: Progress | None
     ) -> TokenStore:
-        """The tokens of a split. A row of the store is one sequence of a batch. Its labels are int64 [N] or [N, k]."""
+        """The tokens of a split. A row of the store is one sequence of a batch."""
 
     @abstractmethod
     def head(self, hidden_size: int, outputs: int, config: TrainConfig) -> nn.Module:
@@ -118,9 +124,9 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows' summed loss in nats and the number classified correctly, both on the device.
+        """The rows' summed loss and the number answered correctly (0 if answers are numbers), both on the device.
 
-        Rows with the label IGNORED count in neither.
+        Rows with the label IGNORED, or NaN, count in neither.
         """
 
     def loss_of(self, model: nn.Module) -> Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
@@ -146,7 +152,7 @@ class Task(ABC):
         Args:
             store: The tokens of the split.
             outputs: What `kept` returned.
-            loss: The mean loss per row, in nats, of the same kind as in training.
+            loss: The mean loss per row, of the same kind as in training.
         """
 
     @abstractmethod
@@ -177,6 +183,11 @@ class Task(ABC):
     @abstractmethod
     def meaning(self, recalled: Any) -> list[Any]:
         """What the head's outputs stand for, as in the data set's `meaning`."""
+
+    def settled(self, config: TrainConfig, metrics: Mapping[str, float]) -> TrainConfig:
+        """`config` for predictions, completed by what the evaluation of the same weights has found."""
+        del metrics
+        return config
 
     @abstractmethod
     def parts(self, file: Path) -> Iterator[Table]:

@@ -19,7 +19,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
 
 
-# The label of a padding row, which cross entropy ignores.
+# The label of a padding row, which losses ignore. Labels that are numbers have NaN there, since any number may be one.
 IGNORED = -100
 
 
@@ -28,9 +28,14 @@ def bucket_length(longest: int, max_length: int, lengths: tuple[int, ...] = BUCK
     return min(next((length for length in lengths if length >= longest), max_length), max_length)
 
 
-def pad_rows(indices: np.ndarray, rows: int, filler: int) -> np.ndarray:
-    """Appends rows of `filler` to `indices` (or labels of any width) until there are `rows`, int64."""
-    return np.concatenate((indices, np.full((rows - len(indices), *indices.shape[1:]), filler, dtype=np.int64)))
+def pad_rows(indices: np.ndarray, rows: int, filler: float) -> np.ndarray:
+    """Appends rows of `filler` to `indices` (or labels of any width) until there are `rows`, in the same dtype."""
+    return np.concatenate((indices, np.full((rows - len(indices), *indices.shape[1:]), filler, dtype=indices.dtype)))
+
+
+def pad_labels(labels: np.ndarray, rows: int) -> np.ndarray:
+    """Appends rows that losses ignore."""
+    return pad_rows(labels, rows, np.nan if labels.dtype.kind == "f" else IGNORED)
 
 
 @dataclass(frozen=True)

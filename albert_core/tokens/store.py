@@ -36,7 +36,7 @@ class TokenStore:
     Attributes:
         ids: int32 [T]. Text i is ``ids[offsets[i]:offsets[i + 1]]``. May be a memory-mapped cache file.
         offsets: int64 [N + 1].
-        labels: int64 [N], or [N, k] if a task has k labels per text.
+        labels: int64 [N], or [N, k] if a task has k labels per text; float32 [N, k] if they are no ids or positions.
         token_type_ids: uint8 [T] for pairs, else None. May be memory-mapped too.
         fingerprint: SHA-256 (hex) of the arrays' dtypes, shapes and bytes.
         from_cache: Whether they were read from disk.
@@ -143,12 +143,17 @@ def store_key(split: RawSplit, tokenizer: TextTokenizer, max_length: int) -> str
 
 def _specs(split: RawSplit) -> Specs:
     """What the arrays of this split's store must be. Arrays with a value per token are mapped."""
+    labels = _label_array(split)
     specs = {
         "ids": ArraySpec("int32", (None,), mapped=True),
         "offsets": ArraySpec("int64", (len(split) + 1,)),
-        "labels": ArraySpec("int64", (len(split),)),
+        "labels": ArraySpec(str(labels.dtype), labels.shape),
     }
     return specs if split.pairs is None else specs | {"token_type_ids": ArraySpec("uint8", (None,), mapped=True)}
+
+
+def _label_array(split: RawSplit) -> np.ndarray:
+    return np.array(split.labels, dtype=np.float32 if isinstance(split.labels[0], list) else np.int64)
 
 
 def _fit_each_other(arrays: dict[str, np.ndarray]) -> bool:
@@ -178,5 +183,5 @@ def _tokenise(
             progress(stop, total)
     offsets = np.zeros(total + 1, dtype=np.int64)
     np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    arrays = {"ids": np.concatenate(ids), "offsets": offsets, "labels": np.array(split.labels, dtype=np.int64)}
+    arrays = {"ids": np.concatenate(ids), "offsets": offsets, "labels": _label_array(split)}
     return arrays | {"token_type_ids": np.concatenate(types)} if types else arrays

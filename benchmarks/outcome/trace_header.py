@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -69,6 +69,11 @@ class Split(Part):
     rows: Count
     sha256: str
     moves: dict[str, float]
+    answer: Literal["largest", "above", "number"] = Field(
+        default="largest",
+        description="What an answer is: what has the largest logit, all above `boundary`, or the logits as numbers.",
+    )
+    boundary: float = 0.0
 
 
 class TraceHeader(Part):

@@ -22,16 +22,13 @@ CHANCE = 1e-4
 NEAREST = 8
 
 
-def moves(rows: int, questions: int | None, label_counts: Sequence[int]) -> dict[str, float]:
+def moves(rows: int, label_counts: Sequence[int]) -> dict[str, float]:
     """How much one changed answer can change each figure of an evaluation at most.
 
     Args:
-        rows: Texts or windows.
-        questions: The questions, of which figures are percentages; None except for question answering.
+        rows: The texts.
         label_counts: How often each label occurs in the split.
     """
-    if questions is not None:
-        return {"exact_match": 100.0 / questions, "f1": 100.0 / questions}
     counts = np.asarray(label_counts)
     # F1 is 2 TP / (occurrences + predictions), so one answer of a label changes it by 2 / occurrences at most. It
     # changes the F1 of two labels in the mean of macro-F1, and may add or remove the F1 of an absent label.
@@ -42,6 +39,31 @@ def moves(rows: int, questions: int | None, label_counts: Sequence[int]) -> dict
         "f1": min(1.0, 2.0 / max(1, int(counts[1]))) if len(counts) > 1 else 1.0,
         "f1_macro": min(1.0, 2.0 * least / max(1, int((counts > 0).sum()))),
     }
+
+
+def question_moves(answered: Sequence[bool]) -> dict[str, float]:
+    """The same for percentages of questions, and of those with (`answered`) and without an answer."""
+    share = 100.0 / len(answered)
+    parts = (("HasAns", sum(answered)), ("NoAns", len(answered) - sum(answered)))
+    return {
+        **dict.fromkeys(("exact_match", "exact", "f1", "best_exact", "best_f1"), share),
+        **{f"{part}_{figure}": 100.0 / rows for part, rows in parts if rows for figure in ("exact", "f1")},
+    }
+
+
+def set_moves(rows: int, label_counts: Sequence[float]) -> dict[str, float]:
+    """The same for sets of labels, where an answer is whether a row has one label."""
+    counts = np.maximum(1.0, label_counts)
+    return {
+        "subset_accuracy": 1.0 / rows,
+        "f1_micro": min(1.0, 2.0 / float(counts.sum())),
+        "f1_macro": min(1.0, 2.0 / float(counts.min())) / len(counts),
+    }
+
+
+def number_moves(rows: int) -> dict[str, float]:
+    """The same for numbers. Of these, only ranks change by leaps, if two neighbours exchange theirs."""
+    return {"pearson": 0.0, "rmse": 0.0, "spearman": min(2.0, 12.0 / rows**2)}
 
 
 def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[float]) -> list[Check]:
@@ -55,9 +77,12 @@ def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[f
         zip(reference.header.metrics, candidate.header.metrics, strict=True), start=1
     ):
         allowed = logits_allowed[index - 1]
-        answers = _possible_changes(reference, reference.probe_logits[index], allowed)
+        logits = reference.probe_logits[index]
+        answers = _possible_changes(reference, logits, allowed)
+        bands = _number_bands(ours.figures["loss"], logits, allowed) if _answer(reference) == "number" else {}
         for name, exact in ours.figures.items():
-            band = DIFFERENCE * allowed if name == "loss" else answers * _move(reference, name)
+            leaps = DIFFERENCE * allowed if name == "loss" else answers * _move(reference, name)
+            band = bands.get(name, leaps)
             error = abs(theirs.figures[name] - exact)
             checks.append(Check(f"the evaluation's {name}", ours.step, error, band + floor(abs(exact))))
     return checks
@@ -69,10 +94,10 @@ def accuracy_check(reference: Trace, candidate: Trace, logits_allowed: Sequence[
     Args:
         logits_allowed: The band of the logits' error before the first step and for each evaluation, [E + 1].
     """
-    if "right" not in reference.arrays or "right" not in candidate.arrays:
+    if "right" not in reference.arrays or "right" not in candidate.arrays or _answer(reference) == "number":
         return []
     shares = [
-        _share_of_changes(_margins(logits), allowed)
+        _changes_of_a_row(reference, logits, allowed)
         for logits, allowed in zip(reference.probe_logits, logits_allowed, strict=True)
     ]
     texts = np.cumsum(reference.header.batch_sizes or [])
@@ -97,11 +122,44 @@ def most_likely(mean: float) -> int:
     return number
 
 
+def _answer(reference: Trace) -> str:
+    """What an answer of the reference's task is."""
+    return "largest" if reference.header.evaluation is None else reference.header.evaluation.answer
+
+
+def _number_bands(loss: float, logits: np.ndarray, allowed: float) -> dict[str, float]:
+    """How much the figures of numbers may differ if these have a root mean square error of `allowed`.
+
+    Args:
+        loss: The reference's mean squared error.
+        logits: The reference's numbers for the probe texts, [P, k].
+    """
+    # A unit vector changes by twice the relative error of the centred numbers at most.
+    relative = allowed / max(float(logits.std(axis=0).min()), 1e-300)
+    return {"loss": allowed * (2.0 * math.sqrt(loss) + allowed), "rmse": allowed, "pearson": min(2.0, 2.0 * relative)}
+
+
 def _possible_changes(reference: Trace, logits: np.ndarray, allowed: float) -> int:
-    """How many of the evaluation's rows could get another answer if logits have the error `allowed`."""
+    """How many answers of the evaluation could change if logits have the error `allowed`.
+
+    Of numbers, how many neighbours could exchange their ranks.
+    """
     split = reference.header.evaluation
     rows = len(logits) if split is None else split.rows
-    return min(rows, most_likely(rows * _share_of_changes(_margins(logits), allowed)))
+    if _answer(reference) == "number":
+        # The expected number of pairs of normal numbers that are nearer to each other than their errors.
+        relative = DIFFERENCE * allowed / max(float(logits.std(axis=0).min()), 1e-300)
+        return most_likely(min(1.0, relative / math.sqrt(4.0 * math.pi)) * rows**2)
+    each = logits.shape[1] if _answer(reference) == "above" else 1
+    return min(rows * each, most_likely(rows * _changes_of_a_row(reference, logits, allowed)))
+
+
+def _changes_of_a_row(reference: Trace, logits: np.ndarray, allowed: float) -> float:
+    """The expected number of answers of a row that change if logits have the error `allowed`."""
+    split = reference.header.evaluation
+    if split is not None and split.answer == "above":
+        return logits.shape[1] * _share_of_changes(np.abs(logits - split.boundary).ravel(), allowed)
+    return _share_of_changes(_margins(logits), allowed)
 
 
 def _move(reference: Trace, name: str) -> float:

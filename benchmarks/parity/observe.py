@@ -167,7 +167,7 @@ def batch_hash(store: TokenStore, rows: np.ndarray) -> str:
         digest.update(np.asarray(store.ids[span], dtype="<i8").tobytes())
         if store.token_type_ids is not None:
             digest.update(np.asarray(store.token_type_ids[span], dtype="<i8").tobytes())
-    digest.update(np.asarray(store.labels[rows], dtype="<i8").tobytes())
+    digest.update(np.asarray(store.labels[rows], dtype="<f4" if store.labels.dtype.kind == "f" else "<i8").tobytes())
     return digest.hexdigest()
 
 

@@ -14,6 +14,8 @@ DATA = (
     "text_column",
     "text_pair_column",
     "label_column",
+    "label_columns",
+    "label_separator",
     "label_rules",
     "evaluation_split",
     "test_fraction",

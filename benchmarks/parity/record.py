@@ -28,11 +28,12 @@ from ...albert_core.loop.job import Job, trains_on_features
 from ...albert_core.loop.train import train
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.runs.folder import environment
+from ...albert_core.tasks.multi_label import boundary
 from ...albert_core.tokens.order import Window
 from ...kernels.packed import PackedBatch, PaddedBatch
 from ..outcome.parity import Ended
 from ..outcome.trace_header import Evaluation, PromisedBudget, Split, TraceEnvironment, TraceHeader, TracePolicy
-from .evaluations import moves
+from .evaluations import moves, number_moves, question_moves, set_moves
 from .head_replay import replay_head
 from .observe import PROBE_TEXTS, HeadInputs, Steps, adam_on_device, batch_hash, on_host, probe, trained
 from .recipe import recipe_of
@@ -144,8 +145,11 @@ class _Recorder:
         self.batch_sizes.append(len(rows))
 
     def evaluated(self, training: Training, epoch: int) -> None:
-        evaluation = training.state.last_evaluation
-        named: dict[str, Any] = {key.removeprefix("eval/"): float(value) for key, value in evaluation.items()}
+        figures = {key.removeprefix("eval/"): value for key, value in training.state.last_evaluation.items()}
+        assert self.header.evaluation is not None, "a header of this version has it"
+        # The others, such as the best threshold, don't depend on the logits in a way that can be judged.
+        judged = {"loss", *self.header.evaluation.moves}
+        named: dict[str, Any] = {name: float(value) for name, value in figures.items() if name in judged}
         self.metrics.append(Evaluation(epoch=epoch + 1, step=training.state.step, **named))
         self._probe()
 
@@ -301,11 +305,22 @@ def _evaluation(job: Job) -> Split:
     """The evaluation split: its rows, their hash, and how much one answer can change each figure."""
     store = job.test_tokens
     rows = store.num_texts
-    if job.task.on_features:
-        moved = moves(rows, None, np.bincount(store.labels, minlength=job.num_labels).tolist())
-    else:
-        moved = moves(rows, len(job.dataset.test), [])
-    return Split(rows=rows, sha256=batch_hash(store, np.arange(rows)), moves=moved)
+    match job.task.answer:
+        case "number":
+            moved = number_moves(rows)
+        case "above":
+            moved = set_moves(rows, store.labels.sum(axis=0).tolist())
+        case "largest" if job.task.on_features:
+            moved = moves(rows, np.bincount(store.labels, minlength=job.num_labels).tolist())
+        case _:
+            moved = question_moves([bool(given) for given in job.dataset.test.answers])
+    return Split(
+        rows=rows,
+        sha256=batch_hash(store, np.arange(rows)),
+        moves=moved,
+        answer=job.task.answer,
+        boundary=boundary(job.config),
+    )
 
 
 def _without_dropout(model: torch.nn.Module) -> bool:

@@ -170,7 +170,7 @@ def _print_json(answers: Iterator[Sequence[Prediction]], label: str) -> None:
     before = "\n"
     for part in answers:
         for item in part:
-            shown = json_text(item.asked() | item.answer())
+            shown = json_text({**item.asked(), **item.answer()})
             typer.echo(before + "    " + shown.replace("\n", "\n    "), nl=False)
             before = ",\n"
     typer.echo("\n  ]\n}")
@@ -180,7 +180,7 @@ def _print_table(items: Sequence[Prediction]) -> None:
     from ...benchmarks.reports.blocks import Table, word_columns
     from ...benchmarks.reports.terminal import in_columns, output_console
 
-    rows = [{name: clean(_shown(value)) for name, value in (item.asked() | item.answer()).items()} for item in items]
+    rows = [{name: clean(_shown(value)) for name, value in {**item.asked(), **item.answer()}.items()} for item in items]
     console = output_console()
     table = in_columns(Table("", word_columns(*rows[0]), [list(row.values()) for row in rows]), console)
     if table is not None:
@@ -190,5 +190,7 @@ def _print_table(items: Sequence[Prediction]) -> None:
         say_lines([*(f"{name}: {value}" for name, value in row.items()), ""])
 
 
-def _shown(value: str | int | float) -> str:
+def _shown(value: str | float | Sequence[str | float]) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -44,6 +44,7 @@ def test_ranks_lowest_or_highest_earliest_first_and_never_nan() -> None:
     assert [item["step"] for item in Best.by("eval/f1", "min").rank(found, dict)] == [5, 1, 3, 4]
     assert Best.by("eval/f1").first(reversed(found)) == {"step": 3, "eval/f1": 0.9}
     assert Best.by("eval/loss").first(found) == {}
+    assert (Best.by("eval/rmse").mode, Best.by("eval/pearson").mode) == ("min", "max")
     assert (Best.by("eval/accuracy").words, Best.by("eval/loss", "max").words) == (
         "best by accuracy",
         "best by loss (max)",

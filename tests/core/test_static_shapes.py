@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_lengt
 from isotrain.backends import ShapeGrid, Traits, registry
 from isotrain.backends.cpu import CpuBackend
 from support.small_job import losses
+from support.small_tasks import write_scores, write_topics
 
 Run = Callable[..., TrainResult]
 
@@ -92,6 +94,24 @@ def test_questions_are_read_there_as_elsewhere(
     assert result.metrics == pytest.approx(free.metrics, rel=1e-5)
     there = (result.run.path / "predictions.json").read_text()
     assert there == (free.run.path / "predictions.json").read_text()
+
+
+@pytest.mark.parametrize("freeze_encoder", [True, False])
+@pytest.mark.parametrize("task", ["multi_label_classification", "regression"])
+def test_padding_rows_of_numbers_count_nowhere(
+    run: Run, shapes: list[tuple[int, ...]], tmp_path: Path, task: str, freeze_encoder: bool
+) -> None:
+    write = write_topics if task == "multi_label_classification" else write_scores
+    keys = {
+        "task": task,
+        "dataset_id": str(write(tmp_path / "data", train=45, test=9)),
+        "freeze_encoder": freeze_encoder,
+    }
+    keys |= {"learning_rate": 1e-3, "steps_freq": 1, "num_epochs": 1, "eval_batch_size": 7, "layout": "bucketed"}
+    keys |= {"gradient_accumulation_steps": 2, "save_strategy": "no"}
+    result, free = run(backend="static", **keys), run(backend="cpu", **keys)
+    np.testing.assert_allclose(losses(result), losses(free), rtol=1e-5)
+    assert result.metrics == pytest.approx(free.metrics, rel=1e-4)
 
 
 def test_a_resume_and_a_prediction_work_there(run: Run, shapes: list[tuple[int, ...]]) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from support.processes import end, environment, start
 from support.small_job import settings, write_dataset
 from support.small_questions import write_questions
+from support.small_tasks import write_scores, write_topics
 
 # Several processes each, with ports and time limits between them: not two such tests at once.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -37,6 +38,8 @@ READING = SGD | {
     "doc_stride": 20,
     "learning_rate": 0.02,
 }
+SCORES = SGD | {"task": "regression", "learning_rate": 0.02}
+TOPICS = SGD | {"task": "multi_label_classification", "learning_rate": 0.02, "freeze_encoder": False}
 LORA = SMALL | {"freeze_encoder": False, "layout": "packed", "lora": {"rank": 2, "dropout": 0.2}, "learning_rate": 1e-2}
 
 # 21 texts: the last window of an epoch is a micro-batch of 4 and one of 1, of which one process of two has none.
@@ -47,13 +50,14 @@ TRAIN, TEST = 21, 13
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks")
     write_dataset(path / "data", train=TRAIN, test=TEST)
-    write_questions(path / "questions", train=5, dev=3, sentences=6)
+    write_questions(path / "question_answering", train=5, dev=3, sentences=6)
+    write_scores(path / "regression", train=TRAIN, test=TEST)
+    write_topics(path / "multi_label_classification", train=TRAIN, test=TEST)
     return path
 
 
 def job(folder: Path, name: str, resume: str | None = None, **overrides: Any) -> dict[str, Any]:
-    data = folder / ("questions" if overrides.get("task") == "question_answering" else "data")
-    sets = settings(data, folder, run_name=name, **overrides)
+    sets = settings(folder / overrides.get("task", "data"), folder, run_name=name, **overrides)
     return {"sets": sets, "resume": str(folder / "runs" / resume) if resume else None}
 
 
@@ -67,6 +71,8 @@ def together(folder: Path) -> Path:
         job(folder, "weighted-2", **WEIGHTED),
         job(folder, "streamed-2", **STREAMED),
         job(folder, "reading-2", **READING),
+        job(folder, "scores-2", **SCORES),
+        job(folder, "topics-2", **TOPICS),
         job(folder, "lora-2", **LORA),
         job(folder, "lora-cut", **LORA, stop_at_step=2),
         job(folder, "lora-cut", resume="lora-cut", **LORA),
@@ -109,6 +115,8 @@ def same_to_rounding(first: Path, second: Path) -> None:
         ("weighted", WEIGHTED),
         ("streamed", STREAMED),
         ("reading", READING),
+        ("scores", SCORES),
+        ("topics", TOPICS),
     ],
 )
 def test_two_processes_have_the_losses_of_one(

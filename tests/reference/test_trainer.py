@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,70 @@ def first_model(name: str, folder: Path, outputs: int, seed: int) -> trainer_loo
     head = nn.Sequential(nn.Linear(HIDDEN, 256), nn.GELU(), nn.Linear(256, outputs))
     head.load_state_dict(dict(zip(("0.weight", "0.bias", "2.weight", "2.bias"), given.values(), strict=True)))
     return trainer_loop.Model(folder, head, trainer_loop.of_texts, frozen=False)
+
+
+# By task: transformers' name of its loss, and the labels of a row that is drawn.
+TASKS: dict[str, Callable[[np.random.Generator], list[float]]] = {
+    "multi_label_classification": lambda generator: generator.integers(0, 2, 3).astype(float).tolist(),
+    "regression": lambda generator: np.round(generator.uniform(0, 5, 2), 2).tolist(),
+}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+def test_losses_of_sets_of_labels_and_of_numbers_are_trainers(
+    task: str, frozen: bool, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    folder = tiny_models["bert"]
+    words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
+    generator = np.random.default_rng(0)
+    texts = [[" ".join(generator.choice(words, 6)) for _ in range(2)] for _ in range(8 * STEPS)]
+    labels = [TASKS[task](generator) for _ in texts]
+    columns = [f"label{number}" for number in range(len(labels[0]))]
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        pairs = zip(texts, labels, strict=True)
+        rows = [
+            {"sentence1": one, "sentence2": two} | dict(zip(columns, row, strict=True)) for (one, two), row in pairs
+        ]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {
+        "task": task,
+        "dataset_id": str(tmp_path / "data"),
+        "label_columns": columns,
+        "model_name": str(folder),
+        "dtype": "float32",
+        "freeze_encoder": frozen,
+        "learning_rate": RATE,
+        "max_length": 32,
+        "layout": "bucketed",
+        "no_decay": ["bias", "layer_norm"],
+        "weight_decay": 0.01,
+        "num_epochs": 1,
+        "steps_freq": 1,
+        "save_strategy": "no",
+        "threads": 1,
+        "project_dir": str(tmp_path / "runs"),
+    }
+    result = train(load_config(None, [as_set(key, value) for key, value in keys.items()]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]")
+    encoded = tokenizer(*map(list, zip(*texts, strict=True)), return_token_type_ids=True)
+    samples = [
+        {"ids": ids, "types": types, "labels": row}
+        for ids, types, row in zip(encoded["input_ids"], encoded["token_type_ids"], labels, strict=True)
+    ]
+    given = ClassificationHead(HIDDEN, 256, len(columns), 23).state_dict()
+    head = nn.Sequential(nn.Linear(HIDDEN, 256), nn.GELU(), nn.Linear(256, len(columns)))
+    head.load_state_dict(dict(zip(("0.weight", "0.bias", "2.weight", "2.bias"), given.values(), strict=True)))
+    model = trainer_loop.Model(folder, head, trainer_loop.of_numbers(task), frozen)
+    settings = {"learning_rate": RATE, "weight_decay": 0.01, "max_grad_norm": 0.0, "max_steps": STEPS}
+    settings |= {"per_device_train_batch_size": 8, "lr_scheduler_type": "constant"}
+    order = epoch_order(len(samples), 23, 0).tolist()
+    expected = trainer_loop.train(folder, tmp_path / "out", model, samples, order, **settings)
+    got = [loss for _, loss in losses(result)]
+    assert len(got) == len(expected) == STEPS
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
+    assert max(expected) / min(expected) > 1.05, "losses that stay as they are would prove nothing"
 
 
 @pytest.mark.parametrize("name", CASES)

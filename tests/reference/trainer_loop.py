@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 
 class Model(nn.Module):
@@ -33,6 +34,19 @@ def of_texts(head: nn.Module, states: torch.Tensor, mask: torch.Tensor, labels: 
     """Cross entropy of the head on the [CLS] state."""
     del mask
     return nn.functional.cross_entropy(head(states[:, 0]), labels)
+
+
+def of_numbers(problem_type: str) -> Callable[..., torch.Tensor]:
+    """The loss of transformers' own models of that `problem_type`, of the head on the [CLS] state."""
+
+    def loss(head: nn.Module, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        del mask
+        logits = head(states[:, 0])
+        config = PretrainedConfig(problem_type=problem_type, num_labels=logits.shape[-1])
+        found: torch.Tensor = ForSequenceClassificationLoss(labels, logits, config)
+        return found
+
+    return loss
 
 
 def of_spans(head: nn.Module, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from isotrain.albert_core.features import compute as features
 from isotrain.albert_core.loop import start
 from isotrain.albert_core.loop.schedule import Schedule
-from isotrain.albert_core.tasks import classification
+from isotrain.albert_core.tasks import texts
 from isotrain.backends.cpu import CpuBackend
 from isotrain.kernels.packed import PaddedBatch
 from isotrain.kernels.weights import EncoderWeights
@@ -243,9 +243,9 @@ def _wrong_normaliser(patch: pytest.MonkeyPatch, size: float) -> None:
 
 def _other_seed(patch: pytest.MonkeyPatch, size: float) -> None:
     """The head is drawn with another seed: the hashes must tell."""
-    real = classification.ClassificationHead
+    real = texts.ClassificationHead
     patch.setattr(
-        classification,
+        texts,
         "ClassificationHead",
         lambda width, hidden, labels, seed: real(width, hidden, labels, seed + int(size)),
     )

@@ -11,6 +11,7 @@ from isotrain.albert_core.config.load import as_set
 from support.small_job import write_dataset
 from support.small_pairs import write_pairs
 from support.small_questions import write_questions
+from support.small_tasks import write_scores, write_topics, write_unanswerable
 from support.tiny_models import write_models
 
 STEPS = 12
@@ -50,7 +51,13 @@ RECIPES = {
         lambda folder: write_questions(folder / "questions", train=40, sentences=6),
         keys={"doc_stride": 24, "batch_size": 4, "learning_rate": 2e-3},
     ),
+    "similarity": Recipe(lambda folder: write_scores(folder / "scores"), "bert", {"learning_rate": 1e-2}),
+    "squad2": Recipe(
+        lambda folder: write_unanswerable(folder / "unanswerable", train=40, sentences=6),
+        keys={"doc_stride": 24, "batch_size": 4, "learning_rate": 2e-3},
+    ),
     "subj": Recipe(_texts, keys={"num_labels": None, "learning_rate": 2e-3}),
+    "topics": Recipe(lambda folder: write_topics(folder / "topics"), keys={"learning_rate": 1e-2}),
 }
 
 # What each is not published as: a whole model frozen, a frozen one whole.
@@ -58,8 +65,10 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "banking77": {"freeze_encoder": False, "learning_rate": 2e-3},
     "csv_intents": {"freeze_encoder": True, "learning_rate": 1e-2},
     "mrpc": {"freeze_encoder": True, "learning_rate": 1e-2},
+    "similarity": {"freeze_encoder": False, "learning_rate": 2e-3},
     "squad": {"freeze_encoder": True, "learning_rate": 1e-2},
     "subj": {"freeze_encoder": True, "learning_rate": 1e-2},
+    "topics": {"freeze_encoder": False, "learning_rate": 2e-3},
 }
 
 

@@ -24,7 +24,7 @@ Command = Callable[..., str]
 # and less than what the matrix unit reads of float32 (10 bits of mantissa), or of a frozen encoder's bfloat16, adds up
 # to in as many steps. Measured: 1.6e-4 to 9.2e-4, and 1.4e-3 to 3.4e-3.
 ROUNDING, FLOAT32, BFLOAT16 = 2e-5, 2e-3, 1e-2
-FROZEN = ("banking77", "quickstart")
+FROZEN = ("banking77", "quickstart", "similarity", "topics")
 
 
 @pytest.fixture

@@ -11,7 +11,14 @@ from ..blocks import Column, Section, Table
 from ..views.labels import joined, titled
 from .loading import Found, Results, Run
 
-NAMES = {"f1_macro": "macro-F1", "f1": "F1", "exact_match": "exact match", "largest_share": "largest label's share"}
+NAMES = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "f1_macro": "macro-F1",
+    "f1_micro": "micro-F1",
+    "largest_share": "largest label's share",
+    "rmse": "RMSE",
+}
 
 
 def training(results: Results, folded: bool) -> Section:
