@@ -53,8 +53,8 @@ class Device:
         """A generator on the host, the same for every device."""
         return torch.Generator().manual_seed(self.seed)
 
-    def policy(self, dtype: str) -> CastPolicy:
-        """What `dtype` means on the device.
+    def policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        """What `dtype` means on the device; see `Backend.cast_policy`.
 
         Raises:
             UnsupportedError: The device doesn't have it.
@@ -62,7 +62,7 @@ class Device:
         from .. import UserError
 
         try:
-            return self.backend.cast_policy(dtype)
+            return self.backend.cast_policy(dtype, strict=strict)
         except UserError as error:
             raise UnsupportedError(str(error)) from error
 

@@ -1,0 +1,87 @@
+"""Dropout: its rate, its scale, and its masks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional
+
+from ..case import Device, Passed, ViolationError
+from .operation import Numerics, Worst, check_form, place, promised, unsupported
+from .uncertain import SIGMAS, Uncertain
+
+SHAPE = (256, 256)
+RATES = (0.1, 0.5)
+
+
+def check_dropout(dtype: str, device: Device) -> Passed:
+    """The share of dropped values, the values that are kept, and that no two masks are the same."""
+    numerics, worst = promised(dtype, device), Worst()
+    x = _values(device, numerics)
+    placed = place(device.backend, x)
+    for rate in RATES:
+        first, second = device.read(*(_dropped(placed, rate) for _ in "ab"))
+        _check_values(worst, rate, x, first, numerics)
+        _check_values(worst, rate, x, second, numerics)
+        _check_count(
+            f"rate {rate:g}: the masks of two calls differ in", (first == 0) ^ (second == 0), 2 * rate * (1 - rate)
+        )
+    for name, result in (
+        ("rate 0", _dropped(placed, 0.0)),
+        ("in evaluation", functional.dropout(placed, RATES[-1], training=False)),
+    ):
+        if not torch.equal(device.read(result)[0], x):
+            raise ViolationError(f"{name}: dropout changes values")
+    return worst.passed()
+
+
+def check_gradient(dtype: str, device: Device) -> Passed:
+    """The gradient is dropped and scaled where the values were."""
+    numerics, worst = promised(dtype, device), Worst()
+    x, upstream = _values(device, numerics), _values(device, numerics)
+    for rate in RATES:
+        leaf = place(device.backend, x).requires_grad_()
+        result = _dropped(leaf, rate)
+        result.backward(place(device.backend, upstream))
+        if leaf.grad is None:
+            raise ViolationError(f"rate {rate:g}: there is no gradient")
+        forward, gradient = device.read(result, leaf.grad)
+        _check_values(worst, rate, upstream, gradient, numerics)
+        differ = int(((forward == 0) != (gradient == 0)).sum())
+        if differ:
+            raise ViolationError(f"rate {rate:g}: {differ} gradients of {x.numel()} have another mask than their value")
+    return worst.passed()
+
+
+def _values(device: Device, numerics: Numerics) -> torch.Tensor:
+    """Values from 1 to 2, so that only a dropped one is 0."""
+    return (1.0 + torch.rand(*SHAPE, generator=device.generator(), dtype=torch.float64)).to(numerics.dtype)
+
+
+def _dropped(x: torch.Tensor, rate: float) -> torch.Tensor:
+    try:
+        return functional.dropout(x, rate)
+    except NotImplementedError as error:
+        raise unsupported("dropout", error) from error
+
+
+def _check_values(worst: Worst, rate: float, x: torch.Tensor, found: torch.Tensor, numerics: Numerics) -> None:
+    check_form(f"rate {rate:g}", found, x.shape, numerics.dtype)
+    dropped = found == 0
+    _check_count(f"rate {rate:g}: dropped are", dropped, rate)
+    kept = Uncertain.exact(x, numerics.compute).shaped(lambda tensor: tensor.masked_fill(dropped, 0.0))
+    # The mask may be scaled first.
+    scale = Uncertain.exact(torch.ones(()), numerics.compute) / (1.0 - rate)
+    worst.add(f"rate {rate:g}", kept * scale, found)
+
+
+def _check_count(words: str, mask: torch.Tensor, share: float) -> None:
+    """Raises ViolationError if the number of True isn't binomial with this share."""
+    count, expected = int(mask.sum()), share * mask.numel()
+    allowed = SIGMAS * math.sqrt(expected * (1.0 - share))
+    if abs(count - expected) > allowed:
+        raise ViolationError(
+            f"{words} {count:,} of {mask.numel():,}, expected {expected:,.0f} +- {allowed:,.0f}",
+            abs(count - expected) / allowed,
+        )

@@ -1,0 +1,214 @@
+"""What surrounds an output, and values that aren't ordinary numbers: NaN, infinities, subnormal numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..case import Device, Passed, UnsupportedError, ViolationError
+from .operation import on_device, place, promised
+from .rows import EPSILON, normal
+from .updates import OPTIMIZERS, random_steps, run_steps
+
+# Elements on either side of an output, and what they hold. Every dtype represents it.
+MARGIN, SENTINEL = 64, 1024.0
+INF, NAN = math.inf, math.nan
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Write:
+    """An operator that writes where it is told: ``call(*inputs, out)``, and the same one that returns its result."""
+
+    name: str
+    call: Callable[..., object]
+    plain: Callable[..., torch.Tensor]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def _writes() -> Iterator[_Write]:
+    matrices, square = ((17, 127), (127, 3)), ((17, 127),)
+    yield _Write("matmul", lambda a, b, out: aten.mm.out(a, b, out=out), torch.mm, matrices)
+    yield _Write(
+        "addmm",
+        lambda a, b, c, out: aten.addmm.out(c, a, b, out=out),
+        lambda a, b, c: torch.addmm(c, a, b),
+        (*matrices, (3,)),
+    )
+    batches = ((3, 17, 127), (3, 127, 1))
+    yield _Write("bmm", lambda a, b, out: aten.bmm.out(a, b, out=out), torch.bmm, batches)
+    yield _Write("tanh", lambda x, out: aten.tanh.out(x, out=out), torch.tanh, square)
+    yield _Write("gelu", lambda x, out: aten.gelu.out(x, out=out), functional.gelu, square)
+    yield _Write(
+        "softmax", lambda x, out: aten._softmax.out(x, -1, False, out=out), lambda x: torch.softmax(x, -1), square
+    )
+    yield _Write("sum", lambda x, out: aten.sum.IntList_out(x, [-1], out=out), lambda x: x.sum(-1), square)
+    yield _Write("mean", lambda x, out: aten.mean.out(x, [-1], out=out), lambda x: x.mean(-1), square)
+    yield _Write("add", lambda x, y, out: aten.add.out(x, y, out=out), torch.add, (*square, (127,)))
+    yield _Write("mul_", lambda x, y, out: out.copy_(x).mul_(y), torch.mul, (*square, (127,)))
+
+
+def check_bounds(dtype: str, device: Device) -> Passed:
+    """Writes into the middle of larger buffers whose other elements must stay as they are."""
+    numerics = promised(dtype, device)
+    generator = device.generator()
+    missing, checked = [], 0
+    for write in _writes():
+        inputs = [place(device.backend, normal(generator, *shape).to(numerics.dtype)) for shape in write.shapes]
+        try:
+            with torch.no_grad():
+                want = write.plain(*inputs)
+                buffer, out = _surrounded(device, want.shape, numerics.dtype)
+                write.call(*inputs, out)
+        except NotImplementedError:
+            missing.append(write.name)
+            continue
+        on_device(write.name, device.backend, out)
+        found, whole, inside = device.read(out, buffer, want)
+        if not torch.equal(found, inside):
+            raise ViolationError(f"{write.name}: given a place for its result, it doesn't write the same result there")
+        _check_margins(write.name, whole)
+        checked += 1
+    return _passed(checked, missing)
+
+
+def check_update_bounds(dtype: str, device: Device) -> Passed:
+    """The same for the parameters that an optimizer's step updates in place."""
+    wide = getattr(torch, device.policy(dtype, strict=True).accumulate)
+    missing, checked = [], 0
+    for optimizer in OPTIMIZERS:
+        parameters, steps = random_steps(device.generator(), wide)
+        pairs = [_surrounded(device, one.shape, wide) for one in parameters]
+        leaves = []
+        for (_, inside), values in zip(pairs, parameters, strict=True):
+            inside.copy_(place(device.backend, values))
+            leaves.append(inside.detach().requires_grad_())
+        try:
+            run_steps(optimizer, device.backend, leaves, steps)
+        except NotImplementedError:
+            missing.append(optimizer.name)
+            continue
+        for buffer in device.read(*(buffer for buffer, _ in pairs)):
+            _check_margins(optimizer.name, buffer)
+        checked += 1
+    return _passed(checked, missing)
+
+
+def _surrounded(device: Device, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """A buffer of sentinels on the device, and a contiguous view of this shape in its middle."""
+    size = math.prod(shape)
+    buffer = place(device.backend, torch.full((size + 2 * MARGIN,), SENTINEL, dtype=dtype))
+    return buffer, buffer[MARGIN : MARGIN + size].view(*shape)
+
+
+def _check_margins(name: str, buffer: torch.Tensor) -> None:
+    changed = int((torch.cat((buffer[:MARGIN], buffer[-MARGIN:])) != SENTINEL).sum())
+    if changed:
+        raise ViolationError(f"{name} writes {changed} elements outside its output")
+
+
+@dataclass(frozen=True)
+class _Special:
+    """A call on values that aren't all numbers: ``call(*inputs)``."""
+
+    name: str
+    call: Callable[..., torch.Tensor]
+    inputs: tuple[torch.Tensor, ...]
+
+
+def _specials(value: float, generator: torch.Generator) -> Iterator[_Special]:
+    """Calls of every operation with `value` in one row of an input."""
+    x = normal(generator, 3, 17)
+    x[1, 5] = value
+    weight, labels = normal(generator, 17, 7), torch.tensor([3, 0, 16])
+    yield _Special("matmul", torch.matmul, (x, weight))
+    yield _Special("linear", lambda a, b: functional.linear(a, b.mT), (x, weight))
+    yield _Special("bmm", torch.bmm, (x[None], weight[None]))
+    yield _Special("tanh", torch.tanh, (x,))
+    yield _Special("softmax", lambda a: torch.softmax(a, -1), (x,))
+    yield _Special("sum", lambda a: a.sum(-1), (x,))
+    yield _Special("mean", lambda a: a.mean(-1), (x,))
+    yield _Special("layer_norm", lambda a: functional.layer_norm(a, (17,), eps=EPSILON), (x,))
+    yield _Special("embedding", lambda a: functional.embedding(torch.tensor([0, 1, 2, 1]).to(a.device), a), (x,))
+    yield _Special("cross_entropy", lambda a, b: functional.cross_entropy(a, b, reduction="none"), (x, labels))
+    yield _Special("clip_grad_norm_", _clipped, (x,))
+    if math.isnan(value):
+        # The formula has infinity times 0 for -inf, and torch's own vectorised code for inf, too.
+        yield _Special("gelu-erf", functional.gelu, (x,))
+        yield _Special("gelu-tanh", lambda a: functional.gelu(a, approximate="tanh"), (x,))
+
+
+def _clipped(gradient: torch.Tensor) -> torch.Tensor:
+    parameter = nn.Parameter(torch.zeros_like(gradient))
+    parameter.grad = gradient.clone()
+    return nn.utils.clip_grad_norm_([parameter], 1.0)
+
+
+def check_special(values: tuple[float, ...], dtype: str, device: Device) -> Passed:
+    """Compares where results are NaN and infinite with torch's in float64 on the host."""
+    numerics = promised(dtype, device)
+    missing, checked = [], 0
+    for value in values:
+        for special in _specials(value, device.generator()):
+            inputs = [one.to(numerics.dtype) if one.is_floating_point() else one for one in special.inputs]
+            try:
+                result = special.call(*(place(device.backend, one) for one in inputs))
+            except NotImplementedError:
+                missing.append(special.name)
+                continue
+            on_device(special.name, device.backend, result)
+            want = special.call(*special.inputs)
+            (found,) = device.read(result)
+            for kind, test in (("NaN", torch.isnan), ("inf", torch.isposinf), ("-inf", torch.isneginf)):
+                if not torch.equal(test(found), test(want)):
+                    raise ViolationError(
+                        f"{special.name} of a row with {value:g}: {int(test(found).sum())} of {want.numel()} results "
+                        f"are {kind}, expected {int(test(want).sum())}"
+                    )
+            checked += 1
+    return _passed(checked, missing)
+
+
+def check_subnormal(dtype: str, device: Device) -> Passed:
+    """A subnormal number stays what it is or becomes 0, and nothing else."""
+    numerics = promised(dtype, device)
+    limits = torch.finfo(numerics.dtype)
+    x = torch.full((3, 17), limits.tiny / 4, dtype=torch.float64).to(numerics.dtype)
+    one = torch.eye(17, dtype=numerics.dtype)
+    placed, identity = place(device.backend, x), place(device.backend, one)
+    calls: tuple[tuple[str, Callable[[], torch.Tensor]], ...] = (
+        ("add", lambda: placed + 0.0),
+        ("mul", lambda: placed * 1.0),
+        ("matmul", lambda: placed @ identity),
+        ("sum", lambda: torch.stack((placed, torch.zeros_like(placed))).sum(0)),
+    )
+    flushed, missing = [], []
+    for name, call in calls:
+        try:
+            (found,) = device.read(call())
+        except NotImplementedError:
+            missing.append(name)
+            continue
+        if torch.equal(found, torch.zeros_like(x)):
+            flushed.append(name)
+        elif not torch.equal(found, x):
+            raise ViolationError(f"{name}: {limits.tiny / 4:.3g} becomes {float(found.flatten()[0]):.3g}")
+    words = f"flushed to 0 by {', '.join(flushed)}" if flushed else "kept"
+    return _passed(len(calls) - len(missing), missing, words)
+
+
+def _passed(checked: int, missing: list[str], words: str = "") -> Passed:
+    """The detail names operators that the device doesn't have.
+
+    Raises:
+        UnsupportedError: It has none of them.
+    """
+    lacking = f"not implemented: {', '.join(dict.fromkeys(missing))}" if missing else ""
+    if not checked:
+        raise UnsupportedError(lacking)
+    return Passed(None, "; ".join(part for part in (words, lacking) if part))

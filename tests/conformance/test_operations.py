@@ -1,0 +1,212 @@
+"""The group "operations": right backends raise no alarm, broken ones are caught by the row of their clause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from isotrain.backends import Backend, get_backend
+from isotrain.conformance import operations
+from isotrain.conformance.case import Case, Device, Passed, UnsupportedError, ViolationError
+from isotrain.conformance.operations import products, rows
+from isotrain.conformance.operations.listed import WIDE_DTYPES
+from isotrain.conformance.operations.operation import Numerics
+from isotrain.conformance.operations.uncertain import Precision, Uncertain
+from isotrain.conformance.operations.updates import OPTIMIZERS, RATES
+
+from conformance.mutated_operations import MUTANTS, WITHOUT_GELU, Mutant, running
+
+CASES = operations.cases()
+OPERATIONS = (
+    *products.PRODUCTS,
+    *products.LONG_PRODUCTS,
+    *rows.ROW_OPERATIONS,
+    *rows.LONG_ROWS,
+    *rows.HUGE_LOGITS,
+)
+SMALL = ((16, 96, 64), (17, 127, 3), (1, 1, 1), (0, 17, 3))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller shapes than those of real models, for runs of many devices."""
+    monkeypatch.setattr(products, "SHAPES", SMALL)
+    monkeypatch.setattr(products, "ATTENTION", ((2, 3, 17, 32), (1, 1, 1, 3)))
+    monkeypatch.setattr(rows, "SHAPES", ((16, 96), (17, 127), (1, 1), (0, 17)))
+    monkeypatch.setattr(rows, "LONG", 4_096)
+    monkeypatch.setattr(products, "LONG", 4_096)
+
+
+def outcome(case: Case, backend: Backend, seed: int = 0) -> Passed | Exception:
+    try:
+        return case.run(Device(backend, seed))
+    except Exception as error:  # noqa: BLE001 (whatever a broken device raises is a row)
+        return error
+
+
+def failed(backend: Backend, dtypes: tuple[str, ...], seed: int = 0) -> dict[str, Exception]:
+    """The rows that fail, by name without the group."""
+    found = {case.name: outcome(case, backend, seed) for case in CASES if case.dtype in dtypes}
+    return {
+        name.removeprefix("operations/"): result
+        for name, result in found.items()
+        if isinstance(result, Exception) and not isinstance(result, UnsupportedError)
+    }
+
+
+def test_the_rows_have_names_of_their_own_and_say_what_they_hold_a_device_to() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
+    assert all(case.group == "operations" and case.clause and case.dtype for case in CASES)
+    assert {case.dtype for case in CASES if case.subject == "AdamW"} == set(WIDE_DTYPES)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_the_definitions_are_torchs_own(operation: products.Operation) -> None:
+    """In float64 on the host, results and gradients equal torch's to a few units in the last place."""
+    double = Precision.of(torch.float64)
+    numerics = Numerics(torch.float64, double, double)
+    host = get_backend("cpu")
+    for example in operation.examples(torch.Generator().manual_seed(1)):
+        leaves = [one.clone().requires_grad_(one.is_floating_point()) for one in example.inputs]
+        inputs = numerics.uncertain(example.inputs)
+        want, found = operation.expected(numerics, *inputs), operation.run(host, *leaves)
+        torch.testing.assert_close(want.value, found.detach(), rtol=1e-9, atol=1e-9)
+        if operation.gradients is None:
+            continue
+        upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        found.backward(upstream)
+        gradients = operation.gradients(numerics, Uncertain.exact(upstream, double), *inputs)
+        for got, one in zip((leaf.grad for leaf in leaves if leaf.requires_grad), gradients, strict=True):
+            torch.testing.assert_close(one.value, got, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+def test_the_definitions_of_steps_are_torchs_own(optimizer: products.Operation) -> None:
+    host, double = get_backend("cpu"), Precision.of(torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    start = rows.normal(generator, 17, 3)
+    gradients = [rows.normal(generator, 17, 3) for _ in RATES]
+    parameter = start.clone().requires_grad_()
+    built = optimizer.make(host, [parameter])
+    for gradient, rate in zip(gradients, RATES, strict=True):
+        parameter.grad = gradient.clone()
+        host.set_learning_rate(built, rate)
+        built.step()
+    exact = [Uncertain.exact(one, double) for one in gradients]
+    for on_device in (False, True):
+        want = optimizer.expected(Uncertain.exact(start, double), exact, double, on_device)
+        torch.testing.assert_close(want.value, parameter.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_host_passes_at_the_real_shapes() -> None:
+    assert failed(get_backend("cpu"), ("float32", "bfloat16")) == {}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", ["cpu", "ideal", "tt-emulated"])
+@pytest.mark.usefixtures("small")
+def test_right_backends_raise_no_alarm(name: str, seed: int) -> None:
+    assert failed(get_backend(name), ("float32", "bfloat16"), seed) == {}
+
+
+def test_what_a_device_does_not_claim_is_listed() -> None:
+    (case,) = (case for case in CASES if case.name == "operations/matmul/float16")
+    with pytest.raises(UnsupportedError, match="dtype 'float16' can't train on the cpu backend"):
+        case.run(Device(get_backend("cpu")))
+
+
+def rows_of(mutant: Mutant) -> set[str]:
+    """Their full names in the table."""
+    named = {f"{subject}/float32{'/' if mode else ''}{mode}" for subject, _, mode in map(split, mutant.fails)}
+    return named | mutant.elsewhere
+
+
+def split(row: str) -> tuple[str, str, str]:
+    return row.partition("/")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.usefixtures("small")
+def test_a_broken_device_is_caught_by_the_rows_of_its_clause(mutant: Mutant) -> None:
+    dtypes = ("float32", "bfloat16") if mutant.elsewhere else ("float32",)
+    with running(mutant) as backend:
+        found = failed(backend, dtypes)
+    assert all(isinstance(error, ViolationError) for error in found.values()), found
+    assert {name for name in found if "/float32" in name} | mutant.elsewhere & found.keys() == rows_of(mutant)
+
+
+def test_there_are_mutants_for_a_dozen_clauses() -> None:
+    assert len(MUTANTS) >= 12
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_missing_operator_is_listed_by_name() -> None:
+    with running(WITHOUT_GELU) as backend:
+        found = {case.name: outcome(case, backend) for case in CASES if case.dtype == "float32"}
+    unsupported = {name for name, result in found.items() if isinstance(result, UnsupportedError)}
+    gelu = {f"operations/gelu-{form}/float32{mode}" for form in ("erf", "tanh") for mode in ("", "/grad")}
+    assert unsupported == gelu
+    assert "gelu-erf: Could not run 'aten::gelu'" in str(found["operations/gelu-erf/float32"])
+    assert found["operations/bounds/float32"] == Passed(None, "not implemented: gelu")
+    assert "not implemented: gelu-erf, gelu-tanh" in found["operations/nan/float32"].detail
+
+
+class TestUncertain:
+    """The running error analysis itself."""
+
+    single = Precision.of(torch.float32)
+
+    def inputs(self, *shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        return (torch.randn(*shape, generator=generator) for shape in shapes)
+
+    def test_a_sum_in_order_errs_as_its_variance_says(self) -> None:
+        (x,) = self.inputs((400, 2000))
+        total = torch.zeros(400)
+        for column in x.T:
+            total += column
+        want = Uncertain.exact(x, self.single).sum(1)
+        standard = (total - want.value) / want.variance.sqrt()
+        assert 0.4 < float(standard.square().mean().sqrt()) < 1.1
+
+    def test_a_product_in_order_errs_as_its_variance_says(self) -> None:
+        a, b = self.inputs((20, 1000), (1000, 20))
+        total = torch.zeros(20, 20)
+        for term in range(1000):
+            total += a[:, term, None] * b[None, term]
+        want = Uncertain.exact(a, self.single) @ Uncertain.exact(b, self.single)
+        standard = (total - want.value) / want.variance.sqrt()
+        assert 0.4 < float(standard.square().mean().sqrt()) < 1.1
+
+    @pytest.mark.parametrize(
+        "compute",
+        [
+            lambda a, b: a + b,
+            lambda a, b: a - b,
+            lambda a, b: a * b,
+            lambda a, b: a / b,
+            lambda a, b: (a * b).tanh() + 0.1,
+            lambda a, b: (a * a + 0.3).sqrt() * b.exp(),
+        ],
+    )
+    def test_elementwise_errors_are_as_large_as_foreseen(
+        self, compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> None:
+        a, b = self.inputs((10_000,), (10_000,))
+        want = compute(Uncertain.exact(a, self.single), Uncertain.exact(b, self.single))
+        standard = (compute(a, b) - want.value) / want.variance.sqrt()
+        assert 0.1 < float(standard.square().mean().sqrt()) < 1.2
+
+    def test_an_exact_value_allows_no_error_and_nan_is_never_within_a_budget(self) -> None:
+        want = Uncertain.exact(torch.tensor([1.0, 2.0, math.inf]), self.single)
+        shares = want.share(torch.tensor([1.0, 2.0000002, math.nan]))
+        assert shares.tolist() == [0.0, math.inf, math.inf]
+
+    def test_a_result_below_the_normal_numbers_may_be_flushed(self) -> None:
+        tiny = torch.tensor([torch.finfo(torch.float32).tiny / 8])
+        want = Uncertain.exact(tiny, self.single) * 2.0
+        assert float(want.share(torch.zeros(1))) < 1.0
