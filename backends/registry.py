@@ -187,7 +187,7 @@ def check_available(name: str) -> None:
     base = name.partition(":")[0]
     availability = backend_class(base).probe()
     if not availability.ok:
-        raise BackendUnavailableError(f"backend {base!r} can't run here: {availability.reason}; {availability.fix}")
+        raise BackendUnavailableError.of(base, availability.reason, availability.fix)
 
 
 def rank_backend(name: str, local_rank: int) -> str:

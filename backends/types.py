@@ -13,6 +13,11 @@ LAYOUTS = ("padded", "bucketed", "packed")
 class BackendUnavailableError(UserError):
     """The backend exists but can't run here. The message has the probe's reason and fix."""
 
+    @classmethod
+    def of(cls, backend: str, reason: str, fix: str) -> BackendUnavailableError:
+        """The error for what a probe has found."""
+        return cls(f"backend {backend!r} can't run here: {reason}; {fix}")
+
 
 @dataclass(frozen=True)
 class Availability:

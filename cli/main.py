@@ -22,6 +22,7 @@ from ..kernels.names import meant
 from .commands.bench import bench
 from .commands.compare import compare
 from .commands.config import config
+from .commands.conformance import conformance
 from .commands.doctor import doctor
 from .commands.export import export
 from .commands.history import history
@@ -89,7 +90,8 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 _PANELS: tuple[tuple[str, dict[str, Callable[..., None]]], ...] = (
     ("Train and use", {"train": train, "predict": predict, "export": export}),
     ("Measure and compare", {"bench": bench, "compare": compare, "history": history}),
-    ("Show", {"report": report, "show": show, "list": list_names, "config": config, "doctor": doctor}),
+    ("Check a device", {"doctor": doctor, "conformance": conformance}),
+    ("Show", {"report": report, "show": show, "list": list_names, "config": config}),
     ("Tenstorrent", {"tt-formats": tt_formats, "tt-estimate": tt_estimate}),
 )
 for _panel, _commands in _PANELS:

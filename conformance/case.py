@@ -38,6 +38,12 @@ class ViolationError(Exception):
         self.share = share
 
 
+def require(holds: bool, otherwise: str) -> None:
+    """Raises a ViolationError with the message `otherwise` unless the clause holds."""
+    if not holds:
+        raise ViolationError(otherwise)
+
+
 class UnsupportedError(Exception):
     """The device doesn't claim what the check is about. The message says what it lacks."""
 

@@ -19,7 +19,7 @@ from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import open_anew
 from ...albert_core.terminal.text import clean, shorten
 from .answer import read_answer
-from .document import BACKEND, RUN, TARGET, Measured, Peaks, Refused, Spec, Sweep
+from .document import BACKEND, RUN, TARGET, Measured, Part, Peaks, Refused, Sweep
 from .plan import Plan, TargetSpec
 from .worker import WorkerSpec
 
@@ -129,7 +129,7 @@ class Ended:
 
 def run_process(
     command: Sequence[str],
-    spec: Spec | None,
+    spec: Part | None,
     log: Path,
     threads: int | None,
     time_limit: float,
@@ -159,7 +159,7 @@ def run_process(
 @contextmanager
 def running(
     command: Sequence[str],
-    spec: Spec | None,
+    spec: Part | None,
     log: Path,
     threads: int | None,
     extra: dict[str, str] | None = None,

@@ -11,6 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from ...albert_core.runs.files import write_text
 from ..harness.document import Part
 from .against import AGAINST, Against
+from .conformance import CONFORMANCE, Conformance
 from .end_to_end import END_TO_END, EndToEnd
 from .model import BENCH, Bench
 from .parity import PARITY, Parity
@@ -29,7 +30,13 @@ class _Untitled(GenerateJsonSchema):
 
 def schemas() -> dict[str, str]:
     """The text of each schema file, by its name."""
-    kinds: dict[str, type[Part]] = {BENCH: Bench, AGAINST: Against, END_TO_END: EndToEnd, PARITY: Parity}
+    kinds: dict[str, type[Part]] = {
+        BENCH: Bench,
+        AGAINST: Against,
+        CONFORMANCE: Conformance,
+        END_TO_END: EndToEnd,
+        PARITY: Parity,
+    }
     return {
         f"{name.removeprefix('isotrain.').replace('/', '-')}.json": _written(
             {

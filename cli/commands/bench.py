@@ -148,6 +148,7 @@ def bench(
     """
     from dataclasses import replace
 
+    from ...albert_core.config.backend import backend_options, resolved_backend
     from ...benchmarks.bench import run_bench, watcher_for_terminal
     from ...benchmarks.harness.plan import (
         DEFAULT_WORKLOADS,
@@ -168,9 +169,9 @@ def bench(
 
     _check_pairs(against, gate=gate, on_undecided=on_undecided)
     shown_as = stdout_format(shown_as, json_only, (*FORMATS, *(("github", "junit") if against else ())))
-    backend_options = _backend_options(sets or [])
+    own_options = backend_options(sets or [])
     options = Options(
-        backends=tuple(_resolved(name, backend_options) for name in backend or ("cpu",)),
+        backends=tuple(resolved_backend(name, own_options) for name in backend or ("cpu",)),
         model=model,
         workloads=tuple(workload or DEFAULT_WORKLOADS),
         layouts=tuple(layout or LAYOUTS),
@@ -184,7 +185,7 @@ def bench(
         tokenizer=tokenizer,
         texts=texts,
         seed=seed,
-        backend_options=backend_options,
+        backend_options=own_options,
     )
     whole = options.workloads == (END_TO_END,)
     if vs:
@@ -315,26 +316,3 @@ def _against(
         if path is not None:
             say(f"result: {path}", err=shown_as != "table")
     raise typer.Exit(INTERRUPTED if result.status == "partial" else compared.code)
-
-
-def _resolved(name: str, options: dict[str, Any]) -> str:
-    """The backend that `--backend NAME` opens here."""
-    from ...backends import list_backends, resolve
-    from ...kernels.names import check_name
-
-    check_name("--backend", name.partition(":")[0], list_backends())
-    return resolve(name, options)
-
-
-def _backend_options(sets: list[str]) -> dict[str, Any]:
-    """The backends' options in `sets`, as a configuration has them."""
-    from ... import UserError
-    from ...albert_core.config.keys import Keys
-    from ...albert_core.config.load import load_config
-
-    for item in sets:
-        if item.partition("=")[0].strip().partition(".")[0] in Keys.model_fields:
-            raise UserError(
-                f"--set {item!r}: only a backend's own options are set here, such as tt.math_fidelity=hifi2"
-            )
-    return load_config(None, sets).config.backend_options

@@ -8,12 +8,17 @@ import typer
 
 from ...albert_core.terminal.invocation import command
 from ..documents import print_json
+from .conformance import show_checks
 
 if TYPE_CHECKING:
     from ...benchmarks.harness.probe import Report
 
 
 def doctor(
+    full: Annotated[
+        str | None,
+        typer.Option(metavar="BACKEND", help="Run every check of this device, as isotrain conformance does."),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Each device's checks, dtype, kernels and how to get it.")
     ] = False,
@@ -28,10 +33,17 @@ def doctor(
       isotrain doctor
 
       isotrain doctor -v
+
+      isotrain doctor --full cuda
     """
     from ...backends import list_backends
     from ...benchmarks.harness.probe import examine
 
+    if full is not None:
+        from ...albert_core.config.backend import resolved_backend
+        from ...conformance.run import Target
+
+        show_checks(Target(resolved_backend(full, {})))
     reports = examine(list_backends())
     if json_output:
         print_json("doctor", {"backends": [report.document() for report in reports]})

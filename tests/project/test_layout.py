@@ -33,7 +33,10 @@ ROWS = {
         ("terminal",),
     ),
     "conformance": (
-        ("catalogue",),
+        ("test_conformance", "table", "plugin"),
+        ("run",),
+        ("process", "worker"),
+        ("catalogue", "messages"),
         ("device", "operations", "encoder", "training", "rates"),
         ("common",),
         ("case",),

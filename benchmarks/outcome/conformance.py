@@ -1,0 +1,67 @@
+"""A result of `isotrain conformance`: one backend, and what each check found."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ..harness.document import Device, NotNegative, Part, Policy
+
+CONFORMANCE: Literal["isotrain.conformance/1"] = "isotrain.conformance/1"
+
+Status = Literal["pass", "FAIL", "unsupported", "crash", "hang"]
+# The backend breaks a clause.
+BROKEN: tuple[Status, ...] = ("FAIL", "crash", "hang")
+
+
+class Support(Part):
+    """What a backend says of itself, not judged."""
+
+    device: Device
+    dtypes: dict[str, Policy | str] = Field(description="By dtype: what is computed, or why it is refused.")
+    kernels: dict[str, str]
+
+    @property
+    def available_kernels(self) -> list[str]:
+        return [name for name, state in self.kernels.items() if state.startswith("available")]
+
+
+class Judged(Part):
+    """What a check found."""
+
+    status: Status
+    share: NotNegative | None = Field(default=None, description="The largest error as a share of its budget.")
+    detail: str = Field(default="", description="What was measured, or why it doesn't pass.")
+
+
+class CheckResult(Judged):
+    name: str
+    group: str
+    subject: str
+    dtype: str = Field(description="Empty if no dtype matters.")
+    mode: Literal["test", "grad", "perf"]
+    clause: str = Field(description="What a backend must do.")
+    seconds: NotNegative
+
+    @property
+    def is_broken(self) -> bool:
+        return self.status in BROKEN
+
+
+class Conformance(Part):
+    """A result of `isotrain conformance`."""
+
+    kind: Literal["isotrain.conformance/1"] = Field(alias="schema")
+    created: str
+    status: Literal["complete", "interrupted", "not opened"]
+    backend: str
+    options: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    support: Support | None = Field(description="null if the backend can't say it.")
+    checks: list[CheckResult]
+
+    @property
+    def broken(self) -> list[CheckResult]:
+        return [check for check in self.checks if check.is_broken]

@@ -1,0 +1,261 @@
+"""Checks that a backend is what it says it is, and refuses what it hasn't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from pydantic import ValidationError
+from torch.utils.checkpoint import checkpoint
+
+from ... import UserError
+from ...albert_core.terminal.text import error_line
+from ...backends import DTYPES, LAYOUTS, CastPolicy
+from ..case import Case, Device, Passed, UnsupportedError, ViolationError, require
+from .placing import is_on
+
+# Nobody has so many devices.
+NO_INDEX = 10**6
+
+
+def cases() -> list[Case]:
+    """Every case of this file."""
+    return [
+        Case(
+            "device",
+            "info",
+            "info() describes the open device: its name, its torch device, and whether it is emulated.",
+            describes_itself,
+        ),
+        Case(
+            "device",
+            "traits",
+            "The traits that are known before a backend is opened agree with the open one.",
+            keeps_its_traits,
+        ),
+        Case(
+            "device",
+            "recompute",
+            "If the traits say so, torch.utils.checkpoint computes a layer again in backward, dropout included.",
+            recomputes,
+        ),
+        Case(
+            "device",
+            "cast-policy",
+            "Each dtype has a cast policy with known dtypes and a reason, or is refused with a UserError.",
+            has_policies,
+        ),
+        Case(
+            "device",
+            "kernels",
+            "kernels() names the frozen encoder's kernels with reasons, and one of them can run.",
+            has_kernels,
+        ),
+        Case(
+            "device",
+            "unknown-dtype",
+            "An unknown dtype is refused with a UserError.",
+            refuses_dtypes,
+        ),
+        Case(
+            "device",
+            "unknown-kernel",
+            "An unknown kernel is refused with a UserError.",
+            refuses_kernels,
+        ),
+        Case(
+            "device",
+            "unknown-index",
+            "A device number that doesn't exist is refused with a UserError.",
+            refuses_indices,
+        ),
+        Case(
+            "device",
+            "unknown-option",
+            "An unknown option is refused instead of ignored.",
+            refuses_options,
+        ),
+        Case(
+            "device",
+            "missing-generator",
+            "A saved state that lacks a generator is refused with a UserError.",
+            refuses_states,
+        ),
+    ]
+
+
+def describes_itself(device: Device) -> Passed:
+    backend, info = device.backend, device.backend.info()
+    require(bool(info.name.strip()), "info() has no name")
+    require(info.backend == backend.name, f"info() is of backend {info.backend!r} instead of {backend.name!r}")
+    require(info.device == str(backend.device), f"info() is of device {info.device!r} instead of {backend.device}")
+    emulated = backend.traits.emulated
+    require(info.emulated == emulated, f"info() says emulated={info.emulated}, and the traits say {emulated}")
+    for what, value in (
+        ("memory_bytes", info.memory_bytes),
+        ("compute_units", info.compute_units),
+        ("vendor_peak_tflops", info.vendor_peak_tflops),
+        ("vendor_bandwidth_gbps", info.vendor_bandwidth_gbps),
+    ):
+        require(value is None or value > 0, f"info() says {what}={value}; an unknown figure is None")
+    return Passed(detail=info.name)
+
+
+def keeps_its_traits(device: Device) -> Passed:
+    backend, traits = device.backend, device.backend.traits
+    require(bool(traits.layouts), "the traits have no layout")
+    unknown = [layout for layout in (*traits.layouts, traits.whole_model_layout) if layout not in LAYOUTS]
+    require(not unknown, f"the traits have unknown layouts {unknown}; known are {', '.join(LAYOUTS)}")
+    whole = traits.whole_model_layout
+    require(whole in traits.layouts, f"whole models have the layout {whole}, which isn't among {traits.layouts}")
+    found = tuple(backend.kernels())
+    require(traits.kernels in ((), found), f"the traits have the kernels {traits.kernels}, and kernels() has {found}")
+    require(traits.feature_batch_tokens > 0, f"the traits have feature_batch_tokens={traits.feature_batch_tokens}")
+    grid = backend.static_shapes
+    if grid is not None:
+        require("packed" not in traits.layouts, "each packed batch has another shape, and static_shapes is a grid")
+        lengths = grid.lengths or (1,)
+        rising = lengths == tuple(sorted(set(lengths))) and lengths[0] > 0 and grid.batch_tokens > 0
+        require(rising, f"static_shapes has {grid.batch_tokens} tokens and the lengths {lengths}")
+    groups = [part.rpartition(":")[2] for part in (traits.process_group or "").split(",") if part]
+    missing = [group for group in groups if not torch.distributed.is_backend_available(group)]
+    require(not missing, f"processes communicate by {', '.join(missing)}, which this torch hasn't")
+    return Passed()
+
+
+def recomputes(device: Device) -> Passed:
+    if not device.backend.traits.recomputes:
+        raise UnsupportedError("the traits say that it can't")
+    module = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Dropout(0.5), torch.nn.Linear(32, 4))
+    module = device.backend.place(module)
+    inputs = device.backend.place(torch.randn(8, 16, generator=device.generator()))
+    saved = device.backend.rng_state()
+
+    def gradients(run: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        device.backend.set_rng_state(saved)
+        run(inputs).square().sum().backward()
+        found = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        read = [gradient.clone() for gradient in device.read(*found)]
+        module.zero_grad(set_to_none=True)
+        return read
+
+    stored = gradients(module)
+    again = gradients(lambda given: checkpoint(module, given, use_reentrant=False))
+    require(len(stored) == len(again) == 4, f"{len(again)} of 4 parameters have a gradient")
+    for one, other in zip(stored, again, strict=True):
+        require(torch.allclose(one, other, rtol=1e-3, atol=1e-4), "a computed-again layer has another gradient")
+    return Passed()
+
+
+def has_policies(device: Device) -> Passed:
+    claimed = []
+    for dtype in DTYPES:
+        policies = list(_policies(device, dtype))
+        for policy in policies:
+            parts = (policy.param, policy.compute, policy.accumulate)
+            require(policy.requested == dtype, f"the policy of {dtype} says that {policy.requested} was requested")
+            require(set(parts) <= set(DTYPES), f"the policy of {dtype} has unknown dtypes: {parts}")
+            width = torch.finfo(getattr(torch, policy.accumulate)).bits - torch.finfo(_torch(policy.compute)).bits
+            require(width >= 0, f"the policy of {dtype} sums {policy.compute} products in {policy.accumulate}")
+            require(bool(policy.reason.strip()), f"the policy of {dtype} gives no reason")
+            require(bool(device.backend.error_budget(policy).backend), f"the policy of {dtype} has no error budget")
+        if policies:
+            claimed.append(dtype)
+    require(bool(claimed), "no dtype has a cast policy")
+    return Passed(detail=", ".join(claimed))
+
+
+def _torch(dtype: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _policies(device: Device, dtype: str) -> Iterator[CastPolicy]:
+    """The policy of `dtype`, the strict one, and those for models that are trained whole; none if it is refused."""
+    for strict in (False, True):
+        try:
+            policy = device.backend.cast_policy(dtype, strict=strict)
+        except UserError:
+            return
+        yield from (policy, device.backend.whole_model_policy(policy))
+
+
+def has_kernels(device: Device) -> Passed:
+    found = device.backend.kernels()
+    unexplained = [name for name, state in found.items() if not state.reason.strip()]
+    require(not unexplained, f"kernels {', '.join(unexplained)} have no reason")
+    usable = [name for name, state in found.items() if state.ok]
+    require(bool(usable), f"none of the kernels {', '.join(found) or '(there are none)'} can run")
+    reserved = {"auto", "transformers"} & set(found)
+    require(not reserved, f"a kernel is called {', '.join(reserved)}, which every backend has")
+    return Passed(detail=", ".join(usable))
+
+
+def _require_refusal(what: str, action: Callable[[], object]) -> None:
+    """Requires that `action` raises a UserError of one line."""
+    try:
+        action()
+    except UserError as error:
+        lines = str(error).splitlines()
+        require(len(lines) == 1, f"the error for {what} has {len(lines)} lines instead of one")
+    except Exception as error:
+        raise ViolationError(f"{what} raises {error_line(error)} instead of a UserError") from error
+    else:
+        raise ViolationError(f"{what} is accepted")
+
+
+def refuses_dtypes(device: Device) -> Passed:
+    for dtype in ("float12", "int8", ""):
+        _require_refusal(f"the dtype {dtype!r}", lambda: device.backend.cast_policy(dtype))  # noqa: B023 (called at once)
+    return Passed()
+
+
+def refuses_kernels(device: Device) -> Passed:
+    from ...albert_core.model.encoder import load_encoder
+
+    weights = load_encoder("random:tiny").weights
+    policy = device.backend.cast_policy(_first_claimed(device))
+    _require_refusal("the kernel 'warp'", lambda: device.backend.frozen_encoder(weights, policy, "warp"))
+    return Passed()
+
+
+def _first_claimed(device: Device) -> str:
+    for dtype in DTYPES:
+        try:
+            return device.policy(dtype).requested
+        except UnsupportedError:
+            continue
+    raise ViolationError("no dtype has a cast policy")
+
+
+def refuses_indices(device: Device) -> Passed:
+    kind = type(device.backend)
+    try:
+        other = kind(NO_INDEX) if kind.Options is None else kind(NO_INDEX, device.backend.options)
+    except UserError as error:
+        return Passed(detail=str(error))
+    except Exception as error:
+        raise ViolationError(f"number {NO_INDEX} raises {error_line(error)} instead of a UserError") from error
+    placed = other.place(torch.ones(3))
+    (got,) = Device(other).read(placed)
+    require(is_on(placed, other) and torch.equal(got, torch.ones(3)), f"number {NO_INDEX} opens, and isn't there")
+    return Passed(detail="every number is a device")
+
+
+def refuses_options(device: Device) -> Passed:
+    options = type(device.backend).Options
+    if options is None:
+        raise UnsupportedError("the backend takes no options")
+    try:
+        options.model_validate({"no_such_option": 1})
+    except ValidationError:
+        return Passed()
+    raise ViolationError("Options accepts the unknown key no_such_option; set extra='forbid'")
+
+
+def refuses_states(device: Device) -> Passed:
+    saved = device.backend.rng_state()
+    for name in saved:
+        rest = {other: state for other, state in saved.items() if other != name}
+        _require_refusal(f"a state without {name!r}", lambda: device.backend.set_rng_state(rest))  # noqa: B023 (called at once)
+    return Passed()

@@ -1,0 +1,223 @@
+"""Runs the checks of one backend: each in a process that is replaced if a check ends it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import UserError
+from ..albert_core.runs.files import write_json
+from ..backends import BackendUnavailableError
+from ..benchmarks.harness.environment import versions
+from ..benchmarks.outcome.conformance import CONFORMANCE, CheckResult, Conformance, Judged, Support
+from ..kernels.names import check_name, meant
+from .messages import SUPPORT, Described, Opening
+from .process import COMMAND, LostError, Worker
+
+if TYPE_CHECKING:
+    from .case import Case, Mode
+
+MODES: tuple[Mode, ...] = ("test", "grad", "perf")
+# What runs if no mode is given: all that can pass or fail.
+JUDGING: tuple[Mode, ...] = ("test", "grad")
+# Importing torch takes half a minute on a busy disk, and opening an accelerator as long again.
+OPEN_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """The backend under test.
+
+    Attributes:
+        backend: Its resolved name.
+        options: `backend_options` of a configuration.
+        seed: Of the values that it is tested with.
+        time_limit: Seconds for each check, instead of the check's own limit.
+    """
+
+    backend: str
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    time_limit: float | None = None
+
+
+def choose(cases: Sequence[Case], mode: str | None, only: str | None) -> list[Case]:
+    """The cases of a mode (None: all that judge) with names that contain the pattern `only`.
+
+    Raises:
+        UserError: There is no such mode, or no such case.
+    """
+    if mode is not None:
+        check_name("--mode", mode, MODES)
+    modes = JUDGING if mode is None else (mode,)
+    found = [case for case in cases if case.mode in modes and fnmatchcase(case.name, f"*{only or ''}*")]
+    if not found:
+        subjects = list(dict.fromkeys(case.subject for case in cases if case.mode in modes))
+        wanted = "" if only is None else f"--only {only!r} matches no check"
+        raise UserError(f"{wanted or 'there is no check'} of mode {' or '.join(modes)}; {_hint(only, subjects)}")
+    return found
+
+
+def _hint(only: str | None, subjects: Sequence[str]) -> str:
+    return f"{meant(only or '', subjects)}there are checks of {', '.join(subjects) or 'other modes'}"
+
+
+class Suite:
+    """An open backend. As a context manager, it ends the process.
+
+    Attributes:
+        support: What the backend says of itself; None if it can't, and `problem` says why.
+        not_opened: How opening it failed, if it did. Then no check can run.
+    """
+
+    def __init__(self, target: Target, command: Sequence[str] = COMMAND) -> None:
+        self.target = target
+        self.support: Support | None = None
+        self.problem = ""
+        self.not_opened: Judged | None = None
+        self._command = command
+        self._worker: Worker | None = None
+        self._has_opened = False
+
+    def __enter__(self) -> Suite:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def open(self) -> Worker | None:
+        """Starts a process if there is none, and opens the backend in it. Returns None if that failed.
+
+        Raises:
+            UserError: The backend can't run here, or the user asked for what doesn't exist.
+        """
+        if self._worker is not None or self.not_opened is not None:
+            return self._worker
+        target = self.target
+        self._worker = Worker(target.backend, target.options, target.seed, self._command).__enter__()
+        try:
+            opening = self._worker.hear(Opening, OPEN_SECONDS)
+        except LostError as error:
+            self._fail(Judged(status=error.status, detail=f"while it opened the backend, the process {error}"))
+            return None
+        if opening.status == "open":
+            self._has_opened = True
+            if self.support is None and not self.problem:
+                self._ask_support()
+            return self._worker
+        if not self._has_opened and opening.status == "absent":
+            raise BackendUnavailableError.of(target.backend, opening.reason, opening.fix)
+        if not self._has_opened and opening.status == "refused":
+            raise UserError(opening.reason)
+        self._fail(Judged(status="FAIL", detail=f"the backend can't be opened: {opening.reason}"))
+        return None
+
+    def _fail(self, found: Judged) -> None:
+        self.not_opened = found
+        self._end()
+
+    def _ask_support(self) -> None:
+        assert self._worker is not None, "it was opened"
+        try:
+            described = self._worker.ask(SUPPORT, Described, OPEN_SECONDS)
+        except LostError as error:
+            self.problem = f"the process {error}"
+            self._end()
+            self.open()
+        else:
+            self.support, self.problem = described.support, described.problem
+
+    def run(self, case: Case) -> CheckResult:
+        """Runs one check. If the process doesn't survive it, that is its result.
+
+        Raises:
+            UserError: As `open`.
+        """
+        worker = self.open()
+        start = time.perf_counter_ns()
+        if worker is None:
+            assert self.not_opened is not None, "or else there is a process"
+            judged = self.not_opened
+        else:
+            try:
+                judged = worker.ask(case.name, Judged, self.target.time_limit or case.time_limit)
+            except LostError as error:
+                self._end()
+                judged = Judged(status=error.status, detail=f"the process {error}")
+        return CheckResult(
+            name=case.name,
+            group=case.group,
+            subject=case.subject,
+            dtype=case.dtype,
+            mode=case.mode,
+            status=judged.status,
+            share=judged.share,
+            detail=judged.detail,
+            clause=case.clause,
+            seconds=(time.perf_counter_ns() - start) / 1e9,
+        )
+
+    def result(
+        self, checks: Sequence[CheckResult], status: Literal["complete", "interrupted", "not opened"]
+    ) -> Conformance:
+        """The result of a run with these `checks` so far."""
+        return Conformance(
+            schema=CONFORMANCE,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            status=status,
+            backend=self.target.backend,
+            options=self.target.options,
+            seed=self.target.seed,
+            versions=versions(),
+            support=self.support,
+            checks=list(checks),
+        )
+
+    def _end(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.__exit__(None, None, None)
+
+
+def run_checks(
+    target: Target,
+    cases: Sequence[Case],
+    *,
+    found: Callable[[CheckResult], object] = lambda _: None,
+    path: Path | None = None,
+    command: Sequence[str] = COMMAND,
+) -> Conformance:
+    """Runs `cases` in their order. Ctrl-C ends the run and keeps what it has found.
+
+    Args:
+        found: Called with each result, once it is written.
+        path: A JSON file that gets the results so far after each check.
+        command: Starts a worker.
+
+    Raises:
+        UserError: The backend can't run here, or the user asked for what doesn't exist.
+    """
+    checks: list[CheckResult] = []
+    with Suite(target, command) as suite:
+        result = suite.result(checks, "interrupted")
+        with suppress(KeyboardInterrupt):
+            for number, case in enumerate(cases, start=1):
+                check = suite.run(case)
+                checks.append(check)
+                if suite.not_opened is not None:
+                    result = suite.result(checks, "not opened")
+                else:
+                    result = suite.result(checks, "complete" if number == len(cases) else "interrupted")
+                if path is not None:
+                    write_json(path, result.document())
+                found(check)
+                if suite.not_opened is not None:
+                    break
+    return result

@@ -1,0 +1,129 @@
+"""A process that opens one backend and runs checks on it: ``python -m isotrain.conformance.worker``.
+
+It reads a specification from stdin, then requests from a pipe, one a line. It answers each with a line of JSON on
+another pipe. What the backend prints doesn't get between them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import math
+import os
+import sys
+import traceback
+from typing import Any, Literal, TextIO
+
+import torch
+
+from .. import UserError
+from ..albert_core.processes.parent import end_with_parent
+from ..albert_core.terminal.text import error_line, shorten
+from ..backends import DTYPES, backend_class, get_backend
+from ..benchmarks.harness.document import Device as DeviceInfo
+from ..benchmarks.harness.document import Part, Policy
+from ..benchmarks.outcome.conformance import Judged, Support
+from .case import Case, Device, UnsupportedError, ViolationError
+from .catalogue import cases
+from .messages import SUPPORT, Described, Opening, WorkerSpec
+
+LONGEST_DETAIL = 400
+
+
+def main() -> int:
+    """Answers requests until there are no more. Returns the exit code."""
+    end_with_parent()
+    # At its end, the interpreter looks for garbage in all that was imported; torch takes it a second.
+    atexit.register(gc.freeze)
+    spec = WorkerSpec.model_validate_json(sys.stdin.read())
+    for end in (spec.requests, spec.answers):
+        # Otherwise a child that outlives this process would keep the pipes open.
+        os.set_inheritable(end, False)
+    with os.fdopen(spec.requests) as requests, os.fdopen(spec.answers, "w") as answers:
+        opening, device = open_device(spec.backend, spec.options, spec.seed)
+        _say(answers, opening)
+        known = {case.name: case for case in cases()}
+        for line in requests if device is not None else ():
+            assert device is not None, "the loop runs only if it is open"
+            request = line.strip()
+            _say(answers, describe(device) if request == SUPPORT else judge(known[request], device))
+    return 0
+
+
+def _say(answers: TextIO, part: Part) -> None:
+    answers.write(part.model_dump_json(by_alias=True, exclude_unset=True) + "\n")
+    answers.flush()
+
+
+def open_device(name: str, options: dict[str, Any], seed: int) -> tuple[Opening, Device | None]:
+    """Opens a backend for its checks; the device is None unless the status is "open"."""
+    base, _, index = name.partition(":")
+    try:
+        kind = backend_class(base)
+    except UserError as error:
+        return Opening(status="refused", reason=str(error), fix="repair or uninstall the package"), None
+    try:
+        found = kind.probe()
+        if not found.ok:
+            return Opening(status="absent", reason=found.reason, fix=found.fix), None
+        device = Device(get_backend(name, options), seed)
+    except UserError as error:
+        if index or options:
+            return Opening(status="refused", reason=str(error)), None
+        return Opening(status="FAIL", reason=f"the probe says that it can run here, but {error_line(error)}"), None
+    except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
+        return Opening(status="FAIL", reason=_raised(error)), None
+    return Opening(status="open", reason=found.reason, fix=found.fix), device
+
+
+def describe(device: Device) -> Described:
+    """Asks the backend for its device, dtypes and kernels."""
+    backend = device.backend
+
+    def policy(dtype: str) -> Policy | str:
+        try:
+            return Policy.of(backend.cast_policy(dtype))
+        except UserError as error:
+            return str(error)
+
+    try:
+        support = Support(
+            device=DeviceInfo.of(backend.info()),
+            dtypes={dtype: policy(dtype) for dtype in DTYPES},
+            kernels={
+                name: f"available, {state.reason}" if state.ok else f"not here: {state.reason}"
+                for name, state in backend.kernels().items()
+            },
+        )
+    except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
+        return Described(support=None, problem=_raised(error))
+    return Described(support=support)
+
+
+def judge(case: Case, device: Device) -> Judged:
+    """Runs one check. It begins with the same random numbers, whatever ran before it."""
+    torch.manual_seed(device.seed)
+    try:
+        passed = case.run(device)
+    except ViolationError as error:
+        return _judged("FAIL", error.share, str(error))
+    except UnsupportedError as error:
+        return _judged("unsupported", None, str(error))
+    except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
+        return _judged("FAIL", None, _raised(error))
+    return _judged("pass", passed.share, passed.detail)
+
+
+def _judged(status: Literal["pass", "FAIL", "unsupported"], share: float | None, detail: str) -> Judged:
+    known = share is not None and math.isfinite(share)
+    return Judged(status=status, share=share if known else None, detail=shorten(detail, LONGEST_DETAIL))
+
+
+def _raised(error: Exception) -> str:
+    """An error that a backend shouldn't have raised, and the function that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"raised {error_line(error)} (in {frames[-1].name})" if frames else f"raised {error_line(error)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

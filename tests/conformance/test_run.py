@@ -1,0 +1,382 @@
+"""A run of checks: whatever a backend does to its process is one row, and the next check runs in a new process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isotrain import UserError
+from isotrain.albert_core.runs import files
+from isotrain.backends import BackendUnavailableError
+from isotrain.benchmarks.outcome.conformance import Conformance
+from isotrain.conformance import table
+from isotrain.conformance.case import Case, Device, Passed
+from isotrain.conformance.messages import Opening
+from isotrain.conformance.process import LostError, Worker
+from isotrain.conformance.run import Suite, Target, choose, run_checks
+from support.command import Invoke, one_line_error
+
+# A worker without torch that does what the names of its checks say.
+FAKE = """
+import json, os, signal, sys, time
+spec = json.loads(sys.stdin.read())
+def say(line): os.write(spec["answers"], line.encode() + b"\\n")
+say(json.dumps(OPENING))
+for line in os.fdopen(spec["requests"]):
+    name = line.strip()
+    if name == "support":
+        say(json.dumps({"support": None, "problem": "it doesn't say"}))
+        continue
+    what = name.split("/")[1]
+    if what == "segfaults":
+        print("the driver is on fire", flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "leaves": os._exit(0)
+    if what == "is-killed": os.kill(os.getpid(), signal.SIGKILL)
+    if what == "hangs":
+        print("waiting for the card", flush=True)
+        time.sleep(600)
+    if what == "garbles": os.write(spec["answers"], b"\\xff{]\\n")
+    if what == "chatters": os.write(1, b"chatter" * 100)
+    if what == "closes":
+        os.close(spec["answers"])
+        time.sleep(600)
+    if what == "long": say(json.dumps({"status": "pass", "detail": "x" * 300000}))
+    say(json.dumps({"status": "pass", "share": 0.25, "detail": f"in process {os.getpid()}"}))
+"""
+
+
+def fake(opening: dict[str, str] | None = None) -> tuple[str, ...]:
+    """The command of the fake worker; it says first how the backend was opened."""
+    said = repr(opening or {"status": "open", "reason": "a fake"})
+    return sys.executable, "-S", "-c", FAKE.replace("OPENING", said)
+
+
+def nothing(device: Device) -> Passed:
+    return Passed()
+
+
+def check(subject: str, **changes: object) -> Case:
+    return Case("device", subject, f"A device {subject}.", nothing, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("subject", "status", "detail"),
+    [
+        ("segfaults", "crash", "the process was killed by signal 11: the driver is on fire"),
+        ("leaves", "crash", "the process ended with exit code 0"),
+        ("is-killed", "crash", "the process was killed by signal 9"),
+        ("hangs", "hang", "the process took longer than 0.5 s: waiting for the card"),
+        ("garbles", "crash", "the process answered with what is no result: '�{]'"),
+        ("chatters", "pass", "in process"),
+        ("long", "pass", "xxx"),
+    ],
+)
+def test_what_happens_to_a_process_is_that_checks_row(subject: str, status: str, detail: str) -> None:
+    cases = [check("first"), check(subject, time_limit=0.5 if status == "hang" else 60.0), check("last")]
+    first, found, last = run_checks(Target("cpu"), cases, command=fake()).checks
+    assert (found.status, found.clause) == (status, f"A device {subject}.")
+    assert found.detail.startswith(detail)
+    assert first.status == last.status == "pass"
+    same = first.detail == last.detail
+    assert same == (status == "pass"), "the next check has a new process where this one is lost, and only there"
+
+
+def test_a_closed_pipe_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isotrain.conformance.process.GRACE_SECONDS", 0.2)
+    result = run_checks(Target("cpu"), [check("closes"), check("last")], command=fake())
+    found, last = result.checks
+    assert (found.status, found.detail) == ("crash", "the process closed its pipe")
+    assert last.status == "pass"
+
+
+def test_a_limit_of_the_user_replaces_that_of_the_check() -> None:
+    start = time.monotonic()
+    (found,) = run_checks(Target("cpu", time_limit=0.3), [check("hangs")], command=fake()).checks
+    assert found.detail.startswith("the process took longer than 0.3 s")
+    assert time.monotonic() - start < 50
+
+
+@pytest.mark.parametrize(
+    ("opening", "kind", "said"),
+    [
+        ({"status": "absent", "reason": "no card", "fix": "plug one in"}, BackendUnavailableError, "no card; plug one"),
+        ({"status": "refused", "reason": "backend 'cpu:9': a host is one device"}, UserError, "a host is one device"),
+    ],
+)
+def test_what_cant_be_opened_here_is_an_error_of_the_input(
+    opening: dict[str, str], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        run_checks(Target("cpu"), [check("first")], command=fake(opening))
+
+
+def test_a_backend_that_breaks_its_word_is_one_row() -> None:
+    opening = {"status": "FAIL", "reason": "raised OSError: no answer (in open)"}
+    result = run_checks(Target("cpu"), [check("first"), check("last")], command=fake(opening))
+    assert result.status == "not opened"
+    (found,) = result.checks
+    assert (found.status, found.detail) == ("FAIL", "the backend can't be opened: raised OSError: no answer (in open)")
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "detail"),
+    [
+        ("import os; os._exit(3)", "crash", "while it opened the backend, the process ended with exit code 3"),
+        ("import time; time.sleep(600)", "hang", "while it opened the backend, the process took longer than 0.3 s"),
+        (
+            "print('no such module')",
+            "crash",
+            "while it opened the backend, the process ended with exit code 0: no such",
+        ),
+    ],
+)
+def test_a_process_that_is_lost_while_it_opens_is_one_row(
+    program: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isotrain.conformance.run.OPEN_SECONDS", 0.3 if status == "hang" else 60.0)
+    result = run_checks(Target("cpu"), [check("first"), check("last")], command=(sys.executable, "-S", "-c", program))
+    (found,) = result.checks
+    assert (result.status, found.status) == ("not opened", status)
+    assert found.detail.startswith(detail)
+
+
+def test_results_are_written_as_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    seen: list[tuple[str, int]] = []
+
+    def look(_: object) -> None:
+        document = json.loads(path.read_text())
+        seen.append((document["status"], len(document["checks"])))
+
+    run_checks(Target("cpu"), [check("a"), check("b"), check("c")], found=look, path=path, command=fake())
+    assert seen == [("interrupted", 1), ("interrupted", 2), ("complete", 3)]
+    whole = table.load_conformance(path)
+    assert (whole.status, [one.name for one in whole.checks]) == ("complete", ["device/a", "device/b", "device/c"])
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_an_interruption_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    ask = Worker.ask
+
+    def interrupted(worker: Worker, request: str, *rest: Any) -> Any:
+        if "interrupts" in request:
+            raise KeyboardInterrupt
+        return ask(worker, request, *rest)
+
+    monkeypatch.setattr(Worker, "ask", interrupted)
+    result = run_checks(Target("cpu"), [check("a"), check("interrupts"), check("b")], path=path, command=fake())
+    assert (result.status, [one.name for one in result.checks]) == ("interrupted", ["device/a"])
+    assert table.load_conformance(path) == result
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    with Worker("cpu", {}, 0, fake()) as worker:
+        worker.hear(Opening, 60.0)
+        process = worker._process
+    assert process.poll() is not None
+
+
+def test_a_lost_worker_says_how() -> None:
+    with Worker("cpu", {}, 0, (sys.executable, "-S", "-c", "raise SystemExit(7)")) as worker:
+        with pytest.raises(LostError, match="ended with exit code 7"):
+            worker.hear(Opening, 60.0)
+        with pytest.raises(LostError, match="ended with exit code 7"):
+            worker.ask("support", Opening, 60.0)
+
+
+CASES = [
+    check("place-bits"),
+    check("linear", dtype="float32"),
+    check("linear", dtype="float32", mode="grad"),
+    check("linear", dtype="float32", mode="perf"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "only", "names"),
+    [
+        (None, None, ["device/place-bits", "device/linear/float32", "device/linear/float32/grad"]),
+        ("grad", None, ["device/linear/float32/grad"]),
+        ("perf", "linear", ["device/linear/float32/perf"]),
+        (None, "place", ["device/place-bits"]),
+        (None, "lin*grad", ["device/linear/float32/grad"]),
+        ("test", "device/*/float32", ["device/linear/float32"]),
+    ],
+)
+def test_checks_are_chosen_by_mode_and_name(mode: str | None, only: str | None, names: list[str]) -> None:
+    assert [case.name for case in choose(CASES, mode, only)] == names
+
+
+@pytest.mark.parametrize(
+    ("mode", "only", "said"),
+    [
+        ("tset", None, "--mode 'tset' does not exist; did you mean test?"),
+        (None, "liner", "--only 'liner' matches no check of mode test or grad; did you mean linear?"),
+        ("perf", "place", "--only 'place' matches no check of mode perf; there are checks of linear"),
+    ],
+)
+def test_a_choice_of_nothing_says_what_there_is(mode: str | None, only: str | None, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        choose(CASES, mode, only)
+    assert str(caught.value).startswith(said)
+
+
+def result_of(*subjects: str, backend: str = "cpu") -> Conformance:
+    with Suite(Target(backend), fake()) as suite:
+        return suite.result([suite.run(check(subject, dtype="float32")) for subject in subjects], "complete")
+
+
+def words(blocks: list[table.Block]) -> str:
+    return "\n".join(str(getattr(block, "rows", getattr(block, "text", ""))) for block in blocks)
+
+
+def test_a_table_says_what_each_check_found() -> None:
+    shown = words(table.result_blocks(result_of("linear", "leaves")))
+    assert "('device/linear', 'float32', 'pass 25%')" in shown
+    assert "('device/leaves', 'float32', 'crash')" in shown
+    assert "device/leaves/float32: A device leaves." in shown
+    assert "2 checks in " in shown
+    assert "1 pass, 1 fail, 0 unsupported" in shown
+
+
+def test_two_results_are_compared_check_by_check() -> None:
+    before, after = result_of("linear", "gelu", "leaves"), result_of("linear", "leaves", "tanh", backend="npu")
+    shown = words(table.comparison_blocks(before, after))
+    assert "('device/gelu/float32', 'pass 25%', 'not run')" in shown
+    assert "('device/tanh/float32', 'not run', 'pass 25%')" in shown
+    assert "linear" not in shown
+    assert "leaves" not in shown
+    assert words(table.comparison_blocks(before, before)) == "the same in all 3 checks"
+
+
+@pytest.mark.parametrize(
+    ("changed", "differs"), [({}, False), ({"share": 0.6}, True), ({"share": 0.4}, False), ({"status": "FAIL"}, True)]
+)
+def test_a_share_differs_if_it_is_twice_as_large(changed: dict[str, object], differs: bool) -> None:
+    before = result_of("linear")
+    after = before.model_copy(update={"checks": [before.checks[0].model_copy(update=changed)]})
+    assert words(table.comparison_blocks(before, after)).startswith("the same") != differs
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"schema": "isotrain.bench/2"}, "its schema is 'isotrain.bench/2' instead of isotrain.conformance/1"),
+        ({"schema": "isotrain.conformance/1"}, "it lacks created, status"),
+    ],
+)
+def test_another_file_is_no_result(tmp_path: Path, content: dict[str, str], said: str) -> None:
+    path = tmp_path / "other.json"
+    files.write_json(path, content)
+    with pytest.raises(UserError, match=said):
+        table.load_conformance(path)
+
+
+# A package whose backend does something else in each member.
+PACKAGE = """
+import os, time
+from isotrain.backends.cpu import CpuBackend
+from isotrain.backends import BackendUnavailableError, MemoryUse
+
+class Wild(CpuBackend):
+    name = "wild"
+    def memory(self): os._exit(3)
+    def energy(self): time.sleep(600)
+    def scalar(self, value): raise KeyError("value")
+    def on_host(self, module): return module
+
+class Liar(CpuBackend):
+    name = "liar"
+    def __init__(self, index=None): raise BackendUnavailableError("the card doesn't answer; restart it")
+"""
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package, installed for every process that is started, and for this one."""
+    folder = tmp_path / "site"
+    described = folder / "wild-1.0.dist-info"
+    described.mkdir(parents=True)
+    (folder / "wild_backends.py").write_text(PACKAGE)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: wild\nVersion: 1.0\n")
+    points = "wild = wild_backends:Wild\nliar = wild_backends:Liar\n"
+    (described / "entry_points.txt").write_text(f"[isotrain.backends]\n{points}")
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("packaged")
+def test_a_wild_backend_is_a_table_of_findings(invoke: Invoke, tmp_path: Path) -> None:
+    chosen = "device/[meso][enc][mea-]*"
+    code, out, err = invoke(
+        "conformance", "--backend", "wild", "--only", chosen, "--json", tmp_path / "a.json", "--time-limit", "5"
+    )
+    assert code == 1, (out, err)
+    result = table.load_conformance(tmp_path / "a.json")
+    found = {one.subject: (one.status, one.detail) for one in result.checks}
+    assert set(found) == {"on-host", "memory", "energy", "scalar"}
+    assert found["memory"] == ("crash", "the process ended with exit code 3")
+    assert found["energy"] == ("hang", "the process took longer than 5 s")
+    assert found["scalar"] == ("FAIL", "raised KeyError: 'value' (in scalar)")
+    assert found["on-host"] == ("FAIL", "on_host returns the module itself")
+    for name in found:
+        assert f"device/{name}: " in err
+        assert f"device/{name}: " in out
+    code, out, _ = invoke("conformance", "--backend", "liar", "--only", "place", "--against", tmp_path / "a.json")
+    assert code == 1
+    assert "the probe says that it can run here, but the card doesn't answer" in out
+    assert "different from before" in out
+
+
+def test_wrong_input_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
+    one_line_error(invoke("conformance", "--backend", "cud"), "--backend 'cud' does not exist", "did you mean cuda?")
+    one_line_error(invoke("conformance", "--backend", "cpu", "--only", "liner"), "matches no check")
+    one_line_error(invoke("conformance", "--backend", "cpu", "--mode", "fast"), "--mode 'fast' does not exist")
+    one_line_error(invoke("conformance", "--backend", "cpu", "--set", "seed=3"), "only a backend's own options")
+    (tmp_path / "file").touch()
+    one_line_error(invoke("conformance", "--backend", "cpu", "--json", tmp_path / "file" / "c.json"), "is a file, not")
+    one_line_error(invoke("conformance", "--backend", "cpu", "--against", tmp_path / "none.json"), "none.json")
+    one_line_error(invoke("conformance"), "--backend")
+
+
+@pytest.mark.slow
+def test_pytest_runs_the_same_checks(tmp_path: Path) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        plugin = ["-p", "isotrain.conformance.plugin", "--pyargs", "isotrain.conformance", "-p", "no:cacheprovider"]
+        environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *plugin, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    done = run("--backend", "tt-emulated", "--set", "tt.math_fidelity=lofi", "--only", "device/unknown", "-v")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_conformance[device/unknown-dtype] PASSED" in done.stdout
+    assert "4 passed" in done.stdout
+    done = run("--only", "device/unknown")
+    assert done.returncode == 2
+    assert "no backend is given; add --backend NAME" in done.stdout
+
+
+def test_the_plugin_adds_no_options_to_other_sessions() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "isotrain.conformance.plugin", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+    assert "--time-limit" not in done.stdout
