@@ -7,6 +7,7 @@ touches one file, or an installed package with an entry point in the group ``iso
 from __future__ import annotations
 
 import copy
+import platform
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,9 +88,11 @@ class Backend(ABC):
     def device(self) -> torch.device:
         """The torch device that tensors are placed on."""
 
-    @abstractmethod
     def info(self) -> DeviceInfo:
         """The device's name, memory, peaks and versions."""
+        name = f"{self.name} device {self.index or 0}"
+        emulated = self.traits.emulated
+        return DeviceInfo(self.name, str(self.device), name, versions=versions(), emulated=emulated)
 
     @abstractmethod
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
@@ -245,9 +248,12 @@ class Backend(ABC):
         del parameters, optimizer
         return None
 
-    @abstractmethod
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters unchanged."""
+        import torch
+
+        compute = getattr(torch, policy.compute)
+        return torch.autocast(self.device.type, dtype=compute, enabled=policy.compute != policy.accumulate)
 
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
         """Scales the loss so that gradients in the policy's compute dtype don't underflow; None if it isn't needed.
@@ -305,6 +311,13 @@ class Backend(ABC):
             **options,
         )
         return encoder if encoder.device == self.device else encoder.to(self.device)
+
+
+def versions() -> dict[str, str]:
+    """The versions of torch and Python, for results."""
+    import torch
+
+    return {"torch": torch.__version__, "python": platform.python_version()}
 
 
 def _torch_compilations() -> int:

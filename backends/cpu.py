@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
+from .base import versions
 from .host import processor
-from .host.memory import process_memory
 from .host.rapl import RaplCounters
-from .torch_device import TorchDevice, versions
+from .torch_device import TorchDevice
 from .traits import CPU
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, UnitRate, unsupported_dtype
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, UnitRate, unsupported_dtype
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -28,6 +28,7 @@ class CpuBackend(TorchDevice):
     """Host execution: eager, synchronous, always available."""
 
     name = "cpu"
+    torch_type = "cpu"
     traits = CPU
 
     def __init__(self, index: int | None = None, options: Any = None) -> None:
@@ -42,10 +43,6 @@ class CpuBackend(TorchDevice):
     @classmethod
     def probe(cls) -> Availability:
         return Availability(True, f"{processor.processor_name()}, {processor.usable_cores()} cores")
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
 
     def info(self) -> DeviceInfo:
         return DeviceInfo(
@@ -74,12 +71,6 @@ class CpuBackend(TorchDevice):
             )
             return CastPolicy(dtype, dtype, "float32", "float32", reason)
         raise unsupported_dtype(dtype, "cpu", "float32", "bfloat16", "float64")
-
-    def synchronize(self, *tensors: torch.Tensor) -> None:
-        """Does nothing: eager CPU operators return when their result is written."""
-
-    def memory(self) -> MemoryUse:
-        return process_memory()
 
     def energy(self) -> EnergyUse:
         return self._rapl.read()

@@ -5,32 +5,51 @@ A subclass of `TorchDevice` for another device (mps, xpu, a package's own) needs
 
 from __future__ import annotations
 
-import platform
-from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from .. import UserError
+from ..kernels.words import count
 from .base import Backend, Generator
-from .types import CastPolicy, DeviceInfo, MemoryUse
+from .host.memory import process_memory
+from .types import MemoryUse
 
 
 class TorchDevice(Backend):
     """A device of torch, by default of the type that the backend is named after."""
 
+    # The type of its torch devices, if that isn't its name.
+    torch_type: ClassVar[str] = ""
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        super().__init__(index, options)
+        there = self.device_count()
+        if index is not None and index >= there:
+            raise UserError(
+                f"backend '{self.name}:{index}': this machine has {count(there, f'{self.name.upper()} device')}; use "
+                f"{self.name}:0 to {self.name}:{there - 1}"
+            )
+
+    @classmethod
+    def device_count(cls) -> int:
+        """The number of these devices that this machine has."""
+        return int(torch.get_device_module(cls.torch_type or cls.name).device_count())
+
     @property
     def device(self) -> torch.device:
-        return torch.device(self.name, self.index or 0)
-
-    def info(self) -> DeviceInfo:
-        return DeviceInfo(self.name, str(self.device), f"{self.name} device {self.index or 0}", versions=versions())
+        kind = self.torch_type or self.name
+        return torch.device(kind) if kind == "cpu" else torch.device(kind, self.index or 0)
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
         del tensors  # The device's queue is in order, so when it is empty, every tensor is written.
-        torch.accelerator.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
 
     def memory(self) -> MemoryUse:
+        if self.device.type == "cpu":
+            return process_memory()
         return MemoryUse(
             torch.accelerator.memory_allocated(self.device),
             torch.accelerator.max_memory_allocated(self.device),
@@ -44,12 +63,3 @@ class TorchDevice(Backend):
         module = torch.get_device_module(device)
         own = partial(module.get_rng_state, device), partial(module.set_rng_state, device=device)
         return {**super().generators(), device.type: own}
-
-    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
-        compute = getattr(torch, policy.compute)
-        return torch.autocast(self.device.type, dtype=compute, enabled=policy.compute != policy.accumulate)
-
-
-def versions() -> dict[str, str]:
-    """The versions of torch and Python, for results."""
-    return {"torch": torch.__version__, "python": platform.python_version()}

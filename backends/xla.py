@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import UserError
 from ..kernels.install import install_hint
 from ..kernels.words import count
-from .base import Backend, Generator
+from .base import Backend, Generator, versions
 from .host import processor
 from .host.cache import cache_folder
 from .host.memory import process_memory
@@ -123,8 +123,6 @@ class XlaBackend(Backend):
         return ShapeGrid(HOST_BATCH_TOKENS if self.device_type == "CPU" else DEVICE_BATCH_TOKENS)
 
     def info(self) -> DeviceInfo:
-        from .torch_device import versions
-
         if self.device_type == "CPU":
             name, memory = f"{processor.processor_name()} (XLA)", processor.memory_bytes()
             units = processor.usable_cores()

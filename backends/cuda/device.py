@@ -55,12 +55,6 @@ class CudaBackend(TorchDevice):
     traits = CUDA
 
     def __init__(self, index: int | None = None) -> None:
-        there = torch.cuda.device_count()
-        if index is not None and index >= there:
-            raise UserError(
-                f"backend 'cuda:{index}': this machine has {count(there, 'CUDA device')}; use cuda:0 to "
-                f"cuda:{there - 1}"
-            )
         super().__init__(index)
         self._captures: list[GraphCapture] = []
         torch.cuda.set_device(index or 0)
