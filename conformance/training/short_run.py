@@ -16,7 +16,8 @@ from torch import nn
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import CachedFeatures, InputSource, TokenBatches
 from ...albert_core.loop.loss_scale import loss_scale
-from ...albert_core.loop.optim import build_optimizer, learning_rate_at, load_optimizer_state, optimizer_state
+from ...albert_core.loop.optim import build_optimizer, load_optimizer_state, optimizer_state
+from ...albert_core.loop.schedule import Schedule
 from ...albert_core.loop.step import step_function
 from ...albert_core.model.adapters import add_adapters
 from ...albert_core.model.encoder import random_module
@@ -111,7 +112,8 @@ class ShortRun:
     def __init__(self, made: Recipe, backend: Backend, policy: CastPolicy, layout: str = "bucketed") -> None:
         config = made.config
         policy = backend.whole_model_policy(policy) if made.kind else policy
-        self.config, self.backend, self.total_steps, self.done = config, backend, 40, 0
+        self.config, self.backend, self.done = config, backend, 0
+        self.schedule = Schedule(config, total_steps=40)
         generator = torch.Generator().manual_seed(config.seed)
         store = random_texts(_lengths(made.texts), generator, labels=LABELS, pairs=True)
         features = torch.randn(made.texts, WIDTH, generator=generator)
@@ -162,7 +164,7 @@ class ShortRun:
         return np.array([float(part.cpu()[0]) / size for part, size in zip(sums, samples, strict=True)])
 
     def _step(self, window: Window) -> torch.Tensor:
-        self.backend.set_learning_rate(self.optimizer, learning_rate_at(self.done, self.total_steps, self.config))
+        self.backend.set_learning_rate(self.optimizer, self.schedule.at(self.done))
         batches = (self.source.batch(*part) for part in window.micro_batches)
         sums = self.step(window.num_samples, *chain.from_iterable(batches))
         # A later step may write its result where this one is.
