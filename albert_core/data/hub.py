@@ -150,7 +150,7 @@ def hub_table(origin: str, split: Any, columns: list[str]) -> Table:
     missing = [name for name in columns if name not in split.column_names]
     if missing:
         raise UserError(f"{origin} lacks the columns {shown(missing)}, it has {shown(split.column_names)}")
-    cells = [list(split[name]) for name in columns]
+    cells = [split[name][:] for name in columns]
     rows = [list(row) for row in zip(*cells, strict=True)]
     # A list's feature is that of its items.
     kinds = {name: getattr(split.features[name], "feature", split.features[name]) for name in columns}

@@ -112,6 +112,25 @@ def test_names_of_classes_come_with_the_columns(tmp_path: Path) -> None:
         assert (found.label_names, sorted(found.train.labels)) == (["no", "a", "yes"], [0, 2])
 
 
+@pytest.mark.parametrize("kind", TYPED)
+@pytest.mark.parametrize(
+    ("labels", "names", "ids"),
+    [
+        ((1.0, 0.0, 1.0, 0.0), ["0", "1"], [1, 0]),
+        ((-1, 1, -1, 1), ["-1", "1"], [0, 1]),
+        ((True, False, True, False), ["false", "true"], [1, 0]),
+        ((7, 10**17, 7, 10**17), ["7", f"{10**17}"], [0, 1]),
+    ],
+    ids=str,
+)
+def test_typed_labels_are_classes(tmp_path: Path, kind: str, labels: Any, names: list[str], ids: list[int]) -> None:
+    rows = [{"text": f"{number}", "label": label} for number, label in enumerate(labels)]
+    for split in ("train", "test"):
+        write_rows(kind, tmp_path, rows, split)
+    found = load_dataset(str(tmp_path))
+    assert (found.label_names, found.train.labels) == (names, ids * 2)
+
+
 @pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"info": {"features": 3}}', b"\xff", b"[" * 100_000])
 def test_damaged_names_of_classes_are_none(tmp_path: Path, metadata: bytes) -> None:
     rows = pyarrow.table({"text": list("abcd"), "label": [1, 0] * 2}).replace_schema_metadata({"huggingface": metadata})
@@ -294,19 +313,22 @@ def test_a_parquet_does_not_unpack_without_a_limit(
     assert peak_of(path, "unpacks to more than") < 1e7
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind.endswith((".gz", "parquet"))])
+@pytest.mark.parametrize("kind", [kind for kind in (*FORMATS, "saved") if kind.endswith((".gz", "parquet", "saved"))])
 def test_any_changed_byte_is_read_or_refused(tmp_path: Path, kind: str) -> None:
-    path = write_rows(kind, tmp_path, ROWS)
-    intact = path.read_bytes()
+    data = saved(tmp_path / "data", ROWS) if kind == "saved" else write_rows(kind, tmp_path, ROWS)
+    file = next(data.glob("*.arrow"), data)
+    intact = file.read_bytes()
     chance = random.Random(5)
     messages: list[str] = []
-    for _ in range(150):
+    for _ in range(100):
         changed = bytearray(intact)
         for _ in range(chance.choice((1, 1, 4))):
             changed[chance.randrange(len(changed))] = chance.randrange(256)
-        path.write_bytes(changed)
+        # Its memory may be mapped still.
+        file.unlink()
+        file.write_bytes(changed)
         try:
-            load_dataset(str(path), test_fraction=0.5)
+            load_dataset(str(data), test_fraction=0.5)
         except UserError as error:
             messages.append(str(error))
     assert len(messages) > 20
