@@ -20,6 +20,9 @@ LARGEST_FACTOR = 1e30
 # What spreadsheets and data frames write for a missing value.
 MISSING_MARKERS = ("NA", "N/A", "#N/A", "<NA>", "NaN", "-NaN", "null", "None")
 
+# What tt-blacksmith's experiments call the ways to train.
+TrainingType = Literal["lora", "adapters", "full"]
+
 
 class Keys(BaseModel):
     """Flat keys. The first 41 are those of tt-blacksmith's Banking77 baseline, under its names."""
@@ -142,8 +145,15 @@ class Keys(BaseModel):
 
     # Later keys of the tt-blacksmith baseline
     val_steps_freq: int | None = Field(None, ge=1, le=MOST, description="also evaluate every so many optimizer steps")
-    mesh_shape: list[int] | None = Field(None, description="device mesh; only null (one device) in this version")
-    mesh_axis_names: list[str] | None = Field(None, description="names of the mesh's axes; only null in this version")
+    training_type: TrainingType | None = Field(
+        None,
+        description="adapters: the head alone is trained; full: the same as freeze_encoder: false; lora: the head "
+        "alone unless lora.rank is set, since the baseline doesn't read this key",
+    )
+    training_model_type: TrainingType | None = Field(None, description="the later name of training_type")
+    parallelism_strategy: Literal["single"] = Field("single", description="one device; for several, use torchrun")
+    mesh_shape: list[int] | None = Field(None, description="device mesh; only null or [1, 1], one device")
+    mesh_axis_names: list[str] | None = Field(None, description="names of the axes of mesh_shape")
 
     # isotrain's own
     backend: str | None = Field(
@@ -247,6 +257,12 @@ class Keys(BaseModel):
         "is the device's choice",
     )
     strict_dtype: bool = Field(False, description="compute in dtype even where the device only emulates it")
+    head: Literal["mlp", "pooler_linear"] = Field(
+        "mlp",
+        description="head on [CLS]: mlp (Linear, GELU, Linear), or pooler_linear (transformers' own: the pretrained "
+        "pooler, tanh, Linear)",
+    )
+    head_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the last layer of a head on [CLS]")
     head_dtype: str = Field("float32", description="dtype of the head, its loss and the optimizer's state")
     eval_batch_size: int = Field(256, ge=1, le=LARGEST, description="texts a batch in evaluation and prediction")
     eval_on_start: bool = Field(False, description="also evaluate before the first step; it never counts as best")

@@ -20,6 +20,7 @@ from ..terminal.invocation import command
 from ..terminal.text import SHORT, quoted
 from .parsing import Raw, Scalar, is_unicode, read_yaml
 from .schema import TrainConfig
+from .training_type import follow_training_type
 from .typed_values import mapping, typed
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -89,6 +90,7 @@ def load_config(
                 # A backend on the command line overrides the file's use_tt, or the other name for it in the file.
                 values.pop("use_tt", None)
                 sources.pop("use_tt", None)
+    follow_training_type(values, sources)
     for key in values:
         section = TrainConfig.section(key)
         if section is not None:
@@ -171,14 +173,16 @@ def _unknown(key: str, place: str) -> str:
     section = TrainConfig.section(name)
     inner = [f"{name}.{field}" for name, section in TrainConfig.sections().items() for field in section.model_fields]
     outer = TrainConfig.flat_keys() if section is None else ()
-    near = difflib.get_close_matches(key[:SHORT], [*outer, *inner], n=1, cutoff=0.5)
-    hints = [f"did you mean {near[0]!r}?"] if near else []
+    nearest = difflib.get_close_matches(key[:SHORT], [*outer, *inner], n=1, cutoff=0.2)
+    near = difflib.get_close_matches(key[:SHORT], nearest, cutoff=0.5)
+    hints = [f"did you mean {name!r}?" for name in near]
     if section is not None:
         hints.append(f"allowed in {name} are {', '.join(section.model_fields)}")
     elif name in list_backends():
         own = options_section(name)
         hints = [f"backend {name} takes {f'those of {own}, as {own}.KEY' if own else 'no options'}"]
     elif not near:
+        hints += [f"the nearest is {name!r};" for name in nearest]
         hints.append(f"`{command('config', '--keys')}` lists them all")
     return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .keys import Keys
 from .label_rules import check_rule
 from .lora import LoraOptions
 from .schedule import ScheduleOptions
+from .training_type import check_training_type
 
 DTYPE_NAMES = {
     "float32": "float32",
@@ -187,10 +189,19 @@ class TrainConfig(Keys):
             raise ValueError("label_column and label_columns are both set; keep one of them")
         if len(set(self.label_columns)) < len(self.label_columns):
             raise ValueError("label_columns names a column twice; name each once")
+        check_training_type(self)
         if self.use_tt and self.backend is not None and backend_traits(self.backend).section != "tt":
             raise ValueError(f"use_tt: true and backend: {self.backend} contradict each other; keep one of them")
-        if self.mesh_shape is not None or self.mesh_axis_names is not None:
-            raise ValueError("mesh_shape and mesh_axis_names must be null: this version trains on one device")
+        if prod(self.mesh_shape or ()) != 1:
+            raise ValueError(
+                f"mesh_shape {self.mesh_shape} is a mesh of several devices, and a run trains on one device; write "
+                "null, and start several processes by torchrun"
+            )
+        if len(self.mesh_axis_names or ()) != len(self.mesh_shape or ()):
+            raise ValueError(
+                f"mesh_axis_names {self.mesh_axis_names} doesn't name each axis of mesh_shape {self.mesh_shape}; write "
+                "null for both"
+            )
         if self.layout == "packed" and self.kernel == "transformers" and self.freeze_encoder:
             raise ValueError(
                 "layout: packed with a frozen encoder needs a packed kernel; set kernel: auto, or layout: padded or "

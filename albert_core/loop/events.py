@@ -14,6 +14,7 @@ import torch
 
 from ... import RunError, UserError
 from ...kernels.words import count
+from ..config.training_type import training_type_note
 from ..output.progress import Reporter, fits_terminal
 from ..output.run_chart import write_charts
 from ..runs.files import write_json
@@ -210,6 +211,9 @@ def describe(job: Job, run: RunFolder) -> None:
     log.info("data %s: %s, %d outputs", job.dataset.name, ", ".join(splits), job.num_labels)
     for remark in job.dataset.remarks:
         log.info("%s", remark)
+    note = training_type_note(job.config)
+    if note:
+        log.info(note)
 
 
 def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:
