@@ -181,6 +181,11 @@ class TrainConfig(Keys):
             raise ValueError(
                 "lora.rank puts adapters into the encoder, and it is frozen; set freeze_encoder: false, or lora.rank: 0"
             )
+        if (self.head != "mlp" or self.head_dropout) and self.task.startswith("question_answering"):
+            raise ValueError(
+                f"head and head_dropout are for a head on [CLS], and that of task {self.task} is one linear layer on "
+                "every token; drop them"
+            )
         if self.label_rules and self.task != "classification":
             raise ValueError(f"label_rules make labels alike, and task {self.task} has none; drop label_rules")
         if self.label_columns and self.task not in ("multi_label_classification", "regression"):

@@ -172,6 +172,8 @@ def load_predictor(
     ]
     if config.lora.rank and identity.get("lora") != config.lora.model_dump(mode="json"):
         edited.append("lora")
+    if identity.get("head", "mlp") != config.head:
+        edited.append("head")
     if edited:
         raise UserError(f"{run.config} was edited: its {', '.join(edited)} are not those of the weights; put them back")
     tokenizer = load_tokenizer(str(run.tokenizer), config.model_name, texts=None, vocab_size=encoder.config.vocab_size)

@@ -15,6 +15,7 @@ from torch import nn
 from ... import UserError
 from ..config.schema import TrainConfig
 from ..features.compute import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
+from ..model.head import PoolerHead
 from ..model.whole import WholeModel, checkpoint_activations
 from ..output.progress import Reporter
 from ..output.tracking import Trackers
@@ -74,6 +75,8 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
     config, backend = job.config, job.backend
     scale = loss_scale(backend, job.policy, whole_model=not trains_on_features(config))
     head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
+    if isinstance(head, PoolerHead):
+        _begin_with_pooler(head, job)
     head = head.to(getattr(torch, config.head_dtype))
     model: nn.Module
     if trains_on_features(config):
@@ -133,6 +136,18 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         total_steps=total_steps,
         recorded=recorded,
     )
+
+
+def _begin_with_pooler(head: PoolerHead, job: Job) -> None:
+    """Gives the head the checkpoint's pretrained pooler, as AutoModelForSequenceClassification does."""
+    pooler, name = job.encoder.pooler, job.encoder.label
+    if pooler is None:
+        log.info("head: pooler_linear begins with a random pooler: %s has none", name)
+        return
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in pooler.parameters()):
+        raise UserError(f"model_name {name!r} has NaN or inf in its pooler; give an intact checkpoint, or head: mlp")
+    head.pooler.load_state_dict(pooler.state_dict())
+    log.info("head: pooler_linear begins with the pretrained pooler of %s", name)
 
 
 def check_storage(config: TrainConfig, resuming: bool) -> None:

@@ -107,6 +107,7 @@ class Job:
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             **{key: getattr(config, key) for key in self.task.own_keys},
             **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
+            **({"head": config.head} if config.head != "mlp" else {}),
         }
 
 

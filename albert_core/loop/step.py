@@ -91,12 +91,13 @@ def step_function(
     alone = ranks.size == 1
     on_features = not isinstance(model, WholeModel)
     if alone and on_features and config.fused_head and config.max_grad_norm is None and not watched:
-        fused = backend.head_step(list(model.parameters()), optimizer)
-        lacking = _not_fused(config, weighted=weigh is not None)
-        if fused is not None and not lacking:
-            return partial(_fused_step, fused)
-        if fused is not None:
-            log.info("the head is trained by autograd: its fused step has no %s", lacking)
+        reasons = _not_fused(config)
+        if reasons:
+            log.info("the head is trained by autograd: no fused step computes %s", " and ".join(reasons))
+        else:
+            fused = backend.head_step(list(model.parameters()), optimizer)
+            if fused is not None:
+                return partial(_fused_step, fused)
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
         sums = norm = None
@@ -138,11 +139,16 @@ def step_function(
     return step
 
 
-def _not_fused(config: TrainConfig, *, weighted: bool) -> str:
-    """What of a head's loss no fused step computes, or an empty string."""
-    if not TASKS[config.task].cross_entropy:
-        return f"loss of task {config.task}"
-    return "label smoothing and no class weights" if weighted or config.label_smoothing_factor else ""
+def _not_fused(config: TrainConfig) -> list[str]:
+    """What `config` asks for and no fused step of a head computes."""
+    asked = {
+        f"the loss of task {config.task}": not TASKS[config.task].cross_entropy,
+        "head": config.head != "mlp",
+        "head_dropout": config.head_dropout > 0,
+        "label_smoothing_factor": config.label_smoothing_factor > 0,
+        "class_weights": config.class_weights is not None,
+    }
+    return [what for what, wanted in asked.items() if wanted]
 
 
 def _fused_step(fused: HeadStep, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:

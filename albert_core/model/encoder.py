@@ -1,6 +1,6 @@
 """Encoders by name: a Hub id, a local folder, or an architecture with seeded random weights.
 
-Only ALBERT and BERT, without their poolers, because only ``last_hidden_state`` is read.
+Only ALBERT and BERT. Only their ``last_hidden_state`` is read, so the pooler is kept apart.
 """
 
 from __future__ import annotations
@@ -56,13 +56,17 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder in float32 on the host. `label` is its name in every table and log."""
+    """An encoder in float32 on the host. `label` is its name in every table and log.
+
+    `pooler` is the checkpoint's pretrained pooler, Linear(hidden_size, hidden_size), if it has one.
+    """
 
     name: str
     label: str
     random: bool
     config: Any
     _module: nn.Module
+    pooler: nn.Linear | None = None
 
     @cached_property
     def weights(self) -> EncoderWeights:
@@ -166,7 +170,8 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
     local = is_local(model_name)
     source = str(Path(model_name).expanduser()) if local else model_name
     label = f"model_name {quoted(model_name)}"
-    with quieted("huggingface_hub"), quiet_transformers():
+    # transformers draws a pooler that the checkpoint lacks from torch's own generator, which is left to dropout.
+    with quieted("huggingface_hub"), quiet_transformers(), torch.random.fork_rng(devices=()):
         here = local or hub_is_away()
         try:
             described = cached_file(source, "config.json", local_files_only=here)
@@ -184,7 +189,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             module, report = AutoModel.from_pretrained(
                 source,
                 config=config,
-                add_pooling_layer=False,
+                add_pooling_layer=True,
                 dtype=torch.float32,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -195,7 +200,11 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
             )
         except Exception as error:
             raise UserError(_cannot_load(model_name, local, error)) from error
-    missing = sorted(report["missing_keys"])
+    absent = sorted(report["missing_keys"])
+    missing = [name for name in absent if not name.startswith("pooler.")]
+    # In BERT it is a module of its own.
+    pooler = getattr(module.pooler, "dense", module.pooler) if absent == missing else None
+    module.pooler = None
     if missing:
         raise UserError(
             f"model_name {model_name!r} lacks {len(missing)} of the encoder's weights (first: {missing[0]}); "
@@ -204,7 +213,7 @@ def _pretrained_encoder(model_name: str) -> LoadedEncoder:
     for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"model_name {model_name!r} has NaN or inf in {name}; give an intact checkpoint")
-    return LoadedEncoder(model_name, model_name, False, config, module)
+    return LoadedEncoder(model_name, model_name, False, config, module, pooler)
 
 
 def _check_described(described: dict[str, Any], label: str) -> None:

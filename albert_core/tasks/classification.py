@@ -64,7 +64,7 @@ class Classification(TextTask):
             UserError: The data has more than `num_labels`, or the head is larger than the machine's memory.
         """
         found = len(dataset.label_names)
-        check_size(config.mlp_hidden_size, found if config.num_labels is None else config.num_labels)
+        check_size(config, found if config.num_labels is None else config.num_labels)
         if config.num_labels is None:
             return found
         if config.num_labels < found:

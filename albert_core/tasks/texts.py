@@ -20,7 +20,7 @@ from ..data.datasets import RawDataset, RawSplit, load_dataset
 from ..data.label_kinds import LabelKind
 from ..data.table_files import table_parts
 from ..data.tabular import Table
-from ..model.head import ClassificationHead
+from ..model.head import sequence_head
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, read_strings
 from ..tokens.store import Progress, TokenStore, build_token_store
@@ -98,7 +98,7 @@ class TextTask(Task):
         found = len(dataset.label_names)
         if config.num_labels not in (None, found):
             raise UserError(f"num_labels is {config.num_labels}, but {dataset.name} has {found}; drop num_labels")
-        check_size(config.mlp_hidden_size, found)
+        check_size(config, found)
         return found
 
     def tokenise(
@@ -107,8 +107,8 @@ class TextTask(Task):
         """One row per text, or per pair of texts with token types 0 and 1."""
         return build_token_store(split, tokenizer, config.max_length, use_cache=use_cache, progress=progress)
 
-    def head(self, hidden_size: int, outputs: int, config: TrainConfig) -> ClassificationHead:
-        return ClassificationHead(hidden_size, config.mlp_hidden_size, outputs, config.seed)
+    def head(self, hidden_size: int, outputs: int, config: TrainConfig) -> nn.Module:
+        return sequence_head(hidden_size, outputs, config)
 
     def apply_head(self, head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         del mask
@@ -185,13 +185,16 @@ def all_outputs(outputs: Outputs, rows: int) -> np.ndarray:
     return found
 
 
-def check_size(mlp_hidden_size: int, labels: int) -> None:
-    """Raises UserError if a head with so many outputs is larger than the machine's memory."""
+def check_size(config: TrainConfig, labels: int) -> None:
+    """Raises UserError if an MLP head with so many outputs is larger than the machine's memory."""
+    if config.head != "mlp":
+        return
     # Weights and gradients in float32. The host draws the weights whatever the device is.
-    needed = 2 * 4 * mlp_hidden_size * labels
+    width = config.mlp_hidden_size
+    needed = 2 * 4 * width * labels
     memory = memory_bytes()
     if needed > memory:
         raise UserError(
-            f"a head with mlp_hidden_size {mlp_hidden_size:,} and {labels:,} labels needs at least {needed / 1e9:,.0f} "
+            f"a head with mlp_hidden_size {width:,} and {labels:,} labels needs at least {needed / 1e9:,.0f} "
             f"GB, and this machine has {memory / 1e9:,.0f} GB; lower mlp_hidden_size or num_labels"
         )

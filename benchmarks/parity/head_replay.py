@@ -20,7 +20,7 @@ from ...albert_core.loop.events import TrainingError
 from ...albert_core.loop.job import Job, trains_on_features
 from ...albert_core.loop.train import train
 from ...albert_core.tokens.order import Window, epoch_order
-from .observe import Steps, probe
+from .observe import Steps, probe, without_dropout
 from .trace import HEAD_SERIES, Trace
 
 
@@ -58,6 +58,7 @@ class _Replay:
 
     def started(self, training: Training) -> None:
         job = training.job
+        without_dropout(training.model)
         features = self.reference.arrays["features"]
         epochs = -(-len(features) // job.train_tokens.num_texts)
         order = np.concatenate(

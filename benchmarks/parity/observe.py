@@ -159,6 +159,14 @@ def adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
     return [float(beta) for beta in group["betas"]] if group.get("capturable") else None
 
 
+def without_dropout(model: torch.nn.Module) -> bool:
+    """Switches dropout off, and returns whether there was any. Attention reads its dropout from these modules."""
+    layers = [part for part in model.modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
+    for layer in layers:
+        layer.p = 0.0
+    return bool(layers)
+
+
 def batch_hash(store: TokenStore, rows: np.ndarray) -> str:
     """SHA-256 of the token ids, token types and labels of the texts `rows`, in this order."""
     digest = hashlib.sha256()

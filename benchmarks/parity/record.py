@@ -35,7 +35,17 @@ from ..outcome.parity import Ended
 from ..outcome.trace_header import Evaluation, PromisedBudget, Split, TraceEnvironment, TraceHeader, TracePolicy
 from .evaluations import moves, number_moves, question_moves, set_moves
 from .head_replay import replay_head
-from .observe import PROBE_TEXTS, HeadInputs, Steps, adam_on_device, batch_hash, on_host, probe, trained
+from .observe import (
+    PROBE_TEXTS,
+    HeadInputs,
+    Steps,
+    adam_on_device,
+    batch_hash,
+    on_host,
+    probe,
+    trained,
+    without_dropout,
+)
 from .recipe import recipe_of
 from .trace import HEAD_SERIES, HEAD_STEPS, Trace
 
@@ -290,7 +300,7 @@ def _header(
         weights_sha256=digest.hexdigest(),
         probe_sha256=batch_hash(store, np.arange(min(PROBE_TEXTS, store.num_texts))),
         replayed_sha256=None if reference is None else reference.states_sha256(),
-        dropout_off=_without_dropout(training.model),
+        dropout_off=without_dropout(training.model),
         ended=None,
         recipe=recipe_of(job.config, job.num_labels, training.total_steps),
         environment=TraceEnvironment.model_validate(environment()),
@@ -321,11 +331,3 @@ def _evaluation(job: Job) -> Split:
         answer=job.task.answer,
         boundary=boundary(job.config),
     )
-
-
-def _without_dropout(model: torch.nn.Module) -> bool:
-    """Switches dropout off, and returns whether there was any. Attention reads its dropout from these modules."""
-    layers = [part for part in model.modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
-    for layer in layers:
-        layer.p = 0.0
-    return bool(layers)

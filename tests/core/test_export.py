@@ -41,7 +41,10 @@ def by_transformers(folder: Path) -> Callable[[Inputs], torch.Tensor]:
 
     def logits(inputs: Inputs) -> torch.Tensor:
         features = encoder(**inputs).last_hidden_state[:, 0]
-        hidden = torch.nn.functional.gelu(features @ head["hidden.weight"].T + head["hidden.bias"])
+        if "pooler.weight" in head:
+            hidden = torch.tanh(features @ head["pooler.weight"].T + head["pooler.bias"])
+        else:
+            hidden = torch.nn.functional.gelu(features @ head["hidden.weight"].T + head["hidden.bias"])
         return hidden @ head["output.weight"].T + head["output.bias"]
 
     return logits
@@ -76,7 +79,11 @@ def needs(request: pytest.FixtureRequest) -> None:
         pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install -e '.[onnx]'")
 
 
-@pytest.mark.parametrize("job", [{"threads": 1}, WHOLE], ids=["head", "whole"])
+@pytest.mark.parametrize(
+    "job",
+    [{"threads": 1}, WHOLE, {"threads": 1, "head": "pooler_linear", "head_dropout": 0.1}],
+    ids=["head", "whole", "pooler"],
+)
 @pytest.mark.parametrize("form", list(LOADERS))
 def test_an_export_answers_as_the_run_does(
     run: Run, tmp_path: Path, needs: None, form: str, job: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,17 @@ def test_bfloat16_computed_in_float32_is_held_to_what_that_costs(
     assert [one.verdict for one in found] == ["pass", "pass"]
     in_bfloat16, in_float32 = (one.details.layers[-1].allowed for one in found)
     assert in_float32 < 0.8 * in_bfloat16
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_right_run_of_a_head_with_dropout_passes(tmp_path: Path, frozen: bool) -> None:
+    """Dropout is off in the run and in the head's replay: its masks would tell the sides apart."""
+    keys = {"head": "pooler_linear", "head_dropout": 0.5, "num_epochs": 1, "learning_rate": 1e-3}
+    job = ParityJob(write_model(tmp_path), freeze_encoder=frozen, **keys)
+    assert job.reference.header.dropout_off
+    assert "head_loss" in job.reference.arrays
+    found = judged(job, {"dtype": "float32"})
+    assert found.verdict == "pass", found.reasons
 
 
 def test_a_right_run_of_a_whole_model_passes(whole_job: ParityJob) -> None:

@@ -1,4 +1,4 @@
-"""The MRPC and SUBJ recipes as a plain transformers script, run by hand beside `isotrain train mrpc` and `... subj`.
+"""The MRPC and SUBJ recipes with an MLP head as a plain transformers script, run by hand beside `isotrain train`.
 
     python tests/reference/finetune.py mrpc MODEL_FOLDER DATA_FOLDER [--epochs 3] [--steps N]
 

@@ -55,15 +55,15 @@ def train(
     """The mean loss of each optimizer step, from the model and tokenizer in `folder`.
 
     `texts` holds one text a row, or two; `order` the rows of the one epoch that the steps fall into, in the order of
-    training; `head_weights` those of Linear, GELU, Linear on the [CLS] state; `adapter_weights` those of the adapters
-    of a recipe with a rank, by peft's names.
+    training; `head_weights` those of Linear, GELU (tanh after a pooler), Linear on the [CLS] state; `adapter_weights`
+    those of the adapters of a recipe with a rank, by peft's names.
     """
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]")
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).train(not recipe.frozen)
-    width, hidden = head_weights["hidden.weight"].shape
-    head = nn.Sequential(nn.Linear(hidden, width), nn.GELU(), nn.Linear(width, len(head_weights["output.bias"])))
-    names = zip(("0.weight", "0.bias", "2.weight", "2.bias"), head_weights, strict=True)
-    head.load_state_dict({ours: head_weights[given] for ours, given in names})
+    first, _, last, _ = head_weights.values()
+    activation = nn.Tanh() if "pooler.weight" in head_weights else nn.GELU()
+    head = nn.Sequential(nn.Linear(*first.shape[::-1]), activation, nn.Linear(*last.shape[::-1]))
+    head.load_state_dict(dict(zip(("0.weight", "0.bias", "2.weight", "2.bias"), head_weights.values(), strict=True)))
     encoder.requires_grad_(not recipe.frozen)
     if recipe.lora_rank:
         from peft import LoraConfig, get_peft_model

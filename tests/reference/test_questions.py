@@ -19,18 +19,20 @@ from support.small_questions import squad
 STEPS, HIDDEN, SEED = 20, 32, 23
 
 
-def write_data(folder: Path, words: list[str]) -> None:
-    """train.json, with contexts of 10 to 70 words and answers of 1 to 6, and a small dev.json."""
+def write_data(
+    folder: Path, words: list[str], context: tuple[int, int] = (10, 70), question: tuple[int, int] = (2, 6)
+) -> None:
+    """train.json, with contexts and questions of so many words and answers of 1 to 6, and a small dev.json."""
     draw = random.Random(5)
     folder.mkdir()
     for name, count in (("train", 190), ("dev", 6)):
         made = []
         for number in range(count):
-            said = draw.choices(words, k=draw.randint(10, 70))
+            said = draw.choices(words, k=draw.randint(*context))
             first = draw.randrange(len(said) - 6)
             answer = " ".join(said[first : first + draw.randint(1, 6)])
             start = len(" ".join([*said[:first], ""]))
-            asked = " ".join(draw.choices(words, k=draw.randint(2, 6)))
+            asked = " ".join(draw.choices(words, k=draw.randint(*question)))
             answers = [{"text": answer, "answer_start": start}]
             made.append((" ".join(said), [{"id": f"q{number}", "question": asked, "answers": answers}]))
         (folder / f"{name}.json").write_text(json.dumps(squad(made)))

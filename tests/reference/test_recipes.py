@@ -17,10 +17,12 @@ from isotrain.albert_core.config.lora import LoraOptions
 from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.model.adapters import add_adapters
 from isotrain.albert_core.model.encoder import load_encoder
-from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.albert_core.model.head import sequence_head
 from isotrain.albert_core.tokens.order import epoch_order
 from reference import plain_loop
 from support.small_job import losses
+from torch import Tensor
+from transformers import AutoModel
 
 STEPS = 20
 HIDDEN = 32
@@ -40,7 +42,6 @@ class Case:
     columns: tuple[str, ...]
     recipe: plain_loop.Recipe
     seed: int
-    mlp_hidden_size: int = 256
     keys: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,6 +49,13 @@ def recipe(**values: Any) -> plain_loop.Recipe:
     return plain_loop.Recipe(**{"steps": STEPS, "max_length": 128} | values)
 
 
+def checkpoints_pooler(folder: Path) -> dict[str, Tensor]:
+    """The weights of the pooler in `folder`, under our head's names."""
+    pooler = AutoModel.from_pretrained(folder).pooler
+    return {f"pooler.{name.removeprefix('dense.')}": weight for name, weight in pooler.state_dict().items()}
+
+
+SUBJECTIVE = recipe(learning_rate=4e-5, batch_size=16, schedule="cosine", warmup_steps=math.ceil(0.2 * STEPS), clip=1.0)
 ANSWERING = recipe(
     learning_rate=2e-3,
     batch_size=8,
@@ -77,13 +85,8 @@ CASES = {
         seed=23,
         keys={"freeze_encoder": True},
     ),
-    "subj": Case(
-        "subj",
-        "albert",
-        ("text", "label"),
-        recipe(learning_rate=4e-5, batch_size=16, schedule="cosine", warmup_steps=math.ceil(0.2 * STEPS), clip=1.0),
-        seed=42,
-    ),
+    "subj": Case("subj", "albert", ("text", "label"), SUBJECTIVE, seed=42),
+    "subj, mlp": Case("subj", "albert", ("text", "label"), SUBJECTIVE, seed=42, keys={"head": "mlp"}),
     "mrpc": Case(
         "mrpc",
         "bert",
@@ -159,13 +162,17 @@ def test_losses_are_those_of_the_plain_script(
         "model_name": str(folder),
         "dtype": "float32",
         "layout": layout,
+        "head_dropout": 0.0,
         "num_epochs": 1,
         "steps_freq": 1,
         "project_dir": str(tmp_path / "runs"),
     } | case.keys
-    result = train(load_config(case.config, [as_set(key, value) for key, value in keys.items()]))
+    resolved = load_config(case.config, [as_set(key, value) for key, value in keys.items()])
+    result = train(resolved)
     got = [loss for _, loss in losses(result)]
-    head = ClassificationHead(HIDDEN, case.mlp_hidden_size, len(set(labels)), case.seed)
+    head = sequence_head(HIDDEN, len(set(labels)), resolved.config).state_dict()
+    if resolved.config.head == "pooler_linear":
+        head |= checkpoints_pooler(folder)
     adapters = None
     if case.recipe.lora_rank:
         options = LoraOptions(rank=case.recipe.lora_rank, targets=case.recipe.lora_targets)
@@ -173,7 +180,7 @@ def test_losses_are_those_of_the_plain_script(
         adapters = {key: value.detach() for key, value in adapted.named_parameters() if value.requires_grad}
     texts = plain_loop.read_rows(tmp_path / "data" / "train.csv", case.columns[:-1])
     order = epoch_order(len(labels), case.seed, 0).tolist()
-    expected = plain_loop.train(folder, texts, labels, dict(head.state_dict()), order, case.recipe, adapters)
+    expected = plain_loop.train(folder, texts, labels, dict(head), order, case.recipe, adapters)
     assert len(got) == len(expected) == STEPS
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0)
     assert np.ptp(expected) > 1e-3, "losses that never move would prove nothing"

@@ -1,59 +1,67 @@
-"""A recipe by `transformers.Trainer` itself, with its defaults. It imports nothing of isotrain.
+"""A recipe by `transformers.Trainer` itself on transformers' own models, with its defaults. It imports no isotrain.
 
-What Trainer draws at random is given instead: the order of the samples and the first weights of the head.
+What Trainer draws at random is given instead: the order of the samples, the first weights of the last layer and the
+seed of dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
-from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
 
-class Model(nn.Module):
-    """An encoder and the published job's loss of what `head` makes of its states."""
+def classifier(
+    folder: Path, weight: torch.Tensor, dropout: float, problem_type: str | None = None, *, frozen: bool = False
+) -> Any:
+    """AutoModelForSequenceClassification of the checkpoint, pooler included; `weight` is that of its new last layer.
 
-    def __init__(self, folder: Path, head: nn.Module, loss: Callable[..., torch.Tensor], frozen: bool) -> None:
+    If `frozen`, the pooler and that layer are trained.
+    """
+    config = AutoConfig.from_pretrained(folder, num_labels=len(weight), problem_type=problem_type)
+    config.classifier_dropout = config.classifier_dropout_prob = dropout
+    model = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+    model.classifier.load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
+    model.base_model.requires_grad_(not frozen)
+    model.base_model.pooler.requires_grad_()
+    return model
+
+
+def reader(folder: Path, weight: torch.Tensor, bias: torch.Tensor) -> Any:
+    """AutoModelForQuestionAnswering of the checkpoint with these weights of its new last layer."""
+    model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
+    model.qa_outputs.load_state_dict({"weight": weight, "bias": bias})
+    return model
+
+
+class WithoutPadding(nn.Module):
+    """A reader with the loss over each window's own tokens, where transformers counts padding as tokens to point at."""
+
+    def __init__(self, reader: nn.Module) -> None:
         super().__init__()
-        self.encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
-        self.encoder.requires_grad_(not frozen)
-        self.head = head
-        self._loss = loss
+        self.reader = reader
 
-    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        states = self.encoder(**inputs).last_hidden_state
-        return {"loss": self._loss(self.head, states, inputs["attention_mask"], labels)}
-
-
-def of_texts(head: nn.Module, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the head on the [CLS] state."""
-    del mask
-    return nn.functional.cross_entropy(head(states[:, 0]), labels)
-
-
-def of_numbers(problem_type: str) -> Callable[..., torch.Tensor]:
-    """The loss of transformers' own models of that `problem_type`, of the head on the [CLS] state."""
-
-    def loss(head: nn.Module, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        del mask
-        logits = head(states[:, 0])
-        config = PretrainedConfig(problem_type=problem_type, num_labels=logits.shape[-1])
-        found: torch.Tensor = ForSequenceClassificationLoss(labels, logits, config)
-        return found
-
-    return loss
-
-
-def of_spans(head: nn.Module, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean of both ends' cross entropies over each window's own tokens."""
-    logits = head(states).masked_fill(mask[..., None] == 0, torch.finfo(states.dtype).min)
-    ends = [nn.functional.cross_entropy(logits[..., end], labels[:, end]) for end in (0, 1)]
-    return (ends[0] + ends[1]) / 2
+    def forward(
+        self, start_positions: torch.Tensor, end_positions: torch.Tensor, **inputs: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        found = self.reader(**inputs)
+        padding = inputs["attention_mask"] == 0
+        ends = [
+            nn.functional.cross_entropy(logits.masked_fill(padding, torch.finfo(logits.dtype).min), positions)
+            for logits, positions in ((found.start_logits, start_positions), (found.end_logits, end_positions))
+        ]
+        return {"loss": (ends[0] + ends[1]) / 2}
 
 
 class _Watched(Trainer):
@@ -75,6 +83,9 @@ class _Watched(Trainer):
         return super().get_decay_parameter_names(model)
 
     def compute_loss(self, *arguments: Any, **settings: Any) -> Any:
+        if not self.seen:
+            # Its loader has drawn from the generator that dropout draws from.
+            torch.manual_seed(self.args.seed)
         loss = super().compute_loss(*arguments, **settings)
         self.seen.append((loss[0] if isinstance(loss, tuple) else loss).item())
         return loss
@@ -83,7 +94,7 @@ class _Watched(Trainer):
 def train(
     folder: Path,
     output: Path,
-    model: Model,
+    model: nn.Module,
     samples: Sequence[dict[str, Any]],
     order: Sequence[int],
     decay_all: bool = False,
@@ -91,19 +102,22 @@ def train(
 ) -> list[float]:
     """The mean loss of each optimizer step.
 
-    `samples` hold ids, types and labels; `arguments` are TrainingArguments that differ from Trainer's defaults.
-    `decay_all` lets all weights decay, which no argument asks for.
+    `samples` hold ids, types and labels: a class, several numbers, or the two ends of an answer. `arguments` are
+    TrainingArguments that differ from Trainer's defaults. `decay_all` lets all weights decay, which no argument does.
     """
     pad = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]").pad_token_id
 
     def padded(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         length = max(len(sample["ids"]) for sample in batch)
         rows = [(sample["ids"], length - len(sample["ids"]), sample["types"]) for sample in batch]
+        labels = torch.tensor([sample["labels"] for sample in batch])
+        spans = labels.dim() == 2 and not labels.is_floating_point()
+        named = {"start_positions": labels[:, 0], "end_positions": labels[:, 1]} if spans else {"labels": labels}
         return {
             "input_ids": torch.tensor([[*ids, *[pad] * rest] for ids, rest, _ in rows]),
             "attention_mask": torch.tensor([[*[1] * len(ids), *[0] * rest] for ids, rest, _ in rows]),
             "token_type_ids": torch.tensor([[*types, *[0] * rest] for _, rest, types in rows]),
-            "labels": torch.tensor([sample["labels"] for sample in batch]),
+            **named,
         }
 
     settings = TrainingArguments(

@@ -243,11 +243,11 @@ def _wrong_normaliser(patch: pytest.MonkeyPatch, size: float) -> None:
 
 def _other_seed(patch: pytest.MonkeyPatch, size: float) -> None:
     """The head is drawn with another seed: the hashes must tell."""
-    real = texts.ClassificationHead
+    real = texts.sequence_head
     patch.setattr(
         texts,
-        "ClassificationHead",
-        lambda width, hidden, labels, seed: real(width, hidden, labels, seed + int(size)),
+        "sequence_head",
+        lambda width, labels, config: real(width, labels, config.model_copy(update={"seed": config.seed + int(size)})),
     )
 
 

@@ -85,6 +85,8 @@ def recipe_settings(name: str, folder: Path, **overrides: Any) -> list[str]:
         "eval_batch_size": 8,
         "threads": 1,
         "chart": [],
+        # Its masks differ from device to device.
+        "head_dropout": 0.0,
         "project_dir": str(folder / "runs"),
     }
     return [as_set(key, value) for key, value in (values | recipe.keys | overrides).items()]

@@ -29,7 +29,10 @@ def _tokenizer() -> Tokenizer:
 
 
 def write_models(folder: Path, dropout: float = 0.0) -> dict[str, Path]:
-    """The folders of a tiny ALBERT and a tiny BERT, by their model types; without dropout, losses can be equal."""
+    """The folders of a tiny ALBERT and a tiny BERT with poolers, by their model types.
+
+    Without dropout, losses can be equal.
+    """
     from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
     settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "initializer_range": 0.1}
@@ -43,6 +46,8 @@ def write_models(folder: Path, dropout: float = 0.0) -> dict[str, Path]:
     ):
         torch.manual_seed(7)
         folders[name] = folder / name
-        model(config, add_pooling_layer=False).save_pretrained(folders[name])
+        encoder, pooled = model(config, add_pooling_layer=False), model(config)
+        pooled.load_state_dict(encoder.state_dict(), strict=False)
+        pooled.save_pretrained(folders[name])
         tokenizer.save(str(folders[name] / "tokenizer.json"))
     return folders
