@@ -35,7 +35,7 @@ def parquet_parts(path: Path, size: int) -> Iterator[Table]:
     try:
         schema = parquet.read_schema(path)
         refuse_duplicates(path, schema.names)
-        columns = [field.name for field in schema if _is_json(field.type) or _is_written(field.type)]
+        columns = [field.name for field in schema if _is_json(field.type) or _becomes_text(field.type)]
         if not columns:
             raise UserError(
                 f"{path} has no column of texts or numbers, it has {shown(schema.names)}; give a file with a text and "
@@ -84,7 +84,7 @@ def _values(column: Any) -> list[Any]:
     if types.is_dictionary(column.type):
         known = column.dictionary.to_pylist()
         return [None if index is None else known[index] for index in column.indices.to_pylist()]
-    values = column.cast(string()).to_pylist() if _is_written(column.type) else column.to_pylist()
+    values = column.cast(string()).to_pylist() if _becomes_text(column.type) else column.to_pylist()
     return [None if value != value else value for value in values] if types.is_floating(column.type) else values
 
 
@@ -100,8 +100,8 @@ def _is_json(kind: Any) -> bool:
     return plain or types.is_string(kind) or types.is_large_string(kind)
 
 
-def _is_written(kind: Any) -> bool:
-    """Whether values of a type are given as texts."""
+def _becomes_text(kind: Any) -> bool:
+    """Whether values of a type, which JSON lacks, are given as texts."""
     from pyarrow import types
 
     return types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind) or types.is_decimal(kind)

@@ -36,7 +36,7 @@ def read_table(path: Path) -> Table:
 def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:
     """Reads the file at `path` in the format of its suffix, `size` rows at a time.
 
-    Texts are UTF-8, with or without a byte order mark, and may be packed by gzip (``.csv.gz``).
+    Texts are UTF-8, with or without a byte order mark, and may be compressed by gzip (``.csv.gz``).
 
     - CSV and TSV follow RFC 4180 (quoted line breaks, doubled quotes, LF or CRLF) with a header line. If the header
       lacks the usual separator, another is tried (see `_with_delimiter`). A column without a name is called by its

@@ -16,7 +16,7 @@ from ..terminal.text import reason_of
 LARGEST_UNPACKED = 2**29
 
 
-def is_packed(path: Path) -> bool:
+def is_gzip(path: Path) -> bool:
     """Whether `path` is read through gzip."""
     return path.name.lower().endswith(".gz")
 
@@ -40,20 +40,20 @@ def read_bytes(path: Path) -> bytes:
         UserError: The file can't be read, is no intact gzip file, or unpacks to more than LARGEST_UNPACKED bytes.
     """
     with _opened(path) as file:
-        return _within_limit(path, file.read(LARGEST_UNPACKED + 1) if is_packed(path) else file.read(), 0)
+        return _within_limit(path, file.read(LARGEST_UNPACKED + 1) if is_gzip(path) else file.read(), 0)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of the file at `path`, each with the LF that ends it. Raises UserError as `read_bytes` does."""
     with _opened(path) as file:
         read = 0
-        while line := file.readline(LARGEST_UNPACKED - read + 1 if is_packed(path) else -1):
+        while line := file.readline(LARGEST_UNPACKED - read + 1 if is_gzip(path) else -1):
             yield _within_limit(path, line, read)
             read += len(line)
 
 
 def _within_limit(path: Path, part: bytes, read: int) -> bytes:
-    if is_packed(path) and read + len(part) > LARGEST_UNPACKED:
+    if is_gzip(path) and read + len(part) > LARGEST_UNPACKED:
         raise UserError(f"{path} unpacks to more than {LARGEST_UNPACKED:,} bytes; unpack it if that is right")
     return part
 
@@ -62,7 +62,7 @@ def _within_limit(path: Path, part: bytes, read: int) -> bytes:
 def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     check_regular(path)
     try:
-        with gzip.open(path) if is_packed(path) else path.open("rb") as file:
+        with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
