@@ -25,7 +25,6 @@ TEXT_COLUMNS = (
     "comment_text",
     "question",
     "headline",
-    "title",
 )
 PAIRED_COLUMNS = (
     ("sentence1", "sentence2"),
