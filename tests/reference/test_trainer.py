@@ -150,7 +150,7 @@ def test_losses_of_sets_of_labels_and_of_numbers_are_trainers(
         "freeze_encoder": frozen,
         "head": "pooler_linear",
         "head_dropout": DROPOUT,
-        "learning_rate": RATE,
+        "learning_rate": 10 * RATE,
         "max_length": 32,
         "layout": "bucketed",
         "no_decay": ["bias", "layer_norm"],
@@ -170,7 +170,7 @@ def test_losses_of_sets_of_labels_and_of_numbers_are_trainers(
     ]
     last = PoolerHead(HIDDEN, len(columns), 23).output.weight
     model = trainer_loop.classifier(folder, last, DROPOUT, problem_type=task, frozen=frozen)
-    settings = {"learning_rate": RATE, "weight_decay": 0.01, "max_grad_norm": 0.0, "max_steps": STEPS, "seed": 23}
+    settings = {"learning_rate": 10 * RATE, "weight_decay": 0.01, "max_grad_norm": 0.0, "max_steps": STEPS, "seed": 23}
     settings |= {"per_device_train_batch_size": 8, "lr_scheduler_type": "constant"}
     order = epoch_order(len(samples), 23, 0).tolist()
     expected = trainer_loop.train(folder, tmp_path / "out", model, samples, order, **settings)
