@@ -72,6 +72,7 @@ def _fit(command: Any, formatter: Any) -> None:
         # By itself, rich keeps bold and dim.
         rich_utils.COLOR_SYSTEM = None
     width = shutil.get_terminal_size().columns
-    if width < _PANEL_WIDTH:
-        command.rich_markup_mode = None
+    is_narrow = width < _PANEL_WIDTH
+    command.rich_markup_mode = None if is_narrow else "rich"
+    if is_narrow:
         formatter.width = width
