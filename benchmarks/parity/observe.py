@@ -62,7 +62,7 @@ class Steps:
         state = training.optimizer.state
         moments = on_host(state[parameter].get("exp_avg", torch.zeros_like(parameter)) for parameter in self.parameters)
         pairs = zip(moments, self._moments, self._betas, strict=True)
-        size = norm((now - beta * then) / (1 - beta) for now, then, beta in pairs)
+        size = norm(torch.mul(then, -beta).add_(now).div_(1 - beta) for now, then, beta in pairs)
         self._moments = moments
         return size
 
@@ -186,4 +186,5 @@ def on_host(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
 
 def norm(parts: Iterable[torch.Tensor]) -> float:
     """The L2 norm of all parts together, in float64."""
-    return float(torch.stack([part.to(torch.float64).square().sum() for part in parts]).sum().sqrt())
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -97,6 +97,7 @@ def record(
             "early_stopping_patience": None,
             "early_stopping_threshold": 0.0,
             "eval_on_start": False,
+            "copy_encoder": False,
             "stop_at_step": None,
         }
         recorder = _Recorder(label, replay_from)
