@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import forks
 from support.command import Invoke
 from support.tables import printed
 
@@ -88,6 +89,13 @@ def gpu() -> torch.device:
 def _one_thread() -> None:
     """Whatever the test before has set."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def forked_children() -> Iterator[None]:
+    """The Python processes that the test starts begin with the libraries imported, as forks."""
+    with forks.forked_children():
+        yield
 
 
 @pytest.fixture

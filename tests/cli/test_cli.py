@@ -28,6 +28,7 @@ def test_version(invoke: Invoke) -> None:
     assert invoke("--version") == (0, f"isotrain {__version__}\n", "")
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_doctor_lists_every_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = invoke("doctor", "--json")
     assert code == 0

@@ -185,6 +185,7 @@ def commands(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
         yield from commands(command, *path, name)
 
 
+@pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize("width", [40, 80, 130])
 def test_no_line_in_a_pipe_ends_with_a_space(
     invoke: Invoke, stored: list[Path], run_folder: Path, monkeypatch: pytest.MonkeyPatch, width: int

@@ -24,6 +24,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -92,6 +94,16 @@ def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str
     with Popen(arguments, **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)) as process:
         out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextmanager
+def forked_children() -> Iterator[None]:
+    """Meanwhile, the Python processes that this process starts are forks, wherever they can be."""
+    _fork_children(_server())
+    try:
+        yield
+    finally:
+        subprocess.Popen._execute_child = _START  # type: ignore[attr-defined]  # as in _fork_children
 
 
 @dataclass(frozen=True)

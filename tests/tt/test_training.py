@@ -132,6 +132,7 @@ def test_hardware_asked_for_by_name_is_never_emulated(tmp_path: Path) -> None:
         run(tmp_path, {"device": "hardware"})
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_doctor_shows_the_emulation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isotrain.backends.list_backends", lambda: ["tt", "tt-emulated"])
     with pytest.raises(SystemExit):
