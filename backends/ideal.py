@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import UserError
-from .base import Backend
+from .base import Backend, Generator
 from .cpu import CpuBackend
 from .traits import IDEAL
 from .types import Availability, CastPolicy, DeviceInfo, EnergyUse
@@ -38,6 +38,7 @@ class IdealBackend(CpuBackend):
 
     def __init__(self, index: int | None = None) -> None:
         Backend.__init__(self, index)
+        self._rounding = torch.Generator().manual_seed(self.index or 0)
 
     @classmethod
     def probe(cls) -> Availability:
@@ -59,13 +60,16 @@ class IdealBackend(CpuBackend):
             return CastPolicy(dtype, dtype, dtype, wide, f"a model: {dtype} operands and results, {wide} sums")
         return CastPolicy(dtype, dtype, wide, wide, f"a model: weights rounded to {dtype}, products in {wide}")
 
+    def generators(self) -> dict[str, Generator]:
+        return {**super().generators(), self.name: (self._rounding.get_state, self._rounding.set_state)}
+
     def place(self, value: T) -> T:
         """As on the host, but a module's linear layers round their results at random from now on."""
         placed = super().place(value)
         if isinstance(placed, nn.Module):
             from ..kernels.ideal import round_linears
 
-            round_linears(placed, torch.Generator().manual_seed(self.index or 0))
+            round_linears(placed, self._rounding)
         return placed
 
     def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:

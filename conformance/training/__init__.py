@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -21,7 +21,10 @@ from ..common.draws import draws, factor, judged
 from .short_run import Outcome, Recipe, ShortRun, recipe
 from .steps import Done, Form, Plan, run_steps
 
-STEPS = 30
+STEPS, ACCUMULATED_STEPS = 30, 12
+WHOLE_MODELS = ("albert", "bert")
+# What accumulates gradients: a head, and a whole model.
+ACCUMULATING = ("", "albert")
 # A run of so many steps is resumed from each of them.
 RESUMED_STEPS = 6
 # Batches of some sizes that come back, as at the end of each epoch.
@@ -74,7 +77,8 @@ def cases() -> list[Case]:
 
 
 def _head(device: Device, dtype: str) -> Passed:
-    return _compared(device, device.policy(dtype), [recipe(device.seed, head_dtype=dtype)])
+    recipes = [recipe(device.seed, head_dtype=dtype)]
+    return judged(_checks(device, device.policy(dtype), recipes), *_of_host(dtype, recipes))
 
 
 def _whole_model(device: Device, dtype: str) -> Passed:
@@ -82,58 +86,68 @@ def _whole_model(device: Device, dtype: str) -> Passed:
     if policy.compute == "float16" and device.backend.grad_scaler(policy) is None:
         raise UnsupportedError("it has no gradient scaler, without which float16's gradients underflow")
     head_dtype = "float64" if dtype == "float64" else "float32"
-    recipes = [recipe(device.seed, kind, head_dtype=head_dtype) for kind in ("albert", "bert")]
-    return _compared(device, policy, recipes, device.backend.traits.layouts)
+    recipes = [recipe(device.seed, kind, head_dtype=head_dtype) for kind in WHOLE_MODELS]
+    return judged(_checks(device, policy, recipes, device.backend.traits.layouts), *_of_host(dtype, recipes))
 
 
 def _adapters(device: Device) -> Passed:
     if find_spec("peft") is None:
         raise UnsupportedError("peft is not installed")
     made = recipe(device.seed, "albert", lora=LORA, learning_rate=1e-2)
-    return _compared(device, device.policies()[0], [made])
+    return judged(_checks(device, device.policies()[0], [made]))
 
 
 def _accumulation(device: Device) -> Passed:
     """Compares micro-batches on the device with whole batches in float64."""
     whole = [
         recipe(device.seed, kind, texts=45, optim=optim, momentum=0.9, adam_epsilon=1e-2, learning_rate=0.02)
-        for kind, optim in product(("", "albert"), ("sgd", "adamw"))
+        for kind, optim in product(ACCUMULATING, ("sgd", "adamw"))
     ]
-    return _compared(device, device.policies()[0], whole, steps=12, batch_size=2, gradient_accumulation_steps=4)
+    split = {"batch_size": 2, "gradient_accumulation_steps": 4}
+    return judged(_checks(device, device.policies()[0], whole, steps=ACCUMULATED_STEPS, of_device=split))
 
 
-def _compared(
+def _checks(
     device: Device,
     policy: CastPolicy,
     recipes: Sequence[Recipe],
     layouts: Sequence[str] = (),
-    steps: int = STEPS,
-    **of_device: int,
-) -> Passed:
-    """Trains each recipe on the device, and judges the run by float64 and the draws of the device's error budget.
+    steps: int | None = None,
+    of_device: Mapping[str, int] | None = None,
+) -> list[Check]:
+    """Trains each recipe on the device, and checks the run by float64 and the draws of the device's error budget.
 
     Args:
         layouts: By default the device's own.
+        steps: By default STEPS.
         of_device: Keys of the configuration that differ in the device's run.
     """
-    host = get_backend("cpu")
+    steps = steps or STEPS
     checks: list[Check] = []
-    float32 = []
     for made in recipes:
         exact, drawn = _exact_and_drawn(device, policy, made, steps)
-        plain = ShortRun(made.changed(head_dtype="float32"), host, host.cast_policy("float32")).outcome(steps)
-        float32.append(rms(plain.losses - exact.losses))
         for layout in layouts or [_layout(device)]:
-            found = ShortRun(made.changed(**of_device), device.backend, policy, layout).outcome(steps)
+            found = ShortRun(made.changed(**of_device or {}), device.backend, policy, layout).outcome(steps)
             name = f"{made.kind}, {layout}, {made.config.optim}" if made.kind else f"head, {made.config.optim}"
             checks += _run_checks(name, exact, found, drawn, factor(policy), made.config.head_dtype)
-    return judged(checks, f"cpu:float32's losses are {max(float32):.1e} from float64's")
+    return checks
+
+
+def _of_host(dtype: str, recipes: Sequence[Recipe]) -> Iterator[str]:
+    """How far the losses of float32 on the host are from float64's, to compare a device's float32 with."""
+    if dtype == "float32":
+        runs = [[_on_host(made, name, STEPS).losses for name in ("float32", "float64")] for made in recipes]
+        yield f"cpu:float32's losses are {max(rms(ours - exact) for ours, exact in runs):.1e} from float64's"
+
+
+def _on_host(made: Recipe, dtype: str, steps: int) -> Outcome:
+    host = get_backend("cpu")
+    return ShortRun(made.changed(head_dtype=dtype), host, host.cast_policy(dtype)).outcome(steps)
 
 
 def _exact_and_drawn(device: Device, policy: CastPolicy, made: Recipe, steps: int) -> tuple[Outcome, list[Outcome]]:
     """The run in float64 on the host, and the same by each draw of the device's error budget."""
-    host = get_backend("cpu")
-    exact = ShortRun(made.changed(head_dtype="float64"), host, host.cast_policy("float64")).outcome(steps)
+    exact = _on_host(made, "float64", steps)
     of_run = device.backend.whole_model_policy(policy) if made.kind else policy
     opened = draws(device.backend, of_run)
     return exact, [ShortRun(made, draw.device.backend, draw.policy).outcome(steps) for draw in opened]

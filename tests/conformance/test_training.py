@@ -1,0 +1,40 @@
+"""The group "training": right devices pass, and each broken one is caught by the check of its clause."""
+
+from __future__ import annotations
+
+import pytest
+from isotrain.backends import get_backend
+from isotrain.conformance import training
+from support.mutated_training import TRAININGS, failing
+
+# Checks that take seconds. A broken device is tried with those that must catch it.
+SLOW = ("whole-model", "adapters", "checkpointing")
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of fewer models, for runs of many devices."""
+    for name, value in (("STEPS", 6), ("ACCUMULATED_STEPS", 6), ("WHOLE_MODELS", ("bert",)), ("ACCUMULATING", ("",))):
+        monkeypatch.setattr(training, name, value)
+
+
+def test_the_host_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert failing(get_backend("cpu"), training.cases()) == {}
+
+
+@pytest.mark.parametrize("name", ["tt-emulated", "ideal"])
+def test_right_devices_pass(name: str) -> None:
+    assert failing(get_backend(name), (case for case in training.cases() if case.dtype in ("", "float32"))) == {}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_broken_device_is_caught_by_the_check_of_its_clause(name: str) -> None:
+    mutant = TRAININGS[name]
+    tried = {
+        case.name: case.subject
+        for case in training.cases()
+        if case.dtype in ("", "float32") and (case.subject not in SLOW or case.subject in mutant.caught)
+    }
+    found = failing(mutant.make(), [case for case in training.cases() if case.name in tried])
+    assert {tried[name] for name in found} == set(mutant.caught), found
