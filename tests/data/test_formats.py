@@ -173,6 +173,26 @@ def test_cells_of_a_parquet_are_json_values(tmp_path: Path) -> None:
     assert table.place(2).endswith("rows.parquet, row 2")
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ([("image", [b"\xff"])], "has no column of texts or numbers, it has 'image'"),
+        ([("text", [b"\xff"]), ("label", [1])], "no text column"),
+        ([("text", ["a"]), ("text", ["b"]), ("label", [1])], "columns that appear twice: 'text'"),
+        ([("tokens", [[["a"]]]), ("spans", [{"start": [1]}])], "no text column"),
+    ],
+    ids=["binary", "binary texts", "a name twice", "nested"],
+)
+def test_a_foreign_parquet_is_refused_in_one_line(
+    invoke: Invoke, tmp_path: Path, columns: list[tuple[str, Any]], said: str
+) -> None:
+    table = pyarrow.table([pyarrow.array(cells) for _, cells in columns], names=[name for name, _ in columns])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    keys = ("dataset_id=a.parquet", "test_fraction=0.3", "model_name=random:tiny")
+    one_line_error(invoke("train", "quickstart", *(f"--set={key}" for key in keys)), "a.parquet", said)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
 # What is wrong with a whole file, whatever its format: how its intact bytes change.
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
