@@ -177,7 +177,7 @@ def _show(result: TrainResult) -> None:
         kept = "keep_best_n and save_strategy say which are kept"
         say(f"no checkpoint holds the {words}, step {int(result.best['step'])}: {kept}")
     if result.early_stop:
-        say(f"stopped early: {result.early_stop}; model/ has the last weights, predict --checkpoint best the best ones")
+        say(f"stopped early: {result.early_stop}; predict --checkpoint best takes the best weights")
     if result.collapse:
         say(f"COLLAPSED: {result.collapse}")
     model = ", model/" if result.status == "completed" else ""

@@ -65,6 +65,16 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         ({"layout": "padded"}, {2}),
         ({"feature_cache": False}, {8, 256}),
         ({"feature_cache": False, "gradient_accumulation_steps": 3, "eval_batch_size": 7}, {8, 7}),
+        (
+            {
+                "feature_cache": False,
+                "gradient_accumulation_steps": 3,
+                "class_weights": [3, 1, 0.5, 1, 2, 1],
+                "label_smoothing_factor": 0.1,
+                "eval_batch_size": 7,
+            },
+            {8, 7},
+        ),
         ({"freeze_encoder": False, "learning_rate": 1e-3, "gradient_accumulation_steps": 4}, {8, 256}),
     ],
 )
