@@ -161,6 +161,14 @@ class XlaBackend(Backend):
             # `to` turns a scalar 0 or 1 into a constant, and each constant needs another program.
             placed: Any = self._model.send_cpu_data_to_device([value.detach()], self._device)[0]
             return placed
+        if isinstance(value, torch.nn.Module):
+            held = [(module, *named) for module in value.modules() for named in module.named_parameters(recurse=False)]
+            moved: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+            super().place(value)
+            for module, name, given in held:
+                # `to` makes a new parameter in each layer. One that layers share would become several.
+                setattr(module, name, moved.setdefault(given, getattr(module, name)))
+            return value
         return super().place(value)
 
     def scalar(self, value: float) -> float | torch.Tensor:
