@@ -12,9 +12,7 @@ import math
 import os
 import sys
 import traceback
-from typing import Any, Literal, TextIO
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from .. import UserError
 from ..albert_core.processes.parent import end_with_parent
@@ -23,9 +21,10 @@ from ..backends import DTYPES, backend_class, get_backend
 from ..benchmarks.harness.document import Device as DeviceInfo
 from ..benchmarks.harness.document import Part, Policy
 from ..benchmarks.outcome.conformance import Judged, Support
-from .case import Case, Device, UnsupportedError, ViolationError
-from .catalogue import cases
 from .messages import SUPPORT, Described, Opening, WorkerSpec
+
+if TYPE_CHECKING:
+    from .case import Case, Device
 
 LONGEST_DETAIL = 400
 
@@ -41,13 +40,20 @@ def main() -> int:
         os.set_inheritable(end, False)
     with os.fdopen(spec.requests) as requests, os.fdopen(spec.answers, "w") as answers:
         opening, device = open_device(spec.backend, spec.options, spec.seed)
+        # All that a check needs is imported now, so that its time limit is its own.
+        known = {} if device is None else _cases()
         _say(answers, opening)
-        known = {case.name: case for case in cases()}
         for line in requests if device is not None else ():
             assert device is not None, "the loop runs only if it is open"
             request = line.strip()
             _say(answers, describe(device) if request == SUPPORT else judge(known[request], device))
     return 0
+
+
+def _cases() -> dict[str, Case]:
+    from .catalogue import cases
+
+    return {case.name: case for case in cases()}
 
 
 def _say(answers: TextIO, part: Part) -> None:
@@ -66,6 +72,9 @@ def open_device(name: str, options: dict[str, Any], seed: int) -> tuple[Opening,
         found = kind.probe()
         if not found.ok:
             return Opening(status="absent", reason=found.reason, fix=found.fix), None
+        # Importing torch takes seconds, which nobody waits for where the backend is absent.
+        from .case import Device
+
         device = Device(get_backend(name, options), seed)
     except UserError as error:
         if index or options:
@@ -102,6 +111,10 @@ def describe(device: Device) -> Described:
 
 def judge(case: Case, device: Device) -> Judged:
     """Runs one check. It begins with the same random numbers, whatever ran before it."""
+    import torch
+
+    from .case import UnsupportedError, ViolationError
+
     torch.manual_seed(device.seed)
     try:
         passed = case.run(device)

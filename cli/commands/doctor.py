@@ -11,7 +11,7 @@ from ..documents import print_json
 from .conformance import show_checks
 
 if TYPE_CHECKING:
-    from ...benchmarks.harness.probe import Report
+    from ...conformance.doctor import Report
 
 
 def doctor(
@@ -24,7 +24,7 @@ def doctor(
     ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """Say which devices work here: run a matmul and a backward pass on each, or say what is missing and how to get it.
+    """Say which devices work here, by a few checks of each, or what is missing and how to get it.
 
     Each is tested in a separate process. Exits with 1 when a device that is here fails its test.
 
@@ -37,7 +37,7 @@ def doctor(
       isotrain doctor --full cuda
     """
     from ...backends import list_backends
-    from ...benchmarks.harness.probe import examine
+    from ...conformance.doctor import examine
 
     if full is not None:
         from ...albert_core.config.backend import resolved_backend
@@ -93,7 +93,8 @@ def _summary(report: Report) -> str:
 
 def _details(report: Report) -> list[str]:
     lines = [report.reason, *([f"fix: {report.fix}"] if report.fix else [])]
-    if report.device is not None and report.bfloat16 is not None:
-        lines += [f"device: {report.device.name}", f"bfloat16: {report.bfloat16.reason}"]
+    if report.device is not None:
+        bfloat16 = "refused" if report.bfloat16 is None else report.bfloat16.reason
+        lines += [f"device: {report.device.name}", f"bfloat16: {bfloat16}"]
         lines += [f"kernel {name}: {state}" for name, state in report.kernels.items()]
     return lines + [f"{check.name}: {'ok' if check.ok else 'WRONG'}, {check.detail}" for check in report.checks]

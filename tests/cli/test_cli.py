@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from isotrain.benchmarks.harness import probe
 from isotrain.cli.main import main
+from isotrain.conformance import doctor
 from support.command import Invoke, one_line_error
 
 
@@ -35,10 +35,12 @@ def test_doctor_lists_every_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPa
     document = json.loads(out)
     assert document["schema"] == "isotrain.doctor/1"
     # A process examines each backend: once is enough.
-    monkeypatch.setattr(probe, "examine", lambda _: [probe.Report.model_validate(one) for one in document["backends"]])
+    monkeypatch.setattr(
+        doctor, "examine", lambda _: [doctor.Report.model_validate(one) for one in document["backends"]]
+    )
     code, out, _ = invoke("doctor", "-v")
     assert code == 0
-    for word in ("cpu", "cuda", "xla", "tt", "PASS", "matmul: ok", "backward: ok", "fix: "):
+    for word in ("cpu", "cuda", "xla", "tt", "PASS", "matmul/float32: ok", "linear/float32/grad: ok", "fix: "):
         assert word in out
     reports = {item["backend"]: item for item in document["backends"]}
     assert reports["cpu"]["status"] == "PASS"

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from isotrain.benchmarks.harness import probe
+from isotrain.conformance import doctor
+from isotrain.conformance.worker import describe, open_device
 from support.command import Invoke
 
 # Backends as another distribution would bring them. `late` works only where nothing of torch was used before.
@@ -75,7 +76,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("installed")
 def test_no_backend_changes_what_another_does() -> None:
     names = ["early", "late", "crashes", "leaves", "talks"]
-    reports = {report.backend: report for report in probe.examine(names)}
+    reports = {report.backend: report for report in doctor.examine(names)}
     assert list(reports) == ["early", "late", "crashes", "leaves", "talks"]
     for name in ("early", "late", "talks"):
         assert reports[name].status == "PASS", reports[name]
@@ -91,7 +92,7 @@ def test_no_backend_changes_what_another_does() -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_test_that_hangs_is_ended_in_time() -> None:
     start = time.monotonic()
-    (report,) = probe.examine(["hangs"], time_limit=8.0)
+    (report,) = doctor.examine(["hangs"], time_limit=8.0)
     assert time.monotonic() - start < 300
     assert report.status == "FAIL"
     assert "took longer than 8 s" in report.reason
@@ -114,7 +115,7 @@ def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: py
         },
         {"backend": "npu", "status": "FAIL", "reason": "its test was killed", "fix": "mend it " * 30, "checks": []},
     ]
-    monkeypatch.setattr(probe, "examine", lambda _: [probe.Report.model_validate(one) for one in found])
+    monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Report.model_validate(one) for one in found])
     code, out, _ = invoke("doctor")
     assert code == 1
     assert [line.split()[:2] for line in out.splitlines()[:2]] == [["cpu", "PASS"], ["npu", "FAIL"]]
@@ -134,7 +135,9 @@ def test_what_the_native_kernel_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -
 
     missing = native.load("no_such_package", 1)
     monkeypatch.setattr(library, "native", lambda: missing)
-    report = probe.probe(probe.ProbeSpec(name="cpu", result=""))
-    assert report.status == "PASS"
-    assert "not built with this installation; install a C++ compiler" in report.kernels["native"]
-    assert report.kernels["portable"].startswith("available")
+    _, opened = open_device("cpu", {}, 0)
+    assert opened is not None
+    support = describe(opened).support
+    assert support is not None
+    assert "not built with this installation; install a C++ compiler" in support.kernels["native"]
+    assert support.available_kernels == ["portable"]

@@ -14,8 +14,8 @@ import pytest
 from isotrain import RunError, UserError
 from isotrain.albert_core.terminal.console import CleanFormatter, new_console, say, say_json, say_lines
 from isotrain.albert_core.terminal.text import LONGEST_MESSAGE, brief, json_text
-from isotrain.benchmarks.harness import probe
 from isotrain.cli import main as command_line
+from isotrain.conformance import doctor
 from isotrain.kernels.words import count
 from rich.table import Table
 from rich.text import Text
@@ -171,7 +171,7 @@ def test_a_valid_result_of_hostile_texts_is_shown_by_every_command(invoke: Invok
 
 def test_a_devices_words_are_cleaned_by_doctor(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = {"backend": HOSTILE, "status": "FAIL", "reason": HOSTILE, "fix": HOSTILE, "checks": []}
-    monkeypatch.setattr(probe, "examine", lambda _: [probe.Report.model_validate(failed)])
+    monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Report.model_validate(failed)])
     for options in ((), ("-v",), ("--json",)):
         code, out, err = invoke("doctor", *options)
         assert code == 1

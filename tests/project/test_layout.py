@@ -33,7 +33,7 @@ ROWS = {
         ("terminal",),
     ),
     "conformance": (
-        ("test_conformance", "table", "plugin"),
+        ("test_conformance", "doctor", "table", "plugin"),
         ("run",),
         ("process", "worker"),
         ("catalogue", "messages"),

@@ -100,7 +100,7 @@ def test_doctor_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     reports = {item["backend"]: item for item in json.loads(result.stdout)["backends"]}
     assert reports["cpu"]["status"] == "PASS"
-    assert [check["ok"] for check in reports["cpu"]["checks"]] == [True, True]
+    assert [check["ok"] for check in reports["cpu"]["checks"]] == [True, True, True]
     assert reports["tt"]["status"] == "absent"
     assert reports["tt"]["fix"]
 

@@ -1,0 +1,110 @@
+"""`isotrain doctor`: a few checks of each backend, each backend in its own process, so that none influences another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Literal
+
+from pydantic import Field
+
+from ..benchmarks.harness.document import Device, Part, Policy
+from ..benchmarks.outcome.conformance import Judged
+from .messages import SUPPORT, Described, Opening
+from .process import LostError, Worker
+
+# Quick ones of what every training needs.
+CHECKS = ("device/place-bits", "operations/matmul/float32", "operations/linear/float32/grad")
+# Importing torch takes half a minute on a busy disk, and opening an accelerator as long again.
+TIME_LIMIT = 120.0
+
+
+class Checked(Part):
+    name: str
+    ok: bool
+    detail: str
+
+
+class Report(Part):
+    """What was found about a backend. device, bfloat16 and kernels are known if it could be opened."""
+
+    backend: str
+    status: Literal["PASS", "FAIL", "absent"]
+    reason: str
+    fix: str
+    checks: list[Checked]
+    device: Device | None = None
+    bfloat16: Policy | None = None
+    kernels: dict[str, str] = Field(default={})
+
+
+def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report]:
+    """Examines the backends `names`. All are opened at the same time.
+
+    Args:
+        time_limit: Seconds for all of them together.
+
+    Returns:
+        Their reports, in the order of `names`.
+    """
+    with ExitStack() as stack:
+        deadline = time.monotonic() + time_limit
+        workers = [stack.enter_context(Worker(name, {}, 0)) for name in names]
+        return [_examined(name, worker, deadline, time_limit) for name, worker in zip(names, workers, strict=True)]
+
+
+def _examined(name: str, worker: Worker, deadline: float, time_limit: float) -> Report:
+    def left() -> float:
+        return max(0.0, deadline - time.monotonic())
+
+    try:
+        opening = worker.hear(Opening, left())
+        if opening.status != "open":
+            return unopened(name, opening)
+        described = worker.ask(SUPPORT, Described, left())
+        found = {check: worker.ask(check, Judged, left()) for check in CHECKS}
+    except LostError as error:
+        what = f"took longer than {time_limit:g} s{error.last_words}" if error.status == "hang" else str(error)
+        return _failed(name, f"its test {what}")
+    return opened(name, opening, described, found)
+
+
+def unopened(name: str, opening: Opening) -> Report:
+    """The report of a backend that can't be opened."""
+    if opening.status == "absent":
+        return Report(backend=name, status="absent", reason=opening.reason, fix=opening.fix, checks=[])
+    return _failed(name, opening.reason, opening.fix)
+
+
+def opened(name: str, opening: Opening, described: Described, found: dict[str, Judged]) -> Report:
+    """The report of an open backend, which passes unless a check fails."""
+    support = described.support
+    if support is None:
+        return _failed(name, f"it can't describe itself: {described.problem}")
+    policy = support.dtypes["bfloat16"]
+    checks = [
+        Checked(name=check, ok=judged.status in ("pass", "unsupported"), detail=_detail(judged))
+        for check, judged in found.items()
+    ]
+    return Report(
+        backend=name,
+        status="PASS" if all(check.ok for check in checks) else "FAIL",
+        reason=opening.reason,
+        fix=opening.fix,
+        checks=checks,
+        device=support.device,
+        bfloat16=None if isinstance(policy, str) else policy,
+        kernels=support.kernels,
+    )
+
+
+def _detail(judged: Judged) -> str:
+    share = "" if judged.share is None else f"{judged.share:.0%} of the error budget"
+    return judged.detail or share or judged.status
+
+
+def _failed(name: str, reason: str, fix: str = "") -> Report:
+    return Report(
+        backend=name, status="FAIL", reason=reason, fix=fix or "check the device's driver and libraries", checks=[]
+    )
