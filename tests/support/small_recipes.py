@@ -44,7 +44,7 @@ def _answers(folder: Path) -> Path:
 RECIPES = {
     "banking77": Recipe(_texts, keys={"num_labels": None, "learning_rate": 1e-2}),
     "banking77_lora": Recipe(_texts, keys={"num_labels": None, "learning_rate": 1e-2}),
-    "csv_intents": Recipe(_answers, keys={"gradient_accumulation_steps": 2}),
+    "csv_intents": Recipe(_answers, keys={"gradient_accumulation_steps": 2, "learning_rate": 1e-2}),
     "mrpc": Recipe(lambda folder: write_pairs(folder / "pairs"), "bert", {"learning_rate": 1e-3}),
     "quickstart": Recipe(_texts, keys={"learning_rate": 1e-2}),
     "squad": Recipe(
@@ -56,7 +56,7 @@ RECIPES = {
         lambda folder: write_unanswerable(folder / "unanswerable", train=40, sentences=6),
         keys={"doc_stride": 24, "batch_size": 4, "learning_rate": 2e-3},
     ),
-    "subj": Recipe(_texts, keys={"num_labels": None, "learning_rate": 2e-3}),
+    "subj": Recipe(_texts, keys={"num_labels": None, "learning_rate": 1e-2}),
     "topics": Recipe(lambda folder: write_topics(folder / "topics"), keys={"learning_rate": 1e-2}),
 }
 
