@@ -141,7 +141,8 @@ class XlaBackend(Backend):
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         if dtype == "float32" or (dtype == "float64" and self.device_type != "TPU"):
-            return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout (matrix products at XLA's highest)")
+            gelu = ", but torch_xla's gelu has 8 digits" if dtype == "float64" else ""
+            return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout (products at XLA's highest){gelu}")
         if dtype == "bfloat16":
             excess = "a result that the same program uses again may keep more digits than bfloat16"
             if self.device_type != "CPU":

@@ -205,7 +205,8 @@ def _step_checks(device: Device, plan: Plan, form: Form) -> list[Check]:
             raise ViolationError(f"step {step + 1} has the learning rate 0 and changes {moved[0]} ({name})")
     corrections = mean_so_far(bias_corrections(found.betas, steps))
     # Two logits may be so near each other that rounding decides which is larger.
-    checks = [Check(f"right answers ({name})", steps, float(np.abs(found.right - exact.right).max()), 1.0)]
+    flips = [float(np.abs(one.right - exact.right).max()) for one in (found, *drawn)]
+    checks = [Check(f"right answers ({name})", steps, flips[0], m * max(flips[1:]) + 1.0)]
     losses = [one.losses for one in drawn]
     checks += tensor_checks(
         f"losses ({name})", steps, exact.losses, found.losses, losses, m, corrections * exact.losses

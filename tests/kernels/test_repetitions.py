@@ -84,16 +84,6 @@ def test_layers_and_their_replay_are_the_oracles(
                 assert distance < limit, f"{name}: {distance}"
 
 
-def test_a_replay_starts_from_what_it_is_given(build: Build, make_batch: Callable[..., PackedBatch]) -> None:
-    """Not from its own states: zeros given are zeros seen."""
-    weights = weights_from_module(build("albert-tiny"))
-    batch = make_batch(LENGTHS)
-    for encoder in (PortableEncoder(weights), *([NativeEncoder(weights)] if why_not() is None else [])):
-        own = encoder.layer_states(batch)
-        zeros = encoder.layer_states(batch, [torch.zeros_like(state) for state in own[:-1]])
-        assert all((a - b).abs().max() > 0.1 for a, b in zip(own[1:], zeros, strict=True))
-
-
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 def test_the_native_features_are_those_of_its_watched_layers(
     build: Build, make_batch: Callable[..., PackedBatch]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from isotrain import UserError
 from isotrain.backends import Backend, CastPolicy
 from isotrain.backends.cpu import CpuBackend
-from isotrain.conformance.case import Case, Device, UnsupportedError
+from isotrain.conformance.case import Case, Device
+from isotrain.conformance.worker import judge
 from isotrain.kernels.packed import PackedBatch, PaddedBatch
 from isotrain.kernels.weights import EncoderWeights
 from torch.nn import functional
@@ -21,17 +22,8 @@ Batch = PackedBatch | PaddedBatch
 
 def failing(backend: Backend, cases: Iterable[Case], seed: int = 0) -> dict[str, str]:
     """What each check that fails says, by the check's name."""
-    found = {}
-    for case in cases:
-        torch.manual_seed(seed)
-        with suppress(UnsupportedError):
-            try:
-                case.run(Device(backend, seed))
-            except UnsupportedError:
-                raise
-            except Exception as error:  # noqa: BLE001 (whatever a device raises is a finding)
-                found[case.name] = f"{type(error).__name__}: {error}"
-    return found
+    found = {case.name: judge(case, Device(backend, seed)) for case in cases}
+    return {name: one.detail for name, one in found.items() if one.status == "FAIL"}
 
 
 @dataclass(frozen=True)
