@@ -133,9 +133,9 @@ def model_of(dtype: str, device: Device) -> Device | None:
 
 
 def widened(want: Uncertain, modelled: torch.Tensor) -> Uncertain:
-    """`want` with the mean square error of the model's result added to the variance of each element."""
-    error = (modelled.double() - want.value).square()
-    return replace(want, variance=want.variance + (error.mean() if error.numel() else 0.0))
+    """`want` with the model's error added: that of each element, and the root mean square of all elements."""
+    squares = (modelled.double() - want.value).square()
+    return replace(want, variance=want.variance + squares + (squares.mean() if squares.numel() else 0.0))
 
 
 def place(backend: Backend, tensor: torch.Tensor, strided: bool = False) -> torch.Tensor:

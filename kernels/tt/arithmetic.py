@@ -65,6 +65,6 @@ class Arithmetic:
 
 
 def k_blocks(k: int, block_tiles: int) -> list[slice]:
-    """K cut into blocks of `block_tiles` tiles; 0 gives one block."""
-    step = block_tiles * TILE or k
-    return [slice(start, min(start + step, k)) for start in range(0, k, step)]
+    """K cut into blocks of `block_tiles` tiles; 0 gives one block. A K of 0 is one empty block."""
+    step = block_tiles * TILE or max(1, k)
+    return [slice(start, min(start + step, k)) for start in range(0, max(1, k), step)]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from isotrain.backends.cpu import CpuBackend
+from isotrain.backends.tt.emulated import TtEmulated
+from isotrain.kernels.tt.arithmetic import Arithmetic
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -350,3 +352,10 @@ WITHOUT_GELU = Mutant(
     frozenset(),
     {aten.gelu.default: _missing, aten.gelu.out: _missing},
 )
+
+
+class LowFidelity(TtEmulated):
+    """Claims HiFi4 and multiplies in LoFi."""
+
+    def _arithmetic(self, gemm_dtype: torch.dtype) -> Arithmetic:
+        return replace(super()._arithmetic(gemm_dtype), math_fidelity="lofi")

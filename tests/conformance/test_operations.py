@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from isotrain.conformance import operations
 from isotrain.conformance.case import Case, Device, Passed, UnsupportedError, ViolationError
 from isotrain.conformance.operations import products, rows
 from isotrain.conformance.operations.listed import WIDE_DTYPES
-from isotrain.conformance.operations.operation import Numerics
+from isotrain.conformance.operations.operation import Numerics, check_result
 from isotrain.conformance.operations.uncertain import Precision, Uncertain
 from isotrain.conformance.operations.updates import OPTIMIZERS, RATES
 
-from conformance.mutated_operations import MUTANTS, WITHOUT_GELU, Mutant, running
+from conformance.mutated_operations import MUTANTS, WITHOUT_GELU, LowFidelity, Mutant, running
 
 CASES = operations.cases()
 OPERATIONS = (
@@ -64,6 +65,7 @@ def test_the_rows_have_names_of_their_own_and_say_what_they_hold_a_device_to() -
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+@pytest.mark.usefixtures("small")
 def test_the_definitions_are_torchs_own(operation: products.Operation) -> None:
     """In float64 on the host, results and gradients equal torch's to a few units in the last place."""
     double = Precision.of(torch.float64)
@@ -102,7 +104,7 @@ def test_the_definitions_of_steps_are_torchs_own(optimizer: products.Operation) 
 
 
 def test_the_host_passes_at_the_real_shapes() -> None:
-    assert failed(get_backend("cpu"), ("float32", "bfloat16")) == {}
+    assert failed(get_backend("cpu"), ("float32",)) == {}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -138,6 +140,23 @@ def test_a_broken_device_is_caught_by_the_rows_of_its_clause(mutant: Mutant) -> 
     assert {name for name in found if "/float32" in name} | mutant.elsewhere & found.keys() == rows_of(mutant)
 
 
+@pytest.mark.usefixtures("small")
+def test_another_arithmetic_than_the_mode_says_is_caught() -> None:
+    products_fail = {
+        "linear/float32",
+        "linear/float32/grad",
+        "linear-long-sums/float32",
+        "linear-long-sums/float32/grad",
+    }
+    assert failed(LowFidelity(), ("float32",)).keys() == products_fail
+
+
+@pytest.mark.parametrize("options", [{"math_fidelity": "lofi", "optimizer_dtype": "bfloat16"}, {"emulation": "exact"}])
+@pytest.mark.usefixtures("small")
+def test_an_arithmetic_of_its_own_is_judged_by_its_model(options: dict[str, str]) -> None:
+    assert failed(get_backend("tt-emulated", {"tt": options}), ("float32",)) == {}
+
+
 def test_there_are_mutants_for_a_dozen_clauses() -> None:
     assert len(MUTANTS) >= 12
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
@@ -153,6 +172,16 @@ def test_a_missing_operator_is_listed_by_name() -> None:
     assert "gelu-erf: Could not run 'aten::gelu'" in str(found["operations/gelu-erf/float32"])
     assert found["operations/bounds/float32"] == Passed(None, "not implemented: gelu")
     assert "not implemented: gelu-erf, gelu-tanh" in found["operations/nan/float32"].detail
+
+
+@pytest.mark.parametrize("operation", [products.MATMUL, rows.SOFTMAX, rows.SUM], ids=lambda operation: operation.name)
+@pytest.mark.usefixtures("small")
+def test_errors_of_a_few_units_in_the_last_place_are_caught(operation: products.Operation) -> None:
+    def run(backend: Backend, *inputs: torch.Tensor) -> torch.Tensor:
+        return operation.run(backend, *inputs) * (1.0 + 16 * torch.finfo(torch.float32).eps)
+
+    with pytest.raises(ViolationError, match="budget"):
+        check_result(replace(operation, run=run), "float32", Device(get_backend("cpu")))
 
 
 class TestUncertain:
