@@ -16,6 +16,8 @@ from ..benchmarks.outcome.load import lack
 from ..benchmarks.reports.blocks import Block, Column, Heading, Table, Words, word_columns
 from ..kernels.words import count
 
+MOST_NAMES = 4
+
 # The checks of one subject and dtype.
 Row = list[CheckResult]
 
@@ -33,12 +35,17 @@ def result_blocks(result: Conformance) -> list[Block]:
     if lacking:
         blocks.append(Heading("what isn't supported"))
         for reason, checks in groupby(lacking, key=lambda one: one.detail):
-            blocks.append(Words(f"{', '.join(check.name for check in checks)}: {reason}"))
+            blocks.append(Words(f"{_named([check.name for check in checks])}: {reason}"))
     passed = sum(check.status == "pass" for check in result.checks)
     verdict = f"{passed} pass, {len(result.broken)} fail, {len(lacking)} unsupported"
     ended = {"complete": "", "interrupted": "; interrupted", "not opened": "; the others can't run"}[result.status]
     blocks.append(Words(f"{count(len(result.checks), 'check')} in {seconds}: {verdict}{ended}"))
     return blocks
+
+
+def _named(names: Sequence[str]) -> str:
+    """A few names, or how many there are. The table has them all."""
+    return ", ".join(names) if len(names) <= MOST_NAMES else count(len(names), "check")
 
 
 def _rows(checks: Sequence[CheckResult]) -> list[Row]:

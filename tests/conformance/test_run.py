@@ -247,6 +247,14 @@ def test_a_table_says_what_each_check_found() -> None:
     assert "1 pass, 1 fail, 0 unsupported" in shown
 
 
+def test_many_checks_that_lack_the_same_are_one_line() -> None:
+    result = result_of("linear")
+    lacking = result.checks[0].model_copy(update={"status": "unsupported", "share": None, "detail": "no float16 here"})
+    few, many = (result.model_copy(update={"checks": [lacking] * number}) for number in (2, 5))
+    assert "device/linear/float32, device/linear/float32: no float16 here" in words(table.result_blocks(few))
+    assert "5 checks: no float16 here" in words(table.result_blocks(many))
+
+
 def test_two_results_are_compared_check_by_check() -> None:
     before, after = result_of("linear", "gelu", "leaves"), result_of("linear", "leaves", "tanh", backend="npu")
     shown = words(table.comparison_blocks(before, after))

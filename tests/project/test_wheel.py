@@ -105,6 +105,30 @@ def test_doctor_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert reports["tt"]["fix"]
 
 
+def test_pytest_finds_the_conformance_checks_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(site.getsitepackages())}
+    options = [
+        "--pyargs",
+        "isotrain.conformance",
+        "--backend",
+        "cpu",
+        "--only",
+        "device/place",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [str(installed / "python"), "-m", "pytest", *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+
+
 def test_a_packaged_configuration_trains_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     sets = ["model_name=random:tiny", "max_steps=5", "run_name=first"]
     options = [part for item in sets for part in ("--set", item)]
