@@ -14,6 +14,7 @@ _LAZY = {
     "get_backend": ".backends",
     "list_backends": ".backends",
     "load_config": ".albert_core.config.load",
+    "register_models": ".albert_core.model.auto_classes",
     "train": ".albert_core.loop.train",
 }
 

@@ -1,4 +1,4 @@
-"""Exports a trained run for other programs: a Hugging Face or peft folder, a torch.export program, ONNX.
+"""Exports a trained run for other programs: a transformers or peft folder, a torch.export program, ONNX.
 
 Each export is written under a temporary name and loaded again as its users would load it. Its logits are compared with
 those of the run's own model in float32. If they differ by more than rounding, the export is removed and the command
@@ -31,9 +31,10 @@ from ..runs.files import published, sweep, write_bytes, write_json
 from ..runs.folder import RunFolder, environment
 from ..runs.saved_model import HEADER_KEY
 from ..terminal.console import quieted
+from .logits import Logits, LogitsModel, difference, probes
 from .predict import Predictor, load_predictor
 
-FORMATS = ("safetensors", "peft", "torch-export", "onnx")
+FORMATS = ("transformers", "safetensors", "peft", "torch-export", "onnx")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_FILE, HEAD_FILE, PROGRAM_FILE, GRAPH_FILE = "model.safetensors", "head.safetensors", "model.pt2", "model.onnx"
 HEAD_FORMAT = "isotrain-head-1"
@@ -41,11 +42,6 @@ HEAD_FORMAT = "isotrain-head-1"
 # Relative L2 of float32 logits. Another order of rounding gave 1e-7 to 1e-6 for ALBERT base and large. A wrong mask,
 # token type or weight gives more than 1e-3.
 TOLERANCE = 1e-5
-
-# (texts, tokens) of the probes. Lengths are limited to the run's max_length.
-PROBES = ((1, 1), (3, 17), (2, 128), (5, 8))
-
-Logits = Callable[..., torch.Tensor]
 
 
 class ExportError(RuntimeError):
@@ -64,32 +60,6 @@ class Exported:
     judge: str
     max_abs: float
     relative_l2: float
-
-
-class LogitsModel(nn.Module):
-    """From token ids to logits, float32, in one graph: the encoder and the task's `apply_head`."""
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        head: nn.Module,
-        apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-        self._apply_head = apply_head
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """Computes logits from int64 [batch, length] each. The mask is 1 on real tokens.
-
-        Returns:
-            (batch, outputs), or (batch, length, outputs) if the task reads every token.
-        """
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        return self._apply_head(self.head, output.last_hidden_state, attention_mask)
 
 
 def export_run(
@@ -158,39 +128,6 @@ def trained_model(predictor: Predictor) -> LogitsModel:
     return whole.to("cpu", torch.float32).eval().requires_grad_(False)
 
 
-def probes(config: Any, max_length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yields test batches for an encoder of `config`, as INPUTS.
-
-    They hold random ids, rows of different lengths, and two token types if the model has them. Some are longer than the
-    batch that is traced, some shorter, and one has a single token.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for texts, wanted in PROBES:
-        length = min(wanted, max_length)
-        ids = torch.randint(0, config.vocab_size, (texts, length), generator=generator)
-        lengths = torch.randint(1, length + 1, (texts, 1), generator=generator)
-        # The longest row has no padding, as in training.
-        lengths[0] = length
-        mask = (torch.arange(length)[None] < lengths).long()
-        second = (torch.arange(length)[None] > lengths // 2).long() if config.type_vocab_size > 1 else 0
-        yield ids * mask, mask, second * mask
-
-
-def difference(model: LogitsModel, logits: Logits, max_length: int) -> tuple[float, float]:
-    """Largest absolute difference and relative L2 of `logits` from `model` over all probes. NaN counts as infinite."""
-    differences, references = [], []
-    for batch in probes(model.encoder.config, max_length):
-        expected, found = model(*batch), logits(*batch)
-        if expected.dim() == 3:
-            # The logits of padding are an extremely low constant, which would hide any error.
-            real = batch[1].bool()
-            expected, found = expected[real], found[real]
-        differences.append((found - expected).flatten().double())
-        references.append(expected.flatten().double())
-    error = torch.cat(differences).nan_to_num(nan=float("inf"))
-    return float(error.abs().max()), float(error.norm() / torch.cat(references).norm())
-
-
 # What transformers calls these tasks.
 _PROBLEM_TYPES = {
     "classification": "single_label_classification",
@@ -199,12 +136,44 @@ _PROBLEM_TYPES = {
 
 
 def _write_safetensors(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    _described_encoder(trained, predictor).save_pretrained(folder)
+    _write_head(trained, predictor, folder)
+
+
+def _described_encoder(trained: LogitsModel, predictor: Predictor) -> Any:
+    """The encoder, with the task's outputs in its configuration."""
     encoder: Any = trained.encoder
-    names = predictor.task.output_names(predictor.recalled)
+    names = predictor.task.output_names(predictor.recalled, predictor.num_outputs)
     encoder.config.problem_type = _PROBLEM_TYPES.get(predictor.task.name)
     encoder.config.update({"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}})
-    encoder.save_pretrained(folder)
-    _write_head(trained, predictor, folder)
+    return encoder
+
+
+def _write_transformers(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
+    from ..model.auto_classes import with_transformers_head
+
+    head: Any = trained.head
+    with_transformers_head(_described_encoder(trained, predictor), head).save_pretrained(folder)
+
+
+def _load_transformers(trained: LogitsModel, predictor: Predictor, folder: Path) -> tuple[str, Logits]:
+    import transformers
+
+    from ..model.auto_classes import register_models
+
+    del trained
+    register_models()
+    by_name = "AutoModelForSequenceClassification" if predictor.task.on_features else "AutoModelForQuestionAnswering"
+    auto = getattr(transformers, by_name)
+    model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True).eval()
+
+    def logits(*batch: torch.Tensor) -> torch.Tensor:
+        output = model(**dict(zip(INPUTS, batch, strict=True)))
+        if predictor.task.on_features:
+            return output.logits
+        return torch.stack((output.start_logits, output.end_logits), -1)
+
+    return f"transformers {transformers.__version__} ({by_name})", logits
 
 
 def _write_head(trained: LogitsModel, predictor: Predictor, folder: Path) -> None:
@@ -317,6 +286,7 @@ def _load_graph(trained: LogitsModel, predictor: Predictor, folder: Path) -> tup
 
 
 _WAYS: dict[str, tuple[Callable[[LogitsModel, Predictor, Path], None], Callable[..., tuple[str, Logits]]]] = {
+    "transformers": (_write_transformers, _load_transformers),
     "safetensors": (_write_safetensors, _load_safetensors),
     "peft": (_write_peft, _load_peft),
     "torch-export": (_write_program, _load_program),

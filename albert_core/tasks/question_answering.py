@@ -178,12 +178,12 @@ class QuestionAnswering(Task):
     def recall(self, run: RunFolder) -> tuple[str, ...]:
         return tuple(read_strings(run.inputs))
 
-    def output_names(self, recalled: tuple[str, ...]) -> list[str]:
-        del recalled
+    def output_names(self, recalled: tuple[str, ...], outputs: int) -> list[str]:
+        del recalled, outputs
         return ["start", "end"]
 
     def meaning(self, recalled: tuple[str, ...]) -> list[Any]:
-        return list(self.output_names(recalled))
+        return list(self.output_names(recalled, ENDS))
 
     def columns(
         self, table: Table, recalled: tuple[str, ...], text_column: str | None, text_pair_column: str | None

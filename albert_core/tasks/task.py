@@ -177,8 +177,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def output_names(self, recalled: Any) -> list[str]:
-        """The names of the head's outputs."""
+    def output_names(self, recalled: Any, outputs: int) -> list[str]:
+        """The names of the head's `outputs` outputs."""
 
     @abstractmethod
     def meaning(self, recalled: Any) -> list[Any]:

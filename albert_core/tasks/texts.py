@@ -131,8 +131,8 @@ class TextTask(Task):
     def recall(self, run: RunFolder) -> Recalled:
         return Recalled(read_strings(run.labels), tuple(read_strings(run.inputs)))
 
-    def output_names(self, recalled: Recalled) -> list[str]:
-        return recalled.label_names
+    def output_names(self, recalled: Recalled, outputs: int) -> list[str]:
+        return [recalled.name(label_id) for label_id in range(outputs)]
 
     def meaning(self, recalled: Recalled) -> list[Any]:
         return [recalled.label_names, recalled.responses]

@@ -18,7 +18,11 @@ _what, _output = map(panel, ("What is exported", "Output"))
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
     form: Annotated[
-        str, _output("--format", help="safetensors (a Hugging Face folder), peft (adapters), torch-export or onnx.")
+        str,
+        _output(
+            "--format",
+            help="transformers (a whole model), safetensors (encoder and head), peft (adapters), torch-export or onnx.",
+        ),
     ],
     out: Annotated[
         Path | None, _output("--out", "-o", help="Folder to write, a new one; RUN/export-FORMAT when absent.")
@@ -34,7 +38,7 @@ def export(
 
     Examples:
 
-      isotrain export runs/banking77-... --format safetensors
+      isotrain export runs/banking77-... --format transformers
 
       isotrain export runs/banking77-... --format onnx -o intents-onnx/
     """

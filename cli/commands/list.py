@@ -122,7 +122,8 @@ _KINDS: dict[str, Entries | Callable[[], Entries]] = {
     },
     "baselines": _baselines,
     "formats": {
-        "safetensors": "a folder that transformers opens",
+        "transformers": "a whole model that transformers' Auto classes load",
+        "safetensors": "an encoder that transformers loads, and the head beside it",
         "torch-export": "a torch.export program",
         "onnx": "an ONNX model",
         "peft": "adapters that peft loads",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import isotrain
 import pytest
 import torch
 from isotrain import UserError
@@ -70,7 +71,31 @@ def by_onnx(folder: Path) -> Callable[[Inputs], torch.Tensor]:
     return lambda inputs: torch.from_numpy(graph.run(None, {name: part.numpy() for name, part in inputs.items()})[0])
 
 
-LOADERS = {"safetensors": by_transformers, "torch-export": by_torch_export, "onnx": by_onnx}
+def by_auto_model(folder: Path) -> Callable[[Inputs], torch.Tensor]:
+    """The whole model, by the Auto class of what it answers."""
+    from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+    isotrain.register_models()
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    spans = architecture.endswith("QuestionAnswering")
+    model, report = (AutoModelForQuestionAnswering if spans else AutoModelForSequenceClassification).from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=False
+    )
+    assert not any(report.values()), "every weight is found, and none is left over"
+
+    def logits(inputs: Inputs) -> torch.Tensor:
+        output = model(**inputs)
+        return torch.stack((output.start_logits, output.end_logits), -1) if spans else output.logits
+
+    return logits
+
+
+LOADERS = {
+    "transformers": by_auto_model,
+    "safetensors": by_transformers,
+    "torch-export": by_torch_export,
+    "onnx": by_onnx,
+}
 
 
 @pytest.fixture
@@ -132,6 +157,35 @@ def test_an_export_answers_questions_as_the_run_does(
     assert context[offsets[first][0] : offsets[last][1]].strip() == expected.text
 
 
+@pytest.mark.parametrize("head", ["mlp", "pooler_linear"])
+@pytest.mark.parametrize("model", ["albert", "bert"])
+def test_a_transformers_folder_is_the_whole_model(run: Run, tmp_path: Path, model: str, head: str) -> None:
+    """Trained whole or by adapters, with more outputs than labels and a dropout of its own."""
+    from support.tiny_models import write_models
+    from transformers import AutoModelForSequenceClassification, pipeline
+
+    job = {"model_name": str(write_models(tmp_path / "models")[model]), "head": head, "head_dropout": 0.25}
+    lora = {"lora": {"rank": 2, "targets": ["query", "value"]}} if model == "albert" else {}
+    if lora:
+        pytest.importorskip("peft", reason="needs the extra lora")
+    trained = run(**job, **WHOLE, **lora, num_labels=8)
+    folder = export_run(trained.run, "transformers", tmp_path / "out").folder
+    config = json.loads((folder / "config.json").read_text())
+    # Without isotrain an unknown type is refused, where a known one would get a classifier of random weights.
+    assert config["model_type"] == (f"isotrain_{model}_mlp" if head == "mlp" else model)
+    names = json.loads((folder / "labels.json").read_text())
+    assert list(config["id2label"].values()) == [*names, "unused-6", "unused-7"]
+    assert config["problem_type"] == "single_label_classification"
+    assert not list(folder.glob("*.py"))
+    isotrain.register_models()
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder).train()
+    assert loaded.dropout.p == 0.25
+    assert loaded(torch.ones(2, 3, dtype=torch.long), labels=torch.tensor([0, 7])).loss.isfinite()
+    answers = pipeline("text-classification", str(folder), device="cpu")(TEXTS)
+    for answer, expected in zip(answers, load_predictor(trained.run).predict(TEXTS), strict=True):
+        assert (answer["label"], answer["score"]) == (expected.label, pytest.approx(expected.probability, abs=1e-5))
+
+
 def test_the_hugging_face_folder_can_be_trained_on(run: Run, tmp_path: Path) -> None:
     first = run(run_name="first", **WHOLE)
     folder = export_run(first.run, "safetensors", tmp_path / "out").folder
@@ -174,7 +228,7 @@ def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path, monkeypatc
         export_run(trained.run, "safetensors", tmp_path / "out")
     assert export_run(trained.run, "safetensors", tmp_path / "last", checkpoint="last").relative_l2 <= 1e-5
     for form, target, message in (
-        ("pickle", "out", "safetensors, peft, torch-export, onnx"),
+        ("pickle", "out", "transformers, safetensors, peft, torch-export, onnx"),
         ("safetensors", "last", "exists already"),
         ("safetensors", "absent/out", "no folder"),
     ):
@@ -246,6 +300,6 @@ def test_peft_loads_the_adapters_onto_the_same_encoder(
 
 def test_a_run_without_adapters_has_none_to_export(run: Run, tmp_path: Path) -> None:
     trained = run(threads=1)
-    with pytest.raises(UserError, match=r"--format peft is for adapters .*; allowed for it are safetensors"):
+    with pytest.raises(UserError, match=r"--format peft is for adapters .*; allowed for it are transformers, "):
         export_run(trained.run, "peft", tmp_path / "out")
     assert not (tmp_path / "out").exists()
