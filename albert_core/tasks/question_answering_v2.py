@@ -1,14 +1,14 @@
 """Answers questions with a span of their context, or says that it has no answer, as in SQuAD 2.0.
 
 A question without an answer is trained to point at [CLS]. It gets no answer if [CLS] scores more than the best span by
-more than a threshold (Devlin et al. 2018, 1810.04805), by default the one with the best F1 on the evaluation split.
+more than a threshold (Devlin et al. 2018, 1810.04805), by default one with the best F1 on the evaluation split.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from .task import Evaluation, Outputs
 
 log = logging.getLogger("isotrain")
 
-THRESHOLD = "eval/best_f1_thresh"
+THRESHOLD = "eval/null_threshold"
 
 
 class QuestionAnsweringV2(QuestionAnswering):
@@ -44,7 +44,8 @@ class QuestionAnsweringV2(QuestionAnswering):
         "eval/best_exact": "best exact",
         "eval/best_exact_thresh": "its threshold",
         "eval/best_f1": "best F1",
-        THRESHOLD: "F1's threshold",
+        "eval/best_f1_thresh": "F1's threshold",
+        THRESHOLD: "used threshold",
     }
 
     def metrics_of(self, dataset: QuestionDataset) -> tuple[str, ...]:
@@ -67,12 +68,14 @@ class QuestionAnsweringV2(QuestionAnswering):
         spans = {name: answers.spans[0].text if answers.spans else "" for name, answers in found.items()}
         odds = {name: answers.odds for name, answers in found.items()}
         score = score_v2(spans, given, odds, config.null_threshold)
-        settled = self.settled(config, {THRESHOLD: score.best_f1.threshold})
+        threshold = _beside(score.best_f1.threshold, odds.values())
+        settled = self.settled(config, {THRESHOLD: threshold})
         best = {name: self.best_first(answers, settled) for name, answers in found.items()}
         figures = score.figures()
         metrics = {f"eval/{name}": value for name, value in figures.items() if f"eval/{name}" in self.metrics}
+        assert settled.null_threshold is not None, "settled"
         return Evaluation(
-            {"eval/loss": loss, **metrics},
+            {"eval/loss": loss, **metrics, THRESHOLD: settled.null_threshold},
             {
                 "eval.json": figures,
                 "predictions.json": {name: ordered[0].text for name, ordered in best.items()},
@@ -104,3 +107,11 @@ class QuestionAnsweringV2(QuestionAnswering):
         ranked = sorted([*answers.spans, answers.null], key=lambda span: -span.score)
         given = answers.null if not answers.spans or answers.odds > config.null_threshold else answers.spans[0]
         return [given, *(span for span in ranked if span is not given)]
+
+
+def _beside(threshold: float, odds: Iterable[float]) -> float:
+    """The middle between `threshold`, which is a question's own odds, and the next higher odds.
+
+    It gives the same answers, and rounding doesn't change them.
+    """
+    return (threshold + min((other for other in odds if other > threshold), default=threshold)) / 2

@@ -51,7 +51,7 @@ RECIPES = {
         lambda folder: write_questions(folder / "questions", train=40, sentences=6),
         keys={"doc_stride": 24, "batch_size": 4, "learning_rate": 2e-3},
     ),
-    "similarity": Recipe(lambda folder: write_scores(folder / "scores"), "bert", {"learning_rate": 1e-2}),
+    "similarity": Recipe(lambda folder: write_scores(folder / "scores"), "bert", {"learning_rate": 3e-3}),
     "squad2": Recipe(
         lambda folder: write_unanswerable(folder / "unanswerable", train=40, sentences=6),
         keys={"doc_stride": 24, "batch_size": 4, "learning_rate": 2e-3},
