@@ -10,7 +10,7 @@ import torch
 from isotrain.backends import get_backend
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.harness.document import Peaks
-from isotrain.benchmarks.harness.measure import Budget
+from isotrain.benchmarks.harness.measure import Budget, Measurement, WarmUp
 from isotrain.conformance import rates
 from isotrain.conformance.case import Case, Device, UnsupportedError, ViolationError
 
@@ -110,3 +110,12 @@ def test_a_measurement_that_is_not_valid_fails(
         monkeypatch.setattr(rates.Repeated, "read", late)
     with pytest.raises(ViolationError, match=words):
         small("matmul/float32").run(Device(backend))
+
+
+def test_a_reading_that_is_late_once_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    valid, late = (
+        Measurement(1, WarmUp(1, 1, True, 0, 0), 1, (2_000_000,), 0, reasons=reasons) for reasons in ((), ("late",))
+    )
+    found = iter((late, valid))
+    monkeypatch.setattr(rates, "measure", lambda *_: next(found))
+    assert "; 2 ms" in small("matmul/float32").run(Device(get_backend("cpu"))).detail
