@@ -388,3 +388,14 @@ def test_the_plugin_adds_no_options_to_other_sessions() -> None:
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
     assert "--time-limit" not in done.stdout
+
+
+def test_doctor_runs_all_checks_of_one_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isotrain.conformance import catalogue
+
+    every = [case for case in catalogue.cases() if case.name in ("device/info", "device/unknown-option")]
+    monkeypatch.setattr(catalogue, "cases", lambda: every)
+    code, out, err = invoke("doctor", "--full", "cpu")
+    assert (code, err) == (0, "device: done\n")
+    assert "2 checks in" in out
+    assert "device/unknown-option: the backend takes no options" in out
