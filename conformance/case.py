@@ -59,7 +59,7 @@ class Device:
         """A generator on the host, the same for every device."""
         return torch.Generator().manual_seed(self.seed)
 
-    def policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+    def policy(self, dtype: str) -> CastPolicy:
         """What `dtype` means on the device; see `Backend.cast_policy`.
 
         Raises:
@@ -68,7 +68,7 @@ class Device:
         from .. import UserError
 
         try:
-            return self.backend.cast_policy(dtype, strict=strict)
+            return self.backend.cast_policy(dtype)
         except UserError as error:
             raise UnsupportedError(str(error)) from error
 

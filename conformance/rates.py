@@ -157,7 +157,7 @@ def _seconds(target: Target, budget: Budget) -> float:
 
 def _operation_rate(timed: Timed, dtype: str, device: Device) -> Passed:
     backend = device.backend
-    compute = device.policy(dtype, strict=True).compute
+    compute = device.policy(dtype).compute
     inputs = backend.place(timed.inputs(device.generator(), getattr(torch, compute)))
 
     def call() -> list[torch.Tensor]:

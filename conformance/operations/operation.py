@@ -111,19 +111,19 @@ class Worst:
 
 
 def promised(dtype: str, device: Device) -> Numerics:
-    """The numerics of operations on tensors of `dtype`, computed in it even if the device is slow at that.
+    """The numerics of operations on tensors of the dtype that the device computes `dtype` in.
 
     Raises:
         UnsupportedError: The device doesn't claim the dtype.
     """
-    policy = device.policy(dtype, strict=True)
+    policy = device.policy(dtype)
     compute, accumulate = (getattr(torch, name) for name in (policy.compute, policy.accumulate))
     return Numerics(compute, Precision.of(compute), Precision.of(accumulate))
 
 
 def model_of(dtype: str, device: Device) -> Device | None:
     """The host's model of the device's arithmetic, if more than dtypes decides its numbers (`CastPolicy.mode`)."""
-    policy = device.policy(dtype, strict=True)
+    policy = device.policy(dtype)
     if not policy.mode:
         return None
     budget = device.backend.error_budget(policy)

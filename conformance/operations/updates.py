@@ -182,6 +182,6 @@ def _norm(gradients: Sequence[Uncertain]) -> Uncertain:
 
 
 def _wide_dtype(dtype: str, device: Device) -> torch.dtype:
-    wide = device.policy(dtype, strict=True).accumulate
+    wide = device.policy(dtype).accumulate
     found: torch.dtype = getattr(torch, wide)
     return found
