@@ -100,7 +100,7 @@ def _adapters(device: Device) -> Passed:
 def _accumulation(device: Device) -> Passed:
     """Compares micro-batches on the device with whole batches in float64."""
     whole = [
-        recipe(device.seed, kind, texts=45, optim=optim, momentum=0.9, adam_epsilon=1e-2, learning_rate=0.02)
+        recipe(device.seed, kind, texts=45, optim=optim, momentum=0.9, adam_epsilon=1e-2)
         for kind, optim in product(ACCUMULATING, ("sgd", "adamw"))
     ]
     split = {"batch_size": 2, "gradient_accumulation_steps": 4}

@@ -32,3 +32,7 @@ def test_a_broken_device_is_caught_by_the_check_of_its_clause(name: str) -> None
     tried = {case.name: case.subject for case in encoder.cases() if case.dtype in ("", "float32")}
     found = failing(mutant.make(), [case for case in encoder.cases() if case.name in tried])
     assert {tried[name] for name in found} == set(mutant.caught), found
+
+
+def test_every_check_catches_a_broken_device() -> None:
+    assert {case.subject for case in encoder.cases()} == {one for mutant in ENCODERS.values() for one in mutant.caught}

@@ -18,8 +18,7 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(training, name, value)
 
 
-def test_the_host_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_the_host_passes() -> None:
     assert failing(get_backend("cpu"), training.cases()) == {}
 
 
@@ -38,3 +37,9 @@ def test_a_broken_device_is_caught_by_the_check_of_its_clause(name: str) -> None
     }
     found = failing(mutant.make(), [case for case in training.cases() if case.name in tried])
     assert {tried[name] for name in found} == set(mutant.caught), found
+
+
+def test_every_check_catches_a_broken_device() -> None:
+    assert {case.subject for case in training.cases()} == {
+        one for mutant in TRAININGS.values() for one in mutant.caught
+    }
