@@ -30,6 +30,7 @@ from .commands.history import history
 from .commands.list import list_names
 from .commands.parity import parity
 from .commands.predict import predict
+from .commands.push import push
 from .commands.report import report
 from .commands.show import show
 from .commands.train import train
@@ -89,7 +90,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _PANELS: tuple[tuple[str, dict[str, Callable[..., None]]], ...] = (
-    ("Train and use", {"train": train, "predict": predict, "export": export}),
+    ("Train and use", {"train": train, "predict": predict, "export": export, "push": push}),
     ("Measure and compare", {"bench": bench, "compare": compare, "history": history}),
     ("Check a device", {"doctor": doctor, "conformance": conformance}),
     ("Show", {"report": report, "show": show, "list": list_names, "config": config}),

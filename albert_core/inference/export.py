@@ -38,6 +38,7 @@ FORMATS = ("transformers", "safetensors", "peft", "torch-export", "onnx")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODER_FILE, HEAD_FILE, PROGRAM_FILE, GRAPH_FILE = "model.safetensors", "head.safetensors", "model.pt2", "model.onnx"
 HEAD_FORMAT = "isotrain-head-1"
+EXPORT_RECORD = "export.json"
 
 # Relative L2 of float32 logits. Another order of rounding gave 1e-7 to 1e-6 for ALBERT base and large. A wrong mask,
 # token type or weight gives more than 1e-3.
@@ -110,7 +111,7 @@ def export_run(
             )
         _write_companions(predictor, run, temporary)
         result = Exported(target, predictor.label, judge, max_abs, relative)
-        write_json(temporary / "export.json", _record(predictor, run, form, result))
+        write_json(temporary / EXPORT_RECORD, _record(predictor, run, form, result))
     return result
 
 
