@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -26,12 +27,15 @@ _SHOWN_KEYS = (
 _HEAD_KEYS = ("head", "head_dropout")
 
 
-def model_card(config: TrainConfig, origin: dict[str, Any], summary: dict[str, Any], exported: Exported) -> str:
+def model_card(
+    config: TrainConfig, origin: dict[str, Any], summary: dict[str, Any], exported: Exported, parity: Sequence[str]
+) -> str:
     """Writes the card in Markdown with the Hub's metadata. Paths of this machine and secrets are left out.
 
     Args:
         origin: The content of the run's run.json.
         summary: The content of the run's summary.json.
+        parity: Sentences about how the device compares with another.
 
     Raises:
         UserError: A file lacks what the card says.
@@ -69,6 +73,7 @@ def model_card(config: TrainConfig, origin: dict[str, Any], summary: dict[str, A
         _table(("figure", "value"), [(name, f"{value:.6g}") for name, value in figures if isinstance(value, float)]),
         f"These files were loaded again by {_public(exported.judge)}: their logits are within "
         f"{exported.relative_l2:.1e} (relative L2, float32) of the trained model's.",
+        *(["## Parity", "\n".join(f"* {_public(line)}" for line in parity)] if parity else []),
         "## Use",
         "\n".join(
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,13 +34,16 @@ class Pushed:
     url: str | None
 
 
-def push_run(run: RunFolder, repo: str, *, public: bool = False, dry_run: bool = False) -> Pushed:
+def push_run(
+    run: RunFolder, repo: str, *, public: bool = False, dry_run: bool = False, parity: Sequence[str] = ()
+) -> Pushed:
     """Exports a finished run and sends it to the Hub in one commit.
 
     Args:
         repo: ``OWNER/NAME``, or ``NAME`` for the owner of the token. It is created if it doesn't exist.
         public: Whether the repository may be public. Otherwise a new one is private, and a public one is refused.
         dry_run: Whether nothing is sent. Then no token is needed.
+        parity: As in `model_card`.
 
     Raises:
         UserError: The run can't be exported, its summary is damaged, the name is no repository's, there is no token, or
@@ -56,7 +60,7 @@ def push_run(run: RunFolder, repo: str, *, public: bool = False, dry_run: bool =
         # It holds the command line, with paths of this machine.
         (folder / EXPORT_RECORD).unlink()
         origin = read_json_object(run.origin, COPY_AGAIN)
-        card = model_card(load_config(run.config).config, origin, summary, exported)
+        card = model_card(load_config(run.config).config, origin, summary, exported, parity)
         write_text(folder / CARD, card)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         url = None if dry_run else _send(folder, repo, public)

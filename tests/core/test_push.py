@@ -21,6 +21,7 @@ from isotrain.albert_core.inference.model_card import model_card
 from isotrain.albert_core.inference.push import push_run
 from isotrain.albert_core.loop.train import TrainResult
 from support.command import Invoke
+from support.results import parity as parity_result
 
 Run = Callable[..., TrainResult]
 TOKEN = "hf_" + "a" * 34
@@ -144,6 +145,28 @@ def test_what_the_hub_gets_is_a_model_with_its_card(
     assert logits.shape == (1, 6)
 
 
+def test_the_card_has_the_parity_verdicts_of_the_same_model_and_data(run: Run, tmp_path: Path, invoke: Invoke) -> None:
+    folder = run(threads=1).run
+    origin = json.loads(folder.origin.read_text())
+    document = parity_result()
+    document["reference"] |= {"model": origin["model"], "dataset": origin["dataset"]}
+    file = tmp_path / "parity.json"
+    arguments = ("push", str(folder.path), "me/intents", "--dry-run", "--parity", str(file))
+    file.write_text(json.dumps(document))
+    code, shown, errors = invoke(*arguments)
+    assert code == 0, errors
+    (candidate, *_) = document["candidates"]
+    assert f": {candidate['verdict']}, over {document['steps']} steps by isotrain parity" in shown
+    for change, message in (
+        ({"reference": document["reference"] | {"dataset": "others"}}, "compared devices on dataset"),
+        ({"steps": "many"}, "is no result of parity"),
+    ):
+        file.write_text(json.dumps(document | change))
+        code, shown, errors = invoke(*arguments)
+        assert (code, shown) == (2, "")
+        assert message in errors
+
+
 @pytest.mark.parametrize("task", ["classification", "question_answering"])
 def test_a_card_says_what_is_not_real_and_tells_nothing_of_this_machine(
     configure: Callable[..., Any], tmp_path: Path, task: str
@@ -161,7 +184,7 @@ def test_a_card_says_what_is_not_real_and_tells_nothing_of_this_machine(
     for name, base in ((str(local), None), ("albert/albert-base-v2", "albert/albert-base-v2")):
         head = {} if task == "question_answering" else {"head": "pooler_linear"}
         job = configure(task=task, model_name=name, **head).config
-        card = model_card(job, origin, summary, exported)
+        card = model_card(job, origin, summary, exported, [])
         assert yaml.safe_load(card.split("---")[1]).get("base_model") == base
         for fact in (
             "**emulated**",
