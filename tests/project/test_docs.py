@@ -17,6 +17,7 @@ pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+MOST_WORDS = 10_000
 
 
 def test_keys_that_the_documents_set_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +35,12 @@ def test_lines_of_the_documents_are_short() -> None:
         for number, line in enumerate(document.read_text().splitlines(), 1):
             # A row of a table can't be broken.
             assert len(line) <= 120 or line.startswith("|"), f"{document.name}, line {number}"
+
+
+def test_the_pages_have_at_most_ten_thousand_words() -> None:
+    words = {page.name: len(page.read_text().split()) for page in (ROOT / "docs").glob("*.md")}
+    assert "recipes.md" in words
+    assert sum(words.values()) <= MOST_WORDS, f"cut what another page says: {words}"
 
 
 def test_tables_of_the_documents_have_no_gaps() -> None:
