@@ -235,7 +235,7 @@ def test_every_message_fits_three_lines_and_keeps_its_ends(
     def fails(*args: Any, **kwargs: Any) -> None:
         raise kind(f"key {long!r} is wrong, and {long!r} too ({long}); give another one")
 
-    monkeypatch.setattr(command_line, "app", fails)
+    monkeypatch.setattr(command_line, "_built", lambda: fails)
     _, _, err = invoke("config")
     assert len(err) <= 600
     assert len(err.splitlines()) == 1
@@ -303,7 +303,7 @@ def test_memory_that_is_not_there_is_said_in_one_line(
     def fails(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr(command_line, "app", fails)
+    monkeypatch.setattr(command_line, "_built", lambda: fails)
     code, _, err = invoke("config")
     assert code == 1
     assert "not enough memory" in err
