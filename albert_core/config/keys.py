@@ -233,6 +233,8 @@ class Keys(BaseModel):
     )
     null_threshold: float | None = Field(
         None,
+        ge=-1e6,
+        le=1e6,
         allow_inf_nan=False,
         description="question_answering_v2: no answer is given where its score exceeds the best span's by more; the "
         "threshold with the best F1 of the evaluation when absent",

@@ -44,7 +44,7 @@ def test_a_full_disk_that_no_writer_has_words_for_is_a_failure(invoke: Invoke, m
     def refuse(**options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    monkeypatch.setattr("isotrain.cli.main.app", refuse)
+    monkeypatch.setattr("isotrain.cli.main._built", lambda: refuse)
     code, _, err = invoke("list")
     assert code == 1, err
     assert "No space left on device" in err

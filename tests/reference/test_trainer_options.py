@@ -12,26 +12,27 @@ import torch
 from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.train import train
 from isotrain.albert_core.tokens.order import epoch_order
-from reference import trainer_loop
-from reference.test_trainer import RATE, STEPS, first_model, samples_of
+from reference import test_trainer, trainer_loop
+from reference.test_trainer import STEPS, first_model, samples_of
 from support.small_job import losses
 from torch import nn
 
 pytest.importorskip("accelerate", reason="Trainer needs accelerate, of the extra dev")
 
+JOB = test_trainer.CASES["csv_intents"]
 WEIGHTS = [0.5, 3.0, 1.0]
 
 
 class Logits(nn.Module):
     """A model that leaves the loss to Trainer where that takes the labels, as with label smoothing."""
 
-    def __init__(self, base: trainer_loop.Model, weights: list[float] | None) -> None:
+    def __init__(self, model: nn.Module, weights: list[float] | None) -> None:
         super().__init__()
-        self.encoder, self.head, self.config = base.encoder, base.head, base.encoder.config
+        self.model, self.config = model, model.config
         self.weights = None if weights is None else torch.tensor(weights)
 
     def forward(self, labels: torch.Tensor | None = None, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.head(self.encoder(**inputs).last_hidden_state[:, 0])
+        logits = self.model(**inputs).logits
         if labels is None:
             return {"logits": logits}
         return {"loss": nn.functional.cross_entropy(logits, labels, self.weights), "logits": logits}
@@ -56,12 +57,13 @@ def test_losses_are_trainers(name: str, tmp_path: Path, tiny_models: dict[str, P
     options, weights = CASES[name]
     folder = tiny_models["albert"]
     words = list(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])[4:]
-    samples = samples_of("csv_intents", folder, tmp_path / "data", words)
+    samples = samples_of(JOB, folder, tmp_path / "data", words)
     keys: dict[str, Any] = {
         "dataset_id": str(tmp_path / "data"),
         "model_name": str(folder),
         "dtype": "float32",
-        "learning_rate": RATE,
+        "head_dropout": 0.0,
+        "learning_rate": JOB.rate,
         "layout": "bucketed",
         "batch_size": 8,
         "gradient_accumulation_steps": 1,
@@ -78,11 +80,11 @@ def test_losses_are_trainers(name: str, tmp_path: Path, tiny_models: dict[str, P
     }
     keys |= options | ({} if weights is None else {"class_weights": weights})
     result = train(load_config("csv_intents", [as_set(key, value) for key, value in keys.items()]))
-    order = epoch_order(len(samples), 23, 0).tolist()
+    order = epoch_order(len(samples), JOB.seed, 0).tolist()
 
     def trainers(options: dict[str, Any], weights: list[float] | None) -> list[float]:
-        settings = {"per_device_train_batch_size": 8, "learning_rate": RATE, "max_steps": STEPS} | options
-        model = Logits(first_model("csv_intents", folder, 3, 23), weights)
+        settings = {"per_device_train_batch_size": 8, "learning_rate": JOB.rate, "max_steps": STEPS} | options
+        model = Logits(first_model(JOB, folder, samples, dropout=0.0), weights)
         return trainer_loop.train(folder, tmp_path / "out", model, samples, order, **settings)
 
     expected = trainers(options, weights)
