@@ -188,7 +188,7 @@ class TtBackend(XlaBackend):
         return compiled
 
     def step_boundary(self) -> None:
-        self._xla.sync(wait=True)
+        self._run_pending(wait=True)
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         import torch
