@@ -72,7 +72,8 @@ def test_a_recipe_gives_the_cpu_backends_losses_and_answers(
     assert np.abs(got[:, 1] / want[:, 1] - 1).max() <= 1e-5
     assert result.metrics == pytest.approx(reference.metrics, rel=1e-4)
     if not jobs[0].config.freeze_encoder:
-        assert 0 < compiles <= shapes_in_use(jobs[0])
+        # The programs of SQuAD 2.0 are SQuAD's, which may have run before.
+        assert (0 if recipe == "squad2" else 1) <= compiles <= shapes_in_use(jobs[0])
     asked = first_of(jobs[0].dataset.test)
     here, there = (load_predictor(result.run, backend=name).predict(*asked) for name in ("xla", "cpu"))
     for ours, theirs in zip(here, there, strict=True):
