@@ -239,6 +239,9 @@ class Keys(BaseModel):
         description="question_answering_v2: no answer is given where its score exceeds the best span's by more; the "
         "threshold with the best F1 of the evaluation when absent",
     )
+    push_to_hub: str | None = Field(
+        None, description="send the finished run to this repository of the Hugging Face Hub, as `isotrain push` does"
+    )
     copy_encoder: bool = Field(
         True, description="keep a copy of the encoder in the run's folder, which then predicts on any machine"
     )

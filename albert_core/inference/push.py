@@ -50,9 +50,7 @@ def push_run(
             the Hub refuses.
         RunError: The transfer fails.
     """
-    _check_repo(repo)
-    if not dry_run:
-        _check_token()
+    check_push(repo, dry_run)
     summary = read_json_object(run.summary, COPY_AGAIN)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
@@ -67,23 +65,20 @@ def push_run(
     return Pushed(repo, not public, files, card, url)
 
 
-def _check_repo(repo: str) -> None:
+def check_push(repo: str, dry_run: bool = False) -> None:
+    """Raises UserError if `repo` is no repository's name, or there is no token and it isn't a dry run."""
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"REPO {quoted(repo)} is no name on the Hub; give OWNER/NAME or NAME") from error
-
-
-def _check_token() -> None:
-    from huggingface_hub import get_token
-
-    if get_token() is None:
+        raise UserError(f"{quoted(repo)} is no name on the Hub; give OWNER/NAME or NAME") from error
+    if not dry_run and get_token() is None:
         raise UserError(
             "there is no token for the Hub; log in by `hf auth login` or set HF_TOKEN, with a token that may write; "
-            "--dry-run needs none"
+            "isotrain push --dry-run needs none"
         )
 
 

@@ -22,6 +22,7 @@ from ..streams import kept
 if TYPE_CHECKING:
     from ...albert_core.config.schema import TrainConfig
     from ...albert_core.loop.train import TrainResult
+    from ...albert_core.runs.folder import RunFolder
     from ...benchmarks.reports.blocks import Table
 
 
@@ -110,6 +111,11 @@ def train(
         from ...albert_core.output.live import reporter_for_terminal
         from ...albert_core.processes.ranks import launched
 
+        repo = resolved.config.push_to_hub
+        if repo is not None:
+            from ...albert_core.inference.push import check_push
+
+            check_push(repo)
         ranks = launched()
         first = ranks.first
         with reporter_for_terminal() if first else nullcontext() as reporter:
@@ -119,15 +125,30 @@ def train(
             with kept(f"the run {result.status} and is kept in {result.run.path}"):
                 if json_only:
                     print_json("run", {"run": str(result.run.path), **result.run.ended()})
-                    raise typer.Exit(_code(result, resolved.config))
-                _show(result)
-                if result.status == "completed" and not result.before:
-                    say_lines(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))])
-                if result.status == "stopped":
-                    say(f"{done}; continue with: {resume_command(result.run, ranks)}")
-        if result.status == "collapsed":
+                else:
+                    _show(result)
+                    if result.status == "completed" and not result.before:
+                        say_lines(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))])
+                    if result.status == "stopped":
+                        say(f"{done}; continue with: {resume_command(result.run, ranks)}")
+            if repo is not None and result.status == "completed" and not result.before:
+                _push(result.run, repo, json_only)
+        if result.status == "collapsed" and not json_only:
             say(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
         raise typer.Exit(_code(result, resolved.config))
+
+
+def _push(run: RunFolder, repo: str, json_only: bool) -> None:
+    """Sends a finished run to the Hub. Raises RunError, with the command that tries again, if that fails."""
+    from ... import RunError, UserError
+    from ...albert_core.inference.push import push_run
+
+    try:
+        pushed = push_run(run, repo)
+    except (UserError, RunError) as error:
+        again = command("push", str(run.path), repo)
+        raise RunError(f"the run completed and is kept, but it was not sent: {error}; try again by {again}") from error
+    say(f"sent to {pushed.url} (private)", err=json_only)
 
 
 def _code(result: TrainResult, config: TrainConfig) -> Exit:

@@ -22,6 +22,7 @@ from isotrain.albert_core.inference.push import push_run
 from isotrain.albert_core.loop.train import TrainResult
 from support.command import Invoke
 from support.results import parity as parity_result
+from support.small_job import settings
 
 Run = Callable[..., TrainResult]
 TOKEN = "hf_" + "a" * 34
@@ -212,7 +213,7 @@ def test_what_is_not_sent_is_said_in_a_line(
     run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = run(threads=1).run
-    with pytest.raises(UserError, match="is no name on the Hub; give OWNER/NAME"):
+    with pytest.raises(UserError, match="'a/b/c' is no name on the Hub; give OWNER/NAME"):
         push_run(folder, "a/b/c")
     hub.public = True
     with pytest.raises(UserError, match="exists and is public; pass --public"):
@@ -233,3 +234,32 @@ def test_what_is_not_sent_is_said_in_a_line(
     with pytest.raises(UserError, match="no usable"):
         push_run(folder, "me/intents", dry_run=True)
     assert not hub.files
+
+
+def test_a_finished_run_is_sent_where_its_configuration_says(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_data: Path, invoke: Invoke
+) -> None:
+    def train(repo: str, *options: str) -> tuple[int, str, str]:
+        sets = settings(small_data, tmp_path, push_to_hub=repo, max_steps=2, threads=1)
+        return invoke("train", "quickstart", *(part for item in sets for part in ("--set", item)), *options)
+
+    code, said, errors = train("me/intents")
+    assert code == 0, errors
+    assert f"sent to {hub.address}/me/intents (private)" in said
+    assert "model.safetensors" in hub.files
+    hub.status = 500
+    code, said, errors = train("me/intents", "--json")
+    assert code == 1
+    assert json.loads(said)["status"] == "completed"
+    (last,) = (line for line in errors.splitlines() if line.startswith("isotrain: error"))
+    assert "and is kept" in last
+    assert last.endswith(f"isotrain push {json.loads(said)['run']} me/intents")
+    # Before anything is trained.
+    runs = set((tmp_path / "runs").iterdir())
+    assert train("a/b/c")[0] == 2
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    code, said, errors = train("me/intents")
+    assert (code, said) == (2, "")
+    assert "no token for the Hub" in errors
+    assert set((tmp_path / "runs").iterdir()) == runs
