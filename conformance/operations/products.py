@@ -143,7 +143,12 @@ def _attention_gradients(
 ) -> Sequence[Uncertain]:
     probabilities = _probabilities(numerics, query, key, mask)
     by_probability = numerics.product(upstream, value.mT)
-    by_score = softmax_gradient(numerics, by_probability, probabilities)
+    # Fused kernels take the mean of each row from the output, which is rounded (Dao et al. 2022, 2205.14135, 3.1).
+    output = numerics.product(probabilities, value)
+    mean = (numerics.wide(upstream) * numerics.wide(output)).sum(-1, keepdim=True)
+    by_score = softmax_gradient(numerics, by_probability, probabilities).or_worse(
+        softmax_gradient(numerics, by_probability, probabilities, mean)
+    )
     scale = 1.0 / math.sqrt(query.value.shape[-1])
     return (
         numerics.product(by_score, key) * scale,

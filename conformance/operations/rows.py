@@ -160,10 +160,13 @@ def softmax(numerics: Numerics, scores: Uncertain, mask: torch.Tensor | None = N
     return numerics.narrow(exponentials / exponentials.sum(-1, keepdim=True))
 
 
-def softmax_gradient(numerics: Numerics, upstream: Uncertain, probabilities: Uncertain) -> Uncertain:
-    """The gradient by the scores."""
+def softmax_gradient(
+    numerics: Numerics, upstream: Uncertain, probabilities: Uncertain, mean: Uncertain | None = None
+) -> Uncertain:
+    """The gradient by the scores. `mean` is that of `upstream` under the probabilities, if it is known otherwise."""
     probabilities, upstream = numerics.wide(probabilities), numerics.wide(upstream)
-    mean = (probabilities * upstream).sum(-1, keepdim=True)
+    if mean is None:
+        mean = (probabilities * upstream).sum(-1, keepdim=True)
     return numerics.narrow(probabilities * (upstream - mean))
 
 
