@@ -320,7 +320,7 @@ class LateSteps(LateCopies):
 class WaitsForLoss(LateSteps):
     """The fence returns when the loss is there."""
 
-    CLAUSE = ("fence-parameters", "fence-all")
+    CLAUSE: ClassVar[tuple[str, ...]] = ("fence-parameters", "fence-all")
 
     def capture_step(
         self, step: Callable[..., torch.Tensor], optimizer: torch.optim.Optimizer
@@ -337,25 +337,14 @@ class WaitsForLoss(LateSteps):
         pass
 
 
-class NeedsTensors(LateSteps):
+class NeedsTensors(WaitsForLoss):
     """The fence waits for the tensors that it is given; without any it returns at once."""
 
     CLAUSE = ("fence-all",)
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
         if tensors:
-            super().synchronize()
-
-    def capture_step(
-        self, step: Callable[..., torch.Tensor], optimizer: torch.optim.Optimizer
-    ) -> Callable[..., torch.Tensor]:
-        late = super().capture_step(step, optimizer)
-
-        def run(*tensors: torch.Tensor) -> torch.Tensor:
-            LateCopies.synchronize(self)
-            return late(*tensors)
-
-        return run
+            LateSteps.synchronize(self)
 
 
 class _Unread(torch.Tensor):
