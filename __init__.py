@@ -6,19 +6,57 @@ The public names load on first use, so that ``import isotrain`` stays cheap and 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .albert_core.config.load import load_config
+    from .albert_core.model.auto_classes import register_models
+    from .api.measuring import BenchResult, ParityResult, bench, parity, report
+    from .api.training import Run, load_run, predict, train
+    from .backends import Backend, get_backend, list_backends
+    from .backends.session import Session
 
 __version__ = "0.1.0"
 
+# Where each public name is defined.
 _LAZY = {
+    "Backend": ".backends",
+    "BenchResult": ".api.measuring",
+    "ParityResult": ".api.measuring",
+    "Run": ".api.training",
+    "Session": ".backends.session",
+    "bench": ".api.measuring",
     "get_backend": ".backends",
     "list_backends": ".backends",
     "load_config": ".albert_core.config.load",
+    "load_run": ".api.training",
+    "parity": ".api.measuring",
+    "predict": ".api.training",
     "register_models": ".albert_core.model.auto_classes",
-    "train": ".albert_core.loop.train",
+    "report": ".api.measuring",
+    "train": ".api.training",
 }
 
-__all__ = ["RunError", "UserError", "__version__", *sorted(_LAZY)]
+__all__ = [
+    "Backend",
+    "BenchResult",
+    "ParityResult",
+    "Run",
+    "RunError",
+    "Session",
+    "UserError",
+    "__version__",
+    "bench",
+    "get_backend",
+    "list_backends",
+    "load_config",
+    "load_run",
+    "parity",
+    "predict",
+    "register_models",
+    "report",
+    "train",
+]
 
 
 class UserError(ValueError):
@@ -39,3 +77,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..kernels.packed import PackedBatch, PortableEncoder
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder, HeadStep, PackedAttention
+    from .session import Session
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -247,6 +248,12 @@ class Backend(ABC):
         """
         del parameters, optimizer
         return None
+
+    def session(self, model: nn.Module, optimizer: Any, dtype: str = "float32") -> Session:
+        """What one's own loop calls to train `model` on this device; the arguments are those of `Session`."""
+        from .session import Session
+
+        return Session(self, model, optimizer, dtype)
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters unchanged."""

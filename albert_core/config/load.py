@@ -57,7 +57,7 @@ class ResolvedConfig:
 
 
 def load_config(
-    path: str | Path | None, sets: Iterable[str] = (), options: dict[str, Any] | None = None
+    path: str | Path | None, sets: Iterable[str] = (), options: dict[str, Any] | None = None, place: str = "--set"
 ) -> ResolvedConfig:
     """Reads a configuration and applies overrides. Later ones win: defaults, file, --set, options.
 
@@ -65,6 +65,7 @@ def load_config(
         path: A YAML file, or the name of a packaged one such as ``banking77``.
         sets: ``key=value`` strings. A key of type text takes everything after the sign unchanged.
         options: Command-line options by key. None means not given.
+        place: Where `sets` come from, for messages.
 
     Raises:
         UserError: A key or value can't be used. The message names the key and where it was set.
@@ -79,8 +80,8 @@ def load_config(
         for key, raw in written.items.items():
             _put(values, sources, key, raw, written.places[key])
     for item in sets:
-        key, raw = _parse_set(item)
-        _put(values, sources, key, raw, "--set")
+        key, raw = _parse_set(item, place)
+        _put(values, sources, key, raw, place)
     for key, value in (options or {}).items():
         if value is not None:
             values[key] = value
@@ -135,7 +136,7 @@ def packaged_configs() -> list[Path]:
     return sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
 
-def _parse_set(item: str) -> tuple[str, Raw]:
+def _parse_set(item: str, place: str) -> tuple[str, Raw]:
     key, separator, value = item.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--set {quoted(item)}: write key=value, e.g. --set learning_rate=1e-3")
@@ -143,7 +144,7 @@ def _parse_set(item: str) -> tuple[str, Raw]:
         raise UserError(f"--set {quoted(item)}: white space stands around the key; write key=value without it")
     if "\0" in value or not is_unicode(value):
         raise UserError(f"--set {quoted(item)}: the value holds bytes that are no UTF-8 text; write it in UTF-8")
-    return key, Scalar(value, "--set", "given")
+    return key, Scalar(value, place, "given")
 
 
 def _put(values: dict[str, Any], sources: dict[str, str], key: str, raw: Raw, place: str) -> None:

@@ -17,10 +17,7 @@ from ..help import HelpfulCommand, HelpfulGroup, panel
 from ..streams import kept
 
 if TYPE_CHECKING:
-    from ... import UserError
-    from ...albert_core.config.schema import TrainConfig
     from ...benchmarks.outcome.parity import Parity
-    from ...benchmarks.parity.run import Comparison
 
 OWN = "run"
 
@@ -112,6 +109,7 @@ def run(
 
       isotrain parity banking77 --candidate xla:float32 --python xla=.venv-xla/bin/python
     """
+    from ...benchmarks.parity.check import check, trace_folder
     from ...benchmarks.parity.run import Comparison, run_parity
     from ...benchmarks.parity.sides import parse_side
 
@@ -120,7 +118,7 @@ def run(
         config=config,
         reference=parse_side(reference),
         candidates=tuple(parse_side(text, pythons) for text in candidate),
-        out=_folder(out, config),
+        out=trace_folder(out, config),
         sets=tuple(sets or ()),
         steps=_step_limit(steps, seeds),
         seeds=seeds,
@@ -128,7 +126,7 @@ def run(
         time_limit=time_limit,
         pythons=pythons,
     )
-    _check(comparison)
+    check(comparison)
     _check_html(html)
     result = run_parity(comparison, lambda line: say(line, err=True))
     _finish(result, comparison.out / "parity.json", html, json_only)
@@ -249,50 +247,6 @@ def _finish(result: Parity, out: Path | None, html: Path | None, json_only: bool
     raise typer.Exit(exit_code(result))
 
 
-def _check(comparison: Comparison) -> None:
-    from ... import UserError
-    from ...albert_core.config.load import load_config
-    from ...albert_core.loop.foresee import check_names
-    from ...backends import backend_traits
-    from ...benchmarks.harness.plan import check_range
-    from ...benchmarks.parity.seeds import LEAST_SEEDS
-
-    if comparison.seeds != 1 and comparison.seeds < LEAST_SEEDS:
-        raise UserError(f"--seeds {comparison.seeds}: an equivalence test needs at least {LEAST_SEEDS}")
-    check_range("--seeds", comparison.seeds, 1, 1000)
-    check_range("--margin", comparison.margin, 1e-6, 1)
-    check_range("--time-limit", comparison.time_limit, 0.001, 10**7)
-    # Everything is checked before the reference runs for an hour.
-    sides = (comparison.reference, *comparison.candidates)
-    configs = {side: load_config(comparison.config, [*comparison.sets, *side.sets]).config for side in sides}
-    for side, config in configs.items():
-        check_names(config)
-        backend_traits(side.backend).check_kernel(f"{side.label!r}: kernel", config.kernel, side.backend)
-    if configs[comparison.reference].dtype != "float64":
-        raise UserError(f"--reference {comparison.reference.label}: only float64 judges; write cpu:float64")
-    known = {side.base for side in sides}
-    for name in comparison.pythons or {}:
-        if name not in known:
-            raise UserError(f"--python {name}=...: no side runs on {name}; here are {', '.join(sorted(known))}")
-    elsewhere = comparison.pythons or {}
-    reasons = [None if side.base in elsewhere else _absence(configs[side]) for side in comparison.candidates]
-    if all(reasons):
-        # If no candidate can be judged, the reference need not run.
-        raise UserError(str(reasons[0]))
-
-
-def _absence(config: TrainConfig) -> UserError | None:
-    """Why the backend can't run here; None if it can."""
-    from ... import UserError
-    from ...backends import check_available
-
-    try:
-        check_available(config.backend_name)
-    except UserError as error:
-        return error
-    return None
-
-
 def _check_html(path: Path | None) -> None:
     from ... import UserError
     from ...albert_core.runs.files import check_place
@@ -313,19 +267,6 @@ def _step_limit(steps: int | None, seeds: int) -> int | None:
     if steps < 0:
         raise UserError(f"--steps {steps} is out of range; give a number of optimizer steps, or 0 for all")
     return steps or None
-
-
-def _folder(out: Path | None, config: str) -> Path:
-    from datetime import UTC, datetime
-
-    from ... import UserError
-    from ...albert_core.runs.files import check_place
-
-    folder = out or Path("parity") / f"{Path(config).stem}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UserError(f"--out {str(folder)!r} exists and is not empty; choose another folder")
-    check_place(folder, "--out")
-    return folder
 
 
 def _pythons(given: list[str]) -> dict[str, str]:

@@ -16,13 +16,13 @@ import pytest
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ["kernels", "backends", "albert_core", "benchmarks", "conformance", "cli", "configs"]
+FOLDERS = ["kernels", "backends", "albert_core", "benchmarks", "conformance", "api", "cli", "configs"]
 # Batches check ids only where reading them doesn't wait for a device.
 HOST_CHECK = ("kernels/packed/batch.py", ".device.type ==")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 # The rooms of a folder, from the top: each imports what stands below it only, never a neighbour in its own row.
 ROWS = {
-    "": (("cli",), ("conformance",), ("benchmarks",), ("albert_core",), ("backends",), ("kernels", "configs")),
+    "": (("cli", "api"), ("conformance",), ("benchmarks",), ("albert_core",), ("backends",), ("kernels", "configs")),
     "albert_core": (
         ("inference",),
         ("loop",),

@@ -126,6 +126,13 @@ def load_results(folder: Path) -> Results:
     return results
 
 
+def of_document(document: Bench | EndToEnd | Parity) -> Results:
+    """One result, of this process, for a page of its own."""
+    results = Results(Path())
+    _sort_in(results, "", _checked(type(document), _cleaned(document.document())))
+    return results
+
+
 def _nothing(results: Results) -> str:
     seen = "; ".join(f"{one.path}: {one.reason}" for one in results.skipped[:3])
     more = f"; and {len(results.skipped) - 3} more" if len(results.skipped) > 3 else ""

@@ -10,7 +10,7 @@ from .... import UserError, __version__
 from ....albert_core.runs.files import make_folders, sweep, write_bytes, write_text
 from ...outcome.found import foreign_line
 from .contents import contents, lead
-from .loading import Skipped, load_results
+from .loading import Results, Skipped, load_results
 from .page import render_page
 from .text import clean
 
@@ -24,6 +24,13 @@ class Written:
     charts: int
     skipped: tuple[Skipped, ...]
     foreign: str
+
+
+def page_of(results: Results, title: str) -> str:
+    """The page of `results`, called "isotrain report: " and `title`."""
+    now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+    created = f"Made by isotrain {__version__}, {now}"
+    return render_page(f"isotrain report: {clean(title)}", lead(results), contents(results), created)
 
 
 def write_report(folder: Path, out: Path, pictures: Path | None = None, title: str | None = None) -> Written:
@@ -44,16 +51,13 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None, title: s
     if pictures is not None and pictures.exists() and not pictures.is_dir():
         raise UserError(f"--png {str(pictures)!r} is a file; give a folder")
     results = load_results(folder)
-    sections = contents(results)
-    charts = [chart for section in sections for chart in section.charts]
+    charts = [chart for section in contents(results) for chart in section.charts]
     images: dict[str, bytes] = {}
     if pictures is not None:
         from ....albert_core.output.draw import draw_png
 
         images = {chart.key: draw_png(chart) for chart in charts}
-    now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-    heading = f"isotrain report: {clean(title or folder.resolve().name)}"
-    page = render_page(heading, lead(results), sections, f"Made by isotrain {__version__}, {now}")
+    page = page_of(results, title or folder.resolve().name)
     sweep(out.absolute().parent)
     write_text(out, page)
     files = []
