@@ -255,6 +255,15 @@ class Backend(ABC):
 
         return Session(self, model, optimizer, dtype)
 
+    def named_range(self, name: str) -> AbstractContextManager[Any]:
+        """A part of a step, by name in the trace of a profiler. It costs nothing unless one records."""
+        import torch
+
+        # torch.compile can't trace the profiler's state.
+        if torch.compiler.is_compiling() or not torch.autograd._profiler_enabled():
+            return nullcontext()
+        return torch.profiler.record_function(name)
+
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters unchanged."""
         import torch

@@ -250,7 +250,8 @@ class StreamedFeatures:
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch, labels = self.tokens.batch(start, stop)
-        return self.encoder(batch), labels
+        with self.tokens.backend.named_range("encoder"):
+            return self.encoder(batch), labels
 
 
 class TokenBatches:

@@ -31,7 +31,8 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
         Summed loss of the window's samples and the number classified correctly: float32 [2] (float64 if the head is),
         on the device.
     """
-    batches = (training.source.batch(start, stop) for start, stop in window.micro_batches)
+    with training.job.backend.named_range("copy"):
+        batches = [training.source.batch(start, stop) for start, stop in window.micro_batches]
     return training.step(window.num_samples, *chain.from_iterable(batches))
 
 
@@ -97,7 +98,7 @@ def step_function(
         else:
             fused = backend.head_step(list(model.parameters()), optimizer)
             if fused is not None:
-                return partial(_fused_step, fused)
+                return partial(_fused_step, fused, backend)
 
     def step(num_samples: int, *pairs: Any) -> torch.Tensor:
         sums = norm = None
@@ -112,7 +113,8 @@ def step_function(
             with accumulating(parallel or model) if number < len(batches) else nullcontext():
                 loss, right = summed(inputs, labels)
                 loss = loss if mean_weight is None else loss / mean_weight
-                scaling.scaled(loss / size).backward()
+                with backend.named_range("backward"):
+                    scaling.scaled(loss / size).backward()
             wide = torch.promote_types(loss.dtype, torch.float32)
             part = torch.stack((loss.detach().to(wide), right.to(wide)))
             sums = part if sums is None else sums + part
@@ -124,8 +126,9 @@ def step_function(
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
         before_update(norm)
-        scaling.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        with backend.named_range("optimizer"):
+            scaling.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
         assert sums is not None, "a window holds at least one micro-batch"
         return sums
 
@@ -151,7 +154,8 @@ def _not_fused(config: TrainConfig) -> list[str]:
     return [what for what, wanted in asked.items() if wanted]
 
 
-def _fused_step(fused: HeadStep, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:
+def _fused_step(fused: HeadStep, backend: Backend, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:
     """One fused step over the features and labels of all micro-batches."""
     features, labels = (part[0] if len(part) == 1 else torch.cat(part) for part in (pairs[::2], pairs[1::2]))
-    return fused(features, labels, num_samples)
+    with backend.named_range("fused head step"):
+        return fused(features, labels, num_samples)

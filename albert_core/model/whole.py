@@ -92,10 +92,11 @@ class WholeModel(nn.Module):
 
         The length is that of a padded batch, or of the longest sequence of a packed batch.
         """
-        with self._backend.autocast(self._policy):
+        with self._backend.autocast(self._policy), self._backend.named_range("encoder"):
             if isinstance(batch, PackedBatch):
                 states, mask = packed_states(self.encoder, batch, self._backend)
             else:
                 static = self._backend.static_shapes is not None
                 states, mask = padded_states(self.encoder, batch, static=static), batch.attention_mask
-        return self._apply_head(self.head, states, mask)
+        with self._backend.named_range("head"):
+            return self._apply_head(self.head, states, mask)

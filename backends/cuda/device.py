@@ -8,6 +8,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -121,6 +122,12 @@ class CudaBackend(TorchDevice):
         from .nvml import gpu_energy
 
         return gpu_energy(str(torch.cuda.get_device_properties(self.device).uuid))
+
+    @contextmanager
+    def named_range(self, name: str) -> Iterator[None]:
+        # NVTX is what Nsight shows.
+        with super().named_range(name), torch.cuda.nvtx.range(name):
+            yield
 
     def adam_options(self) -> dict[str, Any]:
         return {"fused": True}

@@ -50,7 +50,7 @@ def find_results(folder: Path) -> Files:
         if _MARKERS & set(files):
             folders.clear()
             continue
-        skipped = (".", "export-") if is_run else (".",)
+        skipped = (".", "export-", "profile-") if is_run else (".",)
         folders[:] = sorted(
             name for name in folders if not name.startswith(skipped) and not (is_run and name in _RUNS_FOLDERS)
         )

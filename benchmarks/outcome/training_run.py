@@ -48,6 +48,25 @@ class RunSummary(Part):
     peak_memory_bytes: int | None = None
 
 
+class RangeCost(Part):
+    """Milliseconds of a mean step in a named range or an operator."""
+
+    name: str
+    calls: float
+    host_ms: float
+    device_ms: float
+
+
+class RunProfile(Part):
+    """An operators.json: what steps of a run cost, part by part."""
+
+    step: int
+    steps: int
+    device: str
+    ranges: list[RangeCost]
+    operators: list[RangeCost]
+
+
 class BestBy(Part):
     metric: str
     mode: Literal["min", "max"]

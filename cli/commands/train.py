@@ -21,10 +21,14 @@ from ..streams import kept
 
 if TYPE_CHECKING:
     from ...albert_core.config.schema import TrainConfig
+    from ...albert_core.loop.profile import Profile, StepProfiler
     from ...albert_core.loop.train import TrainResult
     from ...albert_core.runs.folder import RunFolder
     from ...benchmarks.reports.blocks import Table
 
+
+# A trace of more steps has gigabytes.
+MOST_PROFILED = 100
 
 _what, _again, _output = map(panel, ("What is run", "Continuing", "Output"))
 
@@ -60,6 +64,14 @@ def train(
         ),
     ] = False,
     threads: Annotated[int | None, _what(help="CPU threads.")] = None,
+    profile: Annotated[
+        int | None,
+        _output(
+            metavar="STEPS",
+            help="Profile this many steps in the run's folder: a trace for https://ui.perfetto.dev, and what costs "
+            "most.",
+        ),
+    ] = None,
     json_only: Annotated[bool, _output("--json", help="How the run ended, as JSON on stdout.")] = False,
 ) -> None:
     """Train the head on a frozen encoder (or the whole model), and evaluate it.
@@ -92,6 +104,8 @@ def train(
         raise UserError(
             "--resume names a run that is there, --resume-or-start one by run_name that may be there; give one of them"
         )
+    if profile is not None and not 1 <= profile <= MOST_PROFILED:
+        raise UserError(f"--profile {profile} is out of range; give 1 to {MOST_PROFILED} steps")
     run = open_run(resume) if resume is not None else None
     source = config if config is not None else (run.config if run else None)
     auto = ["resume_from_checkpoint=auto"] if resume_or_start else []
@@ -118,8 +132,9 @@ def train(
             check_push(repo)
         ranks = launched()
         first = ranks.first
+        profiler = _profiler(profile) if first else None
         with reporter_for_terminal() if first else nullcontext() as reporter:
-            result = run_training(resolved, resume=run, reporter=reporter)
+            result = run_training(resolved, resume=run, reporter=reporter, observer=profiler)
         done = f"stopped at step {result.step} of {result.total_steps}"
         if first:
             with kept(f"the run {result.status} and is kept in {result.run.path}"):
@@ -127,6 +142,8 @@ def train(
                     print_json("run", {"run": str(result.run.path), **result.run.ended()})
                 else:
                     _show(result)
+                    if profiler is not None and profiler.profile is not None:
+                        _show_profile(profiler.profile)
                     if result.status == "completed" and not result.before:
                         say_lines(["next:", *(f"  {command}" for command in _next_steps(result, resolved.config))])
                     if result.status == "stopped":
@@ -136,6 +153,22 @@ def train(
         if result.status == "collapsed" and not json_only:
             say(f"stopped by stop_on_collapse at step {result.step} of {result.total_steps}: {result.collapse}")
         raise typer.Exit(_code(result, resolved.config))
+
+
+def _profiler(steps: int | None) -> StepProfiler | None:
+    if steps is None:
+        return None
+    from ...albert_core.loop.profile import StepProfiler
+
+    return StepProfiler(steps)
+
+
+def _show_profile(profile: Profile) -> None:
+    from ...benchmarks.reports.terminal import output_console, print_blocks
+    from ...benchmarks.reports.views.profile import profile_view
+
+    print_blocks(profile_view(profile), output_console())
+    say(f"profile: {profile.folder}  (open trace.json.gz in https://ui.perfetto.dev)")
 
 
 def _push(run: RunFolder, repo: str, json_only: bool) -> None:

@@ -20,7 +20,7 @@ from ...outcome.found import LARGEST_FILE, METRICS, RECORD, find_results, foreig
 from ...outcome.load import problems
 from ...outcome.model import BENCH, Bench
 from ...outcome.parity import PARITY, Parity
-from ...outcome.training_run import RunRecord, RunSummary
+from ...outcome.training_run import RunProfile, RunRecord, RunSummary
 from ...outcome.upgrade import upgraded
 from .text import clean
 
@@ -51,6 +51,7 @@ class Run:
         summary: How the run ended; None if it hasn't ended.
         loss: By step.
         evaluations: By step, for "loss" and the task's other figures.
+        profiles: What profiled steps cost.
     """
 
     record: RunRecord
@@ -58,6 +59,7 @@ class Run:
     loss: tuple[Point, ...]
     evaluations: dict[str, tuple[Point, ...]]
     samples_per_second: tuple[float, ...]
+    profiles: tuple[RunProfile, ...]
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,9 @@ def _read_run(folder: Path) -> Run:
         loss=curve("train/loss"),
         evaluations={key.removeprefix("eval/"): curve(key) for key in found},
         samples_per_second=tuple(value for _, value in curve("samples_per_second") if value is not None),
+        profiles=tuple(
+            _checked(RunProfile, _cleaned(_json(path))) for path in sorted(folder.glob("profile-*/operators.json"))
+        ),
     )
 
 

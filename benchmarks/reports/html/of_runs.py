@@ -7,8 +7,9 @@ from statistics import median
 
 from ....albert_core.output.charts import Axis, Line, LineChart, Point
 from ....albert_core.terminal.text import figure, precise
-from ..blocks import Column, Section, Table
+from ..blocks import Column, Heading, Section, Table
 from ..views.labels import joined, titled
+from ..views.profile import profile_view
 from .loading import Found, Results, Run
 
 NAMES = {
@@ -38,6 +39,10 @@ def training(results: Results, folded: bool) -> Section:
             title = titled(f"Evaluation: {said(metric)}", run_tags(runs))
             words, axes = "On the whole test split.", (Axis("step"), Axis(said(metric)))
             section.blocks.append(LineChart(f"evaluation-{metric}", title, words, *axes, lines, half=True))
+    for run in runs:
+        for profile in run.document.profiles:
+            section.blocks.append(Heading(f"To step {profile.step:,}", run.path))
+            section.blocks.extend(profile_view(profile))
     return section
 
 
