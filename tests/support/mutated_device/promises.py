@@ -1,0 +1,143 @@
+"""Devices that describe themselves wrongly, or answer wrong requests with no error or an unclear one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from isotrain.backends import Availability, CastPolicy, DeviceInfo
+from pydantic import BaseModel, ConfigDict
+
+from .base import Compiling, Mutant
+
+
+class OtherName(Mutant):
+    """info() is copied from another backend."""
+
+    CLAUSE = ("info",)
+
+    def info(self) -> DeviceInfo:
+        return replace(super().info(), backend="cpu")
+
+
+class HiddenEmulation(Mutant):
+    """An emulation whose info() says that it is a device."""
+
+    CLAUSE = ("info",)
+    traits = replace(Mutant.traits, emulated=True)
+
+
+class UnknownLayout(Mutant):
+    """Traits with a layout that nobody makes."""
+
+    CLAUSE = ("traits",)
+    traits = replace(Mutant.traits, layouts=("padded", "ragged"), whole_model_layout="padded")
+
+
+class OtherKernels(Mutant):
+    """Traits that name a kernel which kernels() doesn't have."""
+
+    CLAUSE = ("traits",)
+    traits = replace(Mutant.traits, kernels=("fast", "portable"))
+
+
+class PackedGrid(Compiling):
+    """A device with a grid of shapes that accepts packed batches, each of another shape."""
+
+    CLAUSE = ("traits",)
+    traits = replace(Mutant.traits, layouts=("padded", "packed"), whole_model_layout="padded")
+
+
+class WideCompute(Mutant):
+    """A policy with sums narrower than products."""
+
+    CLAUSE = ("cast-policy",)
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        policy = super().cast_policy(dtype, strict=strict)
+        return replace(policy, compute="float32", accumulate="bfloat16") if dtype == "bfloat16" else policy
+
+
+class MislabelledPolicy(Mutant):
+    """A policy that hides which dtype was requested."""
+
+    CLAUSE = ("cast-policy",)
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        return replace(super().cast_policy(dtype, strict=strict), requested="float32")
+
+
+class NoKernel(Mutant):
+    """No kernel can run."""
+
+    CLAUSE = ("kernels",)
+
+    def kernels(self) -> dict[str, Availability]:
+        return {name: Availability(False, "none today") for name in super().kernels()}
+
+
+class AnyDtype(Mutant):
+    """Unknown dtypes are float32."""
+
+    CLAUSE = ("unknown-dtype",)
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        known = dtype if dtype in ("float32", "float64", "bfloat16", "float16") else "float32"
+        return super().cast_policy(known, strict=strict)
+
+
+class KeyErrorDtype(Mutant):
+    """Unknown dtypes raise a KeyError."""
+
+    CLAUSE = ("unknown-dtype",)
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        if dtype not in ("float32", "float64", "bfloat16", "float16"):
+            raise KeyError(dtype)
+        return super().cast_policy(dtype, strict=strict)
+
+
+class AnyKernel(Mutant):
+    """Unknown kernels are the portable one."""
+
+    CLAUSE = ("unknown-kernel",)
+
+    def frozen_encoder(self, weights: Any, policy: CastPolicy, kernel: str = "auto") -> Any:
+        return super().frozen_encoder(weights, policy, kernel if kernel in self.kernels() else "auto")
+
+
+class BareIndexError(Mutant):
+    """A device number that doesn't exist raises an IndexError."""
+
+    CLAUSE = ("unknown-index",)
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        super().__init__([None][index or 0], options)
+
+
+class LooseOptions(Mutant):
+    """Misspelt options are ignored."""
+
+    CLAUSE = ("unknown-option",)
+
+    class Options(BaseModel):
+        precision: str = "high"
+
+
+class StrictOptions(Mutant):
+    """A right device with options."""
+
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+        precision: str = "high"
+
+
+class KeyErrorState(Mutant):
+    """A missing generator raises a KeyError."""
+
+    CLAUSE = ("missing-generator",)
+
+    def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
