@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from isotrain.backends import list_backends
 from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.reports.blocks import Table, word_columns
 from isotrain.benchmarks.reports.terminal import fitted
 from isotrain.cli.main import app
+from isotrain.conformance import doctor
 from rich.console import Console
 from rich.table import Table as RichTable
+from support import forks
 from support.command import Invoke, one_line_error
 from support.results import parity
 
@@ -185,12 +188,24 @@ def commands(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
         yield from commands(command, *path, name)
 
 
-@pytest.mark.usefixtures("forked_children")
+@pytest.fixture(scope="module")
+def examined() -> list[doctor.Report]:
+    """What doctor finds here, once for all widths."""
+    with forks.forked_children():
+        return doctor.examine(list_backends())
+
+
 @pytest.mark.parametrize("width", [40, 80, 130])
 def test_no_line_in_a_pipe_ends_with_a_space(
-    invoke: Invoke, stored: list[Path], run_folder: Path, monkeypatch: pytest.MonkeyPatch, width: int
+    invoke: Invoke,
+    stored: list[Path],
+    run_folder: Path,
+    examined: list[doctor.Report],
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(doctor, "examine", lambda _: examined)
     every = list(commands(typer.main.get_command(app)))
     assert len(every) > 15
     shown = [("show", path) for path in (*stored, run_folder)]
