@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from isotrain.benchmarks.against.checkout import FOLDERS
 from isotrain.benchmarks.harness.environment import PACKAGE_ROOT
 from isotrain.benchmarks.outcome.against import Against
 from isotrain.benchmarks.regression.verdict import INCONCLUSIVE, REFUSED, REGRESSED, SAME
+from support import forks
 
 pytestmark = pytest.mark.slow
 
@@ -47,15 +46,13 @@ def copy(folder: Path, planted: str = "") -> Path:
 
 def bench(package: Path, against: Path, out: Path, *options: str) -> tuple[int, Against, str]:
     """The command of the checkout `package`: its exit code, its result and its table."""
-    command = [sys.executable, "-P", "-m", "isotrain.cli", "bench", "--against", str(against), "--out", str(out)]
+    command = ["-P", "-m", "isotrain.cli", "bench", "--against", str(against), "--out", str(out)]
     small = ["--model", "random:tiny", "--dtype", "float32", "--workload", "forward", "--layout", "padded"]
-    done = subprocess.run(
+    done = forks.run(
         [*command, *small, "--seconds", "1", *options],
         env={**os.environ, "PYTHONPATH": str(package.parent), "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
         cwd=out.parent,
+        forking=True,
     )
     assert out.is_file(), done.stderr
     return done.returncode, Against.model_validate_json(out.read_text(encoding="utf-8")), done.stdout

@@ -28,6 +28,7 @@ from isotrain.benchmarks.harness.extrapolate import Part, Sampled, total_interva
 from isotrain.benchmarks.harness.plan import Options
 from isotrain.benchmarks.outcome.end_to_end import EndToEnd, WholeProcess
 from isotrain.cli.commands.bench import bench
+from support import forks
 from support.loop_spec import loop_spec
 from support.results import whole_process
 from support.small_job import write_dataset
@@ -161,6 +162,7 @@ def test_wrong_options_say_what_is_allowed(data: Path, tmp_path: Path, change: d
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_children")
 def test_a_real_comparison_says_what_it_extrapolated(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     arguments = (
@@ -263,7 +265,7 @@ end_to_end._train, end_to_end._import_torch = train, lambda *_: 2**28
 options = Options(dataset={str(data)!r}, processes=2)
 sys.exit(end_to_end.run_end_to_end(options, out=Path({str(out)!r})).code)
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    parent = forks.Popen(["-c", program], stderr=subprocess.PIPE)
     for _ in range(600):
         if alive.exists():
             break

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from isotrain import UserError
 from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
 from isotrain.benchmarks.harness.plan import Options, make_plan
 from isotrain.benchmarks.harness.runner import run_workers, worker_environment
+from support import forks
 
 FakeWorker = Callable[..., tuple[str, ...]]
 OPTIONS = Options(workloads=("forward",), layouts=("padded", "packed"), processes=2, blocks=3)
@@ -148,7 +148,7 @@ def test_an_interruption_ends_the_worker_and_keeps_what_is_complete(
         f"options = Options(workloads=('forward',), layouts=('padded', 'packed'), processes=2, blocks=3)\n"
         f"sys.exit(run_bench(options, out=Path({str(out)!r}), command={command!r}).code)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    parent = forks.Popen(["-c", program], stderr=subprocess.PIPE)
     for _ in range(600):
         if alive.exists() and alive.read_text(encoding="utf-8"):
             break
@@ -195,6 +195,7 @@ def test_a_real_run_from_end_to_end(tmp_path: Path) -> None:
     assert bucketed["work"]["hardware_flops"] > packed["work"]["hardware_flops"]
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_real_worker_refuses_a_wrong_model_in_one_line(tmp_path: Path) -> None:
     options = Options(model="random:huge", layouts=("packed",), workloads=("forward",), processes=1)
     with pytest.raises(UserError, match="'random:huge' is unknown; allowed random architectures are"):

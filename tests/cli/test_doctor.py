@@ -73,7 +73,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("installed", "forked_children")
 def test_no_backend_changes_what_another_does() -> None:
     names = ["early", "late", "crashes", "leaves", "talks"]
     reports = {report.backend: report for report in doctor.examine(names)}
@@ -89,7 +89,7 @@ def test_no_backend_changes_what_another_does() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("installed", "forked_children")
 def test_a_test_that_hangs_is_ended_in_time() -> None:
     start = time.monotonic()
     (report,) = doctor.examine(["hangs"], time_limit=8.0)

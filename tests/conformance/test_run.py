@@ -20,6 +20,7 @@ from isotrain.conformance.case import Case, Device, Passed
 from isotrain.conformance.messages import Opening
 from isotrain.conformance.process import LostError, Worker
 from isotrain.conformance.run import Suite, Target, choose, run_checks
+from support import forks
 from support.command import Invoke, one_line_error
 
 # A worker without torch that does what the names of its checks say.
@@ -322,7 +323,7 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("packaged")
+@pytest.mark.usefixtures("packaged", "forked_children")
 def test_a_wild_backend_is_a_table_of_findings(invoke: Invoke, tmp_path: Path) -> None:
     chosen = "device/[meso][enc][mea-]*"
     code, out, err = invoke(
@@ -361,14 +362,7 @@ def test_pytest_runs_the_same_checks(tmp_path: Path) -> None:
     def run(*options: str) -> subprocess.CompletedProcess[str]:
         plugin = ["-p", "isotrain.conformance.plugin", "--pyargs", "isotrain.conformance", "-p", "no:cacheprovider"]
         environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", *plugin, *options],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-            env=environment,
-        )
+        return forks.run(["-m", "pytest", *plugin, *options], cwd=tmp_path, env=environment, forking=True)
 
     done = run("--backend", "tt-emulated", "--set", "tt.math_fidelity=lofi", "--only", "device/unknown", "-v")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -380,13 +374,9 @@ def test_pytest_runs_the_same_checks(tmp_path: Path) -> None:
 
 
 def test_the_plugin_adds_no_options_to_other_sessions() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "isotrain.conformance.plugin", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-    )
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = forks.run(["-m", "pytest", "-p", "isotrain.conformance.plugin", "--help"], env=environment)
+    assert done.returncode == 0, done.stderr
     assert "--time-limit" not in done.stdout
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import forks
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "examples" / "backend-template"
 MOST_LINES = 40
@@ -31,14 +32,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-m", "isotrain.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+    return forks.run(["-m", "isotrain.cli", *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": path}, forking=True)
 
 
 @pytest.mark.slow

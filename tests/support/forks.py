@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,6 +35,15 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 # What a run, a prediction, a comparison and the workers of measurements import.
+LIBRARIES = (
+    "pydantic",
+    "rich.console",
+    "scipy.stats",
+    "torch._dynamo",
+    "torch.distributed.run",
+    "transformers.models.albert.modeling_albert",
+    "typer",
+)
 PRELOADED = (
     "isotrain.cli.main",
     "isotrain.albert_core.inference.predict",
@@ -42,11 +51,10 @@ PRELOADED = (
     "isotrain.benchmarks.parity.record",
     "isotrain.benchmarks.parity.run",
     "isotrain.benchmarks.reports.terminal",
-    "scipy.stats",
-    "torch._dynamo",
-    "torch.distributed.run",
-    "transformers.models.albert.modeling_albert",
+    *LIBRARIES,
 )
+# Where the tests' own modules come from. A process with another path has a server that has imported only libraries.
+PATH = os.environ.get("PYTHONPATH", "")
 # Variables that libraries read when they are imported begin so.
 READ_EARLY = (
     *("CUDA_", "HF_", "HOME", "HUGGINGFACE_", "LC_", "LD_", "MKL_", "MPL", "OMP_", "OPENBLAS_", "PYTHON"),
@@ -68,6 +76,21 @@ _START_ARGUMENTS = inspect.signature(_START)
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 
+def _paths(listed: str) -> list[str]:
+    """The folders in a value of PYTHONPATH."""
+    return [str(Path(one).absolute()) for one in listed.split(os.pathsep) if one]
+
+
+# The interpreter's own folders of modules.
+_OWN_PATH = [one for one in sys.path[1:] if one not in _paths(PATH)]
+
+
+class _Started(subprocess.Popen[bytes]):
+    """A real process, whatever `forked_children` does."""
+
+    _execute_child = _START
+
+
 class Popen(subprocess.Popen[str]):
     """`subprocess.Popen` of `[sys.executable, *arguments]`, as a fork. It knows no preexec_fn, shell, user or group.
 
@@ -86,9 +109,10 @@ class Popen(subprocess.Popen[str]):
 
     def _execute_child(self, *given: Any) -> None:
         asked = _START_ARGUMENTS.bind(self, *given).arguments
-        reason = _why_started(asked, _server())
+        server = _server_for(asked)
+        reason = _why_started(asked, server)
         assert not reason, f"{reason}; start a real interpreter"
-        _fork(self, asked, _server(), self._own)
+        _fork(self, asked, server, self._own)
 
 
 def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -101,7 +125,7 @@ def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str
 @contextmanager
 def forked_children() -> Iterator[None]:
     """Meanwhile, the Python processes that this process starts are forks, wherever they can be."""
-    _fork_children(_server())
+    _fork_children(_server_for)
     try:
         yield
     finally:
@@ -110,17 +134,19 @@ def forked_children() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Server:
-    """Where to ask for forks, and the environment that everything was imported in."""
+    """Where to ask for forks, what they have imported, and the environment in which it was."""
 
     connection: socket.socket
+    modules: tuple[str, ...]
     imported: dict[str, str]
 
 
-def _fork_children(server: _Server) -> None:
+def _fork_children(server_for: Callable[[dict[str, Any]], _Server]) -> None:
     """From now on, the Python processes that this process starts are forks, wherever they can be."""
 
     def start(process: Any, *given: Any) -> None:
         asked = _START_ARGUMENTS.bind(process, *given).arguments
+        server = server_for(asked)
         if _why_started(asked, server):
             _START(process, *given)
         else:
@@ -138,18 +164,24 @@ def _why_started(asked: dict[str, Any], server: _Server) -> str:
         return f"{program} is another program"
     if asked["preexec_fn"] or asked["shell"] or asked["process_group"] >= 0:
         return "only a real process has these options"
-    words = _without_u(words)
+    _, words = _flags(words)
     if not words or (words[0].startswith("-") and words[0] not in ("-c", "-m")):
         return f"a fork doesn't know the options {words[:1]}"
-    environment = os.environ if asked["env"] is None else asked["env"]
-    early = {name for name in {*environment, *server.imported} if name.startswith(READ_EARLY) and name != HARMLESS}
+    environment = _environment(asked)
+    harmless = (HARMLESS, *(("PYTHONPATH",) if server.modules == LIBRARIES else ()))
+    early = {name for name in {*environment, *server.imported} if name.startswith(READ_EARLY)} - {*harmless}
     changed = [name for name in sorted(early) if environment.get(name) != server.imported.get(name)]
     return f"{changed} may have been read by an import" if changed else ""
 
 
-def _without_u(words: list[str]) -> list[str]:
-    """What an interpreter is given, without the option for unbuffered streams."""
-    return words[1:] if words[:1] == ["-u"] else words
+def _environment(asked: dict[str, Any]) -> Mapping[str, str]:
+    return os.environ if asked["env"] is None else asked["env"]
+
+
+def _flags(words: list[str]) -> tuple[list[str], list[str]]:
+    """The options of an interpreter for unbuffered streams and for no path of the program's own, and what follows."""
+    count = next((place for place, word in enumerate(words) if word not in ("-u", "-P")), len(words))
+    return words[:count], words[count:]
 
 
 def _fork(process: Any, asked: dict[str, Any], server: _Server, own: dict[str, Any]) -> None:
@@ -159,7 +191,7 @@ def _fork(process: Any, asked: dict[str, Any], server: _Server, own: dict[str, A
     request = own | {
         "arguments": [os.fspath(word) for word in asked["args"][1:]],
         "folder": os.fspath(asked["cwd"] or Path.cwd()),
-        "environment": dict(os.environ if asked["env"] is None else asked["env"]),
+        "environment": dict(_environment(asked)),
         "session": asked["start_new_session"],
         "kept": kept,
         "parent": os.getpid(),
@@ -179,20 +211,26 @@ def _fork(process: Any, asked: dict[str, Any], server: _Server, own: dict[str, A
         process._close_pipe_fds(*(asked[name] for name in _PIPES))
 
 
+def _server_for(asked: dict[str, Any]) -> _Server:
+    """The server of this process for what was asked."""
+    return _server(PRELOADED if _environment(asked).get("PYTHONPATH", "") == PATH else LIBRARIES)
+
+
 @functools.cache
-def _server() -> _Server:
-    """The server of this process, which ends with it."""
+def _server(modules: tuple[str, ...]) -> _Server:
+    """The server of this process whose forks have imported `modules`. It ends with this process."""
     ours, theirs = socket.socketpair()
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"PYTHONPATH": PATH} if PATH else {}
     with theirs:
-        subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+        _Started(
+            [sys.executable, __file__, str(theirs.fileno()), *modules],
             env=environment,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-    return _Server(ours, environment)
+    return _Server(ours, modules, environment)
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -246,7 +284,8 @@ def _settle(request: dict[str, Any], files: list[int]) -> None:
         os.close(file)
     for number in request["closed"]:
         os.close(number)
-    unbuffered = request["arguments"] != _without_u(request["arguments"])
+    sys.path[:] = ["", *_paths(os.environ.get("PYTHONPATH", "")), *_OWN_PATH]
+    unbuffered = "-u" in _flags(request["arguments"])[0]
     opened = [None if number in request["closed"] else _stream(number, unbuffered) for number in STREAMS]
     # typeshed calls the dunder streams final; a process that starts has just set them.
     sys.stdin = sys.__stdin__ = opened[0]  # type: ignore[misc]
@@ -273,20 +312,20 @@ def _stream(number: int, unbuffered: bool) -> io.TextIOWrapper:
 
 def _execute(arguments: list[str]) -> None:
     sys.orig_argv = [sys.executable, *arguments]
-    kind, *rest = _without_u(arguments)
+    flags, (kind, *rest) = _flags(arguments)
+    sys.path[0] = str(Path.cwd() if kind == "-m" else Path(kind).parent) if kind != "-c" else ""
+    if "-P" in flags:
+        del sys.path[0]
     if kind == "-m":
-        sys.path[0] = str(Path.cwd())
         sys.argv = rest
         # It was imported, and now runs a second time, as a program.
         warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning, "runpy")
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
-        sys.path[0] = ""
         sys.argv = ["-c", *rest[1:]]
         main = sys.modules["__main__"] = ModuleType("__main__")
         exec(compile(rest[0], "<string>", "exec"), main.__dict__)
     else:
-        sys.path[0] = str(Path(kind).parent)
         sys.argv = [kind, *rest]
         runpy.run_path(kind, run_name="__main__")
 
@@ -326,7 +365,7 @@ def _above_streams(end: socket.socket) -> socket.socket:
         return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _FREE_NUMBERS))
 
 
-def _serve_own_children() -> dict[str, Any] | None:
+def _serve_own_children(modules: tuple[str, ...]) -> dict[str, Any] | None:
     """Forks a server for what this process starts. Returns None here, and in its forks what they are to run.
 
     It is made before the program runs, for threads don't survive a fork.
@@ -334,7 +373,8 @@ def _serve_own_children() -> dict[str, Any] | None:
     ours, theirs = (_above_streams(end) for end in socket.socketpair())
     if os.fork():
         theirs.close()
-        _fork_children(_Server(ours, dict(os.environ)))
+        server = _Server(ours, modules, dict(os.environ))
+        _fork_children(lambda _: server)
         return None
     ours.close()
     own_name = Path("/proc/self/comm").read_bytes().strip()
@@ -352,9 +392,9 @@ def _serve_own_children() -> dict[str, Any] | None:
     return request
 
 
-def main(connection: socket.socket) -> None:
-    """Serves the process at the other end. In its forks, runs what that asked for."""
-    for name in PRELOADED:
+def main(connection: socket.socket, modules: tuple[str, ...]) -> None:
+    """Imports `modules` and serves the process at the other end. In its forks, runs what that asked for."""
+    for name in modules:
         import_module(name)
     # As in the tests' own process (conftest.py).
     # No test cuts the power, so nothing needs the disk; it still fails for a descriptor that isn't open.
@@ -366,9 +406,9 @@ def main(connection: socket.socket) -> None:
     request = _serve(connection)
     signal.signal(signal.SIGINT, interrupt)
     if request["forking"]:
-        request = _serve_own_children() or request
+        request = _serve_own_children(modules) or request
     _end(_code_of(request["arguments"]))
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), tuple(sys.argv[2:]))
