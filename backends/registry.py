@@ -5,14 +5,12 @@ A package adds one by ``[project.entry-points."isotrain.backends"] npu = "its.mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from .. import UserError
-from ..kernels.names import check_name
+from ..kernels.plugins import Plugins
 from . import traits as built_in
 from .base import Backend
 from .traits import Traits
@@ -20,8 +18,6 @@ from .types import BackendUnavailableError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-ENTRY_POINT_GROUP = "isotrain.backends"
 
 # The traits are here, too, since many of the modules import torch.
 _BUILT_IN = {
@@ -34,9 +30,12 @@ _BUILT_IN = {
 }
 
 
+_PLUGINS = Plugins("backend", Backend, {name: f"{__package__}{where}" for name, (where, _) in _BUILT_IN.items()})
+
+
 def list_backends() -> list[str]:
     """Every backend name that `get_backend` knows, whether it can run here or not, built-in ones first."""
-    return [*_BUILT_IN, *sorted(entry.name for entry in _installed() if entry.name not in _BUILT_IN)]
+    return _PLUGINS.names()
 
 
 def backend_class(name: str) -> type[Backend]:
@@ -45,14 +44,7 @@ def backend_class(name: str) -> type[Backend]:
     Raises:
         UserError: The name is unknown.
     """
-    if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name][0].partition(":")
-        return getattr(import_module(module, __package__), attribute)
-    for entry in _installed():
-        if entry.name == name:
-            return _load(entry)
-    check_name("backend", name, list_backends())
-    raise AssertionError("a name that is listed is found")
+    return _PLUGINS.find(name)
 
 
 def backend_traits(name: str) -> Traits:
@@ -203,19 +195,3 @@ def rank_backend(name: str, local_rank: int) -> str:
             f"backend {name!r} is one device, and several processes were started; write {name.partition(':')[0]}"
         )
     return f"{name}:{local_rank}"
-
-
-def _installed() -> Iterator[EntryPoint]:
-    return iter(entry_points(group=ENTRY_POINT_GROUP))
-
-
-def _load(entry: EntryPoint) -> type[Backend]:
-    registered = f"backend {entry.name!r} is registered as {entry.value!r}"
-    fix = "repair or uninstall the package that registers it"
-    try:
-        loaded = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{registered}, which can't be loaded ({error}); {fix}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Backend)):
-        raise UserError(f"{registered}, which is no isotrain Backend class; {fix}")
-    return loaded

@@ -71,9 +71,9 @@ class Keys(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="what reaches the terminal; the run's train.log has everything"
     )
-    use_wandb: bool = Field(False, description="also log to Weights & Biases (extra `wandb`)")
-    wandb_project: str = Field("isotrain", description="W&B project")
-    wandb_run_name: str | None = Field(None, description="W&B run name; the run's own name when absent")
+    use_wandb: bool = Field(False, description="the same as trackers: [wandb], Weights & Biases")
+    wandb_project: str = Field("isotrain", description="project of W&B and Trackio, experiment of MLflow")
+    wandb_run_name: str | None = Field(None, description="the run's name in trackers; its own when absent")
     wandb_tags: list[str] = Field(default_factory=list, description="W&B tags")
     wandb_watch_mode: Literal["gradients", "parameters", "all"] | None = Field(
         None, description="what W&B records of the trained weights"
@@ -322,4 +322,9 @@ class Keys(BaseModel):
     chart: list[str] = Field(
         default_factory=list, description="metrics drawn over the epochs: in the terminal, chart.html and chart.png"
     )
-    use_tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
+    use_tensorboard: bool = Field(False, description="the same as trackers: [tensorboard]")
+    trackers: list[str] = Field(
+        default_factory=list,
+        description="where figures go beside metrics.jsonl: wandb, tensorboard, mlflow, trackio (each an extra of that "
+        "name), or a tracker that an installed package adds",
+    )

@@ -235,6 +235,12 @@ class TrainConfig(Keys):
         return {**SECTIONS, **options_models()}
 
     @property
+    def tracker_names(self) -> list[str]:
+        """The trackers that are asked for, each once."""
+        switched = (("wandb", self.use_wandb), ("tensorboard", self.use_tensorboard))
+        return list(dict.fromkeys([*(name for name, on in switched if on), *self.trackers]))
+
+    @property
     def best(self) -> Best:
         """Ranks evaluations, and so checkpoints."""
         return Best.by(self.checkpoint_metric, self.checkpoint_metric_mode)

@@ -88,7 +88,7 @@ def step_function(
         ``step(num_samples, inputs, labels, inputs, labels, ...)``, with one pair per micro-batch.
     """
     scaling = scale or unscaled()
-    watched = config.use_wandb and config.wandb_watch_mode is not None
+    watched = "wandb" in config.tracker_names and config.wandb_watch_mode is not None
     alone = ranks.size == 1
     on_features = not isinstance(model, WholeModel)
     if alone and on_features and config.fused_head and config.max_grad_norm is None and not watched:

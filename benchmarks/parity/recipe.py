@@ -47,6 +47,7 @@ KEPT = (
     "chart",
     "use_tensorboard",
     "use_wandb",
+    "trackers",
     "wandb_project",
     "wandb_run_name",
     "wandb_tags",

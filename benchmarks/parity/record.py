@@ -83,13 +83,14 @@ def record(
     resolved = resolved.with_absolute_paths()
     limits = [number for number in (resolved.config.max_steps, steps) if number is not None]
     with tempfile.TemporaryDirectory(prefix="isotrain-parity-") as folder:
-        own = {
+        own: dict[str, Any] = {
             "max_steps": min(limits, default=None),
             "project_dir": folder,
             "run_name": "trace",
             "save_strategy": "no",
             "use_wandb": False,
             "use_tensorboard": False,
+            "trackers": [],
             "resume_from_checkpoint": False,
             "sync_to_storage": False,
             "load_from_storage": False,

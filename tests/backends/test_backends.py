@@ -27,10 +27,10 @@ from isotrain.backends import (
     backend_class,
     get_backend,
     list_backends,
-    registry,
     resolve,
 )
 from isotrain.backends.cpu import CpuBackend
+from isotrain.kernels import plugins
 from isotrain.kernels.cpu import library
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -151,12 +151,12 @@ class OtherBackend(Backend):
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     """Entry points as if packages with these were installed."""
     entries: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: [item for item in entries if item.group == group])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [item for item in entries if item.group == group])
     return entries
 
 
 def test_an_installed_package_adds_a_backend(installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch) -> None:
-    installed.append(EntryPoint("other", "whatever:OtherBackend", registry.ENTRY_POINT_GROUP))
+    installed.append(EntryPoint("other", "whatever:OtherBackend", "isotrain.backends"))
     monkeypatch.setattr(EntryPoint, "load", lambda _: OtherBackend)
     assert "other" in list_backends()
     backend = get_backend("other")
@@ -181,7 +181,7 @@ class Npu(OtherBackend):
 
 @pytest.fixture
 def npu(installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch) -> None:
-    installed.append(EntryPoint("npu", "whatever:Npu", registry.ENTRY_POINT_GROUP))
+    installed.append(EntryPoint("npu", "whatever:Npu", "isotrain.backends"))
     monkeypatch.setattr(EntryPoint, "load", lambda _: Npu)
 
 
@@ -226,10 +226,10 @@ def test_a_wrong_option_in_a_file_names_its_line(tmp_path: Path) -> None:
 
 
 def test_a_broken_package_is_named(installed: list[EntryPoint]) -> None:
-    installed.append(EntryPoint("broken", "no_such_module_here:Backend", registry.ENTRY_POINT_GROUP))
+    installed.append(EntryPoint("broken", "no_such_module_here:Backend", "isotrain.backends"))
     with pytest.raises(UserError, match="'broken' is registered as 'no_such_module_here:Backend'"):
         get_backend("broken")
-    installed[:] = [EntryPoint("odd", "pathlib:Path", registry.ENTRY_POINT_GROUP)]
+    installed[:] = [EntryPoint("odd", "pathlib:Path", "isotrain.backends")]
     with pytest.raises(UserError, match="no isotrain Backend class"):
         get_backend("odd")
 

@@ -1,4 +1,4 @@
-"""Where figures go: the run's own JSONL, W&B offline, TensorBoard; and that none of the last two can end a run."""
+"""Where figures go: the run's own JSONL, W&B offline and TensorBoard; and that no tracker can end a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.config.schema import TrainConfig
-from isotrain.albert_core.output import tracking
-from isotrain.albert_core.output.tracking import JsonlTracker, Tracker, Trackers, make_trackers
+from isotrain.albert_core.output.trackers.base import TrackedRun, Tracker
+from isotrain.albert_core.output.tracking import JsonlTracker, Trackers, make_trackers
 from isotrain.kernels.install import install_hint
 from support import forks
 
@@ -40,13 +40,16 @@ def test_jsonl_has_one_object_a_line_at_once_and_only_valid_json(tmp_path: Path)
 def test_an_emulated_device_stands_in_every_line_and_in_the_name_of_every_chart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Any] = []
-    monkeypatch.setattr(tracking, "WandbTracker", lambda *given: opened.append(given[2]) or Tracker())
-    monkeypatch.setattr(tracking, "TensorBoardTracker", lambda folder, *_: opened.append(folder) or Tracker())
+    opened: list[TrackedRun] = []
+    folders: list[str] = []
+    trackers = "isotrain.albert_core.output.trackers"
+    monkeypatch.setattr(f"{trackers}.wandb.WandbTracker", lambda run: opened.append(run) or Tracker(run))
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", lambda folder: folders.append(folder))
     config = TrainConfig(use_wandb=True, use_tensorboard=True, wandb_run_name="name-x")
     make_trackers(config, tmp_path, None, "npu (emulated)").log(1, {"train/loss": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "device": "npu (emulated)", "train/loss": 0.5}]
-    assert opened == ["name-x on npu (emulated)", tmp_path / "tensorboard" / "npu (emulated)"]
+    assert [run.name for run in opened] == ["name-x on npu (emulated)"]
+    assert folders == [str(tmp_path / "tensorboard" / "npu (emulated)")]
 
 
 @pytest.mark.parametrize(
@@ -112,13 +115,15 @@ def test_a_tracker_that_fails_is_warned_about_once_and_the_others_go_on(
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("extra", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
+@pytest.mark.parametrize(
+    ("extra", "module"),
+    [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow"), ("trackio", "trackio")],
+)
 def test_a_missing_package_is_one_warning_with_the_fix(
     extra: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    config = TrainConfig.model_validate({f"use_{extra}": True})
-    trackers = make_trackers(config, tmp_path)
+    trackers = make_trackers(TrainConfig(trackers=[extra]), tmp_path)
     trackers.log(1, {"train/loss": 1.0})
     trackers.finish("completed")
     (warning,) = caplog.records
@@ -352,7 +357,6 @@ def test_a_part_that_was_sent_to_wandb_is_not_sent_again_and_that_is_said(
 
 
 def test_trackers_that_are_asked_for_in_the_middle_get_all_that_was_logged(tmp_path: Path, offline_wandb: Any) -> None:
-    del offline_wandb
     trackers = make_trackers(TrainConfig(), tmp_path)
     for step in (1, 2):
         trackers.log(step, {"train/loss": float("nan") if step == 1 else 0.5, "note": "text"})
@@ -360,5 +364,7 @@ def test_trackers_that_are_asked_for_in_the_middle_get_all_that_was_logged(tmp_p
     trackers = make_trackers(config, tmp_path, 2)
     trackers.log(3, {"train/loss": 0.25})
     trackers.finish("completed")
+    # W&B's service writes the last of it when it ends.
+    offline_wandb.teardown()
     assert wandb_steps(tmp_path) == [1, 2, 3]
     assert [step for step, _ in scalars(tmp_path / "tensorboard")] == [1, 2, 3]

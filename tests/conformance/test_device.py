@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from isotrain import UserError
-from isotrain.backends import Availability, BackendUnavailableError, get_backend, registry
+from isotrain.backends import Availability, BackendUnavailableError, get_backend
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.outcome.conformance import Judged
 from isotrain.conformance import device
 from isotrain.conformance.case import Device
 from isotrain.conformance.device import waiting
 from isotrain.conformance.worker import describe, judge, open_device
+from isotrain.kernels import plugins
 from support.mutated_device import MUTANTS, Mutant
 
 CASES = device.cases()
@@ -65,8 +66,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """installed(kind) registers a class as the backend called "npu"."""
 
     def register(kind: type) -> None:
-        entry = EntryPoint("npu", "whatever:Npu", registry.ENTRY_POINT_GROUP)
-        monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+        entry = EntryPoint("npu", "whatever:Npu", "isotrain.backends")
+        monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == entry.group else [])
         monkeypatch.setattr(EntryPoint, "load", lambda _: kind)
 
     return register

@@ -73,7 +73,7 @@ def test_a_recorded_run_is_resumed_bit_for_bit(run: Callable[..., TrainResult], 
 def test_steps_that_somebody_looks_into_are_not_recorded(
     options: dict[str, Any], run: Callable[..., TrainResult], recording: RecordingBackend, monkeypatch: Any
 ) -> None:
-    tracking = "isotrain.albert_core.output.tracking"
-    monkeypatch.setattr(f"{tracking}.WandbTracker", lambda *_: (_ for _ in ()).throw(ImportError()))
+    wandb = "isotrain.albert_core.output.trackers.wandb.WandbTracker"
+    monkeypatch.setattr(wandb, lambda *_: (_ for _ in ()).throw(ImportError()))
     run(num_epochs=1, max_steps=3, **options)
     assert recording.captures == []

@@ -11,8 +11,9 @@ import torch
 from isotrain import UserError
 from isotrain.albert_core.loop.loss_scale import LossScale
 from isotrain.albert_core.loop.train import TrainResult
-from isotrain.backends import CastPolicy, registry
+from isotrain.backends import CastPolicy
 from isotrain.backends.cpu import CpuBackend
+from isotrain.kernels import plugins
 from safetensors.torch import load_file
 from support.small_job import losses, metrics
 
@@ -47,8 +48,8 @@ class HalfBackend(CpuBackend):
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch) -> type[HalfBackend]:
     """The backend `half`, installed."""
-    entry = EntryPoint("half", "somewhere:HalfBackend", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda **_: [entry])
+    entry = EntryPoint("half", "somewhere:HalfBackend", "isotrain.backends")
+    monkeypatch.setattr(plugins, "entry_points", lambda **_: [entry])
     monkeypatch.setattr(EntryPoint, "load", lambda _: HalfBackend)
     return HalfBackend
 

@@ -16,8 +16,9 @@ from isotrain.albert_core.features.compute import grid_groups
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_length
-from isotrain.backends import ShapeGrid, Traits, registry
+from isotrain.backends import ShapeGrid, Traits
 from isotrain.backends.cpu import CpuBackend
+from isotrain.kernels import plugins
 from support.small_job import losses
 from support.small_tasks import write_scores, write_topics
 
@@ -43,8 +44,8 @@ class StaticBackend(CpuBackend):
 @pytest.fixture
 def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The backend `static`, installed; and the shape of every token batch made while it is."""
-    entry = EntryPoint("static", "somewhere:StaticBackend", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda **_: [entry])
+    entry = EntryPoint("static", "somewhere:StaticBackend", "isotrain.backends")
+    monkeypatch.setattr(plugins, "entry_points", lambda **_: [entry])
     monkeypatch.setattr(EntryPoint, "load", lambda _: StaticBackend)
     seen: list[tuple[int, ...]] = []
     make = features.token_batch

@@ -32,7 +32,7 @@ ALLOWED = {
     ("albert_core/model/encoder.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/inference/export.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/output/draw.py", "savefig"): "into memory",
-    ("albert_core/output/tracked.py", "rename"): "sets a killed part of a W&B run aside",
+    ("albert_core/output/trackers/wandb.py", "rename"): "sets a killed part of a W&B run aside",
     ("benchmarks/reports/terminal_comparison.py", "open"): "appends to the file of a CI service",
     ("benchmarks/harness/runner.py", "fdopen"): "a pipe to another process",
     ("conformance/worker.py", "fdopen"): "a pipe to another process",

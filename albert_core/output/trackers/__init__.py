@@ -1,0 +1,1 @@
+"""Services and files that a run's figures also go to: one class per tracker, found by name (`registry`)."""

@@ -1,0 +1,128 @@
+"""Trackers by name: MLflow, Trackio, and those of installed packages. None of them can end a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from isotrain.albert_core.config.schema import TrainConfig
+from isotrain.albert_core.output.trackers.registry import list_trackers, tracker_class
+from isotrain.albert_core.output.tracking import make_trackers
+from support.command import Invoke, one_line_error
+
+PACKAGE = """
+import json
+from isotrain.albert_core.output.trackers.base import Tracker
+
+class Kept(Tracker):
+    def __init__(self, run):
+        self.file = run.folder / "kept.jsonl"
+        for line in run.lines:
+            self.log(line["step"], {"before": True})
+        self.write({"name": run.name, "seed": run.config.seed, "until": run.until})
+
+    def write(self, value):
+        with self.file.open("a") as file:
+            file.write(json.dumps(value) + "\\n")
+
+    def log(self, step, values):
+        self.write([step, sorted(values)])
+
+    def finish(self, status):
+        self.write(status)
+
+class Needy(Tracker):
+    def __init__(self, run):
+        import no_such_module_here
+
+class Refusing(Tracker):
+    def __init__(self, run):
+        raise ConnectionError("service is down\\nand stays so")
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that adds trackers."""
+    folder = tmp_path / "site"
+    described = folder / "fake_trackers-1.0.dist-info"
+    described.mkdir(parents=True)
+    (folder / "fake_trackers.py").write_text(PACKAGE)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-trackers\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[isotrain.trackers]\nkept = fake_trackers:Kept\nneedy = fake_trackers:Needy\nodd = pathlib:Path\n"
+        "refusing = fake_trackers:Refusing\ngone = fake_trackers:Gone\nwandb = fake_trackers:Kept\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "fake_trackers", raising=False)
+
+
+def test_the_built_in_trackers_are_known() -> None:
+    assert list_trackers()[:4] == ["wandb", "tensorboard", "mlflow", "trackio"]
+    assert [tracker_class(name).__name__ for name in list_trackers()[:4]] == [
+        "WandbTracker", "TensorBoardTracker", "MlflowTracker", "TrackioTracker",
+    ]  # fmt: skip
+
+
+def test_each_tracker_is_opened_once() -> None:
+    config = TrainConfig(use_wandb=True, use_tensorboard=True, trackers=["mlflow", "wandb", "mlflow"])
+    assert config.tracker_names == ["wandb", "tensorboard", "mlflow"]
+
+
+def test_an_unknown_tracker_is_one_line_before_anything_is_made(invoke: Invoke, tmp_path: Path) -> None:
+    said = ("tracker 'mlfow' does not exist; did you mean mlflow? allowed are wandb, tensorboard, mlflow, trackio",)
+    one_line_error(invoke("train", "quickstart", "--set=trackers=[mlfow]"), *said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_package_adds_a_tracker(invoke: Invoke, tmp_path: Path) -> None:
+    assert list_trackers()[4:] == ["gone", "kept", "needy", "odd", "refusing"]
+    assert tracker_class("wandb").__name__ == "WandbTracker", "a built-in name stays"
+    settings = (
+        *("dataset_id=embedded:intents?train=154&test=77", "model_name=random:tiny", "dtype=float32", "run_name=mine"),
+        *("max_length=8", "mlp_hidden_size=8", "max_steps=4", "steps_freq=2", "save_strategy=step", "trackers=[kept]"),
+    )
+    code, _, err = invoke("train", "quickstart", *(f"--set={key}" for key in (*settings, "stop_at_step=2")))
+    assert code == 0, err
+    code, _, err = invoke("train", "--resume", "runs/mine", "--set=stop_at_step=null")
+    assert code == 0, err
+    kept = (tmp_path / "runs" / "mine" / "kept.jsonl").read_text().splitlines()
+    assert kept[0] == '{"name": "mine", "seed": 23, "until": null}'
+    resumed = kept.index('{"name": "mine", "seed": 23, "until": 2}')
+    assert kept[resumed - 2 : resumed] == ['"stopped"', '[2, ["before"]]']
+    assert [line[:3] for line in kept[resumed + 1 : -1]] == ["[4,", "[4,"]
+    assert kept[-1] == '"completed"'
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gone", "tracker 'gone' is registered as 'fake_trackers:Gone', which can't be loaded"),
+        ("odd", "tracker 'odd' is registered as 'pathlib:Path', which is no isotrain Tracker class"),
+    ],
+)
+def test_what_a_package_registers_wrongly_is_one_line(invoke: Invoke, tmp_path: Path, name: str, said: str) -> None:
+    one_line_error(invoke("train", "quickstart", f"--set=trackers={name}"), said)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("needy", "tracker needy can't be imported (No module named 'no_such_module_here'): install the package"),
+        ("refusing", "tracker refusing can't be opened (ConnectionError: service is down"),
+    ],
+)
+def test_a_tracker_that_can_not_be_opened_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, said: str
+) -> None:
+    trackers = make_trackers(TrainConfig(trackers=[name]), tmp_path)
+    trackers.log(1, {"train/loss": 1.0})
+    (warning,) = caplog.records
+    assert said in warning.getMessage()
+    assert "\n" not in warning.getMessage()
+    assert (tmp_path / "metrics.jsonl").is_file()
