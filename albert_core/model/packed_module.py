@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from ...backends import Backend, PackedAttention
 from ...kernels.packed import PackedBatch
-from ...kernels.packed.batch import flat_token_index
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,8 +45,7 @@ def packed_states(encoder: nn.Module, batch: PackedBatch, backend: Backend) -> t
         States [B, L, hidden], 0 at padding, and the mask, int64 [B, L], 1 on real tokens.
     """
     # Sorted by length, so that sequences of equal length are adjacent and attention processes them together.
-    order = np.argsort(batch.host_lengths, kind="stable")
-    ordered = batch.select(order)
+    ordered, places = batch.by_length()
     types = ordered.token_type_ids
     output = encoder(
         input_ids=ordered.input_ids[None],
@@ -58,7 +55,6 @@ def packed_states(encoder: nn.Module, batch: PackedBatch, backend: Backend) -> t
     )
     states = output.last_hidden_state[0]
     sequences, longest = batch.num_sequences, batch.max_seqlen
-    places = torch.from_numpy(flat_token_index(order * longest, ordered.host_lengths)).to(states.device)
     padded = states.new_zeros(sequences * longest, states.shape[1]).index_copy(0, places, states)
     mask = (torch.arange(longest, device=states.device) < batch.lengths[:, None]).long()
     return padded.view(sequences, longest, -1), mask

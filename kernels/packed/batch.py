@@ -145,19 +145,36 @@ class PackedBatch:
         """This batch on `device`, or itself if it is there already."""
         return _moved(self, device)
 
-    def select(self, indices: IntArray) -> PackedBatch:
-        """The sequences `indices`, int64 [n], of this batch in that order, on its device."""
-        lengths = self.host_lengths[indices]
-        starts = np.cumsum(self.host_lengths) - self.host_lengths
-        tokens = torch.from_numpy(flat_token_index(starts[indices], lengths)).to(self.device)
-        bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-        return PackedBatch(
-            input_ids=self.input_ids[tokens],
-            cu_seqlens=torch.from_numpy(bounds).to(self.device),
-            position_ids=self.position_ids[tokens],
-            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
-            host_lengths=lengths,
+    def by_length(self) -> tuple[PackedBatch, torch.Tensor]:
+        """Sorts the sequences by length. All of it happens on the batch's device, without a copy from the host.
+
+        Returns:
+            The sorted batch, and where each of its tokens stands in this one's `to_padded`, row after row: int64 [T].
+        """
+        order = torch.argsort(self.lengths, stable=True)
+        bounds = torch.nn.functional.pad(self.lengths[order].cumsum(0, dtype=torch.int32), (1, 0))
+        place, position = self._tokens(bounds)
+        sequence = order[place]
+        source = self.cu_seqlens[sequence] + position
+        ordered = PackedBatch(
+            input_ids=self.input_ids[source],
+            cu_seqlens=bounds,
+            position_ids=self.position_ids[source],
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[source],
+            host_lengths=np.sort(self.host_lengths),
         )
+        return ordered, sequence * self.max_seqlen + position
+
+    def places(self) -> torch.Tensor:
+        """Where each token stands in `to_padded`, row after row: int64 [T], on the batch's device."""
+        sequence, position = self._tokens(self.cu_seqlens)
+        return sequence * self.max_seqlen + position
+
+    def _tokens(self, bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sequence of each token, int64 [T], and its position in it, for sequences with these bounds."""
+        token = torch.arange(self.num_tokens, dtype=bounds.dtype, device=self.device)
+        sequence = torch.searchsorted(bounds[1:], token, right=True)
+        return sequence, token - bounds[sequence]
 
     def to_padded(self, length: int | None = None, pad_id: int = 0) -> PaddedBatch:
         """The same sequences padded on the right to `length` (None: the longest sequence's)."""

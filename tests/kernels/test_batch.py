@@ -55,16 +55,23 @@ def test_the_batch_owns_its_tokens() -> None:
     assert batch.input_ids.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_chosen_sequences_of_a_batch_are_those_of_the_lists() -> None:
+def test_sequences_in_order_of_length_know_their_places() -> None:
+    order = sorted(range(len(SEQUENCES)), key=lambda index: len(SEQUENCES[index]))
+    assert order != list(range(len(SEQUENCES)))
     for types in (TYPES, None):
-        chosen = PackedBatch.from_lists(SEQUENCES, types).select(np.array([2, 0, 2]))
-        lists = [SEQUENCES[2], SEQUENCES[0], SEQUENCES[2]]
-        expected = PackedBatch.from_lists(lists, types and [types[2], types[0], types[2]])
+        batch = PackedBatch.from_lists(SEQUENCES, types)
+        ordered, places = batch.by_length()
+        expected = PackedBatch.from_lists(
+            [SEQUENCES[index] for index in order], types and [types[index] for index in order]
+        )
         for name in ("input_ids", "cu_seqlens", "position_ids", "token_type_ids"):
-            ours, theirs = getattr(chosen, name), getattr(expected, name)
+            ours, theirs = getattr(ordered, name), getattr(expected, name)
             assert (ours is None and theirs is None) or torch.equal(ours, theirs), name
             assert ours is None or ours.dtype == theirs.dtype
-        assert chosen.host_lengths.tolist() == expected.host_lengths.tolist()
+        assert ordered.host_lengths.tolist() == expected.host_lengths.tolist()
+        padded = torch.zeros(len(SEQUENCES) * batch.max_seqlen, dtype=torch.int64)
+        padded[places] = ordered.input_ids
+        assert torch.equal(padded.view(len(SEQUENCES), -1), batch.to_padded().input_ids)
 
 
 def test_padding_and_back() -> None:

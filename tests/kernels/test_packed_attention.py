@@ -10,6 +10,7 @@ import torch
 from isotrain.kernels.cuda import VarlenAttention, varlen
 from isotrain.kernels.packed import PackedBatch
 from isotrain.kernels.packed.attention import GroupedAttention, spans_of
+from torch.nn import functional
 
 LENGTHS = np.array([1, 3, 3, 3, 9, 40])
 HEADS, WIDTH = 2, 8
@@ -97,14 +98,58 @@ def test_the_variable_length_kernel_takes_all_sequences_at_once(
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-2)
 
 
-@pytest.mark.parametrize("case", ["dropout", "float32", "heads"])
-def test_what_the_kernel_cannot_do_takes_groups(flash: list[tuple[Any, ...]], case: str) -> None:
-    inputs = tensors(torch.float32 if case == "float32" else torch.bfloat16)
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the queries that torch's attention gets."""
+    found: list[torch.Size] = []
+    attend = functional.scaled_dot_product_attention
+
+    def counted(query: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        found.append(query.shape)
+        return attend(query, *others, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", counted)
+    return found
+
+
+@pytest.mark.parametrize("case", ["float64", "heads"])
+def test_what_the_kernel_cannot_do_is_one_padded_launch(
+    flash: list[tuple[Any, ...]], launches: list[torch.Size], case: str
+) -> None:
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in tensors()] for _ in range(2))
     if case == "heads":
-        inputs = [tensor[..., :7] for tensor in inputs]
-    rate = 0.5 if case == "dropout" else 0.0
-    torch.manual_seed(2)
-    got = VarlenAttention(batch())(*inputs, rate)
+        ours, theirs = ([tensor[..., :7] for tensor in inputs] for inputs in (ours, theirs))
+        for tensor in (*ours, *theirs):
+            tensor.retain_grad()
+    got = VarlenAttention(batch())(*ours)
     assert flash == []
-    torch.manual_seed(2)
-    assert torch.equal(got, GroupedAttention(LENGTHS)(*inputs, rate))
+    assert launches == [(len(LENGTHS), HEADS, 40, 7 if case == "heads" else WIDTH)]
+    wanted = GroupedAttention(LENGTHS)(*theirs)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1), dtype=got.dtype)
+    (got * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_dropout_is_one_padded_launch(flash: list[tuple[Any, ...]], launches: list[torch.Size]) -> None:
+    """Values that are unit vectors show each sequence's probabilities."""
+    length, rate = 64, 0.3
+    same = PackedBatch.from_lists([[1] * length, [1] * 9, [1] * length])
+    query, key = torch.randn(2, 1, HEADS, 2 * length + 9, length, generator=torch.Generator().manual_seed(0)).unbind()
+    eye = torch.eye(length)
+    value = torch.cat((eye, eye[:9], eye)).expand(1, HEADS, -1, -1)
+    attend = VarlenAttention(same)
+    exact = attend(query, key, value)
+    torch.manual_seed(5)
+    dropped = attend(query, key, value, rate)
+    assert len(launches) == 2
+    assert flash == []
+    seen = exact != 0
+    kept = dropped != 0
+    assert not kept[~seen].any(), "what another sequence or padding holds"
+    assert float(kept[seen].double().mean()) == pytest.approx(1 - rate, abs=0.01)
+    torch.testing.assert_close(dropped[kept], exact[kept] / (1 - rate), rtol=1e-5, atol=0)
+    torch.manual_seed(5)
+    assert torch.equal(attend(query, key, value, rate), dropped)
