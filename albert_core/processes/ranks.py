@@ -179,16 +179,18 @@ def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> It
 
 
 def _form(ranks: Ranks, group: str, timeout: int) -> None:
-    """Creates the group `group` ("gloo", "nccl") of all processes. Raises RunError if that fails."""
+    """Creates the group `group` ("gloo", "cpu:gloo,cuda:nccl") of all processes. Raises RunError if that fails."""
     store = meet(ranks.rank, ranks.size, timeout)
     try:
         distributed.init_process_group(
             group, store=store, rank=ranks.rank, world_size=ranks.size, timeout=timedelta(seconds=timeout)
         )
     except (RuntimeError, ValueError) as error:
+        names = [f"{part.rpartition(':')[2].upper()}_SOCKET_IFNAME" for part in group.split(",")]
+        variables = f"{names[0]} names" if len(names) == 1 else f"{' and '.join(names)} name"
         raise RunError(
             f"process {ranks.rank} of {ranks.size} met the others and can't exchange data with them over {group} "
-            f"({reason(error)}); {group.upper()}_SOCKET_IFNAME names the network interface to use"
+            f"({reason(error)}); {variables} the network interface to use"
         ) from error
 
 

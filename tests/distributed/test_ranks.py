@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain import UserError
+from isotrain import RunError, UserError
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.processes import ranks
 from isotrain.albert_core.processes.ranks import ALONE, Ranks, joined, launched
 from isotrain.albert_core.runs.folder import RunFolder
 from safetensors.torch import load_file
@@ -177,6 +178,25 @@ def test_what_torchrun_says_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_shared_is_refused(backend: str, batch_size: int, message: str) -> None:
     with pytest.raises(UserError, match=message), joined(Ranks(0, 2), backend, batch_size, timeout=1):
         pytest.fail("nothing to share")
+
+
+@pytest.mark.parametrize(
+    ("backend", "variables"),
+    [("cpu", "GLOO_SOCKET_IFNAME names the"), ("cuda", "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the")],
+)
+def test_an_interface_that_leads_nowhere_names_its_variables(
+    backend: str, variables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to resolve the address of the interface")
+
+    monkeypatch.setattr(ranks, "meet", lambda *_: None)
+    monkeypatch.setattr(ranks.distributed, "init_process_group", refuses)
+    with (
+        pytest.raises(RunError, match=f"unable to resolve.*{variables} network interface"),
+        joined(Ranks(0, 2), backend, batch_size=8, timeout=1),
+    ):
+        pytest.fail("there is no group")
 
 
 def test_each_process_takes_a_gpu_of_its_own() -> None:
