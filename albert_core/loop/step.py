@@ -39,10 +39,11 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
 def make_step(training: Training) -> Callable[..., torch.Tensor]:
     """The optimizer step of a run (see `step_function`). The run's trackers see the gradients before each update."""
 
-    def before_update(gradient_norm: torch.Tensor | None) -> None:
-        if gradient_norm is not None:
-            training.state.gradient_norm = gradient_norm
+    def before_update() -> None:
         training.trackers.before_step(training.state.step + 1)
+
+    def keep_norm(gradient_norm: torch.Tensor) -> None:
+        training.state.gradient_norm = gradient_norm
 
     return step_function(
         training.job.config,
@@ -51,6 +52,7 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         training.optimizer,
         training.loss,
         before_update,
+        keep_norm,
         training.job.ranks,
         training.parallel,
         training.scale,
@@ -64,7 +66,8 @@ def step_function(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     summed: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    before_update: Callable[[torch.Tensor | None], object] = lambda _: None,
+    before_update: Callable[[], object] = lambda: None,
+    keep_norm: Callable[[torch.Tensor], object] = lambda _: None,
     ranks: Ranks = ALONE,
     parallel: nn.Module | None = None,
     scale: LossScale | None = None,
@@ -78,7 +81,8 @@ def step_function(
 
     Args:
         summed: The summed loss and the number of correct answers of a batch.
-        before_update: Called before each update with the gradient's norm, or None if it was not computed.
+        before_update: Called before each update, if the step isn't replayed.
+        keep_norm: Called after each step with the gradient's norm, if it was computed.
         parallel: With several `ranks`, the wrapper of `model` that averages their gradients.
         scale: The loss scale, if the dtype needs one.
         weigh: The summed weight of a batch's labels. The step's loss is then the weighted mean over all its samples,
@@ -100,7 +104,7 @@ def step_function(
             if fused is not None:
                 return partial(_fused_step, fused, backend)
 
-    def step(num_samples: int, *pairs: Any) -> torch.Tensor:
+    def sums_and_norm(num_samples: int, *pairs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         sums = norm = None
         # Each process divides by an average share, so that the average over processes is the mean over all samples.
         size = backend.scalar(num_samples if alone else num_samples / ranks.size)
@@ -125,20 +129,35 @@ def step_function(
         elif not on_features:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
-        before_update(norm)
+        before_update()
         with backend.named_range("optimizer"):
             scaling.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         assert sums is not None, "a window holds at least one micro-batch"
+        return sums, norm
+
+    def step(num_samples: int, *pairs: Any) -> torch.Tensor:
+        sums, norm = sums_and_norm(num_samples, *pairs)
+        if norm is not None:
+            keep_norm(norm)
         return sums
 
-    def counted(*pairs: Any) -> torch.Tensor:
-        return step(sum(len(labels) for labels in pairs[1::2]), *pairs)
+    def joined(*pairs: Any) -> torch.Tensor:
+        """Both in one tensor: a replay runs no Python, and writes what it computes into the same memory each time."""
+        sums, norm = sums_and_norm(sum(len(labels) for labels in pairs[1::2]), *pairs)
+        return sums if norm is None else torch.cat((sums, norm.to(sums.dtype).view(1)))
 
     if alone and on_features and not watched:
-        captured = backend.capture_step(counted, optimizer)
-        if captured is not counted:
-            return lambda _, *pairs: captured(*pairs)
+        captured = backend.capture_step(joined, optimizer)
+        if captured is not joined:
+
+            def replayed(_: int, *pairs: Any) -> torch.Tensor:
+                found = captured(*pairs)
+                if len(found) > 2:
+                    keep_norm(found[2])
+                return found[:2]
+
+            return replayed
     return step
 
 

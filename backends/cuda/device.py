@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -37,13 +37,16 @@ CHUNK_TOKENS = CUDA.feature_batch_tokens
 # The Triton kernels and flash attention need at least this compute capability.
 LEAST_CAPABILITY = (8, 0)
 
-# Dense bfloat16 TFLOP/s and GB/s from NVIDIA's data sheets, by a part of the device's name. Other devices have no
-# vendor figure and show "n/a".
+# Dense bfloat16 TFLOP/s and GB/s from NVIDIA's data sheets, by the device's whole name. Other devices, such as a MIG
+# slice, have no vendor figure and show "n/a".
 _VENDOR_PEAKS = {
     "H200": (989.4, 4800.0),
-    "H100 PCIe": (756.0, 2000.0),
+    "H200 NVL": (835.5, 4800.0),
     "H100 80GB HBM3": (989.4, 3350.0),
+    "H100 NVL": (835.5, 3938.0),
+    "H100 PCIe": (756.0, 2000.0),
     "A100-SXM4-80GB": (312.0, 2039.0),
+    "A100 80GB PCIe": (312.0, 1935.0),
     "A100-SXM4-40GB": (312.0, 1555.0),
     "L4": (121.0, 300.0),
 }
@@ -89,8 +92,8 @@ class CudaBackend(TorchDevice):
 
     def info(self) -> DeviceInfo:
         properties = torch.cuda.get_device_properties(self.device)
-        known = (peaks for part, peaks in _VENDOR_PEAKS.items() if re.search(rf"\b{part}\b", properties.name))
-        peaks = next(known, (None, None))
+        # Older drivers leave the maker out.
+        peaks = _VENDOR_PEAKS.get(properties.name.removeprefix("NVIDIA "), (None, None))
         return DeviceInfo(
             backend=self.name,
             device=str(self.device),
@@ -138,20 +141,24 @@ class CudaBackend(TorchDevice):
         The copies are asynchronous because they read pinned memory. At most two batches are in flight. torch's
         allocator reuses pinned pages once the copy that reads them has finished.
         """
-        stream = torch.cuda.Stream(self.device)
         ahead: deque[tuple[T, torch.cuda.Event]] = deque()
         for batch in batches:
-            ahead.append(self._send(batch, stream))
+            ahead.append(self._send(batch))
             if len(ahead) == 2:
                 yield self._arrived(*ahead.popleft())
         while ahead:
             yield self._arrived(*ahead.popleft())
 
-    def _send(self, batch: T, stream: torch.cuda.Stream) -> tuple[T, torch.cuda.Event]:
+    @cached_property
+    def _copying(self) -> torch.cuda.Stream:
+        """The one stream of all copies. Each stream has blocks of memory of its own."""
+        return torch.cuda.Stream(self.device)
+
+    def _send(self, batch: T) -> tuple[T, torch.cuda.Event]:
         pinned = map_tensors(batch, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._copying):
             sent = map_tensors(pinned, lambda tensor: tensor.to(self.device, non_blocking=True))
-        return sent, stream.record_event()
+        return sent, self._copying.record_event()
 
     def _arrived(self, batch: T, copied: torch.cuda.Event) -> T:
         current = torch.cuda.current_stream(self.device)

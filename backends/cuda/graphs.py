@@ -8,13 +8,16 @@ share a memory pool are replayed on one stream, one after the other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from ...kernels.cuda.buckets import Capture, Thunk
+from ...kernels.cuda.buckets import Capture, CaptureError, Repeated, Thunk
+
+log = logging.getLogger("isotrain")
 
 Step = Callable[..., torch.Tensor]
 
@@ -51,16 +54,14 @@ class GraphCapture:
             A function that replays the graph on the current stream and returns the result tensor of `run`.
 
         Raises:
-            RuntimeError: Something in `run` can't be captured; the message says how to run without graphs.
+            CaptureError: Something in `run` can't be captured.
         """
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 result = run()
         except RuntimeError as error:
-            raise RuntimeError(
-                f"a CUDA graph could not be captured ({str(error).splitlines()[0]}); set {OFF_SWITCH}=0 to run without"
-            ) from error
+            raise CaptureError(f"none could be captured ({str(error).splitlines()[0]})") from error
         self.count += 1
 
         def replay() -> torch.Tensor:
@@ -70,17 +71,16 @@ class GraphCapture:
         return replay
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Shape:
-    """The input buffers for steps of one shape, and whether it is warm and captured."""
+    """The input buffers for steps of one shape."""
 
     inputs: tuple[torch.Tensor, ...]
-    warm: bool = False
-    replay: Thunk | None = None
+    repeated: Repeated
 
 
 class CapturedStep:
-    """An optimizer step as a graph. For each shape of its inputs, the first call runs eagerly and the second captures.
+    """An optimizer step as a graph, one `Repeated` for each shape of its inputs. After a failed one, steps run eagerly.
 
     `step(*inputs)` does forward, backward, update and `zero_grad(set_to_none=True)`, and returns one tensor. All its
     work must be on the device and depend only on the inputs, the parameters and the optimizer's state. No step is made
@@ -102,26 +102,27 @@ class CapturedStep:
         """Makes one step and returns its result as the caller's own tensor."""
         key = tuple((part.shape, part.dtype) for part in inputs)
         shape = self._shapes.get(key)
-        with self._device_rates(capturing=shape is not None and shape.warm and shape.replay is None):
-            if shape is None and len(self._shapes) >= self._most_shapes:
+        if shape is None and len(self._shapes) >= self._most_shapes:
+            with self._device_rates():
                 return self._step(*inputs)
-            if shape is None:
-                shape = self._shapes[key] = _Shape(tuple(torch.empty_like(part) for part in inputs))
-            for buffer, part in zip(shape.inputs, inputs, strict=True):
-                buffer.copy_(part)
-            fixed = shape.inputs
-            if not shape.warm:
-                loss = self._capture.warm_up(lambda: self._step(*fixed))
-                shape.warm = True
-            else:
-                if shape.replay is None:
-                    shape.replay = self._capture.capture(lambda: self._step(*fixed))
-                loss = shape.replay()
-        # The next replay writes the same memory.
-        return loss.clone()
+        if shape is None:
+            buffers = tuple(torch.empty_like(part) for part in inputs)
+            shape = self._shapes[key] = _Shape(buffers, Repeated(lambda: self._step(*buffers)))
+        for buffer, part in zip(shape.inputs, inputs, strict=True):
+            buffer.copy_(part)
+        try:
+            with self._device_rates(capturing=shape.repeated.captures_next):
+                # A copy, because the next replay writes to the same memory.
+                return shape.repeated(self._capture).clone()
+        except CaptureError as error:
+            log.warning("the optimizer's steps run without CUDA graphs: %s", error)
+            # Until it failed, the step's Python ran, and left gradients that were never computed.
+            self._optimizer.zero_grad(set_to_none=True)
+            self._shapes, self._most_shapes = {}, 0
+            return self(*inputs)
 
     @contextmanager
-    def _device_rates(self, capturing: bool) -> Iterator[None]:
+    def _device_rates(self, capturing: bool = False) -> Iterator[None]:
         """Holds the groups' learning rates on the device.
 
         The groups are marked as capturable only during a capture, since torch warns about steps of capturable

@@ -7,7 +7,7 @@ Streams, graphs and devices belong to the backend.
 
 from __future__ import annotations
 
-from .buckets import BucketRunner, Capture
+from .buckets import BucketRunner, Capture, CaptureError, Repeated
 from .encoder import PackedGpuEncoder
 from .support import Operators, smoke_test, why_no_triton, why_not
 from .varlen import VarlenAttention
@@ -15,8 +15,10 @@ from .varlen import VarlenAttention
 __all__ = [
     "BucketRunner",
     "Capture",
+    "CaptureError",
     "Operators",
     "PackedGpuEncoder",
+    "Repeated",
     "VarlenAttention",
     "smoke_test",
     "why_no_triton",

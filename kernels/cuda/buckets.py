@@ -7,6 +7,7 @@ batch, the buffers contain leftovers of earlier ones: rows that see no key and t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,8 @@ from typing import Protocol
 import torch
 
 from .rows import TokenRows
+
+log = logging.getLogger("isotrain")
 
 # Above this, a chunk's kernels run longer than the host needs to launch them, and padding would cost real time.
 GRAPH_TOKENS = 8192
@@ -26,6 +29,10 @@ Forward = Callable[[TokenRows], torch.Tensor]
 Thunk = Callable[[], torch.Tensor]
 
 
+class CaptureError(RuntimeError):
+    """Work could not be recorded. Nothing of it was executed."""
+
+
 class Capture(Protocol):
     """How a device records work to replay it later."""
 
@@ -34,16 +41,47 @@ class Capture(Protocol):
         ...
 
     def capture(self, run: Thunk) -> Thunk:
-        """Records `run` without executing it. The result executes it, into the same tensor each time."""
+        """Records `run` without executing it. The result executes it, into the same tensor each time.
+
+        Raises:
+            CaptureError: The device can't record it.
+        """
         ...
 
 
+@dataclass
+class Repeated:
+    """Work on fixed buffers. The first call runs it directly, the second captures it, later ones replay it."""
+
+    run: Thunk
+    warm: bool = False
+    replay: Thunk | None = None
+
+    @property
+    def captures_next(self) -> bool:
+        return self.warm and self.replay is None
+
+    def __call__(self, capture: Capture) -> torch.Tensor:
+        """The result, in memory that the next call may overwrite.
+
+        Raises:
+            CaptureError: The work was to be captured, and can't be. It was not executed.
+        """
+        if not self.warm:
+            result = capture.warm_up(self.run)
+            self.warm = True
+            return result
+        if self.replay is None:
+            self.replay = capture.capture(self.run)
+        return self.replay()
+
+
 class BucketRunner:
-    """Runs `forward` in buckets. The first use of a shape runs it directly, the second captures it, later ones replay
-    it.
+    """Runs `forward` in buckets, one `Repeated` for each shape.
 
     At most `most_buckets` shapes are kept. Batches of other shapes, or of more than `graph_tokens` rows, run directly
-    and unpadded. All calls must be made on one stream, because the next call overwrites the buffers.
+    and unpadded. All calls must be made on one stream, because the next call overwrites the buffers. After a failed
+    capture, every batch runs directly.
     """
 
     def __init__(
@@ -73,25 +111,22 @@ class BucketRunner:
         if bucket is None:
             if len(self._buckets) >= self._most_buckets:
                 return self._forward(rows)
-            bucket = self._buckets[key] = _Bucket(_buffers(rows, key[0], key[1], self._longest))
+            buffers = _buffers(rows, key[0], key[1], self._longest)
+            bucket = self._buckets[key] = _Bucket(buffers, Repeated(lambda: self._forward(buffers)))
         _fill(bucket.buffers, rows)
-        if bucket.replay is not None:
-            features = bucket.replay()
-        elif not bucket.warm:
-            features = self._capture.warm_up(lambda: self._forward(bucket.buffers))
-            bucket.warm = True
-        else:
-            bucket.replay = self._capture.capture(lambda: self._forward(bucket.buffers))
-            features = bucket.replay()
-        # A copy, because the next replay writes to the same memory.
-        return features[: rows.num_sequences].clone()
+        try:
+            # A copy, because the next replay writes to the same memory.
+            return bucket.repeated(self._capture)[: rows.num_sequences].clone()
+        except CaptureError as error:
+            log.warning("the encoder runs small batches without CUDA graphs: %s", error)
+            self._buckets, self._most_buckets = {}, 0
+            return self._forward(rows)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Bucket:
     buffers: TokenRows
-    warm: bool = False
-    replay: Thunk | None = None
+    repeated: Repeated
 
 
 def token_bucket(tokens: int) -> int:

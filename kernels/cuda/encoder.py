@@ -43,7 +43,7 @@ class PackedGpuEncoder:
     shared if they already fit, so they must not change afterwards.
 
     A batch on the host is checked before anything runs. In a batch on the device, a sequence with an id, position or
-    token type outside the model's range gets NaN features, and so may others that share a tile with it.
+    token type outside the model's range gets NaN features.
 
     Raises:
         UserError: These kernels don't support the weights, dtypes or operators.

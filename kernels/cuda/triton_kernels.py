@@ -69,7 +69,7 @@ def attention(
     assert query.stride(1) == key.stride(1) == value.stride(1) == 1
     assert key.stride(0) == value.stride(0)
     wide = query.dtype == torch.float32
-    _attention[(triton.cdiv(queries, rows_per_tile), num_heads)](
+    _attention[(num_heads * triton.cdiv(queries, rows_per_tile),)](
         query,
         key,
         value,
@@ -81,6 +81,7 @@ def attention(
         key.stride(0),
         hidden,
         math.log2(math.e) / math.sqrt(head_size),
+        HEADS=num_heads,
         HEAD=head_size,
         BLOCK_D=max(16, triton.next_power_of_2(head_size)),
         BLOCK_M=rows_per_tile,
@@ -180,13 +181,16 @@ def _attention(
     key_stride,
     out_stride,
     scale,
+    HEADS: tl.constexpr,
     HEAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # Programs that run at the same time are the heads of a few tiles, so that they read whole rows of memory.
+    tile = tl.program_id(0) // HEADS
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     real_row = row < queries
     start = tl.load(starts + row, mask=real_row, other=2147483647)
     end = tl.load(ends + row, mask=real_row, other=0)
@@ -196,9 +200,9 @@ def _attention(
     column = tl.arange(0, BLOCK_D)
     in_head = column < HEAD
     # The head's columns begin here in every row, one head after the other.
-    first_column = tl.program_id(1) * HEAD
+    first_column = tl.program_id(0) % HEADS * HEAD
     # 64-bit offsets to the tile, 32-bit ones within it: a tile of 64-bit offsets would fill the registers.
-    first_row = (tl.program_id(0) * BLOCK_M).to(tl.int64)
+    first_row = (tile * BLOCK_M).to(tl.int64)
     local_row = tl.arange(0, BLOCK_M)
     q = tl.load(
         query + first_row * query_stride + first_column + (local_row[:, None] * query_stride + column[None, :]),
@@ -238,7 +242,12 @@ def _attention(
         reference = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         decay = tl.exp2(largest - reference)
         p = tl.exp2(scores - reference[:, None])
-        total = total * decay + tl.sum(p, 1)
+        # A value that is no number must spoil the rows that see it, and no other: 0 times NaN is NaN.
+        wide = v.to(tl.float32)
+        spoilt = wide - wide
+        v = tl.where(spoilt == 0.0, v, tl.zeros_like(v))
+        seen = tl.where(allowed, p + tl.sum(spoilt, 1)[None, :], 0.0)
+        total = total * decay + tl.sum(seen, 1)
         p = p.to(v.dtype)
         if WIDEN:
             p = p.to(tl.float32)

@@ -6,14 +6,19 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.config.schema import TrainConfig
+from isotrain.albert_core.loop.step import step_function
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.albert_core.model.whole import WholeModel
+from isotrain.albert_core.tasks import TASKS
 from isotrain.backends import CastPolicy, get_backend
 from isotrain.backends.cuda.device import CudaBackend, map_tensors
 from isotrain.backends.cuda.graphs import CapturedStep, why_not_captured
@@ -21,7 +26,10 @@ from isotrain.kernels import reference
 from isotrain.kernels.cuda import BucketRunner, PackedGpuEncoder
 from isotrain.kernels.packed import PackedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
-from support.repeat import Repeat
+from support.recorded_graph import HostReadError, RecordedGraph
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import BertConfig, BertModel
 
 FLOAT32 = CastPolicy("float32", "float32", "float32", "float32", "for a test")
 BFLOAT16 = CastPolicy("bfloat16", "bfloat16", "bfloat16", "float32", "for a test")
@@ -51,7 +59,7 @@ class HostedCuda(CudaBackend):
         return torch.device("cpu")
 
     def _new_capture(self) -> Any:
-        return Repeat()
+        return RecordedGraph()
 
 
 @pytest.fixture
@@ -173,11 +181,11 @@ def test_every_tensor_of_a_batch_is_found() -> None:
     assert moved.host_lengths is batch.host_lengths
 
 
-def test_batches_arrive_in_order_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_arrive_in_order_one_ahead() -> None:
     sent: list[int] = []
 
     class Ordered(HostedCuda):
-        def _send(self, batch: Any, stream: Any) -> Any:
+        def _send(self, batch: Any) -> Any:
             sent.append(batch)
             return batch, f"copied {batch}"
 
@@ -185,12 +193,110 @@ def test_batches_arrive_in_order_one_ahead(monkeypatch: pytest.MonkeyPatch) -> N
             assert copied == f"copied {batch}"
             return batch
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     for position, batch in enumerate(Ordered().prefetch(iter(range(5)))):
         assert batch == position
         assert sent == list(range(min(position + 2, 5)))
     assert list(Ordered().prefetch([])) == []
     assert list(Ordered().prefetch([7])) == [7]
+
+
+class FakeStream:
+    """Counts itself."""
+
+    made = 0
+
+    def __init__(self, *_: Any) -> None:
+        FakeStream.made += 1
+
+    def record_event(self) -> None: ...
+
+    def wait_event(self, _: Any) -> None: ...
+
+
+def test_all_epochs_copy_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeStream, "made", 0)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: FakeStream.__new__(FakeStream))
+    backend = HostedCuda()
+    for _ in range(3):
+        assert list(backend.prefetch(range(4))) == [0, 1, 2, 3]
+    assert FakeStream.made == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops", "gbps"),
+    [
+        ("NVIDIA H200", 989.4, 4800.0),
+        ("NVIDIA H200 NVL", 835.5, 4800.0),
+        ("NVIDIA H100 80GB HBM3", 989.4, 3350.0),
+        ("NVIDIA H100 NVL", 835.5, 3938.0),
+        ("NVIDIA H100 PCIe", 756.0, 2000.0),
+        ("A100-SXM4-40GB", 312.0, 1555.0),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
+        ("NVIDIA GH200 480GB", None, None),
+        ("NVIDIA L40S", None, None),
+        ("NVIDIA H20", None, None),
+    ],
+)
+def test_a_device_has_the_figures_of_its_own_data_sheet(
+    name: str, tflops: float | None, gbps: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(name=name, total_memory=1, multi_processor_count=1, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    found = HostedCuda().info()
+    assert (found.name, found.vendor_peak_tflops, found.vendor_bandwidth_gbps) == (name, tflops, gbps)
+
+
+class MetaCuda(HostedCuda):
+    """A device whose tensors have shapes only: a read by the host fails."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta")
+
+    def autocast(self, policy: CastPolicy) -> Any:
+        return nullcontext()
+
+    def named_range(self, name: str) -> Any:
+        return nullcontext()
+
+
+class CopiesFromHost(TorchDispatchMode):
+    """The operators that read a tensor of the host, and write one of a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        read, written = (
+            {leaf.device.type for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor) and leaf.dim()}
+            for value in ((args, kwargs), out)
+        )
+        if "cpu" in read and "meta" in written:
+            self.found.append(str(func))
+        return out
+
+
+def test_a_packed_whole_models_step_copies_nothing_from_the_host() -> None:
+    """Such a copy reads pageable memory, and waits until the device has done all work before it."""
+    backend = MetaCuda()
+    sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    module = BertModel(BertConfig(**sizes, intermediate_size=32, max_position_embeddings=16), add_pooling_layer=False)
+    task = TASKS["classification"]
+    model = WholeModel(module, ClassificationHead(16, 8, 3), task.apply_head, backend, FLOAT32)
+    model = backend.place(model).train()
+    config = TrainConfig.model_validate({"freeze_encoder": False, "max_grad_norm": 1.0})
+    optimizer = torch.optim.AdamW(model.parameters())
+    step = step_function(config, backend, model, optimizer, task.loss_of(model))
+    with CopiesFromHost() as copies:
+        inputs, labels = backend.place((batch_of([3, 9, 1, 3]), torch.tensor([0, 1, 2, 0])))
+        assert copies.found
+        copies.found.clear()
+        assert step(4, inputs, labels).shape == (2,)
+    assert copies.found == []
 
 
 # --- captured steps, anywhere
@@ -248,15 +354,50 @@ def compare_steps(capture: Any, device: torch.device, sizes: list[int], most_sha
 
 
 def test_recorded_steps_are_the_plain_ones() -> None:
-    capture = Repeat()
+    capture = RecordedGraph()
     compare_steps(capture, torch.device("cpu"), [8, 8, 8, 3, 8, 3, 3, 8])
     assert [event for event in capture.events if event != "replay"] == ["warm up", "capture"] * 2
 
 
 def test_more_shapes_than_are_kept_run_plainly() -> None:
-    capture = Repeat()
+    capture = RecordedGraph()
     compare_steps(capture, torch.device("cpu"), [8, 8, 4, 5, 6, 4, 8], most_shapes=1)
     assert capture.events.count("warm up") == 1
+
+
+def test_after_a_failed_capture_steps_are_made_plainly(caplog: pytest.LogCaptureFixture) -> None:
+    capture = RecordedGraph(fails=True)
+    compare_steps(capture, torch.device("cpu"), [8, 3, 8, 8, 3, 3, 5, 5])
+    assert capture.events == ["warm up", "warm up", "capture"]
+    (warning,) = caplog.messages
+    assert warning.startswith("the optimizer's steps run without CUDA graphs: operation not permitted")
+
+
+@pytest.mark.parametrize(
+    "read", [float, bool, torch.Tensor.tolist, torch.Tensor.numpy, torch.nonzero, torch.Tensor.cpu]
+)
+def test_the_stand_in_for_a_graph_refuses_reads_by_the_host(read: Callable[[torch.Tensor], object]) -> None:
+    value = torch.ones(())
+
+    def run() -> torch.Tensor:
+        read(value)
+        return value
+
+    with pytest.raises(HostReadError):
+        RecordedGraph().capture(run)
+
+
+def test_the_stand_in_for_a_graph_runs_no_python_again() -> None:
+    value, calls = torch.zeros(2), []
+
+    def run() -> torch.Tensor:
+        calls.append(1)
+        return value.add_(1).sum()
+
+    replay = RecordedGraph().capture(run)
+    assert value.tolist() == [0, 0], "a capture executes nothing"
+    assert [float(replay()) for _ in range(3)] == [2, 4, 6]
+    assert calls == [1]
 
 
 def test_optimizers_that_cannot_be_captured_say_why(caplog: pytest.LogCaptureFixture) -> None:

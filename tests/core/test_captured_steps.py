@@ -1,4 +1,4 @@
-"""A training run whose backend records the head's steps and repeats them, as CUDA graphs do."""
+"""A training run whose backend records the head's steps and replays them, as CUDA graphs do."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import pytest
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.backends.cpu import CpuBackend
 from isotrain.backends.cuda.graphs import CapturedStep
-from support.repeat import Repeat
-from support.small_job import losses
+from support.recorded_graph import RecordedGraph
+from support.small_job import losses, metrics
 
 
 class RecordingBackend(CpuBackend):
     """Records every step that it is given."""
 
+    fails = False
+
     def __init__(self, index: int | None = None) -> None:
         super().__init__(index)
-        self.captures: list[Repeat] = []
+        self.captures: list[RecordedGraph] = []
 
     def head_step(self, parameters: Any, optimizer: Any) -> None:
         """None: this device has no fused step."""
 
     def capture_step(self, step: Callable[..., Any], optimizer: Any) -> Callable[..., Any]:
-        self.captures.append(Repeat())
+        self.captures.append(RecordedGraph(self.fails))
         return CapturedStep(step, optimizer, self.captures[-1])
 
 
@@ -67,6 +69,34 @@ def test_a_recorded_run_is_resumed_bit_for_bit(run: Callable[..., TrainResult], 
     assert resumed.step == straight.step
     assert losses(resumed) == losses(straight)
     assert resumed.metrics == straight.metrics
+
+
+def test_every_logged_gradient_norm_is_its_own_steps(run: Callable[..., TrainResult], request: Any) -> None:
+    """Each epoch ends with a smaller batch, which has a graph of its own."""
+    options = {"max_grad_norm": 1.0, "steps_freq": 1, "batch_size": 8, "num_epochs": 4}
+    plain = run(run_name="plain", **options)
+    backend = request.getfixturevalue("recording")
+    recorded = run(run_name="recorded", **options)
+    assert backend.captures[0].events.count("replay") > 10
+    expected, found = (
+        [row["train/gradient_norm"] for row in metrics(result) if "train/loss" in row] for result in (plain, recorded)
+    )
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert len(set(found)) == len(found)
+
+
+def test_training_goes_on_where_nothing_can_be_captured(
+    run: Callable[..., TrainResult], recording: RecordingBackend
+) -> None:
+    recording.fails = True
+    failed = run(run_name="failed", max_grad_norm=1.0)
+    assert recording.captures[0].events[-1] == "capture"
+    assert "replay" not in recording.captures[0].events
+    assert (failed.run.path / "train.log").read_text().count("without CUDA graphs") == 1
+    recording.fails = False
+    recorded = run(run_name="recorded", max_grad_norm=1.0)
+    assert "replay" in recording.captures[1].events
+    assert failed.metrics == pytest.approx(recorded.metrics, rel=1e-3)
 
 
 @pytest.mark.parametrize("options", [{"freeze_encoder": False}, {"use_wandb": True, "wandb_watch_mode": "gradients"}])

@@ -1,7 +1,7 @@
 """The GPU encoder against the float64 oracle: on a GPU where there is one, else under Triton's interpreter.
 
-Everything runs but CUDA graphs and streams; a recorder that repeats plainly stands in for the graph, so that buckets,
-buffers and what is left over in them are the real ones.
+Everything runs but CUDA graphs and streams. A recorder of operators and launches stands in for the graph, so that
+buckets, buffers and what is left over in them are the real ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isotrain.kernels.cuda.rows import TokenRows, first_rows, key_ranges, split
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
 from support.awkward import NAN_PLACES, unaligned, unaligned_batch, with_nan
-from support.repeat import Repeat
+from support.recorded_graph import RecordedGraph
 from torch.utils.flop_counter import FlopCounterMode
 
 Build = Callable[..., torch.nn.Module]
@@ -164,10 +164,10 @@ def test_flash_attention_gets_the_right_sequences(
         monkeypatch.setattr(encoder, "flash_attention", attend)
     batch = make_batch([4, 30, 9, 1], pairs=True)
     expected = reference.encode(tiny, batch).features
-    repeat = Repeat()
+    graph = RecordedGraph()
 
     def runner(forward: Any) -> BucketRunner:
-        return BucketRunner(forward, repeat, 512)
+        return BucketRunner(forward, graph, 512)
 
     for gpu_encoder in (
         make(tiny, torch.bfloat16, operators=Operators("flash")),
@@ -250,11 +250,11 @@ def test_buckets_hold_their_batches_and_waste_little() -> None:
 def test_buckets_are_reused_and_what_is_left_in_them_reaches_no_feature(
     tiny: EncoderWeights, make_batch: MakeBatch, make: Callable
 ) -> None:
-    repeat = Repeat()
+    graph = RecordedGraph()
     runners: list[BucketRunner] = []
 
     def runner(forward: Any) -> BucketRunner:
-        runners.append(BucketRunner(forward, repeat, 512))
+        runners.append(BucketRunner(forward, graph, 512))
         return runners[0]
 
     gpu_encoder = make(tiny, runner=runner)
@@ -271,13 +271,13 @@ def test_buckets_are_reused_and_what_is_left_in_them_reaches_no_feature(
     for features, copy in kept:
         assert torch.equal(features, copy), "a later batch wrote over an earlier one's features"
     # (64, 4), (64, 2), (64, 1), with types, padded.
-    assert len(runners[0]._buckets) == repeat.events.count("capture") == repeat.events.count("warm up") == 5
-    assert repeat.events.count("replay") == 3 * len(batches) - 5
+    assert len(runners[0]._buckets) == graph.events.count("capture") == graph.events.count("warm up") == 5
+    assert graph.events.count("replay") == 3 * len(batches) - 5
 
 
 def test_full_buckets_of_every_number_of_sequences(tiny: EncoderWeights, make_batch: MakeBatch, make: Callable) -> None:
     """No padding row is left: a spare sequence would begin behind the last one."""
-    gpu_encoder = make(tiny, runner=lambda forward: BucketRunner(forward, Repeat(), 512))
+    gpu_encoder = make(tiny, runner=lambda forward: BucketRunner(forward, RecordedGraph(), 512))
     for lengths in ([64], [32, 31, 1], [20, 20, 20, 3, 1]):
         batch = make_batch(lengths)
         for _ in range(3):
@@ -285,15 +285,26 @@ def test_full_buckets_of_every_number_of_sequences(tiny: EncoderWeights, make_ba
 
 
 def test_the_number_of_graphs_is_bounded(tiny: EncoderWeights, make_batch: MakeBatch, make: Callable) -> None:
-    repeat = Repeat()
-    gpu_encoder = make(
-        tiny, runner=lambda forward: BucketRunner(forward, repeat, 512, graph_tokens=150, most_buckets=2)
-    )
+    graph = RecordedGraph()
+    gpu_encoder = make(tiny, runner=lambda forward: BucketRunner(forward, graph, 512, graph_tokens=150, most_buckets=2))
     for lengths in ([9], [70], [100], [9], [130, 30]):
         for _ in range(2):
             batch = make_batch(lengths)
             assert_near(gpu_encoder(batch), reference.encode(tiny, batch).features)
-    assert repeat.events.count("capture") == 2
+    assert graph.events.count("capture") == 2
+
+
+def test_after_a_failed_capture_the_encoder_runs_directly(
+    tiny: EncoderWeights, make_batch: MakeBatch, make: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = RecordedGraph(fails=True)
+    gpu_encoder = make(tiny, runner=lambda forward: BucketRunner(forward, graph, 512))
+    for lengths in ([9], [9], [9], [70], [70], [70]):
+        batch = make_batch(lengths)
+        assert_near(gpu_encoder(batch), reference.encode(tiny, batch).features)
+    assert graph.events == ["warm up", "capture"]
+    (warning,) = caplog.messages
+    assert warning.startswith("the encoder runs small batches without CUDA graphs: operation not permitted")
 
 
 def test_weights_changed_in_place_are_those_that_are_used(
@@ -304,7 +315,9 @@ def test_weights_changed_in_place_are_those_that_are_used(
     embedding = weights.word_embeddings.clone()
     weights = replace(weights, word_embeddings=embedding)
     batch = make_batch([5, 9])
-    gpu_encoder = PackedGpuEncoder(weights, torch.float32, runner=lambda forward: BucketRunner(forward, Repeat(), 512))
+    gpu_encoder = PackedGpuEncoder(
+        weights, torch.float32, runner=lambda forward: BucketRunner(forward, RecordedGraph(), 512)
+    )
     for _ in range(3):
         gpu_encoder(batch)
     embedding.mul_(0.5)
@@ -337,6 +350,7 @@ def test_bad_ids_on_the_device_give_nan_for_their_sequence(
     wrong[17] = value
     features = make(tiny).forward(replace(rows, **{field: wrong}))
     assert torch.isnan(features[2]).all()
+    assert torch.equal(features[:2], make(tiny).forward(rows)[:2])
 
 
 def test_tensors_that_are_not_contiguous(tiny: EncoderWeights, make_batch: MakeBatch, make: Callable) -> None:

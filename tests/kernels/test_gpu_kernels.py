@@ -100,6 +100,27 @@ def test_rows_without_keys_give_zeros_and_disturb_nobody(kernels: ModuleType, tr
     assert torch.equal(ours[14:], torch.zeros_like(ours[14:]))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("spoilt", [0, 1, 2], ids=["query", "key", "value"])
+def test_what_is_no_number_stays_in_its_own_sequence(
+    spoilt: int, value: float, dtype: torch.dtype, kernels: ModuleType, triton_device: torch.device
+) -> None:
+    ranges = own_ranges([5, 9, 60])
+    parts = [values(74, 32, dtype=dtype, device=triton_device, seed=seed) for seed in range(3)]
+    bounds = as_tensors(ranges, triton_device)
+    healthy = kernels.attention(*parts, *bounds, 2)
+    parts[spoilt][7, 3] = value
+    ours = kernels.attention(*parts, *bounds, 2)
+    if math.isnan(value):
+        assert torch.isnan(ours[7, :16]).all()
+    if spoilt == 2:
+        assert torch.isnan(ours[5:14, :16]).all(), "the rows that see it"
+    others = [*range(5), *range(14, 74)]
+    assert torch.equal(ours[others], healthy[others])
+    assert torch.equal(ours[:, 16:], healthy[:, 16:]), "the other head"
+
+
 def test_attention_survives_scores_far_from_zero(kernels: ModuleType, triton_device: torch.device) -> None:
     q, k, v = (values(70, 16, dtype=torch.float32, device=triton_device, seed=seed) for seed in range(3))
     ranges = own_ranges([70])
@@ -179,7 +200,8 @@ for t in ("bf16", "fp16", "fp32"):
     keys = kernels.WIDE_KEYS_PER_TILE if t == "fp32" else kernels.KEYS_PER_TILE
     for rows, warps in ((kernels.ROWS_PER_TILE, 8 if t == "fp32" else 4), (kernels.FIRST_ROWS_PER_TILE, 4)):
         build(kernels._attention, f"*{{t}} *{{t}} *{{t}} *{{t}} *i32 *i32 i32 i32 i32 i32 fp32",
-              dict(HEAD=64, BLOCK_D=64, BLOCK_M=rows, BLOCK_N=keys, WIDEN=False), num_warps=warps, num_stages=2)
+              dict(HEADS=12, HEAD=64, BLOCK_D=64, BLOCK_M=rows, BLOCK_N=keys, WIDEN=False),
+              num_warps=warps, num_stages=2)
     build(kernels._add_norm, f"*fp32 *{{t}} *{{t}} *fp32 *fp32 *fp32 *{{t}} i32 i32 fp32",
           dict(ROWS=1, BLOCK=1024, WRITE_LOW=t != "fp32"))
     for activation in set(kernels.ACTIVATIONS.values()):
