@@ -25,7 +25,7 @@ from ..runs.remote import check_remote, remote_checkpoints, remote_url, sync_che
 from ..tokens.order import BatchStream
 from .collapse import CollapseWatch
 from .job import Job, build_encoder, trains_on_features
-from .loss_scale import LossScale, loss_scale
+from ..workload.loss_scale import LossScale, loss_scale
 from .optim import build_optimizer
 from .schedule import Schedule
 from .state import TrainingState

@@ -19,7 +19,8 @@ from ..processes.ranks import ALONE, Ranks, accumulating
 from ..tasks import TASKS
 from ..tokens.order import Window
 from .build import Training
-from .loss_scale import LossScale, unscaled
+from ..workload.loss_scale import LossScale, unscaled
+from ..workload.step import update
 
 log = logging.getLogger("isotrain")
 
@@ -105,7 +106,7 @@ def step_function(
                 return partial(_fused_step, fused, backend)
 
     def sums_and_norm(num_samples: int, *pairs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        sums = norm = None
+        sums = None
         # Each process divides by an average share, so that the average over processes is the mean over all samples.
         size = backend.scalar(num_samples if alone else num_samples / ranks.size)
         batches = list(zip(pairs[::2], pairs[1::2], strict=True))
@@ -122,17 +123,15 @@ def step_function(
             wide = torch.promote_types(loss.dtype, torch.float32)
             part = torch.stack((loss.detach().to(wide), right.to(wide)))
             sums = part if sums is None else sums + part
-        if watched or config.max_grad_norm is not None or not on_features:
-            scaling.unscale(optimizer)
-        if config.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        elif not on_features:
-            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-        before_update()
-        with backend.named_range("optimizer"):
-            scaling.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        norm = update(
+            model.parameters(),
+            backend,
+            optimizer,
+            scaling,
+            config.max_grad_norm,
+            before_update,
+            measured=not on_features,
+        )
         assert sums is not None, "a window holds at least one micro-batch"
         return sums, norm
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import CachedFeatures, InputSource, TokenBatches
-from ...albert_core.loop.loss_scale import loss_scale
+from ...albert_core.workload.loss_scale import loss_scale
 from ...albert_core.loop.optim import build_optimizer, load_optimizer_state, optimizer_state
 from ...albert_core.loop.schedule import Schedule
 from ...albert_core.loop.step import step_function

@@ -28,7 +28,7 @@ ROWS = {
         ("loop",),
         ("tasks", "features"),
         ("model", "tokens", "output"),
-        ("data", "runs"),
+        ("data", "runs", "workload"),
         ("config", "processes"),
         ("terminal",),
     ),

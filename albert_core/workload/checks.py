@@ -1,0 +1,216 @@
+"""What is wrong with a workload, told in one line that names the user's file and line."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ... import RunError, UserError
+from ...backends import Backend
+from ..terminal.text import reason_of
+from .batches import digest, digest_all, digest_tensor, first
+from .load import LoadedWorkload, described, line_of
+
+
+@dataclass(frozen=True)
+class HostModule:
+    """A workload's module on the host, with its initial weights.
+
+    sha256: of the names and values of all parameters and buffers (hex).
+    """
+
+    module: nn.Module
+    sha256: str
+
+
+@dataclass(frozen=True)
+class HostBatches:
+    """Batches on the host. sha256: of their contents (hex)."""
+
+    batches: list[Any]
+    sha256: str
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Gives the global generators of Python, NumPy and torch's host a seed, and restores them after the block."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def make_model(loaded: LoadedWorkload, seed: int) -> HostModule:
+    """Makes the module twice, so that a module that isn't deterministic is found.
+
+    Raises:
+        UserError: It isn't a module on the host with trained parameters, or has other weights the second time.
+    """
+    place = loaded.place_of("model")
+    module, weights = _model_once(loaded, seed)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError(f"{place}: no parameter of model({seed}) requires a gradient; nothing can be trained")
+    # The first module is given up before the second is made: one of them may fill the memory.
+    del module
+    module, again = _model_once(loaded, seed)
+    if again != weights:
+        other = next((name for name in weights if again.get(name) != weights[name]), next(iter(again), "?"))
+        raise UserError(
+            f"{place}: model({seed}) isn't deterministic: {other!r} differs between two calls; take every random "
+            "number from the seed"
+        )
+    return HostModule(module, digest_all([f"{name} {value}" for name, value in weights.items()]))
+
+
+def _model_once(loaded: LoadedWorkload, seed: int) -> tuple[nn.Module, dict[str, str]]:
+    with seeded(seed), loaded.blamed("model"):
+        module = loaded.workload.model(seed)
+    place = loaded.place_of("model")
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{place}: model({seed}) returned a {type(module).__name__}; return a torch.nn.Module")
+    state = module.state_dict(keep_vars=True)
+    elsewhere = [name for name, tensor in state.items() if isinstance(tensor, torch.Tensor) and not tensor.is_cpu]
+    if elsewhere:
+        raise UserError(f"{place}: {elsewhere[0]!r} of model({seed}) is not on the host; return the module as made there")
+    return module, {name: digest_tensor(tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def make_batches(loaded: LoadedWorkload, seed: int, limit: int | None = None) -> HostBatches:
+    """The first `limit` batches (all if it is None), read twice.
+
+    Raises:
+        UserError: There is none, or the second iteration gives others.
+    """
+    place = loaded.place_of("batches")
+    with seeded(seed), loaded.blamed("batches"):
+        iterable = loaded.workload.batches(seed)
+        kept = first(iterable, limit)
+        digests = [digest(batch) for batch in kept]
+        again = [digest(batch) for batch in first(iterable, limit)]
+    if not kept:
+        raise UserError(f"{place}: batches({seed}) has no batch; return at least one")
+    if len(again) < len(digests):
+        raise UserError(
+            f"{place}: batches({seed}) gave {len(digests)} batches, and {len(again)} when iterated again; return a list "
+            "or an object with __iter__, not a generator"
+        )
+    if again != digests:
+        number = next(number for number, pair in enumerate(zip(digests, again, strict=True)) if pair[0] != pair[1])
+        raise UserError(
+            f"{place}: batch {number} of batches({seed}) differs between two iterations; take every random number from "
+            "the seed, anew in each iteration"
+        )
+    return HostBatches(kept, digest_all(digests))
+
+
+def checked_loss(loaded: LoadedWorkload, module: nn.Module, batch: Any) -> torch.Tensor:
+    """The loss of a batch on the host.
+
+    Raises:
+        UserError: It isn't a finite scalar that depends on the weights, or the batch was changed.
+    """
+    place, before = loaded.place_of("loss"), digest(batch)
+    with loaded.blamed("loss"):
+        loss, _ = split_loss(loaded.workload.loss(module, batch))
+    if not isinstance(loss, torch.Tensor):
+        raise UserError(f"{place}: loss returned a {type(loss).__name__}; return the tensor, without item()")
+    if loss.dim():
+        raise UserError(f"{place}: loss returned a tensor of shape {tuple(loss.shape)}, not a scalar; return its mean")
+    if not bool(torch.isfinite(loss)):
+        raise UserError(
+            f"{place}: the loss of the initial weights is {loss.item()}; correct the loss, the batches or the weights"
+        )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise UserError(f"{place}: the loss depends on no trained parameter; return it without detach()")
+    if digest(batch) != before:
+        raise UserError(f"{place}: loss changed its batch, which later steps read again; work on a copy")
+    return loss
+
+
+def split_loss(found: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The loss and the figures of what a workload's `loss` returned."""
+    return found if isinstance(found, tuple) else (found, {})
+
+
+@contextmanager
+def trial(module: nn.Module, seed: int, training: bool) -> Iterator[None]:
+    """A block that runs a module and leaves no trace in it: its buffers, gradients and the generators stay as they were.
+
+    Args:
+        module: On the host.
+        seed: Of dropout inside the block.
+        training: Whether the module is in training mode, with gradients.
+    """
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    module.train(training)
+    with seeded(seed), torch.set_grad_enabled(training):
+        yield
+    module.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+
+
+class _Watch(TorchDispatchMode):
+    """Remembers the operation that raised an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operation, self.error = "", None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as error:  # It is raised again: an operation may raise anything.
+            self.operation, self.error = str(func).removesuffix(".default"), error
+            raise
+
+
+@contextmanager
+def operations_named(loaded: LoadedWorkload, backend: Backend, retry: Any) -> Iterator[None]:
+    """Reports an error of the user's module on a device, with the operation that the device lacks.
+
+    Args:
+        loaded: Its `loss` is what the block runs.
+        backend: The device.
+        retry: Runs the failed step once more, uncompiled, while its operations are watched.
+
+    Raises:
+        UserError: An operation failed, or another line of the user's. Other errors pass.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # What a device or a user's code raises is not known.
+        watch = _Watch()
+        again = None
+        try:
+            with watch:
+                retry()
+        except Exception as found:  # As above.
+            again = found
+        place = line_of(again or error, loaded.file)
+        if watch.operation and again is watch.error:
+            raise UserError(
+                f"{place or loaded.place_of('loss')}: operation {watch.operation} can't run on backend {backend.name} "
+                f"({reason_of(watch.error)}); replace it, or use another backend or dtype"
+            ) from error
+        if not place:
+            raise
+        raise UserError(f"{place}: on backend {backend.name}, loss raised {described(again or error)}") from error
