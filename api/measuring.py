@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 
 from ..albert_core.config.backend import backend_options, resolved_backend
 from ..albert_core.terminal.console import say
-from ..benchmarks.harness.plan import DEFAULT_WORKLOADS, LAYOUTS, Options, make_plan, with_baselines, with_quick
+from ..albert_core.workload.load import names_workload
+from ..benchmarks.harness.plan import (
+    DEFAULT_WORKLOADS,
+    LAYOUTS,
+    MODULE_WORKLOADS,
+    Options,
+    make_plan,
+    with_baselines,
+    with_quick,
+)
 from ..benchmarks.outcome.model import Bench, Target
 from ..benchmarks.outcome.parity import Candidate, Parity
 from ..benchmarks.parity.sides import STEPS
@@ -85,6 +94,7 @@ def bench(
     """Measures as `isotrain bench` does: every target in fresh processes, interleaved.
 
     Args:
+        model: An encoder, or a workload of one's own as FILE.py:NAME.
         vs: Baselines to compare with.
         quick: A smoke run, no result.
         out: A .json file or folder for the result. Without it, nothing is written.
@@ -103,9 +113,13 @@ def bench(
         allowed = ", ".join(Options.__dataclass_fields__)
         raise UserError(f"bench got {unknown[0]}={how[unknown[0]]!r}; allowed are {allowed}")
     own = backend_options(list(sets))
+    module = names_workload(model)
+    if module and workload == DEFAULT_WORKLOADS:
+        workload = MODULE_WORKLOADS
     options = Options(
         backends=tuple(resolved_backend(name, own) for name in _several(backend)),
         model=model,
+        module=module,
         workloads=_several(workload),
         layouts=_several(layout),
         kernels=_several(kernel),

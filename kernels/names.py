@@ -1,4 +1,4 @@
-"""Checks names from the user early and suggests the nearest valid one."""
+"""Checks names and numbers from the user early, and suggests the nearest valid name."""
 
 from __future__ import annotations
 
@@ -33,3 +33,20 @@ def meant(name: str, allowed: Collection[str]) -> str:
     begun = [one for one in allowed if len(name) > 1 and one.startswith(name.lower())]
     near = begun or difflib.get_close_matches(name.lower(), allowed, n=1, cutoff=0.7)
     return f"did you mean {near[0]}? " if near else ""
+
+
+def check_range(flag: str, value: float, least: float, most: float, why: str = "") -> None:
+    """Checks a number.
+
+    Args:
+        flag: The option that gives it.
+        value: The given number.
+        least: The smallest that is allowed.
+        most: The largest that is allowed.
+        why: The reason for the limits, for the message.
+
+    Raises:
+        UserError: It is not between `least` and `most`, or NaN.
+    """
+    if not least <= value <= most:
+        raise UserError(f"{flag} {value} is out of range; allowed is {least} to {most}{f' ({why})' if why else ''}")

@@ -23,9 +23,9 @@ from ..runs.checkpoint_store import CheckpointStore
 from ..runs.folder import RunFolder
 from ..runs.remote import check_remote, remote_checkpoints, remote_url, sync_checkpoint
 from ..tokens.order import BatchStream
+from ..workload.loss_scale import LossScale, loss_scale
 from .collapse import CollapseWatch
 from .job import Job, build_encoder, trains_on_features
-from ..workload.loss_scale import LossScale, loss_scale
 from .optim import build_optimizer
 from .schedule import Schedule
 from .state import TrainingState

@@ -18,9 +18,9 @@ from ..model.whole import WholeModel
 from ..processes.ranks import ALONE, Ranks, accumulating
 from ..tasks import TASKS
 from ..tokens.order import Window
-from .build import Training
 from ..workload.loss_scale import LossScale, unscaled
 from ..workload.step import update
+from .build import Training
 
 log = logging.getLogger("isotrain")
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import pickle
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -67,16 +67,20 @@ def tensors(batch: Any) -> list[tuple[str, torch.Tensor]]:
     return [(place, leaf) for place, leaf in leaves(batch) if isinstance(leaf, torch.Tensor)]
 
 
-def placed(batch: Any, backend: Backend, policy: CastPolicy) -> Any:
-    """A batch on the device. In float64, its floating-point tensors are float64, too."""
-    wide = torch.float64 if policy.accumulate == "float64" else None
+def cast(batch: Any, policy: CastPolicy) -> Any:
+    """A batch whose floating-point tensors are float64 if the policy computes in that; else the batch itself."""
+    if policy.accumulate != "float64":
+        return batch
 
     def change(_: str, leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and wide is not None and leaf.is_floating_point():
-            leaf = leaf.to(wide)
-        return backend.place(leaf)
+        return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
     return mapped(batch, change)
+
+
+def placed(batch: Any, backend: Backend, policy: CastPolicy) -> Any:
+    """A batch on the device, cast as the policy needs."""
+    return mapped(cast(batch, policy), lambda _, leaf: backend.place(leaf))
 
 
 def signature(batch: Any) -> Signature:
@@ -128,3 +132,40 @@ def digest_all(parts: list[str]) -> str:
 def first(batches: Any, limit: int | None) -> list[Any]:
     """The first `limit` batches; all of them if it is None."""
     return list(islice(batches, limit))
+
+
+def shape_advice(batches: Sequence[Any], backend: Backend) -> str:
+    """How to need fewer programs on a device that compiles one for each shape; empty if no padding would help.
+
+    The advice is a grid: the device's own lengths, or powers of two.
+    """
+    grid = backend.static_shapes
+    found = list(dict.fromkeys(map(signature, batches)))
+    if grid is None or len({tuple(place for place, _, _ in shapes) for shapes in found}) > 1:
+        return ""
+
+    def padded_to(size: int) -> int:
+        lengths = grid.lengths or ()
+        return next((length for length in lengths if length >= size), 1 << (size - 1).bit_length() if size else 0)
+
+    sizes: dict[tuple[str, int], set[int]] = {}
+    for shapes in found:
+        for place, shape, _ in shapes:
+            for dimension, size in enumerate(shape):
+                sizes.setdefault((place, dimension), set()).add(size)
+    varying = {key: sorted(seen) for key, seen in sizes.items() if len(seen) > 1}
+    fewer = {
+        tuple(
+            tuple(padded_to(size) if (place, number) in varying else size for number, size in enumerate(shape))
+            for place, shape, _ in shapes
+        )
+        for shapes in found
+    }
+    if len(fewer) >= len(found):
+        return ""
+    told = "; ".join(
+        f"dimension {dimension} of {place or 'the batch'} is {', '.join(map(str, seen[:8]))}"
+        f"{', ...' if len(seen) > 8 else ''}: pad it to {', '.join(map(str, sorted(set(map(padded_to, seen)))))}"
+        for (place, dimension), seen in list(varying.items())[:3]
+    )
+    return f"{backend.name} compiles a program for each of {len(found)} batch shapes; {len(fewer)} would do: {told}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +85,7 @@ def _model_once(loaded: LoadedWorkload, seed: int) -> tuple[nn.Module, dict[str,
     state = module.state_dict(keep_vars=True)
     elsewhere = [name for name, tensor in state.items() if isinstance(tensor, torch.Tensor) and not tensor.is_cpu]
     if elsewhere:
-        raise UserError(f"{place}: {elsewhere[0]!r} of model({seed}) is not on the host; return the module as made there")
+        raise UserError(f"{place}: {elsewhere[0]!r} of model({seed}) is not on the host; make the module there")
     return module, {name: digest_tensor(tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
@@ -105,8 +105,8 @@ def make_batches(loaded: LoadedWorkload, seed: int, limit: int | None = None) ->
         raise UserError(f"{place}: batches({seed}) has no batch; return at least one")
     if len(again) < len(digests):
         raise UserError(
-            f"{place}: batches({seed}) gave {len(digests)} batches, and {len(again)} when iterated again; return a list "
-            "or an object with __iter__, not a generator"
+            f"{place}: batches({seed}) gave {len(digests)} batches, and {len(again)} when iterated again; return a list"
+            " or an object with __iter__, instead of a generator"
         )
     if again != digests:
         number = next(number for number, pair in enumerate(zip(digests, again, strict=True)) if pair[0] != pair[1])
@@ -148,7 +148,7 @@ def split_loss(found: Any) -> tuple[Any, Mapping[str, Any]]:
 
 @contextmanager
 def trial(module: nn.Module, seed: int, training: bool) -> Iterator[None]:
-    """A block that runs a module and leaves no trace in it: its buffers, gradients and the generators stay as they were.
+    """A block that runs a module and leaves no trace: buffers, gradients and generators stay as they were.
 
     Args:
         module: On the host.
@@ -169,9 +169,12 @@ def trial(module: nn.Module, seed: int, training: bool) -> Iterator[None]:
 class _Watch(TorchDispatchMode):
     """Remembers the operation that raised an error."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.operation, self.error = "", None
+        self.operation = ""
+        self.error: Exception | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
@@ -182,7 +185,7 @@ class _Watch(TorchDispatchMode):
 
 
 @contextmanager
-def operations_named(loaded: LoadedWorkload, backend: Backend, retry: Any) -> Iterator[None]:
+def operations_named(loaded: LoadedWorkload, backend: Backend, retry: Callable[[], object]) -> Iterator[None]:
     """Reports an error of the user's module on a device, with the operation that the device lacks.
 
     Args:
@@ -203,13 +206,13 @@ def operations_named(loaded: LoadedWorkload, backend: Backend, retry: Any) -> It
         try:
             with watch:
                 retry()
-        except Exception as found:  # As above.
+        except Exception as found:  # noqa: BLE001 (an operation may raise anything)
             again = found
         place = line_of(again or error, loaded.file)
-        if watch.operation and again is watch.error:
+        if again is not None and again is watch.error:
             raise UserError(
                 f"{place or loaded.place_of('loss')}: operation {watch.operation} can't run on backend {backend.name} "
-                f"({reason_of(watch.error)}); replace it, or use another backend or dtype"
+                f"({reason_of(again)}); replace it, or use another backend or dtype"
             ) from error
         if not place:
             raise

@@ -27,7 +27,7 @@ from .protocol import REQUIRED, Workload
 ENTRY_POINT_GROUP = "isotrain.workloads"
 FORMS = "FILE.py:NAME, MODULE:NAME, or the name of an installed workload"
 
-_FILE = re.compile(r"(?P<place>.+\.py)(?::(?P<name>\w*))?")
+_FILE = re.compile(r"(?P<place>.+\.py)(?::(?P<name>\w+))?")
 _MODULE = re.compile(r"(?P<place>[A-Za-z_][\w.]*):(?P<name>\w+)")
 _METHODS = tuple(method.partition("(")[0] for method in REQUIRED)
 
@@ -79,7 +79,9 @@ class LoadedWorkload:
 
 def names_workload(text: str) -> bool:
     """Whether `text` has the form of a workload's file or module, or is the name of an installed workload."""
-    return bool(_FILE.fullmatch(text) or _MODULE.fullmatch(text)) or text in installed()
+    # An encoder with random weights is called random:NAME.
+    module = _MODULE.fullmatch(text) and not text.startswith("random:")
+    return bool(_FILE.fullmatch(text) or module) or text in installed()
 
 
 def check_workload_name(spec: str) -> None:
@@ -96,6 +98,11 @@ def check_workload_name(spec: str) -> None:
         if not names:
             raise UserError(f"workload {quoted(spec)} can't be found, and no package installs one; give {FORMS}")
         check_name("workload", spec, names)
+
+
+def short_name(spec: str) -> str:
+    """What tables call a workload: the name behind the colon, else that of its file."""
+    return spec.rpartition(":")[2].removesuffix(".py").rpartition("/")[2]
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -123,7 +130,7 @@ def load_workload(spec: str) -> LoadedWorkload:
     place, _, name = (spec if entry is None else entry.value).partition(":")
     with _imported(spec, None):
         module = import_module(place)
-    return _loaded(spec, module, name, spec if entry is not None else name)
+    return _loaded(spec, module, name)
 
 
 def place_of(value: Any, file: Path | None) -> str:
@@ -150,8 +157,10 @@ def line_of(error: BaseException, file: Path | None) -> str:
     trace = error.__traceback__
     while trace is not None and file is not None:
         source = Path(trace.tb_frame.f_code.co_filename)
-        if source.is_absolute() and source.is_relative_to(file.parent.absolute()) and "site-packages" not in (
-            source.relative_to(file.parent.absolute()).parts
+        if (
+            source.is_absolute()
+            and source.is_relative_to(file.parent.absolute())
+            and "site-packages" not in (source.relative_to(file.parent.absolute()).parts)
         ):
             place = f"{shown(source)}:{trace.tb_lineno}"
         trace = trace.tb_next
@@ -220,13 +229,15 @@ def _missing(value: Any) -> list[str]:
     return [whole for whole, name in zip(REQUIRED, _METHODS, strict=True) if not callable(getattr(value, name, None))]
 
 
-def _loaded(spec: str, module: ModuleType, name: str, shown_name: str = "") -> LoadedWorkload:
+def _loaded(spec: str, module: ModuleType, name: str) -> LoadedWorkload:
     file = Path(module.__file__) if module.__file__ else None
     place = shown(file) if file is not None else module.__name__
     if not hasattr(module, name):
         names = [one for one in vars(module) if not one.startswith("_")]
-        raise UserError(f"{place} has no {quoted(name)}; {meant(name, names)}give the name of a class with the methods "
-                        f"{', '.join(REQUIRED)}")
+        raise UserError(
+            f"{place} has no {quoted(name)}; {meant(name, names)}give the name of a class with the methods "
+            f"{', '.join(REQUIRED)}"
+        )
     found = getattr(module, name)
     defined = place_of(found, file)
     workload = found
@@ -245,4 +256,4 @@ def _loaded(spec: str, module: ModuleType, name: str, shown_name: str = "") -> L
             f"{defined}: {name} has no {' and no '.join(missing)}; a workload has the methods {', '.join(REQUIRED)}"
         )
     content = file.read_bytes() if file is not None else spec.encode()
-    return LoadedWorkload(shown_name or name, spec, file, hashlib.sha256(content).hexdigest(), workload)
+    return LoadedWorkload(short_name(spec), spec, file, hashlib.sha256(content).hexdigest(), workload)

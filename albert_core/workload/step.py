@@ -37,9 +37,7 @@ class StepResult:
 
 def place_model(module: nn.Module, backend: Backend, policy: CastPolicy) -> nn.Module:
     """A module on the device, with its weights in the policy's accumulate dtype."""
-    if policy.accumulate != "float32":
-        module = module.to(getattr(torch, policy.accumulate))
-    return backend.place(module)
+    return backend.place(module.to(getattr(torch, policy.accumulate)))
 
 
 def loss_of(workload: Workload, model: nn.Module, backend: Backend, policy: CastPolicy) -> Loss:
@@ -92,17 +90,18 @@ def workload_step(
         total: torch.Tensor | None = None
         figures: dict[str, Any] = {}
         for number, (batch, share) in enumerate(zip(batches, weights, strict=True), start=1):
-            # A weight of 1 costs no operation.
-            weight = 1.0 if share == 1.0 else backend.scalar(share)
+            # A share of 1 costs no operation.
+            weight = None if share == 1.0 else backend.scalar(share)
             with accumulating(parallel or model) if number < len(batches) else nullcontext():
                 value, found = loss(batch)
-                part = value if share == 1.0 else value * weight
+                part = value if weight is None else value * weight
                 with backend.named_range("backward"):
                     scaling.scaled(part).backward()
             part = part.detach().to(torch.promote_types(part.dtype, torch.float32))
             total = part if total is None else total + part
             for name, figure in found.items():
-                kept = (figure.detach() if isinstance(figure, torch.Tensor) else figure) * weight
+                kept = figure.detach() if isinstance(figure, torch.Tensor) else figure
+                kept = kept if weight is None else kept * weight
                 figures[name] = kept if number == 1 else figures[name] + kept
         norm = update(model.parameters(), backend, optimizer, scaling, max_grad_norm, before_update)
         assert total is not None, "a step has at least one batch"

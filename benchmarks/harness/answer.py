@@ -5,17 +5,34 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from ... import RunError, UserError
 from ...albert_core.processes.parent import end_with_parent
 from ...albert_core.runs.files import write_json
-from .document import TARGET, Part, Refusal, Refused, Spec
+from .document import RUN, TARGET, Part, Refusal, Refused, Spec
 
 Given = TypeVar("Given", bound=Spec)
 Answer = TypeVar("Answer", bound=Part)
+
+
+class Stages:
+    """Seconds of each phase of a process, and which targets an error in the present one concerns."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.scope = RUN
+
+    @contextmanager
+    def phase(self, name: str, scope: str) -> Iterator[None]:
+        self.scope = scope
+        start = time.perf_counter_ns()
+        yield
+        self.seconds[name] = (time.perf_counter_ns() - start) / 1e9
 
 
 def answer(given: type[Given], work: Callable[[Given], Part], scope: Callable[[], str] = lambda: TARGET) -> int:

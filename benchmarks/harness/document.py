@@ -153,28 +153,33 @@ class KernelUsed(Part):
 
 
 class Model(Part):
+    """code_sha256: of the file of a user's own module."""
+
     name: str
     label: str
     random_weights: bool
     sha256: Sha256
+    code_sha256: Sha256 | None = None
 
 
 class Data(Part):
+    """The data of a measurement. A module's own batches have samples and perhaps tokens, and no lengths and labels."""
+
     name: str
     sha256: Sha256
-    texts: int
-    tokens: int
-    mean_length: float
-    max_length: int
-    num_labels: int
+    texts: int = Field(description="Samples of all batches.")
+    tokens: int | None = None
+    mean_length: float | None = None
+    max_length: int | None = None
+    num_labels: int | None = None
 
 
 class Work(Part):
-    """Texts, tokens, FLOPs and bytes. moved_bytes: the fewest that must be moved to and from memory."""
+    """Samples, tokens, FLOPs and bytes. moved_bytes: the fewest that must be moved to and from memory."""
 
     samples: Positive
-    real_tokens: Positive
-    padded_tokens: Positive
+    real_tokens: Positive | None = Field(default=None, description="Absent where a module's batches have no tokens.")
+    padded_tokens: Positive | None = Field(default=None, description="With padding; absent likewise.")
     model_flops: Positive
     hardware_flops: Positive
     moved_bytes: Positive

@@ -21,18 +21,23 @@ from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.terminal.text import duration
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
+from ...albert_core.workload.load import check_workload_name, short_name
 from ...backends import DTYPES, LAYOUTS, backend_traits, caveat, list_backends
 from ...backends.host.processor import usable_cores
-from ...kernels.names import check_name
+from ...kernels.names import check_name, check_range
 from ...kernels.words import count
 from ..baselines import Shape, chosen_baselines
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
+# Those of a module of the user's own.
+MODULE_WORKLOADS = ("forward", "full_step")
 # A whole training run. It can't be combined with other workloads.
 END_TO_END = "end_to_end"
 DEFAULT_WORKLOADS = ("forward", "train_step")
 # The layout of a step on cached features, which has no tokens.
 CACHED = "cached"
+# The layout of a module's own batches.
+OWN = "own"
 EMBEDDED_LENGTHS = "banking77-lengths"
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_SECONDS = 1, 3, 3.0
@@ -52,6 +57,7 @@ OWN_SIZES = (128, 32, 512)
 # and the peaks of a backend.
 SWEEP_SECONDS, START_SECONDS, PEAKS_SECONDS = 30.0, 5.0, 5.0
 # The options that every configuration of a measurement has.
+MODULE_KEYS = ("model", "dtype", "strict_dtype", "threads", "seed", "batches")
 COMMON_KEYS = ("model", "dtype", "strict_dtype", "max_length", "threads", "dataset", "tokenizer", "seed")
 
 
@@ -63,12 +69,14 @@ class Options:
         batch_sizes: With `vs`, the sizes that a sweep tries instead of the default ones.
         batches: The number of different batches that every target cycles through.
         mlp_hidden_size, num_labels: Those of the Banking77 head.
+        module: Whether `model` is a workload of the user's own, as FILE.py:NAME, instead of an encoder.
         vs: Baselines to compare with. Every target then runs the same `texts` texts.
         backend_options: As in a configuration, by section.
     """
 
     backends: tuple[str, ...] = ("cpu",)
     model: str = "random:albert-base-v2"
+    module: bool = False
     workloads: tuple[str, ...] = DEFAULT_WORKLOADS
     layouts: tuple[str, ...] = LAYOUTS
     kernels: tuple[str, ...] = ("auto",)
@@ -103,7 +111,7 @@ class Options:
     ) -> dict[str, Any]:
         """What is measured. Results are comparable only if it is equal (apart from the targets' own keys)."""
         given = {"backend_options": self.backend_options} if self.backend_options else {}
-        return {key: getattr(self, key) for key in keys} | given
+        return {key: getattr(self, key) for key in (MODULE_KEYS if self.module else keys)} | given
 
     def method(self) -> dict[str, Any]:
         """How thoroughly it is measured."""
@@ -112,7 +120,7 @@ class Options:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One thing to measure: a kernel of a backend, or if `baseline` is set, the baseline called `kernel`."""
+    """One thing to measure: a kernel of a backend, the baseline `kernel`, or the workload `kernel` of `module`."""
 
     backend: str
     workload: str
@@ -121,13 +129,16 @@ class TargetSpec:
     batch_size: int
     baseline: bool = False
     emulated: bool = False
+    module: str = ""
 
     @property
     def label(self) -> str:
+        if self.module:
+            return f"{self.backend} {self.workload} {self.kernel}"
         return f"{self.backend} {self.workload} {self.layout} {self.kernel} x{self.batch_size}"
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value or key != "module"}
 
 
 @dataclass(frozen=True)
@@ -201,7 +212,7 @@ def make_plan(options: Options) -> Plan:
     for spec in _combinations(options):
         if spec.kernel == "transformers" and spec.layout == "packed" and spec.workload != "full_step":
             skipped.append(f"{spec.label}: transformers takes padded batches only")
-        elif spec.layout not in (*backend_traits(spec.backend).layouts, CACHED):
+        elif spec.layout not in (*backend_traits(spec.backend).layouts, CACHED, OWN):
             skipped.append(
                 f"{spec.label}: {spec.backend} compiles a program for each shape, and packed batches repeat none"
             )
@@ -219,10 +230,14 @@ def _combinations(options: Options) -> Iterator[TargetSpec]:
     A head step has neither layout nor encoder kernel, and a step of the whole model runs the transformers module.
     """
     for backend, workload in product(options.backends, options.workloads):
+        emulated = bool(caveat(backend))
+        if options.module:
+            yield TargetSpec(backend, workload, OWN, short_name(options.model), 0, False, emulated, options.model)
+            continue
         layouts = (CACHED,) if workload == "head_step" else options.layouts
         kernels = {"head_step": ("auto",), "full_step": ("transformers",)}.get(workload, options.kernels)
         for layout, kernel, size in product(layouts, kernels, options.batch_sizes):
-            yield TargetSpec(backend, workload, layout, kernel, size, emulated=bool(caveat(backend)))
+            yield TargetSpec(backend, workload, layout, kernel, size, emulated=emulated)
 
 
 def _baselines_plan(options: Options) -> Plan:
@@ -302,7 +317,7 @@ def check_values(options: Options) -> None:
         UserError: A name doesn't exist, or a number is out of range.
     """
     for flag, values, allowed in (
-        ("--workload", options.workloads, (*WORKLOADS, END_TO_END)),
+        ("--workload", options.workloads, MODULE_WORKLOADS if options.module else (*WORKLOADS, END_TO_END)),
         ("--layout", options.layouts, LAYOUTS),
         ("--dtype", (options.dtype,), DTYPES),
         ("--backend", [name.partition(":")[0] for name in options.backends], list_backends()),
@@ -336,6 +351,9 @@ def check_values(options: Options) -> None:
 
 def _check_inputs(options: Options) -> None:
     """Raises UserError, in the words of the options, if a model, data set or tokenizer can't exist by its name."""
+    if options.module:
+        check_workload_name(options.model)
+        return
     with _called("model_name", "--model"):
         check_model_name(options.model)
     if options.dataset != EMBEDDED_LENGTHS:
@@ -380,17 +398,3 @@ def refuse_race(options: Options) -> None:
         raise UserError(
             f"--vs compares speeds, and {without[0]} has only the host's; give another --backend, or drop --vs"
         )
-
-
-def check_range(flag: str, value: float, least: float, most: float, why: str = "") -> None:
-    """Checks a number.
-
-    Args:
-        flag: The option that gives it.
-        why: The reason for the limits, for the message.
-
-    Raises:
-        UserError: It is not between `least` and `most`, or NaN.
-    """
-    if not least <= value <= most:
-        raise UserError(f"{flag} {value} is out of range; allowed is {least} to {most}{f' ({why})' if why else ''}")

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from ... import UserError
 from ...kernels.names import check_name
-from .answer import answer
+from .answer import Stages, answer
 from .document import (
     BACKEND,
     RUN,
@@ -39,6 +39,7 @@ from .document import (
     Sweep,
     Threads,
     WarmUp,
+    Work,
 )
 from .environment import affinity, is_contended, lost, moment
 from .plan import CACHED, Options, TargetSpec
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from ...albert_core.model.head import ClassificationHead
     from ...backends import Backend, CastPolicy
     from .texts import Texts
-    from .workloads import Workload
+    from .workloads import Prepared, Workload
 
 # A shape's timed passes in a sweep: enough to choose by, and no more.
 SWEEP_PASS_SECONDS = 2.0
@@ -71,21 +72,6 @@ class WorkerSpec(Spec):
     process: int
     known_peaks: list[Peaks] = Field(default=[])
     turns: tuple[int, int] | None = None
-
-
-class _Stages:
-    """Seconds of each phase, and whom an error in the present one concerns."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.scope = RUN
-
-    @contextmanager
-    def phase(self, name: str, scope: str) -> Iterator[None]:
-        self.scope = scope
-        start = time.perf_counter_ns()
-        yield
-        self.seconds[name] = (time.perf_counter_ns() - start) / 1e9
 
 
 class _Contention:
@@ -113,7 +99,7 @@ class _Contention:
 
 def main() -> int:
     """Specification from stdin, document to its file; returns the exit code: 0, or 2 for what the user can mend."""
-    stages = _Stages()
+    stages = Stages()
 
     def work(spec: WorkerSpec) -> Measured | Sweep:
         if spec.candidates:
@@ -133,23 +119,17 @@ class _Opened:
     texts: Texts
 
 
-def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
-    """Loads imports, device, weights and texts, in separate phases. Raises UserError for wrong input."""
+def _open_backend(
+    options: Options, target: TargetSpec, stages: Stages, needed: Sequence[str]
+) -> tuple[Backend, CastPolicy]:
+    """Imports what is `needed`, and opens the device, in separate phases. Raises UserError for wrong input."""
     with stages.phase("import", RUN), _without_collections():
         import torch
 
-        from ...albert_core.model.encoder import load_encoder
         from ...backends import get_backend
-        from .texts import check_length, load_texts
 
         # Imported where they are first used; brought forward, so that import and the later phases are figures apart.
-        for name in (
-            "...albert_core.loop.job",
-            ".peaks",
-            ".reference",
-            ".workloads",
-            "transformers.models.albert.modeling_albert",
-        ):
+        for name in (".peaks", ".workloads", *needed):
             import_module(name, __package__)
 
     with stages.phase("open", BACKEND):
@@ -157,9 +137,18 @@ def _open(options: Options, target: TargetSpec, stages: _Stages) -> _Opened:
             torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
         backend = get_backend(target.backend, options.backend_options)
-        policy = backend.cast_policy(options.dtype, strict=options.strict_dtype)
-        stages.scope = TARGET
-        _check_kernel(target, backend)
+        return backend, backend.cast_policy(options.dtype, strict=options.strict_dtype)
+
+
+def _open(options: Options, target: TargetSpec, stages: Stages) -> _Opened:
+    """Opens the device, and loads weights and texts. Raises UserError for wrong input."""
+    needed = ("...albert_core.loop.job", ".reference", "transformers.models.albert.modeling_albert")
+    backend, policy = _open_backend(options, target, stages, needed)
+    from ...albert_core.model.encoder import load_encoder
+    from .texts import check_length, load_texts
+
+    stages.scope = TARGET
+    _check_kernel(target, backend)
     with stages.phase("load", RUN):
         encoder = load_encoder(options.model, options.seed)
         config = encoder.weights.config
@@ -240,12 +229,12 @@ def _expected(opened: _Opened, options: Options, target: TargetSpec, policy: Cas
     return reference_logits(opened.encoder, _head(opened, options), opened.texts, param, policy.compute)
 
 
-def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | None = None) -> Sweep:
+def sweep(options: Options, candidates: Sequence[TargetSpec], stages: Stages | None = None) -> Sweep:
     """Texts a second of each shape in turn: one untimed pass over all texts, then the fastest of a few timed ones.
 
     A shape that can't run is kept with its reason. Raises UserError where none can.
     """
-    stages = stages or _Stages()
+    stages = stages or Stages()
     opened = _open(options, candidates[0], stages)
     stages.scope = TARGET
     found: list[Shape] = []
@@ -261,6 +250,44 @@ def sweep(options: Options, candidates: Sequence[TargetSpec], stages: _Stages | 
     if all(one.samples_per_second is None for one in found):
         raise UserError(found[0].error or "no shape can run")
     return Sweep(sweep=found)
+
+
+def _texts_target(options: Options, target: TargetSpec, stages: Stages) -> Prepared:
+    """A kernel, a whole model or a baseline on texts. Raises UserError for wrong input."""
+    opened = _open(options, target, stages)
+    from .work import work_per_step
+    from .workloads import Prepared
+
+    with stages.phase("prepare", TARGET):
+        workload, policy, notes = _workload(opened, options, target)
+    with stages.phase("reference", TARGET):
+        expected = _expected(opened, options, target, policy)
+        workload.judge(expected)
+    encoder = opened.encoder
+
+    def accounts() -> tuple[KernelUsed, Work]:
+        kernel, version = workload.kernel()
+        work = work_per_step(
+            encoder.weights.config,
+            workload.head,
+            workload.batches,
+            target.workload,
+            # Baselines run the module's own graph and compute its last layer in full.
+            "transformers" if target.baseline else kernel,
+            policy,
+            skips_padding=workload.encoder.skips_padding,
+        )
+        return KernelUsed(name=kernel, version=version, notes=notes), work
+
+    return Prepared(
+        backend=opened.backend,
+        policy=policy,
+        steps=workload,
+        expected={text: logits.tolist() for text, logits in expected.items()},
+        accounts=accounts,
+        model=Model(name=encoder.name, label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
+        data=opened.texts.describe(),
+    )
 
 
 def _pass_seconds(workload: Workload) -> float:
@@ -282,33 +309,32 @@ def _pass_seconds(workload: Workload) -> float:
 def run(
     options: Options,
     target: TargetSpec,
-    stages: _Stages | None = None,
+    stages: Stages | None = None,
     known_peaks: Sequence[Peaks] = (),
     turns: Turns = ALONE,
 ) -> Measured:
     """Measures one target in this process, in `turns` with another one. Raises UserError for what the user can mend."""
-    stages = stages or _Stages()
+    stages = stages or Stages()
     before = moment()
-    opened = _open(options, target, stages)
+    if target.module:
+        backend, policy = _open_backend(options, target, stages, (".module",))
+        from .module import module_target
+
+        prepared = module_target(options, target, backend, policy, stages)
+    else:
+        prepared = _texts_target(options, target, stages)
     import torch
 
     from .measure import Budget, measure
     from .peaks import measure_peaks
-    from .work import work_per_step
 
-    backend, encoder = opened.backend, opened.encoder
-    with stages.phase("prepare", TARGET):
-        workload, policy, notes = _workload(opened, options, target)
-    with stages.phase("reference", TARGET):
-        expected = _expected(opened, options, target, policy)
-        workload.judge(expected)
-
+    backend, policy, steps = prepared.backend, prepared.policy, prepared.steps
     contention = _Contention(turns)
-    with workload.context():
+    with steps.context():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
         measured = measure(
-            workload,
+            steps,
             budget,
             joules=lambda: backend.energy().joules,
             turns=turns,
@@ -317,18 +343,7 @@ def run(
     contended, (switches, waited) = contention.so_far(), contention.a_second()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
-    # Baselines run the module's own graph and compute its last layer in full.
-    kernel, version = workload.kernel()
-    computed_by = "transformers" if target.baseline else kernel
-    work = work_per_step(
-        encoder.weights.config,
-        workload.head,
-        workload.batches,
-        target.workload,
-        computed_by,
-        policy,
-        skips_padding=workload.encoder.skips_padding,
-    )
+    kernel, work = prepared.accounts()
     return Measured(
         steps_per_block=measured.steps_per_block,
         step_seconds=measured.step_seconds,
@@ -347,17 +362,17 @@ def run(
             before=before,
             after=moment(),
         ),
-        losses=workload.first_losses,
+        losses=steps.first_losses,
         work=work,
         device=Device.of(backend.info()),
         policy=Policy.of(policy),
-        kernel=KernelUsed(name=kernel, version=version, notes=notes),
-        model=Model(name=encoder.name, label=encoder.label, random_weights=encoder.random, sha256=encoder.fingerprint),
-        data=opened.texts.describe(),
-        probe={str(text): logits for text, logits in workload.probe.items()},
-        expected={str(text): logits.tolist() for text, logits in expected.items()},
-        reasons=[*measured.reasons, *workload.problems()],
-        warnings=[*measured.warnings, *_passed_over(backend, target, kernel)],
+        kernel=kernel,
+        model=prepared.model,
+        data=prepared.data,
+        probe={str(number): answers for number, answers in steps.probe.items()},
+        expected={str(number): list(answers) for number, answers in prepared.expected.items()},
+        reasons=[*measured.reasons, *steps.problems()],
+        warnings=[*measured.warnings, *prepared.warnings, *_passed_over(backend, target, kernel.name)],
     )
 
 

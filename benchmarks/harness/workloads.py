@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from ...albert_core.model.head import ClassificationHead
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.tasks import TASKS
 from ...backends import Backend, CastPolicy
+from .document import Data, KernelUsed, Model, Work
 from .statistics import relative_distance
 from .texts import BenchBatch, Texts, cost_classes
 
@@ -48,45 +49,27 @@ class TrainedEncoder:
     skips_padding: bool = False
 
 
-class Workload(ABC):
+class Steps(ABC):
     """A target of `measure.measure`: steps on a list of batches, with results that stay on the device until `read`.
 
     Attributes:
-        encoder: A FrozenEncoder, or a TrainedEncoder if the whole model is trained.
-        probe: The logits of each text that is judged and was run, by number. Of all that were read, those that are
-            farthest from the expected ones.
+        classes: One entry a batch; batches with equal entries cost the same.
+        probe: The answers to each judged input, by its number: logits of a text, loss and outputs of a batch.
         first_losses: Those of the first training steps.
     """
 
-    name: str
-
-    def __init__(
-        self, backend: Backend, encoder: Any, head: ClassificationHead, batches: Sequence[BenchBatch], texts: Texts
-    ) -> None:
-        self.backend, self.encoder, self.batches, self.texts = backend, encoder, batches, texts
-        self.head = backend.place(head)
-        self.classes = cost_classes(batches)
-        self.expected: Logits = {}
+    def __init__(self, backend: Backend, classes: Sequence[int]) -> None:
+        self.backend, self.classes = backend, classes
         self.probe: dict[int, list[float]] = {}
         self.first_losses: list[float] = []
-        self._distances: dict[int, float] = {}
         self._read: int | None = None
         self._results: list[torch.Tensor] = []
         self._ran: list[int] = []
         self._begun = 0
-        self.prepare()
-
-    @abstractmethod
-    def prepare(self) -> None:
-        """Builds what the workload needs beside a forward pass."""
 
     def context(self) -> AbstractContextManager[Any]:
         """A context for the whole measurement, as training has around its loop."""
         return nullcontext()
-
-    def kernel(self) -> tuple[str, str]:
-        """Name and version of the kernel that did the work."""
-        return self.encoder.name, str(self.encoder.version)
 
     def begin(self) -> None:
         self._results, self._ran, self._read = [], [], None
@@ -99,10 +82,6 @@ class Workload(ABC):
 
     def compile_count(self) -> int:
         return self.backend.compile_count()
-
-    def judge(self, expected: Logits) -> None:
-        """Compares with these logits of a few texts from now on. Called before the first step."""
-        self.expected = expected
 
     @abstractmethod
     def run(self, index: int) -> torch.Tensor:
@@ -121,6 +100,62 @@ class Workload(ABC):
             self._read = zlib.crc32(np.ascontiguousarray(array).data, self._read)
         return [CHANGED] if before not in (None, self._read) else []
 
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """What is wrong with the workload as a whole, after the last block."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A target that is ready to be measured, and what its result says about it.
+
+    Attributes:
+        expected: The answers that its own are judged by, by the number of the input.
+        accounts: What ran, and the mean work of a step. Called after the measurement.
+    """
+
+    backend: Backend
+    policy: CastPolicy
+    steps: Steps
+    expected: Mapping[int, Sequence[float]]
+    accounts: Callable[[], tuple[KernelUsed, Work]]
+    model: Model
+    data: Data
+    warnings: Sequence[str] = ()
+
+
+class Workload(Steps):
+    """Steps of an encoder and a head on batches of texts.
+
+    Attributes:
+        encoder: A FrozenEncoder, or a TrainedEncoder if the whole model is trained.
+        probe: Of all logits of a text that were read, those that are farthest from the expected ones.
+    """
+
+    name: str
+
+    def __init__(
+        self, backend: Backend, encoder: Any, head: ClassificationHead, batches: Sequence[BenchBatch], texts: Texts
+    ) -> None:
+        super().__init__(backend, cost_classes(batches))
+        self.encoder, self.batches, self.texts = encoder, batches, texts
+        self.head = backend.place(head)
+        self.expected: Logits = {}
+        self._distances: dict[int, float] = {}
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Builds what the workload needs beside a forward pass."""
+
+    def kernel(self) -> tuple[str, str]:
+        """Name and version of the kernel that did the work."""
+        return self.encoder.name, str(self.encoder.version)
+
+    def judge(self, expected: Logits) -> None:
+        """Compares with these logits of a few texts from now on. Called before the first step."""
+        self.expected = expected
+
     def keep(self, index: int, logits: np.ndarray) -> None:
         """Takes the logits [rows, labels] of batch `index` into the `probe`. Rows beyond the batch's are fillers."""
         for text, found in zip(self.batches[index].rows.tolist(), logits, strict=False):
@@ -128,10 +163,6 @@ class Workload(ABC):
                 distance = relative_distance(self.expected[text].tolist(), found.tolist())
                 if distance >= self._distances.get(text, 0.0):
                     self._distances[text], self.probe[text] = distance, found.tolist()
-
-    @abstractmethod
-    def problems(self) -> list[str]:
-        """What is wrong with the workload as a whole, after the last block."""
 
 
 class Forward(Workload):
@@ -185,19 +216,66 @@ class BaselineForward(Forward):
         return self.backend.compile_count() + self.encoder.compile_count()
 
 
-class _Training(Workload):
+class Trained(Steps):
+    """Optimizer steps of `model`: each result contains a loss, and the updated weights are what a fence waits for."""
+
+    model: nn.Module
+
+    def watch(self, model: nn.Module) -> None:
+        """Prepares the checks of what training does to `model`. Called before the first step."""
+        self.model = model
+        self._initial = self._weights()
+        self._losses: dict[int, dict[tuple[int, int], float]] = {}
+
+    @abstractmethod
+    def losses(self, results: torch.Tensor) -> list[float]:
+        """The mean loss of each step since `begin`, from its results on the host."""
+
+    def fence(self) -> None:
+        # Rule 2. Reading a loss would force neither the gradients nor the update after it.
+        self.backend.synchronize(*self.model.parameters())
+
+    def read(self) -> list[str]:
+        if not self._results:
+            return []
+        results = torch.stack([result.cpu() for result in self._results])
+        losses = self.losses(results)
+        if self._read is None:
+            self.first_losses = (self.first_losses + losses)[:FIRST_LOSSES]
+        for position, (index, loss) in enumerate(zip(self._ran, losses, strict=True)):
+            # By pass and position, so that reading the same results twice doesn't look like two equal losses.
+            self._losses.setdefault(index, {})[self._begun, position] = loss
+        bad = sum(not math.isfinite(loss) for loss in losses)
+        found = [f"{bad} losses of {len(losses)} were NaN or infinite"] if bad else []
+        weights = self._weights()
+        if not bool(torch.isfinite(weights).all()):
+            found.append("the trained weights became NaN or infinite")
+        return found + self.changed(results.numpy(), weights.numpy())
+
+    def problems(self) -> list[str]:
+        if torch.equal(self._weights(), self._initial):
+            return ["the trained weights never changed: the training steps did nothing"]
+        repeated = [losses for losses in self._losses.values() if len(losses) > 1]
+        if repeated and all(len(set(losses.values())) == 1 for losses in repeated):
+            return ["the loss of a batch never changed from one pass to the next"]
+        return []
+
+    def _weights(self) -> torch.Tensor:
+        """The trained weights, flat, on the host."""
+        return torch.cat([parameter.detach().cpu().flatten() for parameter in self.model.parameters()])
+
+
+class _Training(Workload, Trained):
     """Optimizer steps of `model`, made by the same function as in training."""
 
     def train(self, model: nn.Module, **settings: Any) -> None:
         """Prepares training of `model` with `settings` and otherwise the default configuration."""
-        self.model = model.train()
         self.config = TrainConfig.model_validate(settings)
-        self.optimizer = build_optimizer(model, self.config, self.backend)
+        self.optimizer = build_optimizer(model.train(), self.config, self.backend)
         self.backend.prepare_optimizer(self.optimizer)
         loss = self.backend.compile(TASKS["classification"].loss_of(model))
         self._step = step_function(self.config, self.backend, model, self.optimizer, loss)
-        self._initial = self._weights()
-        self._losses: dict[int, dict[tuple[int, int], float]] = {}
+        self.watch(model)
 
     @torch.no_grad()
     def judge(self, expected: Logits) -> None:
@@ -226,39 +304,9 @@ class _Training(Workload):
     def inputs(self, index: int) -> tuple[Any, torch.Tensor]:
         """The inputs and labels of the step on batch `index`, on the device."""
 
-    def fence(self) -> None:
-        # Rule 2. Reading a loss would force neither the gradients nor the update after it.
-        self.backend.synchronize(*self.model.parameters())
-
-    def read(self) -> list[str]:
-        if not self._results:
-            return []
-        sums = torch.stack([result.cpu() for result in self._results])
+    def losses(self, results: torch.Tensor) -> list[float]:
         sizes = [len(self.batches[index].rows) for index in self._ran]
-        losses = (sums[:, 0] / torch.tensor(sizes)).tolist()
-        if self._read is None:
-            self.first_losses = (self.first_losses + losses)[:FIRST_LOSSES]
-        for position, (index, loss) in enumerate(zip(self._ran, losses, strict=True)):
-            # By pass and position, so that reading the same results twice doesn't look like two equal losses.
-            self._losses.setdefault(index, {})[self._begun, position] = loss
-        bad = sum(not math.isfinite(loss) for loss in losses)
-        found = [f"{bad} losses of {len(losses)} were NaN or infinite"] if bad else []
-        weights = self._weights()
-        if not bool(torch.isfinite(weights).all()):
-            found.append("the trained weights became NaN or infinite")
-        return found + self.changed(sums.numpy(), weights.numpy())
-
-    def problems(self) -> list[str]:
-        if torch.equal(self._weights(), self._initial):
-            return ["the trained weights never changed: the training steps did nothing"]
-        repeated = [losses for losses in self._losses.values() if len(losses) > 1]
-        if repeated and all(len(set(losses.values())) == 1 for losses in repeated):
-            return ["the loss of a batch never changed from one pass to the next"]
-        return []
-
-    def _weights(self) -> torch.Tensor:
-        """The trained weights, flat, on the host."""
-        return torch.cat([parameter.detach().cpu().flatten() for parameter in self.model.parameters()])
+        return (results[:, 0] / torch.tensor(sizes)).tolist()
 
     def host_labels(self, index: int) -> torch.Tensor:
         return torch.from_numpy(self.texts.labels[self.batches[index].rows])

@@ -1,18 +1,23 @@
-"""Whether the logits of a target are right: judged by the float32 reference, kept in its result, compared by two."""
+"""Whether the logits of a target are right: judged by the float32 reference, kept in its result, compared by two.
+
+Of a user's own module, they are the loss of a batch and a sample of the module's outputs.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from ..harness.document import Logits, Measured, Policy
+from ..harness.document import Logits, Measured, Model, Policy
 from ..harness.statistics import relative_distance
 from .model import MeasuredTarget, Probe
 
 # The largest relative L2 distance of a text's logits from the reference's, by compute dtype. Models of 3 to 12 layers
 # reach 1e-6 in float32 and 1e-2 in bfloat16. In float64, what remains is the rounding of the head, which is float32.
 LARGEST_DISTANCE = {"float64": 5e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-REFERENCE = "transformers' module in float32"
+# What is judged, by what, and of which inputs: for texts, and for a user's own module.
+OF_TEXTS = ("logits", "transformers' module in float32", "text", "texts")
+OF_MODULE = ("loss and outputs", "the same module on the host", "batch", "batches")
 # Logits are kept with so many significant digits: one more than float32 has.
 KEPT_DIGITS = 8
 
@@ -50,9 +55,10 @@ def wrong_answers(documents: Sequence[Measured]) -> str:
     apart = _apart(documents[max(wrong, key=lambda process: largest[process])])
     text = max(apart, key=lambda text: apart[text])
     which = f" (process {', '.join(str(process + 1) for process in wrong)})" if len(documents) > 1 else ""
+    what, reference, one, _ = _words(documents[0].model)
     return (
-        f"its logits differ from those of {REFERENCE} by {apart[text]:.1e} in relative L2 (text {text}; at most "
-        f"{allowed:g}){which}"
+        f"its {what} differ from those of {reference} by {apart[text]:.1e} in relative L2 "
+        f"({one} {text}; at most {allowed:g}){which}"
     )
 
 
@@ -69,7 +75,12 @@ def answers_differ(old: MeasuredTarget, new: MeasuredTarget) -> str:
     allowed = max(limit(old.policy), limit(new.policy))
     if distance <= allowed:
         return ""
-    return f"its logits of the same texts differ by {distance:.1e} in relative L2 (at most {allowed:g})"
+    what, _, _, inputs = _words(old.model)
+    return f"its {what} of the same {inputs} differ by {distance:.1e} in relative L2 (at most {allowed:g})"
+
+
+def _words(model: Model) -> tuple[str, str, str, str]:
+    return OF_TEXTS if model.code_sha256 is None else OF_MODULE
 
 
 def _apart(document: Measured) -> dict[str, float]:

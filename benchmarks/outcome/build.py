@@ -235,13 +235,14 @@ def _figures(step: Interval, flat: Sequence[float], work: Work) -> Figures:
 
 def rates(seconds: Interval, work: Work) -> dict[str, Interval]:
     """The figures of `Rates`: work over seconds. They share the interval of the seconds."""
-    return {
-        "samples_per_second": seconds.rate(work.samples),
-        "real_tokens_per_second": seconds.rate(work.real_tokens),
-        "padded_tokens_per_second": seconds.rate(work.padded_tokens),
-        "model_tflops": seconds.rate(work.model_flops / 1e12),
-        "hardware_tflops": seconds.rate(work.hardware_flops / 1e12),
+    amounts = {
+        "samples_per_second": work.samples,
+        "real_tokens_per_second": work.real_tokens,
+        "padded_tokens_per_second": work.padded_tokens,
+        "model_tflops": work.model_flops / 1e12,
+        "hardware_tflops": work.hardware_flops / 1e12,
     }
+    return {name: seconds.rate(amount) for name, amount in amounts.items() if amount is not None}
 
 
 def _energy(documents: Sequence[Measured], seed: int) -> Energy:

@@ -50,8 +50,8 @@ class Rates(Part):
     """Work over seconds."""
 
     samples_per_second: Interval
-    real_tokens_per_second: Interval
-    padded_tokens_per_second: Interval
+    real_tokens_per_second: Interval | None = None
+    padded_tokens_per_second: Interval | None = None
     model_tflops: Interval
     hardware_tflops: Interval
 
@@ -102,7 +102,10 @@ class Process(Timed):
 
 
 class Probe(Part):
-    """Logits of a few texts, of the process that is farthest from the reference: transformers' module in float32."""
+    """Logits of a few texts, of the process that is farthest from the reference: transformers' module in float32.
+
+    Of a user's own module: by batch, the loss and a sample of the outputs, against the same module on the host.
+    """
 
     logits: dict[str, list[float]] = Field(description="By the number of the text; without those that aren't finite.")
     distance: NotNegative | None = Field(
@@ -116,11 +119,13 @@ class _Target(Placed):
     label: str
     backend: str
     workload: Literal["forward", "train_step", "head_step", "full_step"]
-    layout: Literal["padded", "bucketed", "packed", "cached", "dynamic", "sorted", "static"] = Field(
-        description="cached: features that were computed before, which have no tokens. The last three are baselines'."
+    layout: Literal["padded", "bucketed", "packed", "cached", "dynamic", "sorted", "static", "own"] = Field(
+        description="cached: features that were computed before, which have no tokens. dynamic, sorted and static are "
+        "baselines'. own: the batches of the user's own module."
     )
     kernel: str = Field(description="As asked for; kernel_used is what ran.")
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=0)] = Field(description="Texts a step; 0: the module's own batches.")
+    module: str = Field(default="", description="The user's own workload, as given.")
     baseline: bool = Field(description="A baseline; its name is in kernel.")
     sweep: list[Shape] = Field(
         description="The shapes that were tried before the measurement; the fastest became the target's."
@@ -257,15 +262,15 @@ class Config(Part):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str
+    model: str = Field(description="An encoder, or a user's own workload, which has none of the keys of texts.")
     dtype: str
     strict_dtype: bool
-    max_length: int
+    max_length: int | None = None
     threads: int | None
-    dataset: str
-    tokenizer: str | None
+    dataset: str | None = None
+    tokenizer: str | None = None
     seed: int
-    mlp_hidden_size: int
+    mlp_hidden_size: int | None = None
 
 
 class Measurement(Part):
@@ -284,9 +289,9 @@ class Measurement(Part):
 
 class BenchConfig(Config):
     batches: int
-    num_labels: int
-    texts: int | None
-    static_shapes: int
+    num_labels: int | None = None
+    texts: int | None = None
+    static_shapes: int | None = None
 
 
 class BenchMethod(Part):

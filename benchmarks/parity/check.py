@@ -11,7 +11,7 @@ from ...albert_core.config.schema import TrainConfig
 from ...albert_core.loop.foresee import check_names
 from ...albert_core.runs.files import check_place
 from ...backends import backend_traits, check_available
-from ..harness.plan import check_range
+from ...kernels.names import check_range
 from .run import Comparison
 from .seeds import LEAST_SEEDS
 

@@ -27,7 +27,19 @@ class Difference(NamedTuple):
 
 # Facts that decide speed: results that differ in one are compared only where --allow names it. The others are told;
 # the code itself is what is compared.
-DECISIVE = ("processor", "governor", "torch", "kernel", "device", "threads", "inter_op", "affinity", "quota", "nice")
+DECISIVE = (
+    "processor",
+    "governor",
+    "torch",
+    "kernel",
+    "module",
+    "device",
+    "threads",
+    "inter_op",
+    "affinity",
+    "quota",
+    "nice",
+)
 
 
 # Where a result keeps each fact of the machine and the installation.
@@ -56,6 +68,7 @@ def of_target(target: MeasuredTarget) -> dict[str, str]:
     return _known(
         {
             "kernel": target.kernel_used.name,
+            "module": target.model.code_sha256 and target.model.code_sha256[:12],
             "device": target.device.name,
             "threads": first.threads.intra_op,
             "inter_op": first.threads.inter_op,

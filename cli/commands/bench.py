@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -21,16 +21,25 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", str, int)
 
+_ENCODER, _DATASET, _MAX_LENGTH = "random:albert-base-v2", "banking77-lengths", 128
 _what, _how, _pairs, _output = map(panel, ("What is measured", "How thoroughly", "Against another version", "Output"))
 
 
 def bench(
+    module: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE.py:NAME]",
+            help="A workload of your own, with model, batches and loss; or the name of an installed one. Its workloads "
+            "are forward and full_step. Without it: an encoder on texts.",
+        ),
+    ] = None,
     backend: Annotated[
         list[str] | None, _what(help="Device: cpu (default), cuda, cuda:1, xla, tt; may be repeated.")
     ] = None,
     model: Annotated[
         str, _what(help="Encoder: random:albert-base-v2, random:albert-large-v2, random:tiny, a folder, or a Hub id.")
-    ] = "random:albert-base-v2",
+    ] = _ENCODER,
     workload: Annotated[
         list[str] | None,
         _what(
@@ -71,12 +80,14 @@ def bench(
     strict_dtype: Annotated[
         bool, _what("--strict-dtype", help="Compute in --dtype even where the device only emulates it.")
     ] = False,
-    max_length: Annotated[int, _what(help="Tokens a text is cut to, and padded to in the padded layout.")] = 128,
+    max_length: Annotated[
+        int, _what(help="Tokens a text is cut to, and padded to in the padded layout.")
+    ] = _MAX_LENGTH,
     threads: Annotated[list[int] | None, _what(help="CPU threads; torch's choice when not given.")] = None,
     dataset: Annotated[
         str,
         _what(help="Where lengths come from: banking77-lengths (embedded, random ids), or a data set as for training."),
-    ] = "banking77-lengths",
+    ] = _DATASET,
     tokenizer: Annotated[
         str | None, _what(help="tokenizer.json, folder or Hub id for --dataset; the model's own when not given.")
     ] = None,
@@ -145,6 +156,8 @@ def bench(
       isotrain bench --workload forward --batch-size 8 --batch-size 64 --processes 5 --out results/sweep.json
 
       isotrain bench --against origin/main --workload forward --layout packed --gate 5%
+
+      isotrain bench my_model.py:TinyGPT --backend cpu --backend tt
     """
     from dataclasses import replace
 
@@ -154,6 +167,7 @@ def bench(
         DEFAULT_WORKLOADS,
         END_TO_END,
         LAYOUTS,
+        MODULE_WORKLOADS,
         PAIRED_BLOCKS,
         PAIRED_PROCESSES,
         PAIRED_SECONDS,
@@ -169,11 +183,25 @@ def bench(
 
     _check_pairs(against, gate=gate, on_undecided=on_undecided)
     shown_as = stdout_format(shown_as, json_only, (*FORMATS, *(("github", "junit") if against else ())))
+    if module is not None:
+        given = {
+            "--model": model != _ENCODER,
+            "--layout": layout,
+            "--kernel": kernel,
+            "--batch-size": batch_size,
+            "--vs": vs,
+            "--texts": texts,
+            "--max-length": max_length != _MAX_LENGTH,
+            "--dataset": dataset != _DATASET,
+            "--tokenizer": tokenizer,
+        }
+        _refuse_options_of_texts(module, [flag for flag, value in given.items() if value])
     own_options = backend_options(sets or [])
     options = Options(
         backends=tuple(resolved_backend(name, own_options) for name in backend or ("cpu",)),
-        model=model,
-        workloads=tuple(workload or DEFAULT_WORKLOADS),
+        model=module or model,
+        module=module is not None,
+        workloads=tuple(workload or (MODULE_WORKLOADS if module else DEFAULT_WORKLOADS)),
         layouts=tuple(layout or LAYOUTS),
         kernels=tuple(kernel or ("auto",)),
         batch_sizes=tuple(batch_size or (() if vs else (8,))),
@@ -187,7 +215,7 @@ def bench(
         seed=seed,
         backend_options=own_options,
     )
-    whole = options.workloads == (END_TO_END,)
+    whole = options.workloads == (END_TO_END,) and module is None
     if vs:
         options = with_baselines(options, vs)
     if quick:
@@ -219,6 +247,14 @@ def _once(flag: str, values: list[Value] | None) -> Value | None:
         given = ", ".join(str(value) for value in values)
         raise UserError(f"{flag} is given {given}; a result has one value of it: run isotrain bench once for each")
     return values[0] if values else None
+
+
+def _refuse_options_of_texts(module: str, flags: Sequence[str]) -> None:
+    """Refuses options that mean nothing for a module with batches of its own."""
+    from ... import UserError
+
+    if flags:
+        raise UserError(f"{flags[0]} is for texts, and {module} makes its own module and batches; drop it")
 
 
 def _show(outcome: Outcome, shown_as: str, view: Callable[[Any], list[Block]]) -> None:

@@ -41,8 +41,8 @@ def compare(
         list[str] | None,
         _gate(
             metavar="KEY",
-            help="Let differ what decides speed: processor, governor, torch, kernel, device, threads, inter_op, "
-            "affinity, quota or nice; may be repeated.",
+            help="Let differ what decides speed: processor, governor, torch, kernel, module (the file of one's own), "
+            "device, threads, inter_op, affinity, quota or nice; may be repeated.",
         ),
     ] = None,
     shown_as: Annotated[

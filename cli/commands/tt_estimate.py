@@ -26,8 +26,8 @@ def tt_estimate(
     """
     from ... import UserError
     from ...albert_core.model.encoder import load_encoder
-    from ...benchmarks.harness.plan import check_range
     from ...benchmarks.work.flops import encoder_flops
+    from ...kernels.names import check_range
     from ...kernels.tt.estimate import Estimate, card_named, estimate_encoder
     from ...kernels.tt.model import PHASES
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import CachedFeatures, InputSource, TokenBatches
-from ...albert_core.workload.loss_scale import loss_scale
 from ...albert_core.loop.optim import build_optimizer, load_optimizer_state, optimizer_state
 from ...albert_core.loop.schedule import Schedule
 from ...albert_core.loop.step import step_function
@@ -25,6 +24,7 @@ from ...albert_core.model.whole import WholeModel, checkpoint_activations, load_
 from ...albert_core.runs.checkpoint import Snapshot, read_checkpoint, write_checkpoint
 from ...albert_core.tasks import TASKS
 from ...albert_core.tokens.order import BatchStream, Window
+from ...albert_core.workload.loss_scale import loss_scale
 from ...backends import Backend, CastPolicy
 from ...benchmarks.parity.observe import adam_on_device
 from ..common.texts import VOCABULARY, random_texts

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.workload.loss_scale import LossScale
 from isotrain.albert_core.loop.train import TrainResult
+from isotrain.albert_core.workload.loss_scale import LossScale
 from isotrain.backends import CastPolicy
 from isotrain.backends.cpu import CpuBackend
 from isotrain.kernels import plugins

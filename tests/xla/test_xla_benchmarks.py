@@ -13,10 +13,11 @@ from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.benchmarks.harness.measure import Budget, measure
 from isotrain.benchmarks.harness.peaks import measure_peaks
-from isotrain.benchmarks.harness.plan import CACHED, Options, TargetSpec
+from isotrain.benchmarks.harness.plan import CACHED, OWN, Options, TargetSpec
 from isotrain.benchmarks.harness.texts import embedded_texts, make_batches
 from isotrain.benchmarks.harness.worker import run
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, Workload
+from support import own_modules
 
 OPTIONS = Options(backends=("xla",), model="random:tiny", dtype="float32", blocks=3, seconds=1.5, num_labels=7)
 
@@ -88,3 +89,15 @@ def test_the_peaks_are_work_that_was_done(backend: Any) -> None:
     # A renamed buffer would look like thousands of GB/s.
     assert 0 < peaks.copy_gbps < 1000
     assert 0 < peaks.matmul_tflops < 100
+
+
+@pytest.mark.parametrize(("name", "workload"), [("TinyGPT", "full_step"), ("Ragged", "forward")])
+def test_a_users_module_is_measured_and_told_of_its_shapes(backend: Any, name: str, workload: str) -> None:
+    module = f"{own_modules.__file__}:{name}"
+    options = replace(OPTIONS, model=module, module=True)
+    measured = run(options, TargetSpec("xla", workload, OWN, name, 0, module=module))
+    assert measured.reasons == []
+    advice = [warning for warning in measured.warnings if "would do" in warning]
+    assert [len(advice), *("pad it to 8, 16" in one for one in advice)] == ([1, True] if name == "Ragged" else [0])
+    for number, expected in measured.expected.items():
+        np.testing.assert_allclose(measured.probe[number], expected, rtol=1e-3, atol=1e-4)

@@ -66,7 +66,7 @@ def valid_rates(results: Results) -> list[Rate]:
         Rate(
             target.name,
             one.path,
-            target.workload,
+            f"{target.workload} of {target.module}" if target.module else target.workload,
             target.device.name,
             target.kernel_used.name,
             target.figures.samples_per_second,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from ....albert_core.terminal.text import figure
 from ....kernels.words import count
-from ...harness.document import Peaks
-from ...outcome.model import Bench, Comparison, MeasuredTarget, Target
+from ...harness.document import Data, Peaks
+from ...outcome.model import Bench, BenchConfig, Comparison, MeasuredTarget, Target
 from ..blocks import Block, Column, Heading, Table, Words
 from .columns import (
     COMPUTES_IN,
@@ -74,7 +74,8 @@ def _table(name: str, result: Bench, columns: Sequence[Column[MeasuredTarget]]) 
         return "green" if target.label in best else target_style(target)
 
     head = Column("target", named, numeric=False)
-    return Table(titled(name, bench_tags(result)), (head, *of_targets(columns)), result.targets, style)
+    table = Table(titled(name, bench_tags(result)), (head, *of_targets(columns)), result.targets, style)
+    return table.without_empty_columns()
 
 
 def target_style(target: Target) -> str:
@@ -118,9 +119,16 @@ def _title(result: Bench) -> list[str]:
     )
     return [
         f"isotrain bench: {'; '.join(devices)}",
-        f"model {measured[0].model.label}; data {data.name}, lengths mean {data.mean_length:.1f}, "
-        f"padded to {config.max_length}" + "".join(f"; kernel {kernel}" for kernel in kernels),
+        f"model {measured[0].model.label}; data {data.name}, {_sizes(data, config)}"
+        + "".join(f"; kernel {kernel}" for kernel in kernels),
     ]
+
+
+def _sizes(data: Data, config: BenchConfig) -> str:
+    """The lengths of texts, or how many batches a module's own are."""
+    if data.mean_length is None:
+        return f"{count(data.texts, 'sample')} in {count(config.batches, 'batch')} at most"
+    return f"lengths mean {data.mean_length:.1f}, padded to {config.max_length}"
 
 
 def banners(result: Bench) -> list[Words]:

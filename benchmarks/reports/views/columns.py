@@ -54,13 +54,22 @@ def of_targets(columns: Iterable[Column[MeasuredTarget]], of_host: str | None = 
     return [lifted(column) for column in columns]
 
 
-def _rate(of: Callable[[Rates], Interval]) -> Callable[[Placed], str]:
-    return lambda entry: figure(of(entry.figures).median)
+def _rate(of: Callable[[Rates], Interval | None]) -> Callable[[Placed], str]:
+    def cell(entry: Placed) -> str:
+        rate = of(entry.figures)
+        return "" if rate is None else figure(rate.median)
+
+    return cell
 
 
-def _tokens(of: Callable[[Rates], Interval]) -> Callable[[MeasuredTarget], str]:
+def _tokens(of: Callable[[Rates], Interval | None]) -> Callable[[MeasuredTarget], str]:
     """A rate of tokens. A step on cached features computes none."""
     return lambda target: "cached" if target.layout == CACHED else _rate(of)(target)
+
+
+def _padding(target: MeasuredTarget) -> str:
+    real, computed = target.work.real_tokens, target.work.padded_tokens
+    return "" if real is None or computed is None else f"{1 - real / computed:.0%}"
 
 
 def _milliseconds(of: Callable[[StepSeconds], float | None]) -> Callable[[MeasuredTarget], str]:
@@ -134,9 +143,7 @@ TARGET_TOKENS = Column[MeasuredTarget](
 P50 = Column[MeasuredTarget]("step p50 ms", _milliseconds(lambda step: step.p50))
 P90 = Column[MeasuredTarget]("step p90 ms", _milliseconds(lambda step: step.p90), least_width=WIDE)
 P99 = Column[MeasuredTarget]("step p99 ms", _milliseconds(lambda step: step.p99), least_width=WIDE)
-PADDING = Column[MeasuredTarget](
-    "padding", lambda target: f"{1 - target.work.real_tokens / target.work.padded_tokens:.0%}", least_width=WIDE
-)
+PADDING = Column[MeasuredTarget]("padding", _padding, least_width=WIDE)
 COMPUTES_IN = Column[MeasuredTarget](
     "computes in", lambda target: target.policy.compute, numeric=False, least_width=WIDE
 )

@@ -1,0 +1,277 @@
+"""A user's own module as a target of `isotrain bench`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from isotrain import UserError
+from isotrain.benchmarks.bench import run_bench
+from isotrain.benchmarks.harness import module, worker
+from isotrain.benchmarks.harness.document import Measured, Peaks
+from isotrain.benchmarks.harness.environment import describe
+from isotrain.benchmarks.harness.plan import Options, TargetSpec, make_plan
+from isotrain.benchmarks.harness.runner import WorkerRun
+from isotrain.benchmarks.outcome.build import build_result
+from isotrain.benchmarks.outcome.model import Bench
+from isotrain.benchmarks.regression.compare import Asked, compare_files
+from isotrain.benchmarks.regression.history import load_history
+from isotrain.benchmarks.reports.csv_markdown import rows
+from isotrain.benchmarks.reports.html.write import write_report
+from isotrain.benchmarks.reports.views.bench import bench_view
+from isotrain.benchmarks.work.counted import count_step
+from isotrain.cli.commands.bench import bench
+from support import own_modules
+from support.generic_cost import cost_plan
+from torch import nn
+from typer import Typer
+from typer.testing import CliRunner
+
+OWN = Path(own_modules.__file__)
+NAMES = ("TinyGPT", "Convolution", "Dropped", "Ragged")
+PEAKS = Peaks.model_validate(
+    {
+        "dtype": "float32",
+        "matmul_tflops": 1.0,
+        "matmul_size": 1024,
+        "copy_gbps": 100.0,
+        "step_copy_gbps": 100.0,
+        "vendor_tflops": None,
+        "vendor_gbps": None,
+        "seconds": 0.0,
+        "contended": False,
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def _known_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaks that cost nothing to measure."""
+    monkeypatch.setattr(
+        "isotrain.benchmarks.harness.peaks.measure_peaks",
+        lambda _, dtype, **__: PEAKS.model_copy(update={"dtype": dtype}),
+    )
+
+
+def options_of(name: str, backends: tuple[str, ...] = ("cpu",), **changes: Any) -> Options:
+    given: dict[str, Any] = {"workloads": ("forward", "full_step"), "dtype": "float32", "processes": 1} | changes
+    return Options(backends, model=f"{OWN}:{name}", module=True, blocks=2, seconds=0.02, **given)
+
+
+def measure(options: Options) -> Bench:
+    """A result by workers that run in this process."""
+    plan = make_plan(options)
+    runs = [WorkerRun(index, 0, 1.0, worker.run(options, spec)) for index, spec in enumerate(plan.targets)]
+    # What makes tiny steps unsteady is not the subject here.
+    return build_result(plan, runs, describe(), paired=True)
+
+
+def reasons(result: Bench) -> list[str]:
+    return [reason for target in result.targets for reason in target.reasons]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_is_measured_on_two_devices(name: str) -> None:
+    result = measure(options_of(name, ("cpu", "tt-emulated")))
+    assert [target.label for target in result.targets] == [
+        f"{backend} {workload} {name}" for backend in ("cpu", "tt-emulated") for workload in ("forward", "full_step")
+    ]
+    assert reasons(result) == []
+    forward, step, emulated, _ = result.measured
+    assert len({target.model.sha256 for target in result.measured}) == 1
+    assert len({target.data.sha256 for target in result.measured}) == 1
+    assert step.work.hardware_flops > 2 * forward.work.hardware_flops
+    assert forward.work.samples == 4
+    assert forward.probe is not None
+    assert 0 <= (forward.probe.distance or 0.0) < 1e-5 < (emulated.probe.distance or 0.0)
+    assert emulated.share_of_peak is None
+    assert forward.share_of_peak is not None
+    assert len(step.processes[0].losses) == 5
+    assert forward.model.label == f"{name} (own_modules.py, weights of seed 23)"
+
+
+def test_a_decoders_flops_are_those_of_its_matrix_products() -> None:
+    forward, step = measure(options_of("TinyGPT")).measured
+    tokens, width, length = 48, own_modules.WIDTH, own_modules.LENGTH
+    linear = 2 * tokens * width * (2 * (3 * width + width + 8 * width) + own_modules.VOCABULARY)
+    attention = 2 * 2 * 2 * 4 * length * length * width
+    assert forward.work.hardware_flops == forward.work.model_flops == linear + attention
+    # Backward has twice the products of a linear layer, and five of attention for the two of the forward pass.
+    assert step.work.hardware_flops == 3 * linear + 3.5 * attention
+    weights = sum(parameter.numel() for parameter in own_modules.Decoder().parameters())
+    tables = width * (own_modules.VOCABULARY + length)
+    assert forward.work.moved_bytes == 4 * (weights - tables) + 8 * tokens
+    assert step.work.moved_bytes == 4 * (2 * (weights - tables) + (4 + 2 * 2) * weights) + 8 * tokens + 8 * len(
+        list(own_modules.Decoder().parameters())
+    )
+
+
+def test_only_what_an_operation_reads_of_a_weight_is_moved() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Parameter(torch.zeros(100, 4))
+            self.unused = nn.Linear(50, 50)
+
+    sliced = Sliced()
+    counted = count_step(sliced, lambda: (sliced.places[:3] + 1).sum().backward())
+    assert counted == (0, 3 * 4 * 4, 100 * 4 * 4)
+
+
+def test_padding_that_is_told_makes_the_model_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    (forward,) = measure(options_of("Ragged", workloads=("forward",))).measured
+    assert forward.work.model_flops == pytest.approx(forward.work.hardware_flops / 2)
+    assert forward.work.real_tokens == pytest.approx(4 * (5 + 7 + 12) / 3 / 2, rel=0.1)
+    assert forward.figures.real_tokens_per_second is not None
+    (without,) = measure(options_of("TinyGPT", workloads=("forward",))).measured
+    assert without.figures.real_tokens_per_second is None
+    assert without.work.real_tokens is None
+
+
+@pytest.mark.parametrize("workload", ["forward", "full_step"])
+def test_wrong_answers_are_invalid(monkeypatch: pytest.MonkeyPatch, workload: str) -> None:
+    right = module.place_model
+
+    def wrong(*given: Any) -> nn.Module:
+        placed = right(*given)
+        with torch.no_grad():
+            placed.head.weight.mul_(1.1)
+        return placed
+
+    monkeypatch.setattr(module, "place_model", wrong)
+    (reason,) = reasons(measure(options_of("TinyGPT", workloads=(workload,))))
+    assert reason.startswith("its loss and outputs differ from those of the same module on the host by ")
+    assert "(batch 0; at most 0.0001)" in reason
+
+
+def test_a_step_that_does_nothing_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isotrain.albert_core.workload.loss_scale.LossScale.step", lambda *_: None)
+    assert "the trained weights never changed: the training steps did nothing" in reasons(
+        measure(options_of("TinyGPT", workloads=("full_step",)))
+    )
+
+
+def test_nan_that_comes_later_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_modules.TinyGPT, "optimizer", lambda _, given: torch.optim.SGD(given, 1e30), raising=False)
+    loaded = module.LoadedWorkload("T", "T", OWN, "0" * 64, own_modules.TinyGPT())
+    monkeypatch.setattr(module, "load_workload", lambda _: loaded)
+    found = reasons(measure(options_of("TinyGPT", workloads=("full_step",))))
+    assert any("losses of" in reason and "NaN" in reason for reason in found)
+    assert "the trained weights became NaN or infinite" in found
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the same result, changed in its only target."""
+    document = measure(options_of("TinyGPT", workloads=("forward",))).document()
+
+    def write(name: str, **changes: Any) -> Path:
+        (target,) = document["targets"]
+        changed = document | {"targets": [target | {key: target[key] | value for key, value in changes.items()}]}
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_only_results_of_one_module_are_compared(results: Callable[..., Path]) -> None:
+    before = results("before")
+    compare_files(before, results("same"))
+    for part, name in (("model", "weights"), ("data", "batches")):
+        with pytest.raises(UserError, match=rf"{part}\.sha256 differs"):
+            compare_files(before, results(name, **{part: {"sha256": "1" * 64}}))
+    after = results("file", model={"code_sha256": "2" * 64})
+    with pytest.raises(UserError, match=r"module .* -> 222222222222, which decides speed; .* by --allow module"):
+        compare_files(before, after)
+    compare_files(before, after, asked=Asked(allow=["module"]))
+
+
+def test_reports_and_histories_show_a_module(results: Callable[..., Path], tmp_path: Path) -> None:
+    result = Bench.model_validate_json(results("first").read_text(encoding="utf-8"))
+    results("second")
+    shown = "\n".join(str(block) for block in bench_view(result))
+    assert "model TinyGPT (own_modules.py, weights of seed 23); data batches of TinyGPT, 12 samples in" in shown
+    (row,) = rows(result)
+    assert row["target"] == "cpu forward TinyGPT"
+    assert row["real_tokens_per_second_median"] == ""
+    (course,) = load_history(tmp_path).courses
+    assert len(course.points) == 2
+    page = tmp_path / "report.html"
+    write_report(tmp_path, page)
+    assert f"forward of {OWN}:TinyGPT" in page.read_text(encoding="utf-8")
+
+
+APP = Typer()
+APP.command()(bench)
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(APP, list(arguments))
+
+
+def test_the_plan_of_a_module_has_its_two_workloads() -> None:
+    done = invoke(f"{OWN}:TinyGPT", "--backend", "cpu", "--backend", "tt-emulated", "--dry-run", "--processes", "1")
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    for label in ("cpu forward TinyGPT", "cpu full_step TinyGPT", "tt-emulated full_step TinyGPT"):
+        assert label in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layout", "packed"], "--layout is for texts"),
+        (["--model", "random:tiny"], "--model is for texts"),
+        (["--max-length", "64"], "--max-length is for texts"),
+        (["--vs", "baselines"], "--vs is for texts"),
+        (["--workload", "head_step"], "--workload 'head_step' does not exist"),
+        (["--workload", "end_to_end"], "--workload 'end_to_end' does not exist"),
+    ],
+)
+def test_options_of_texts_are_refused(arguments: list[str], message: str) -> None:
+    done = invoke(f"{OWN}:TinyGPT", "--dry-run", *arguments)
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
+
+
+def test_a_file_that_is_not_there_is_refused_before_any_process() -> None:
+    assert "there is no file 'nowhere.py'" in str(invoke("nowhere.py:Mine").exception)
+
+
+def test_a_bad_module_ends_the_run_with_its_line(tmp_path: Path) -> None:
+    """Through a real process, as `isotrain bench` starts it."""
+    (tmp_path / "broken.py").write_text(OWN.read_text(encoding="utf-8") + "\nraise OSError('no data')\n")
+    options = replace(options_of("TinyGPT", ("cpu", "tt-emulated")), model=f"{tmp_path / 'broken.py'}:TinyGPT")
+    lines = len(OWN.read_text(encoding="utf-8").splitlines()) + 2
+    with pytest.raises(UserError, match=rf"broken\.py:{lines}: the import raised OSError: no data"):
+        run_bench(options, write=False)
+
+
+def test_the_generic_path_makes_the_steps_of_alberts_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two targets that tests/support/generic_cost.py compares, with a smaller model."""
+    small = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.02, max_length=32, batches=2)
+    own, generic = cost_plan(small).targets
+    measured = worker.run(small, own)
+
+    def load(spec: str) -> Any:
+        found = load_workload(spec)
+        found.workload.options = small
+        return found
+
+    load_workload = module.load_workload
+    monkeypatch.setattr(module, "load_workload", load)
+    again = worker.run(small, generic)
+    assert again.losses == pytest.approx(measured.losses, rel=1e-6)
+    assert again.work.samples == measured.work.samples
+    assert again.work.hardware_flops > 0
+
+
+def test_a_target_of_a_module_is_a_spec_of_its_own() -> None:
+    assert "module" not in TargetSpec("cpu", "forward", "packed", "auto", 8).as_dict()
+    assert Measured.model_fields.keys() >= {"probe", "expected"}
