@@ -19,7 +19,7 @@ from .registry import (
     read_section,
     resolve,
 )
-from .traits import Traits
+from .traits import UNTESTED, Traits
 from .tt.former import renamed
 from .types import (
     DTYPES,
@@ -37,6 +37,7 @@ from .types import (
 __all__ = [
     "DTYPES",
     "LAYOUTS",
+    "UNTESTED",
     "Availability",
     "Backend",
     "BackendUnavailableError",

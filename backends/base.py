@@ -92,8 +92,15 @@ class Backend(ABC):
     def info(self) -> DeviceInfo:
         """The device's name, memory, peaks and versions."""
         name = f"{self.name} device {self.index or 0}"
-        emulated = self.traits.emulated
-        return DeviceInfo(self.name, str(self.device), name, versions=versions(), emulated=emulated)
+        traits = self.traits
+        return DeviceInfo(
+            self.name,
+            str(self.device),
+            name,
+            versions=versions(),
+            emulated=traits.emulated,
+            untested=traits.untested,
+        )
 
     @abstractmethod
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
@@ -137,6 +144,10 @@ class Backend(ABC):
         import torch
 
         return {"cpu": (torch.get_rng_state, torch.set_rng_state)}
+
+    def unsaved_generator(self) -> str:
+        """Why the device draws from a generator that isn't among `generators`; empty if it doesn't."""
+        return ""
 
     def rng_state(self) -> dict[str, torch.Tensor]:
         """The state of each of the `generators`, as uint8 tensors on the host."""

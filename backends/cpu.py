@@ -70,7 +70,7 @@ class CpuBackend(TorchDevice):
                 "(AMX or AVX512-BF16) and emulates them several times slower"
             )
             return CastPolicy(dtype, dtype, "float32", "float32", reason)
-        raise unsupported_dtype(dtype, "cpu", "float32", "bfloat16", "float64")
+        raise unsupported_dtype(dtype, "cpu", *CPU.dtypes)
 
     def energy(self) -> EnergyUse:
         return self._rapl.read()

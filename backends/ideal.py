@@ -15,7 +15,7 @@ from .. import UserError
 from .base import Backend, Generator
 from .cpu import CpuBackend
 from .traits import IDEAL
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse
+from .types import DTYPES, Availability, CastPolicy, DeviceInfo, EnergyUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +53,8 @@ class IdealBackend(CpuBackend):
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         """Without `strict`, the policy of a device without narrow units: weights are rounded, products in float32."""
-        if dtype not in ("float32", "bfloat16", "float16", "float64"):
-            raise UserError(f"dtype {dtype!r} has no ideal; allowed are float32, bfloat16, float16, float64")
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} has no ideal; allowed are {', '.join(DTYPES)}")
         wide = "float64" if dtype == "float64" else "float32"
         if strict or dtype == wide:
             return CastPolicy(dtype, dtype, dtype, wide, f"a model: {dtype} operands and results, {wide} sums")
@@ -76,9 +76,6 @@ class IdealBackend(CpuBackend):
         """None, since the model uses plain autograd."""
         del parameters, optimizer
         return None
-
-    def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
-        return torch.amp.GradScaler("cpu") if policy.compute == "float16" else None
 
     def measured_unit_tflops(self) -> None:
         """None, since a model has no speed."""

@@ -10,8 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .. import UserError
+from ..kernels.names import check_name
 from ..kernels.plugins import Plugins
 from . import traits as built_in
+from .accelerators import device_class, device_names
 from .base import Backend
 from .traits import Traits
 from .types import BackendUnavailableError
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 # The traits are here, too, since many of the modules import torch.
 _BUILT_IN = {
     "cpu": (".cpu:CpuBackend", built_in.CPU),
-    "cuda": (".cuda.device:CudaBackend", built_in.CUDA),
+    "cuda": (".cuda.rocm:BuiltBackend", built_in.CUDA),
     "xla": (".xla:XlaBackend", built_in.XLA),
     "tt": (".tt.card:TtBackend", built_in.TT),
     "tt-emulated": (".tt.emulated:TtEmulated", built_in.TT_EMULATED),
@@ -35,7 +37,7 @@ _PLUGINS = Plugins("backend", Backend, {name: f"{__package__}{where}" for name, 
 
 def list_backends() -> list[str]:
     """Every backend name that `get_backend` knows, whether it can run here or not, built-in ones first."""
-    return _PLUGINS.names()
+    return list(dict.fromkeys([*_BUILT_IN, *device_names(), *_PLUGINS.names()]))
 
 
 def backend_class(name: str) -> type[Backend]:
@@ -44,7 +46,13 @@ def backend_class(name: str) -> type[Backend]:
     Raises:
         UserError: The name is unknown.
     """
-    return _PLUGINS.find(name)
+    if name in _PLUGINS.names():
+        return _PLUGINS.find(name)
+    # A package may bring its own class for a device that torch knows, so torch is asked last.
+    if (kind := device_class(name)) is not None:
+        return kind
+    check_name("backend", name, list_backends())
+    raise AssertionError("a name that is listed is found")
 
 
 def backend_traits(name: str) -> Traits:

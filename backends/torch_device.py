@@ -1,20 +1,23 @@
-"""Devices that torch drives eagerly: the host, and every accelerator of `torch.accelerator`.
+"""Devices that torch drives eagerly: the host, and every accelerator that torch knows by its name.
 
-A subclass of `TorchDevice` for another device (mps, xpu, a package's own) needs a name, `probe` and `cast_policy`.
+A subclass of `TorchDevice` needs a name, `probe` and `cast_policy`. Nothing here imports torch before it is used.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import UserError
 from ..kernels.words import count
 from .base import Backend, Generator
 from .host.memory import process_memory
-from .types import MemoryUse
+from .types import CastPolicy, MemoryUse
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TorchDevice(Backend):
@@ -29,37 +32,66 @@ class TorchDevice(Backend):
         if index is not None and index >= there:
             raise UserError(
                 f"backend '{self.name}:{index}': this machine has {count(there, f'{self.name.upper()} device')}; use "
-                f"{self.name}:0 to {self.name}:{there - 1}"
+                + (f"{self.name}:0 to {self.name}:{there - 1}" if there > 1 else self.name)
             )
+
+    @classmethod
+    def torch_module(cls) -> Any:
+        """torch's module for these devices, such as torch.cuda."""
+        import torch
+
+        return getattr(torch, cls.torch_type or cls.name)
 
     @classmethod
     def device_count(cls) -> int:
         """The number of these devices that this machine has."""
-        return int(torch.get_device_module(cls.torch_type or cls.name).device_count())
+        return int(cls.torch_module().device_count())
 
     @property
     def device(self) -> torch.device:
+        import torch
+
         kind = self.torch_type or self.name
         return torch.device(kind) if kind == "cpu" else torch.device(kind, self.index or 0)
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
         del tensors  # The device's queue is in order, so when it is empty, every tensor is written.
         if self.device.type != "cpu":
+            import torch
+
             torch.accelerator.synchronize(self.device)
 
     def memory(self) -> MemoryUse:
-        if self.device.type == "cpu":
+        """What the device's allocator counts, or else the process's resident memory and why."""
+        device, counter = self.device, f"{self.device.type.upper()} allocator"
+        if device.type == "cpu":
             return process_memory()
-        return MemoryUse(
-            torch.accelerator.memory_allocated(self.device),
-            torch.accelerator.max_memory_allocated(self.device),
-            f"{self.device.type.upper()} allocator",
-        )
+        module = self.torch_module()
+        if hasattr(module, "memory_allocated") and hasattr(module, "max_memory_allocated"):
+            return MemoryUse(module.memory_allocated(device), module.max_memory_allocated(device), counter)
+        import torch
+
+        # torch raises it if the package's allocator has no statistics.
+        with suppress(RuntimeError):
+            used = torch.accelerator.memory_stats(device)
+            if used:
+                return MemoryUse(used["allocated_bytes.all.current"], used["allocated_bytes.all.peak"], counter)
+        return replace(process_memory(), missing=f"neither torch.{device.type} nor its allocator counts memory")
 
     def generators(self) -> dict[str, Generator]:
-        device = self.device
-        if device.type == "cpu":
-            return super().generators()
-        module = torch.get_device_module(device)
+        device, host = self.device, super().generators()
+        if device.type == "cpu" or self.unsaved_generator():
+            return host
+        module = self.torch_module()
         own = partial(module.get_rng_state, device), partial(module.set_rng_state, device=device)
-        return {**super().generators(), device.type: own}
+        return {**host, device.type: own}
+
+    def unsaved_generator(self) -> str:
+        kind = self.device.type
+        there = kind == "cpu" or all(hasattr(self.torch_module(), name) for name in ("get_rng_state", "set_rng_state"))
+        return "" if there else f"torch.{kind} has no get_rng_state and set_rng_state: a resumed run drops other values"
+
+    def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
+        import torch
+
+        return torch.amp.GradScaler(self.device.type) if policy.compute == "float16" else None

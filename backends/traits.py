@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..kernels.names import check_name
-from .types import LAYOUTS
+from .types import DTYPES, LAYOUTS
+
+# What lists and results say of an untested backend.
+UNTESTED = "not run by its authors"
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,12 @@ class Traits:
     """What is true of a backend on every machine.
 
     Attributes:
+        about: The devices that it is for, in a few words.
+        untested: Whether its authors have never run it on such a device.
         layouts: The batch layouts that it accepts.
         whole_model_layout: The default layout for training whole models.
         kernels: The names that `frozen_encoder` accepts besides "auto"; empty if they are known only once it is opened.
+        dtypes: The dtypes that it can have. `cast_policy` refuses all others.
         recomputes: Whether torch.utils.checkpoint can compute a layer again in backward.
         process_group: How processes that train one run communicate, as torch.distributed names it ("gloo",
             "cpu:gloo,cuda:nccl"). Host tensors are exchanged too. None: only one process can train.
@@ -26,9 +32,12 @@ class Traits:
         resolves: Whether its name may open another backend; see `Backend.resolve`.
     """
 
+    about: str = "of an installed package"
+    untested: bool = False
     layouts: tuple[str, ...] = LAYOUTS
     whole_model_layout: str = "bucketed"
     kernels: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = DTYPES
     recomputes: bool = True
     process_group: str | None = None
     device_per_process: bool = False
@@ -36,6 +45,11 @@ class Traits:
     emulated: bool = False
     section: str | None = None
     resolves: bool = False
+
+    @property
+    def described(self) -> str:
+        """What it is for, and whether that was never run."""
+        return f"{self.about}; {UNTESTED}" if self.untested else self.about
 
     def check_kernel(self, what: str, kernel: str, backend: str) -> None:
         """Checks that the backend may have this kernel. The encoder of transformers runs on every backend.
@@ -52,21 +66,48 @@ class Traits:
 
 
 CPU = Traits(
+    about="this host",
     # Measured 1.65 times as fast as bucketed on Banking77; docs/recipes.md has the figures.
     whole_model_layout="packed",
     kernels=("native", "portable"),
+    dtypes=("float32", "bfloat16", "float64"),
     process_group="gloo",
 )
 CUDA = Traits(
+    about="NVIDIA GPUs, or AMD's by ROCm; cuda:1 is the second",
+    untested=True,
     kernels=("triton", "flash", "portable"),
     process_group="cpu:gloo,cuda:nccl",
     device_per_process=True,
     feature_batch_tokens=65536,
 )
 # torch.utils.checkpoint looks for the device's generator in a module torch.xla, which doesn't exist.
-XLA = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False)
-TT = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False, section="tt", resolves=True)
-TT_EMULATED = Traits(
-    whole_model_layout="packed", kernels=("emulated",), process_group="gloo", emulated=True, section="tt"
+XLA = Traits(
+    about="PJRT devices; PJRT_DEVICE chooses TPU or CUDA",
+    layouts=("padded", "bucketed"),
+    kernels=("portable",),
+    recomputes=False,
 )
-IDEAL = Traits(whole_model_layout="packed", kernels=("ideal",), process_group="gloo")
+TT = Traits(
+    about="a Tenstorrent card, or what stands in for it here",
+    untested=True,
+    layouts=("padded", "bucketed"),
+    kernels=("portable",),
+    recomputes=False,
+    section="tt",
+    resolves=True,
+)
+TT_EMULATED = Traits(
+    about="a Tenstorrent card's numerics on this host",
+    whole_model_layout="packed",
+    kernels=("emulated",),
+    process_group="gloo",
+    emulated=True,
+    section="tt",
+)
+IDEAL = Traits(
+    about="no device: a dtype's rounding and no other error, for parity",
+    whole_model_layout="packed",
+    kernels=("ideal",),
+    process_group="gloo",
+)

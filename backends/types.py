@@ -80,15 +80,22 @@ class DeviceInfo:
     features: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     emulated: bool = False
+    untested: bool = False
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes in use now and at most so far. `scope` names what was counted ("process RSS", "CUDA allocator")."""
+    """Bytes in use now and at most so far.
+
+    Attributes:
+        scope: What was counted ("process RSS", "CUDA allocator").
+        missing: Why the device's own memory isn't counted; empty if it is.
+    """
 
     current_bytes: int
     peak_bytes: int
     scope: str
+    missing: str = ""
 
 
 @dataclass(frozen=True)

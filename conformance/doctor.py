@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Literal
 
 from pydantic import Field
 
+from .. import UserError
+from ..backends import backend_traits
 from ..benchmarks.harness.document import Device, Part, Policy
 from ..benchmarks.outcome.conformance import Judged
 from .messages import SUPPORT, Described, Opening
@@ -27,7 +29,7 @@ class Checked(Part):
 
 
 class Report(Part):
-    """What was found about a backend. device, bfloat16 and kernels are known if it could be opened."""
+    """What was found about a backend. device, bfloat16, kernels and lacks are known if it could be opened."""
 
     backend: str
     status: Literal["PASS", "FAIL", "absent"]
@@ -37,6 +39,8 @@ class Report(Part):
     device: Device | None = None
     bfloat16: Policy | None = None
     kernels: dict[str, str] = Field(default={})
+    lacks: list[str] = Field(default=[])
+    untested: bool = Field(default=False)
 
 
 def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report]:
@@ -51,7 +55,14 @@ def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report
     with ExitStack() as stack:
         deadline = time.monotonic() + time_limit
         workers = [stack.enter_context(Worker(name, {}, 0)) for name in names]
-        return [_examined(name, worker, deadline, time_limit) for name, worker in zip(names, workers, strict=True)]
+        reports = [_examined(name, worker, deadline, time_limit) for name, worker in zip(names, workers, strict=True)]
+    return [report.model_copy(update={"untested": _untested(report.backend)}) for report in reports]
+
+
+def _untested(name: str) -> bool:
+    with suppress(UserError):  # Its package can't be loaded, as the report says.
+        return backend_traits(name).untested
+    return False
 
 
 def _examined(name: str, worker: Worker, deadline: float, time_limit: float) -> Report:
@@ -96,6 +107,7 @@ def opened(name: str, opening: Opening, described: Described, found: dict[str, J
         device=support.device,
         bfloat16=None if isinstance(policy, str) else policy,
         kernels=support.kernels,
+        lacks=support.lacks,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from .. import UserError
 from ..albert_core.config.parsing import read_json
 from ..albert_core.terminal.text import duration
+from ..backends import UNTESTED
 from ..benchmarks.outcome.conformance import CONFORMANCE, CheckResult, Conformance, Support
 from ..benchmarks.outcome.load import lack
 from ..benchmarks.reports.blocks import Block, Column, Heading, Table, Words, word_columns
@@ -26,7 +27,8 @@ def result_blocks(result: Conformance) -> list[Block]:
     """One table of all checks, and then what fails and what isn't supported, with the reasons."""
     seconds = duration(sum(check.seconds for check in result.checks))
     name = result.backend if result.support is None else f"{result.backend}: {result.support.device.name}"
-    blocks: list[Block] = [Heading(name), *_checks_table(result.checks), *_rates_table(result.checks)]
+    blocks: list[Block] = [Heading(name), *_untested(result.support)]
+    blocks += [*_checks_table(result.checks), *_rates_table(result.checks)]
     if result.broken:
         blocks.append(Heading("what fails"))
         for check in result.broken:
@@ -41,6 +43,10 @@ def result_blocks(result: Conformance) -> list[Block]:
     ended = {"complete": "", "interrupted": "; interrupted", "not opened": "; the others can't run"}[result.status]
     blocks.append(Words(f"{count(len(result.checks), 'check')} in {seconds}: {verdict}{ended}"))
     return blocks
+
+
+def _untested(support: Support | None) -> list[Block]:
+    return [Words(f"This backend was {UNTESTED}.")] if support is not None and support.device.untested else []
 
 
 def _named(names: Sequence[str]) -> str:
@@ -106,8 +112,10 @@ def support_blocks(backend: str, support: Support) -> list[Block]:
             rows.append((dtype, policy.compute, policy.accumulate, policy.reason))
     return [
         Heading(f"{backend}: {support.device.name}"),
+        *_untested(support),
         Table("", word_columns("dtype", "products", "sums", "why"), rows),
         Table("", word_columns("kernel", "state"), list(support.kernels.items())),
+        *(Words(f"not offered: {lacking}") for lacking in support.lacks),
     ]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from .. import UserError
 from ..albert_core.processes.parent import end_with_parent
 from ..albert_core.terminal.text import error_line, shorten
-from ..backends import DTYPES, backend_class, get_backend
+from ..backends import DTYPES, Backend, backend_class, get_backend
 from ..benchmarks.harness.document import Device as DeviceInfo
 from ..benchmarks.harness.document import Part, Policy
 from ..benchmarks.outcome.conformance import Judged, Support
@@ -86,7 +86,7 @@ def open_device(name: str, options: dict[str, Any], seed: int) -> tuple[Opening,
 
 
 def describe(device: Device) -> Described:
-    """Asks the backend for its device, dtypes and kernels."""
+    """Asks the backend for its device, dtypes, kernels and what it lacks."""
     backend = device.backend
 
     def policy(dtype: str) -> Policy | str:
@@ -103,10 +103,24 @@ def describe(device: Device) -> Described:
                 name: f"available, {state.reason}" if state.ok else f"not here: {state.reason}"
                 for name, state in backend.kernels().items()
             },
+            lacks=_lacks(backend),
         )
     except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
         return Described(support=None, problem=_raised(error))
     return Described(support=support)
+
+
+def _lacks(backend: Backend) -> list[str]:
+    try:
+        uncounted = backend.memory().missing
+    except Exception:  # noqa: BLE001 (the check of memory() says what it raises)
+        uncounted = ""
+    lacking = {
+        "memory counters": uncounted,
+        "a generator's state": backend.unsaved_generator(),
+        "several processes": "" if backend.traits.process_group else "its traits name no process group",
+    }
+    return [f"{what}: {why}" for what, why in lacking.items() if why]
 
 
 def judge(case: Case, device: Device) -> Judged:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from ... import RunError, UserError
+from ...backends import UNTESTED
 from ...kernels.words import count
 from ..config.training_type import training_type_note
 from ..output.progress import Reporter, fits_terminal
 from ..output.run_chart import write_charts
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, with_device
+from ..terminal.invocation import command
 from ..terminal.text import error_line
 from ..tokens.order import Window
 from .build import Training
@@ -200,6 +202,9 @@ def describe(job: Job, run: RunFolder) -> None:
     log.info("run %s", run.path)
     log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
     log.info("backend %s on %s; %s: %s", info.backend, info.name, job.policy.label, job.policy.reason)
+    if job.backend.traits.untested:
+        check = command("conformance", "--backend", job.backend.name)
+        log.warning("backend %s was %s; `%s` says what is wrong with it", info.backend, UNTESTED, check)
     if job.backend.caveat:
         log.warning("%s: every time and speed of this run is the host's, never a card's", job.backend.caveat)
     if job.ranks.size > 1:

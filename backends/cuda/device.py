@@ -1,4 +1,4 @@
-"""The CUDA backend: NVIDIA GPUs through torch.cuda."""
+"""The CUDA backend: NVIDIA GPUs through torch.cuda. AMD's are a subclass of it (`rocm.py`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 
@@ -53,10 +53,13 @@ _VENDOR_PEAKS = {
 
 
 class CudaBackend(TorchDevice):
-    """One NVIDIA GPU: asynchronous kernels, a caching allocator, copies on a side stream."""
+    """One GPU: asynchronous kernels, a caching allocator, copies on a side stream."""
 
     name = "cuda"
     traits = CUDA
+    # What the maker calls its matrix units, and the command that shows its GPUs.
+    units: ClassVar[str] = "tensor cores"
+    tool: ClassVar[str] = "nvidia-smi"
 
     def __init__(self, index: int | None = None) -> None:
         super().__init__(index)
@@ -82,18 +85,21 @@ class CudaBackend(TorchDevice):
                 "check that nvidia-smi lists a device, its driver fits torch's CUDA "
                 f"{torch.version.cuda}, and CUDA_VISIBLE_DEVICES does not hide it",
             )
+        return cls._found()
+
+    @classmethod
+    def _found(cls) -> Availability:
+        """The GPUs that torch counts, or why they can't be opened."""
         try:
             return Availability(True, f"{torch.cuda.get_device_name(0)} ({count(torch.cuda.device_count(), 'device')})")
         except RuntimeError as error:
             reason = f"the GPU can't be opened ({str(error).splitlines()[0]})"
-            return Availability(
-                False, reason, "check with nvidia-smi that it is healthy and not held by another process"
-            )
+            fix = f"check with {cls.tool} that it is healthy and not held by another process"
+            return Availability(False, reason, fix)
 
     def info(self) -> DeviceInfo:
         properties = torch.cuda.get_device_properties(self.device)
-        # Older drivers leave the maker out.
-        peaks = _VENDOR_PEAKS.get(properties.name.removeprefix("NVIDIA "), (None, None))
+        peaks = self._peaks(properties)
         return DeviceInfo(
             backend=self.name,
             device=str(self.device),
@@ -104,22 +110,31 @@ class CudaBackend(TorchDevice):
             vendor_bandwidth_gbps=peaks[1],
             features=(f"sm_{properties.major}{properties.minor}",),
             versions={"torch": torch.__version__, "cuda": torch.version.cuda or "unknown"},
+            untested=self.traits.untested,
         )
+
+    def _peaks(self, properties: Any) -> tuple[float | None, float | None]:
+        """The vendor's figures for a whole GPU with torch's `properties`."""
+        # Older drivers leave the maker out.
+        return _VENDOR_PEAKS.get(properties.name.removeprefix("NVIDIA "), (None, None))
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         if dtype in ("float32", "float64"):
             return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout (TF32 stays off)")
         if dtype == "bfloat16":
-            if torch.cuda.is_bf16_supported(including_emulation=False):
-                return CastPolicy(dtype, dtype, dtype, "float32", "bfloat16 tensor cores, float32 sums")
+            if self._has_bfloat16():
+                return CastPolicy(dtype, dtype, dtype, "float32", f"bfloat16 {self.units}, float32 sums")
             if strict:
                 return CastPolicy(dtype, dtype, dtype, "float32", "asked for strictly; this GPU emulates bfloat16")
             return CastPolicy(
-                dtype, dtype, "float32", "float32", "weights rounded to bfloat16: no bfloat16 tensor cores"
+                dtype, dtype, "float32", "float32", f"weights rounded to bfloat16: no bfloat16 {self.units}"
             )
         if dtype == "float16":
-            return CastPolicy(dtype, dtype, dtype, "float32", "float16 tensor cores, float32 sums")
+            return CastPolicy(dtype, dtype, dtype, "float32", f"float16 {self.units}, float32 sums")
         raise unsupported_dtype(dtype, "cuda", "float32", "bfloat16", "float16", "float64")
+
+    def _has_bfloat16(self) -> bool:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
     def energy(self) -> EnergyUse:
         from .nvml import gpu_energy
@@ -184,9 +199,6 @@ class CudaBackend(TorchDevice):
         """Graphs captured so far. A capture compiles nothing, but takes much longer than a step."""
         return sum(capture.count for capture in self._captures)
 
-    def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
-        return torch.amp.GradScaler("cuda") if policy.compute == "float16" else None
-
     def packed_attention(self, batch: PackedBatch) -> PackedAttention:
         from ...kernels.cuda import VarlenAttention
 
@@ -217,12 +229,16 @@ class CudaBackend(TorchDevice):
         )
 
     def _why_no_triton_here(self) -> str:
-        capability = torch.cuda.get_device_capability(self.device)
-        if capability < LEAST_CAPABILITY:
-            return f"this GPU is sm_{capability[0]}{capability[1]}, the Triton kernels need sm_80 or newer"
         from ...kernels.cuda import why_no_triton
 
-        return why_no_triton()
+        return self._why_not_this_gpu() or why_no_triton()
+
+    def _why_not_this_gpu(self) -> str:
+        """Why the Triton kernels don't run on a GPU of this architecture, or an empty string."""
+        capability = torch.cuda.get_device_capability(self.device)
+        if capability >= LEAST_CAPABILITY:
+            return ""
+        return f"this GPU is sm_{capability[0]}{capability[1]}, the Triton kernels need sm_80 or newer"
 
     def _why_no_triton(self, weights: EncoderWeights, policy: CastPolicy) -> str:
         from ...kernels.cuda import smoke_test, why_not

@@ -155,6 +155,7 @@ class TtBackend(XlaBackend):
             name=f"Tenstorrent {self._arch() or self.options.arch}",
             features=(*base.features, self._mode()),
             versions=base.versions,
+            untested=self.traits.untested,
         )
 
     def _mode(self) -> str:

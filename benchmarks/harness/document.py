@@ -131,6 +131,7 @@ class Device(Placed):
     vendor_bandwidth_gbps: float | None = None
     features: list[str] = Field(default=[])
     versions: dict[str, str] = Field(default={})
+    untested: bool = Field(default=False, description="The authors of its backend have never run it.")
 
 
 class Policy(Part):

@@ -21,6 +21,7 @@ class Support(Part):
     device: Device
     dtypes: dict[str, Policy | str] = Field(description="By dtype: what is computed, or why it is refused.")
     kernels: dict[str, str]
+    lacks: list[str] = Field(default=[], description="What it doesn't offer besides, and why.")
 
     @property
     def available_kernels(self) -> list[str]:

@@ -23,7 +23,9 @@ _what, _how, _output = map(panel, ("What is checked", "How", "Output"))
 
 
 def conformance(
-    backend: Annotated[str, _what(help="The device: cpu, cuda, cuda:1, xla, tt, or an installed package's.")],
+    backend: Annotated[
+        str, _what(help="The device: cpu, cuda, cuda:1, xla, tt, one by torch's name, or an installed package's.")
+    ],
     sets: Annotated[
         list[str] | None, _what("--set", metavar="KEY=VALUE", help="An option of the backend: tt.math_fidelity=lofi.")
     ] = None,

@@ -84,17 +84,23 @@ def _show(reports: list[Report], verbose: bool) -> None:
 
 def _summary(report: Report) -> str:
     """A device in one line."""
-    if report.status != "PASS":
-        return report.reason
-    assert report.device is not None, "it was opened"
-    here = [name for name, state in report.kernels.items() if state.startswith("available")]
-    return f"{report.device.name}; kernels {', '.join(here)}"
+    from ...backends import UNTESTED
+
+    words = report.reason
+    if report.status == "PASS":
+        assert report.device is not None, "it was opened"
+        here = [name for name, state in report.kernels.items() if state.startswith("available")]
+        words = f"{report.device.name}; kernels {', '.join(here)}"
+    return f"{words}; {UNTESTED}" if report.untested else words
 
 
 def _details(report: Report) -> list[str]:
-    lines = [report.reason, *([f"fix: {report.fix}"] if report.fix else [])]
+    from ...backends import UNTESTED
+
+    lines = [report.reason, *([f"fix: {report.fix}"] if report.fix else []), *([UNTESTED] if report.untested else [])]
     if report.device is not None:
         bfloat16 = "refused" if report.bfloat16 is None else report.bfloat16.reason
         lines += [f"device: {report.device.name}", f"bfloat16: {bfloat16}"]
         lines += [f"kernel {name}: {state}" for name, state in report.kernels.items()]
+        lines += [f"not offered: {lacking}" for lacking in report.lacks]
     return lines + [f"{check.name}: {'ok' if check.ok else 'WRONG'}, {check.detail}" for check in report.checks]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...albert_core.terminal.invocation import command
 from ..documents import print_json
+
+if TYPE_CHECKING:
+    from ...backends import Traits
 
 Entries = dict[str, str]
 
@@ -70,31 +73,25 @@ def recipes() -> Entries:
 
 
 def _backends() -> Entries:
-    from ...backends import list_backends
-
-    known = {
-        "cpu": "this host",
-        "cuda": "NVIDIA GPUs; cuda:1 is the second",
-        "xla": "PJRT devices; PJRT_DEVICE chooses TPU or CUDA",
-        "tt": "a Tenstorrent card, or what stands in for it here",
-        "tt-emulated": "a Tenstorrent card's numerics on this host",
-        "ideal": "no device: a dtype's rounding and no other error, for parity",
-    }
-    return {name: known.get(name, "of an installed package") for name in list_backends()}
+    return _of_backends(lambda traits: traits.described)
 
 
 def _kernels() -> Entries:
+    later = f"known once it is opened: `{command('doctor', '-v')}`"
+    return _of_backends(lambda traits: ", ".join(("auto", *traits.kernels)) if traits.kernels else later)
+
+
+def _of_backends(words: Callable[[Traits], str]) -> Entries:
+    """Each backend's name and the words for its traits, or why its package can't be loaded."""
     from ... import UserError
     from ...backends import backend_traits, list_backends
 
-    found, later = {}, f"known once it is opened: `{command('doctor', '-v')}`"
+    found = {}
     for name in list_backends():
         try:
-            kernels = backend_traits(name).kernels
+            found[name] = words(backend_traits(name))
         except UserError as error:
             found[name] = str(error)
-        else:
-            found[name] = ", ".join(("auto", *kernels)) if kernels else later
     return found
 
 

@@ -13,7 +13,7 @@ from ... import UserError
 from ...albert_core.terminal.text import error_line
 from ...backends import DTYPES, LAYOUTS, CastPolicy
 from ..case import Case, Device, Passed, UnsupportedError, ViolationError, require
-from .placing import is_on
+from .placing import claimed_dtypes, is_on
 
 # Nobody has so many devices.
 NO_INDEX = 10**6
@@ -25,7 +25,7 @@ def cases() -> list[Case]:
         Case(
             "device",
             "info",
-            "info() describes the open device: its name, its torch device, and whether it is emulated.",
+            "info() describes the open device: its name, its torch device, whether it is emulated or untested.",
             describes_itself,
         ),
         Case(
@@ -90,8 +90,12 @@ def describes_itself(device: Device) -> Passed:
     require(bool(info.name.strip()), "info() has no name")
     require(info.backend == backend.name, f"info() is of backend {info.backend!r} instead of {backend.name!r}")
     require(info.device == str(backend.device), f"info() is of device {info.device!r} instead of {backend.device}")
-    emulated = backend.traits.emulated
-    require(info.emulated == emulated, f"info() says emulated={info.emulated}, and the traits say {emulated}")
+    traits = backend.traits
+    for what, said, true in (
+        ("emulated", info.emulated, traits.emulated),
+        ("untested", info.untested, traits.untested),
+    ):
+        require(said == true, f"info() says {what}={said}, and the traits say {true}")
     for what, value in (
         ("memory_bytes", info.memory_bytes),
         ("compute_units", info.compute_units),
@@ -111,6 +115,8 @@ def keeps_its_traits(device: Device) -> Passed:
     require(whole in traits.layouts, f"whole models have the layout {whole}, which isn't among {traits.layouts}")
     found = tuple(backend.kernels())
     require(traits.kernels in ((), found), f"the traits have the kernels {traits.kernels}, and kernels() has {found}")
+    hidden = {str(dtype).removeprefix("torch.") for dtype in claimed_dtypes(device)} - set(traits.dtypes)
+    require(not hidden, f"it has the dtypes {', '.join(sorted(hidden))}, which its traits don't name")
     require(traits.feature_batch_tokens > 0, f"the traits have feature_batch_tokens={traits.feature_batch_tokens}")
     grid = backend.static_shapes
     if grid is not None:

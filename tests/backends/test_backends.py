@@ -44,7 +44,7 @@ def test_the_targets_are_known_and_cpu_opens() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("npu", "cpu, cuda, xla, tt"), ("cpu:x", "device number"), ("cpu:3", "one device"), ("", "does not exist")],
+    [("gpu", "cpu, cuda, xla, tt"), ("cpu:x", "device number"), ("cpu:3", "one device"), ("", "does not exist")],
 )
 def test_a_wrong_name_says_what_exists(name: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):

@@ -142,7 +142,7 @@ def test_stop_prints_the_command_that_goes_on(invoke: Invoke, small_run: Path, t
         (["train", "absent.yaml"], ["absent.yaml", "quickstart"]),
         (["train", "quickstart", "--set", "learning_rte=1"], ["learning_rate"]),
         (["train", "quickstart", "--set", "batch_size=-1"], ["batch_size", "-1"]),
-        (["train", "quickstart", "--backend", "npu"], ["npu", "cpu, cuda, xla, tt"]),
+        (["train", "quickstart", "--backend", "gpu"], ["gpu", "cpu, cuda, xla, tt"]),
         (["train", "quickstart", "--backend", "tt", "--set", "tt.device=hardware"], ["tt.device", "hardware"]),
         (["train", "quickstart", "--backend", "xla"], ["xla", "--backend cpu"]),
         (["train", "quickstart", "--set", "model_name=random:albert-huge"], ["random:albert-base-v2"]),

@@ -188,13 +188,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from isotrain.kernels.cuda import triton_kernels as kernels
 
-target = GPUTarget("cuda", {arch}, 32)
+target = {target}
 def build(kernel, types, constants, **options):
     names = kernel.arg_names
     signature = dict(zip(names, types.split(), strict=False)) | {{name: "constexpr" for name in constants}}
     values = {{(names.index(name),): value for name, value in constants.items()}}
     source = ASTSource(kernel, signature, constexprs=values)
-    assert len(triton.compile(source, target=target, options=options).asm["cubin"]) > 1000
+    assert len(triton.compile(source, target=target, options=options).asm["{code}"]) > 1000
 
 for t in ("bf16", "fp16", "fp32"):
     keys = kernels.WIDE_KEYS_PER_TILE if t == "fp32" else kernels.KEYS_PER_TILE
@@ -211,11 +211,18 @@ print("compiled")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
-def test_the_kernels_compile_for_gpus(arch: int, triton_device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        ("GPUTarget('cuda', 80, 32)", "cubin"),
+        ("GPUTarget('cuda', 90, 32)", "cubin"),
+        ("GPUTarget('hip', 'gfx942', 64)", "hsaco"),
+        ("GPUTarget('hip', 'gfx950', 64)", "hsaco"),
+    ],
+)
+def test_the_kernels_compile_for_gpus(target: str, code: str, triton_device: torch.device) -> None:
     """To machine code, which needs no GPU: what the interpreter accepts, the compiler may not."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILE.format(arch=arch)], capture_output=True, text=True, env=environment
-    )
+    script = COMPILE.format(target=target, code=code)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert result.stdout.strip() == "compiled", result.stderr

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ....backends import UNTESTED
 from ...outcome.end_to_end import EndToEnd
 from ...outcome.model import Bench, Target
 from ..blocks import Table, word_columns
 
 HOSTED = "emulated"
+_UNTESTED = f"backend {UNTESTED}"
 HOST_TIMES = "Emulated on this host, no device's throughput"
 
 
@@ -24,14 +26,17 @@ def titled(title: str, tags: Iterable[str]) -> str:
 
 def bench_tags(bench: Bench) -> list[str]:
     """What qualifies all figures of a bench result."""
-    return _tags(bench, {"random weights": any(target.model.random_weights for target in bench.measured)})
+    random = any(target.model.random_weights for target in bench.measured)
+    untested = any(target.device.untested for target in bench.measured)
+    return _tags(bench, {"random weights": random, _UNTESTED: untested})
 
 
 def whole_tags(result: EndToEnd) -> list[str]:
     """What qualifies all figures of end-to-end runs."""
     random = any(process.random_weights for process in result.processes)
     emulated = any("emulated" in process.device for process in result.processes)
-    return _tags(result, {"random weights": random, "emulated, no device's time": emulated})
+    untested = result.device is not None and result.device.untested
+    return _tags(result, {"random weights": random, "emulated, no device's time": emulated, _UNTESTED: untested})
 
 
 def _tags(result: Bench | EndToEnd, own: dict[str, bool]) -> list[str]:

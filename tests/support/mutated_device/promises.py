@@ -28,6 +28,20 @@ class HiddenEmulation(Mutant):
     traits = replace(Mutant.traits, emulated=True)
 
 
+class UnknownExperience(Mutant):
+    """An untested backend whose results don't say it."""
+
+    CLAUSE = ("info",)
+    traits = replace(Mutant.traits, untested=True)
+
+
+class HiddenDtype(Mutant):
+    """A device that has a dtype which its traits don't name."""
+
+    CLAUSE = ("traits",)
+    traits = replace(Mutant.traits, dtypes=("float32", "float64"))
+
+
 class UnknownLayout(Mutant):
     """Traits with a layout that nobody makes."""
 

@@ -1,0 +1,266 @@
+"""The devices of `torch.accelerator` besides CUDA, by torch's own names. A new one is one more class in this file.
+
+Their authors never ran them. Each is written to torch's interface and its vendor's documents, and asks the device what
+it can do. `isotrain conformance` says what is wrong with one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cache, cached_property, partial
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..kernels.words import count
+from .base import versions
+from .torch_device import TorchDevice
+from .traits import Traits
+from .types import Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+# `import torch` imports the packages of this group, which register their devices.
+_TORCH_GROUP = "torch.backends"
+_NOT_RENAMED = "privateuseone"
+
+
+def _traits(about: str, process_group: str | None = None, **others: Any) -> Traits:
+    """Traits that hold for each of these devices: packed torch operators, a process for each device."""
+    return Traits(
+        about=about,
+        untested=True,
+        kernels=("portable",),
+        process_group=process_group,
+        device_per_process=process_group is not None,
+        **others,
+    )
+
+
+class Accelerator(TorchDevice):
+    """A device that torch has under its name, with what torch's module of that name offers."""
+
+    # What registers it with torch; empty if torch itself has it.
+    package: ClassVar[str] = ""
+    how_to_get: ClassVar[str]
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        super().__init__(index, options)
+        module = self.torch_module()
+        # Collectives and the vendor's libraries use the current device.
+        if hasattr(module, "set_device"):
+            module.set_device(self.device.index)
+
+    @classmethod
+    def probe(cls) -> Availability:
+        if cls.package and find_spec(cls.package) is None:
+            return Availability(False, f"the package {cls.package} isn't installed", cls.how_to_get)
+        import torch
+
+        module = getattr(torch, cls.name, None)
+        if module is None:
+            reason = f"torch {torch.__version__} has no module torch.{cls.name}, which its package should register"
+            return Availability(False, reason, f"{cls.how_to_get}, and unset TORCH_DEVICE_BACKEND_AUTOLOAD")
+        try:
+            there = int(module.device_count()) if getattr(module, "is_available", lambda: True)() else 0
+        except Exception as error:  # noqa: BLE001 (a vendor's driver raises what it likes)
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            return Availability(False, f"torch.{cls.name} can't count its devices ({said})", cls.how_to_get)
+        if not there:
+            return Availability(False, f"torch {torch.__version__} finds no {cls.name} device", cls.how_to_get)
+        return Availability(True, f"{cls.traits.about} ({count(there, 'device')})")
+
+    def info(self) -> DeviceInfo:
+        module, known = self.torch_module(), super().info()
+        properties = module.get_device_properties(self.device) if hasattr(module, "get_device_properties") else None
+        return replace(
+            known,
+            name=module.get_device_name(self.device) if hasattr(module, "get_device_name") else known.name,
+            memory_bytes=getattr(properties, "total_memory", None),
+            compute_units=getattr(properties, "multi_processor_count", None),
+            versions=versions() | ({self.package: self._package_version()} if self.package else {}),
+        )
+
+    def _package_version(self) -> str:
+        return str(getattr(sys.modules.get(self.package), "__version__", "unknown"))
+
+    def synchronize(self, *tensors: torch.Tensor) -> None:
+        del tensors  # The queue is in order.
+        self._fence()
+
+    @cached_property
+    def _fence(self) -> Callable[[], object]:
+        import torch
+
+        try:
+            torch.accelerator.synchronize(self.device)
+        except RuntimeError:
+            # Some packages have a fence in their module only. It waits for the current device.
+            return self.torch_module().synchronize
+        return partial(torch.accelerator.synchronize, self.device)
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the traits that the device can multiply."""
+        return tuple(dtype for dtype in self.traits.dtypes if self._multiplies(dtype))
+
+    def _multiplies(self, dtype: str) -> bool:
+        import torch
+
+        try:
+            twos = torch.full((2, 2), 2.0, dtype=getattr(torch, dtype), device=self.device)
+            return bool((twos @ twos == 8.0).all())
+        except Exception:  # noqa: BLE001 (torch and its packages raise what they like for what they haven't)
+            return False
+
+    def _emulates_bfloat16(self) -> bool:
+        supported = getattr(self.torch_module(), "is_bf16_supported", None)
+        if supported is None:
+            return False
+        try:
+            return not supported(including_emulation=False)
+        except TypeError:
+            return not supported()
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        if dtype not in self.dtypes:
+            raise unsupported_dtype(dtype, self.name, *self.dtypes)
+        if dtype in ("float32", "float64"):
+            return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout")
+        if dtype == "bfloat16" and not strict and self._emulates_bfloat16():
+            reason = "weights rounded to bfloat16, products in float32: the device emulates bfloat16"
+            return CastPolicy(dtype, dtype, "float32", "float32", reason)
+        return CastPolicy(dtype, dtype, dtype, "float32", f"{dtype} products, float32 sums")
+
+    def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
+        """`policy`, in float32 if the device's package hasn't registered autocast."""
+        if policy.compute == policy.accumulate or not self._lacks_autocast():
+            return policy
+        reason = f"{policy.reason}; whole models in {policy.accumulate}: torch.{self.name} has no autocast"
+        return replace(policy, compute=policy.accumulate, reason=reason)
+
+    def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
+        # torch refuses even a context that is switched off if the package has registered no autocast.
+        return nullcontext() if policy.compute == policy.accumulate else super().autocast(policy)
+
+    def _lacks_autocast(self) -> bool:
+        import torch
+
+        kind = self.device.type
+        registered = kind != torch._C._get_privateuse1_backend_name() or hasattr(
+            self.torch_module(), "get_amp_supported_dtype"
+        )
+        return not (registered and torch.amp.is_autocast_available(kind))
+
+
+class MpsBackend(Accelerator):
+    name = "mps"
+    # torch.utils.checkpoint doesn't restore this device's generator.
+    traits = _traits("Apple GPUs", dtypes=("float32", "bfloat16", "float16"), recomputes=False)
+    how_to_get = "use a Mac with Apple silicon and macOS 14 or newer"
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        super().__init__(index, options)
+        self._largest_seen = 0
+
+    @classmethod
+    def probe(cls) -> Availability:
+        if sys.platform != "darwin":
+            return Availability(False, "Apple GPUs need macOS", cls.how_to_get)
+        return super().probe()
+
+    def info(self) -> DeviceInfo:
+        return replace(super().info(), memory_bytes=self.torch_module().recommended_max_memory())
+
+    def memory(self) -> MemoryUse:
+        """torch.mps counts no peak, so it is the largest use at a reading."""
+        now = self.torch_module().current_allocated_memory()
+        self._largest_seen = max(self._largest_seen, now)
+        return MemoryUse(now, self._largest_seen, "MPS allocator, its peak at a reading")
+
+
+class XpuBackend(Accelerator):
+    name = "xpu"
+    traits = _traits("Intel GPUs", "cpu:gloo,xpu:xccl")
+    how_to_get = "install an XPU build of torch (see pytorch.org/get-started) and Intel's GPU driver"
+
+
+class NpuBackend(Accelerator):
+    name = "npu"
+    traits = _traits("Huawei Ascend", "cpu:gloo,npu:hccl", recomputes=False)
+    package = "torch_npu"
+    how_to_get = "install Huawei's CANN and the torch_npu for this torch"
+
+
+class HpuBackend(Accelerator):
+    name = "hpu"
+    traits = _traits("Intel Gaudi", "cpu:gloo,hpu:hccl", dtypes=("float32", "bfloat16", "float16"), recomputes=False)
+    package = "habana_frameworks"
+    how_to_get = "install Intel Gaudi's software, with habana-torch-plugin for this torch"
+
+
+class MluBackend(Accelerator):
+    name = "mlu"
+    traits = _traits("Cambricon MLUs", "cpu:gloo,mlu:cncl", recomputes=False)
+    package = "torch_mlu"
+    how_to_get = "install Cambricon's software, with torch_mlu for this torch"
+
+
+class MusaBackend(Accelerator):
+    name = "musa"
+    traits = _traits("Moore Threads GPUs", "cpu:gloo,musa:mccl", recomputes=False)
+    package = "torch_musa"
+    how_to_get = "install Moore Threads' software, with torch_musa for this torch"
+
+
+DEVICES: dict[str, type[Accelerator]] = {
+    kind.name: kind for kind in (MpsBackend, XpuBackend, NpuBackend, HpuBackend, MluBackend, MusaBackend)
+}
+
+
+def device_names() -> list[str]:
+    """The names of `DEVICES`, and of the device that another installed package has registered with torch."""
+    return list(dict.fromkeys([*DEVICES, *_registered()]))
+
+
+def device_class(name: str) -> type[Accelerator] | None:
+    """The class of the device that torch calls `name`; None if torch has none."""
+    return DEVICES.get(name) or (_of_package(name) if name in _registered() else None)
+
+
+def _registered() -> list[str]:
+    """What torch calls the device of an out-of-tree package.
+
+    torch imports these packages, so it is asked only if there are any whose device isn't known anyway.
+    """
+    known = {kind.package for kind in DEVICES.values()} | {"torch_tpu"}
+    packages = {entry.module.partition(".")[0] for entry in entry_points(group=_TORCH_GROUP)}
+    if "torch" not in sys.modules and packages <= known:
+        return []
+    import torch
+
+    name = torch._C._get_privateuse1_backend_name()
+    return [] if name == _NOT_RENAMED else [name]
+
+
+@cache
+def _of_package(device: str) -> type[Accelerator]:
+    """A class for a device with nothing known of it but what its package has registered with torch."""
+    import torch
+
+    # What torch.utils.checkpoint uses of a module.
+    needed = ("_initialized", "device", "get_rng_state", "set_rng_state")
+    restores = all(hasattr(getattr(torch, device, None), part) for part in needed)
+    groups = torch.distributed.Backend.default_device_backend_map if torch.distributed.is_available() else {}
+    group = f"cpu:gloo,{device}:{groups[device]}" if device in groups else None
+
+    class Registered(Accelerator):
+        name = device
+        traits = _traits(f"torch's {device} devices, of an installed package", group, recomputes=restores)
+        how_to_get = "check its driver, and that its package is for this torch"
+
+    return Registered

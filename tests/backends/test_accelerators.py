@@ -1,0 +1,207 @@
+"""Devices by torch's names: what is said where they are absent, what they lack, and one that torch really registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from isotrain import UserError
+from isotrain.backends import BackendUnavailableError, accelerators, backend_class, get_backend, list_backends
+from isotrain.backends.accelerators import DEVICES, HpuBackend, MpsBackend, NpuBackend, XpuBackend
+
+STAND_IN = Path(__file__).resolve().parents[1] / "support" / "torch_ferrite.py"
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_device_is_listed_and_none_was_run(name: str) -> None:
+    assert name in list_backends()
+    assert backend_class(name) is DEVICES[name]
+    assert DEVICES[name].traits.untested
+    assert DEVICES[name].traits.described.endswith("not run by its authors")
+
+
+def test_an_unknown_name_is_told_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"backend 'muse' does not exist; did you mean musa\?"):
+        get_backend("muse")
+
+
+def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerators, "find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailableError, match="the package torch_npu isn't installed; install Huawei's CANN"):
+        get_backend("npu")
+    # It is installed, and registered nothing.
+    monkeypatch.setattr(accelerators, "find_spec", lambda name: ModuleSpec(name, None))
+    with pytest.raises(BackendUnavailableError, match=r"torch \S+ has no module torch\.npu, .*AUTOLOAD"):
+        get_backend("npu")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(torch.mps, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailableError, match="finds no mps device; use a Mac"):
+        get_backend("mps")
+
+
+@pytest.fixture
+def xpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """torch.xpu of a machine with two GPUs, whose tensors can't exist here."""
+    module = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2)
+    monkeypatch.setattr(torch, "xpu", module)
+    return module
+
+
+def _fail(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("the driver is asleep\nand a stack")
+
+
+def test_a_driver_that_fails_is_one_line(xpu: SimpleNamespace) -> None:
+    xpu.device_count = _fail
+    with pytest.raises(BackendUnavailableError, match=r"can't count its devices \(the driver is asleep\)") as caught:
+        get_backend("xpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_devices_are_counted_and_chosen(xpu: SimpleNamespace) -> None:
+    chosen: list[int] = []
+    xpu.set_device = chosen.append
+    assert XpuBackend.probe().reason == "Intel GPUs (2 devices)"
+    opened = get_backend("xpu:1")
+    assert (opened.device, chosen) == (torch.device("xpu", 1), [1])
+    with pytest.raises(UserError, match="'xpu:2': this machine has 2 XPU devices; use xpu:0 to xpu:1"):
+        get_backend("xpu:2")
+
+
+def test_a_module_with_nothing_is_a_device_with_gaps(xpu: SimpleNamespace) -> None:
+    backend = get_backend("xpu")
+    info = backend.info()
+    assert (info.name, info.memory_bytes, info.untested) == ("xpu device 0", None, True)
+    memory = backend.memory()
+    assert memory.missing == "neither torch.xpu nor its allocator counts memory"
+    assert memory.scope == "resident memory of the process"
+    assert "torch.xpu has no get_rng_state" in backend.unsaved_generator()
+    assert list(backend.generators()) == ["cpu"]
+    xpu.get_rng_state = xpu.set_rng_state = xpu.memory_allocated = lambda *_, **__: 5
+    xpu.max_memory_allocated = lambda _: 7
+    xpu.get_device_name = lambda _: "Arc"
+    xpu.get_device_properties = lambda _: SimpleNamespace(total_memory=3)
+    memory, info = backend.memory(), backend.info()
+    assert (memory.current_bytes, memory.peak_bytes, memory.scope, memory.missing) == (5, 7, "XPU allocator", "")
+    assert (info.name, info.memory_bytes, info.compute_units) == ("Arc", 3, None)
+    assert backend.unsaved_generator() == ""
+    assert list(backend.generators()) == ["cpu", "xpu"]
+
+
+def test_dtypes_are_asked_of_the_device(xpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = get_backend("xpu")
+    # This torch has no XPU, so a tensor on it is a RuntimeError.
+    with pytest.raises(UserError, match="dtype 'float32' can't train on the xpu backend"):
+        backend.cast_policy("float32")
+    monkeypatch.setattr(XpuBackend, "_multiplies", lambda _, dtype: dtype != "float64")
+    backend = get_backend("xpu")
+    with pytest.raises(UserError, match="allowed are float32, bfloat16, float16; set dtype"):
+        backend.cast_policy("float64")
+    assert backend.cast_policy("bfloat16").compute == "bfloat16"
+    xpu.is_bf16_supported = lambda including_emulation=True: including_emulation
+    emulated = backend.cast_policy("bfloat16")
+    assert (emulated.param, emulated.compute, emulated.accumulate) == ("bfloat16", "float32", "float32")
+    assert backend.cast_policy("bfloat16", strict=True).compute == "bfloat16"
+    # Others take no argument.
+    xpu.is_bf16_supported = lambda: True
+    assert backend.cast_policy("bfloat16").compute == "bfloat16"
+    half = backend.grad_scaler(backend.cast_policy("float16"))
+    assert half is not None
+    assert half._device == "xpu"
+
+
+def test_devices_without_float64_say_so_before_they_are_opened() -> None:
+    for kind in (MpsBackend, HpuBackend):
+        assert "float64" not in kind.traits.dtypes
+    assert NpuBackend.traits.process_group == "cpu:gloo,npu:hccl"
+    assert MpsBackend.traits.process_group is None
+
+
+def test_metal_has_one_device_and_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([3, 9, 4])
+    module = SimpleNamespace(
+        is_available=lambda: True, device_count=lambda: 1, current_allocated_memory=lambda: next(held)
+    )
+    monkeypatch.setattr(torch, "mps", module)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    backend = get_backend("mps")
+    uses = [backend.memory() for _ in range(3)]
+    assert [(use.current_bytes, use.peak_bytes) for use in uses] == [(3, 3), (9, 9), (4, 9)]
+    assert uses[0].scope == "MPS allocator, its peak at a reading"
+
+
+# --- a device that torch really registers
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package `torch_ferrite`, whose device every `import torch` registers."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(STAND_IN, folder)
+    written = folder / "torch_ferrite-1.0.dist-info"
+    written.mkdir()
+    (written / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-ferrite\nVersion: 1.0\n")
+    (written / "entry_points.txt").write_text("[torch.backends]\ntorch_ferrite = torch_ferrite:load\n")
+    return folder
+
+
+def isotrain(site: Path, folder: Path, *arguments: str, lacks: str = "") -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-m", "isotrain.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path, "FERRITE_LACKS": lacks},
+    )
+
+
+def checks(site: Path, folder: Path, only: str, lacks: str = "") -> dict[str, dict[str, Any]]:
+    """What `isotrain conformance` finds on the device, by the name of the check."""
+    done = isotrain(
+        site, folder, "conformance", "--backend", "ferrite", "--only", only, "--json", "found.json", lacks=lacks
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "This backend was not run by its authors." in done.stdout
+    return {check["name"]: check for check in json.loads((folder / "found.json").read_text())["checks"]}
+
+
+@pytest.mark.slow
+def test_a_registered_device_holds_what_it_claims(site: Path, tmp_path: Path) -> None:
+    found = checks(site, tmp_path, "device/")
+    assert {name for name, check in found.items() if check["status"] == "unsupported"} == {
+        "device/energy",
+        "device/recompute",
+        "device/unknown-option",
+    }
+
+
+@pytest.mark.slow
+def test_what_a_registered_device_lacks_is_listed(site: Path, tmp_path: Path) -> None:
+    found = checks(site, tmp_path, "device/*e*or*", lacks="generator,memory")
+    for name, words in (("memory", "counts memory"), ("generators-device", "has no get_rng_state")):
+        check = found[f"device/{name}"]
+        assert (check["status"], words in check["detail"]) == ("unsupported", True)
+
+
+@pytest.mark.slow
+def test_a_registered_device_trains(site: Path, tmp_path: Path) -> None:
+    sets = ["model_name=random:tiny", "max_steps=5", "dataset_id=embedded:intents?train=154&test=77", "dtype=float32"]
+    options = [part for item in sets for part in ("--set", item)]
+    done = isotrain(site, tmp_path, "train", "quickstart", "--backend", "ferrite", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backend ferrite was not run by its authors" in done.stdout + done.stderr
+    done = isotrain(site, tmp_path, "train", "quickstart", "--backend", "ferrite", *options, lacks="devices")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "finds no ferrite device" in line
