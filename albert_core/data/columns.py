@@ -151,7 +151,7 @@ class IdsSeen:
                         "no ids"
                     )
                     raise UserError(
-                        f"{table.place(row)}: {column} {str(cell)!r} occurs twice, first at {table.unit} {first}; {fix}"
+                        f"{table.place(row)}: {column} {str(cell)!r} occurs twice, first at {table.at(first)}; {fix}"
                     )
 
 

@@ -124,8 +124,9 @@ def load_dataset(
     - ``embedded:intents``, optionally with sizes: ``embedded:intents?train=2000&test=500`` (see `intents`).
       ``embedded:responses`` has a whole answer instead of each label, ``embedded:topics`` several labels a text, and
       ``embedded:similarity`` scores pairs of texts.
-    - A folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl. A
-      ``categories.json`` in it gives the order of the label names.
+    - A folder with ``train`` and ``test`` (or ``validation``, ``valid``, ``val``, ``dev``) as .csv, .tsv or .jsonl, or
+      in several files as the Hub names them (see `read_local`). A ``categories.json`` in it gives the order of the
+      label names.
     - One .csv, .tsv or .jsonl file with `test_fraction`. That share of each label, chosen by `seed`, is the test split.
     - A Hub id: ``org/name``, ``name`` or, with a configuration, ``org/name/configuration`` (also ``glue/mrpc``). Names
       that exist on disk or begin with ``.``, ``/`` or ``~`` are local.
@@ -299,10 +300,9 @@ def _texts(table: Table, column: str, columns: Columns) -> list[str]:
     texts = table.column(column)
     empty = [row for row, text in enumerate(texts) if text is None or (isinstance(text, str) and not text.strip())]
     if empty:
-        places = ", ".join(str(table.positions[row]) for row in empty[:5]) + (", ..." if len(empty) > 5 else "")
         what = "empty texts" if columns.text_pair is None else "unpaired sentences: empty texts"
         raise UserError(
-            f"{table.origin} has {len(empty)} {what} under {column!r} ({table.unit} {places}); remove these rows"
+            f"{table.origin} has {len(empty)} {what} under {column!r} ({table.listed(empty)}); remove these rows"
         )
     for row, text in enumerate(texts):
         if not isinstance(text, str):

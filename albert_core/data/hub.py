@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..terminal.console import quieted
 from ..terminal.text import reason_of
 from .columns import Columns, evaluation_names
 from .tabular import Table, shown
-from .unpacked import check_regular
+from .unpacked import check_growth, check_regular, most_unpacked
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
 
@@ -24,6 +25,9 @@ ALIASES = {"banking77": "mteb/banking77", "squad": "rajpurkar/squad", "squad_v2"
 COLLECTIONS = ("glue", "super_glue")
 
 _SAVE = "save the data set again by save_to_disk"
+
+# Numbers of fields in Arrow's Message.fbs: of Message, DictionaryBatch and (the last two) RecordBatch.
+_HEADER, _DATA, _BUFFERS, _COMPRESSION = 2, 1, 2, 3
 
 
 def read_hub(
@@ -128,12 +132,51 @@ def _saved_split(folder: Path) -> Any:
     for file in files:
         check_regular(folder / file)
     try:
+        for file in files:
+            check_growth(folder / file, _claimed_bytes(folder / file), most_unpacked(folder / file))
         split = datasets.concatenate_datasets([datasets.Dataset.from_file(str(folder / file)) for file in files])
         split.data.validate(full=True)
     # A damaged description of the columns makes `datasets` raise any of these.
-    except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{folder} can't be read as a data set of `datasets` ({reason_of(error)}); {_SAVE}") from error
     return split
+
+
+def _claimed_bytes(file: Path) -> int:
+    """The bytes that pyarrow would allocate for the compressed buffers of an Arrow stream, by their own words."""
+    import pyarrow
+
+    claimed = 0
+    with pyarrow.memory_map(str(file)) as stream:
+        for message in pyarrow.ipc.MessageReader.open_stream(stream):
+            if message.type in ("record batch", "dictionary"):
+                claimed += sum(_buffer_claims(message.metadata, message.body, message.type == "dictionary"))
+    return claimed
+
+
+def _buffer_claims(metadata: Any, body: Any, dictionary: bool) -> Iterator[int]:
+    """The size that each compressed buffer of a message names in its first 8 bytes."""
+
+    def field(table: int, number: int) -> int:
+        """The position of what a field of the flatbuffers table at `table` refers to, or 0 if it is not set."""
+        (to_slots,) = struct.unpack_from("<i", metadata, table)
+        (size,) = struct.unpack_from("<H", metadata, table - to_slots)
+        slot = 4 + 2 * number
+        (offset,) = struct.unpack_from("<H", metadata, table - to_slots + slot) if slot < size else (0,)
+        return table + offset + struct.unpack_from("<I", metadata, table + offset)[0] if offset else 0
+
+    batch = field(struct.unpack_from("<I", metadata)[0], _HEADER)
+    if dictionary:
+        batch = field(batch, _DATA)
+    if not field(batch, _COMPRESSION):
+        return
+    buffers = field(batch, _BUFFERS)
+    for index in range(struct.unpack_from("<I", metadata, buffers)[0]):
+        offset, length = struct.unpack_from("<qq", metadata, buffers + 4 + 16 * index)
+        # -1 stands before a buffer that would not have become smaller.
+        yield max(0, struct.unpack_from("<q", body, offset)[0]) if length else 0
 
 
 def _plain_names(file: Path, names: Any) -> list[str]:

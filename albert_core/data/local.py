@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ... import UserError
 from .columns import evaluation_names
 from .table_files import TABLE_SUFFIXES, read_table
-from .tabular import Table, shown
+from .tabular import Table, joined_shards, shown
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class FileKind:
             UserError: It also has a training file of this kind.
         """
         marks = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
-        file = _split_file(path, ("train",), self) if marks else None
-        if file is not None:
+        files = _split_files(path, ("train",), self) if marks else []
+        if files:
             raise UserError(
-                f"the folder {path} has the train split twice: {file.name}, and as `datasets` saved it ({marks[0]}); "
-                "keep one of them"
+                f"the folder {path} has the train split twice: {files[0].name}, and as `datasets` saved it "
+                f"({marks[0]}); keep one of them"
             )
         return bool(marks)
 
@@ -59,9 +60,11 @@ class FileKind:
         """Whether a file with this name holds `split`."""
         if self.versions:
             return name.startswith((f"{split}.", f"{split}-", f"{split}_")) and name.endswith(self.suffixes)
-        # The second is what the Hub calls a file that holds all of a split.
-        return name in [*(split + suffix for suffix in self.suffixes), f"{split}-00000-of-00001.parquet"]
+        return _SHARD.sub("", name, count=1) in [split + suffix for suffix in self.suffixes]
 
+
+# What the Hub puts after a split's name in the names of its files.
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 
 LABELLED_TEXTS = FileKind(TABLE_SUFFIXES, read_table, "a Hub id such as mteb/banking77, or embedded:intents")
 
@@ -69,8 +72,12 @@ LABELLED_TEXTS = FileKind(TABLE_SUFFIXES, read_table, "a Hub id such as mteb/ban
 def read_local(dataset_id: str, path: Path, evaluation_split: str | None, kind: FileKind) -> tuple[Table, Table | None]:
     """Reads the training split and, if there is one, the evaluation split. A single file is all training.
 
+    A split may be in several files, ``train-00000-of-00003.parquet`` and so on, which are read in their order. In a
+    copy of one of the Hub's repositories, they are in the folder ``data``.
+
     Raises:
-        UserError: Nothing is there, a folder has no training file or a split twice, or it lacks `evaluation_split`.
+        UserError: Nothing is there, a folder has no training file, a split twice or not all of its files, or it lacks
+            `evaluation_split`.
     """
     kind.check_there(dataset_id, path)
     if path.is_file():
@@ -85,30 +92,53 @@ def read_local(dataset_id: str, path: Path, evaluation_split: str | None, kind: 
             f"dataset_id {dataset_id!r} is a pipe, a socket or a device, which can't be read twice; save the rows to a "
             "file, and give that"
         )
-    train = _split_file(path, ("train",), kind)
-    if train is None:
+    train, inner = _split_files(path, ("train",), kind), path / "data"
+    if not train and inner.is_dir() and (train := _split_files(inner, ("train",), kind)):
+        path = inner
+    if not train:
         found = sorted(entry.name for entry in path.iterdir())
         raise UserError(
             f"the folder {path} has no training file, it has {shown(found) or 'nothing'}; "
             f"give a folder with train as {', '.join(kind.suffixes)}"
         )
-    test = _split_file(path, evaluation_names(evaluation_split), kind)
-    if test is None and evaluation_split is not None:
+    test = _split_files(path, evaluation_names(evaluation_split), kind)
+    if not test and evaluation_split is not None:
         raise UserError(
             f"the folder {path} has no {evaluation_split} file, but evaluation_split asks for it; add it, or drop that"
         )
-    return kind.read(train), kind.read(test) if test else None
+    return joined_shards(list(map(kind.read, train))), joined_shards(list(map(kind.read, test))) if test else None
 
 
-def _split_file(folder: Path, splits: Sequence[str], kind: FileKind) -> Path | None:
-    """The file of the first of `splits` in the folder. Raises UserError if it has that split twice."""
+def _split_files(folder: Path, splits: Sequence[str], kind: FileKind) -> list[Path]:
+    """The files of the first of `splits` in the folder, in their order.
+
+    Raises:
+        UserError: The folder has that split twice, or not all of its files.
+    """
     for split in splits:
         files = [entry for entry in sorted(folder.iterdir()) if kind.holds(entry.name.lower(), split)]
-        if len(files) > 1:
+        sets = {_SHARD.sub(r"-of-\2", file.name, count=1): file.name for file in reversed(files)}
+        if len(sets) > 1:
             raise UserError(
-                f"the folder {folder} has the {split} split {len(files)} times ({shown(file.name for file in files)}); "
+                f"the folder {folder} has the {split} split {len(sets)} times ({shown(sorted(sets.values()))}); "
                 "keep one of them"
             )
         if files:
-            return files[0]
-    return None
+            wanted = _all_shards(files[0].name)
+            odd = sorted({file.name for file in files} ^ set(wanted))
+            if odd:
+                raise UserError(
+                    f"the folder {folder} {'lacks' if odd[0] in wanted else 'should not have'} {shown(odd)}: the "
+                    f"{split} split has {len(wanted)} files by their names; put all of them there"
+                )
+            return files
+    return []
+
+
+def _all_shards(name: str) -> list[str]:
+    """The names of all files of a split, from one of them."""
+    shard = _SHARD.search(name)
+    if shard is None:
+        return [name]
+    begin, end = name[: shard.start()], name[shard.end() :]
+    return [f"{begin}-{number:05}-of-{shard[2]}{end}" for number in range(int(shard[2]))]

@@ -57,12 +57,11 @@ def without_missing(
         raise UserError(f"{table.origin} has no row with a text and a label; give a file that has, or another column")
     if lacking:
         log.warning(
-            "%s: left out of its %s: %d without a label or a text (the first is %s %s)",
+            "%s: left out of its %s: %d without a label or a text (the first is %s)",
             table.origin,
             count(len(table.rows), "row"),
             len(lacking),
-            table.unit,
-            table.positions[min(lacking)],
+            table.at(table.positions[min(lacking)]),
         )
     smaller = replace(table, rows=[table.rows[row] for row in kept], positions=[table.positions[row] for row in kept])
     _warn_of_texts(smaller, texts, known)

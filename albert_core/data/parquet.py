@@ -10,10 +10,8 @@ from typing import Any
 from ... import UserError
 from ..terminal.text import reason_of
 from .tabular import Table, in_parts, refuse_duplicates, shown
-from .unpacked import LARGEST_UNPACKED, check_regular
+from .unpacked import check_growth, check_regular, most_unpacked
 
-# Tables of texts shrink to a tenth or so. A file that unpacks to a hundred times its size was made to do so.
-MOST_GROWTH = 100
 # Bytes of a row in memory beside its texts.
 _ROW_BYTES = 64
 
@@ -56,25 +54,18 @@ def parquet_parts(path: Path, size: int) -> Iterator[Table]:
 
 def _rows(path: Path, file: Any, columns: list[str], size: int) -> Iterator[tuple[int, int, list[Any]]]:
     """The file's rows, each with its position and the characters of its texts."""
-    most = max(LARGEST_UNPACKED, MOST_GROWTH * path.stat().st_size)
-    for group in range(file.num_row_groups):
-        _check_growth(path, file.metadata.row_group(group).total_byte_size, most)
+    most = most_unpacked(path)
+    for group in map(file.metadata.row_group, range(file.num_row_groups)):
+        parts = (group.column(index).total_uncompressed_size for index in range(group.num_columns))
+        check_growth(path, max(group.total_byte_size, sum(parts)), most)
     position = unpacked = 0
     for batch in file.iter_batches(size, columns=columns, use_threads=False):
         for row in zip(*(_values(batch.column(name)) for name in columns), strict=True):
             characters = sum(len(cell) for cell in row if isinstance(cell, str))
             unpacked += characters + _ROW_BYTES
-            _check_growth(path, unpacked, most)
+            check_growth(path, unpacked, most)
             yield position, characters, list(row)
             position += 1
-
-
-def _check_growth(path: Path, unpacked: int, most: int) -> None:
-    if unpacked > most:
-        raise UserError(
-            f"{path} unpacks to more than {most:,} bytes, over {MOST_GROWTH} times its size; give it as .csv or .jsonl "
-            "if that is right"
-        )
 
 
 def _values(column: Any) -> list[Any]:

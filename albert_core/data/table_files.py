@@ -7,7 +7,6 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from ... import UserError
 from ..config.parsing import decoded, json_kind, parse_json
 from .parquet import parquet_parts
-from .tabular import PART_ROWS, Table, in_parts, refuse_duplicates, shown
+from .tabular import PART_ROWS, Table, in_parts, joined, refuse_duplicates, shown
 from .unpacked import read_bytes, read_lines, suffix_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".json.gz")
@@ -27,10 +26,7 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')
 
 def read_table(path: Path) -> Table:
     """Reads the whole file at `path`. Raises UserError as `table_parts` does."""
-    parts = list(table_parts(path))
-    columns = list(dict.fromkeys(name for part in parts for name in part.columns))
-    rows = [row for part in parts for row in part.aligned(columns)]
-    return replace(parts[0], columns=columns, rows=rows, positions=[row for part in parts for row in part.positions])
+    return joined(list(table_parts(path)))
 
 
 def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:

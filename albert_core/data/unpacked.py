@@ -14,6 +14,8 @@ from ..terminal.text import reason_of
 
 # A stranger's small file may unpack to more than the memory holds. SQuAD's own have 30 MB.
 LARGEST_UNPACKED = 2**29
+# Tables of texts shrink to a tenth or so. A file that unpacks to a hundred times its size was made to do so.
+MOST_GROWTH = 100
 
 
 def is_gzip(path: Path) -> bool:
@@ -31,6 +33,20 @@ def check_regular(path: Path) -> None:
     # A pipe can be read only once, and its reader waits for a writer that may never come.
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} can't be read (it is no regular file); save what it gives as a file first")
+
+
+def most_unpacked(path: Path) -> int:
+    """The most bytes that a packed file of tables may unpack to."""
+    return max(LARGEST_UNPACKED, MOST_GROWTH * path.stat().st_size)
+
+
+def check_growth(path: Path, unpacked: int, most: int) -> None:
+    """Raises UserError if `unpacked` bytes are more than `most` (see `most_unpacked`)."""
+    if unpacked > most:
+        raise UserError(
+            f"{path} unpacks to more than {most:,} bytes, over {MOST_GROWTH} times its size; give it as .csv or .jsonl "
+            "if that is right"
+        )
 
 
 def read_bytes(path: Path) -> bytes:

@@ -8,6 +8,7 @@ import os
 import random
 import tracemalloc
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import datasets
 import pyarrow
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.data import parquet as parquet_reader
 from isotrain.albert_core.data import unpacked
 from isotrain.albert_core.data.datasets import RawDataset, load_dataset
 from isotrain.albert_core.data.questions import load_questions
@@ -85,6 +85,73 @@ def test_the_hubs_own_files_are_found(tmp_path: Path) -> None:
     assert len(load_dataset(str(tmp_path)).test) == len(ROWS)
     write_rows("csv", tmp_path, ROWS, "train")
     assert "has the train split 2 times" in refusal(tmp_path, test_fraction=None)
+
+
+def shards(kind: str, folder: Path, split: str, sizes: list[int]) -> list[Path]:
+    """The rows again in several files, as the Hub names them."""
+    folder.mkdir(exist_ok=True)
+    ends = list(accumulate(sizes))
+    return [
+        write_rows(kind, folder, ROWS[end - size : end], f"{split}-{number:05}-of-{len(sizes):05}")
+        for number, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("inner", ["", "data"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv.gz"])
+def test_a_split_in_several_files_is_one(tmp_path: Path, in_csv: RawDataset, kind: str, inner: str) -> None:
+    shards(kind, tmp_path / inner, "train", [5, 1, 6])
+    assert load_dataset(str(tmp_path), test_fraction=0.5).fingerprint == in_csv.fingerprint
+    shards(kind, tmp_path / inner, "validation", [6, 6])
+    found = load_dataset(str(tmp_path))
+    assert found.train.texts == found.test.texts == TEXTS * 2
+
+
+def test_questions_in_several_files_are_one_split(tmp_path: Path) -> None:
+    table = read_question_table(write_questions(tmp_path / "nested") / "train.json")
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    (tmp_path / "shards").mkdir()
+    for number, part in enumerate((rows[:4], rows[4:])):
+        write_rows("parquet", tmp_path / "shards", part, f"train-{number:05}-of-00002")
+    found = load_questions(str(tmp_path / "shards"), test_fraction=0.5)
+    assert len(found.train) + len(found.test) == len(rows)
+
+
+def test_what_is_wrong_in_one_of_several_files_is_said_with_its_name(tmp_path: Path) -> None:
+    files = shards("parquet", tmp_path, "train", [5, 1, 6])
+    marked = [{**row, "stars": "N/A" if row is ROWS[7] else "1"} for row in ROWS[6:]]
+    write_rows("parquet", tmp_path, marked, files[2].stem)
+    assert f"{files[2]}, row 1: the label 'N/A'" in refusal(tmp_path)
+    write_rows("parquet", tmp_path, [{"review": " ", "stars": 1}], files[1].stem)
+    write_rows("parquet", tmp_path, [{"review": "", "stars": 1}] * 6, files[2].stem)
+    empty = refusal(tmp_path)
+    assert f"{files[0]} (3 shards) has 7 empty texts" in empty
+    assert f"({files[1]}, row 0; {files[2]}, row 0; {files[2]}, row 1; " in empty
+    repeated = [{"id": number, "review": "x", "stars": 1} for number in (0, 1)]
+    for file in files:
+        write_rows("parquet", tmp_path, repeated, file.stem)
+    assert f"{files[1]}, row 0: id '0' occurs twice, first at {files[0]}, row 0" in refusal(tmp_path)
+
+
+def test_files_of_a_split_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    files = shards("parquet", tmp_path, "train", [5, 1, 6])
+    files[1].unlink()
+    assert f"lacks '{files[1].name}': the train split has 3 files by their names" in refusal(tmp_path)
+    files[0].unlink()
+    assert f"lacks '{files[0].name}', '{files[1].name}'" in refusal(tmp_path)
+    shards("parquet", tmp_path, "train", [6, 6])
+    assert "has the train split 2 times" in refusal(tmp_path)
+    files[2].unlink()
+    (tmp_path / "train-00000-of-00002.parquet").rename(tmp_path / "train-00002-of-00002.parquet")
+    assert "lacks 'train-00000-of-00002.parquet', 'train-00002-of-00002.parquet'" in refusal(tmp_path)
+
+
+def test_files_of_a_split_with_other_names_of_classes_are_refused(tmp_path: Path) -> None:
+    for number, names in enumerate((["no", "yes"], ["yes", "no"])):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        rows = datasets.Dataset.from_dict({"text": list("abcd"), "label": [0, 1] * 2}, features=features)
+        rows.to_parquet(str(tmp_path / f"train-{number:05}-of-00002.parquet"))
+    assert "train-00001-of-00002.parquet has other names of classes than" in refusal(tmp_path)
 
 
 def test_what_datasets_saved_says_the_same(tmp_path: Path, in_csv: RawDataset) -> None:
@@ -325,12 +392,52 @@ def test_a_packed_file_does_not_unpack_without_a_limit(
 def test_a_parquet_does_not_unpack_without_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: Callable[[], dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(parquet_reader, "LARGEST_UNPACKED", 1_000_000)
+    monkeypatch.setattr(unpacked, "LARGEST_UNPACKED", 1_000_000)
     path = tmp_path / "rows.parquet"
     # Without its own schema, pyarrow reads plain texts.
     parquet.write_table(pyarrow.table(columns()), path, compression="zstd", store_schema=False)
     assert path.stat().st_size < 50_000
     assert peak_of(path, "unpacks to more than") < 1e7
+
+
+def compressed(folder: Path) -> Path:
+    """A data set as `datasets` saved it, in a stream of small buffers that unpack to 20 MB."""
+    saved(folder, ROWS)
+    # A dictionary and a column, so that both kinds of messages are there.
+    texts = pyarrow.DictionaryArray.from_arrays([0] * 1000, ["x" * 10_000_000])
+    rows = pyarrow.record_batch({"text": texts, "label": pyarrow.array([0] * 1_250_000)[:1000]})
+    file = folder / "data-00000-of-00002.arrow"
+    with pyarrow.ipc.new_stream(
+        str(file), rows.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    ) as stream:
+        stream.write_batch(rows)
+    assert file.stat().st_size < 50_000
+    return file
+
+
+def test_an_arrow_stream_does_not_unpack_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = compressed(tmp_path / "data")
+    monkeypatch.setattr(unpacked, "LARGEST_UNPACKED", 1_000_000)
+    assert peak_of(file.parent, f"{file} unpacks to more than") < 1e6
+    # A buffer that says more than it holds.
+    content = file.read_bytes()
+    zstd = b"\x28\xb5\x2f\xfd"
+    claim = (10_000_000).to_bytes(8, "little") + zstd
+    assert content.count(claim) == 1
+    file.write_bytes(content.replace(claim, (2**40).to_bytes(8, "little") + zstd))
+    monkeypatch.setattr(unpacked, "LARGEST_UNPACKED", 2**29)
+    assert peak_of(file.parent, f"{file} unpacks to more than") < 1e6
+
+
+def test_a_compressed_arrow_stream_is_read(tmp_path: Path, in_csv: RawDataset) -> None:
+    folder = saved(tmp_path / "data", ROWS)
+    for file in folder.glob("*.arrow"):
+        rows = pyarrow.ipc.open_stream(file.read_bytes()).read_all()
+        with pyarrow.ipc.new_stream(
+            str(file), rows.schema, options=pyarrow.ipc.IpcWriteOptions(compression="lz4")
+        ) as stream:
+            stream.write_table(rows)
+    assert load_dataset(str(folder), test_fraction=0.5).fingerprint == in_csv.fingerprint
 
 
 @pytest.mark.parametrize("kind", [kind for kind in (*FORMATS, "saved") if kind.endswith((".gz", "parquet", "saved"))])
