@@ -206,6 +206,10 @@ class QuestionAnswering(Task):
     def parts(self, file: Path) -> Iterator[Table]:
         return question_parts(file)
 
+    def reads_pairs(self, recalled: tuple[str, ...]) -> bool:
+        del recalled
+        return True
+
     def inputs(self, recalled: tuple[str, ...], texts: Sequence[str], pairs: Sequence[str] | None) -> QuestionSplit:
         del recalled
         if pairs is None:

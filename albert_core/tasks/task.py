@@ -203,6 +203,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def reads_pairs(self, recalled: Any) -> bool:
+        """Whether an input is a pair of texts."""
+
+    @abstractmethod
     def inputs(self, recalled: Any, texts: Sequence[str], pairs: Sequence[str] | None) -> Any:
         """Makes a split of texts to predict for.
 

@@ -141,7 +141,7 @@ class TextTask(Task):
         self, table: Table, recalled: Recalled, text_column: str | None, text_pair_column: str | None
     ) -> tuple[str, str | None]:
         """The requested columns, else those of the training data if they exist, else columns with the usual names."""
-        if len(recalled.text_columns) == 1:
+        if not self.reads_pairs(recalled):
             if text_pair_column is not None:
                 raise UserError("this run was trained on single texts; drop --pair-column")
             known = text_column or next((name for name in recalled.text_columns if name in table.columns), None)
@@ -161,8 +161,11 @@ class TextTask(Task):
     def parts(self, file: Path) -> Iterator[Table]:
         return table_parts(file)
 
+    def reads_pairs(self, recalled: Recalled) -> bool:
+        return len(recalled.text_columns) == 2
+
     def inputs(self, recalled: Recalled, texts: Sequence[str], pairs: Sequence[str] | None) -> RawSplit:
-        if (pairs is None) != (len(recalled.text_columns) == 1):
+        if (pairs is not None) != self.reads_pairs(recalled):
             raise UserError(
                 "this run was trained on single texts; drop the second ones"
                 if pairs is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,13 +22,21 @@ if TYPE_CHECKING:
 
 _texts, _model, _output = map(panel, ("What is asked", "Which model, where", "Output"))
 
+STDIN = 0
 # The most rows of a printed table. Further rows get another table.
 TABLE_ROWS = 100
 
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as `isotrain train` printed it.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict for.")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...",
+            help="Texts to predict for; - reads them from standard input as they come, one a line, pairs with a tab "
+            "between the two.",
+        ),
+    ] = None,
     pairs: Annotated[
         list[str] | None,
         _texts(
@@ -75,6 +84,8 @@ def predict(
 
       isotrain predict runs/banking77-... --csv new.csv --out labelled.csv
 
+      tail -f questions.txt | isotrain predict runs/banking77-... - --json
+
       isotrain predict runs/squad-... --file dev-v1.1.json --out predictions.json
     """
     from ... import UserError
@@ -90,6 +101,7 @@ def predict(
     folder = open_run(run)
     _check_out(out, file)
 
+    from ...albert_core.inference.lines import line_parts
     from ...albert_core.inference.predict import load_predictor
     from ...albert_core.inference.prediction_files import read_inputs
 
@@ -98,7 +110,12 @@ def predict(
         by_id = out is not None and out.suffix.lower() == ".json"
         inputs = read_inputs(folder, file, text_column, pair_column, by_id)
     predictor = load_predictor(folder, backend, checkpoint, model)
-    if inputs is None:
+    if texts == ["-"] and not pairs:
+        parts = line_parts(STDIN, predictor.task.reads_pairs(predictor.recalled))
+        # The first is read before anything is printed, so that input of no use leaves nothing half printed.
+        answers = (predictor.predict(*part) for part in chain([next(parts)], parts))
+        _print(answers, predictor.label, json_output)
+    elif inputs is None:
         _print(iter([predictor.predict(texts, pairs or None)]), predictor.label, json_output)
     elif out is None:
         answers = (predictor.predict(*inputs.texts(part)) for part in inputs.parts())
