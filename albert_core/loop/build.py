@@ -142,12 +142,10 @@ def _begin_with_pooler(head: PoolerHead, job: Job) -> None:
     """Gives the head the checkpoint's pretrained pooler, as AutoModelForSequenceClassification does."""
     pooler, name = job.encoder.pooler, job.encoder.label
     if pooler is None:
-        log.info("head: pooler_linear begins with a random pooler: %s has none", name)
         return
     if not all(bool(torch.isfinite(parameter).all()) for parameter in pooler.parameters()):
         raise UserError(f"model_name {name!r} has NaN or inf in its pooler; give an intact checkpoint, or head: mlp")
     head.pooler.load_state_dict(pooler.state_dict())
-    log.info("head: pooler_linear begins with the pretrained pooler of %s", name)
 
 
 def check_storage(config: TrainConfig, resuming: bool) -> None:

@@ -105,8 +105,10 @@ def prepare(job: Job, run: RunFolder, kept: ResolvedConfig, reporter: Reporter, 
     """Builds everything from the run's folder up to its first step: parts, checkpoint, trackers."""
     describe(job, run)
     training = build_training(job, run, reporter, kept.config)
-    if not is_new or job.config.load_from_storage:
-        _resume(training)
+    restored = (not is_new or job.config.load_from_storage) and _resume(training)
+    if job.config.head == "pooler_linear" and not restored:
+        begun = "a random pooler: %s has none" if job.encoder.pooler is None else "the pretrained pooler of %s"
+        log.info(f"head: pooler_linear begins with {begun}", job.encoder.label)
     if job.ranks.first:
         if not is_new:
             _keep_earlier(training, kept)
@@ -143,18 +145,19 @@ def _keep_earlier(training: Training, kept: ResolvedConfig) -> None:
                 earlier.replace(earlier.with_name(f"until-step-{step}-{earlier.name}"))
 
 
-def _resume(training: Training) -> None:
+def _resume(training: Training) -> bool:
+    """Restores the checkpoint to resume from. Returns False if there is none yet."""
     job = training.job
     found = job.ranks.from_first(lambda: _read_saved(training))
     if found is None:
-        return
+        return False
     folder, saved = found
     restore(training, saved, folder)
     before = saved.state["config"]
     if Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) != job.config.best:
         training.state.best = job.ranks.from_first(lambda: _best_so_far(training, saved))
     if not job.ranks.first:
-        return
+        return True
     changed = changed_keys(before, training.recorded)
     if changed:
         log.warning("resumed with other values than the checkpoint's: %s", "; ".join(changed))
@@ -165,6 +168,7 @@ def _resume(training: Training) -> None:
         training.store.after_save(folder)
     training.store.make_room(folder)
     log.info("resumed from %s at step %d of %d", folder, training.state.step, training.total_steps)
+    return True
 
 
 def _check_kept(job: Job, run: RunFolder) -> None:

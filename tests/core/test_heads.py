@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.config.load import ResolvedConfig, load_config
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.model.encoder import load_encoder
@@ -59,6 +59,17 @@ def test_a_run_begins_with_the_checkpoints_pooler(run: Run, pooled_models: dict[
     drawn = run(**POOLED, **still)
     assert torch.equal(weights(drawn)["pooler.weight"], PoolerHead(64, 6, 23).pooler.weight)
     assert "begins with a random pooler" in (drawn.run.path / "train.log").read_text()
+
+
+def test_a_resume_says_nothing_of_a_pooler_that_its_checkpoint_replaces(
+    run: Run, pooled_models: dict[str, Path]
+) -> None:
+    """A run's own copy of the encoder has none."""
+    first = run(model_name=str(pooled_models["bert"]), **POOLED, save_strategy="step", steps_freq=1, stop_at_step=1)
+    own = load_config(first.run.config, [f"model_name={first.run.encoder}", "stop_at_step=null", "max_steps=2"])
+    assert train(own, resume=first.run).status == "completed"
+    said = (first.run.path / "train.log").read_text()
+    assert said.count("head: pooler_linear begins with") == 1
 
 
 def test_a_checkpoint_without_a_pooler_loads_and_leaves_dropouts_generator_alone(
