@@ -13,6 +13,18 @@ Mode = Literal["min", "max"]
 
 LOWER_IS_BETTER = ("eval/loss", "eval/rmse")
 
+# Names in the files of runs from before metrics had those of the library `evaluate`.
+_FORMER = {
+    "eval/pearson": "eval/pearsonr",
+    "eval/spearman": "eval/spearmanr",
+    "eval/subset_accuracy": "eval/accuracy",
+}
+
+
+def metric_name(name: str) -> str:
+    """Today's name of a metric that a run's file names."""
+    return _FORMER.get(name, name)
+
 
 @dataclass(frozen=True)
 class Best:
@@ -27,7 +39,7 @@ class Best:
     @classmethod
     def by(cls, metric: str, mode: Mode | None = None) -> Best:
         """Ranks by `metric`. Without a `mode`, lower is better for losses and errors, higher for everything else."""
-        return cls(metric, mode or ("min" if metric in LOWER_IS_BETTER else "max"))
+        return cls(metric_name(metric), mode or ("min" if metric in LOWER_IS_BETTER else "max"))
 
     @property
     def words(self) -> str:

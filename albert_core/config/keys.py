@@ -104,16 +104,17 @@ class Keys(BaseModel):
         "eval/f1_macro",
         "eval/f1",
         "eval/f1_micro",
-        "eval/subset_accuracy",
-        "eval/pearson",
-        "eval/spearman",
+        "eval/pearsonr",
+        "eval/spearmanr",
         "eval/rmse",
         "eval/exact_match",
         "eval/exact",
         "eval/best_exact",
         "eval/best_f1",
     ] = Field(
-        "eval/loss", description="what makes a checkpoint best; eval/f1 is the second label's of two, or the answers'"
+        "eval/loss",
+        description="what makes a checkpoint best, by its name in the library evaluate; eval/f1 is the second label's "
+        "of two, or the answers', and eval/f1_macro and eval/f1_micro are of all labels",
     )
     checkpoint_metric_mode: Literal["min", "max"] | None = Field(
         None,

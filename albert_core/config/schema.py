@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from ...backends import backend_traits, options_model, options_models, read_section, resolve
 from ..terminal.text import holds_secret
-from .best import Best
+from .best import Best, metric_name
 from .keys import Keys
 from .label_rules import check_rule
 from .lora import LoraOptions
@@ -94,6 +94,13 @@ class TrainConfig(Keys):
     @classmethod
     def _off_is_none(cls, value: Any) -> Any:
         return None if str(value).lower() in ("", "off", "no", "none", "false") else value
+
+    @field_validator("checkpoint_metric", "chart", mode="before")
+    @classmethod
+    def _by_todays_name(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [cls._by_todays_name(item) for item in value]
+        return metric_name(value) if isinstance(value, str) else value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ import torch
 
 from ... import RunError, UserError
 from ...kernels.words import count
-from ..config.best import Best
+from ..config.best import Best, metric_name
 from ..model.whole import load_trained_state, trained_state
 from ..runs.checkpoint import Snapshot, check_identity
 from ..terminal.text import quoted
@@ -120,9 +120,9 @@ def _put_back(training: Training, saved: Snapshot) -> None:
     job.backend.step_boundary()
     state.step = saved.step
     state.samples = int(saved.state["samples"])
-    state.last_evaluation = dict(saved.state["last_evaluation"])
+    state.last_evaluation = {metric_name(name): value for name, value in saved.state["last_evaluation"].items()}
     state.evaluated_at = int(saved.state["evaluated_at"])
-    state.best = dict(saved.state["best"])
+    state.best = {metric_name(name): value for name, value in saved.state["best"].items()}
     state.recent, state.counted = tuple(saved.state["recent"]), tuple(saved.state["counted"])
     state.watch = replace(CollapseWatch(**saved.state["watch"]), chance=state.watch.chance, least=state.watch.least)
     # What has not improved, and since when, is known of one metric only.

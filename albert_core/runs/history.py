@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ..config.best import Best
+from ..config.best import Best, metric_name
 from ..config.parsing import parse_json
 from .folder import RunFolder
 
@@ -30,7 +30,9 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
             continue
         if isinstance(values, dict) and {"step", "eval/loss"} <= values.keys():
             values["train/loss"] = values.pop("train/loss_since_evaluation", math.nan)
-            rows.append({name: float(value) if value in _NOT_IN_JSON else value for name, value in values.items()})
+            rows.append(
+                {metric_name(name): float(value) if value in _NOT_IN_JSON else value for name, value in values.items()}
+            )
     return rows
 
 
@@ -42,7 +44,7 @@ def best_evaluation(
     `others` are evaluations that metrics.jsonl may lack, such as those of a run fetched from remote storage.
     """
     known = [
-        {name: float(row[name]) for name in row if name == "step" or name.startswith("eval/")}
+        {metric_name(name): float(row[name]) for name in row if name == "step" or name.startswith("eval/")}
         for row in (*evaluations(run), *others)
         if 1 <= row["step"] <= until
     ]

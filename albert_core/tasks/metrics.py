@@ -27,7 +27,7 @@ def label_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]
 
 
 def label_set_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Computes ``eval/f1_micro``, ``eval/f1_macro`` and ``eval/subset_accuracy`` from sets of labels, bool [N, C] each.
+    """Computes ``eval/f1_micro``, ``eval/f1_macro`` and ``eval/accuracy`` from sets of labels, bool [N, C] each.
 
     They are scikit-learn's. The F1 of a label that no row has and none is given is 0, and counts in the macro-F1.
     Subset accuracy is the share of rows with exactly the right labels.
@@ -37,12 +37,12 @@ def label_set_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, fl
     return {
         "eval/f1_micro": float(2 * right.sum() / max(1, occurrences.sum())),
         "eval/f1_macro": float((2 * right / np.maximum(1, occurrences)).mean()),
-        "eval/subset_accuracy": float((predicted == labels).all(axis=1).mean()),
+        "eval/accuracy": float((predicted == labels).all(axis=1).mean()),
     }
 
 
 def number_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Computes ``eval/pearson``, ``eval/spearman`` and ``eval/rmse`` from numbers, float64 [N, k] each.
+    """Computes ``eval/pearsonr``, ``eval/spearmanr`` and ``eval/rmse`` from numbers, float64 [N, k] each.
 
     The correlations are scipy's, as the mean over the k columns. A column in which all predictions or all targets are
     equal has none, and counts as 0. The root mean square error is that of all numbers.
@@ -56,7 +56,7 @@ def number_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, floa
         for correlation in (pearsonr, spearmanr)
     )
     return {
-        "eval/pearson": pearson,
-        "eval/spearman": spearman,
+        "eval/pearsonr": pearson,
+        "eval/spearmanr": spearman,
         "eval/rmse": float(np.sqrt(np.square(predicted - targets).mean())),
     }

@@ -38,7 +38,7 @@ class MultiLabel(TextTask):
         "eval/loss": "loss",
         "eval/f1_micro": "micro-F1",
         "eval/f1_macro": "macro-F1",
-        "eval/subset_accuracy": "subset accuracy",
+        "eval/accuracy": "subset accuracy",
     }
     answer = "above"
     own_keys = ("label_threshold",)

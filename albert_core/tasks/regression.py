@@ -34,8 +34,8 @@ class Regression(TextTask):
     name = "regression"
     metrics: ClassVar = {
         "eval/loss": "loss",
-        "eval/pearson": "Pearson",
-        "eval/spearman": "Spearman",
+        "eval/pearsonr": "Pearson",
+        "eval/spearmanr": "Spearman",
         "eval/rmse": "RMSE",
     }
     answer = "number"

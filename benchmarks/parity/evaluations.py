@@ -55,7 +55,7 @@ def set_moves(rows: int, label_counts: Sequence[float]) -> dict[str, float]:
     """The same for sets of labels, where an answer is whether a row has one label."""
     counts = np.maximum(1.0, label_counts)
     return {
-        "subset_accuracy": 1.0 / rows,
+        "accuracy": 1.0 / rows,
         "f1_micro": min(1.0, 2.0 / float(counts.sum())),
         "f1_macro": min(1.0, 2.0 / float(counts.min())) / len(counts),
     }
@@ -63,7 +63,7 @@ def set_moves(rows: int, label_counts: Sequence[float]) -> dict[str, float]:
 
 def number_moves(rows: int) -> dict[str, float]:
     """The same for numbers. Of these, only ranks change by leaps, if two neighbours exchange theirs."""
-    return {"pearson": 0.0, "rmse": 0.0, "spearman": min(2.0, 12.0 / rows**2)}
+    return {"pearsonr": 0.0, "rmse": 0.0, "spearmanr": min(2.0, 12.0 / rows**2)}
 
 
 def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[float]) -> list[Check]:
@@ -136,7 +136,7 @@ def _number_bands(loss: float, logits: np.ndarray, allowed: float) -> dict[str, 
     """
     # A unit vector changes by twice the relative error of the centred numbers at most.
     relative = allowed / max(float(logits.std(axis=0).min()), 1e-300)
-    return {"loss": allowed * (2.0 * math.sqrt(loss) + allowed), "rmse": allowed, "pearson": min(2.0, 2.0 * relative)}
+    return {"loss": allowed * (2.0 * math.sqrt(loss) + allowed), "rmse": allowed, "pearsonr": min(2.0, 2.0 * relative)}
 
 
 def _possible_changes(reference: Trace, logits: np.ndarray, allowed: float) -> int:

@@ -251,7 +251,7 @@ def _unfinished(trace: Trace) -> list[str]:
 def _final_metric(trace: Trace) -> str:
     """Accuracy, or what the task has instead."""
     names = trace.header.metrics[-1].figures
-    return next(name for name in ("accuracy", "f1", "f1_micro", "pearson", "loss") if name in names)
+    return next(name for name in ("f1_micro", "accuracy", "f1", "pearsonr", "loss") if name in names)
 
 
 def _final(trace: Trace, metric: str) -> float:

@@ -60,7 +60,7 @@ def test_all_labels_above_the_threshold_are_given(invoke: Invoke, tmp_path: Path
 
 def test_numbers_are_given_for_pairs(invoke: Invoke, tmp_path: Path) -> None:
     write_scores(tmp_path / "data")
-    assert "eval/pearson" in trained(invoke, "similarity", learning_rate=1e-2)
+    assert "eval/pearsonr" in trained(invoke, "similarity", learning_rate=1e-2)
     code, out, err = invoke("predict", "runs/run", "lost card", "--pair", "card lost", "--json")
     assert code == 0, err
     (answer,) = json.loads(out)["predictions"]

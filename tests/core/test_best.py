@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from isotrain.albert_core.config.best import Best
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.runs.folder import RunFolder
+from isotrain.albert_core.runs.history import best_evaluation, evaluations
 from support.small_job import metrics
 
 pytestmark = pytest.mark.core
@@ -44,11 +47,29 @@ def test_ranks_lowest_or_highest_earliest_first_and_never_nan() -> None:
     assert [item["step"] for item in Best.by("eval/f1", "min").rank(found, dict)] == [5, 1, 3, 4]
     assert Best.by("eval/f1").first(reversed(found)) == {"step": 3, "eval/f1": 0.9}
     assert Best.by("eval/loss").first(found) == {}
-    assert (Best.by("eval/rmse").mode, Best.by("eval/pearson").mode) == ("min", "max")
+    assert (Best.by("eval/rmse").mode, Best.by("eval/pearsonr").mode) == ("min", "max")
     assert (Best.by("eval/accuracy").words, Best.by("eval/loss", "max").words) == (
         "best by accuracy",
         "best by loss (max)",
     )
+
+
+def test_files_of_runs_from_before_a_metric_got_its_name_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(
+        "task: regression\ncheckpoint_metric: eval/spearman\nchart: [eval/pearson, eval/loss]\n"
+    )
+    config = load_config(folder / "config.yaml").config
+    assert (config.best, config.chart) == (Best("eval/spearmanr", "max"), ["eval/pearsonr", "eval/loss"])
+    assert Best.by("eval/spearman") == config.best
+    lines = [{"step": step, "eval/loss": 1.0, "eval/spearman": value} for step, value in ((1, 0.1), (2, 0.3), (3, 0.2))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = RunFolder(folder)
+    assert evaluations(run)[0]["eval/spearmanr"] == 0.1
+    held = {"step": 4.0, "eval/spearman": 0.4}
+    assert best_evaluation(run, config.best)["step"] == 2
+    assert best_evaluation(run, config.best, [held]) == {"step": 4.0, "eval/spearmanr": 0.4}
 
 
 @pytest.mark.parametrize("part", [{}, {"keep_last_n": 1, "save_optim": False}, {"keep_last_n": 0}])

@@ -66,7 +66,8 @@ def test_a_resume_says_nothing_of_a_pooler_that_its_checkpoint_replaces(
 ) -> None:
     """A run's own copy of the encoder has none."""
     first = run(model_name=str(pooled_models["bert"]), **POOLED, save_strategy="step", steps_freq=1, stop_at_step=1)
-    own = load_config(first.run.config, [f"model_name={first.run.encoder}", "stop_at_step=null", "max_steps=2"])
+    moved = [f"model_name={first.run.encoder}", f"tokenizer_name={first.run.tokenizer}"]
+    own = load_config(first.run.config, [*moved, "stop_at_step=null", "max_steps=2"])
     assert train(own, resume=first.run).status == "completed"
     said = (first.run.path / "train.log").read_text()
     assert said.count("head: pooler_linear begins with") == 1

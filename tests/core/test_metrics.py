@@ -36,7 +36,7 @@ def test_figures_of_sets_of_labels_are_scikit_learns(seed: int) -> None:
     assert label_set_metrics(predicted, labels) == {
         "eval/f1_micro": pytest.approx(f1_score(labels, predicted, average="micro"), rel=1e-15),
         "eval/f1_macro": pytest.approx(f1_score(labels, predicted, average="macro"), rel=1e-15),
-        "eval/subset_accuracy": accuracy_score(labels, predicted),
+        "eval/accuracy": accuracy_score(labels, predicted),
     }
 
 
@@ -47,16 +47,16 @@ def test_figures_of_numbers_are_scipys(columns: int) -> None:
     predicted = targets + generator.normal(size=targets.shape)
     found = number_metrics(predicted, targets)
     by_column = list(zip(predicted.T, targets.T, strict=True))
-    assert found["eval/pearson"] == pytest.approx(np.mean([pearsonr(*pair).statistic for pair in by_column]))
-    assert found["eval/spearman"] == pytest.approx(np.mean([spearmanr(*pair).statistic for pair in by_column]))
+    assert found["eval/pearsonr"] == pytest.approx(np.mean([pearsonr(*pair).statistic for pair in by_column]))
+    assert found["eval/spearmanr"] == pytest.approx(np.mean([spearmanr(*pair).statistic for pair in by_column]))
     assert found["eval/rmse"] == pytest.approx(mean_squared_error(targets, predicted) ** 0.5)
 
 
 @pytest.mark.filterwarnings("error")
 def test_equal_predictions_have_no_correlation() -> None:
     assert number_metrics(np.full((3, 1), 2.0), np.array([[1.0], [2.0], [3.0]], np.float32)) == {
-        "eval/pearson": 0.0,
-        "eval/spearman": 0.0,
+        "eval/pearsonr": 0.0,
+        "eval/spearmanr": 0.0,
         "eval/rmse": pytest.approx((2 / 3) ** 0.5),
     }
-    assert number_metrics(np.ones((1, 2)), np.zeros((1, 2), np.float32))["eval/pearson"] == 0.0
+    assert number_metrics(np.ones((1, 2)), np.zeros((1, 2), np.float32))["eval/pearsonr"] == 0.0

@@ -123,8 +123,8 @@ def test_predictions_are_those_that_were_evaluated(run: Run, keys: dict[str, Any
     answers = [item.answer() for item in predictor.predict(data.test.texts, data.test.pairs)]
     if keys["task"] == "regression":
         given, wanted = [item["score"] for item in answers], [value for (value,) in data.test.labels]
-        assert result.metrics["eval/pearson"] == pytest.approx(pearsonr(given, wanted).statistic, abs=1e-5)
-        assert result.metrics["eval/spearman"] == pytest.approx(spearmanr(given, wanted).statistic, abs=1e-3)
+        assert result.metrics["eval/pearsonr"] == pytest.approx(pearsonr(given, wanted).statistic, abs=1e-5)
+        assert result.metrics["eval/spearmanr"] == pytest.approx(spearmanr(given, wanted).statistic, abs=1e-3)
         assert result.metrics["eval/rmse"] == pytest.approx(result.metrics["eval/loss"] ** 0.5, rel=1e-5)
         return
     flags = [[float(name in item["labels"]) for name in data.label_names] for item in answers]
@@ -133,7 +133,7 @@ def test_predictions_are_those_that_were_evaluated(run: Run, keys: dict[str, Any
         score = f1_score(data.test.labels, flags, average=average, zero_division=0.0)
         assert result.metrics[f"eval/{figure}"] == pytest.approx(score)
     exact = np.mean([one == two for one, two in zip(flags, data.test.labels, strict=True)])
-    assert result.metrics["eval/subset_accuracy"] == pytest.approx(exact)
+    assert result.metrics["eval/accuracy"] == pytest.approx(exact)
     for item in answers:
         assert sorted(item["probabilities"], reverse=True) == item["probabilities"]
         assert all(probability > 0.4 for probability in item["probabilities"])
@@ -159,7 +159,7 @@ def test_several_numbers_at_once(run: Run, tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     keys = {"task": "regression", "dataset_id": str(tmp_path), "label_columns": ["low", "high"]}
     result = run(**keys | FROZEN | {"num_epochs": 40, "save_strategy": "no"})
-    assert result.metrics["eval/pearson"] > 0.9
+    assert result.metrics["eval/pearsonr"] > 0.9
     (answer,) = load_predictor(result.run).predict(["card card loan"])
     assert list(answer.answer()) == ["low", "high"]
     assert answer.answer()["high"] == pytest.approx(6, abs=1.5)
@@ -214,7 +214,7 @@ def test_padding_rows_count_in_neither_loss_nor_gradient(name: str) -> None:
     [
         ({"num_labels": 9}, "num_labels is 9, but .* has [16]; drop num_labels"),
         ({"label_rules": ["case"]}, "has none; drop label_rules"),
-        ({"checkpoint_metric": "eval/accuracy"}, "allowed are eval/loss, eval/"),
+        ({"checkpoint_metric": "eval/exact_match"}, "allowed are eval/loss, eval/"),
         ({"label_columns": ["a", "a"]}, "names a column twice"),
         ({"label_columns": ["a"], "label_column": "b"}, "are both set"),
         ({"label_columns": ["a", "b"]}, "has no column 'a'"),

@@ -36,7 +36,7 @@ def test_right_runs_pass_and_a_wrong_figure_is_seen(task: str, tmp_path: Path) -
         assert judge(job.reference, trace, budgets).verdict == "pass"
     figures = job.reference.header.metrics[-1].figures
     assert "best_f1_thresh" not in figures
-    name = {"regression": "spearman", "multi_label_classification": "f1_micro"}.get(task, "best_f1")
+    name = {"regression": "spearmanr", "multi_label_classification": "f1_micro"}.get(task, "best_f1")
     header = trace.header.document()
     header["metrics"][-1][name] += 60 if name == "best_f1" else 0.6
     boasting = with_header(trace, metrics=header["metrics"])
