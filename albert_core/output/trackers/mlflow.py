@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -29,6 +30,8 @@ class MlflowTracker(Tracker):
         import mlflow
         from mlflow import entities
 
+        # By default a server that is down would hold up the run for four minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         self._entities = entities
         self._client = mlflow.MlflowClient()
         kept = run.folder / RUN_ID_FILE
