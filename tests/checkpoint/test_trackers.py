@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from isotrain.albert_core.config.schema import TrainConfig
 from isotrain.albert_core.output.trackers.registry import list_trackers, tracker_class
 from isotrain.albert_core.output.tracking import make_trackers
 from support.command import Invoke, one_line_error
+from support.fake_trackers import FakeTrackio, fake_mlflow
 
 PACKAGE = """
 import json
@@ -126,3 +131,108 @@ def test_a_tracker_that_can_not_be_opened_is_one_warning(
     assert said in warning.getMessage()
     assert "\n" not in warning.getMessage()
     assert (tmp_path / "metrics.jsonl").is_file()
+
+
+@pytest.fixture(params=["fake", "real"])
+def mlflow(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if request.param == "real":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        return pytest.importorskip("mlflow", reason="mlflow is not installed: pip install -e '.[mlflow]'")
+    module = fake_mlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    return module
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "mine").mkdir()
+    return tmp_path / "mine"
+
+
+def test_mlflow_continues_the_run_and_gets_what_it_lacks(
+    mlflow: Any, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(trackers=["mlflow"], wandb_project="project-x")
+    trackers = make_trackers(config, run_dir)
+    for step, loss in ((1, math.nan), (2, 0.5), (3, 0.25)):
+        trackers.log(step, {"epoch": step / 10, "train/loss": loss, "note": "text"})
+    trackers.summary({"status": "stopped", "eval/loss": 0.5, "best": {"step": 3}})
+    trackers.finish("stopped")
+    client = mlflow.MlflowClient()
+    (run_id,) = [(run_dir / "mlflow-run-id").read_text()]
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.run_name) == ("KILLED", "mine")
+    assert run.info.experiment_id == client.get_experiment_by_name("project-x").experiment_id
+    assert (run.data.params["seed"], run.data.params["trackers"]) == ("23", "['mlflow']")
+    assert (run.data.tags["status"], run.data.tags["best"]) == ("stopped", '{"step": 3}')
+
+    # A line that a kill kept from MLflow.
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "epoch": 0.2, "eval/loss": 0.75}\n')
+    caplog.clear()
+    trackers = make_trackers(config.model_copy(update={"learning_rate": 0.5}), run_dir, 2)
+    trackers.log(3, {"train/loss": 0.125})
+    trackers.summary({"status": "completed"})
+    trackers.finish("completed")
+    (warning,) = [line.getMessage() for line in caplog.records if line.name.startswith("isotrain")]
+    assert "MLflow has figures of this run from after step 2" in warning
+    losses = [(one.step, one.value) for one in client.get_metric_history(run_id, "train/loss")]
+    assert math.isnan(losses[0][1])
+    assert losses[1:] == [(2, 0.5), (3, 0.25), (3, 0.125)]
+    assert [(one.step, one.value) for one in client.get_metric_history(run_id, "eval/loss")] == [(2, 0.75)]
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "completed")
+    make_trackers(config, run_dir, 3).finish("failed")
+    assert client.get_run(run_id).info.status == "FAILED"
+
+
+@pytest.fixture(params=["fake", "real"])
+def trackio_logs(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], list[dict[str, Any]]]:
+    """What Trackio has, by project and name of the run."""
+    if request.param == "real":
+        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+        pytest.importorskip("trackio", reason="trackio is not installed: pip install -e '.[trackio]'")
+        storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+        return lambda project, name: storage.get_logs(project, name)
+    module = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    return lambda project, name: module.logs[project, name]
+
+
+def test_trackio_continues_the_run_and_gets_what_it_lacks(
+    trackio_logs: Callable[[str, str], list[dict[str, Any]]],
+    run_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = TrainConfig(trackers=["trackio"], wandb_project="project-x")
+    trackers = make_trackers(config, run_dir)
+    for step in (1, 2, 3):
+        trackers.log(step, {"train/loss": step / 4, "note": "text"})
+    trackers.finish("stopped")
+    name = (run_dir / "trackio-run-name").read_text()
+    assert name.startswith("mine-")
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/loss": 1.0}\n')
+    make_trackers(config, run_dir, 4).finish("stopped")
+    assert [line for line in caplog.records if "second time" in line.getMessage()] == []
+    trackers = make_trackers(config, run_dir, 3)
+    trackers.log(4, {"train/loss": 2.0})
+    trackers.finish("completed")
+    assert "Trackio has figures of this run from after step 3" in caplog.text
+    logged = [(line["step"], line["train/loss"]) for line in trackio_logs("project-x", name)]
+    assert sorted(logged) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (4, 2.0)]
+    assert capsys.readouterr().out == "", "stdout is the command's own"
+
+
+def test_a_run_of_the_same_name_is_another_one(
+    trackio_logs: Callable[[str, str], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    names = set()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        make_trackers(TrainConfig(trackers=["trackio"], wandb_run_name="same"), tmp_path / folder).finish("completed")
+        names.add((tmp_path / folder / "trackio-run-name").read_text())
+    assert len(names) == 2
