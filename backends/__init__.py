@@ -22,11 +22,14 @@ from .registry import (
 from .traits import UNTESTED, Traits
 from .tt.former import renamed
 from .types import (
+    COMPILE_MODES,
     DTYPES,
     LAYOUTS,
+    PADDED_KERNELS,
     Availability,
     BackendUnavailableError,
     CastPolicy,
+    CompileMode,
     DeviceInfo,
     EnergyUse,
     MemoryUse,
@@ -35,13 +38,16 @@ from .types import (
 )
 
 __all__ = [
+    "COMPILE_MODES",
     "DTYPES",
     "LAYOUTS",
+    "PADDED_KERNELS",
     "UNTESTED",
     "Availability",
     "Backend",
     "BackendUnavailableError",
     "CastPolicy",
+    "CompileMode",
     "DeviceInfo",
     "EnergyUse",
     "ErrorBudget",

@@ -184,9 +184,27 @@ class Backend(ABC):
         for batch in batches:
             yield self.place(batch)
 
-    def compile(self, fn: F, **options: Any) -> F:
-        """`fn` compiled for the device, or `fn` itself if the device normally executes eagerly."""
-        del options
+    def check_compile_mode(self, mode: str) -> None:
+        """Checks that `compile` can use this mode here.
+
+        Raises:
+            UserError: It can't.
+        """
+        self.traits.check_compile_mode("torch_compile", mode, self.name)
+
+    def compile(self, fn: F, mode: str | None = None) -> F:
+        """`fn` as the device normally executes it, compiled or `fn` itself, or compiled by torch.compile.
+
+        torch.compile makes a program for each shape, so that a step has the same bits after a resume.
+
+        Args:
+            mode: One of torch.compile's, if `traits.torch_compile` is set.
+
+        Raises:
+            UserError: The mode can't be used here. The compiled function raises it if `fn` can't be compiled.
+        """
+        if mode is not None:
+            self.check_compile_mode(mode)
         return fn
 
     def capture_step(
@@ -325,13 +343,15 @@ class Backend(ABC):
         del kernel
         return self.portable_encoder(weights, policy)
 
-    def portable_encoder(self, weights: EncoderWeights, policy: CastPolicy, **options: Any) -> PortableEncoder:
-        """The kernel "portable", packed on the host and placed. `options` are those of `PortableEncoder`."""
+    def portable_encoder(
+        self, weights: EncoderWeights, policy: CastPolicy, kind: type[PortableEncoder] | None = None, **options: Any
+    ) -> PortableEncoder:
+        """The kernel "portable", or a `kind` of it, packed on the host and placed. `options` are its constructor's."""
         import torch
 
         from ..kernels.packed import PortableEncoder
 
-        encoder = PortableEncoder(
+        encoder = (kind or PortableEncoder)(
             weights.to(dtype=getattr(torch, policy.param)),
             compute_dtype=getattr(torch, policy.compute),
             accumulate_dtype=getattr(torch, policy.accumulate),
@@ -348,11 +368,14 @@ def versions() -> dict[str, str]:
 
 
 def _torch_compilations() -> int:
-    """Frames traced by torch.compile plus graphs compiled by inductor, since a late backward graph has no frame.
+    """Frames and graphs traced by torch.compile, and graphs compiled by inductor.
+
+    With fullgraph=True torch counts no frame, and a late backward graph is traced by nothing that counts.
 
     torch._dynamo is not imported for this, which takes seconds: if nobody has imported it, nothing was compiled.
     """
     utils = sys.modules.get("torch._dynamo.utils")
     if utils is None:
         return 0
-    return int(utils.counters["frames"]["total"]) + len(utils.compilation_time_metrics.get("compile_fx_inner", ()))
+    traced = utils.counters["frames"]["total"] + utils.counters["stats"]["unique_graphs"]
+    return int(traced) + len(utils.compilation_time_metrics.get("compile_fx_inner", ()))

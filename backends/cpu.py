@@ -128,9 +128,10 @@ class CpuBackend(TorchDevice):
         return UnitRate(isa, "bfloat16", "second-level cache", sum(rates) / 1e12, threads)
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
-        known = self.kernels()
+        if kernel == "compile":
+            return self.compiled_encoder(weights, policy)
         if kernel != "portable":
-            native = known["native"]
+            native = self.kernels()["native"]
             reason = _not_native(weights, policy) if native.ok else native.reason
             if not reason:
                 from ..kernels.cpu import NativeEncoder

@@ -5,19 +5,26 @@ A subclass of `TorchDevice` needs a name, `probe` and `cast_policy`. Nothing her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
+from ..kernels.inductor import compiled, why_no_compiler
 from ..kernels.words import count
 from .base import Backend, Generator
 from .host.memory import process_memory
-from .types import CastPolicy, MemoryUse
+from .types import Availability, CastPolicy, MemoryUse
 
 if TYPE_CHECKING:
     import torch
+
+    from ..kernels.packed import PortableEncoder
+    from ..kernels.weights import EncoderWeights
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class TorchDevice(Backend):
@@ -95,3 +102,32 @@ class TorchDevice(Backend):
         import torch
 
         return torch.amp.GradScaler(self.device.type) if policy.compute == "float16" else None
+
+    def check_compile_mode(self, mode: str) -> None:
+        super().check_compile_mode(mode)
+        if reason := why_no_compiler(self.device.type):
+            raise UserError(f"torch_compile {mode!r} can't run here: {reason}; install it, or drop torch_compile")
+
+    def compile(self, fn: F, mode: str | None = None) -> F:
+        super().compile(fn, mode)
+        program: Any = fn if mode is None else compiled(fn, "drop torch_compile", mode)
+        return program
+
+    def kernels(self) -> dict[str, Availability]:
+        found = super().kernels()
+        if self.traits.torch_compile:
+            reason = why_no_compiler(self.device.type)
+            found["compile"] = Availability(not reason, reason or "portable by torch.compile, padded batches")
+        return found
+
+    def compiled_encoder(self, weights: EncoderWeights, policy: CastPolicy, **options: Any) -> PortableEncoder:
+        """The kernel "compile". `options` are those of `PortableEncoder`.
+
+        Raises:
+            UserError: There is no compiler.
+        """
+        from ..kernels.packed.compiled import CompiledPortable
+
+        if reason := why_no_compiler(self.device.type):
+            raise UserError(f"kernel compile can't run: {reason}; install it, or set kernel: portable")
+        return self.portable_encoder(weights, policy, CompiledPortable, **options)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import UserError
 from ..kernels.names import check_name
-from .types import DTYPES, LAYOUTS
+from .types import COMPILE_MODES, DTYPES, LAYOUTS
 
 # What lists and results say of an untested backend.
 UNTESTED = "not run by its authors"
@@ -23,6 +24,7 @@ class Traits:
         kernels: The names that `frozen_encoder` accepts besides "auto"; empty if they are known only once it is opened.
         dtypes: The dtypes that it can have. `cast_policy` refuses all others.
         recomputes: Whether torch.utils.checkpoint can compute a layer again in backward.
+        torch_compile: Whether it has the modes of torch.compile and the kernel "compile".
         process_group: How processes that train one run communicate, as torch.distributed names it ("gloo",
             "cpu:gloo,cuda:nccl"). Host tensors are exchanged too. None: only one process can train.
         device_per_process: Whether each process of a machine takes its own device; else all of them share one.
@@ -39,6 +41,7 @@ class Traits:
     kernels: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
     recomputes: bool = True
+    torch_compile: bool = False
     process_group: str | None = None
     device_per_process: bool = False
     feature_batch_tokens: int = 8192
@@ -64,19 +67,37 @@ class Traits:
         if self.kernels:
             check_name(what, kernel, ("auto", *self.kernels, "transformers"), f"on backend {backend}")
 
+    def check_compile_mode(self, what: str, mode: str, backend: str) -> None:
+        """Checks that the backend compiles with torch.compile in this mode.
+
+        Args:
+            what: How the user names it, such as "--torch-compile".
+            backend: The name of the backend that these traits describe.
+
+        Raises:
+            UserError: There is no such mode, or the backend has none.
+        """
+        check_name(what, mode, COMPILE_MODES)
+        if not self.torch_compile:
+            raise UserError(
+                f"{what} {mode!r} means nothing on backend {backend}, which has no modes of torch.compile; drop it"
+            )
+
 
 CPU = Traits(
     about="this host",
     # Measured 1.65 times as fast as bucketed on Banking77; docs/recipes.md has the figures.
     whole_model_layout="packed",
-    kernels=("native", "portable"),
+    kernels=("native", "portable", "compile"),
+    torch_compile=True,
     dtypes=("float32", "bfloat16", "float64"),
     process_group="gloo",
 )
 CUDA = Traits(
     about="NVIDIA GPUs, or AMD's by ROCm; cuda:1 is the second",
     untested=True,
-    kernels=("triton", "flash", "portable"),
+    kernels=("triton", "flash", "portable", "compile"),
+    torch_compile=True,
     process_group="cpu:gloo,cuda:nccl",
     device_per_process=True,
     feature_batch_tokens=65536,

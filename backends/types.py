@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from .. import UserError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("padded", "bucketed", "packed")
+# Frozen kernels that take no packed batches.
+PADDED_KERNELS = ("transformers", "compile")
+# Modes of torch.compile.
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+COMPILE_MODES = get_args(CompileMode)
 
 
 class BackendUnavailableError(UserError):

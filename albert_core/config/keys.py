@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...backends import CompileMode
 from .lora import LoraOptions
 from .schedule import ScheduleName, ScheduleOptions
 
@@ -255,7 +256,13 @@ class Keys(BaseModel):
     )
     kernel: str = Field(
         "auto",
-        description="frozen forward: auto, portable, native (on cpu), triton or flash (on cuda), or transformers",
+        description="frozen forward: auto, portable, native (on cpu), triton or flash (on cuda), compile (by "
+        "torch.compile, on both), or transformers",
+    )
+    torch_compile: CompileMode | None = Field(
+        None,
+        description="torch.compile of the whole model's training step (cpu, cuda; needs freeze_encoder: false), one "
+        "program a batch shape; off when absent",
     )
     layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
         "auto",

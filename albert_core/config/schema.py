@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from ...backends import backend_traits, options_model, options_models, read_section, resolve
+from ...backends import PADDED_KERNELS, backend_traits, options_model, options_models, read_section, resolve
 from ..terminal.text import holds_secret
 from .best import Best, metric_name
 from .keys import Keys
@@ -90,7 +90,7 @@ class TrainConfig(Keys):
             raise ValueError("has a weight that can't be used; give one number from 1e-6 to 1e6 per label, or balanced")
         return value
 
-    @field_validator("wandb_watch_mode", mode="before")
+    @field_validator("wandb_watch_mode", "torch_compile", mode="before")
     @classmethod
     def _off_is_none(cls, value: Any) -> Any:
         return None if str(value).lower() in ("", "off", "no", "none", "false") else value
@@ -184,6 +184,16 @@ class TrainConfig(Keys):
             raise ValueError(
                 "gradient_checkpointing saves nothing with a frozen encoder; set freeze_encoder: false, or drop it"
             )
+        if self.torch_compile and self.freeze_encoder:
+            raise ValueError(
+                "torch_compile is for a model that is trained whole, and the encoder is frozen; set freeze_encoder: "
+                "false, or kernel: compile instead"
+            )
+        if self.torch_compile and self.layout == "packed":
+            raise ValueError(
+                "torch_compile makes a program for each batch shape, and packed batches repeat none; set layout: "
+                "bucketed or padded"
+            )
         if self.lora.rank and self.freeze_encoder:
             raise ValueError(
                 "lora.rank puts adapters into the encoder, and it is frozen; set freeze_encoder: false, or lora.rank: 0"
@@ -214,10 +224,9 @@ class TrainConfig(Keys):
                 f"mesh_axis_names {self.mesh_axis_names} doesn't name each axis of mesh_shape {self.mesh_shape}; write "
                 "null for both"
             )
-        if self.layout == "packed" and self.kernel == "transformers" and self.freeze_encoder:
+        if self.layout == "packed" and self.kernel in PADDED_KERNELS and self.freeze_encoder:
             raise ValueError(
-                "layout: packed with a frozen encoder needs a packed kernel; set kernel: auto, or layout: padded or "
-                "bucketed"
+                f"kernel: {self.kernel} takes no packed batches; set kernel: auto, or layout: padded or bucketed"
             )
         return self
 

@@ -120,7 +120,7 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         run=run,
         model=model,
         parallel=parallel,
-        loss=backend.compile(job.task.loss_of(parallel)),
+        loss=backend.compile(job.task.loss_of(parallel), config.torch_compile),
         optimizer=optimizer,
         scale=scale,
         schedule=Schedule(config, total_steps),

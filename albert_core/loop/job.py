@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ... import UserError
-from ...backends import Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backend
+from ...backends import PADDED_KERNELS, Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backend
 from ...kernels.words import count
 from ..config.schema import TrainConfig
 from ..data.datasets import RawSplit
@@ -108,6 +108,7 @@ class Job:
             **{key: getattr(config, key) for key in self.task.own_keys},
             **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
             **({"head": config.head} if config.head != "mlp" else {}),
+            **({"torch_compile": config.torch_compile} if config.torch_compile else {}),
         }
 
 
@@ -173,6 +174,12 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = policy_on(backend, config)
         layout = layout_on(backend, config)
+        if config.torch_compile is not None:
+            backend.check_compile_mode(config.torch_compile)
+            if ranks.size > 1:
+                raise UserError(
+                    f"torch_compile compiles the step of a run in one process, and this one has {ranks.size}; drop it"
+                )
         energy = backend.energy()
     if config.gradient_checkpointing and not backend.traits.recomputes:
         raise UserError(
@@ -252,15 +259,16 @@ def _warn_of_lost_labels(rows: RawSplit, kept: RawSplit, names: Sequence[str]) -
 def layout_on(backend: Backend, config: TrainConfig) -> str:
     """The encoder's batch layout on `backend`.
 
-    "auto" is the device's own choice for a whole model. For the features of a frozen encoder it is packed, if kernel
-    and device support that.
+    "auto" is the device's own choice for a whole model, but bucketed under torch.compile. For the features of a frozen
+    encoder it is packed, if kernel and device support that.
 
     Raises:
         UserError: The device doesn't support the configured layout.
     """
     if config.layout == "auto":
-        frozen = "bucketed" if config.kernel == "transformers" else "packed"
-        layout = frozen if trains_on_features(config) else backend.traits.whole_model_layout
+        frozen = "bucketed" if config.kernel in PADDED_KERNELS else "packed"
+        whole = "bucketed" if config.torch_compile else backend.traits.whole_model_layout
+        layout = frozen if trains_on_features(config) else whole
         return layout if layout in backend.traits.layouts else "bucketed"
     if config.layout in backend.traits.layouts:
         return config.layout

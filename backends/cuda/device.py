@@ -213,6 +213,8 @@ class CudaBackend(TorchDevice):
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         from ...kernels.cuda import Operators, PackedGpuEncoder
 
+        if kernel == "compile":
+            return self.compiled_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
         reason = "" if kernel == "portable" else self._why_no_triton(weights, policy)
         if reason and kernel != "auto":
             raise UserError(f"kernel {kernel!r} can't run here: {reason}; use kernel auto or portable")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..error_budget import ErrorBudget
     from ..protocols import FrozenEncoder
 
-F = TypeVar("F")
+F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger("isotrain")
 
@@ -45,7 +45,7 @@ DEVICE_TYPE = "TT"
 LENGTHS = (32, 64, 128, 256, 512)
 
 # For torch.compile(backend="tt"): keep torch_xla's lazy execution, so that a step stays one program.
-COMPILE_OPTIONS = {
+COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "tt_legacy_compile": True,
     "tt_lazy_execution": True,
     "tt_use_aot_autograd": False,
@@ -180,12 +180,13 @@ class TtBackend(XlaBackend):
 
         return error_budget(self.options, policy)
 
-    def compile(self, fn: F, **options: Any) -> F:
+    def compile(self, fn: F, mode: str | None = None) -> F:
         import torch
 
+        super().compile(fn, mode)
         # torch's overloads don't accept a type variable bounded by a callable.
         function: Any = fn
-        compiled: Any = torch.compile(function, backend="tt", options=COMPILE_OPTIONS | options)
+        compiled: Any = torch.compile(function, backend="tt", options=COMPILE_OPTIONS)
         return compiled
 
     def step_boundary(self) -> None:

@@ -33,10 +33,10 @@ from ..harness.plan import (
     Options,
     check_values,
     hash_of,
-    interleaved,
     refuse_race,
 )
 from ..harness.runner import Ended, how, run_process, said
+from ..harness.turns import interleaved
 from ..outcome.build import backend_notes, result_path, write_result
 from ..outcome.end_to_end import END_TO_END as SCHEMA
 from ..outcome.end_to_end import (

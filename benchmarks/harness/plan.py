@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,11 +21,12 @@ from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.terminal.text import duration
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
 from ...albert_core.workload.load import check_workload_name, short_name
-from ...backends import DTYPES, LAYOUTS, backend_traits, caveat, list_backends
+from ...backends import DTYPES, LAYOUTS, PADDED_KERNELS, backend_traits, caveat, list_backends
 from ...backends.host.processor import usable_cores
 from ...kernels.names import check_name, check_range
 from ...kernels.words import count
 from ..baselines import Shape, chosen_baselines
+from .turns import interleaved
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
 # Those of a module of the user's own.
@@ -72,6 +72,7 @@ class Options:
         module: Whether `model` is a workload of the user's own, as FILE.py:NAME, instead of an encoder.
         vs: Baselines to compare with. Every target then runs the same `texts` texts.
         backend_options: As in a configuration, by section.
+        torch_compile: The mode of torch.compile for the training step of the whole model.
     """
 
     backends: tuple[str, ...] = ("cpu",)
@@ -100,6 +101,7 @@ class Options:
     quick: bool = False
     time_limit: float = 900.0
     backend_options: dict[str, Any] = field(default_factory=dict)
+    torch_compile: str | None = None
 
     @property
     def least_blocks(self) -> int:
@@ -130,15 +132,17 @@ class TargetSpec:
     baseline: bool = False
     emulated: bool = False
     module: str = ""
+    torch_compile: str = ""
 
     @property
     def label(self) -> str:
         if self.module:
             return f"{self.backend} {self.workload} {self.kernel}"
-        return f"{self.backend} {self.workload} {self.layout} {self.kernel} x{self.batch_size}"
+        mode = f" torch.compile {self.torch_compile}" if self.torch_compile else ""
+        return f"{self.backend} {self.workload} {self.layout} {self.kernel}{mode} x{self.batch_size}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value or key != "module"}
+        return {key: value for key, value in asdict(self).items() if value or key not in ("module", "torch_compile")}
 
 
 @dataclass(frozen=True)
@@ -210,8 +214,10 @@ def make_plan(options: Options) -> Plan:
         return _baselines_plan(options)
     targets, skipped = [], []
     for spec in _combinations(options):
-        if spec.kernel == "transformers" and spec.layout == "packed" and spec.workload != "full_step":
-            skipped.append(f"{spec.label}: transformers takes padded batches only")
+        frozen = spec.workload != "full_step"
+        if spec.layout == "packed" and (spec.kernel in PADDED_KERNELS if frozen else spec.torch_compile):
+            runs = spec.kernel if frozen else "torch.compile"
+            skipped.append(f"{spec.label}: {runs} takes padded batches only")
         elif spec.layout not in (*backend_traits(spec.backend).layouts, CACHED, OWN):
             skipped.append(
                 f"{spec.label}: {spec.backend} compiles a program for each shape, and packed batches repeat none"
@@ -237,7 +243,8 @@ def _combinations(options: Options) -> Iterator[TargetSpec]:
         layouts = (CACHED,) if workload == "head_step" else options.layouts
         kernels = {"head_step": ("auto",), "full_step": ("transformers",)}.get(workload, options.kernels)
         for layout, kernel, size in product(layouts, kernels, options.batch_sizes):
-            yield TargetSpec(backend, workload, layout, kernel, size, emulated=emulated)
+            mode = (options.torch_compile or "") if workload == "full_step" else ""
+            yield TargetSpec(backend, workload, layout, kernel, size, emulated=emulated, torch_compile=mode)
 
 
 def _baselines_plan(options: Options) -> Plan:
@@ -251,7 +258,7 @@ def _baselines_plan(options: Options) -> Plan:
     most = options.texts or 1
     sizes = tuple(dict.fromkeys(min(size, most) for size in options.batch_sizes or OWN_SIZES))
     choices = [
-        specs(kernel, [("bucketed" if kernel == "transformers" else "packed", size) for size in sizes], False)
+        specs(kernel, [("bucketed" if kernel in PADDED_KERNELS else "packed", size) for size in sizes], False)
         for kernel in options.kernels
     ]
     baselines = chosen_baselines(options.vs)
@@ -271,24 +278,6 @@ def _baselines_plan(options: Options) -> Plan:
         else {index: shapes for index, shapes in enumerate(choices) if len(shapes) > 1 and index not in missing},
         unavailable=missing,
     )
-
-
-def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]]:
-    """The order of (target, process), in rounds: a random order of all targets, its reverse, the next random order.
-
-    Rule 7, A B B A: a machine that steadily gets slower (or faster) during two rounds affects all targets alike.
-    """
-    generator = random.Random(seed)
-    order: list[tuple[int, int]] = []
-    current: list[int] = []
-    for process in range(processes):
-        if process % 2 == 0:
-            current = list(range(targets))
-            generator.shuffle(current)
-        else:
-            current = current[::-1]
-        order.extend((target, process) for target in current)
-    return order
 
 
 def with_quick(options: Options) -> Options:
@@ -326,6 +315,10 @@ def check_values(options: Options) -> None:
             check_name(flag, value, allowed)
     for backend, kernel in product(options.backends, options.kernels):
         backend_traits(backend).check_kernel("--kernel", kernel, backend)
+    for backend in options.backends if options.torch_compile is not None else ():
+        if "full_step" not in options.workloads or options.module:
+            raise UserError("--torch-compile is for --workload full_step of --model; give that, or --kernel compile")
+        backend_traits(backend).check_compile_mode("--torch-compile", options.torch_compile or "", backend)
     for flag, given in (
         ("--workload", options.workloads),
         ("--layout", options.layouts),

@@ -8,6 +8,7 @@ A last line lets it go on when both have run all blocks.
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,3 +157,21 @@ class Partner:
         except EOFError:
             self.lost = True
             raise
+
+
+def interleaved(targets: int, processes: int, seed: int) -> list[tuple[int, int]]:
+    """The order of (target, process), in rounds: a random order of all targets, its reverse, the next random order.
+
+    Rule 7, A B B A: a machine that steadily gets slower (or faster) during two rounds affects all targets alike.
+    """
+    generator = random.Random(seed)
+    order: list[tuple[int, int]] = []
+    current: list[int] = []
+    for process in range(processes):
+        if process % 2 == 0:
+            current = list(range(targets))
+            generator.shuffle(current)
+        else:
+            current = current[::-1]
+        order.extend((target, process) for target in current)
+    return order

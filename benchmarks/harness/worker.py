@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -203,7 +204,7 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
         # A copy: the encoder's own weights name the model in the result, and stay what they are.
         module = copy.deepcopy(opened.encoder.module())
         policy = opened.backend.whole_model_policy(opened.policy)
-        trained = TrainedEncoder(module, policy, "transformers", transformers.__version__)
+        trained = TrainedEncoder(module, policy, "transformers", transformers.__version__, target.torch_compile)
     else:
         policy = opened.policy
         trained = frozen_encoder(opened.encoder, opened.backend, policy, target.kernel)
@@ -378,7 +379,8 @@ def run(
 
 def _passed_over(backend: Backend, target: TargetSpec, kernel: str) -> list[str]:
     """Says that `auto` ran a slower kernel because a faster one is not here."""
-    absent = [name for name, state in backend.kernels().items() if not state.ok]
+    faster = dict(takewhile(lambda one: one[0] != "portable", backend.kernels().items()))
+    absent = [name for name, state in faster.items() if not state.ok]
     if target.kernel != "auto" or not absent or kernel != "portable":
         return []
     return [f"kernel portable ran, for {', '.join(absent)} can't: isotrain doctor -v says why, and how to get it"]

@@ -40,12 +40,13 @@ FIRST_LOSSES = 5
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """An encoder with trained layers: the transformers module and its dtypes."""
+    """An encoder with trained layers: the transformers module, its dtypes, and the mode of torch.compile, if any."""
 
     module: nn.Module
     policy: CastPolicy
     name: str
     version: str
+    torch_compile: str | None = None
     skips_padding: bool = False
 
 
@@ -273,7 +274,7 @@ class _Training(Workload, Trained):
         self.config = TrainConfig.model_validate(settings)
         self.optimizer = build_optimizer(model.train(), self.config, self.backend)
         self.backend.prepare_optimizer(self.optimizer)
-        loss = self.backend.compile(TASKS["classification"].loss_of(model))
+        loss = self.backend.compile(TASKS["classification"].loss_of(model), self.config.torch_compile)
         self._step = step_function(self.config, self.backend, model, self.optimizer, loss)
         self.watch(model)
 
@@ -282,7 +283,7 @@ class _Training(Workload, Trained):
         """Computes the logits of the initial weights from what the steps are given, without dropout."""
         super().judge(expected)
         self.model.eval()
-        forward = self.backend.compile(self.model)
+        forward = self.backend.compile(self.model, self.config.torch_compile)
         judged = [
             index for index, batch in enumerate(self.batches) if not expected.keys().isdisjoint(batch.rows.tolist())
         ]
@@ -369,7 +370,7 @@ class FullStep(_Training):
         model = WholeModel(
             self.encoder.module, self.head, TASKS["classification"].apply_head, self.backend, self.encoder.policy
         )
-        self.train(self.backend.place(model), freeze_encoder=False)
+        self.train(self.backend.place(model), freeze_encoder=False, torch_compile=self.encoder.torch_compile)
         self.labels = [self.host_labels(index) for index in range(len(self.batches))]
 
     def inputs(self, index: int) -> tuple[Any, torch.Tensor]:

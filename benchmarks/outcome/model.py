@@ -126,6 +126,7 @@ class _Target(Placed):
     kernel: str = Field(description="As asked for; kernel_used is what ran.")
     batch_size: Annotated[int, Field(ge=0)] = Field(description="Texts a step; 0: the module's own batches.")
     module: str = Field(default="", description="The user's own workload, as given.")
+    torch_compile: str = Field(default="", description="Its mode, for a compiled step of the whole model.")
     baseline: bool = Field(description="A baseline; its name is in kernel.")
     sweep: list[Shape] = Field(
         description="The shapes that were tried before the measurement; the fastest became the target's."

@@ -31,6 +31,7 @@ COMPUTED = (
     "head_dtype",
     "strict_dtype",
     "kernel",
+    "torch_compile",
     "layout",
     "feature_cache",
     "fused_head",

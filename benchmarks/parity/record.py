@@ -239,7 +239,8 @@ class _LayerStates:
         self.batch: PackedBatch | PaddedBatch = token_batch(store, rows, layout, job.config.max_length)
         if isinstance(training.model, WholeModel):
             self.encoder: Any = training.model.encoder
-            self.kernel = "transformers, trained"
+            mode = job.config.torch_compile
+            self.kernel = f"transformers, trained{f', torch.compile {mode}' if mode else ''}"
         else:
             self.encoder = job.frozen_encoder()
             self.kernel = f"{self.encoder.name} {self.encoder.version}"

@@ -112,7 +112,7 @@ def record_error_budget(reference: Trace, error_budget: ErrorBudget, time_limit:
 def draw_settings(error_budget: ErrorBudget) -> list[list[str]]:
     """The settings of a configuration for each draw of `error_budget`; a single one if all draws would be equal."""
     common = [f"dtype={error_budget.dtype}", f"strict_dtype={str(error_budget.narrow).lower()}"]
-    common += [f"head_dtype={error_budget.head_dtype}", "kernel=auto", "layout=auto"]
+    common += [f"head_dtype={error_budget.head_dtype}", "kernel=auto", "layout=auto", "torch_compile="]
     section = options_section(error_budget.backend)
     common += [f"{section}.{key}={value}" for key, value in error_budget.options.items()]
     return [[f"backend={name}", *common] for name in error_budget.names(DRAWS)]

@@ -134,8 +134,10 @@ def _entries(result: Result) -> Sequence[Target | Side]:
 
 
 def _key(entry: Target | Side) -> str:
-    """What names an entry in both of two results."""
-    return entry.name if isinstance(entry, Side) else entry.label
+    """What names an entry in both of two results. A compiled step and one that isn't are the same work."""
+    if isinstance(entry, Side):
+        return entry.name
+    return entry.label.replace(f" torch.compile {entry.torch_compile}", "")
 
 
 def subject_of(result: Result) -> str:

@@ -33,6 +33,7 @@ DECISIVE = (
     "torch",
     "kernel",
     "module",
+    "torch_compile",
     "device",
     "threads",
     "inter_op",
@@ -69,6 +70,7 @@ def of_target(target: MeasuredTarget) -> dict[str, str]:
         {
             "kernel": target.kernel_used.name,
             "module": target.model.code_sha256 and target.model.code_sha256[:12],
+            "torch_compile": target.torch_compile or "off",
             "device": target.device.name,
             "threads": first.threads.intra_op,
             "inter_op": first.threads.inter_op,

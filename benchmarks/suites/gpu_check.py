@@ -40,9 +40,9 @@ from ...kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from ..harness import environment
 from ..harness.document import Device, Model, Policy
 from ..harness.peaks import measure_peaks
-from ..harness.plan import interleaved
 from ..harness.statistics import median_interval, ratio_interval
 from ..harness.texts import Texts, embedded_texts
+from ..harness.turns import interleaved
 from ..work.flops import encoder_flops
 from .gpu_operators import block_seconds, fastest, time_operators
 from .gpu_result import OURS, PORTABLE, Check, Contender, GpuCheck, Operator, Throughput

@@ -56,7 +56,15 @@ def bench(
         list[str] | None,
         _what(
             help="Frozen forward: auto (the backend's fastest, default), one of the backend's by name (portable, "
-            "native on cpu, triton and flash on cuda), or transformers (its own module)."
+            "native on cpu, triton and flash on cuda, compile on both), or transformers (its own module)."
+        ),
+    ] = None,
+    torch_compile: Annotated[
+        str | None,
+        _what(
+            metavar="MODE",
+            help="Compile the step of --workload full_step by torch.compile (cpu, cuda): default, reduce-overhead or "
+            "max-autotune.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -214,6 +222,7 @@ def bench(
         texts=texts,
         seed=seed,
         backend_options=own_options,
+        torch_compile=torch_compile,
     )
     whole = options.workloads == (END_TO_END,) and module is None
     if vs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -29,6 +29,8 @@ LENGTHS = (511, 1, 2, 512, 3, 17, 64)
 MIXED, EQUAL = (5, 1, 9, 30, 2), (32,) * 4
 # A word that no random text has.
 RARE = 3
+# It takes seconds to compile an encoder, so these kernels have one check of their own.
+COMPILED = ("compile",)
 # One tensor of each kind of operation.
 BROKEN = ("word_embeddings", "layers.0.key_weight", "layers.0.ffn_bias", "layers.0.output_norm_weight")
 
@@ -68,6 +70,13 @@ def cases() -> list[Case]:
             "broken-weights",
             "Weights with a NaN or an infinity are refused by a UserError that names the tensor.",
             _broken_weights,
+        ),
+        Case(
+            "encoder",
+            "compiled-kernel",
+            "A kernel that torch compiles has float64's features in any shape, and compiles nothing in a second pass.",
+            _compiled_kernel,
+            time_limit=300.0,
         ),
         *(
             Case("encoder", subject, clause, partial(run, dtype=dtype), dtype, time_limit=300.0)
@@ -114,6 +123,22 @@ def _features(device: Device, dtype: str) -> Passed:
         for config in ARCHITECTURES
     ]
     return _compared(device, dtype, trials, _exact_features, _read_features)
+
+
+def _compiled_kernel(device: Device) -> Passed:
+    layouts = tuple(layout for layout in device.backend.traits.layouts if layout != "packed")
+    trial = _Trial(random_weights(ALBERT, device.seed), random_texts(LENGTHS, device.generator()), layouts, MAX_TOKENS)
+
+    def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
+        found = _read_features(one, encoder, trial, layout)
+        before = one.backend.compile_count()
+        _read_features(one, encoder, trial, layout)
+        more = one.backend.compile_count() - before
+        if more:
+            raise ViolationError(f"kernel {encoder.name} compiles {more} times in the second pass ({layout})")
+        return found
+
+    return _compared(device, device.policies()[0].requested, [trial], _exact_features, run, kernels=COMPILED)
 
 
 def _token_types(device: Device, dtype: str) -> Passed:
@@ -224,11 +249,13 @@ def _compared(
     exact: Callable[[_Trial], dict[str, np.ndarray]],
     run: Run,
     eps: float = torch.finfo(torch.float32).eps,
+    kernels: Sequence[str] = (),
 ) -> Passed:
     """Judges `run` on each kernel and layout of each trial by `exact` and the draws of the dtype's error budget.
 
     Args:
         eps: See `tensor_checks`.
+        kernels: By default all but COMPILED.
     """
     policy = device.policy(dtype)
     checks: list[Check] = []
@@ -239,7 +266,7 @@ def _compared(
             run(draw.device, draw.device.backend.frozen_encoder(trial.weights, draw.policy), trial, "packed")
             for draw in draws(device.backend, policy)
         ]
-        built, missing = _built(device, policy, trial.weights)
+        built, missing = _built(device, policy, trial.weights, kernels)
         notes |= dict.fromkeys(missing)
         for (kernel, encoder), layout in product(built.items(), trial.layouts):
             found = run(device, encoder, trial, layout)
@@ -273,14 +300,18 @@ def _state_eps(device: Device, dtype: str) -> float:
     return float(torch.finfo(getattr(torch, device.policy(dtype).accumulate)).eps)
 
 
-def _built(device: Device, policy: CastPolicy, weights: EncoderWeights) -> tuple[dict[str, FrozenEncoder], list[str]]:
-    """An encoder by each kernel that can run `weights` under `policy`, and why the others can't.
+def _built(
+    device: Device, policy: CastPolicy, weights: EncoderWeights, kernels: Sequence[str]
+) -> tuple[dict[str, FrozenEncoder], list[str]]:
+    """An encoder by each of `kernels` that can run `weights` under `policy`, and why the others can't.
 
     Raises:
         UnsupportedError: None can.
     """
     built, missing = {}, []
-    for name, state in device.backend.kernels().items():
+    known = device.backend.kernels()
+    for name in [name for name in known if (name in kernels if kernels else name not in COMPILED)]:
+        state = known[name]
         try:
             if not state.ok:
                 raise UserError(f"kernel {name} can't run: {state.reason}")
@@ -288,7 +319,7 @@ def _built(device: Device, policy: CastPolicy, weights: EncoderWeights) -> tuple
         except UserError as error:
             missing.append(str(error))
     if not built:
-        raise UnsupportedError("; ".join(missing))
+        raise UnsupportedError("; ".join(missing) or "it has no kernel that torch compiles")
     return built, missing
 
 

@@ -40,6 +40,7 @@ def cases() -> list[Case]:
         ("fused", "The fused step of a head changes its weights as autograd and the optimizer would."),
         ("captured", "A captured step uses the batch of each call and changes the weights as the step itself would."),
         ("compiled", "A compiled loss has the value and the gradient of the function, for each shape of its inputs."),
+        ("torch-compile", "So has one by torch.compile, if the device offers its modes."),
     ]
     others: list[tuple[str, Callable[[Device], Passed], str]] = [
         (

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ... import UserError
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.loop.optim import build_optimizer
 from ...albert_core.model.head import ClassificationHead
@@ -18,7 +19,7 @@ from ...backends import Backend
 from ...benchmarks.parity.observe import adam_on_device
 from ..case import Device, UnsupportedError
 
-Form = Literal["autograd", "fused", "captured", "compiled"]
+Form = Literal["autograd", "fused", "captured", "compiled", "torch-compile"]
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 WIDTH, HIDDEN, LABELS = 24, 16, 5
@@ -93,12 +94,20 @@ def _step(backend: Backend, head: nn.Module, optimizer: torch.optim.Optimizer, f
             raise UnsupportedError("it has no fused step of a head: autograd makes it")
         return lambda features, labels: fused(features, labels, len(labels) + _MORE)
 
+    mode = None
+    if form == "torch-compile":
+        mode = "default"
+        try:
+            backend.check_compile_mode(mode)
+        except UserError as error:
+            raise UnsupportedError(str(error)) from error
+
     def summed(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = head(features)
         right = (logits.detach().argmax(dim=-1) == labels).sum()
         return functional.cross_entropy(logits, labels, reduction="sum"), right
 
-    forward = backend.compile(summed) if form == "compiled" else summed
+    forward = backend.compile(summed, mode) if form in ("compiled", "torch-compile") else summed
 
     def step(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss, right = forward(features, labels)

@@ -155,8 +155,7 @@ class PortableEncoder:
         """
         assert self._make_linear is plain_linear, "weights in a layout of the host's own can't be moved"
         moved = copy.copy(self)
-        done: dict[int, Any] = {}
-        vars(moved).update({name: _moved(value, device, done) for name, value in vars(self).items()})
+        vars(moved).update(tensors_mapped(vars(self), lambda tensor: tensor.to(device)))
         moved.device = device
         return moved
 
@@ -223,9 +222,12 @@ class PortableEncoder:
         for start in range(0, batch.num_sequences, step):
             part = slice(start, start + step)
             types = None if batch.token_type_ids is None else batch.token_type_ids[part]
-            x = self._embed_padded(batch.input_ids[part], types)
-            features.append(self._first_rows(x, _padded_rows(batch.attention_mask[part])))
+            features.append(self.padded_block(batch.input_ids[part], batch.attention_mask[part], types))
         return torch.cat(features)
+
+    def padded_block(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
+        """Features, float32 [B, hidden], of one padded batch at once: ids, mask and token types int64 [B, L]."""
+        return self._first_rows(self._embed_padded(ids, types), _padded_rows(mask))
 
     def _first_rows(self, x: torch.Tensor, rows: _Rows) -> torch.Tensor:
         """Float32 [sequences, hidden] after all layers, from their input [tokens, hidden]."""
@@ -317,21 +319,26 @@ class PortableEncoder:
         return _Rows(spans_of(lengths), torch.from_numpy(np.cumsum(lengths) - lengths).to(self.device))
 
 
-def _moved(value: Any, device: torch.device, done: dict[int, Any]) -> Any:
-    """`value` with its tensors on `device`. A tensor that occurs several times is moved once (`done`, by id)."""
+def tensors_mapped(
+    value: Any, change: Callable[[torch.Tensor], torch.Tensor], done: dict[int, Any] | None = None
+) -> Any:
+    """`value` with `change` applied to its tensors. One that occurs several times is changed once (`done`, by id)."""
+    done = {} if done is None else done
+    if isinstance(value, dict):
+        return {name: tensors_mapped(part, change, done) for name, part in value.items()}
     if isinstance(value, list):
-        return [_moved(item, device, done) for item in value]
+        return [tensors_mapped(item, change, done) for item in value]
     if isinstance(value, tuple):
-        return tuple(_moved(item, device, done) for item in value)
+        return tuple(tensors_mapped(item, change, done) for item in value)
     if isinstance(value, partial):
-        return partial(value.func, **{name: _moved(part, device, done) for name, part in value.keywords.items()})
+        return partial(value.func, **tensors_mapped(value.keywords, change, done))
     if not isinstance(value, torch.Tensor | _Layer):
         return value
     if id(value) not in done:
         if isinstance(value, torch.Tensor):
-            done[id(value)] = value.to(device)
+            done[id(value)] = change(value)
         else:
-            done[id(value)] = _Layer(**{name: _moved(part, device, done) for name, part in vars(value).items()})
+            done[id(value)] = _Layer(**tensors_mapped(vars(value), change, done))
     return done[id(value)]
 
 

@@ -88,6 +88,7 @@ def test_the_kernels_and_why_they_are_not_there(hosted: HostedCuda, monkeypatch:
         "triton": True,
         "flash": True,
         "portable": True,
+        "compile": True,
     }
     no_triton(monkeypatch)
     assert hosted.kernels()["triton"].reason == "triton is not installed"

@@ -206,6 +206,7 @@ def test_what_a_comparison_can_not_be_asked_for(write: Write, asked: Asked, mess
         ("environment.cpu.quota_cpus", 1.5, "quota"),
         ("environment.versions.torch", "9.9.9", "torch"),
         ("targets.0.kernel_used.name", "portable-2", "kernel"),
+        ("targets.0.torch_compile", "default", "torch_compile"),
         ("targets.0.device.name", "Other", "device"),
         ("targets.0.processes.0.environment.threads.intra_op", 99, "threads"),
         ("targets.0.processes.0.environment.affinity", [0, 1, 2, 5], "affinity"),

@@ -9,9 +9,12 @@ from dataclasses import replace
 import pytest
 from isotrain import UserError
 from isotrain.backends.host.processor import usable_cores
-from isotrain.benchmarks.harness.plan import Options, hash_of, interleaved, make_plan, with_quick
+from isotrain.benchmarks.harness.plan import Options, hash_of, make_plan, with_quick
+from isotrain.benchmarks.harness.turns import interleaved
 
 pytestmark = pytest.mark.core
+
+COMPILED = {"workloads": ("full_step",), "torch_compile": "default"}
 
 
 def test_all_combinations_are_targets_and_impossible_ones_are_named() -> None:
@@ -51,6 +54,11 @@ def test_each_target_runs_in_every_process_once_and_pairs_of_rounds_mirror() -> 
         ({"threads": 0}, "--threads 0 is out of range"),
         ({"threads": 100_000}, f"allowed is 1 to {usable_cores()} (the CPUs this process may use)"),
         ({"kernels": ("transformers",), "layouts": ("packed",)}, "transformers takes padded batches only; add"),
+        ({"kernels": ("compile",), "layouts": ("packed",)}, "compile takes padded batches only; add"),
+        ({"torch_compile": "default"}, "--torch-compile is for --workload full_step of --model; give that"),
+        ({**COMPILED, "torch_compile": "fast"}, "--torch-compile 'fast' does not exist; allowed are default"),
+        ({**COMPILED, "backends": ("xla",)}, "--torch-compile 'default' means nothing on backend xla"),
+        ({**COMPILED, "layouts": ("packed",)}, "torch.compile takes padded batches only; add"),
     ],
 )
 def test_wrong_options_say_what_is_allowed(change: dict, message: str) -> None:
@@ -94,3 +102,12 @@ def test_a_step_of_the_head_is_planned_once_and_one_of_the_whole_model_by_layout
         "cpu full_step packed transformers x16",
     ]
     assert not plan.skipped
+
+
+def test_a_compiled_step_says_so_and_leaves_other_targets_as_they_are() -> None:
+    options = Options(workloads=("head_step", "full_step"), layouts=("bucketed",))
+    plain, compiled = make_plan(options).targets, make_plan(replace(options, torch_compile="max-autotune")).targets
+    assert compiled[0] == plain[0]
+    assert compiled[1] == replace(plain[1], torch_compile="max-autotune")
+    assert compiled[1].label == "cpu full_step bucketed transformers torch.compile max-autotune x8"
+    assert "torch_compile" not in plain[1].as_dict()

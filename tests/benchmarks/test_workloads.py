@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from types import FunctionType
 
 import pytest
 import torch
+import torch._dynamo
 from isotrain.albert_core.loop.job import frozen_encoder
 from isotrain.albert_core.model.encoder import LoadedEncoder
 from isotrain.albert_core.model.head import ClassificationHead
@@ -21,6 +23,7 @@ from isotrain.benchmarks.harness.texts import Texts, make_batches
 from isotrain.benchmarks.harness.work import work_per_step
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
 from isotrain.benchmarks.work.flops import encoder_flops, head_backward_flops, head_forward_flops
+from isotrain.kernels import inductor
 from isotrain.kernels.cpu.library import why_not
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -158,6 +161,38 @@ def test_a_compilation_in_a_timed_block_is_found_on_the_host(make: Callable[...,
     workload.encoder = compiling
     measured = measure(workload, Budget(2, 0.02, 0.02))
     assert any("compilations inside the timed region" in reason for reason in measured.reasons)
+
+
+def test_a_recompilation_of_the_compiled_kernel_is_found(
+    make: Callable[..., Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "COMPILER", "eager")
+    workload = make("forward", "padded", "compile")
+    workload.backend = CpuBackend()
+    run_all(workload)
+    before = workload.compile_count()
+    assert run_all(workload) == []
+    assert workload.compile_count() == before
+    encoder = workload.encoder
+
+    def forgetful(batch: object) -> torch.Tensor:
+        torch._dynamo.reset()
+        return encoder(batch)
+
+    workload.encoder = forgetful
+    measured = measure(workload, Budget(2, 0.02, 0.02))
+    assert any("compilations inside the timed region" in reason for reason in measured.reasons)
+
+
+def test_a_compiled_step_is_warmed_up_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "COMPILER", "aot_eager")
+    options = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
+    target = TargetSpec("cpu", "full_step", "bucketed", "transformers", 4, torch_compile="default")
+    document = worker.run(replace(options, torch_compile="default"), target)
+    assert document.reasons == []
+    assert document.warm_up.compiles > 0, "each shape before the timed blocks"
+    for text, logits in document.probe.items():
+        assert logits == pytest.approx(document.expected[text], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -140,4 +140,4 @@ def test_what_the_native_kernel_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -
     support = describe(opened).support
     assert support is not None
     assert "not built with this installation; install a C++ compiler" in support.kernels["native"]
-    assert support.available_kernels == ["portable"]
+    assert support.available_kernels == ["portable", "compile"]

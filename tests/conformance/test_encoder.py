@@ -7,6 +7,9 @@ from isotrain.backends import get_backend
 from isotrain.conformance import encoder
 from support.mutated_training import ENCODERS, failing
 
+# It takes seconds. Only the device that must be caught by it is tried.
+COMPILED = "compiled-kernel"
+
 
 @pytest.fixture
 def _shorter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +32,11 @@ def test_right_devices_pass(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_broken_device_is_caught_by_the_check_of_its_clause(name: str) -> None:
     mutant = ENCODERS[name]
-    tried = {case.name: case.subject for case in encoder.cases() if case.dtype in ("", "float32")}
+    tried = {
+        case.name: case.subject
+        for case in encoder.cases()
+        if case.dtype in ("", "float32") and (case.subject != COMPILED or case.subject in mutant.caught)
+    }
     found = failing(mutant.make(), [case for case in encoder.cases() if case.name in tried])
     assert {tried[name] for name in found} == set(mutant.caught), found
 

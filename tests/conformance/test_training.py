@@ -8,7 +8,7 @@ from isotrain.conformance import training
 from support.mutated_training import TRAININGS, failing
 
 # Checks that take seconds. A broken device is tried with those that must catch it.
-SLOW = ("whole-model", "adapters", "checkpointing")
+SLOW = ("whole-model", "adapters", "checkpointing", "torch-compile-step")
 
 
 @pytest.fixture(autouse=True)

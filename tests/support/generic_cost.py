@@ -8,9 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from isotrain.benchmarks.harness.plan import OWN, Options, Plan, TargetSpec, interleaved
+from isotrain.benchmarks.harness.plan import OWN, Options, Plan, TargetSpec
 from isotrain.benchmarks.harness.runner import WorkerRun, run_workers
 from isotrain.benchmarks.harness.statistics import ratio_interval
+from isotrain.benchmarks.harness.turns import interleaved
 
 SOURCE = Path(__file__).with_name("albert_workload.py")
 

@@ -148,6 +148,15 @@ class KernelThatIsNotThere(CpuBackend):
         return super().build_encoder(weights, policy, kernel)
 
 
+class WrongProgram(CpuBackend):
+    """Its compiled kernel always gives the same features."""
+
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> Any:
+        if kernel == "compile":
+            return ConstantFeatures(super().build_encoder(weights, policy, "portable"))
+        return super().build_encoder(weights, policy, kernel)
+
+
 _FEATURES = ("features", "padding", "token-types", "company", "overflow")
 ENCODERS = {
     "constant features": Mutant(lambda: WithEncoder(ConstantFeatures), _FEATURES),
@@ -161,6 +170,7 @@ ENCODERS = {
     "one NaN for the whole batch": Mutant(lambda: WithEncoder(OneNanForAll), ("overflow",)),
     "bits that depend on the batch": Mutant(lambda: WithEncoder(BrokenPromise), ("company",)),
     "a kernel that is not there": Mutant(KernelThatIsNotThere, ("kernels",)),
+    "a wrong program": Mutant(WrongProgram, ("compiled-kernel",)),
 }
 
 
@@ -265,7 +275,7 @@ class StaleBatch(WithFusedStep):
 class FirstShapeForEver(WithFusedStep):
     """A compiled function cuts its inputs to the rows of the first call, or repeats them."""
 
-    def compile(self, fn: Any, **options: Any) -> Any:
+    def compile(self, fn: Any, mode: str | None = None) -> Any:
         first: list[int] = []
 
         def run(inputs: Any, labels: torch.Tensor) -> Any:
@@ -325,7 +335,7 @@ TRAININGS = {
     "moments outside the optimizer": Mutant(lambda: WithFusedStep(OwnMoments), ("resume",)),
     "a stale result": Mutant(StaleResult, ("captured-step", "learning-rate", "accumulation")),
     "a stale batch": Mutant(StaleBatch, ("captured-step", "learning-rate", "accumulation")),
-    "one compiled shape": Mutant(FirstShapeForEver, ("compiled-step", "accumulation")),
+    "one compiled shape": Mutant(FirstShapeForEver, ("compiled-step", "torch-compile-step", "accumulation")),
     "a number that became a constant": Mutant(FirstScalarForEver, ("accumulation",)),
     "generators not restored": Mutant(GeneratorsNotRestored, ("resume", "checkpointing")),
     "a compilation each step": Mutant(CompilesEachStep, ("static-grid",)),

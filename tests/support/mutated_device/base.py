@@ -32,7 +32,7 @@ class Compiling(Mutant):
     def static_shapes(self) -> ShapeGrid | None:
         return ShapeGrid(1024)
 
-    def compile(self, fn: Any, **options: Any) -> Any:
+    def compile(self, fn: Any, mode: str | None = None) -> Any:
         def compiled(inputs: torch.Tensor) -> torch.Tensor:
             self._programs.add(inputs.shape)
             return fn(inputs)
