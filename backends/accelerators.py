@@ -253,7 +253,7 @@ def _of_package(device: str) -> type[Accelerator]:
     import torch
 
     # What torch.utils.checkpoint uses of a module.
-    needed = ("_initialized", "device", "get_rng_state", "set_rng_state")
+    needed = ("_initialized", "device", "get_amp_supported_dtype", "get_rng_state", "set_rng_state")
     restores = all(hasattr(getattr(torch, device, None), part) for part in needed)
     groups = torch.distributed.Backend.default_device_backend_map if torch.distributed.is_available() else {}
     group = f"cpu:gloo,{device}:{groups[device]}" if device in groups else None

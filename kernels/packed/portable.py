@@ -344,8 +344,10 @@ def tensors_mapped(
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     """Keeps the requested dtypes even inside a caller's mixed-precision region."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
+    kind = device.type
+    # Only inside one: torch refuses the context, switched off or not, for a device whose package has no autocast.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.backends import BackendUnavailableError, accelerators, backend_class, get_backend, list_backends
-from isotrain.backends.accelerators import DEVICES, HpuBackend, MpsBackend, NpuBackend, XpuBackend
+from isotrain.backends.accelerators import DEVICES, Accelerator, HpuBackend, MpsBackend, NpuBackend, XpuBackend
+from support.command import Invoke
 
 STAND_IN = Path(__file__).resolve().parents[1] / "support" / "torch_ferrite.py"
 
@@ -27,6 +29,25 @@ def test_every_device_is_listed_and_none_was_run(name: str) -> None:
     assert backend_class(name) is DEVICES[name]
     assert DEVICES[name].traits.untested
     assert DEVICES[name].traits.described.endswith("not run by its authors")
+
+
+def test_a_new_device_is_one_class(monkeypatch: pytest.MonkeyPatch, invoke: Invoke) -> None:
+    """Names, lists, commands and configurations know it from there."""
+
+    class Zeta(Accelerator):
+        name = "zeta"
+        traits = replace(XpuBackend.traits, about="Zeta cards", process_group=None)
+        how_to_get = "buy one"
+
+    monkeypatch.setitem(DEVICES, "zeta", Zeta)
+    code, out, _ = invoke("list", "backends", "--json")
+    assert code == 0
+    assert json.loads(out)["backends"]["zeta"] == "Zeta cards; not run by its authors"
+    code, _, err = invoke("train", "quickstart", "--backend", "zeta")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "has no module torch.zeta" in line
+    assert "buy one" in line
 
 
 def test_an_unknown_name_is_told_the_nearest() -> None:

@@ -75,6 +75,10 @@ class FerriteTensor(torch.Tensor):
         made.held = _memory.hold(host)
         return made
 
+    def tolist(self) -> Any:
+        # Only a subclass of torch's tensors is refused it, as other devices' tensors aren't.
+        return self.host.tolist()
+
     def __repr__(self) -> str:  # type: ignore[override]  # torch's has arguments
         return f"FerriteTensor({self.host!r})"
 
