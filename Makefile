@@ -16,8 +16,8 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard kernels/*/native/* kernels/include/*)
 XLA_BIN := $(XLA_VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-# A process a core; the tests of a file share one.
-PARALLEL := --numprocesses auto --dist loadgroup --no-loadscope-reorder
+# A process a core; the tests of a file share one (tests/support/scheduling.py).
+PARALLEL := --numprocesses auto --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .PHONY: run check lint types quick format test xla-environment test-xla storm gate-trial bench-suite clean help

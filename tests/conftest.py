@@ -124,15 +124,19 @@ def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return request.config.stash.setdefault(_SHOWN, []).append
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the processes of pytest-xdist, a file's tests stay together and share its fixtures; slow files begin first."""
+    """In the processes of pytest-xdist, slow files begin first."""
     if hasattr(config, "workerinput"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
         items.sort(key=lambda item: -slow[item.path])
-        for item in items:
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process and share its fixtures, whatever ``--dist`` says."""
+    from support.scheduling import ByFile
+
+    return ByFile(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -15,9 +15,6 @@ from support import forks
 from support.processes import children, end, start
 from support.small_job import settings, write_dataset
 
-# Several processes each, with ports and time limits between them: not two such tests at once.
-pytestmark = pytest.mark.xdist_group("processes")
-
 ENDLESS = {
     "threads": 1,
     "num_epochs": 100_000,

@@ -15,9 +15,6 @@ from support import forks
 from support.processes import end, environment, free_port
 from support.small_job import settings, write_dataset
 
-# Several processes each, with ports and time limits between them: not two such tests at once.
-pytestmark = pytest.mark.xdist_group("processes")
-
 LIMIT = 4
 
 

@@ -17,9 +17,6 @@ from support import forks
 from support.processes import children, environment, free_port
 from support.small_job import settings, write_dataset
 
-# Several processes each, with ports and time limits between them: not two such tests at once.
-pytestmark = pytest.mark.xdist_group("processes")
-
 # A worker that has a child of its own, as one that compiles has.
 WORKER = """
 import subprocess, sys, time

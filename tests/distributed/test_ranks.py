@@ -20,9 +20,6 @@ from support.small_job import settings, write_dataset
 from support.small_questions import write_questions
 from support.small_tasks import write_scores, write_topics
 
-# Several processes each, with ports and time limits between them: not two such tests at once.
-pytestmark = pytest.mark.xdist_group("processes")
-
 JOB = Path(__file__).parent.parent / "support" / "ranks_job.py"
 SMALL = {"threads": 1, "steps_freq": 1, "batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 3}
 # Momentum and no Adam: that would train as well by gradients of twice the size.
