@@ -6,14 +6,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import UserError
+from ..albert_core.output.profile import MOST_PROFILED
+from ..albert_core.runs.files import make_folders
 from ..albert_core.terminal.console import new_console, say
 from ..albert_core.terminal.text import duration
+from ..kernels.names import check_range
 from .harness.document import RUN, Sweep
 from .harness.environment import describe
 from .harness.plan import Options, Plan, make_plan
@@ -69,8 +72,8 @@ def run_bench(
     Raises:
         UserError: The options can't be used, or every target failed for a reason that the user can fix.
     """
-    plan = make_plan(options)
     path = result_path(out, datetime.now(UTC)) if write else None
+    plan = make_plan(_with_traces(options, path))
     watcher = watcher or PlainWatcher(plan)
     machine = describe()
     runs: list[WorkerRun] = []
@@ -98,6 +101,18 @@ def run_bench(
     if path is not None:
         write_result(result, path)
     return Outcome(result, path, exit_code(result))
+
+
+def _with_traces(options: Options, path: Path | None) -> Options:
+    """The options with the folder of the traces, beside the result, if steps are profiled."""
+    if not options.profile:
+        return options
+    check_range("--profile", options.profile, 1, MOST_PROFILED)
+    if path is None:
+        raise UserError("--profile writes traces beside the result, and none is written; give --out")
+    traces = path.absolute().with_name(f"{path.stem}-traces")
+    make_folders(traces, "--profile")
+    return replace(options, traces=str(traces))
 
 
 def _after_sweep(plan: Plan, run: WorkerRun, sweeps: dict[int, Sweep]) -> Plan:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..output.profile import Cost, costs, recorder
 from ..runs.files import published, write_json
 from ..tokens.order import Window
 from .build import Training
@@ -20,19 +20,6 @@ SCHEMA = "isotrain.profile/1"
 TRACE, OPERATORS = "trace.json.gz", "operators.json"
 # Steps before the first that is profiled, where the run has as many: the first compile, capture and fill caches.
 WARM_UP_STEPS = 10
-# The named ranges of a step, in its order; everything else is an operator.
-RANGES = ("copy", "encoder", "head", "backward", "optimizer", "fused head step", "fence")
-MOST_OPERATORS = 20
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Milliseconds of one step in a named range, or in an operator without those it calls, on host and device."""
-
-    name: str
-    calls: float
-    host_ms: float
-    device_ms: float
 
 
 @dataclass(frozen=True)
@@ -88,9 +75,7 @@ class StepProfiler:
 
     def _start(self, training: Training) -> None:
         training.job.backend.synchronize(*training.model.parameters())
-        self._recording = torch.profiler.profile(
-            activities=torch.profiler.supported_activities(), record_shapes=True, profile_memory=True
-        )
+        self._recording = recorder()
         self._recording.start()
 
     def _stop(self, training: Training) -> None:
@@ -111,25 +96,3 @@ class StepProfiler:
             found = asdict(self.profile) | {"schema": SCHEMA, "step": training.state.step}
             del found["folder"]
             write_json(temporary / OPERATORS, found)
-
-
-def costs(averages: Sequence[Any], steps: int) -> tuple[tuple[Cost, ...], tuple[Cost, ...]]:
-    """The named ranges in a step's order, and the operators that took longest.
-
-    Args:
-        averages: A torch profiler's ``key_averages()``.
-    """
-    ranges: list[Cost] = []
-    operators: list[Cost] = []
-    for event in averages:
-        if event.key in RANGES:
-            host, device = event.cpu_time_total, event.device_time_total
-        elif event.key.startswith("ProfilerStep"):
-            continue
-        else:
-            host, device = event.self_cpu_time_total, event.self_device_time_total
-        found = ranges if event.key in RANGES else operators
-        found.append(Cost(event.key, event.count / steps, host / 1e3 / steps, device / 1e3 / steps))
-    ranges.sort(key=lambda cost: RANGES.index(cost.name))
-    operators.sort(key=lambda cost: (cost.device_ms, cost.host_ms), reverse=True)
-    return tuple(ranges), tuple(operators[:MOST_OPERATORS])

@@ -244,6 +244,24 @@ class Timed(Part):
 Logits = dict[str, list[Annotated[float, Field(allow_inf_nan=True)]]]
 
 
+class RangeCost(Part):
+    """Milliseconds of a mean step in a named range, or in an operator without those it calls."""
+
+    name: str
+    calls: NotNegative
+    host_ms: NotNegative
+    device_ms: NotNegative
+
+
+class Profile(Part):
+    """Steps under torch's profiler, which slows them down: their shares count, not their times."""
+
+    trace: str = Field(description="The name of the trace's file, for Perfetto, in the folder beside the result.")
+    steps: Annotated[int, Field(ge=1)]
+    ranges: list[RangeCost]
+    operators: list[RangeCost]
+
+
 class Measured(Timed):
     """Everything that a worker measured. probe: logits of some texts, by number; expected: the reference's."""
 
@@ -258,6 +276,7 @@ class Measured(Timed):
     expected: Logits = Field(default={}, description="Empty from an older revision.")
     reasons: list[str]
     warnings: list[str]
+    profile: Profile | None = None
 
 
 class Shape(Part):

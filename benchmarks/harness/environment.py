@@ -12,12 +12,14 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...albert_core.terminal.text import redacted
+from .turns import Turns
 
 PACKAGES = ("isotrain", "torch", "transformers", "tokenizers", "datasets", "numpy", "triton", "torch-xla")
 MATRIX_FLAGS = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma")
@@ -230,3 +232,26 @@ def _memory_bytes() -> int | str:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return "unavailable: the system doesn't say"
+
+
+class Contention:
+    """What, since it was made, other work took from this process's threads, but for when it waited for its turn."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns, self._waited = turns, turns.waited
+        self._before, self._start = lost(), time.perf_counter_ns()
+
+    def so_far(self) -> bool:
+        """Whether that is so much that figures suffer."""
+        import torch
+
+        return is_contended(self._before, lost(), self._seconds(), torch.get_num_threads())
+
+    def a_second(self) -> tuple[float, float]:
+        """Involuntary switches, and seconds waited, in a second."""
+        now, seconds = lost(), self._seconds()
+        switches, waited = now.switches - self._before.switches, now.seconds - self._before.seconds
+        return round(switches / seconds, 1), round(waited / seconds, 4)
+
+    def _seconds(self) -> float:
+        return (time.perf_counter_ns() - self._start) / 1e9 - (self._turns.waited - self._waited)

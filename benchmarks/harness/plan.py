@@ -70,6 +70,7 @@ class Options:
         batches: The number of different batches that every target cycles through.
         mlp_hidden_size, num_labels: Those of the Banking77 head.
         module: Whether `model` is a workload of the user's own, as FILE.py:NAME, instead of an encoder.
+        profile: Steps that each target's first process profiles after its blocks, with traces in the folder `traces`.
         vs: Baselines to compare with. Every target then runs the same `texts` texts.
         backend_options: As in a configuration, by section.
         torch_compile: The mode of torch.compile for the training step of the whole model.
@@ -99,6 +100,8 @@ class Options:
     blocks: int = FULL_BLOCKS
     seconds: float = FULL_SECONDS
     quick: bool = False
+    profile: int = 0
+    traces: str = ""
     time_limit: float = 900.0
     backend_options: dict[str, Any] = field(default_factory=dict)
     torch_compile: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,7 @@ def _run_worker(
         candidates=list(candidates),
         process=process,
         known_peaks=list(known_peaks),
+        trace=_trace(plan, target) if plan.options.profile and process == 0 else None,
         result=str(result),
     )
     ended = run_process(command, spec, result.with_suffix(".log"), plan.options.threads, plan.options.time_limit)
@@ -115,6 +117,12 @@ def _run_worker(
         error = f"took longer than the time limit of {plan.options.time_limit:g} s and was ended{said(ended.log)}"
         return WorkerRun(target, process, ended.seconds, error=error)
     return judge(target, process, ended, result)
+
+
+def _trace(plan: Plan, target: int) -> str:
+    """Where the trace of a target's profile goes."""
+    name = re.sub(r"[^\w.-]+", "-", plan.targets[target].label)
+    return str(Path(plan.options.traces, f"{name}.json.gz"))
 
 
 @dataclass(frozen=True)

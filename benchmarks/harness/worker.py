@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -35,6 +36,8 @@ from .document import (
     Peaks,
     Policy,
     ProcessEnvironment,
+    Profile,
+    RangeCost,
     Shape,
     Spec,
     Sweep,
@@ -42,7 +45,7 @@ from .document import (
     WarmUp,
     Work,
 )
-from .environment import affinity, is_contended, lost, moment
+from .environment import Contention, affinity, moment
 from .plan import CACHED, Options, TargetSpec
 from .turns import ALONE, Turns
 
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
     from ...albert_core.model.head import ClassificationHead
     from ...backends import Backend, CastPolicy
     from .texts import Texts
-    from .workloads import Prepared, Workload
+    from .workloads import Prepared, Steps, Workload
 
 # A shape's timed passes in a sweep: enough to choose by, and no more.
 SWEEP_PASS_SECONDS = 2.0
@@ -64,7 +67,7 @@ class WorkerSpec(Spec):
     """One process of a target; with `candidates`, a sweep over these shapes of it.
 
     known_peaks: what earlier processes of the run measured on the target's backend. turns: the pipes (to read from, to
-    write to) by which it alternates with another process block by block.
+    write to) by which it alternates with another process block by block. trace: the file for the trace of a profile.
     """
 
     options: Options
@@ -73,29 +76,7 @@ class WorkerSpec(Spec):
     process: int
     known_peaks: list[Peaks] = Field(default=[])
     turns: tuple[int, int] | None = None
-
-
-class _Contention:
-    """What, since it was made, other work took from this process's threads, but for when it waited for its turn."""
-
-    def __init__(self, turns: Turns) -> None:
-        self._turns, self._waited = turns, turns.waited
-        self._before, self._start = lost(), time.perf_counter_ns()
-
-    def so_far(self) -> bool:
-        """Whether that is so much that figures suffer."""
-        import torch
-
-        return is_contended(self._before, lost(), self._seconds(), torch.get_num_threads())
-
-    def a_second(self) -> tuple[float, float]:
-        """Involuntary switches, and seconds waited, in a second."""
-        now, seconds = lost(), self._seconds()
-        switches, waited = now.switches - self._before.switches, now.seconds - self._before.seconds
-        return round(switches / seconds, 1), round(waited / seconds, 4)
-
-    def _seconds(self) -> float:
-        return (time.perf_counter_ns() - self._start) / 1e9 - (self._turns.waited - self._waited)
+    trace: str | None = None
 
 
 def main() -> int:
@@ -105,7 +86,7 @@ def main() -> int:
     def work(spec: WorkerSpec) -> Measured | Sweep:
         if spec.candidates:
             return sweep(spec.options, spec.candidates, stages)
-        return run(spec.options, spec.target, stages, spec.known_peaks, Turns(spec.turns))
+        return run(spec.options, spec.target, stages, spec.known_peaks, Turns(spec.turns), spec.trace)
 
     return answer(WorkerSpec, work, lambda: stages.scope)
 
@@ -313,6 +294,7 @@ def run(
     stages: Stages | None = None,
     known_peaks: Sequence[Peaks] = (),
     turns: Turns = ALONE,
+    trace: str | None = None,
 ) -> Measured:
     """Measures one target in this process, in `turns` with another one. Raises UserError for what the user can mend."""
     stages = stages or Stages()
@@ -330,7 +312,7 @@ def run(
     from .peaks import measure_peaks
 
     backend, policy, steps = prepared.backend, prepared.policy, prepared.steps
-    contention = _Contention(turns)
+    contention = Contention(turns)
     with steps.context():
         warmup_seconds = max(1.0, options.seconds / 2)
         budget = Budget(options.blocks, options.seconds, warmup_seconds, options.least_blocks)
@@ -344,6 +326,7 @@ def run(
     contended, (switches, waited) = contention.so_far(), contention.a_second()
     # Before the peaks: their large operands would count as the workload's memory.
     memory = backend.memory()
+    profile = None if trace is None else _profile(steps, options.profile, Path(trace))
     kernel, work = prepared.accounts()
     return Measured(
         steps_per_block=measured.steps_per_block,
@@ -372,9 +355,25 @@ def run(
         data=prepared.data,
         probe={str(number): answers for number, answers in steps.probe.items()},
         expected={str(number): list(answers) for number, answers in prepared.expected.items()},
+        profile=profile,
         reasons=[*measured.reasons, *steps.problems()],
         warnings=[*measured.warnings, *prepared.warnings, *_passed_over(backend, target, kernel.name)],
     )
+
+
+def _profile(steps: Steps, count: int, trace: Path) -> Profile:
+    """Profiles steps of a target that has been measured."""
+    from ...albert_core.output.profile import record_steps
+
+    def fence() -> None:
+        with steps.backend.named_range("fence"):
+            steps.fence()
+
+    steps.begin()
+    with steps.context():
+        found = record_steps(lambda number: steps.step(number % len(steps.classes)), fence, count, trace)
+    ranges, operators = ([RangeCost(**asdict(cost)) for cost in costs] for costs in found)
+    return Profile(trace=trace.name, steps=count, ranges=ranges, operators=operators)
 
 
 def _passed_over(backend: Backend, target: TargetSpec, kernel: str) -> list[str]:

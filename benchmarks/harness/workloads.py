@@ -153,6 +153,13 @@ class Workload(Steps):
         """Name and version of the kernel that did the work."""
         return self.encoder.name, str(self.encoder.version)
 
+    def features(self, index: int) -> torch.Tensor:
+        """The features of batch `index`."""
+        with self.backend.named_range("copy"):
+            inputs = self.backend.place(self.batches[index].inputs)
+        with self.backend.named_range("encoder"):
+            return self.encoder(inputs)
+
     def judge(self, expected: Logits) -> None:
         """Compares with these logits of a few texts from now on. Called before the first step."""
         self.expected = expected
@@ -176,9 +183,9 @@ class Forward(Workload):
 
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
-        features = self.encoder(self.backend.place(self.batches[index].inputs))
+        features = self.features(index)
         # As in training. Otherwise a product of microseconds waits for the host's other threads.
-        with self.backend.single_threaded():
+        with self.backend.single_threaded(), self.backend.named_range("head"):
             return self.logits(features)
 
     def fence(self) -> None:
@@ -209,8 +216,8 @@ class BaselineForward(Forward):
 
     @torch.no_grad()
     def run(self, index: int) -> torch.Tensor:
-        features = self.encoder(self.backend.place(self.batches[index].inputs))
-        with self.backend.single_threaded():
+        features = self.features(index)
+        with self.backend.single_threaded(), self.backend.named_range("head"):
             return self.head(features[: len(self.batches[index].rows)])
 
     def compile_count(self) -> int:
@@ -323,9 +330,8 @@ class TrainStep(_Training):
         self.labels = [self.host_labels(index) for index in range(len(self.batches))]
 
     def inputs(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        batch, labels = self.backend.place((self.batches[index].inputs, self.labels[index]))
         with torch.no_grad():
-            return self.encoder(batch), labels
+            return self.features(index), self.backend.place(self.labels[index])
 
 
 class HeadStep(_Training):
@@ -339,14 +345,14 @@ class HeadStep(_Training):
         self.classes = [sizes.index(size) for size in sizes]
         with torch.no_grad():
             # Joined on the host, since a compiling device would need one more program.
-            features = torch.cat([self._features(batch) for batch in self.batches])
+            features = torch.cat([self._computed(index) for index in range(len(sizes))])
         labels = torch.cat([self.host_labels(index) for index in range(len(sizes))])
         self.cache = CachedFeatures(self.backend.place(features), labels, self.backend, max(sizes))
         self.cache.start_epoch(np.arange(sum(sizes)))
         self.starts = np.cumsum([0, *sizes]).tolist()
 
-    def _features(self, batch: BenchBatch) -> torch.Tensor:
-        features = self.encoder(self.backend.place(batch.inputs))
+    def _computed(self, index: int) -> torch.Tensor:
+        features = self.features(index)
         self.backend.step_boundary()
         return features.cpu()
 
@@ -374,7 +380,8 @@ class FullStep(_Training):
         self.labels = [self.host_labels(index) for index in range(len(self.batches))]
 
     def inputs(self, index: int) -> tuple[Any, torch.Tensor]:
-        return self.backend.place((self.batches[index].inputs, self.labels[index]))
+        with self.backend.named_range("copy"):
+            return self.backend.place((self.batches[index].inputs, self.labels[index]))
 
 
 WORKLOAD_CLASSES: dict[str, type[Workload]] = {

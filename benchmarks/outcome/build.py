@@ -196,6 +196,7 @@ def _target(
         outliers=[list(place) for place in outliers(samples)],
         figures=figures,
         probe=answers.kept(documents),
+        profile=next((document.profile for document in documents if document.profile is not None), None),
         share_of_peak=None if caveat(spec.backend) else limits.share_of_peak(figures, best),
         roofline=limits.roofline(first.work, figures, best) if first.device.real else None,
         relative=None,

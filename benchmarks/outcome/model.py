@@ -21,6 +21,7 @@ from ..harness.document import (
     Placed,
     Policy,
     Positive,
+    Profile,
     Sha256,
     Shape,
     Timed,
@@ -175,6 +176,7 @@ class MeasuredTarget(_Target):
         description="[process, block] beyond Tukey's fences: labelled and kept."
     )
     probe: Probe | None = Field(default=None, description="Absent from older results.")
+    profile: Profile | None = Field(default=None, description="Of the first process, where it was asked for.")
     relative: Relative | None = Field(
         description="Speed over that of the first target of this workload and, without baselines, batch size; null for "
         "that one."

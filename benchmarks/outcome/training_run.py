@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..harness.document import Part, Placed
+from ..harness.document import Part, Placed, RangeCost
 
 
 class RunDevice(Placed):
@@ -46,15 +46,6 @@ class RunSummary(Part):
     early_stop: str | None = None
     phases: dict[str, float] = Field(default={})
     peak_memory_bytes: int | None = None
-
-
-class RangeCost(Part):
-    """Milliseconds of a mean step in a named range or an operator."""
-
-    name: str
-    calls: float
-    host_ms: float
-    device_ms: float
 
 
 class RunProfile(Part):

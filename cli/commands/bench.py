@@ -141,6 +141,14 @@ def bench(
             "writes a file only for --out.",
         ),
     ] = "table",
+    profile: Annotated[
+        int | None,
+        _output(
+            metavar="STEPS",
+            help="After its blocks, profile this many steps of each target: a trace for https://ui.perfetto.dev beside "
+            "the result, and what costs most.",
+        ),
+    ] = None,
     json_only: Annotated[bool, _output("--json", help="The same as --format json.")] = False,
     sets: Annotated[
         list[str] | None,
@@ -220,6 +228,7 @@ def bench(
         dataset=dataset,
         tokenizer=tokenizer,
         texts=texts,
+        profile=profile or 0,
         seed=seed,
         backend_options=own_options,
         torch_compile=torch_compile,

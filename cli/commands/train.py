@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from ...benchmarks.reports.blocks import Table
 
 
-# A trace of more steps has gigabytes.
-MOST_PROFILED = 100
-
 _what, _again, _output = map(panel, ("What is run", "Continuing", "Output"))
 
 
@@ -96,7 +93,9 @@ def train(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from ...albert_core.config.load import load_config
+    from ...albert_core.output.profile import MOST_PROFILED
     from ...albert_core.runs.folder import open_run
+    from ...kernels.names import check_range
 
     if config is None and resume is None:
         raise UserError("no configuration given; name a YAML file, a packaged one (quickstart), or --resume RUN")
@@ -104,8 +103,8 @@ def train(
         raise UserError(
             "--resume names a run that is there, --resume-or-start one by run_name that may be there; give one of them"
         )
-    if profile is not None and not 1 <= profile <= MOST_PROFILED:
-        raise UserError(f"--profile {profile} is out of range; give 1 to {MOST_PROFILED} steps")
+    if profile is not None:
+        check_range("--profile", profile, 1, MOST_PROFILED)
     run = open_run(resume) if resume is not None else None
     source = config if config is not None else (run.config if run else None)
     auto = ["resume_from_checkpoint=auto"] if resume_or_start else []
@@ -167,7 +166,7 @@ def _show_profile(profile: Profile) -> None:
     from ...benchmarks.reports.terminal import output_console, print_blocks
     from ...benchmarks.reports.views.profile import profile_view
 
-    print_blocks(profile_view(profile), output_console())
+    print_blocks(profile_view(profile, profile.device), output_console())
     say(f"profile: {profile.folder}  (open trace.json.gz in https://ui.perfetto.dev)")
 
 

@@ -46,7 +46,7 @@ def test_a_report_shows_the_profile(invoke: Invoke, tmp_path: Path) -> None:
     code, _, err = invoke("report", str(tmp_path), "-o", str(tmp_path / "page.html"))
     assert code == 0, err
     page = (tmp_path / "page.html").read_text()
-    assert "Profile of 1 step on" in page
+    assert "Profile of 1 step: to step 3 of run" in page
     assert "Parts of a step" in page
 
 
@@ -59,5 +59,5 @@ def test_a_run_that_is_too_short_is_profiled_as_far_as_it_goes(invoke: Invoke, t
 @pytest.mark.parametrize("steps", ["0", "-1", "101"])
 def test_a_number_out_of_range_is_refused(invoke: Invoke, tmp_path: Path, steps: str) -> None:
     result = invoke("train", "quickstart", "--profile", steps, "--set", f"project_dir={tmp_path}")
-    one_line_error(result, f"--profile {steps} is out of range; give 1 to 100 steps")
+    one_line_error(result, f"--profile {steps} is out of range; allowed is 1 to 100")
     assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ def slower(share: float) -> Plant:
     return Plant(("regression",), old=RUN, new=timed)
 
 
-FEATURES = "        features = self.encoder(self.backend.place(self.batches[index].inputs))\n"
+FEATURES = "        features = self.features(index)\n"
 PLANTS = {
     "nothing": Plant(("no regression", "improvement")),
     "5%": slower(0.05),

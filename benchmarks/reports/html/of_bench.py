@@ -24,6 +24,7 @@ from ..views.columns import (
     of_targets,
 )
 from ..views.labels import bench_tags, joined, reasons, titled, verdict
+from ..views.profile import profile_view
 from .loading import Found
 
 
@@ -50,7 +51,13 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
         titles = titled("Throughput", bench_tags(bench))
         blocks.append(BarChart(key, titles, words, "samples/s", bars, tuple(workloads)))
     why = reasons((target.name, verdict(target), target.reasons) for target in bench.targets)
-    return [*blocks, _table(bench), *energy_sources(bench), *why, *comparisons(bench)]
+    profiles = [
+        block
+        for target in bench.measured
+        if target.profile is not None
+        for block in profile_view(target.profile, f"{target.name}, trace {target.profile.trace}")
+    ]
+    return [*blocks, _table(bench), *energy_sources(bench), *why, *comparisons(bench), *profiles]
 
 
 def _method(bench: Bench) -> str:

@@ -7,7 +7,7 @@ from statistics import median
 
 from ....albert_core.output.charts import Axis, Line, LineChart, Point
 from ....albert_core.terminal.text import figure, precise
-from ..blocks import Column, Heading, Section, Table
+from ..blocks import Column, Section, Table
 from ..views.labels import joined, titled
 from ..views.profile import profile_view
 from .loading import Found, Results, Run
@@ -41,8 +41,7 @@ def training(results: Results, folded: bool) -> Section:
             section.blocks.append(LineChart(f"evaluation-{metric}", title, words, *axes, lines, half=True))
     for run in runs:
         for profile in run.document.profiles:
-            section.blocks.append(Heading(f"To step {profile.step:,}", run.path))
-            section.blocks.extend(profile_view(profile))
+            section.blocks.extend(profile_view(profile, f"to step {profile.step:,} of {run.path}, {profile.device}"))
     return section
 
 

@@ -28,6 +28,7 @@ from .columns import (
     of_targets,
 )
 from .labels import bench_tags, titled, verdict
+from .profile import profile_view
 
 Ratio = Column[Comparison]
 
@@ -47,6 +48,9 @@ def bench_view(result: Bench) -> list[Block]:
         ]
     for target in result.targets:
         blocks += [Words(f"{verdict(target)}: {target.name}: {why}", target_style(target)) for why in target.reasons]
+    for target in result.measured:
+        if target.profile is not None:
+            blocks += profile_view(target.profile, f"{target.name}, trace {target.profile.trace}")
     return blocks + _notes(result)
 
 

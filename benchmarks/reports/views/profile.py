@@ -27,13 +27,10 @@ class Cost(Protocol):
 
 
 class Profile(Protocol):
-    """A profile in memory, or as a run's folder has it."""
+    """A profile in memory, in a run's folder, or in a result."""
 
     @property
     def steps(self) -> int: ...
-
-    @property
-    def device(self) -> str: ...
 
     @property
     def ranges(self) -> Sequence[Cost]: ...
@@ -42,8 +39,12 @@ class Profile(Protocol):
     def operators(self) -> Sequence[Cost]: ...
 
 
-def profile_view(profile: Profile) -> list[Block]:
-    """Ranges in a step's order, then the dearest operators. The profiler itself slows a step down."""
+def profile_view(profile: Profile, of: str) -> list[Block]:
+    """Ranges in a step's order, then the dearest operators. The profiler itself slows a step down.
+
+    Args:
+        of: What was profiled, on what.
+    """
     on_device = any(cost.device_ms for cost in (*profile.ranges, *profile.operators))
     dearest = sorted(profile.operators, key=lambda cost: cost.device_ms if on_device else cost.host_ms, reverse=True)
     everything = sum(cost.device_ms if on_device else cost.host_ms for cost in dearest)
@@ -59,7 +60,7 @@ def profile_view(profile: Profile) -> list[Block]:
         *([Column[Cost]("device ms", lambda cost: figure(cost.device_ms))] if on_device else []),
     )
     blocks: list[Block] = [
-        Heading(f"Profile of {count(profile.steps, 'step')} on {profile.device}"),
+        Heading(f"Profile of {count(profile.steps, 'step')}: {of}"),
         Words("Mean of a step, while the profiler recorded: its shares count, not its seconds."),
     ]
     if profile.ranges:
