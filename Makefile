@@ -3,6 +3,7 @@
 # make check: lint and types; make lint, make types: one of them; make format: mends what it can.
 # make quick: what check does, and the tests marked `core`, fast ones of each room; under 90 s on 2 cores.
 # make test: every test, one on each core; ARGS="tests/data -k windows": a part.
+# make test-tpu: the TPU tests, on a CPU build of PJRT in the place of a TPU; skipped where pip finds no wheels of it.
 # make test-xla: the XLA and Tenstorrent tests, with the older torch that torch-xla pins (make xla-environment).
 # make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
 # make gate-trial: plant slowdowns and faults, and count what bench --against says; ARGS="--plant 10% --busy": a part.
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 XLA_VENV ?= .venv-xla
+TPU_SITE := build/tpu-site
 BANKING77 ?= $(wildcard ../shared/data/banking77)
 BIN := $(VENV)/bin
 NATIVE := $(wildcard kernels/*/native/* kernels/include/*)
@@ -20,7 +22,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run check lint types quick format test xla-environment test-xla storm gate-trial bench-suite clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu gate-trial bench-suite clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -63,6 +65,17 @@ endif
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# With what torch_tpu imports; of its other requirements, only a TPU needs libtpu.
+$(TPU_SITE)/.installed: tests/tpu/requirements.txt $(VENV)/.installed-dev
+	rm -rf $(TPU_SITE)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --require-hashes --only-binary :all: --target $(TPU_SITE) \
+	  --requirement $< || { rm -rf $(TPU_SITE); mkdir -p $(TPU_SITE); echo "torch_tpu can't be installed here (above)"; }
+	@touch $@
+
+test-tpu: $(TPU_SITE)/.installed
+	PYTHONPATH=$(CURDIR)/tests/tpu/stand:$(CURDIR)/$(TPU_SITE) TORCH_DEVICE_BACKEND_AUTOLOAD=0 \
+	  $(BIN)/python -m pytest $(PARALLEL) tests/tpu $(ARGS)
 
 storm: $(VENV)/.installed-dev
 	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m storm $(ARGS)

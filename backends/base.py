@@ -74,10 +74,15 @@ class Backend(ABC):
         del options
         return cls.name
 
+    @classmethod
+    def foreseen_caveat(cls) -> str:
+        """What `caveat` will be on this machine, as far as it is known before the backend is opened."""
+        return cls.name if cls.traits.emulated else ""
+
     @property
     def caveat(self) -> str:
-        """The backend's name if it only emulates a device, since every figure must then say so; else empty."""
-        return self.name if self.traits.emulated else ""
+        """What every figure must say if the device isn't the one that the backend is named after; else empty."""
+        return self.foreseen_caveat()
 
     @property
     def on_caveat(self) -> str:
@@ -92,14 +97,13 @@ class Backend(ABC):
     def info(self) -> DeviceInfo:
         """The device's name, memory, peaks and versions."""
         name = f"{self.name} device {self.index or 0}"
-        traits = self.traits
         return DeviceInfo(
             self.name,
             str(self.device),
             name,
             versions=versions(),
-            emulated=traits.emulated,
-            untested=traits.untested,
+            emulated=bool(self.caveat),
+            untested=self.traits.untested,
         )
 
     @abstractmethod
@@ -170,8 +174,12 @@ class Backend(ABC):
 
     def place(self, value: T) -> T:
         """`value` on this device: a tensor, a module, a dataclass with a `to` method, or a list/tuple/dict of them."""
+        import torch
+
         item: Any = value
-        if isinstance(item, dict):
+        if isinstance(item, torch.nn.Module):
+            place_module(item, self.device)
+        elif isinstance(item, dict):
             item = {key: self.place(part) for key, part in item.items()}
         elif isinstance(item, (list, tuple)):
             item = type(item)(self.place(part) for part in item)
@@ -358,6 +366,16 @@ class Backend(ABC):
             **options,
         )
         return encoder if encoder.device == self.device else encoder.to(self.device)
+
+
+def place_module(module: nn.Module, device: torch.device) -> None:
+    """Moves a module. Parameters that its layers share stay shared."""
+    held = [(layer, *named) for layer in module.modules() for named in layer.named_parameters(recurse=False)]
+    moved: dict[nn.Parameter, nn.Parameter] = {}
+    module.to(device)
+    for layer, name, given in held:
+        # On some devices, `to` makes a new parameter in each layer. One that layers share would become several.
+        setattr(layer, name, moved.setdefault(given, getattr(layer, name)))
 
 
 def versions() -> dict[str, str]:

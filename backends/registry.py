@@ -5,8 +5,10 @@ A package adds one by ``[project.entry-points."isotrain.backends"] npu = "its.mo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .. import UserError
@@ -26,6 +28,7 @@ _BUILT_IN = {
     "cpu": (".cpu:CpuBackend", built_in.CPU),
     "cuda": (".cuda.rocm:BuiltBackend", built_in.CUDA),
     "xla": (".xla:XlaBackend", built_in.XLA),
+    "tpu": (".tpu:TpuBackend", built_in.TPU),
     "tt": (".tt.card:TtBackend", built_in.TT),
     "tt-emulated": (".tt.emulated:TtEmulated", built_in.TT_EMULATED),
     "ideal": (".ideal:IdealBackend", built_in.IDEAL),
@@ -33,6 +36,12 @@ _BUILT_IN = {
 
 
 _PLUGINS = Plugins("backend", Backend, {name: f"{__package__}{where}" for name, (where, _) in _BUILT_IN.items()})
+
+
+def import_devices_late() -> None:
+    """Keeps torch from importing torch_tpu, which takes seconds, before its backend is opened. For programs only."""
+    if find_spec("torch_tpu"):
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 
 def list_backends() -> list[str]:
@@ -68,8 +77,8 @@ def backend_traits(name: str) -> Traits:
 
 
 def caveat(name: str) -> str:
-    """The `Backend.caveat` of the backend called `name`."""
-    return name if backend_traits(name).emulated else ""
+    """The `Backend.caveat` of the backend called `name`, as far as it is known before it is opened."""
+    return backend_class(split_name(name)[0]).foreseen_caveat()
 
 
 def resolve(name: str, options: Mapping[str, Any] | None = None) -> str:

@@ -109,6 +109,15 @@ XLA = Traits(
     kernels=("portable",),
     recomputes=False,
 )
+# torch.utils.checkpoint asks torch.tpu whether it is initialized, gets no answer, and restores no generator.
+TPU = Traits(
+    about="TPUs, through torch-tpu",
+    untested=True,
+    layouts=("padded", "bucketed"),
+    kernels=("portable",),
+    dtypes=("float32", "bfloat16"),
+    recomputes=False,
+)
 TT = Traits(
     about="a Tenstorrent card, or what stands in for it here",
     untested=True,

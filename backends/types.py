@@ -72,6 +72,13 @@ def unsupported_dtype(dtype: str, backend: str, *allowed: str) -> UserError:
     )
 
 
+def cannot_share(backend: str, other: str) -> UserError:
+    """The error for a process that `other`, a package or device, has taken."""
+    return UserError(
+        f"backend {backend!r} can't share a process with {other}, which this one uses; use a process for each"
+    )
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """What a result says about its device. Unknown figures are None, never a guess."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
@@ -21,7 +22,16 @@ from .host.cache import cache_folder
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
 from .traits import XLA
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid, unsupported_dtype
+from .types import (
+    Availability,
+    CastPolicy,
+    DeviceInfo,
+    EnergyUse,
+    MemoryUse,
+    ShapeGrid,
+    cannot_share,
+    unsupported_dtype,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEVICE_VARIABLE = "PJRT_DEVICE"
+SUCCEEDED = "2.9 is its last release, and backend tpu succeeds it"
 CACHE_PATH_VARIABLE = "XLA_PERSISTENT_CACHE_PATH"
 # Replaces Adam's learning rate of 0. float32 can represent the quotients, and no weight changes.
 LEAST_RATE = 1e-30
@@ -67,6 +78,8 @@ class XlaBackend(Backend):
 
     def _open(self, device_type: str) -> None:
         """Imports torch_xla for PJRT devices of `device_type` and opens one. Raises UserError if there is none."""
+        if "torch_tpu" in sys.modules:
+            raise cannot_share(self.name, "torch_tpu")
         import torch
         import torch_xla
         from torch_xla import runtime
@@ -161,14 +174,6 @@ class XlaBackend(Backend):
             # `to` turns a scalar 0 or 1 into a constant, and each constant needs another program.
             placed: Any = self._model.send_cpu_data_to_device([value.detach()], self._device)[0]
             return placed
-        if isinstance(value, torch.nn.Module):
-            held = [(module, *named) for module in value.modules() for named in module.named_parameters(recurse=False)]
-            moved: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
-            super().place(value)
-            for module, name, given in held:
-                # `to` makes a new parameter in each layer. One that layers share would become several.
-                setattr(module, name, moved.setdefault(given, getattr(module, name)))
-            return value
         return super().place(value)
 
     def scalar(self, value: float) -> float | torch.Tensor:
@@ -333,8 +338,8 @@ def torch_xla_version() -> Availability:
     try:
         found = metadata.version("torch-xla")
     except metadata.PackageNotFoundError:
-        return Availability(False, "torch_xla is not installed", fix)
+        return Availability(False, f"torch_xla is not installed; {SUCCEEDED}", fix)
     torch_version = metadata.version("torch")
     if found.split(".")[:2] != torch_version.split(".")[:2]:
         return Availability(False, f"torch-xla {found} is not built for the installed torch {torch_version}", fix)
-    return Availability(True, f"torch-xla {found}")
+    return Availability(True, f"torch-xla {found} ({SUCCEEDED})")

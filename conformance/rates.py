@@ -185,13 +185,13 @@ def _peaks(backend: Backend, dtype: str) -> Peaks:
 
 def _flop_rate(device: Device, dtype: str, flops: float, seconds: float) -> Passed:
     rate = flops / seconds / 1e12
-    peak = None if device.backend.traits.emulated else _peaks(device.backend, dtype).matmul_tflops
+    peak = None if device.backend.caveat else _peaks(device.backend, dtype).matmul_tflops
     return Passed(None, _words(device, seconds, rate, peak, "TFLOP/s"))
 
 
 def _byte_rate(device: Device, dtype: str, moved: float, seconds: float) -> Passed:
     rate = moved / seconds / 1e9
-    peak = None if device.backend.traits.emulated else _peaks(device.backend, dtype).copy_gbps
+    peak = None if device.backend.caveat else _peaks(device.backend, dtype).copy_gbps
     return Passed(None, _words(device, seconds, rate, peak, "GB/s"))
 
 

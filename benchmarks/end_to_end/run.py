@@ -96,7 +96,8 @@ def run_end_to_end(
     check(options)
     path = result_path(out, datetime.now(UTC)) if write else None
     backend = options.backends[0]
-    sides = [_Side(f"{OWN} on {backend}" if caveat(backend) else OWN)]
+    said = caveat(backend)
+    sides = [_Side(f"{OWN} on {said}" if said else OWN)]
     if options.vs:
         sides += [_Side("experiment-dynamic", "dynamic"), _Side("experiment-padded", "padded")]
     machine = environment.describe()

@@ -321,9 +321,9 @@ def compare(targets: Sequence[Target], seed: int) -> list[Comparison]:
 def backend_notes(backends: Iterable[str]) -> list[str]:
     """What must be said of every figure of these backends: of those that only emulate a device."""
     return [
-        f"{name}: every time and rate is the host's, never a card's; there is no share of a card's peak"
-        for name in dict.fromkeys(backends)
-        if caveat(name)
+        f"{said}: every time and rate is the host's, never a card's; there is no share of a card's peak"
+        for said in dict.fromkeys(map(caveat, backends))
+        if said
     ]
 
 

@@ -141,7 +141,7 @@ def _notes(reference: Trace, candidates: Sequence[Trace | Missing]) -> list[str]
     traces = [one for one in candidates if isinstance(one, Trace)]
     names = [one.header.backend for one in traces if one.header.emulated]
     if names:
-        notes.append(f"{', '.join(dict.fromkeys(names))}: the arithmetic is a card's, the run was the host's")
+        notes.append(f"{', '.join(dict.fromkeys(names))}: emulated on the host, no card was run")
     notes += dict.fromkeys(note for one in traces for note in unjudged(reference, one))
     verdicts = [one for one in candidates if isinstance(one, Missing)]
     if verdicts:

@@ -38,13 +38,13 @@ pytestmark = pytest.mark.core
 
 
 def test_the_targets_are_known_and_cpu_opens() -> None:
-    assert list_backends()[:4] == ["cpu", "cuda", "xla", "tt"]
+    assert list_backends()[:5] == ["cpu", "cuda", "xla", "tpu", "tt"]
     assert get_backend("cpu").device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("gpu", "cpu, cuda, xla, tt"), ("cpu:x", "device number"), ("cpu:3", "one device"), ("", "does not exist")],
+    [("gpu", "cpu, cuda, xla, tpu, tt"), ("cpu:x", "device number"), ("cpu:3", "one device"), ("", "does not exist")],
 )
 def test_a_wrong_name_says_what_exists(name: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):

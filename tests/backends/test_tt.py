@@ -65,7 +65,7 @@ def test_a_card_with_its_plugin_is_found(machine: Any) -> None:
 
 
 def test_the_card_and_its_emulation_are_two_backends() -> None:
-    assert list_backends()[:6] == ["cpu", "cuda", "xla", "tt", "tt-emulated", "ideal"]
+    assert list_backends()[:7] == ["cpu", "cuda", "xla", "tpu", "tt", "tt-emulated", "ideal"]
     assert backend_traits("tt-emulated").emulated
     assert not any(backend_traits(name).emulated for name in list_backends() if name != "tt-emulated")
 

@@ -40,7 +40,7 @@ def test_doctor_lists_every_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPa
     )
     code, out, _ = invoke("doctor", "-v")
     assert code == 0
-    for word in ("cpu", "cuda", "xla", "tt", "PASS", "matmul/float32: ok", "linear/float32/grad: ok", "fix: "):
+    for word in ("cpu", "cuda", "xla", "tpu", "tt", "PASS", "matmul/float32: ok", "linear/float32/grad: ok", "fix: "):
         assert word in out
     reports = {item["backend"]: item for item in document["backends"]}
     assert reports["cpu"]["status"] == "PASS"
@@ -142,7 +142,7 @@ def test_stop_prints_the_command_that_goes_on(invoke: Invoke, small_run: Path, t
         (["train", "absent.yaml"], ["absent.yaml", "quickstart"]),
         (["train", "quickstart", "--set", "learning_rte=1"], ["learning_rate"]),
         (["train", "quickstart", "--set", "batch_size=-1"], ["batch_size", "-1"]),
-        (["train", "quickstart", "--backend", "gpu"], ["gpu", "cpu, cuda, xla, tt"]),
+        (["train", "quickstart", "--backend", "gpu"], ["gpu", "cpu, cuda, xla, tpu, tt"]),
         (["train", "quickstart", "--backend", "tt", "--set", "tt.device=hardware"], ["tt.device", "hardware"]),
         (["train", "quickstart", "--backend", "xla"], ["xla", "--backend cpu"]),
         (["train", "quickstart", "--set", "model_name=random:albert-huge"], ["random:albert-base-v2"]),

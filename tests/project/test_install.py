@@ -40,7 +40,7 @@ def test_no_text_names_a_distribution_that_no_index_has() -> None:
 def test_every_extra_that_a_text_names_exists() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in SHOWN)
     named = {*re.findall(r"install -e '\.\[(\w+)\]", text), *re.findall(r"install_hint\(['\"](\w+)", text)}
-    assert named >= {"onnx", "lora", "baselines", "nvml", "xla", "dev"}
+    assert named >= {"onnx", "lora", "baselines", "nvml", "xla", "tpu", "dev"}
     assert named <= EXTRAS.keys()
 
 

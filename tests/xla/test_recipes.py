@@ -7,20 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isotrain.albert_core.config.load import load_config
-from isotrain.albert_core.data.squad_file import QuestionSplit
-from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop import start
 from isotrain.albert_core.loop.job import Job
-from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.tokens.order import bucket_length, epoch_order
-from support.small_job import losses
-from support.small_recipes import OTHERWISE, RECIPES, STEPS, recipe_settings
-
-
-def run_recipe(recipe: str, folder: Path, backend: str, **keys: Any) -> TrainResult:
-    settings = recipe_settings(recipe, folder, run_name=backend, layout="bucketed", **keys)
-    return train(load_config(recipe, settings, {"backend": backend}))
+from support.recipe_checks import check_answers, check_losses, run_recipe
+from support.small_recipes import OTHERWISE, RECIPES, STEPS
 
 
 def shapes_in_use(job: Job) -> int:
@@ -42,13 +33,6 @@ def shapes_in_use(job: Job) -> int:
     return len(steps) + len(lengths(np.sort(tokens) if by_length else tokens, config.eval_batch_size))
 
 
-def first_of(split: Any, count: int = 6) -> tuple[list[str], list[str] | None]:
-    """Some of a split's texts, and what belongs to them: contexts, or second texts."""
-    if isinstance(split, QuestionSplit):
-        return split.questions[:count], split.contexts[:count]
-    return split.texts[:count], None if split.pairs is None else split.pairs[:count]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_gives_the_cpu_backends_losses_and_answers(
@@ -66,26 +50,15 @@ def test_a_recipe_gives_the_cpu_backends_losses_and_answers(
     result = run_recipe(recipe, tmp_path, "xla")
     compiles = backend.compile_count() - before
     reference = run_recipe(recipe, tmp_path, "cpu")
-    got, want = np.array(losses(result)), np.array(losses(reference))
-    assert len(got) == STEPS
-    assert np.array_equal(got[:, 0], want[:, 0])
-    assert np.abs(got[:, 1] / want[:, 1] - 1).max() <= 1e-5
+    check_losses(result, reference)
     assert result.metrics == pytest.approx(reference.metrics, rel=1e-4)
     if not jobs[0].config.freeze_encoder:
         # The programs of SQuAD 2.0 are SQuAD's, which may have run before.
         assert (0 if recipe == "squad2" else 1) <= compiles <= shapes_in_use(jobs[0])
-    asked = first_of(jobs[0].dataset.test)
-    here, there = (load_predictor(result.run, backend=name).predict(*asked) for name in ("xla", "cpu"))
-    for ours, theirs in zip(here, there, strict=True):
-        for name, value in theirs.answer().items():
-            near = isinstance(value, float) or name == "probabilities"
-            assert ours.answer()[name] == (pytest.approx(value, rel=1e-4) if near else value), name
+    check_answers(result, "xla", jobs[0].dataset.test)
 
 
 @pytest.mark.parametrize("recipe", OTHERWISE)
 def test_a_whole_recipe_trains_frozen_and_a_frozen_one_whole(backend: Any, tmp_path: Path, recipe: str) -> None:
-    keys = OTHERWISE[recipe]
-    result, reference = (run_recipe(recipe, tmp_path, name, **keys) for name in ("xla", "cpu"))
-    got, want = np.array(losses(result)), np.array(losses(reference))
-    assert np.array_equal(got[:, 0], want[:, 0])
-    assert np.abs(got[:, 1] / want[:, 1] - 1).max() <= 1e-5
+    result, reference = (run_recipe(recipe, tmp_path, name, **OTHERWISE[recipe]) for name in ("xla", "cpu"))
+    check_losses(result, reference)

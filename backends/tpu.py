@@ -1,0 +1,235 @@
+"""The TPU backend: Google's torch-tpu, which runs torch eagerly and compiles a program for each operator and shape.
+
+torch_tpu is imported when a backend is opened. That takes seconds, and it changes torch for the whole process:
+`torch.compile` gets another default compiler, so code that means inductor must name it, and
+`torch.set_float32_matmul_precision` sets the products of TPUs only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import UserError
+from ..kernels.install import install_hint
+from ..kernels.words import count
+from .base import Generator, versions
+from .host import processor
+from .host.memory import process_memory
+from .host.rapl import RaplCounters
+from .torch_device import TorchDevice
+from .traits import TPU
+from .types import (
+    Availability,
+    CastPolicy,
+    DeviceInfo,
+    EnergyUse,
+    MemoryUse,
+    ShapeGrid,
+    cannot_share,
+    unsupported_dtype,
+)
+from .xla import DEVICE_BATCH_TOKENS, HOST_BATCH_TOKENS, StaticEncoder
+
+if TYPE_CHECKING:
+    from ..kernels.weights import EncoderWeights
+    from .protocols import FrozenEncoder
+
+LIBRARY_VARIABLE = "TPU_LIBRARY_PATH"
+PCI_DEVICES, VFIO_GROUPS = Path("/sys/bus/pci/devices"), Path("/dev/vfio")
+GOOGLE = "0x1ae0"
+STAND_IN = "torch_tpu on XLA's CPU device"
+
+
+class TpuBackend(TorchDevice):
+    """A TPU as torch_tpu drives it, with batches of a few shapes. TPU_LIBRARY_PATH chooses another PJRT plugin.
+
+    It has been run on XLA's CPU device. A TPU uses the same calls and has not been run.
+    """
+
+    name = "tpu"
+    traits = TPU
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        if index:
+            raise UserError(
+                f"backend '{self.name}:{index}': a process has one TPU; write {self.name}, and choose it by "
+                "TPU_VISIBLE_CHIPS"
+            )
+        self._module, self._generator, self._kind = _opened()
+        super().__init__(index, options)
+        self._host_energy = RaplCounters()
+        # torch_tpu has replaced this function by one that sets its own products only, and warns that they are slower.
+        torch.set_float32_matmul_precision("highest")
+        warnings.filterwarnings("ignore", message="<TorchTpu/Performance/> TPU is using HIGHEST precision")
+        if self._kind is None:
+            # torch_tpu's fused attention exists on TPUs only. torch has one switch for the attention of all devices.
+            torch.backends.cuda.enable_flash_sdp(False)
+        self._generator.manual_seed(torch.initial_seed() % 2**63)
+
+    @classmethod
+    def probe(cls) -> Availability:
+        try:
+            found = f"torch-tpu {metadata.version('torch-tpu')}"
+        except metadata.PackageNotFoundError:
+            fix = f"install it on a machine with a TPU: `{install_hint('tpu')}`; or use --backend cpu"
+            return Availability(False, "torch_tpu is not installed", fix)
+        library, tpus = os.environ.get(LIBRARY_VARIABLE), tpus_on_bus()
+        if library and not Path(library).is_file():
+            reason = f"{LIBRARY_VARIABLE} is {library!r}, which is no file"
+            return Availability(False, reason, "unset it, or set it to the library of a PJRT plugin such as libtpu.so")
+        if tpus or library:
+            return Availability(True, f"{found}, {count(tpus, 'TPU') if tpus else f'{LIBRARY_VARIABLE} {library}'}")
+        return Availability(False, f"{found} is here, and this machine has no TPU", "use a TPU VM, or --backend cpu")
+
+    @classmethod
+    def device_count(cls) -> int:
+        return 1
+
+    @classmethod
+    def foreseen_caveat(cls) -> str:
+        return "" if tpus_on_bus() else f"{cls.name} ({STAND_IN})"
+
+    @property
+    def caveat(self) -> str:
+        return "" if self._kind else f"{self.name} ({STAND_IN})"
+
+    @property
+    def static_shapes(self) -> ShapeGrid | None:
+        return ShapeGrid(DEVICE_BATCH_TOKENS if self._kind else HOST_BATCH_TOKENS)
+
+    def info(self) -> DeviceInfo:
+        name, memory, units = self._kind, None, None
+        if name is None:
+            name, memory = f"{processor.processor_name()} ({STAND_IN})", processor.memory_bytes()
+            units = processor.usable_cores()
+        return DeviceInfo(
+            backend=self.name,
+            device=str(self.device),
+            name=name,
+            memory_bytes=memory,
+            compute_units=units,
+            versions=versions() | {"torch_tpu": metadata.version("torch-tpu")},
+            emulated=bool(self.caveat),
+            untested=self.traits.untested,
+        )
+
+    def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
+        if dtype == "float32":
+            return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout (products at XLA's highest)")
+        if dtype == "bfloat16":
+            if self._kind:
+                return CastPolicy(dtype, dtype, dtype, "float32", "bfloat16 operands, float32 sums")
+            widens = "XLA widens bfloat16 to float32 on a host"
+            if strict:
+                return CastPolicy(dtype, dtype, dtype, "float32", f"asked for strictly; {widens}")
+            reason = f"weights rounded to bfloat16, products in float32: {widens}"
+            return CastPolicy(dtype, dtype, "float32", "float32", reason)
+        raise unsupported_dtype(dtype, self.name, "float32", "bfloat16")
+
+    def device_compilations(self) -> int:
+        return int(self._module._get_cache_misses())
+
+    def memory(self) -> MemoryUse:
+        # XLA's CPU device counts none.
+        return super().memory() if self._kind else process_memory()
+
+    def energy(self) -> EnergyUse:
+        return super().energy() if self._kind else self._host_energy.read()
+
+    def generators(self) -> dict[str, Generator]:
+        host = {"cpu": (torch.get_rng_state, torch.set_rng_state)}
+        return {**host, self.name: (self._generator.get_state, self._generator.set_state)}
+
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
+        del kernel
+        return StaticEncoder(self.portable_encoder(weights, policy, chunk_tokens=4 * DEVICE_BATCH_TOKENS))
+
+
+def tpus_on_bus() -> int:
+    """The number of Google's PCI devices that are handed to programs, as TPUs are and network cards are not."""
+    found = 0
+    for device in PCI_DEVICES.glob("*"):
+        try:
+            is_googles = (device / "vendor").read_text().strip() == GOOGLE
+            found += is_googles and (VFIO_GROUPS / (device / "iommu_group").readlink().name).exists()
+        except OSError:
+            continue
+    return found
+
+
+def _opened() -> tuple[Any, torch.Generator, str | None]:
+    """Imports torch_tpu and opens its device.
+
+    Returns:
+        torch's module of the device, the device's generator, and the kind of TPU; None for XLA's CPU device.
+
+    Raises:
+        UserError: torch_tpu can't be imported, has no device, or can't share this process.
+    """
+    _check_alone()
+    _check_library()
+    # Errors only, or torch_tpu's libraries write several lines at each start.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        with _quietly():
+            (load,) = metadata.entry_points(group="torch.backends", name="torch_tpu")
+            load.load()()
+            accelerator = torch.accelerator.current_accelerator()
+            if accelerator is None or accelerator.type != TpuBackend.name:
+                raise UserError(
+                    "torch_tpu registers no device, since it finds no TPU that it knows on this machine; use a TPU VM, "
+                    "or --backend cpu"
+                )
+            module: Any = torch.get_device_module(accelerator)
+            # Reading the generators starts the runtime, which the device's attributes need.
+            generator = module.default_generators[0]
+            kind = str(module._get_local_device_attributes()["device_kind"])
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"torch_tpu can't open a device ({reason}); check that no other process uses it and that libtpu is "
+            "installed, or use --backend cpu"
+        ) from error
+    return module, generator, kind if kind.upper().startswith("TPU") else None
+
+
+def _check_alone() -> None:
+    """Refuses a process with another package that drives PJRT, or with another holder of torch's one extra device."""
+    taken = torch._C._get_privateuse1_backend_name()
+    if "torch_xla" in sys.modules:
+        raise cannot_share(TpuBackend.name, "torch_xla")
+    if taken not in ("privateuseone", TpuBackend.name):
+        raise cannot_share(TpuBackend.name, f"torch device {taken}")
+
+
+def _check_library() -> None:
+    """torch_tpu ends the process if it can't use the library."""
+    path = os.environ.get(LIBRARY_VARIABLE)
+    if not path:
+        return
+    try:
+        ctypes.CDLL(path).GetPjrtApi  # noqa: B018 (looks the function up)
+    except (OSError, AttributeError) as error:
+        raise UserError(
+            f"{LIBRARY_VARIABLE} is {path!r}, which is no PJRT plugin ({error}); unset it, or set it to the library of "
+            "one such as libtpu.so"
+        ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps back what torch_tpu prints at each start, and its warnings that its interface may change."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="<TorchTpu/")
+        yield

@@ -1,0 +1,137 @@
+"""The TPU backend as the loop relies on it, in this process and through the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from isotrain import UserError
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.backends import backend_class, get_backend
+from isotrain.conformance import device, encoder, operations, training
+from isotrain.conformance.case import Case, Device
+from isotrain.conformance.worker import judge
+from isotrain.kernels.packed import PackedBatch
+from support.command import one_line_error
+from support.mutated_training import failing
+
+LABEL = "tpu (torch_tpu on XLA's CPU device)"
+
+
+@pytest.mark.parametrize("case", device.cases(), ids=lambda case: case.subject)
+def test_it_holds_the_contract_of_a_device(backend: Any, case: Case) -> None:
+    judged = judge(case, Device(backend))
+    assert judged.status in ("pass", "unsupported"), judged.detail
+
+
+@pytest.mark.slow
+def test_operations_are_within_their_error_budget(backend: Any) -> None:
+    assert failing(backend, (case for case in operations.cases() if case.dtype in ("", "float32"))) == {}
+
+
+@pytest.mark.slow
+def test_encoders_and_training_are_within_their_error_budget(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "LENGTHS", (63, 1, 2, 64, 3, 17))
+    monkeypatch.setattr(encoder, "MAX_TOKENS", 64)
+    monkeypatch.setattr(training, "WHOLE_MODELS", ("bert",))
+    monkeypatch.setattr(training, "ACCUMULATING", ("",))
+    cases = [*encoder.cases(), *training.cases()]
+    assert failing(backend, (case for case in cases if case.dtype in ("", "float32"))) == {}
+
+
+def test_its_figures_say_that_it_is_no_tpu(backend: Any) -> None:
+    assert backend_class("tpu").probe().ok
+    info = backend.info()
+    assert info.emulated
+    assert info.name.endswith("(torch_tpu on XLA's CPU device)")
+    assert info.versions["torch_tpu"].startswith("0.2")
+    assert backend.caveat == type(backend).foreseen_caveat() == LABEL
+    assert backend.memory().scope == "resident memory of the process"
+
+
+def test_a_device_that_is_not_there_is_refused(backend: Any) -> None:
+    with pytest.raises(UserError, match="a process has one TPU; write tpu"):
+        get_backend("tpu:7")
+
+
+def test_the_seed_decides_the_devices_generator_too(backend: Any) -> None:
+    torch.manual_seed(7)
+    first = get_backend("tpu").rng_state()["tpu"]
+    torch.manual_seed(8)
+    assert not torch.equal(get_backend("tpu").rng_state()["tpu"], first)
+    torch.manual_seed(7)
+    assert torch.equal(get_backend("tpu").rng_state()["tpu"], first)
+
+
+def test_float32_products_have_float32s_digits_beside_those_of_the_host(backend: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(shape, generator=generator) for shape in ((64, 768), (768, 64)))
+    for product in ((backend.place(left) @ backend.place(right)).cpu(), left @ right):
+        assert relative(product, left.double() @ right.double()) < 1e-6
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 2e-6), ("bfloat16", 1e-2)])
+def test_the_frozen_encoder_gives_the_cpu_backends_features(backend: Any, dtype: str, limit: float) -> None:
+    loaded = load_encoder("random:tiny")
+    batch = PackedBatch.from_lists([[2, 5, 9, 3], [2, 7], [2, *range(10, 30)]])
+    host = get_backend("cpu")
+    reference = host.frozen_encoder(loaded.weights, host.cast_policy("float32"))(batch)
+    forward = backend.frozen_encoder(loaded.weights, backend.cast_policy(dtype))
+    assert relative(forward(backend.place(batch.to_padded(32))).cpu(), reference.double()) < limit
+    with pytest.raises(UserError, match="layout: bucketed or padded"):
+        forward(backend.place(batch))
+
+
+def isotrain(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """A command in a process of its own: (exit code, stdout, stderr)."""
+    command = [sys.executable, "-m", "isotrain.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_other_commands_do_not_wait_for_torch_tpu() -> None:
+    program = """
+import sys
+from isotrain.cli.main import main
+try:
+    main(["train", "quickstart", "--backend", "cpu:3"])
+finally:
+    print(sorted({"torch", "torch_tpu"} & set(sys.modules)))
+"""
+    # As torch does by itself.
+    environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
+    del environment["TORCH_DEVICE_BACKEND_AUTOLOAD"]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "['torch']\n", done.stderr
+
+
+def test_no_device_is_one_line() -> None:
+    """A plugin library, and a machine on which torch_tpu finds no TPU."""
+    others = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name != "stand"]
+    found = isotrain("conformance", "--backend", "tpu", "--only", "device/info", PYTHONPATH=os.pathsep.join(others))
+    assert found[0] == 1, found
+    assert "torch_tpu registers no device, since it finds no TPU" in found[1] + found[2]
+    assert "Traceback" not in found[1] + found[2]
+    one_line_error(
+        isotrain("train", "quickstart", "--backend", "tpu", PYTHONPATH=os.pathsep.join(others)), "registers no device"
+    )
+
+
+@pytest.mark.slow
+def test_parity_judges_it_and_says_what_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "parity.json"
+    code, shown, err = isotrain(
+        *("parity", "quickstart", "--candidate", "tpu:float32", "--steps", "8", "--out", str(out)),
+        *("--set", "model_name=random:tiny", "--set", "dataset_id=embedded:intents?train=154&test=77"),
+    )
+    assert code == 0, shown + err
+    assert LABEL in shown
