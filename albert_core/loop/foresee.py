@@ -5,12 +5,11 @@ from __future__ import annotations
 from ..config.schema import TrainConfig
 from ..data.datasets import check_dataset_name
 from ..model.names import check_model_name, model_source
-from ..output.trackers.registry import tracker_class
 from ..tokens.tokenizer import check_tokenizer_name
 
 
 def check_names(config: TrainConfig) -> None:
-    """Checks the names of the model, the data set, the tokenizer and the trackers.
+    """Checks the names of the model, the data set and the tokenizer.
 
     Raises:
         UserError: There can't be anything by that name.
@@ -20,5 +19,3 @@ def check_names(config: TrainConfig) -> None:
         check_dataset_name(config.dataset_id)
     if config.tokenizer_name is not None:
         check_tokenizer_name(config.tokenizer_name, model_source(config.model_name))
-    for name in config.tracker_names:
-        tracker_class(name)

@@ -27,6 +27,7 @@ from ..config.load import ResolvedConfig, load_config
 from ..config.schema import TrainConfig
 from ..output.logs import log_to_terminal
 from ..output.progress import Reporter
+from ..output.trackers.registry import tracker_class
 from ..processes.parent import stop_with_launcher
 from ..processes.ranks import Ranks, StopVote, joined, launched, starter, watching
 from ..processes.signals import StopRequest, stop_on_signals
@@ -116,6 +117,9 @@ def train(
     # Checked first, so that a wrong name costs nothing.
     backend_traits(config.backend_name).check_kernel("kernel", config.kernel, config.backend_name)
     check_names(config)
+    # Not in `check_names`: parity uses no tracker, whatever its configuration names.
+    for name in config.tracker_names:
+        tracker_class(name)
     began = time.perf_counter_ns()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
