@@ -21,12 +21,14 @@ from ...kernels.weights import EncoderWeights
 from ..case import Case, Device, Passed, UnsupportedError, ViolationError
 from ..common.draws import draws, factor, judged
 from ..common.texts import random_texts, single_text
-from .models import ALBERT, ARCHITECTURES, MAX_TOKENS, random_weights
+from .models import ALBERT, ARCHITECTURES, BERT, MAX_TOKENS, random_weights
 from .passes import all_texts, encoded, exact_replay, exact_states, layer_states
 
 LENGTHS = (511, 1, 2, 512, 3, 17, 64)
 # Texts of one length need no padding in a padded batch. It is a length of every grid.
 MIXED, EQUAL = (5, 1, 9, 30, 2), (32,) * 4
+# Of the large batch, for which the host takes long.
+LARGE_DTYPES = ("float32", "bfloat16")
 # A word that no random text has.
 RARE = 3
 # It takes seconds to compile an encoder, so these kernels have one check of their own.
@@ -82,6 +84,17 @@ def cases() -> list[Case]:
             Case("encoder", subject, clause, partial(run, dtype=dtype), dtype, time_limit=300.0)
             for subject, clause, run in by_dtype
             for dtype in DTYPES
+        ),
+        *(
+            Case(
+                "encoder",
+                "large",
+                "A batch of more tokens than the device is given at once has the features of float64.",
+                partial(_large, dtype=dtype),
+                dtype,
+                time_limit=300.0,
+            )
+            for dtype in LARGE_DTYPES
         ),
     ]
 
@@ -209,6 +222,29 @@ def _overflow(device: Device, dtype: str) -> Passed:
         return {name: array[:-1] for name, array in _exact_features(trial).items()}
 
     return _compared(device, dtype, trials, exact, run)
+
+
+def _large(device: Device, dtype: str) -> Passed:
+    """Shapes that only a large launch has: other kernels than for small batches, several chunks, wide offsets."""
+    layouts = device.backend.traits.layouts
+    layout = "packed" if "packed" in layouts else layouts[-1]
+    config = replace(BERT, weights_of_layer=BERT.weights_of_layer[:2])
+    lengths = (*MIXED, *(MAX_TOKENS,) * (large_tokens(device) // MAX_TOKENS), 3)
+    texts = random_texts(lengths, device.generator())
+    trial = _Trial(random_weights(config, device.seed), texts, (layout,), MAX_TOKENS)
+
+    def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
+        if layout != "packed":
+            return _read_features(one, encoder, trial, layout)
+        (features,) = one.read(encoder(one.backend.place(all_texts(trial.store))))
+        return {"features": features.double().numpy()}
+
+    return _compared(device, dtype, [trial], _exact_features, run)
+
+
+def large_tokens(device: Device) -> int:
+    """The tokens of a batch that the device gets in parts."""
+    return device.backend.traits.feature_batch_tokens + MAX_TOKENS
 
 
 def _layers(device: Device, dtype: str) -> Passed:

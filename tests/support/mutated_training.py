@@ -39,6 +39,8 @@ class Mutant:
 
 # --- frozen encoders
 
+SMALLEST_LARGE = 256
+
 
 class Wrapped:
     """An encoder as the host builds it."""
@@ -94,6 +96,16 @@ class OneNanForAll(Wrapped):
     def __call__(self, batch: Batch) -> torch.Tensor:
         features = super().__call__(batch)
         return features if bool(torch.isfinite(features).all()) else torch.full_like(features, torch.nan)
+
+
+class LargeCutOff(Wrapped):
+    """The last row of a batch of SMALLEST_LARGE tokens is left out."""
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        features = super().__call__(batch)
+        if batch.num_tokens >= SMALLEST_LARGE:
+            features[-1] = 0
+        return features
 
 
 class BrokenPromise(Wrapped):
@@ -157,7 +169,7 @@ class WrongProgram(CpuBackend):
         return super().build_encoder(weights, policy, kernel)
 
 
-_FEATURES = ("features", "padding", "token-types", "company", "overflow")
+_FEATURES = ("features", "padding", "token-types", "company", "overflow", "large")
 ENCODERS = {
     "constant features": Mutant(lambda: WithEncoder(ConstantFeatures), _FEATURES),
     "features of the neighbour": Mutant(lambda: WithEncoder(NeighbourRows), _FEATURES),
@@ -169,6 +181,7 @@ ENCODERS = {
     "NaN weights accepted": Mutant(NanAccepted, ("broken-weights",)),
     "one NaN for the whole batch": Mutant(lambda: WithEncoder(OneNanForAll), ("overflow",)),
     "bits that depend on the batch": Mutant(lambda: WithEncoder(BrokenPromise), ("company",)),
+    "a large batch cut off": Mutant(lambda: WithEncoder(LargeCutOff), ("large",)),
     "a kernel that is not there": Mutant(KernelThatIsNotThere, ("kernels",)),
     "a wrong program": Mutant(WrongProgram, ("compiled-kernel",)),
 }
