@@ -7,6 +7,7 @@
 # make test-xla: the XLA and Tenstorrent tests, with the older torch that torch-xla pins (make xla-environment).
 # make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
 # make gate-trial: plant slowdowns and faults, and count what bench --against says; ARGS="--plant 10% --busy": a part.
+# make gpu-check: isotrain gpu-check on a machine with a GPU; ARGS="--seconds 540".
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make clean: remove what builds and tools left, the environments aside.
 PYTHON ?= python3
@@ -22,7 +23,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu gate-trial bench-suite clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu gate-trial gpu-check bench-suite clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -82,6 +83,9 @@ storm: $(VENV)/.installed-dev
 
 gate-trial: $(VENV)/.installed-dev
 	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m support.gate_trial $(ARGS)
+
+gpu-check: $(VENV)/.installed
+	$(BIN)/isotrain gpu-check $(ARGS)
 
 bench-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \

@@ -27,6 +27,7 @@ from .commands.config import config
 from .commands.conformance import conformance
 from .commands.doctor import doctor
 from .commands.export import export
+from .commands.gpu_check import gpu_check
 from .commands.history import history
 from .commands.list import list_names
 from .commands.parity import parity
@@ -35,8 +36,7 @@ from .commands.push import push
 from .commands.report import report
 from .commands.show import show
 from .commands.train import train
-from .commands.tt_estimate import tt_estimate
-from .commands.tt_formats import tt_formats
+from .commands.tt import tt_estimate, tt_formats
 from .exits import Exit
 from .help import HelpfulCommand, HelpfulGroup
 from .streams import settle_streams
@@ -93,7 +93,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 _PANELS: tuple[tuple[str, dict[str, Callable[..., None]]], ...] = (
     ("Train and use", {"train": train, "predict": predict, "export": export, "push": push}),
     ("Measure and compare", {"bench": bench, "compare": compare, "history": history}),
-    ("Check a device", {"doctor": doctor, "conformance": conformance}),
+    ("Check a device", {"doctor": doctor, "conformance": conformance, "gpu-check": gpu_check}),
     ("Show", {"report": report, "show": show, "list": list_names, "config": config}),
     ("Tenstorrent", {"tt-formats": tt_formats, "tt-estimate": tt_estimate}),
 )

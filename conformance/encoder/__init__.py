@@ -59,6 +59,7 @@ def cases() -> list[Case]:
             _company,
         ),
         ("overflow", "A text whose states overflow changes no other text's features.", _overflow),
+        ("large", "A batch of more tokens than the device is given at once has float64's features.", _large),
     ]
     return [
         Case(
@@ -83,18 +84,7 @@ def cases() -> list[Case]:
         *(
             Case("encoder", subject, clause, partial(run, dtype=dtype), dtype, time_limit=300.0)
             for subject, clause, run in by_dtype
-            for dtype in DTYPES
-        ),
-        *(
-            Case(
-                "encoder",
-                "large",
-                "A batch of more tokens than the device is given at once has the features of float64.",
-                partial(_large, dtype=dtype),
-                dtype,
-                time_limit=300.0,
-            )
-            for dtype in LARGE_DTYPES
+            for dtype in (LARGE_DTYPES if run is _large else DTYPES)
         ),
     ]
 

@@ -42,7 +42,7 @@ ROWS = {
         ("case",),
     ),
     "benchmarks": (
-        ("suites",),
+        ("suites", "gpu_check"),
         ("reports",),
         ("end_to_end", "against"),
         ("bench", "parity"),
