@@ -50,8 +50,9 @@ PEAKS = Peaks.model_validate(
 
 
 @pytest.fixture(autouse=True)
-def _known_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peaks that cost nothing to measure."""
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaks that cost nothing to measure, and no suspicion of a late fence, which other work causes in tiny blocks."""
+    monkeypatch.setattr("isotrain.benchmarks.harness.measure.LARGEST_LATE_SHARE", 100.0)
     monkeypatch.setattr(
         "isotrain.benchmarks.harness.peaks.measure_peaks",
         lambda _, dtype, **__: PEAKS.model_copy(update={"dtype": dtype}),
@@ -251,6 +252,23 @@ def test_a_bad_module_ends_the_run_with_its_line(tmp_path: Path) -> None:
     lines = len(OWN.read_text(encoding="utf-8").splitlines()) + 2
     with pytest.raises(UserError, match=rf"broken\.py:{lines}: the import raised OSError: no data"):
         run_bench(options, write=False)
+
+
+def test_an_operation_that_fails_on_the_device_alone_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = OWN.read_text(encoding="utf-8").replace(
+        'logits, wanted = model(batch["ids"])', 'logits, wanted = model(far(batch["ids"]))'
+    )
+    # The first two calls are the host's: the loss is counted, and its answers are taken.
+    text += "\ncalls = []\n\ndef far(ids):\n    calls.append(ids)\n    return ids + 1000 * (len(calls) > 2)\n"
+    (tmp_path / "far_model.py").write_text(text, encoding="utf-8")
+    options = replace(options_of("TinyGPT", workloads=("full_step",)), model="far_model.py:TinyGPT")
+    with pytest.raises(UserError) as found:
+        measure(options)
+    # Of all lines of the file that led there, the last one.
+    line = 1 + next(number for number, line in enumerate(text.splitlines()) if "self.tokens(ids)" in line)
+    said = f"far_model.py:{line}: operation aten.embedding can't run on backend cpu (index out of range in self)"
+    assert str(found.value).startswith(said)
 
 
 def test_the_generic_path_makes_the_steps_of_alberts_own(monkeypatch: pytest.MonkeyPatch) -> None:
