@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,13 @@ from support.results import end_to_end_run, parity, write_run
 
 BEFORE_STEPS = ("import", "open", "load", "data", "prepare", "reference")
 PHASES = (*BEFORE_STEPS, "first_step", "warm_up", "later_compiles", "steady")
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection of all that the tests' process has imported takes longer than most measurements here."""
+    monkeypatch.setattr(gc, "collect", partial(gc.collect, 0))
+
 
 # Plays the worker: looks up what to do for (layout or kernel, process or "sweep") and does it.
 SCRIPT = """

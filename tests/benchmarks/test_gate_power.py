@@ -5,6 +5,7 @@ docs/benchmarks.md shows the figures; ``PYTHONPATH=tests python -m support.gate_
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from isotrain.benchmarks.regression.verdict import REGRESSED, SAME
@@ -12,9 +13,12 @@ from support.gate_simulation import BUSY, DRIFTING, QUIET, Noise, interleaved, o
 
 RUNS, RESAMPLES = 200, 200
 
+# Each simulation draws the same numbers again.
+simulated = functools.cache(outcomes)
+
 
 def shares(noise: Noise, slowdown: float, *, paired: bool, outcome: str = REGRESSED) -> float:
-    found = outcomes(interleaved if paired else sequential, noise, slowdown, RUNS, RESAMPLES)
+    found = simulated(interleaved if paired else sequential, noise, slowdown, RUNS, RESAMPLES)
     return found[outcome] / RUNS
 
 
