@@ -109,8 +109,8 @@ main(["report", "."])
 
 _LATE = """
 import atexit, os, sys
-from isotrain.benchmarks.reports.html import write
 from isotrain.cli import main as cli
+from isotrain.cli.commands import list as shown
 
 def signalled():
     os.kill(os.getpid(), {number})
@@ -124,8 +124,8 @@ def ended(*_):
     atexit.register(lambda: (signalled(), print("reached")))
     {then}
 
-write.write_report = ended
-sys.argv = ["isotrain", "report", "."]
+shown._show = ended
+sys.argv = ["isotrain", "list", "layouts"]
 sys.last = Last()
 cli.main()
 """
