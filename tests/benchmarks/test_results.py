@@ -226,6 +226,15 @@ def test_the_table_names_device_dtype_model_and_random_weights(plan: Plan, all_r
     assert "the vendor's figures: n/a, n/a" in text
 
 
+def test_the_table_says_that_a_backend_was_never_run(plan: Plan, all_runs: Runs) -> None:
+    runs = all_runs(plan)
+    assert "not run by its authors" not in shown(built(plan, runs))
+    device = runs[0].document.device.model_copy(update={"untested": True})
+    runs = [replace(run, document=run.document.model_copy(update={"device": device})) for run in runs]
+    text = " ".join(shown(built(plan, runs)).split())
+    assert "Throughput · random weights · backend not run by its authors" in text
+
+
 def test_quick_is_said_loudly(all_runs: Runs) -> None:
     plan = make_plan(with_quick(Options(workloads=("forward",), layouts=("padded",))))
     text = " ".join(shown(built(plan, all_runs(plan))).split())
