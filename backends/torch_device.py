@@ -96,7 +96,9 @@ class TorchDevice(Backend):
     def unsaved_generator(self) -> str:
         kind = self.device.type
         there = kind == "cpu" or all(hasattr(self.torch_module(), name) for name in ("get_rng_state", "set_rng_state"))
-        return "" if there else f"torch.{kind} has no get_rng_state and set_rng_state: a resumed run drops other values"
+        return (
+            "" if there else f"torch.{kind} has no get_rng_state and set_rng_state, so a resumed run drops other values"
+        )
 
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
         import torch

@@ -120,7 +120,7 @@ def _lacks(backend: Backend) -> list[str]:
         "a generator's state": backend.unsaved_generator(),
         "several processes": "" if backend.traits.process_group else "its traits name no process group",
     }
-    return [f"{what}: {why}" for what, why in lacking.items() if why]
+    return [f"{what} ({why})" for what, why in lacking.items() if why]
 
 
 def judge(case: Case, device: Device) -> Judged:

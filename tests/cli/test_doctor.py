@@ -112,17 +112,28 @@ def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: py
                 "reason": "by hardware",
             },
             "kernels": {"native": "not here: no compiler", "portable": "available, torch operators"},
+            "lacks": ["memory counters (there are none)"],
         },
-        {"backend": "npu", "status": "FAIL", "reason": "its test was killed", "fix": "mend it " * 30, "checks": []},
+        {
+            "backend": "npu",
+            "status": "FAIL",
+            "reason": "its test was killed",
+            "fix": "mend it " * 30,
+            "checks": [],
+            "untested": True,
+        },
     ]
     monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Report.model_validate(one) for one in found])
     code, out, _ = invoke("doctor")
     assert code == 1
     assert [line.split()[:2] for line in out.splitlines()[:2]] == [["cpu", "PASS"], ["npu", "FAIL"]]
     assert "a processor; kernels portable" in out
+    assert "its test was killed; not run by its authors" in out
     assert "isotrain doctor -v" in out
     code, out, _ = invoke("doctor", "--verbose")
     assert code == 1
+    assert "not offered: memory counters (there are none)" in out
+    assert "not run by its authors" in out
     assert "kernel native: not here: no compiler" in out
     assert "matmul: ok, relative error 1e-7" in out
     assert f"fix: {'mend it ' * 30}".strip() in out, "a command is pasted whole"
