@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..albert_core.config.backend import backend_options, resolved_backend
+from ..albert_core.config.workload_name import names_workload
 from ..albert_core.terminal.console import say
-from ..albert_core.workload.load import names_workload
 from ..benchmarks.harness.plan import (
     DEFAULT_WORKLOADS,
     LAYOUTS,

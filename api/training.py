@@ -92,7 +92,7 @@ def train(
     """Trains as `isotrain train` does, and returns the run.
 
     Args:
-        config: A YAML file, or a packaged configuration by name ("quickstart").
+        config: A YAML file, a packaged configuration by name ("quickstart"), or a workload ("my_model.py:TinyGPT").
         resume: The run to continue; its own configuration is used if `config` isn't given.
         sets: ``key=value`` texts, as for ``--set``.
         keys: Keys of the configuration, which win: ``num_epochs=3``, ``backend="tt"``, ``tt={"mode": "exact"}``.
@@ -139,7 +139,7 @@ def load_run(path: str | Path) -> Run:
         seconds=ended.get("seconds"),
         metrics=metrics,
         best=best,
-        label=str(ended.get("model", config.model_name)),
+        label=str(ended.get("model", config.workload or config.model_name)),
     )
 
 

@@ -257,9 +257,10 @@ class Backend(ABC):
         """A copy of a placed module on the host, with torch's own arithmetic."""
         return copy.deepcopy(module).to("cpu")
 
-    def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """Sets the learning rate of the next step, in the form that the device's step needs."""
-        for group in optimizer.param_groups:
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, *rates: float) -> None:
+        """Sets the learning rate of the next step, one for all groups or one for each, in the form that it needs."""
+        groups = optimizer.param_groups
+        for group, rate in zip(groups, rates * (len(groups) // len(rates)), strict=True):
             group["lr"] = rate
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:

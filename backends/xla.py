@@ -181,7 +181,7 @@ class XlaBackend(Backend):
 
         return self.place(torch.tensor(value, dtype=torch.float32))
 
-    def set_learning_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, *rates: float) -> None:
         """Sets a tensor for Adam, which multiplies by it on the device. Other optimizers would read it back.
 
         Adam with a step counter on the device divides by the rate. A warm-up begins with 0, and 0 / 0 would result for
@@ -191,8 +191,8 @@ class XlaBackend(Backend):
         import torch
 
         adam = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
-        for group in optimizer.param_groups:
-            group["lr"] = self.scalar(max(rate, LEAST_RATE)) if adam else rate
+        forms: list[Any] = [self.scalar(max(rate, LEAST_RATE)) if adam else rate for rate in rates]
+        super().set_learning_rate(optimizer, *forms)
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Gives Adam and SGD their initial zeros as data, since zeros made in the first step become its constants.

@@ -21,6 +21,17 @@ LARGEST_FACTOR = 1e30
 # What spreadsheets and data frames write for a missing value.
 MISSING_MARKERS = ("NA", "N/A", "#N/A", "<NA>", "NaN", "-NaN", "null", "None")
 
+# Keys of training on texts, which a workload doesn't read: it has its own model, batches, loss and figures.
+OF_TEXTS = (
+    *("dataset_id", "model_name", "max_length", "num_labels", "mlp_hidden_size", "batch_size"),
+    *("gradient_checkpointing", "training_type", "training_model_type", "tokenizer_name", "task", "text_column"),
+    *("text_pair_column", "label_column", "label_columns", "label_separator", "label_threshold", "label_rules"),
+    *("missing_markers", "drop_missing", "evaluation_split", "test_fraction", "max_train_samples"),
+    *("max_eval_samples", "doc_stride", "n_best_size", "max_answer_length", "null_threshold", "push_to_hub"),
+    *("copy_encoder", "freeze_encoder", "lora", "feature_cache", "kernel", "layout", "head", "head_dropout"),
+    *("head_dtype", "eval_batch_size", "label_smoothing_factor", "class_weights", "fused_head", "torch_compile"),
+)
+
 # What tt-blacksmith's experiments call the ways to train.
 TrainingType = Literal["lora", "adapters", "full"]
 
@@ -165,6 +176,16 @@ class Keys(BaseModel):
         None,
         pattern=r"^[\w][\w.-]*$",
         description="the run's folder under project_dir; config name and time when absent",
+    )
+    workload: str | None = Field(
+        None,
+        description="a model of your own with its batches and loss, trained instead of one on texts: FILE.py:NAME, "
+        "MODULE:NAME, or an installed workload's name",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="workload: several processes hold the whole model each, or by fsdp (torch's fully_shard) a part of "
+        "its weights, gradients and optimizer state",
     )
     tokenizer_name: str | None = Field(
         None, description="tokenizer.json, folder or Hub id; the model's own when absent"

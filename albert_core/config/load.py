@@ -22,6 +22,7 @@ from .parsing import Raw, Scalar, is_unicode, read_yaml
 from .schema import TrainConfig
 from .training_type import follow_training_type
 from .typed_values import mapping, typed
+from .workload_name import IN_FILE, names_workload, short_name
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,6 +42,9 @@ class ResolvedConfig:
             value = getattr(self.config, key)
             if value and "://" not in value and Path(value).expanduser().exists():
                 paths[key] = str(Path(value).expanduser().absolute())
+        own = IN_FILE.fullmatch(self.config.workload or "")
+        if own is not None and Path(own["place"]).is_file():
+            paths["workload"] = str(Path(own["place"]).absolute()) + (f":{own['name']}" if own["name"] else "")
         return ResolvedConfig(self.config.model_copy(update=paths), self.sources, self.stem)
 
     def of_run(self) -> ResolvedConfig:
@@ -62,7 +66,7 @@ def load_config(
     """Reads a configuration and applies overrides. Later ones win: defaults, file, --set, options.
 
     Args:
-        path: A YAML file, or the name of a packaged one such as ``banking77``.
+        path: A YAML file, the name of a packaged one such as ``banking77``, or a workload (`workload_name.FORMS`).
         sets: ``key=value`` strings. A key of type text takes everything after the sign unchanged.
         options: Command-line options by key. None means not given.
         place: Where `sets` come from, for messages.
@@ -73,7 +77,9 @@ def load_config(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     stem = "train"
-    if path is not None:
+    if path is not None and names_workload(str(path)) and str(path) not in [file.stem for file in packaged_configs()]:
+        values["workload"], sources["workload"], stem = str(path), "CONFIG", short_name(str(path))
+    elif path is not None:
         file = find_config(path)
         stem = file.stem
         written = read_yaml(file, "write one 'key: value' a line")

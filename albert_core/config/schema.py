@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from ...backends import PADDED_KERNELS, backend_traits, options_model, options_models, read_section, resolve
 from ..terminal.text import holds_secret
 from .best import Best, metric_name
-from .keys import Keys
+from .keys import OF_TEXTS, Keys
 from .label_rules import check_rule
 from .lora import LoraOptions
 from .schedule import ScheduleOptions
@@ -143,6 +143,7 @@ class TrainConfig(Keys):
         "num_labels",
         "tokenizer_name",
         "backend",
+        "workload",
         "text_column",
         "text_pair_column",
         "label_column",
@@ -157,6 +158,12 @@ class TrainConfig(Keys):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
+        fields = type(self).model_fields
+        given = [key for key in OF_TEXTS if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
+        if self.workload is not None and given:
+            raise ValueError(f"{given[0]} is for training on texts, and a workload has its own model and data; drop it")
+        if self.workload is None and self.sharding != "none":
+            raise ValueError(f"sharding: {self.sharding} is for a workload, a model of your own; drop it")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_steps and warmup_ratio are both set; keep one of them")
         self.lr_scheduler_kwargs.check(
@@ -255,6 +262,12 @@ class TrainConfig(Keys):
         """The trackers that are asked for, each once."""
         switched = (("wandb", self.use_wandb), ("tensorboard", self.use_tensorboard))
         return list(dict.fromkeys([*(name for name, on in switched if on), *self.trackers]))
+
+    @property
+    def shared(self) -> tuple[str, int]:
+        """What several processes share out, by key and value: the texts of a batch, or the batches of a step."""
+        key = "batch_size" if self.workload is None else "gradient_accumulation_steps"
+        return key, getattr(self, key)
 
     @property
     def best(self) -> Best:

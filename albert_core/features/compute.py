@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class InputSource(Protocol):
 
     def start_epoch(self, order: np.ndarray) -> None: ...
 
-    def batch(self, start: int, stop: int) -> tuple[torch.Tensor | Batch, torch.Tensor]:
+    def batch(self, start: int, stop: int) -> tuple[Any, Any]:
         """Inputs and labels of the samples [start, stop) of the order, on the device."""
         ...
 

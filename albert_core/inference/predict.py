@@ -24,7 +24,7 @@ from ..model.encoder import LoadedEncoder, load_encoder, saved_encoder
 from ..model.whole import WholeModel, load_trained_state
 from ..runs.checkpoint import Snapshot, read_checkpoint
 from ..runs.checkpoint_store import CheckpointStore
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, check_predicts
 from ..runs.history import best_evaluation
 from ..runs.manifest import CONFIG, MODEL, ORIGIN, check_run
 from ..runs.saved_model import check_finished, read_model
@@ -126,6 +126,7 @@ def load_predictor(
         UserError: The run is unfinished and no checkpoint is named, a file is damaged, or the encoder is not the one
             that the run was trained on.
     """
+    check_predicts(run)
     if checkpoint is None:
         check_finished(run)
     check_run(run.path, NEEDED if checkpoint else (*NEEDED, MODEL), encoder=model_name is None)

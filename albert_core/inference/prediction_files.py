@@ -16,7 +16,7 @@ from ..config.load import load_config
 from ..data.columns import IdsSeen
 from ..data.tabular import Table
 from ..runs.files import written
-from ..runs.folder import RunFolder, with_device
+from ..runs.folder import RunFolder, check_predicts, with_device
 from ..tasks import TASKS, Prediction, Task
 
 
@@ -64,6 +64,7 @@ def read_inputs(
     Raises:
         UserError: The file can't be used, a cell is empty, an id occurs twice, or, with `by_id`, a row has no id.
     """
+    check_predicts(run)
     config = load_config(run.config).config
     task = TASKS[config.task]
     # Read first, so that any later change of the file is noticed.

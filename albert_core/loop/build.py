@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +22,15 @@ from ..output.tracking import Trackers
 from ..runs.checkpoint_store import CheckpointStore
 from ..runs.folder import RunFolder
 from ..runs.remote import check_remote, remote_checkpoints, remote_url, sync_checkpoint
-from ..tokens.order import BatchStream
+from ..tasks.task import Evaluation
+from ..tokens.order import BatchStream, Window
 from ..workload.loss_scale import LossScale, loss_scale
+from .base import Job
 from .collapse import CollapseWatch
-from .job import Job, build_encoder, trains_on_features
+from .evaluate import evaluate
+from .job import TextJob, build_encoder, trains_on_features
 from .optim import build_optimizer
-from .schedule import Schedule
+from .schedule import OwnSchedule, Schedule
 from .state import TrainingState
 
 log = logging.getLogger("isotrain")
@@ -43,34 +46,47 @@ class Training:
 
     Attributes:
         parallel: `model` as the step calls it. With several processes it is wrapped so that they sum their gradients.
+        schedule: The learning rate of every step.
+        evaluate: Computes an evaluation of `model` from `test_source`, or None if a stop is requested first.
+        samples: The samples of a window, for the speed.
         recorded: The configuration as the run's folder keeps it.
+        figures: What the newest step computed besides the loss, by name.
         check_folder: Raises RunError if the run's folder was replaced or is gone. Only the first process checks.
-        step: Makes one optimizer step (`step.make_step`), once it is set.
+        step: Makes one optimizer step, once it is set. It takes the number of the window's samples and the inputs.
     """
 
     job: Job
     run: RunFolder
     model: nn.Module
     parallel: nn.Module
-    loss: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    loss: Callable[..., Any]
     optimizer: torch.optim.Optimizer
     scale: LossScale
-    schedule: Schedule
+    schedule: Schedule | OwnSchedule
     stream: BatchStream
     source: InputSource
     test_source: InputSource
+    evaluate: Callable[[nn.Module, InputSource, Callable[[], bool]], Evaluation | None]
     store: CheckpointStore
-    trackers: Trackers
     state: TrainingState
     total_steps: int
     recorded: TrainConfig
+    trackers: Trackers = field(default_factory=lambda: Trackers(()))
+    samples: Callable[[Window], int] = lambda window: window.num_samples
+    figures: Mapping[str, Any] = field(default_factory=dict)
     check_folder: Callable[[], None] = field(default=lambda: None)
     #: Whether this process has evaluated yet.
     evaluated: bool = False
     step: Callable[..., torch.Tensor] = field(default=_not_ready)
 
 
-def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
+def text_job(training: Training) -> TextJob:
+    """The job of a run on texts."""
+    assert isinstance(training.job, TextJob), "a workload's run was taken for one on texts"
+    return training.job
+
+
+def build_training(job: TextJob, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
     """Builds everything but the step function and the trackers, at the run's first step."""
     config, backend = job.config, job.backend
     scale = loss_scale(backend, job.policy, whole_model=not trains_on_features(config))
@@ -104,17 +120,8 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         config.seed,
         whole_windows=backend.static_shapes is not None,
     )
-    all_steps = stream.steps_per_epoch * config.num_epochs
-    total_steps = min(all_steps, config.max_steps or all_steps)
+    total_steps = steps_in(stream, config)
     parallel = job.ranks.parallel(model)
-    store = CheckpointStore(
-        run.checkpoints,
-        keep_last_n=config.keep_last_n,
-        keep_best_n=config.keep_best_n,
-        best=config.best,
-        save_optim=config.save_optim,
-        after_save=partial(sync_checkpoint, url=_url(config)) if config.sync_to_storage else None,
-    )
     return Training(
         job=job,
         run=run,
@@ -127,8 +134,8 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
         stream=stream,
         source=source,
         test_source=test_source,
-        store=store,
-        trackers=Trackers(()),
+        evaluate=partial(evaluate, job),
+        store=checkpoint_store(run, config),
         state=TrainingState(
             backend.place(torch.zeros(2)),
             watch=CollapseWatch(job.task.chance_loss(job.train_tokens), job.task.least_loss(job.train_tokens)),
@@ -138,7 +145,25 @@ def build_training(job: Job, run: RunFolder, reporter: Reporter, recorded: Train
     )
 
 
-def _begin_with_pooler(head: PoolerHead, job: Job) -> None:
+def steps_in(stream: BatchStream, config: TrainConfig) -> int:
+    """The optimizer steps of the whole run."""
+    all_steps = stream.steps_per_epoch * config.num_epochs
+    return min(all_steps, config.max_steps or all_steps)
+
+
+def checkpoint_store(run: RunFolder, config: TrainConfig) -> CheckpointStore:
+    """The run's checkpoints, as many as `config` keeps."""
+    return CheckpointStore(
+        run.checkpoints,
+        keep_last_n=config.keep_last_n,
+        keep_best_n=config.keep_best_n,
+        best=config.best,
+        save_optim=config.save_optim,
+        after_save=partial(sync_checkpoint, url=_url(config)) if config.sync_to_storage else None,
+    )
+
+
+def _begin_with_pooler(head: PoolerHead, job: TextJob) -> None:
     """Gives the head the checkpoint's pretrained pooler, as AutoModelForSequenceClassification does."""
     pooler, name = job.encoder.pooler, job.encoder.label
     if pooler is None:
@@ -169,7 +194,7 @@ def _url(config: TrainConfig) -> str:
     return remote_url(config.remote_path, config.storage_backend)
 
 
-def _token_batches(job: Job) -> tuple[TokenBatches, TokenBatches]:
+def _token_batches(job: TextJob) -> tuple[TokenBatches, TokenBatches]:
     config = job.config
     batches = partial(
         TokenBatches, backend=job.backend, layout=job.layout, max_length=config.max_length, ranks=job.ranks
@@ -180,7 +205,7 @@ def _token_batches(job: Job) -> tuple[TokenBatches, TokenBatches]:
     )
 
 
-def _frozen_sources(job: Job, reporter: Reporter) -> tuple[InputSource, InputSource]:
+def _frozen_sources(job: TextJob, reporter: Reporter) -> tuple[InputSource, InputSource]:
     config, backend = job.config, job.backend
     layout, length = job.layout, config.max_length
     encoder = job.frozen_encoder()

@@ -9,10 +9,10 @@ from torch import nn
 
 from ..features.compute import InputSource
 from ..tasks.task import Evaluation
-from .job import Job
+from .job import TextJob
 
 
-def evaluate(job: Job, model: nn.Module, source: InputSource, stopped: Callable[[], bool]) -> Evaluation | None:
+def evaluate(job: TextJob, model: nn.Module, source: InputSource, stopped: Callable[[], bool]) -> Evaluation | None:
     """Computes the metrics of `model` on the evaluation split, which `source` reads. Draws no random numbers.
 
     What is kept of the logits stays on the device until the end. Several processes evaluate a share of every batch

@@ -15,17 +15,15 @@ import torch
 from ... import RunError, UserError
 from ...backends import UNTESTED
 from ...kernels.words import count
-from ..config.training_type import training_type_note
 from ..output.progress import Reporter, fits_terminal
 from ..output.run_chart import write_charts
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, with_device
-from ..terminal.invocation import command
+from ..terminal.invocation import command, predict_command
 from ..terminal.text import error_line
 from ..tokens.order import Window
+from .base import Job
 from .build import Training
-from .evaluate import evaluate
-from .job import Job
 from .snapshots import own_tensors, snapshot
 
 log = logging.getLogger("isotrain")
@@ -46,8 +44,9 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
     training.job.backend.energy()
     values = {
         "epoch": epoch + 1,
+        **_figures(training),
         "train/loss": loss,
-        **({} if training.job.task.answer == "number" else {"train/accuracy": accuracy}),
+        **({"train/accuracy": accuracy} if training.job.counts_right else {}),
         "learning_rate": rate,
         **training.scale.figures(),
         "samples_per_second": clock.take(),
@@ -68,6 +67,16 @@ def log_step(training: Training, epoch: int, rate: float, clock: Throughput, rep
         _say_collapsed(training)
 
 
+def _figures(training: Training) -> dict[str, float]:
+    """The newest step's figures besides the loss: the means over the processes."""
+    names = sorted(training.figures)
+    if not names:
+        return {}
+    own = torch.stack([torch.as_tensor(training.figures[name]).detach().float().cpu() for name in names])
+    means = training.job.ranks.total(own) / training.job.ranks.size
+    return {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
+
+
 def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Callable[[], bool]) -> bool:
     """Evaluates and records the result, unless a stop is requested first.
 
@@ -79,7 +88,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Call
     """
     job, state = training.job, training.state
     began = time.perf_counter_ns()
-    evaluation = evaluate(job, training.model, training.test_source, asked)
+    evaluation = training.evaluate(training.model, training.test_source, asked)
     if evaluation is None:
         log.info("the evaluation of step %d was stopped; a resume begins with it", state.step)
         return False
@@ -112,7 +121,7 @@ def evaluate_now(training: Training, epoch: int, reporter: Reporter, asked: Call
 def _log_evaluation(training: Training, epoch: int, training_loss: str, metrics: dict[str, float]) -> None:
     """Logs one row of the table of evaluations, and its header before this process's first row."""
     job, step = training.job, training.state.step
-    words = {word: metrics[name] for name, word in job.task.metrics.items() if name in metrics}
+    words = {word: metrics[name] for name, word in job.metric_words(metrics).items()}
     loss, *others = words
     headers = ["epoch", f"step of {training.total_steps:,}", "train/loss", f"eval/{loss}", *others]
     cells = [f"{epoch + 1}", f"{step:,}", training_loss, *(f"{value:.4f}" for value in words.values())]
@@ -135,7 +144,7 @@ def _row(cells: list[str], widths: list[int]) -> str:
 def draw(training: Training, *, png: bool = False) -> None:
     """Draws the configured charts of the evaluations so far."""
     job = training.job
-    write_charts(training.run, job.config.chart, f"{job.dataset.name}, {job.label}", png=png)
+    write_charts(training.run, job.config.chart, f"{job.data_label}, {job.label}", png=png)
 
 
 def _say_collapsed(training: Training) -> None:
@@ -153,6 +162,16 @@ def _say_collapsed(training: Training) -> None:
         state_of_best,
     )
     training.trackers.log(state.step, {"event": "collapse", "reason": state.watch.reason})
+
+
+def say_best_kept(training: Training, kept: str | None) -> None:
+    """Warns that a collapsed run ends with weights that guess. `kept` is the checkpoint with the best ones, if any."""
+    ask = ""
+    if training.job.example:
+        predict = predict_command(str(training.run.path), training.job.example, "--checkpoint", "best")
+        ask = f": ask them by `{predict}`"
+    best = f"in {kept}{ask}" if kept else "gone: no checkpoint holds them"
+    log.warning("the newest weights are those of the collapsed model; the best are %s", best)
 
 
 def early_stop(training: Training) -> str:
@@ -174,11 +193,14 @@ def save_now(training: Training, window: Window | None) -> None:
     job, state = training.job, training.state
     _require_finite(state.peek_means(job.ranks)[0], training)
     processes = job.ranks.gather(own_tensors(training))
-    if not job.ranks.first:
+    if not (job.ranks.first or job.sharded):
         return
     saved = snapshot(training, window, processes)
+    if not job.ranks.first:
+        return
+    parameters = {name for name, _ in training.model.named_parameters(remove_duplicate=False)}
     for name, tensor in saved.model.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if name in parameters and not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
                 f"weight {name} is NaN or inf after step {state.step}; earlier checkpoints of {training.run.path} are "
                 "kept; lower learning_rate or set max_grad_norm"
@@ -199,26 +221,17 @@ def _require_finite(loss: float, training: Training) -> None:
 def describe(job: Job, run: RunFolder) -> None:
     """Logs what the run is made of."""
     info = job.backend.info()
+    made_of, *notes = job.notes()
     log.info("run %s", run.path)
-    log.info("model %s; tokenizer %s", job.label, job.tokenizer.label)
+    log.info("%s", made_of)
     log.info("backend %s on %s; %s: %s", info.backend, info.name, job.policy.label, job.policy.reason)
     if job.backend.traits.untested:
         check = command("conformance", "--backend", job.backend.name)
         log.warning("backend %s was %s; `%s` says what is wrong with it", info.backend, UNTESTED, check)
     if job.backend.caveat:
         log.warning("%s: every time and speed of this run is the host's, never a card's", job.backend.caveat)
-    if job.ranks.size > 1:
-        log.info("%d processes share each batch of %s", job.ranks.size, count(job.config.batch_size, "text"))
-    splits = [
-        f"{count(tokens.num_texts, f'{name} {job.task.sequence}')} ({count(tokens.num_tokens, 'token')})"
-        for name, tokens in (("train", job.train_tokens), ("test", job.test_tokens))
-    ]
-    log.info("data %s: %s, %d outputs", job.dataset.name, ", ".join(splits), job.num_labels)
-    for remark in job.dataset.remarks:
-        log.info("%s", remark)
-    note = training_type_note(job.config)
-    if note:
-        log.info(note)
+    for note in notes:
+        log.info("%s", note)
 
 
 def summarize(training: Training, status: str, seconds: float | None = None) -> dict[str, Any]:
@@ -230,9 +243,9 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "status": status,
         "step": state.step,
         "total_steps": training.total_steps,
-        "model": job.encoder.label,
-        "random_weights": job.encoder.random,
-        "dataset": job.dataset.name,
+        "model": job.model_label,
+        "random_weights": job.random_weights,
+        "dataset": job.data_label,
         "backend": info.backend,
         "device": info.name,
         "emulated": info.emulated,

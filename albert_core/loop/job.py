@@ -1,13 +1,11 @@
-"""Opens everything that a configuration names: backend, data, tokens, encoder."""
+"""Opens everything that a configuration of training on texts names: backend, data, tokens, encoder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from ... import UserError
-from ...backends import PADDED_KERNELS, Backend, CastPolicy, EnergyUse, FrozenEncoder, get_backend
+from ...backends import PADDED_KERNELS, Backend, CastPolicy, FrozenEncoder, get_backend
 from ...kernels.words import count
 from ..config.schema import TrainConfig
+from ..config.training_type import training_type_note
 from ..data.datasets import RawSplit
 from ..data.tabular import shown
 from ..features.source import frozen_encoder
 from ..model.adapters import add_adapters
-from ..model.encoder import LoadedEncoder, load_encoder
+from ..model.encoder import LoadedEncoder, load_encoder, save_encoder
 from ..model.names import model_source
 from ..processes.ranks import ALONE, Ranks
 from ..runs.folder import COPY_AGAIN, RunFolder
@@ -31,27 +30,21 @@ from ..terminal.text import quoted
 from ..tokens.order import epoch_order
 from ..tokens.store import TokenStore
 from ..tokens.tokenizer import TextTokenizer, load_tokenizer
+from .base import Job, PhaseProgress, timed
 
 log = logging.getLogger("isotrain")
 
-PhaseProgress = Callable[[str], Callable[[int, int], None] | None]
 
-
-@dataclass
-class Job:
-    """What training reads.
+@dataclass(kw_only=True)
+class TextJob(Job):
+    """What training on texts reads.
 
     Attributes:
         dataset: What the task's `load` returned.
         num_labels: The number of the head's outputs.
-        phases: Seconds that each part of opening took.
-        energy: The energy counter, read once the device was open.
     """
 
-    config: TrainConfig
     task: Task
-    backend: Backend
-    policy: CastPolicy
     dataset: Any
     tokenizer: TextTokenizer
     train_tokens: TokenStore
@@ -59,14 +52,69 @@ class Job:
     encoder: LoadedEncoder
     num_labels: int
     layout: str
-    phases: dict[str, float]
-    energy: EnergyUse
-    ranks: Ranks = ALONE
 
     @property
-    def label(self) -> str:
-        """What tables call the run's model. It says if the weights are random, and the backend's caveat."""
-        return self.encoder.label + self.backend.on_caveat
+    def model_name(self) -> str:
+        return self.encoder.name
+
+    @property
+    def model_label(self) -> str:
+        return self.encoder.label
+
+    @property
+    def random_weights(self) -> bool:
+        return self.encoder.random
+
+    @property
+    def data_label(self) -> str:
+        return str(self.dataset.name)
+
+    @property
+    def counts_right(self) -> bool:
+        return self.task.answer != "number"
+
+    @property
+    def small_steps(self) -> bool:
+        return trains_on_features(self.config) and self.config.feature_cache
+
+    @property
+    def example(self) -> tuple[str, ...]:
+        return tuple(self.dataset.test.example)
+
+    def metric_words(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        return {name: word for name, word in self.task.metrics.items() if name in metrics}
+
+    def metric_names(self, metrics: Mapping[str, float]) -> tuple[str, ...]:
+        del metrics
+        return self.task.metrics_of(self.dataset)
+
+    def notes(self) -> Iterator[str]:
+        yield f"model {self.label}; tokenizer {self.tokenizer.label}"
+        if self.ranks.size > 1:
+            yield f"{self.ranks.size} processes share each batch of {count(self.config.batch_size, 'text')}"
+        splits = [
+            f"{count(tokens.num_texts, f'{name} {self.task.sequence}')} ({count(tokens.num_tokens, 'token')})"
+            for name, tokens in (("train", self.train_tokens), ("test", self.test_tokens))
+        ]
+        yield f"data {self.dataset.name}: {', '.join(splits)}, {self.num_labels} outputs"
+        yield from self.dataset.remarks
+        note = training_type_note(self.config)
+        if note:
+            yield note
+
+    def origin(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.label}
+
+    def record(self, run: RunFolder, *, new: bool) -> None:
+        if new:
+            self.task.record(run, self.dataset)
+            self.tokenizer.save(run.tokenizer)
+        # Random weights are drawn again from their name and seed.
+        if self.config.copy_encoder and not self.encoder.random and not run.encoder.exists():
+            save_encoder(self.encoder, run.encoder)
+
+    def check_kept(self, run: RunFolder, trained: Mapping[str, Any]) -> None:
+        check_kept(run, self.task, load_tokenizer(str(run.tokenizer), self.config.model_name), trained)
 
     def frozen_encoder(self) -> FrozenEncoder:
         """The frozen forward pass by the configured kernel."""
@@ -81,7 +129,6 @@ class Job:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with a run that resumes from it."""
         config = self.config
         return {
             "task": self.task.name,
@@ -162,15 +209,19 @@ def build_encoder(encoder: LoadedEncoder, config: TrainConfig) -> Any:
     return add_adapters(module, config.lora, config.seed) if config.lora.rank else module
 
 
-def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> Job:
+def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> TextJob:
     """Opens what `config` names, with the cheapest checks first.
 
     Raises:
         UserError: Something in it can't be used.
     """
     phases: dict[str, float] = {}
+    if config.workload is not None:
+        raise UserError(
+            f"workload {quoted(config.workload)} is a model of your own; only isotrain train and bench take one"
+        )
     task = TASKS[config.task]
-    with _timed(phases, "open_backend"):
+    with timed(phases, "open_backend"):
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = policy_on(backend, config)
         layout = layout_on(backend, config)
@@ -186,7 +237,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
             f"gradient_checkpointing can't run on the {backend.name} backend, where torch recomputes no activations; "
             "drop it, and save memory by a smaller batch_size with more gradient_accumulation_steps"
         )
-    with _timed(phases, "load_data"):
+    with timed(phases, "load_data"):
         dataset = sampled(task.load(config), config)
         num_labels = task.outputs(config, dataset)
         task = task.configured(config, dataset, num_labels, backend.place)
@@ -195,14 +246,14 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
             if unknown:
                 allowed = ", ".join(task.metrics_of(dataset))
                 raise UserError(f"{key} {unknown[0]!r} is no metric that {dataset.name} has; allowed are {allowed}")
-    with _timed(phases, "load_model"):
+    with timed(phases, "load_model"):
         encoder = load_encoder(config.model_name, config.seed)
         positions = encoder.config.max_position_embeddings
         if config.max_length > positions:
             raise UserError(
                 f"max_length {config.max_length} exceeds the positions that {encoder.name} has; set at most {positions}"
             )
-    with _timed(phases, "tokenise"):
+    with timed(phases, "tokenise"):
         tokenizer = load_tokenizer(
             config.tokenizer_name,
             model_source(config.model_name),
@@ -212,7 +263,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         )
         train_tokens = task.tokenise(dataset.train, tokenizer, config, True, progress("tokenise train"))
         test_tokens = task.tokenise(dataset.test, tokenizer, config, True, progress("tokenise test"))
-    return Job(
+    return TextJob(
         config=config,
         task=task,
         backend=backend,
@@ -276,10 +327,3 @@ def layout_on(backend: Backend, config: TrainConfig) -> str:
         f"layout {config.layout!r} can't run on the {backend.name} backend, which compiles a program for each shape; "
         f"allowed there are {', '.join(backend.traits.layouts)} and auto; set layout to one"
     )
-
-
-@contextmanager
-def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter_ns()
-    yield
-    phases[name] = (time.perf_counter_ns() - start) / 1e9

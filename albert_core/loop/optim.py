@@ -11,6 +11,7 @@ from ... import UserError
 from ...backends import Backend
 from ..config.schema import TrainConfig
 from ..data.tabular import shown
+from ..processes.sharding import part_like, whole
 from ..terminal.text import quoted
 
 
@@ -78,7 +79,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
     """
     saved = optimizer.state_dict()
     places = _places(optimizer, model)
-    state = {places[index]: entry for index, entry in saved["state"].items()}
+    state = {
+        places[index]: {name: _whole(value) for name, value in entry.items()} for index, entry in saved["state"].items()
+    }
     group = saved["param_groups"][0] | {"params": list(range(len(places)))}
     return {"state": dict(sorted(state.items())), "param_groups": [group]}
 
@@ -87,10 +90,25 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
     """Restores what `optimizer_state` returned. The settings of the groups stay those of `optimizer`."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     places = _places(optimizer, model)
-    state = {index: saved["state"][place] for index, place in enumerate(places) if place in saved["state"]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        index: {name: _part(value, parameter) for name, value in saved["state"][place].items()}
+        for index, (place, parameter) in enumerate(zip(places, parameters, strict=True))
+        if place in saved["state"]
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for group, configured in zip(optimizer.param_groups, settings, strict=True):
         group.update(configured)
+
+
+def _whole(value: Any) -> Any:
+    """A value of an optimizer's state, with the parts of all processes."""
+    return whole(value) if isinstance(value, torch.Tensor) else value
+
+
+def _part(value: Any, parameter: torch.Tensor) -> Any:
+    """A value of an optimizer's state, shared out as its parameter is."""
+    return part_like(value, parameter) if isinstance(value, torch.Tensor) and value.shape == parameter.shape else value
 
 
 def _places(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[int]:

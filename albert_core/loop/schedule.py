@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ... import UserError
+from ...backends import Backend
 from ..config.schedule import ADAPTIVE
 from ..config.schema import TrainConfig
 
@@ -53,6 +58,12 @@ class Schedule:
             return float(self._optimizer.param_groups[0]["lr"])
         return self._peak * float(self._scheduler.lr_lambdas[0](step))
 
+    def set(self, step: int, optimizer: torch.optim.Optimizer, backend: Backend) -> float:
+        """Sets the learning rate of optimizer step `step`, counted from 0, and returns it."""
+        rate = self.at(step)
+        backend.set_learning_rate(optimizer, rate)
+        return rate
+
     def follow(self, metric: float) -> None:
         """Takes an evaluation's `checkpoint_metric` into account, if the schedule follows the evaluations."""
         if self._name in ADAPTIVE:
@@ -78,3 +89,56 @@ class Schedule:
         remembered = state["remembered"] if same_metric else {}
         self._scheduler.load_state_dict({**self._scheduler.state_dict(), **remembered, "_last_lr": [rate]})
         self._optimizer.param_groups[0]["lr"] = rate
+
+
+class OwnSchedule:
+    """The learning rates of a user's optimizer, by the user's own schedule if there is one.
+
+    The schedule changes a copy of the optimizer on the host. As a plain function of the step, it has no state: a resume
+    makes its steps again.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        make: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
+    ) -> None:
+        """`make` builds the schedule for the optimizer that it changes. Without it, the rates stay as they are."""
+        self._original, self._make = optimizer, make
+        self._groups = [
+            {name: value for name, value in group.items() if name != "params"} | {"lr": float(group["lr"])}
+            for group in optimizer.param_groups
+        ]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._copied, self._done = copy.copy(self._original), 0
+        self._copied.state = defaultdict(dict)
+        self._copied.param_groups = [{**group, "params": [torch.zeros(1)]} for group in self._groups]
+        self._scheduler = None if self._make is None else self._make(self._copied)
+
+    def set(self, step: int, optimizer: torch.optim.Optimizer, backend: Backend) -> float:
+        """As `Schedule.set`, for each group of parameters. Momentum and betas follow the schedule, too."""
+        if step < self._done:
+            self._begin()
+        while self._scheduler is not None and self._done < step:
+            with warnings.catch_warnings():
+                # The copy makes no steps of its own.
+                warnings.simplefilter("ignore", UserWarning)
+                self._scheduler.step()
+            self._done += 1
+        rates = [float(group["lr"]) for group in self._copied.param_groups]
+        backend.set_learning_rate(optimizer, *rates)
+        for group, copied in zip(optimizer.param_groups, self._copied.param_groups, strict=True):
+            group.update({name: copied[name] for name in ("momentum", "betas") if name in copied})
+        return rates[0]
+
+    def follow(self, metric: float) -> None:
+        """It doesn't follow the evaluations."""
+
+    def state(self) -> dict[str, Any]:
+        """It has none."""
+        return {}
+
+    def restore(self, state: dict[str, Any], *, same_metric: bool) -> None:
+        """It has no state."""

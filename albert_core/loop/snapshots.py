@@ -12,12 +12,13 @@ from ... import RunError, UserError
 from ...kernels.words import count
 from ..config.best import Best, metric_name
 from ..model.whole import load_trained_state, trained_state
+from ..processes.sharding import whole
 from ..runs.checkpoint import Snapshot, check_identity
 from ..terminal.text import quoted
 from ..tokens.order import Window
+from .base import Job
 from .build import Training
 from .collapse import CollapseWatch
-from .job import Job
 from .optim import load_optimizer_state, optimizer_state
 from .state import TrainingState
 
@@ -45,7 +46,7 @@ def snapshot(training: Training, window: Window | None, processes: list[dict[str
     position = training.stream.state(window)
     tensors = {f"{_owner(rank)}{name}": tensor for rank, own in enumerate(processes) for name, tensor in own.items()}
     return Snapshot(
-        model={name: tensor.detach().cpu() for name, tensor in trained_state(training.model).items()},
+        model={name: whole(tensor).detach().cpu() for name, tensor in trained_state(training.model).items()},
         optimizer=optimizer_state(training.optimizer, training.model),
         state_tensors=tensors,
         state={

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..config.best import Best
 from ..config.load import ResolvedConfig
-from ..model.encoder import save_encoder
+from ..config.schema import TrainConfig
 from ..output.logs import log_to_file
 from ..output.progress import Reporter
 from ..output.tracking import make_trackers
@@ -23,12 +23,14 @@ from ..runs.history import best_evaluation
 from ..runs.manifest import CHANGING, CONFIG, ORIGIN, check_run, has_manifest, vouch, withdraw
 from ..runs.remote import fetch_latest, remote_checkpoints, remote_url
 from ..runs.saved_model import MODEL_FILE
-from ..tokens.tokenizer import load_tokenizer
+from .base import Job
 from .build import Training, build_training
 from .events import describe
-from .job import Job, check_kept
+from .job import TextJob
 from .snapshots import restore
 from .step import make_step
+from .workload.job import WorkloadJob
+from .workload.training import build_workload_training, workload_step
 
 log = logging.getLogger("isotrain")
 
@@ -78,19 +80,14 @@ def open_folder(
 def set_up(job: Job, run: RunFolder, kept: ResolvedConfig) -> None:
     """Writes what a resume, `predict` and a reader need besides the weights, and the manifest with its checksums."""
     write_text(run.config, kept.to_yaml())
-    if not has_manifest(run.path):
-        job.task.record(run, job.dataset)
-        job.tokenizer.save(run.tokenizer)
-    # Random weights are drawn again from their name and seed.
-    if job.config.copy_encoder and not job.encoder.random and not run.encoder.exists():
-        save_encoder(job.encoder, run.encoder)
+    job.record(run, new=not has_manifest(run.path))
     write_json(
         run.origin,
         {
-            "model": job.encoder.label,
-            "random_weights": job.encoder.random,
-            "tokenizer": job.tokenizer.label,
-            "dataset": job.dataset.name,
+            "model": job.model_label,
+            "random_weights": job.random_weights,
+            **job.origin(),
+            "dataset": job.data_label,
             "device": asdict(job.backend.info()),
             "cast_policy": asdict(job.policy),
             "identity": job.identity(),
@@ -104,9 +101,9 @@ def set_up(job: Job, run: RunFolder, kept: ResolvedConfig) -> None:
 def prepare(job: Job, run: RunFolder, kept: ResolvedConfig, reporter: Reporter, is_new: bool) -> Training:
     """Builds everything from the run's folder up to its first step: parts, checkpoint, trackers."""
     describe(job, run)
-    training = build_training(job, run, reporter, kept.config)
+    training = _built(job, run, reporter, kept.config)
     restored = (not is_new or job.config.load_from_storage) and _resume(training)
-    if job.config.head == "pooler_linear" and not restored:
+    if isinstance(job, TextJob) and job.config.head == "pooler_linear" and not restored:
         begun = "a random pooler: %s has none" if job.encoder.pooler is None else "the pretrained pooler of %s"
         log.info(f"head: pooler_linear begins with {begun}", job.encoder.label)
     if job.ranks.first:
@@ -121,8 +118,16 @@ def prepare(job: Job, run: RunFolder, kept: ResolvedConfig, reporter: Reporter, 
             evaluated=training.state.evaluated_at == training.state.step,
         )
         training.trackers.watch(training.model)
-    training.step = make_step(training)
+    training.step = workload_step(training) if isinstance(job, WorkloadJob) else make_step(training)
     return training
+
+
+def _built(job: Job, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
+    """All parts of the run but its step, before its first one."""
+    if isinstance(job, WorkloadJob):
+        return build_workload_training(job, run, recorded)
+    assert isinstance(job, TextJob), "a job is one on texts or of a workload"
+    return build_training(job, run, reporter, recorded)
 
 
 def _keep_earlier(training: Training, kept: ResolvedConfig) -> None:
@@ -175,7 +180,7 @@ def _check_kept(job: Job, run: RunFolder) -> None:
     """Raises UserError if the run's labels or tokenizer are not those of its newest checkpoint."""
     usable = [info for info in CheckpointStore.for_reading(run.checkpoints, job.config.best).list() if not info.problem]
     trained = read_manifest(usable[-1].path)["identity"] if usable else run.identity()
-    check_kept(run, job.task, load_tokenizer(str(run.tokenizer), job.config.model_name), trained)
+    job.check_kept(run, trained)
 
 
 def _best_so_far(training: Training, saved: Snapshot) -> dict[str, float]:

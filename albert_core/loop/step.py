@@ -20,7 +20,7 @@ from ..tasks import TASKS
 from ..tokens.order import Window
 from ..workload.loss_scale import LossScale, unscaled
 from ..workload.step import update
-from .build import Training
+from .build import Training, text_job
 
 log = logging.getLogger("isotrain")
 
@@ -38,7 +38,8 @@ def optimizer_step(training: Training, window: Window) -> torch.Tensor:
 
 
 def make_step(training: Training) -> Callable[..., torch.Tensor]:
-    """The optimizer step of a run (see `step_function`). The run's trackers see the gradients before each update."""
+    """The optimizer step of a run on texts (see `step_function`). Trackers see the gradients before each update."""
+    job = text_job(training)
 
     def before_update() -> None:
         training.trackers.before_step(training.state.step + 1)
@@ -47,17 +48,17 @@ def make_step(training: Training) -> Callable[..., torch.Tensor]:
         training.state.gradient_norm = gradient_norm
 
     return step_function(
-        training.job.config,
-        training.job.backend,
+        job.config,
+        job.backend,
         training.model,
         training.optimizer,
         training.loss,
         before_update,
         keep_norm,
-        training.job.ranks,
+        job.ranks,
         training.parallel,
         training.scale,
-        training.job.task.weigher(),
+        job.task.weigher(),
     )
 
 

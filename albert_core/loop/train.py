@@ -24,26 +24,27 @@ from ... import RunError, UserError
 from ...backends import backend_traits
 from ..config.best import Best
 from ..config.load import ResolvedConfig, load_config
-from ..config.schema import TrainConfig
 from ..output.logs import log_to_terminal
 from ..output.progress import Reporter
 from ..output.trackers.registry import tracker_class
 from ..processes.parent import stop_with_launcher
 from ..processes.ranks import Ranks, StopVote, joined, launched, starter, watching
+from ..processes.sharding import whole
 from ..processes.signals import StopRequest, stop_on_signals
 from ..runs.files import write_error
 from ..runs.folder import RunFolder, changed_keys, earlier_run
 from ..runs.saved_model import MODEL_FILE, save_model
 from ..tasks import TASKS
-from ..terminal.invocation import predict_command
 from ..terminal.text import clean
 from ..tokens.order import Window
+from ..workload.load import WorkloadError
 from .build import Training, check_storage
-from .events import Throughput, draw, early_stop, evaluate_now, fail, log_step, save_now, summarize
+from .events import Throughput, draw, early_stop, evaluate_now, fail, log_step, save_now, say_best_kept, summarize
 from .foresee import check_names
-from .job import open_job, trains_on_features
+from .job import open_job
 from .start import open_folder, prepare
 from .step import optimizer_step
+from .workload.job import open_workload_job
 
 log = logging.getLogger("isotrain")
 
@@ -133,7 +134,7 @@ def train(
         log_to_terminal(config.log_level if ranks.first else None) as early,
         stop_on_signals() as stop,
         _deterministic(config.deterministic),
-        joined(ranks, config.backend_name, config.batch_size, config.process_timeout),
+        joined(ranks, config.backend_name, config.shared, config.process_timeout),
         ExitStack() as held,
     ):
         earlier = resume or ranks.from_first(lambda: earlier_run(config))
@@ -144,7 +145,7 @@ def train(
                 return completed
         ranks.from_first(lambda: check_storage(config, earlier is not None or config.load_from_storage))
         kept = resolved.of_run()
-        job = open_job(config, reporter.phase, ranks)
+        job = (open_workload_job if config.workload else open_job)(config, reporter.phase, ranks)
         run, is_new, check_folder = open_folder(job, kept, resume, held, early)
         with _ends(run, is_new, ranks, stop):
             training = prepare(job, run, kept, reporter, is_new)
@@ -153,12 +154,11 @@ def train(
                 observer.started(training)
             stop.loop_started = True
             reporter.start(training.state.step, training.total_steps, job.label)
-            small = trains_on_features(config) and config.feature_cache
             try:
                 advice = f"what was saved is kept: continue with: {resume_command(run, ranks)}"
                 with (
                     watching(ranks, config.process_timeout, advice),
-                    job.backend.single_threaded() if small else nullcontext(),
+                    job.backend.single_threaded() if job.small_steps else nullcontext(),
                 ):
                     status = _loop(training, reporter, stop, observer)
                 result = _finish(training, status, began)
@@ -172,7 +172,8 @@ def train(
 
 @contextmanager
 def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
-    """Removes the folder of a run that can't begin, and turns any failure after the first step into RunError.
+    """Removes the folder of a run that can't begin, and turns any failure after the first step into RunError,
+    except one of a user's own code.
 
     The folder of an interrupted run stays, so that it can be resumed.
     """
@@ -190,7 +191,7 @@ def _ends(run: RunFolder, is_new: bool, ranks: Ranks, stop: StopRequest) -> Iter
             raise
         if isinstance(error, OSError):
             raise RunError(str(write_error(Path(error.filename or run.path), error))) from error
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and not isinstance(error, WorkloadError):
             raise RunError(str(error)) from error
         raise
 
@@ -207,7 +208,8 @@ def _completed_before(run: RunFolder, resolved: ResolvedConfig) -> TrainResult |
         return None
     if changed_keys(load_config(run.config).config.model_dump(), resolved.of_run().config):
         return None
-    names = [name for name in TASKS[resolved.config.task].metrics if name in summary]
+    known = TASKS[resolved.config.task].metrics if resolved.config.workload is None else summary
+    names = [name for name in known if name in summary and name.startswith("eval/")]
     if not _is_whole(summary, names):
         log.warning("%s is damaged: it is made anew from the last checkpoint", run.summary)
         return None
@@ -255,7 +257,7 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
         return done
 
     position = stream.state()
-    due = _Due.after(state.step, position, training.total_steps, config)
+    due = _Due.after(state.step, position, training)
     if due.evaluate and state.evaluated_at != state.step:
         with clock.paused():
             done = evaluated(position["epoch"] - (position["position"] == 0))
@@ -274,18 +276,17 @@ def _loop(training: Training, reporter: Reporter, stop: StopRequest, observer: O
     while state.step < training.total_steps:
         training.source.start_epoch(stream.order())
         for window in stream.windows():
-            rate = training.schedule.at(state.step)
-            backend.set_learning_rate(training.optimizer, rate)
+            rate = training.schedule.set(state.step, training.optimizer, backend)
             sums = optimizer_step(training, window)
             state.step += 1
             state.add(sums, window.num_samples)
             # After the sums are added, so that the addition is part of the step's one execution.
             backend.step_boundary()
-            clock.samples += window.num_samples
+            clock.samples += training.samples(window)
             if observer is not None:
                 observer.stepped(training, window, sums)
 
-            due = _Due.after(state.step, stream.state(window), training.total_steps, config)
+            due = _Due.after(state.step, stream.state(window), training)
             if due.log:
                 log_step(training, window.epoch, rate, clock, reporter)
             stopping = vote.agreed(stop.requested) or state.step == config.stop_at_step
@@ -326,16 +327,18 @@ class _Due:
     save: bool
 
     @staticmethod
-    def after(step: int, position: dict[str, int], total_steps: int, config: TrainConfig) -> _Due:
+    def after(step: int, position: dict[str, int], training: Training) -> _Due:
         """`position` is the stream's position after the step (see `BatchStream.state`)."""
+        config, evaluates = training.job.config, training.job.evaluates
         if step == 0:
-            return _Due(log=False, evaluate=config.eval_on_start, save=False)
-        last = step == total_steps
+            return _Due(log=False, evaluate=evaluates and config.eval_on_start, save=False)
+        last = step == training.total_steps
         epoch_ends = position["position"] == 0 and position["epoch"] % config.epoch_freq == 0
         by_step = step % config.steps_freq == 0
+        within = config.val_steps_freq is not None and step % config.val_steps_freq == 0
         return _Due(
             log=by_step or last,
-            evaluate=epoch_ends or last or (config.val_steps_freq is not None and step % config.val_steps_freq == 0),
+            evaluate=evaluates and (epoch_ends or last or within),
             save={"epoch": epoch_ends or last, "step": by_step or last, "no": False}[config.save_strategy],
         )
 
@@ -343,10 +346,12 @@ class _Due:
 def _finish(training: Training, status: str, began: int) -> TrainResult:
     job, run, state = training.job, training.run, training.state
     training.check_folder()
-    if job.ranks.first and status == "completed":
-        belongs_to = {"model_name": job.encoder.name, "label": job.encoder.label, "identity": job.identity()}
-        save_model(run, training.model, belongs_to)
-        training.trackers.artifact(run.model)
+    if status == "completed" and (job.ranks.first or job.sharded):
+        tensors = {name: whole(tensor) for name, tensor in training.model.state_dict().items()}
+        if job.ranks.first:
+            belongs_to = {"model_name": job.model_name, "label": job.model_label, "identity": job.identity()}
+            save_model(run, tensors, belongs_to)
+            training.trackers.artifact(run.model)
     seconds = (time.perf_counter_ns() - began) / 1e9
     summary: dict[str, Any] = {}
     if job.ranks.first:
@@ -355,10 +360,7 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         draw(training, png=True)
         training.trackers.finish("failed" if status == "collapsed" else status)
     if job.ranks.first and state.watch.reason:
-        kept = summary["best_checkpoint"]
-        predict = predict_command(str(run.path), job.dataset.test.example, "--checkpoint", "best")
-        best = f"in {kept}: ask them by `{predict}`" if kept else "gone: no checkpoint holds them"
-        log.warning("the newest weights are those of the collapsed model; the best are %s", best)
+        say_best_kept(training, summary["best_checkpoint"])
     if job.ranks.first and status == "completed":
         # Last, because it may delete what a resume needs. A run that dies earlier can still be finished.
         training.store.finish()
@@ -373,12 +375,12 @@ def _finish(training: Training, status: str, began: int) -> TrainResult:
         best_checkpoint=summary.get("best_checkpoint"),
         seconds=seconds,
         label=job.label,
-        metric_names=job.task.metrics_of(job.dataset),
+        metric_names=job.metric_names(state.last_evaluation),
         collapse=state.watch.reason,
         early_stop=early_stop(training) if status == "completed" else "",
         chart=job.config.chart,
         phases=job.phases,
-        example=job.dataset.test.example,
+        example=job.example,
     )
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ... import UserError
 from ...backends import Backend, CastPolicy
 from ...kernels.packed import PackedBatch, PaddedBatch
+from ..processes.sharding import part_like
 from ..terminal.text import SHORT, quoted, reason_of, shorten
 from .packed_module import packed_states, take_packed
 from .transformers_module import encoder_layers, padded_states
@@ -44,11 +45,14 @@ def load_trained_state(model: nn.Module, saved: dict[str, torch.Tensor]) -> None
     absent = trained_state(model).keys() - saved.keys()
     if absent:
         raise UserError(f"the saved model lacks {shorten(', '.join(sorted(absent)))}: {fix}")
+    held = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in saved.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if name in parameters and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"the saved weight {quoted(name)} is NaN or inf; take an earlier checkpoint")
     try:
-        model.load_state_dict(model.state_dict() | saved, strict=True)
+        parts = {name: part_like(tensor, held.get(name, tensor)) for name, tensor in saved.items()}
+        model.load_state_dict(held | parts, strict=True)
     except RuntimeError as error:
         reason = reason_of(error, SHORT)
         raise UserError(f"the saved model does not fit ({reason}): {fix}") from error

@@ -23,6 +23,7 @@ from ...backends import backend_traits, rank_backend
 from ..terminal.invocation import program
 from ..terminal.text import quoted
 from .meeting import meet, reason
+from .sharding import unsynchronized
 
 T = TypeVar("T")
 
@@ -94,16 +95,19 @@ class Ranks:
             raise SystemExit(code)
         return value
 
-    def parallel(self, model: nn.Module) -> nn.Module:
+    def parallel(self, model: nn.Module, *, unused: bool = False) -> nn.Module:
         """`model`, in torch's DistributedDataParallel if there are several processes. It averages gradients in
         backward.
+
+        Args:
+            unused: Whether the loss may not depend on some of its parameters.
         """
         if self.size == 1:
             return model
         with warnings.catch_warnings():
             # torch 2.13 has two new arguments instead of broadcast_buffers. Older versions don't know them.
             warnings.simplefilter("ignore", FutureWarning)
-            return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+            return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
 
 
 ALONE = Ranks()
@@ -149,13 +153,13 @@ def starter(ranks: Ranks) -> str:
 
 
 @contextmanager
-def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> Iterator[None]:
+def joined(ranks: Ranks, backend_name: str, shared: tuple[str, int], timeout: int) -> Iterator[None]:
     """Forms the process group for the block, by the backend's way to communicate. Each process waits `timeout` seconds.
 
     A group that already exists is used and kept.
 
     Raises:
-        UserError: The backend trains in one process, or `batch_size` leaves some without a sample.
+        UserError: The backend trains in one process, or some processes would have nothing to do.
         RunError: The group can't be formed.
         LostRankError: Another process is lost (see `watching`).
     """
@@ -165,10 +169,9 @@ def joined(ranks: Ranks, backend_name: str, batch_size: int, timeout: int) -> It
     group = backend_traits(backend_name).process_group
     if group is None:
         raise UserError(f"backend {backend_name!r} trains in one process; start isotrain train without torchrun")
-    if batch_size < ranks.size:
-        raise UserError(
-            f"batch_size {batch_size} can't be shared by {ranks.size} processes; raise it, or start fewer of them"
-        )
+    key, parts = shared
+    if parts < ranks.size:
+        raise UserError(f"{key} {parts} can't be shared by {ranks.size} processes; raise it, or start fewer of them")
     ours = not distributed.is_initialized()
     if ours:
         _form(ranks, group, timeout)
@@ -215,7 +218,9 @@ def watching(ranks: Ranks, timeout: int, advice: str) -> Iterator[None]:
 
 def accumulating(model: nn.Module) -> AbstractContextManager[Any]:
     """For backward of all but the last micro-batch, so that gradients are exchanged once per optimizer step."""
-    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return unsynchronized(model) if hasattr(model, "set_requires_gradient_sync") else nullcontext()
 
 
 class StopVote:

@@ -97,7 +97,7 @@ def write_checkpoint(snapshot: Snapshot, folder: Path, *, optimizer_prunable: bo
     try:
         with published(target) as temporary:
             for role, tensors in by_role.items():
-                data = _serialize(tensors)
+                data = serialized(tensors)
                 write_bytes(temporary / FILES[role], data)
                 manifest["files"][role] = {
                     "name": FILES[role],
@@ -264,7 +264,7 @@ def _describe(snapshot: Snapshot, optimizer_tensors: dict[str, torch.Tensor]) ->
     }
 
 
-def _serialize(tensors: dict[str, torch.Tensor]) -> bytes:
+def serialized(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """`tensors` as a safetensors file. Each gets its own storage, so shared and strided ones are saved in full."""
     from safetensors.torch import save
 
@@ -277,7 +277,7 @@ def _serialize(tensors: dict[str, torch.Tensor]) -> bytes:
             plain = plain.clone(memory_format=torch.contiguous_format)
         seen.add(plain.untyped_storage().data_ptr())
         dense[name] = plain
-    return save(dense)
+    return save(dense, metadata=metadata)
 
 
 def _checked_bytes(file: Path, entry: dict[str, Any]) -> bytes | None:

@@ -167,6 +167,19 @@ def open_run(path: str | Path) -> RunFolder:
     return folder
 
 
+def check_predicts(run: RunFolder) -> None:
+    """Raises UserError for a run of a workload, which makes no predictions."""
+    workload = None
+    # A configuration that can't be read is reported by whoever needs it.
+    with suppress(UserError):
+        workload = load_config(run.config).config.workload
+    if workload is not None:
+        raise UserError(
+            f"run {quoted(str(run.path))} trained {quoted(workload)}, and only runs on texts predict, are exported or "
+            f"pushed; load its weights yourself from {run.model / 'model.safetensors'}"
+        )
+
+
 def with_device(by_id: dict[str, Any], caveat: str) -> dict[str, Any]:
     """Adds ``device`` in front of a file's content by id if the backend has a `caveat`.
 

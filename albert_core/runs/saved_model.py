@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ... import UserError, __version__
 from ..config.parsing import parse_json
 from ..terminal.invocation import command
+from .checkpoint import serialized
 from .files import make_folder, write_bytes
 from .folder import RunFolder
 from .manifest import MODEL, vouch, withdraw
@@ -23,21 +23,19 @@ MODEL_FILE = "model.safetensors"
 HEADER_KEY = "isotrain"
 
 
-def save_model(run: RunFolder, model: nn.Module, belongs_to: dict[str, Any]) -> Path:
+def save_model(run: RunFolder, tensors: dict[str, torch.Tensor], belongs_to: dict[str, Any]) -> Path:
     """Writes ``model/model.safetensors``, completely or not at all, and adds it to the run's manifest.
 
     Args:
-        belongs_to: Encoder, label and the run's identity, for the file's header.
+        tensors: The model's `state_dict`.
+        belongs_to: Model, label and the run's identity, for the file's header.
     """
-    from safetensors.torch import save
-
     make_folder(run.model)
     path = run.model / MODEL_FILE
     header = {"format": FORMAT, "isotrain": __version__, **belongs_to}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # A completed run that is resumed writes it again, and the header may name the encoder by another path.
     withdraw(run.path, [MODEL])
-    write_bytes(path, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
+    write_bytes(path, serialized(tensors, {HEADER_KEY: json.dumps(header)}))
     vouch(run.path, [MODEL])
     return path
 

@@ -17,7 +17,7 @@ from ... import RunError, UserError
 from ...backends import Backend
 from ..terminal.text import reason_of
 from .batches import digest, digest_all, digest_tensor, first
-from .load import LoadedWorkload, described, line_of
+from .load import LoadedWorkload, WorkloadError, described, line_of
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def operations_named(loaded: LoadedWorkload, backend: Backend, retry: Callable[[
         retry: Runs the failed step once more, uncompiled, while its operations are watched.
 
     Raises:
-        UserError: An operation failed, or another line of the user's. Other errors pass.
+        WorkloadError: An operation failed, or another line of the user's. Other errors pass.
     """
     try:
         yield
@@ -210,10 +210,10 @@ def operations_named(loaded: LoadedWorkload, backend: Backend, retry: Callable[[
             again = found
         place = line_of(again or error, loaded.file)
         if again is not None and again is watch.error:
-            raise UserError(
+            raise WorkloadError(
                 f"{place or loaded.place_of('loss')}: operation {watch.operation} can't run on backend {backend.name} "
                 f"({reason_of(again)}); replace it, or use another backend or dtype"
             ) from error
         if not place:
             raise
-        raise UserError(f"{place}: on backend {backend.name}, loss raised {described(again or error)}") from error
+        raise WorkloadError(f"{place}: on backend {backend.name}, loss raised {described(again or error)}") from error

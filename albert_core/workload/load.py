@@ -1,35 +1,30 @@
-"""Finds a workload by what the user calls it: a file, a module, or a name that an installed package gives it.
-
-A package adds one by ``[project.entry-points."isotrain.workloads"] tiny = "its.module:TinyGPT"``.
-"""
+"""Imports a workload by what the user calls it (see `config.workload_name`)."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ... import RunError, UserError
-from ...kernels.names import check_name, meant
+from ...kernels.names import meant
+from ..config.workload_name import IN_FILE, check_workload_name, installed, short_name
 from ..terminal.text import quoted, reason_of
 from .protocol import REQUIRED, Workload
 
-ENTRY_POINT_GROUP = "isotrain.workloads"
-FORMS = "FILE.py:NAME, MODULE:NAME, or the name of an installed workload"
-
-_FILE = re.compile(r"(?P<place>.+\.py)(?::(?P<name>\w+))?")
-_MODULE = re.compile(r"(?P<place>[A-Za-z_][\w.]*):(?P<name>\w+)")
 _METHODS = tuple(method.partition("(")[0] for method in REQUIRED)
+
+
+class WorkloadError(UserError):
+    """A workload's own code raised an exception, or a device can't run it: bad input, also in the middle of a run."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class LoadedWorkload:
             method: The method that the block calls. It is named if no line of the user's file is in the traceback.
 
         Raises:
-            UserError: The block raised an exception.
+            WorkloadError: The block raised an exception.
         """
         try:
             yield
@@ -74,40 +69,7 @@ class LoadedWorkload:
             raise
         except Exception as error:  # A user's code may raise anything.
             place = line_of(error, self.file) or self.place_of(method)
-            raise UserError(f"{place}: {method} raised {described(error)}") from error
-
-
-def names_workload(text: str) -> bool:
-    """Whether `text` has the form of a workload's file or module, or is the name of an installed workload."""
-    # An encoder with random weights is called random:NAME.
-    module = _MODULE.fullmatch(text) and not text.startswith("random:")
-    return bool(_FILE.fullmatch(text) or module) or text in installed()
-
-
-def check_workload_name(spec: str) -> None:
-    """Checks what can be checked without importing anything of the user's.
-
-    Raises:
-        UserError: There is no such file and no installed workload of this name.
-    """
-    found = _FILE.fullmatch(spec)
-    if found is not None and not Path(found["place"]).is_file():
-        raise UserError(f"there is no file {quoted(found['place'])}; give a workload as {FORMS}")
-    if found is None and not _MODULE.fullmatch(spec):
-        names = installed()
-        if not names:
-            raise UserError(f"workload {quoted(spec)} can't be found, and no package installs one; give {FORMS}")
-        check_name("workload", spec, names)
-
-
-def short_name(spec: str) -> str:
-    """What tables call a workload: the name behind the colon, else that of its file."""
-    return spec.rpartition(":")[2].removesuffix(".py").rpartition("/")[2]
-
-
-def installed() -> dict[str, EntryPoint]:
-    """The workloads of installed packages by name."""
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+            raise WorkloadError(f"{place}: {method} raised {described(error)}") from error
 
 
 def load_workload(spec: str) -> LoadedWorkload:
@@ -122,7 +84,7 @@ def load_workload(spec: str) -> LoadedWorkload:
         UserError: It can't be found, imported or made, or has no method of the protocol.
     """
     check_workload_name(spec)
-    in_file = _FILE.fullmatch(spec)
+    in_file = IN_FILE.fullmatch(spec)
     if in_file is not None:
         module = _import_file(Path(in_file["place"]))
         return _loaded(spec, module, in_file["name"] or _only_candidate(module, in_file["place"]))

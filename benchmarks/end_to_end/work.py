@@ -15,7 +15,7 @@ from pathlib import Path
 from ...albert_core.config.load import load_config
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import batches_by_length
-from ...albert_core.loop.job import Job, open_job
+from ...albert_core.loop.job import TextJob, open_job
 from ...kernels.packed import PaddedBatch
 from ...kernels.weights import EncoderConfig
 from ..harness.answer import answer
@@ -59,7 +59,7 @@ def count(spec: CountSpec) -> Counted:
     )
 
 
-def run_pieces(job: Job, head: Head, skips_padding: bool, cls_only_last: bool) -> Iterator[Piece]:
+def run_pieces(job: TextJob, head: Head, skips_padding: bool, cls_only_last: bool) -> Iterator[Piece]:
     """The work of each batch of features, of each epoch's steps and of each evaluation.
 
     Features are computed once per text. Its tokens are counted each time that it is trained on or evaluated.

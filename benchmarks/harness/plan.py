@@ -16,11 +16,11 @@ from itertools import product
 from typing import Any
 
 from ... import UserError
+from ...albert_core.config.workload_name import check_workload_name, short_name
 from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.terminal.text import duration
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
-from ...albert_core.workload.load import check_workload_name, short_name
 from ...backends import DTYPES, LAYOUTS, PADDED_KERNELS, backend_traits, caveat, list_backends
 from ...backends.host.processor import usable_cores
 from ...kernels.names import check_name, check_range

@@ -15,9 +15,9 @@ import torch
 from ... import UserError
 from ...albert_core.config.load import ResolvedConfig
 from ...albert_core.features.compute import CachedFeatures
-from ...albert_core.loop.build import Training
+from ...albert_core.loop.build import Training, text_job
 from ...albert_core.loop.events import TrainingError
-from ...albert_core.loop.job import Job, trains_on_features
+from ...albert_core.loop.job import TextJob, trains_on_features
 from ...albert_core.loop.train import train
 from ...albert_core.tokens.order import Window, epoch_order
 from .observe import Steps, probe, without_dropout
@@ -57,7 +57,7 @@ class _Replay:
         self.logits: list[np.ndarray] = []
 
     def started(self, training: Training) -> None:
-        job = training.job
+        job = text_job(training)
         without_dropout(training.model)
         features = self.reference.arrays["features"]
         epochs = -(-len(features) // job.train_tokens.num_texts)
@@ -112,6 +112,6 @@ class _InOrder:
         return self.features.batch(start, stop)
 
 
-def _cached(job: Job, features: np.ndarray, labels: np.ndarray, rows: int) -> CachedFeatures:
+def _cached(job: TextJob, features: np.ndarray, labels: np.ndarray, rows: int) -> CachedFeatures:
     placed = job.backend.place(torch.from_numpy(features.copy()))
     return CachedFeatures(placed, torch.from_numpy(labels.copy()), job.backend, rows, job.ranks)

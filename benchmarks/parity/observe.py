@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...albert_core.features.compute import InputSource
-from ...albert_core.loop.build import Training
+from ...albert_core.loop.build import Training, text_job
 from ...albert_core.loop.job import trains_on_features
 from ...albert_core.tokens.order import Window
 from ...albert_core.tokens.store import TokenStore
@@ -133,11 +133,11 @@ class _Watched:
 
 def probe(training: Training) -> tuple[Any, np.ndarray]:
     """The model's inputs of the first evaluation texts, and their logits [texts, labels], on the host."""
-    size = min(training.job.config.eval_batch_size, training.job.test_tokens.num_texts)
+    size = min(training.job.config.eval_batch_size, text_job(training).test_tokens.num_texts)
     source, model = training.test_source, training.model
     training_mode = model.training
     model.eval()
-    source.start_epoch(np.arange(training.job.test_tokens.num_texts))
+    source.start_epoch(np.arange(text_job(training).test_tokens.num_texts))
     with torch.no_grad():
         inputs = source.batch(0, size)[0]
         logits = model(inputs)

@@ -22,9 +22,9 @@ from ...albert_core.config.schedule import ADAPTIVE
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.features.compute import token_batch
 from ...albert_core.features.source import module_layer_states
-from ...albert_core.loop.build import Training
+from ...albert_core.loop.build import Training, text_job
 from ...albert_core.loop.events import TrainingError
-from ...albert_core.loop.job import Job, trains_on_features
+from ...albert_core.loop.job import TextJob, trains_on_features
 from ...albert_core.loop.train import train
 from ...albert_core.model.whole import WholeModel
 from ...albert_core.runs.folder import environment
@@ -133,7 +133,7 @@ class _Recorder:
         self.head_steps: Steps | None = None
 
     def started(self, training: Training) -> None:
-        job = training.job
+        job = text_job(training)
         self.training = training
         self.steps = Steps(training, trained(training))
         states = _LayerStates(training)
@@ -153,7 +153,7 @@ class _Recorder:
         if self.inputs is not None:
             self.inputs.stepped(window)
         rows = training.stream.order()[window.micro_batches[0][0] : window.micro_batches[-1][1]]
-        self.batches.append(batch_hash(training.job.train_tokens, rows))
+        self.batches.append(batch_hash(text_job(training).train_tokens, rows))
         self.batch_sizes.append(len(rows))
 
     def evaluated(self, training: Training, epoch: int) -> None:
@@ -201,7 +201,7 @@ class _Recorder:
 
     def _watch_the_head(self) -> None:
         """Keeps the inputs of a head on features. For a whole model, only a reference keeps them for replays."""
-        job, model = self.training.job, self.training.model
+        job, model = text_job(self.training), self.training.model
         frozen = trains_on_features(job.config)
         # The clipped gradient of a whole model's head depends on the encoder, too.
         separable = job.task.on_features and (frozen or job.config.max_grad_norm is None)
@@ -231,7 +231,7 @@ class _LayerStates:
     """The hidden states of the first evaluation texts, layer by layer, before the first step."""
 
     def __init__(self, training: Training) -> None:
-        job = training.job
+        job = text_job(training)
         self.backend, self.policy = job.backend, job.policy
         store = job.test_tokens
         rows = np.arange(min(STATE_TEXTS, store.num_texts))
@@ -278,7 +278,7 @@ def _header(
     label: str, training: Training, weights: list[torch.Tensor], kernel: str, reference: Trace | None
 ) -> TraceHeader:
     """The header of a run that starts. Switches its dropout off."""
-    job = training.job
+    job = text_job(training)
     info = job.backend.info()
     error_budget = replace(job.backend.error_budget(job.policy), head_dtype=job.config.head_dtype)
     digest = hashlib.sha256(job.encoder.fingerprint.encode())
@@ -314,7 +314,7 @@ def _header(
     )
 
 
-def _evaluation(job: Job) -> Split:
+def _evaluation(job: TextJob) -> Split:
     """The evaluation split: its rows, their hash, and how much one answer can change each figure."""
     store = job.test_tokens
     rows = store.num_texts

@@ -34,7 +34,9 @@ def train(
     config: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CONFIG]", help="YAML file, or a packaged one by name: quickstart, banking77, subj, mrpc, ..."
+            metavar="[CONFIG]",
+            help="YAML file, or a packaged one by name: quickstart, banking77, subj, mrpc, ...; or your own model: "
+            "FILE.py:NAME, MODULE:NAME, or an installed workload.",
         ),
     ] = None,
     sets: Annotated[
@@ -71,7 +73,7 @@ def train(
     ] = None,
     json_only: Annotated[bool, _output("--json", help="How the run ended, as JSON on stdout.")] = False,
 ) -> None:
-    """Train the head on a frozen encoder (or the whole model), and evaluate it.
+    """Train the head on a frozen encoder, the whole model, or a model of your own, and evaluate it.
 
     Examples:
 
@@ -80,6 +82,8 @@ def train(
       isotrain train configs/banking77.yaml --set dataset_id=my-data/ --set model_name=random:albert-base-v2
 
       isotrain train --resume runs/banking77-20260101-120000
+
+      isotrain train my_model.py:TinyGPT --set num_epochs=3
 
       isotrain train banking77 --set run_name=nightly --resume-or-start
 
@@ -98,7 +102,10 @@ def train(
     from ...kernels.names import check_range
 
     if config is None and resume is None:
-        raise UserError("no configuration given; name a YAML file, a packaged one (quickstart), or --resume RUN")
+        raise UserError(
+            "no configuration given; name a YAML file, a packaged one (quickstart), your own model (FILE.py:NAME), or "
+            "--resume RUN"
+        )
     if resume is not None and resume_or_start:
         raise UserError(
             "--resume names a run that is there, --resume-or-start one by run_name that may be there; give one of them"
@@ -195,16 +202,18 @@ def _next_steps(result: TrainResult, config: TrainConfig) -> list[str]:
     """Commands to try on a finished run, ready to paste."""
     run = result.run.path
     backend = config.backend_name
+    report = command("report", str(run.parent), "--open")
+    if config.workload is not None:
+        return [command("bench", config.workload, "--backend", backend), report]
     kernels = ["--quick", "--layout", "bucketed", "--kernel", "auto", "--kernel", "transformers"]
     others = [
         command(*words)
         for words in (
             ["bench", *kernels, "--backend", backend, "--model", config.model_name],
             ["parity", str(run / "config.yaml"), "--candidate", f"{backend}:bfloat16", "--steps", "20"],
-            ["report", str(run.parent), "--open"],
         )
     ]
-    return [predict_command(str(run), result.example), *others]
+    return [predict_command(str(run), result.example), *others, report]
 
 
 def _show(result: TrainResult) -> None:

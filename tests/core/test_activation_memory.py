@@ -9,11 +9,11 @@ import pytest
 import torch
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.features.compute import token_batch
-from isotrain.albert_core.loop.job import Job, open_job
+from isotrain.albert_core.loop.job import TextJob, open_job
 from isotrain.albert_core.model.whole import WholeModel, checkpoint_activations
 
 
-def kept_bytes(job: Job, checkpointing: bool) -> tuple[int, float]:
+def kept_bytes(job: TextJob, checkpointing: bool) -> tuple[int, float]:
     """Bytes that autograd keeps for the backward of one batch, weights aside, each storage once; and the loss."""
     encoder = job.encoder.module()
     if checkpointing:
@@ -63,7 +63,7 @@ def test_checkpointed_layers_keep_a_fraction_of_the_activations(
     tokenizer = open_job(configure().config).tokenizer
     tokenizer.save(tmp_path / "m")
 
-    def job() -> Job:
+    def job() -> TextJob:
         keys = {"model_name": str(tmp_path / "m"), "freeze_encoder": False, "dtype": dtype, "layout": layout}
         return open_job(configure(**keys).config)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.features.compute import cached_features
-from isotrain.albert_core.loop.job import Job, open_job
+from isotrain.albert_core.loop.job import TextJob, open_job
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.runs.array_cache import ArraySpec, load_arrays, publish_arrays
 from support.small_job import losses, metrics
@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "features"
 
 
-def features_of(job: Job) -> tuple[torch.Tensor, bool]:
+def features_of(job: TextJob) -> tuple[torch.Tensor, bool]:
     config = job.config
     return cached_features(
         job.frozen_encoder(),

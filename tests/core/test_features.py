@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.features.compute import TokenBatches
-from isotrain.albert_core.loop.job import Job, open_job
+from isotrain.albert_core.loop.job import TextJob, open_job
 from isotrain.backends.cpu import CpuBackend
 from support.small_job import losses
 
@@ -32,12 +32,12 @@ class EagerBackend(CpuBackend):
 
 
 @pytest.fixture
-def job(configure: Callable[..., ResolvedConfig]) -> Job:
+def job(configure: Callable[..., ResolvedConfig]) -> TextJob:
     return open_job(configure().config)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_any_sequence_of_ranges_gives_its_own_texts(layout: str, job: Job) -> None:
+def test_any_sequence_of_ranges_gives_its_own_texts(layout: str, job: TextJob) -> None:
     store = job.train_tokens
     order = np.random.default_rng(0).permutation(store.num_texts)
     source = TokenBatches(store, EagerBackend(), layout, 32, rows=8)
@@ -53,7 +53,7 @@ def test_any_sequence_of_ranges_gives_its_own_texts(layout: str, job: Job) -> No
     assert source.batch(0, 8)[1].tolist() == store.labels[order[::-1][:8]].tolist()
 
 
-def test_a_pass_in_order_prepares_each_batch_once(job: Job) -> None:
+def test_a_pass_in_order_prepares_each_batch_once(job: TextJob) -> None:
     backend = EagerBackend()
     source = TokenBatches(job.train_tokens, backend, "packed", 32, rows=8)
     source.start_epoch(np.arange(job.train_tokens.num_texts))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from isotrain import RunError, UserError
 from isotrain.albert_core.config.load import ResolvedConfig, load_config
-from isotrain.albert_core.loop import events, start
+from isotrain.albert_core.loop import build, start
 from isotrain.albert_core.loop import train as train_module
 from isotrain.albert_core.loop.evaluate import evaluate
 from isotrain.albert_core.loop.train import TrainResult, train
@@ -80,7 +80,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resume_makes_it(
         return evaluate(job, model, source, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(events, "evaluate", signalled)
+        patch.setattr(build, "evaluate", signalled)
         cut = run(run_name="cut", **keys)
     assert cut.status == "stopped"
     assert len(asked) == 3 * which - 1, "it stops before the batch after the signal"
@@ -99,7 +99,7 @@ def test_an_evaluation_made_by_a_resume_that_is_killed_before_its_save_is_record
     straight = run(run_name="straight", eval_batch_size=10)
 
     with monkeypatch.context() as patch:
-        patch.setattr(events, "evaluate", lambda *_: None)
+        patch.setattr(build, "evaluate", lambda *_: None)
         cut = run(run_name="cut", eval_batch_size=10)
 
     def die(*_: Any) -> None:

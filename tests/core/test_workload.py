@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.albert_core.workload import load
+from isotrain.albert_core.config import workload_name
+from isotrain.albert_core.config.workload_name import check_workload_name, names_workload
 from isotrain.albert_core.workload.batches import (
     cost_class,
     digest,
@@ -34,7 +35,7 @@ from isotrain.albert_core.workload.checks import (
     seeded,
     trial,
 )
-from isotrain.albert_core.workload.load import LoadedWorkload, check_workload_name, load_workload, names_workload
+from isotrain.albert_core.workload.load import LoadedWorkload, load_workload
 from isotrain.albert_core.workload.loss_scale import unscaled
 from isotrain.albert_core.workload.step import loss_of, place_model, workload_step
 from isotrain.backends import get_backend
@@ -123,8 +124,9 @@ def test_a_module_and_an_installed_name_are_found(write: Callable[..., Path], mo
     path = write(GOOD, "installed_mine.py")
     sys.path.insert(0, str(path.parent))
     assert load_workload("installed_mine:Mine").file == path
-    entry = EntryPoint("tiny", "installed_mine:Mine", load.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(load, "entry_points", lambda group: [entry] if group == load.ENTRY_POINT_GROUP else [])
+    ours = workload_name.ENTRY_POINT_GROUP
+    entry = EntryPoint("tiny", "installed_mine:Mine", ours)
+    monkeypatch.setattr(workload_name, "entry_points", lambda group: [entry] if group == ours else [])
     assert load_workload("tiny").name == "tiny"
     assert names_workload("tiny")
     assert not any(map(names_workload, ("quickstart", "random:tiny", "some/recipe.yaml")))

@@ -173,7 +173,7 @@ def test_what_torchrun_says_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("backend", "batch_size", "message"), [("xla", 8, "one process"), ("cpu", 1, "raise it")])
 def test_what_cannot_be_shared_is_refused(backend: str, batch_size: int, message: str) -> None:
-    with pytest.raises(UserError, match=message), joined(Ranks(0, 2), backend, batch_size, timeout=1):
+    with pytest.raises(UserError, match=message), joined(Ranks(0, 2), backend, ("batch_size", batch_size), timeout=1):
         pytest.fail("nothing to share")
 
 

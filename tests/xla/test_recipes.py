@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from isotrain.albert_core.loop import start
-from isotrain.albert_core.loop.job import Job
+from isotrain.albert_core.loop.job import TextJob
 from isotrain.albert_core.tokens.order import bucket_length, epoch_order
 from support.recipe_checks import check_answers, check_losses, run_recipe
 from support.small_recipes import OTHERWISE, RECIPES, STEPS
 
 
-def shapes_in_use(job: Job) -> int:
+def shapes_in_use(job: TextJob) -> int:
     """The (rows, length) of training steps and of evaluations that the texts' lengths lead to, counted here anew."""
     config, limit = job.config, job.config.max_length
 
@@ -38,10 +38,10 @@ def shapes_in_use(job: Job) -> int:
 def test_a_recipe_gives_the_cpu_backends_losses_and_answers(
     backend: Any, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs: list[Job] = []
+    jobs: list[TextJob] = []
     real = start.build_training
 
-    def keep(job: Job, *args: Any) -> Any:
+    def keep(job: TextJob, *args: Any) -> Any:
         jobs.append(job)
         return real(job, *args)
 

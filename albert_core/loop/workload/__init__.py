@@ -1,0 +1,1 @@
+"""Runs of a user's own workload, as the loop trains them."""
