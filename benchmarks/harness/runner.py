@@ -26,6 +26,8 @@ from .worker import WorkerSpec
 
 WORKER = (sys.executable, "-m", "isotrain.benchmarks.harness.worker")
 STDERR_LINES = 15
+# The variable with the descriptor that a process writes its progress to.
+PROGRESS = "ISOTRAIN_PROGRESS"
 # The process number of a target's sweep, which runs before the measured processes.
 SWEEP = -1
 GRACE_SECONDS = 5.0
@@ -142,6 +144,7 @@ def run_process(
     threads: int | None,
     time_limit: float,
     extra: dict[str, str] | None = None,
+    hear: Callable[[str], object] | None = None,
 ) -> Ended:
     """Runs a process to its end. The time limit and an interruption end it, too.
 
@@ -150,9 +153,13 @@ def run_process(
         log: Gets its output.
         time_limit: In seconds.
         extra: Environment variables beside those of `worker_environment`.
+        hear: Called with each line that it writes to the descriptor in its variable ISOTRAIN_PROGRESS.
     """
     start = time.perf_counter_ns()
-    with running(command, spec, log, threads, extra) as worker:
+    with _heard(hear) as (ends, named), running(command, spec, log, threads, (extra or {}) | named, ends) as worker:
+        for end_of_worker in ends:
+            # Or else the lines would never end.
+            os.close(end_of_worker)
         # A wait with a timeout wakes twenty times a second and takes the CPU from the measured process.
         timed_out = threading.Event()
         limit = threading.Timer(time_limit, _expire, (worker, timed_out))
@@ -162,6 +169,26 @@ def run_process(
         finally:
             limit.cancel()
     return Ended(worker.returncode, (time.perf_counter_ns() - start) / 1e9, timed_out.is_set(), log)
+
+
+@contextmanager
+def _heard(hear: Callable[[str], object] | None) -> Iterator[tuple[tuple[int, ...], dict[str, str]]]:
+    """A pipe whose lines go to `hear`: the descriptor to write to, which the block closes, and the variable."""
+    if hear is None:
+        yield (), {}
+        return
+    lines, writing = os.pipe()
+
+    def listen() -> None:
+        with os.fdopen(lines, encoding="utf-8", errors="replace") as told:
+            for line in told:
+                hear(line.rstrip())
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    yield (writing,), {PROGRESS: str(writing)}
+    # A child of the process might hold the pipe longer.
+    listener.join(GRACE_SECONDS)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ...albert_core.loop.foresee import check_names
 from ...albert_core.runs.files import check_place
 from ...backends import backend_traits, check_available
 from ...kernels.names import check_range
+from .compare import OWN_FILES
 from .run import Comparison
 from .seeds import LEAST_SEEDS
 
@@ -42,12 +43,24 @@ def check(comparison: Comparison) -> None:
 
 
 def trace_folder(out: Path | None, config: str) -> Path:
-    """The folder of a comparison's traces: `out`, or a new one under parity/. Raises UserError if it can't be used."""
+    """The folder of a comparison's traces: `out`, which may hold some from before, or a new one under parity/.
+
+    Raises:
+        UserError: It can't be written, or has other files.
+    """
     folder = out or Path("parity") / f"{Path(config).stem}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UserError(f"--out {str(folder)!r} exists and is not empty; choose another folder")
+    foreign = [path.name for path in folder.iterdir() if not _is_own(path)] if folder.is_dir() else []
+    if foreign or (folder.exists() and not folder.is_dir()):
+        found = f"has {foreign[0]!r}, which no comparison wrote" if foreign else "is a file"
+        raise UserError(f"--out {str(folder)!r} {found}; choose another folder")
     check_place(folder, "--out")
     return folder
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an entry of a comparison's folder is one that a comparison writes."""
+    named = path.name in ("reference", "candidates") or path.name.startswith("seed-")
+    return named or path.name.endswith(OWN_FILES)
 
 
 def _absence(config: TrainConfig) -> UserError | None:

@@ -27,10 +27,12 @@ from .bands import COARSE_FACTOR, FACTOR
 from .head_checks import unjudged
 from .judge import DIVERGED_VERDICT, DRIFT, FAILED, REFUSED, judge
 from .seeds import EQUIVALENT
-from .trace import SERIES, Trace, check_reference, error_budget_folders, read_trace
+from .trace import HEADER_FILE, SERIES, Trace, check_reference, error_budget_folders, read_trace
 
 # Exit codes.
 ALL_PASS, OUTSIDE, NOT_COMPARED = 0, 1, 2
+# The ends of the names of files that a comparison writes beside its traces.
+OWN_FILES = (".log", ".asked", ".answer.json", "parity.json")
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,36 @@ class Missing:
 def compare(reference: Path, candidates: Sequence[Path]) -> Parity:
     """Judges traces on disk. A candidate that can't be read is in the result with the reason.
 
+    Args:
+        candidates: Traces, or what a comparison writes beside them: a folder stands for the traces in it, and the
+            other files are passed over.
+
     Raises:
         UserError: The reference can't judge.
     """
     exact = read_trace(reference)
     check_reference(exact)
     sides: list[Trace | Missing] = []
-    for folder in candidates:
+    for folder in _traces(candidates):
         try:
             sides.append(read_trace(folder))
         except UserError as error:
             sides.append(Missing(folder.name, " ".join(str(error).split()), REFUSED))
     return build_result(exact, _with_folders(sides))
+
+
+def _traces(candidates: Sequence[Path]) -> list[Path]:
+    """The folders of traces among what a pattern such as ``candidates/*`` names."""
+    found = []
+    for path in candidates:
+        inside = sorted(entry.parent for entry in path.glob(f"*/{HEADER_FILE}")) if path.is_dir() else []
+        if inside and not (path / HEADER_FILE).is_file():
+            found += inside
+        elif not (path.is_file() and path.name.endswith(OWN_FILES)):
+            found.append(path)
+    if not found:
+        raise UserError(f"no trace is among {', '.join(map(str, candidates))}; give folders with {HEADER_FILE}")
+    return found
 
 
 def _with_folders(sides: Sequence[Trace | Missing]) -> list[Trace | Missing]:

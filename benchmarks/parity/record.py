@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +27,7 @@ from ...albert_core.loop.events import TrainingError
 from ...albert_core.loop.job import TextJob, trains_on_features
 from ...albert_core.loop.train import train
 from ...albert_core.model.whole import WholeModel
+from ...albert_core.output.progress import Reporter
 from ...albert_core.runs.folder import environment
 from ...albert_core.tasks.multi_label import boundary
 from ...albert_core.tokens.order import Window
@@ -54,7 +55,13 @@ STATE_TEXTS = 8
 
 
 def record(
-    config: str | None, label: str, sets: Sequence[str], *, replay_from: Trace | None = None, steps: int | None = None
+    config: str | None,
+    label: str,
+    sets: Sequence[str],
+    *,
+    replay_from: Trace | None = None,
+    steps: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Trace:
     """Trains `config` with `sets` and returns the run's trace.
 
@@ -101,11 +108,12 @@ def record(
             "copy_encoder": False,
             "stop_at_step": None,
         }
-        recorder = _Recorder(label, replay_from)
+        reporter = reporter or Reporter()
+        recorder = _Recorder(label, replay_from, reporter.phase("step"))
         quiet = replace(resolved, config=resolved.config.model_copy(update=own))
         failure = ""
         try:
-            result = train(quiet, observer=recorder)
+            result = train(quiet, observer=recorder, reporter=reporter)
         except TrainingError as error:
             if not recorder.batches:
                 raise
@@ -122,8 +130,10 @@ def record(
 class _Recorder:
     """An observer of a training run that collects the contents of a trace."""
 
-    def __init__(self, label: str, replay_from: Trace | None) -> None:
-        self.label, self.reference = label, replay_from
+    def __init__(
+        self, label: str, replay_from: Trace | None, advance: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.label, self.reference, self.advance = label, replay_from, advance
         self.logits: list[np.ndarray] = []
         self.metrics: list[Evaluation] = []
         self.batches: list[str] = []
@@ -155,6 +165,8 @@ class _Recorder:
         rows = training.stream.order()[window.micro_batches[0][0] : window.micro_batches[-1][1]]
         self.batches.append(batch_hash(text_job(training).train_tokens, rows))
         self.batch_sizes.append(len(rows))
+        if self.advance is not None:
+            self.advance(len(self.batches), training.total_steps)
 
     def evaluated(self, training: Training, epoch: int) -> None:
         figures = {key.removeprefix("eval/"): value for key, value in training.state.last_evaluation.items()}

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from ... import UserError
+from ...albert_core.config.load import load_config
 from ...albert_core.processes.signals import interrupted_by_signals
-from ...albert_core.runs.files import make_folders, refuse_links
+from ...albert_core.runs.files import make_folders, refuse_links, write_text
 from ...backends import ErrorBudget, options_section
 from ..harness.answer import read_answer
 from ..harness.document import Refused
+from ..harness.environment import PACKAGE_ROOT, versions
+from ..harness.plan import hash_of
 from ..harness.runner import Ended, how, run_process, said
 from ..outcome.parity import Equivalence, Parity, Seeds
 from .compare import Missing, build_result
 from .judge import FAILED, differences
 from .seeds import equivalence
 from .sides import Side
-from .trace import DRAWS, ERROR_BUDGETS, Trace, check_reference, read_trace, slug
+from .trace import DRAWS, ERROR_BUDGETS, HEADER_FILE, Trace, check_reference, read_trace, slug
 from .worker import Job, Recorded, RecordSpec
 
 WORKER_MODULE = ("-m", "isotrain.benchmarks.parity.worker")
 Tell = Callable[[str], None]
+# The end of the name of the file beside a trace that says what it was recorded for; see `compare.OWN_FILES`.
+ASKED = ".asked"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and how. `pythons` has the interpreters of backends with separate environments."""
+    """What is compared, and how.
+
+    Attributes:
+        pythons: The interpreters of backends with separate environments.
+        again: The command that goes on after an interruption.
+    """
 
     config: str
     reference: Side
@@ -40,23 +53,25 @@ class Comparison:
     margin: float = 0.01
     time_limit: float = 3600.0
     pythons: Mapping[str, str] | None = None
+    again: str = ""
 
 
 def run_parity(comparison: Comparison, tell: Tell) -> Parity:
-    """Records and judges. Traces stay in `comparison.out`, also after an interruption.
+    """Records and judges. Traces stay in `comparison.out`, also after an interruption, and are used again.
 
     A candidate that dies, hangs or can't run is in the result with its last output, and the others continue.
 
     Args:
-        tell: Called with one line per process.
+        tell: Called with one line per process, and with lines about its progress.
 
     Raises:
-        UserError: The reference can't be recorded.
+        UserError: The reference can't be recorded, or `comparison.out` has traces with other settings.
+        KeyboardInterrupt: It was interrupted; the message says what is kept and how to go on.
     """
     labels = [side.label for side in (comparison.reference, *comparison.candidates)]
     if len(set(labels)) != len(labels):
         raise UserError(f"a side is given twice among {', '.join(labels)}; give each once")
-    with interrupted_by_signals():
+    with interrupted_by_signals(), _kept(comparison):
         reference = _recorded(comparison, comparison.reference, comparison.out / "reference", None, tell)
         if isinstance(reference, Missing):
             raise UserError(f"the reference {reference.label} has no trace: {reference.reason}")
@@ -70,6 +85,18 @@ def run_parity(comparison: Comparison, tell: Tell) -> Parity:
         add_error_budgets(reference, traces, comparison.time_limit, tell)
         seeds = _seeds(comparison, reference, found, tell) if comparison.seeds > 1 else None
     return build_result(reference, found, seeds)
+
+
+@contextmanager
+def _kept(comparison: Comparison) -> Iterator[None]:
+    """Says after an interruption which traces are kept."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        traces = sorted(path.parent for path in comparison.out.rglob(HEADER_FILE))
+        kept = ", ".join(str(trace.relative_to(comparison.out)) for trace in traces)
+        again = f"; continue with: {comparison.again}" if comparison.again and traces else ""
+        raise KeyboardInterrupt(f"kept in {comparison.out}: {kept or 'no trace'}{again}") from interrupt
 
 
 def add_error_budgets(reference: Trace, candidates: Sequence[Trace], time_limit: float, tell: Tell) -> None:
@@ -122,8 +149,6 @@ def write_config(trace: Trace, path: Path) -> None:
     """Writes the configuration of `trace` as YAML."""
     import yaml
 
-    from ...albert_core.runs.files import write_text
-
     kept = {key: value for key, value in trace.header.config.items() if key not in ("backend", "use_tt")}
     steps = {"max_steps": trace.steps}
     write_text(path, yaml.safe_dump(kept | steps, sort_keys=False))
@@ -142,13 +167,59 @@ def _recorded(
         result=_answer_of(folder),
     )
     python = (comparison.pythons or {}).get(side.base, sys.executable)
-    error = _run(spec, python, folder, " ".join((side.label, *more)), comparison.time_limit, tell)
+    label = " ".join((side.label, *more))
+    asked, note = _hash(spec, python, replay_from), folder.with_name(folder.name + ASKED)
+    if folder.exists():
+        if not note.is_file() or note.read_text(encoding="utf-8") != asked:
+            raise UserError(
+                f"--out {str(comparison.out)!r} has a trace of {label} with other settings, data or weights; choose "
+                "another folder"
+            )
+        tell(f"{label}: kept from before")
+        return read_trace(folder)
+    error = _run(spec, python, folder, label, comparison.time_limit, tell)
     try:
         if error:
             raise UserError(error)
+        write_text(note, asked)
         return read_trace(folder)
     except UserError as reason:
         return Missing(side.label, str(reason))
+
+
+def _hash(spec: RecordSpec, python: str, replay_from: Trace | None) -> str:
+    """A hash of everything that a trace depends on: settings, interpreter, and the files of code, data and model."""
+    config = load_config(spec.config, spec.jobs[0].sets).config
+    data = [Path(name).expanduser() for name in (config.dataset_id, config.model_name, config.tokenizer_name) if name]
+    return hash_of(
+        {
+            "config": config.model_dump(mode="json"),
+            "steps": spec.steps,
+            "replayed": None if replay_from is None else replay_from.states_sha256(),
+            "files": [*map(_files, data)],
+            "code": [*map(_files, _code(config.backend_name.partition(":")[0]))],
+            "versions": versions(),
+            "python": python,
+        }
+    )
+
+
+def _code(backend: str) -> list[Path]:
+    """The folders of the code that a trace depends on: isotrain's, and those of a package that adds the backend."""
+    own = [PACKAGE_ROOT / name for name in ("albert_core", "backends", "benchmarks", "kernels")]
+    modules = [entry.module for entry in entry_points(group="isotrain.backends") if entry.name == backend]
+    specs = [find_spec(module.partition(".")[0]) for module in modules]
+    return [*own, *(Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None)]
+
+
+def _files(place: Path) -> list[tuple[str, int, int]]:
+    """The files at a place by name, size and date, without what Python keeps there."""
+    paths = [place] if place.is_file() else sorted(place.rglob("*"))
+    return [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
+        if path.is_file() and path.parent.name != "__pycache__"
+    ]
 
 
 def _answer_of(folder: Path) -> str:
@@ -162,7 +233,8 @@ def _run(spec: RecordSpec, python: str, folder: Path, label: str, time_limit: fl
     result, log = Path(spec.result), folder.with_name(folder.name + ".log")
     result.unlink(missing_ok=True)
     try:
-        ended = run_process([python, *WORKER_MODULE], spec, log, None, time_limit)
+        command = [python, *WORKER_MODULE]
+        ended = run_process(command, spec, log, None, time_limit, hear=lambda line: tell(f"{label}: {line}"))
     except OSError as error:
         return f"{python} can't be started ({error.strerror}); give an interpreter by --python BACKEND=PATH"
     reason = why_ended(ended, result, time_limit)

@@ -6,11 +6,22 @@ other error is a traceback on stderr.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
+from ...albert_core.output.progress import Reporter
+from ...albert_core.terminal.text import duration
 from ..harness.answer import answer
 from ..harness.document import Part, Spec
+from ..harness.runner import PROGRESS
+
+# Seconds between two lines about a phase: at least the first number, and this share of what it has taken.
+LEAST_PAUSE, PAUSE_SHARE = 5.0, 0.1
 
 
 class Job(Part):
@@ -34,6 +45,42 @@ class Recorded(Part):
     """The answer of a worker that has recorded every job."""
 
 
+class PipeReporter(Reporter):
+    """Tells the parent how far a phase is, seldom enough that an hour makes some tens of lines."""
+
+    def __init__(self, stream: TextIO, prefix: str = "") -> None:
+        self._stream, self._prefix = stream, prefix
+
+    def phase(self, name: str) -> Callable[[int, int], None]:
+        began = time.monotonic()
+        last = began
+
+        def advance(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if 0 < done < total and now - last >= max(LEAST_PAUSE, PAUSE_SHARE * (now - began)):
+                last = now
+                left = duration((now - began) / done * (total - done))
+                # The parent may be gone.
+                with suppress(OSError):
+                    self._stream.write(f"{self._prefix}{name} {done:,} of {total:,}, about {left} left\n")
+                    self._stream.flush()
+
+        return advance
+
+
+@contextmanager
+def _told() -> Iterator[TextIO | None]:
+    """The pipe to the parent; None if it doesn't listen."""
+    descriptor = os.environ.get(PROGRESS)
+    if descriptor is None:
+        yield None
+        return
+    os.set_inheritable(int(descriptor), False)
+    with os.fdopen(int(descriptor), "w", encoding="utf-8") as stream:
+        yield stream
+
+
 def record_jobs(spec: RecordSpec) -> Recorded:
     """Records every job of `spec` in turn.
 
@@ -44,9 +91,12 @@ def record_jobs(spec: RecordSpec) -> Recorded:
     from .trace import read_trace, write_trace
 
     reference = None if spec.replay_from is None else read_trace(Path(spec.replay_from))
-    for job in spec.jobs:
-        trace = record(spec.config, job.label, job.sets, replay_from=reference, steps=spec.steps)
-        write_trace(trace, Path(job.out))
+    with _told() as stream:
+        for number, job in enumerate(spec.jobs, start=1):
+            prefix = f"draw {number} of {len(spec.jobs)}, " if len(spec.jobs) > 1 else ""
+            reporter = Reporter() if stream is None else PipeReporter(stream, prefix)
+            trace = record(spec.config, job.label, job.sets, replay_from=reference, steps=spec.steps, reporter=reporter)
+            write_trace(trace, Path(job.out))
     return Recorded()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,6 +128,7 @@ def run(
         time_limit=time_limit,
         pythons=pythons,
     )
+    comparison = replace(comparison, again=_again(comparison.out))
     check(comparison)
     _check_html(html)
     result = run_parity(comparison, lambda line: say(line, err=True))
@@ -255,6 +258,13 @@ def _check_html(path: Path | None) -> None:
         raise UserError(f"--html {str(path)!r}: give a file that ends in .html, in a folder that exists")
     if path is not None:
         check_place(path, "--html")
+
+
+def _again(out: Path) -> str:
+    """This command with its folder, ready to paste: it uses the traces that are there."""
+    words = sys.argv[1:]
+    named = any(word == "--out" or word.startswith("--out=") for word in words)
+    return command(*words, *(() if named else ("--out", str(out))))
 
 
 def _step_limit(steps: int | None, seeds: int) -> int | None:

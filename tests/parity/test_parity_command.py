@@ -270,3 +270,82 @@ def test_equivalence_is_shown_not_assumed() -> None:
     wide = [value + shift for value, shift in zip(reference, (0.03, -0.03, 0.02, -0.02, 0.01), strict=True)]
     verdicts = [equivalence("x", reference, values, 0.01).verdict for values in (near, far, wide)]
     assert verdicts == ["equivalent", "different", "no decision"]
+
+
+def test_traces_that_are_there_are_used_again(tmp_path: Path) -> None:
+    command = ["quickstart", *options(), "--steps", "3", "--out", "kept"]
+    first = isotrain(*command, "--candidate", "cpu:float32", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    recorded = (tmp_path / "kept" / "reference" / "trace.json").stat().st_mtime_ns
+    again = isotrain(*command, "--candidate", "cpu:float32", "--candidate", "cpu:bfloat16", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    lines = again.stderr.splitlines()
+    assert [line for line in lines if "kept from before" in line] == [
+        "cpu:float64: kept from before",
+        "cpu:float32: kept from before",
+    ]
+    assert (tmp_path / "kept" / "reference" / "trace.json").stat().st_mtime_ns == recorded
+    one_line_error(
+        (lambda done: (done.returncode, done.stdout, done.stderr))(
+            isotrain(*command, "--set", "seed=5", "--candidate", "cpu:float32", folder=tmp_path)
+        ),
+        "has a trace of cpu:float64 with other settings, data or weights; choose another folder",
+    )
+    # The pattern names the logs and notes beside the traces, too.
+    candidates = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "kept" / "candidates").glob("*"))
+    assert len(candidates) > 2
+    for named in (candidates, ["kept/candidates"]):
+        judged = isotrain("compare", "kept/reference", *named, "--json", folder=tmp_path)
+        assert judged.returncode == 0, judged.stderr
+        labels = [one["label"] for one in json.loads(judged.stdout)["candidates"]]
+        assert labels == ["cpu:bfloat16", "cpu:float32"]
+
+
+def test_a_changed_code_or_data_file_is_no_reason_to_use_a_trace(tmp_path: Path) -> None:
+    from isotrain.benchmarks.parity.run import _files, _hash
+    from isotrain.benchmarks.parity.worker import Job, RecordSpec
+
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\na,b\n")
+    job = Job(label="cpu", sets=[f"dataset_id={data}"], out=str(tmp_path / "out"))
+    spec = RecordSpec(config="quickstart", jobs=[job], replay_from=None, steps=3, result="")
+    before = _hash(spec, sys.executable, None)
+    assert _hash(spec, sys.executable, None) == before
+    assert _hash(spec.model_copy(update={"steps": 4}), sys.executable, None) != before
+    data.write_text("text,label\na,c,\n")
+    assert _hash(spec, sys.executable, None) != before
+    kernels = Path(worker.__file__).parents[2] / "kernels"
+    assert any(name.endswith("kernels/reference.py") for name, *_ in _files(kernels))
+
+
+def test_progress_has_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    advance = worker.PipeReporter(stream, "draw 1 of 3, ").phase("step")
+    for done in range(1, 1001):
+        now[0] = float(done)
+        advance(done, 1000)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "draw 1 of 3, step 5 of 1,000, about 17 min left"
+    # A line after at least 5 s and at least a tenth of the time so far.
+    assert 20 < len(lines) < 60
+
+
+def test_an_interrupted_comparison_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isotrain.benchmarks.parity import run as parity_run
+    from isotrain.benchmarks.parity.sides import parse_side
+
+    out = tmp_path / "out"
+    comparison = parity_run.Comparison(
+        "quickstart", parse_side("cpu:float64"), (parse_side("cpu:float32"),), out, again="isotrain parity again"
+    )
+
+    def interrupted(*_: object) -> None:
+        (out / "reference").mkdir(parents=True)
+        (out / "reference" / "trace.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parity_run, "_recorded", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"kept in .*out: reference; continue with: isotrain parity again$"):
+        parity_run.run_parity(comparison, lambda _: None)
