@@ -110,7 +110,7 @@ def test_every_exception_is_still_needed() -> None:
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "torch_xla": "torch-xla"}
 # What a declared distribution brings along as part of its own interface, and a vendor's stack from no index.
-BROUGHT = {"huggingface_hub": "transformers", "markupsafe": "jinja2", "tt_torch": ""}
+BROUGHT = {"huggingface_hub": "transformers", "markupsafe": "jinja2", "tt_torch": "", "amdsmi": ""}
 
 
 def imported_modules(source: str) -> set[str]:
