@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 # Rows and keys per tile, and the warps that share it. Compiled for sm_90 (Triton 3.7.1, heads of 64), bfloat16 needs
-# 128 registers and float32 122, both without spilling. float32 tiles of 64 keys spill thousands of bytes.
+# 128 registers and float32 109, both without spilling. float32 tiles of 64 keys spill thousands of bytes.
 ROWS_PER_TILE = 64
 KEYS_PER_TILE = 64
 WIDE_KEYS_PER_TILE = 32
@@ -57,7 +57,7 @@ def attention(
     Args:
         query: [queries, hidden]. Rows may be strided, columns may not.
         key: [tokens, hidden], as `query` and of its dtype.
-        value: As `key`.
+        value: As `key`. Rows in which something is no number become 0 in place, and what sees them becomes NaN.
         starts: int32 [queries]. Row i sees the keys ``starts[i] <= k < ends[i]``; a row without keys gives zeros.
         ends: int32 [queries].
         num_heads: Heads in a row of `hidden` values.
@@ -69,6 +69,7 @@ def attention(
     assert query.stride(1) == key.stride(1) == value.stride(1) == 1
     assert key.stride(0) == value.stride(0)
     wide = query.dtype == torch.float32
+    spoilt = _keep_numbers_(value)
     _attention[(num_heads * triton.cdiv(queries, rows_per_tile),)](
         query,
         key,
@@ -76,6 +77,7 @@ def attention(
         out,
         starts,
         ends,
+        spoilt,
         queries,
         query.stride(0),
         key.stride(0),
@@ -92,6 +94,23 @@ def attention(
         num_stages=2,
     )
     return out
+
+
+def _keep_numbers_(value: torch.Tensor) -> torch.Tensor:
+    """Sets rows of `value` to 0 that hold a NaN or an infinity.
+
+    A tile multiplies the values of all its keys, also those that a row may not see, by 0; and 0 times NaN is NaN.
+
+    Returns:
+        int32 [rows + 1]: the number of these rows before each row.
+    """
+    rows, width = value.shape
+    spoilt = torch.zeros(rows + 1, dtype=torch.int32, device=value.device)
+    program = _rows_per_program()
+    _keep_numbers[(triton.cdiv(rows, program),)](
+        value, spoilt, rows, value.stride(0), width, ROWS=program, BLOCK=triton.next_power_of_2(width), num_warps=4
+    )
+    return spoilt.cumsum(0, dtype=torch.int32)
 
 
 def add_norm(
@@ -176,6 +195,7 @@ def _attention(
     out,
     starts,
     ends,
+    spoilt,
     queries,
     query_stride,
     key_stride,
@@ -242,12 +262,7 @@ def _attention(
         reference = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         decay = tl.exp2(largest - reference)
         p = tl.exp2(scores - reference[:, None])
-        # A value that is no number must spoil the rows that see it, and no other: 0 times NaN is NaN.
-        wide = v.to(tl.float32)
-        spoilt = wide - wide
-        v = tl.where(spoilt == 0.0, v, tl.zeros_like(v))
-        seen = tl.where(allowed, p + tl.sum(spoilt, 1)[None, :], 0.0)
-        total = total * decay + tl.sum(seen, 1)
+        total = total * decay + tl.sum(p, 1)
         p = p.to(v.dtype)
         if WIDEN:
             p = p.to(tl.float32)
@@ -256,11 +271,28 @@ def _attention(
         largest = new_largest
 
     result = weighted / tl.where(total == 0.0, 1.0, total)[:, None]
+    before = tl.load(spoilt + start, mask=real_row, other=0)
+    seen = tl.load(spoilt + end, mask=real_row, other=0) - before
+    result = tl.where((seen > 0)[:, None], float("nan"), result)
     tl.store(
         out + first_row * out_stride + first_column + (local_row[:, None] * out_stride + column[None, :]),
         result.to(out.dtype.element_ty),
         mask=real_row[:, None] & in_head[None, :],
     )
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _keep_numbers(value, spoilt, rows, stride, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    place = value + row.to(tl.int64)[:, None] * stride + column[None, :]
+    found = tl.load(place, mask=inside, other=0.0)
+    wide = found.to(tl.float32)
+    # The sum is NaN unless all of them are numbers.
+    bad = tl.sum(wide - wide, 1) != 0.0
+    tl.store(spoilt + 1 + row, bad.to(tl.int32), mask=row < rows)
+    tl.store(place, tl.zeros_like(found), mask=inside & bad[:, None])
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -115,10 +115,9 @@ def test_what_is_no_number_stays_in_its_own_sequence(
     if math.isnan(value):
         assert torch.isnan(ours[7, :16]).all()
     if spoilt == 2:
-        assert torch.isnan(ours[5:14, :16]).all(), "the rows that see it"
+        assert torch.isnan(ours[5:14]).all(), "the rows that see it"
     others = [*range(5), *range(14, 74)]
     assert torch.equal(ours[others], healthy[others])
-    assert torch.equal(ours[:, 16:], healthy[:, 16:]), "the other head"
 
 
 def test_attention_survives_scores_far_from_zero(kernels: ModuleType, triton_device: torch.device) -> None:
@@ -199,9 +198,10 @@ def build(kernel, types, constants, **options):
 for t in ("bf16", "fp16", "fp32"):
     keys = kernels.WIDE_KEYS_PER_TILE if t == "fp32" else kernels.KEYS_PER_TILE
     for rows, warps in ((kernels.ROWS_PER_TILE, 8 if t == "fp32" else 4), (kernels.FIRST_ROWS_PER_TILE, 4)):
-        build(kernels._attention, f"*{{t}} *{{t}} *{{t}} *{{t}} *i32 *i32 i32 i32 i32 i32 fp32",
+        build(kernels._attention, f"*{{t}} *{{t}} *{{t}} *{{t}} *i32 *i32 *i32 i32 i32 i32 i32 fp32",
               dict(HEADS=12, HEAD=64, BLOCK_D=64, BLOCK_M=rows, BLOCK_N=keys, WIDEN=False),
               num_warps=warps, num_stages=2)
+    build(kernels._keep_numbers, f"*{{t}} *i32 i32 i32 i32", dict(ROWS=1, BLOCK=1024))
     build(kernels._add_norm, f"*fp32 *{{t}} *{{t}} *fp32 *fp32 *fp32 *{{t}} i32 i32 fp32",
           dict(ROWS=1, BLOCK=1024, WRITE_LOW=t != "fp32"))
     for activation in set(kernels.ACTIVATIONS.values()):
