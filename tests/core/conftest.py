@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from isotrain.albert_core.config.load import ResolvedConfig, load_config
 from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
 from isotrain.albert_core.runs.folder import RunFolder
 from support.small_job import settings, write_dataset
 from support.small_questions import write_questions
 from support.tiny_models import write_models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_words() -> Iterator[None]:
+    """The texts here have some hundred different words, and rows for 30,000 are a quarter of a whole model's step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RANDOM_ARCHITECTURES["tiny"], "vocab_size", 1000)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from isotrain.albert_core.inference.export import ExportError, export_run
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
 from isotrain.cli.main import main
 from isotrain.kernels.install import install_hint
 from safetensors.torch import load_file
@@ -88,6 +89,14 @@ def by_auto_model(folder: Path) -> Callable[[Inputs], torch.Tensor]:
         return torch.stack((output.start_logits, output.end_logits), -1) if spans else output.logits
 
     return logits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_layers() -> Iterator[None]:
+    """A program of two layers shows what one of three does, and is traced sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RANDOM_ARCHITECTURES["tiny"], "num_hidden_layers", 2)
+        yield
 
 
 LOADERS = {

@@ -19,6 +19,7 @@ from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.job import build_encoder, open_job
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
 from isotrain.albert_core.model.whole import WholeModel
 from isotrain.albert_core.runs.folder import RunFolder
 from isotrain.albert_core.tasks.squad_score import score_predictions
@@ -121,7 +122,11 @@ train(load_config(None, sys.argv[1:]))
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(run: Run, reading: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(
+    run: Run, reading: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The model of the process that is killed.
+    monkeypatch.setitem(RANDOM_ARCHITECTURES["tiny"], "vocab_size", 30_000)
     keys = reading | {"save_strategy": "step", "steps_freq": 1}
     whole = run(**keys, run_name="whole")
     sets = settings(Path(reading["dataset_id"]), tmp_path, **keys | {"run_name": "killed", "num_epochs": 2})
