@@ -109,6 +109,10 @@ def build_training(job: TextJob, run: RunFolder, reporter: Reporter, recorded: T
             job.policy.accumulate,
             job.policy.compute,
         )
+        if config.torch_compile is not None:
+            log.info(
+                "torch.compile, %s: the first step of each batch shape waits for its program", config.torch_compile
+            )
     model.train()
     optimizer = build_optimizer(model, config, backend)
     backend.prepare_optimizer(optimizer)

@@ -11,7 +11,7 @@ from isotrain import UserError
 from isotrain.albert_core.features.source import frozen_encoder
 from isotrain.albert_core.model.encoder import LoadedEncoder
 from isotrain.albert_core.model.head import ClassificationHead
-from isotrain.backends import PADDED_KERNELS, Backend
+from isotrain.backends import Backend
 from isotrain.benchmarks.harness.texts import Texts, make_batches
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
 from isotrain.benchmarks.suites.plugin import BATCH_SIZE, MAX_LENGTH, NUM_LABELS, SEED, opened_backends, usable_kernels
@@ -38,7 +38,7 @@ def make(encoder: LoadedEncoder, texts: Texts, dtype: str) -> Make:
 
     def build(backend: Backend, workload: str, kernel: str = "auto") -> Workload:
         policy = backend.cast_policy(dtype)
-        layout = "bucketed" if kernel in PADDED_KERNELS else backend.traits.layouts[-1]
+        layout = "bucketed" if kernel == "transformers" else backend.traits.layouts[-1]
         batches = make_batches(texts, BATCH_SIZE, layout, MAX_LENGTH)
         head = ClassificationHead(encoder.weights.config.hidden_size, 256, NUM_LABELS, SEED)
         runs: Any

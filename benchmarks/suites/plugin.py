@@ -29,8 +29,8 @@ def opened_backends() -> list[Backend]:
 
 
 def usable_kernels(backend: Backend) -> list[str]:
-    """The backend's kernels that can run here, and "transformers"."""
-    return [*(name for name, found in backend.kernels().items() if found.ok), "transformers"]
+    """The backend's kernels that can run here, and "transformers". Compiling one takes longer than the suite."""
+    return [*(name for name, found in backend.kernels().items() if found.ok and name != "compile"), "transformers"]
 
 
 @pytest.fixture(scope="session")

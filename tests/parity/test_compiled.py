@@ -12,7 +12,7 @@ from isotrain.benchmarks.parity.judge import judge
 from isotrain.kernels import inductor
 from support.parity_job import FLOAT32, ParityJob, write_model
 
-SMALL: dict[str, Any] = {"num_epochs": 1, "layout": "padded"}
+SMALL: dict[str, Any] = {"num_epochs": 1, "max_steps": 3, "layout": "padded"}
 
 
 def half_a_percent_off(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., list[torch.Tensor]]:
