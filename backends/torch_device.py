@@ -117,7 +117,7 @@ class TorchDevice(Backend):
 
     def kernels(self) -> dict[str, Availability]:
         found = super().kernels()
-        if self.traits.torch_compile:
+        if "compile" in self.traits.kernels:
             reason = why_no_compiler(self.device.type)
             found["compile"] = Availability(not reason, reason or "portable by torch.compile, padded batches")
         return found

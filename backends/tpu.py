@@ -12,15 +12,16 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from .. import UserError
+from ..kernels.inductor import compiled
 from ..kernels.install import install_hint
 from ..kernels.words import count
 from .base import Generator, versions
@@ -44,6 +45,8 @@ from .xla import DEVICE_BATCH_TOKENS, HOST_BATCH_TOKENS, StaticEncoder
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 LIBRARY_VARIABLE = "TPU_LIBRARY_PATH"
 PCI_DEVICES, VFIO_GROUPS = Path("/sys/bus/pci/devices"), Path("/dev/vfio")
@@ -137,6 +140,18 @@ class TpuBackend(TorchDevice):
             return CastPolicy(dtype, dtype, "float32", "float32", reason)
         raise unsupported_dtype(dtype, self.name, "float32", "bfloat16")
 
+    def check_compile_mode(self, mode: str) -> None:
+        self.traits.check_compile_mode("torch_compile", mode, self.name)
+        if mode != "default":
+            raise UserError(f"torch_compile {mode!r}: torch_tpu's compiler has no modes; set torch_compile: default")
+
+    def compile(self, fn: F, mode: str | None = None) -> F:
+        if mode is None:
+            return fn
+        self.check_compile_mode(mode)
+        program: Any = compiled(fn, "drop torch_compile", compiler="tpu")
+        return program
+
     def device_compilations(self) -> int:
         return int(self._module._get_cache_misses())
 
@@ -198,8 +213,8 @@ def _opened() -> tuple[Any, torch.Generator, str | None]:
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"torch_tpu can't open a device ({reason}); check that no other process uses it and that libtpu is "
-            "installed, or use --backend cpu"
+            f"torch_tpu can't open a device ({reason}); check that no other process uses it, and the "
+            f"library that {LIBRARY_VARIABLE} names (by default libtpu's), or use --backend cpu"
         ) from error
     return module, generator, kind if kind.upper().startswith("TPU") else None
 

@@ -24,7 +24,7 @@ class Traits:
         kernels: The names that `frozen_encoder` accepts besides "auto"; empty if they are known only once it is opened.
         dtypes: The dtypes that it can have. `cast_policy` refuses all others.
         recomputes: Whether torch.utils.checkpoint can compute a layer again in backward.
-        torch_compile: Whether it has the modes of torch.compile and the kernel "compile".
+        torch_compile: Whether `compile` takes modes of torch.compile.
         process_group: How processes that train one run communicate, as torch.distributed names it ("gloo",
             "cpu:gloo,cuda:nccl"). Host tensors are exchanged too. None: only one process can train.
         device_per_process: Whether each process of a machine takes its own device; else all of them share one.
@@ -117,6 +117,7 @@ TPU = Traits(
     kernels=("portable",),
     dtypes=("float32", "bfloat16"),
     recomputes=False,
+    torch_compile=True,
 )
 TT = Traits(
     about="a Tenstorrent card, or what stands in for it here",

@@ -27,12 +27,15 @@ def why_no_compiler(device_type: str) -> str:
     return "" if shutil.which(compiler) else f"inductor needs a C++ compiler, and {compiler} is not installed"
 
 
-def compiled(function: Callable[..., Any], instead: str, mode: str | None = None) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], instead: str, mode: str | None = None, compiler: str = ""
+) -> Callable[..., Any]:
     """`function` in one program for each shape of its inputs, unless a dimension is marked as dynamic.
 
     Args:
         instead: What the user can do if it can't be compiled, for the end of the message.
         mode: One of torch.compile's modes.
+        compiler: Another than COMPILER, by torch.compile's name for it.
 
     Returns:
         A function that raises UserError in the first call if `function` can't be traced or compiled.
@@ -41,7 +44,8 @@ def compiled(function: Callable[..., Any], instead: str, mode: str | None = None
     from torch._dynamo.exc import TorchDynamoException
 
     limit_programs()
-    program: Callable[..., Any] = torch.compile(function, backend=COMPILER, mode=mode, fullgraph=True, dynamic=False)
+    chosen = compiler or COMPILER
+    program: Callable[..., Any] = torch.compile(function, backend=chosen, mode=mode, fullgraph=True, dynamic=False)
 
     def run(*inputs: Any) -> Any:
         try:

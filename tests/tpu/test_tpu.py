@@ -13,12 +13,14 @@ import torch
 from isotrain import UserError
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.backends import backend_class, get_backend
+from isotrain.benchmarks.parity.judge import judge as judge_trace
 from isotrain.conformance import device, encoder, operations, training
 from isotrain.conformance.case import Case, Device
 from isotrain.conformance.worker import judge
 from isotrain.kernels.packed import PackedBatch
 from support.command import one_line_error
 from support.mutated_training import failing
+from support.parity_job import FLOAT32, ParityJob, write_model
 
 LABEL = "tpu (torch_tpu on XLA's CPU device)"
 
@@ -127,11 +129,10 @@ def test_no_device_is_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_parity_judges_it_and_says_what_it_is(tmp_path: Path) -> None:
-    out = tmp_path / "parity.json"
-    code, shown, err = isotrain(
-        *("parity", "quickstart", "--candidate", "tpu:float32", "--steps", "8", "--out", str(out)),
-        *("--set", "model_name=random:tiny", "--set", "dataset_id=embedded:intents?train=154&test=77"),
-    )
-    assert code == 0, shown + err
-    assert LABEL in shown
+def test_its_steps_are_within_float64s_error_budget(backend: Any, tmp_path: Path) -> None:
+    job = ParityJob(write_model(tmp_path))
+    candidate = job.record("tpu:float32", backend="tpu", layout="bucketed", **FLOAT32)
+    assert LABEL in candidate.header.label
+    assert candidate.header.emulated
+    found = judge_trace(job.reference, candidate, job.error_budgets(candidate))
+    assert found.verdict == "pass", found.reasons

@@ -29,19 +29,30 @@ def worst(result: TrainResult, reference: TrainResult) -> float:
     return max(abs(got[1] - want[1]) / abs(want[1]) for got, want in pairs)
 
 
-@pytest.mark.parametrize("job", [{"layout": "bucketed"}, WHOLE], ids=["head", "whole model"])
-def test_losses_over_30_steps_are_the_cpu_backends(run: Run, job: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "job",
+    [{"layout": "bucketed"}, WHOLE, WHOLE | {"torch_compile": "default"}],
+    ids=["head", "whole model", "compiled"],
+)
+def test_losses_over_30_steps_are_the_cpu_backends(
+    run: Run, job: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     job = {"num_epochs": 3, "max_steps": 30, "steps_freq": 1, "warmup_ratio": 0.1} | job
-    result, reference = run(**job), run(backend="cpu", **job)
+    result, reference = run(**job), run(**job | {"backend": "cpu", "torch_compile": None})
     assert len(losses(result)) == 30
     found = worst(result, reference)
-    show("tpu (torch_tpu on XLA's CPU device) against cpu", ("30 steps", "relative"), [(str(job), f"{found:.1e}")])
+    title = "losses of tpu (torch_tpu on XLA's CPU device) against cpu's, float32, 30 steps"
+    show(title, ("trained", "worst, relative"), [(request.node.callspec.id, f"{found:.1e}")])
     assert found <= 5e-6
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adam", "sgd", "adafactor", "rmsprop", "adagrad"])
+@pytest.mark.parametrize(
+    "changed",
+    [{"optim": "adamw_torch"}, {"optim": "sgd"}, {"optim": "rmsprop"}, {"torch_compile": "default"}],
+    ids=lambda changed: next(iter(changed.values())),
+)
 def test_no_step_after_the_first_epoch_compiles(
-    run: Run, backend: Any, optim: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, backend: Any, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
     step = loop.optimizer_step
@@ -53,7 +64,7 @@ def test_no_step_after_the_first_epoch_compiles(
     monkeypatch.setattr(loop, "optimizer_step", counting)
     # A warm-up begins at 0, 90 texts end an epoch with a batch of 2, and the schedule changes the rate at every step.
     job = WHOLE | {"num_epochs": 3, "warmup_ratio": 0.2, "lr_scheduler_type": "cosine", "momentum": 0.9}
-    result = run(optim=optim, **job)
+    result = run(**job, **changed)
     assert result.status == "completed"
     assert len(counts) == 36
     assert backend.compile_count() == counts[12]
@@ -66,7 +77,9 @@ def test_a_weight_without_a_gradient_survives_a_warm_ups_first_rate(run: Run, op
     assert worst(run(**job), run(backend="cpu", **job)) <= 1e-5
 
 
-@pytest.mark.parametrize("job", [{}, WHOLE], ids=["head", "whole model"])
+@pytest.mark.parametrize(
+    "job", [{}, WHOLE, WHOLE | {"torch_compile": "default"}], ids=["head", "whole model", "compiled"]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run, job: dict[str, Any]) -> None:
     job = job | {"gradient_accumulation_steps": 2, "lr_scheduler_type": "linear", "steps_freq": 1}
     straight = run(run_name="straight", **job)
