@@ -94,11 +94,10 @@ class TorchDevice(Backend):
         return {**host, device.type: own}
 
     def unsaved_generator(self) -> str:
-        kind = self.device.type
-        there = kind == "cpu" or all(hasattr(self.torch_module(), name) for name in ("get_rng_state", "set_rng_state"))
-        return (
-            "" if there else f"torch.{kind} has no get_rng_state and set_rng_state, so a resumed run drops other values"
-        )
+        kind, needed = self.device.type, ("get_rng_state", "set_rng_state")
+        if kind == "cpu" or all(hasattr(self.torch_module(), name) for name in needed):
+            return ""
+        return f"torch.{kind} has no {' and '.join(needed)}, so a resumed run drops other values"
 
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
         import torch

@@ -160,9 +160,6 @@ def test_metal_has_one_device_and_no_peak(monkeypatch: pytest.MonkeyPatch) -> No
     assert uses[0].scope == "MPS allocator, its peak at a reading"
 
 
-# --- a device that torch really registers
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package `torch_ferrite`, whose device every `import torch` registers."""
@@ -173,6 +170,32 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (written / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-ferrite\nVersion: 1.0\n")
     (written / "entry_points.txt").write_text("[torch.backends]\ntorch_ferrite = torch_ferrite:load\n")
     return folder
+
+
+def test_a_registered_name_is_known_with_what_torch_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "garnet")
+    monkeypatch.setitem(torch.distributed.Backend.default_device_backend_map, "garnet", "gccl")
+    assert list_backends().count("garnet") == 1
+    traits = backend_class("garnet").traits
+    assert (traits.untested, traits.recomputes, traits.process_group) == (True, False, "cpu:gloo,garnet:gccl")
+    with pytest.raises(BackendUnavailableError, match=r"no module torch\.garnet, which its package should register"):
+        get_backend("garnet")
+    # A device of isotrain's own stays that.
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "npu")
+    assert backend_class("npu") is NpuBackend
+    assert list_backends().count("npu") == 1
+
+
+def test_torch_is_imported_for_packages_of_unknown_devices_only(site: Path) -> None:
+    script = "import sys; from isotrain.backends import list_backends; print(*list_backends(), 'torch' in sys.modules)"
+    for folders, known in (("", False), (f"{site}{os.pathsep}", True)):
+        environment = os.environ | {"PYTHONPATH": folders + os.environ.get("PYTHONPATH", "")}
+        command = [sys.executable, "-c", script]
+        words = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+        assert ("ferrite" in words, words[-1]) == (known, str(known))
+
+
+# --- a device that torch really registers
 
 
 def isotrain(site: Path, folder: Path, *arguments: str, lacks: str = "") -> subprocess.CompletedProcess[str]:
@@ -217,11 +240,16 @@ def test_what_a_registered_device_lacks_is_listed(site: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_registered_device_trains(site: Path, tmp_path: Path) -> None:
-    sets = ["model_name=random:tiny", "max_steps=5", "dataset_id=embedded:intents?train=154&test=77", "dtype=float32"]
+    sets = ["model_name=random:tiny", "max_steps=3", "dataset_id=embedded:intents?train=154&test=77", "dtype=bfloat16"]
     options = [part for item in sets for part in ("--set", item)]
-    done = isotrain(site, tmp_path, "train", "quickstart", "--backend", "ferrite", *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "backend ferrite was not run by its authors" in done.stdout + done.stderr
+    for way in ("true", "false"):
+        done = isotrain(
+            site, tmp_path, "train", "quickstart", "--backend", "ferrite", *options, "--set", f"freeze_encoder={way}"
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert "backend ferrite was not run by its authors" in said
+        assert ("whole models in float32: torch.ferrite has no autocast" in said) == (way == "false")
     done = isotrain(site, tmp_path, "train", "quickstart", "--backend", "ferrite", *options, lacks="devices")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
