@@ -29,6 +29,7 @@ class Traits:
             "cpu:gloo,cuda:nccl"). Host tensors are exchanged too. None: only one process can train.
         device_per_process: Whether each process of a machine takes its own device; else all of them share one.
         feature_batch_tokens: Tokens per batch in the one pass over all texts, enough to keep the device busy.
+        reads_wait: Whether a value that the host reads waits for all work that is queued.
         emulated: Whether it only emulates a device, so that its times are the host's and it has no peak.
         section: The configuration's key for its options. For an installed package's backend, the key is its name.
         resolves: Whether its name may open another backend; see `Backend.resolve`.
@@ -45,6 +46,7 @@ class Traits:
     process_group: str | None = None
     device_per_process: bool = False
     feature_batch_tokens: int = 8192
+    reads_wait: bool = False
     emulated: bool = False
     section: str | None = None
     resolves: bool = False
@@ -101,6 +103,7 @@ CUDA = Traits(
     process_group="cpu:gloo,cuda:nccl",
     device_per_process=True,
     feature_batch_tokens=65536,
+    reads_wait=True,
 )
 # torch.utils.checkpoint looks for the device's generator in a module torch.xla, which doesn't exist.
 XLA = Traits(

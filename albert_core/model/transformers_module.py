@@ -18,9 +18,9 @@ def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Ten
     """Computes the last hidden states [B, L, hidden] of a padded batch with a transformers AlbertModel or BertModel.
 
     Args:
-        static: Whether the device compiles a program for each shape. transformers checks whether a mask [B, L] masks
-            anything. On such a device that fetches a value in the middle of a step and needs two programs per shape. A
-            mask [B, 1, 1, L] is used without the check.
+        static: Whether the device compiles a program for each shape, or a read waits for it. transformers checks
+            whether a mask [B, L] masks anything. On such a device that fetches a value in the middle of a step, and may
+            need two programs per shape. A mask [B, 1, 1, L] is used without the check.
     """
     mask = batch.attention_mask.bool()[:, None, None] if static else batch.attention_mask
     output = module(input_ids=batch.input_ids, attention_mask=mask, token_type_ids=batch.token_type_ids)

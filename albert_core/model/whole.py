@@ -100,7 +100,8 @@ class WholeModel(nn.Module):
             if isinstance(batch, PackedBatch):
                 states, mask = packed_states(self.encoder, batch, self._backend)
             else:
-                static = self._backend.static_shapes is not None or torch.compiler.is_compiling()
+                lazy = self._backend.static_shapes is not None or self._backend.traits.reads_wait
+                static = lazy or torch.compiler.is_compiling()
                 states, mask = padded_states(self.encoder, batch, static=static), batch.attention_mask
         with self._backend.named_range("head"):
             return self._apply_head(self.head, states, mask)

@@ -281,8 +281,9 @@ class CopiesFromHost(TorchDispatchMode):
         return out
 
 
-def test_a_packed_whole_models_step_copies_nothing_from_the_host() -> None:
-    """Such a copy reads pageable memory, and waits until the device has done all work before it."""
+@pytest.mark.parametrize("layout", ["packed", "bucketed"])
+def test_a_whole_models_step_neither_copies_from_the_host_nor_reads(layout: str) -> None:
+    """Such a copy is from pageable memory. It waits until the device has done all work before it, as a read does."""
     backend = MetaCuda()
     sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     module = BertModel(BertConfig(**sizes, intermediate_size=32, max_position_embeddings=16), add_pooling_layer=False)
@@ -293,7 +294,9 @@ def test_a_packed_whole_models_step_copies_nothing_from_the_host() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     step = step_function(config, backend, model, optimizer, task.loss_of(model))
     with CopiesFromHost() as copies:
-        inputs, labels = backend.place((batch_of([3, 9, 1, 3]), torch.tensor([0, 1, 2, 0])))
+        batch = batch_of([3, 9, 1, 3])
+        given = batch if layout == "packed" else batch.to_padded()
+        inputs, labels = backend.place((given, torch.tensor([0, 1, 2, 0])))
         assert copies.found
         copies.found.clear()
         assert step(4, inputs, labels).shape == (2,)
