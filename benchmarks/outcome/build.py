@@ -155,6 +155,12 @@ def _target(
     samples = [document.step_seconds for document in documents]
     flat = [value for process in samples for value in process]
     reasons += _collected([document.reasons for document in documents])
+    for what, hashes in (
+        ("weights", {document.model.sha256 for document in documents}),
+        ("data", {document.data.sha256 for document in documents}),
+    ):
+        if len(hashes) > 1:
+            reasons.append(f"its {what} differ from process to process")
     warnings += _collected([document.warnings for document in documents])
     best = _with_step_copies(peaks[spec.backend, first.peaks.dtype], [document.peaks for document in documents])
     known |= {

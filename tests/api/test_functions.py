@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import isotrain
 import pytest
 from isotrain import UserError
+from support import own_modules
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "python"
@@ -105,6 +107,7 @@ def test_names_are_seen_without_loading_torch() -> None:
 SCRIPT = """
 from functools import partial
 from pathlib import Path
+from typing import Any
 import torch
 import isotrain
 from torch import nn
@@ -151,3 +154,13 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert "emulated" in done.stdout
     assert (tmp_path / "own_loop.pt").is_file()
     assert len((EXAMPLES / "own_loop.py").read_text().splitlines()) <= 40
+
+
+def test_bench_takes_a_workload_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Any] = []
+    monkeypatch.setattr("isotrain.api.measuring.make_plan", lambda options: planned.append(options) or 1 / 0)
+    module = f"{own_modules.__file__}:TinyGPT"
+    for model, workloads in ((module, ("forward", "full_step")), ("random:tiny", ("forward", "train_step"))):
+        with pytest.raises(ZeroDivisionError):
+            isotrain.bench(model)
+        assert (planned[-1].model, planned[-1].module, planned[-1].workloads) == (model, model == module, workloads)

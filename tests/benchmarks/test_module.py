@@ -150,6 +150,18 @@ def test_wrong_answers_are_invalid(monkeypatch: pytest.MonkeyPatch, workload: st
     assert "(batch 0; at most 0.0001)" in reason
 
 
+def test_weights_and_batches_that_differ_between_processes_are_invalid() -> None:
+    """As those of a module whose weights follow the order of a set of words, which no two processes share."""
+    options = options_of("TinyGPT", workloads=("forward",), processes=2)
+    plan = make_plan(options)
+    first = worker.run(options, plan.targets[0])
+    for part, what in (("model", "weights"), ("data", "data")):
+        other = first.model_copy(update={part: getattr(first, part).model_copy(update={"sha256": "3" * 64})})
+        runs = [WorkerRun(0, process, 1.0, document) for process, document in enumerate((first, other))]
+        found = build_result(plan, runs, describe(), paired=True)
+        assert reasons(found) == [f"its {what} differ from process to process"]
+
+
 def test_a_step_that_does_nothing_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isotrain.albert_core.workload.loss_scale.LossScale.step", lambda *_: None)
     assert "the trained weights never changed: the training steps did nothing" in reasons(
