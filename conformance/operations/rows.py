@@ -118,10 +118,17 @@ def _run_norm(_: Backend, x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
 
 
 def _statistics(x: Uncertain) -> tuple[Uncertain, Uncertain]:
-    """Mean and 1 / standard deviation of each row (Ba et al. 2016)."""
+    """Mean and 1 / standard deviation of each row (Ba et al. 2016).
+
+    XLA computes the variance as E[x^2] - E[x]^2, which loses digits in a row whose values are nearly equal (Chan, Golub
+    and LeVeque 1983). Both ways are allowed: the larger of their errors counts.
+    """
     mean = x.mean(-1, keepdim=True)
     centred = x - mean
-    deviation = ((centred * centred).mean(-1, keepdim=True) + EPSILON).sqrt()
+    variance = (centred * centred).mean(-1, keepdim=True)
+    in_one_pass = (x * x).mean(-1, keepdim=True) - mean * mean
+    variance = replace(variance, variance=torch.maximum(variance.variance, in_one_pass.variance))
+    deviation = (variance + EPSILON).sqrt()
     return mean, Uncertain.exact(torch.ones_like(deviation.value), deviation.precision) / deviation
 
 
