@@ -29,7 +29,7 @@ OF_TEXTS = (
     *("missing_markers", "drop_missing", "evaluation_split", "test_fraction", "max_train_samples"),
     *("max_eval_samples", "doc_stride", "n_best_size", "max_answer_length", "null_threshold", "push_to_hub"),
     *("copy_encoder", "freeze_encoder", "lora", "feature_cache", "kernel", "layout", "head", "head_dropout"),
-    *("head_dtype", "eval_batch_size", "label_smoothing_factor", "class_weights", "fused_head", "torch_compile"),
+    *("head_dtype", "eval_batch_size", "label_smoothing_factor", "class_weights", "fused_head"),
 )
 
 # What tt-blacksmith's experiments call the ways to train.

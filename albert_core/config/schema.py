@@ -191,7 +191,7 @@ class TrainConfig(Keys):
             raise ValueError(
                 "gradient_checkpointing saves nothing with a frozen encoder; set freeze_encoder: false, or drop it"
             )
-        if self.torch_compile and self.freeze_encoder:
+        if self.torch_compile and self.freeze_encoder and self.workload is None:
             raise ValueError(
                 "torch_compile is for a model that is trained whole, and the encoder is frozen; set freeze_encoder: "
                 "false, or kernel: compile instead"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ... import UserError
 from ...backends import Backend, CastPolicy, EnergyUse
 from ..config.schema import TrainConfig
 from ..processes.ranks import ALONE, Ranks
@@ -118,6 +119,17 @@ class Job(ABC):
             UserError: It isn't.
         """
         del run, trained
+
+
+def check_compiles(config: TrainConfig, backend: Backend, ranks: Ranks) -> None:
+    """Raises UserError if the step is to be compiled by torch.compile and can't be."""
+    if config.torch_compile is None:
+        return
+    backend.check_compile_mode(config.torch_compile)
+    if ranks.size > 1:
+        raise UserError(
+            f"torch_compile compiles the step of a run in one process, and this one has {ranks.size}; drop it"
+        )
 
 
 @contextmanager

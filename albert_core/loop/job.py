@@ -30,7 +30,7 @@ from ..terminal.text import quoted
 from ..tokens.order import epoch_order
 from ..tokens.store import TokenStore
 from ..tokens.tokenizer import TextTokenizer, load_tokenizer
-from .base import Job, PhaseProgress, timed
+from .base import Job, PhaseProgress, check_compiles, timed
 
 log = logging.getLogger("isotrain")
 
@@ -225,12 +225,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = policy_on(backend, config)
         layout = layout_on(backend, config)
-        if config.torch_compile is not None:
-            backend.check_compile_mode(config.torch_compile)
-            if ranks.size > 1:
-                raise UserError(
-                    f"torch_compile compiles the step of a run in one process, and this one has {ranks.size}; drop it"
-                )
+        check_compiles(config, backend, ranks)
         energy = backend.energy()
     if config.gradient_checkpointing and not backend.traits.recomputes:
         raise UserError(

@@ -18,6 +18,7 @@ from isotrain.albert_core.config.keys import OF_TEXTS, Keys
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.runs.folder import RunFolder
+from isotrain.backends import get_backend
 from isotrain.benchmarks.reports.html.loading import load_results
 from safetensors.torch import load_file
 from support.command import Invoke, one_line_error
@@ -35,7 +36,7 @@ save_optim storage_backend sync_to_storage load_from_storage remote_path seed de
 val_steps_freq parallelism_strategy mesh_shape mesh_axis_names backend run_name workload sharding strict_dtype
 eval_on_start early_stopping_patience early_stopping_threshold lr_scheduler_type lr_scheduler_kwargs warmup_steps
 warmup_ratio no_decay stop_on_collapse max_grad_norm adam_beta1 adam_beta2 adam_epsilon momentum max_steps stop_at_step
-threads process_timeout chart use_tensorboard trackers
+threads process_timeout chart use_tensorboard trackers torch_compile
 """
 
 
@@ -219,6 +220,18 @@ def test_float64_trains_in_float64(run: Run) -> None:
     got, want = losses(exact), losses(rounded)
     assert got != want
     assert [loss for _, loss in got] == pytest.approx([loss for _, loss in want], abs=1e-5)
+
+
+def test_a_compiled_step_has_the_losses_of_a_plain_one(run: Run, tmp_path: Path) -> None:
+    spec = write_workload(tmp_path, LINE.replace("Dropout(0.2)", "Tanh()"))
+    counted = [get_backend("cpu").compile_count()]
+    plain = run(spec)
+    counted.append(get_backend("cpu").compile_count())
+    compiled = run(spec, torch_compile="default")
+    counted.append(get_backend("cpu").compile_count())
+    assert counted[0] == counted[1] < counted[2]
+    assert [loss for _, loss in losses(compiled)] == pytest.approx([loss for _, loss in losses(plain)], abs=1e-5)
+    assert compiled.run.identity()["torch_compile"] == "default"
 
 
 def test_every_key_is_one_of_texts_or_of_both() -> None:

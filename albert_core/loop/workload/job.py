@@ -20,7 +20,7 @@ from ...terminal.text import quoted
 from ...workload.batches import shape_advice
 from ...workload.checks import checked_loss, make_batches, make_model, seeded, trial
 from ...workload.load import LoadedWorkload, load_workload
-from ..base import Job, PhaseProgress, timed
+from ..base import Job, PhaseProgress, check_compiles, timed
 
 log = logging.getLogger("isotrain")
 
@@ -103,6 +103,7 @@ class WorkloadJob(Job):
             "cast_policy": self.policy.label,
             "seed": config.seed,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            **({"torch_compile": config.torch_compile} if config.torch_compile else {}),
         }
 
     def origin(self) -> dict[str, Any]:
@@ -133,6 +134,7 @@ def open_workload_job(
     with timed(phases, "open_backend"):
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = backend.whole_model_policy(backend.cast_policy(config.dtype, strict=config.strict_dtype))
+        check_compiles(config, backend, ranks)
         energy = backend.energy()
     with timed(phases, "load_model"):
         made = make_model(workload, config.seed)

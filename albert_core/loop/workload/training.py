@@ -54,7 +54,7 @@ def build_workload_training(job: WorkloadJob, run: RunFolder, recorded: TrainCon
     total_steps = steps_in(stream, config)
     schedule = _schedule(job, optimizer, total_steps)
     backend.prepare_optimizer(optimizer)
-    loss: Loss = backend.compile(loss_of(workload.workload, model, backend, job.policy))
+    loss: Loss = backend.compile(loss_of(workload.workload, model, backend, job.policy), config.torch_compile)
     parallel = model if job.sharded else job.ranks.parallel(_LossModule(loss, model), unused=job.unused)
     source = WorkloadBatches(job, stream)
     return Training(
