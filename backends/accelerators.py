@@ -6,8 +6,9 @@ it can do. `isotrain conformance` says what is wrong with one.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, cached_property, partial
@@ -15,6 +16,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .. import UserError
 from ..kernels.words import count
 from .base import versions
 from .torch_device import TorchDevice
@@ -24,8 +26,11 @@ from .types import Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_
 if TYPE_CHECKING:
     import torch
 
-# `import torch` imports the packages of this group, which register their devices.
+# `import torch` loads the packages of this group, which register their devices, where the variable is 1 or not set.
 _TORCH_GROUP = "torch.backends"
+AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+# What isotrain's programs set it to: each package is loaded when its device is asked for. Users set 0 to load none.
+LATE = "late"
 _NOT_RENAMED = "privateuseone"
 
 
@@ -61,15 +66,17 @@ class Accelerator(TorchDevice):
             return Availability(False, f"the package {cls.package} isn't installed", cls.how_to_get)
         import torch
 
-        module = getattr(torch, cls.name, None)
-        if module is None:
-            reason = f"torch {torch.__version__} has no module torch.{cls.name}, which its package should register"
-            return Availability(False, reason, f"{cls.how_to_get}, and unset TORCH_DEVICE_BACKEND_AUTOLOAD")
         try:
+            if not hasattr(torch, cls.name):
+                _load({cls.package})
+            module = getattr(torch, cls.name, None)
+            if module is None:
+                reason = f"torch {torch.__version__} has no module torch.{cls.name}, which its package should register"
+                return Availability(False, reason, f"{cls.how_to_get}, and unset {AUTOLOAD}")
             there = int(module.device_count()) if getattr(module, "is_available", lambda: True)() else 0
         except Exception as error:  # noqa: BLE001 (a vendor's driver raises what it likes)
             said = (str(error) or type(error).__name__).splitlines()[0]
-            return Availability(False, f"torch.{cls.name} can't count its devices ({said})", cls.how_to_get)
+            return Availability(False, f"torch.{cls.name} doesn't work ({said})", cls.how_to_get)
         if not there:
             return Availability(False, f"torch {torch.__version__} finds no {cls.name} device", cls.how_to_get)
         return Availability(True, f"{cls.traits.about} ({count(there, 'device')})")
@@ -243,8 +250,29 @@ def _registered() -> list[str]:
         return []
     import torch
 
+    if torch._C._get_privateuse1_backend_name() == _NOT_RENAMED:
+        _load(packages - known)
     name = torch._C._get_privateuse1_backend_name()
     return [] if name == _NOT_RENAMED else [name]
+
+
+def _load(packages: Set[str]) -> None:
+    """Loads those of torch's out-of-tree `packages` that `import torch` has left for later.
+
+    Raises:
+        UserError: One of them fails.
+    """
+    late = entry_points(group=_TORCH_GROUP) if os.environ.get(AUTOLOAD) == LATE else ()
+    for entry in late:
+        if entry.module.partition(".")[0] in packages:
+            try:
+                entry.load()()
+            except Exception as error:
+                said = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"{entry.value}, which registers a device with torch, can't be loaded ({said}); repair it, or set "
+                    f"{AUTOLOAD}=0 to load no such package"
+                ) from error
 
 
 @cache

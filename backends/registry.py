@@ -15,7 +15,7 @@ from .. import UserError
 from ..kernels.names import check_name
 from ..kernels.plugins import Plugins
 from . import traits as built_in
-from .accelerators import device_class, device_names
+from .accelerators import AUTOLOAD, LATE, device_class, device_names
 from .base import Backend
 from .traits import Traits
 from .types import BackendUnavailableError
@@ -41,7 +41,7 @@ _PLUGINS = Plugins("backend", Backend, {name: f"{__package__}{where}" for name, 
 def import_devices_late() -> None:
     """Keeps torch from importing torch_tpu, which takes seconds, before its backend is opened. For programs only."""
     if find_spec("torch_tpu"):
-        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        os.environ.setdefault(AUTOLOAD, LATE)
 
 
 def list_backends() -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,24 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
         get_backend("mps")
 
 
+def test_a_package_that_was_left_for_later_is_loaded_for_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("huawei", "torch_npu:load", "torch.backends")
+    monkeypatch.setattr(accelerators, "entry_points", lambda group: [entry] if group == entry.group else [])
+    monkeypatch.setattr(accelerators, "find_spec", lambda name: ModuleSpec(name, None))
+    module = SimpleNamespace(device_count=lambda: 3)
+    package = SimpleNamespace(load=lambda: monkeypatch.setattr(torch, "npu", module, raising=False))
+    monkeypatch.setitem(sys.modules, "torch_npu", package)
+    monkeypatch.setenv(accelerators.AUTOLOAD, "0")
+    assert not NpuBackend.probe().ok, "the user has forbidden it"
+    monkeypatch.setenv(accelerators.AUTOLOAD, accelerators.LATE)
+    assert NpuBackend.probe().reason == "Huawei Ascend (3 devices)"
+    monkeypatch.delattr(torch, "npu")
+    package.load = _fail
+    absent = NpuBackend.probe()
+    assert "torch_npu:load, which registers a device with torch, can't be loaded (the driver is" in absent.reason
+    assert "\n" not in absent.reason
+
+
 @pytest.fixture
 def xpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """torch.xpu of a machine with two GPUs, whose tensors can't exist here."""
@@ -83,7 +102,7 @@ def _fail(*_: Any, **__: Any) -> Any:
 
 def test_a_driver_that_fails_is_one_line(xpu: SimpleNamespace) -> None:
     xpu.device_count = _fail
-    with pytest.raises(BackendUnavailableError, match=r"can't count its devices \(the driver is asleep\)") as caught:
+    with pytest.raises(BackendUnavailableError, match=r"torch\.xpu doesn't work \(the driver is asleep\)") as caught:
         get_backend("xpu")
     assert "\n" not in str(caught.value)
 
@@ -188,8 +207,13 @@ def test_a_registered_name_is_known_with_what_torch_says_of_it(monkeypatch: pyte
 
 def test_torch_is_imported_for_packages_of_unknown_devices_only(site: Path) -> None:
     script = "import sys; from isotrain.backends import list_backends; print(*list_backends(), 'torch' in sys.modules)"
-    for folders, known in (("", False), (f"{site}{os.pathsep}", True)):
-        environment = os.environ | {"PYTHONPATH": folders + os.environ.get("PYTHONPATH", "")}
+    for folders, autoload, known in (
+        ("", "1", False),
+        (f"{site}{os.pathsep}", "1", True),
+        (f"{site}{os.pathsep}", accelerators.LATE, True),
+    ):
+        path = folders + os.environ.get("PYTHONPATH", "")
+        environment = os.environ | {"PYTHONPATH": path, accelerators.AUTOLOAD: autoload}
         command = [sys.executable, "-c", script]
         words = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
         assert ("ferrite" in words, words[-1]) == (known, str(known))
