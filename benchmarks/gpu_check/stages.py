@@ -92,8 +92,9 @@ def stages(asked: Asked) -> list[Stage]:
     model = "random:tiny" if tiny else "random:albert-base-v2"
     texts = "train=154&test=77" if tiny else "train=10003&test=3080"
     reference, trace = str(asked.reference or ""), str(asked.out / "parity" / "trace")
-    sizes = ("8",) if tiny else ("32", "512")
-    layouts = ("packed",) if tiny else ("packed", "bucketed")
+    steps = ["--workload", "full_step", "--layout", "packed"]
+    if not tiny:
+        steps += ["--workload", "train_step", "--layout", "bucketed", "--batch-size", "32", "--batch-size", "512"]
     return [
         Stage("peaks", 0.2, (measured("peaks", "peaks"),)),
         Stage(
@@ -116,9 +117,7 @@ def stages(asked: Asked) -> list[Stage]:
                     *("--set", "run_name=banking77"),
                 ),
                 isotrain(
-                    *("bench", *backend, "--quick", "--model", model, "--workload", "train_step"),
-                    *("--workload", "full_step", *(word for layout in layouts for word in ("--layout", layout))),
-                    *(word for size in sizes for word in ("--batch-size", size)),
+                    *("bench", *backend, "--quick", "--model", model, *steps),
                     *("--out", _file(asked, "training", "steps")),
                 ),
             ),
