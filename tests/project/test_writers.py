@@ -36,6 +36,7 @@ ALLOWED = {
     ("benchmarks/reports/terminal_comparison.py", "open"): "appends to the file of a CI service",
     ("benchmarks/harness/runner.py", "fdopen"): "a pipe to another process",
     ("conformance/worker.py", "fdopen"): "a pipe to another process",
+    ("benchmarks/parity/worker.py", "fdopen"): "a pipe to another process",
     ("benchmarks/gpu_check/bundle.py", "copytree"): "into a folder that files.published publishes",
     ("benchmarks/against/pairs.py", "symlink_to"): "in a folder that this process made for itself",
     ("albert_core/runs/array_cache.py", "rename"): "takes a damaged entry out of the way",
