@@ -36,13 +36,16 @@ def test_operations_are_within_their_error_budget(backend: Any) -> None:
     assert failing(backend, (case for case in operations.cases() if case.dtype in ("", "float32"))) == {}
 
 
+# The rest of `isotrain conformance --backend tpu` takes minutes, for each shape in it is compiled.
+CHOSEN = {"features", "layers", "replay", "padding", "head", "captured-step", "learning-rate", "static-grid"}
+
+
 @pytest.mark.slow
 def test_encoders_and_training_are_within_their_error_budget(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "LENGTHS", (63, 1, 2, 64, 3, 17))
     monkeypatch.setattr(encoder, "MAX_TOKENS", 64)
-    monkeypatch.setattr(training, "WHOLE_MODELS", ("bert",))
-    monkeypatch.setattr(training, "ACCUMULATING", ("",))
-    cases = [*encoder.cases(), *training.cases()]
+    cases = [case for case in (*encoder.cases(), *training.cases()) if case.subject in CHOSEN]
+    assert {case.subject for case in cases} == CHOSEN
     assert failing(backend, (case for case in cases if case.dtype in ("", "float32"))) == {}
 
 
@@ -119,13 +122,9 @@ finally:
 def test_no_device_is_one_line() -> None:
     """A plugin library, and a machine on which torch_tpu finds no TPU."""
     others = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if Path(path).name != "stand"]
-    found = isotrain("conformance", "--backend", "tpu", "--only", "device/info", PYTHONPATH=os.pathsep.join(others))
-    assert found[0] == 1, found
-    assert "torch_tpu registers no device, since it finds no TPU" in found[1] + found[2]
-    assert "Traceback" not in found[1] + found[2]
-    one_line_error(
-        isotrain("train", "quickstart", "--backend", "tpu", PYTHONPATH=os.pathsep.join(others)), "registers no device"
-    )
+    environment = {"PYTHONPATH": os.pathsep.join(others), "TPU_LIBRARY_PATH": os.environ["TPU_LIBRARY_PATH"]}
+    done = isotrain("train", "quickstart", "--backend", "tpu", **environment)
+    one_line_error(done, "torch_tpu registers no device, since it finds no TPU")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from isotrain.albert_core.loop.train import TrainResult
 from safetensors.torch import load_file
 from support.recipe_checks import check_losses, run_recipe
 from support.small_job import losses
-from support.small_recipes import OTHERWISE, RECIPES
+from support.small_recipes import RECIPES
 from support.tables import show
 
 Run = Callable[..., TrainResult]
@@ -107,9 +107,3 @@ def test_a_recipe_gives_the_cpu_backends_losses(backend: Any, tmp_path: Path, re
     result, reference = (run_recipe(recipe, tmp_path, name) for name in ("tpu", "cpu"))
     check_losses(result, reference)
     assert result.metrics == pytest.approx(reference.metrics, rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", OTHERWISE)
-def test_a_whole_recipe_trains_frozen_and_a_frozen_one_whole(backend: Any, tmp_path: Path, recipe: str) -> None:
-    check_losses(*(run_recipe(recipe, tmp_path, name, **OTHERWISE[recipe]) for name in ("tpu", "cpu")))
