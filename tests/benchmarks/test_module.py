@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.bench import run_bench
 from isotrain.benchmarks.harness import module, worker
 from isotrain.benchmarks.harness.document import Measured, Peaks
@@ -148,6 +149,24 @@ def test_wrong_answers_are_invalid(monkeypatch: pytest.MonkeyPatch, workload: st
     (reason,) = reasons(measure(options_of("TinyGPT", workloads=(workload,))))
     assert reason.startswith("its loss and outputs differ from those of the same module on the host by ")
     assert "(batch 0; at most 0.0001)" in reason
+
+
+def test_outputs_are_judged_that_the_loss_does_not_show() -> None:
+    model, (batch, *_) = own_modules.Decoder(), own_modules.TinyGPT().batches(1)
+    found = module.answers(lambda given: (0.0 * model(given["ids"]).sum() + 2.0, {}), model, batch)
+    assert found[0] == 2.0
+    # 4 x 12 x 32 logits: every sixth of them.
+    assert found[1:].tolist() == model(batch["ids"]).flatten()[::6].tolist()
+    assert module.answers(lambda given: (given["ids"].sum(), {}), model, batch).shape == (1,)
+
+
+def test_the_timed_loss_is_judged_and_not_only_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(_: CpuBackend, loss: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda batch: (1.5 * loss(batch)[0], {})
+
+    monkeypatch.setattr(CpuBackend, "compile", compiled)
+    (reason,) = reasons(measure(options_of("TinyGPT", workloads=("forward",))))
+    assert reason.startswith("its loss and outputs differ")
 
 
 def test_weights_and_batches_that_differ_between_processes_are_invalid() -> None:
