@@ -120,7 +120,8 @@ class Operators(Part):
                 f"{way} {value * 1e6:.0f} us" if isinstance(value, float) else f"{way} {value}"
                 for way, value in part.seconds.items()
             )
-            yield f"{name}: fastest is {part.fastest or 'none'} ({times})"
+            best = f"fastest is {part.fastest}: " if part.fastest else ""
+            yield f"{name}: {best}{times}"
 
 
 class StageResult(Part):
