@@ -107,7 +107,9 @@ class Accelerator(TorchDevice):
             torch.accelerator.synchronize(self.device)
         except RuntimeError:
             # Some packages have a fence in their module only. It waits for the current device.
-            return self.torch_module().synchronize
+            if (fence := getattr(self.torch_module(), "synchronize", None)) is None:
+                raise UserError(f"torch.{self.name} has no synchronize, so nothing can wait for the device") from None
+            return fence
         return partial(torch.accelerator.synchronize, self.device)
 
     @cached_property
@@ -118,11 +120,20 @@ class Accelerator(TorchDevice):
     def _multiplies(self, dtype: str) -> bool:
         import torch
 
-        try:
+        def product() -> bool:
             twos = torch.full((2, 2), 2.0, dtype=getattr(torch, dtype), device=self.device)
             return bool((twos @ twos == 8.0).all())
-        except Exception:  # noqa: BLE001 (torch and its packages raise what they like for what they haven't)
-            return False
+
+        return _works(product)
+
+    def _has_scaler(self) -> bool:
+        """Whether torch's gradient scaler works, which inverts its scale in float64."""
+        import torch
+
+        return _works(lambda: bool(torch.full((), 2.0, device=self.device).double().reciprocal() == 0.5))
+
+    def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
+        return super().grad_scaler(policy) if self._has_scaler() else None
 
     def _emulates_bfloat16(self) -> bool:
         supported = getattr(self.torch_module(), "is_bf16_supported", None)
@@ -183,6 +194,10 @@ class MpsBackend(Accelerator):
     def info(self) -> DeviceInfo:
         return replace(super().info(), memory_bytes=self.torch_module().recommended_max_memory())
 
+    def _has_scaler(self) -> bool:
+        # torch's scaler inverts in float32 on this device, which has no float64.
+        return True
+
     def memory(self) -> MemoryUse:
         """torch.mps counts no peak, so it is the largest use at a reading."""
         now = self.torch_module().current_allocated_memory()
@@ -227,6 +242,13 @@ class MusaBackend(Accelerator):
 DEVICES: dict[str, type[Accelerator]] = {
     kind.name: kind for kind in (MpsBackend, XpuBackend, NpuBackend, HpuBackend, MluBackend, MusaBackend)
 }
+
+
+def _works(work: Callable[[], bool]) -> bool:
+    try:
+        return work()
+    except Exception:  # noqa: BLE001 (torch and its packages raise what they like for what they haven't)
+        return False
 
 
 def device_names() -> list[str]:

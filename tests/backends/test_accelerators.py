@@ -126,6 +126,8 @@ def test_a_module_with_nothing_is_a_device_with_gaps(xpu: SimpleNamespace) -> No
     assert memory.scope == "resident memory of the process"
     assert "torch.xpu has no get_rng_state" in backend.unsaved_generator()
     assert list(backend.generators()) == ["cpu"]
+    with pytest.raises(UserError, match=r"torch\.xpu has no synchronize"):
+        backend.synchronize()
     xpu.get_rng_state = xpu.set_rng_state = xpu.memory_allocated = lambda *_, **__: 5
     xpu.max_memory_allocated = lambda _: 7
     xpu.get_device_name = lambda _: "Arc"
@@ -154,9 +156,12 @@ def test_dtypes_are_asked_of_the_device(xpu: SimpleNamespace, monkeypatch: pytes
     # Others take no argument.
     xpu.is_bf16_supported = lambda: True
     assert backend.cast_policy("bfloat16").compute == "bfloat16"
-    half = backend.grad_scaler(backend.cast_policy("float16"))
-    assert half is not None
-    assert half._device == "xpu"
+    half = backend.cast_policy("float16")
+    assert backend.grad_scaler(half) is None, "torch's scaler needs float64, so the loop refuses float16"
+    monkeypatch.setattr(XpuBackend, "_has_scaler", lambda _: True)
+    scaler = backend.grad_scaler(half)
+    assert scaler is not None
+    assert scaler._device == "xpu"
 
 
 def test_devices_without_float64_say_so_before_they_are_opened() -> None:
