@@ -23,7 +23,7 @@ class CompiledPortable(PortableEncoder):
 
     The number of sequences and their length are symbols of the program. It is compiled before the first batch, with an
     example of its own, so features don't depend on which batch came first. Weights are constants of it (inductor's
-    freezing), which are laid out for the device's products once.
+    freezing), which are laid out for the device's products once. `layer_states` are the portable kernel's.
     """
 
     name = "compile"
