@@ -191,7 +191,7 @@ def test_an_interface_that_leads_nowhere_names_its_variables(
     monkeypatch.setattr(ranks.distributed, "init_process_group", refuses)
     with (
         pytest.raises(RunError, match=f"unable to resolve.*{variables} network interface"),
-        joined(Ranks(0, 2), backend, batch_size=8, timeout=1),
+        joined(Ranks(0, 2), backend, ("batch_size", 8), timeout=1),
     ):
         pytest.fail("there is no group")
 
