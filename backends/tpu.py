@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,7 +52,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 LIBRARY_VARIABLE = "TPU_LIBRARY_PATH"
 PCI_DEVICES, VFIO_GROUPS = Path("/sys/bus/pci/devices"), Path("/dev/vfio")
 GOOGLE = "0x1ae0"
-STAND_IN = "torch_tpu on XLA's CPU device"
+# What PJRT calls XLA's CPU device.
+HOST_KIND = "cpu"
 
 
 class TpuBackend(TorchDevice):
@@ -70,12 +72,13 @@ class TpuBackend(TorchDevice):
                 "TPU_VISIBLE_CHIPS"
             )
         self._module, self._generator, self._kind = _opened()
+        self._on_host = self._kind == HOST_KIND
         super().__init__(index, options)
         self._host_energy = RaplCounters()
         # torch_tpu has replaced this function by one that sets its own products only, and warns that they are slower.
         torch.set_float32_matmul_precision("highest")
         warnings.filterwarnings("ignore", message="<TorchTpu/Performance/> TPU is using HIGHEST precision")
-        if self._kind is None:
+        if self.caveat:
             # torch_tpu's fused attention exists on TPUs only. torch has one switch for the attention of all devices.
             torch.backends.cuda.enable_flash_sdp(False)
         self._generator.manual_seed(torch.initial_seed() % 2**63)
@@ -91,6 +94,8 @@ class TpuBackend(TorchDevice):
         if library and not Path(library).is_file():
             reason = f"{LIBRARY_VARIABLE} is {library!r}, which is no file"
             return Availability(False, reason, "unset it, or set it to the library of a PJRT plugin such as libtpu.so")
+        if tpus and not library and find_spec("libtpu") is None:
+            return Availability(False, f"{found} is here without libtpu", f"install it: `{install_hint('tpu')}`")
         if tpus or library:
             return Availability(True, f"{found}, {count(tpus, 'TPU') if tpus else f'{LIBRARY_VARIABLE} {library}'}")
         return Availability(False, f"{found} is here, and this machine has no TPU", "use a TPU VM, or --backend cpu")
@@ -101,20 +106,20 @@ class TpuBackend(TorchDevice):
 
     @classmethod
     def foreseen_caveat(cls) -> str:
-        return "" if tpus_on_bus() else f"{cls.name} ({STAND_IN})"
+        return "" if tpus_on_bus() else _caveat(HOST_KIND)
 
     @property
     def caveat(self) -> str:
-        return "" if self._kind else f"{self.name} ({STAND_IN})"
+        return _caveat(self._kind)
 
     @property
     def static_shapes(self) -> ShapeGrid | None:
-        return ShapeGrid(DEVICE_BATCH_TOKENS if self._kind else HOST_BATCH_TOKENS)
+        return ShapeGrid(HOST_BATCH_TOKENS if self._on_host else DEVICE_BATCH_TOKENS)
 
     def info(self) -> DeviceInfo:
         name, memory, units = self._kind, None, None
-        if name is None:
-            name, memory = f"{processor.processor_name()} ({STAND_IN})", processor.memory_bytes()
+        if self._on_host:
+            name, memory = f"{processor.processor_name()} ({_ran_on(self._kind)})", processor.memory_bytes()
             units = processor.usable_cores()
         return DeviceInfo(
             backend=self.name,
@@ -131,7 +136,7 @@ class TpuBackend(TorchDevice):
         if dtype == "float32":
             return CastPolicy(dtype, dtype, dtype, dtype, f"{dtype} throughout (products at XLA's highest)")
         if dtype == "bfloat16":
-            if self._kind:
+            if not self._on_host:
                 return CastPolicy(dtype, dtype, dtype, "float32", "bfloat16 operands, float32 sums")
             widens = "XLA widens bfloat16 to float32 on a host"
             if strict:
@@ -157,10 +162,10 @@ class TpuBackend(TorchDevice):
 
     def memory(self) -> MemoryUse:
         # XLA's CPU device counts none.
-        return super().memory() if self._kind else process_memory()
+        return process_memory() if self._on_host else super().memory()
 
     def energy(self) -> EnergyUse:
-        return super().energy() if self._kind else self._host_energy.read()
+        return self._host_energy.read() if self._on_host else super().energy()
 
     def generators(self) -> dict[str, Generator]:
         host = {"cpu": (torch.get_rng_state, torch.set_rng_state)}
@@ -183,11 +188,20 @@ def tpus_on_bus() -> int:
     return found
 
 
-def _opened() -> tuple[Any, torch.Generator, str | None]:
+def _ran_on(kind: str) -> str:
+    return "torch_tpu on " + ("XLA's CPU device" if kind == HOST_KIND else kind)
+
+
+def _caveat(kind: str) -> str:
+    """The caveat of a device of this kind, which is none for a TPU."""
+    return "" if kind.upper().startswith("TPU") else f"{TpuBackend.name} ({_ran_on(kind)})"
+
+
+def _opened() -> tuple[Any, torch.Generator, str]:
     """Imports torch_tpu and opens its device.
 
     Returns:
-        torch's module of the device, the device's generator, and the kind of TPU; None for XLA's CPU device.
+        torch's module of the device, the device's generator, and what PJRT calls this kind of device.
 
     Raises:
         UserError: torch_tpu can't be imported, has no device, or can't share this process.
@@ -198,8 +212,8 @@ def _opened() -> tuple[Any, torch.Generator, str | None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with _quietly():
-            (load,) = metadata.entry_points(group="torch.backends", name="torch_tpu")
-            load.load()()
+            for load in metadata.entry_points(group="torch.backends", name="torch_tpu"):
+                load.load()()
             accelerator = torch.accelerator.current_accelerator()
             if accelerator is None or accelerator.type != TpuBackend.name:
                 raise UserError(
@@ -216,7 +230,7 @@ def _opened() -> tuple[Any, torch.Generator, str | None]:
             f"torch_tpu can't open a device ({reason}); check that no other process uses it, and the "
             f"library that {LIBRARY_VARIABLE} names (by default libtpu's), or use --backend cpu"
         ) from error
-    return module, generator, kind if kind.upper().startswith("TPU") else None
+    return module, generator, kind
 
 
 def _check_alone() -> None:

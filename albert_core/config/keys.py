@@ -282,8 +282,8 @@ class Keys(BaseModel):
     )
     torch_compile: CompileMode | None = Field(
         None,
-        description="torch.compile of the whole model's training step (cpu, cuda; needs freeze_encoder: false), one "
-        "program a batch shape; off when absent",
+        description="torch.compile of the whole model's training step (cpu, cuda, tpu; needs freeze_encoder: false), "
+        "one program a batch shape; off when absent",
     )
     layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
         "auto",

@@ -63,8 +63,8 @@ def bench(
         str | None,
         _what(
             metavar="MODE",
-            help="Compile the step of --workload full_step by torch.compile (cpu, cuda): default, reduce-overhead or "
-            "max-autotune.",
+            help="Compile the step of --workload full_step by torch.compile (cpu, cuda, tpu): default, reduce-overhead "
+            "or max-autotune.",
         ),
     ] = None,
     batch_size: Annotated[

@@ -50,7 +50,7 @@ def test_without_torch_tpu_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_tpu_is_told_from_googles_network_card_and_from_none(tmp_path: Path) -> None:
+def test_a_tpu_is_told_from_googles_network_card_and_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not TpuBackend.probe().ok
     assert "this machine has no TPU" in TpuBackend.probe().reason
     plug_in(tmp_path, "0x8086", ("7",))
@@ -59,7 +59,9 @@ def test_a_tpu_is_told_from_googles_network_card_and_from_none(tmp_path: Path) -
     plug_in(tmp_path, "0x1ae0")
     assert not TpuBackend.probe().ok
     plug_in(tmp_path, "0x1ae0", ("7",))
-    assert TpuBackend.probe().reason == "torch-tpu 0.2.0, 2 TPUs"
+    assert (TpuBackend.probe().ok, TpuBackend.probe().reason) == (False, "torch-tpu 0.2.0 is here without libtpu")
+    monkeypatch.setattr(tpu, "find_spec", lambda name: name)
+    assert (TpuBackend.probe().ok, TpuBackend.probe().reason) == (True, "torch-tpu 0.2.0, 2 TPUs")
     assert caveat("tpu") == ""
 
 
@@ -71,6 +73,7 @@ def test_another_plugins_figures_are_labelled_before_it_is_opened(
     monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "plugin.so"))
     assert TpuBackend.probe().ok
     assert caveat("tpu") == "tpu (torch_tpu on XLA's CPU device)"
+    assert (tpu._caveat("TPU v5e"), tpu._caveat("Blackhole")) == ("", "tpu (torch_tpu on Blackhole)")
 
 
 @pytest.mark.usefixtures("installed")

@@ -59,6 +59,11 @@ def test_its_figures_say_that_it_is_no_tpu(backend: Any) -> None:
     assert backend.memory().scope == "resident memory of the process"
 
 
+def test_a_mode_that_its_compiler_has_not_is_refused(backend: Any) -> None:
+    with pytest.raises(UserError, match="set torch_compile: default"):
+        backend.check_compile_mode("max-autotune")
+
+
 def test_a_device_that_is_not_there_is_refused(backend: Any) -> None:
     with pytest.raises(UserError, match="a process has one TPU; write tpu"):
         get_backend("tpu:7")
