@@ -31,7 +31,7 @@ from ..harness.environment import PACKAGE_ROOT, git, git_state
 from ..outcome.model import Git
 
 # The folders of the package, and the files in them that decide what a process does.
-FOLDERS = ("kernels", "backends", "albert_core", "benchmarks", "conformance", "cli", "configs")
+FOLDERS = ("kernels", "backends", "albert_core", "benchmarks", "conformance", "api", "cli", "configs")
 SUFFIXES = {".py", ".cpp", ".h", ".yaml", ".json", ".npz"}
 RESULTS = ("benchmarks", "results")
 # The oldest setuptools that builds what pyproject.toml describes.
