@@ -76,7 +76,7 @@ class Backend(ABC):
 
     @classmethod
     def foreseen_caveat(cls) -> str:
-        """What `caveat` will be on this machine, as far as it is known before the backend is opened."""
+        """What `caveat` will be on this machine. Overridden only if `traits.stands_in` is set."""
         return cls.name if cls.traits.emulated else ""
 
     @property

@@ -78,7 +78,12 @@ def backend_traits(name: str) -> Traits:
 
 def caveat(name: str) -> str:
     """The `Backend.caveat` of the backend called `name`, as far as it is known before it is opened."""
-    return backend_class(split_name(name)[0]).foreseen_caveat()
+    base, _ = split_name(name)
+    traits = backend_traits(base)
+    # Many of the classes import torch.
+    if not traits.stands_in:
+        return base if traits.emulated else ""
+    return backend_class(base).foreseen_caveat()
 
 
 def resolve(name: str, options: Mapping[str, Any] | None = None) -> str:

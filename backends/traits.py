@@ -31,6 +31,7 @@ class Traits:
         feature_batch_tokens: Tokens per batch in the one pass over all texts, enough to keep the device busy.
         reads_wait: Whether a value that the host reads waits for all work that is queued.
         emulated: Whether it only emulates a device, so that its times are the host's and it has no peak.
+        stands_in: Whether another device may be opened in its place; see `Backend.foreseen_caveat`.
         section: The configuration's key for its options. For an installed package's backend, the key is its name.
         resolves: Whether its name may open another backend; see `Backend.resolve`.
     """
@@ -48,6 +49,7 @@ class Traits:
     feature_batch_tokens: int = 8192
     reads_wait: bool = False
     emulated: bool = False
+    stands_in: bool = False
     section: str | None = None
     resolves: bool = False
 
@@ -121,6 +123,7 @@ TPU = Traits(
     dtypes=("float32", "bfloat16"),
     recomputes=False,
     torch_compile=True,
+    stands_in=True,
 )
 TT = Traits(
     about="a Tenstorrent card, or what stands in for it here",
