@@ -128,7 +128,8 @@ class Session:
     def update(self) -> None:
         """Updates the parameters at the optimizer's present learning rates, and clears the gradient."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._put_rates()
+        # In the form that the device needs, so that a new rate compiles nothing.
+        self.backend.set_learning_rate(self.optimizer, *map(float, rates))
         if self._scaler is None:
             self.optimizer.step()
         else:
@@ -140,14 +141,6 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
         self.backend.step_boundary()
         self.steps += 1
-
-    def _put_rates(self) -> None:
-        """Gives each group its rate in the form that the device needs, so that a new rate compiles nothing."""
-        groups = self.optimizer.param_groups
-        for group in groups:
-            self.optimizer.param_groups = [group]
-            self.backend.set_learning_rate(self.optimizer, float(group["lr"]))
-        self.optimizer.param_groups = groups
 
     def fence(self) -> None:
         """Returns when the device has updated the parameters, for a clock or before other work."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from isotrain.albert_core.config.load import load_config
-from isotrain.albert_core.loop.train import TrainResult, train
-from isotrain.albert_core.runs.folder import RunFolder
 from isotrain.backends import get_backend
-from support.small_job import settings, write_dataset
+from support.small_job import write_dataset
+from support.small_runs import Run, starter
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,11 +29,5 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, small_data: Path) -> Callable[..., TrainResult]:
-    """Trains the small job, on tpu unless `backend` says otherwise; `resume` is a run to go on with."""
-
-    def start(resume: RunFolder | None = None, **overrides: Any) -> TrainResult:
-        sets = settings(small_data, tmp_path, **({"backend": "tpu"} | overrides))
-        return train(load_config(None, sets), resume=resume)
-
-    return start
+def run(tmp_path: Path, small_data: Path) -> Run:
+    return starter(small_data, tmp_path, "tpu")

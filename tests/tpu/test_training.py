@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import torch
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop import train as loop
 from isotrain.albert_core.loop.train import TrainResult
-from safetensors.torch import load_file
 from support.recipe_checks import check_losses, run_recipe
 from support.small_job import losses
 from support.small_recipes import RECIPES
+from support.small_runs import Run, check_resume
 from support.tables import show
-
-Run = Callable[..., TrainResult]
 
 WHOLE = {"freeze_encoder": False, "learning_rate": 1e-3, "layout": "bucketed"}
 
@@ -81,14 +78,7 @@ def test_a_weight_without_a_gradient_survives_a_warm_ups_first_rate(run: Run, op
     "job", [{}, WHOLE, WHOLE | {"torch_compile": "default"}], ids=["head", "whole model", "compiled"]
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run, job: dict[str, Any]) -> None:
-    job = job | {"gradient_accumulation_steps": 2, "lr_scheduler_type": "linear", "steps_freq": 1}
-    straight = run(run_name="straight", **job)
-    first = run(run_name="cut", stop_at_step=4, **job)
-    assert first.status == "stopped"
-    again = run(resume=first.run, **job)
-    assert losses(again) == losses(straight)
-    ours, theirs = (load_file(result.run.model / "model.safetensors") for result in (again, straight))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    check_resume(run, **job)
 
 
 def test_a_run_says_what_it_ran_on_and_its_model_predicts_alike_on_the_cpu(run: Run) -> None:

@@ -21,9 +21,8 @@ from isotrain.albert_core.tokens.lengths import banking77_lengths
 from isotrain.albert_core.tokens.order import BUCKETS, bucket_length, epoch_order
 from safetensors.torch import load_file
 from support.small_job import losses
+from support.small_runs import Run, check_resume
 from support.tiny_models import write_models
-
-Run = Callable[..., TrainResult]
 
 BANKING77_TRAIN, BANKING77_TEST = 10_003, 3_080
 
@@ -194,14 +193,7 @@ def batch_lengths(lengths: np.ndarray, rows: int, limit: int) -> set[int]:
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run) -> None:
-    job = {"gradient_accumulation_steps": 2, "lr_scheduler_type": "linear", "steps_freq": 1}
-    straight = run(run_name="straight", **job)
-    first = run(run_name="cut", stop_at_step=4, **job)
-    assert first.status == "stopped"
-    again = run(resume=first.run, **job)
-    assert losses(again) == losses(straight)
-    ours, theirs = (load_file(result.run.model / "model.safetensors") for result in (again, straight))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    check_resume(run)
 
 
 def test_a_whole_models_resume_is_bit_for_bit_too(run: Run) -> None:
