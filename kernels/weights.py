@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -195,6 +195,27 @@ class EncoderWeights:
             values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
             digest.update(values.astype("<f4", copy=False).data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class DropoutRates:
+    """The share of values that a trained encoder drops at each kind of place.
+
+    Attributes:
+        embedding: Of the embedding.
+        attention: Of attention's probabilities.
+        attention_output: Of what attention adds to the residual stream.
+        output: Of what the feed-forward layers add to it.
+    """
+
+    embedding: float = 0.0
+    attention: float = 0.0
+    attention_output: float = 0.0
+    output: float = 0.0
+
+    def draw_key(self) -> int:
+        """The key of one forward pass's masks, from torch's host generator. 0 and no draw if nothing is dropped."""
+        return int(torch.randint(2**63 - 1, ())) if any(astuple(self)) else 0
 
 
 def check_finite(weights: EncoderWeights) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..native import NativeLibrary, load
 
-INTERFACE = 2
+INTERFACE = 3
 
 # Fastest first. "amx_emulated" is the AMX code over plain memory, for tests. It is never chosen automatically.
 ISAS = ("amx_bf16", "avx512_bf16")
@@ -26,6 +26,28 @@ class Shape(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("types", "activation", "project", "layers", "num_layers")),
         ("block_tokens", ctypes.c_int32),
         ("eps", ctypes.c_float),
+    )
+
+
+class Embedding(ctypes.Structure):
+    """`struct Embedding` of native/common.h."""
+
+    _fields_ = (
+        ("width", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("eps", "rate")),
+        ("key", ctypes.c_uint64),
+        ("tokens", ctypes.c_int64),
+        *((name, _POINTER) for name in ("word", "position", "type", "norm_weight", "norm_bias")),
+        *((name, _POINTER) for name in ("ids", "positions", "types")),
+    )
+
+
+class EmbeddingGradients(ctypes.Structure):
+    """`struct EmbeddingGradients` of native/common.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("word", "position", "type", "norm_weight", "norm_bias")),
+        ("padding", ctypes.c_int64),
     )
 
 
@@ -74,6 +96,13 @@ def native() -> NativeLibrary:
         error = (ctypes.c_char_p, ctypes.c_size_t)
         library.isotrain_cpu_encode.argtypes = (*batch, _POINTER, *error)
         library.isotrain_cpu_watch.argtypes = (*batch, *(_POINTER,) * 3, *error)
+        library.isotrain_cpu_embed.argtypes = (ctypes.c_char_p, ctypes.POINTER(Embedding), _POINTER)
+        library.isotrain_cpu_embed_backward.argtypes = (
+            ctypes.c_char_p,
+            ctypes.POINTER(Embedding),
+            _POINTER,
+            ctypes.POINTER(EmbeddingGradients),
+        )
         library.isotrain_cpu_head_workspace.argtypes = (ctypes.POINTER(HeadTensors), ctypes.c_int)
         library.isotrain_cpu_head_workspace.restype = ctypes.c_size_t
         library.isotrain_cpu_head_step.argtypes = (

@@ -56,7 +56,13 @@ def objects(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kernel", "driver"), [("cpu", "encoder_driver.cpp"), ("cpu", "head_driver.cpp"), ("tt", "tt_driver.cpp")]
+    ("kernel", "driver"),
+    [
+        ("cpu", "encoder_driver.cpp"),
+        ("cpu", "attention_driver.cpp"),
+        ("cpu", "head_driver.cpp"),
+        ("tt", "tt_driver.cpp"),
+    ],
 )
 def test_every_access_stays_inside_its_buffer(
     kernel: str, driver: str, compiler: str, objects: Callable[[str], list[Path]], tmp_path: Path

@@ -7,6 +7,7 @@
 using isotrain::bf16;
 using isotrain::Block;
 using isotrain::Engine;
+using isotrain::engine_called;
 using isotrain::Input;
 using isotrain::Linear;
 using isotrain::Model;
@@ -16,7 +17,7 @@ using isotrain::Watch;
 
 namespace {
 
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 struct Shape {
     std::int32_t hidden, intermediate, heads, embedding, vocab, positions, types, activation, project, layers,
@@ -69,7 +70,9 @@ bool has_amx() {
 #endif
 }
 
-const Engine* engine_called(const char* name) {
+}  // namespace
+
+const Engine* isotrain::engine_called(const char* name) {
     if (has_amx() && !std::strcmp(name, isotrain::amx_engine()->name)) return isotrain::amx_engine();
     if (!has_avx512()) return nullptr;
     for (const Engine* engine : {isotrain::avx512_engine(), isotrain::amx_emulated_engine()})
@@ -78,8 +81,12 @@ const Engine* engine_called(const char* name) {
 }
 
 #else
-const Engine* engine_called(const char*) { return nullptr; }
+}  // namespace
+
+const Engine* isotrain::engine_called(const char*) { return nullptr; }
 #endif
+
+namespace {
 
 const float* keep(Encoder& encoder, const void* source, std::size_t count) {
     encoder.vectors.push_back(isotrain::allocate<float>(count));

@@ -104,6 +104,36 @@ struct Watch {
     float* states;        // [layers + 1][tokens][hidden]: the first layer's input, then each layer's output
 };
 
+// The embedding of a trained encoder and the tokens of a batch.
+struct Embedding {
+    std::int32_t width;
+    float eps, rate;    // rate and key: of the dropout (philox.h)
+    std::uint64_t key;
+    std::int64_t tokens;
+    const float *word, *position, *type;  // tables [rows][width]
+    Norm norm;
+    const std::int64_t *ids, *positions, *types;  // types null: all 0
+};
+
+// Tables and vectors that gradients are added to.
+struct EmbeddingGradients {
+    float *word, *position, *type, *norm_weight, *norm_bias;
+    std::int64_t padding;  // the word without a gradient, or -1
+};
+
+// One head's attention, forward and backward, for tests. AMX reads 32 rows after the last of qkv and out_gradient.
+struct AttentionProbe {
+    std::int32_t size, length;
+    std::uint64_t key;  // of the dropout (philox.h)
+    float rate;
+    std::uint32_t site, first, step;
+    const bf16* qkv;           // [length + 32][3 size]
+    const bf16* out_gradient;  // [length + 32][size]
+    bf16* out;                 // [length][size]
+    float* log_sums;           // [length]
+    bf16* qkv_gradient;        // [length][3 size]
+};
+
 // One instruction set's code: scratch memory for blocks of up to `tokens` tokens, and the forward pass of one block.
 struct Scratch {
     virtual ~Scratch() = default;
@@ -121,10 +151,19 @@ struct Engine {
     // Bits that tell whether the thread is ready for this instruction set (AMX has tile shapes per thread).
     void (*enter_thread)();
     void (*leave_thread)();
+    void (*embed)(const Embedding&, float* out);  // out: [tokens][width]
+    void (*embed_backward)(const Embedding&, const float* gradient, const EmbeddingGradients&);
+    void (*probe_attention)(const AttentionProbe&);
+    void (*probe_dropout)(std::uint64_t key, float rate, std::uint32_t site, std::uint32_t row, int columns,
+                          float* factors);
+    void (*probe_philox)(const std::uint32_t* counters, std::uint64_t key, std::uint32_t* bits);
 };
 
 const Engine* avx512_engine();
 const Engine* amx_engine();
 const Engine* amx_emulated_engine();
+
+// The engine of this name, or null if the processor can't run it.
+const Engine* engine_called(const char* name);
 
 }  // namespace isotrain

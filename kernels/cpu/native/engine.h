@@ -6,24 +6,18 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <limits>
 
-#include "vector_math.h"
+#include "attention.h"
+#include "probe.h"
+#include "train_embedding.h"
 
 namespace isotrain {
 namespace {
 
-constexpr int kQueryRows = 96;  // queries of one sequence with scores in memory together
-
-// The distance between rows of `width` bfloat16 values: an odd number of cache lines, so that the 16 rows of a tile
-// never fall onto a few sets of the first-level cache (a multiple of 4 KB would put all of them onto one).
-constexpr std::size_t spread(int width) { return (std::size_t(width + 31) / 32 | 1) * 32; }
-
 template <class Isa>
 struct Work final : Scratch {
-    Work(const Model& m, std::int64_t tokens, std::int64_t sequences, std::int64_t longest_sequence)
-        : longest(round_up(int(longest_sequence), kDepth)) {
+    Work(const Model& m, std::int64_t tokens, std::int64_t sequences, std::int64_t longest)
+        : attention(int(longest), m.head_size) {
         // AMX reads whole tiles, so 32 rows after the last one are readable, and 32 columns after those.
         const auto rows = std::size_t(tokens) + 32, firsts = std::size_t(sequences) + 32;
         const auto inner_rows = std::size_t(std::min<std::int64_t>(std::max(tokens, sequences), m.block_tokens)) + 32;
@@ -37,183 +31,25 @@ struct Work final : Scratch {
         first_residual = allocate<float>(firsts * hidden);
         first_input = allocate<bf16>(firsts * line + kDepth);
         first_query = allocate<bf16>(firsts * line + kDepth);
-        const auto keys = std::size_t(longest), width = std::size_t(round_up(m.head_size, kDepth));
-        const auto queries = std::size_t(kQueryRows) + 32;
-        query = allocate<bf16>(queries * width);
-        key = allocate<bf16>(keys * width);
-        value = allocate<bf16>(keys * width);
-        score = allocate<float>(queries * keys);
-        weight = allocate<bf16>(queries * keys + kDepth);
-        sum = allocate<float>(queries);
     }
 
-    int longest;
-    Buffer<float> residual, first_residual, score, sum;
-    Buffer<bf16> input, qkv, attended, inner, first_input, first_query, query, key, value, weight;
+    AttentionScratch<Isa> attention;
+    Buffer<float> residual, first_residual;
+    Buffer<bf16> input, qkv, attended, inner, first_input, first_query;
     alignas(64) float block[Isa::kRows * Isa::kPanel];
 };
-
-// Rows of a matrix: row r begins at data + r * stride.
-template <class T>
-struct Rows {
-    T* data;
-    std::size_t stride;
-    T* operator[](std::size_t row) const { return data + row * stride; }
-};
-
-// finish(row, column, sums): takes a row x b as vectors of 16 columns. b: [k / 2][ldb / 2 columns][2].
-template <class Isa, class Finish>
-void product(float* c, Rows<const bf16> a, int rows, const bf16* b, std::size_t ldb, int columns, int k,
-             const Finish& finish) {
-    for (int column = 0; column < columns; column += Isa::kPanel) {
-        const int vectors = std::min(columns - column, Isa::kPanel) / kVector;
-        for (int row = 0; row < rows; row += Isa::kRows) {
-            const int count = std::min(rows - row, Isa::kRows);
-            Isa::block(a[row], a.stride, count, b + std::size_t(2) * column, ldb, vectors, k, c);
-            for (int r = 0; r < count; ++r)
-                for (int v = 0; v < vectors; ++v)
-                    finish(row + r, column + v * kVector, _mm512_load_ps(c + r * Isa::kPanel + v * kVector));
-        }
-    }
-}
-
-// Prefetches a part of the next weight panel while the current one is multiplied.
-inline void prefetch(const bf16* source, std::size_t bytes) {
-    const char* line = reinterpret_cast<const char*>(source);
-    for (std::size_t at = 0; at < bytes; at += 64) _mm_prefetch(line + at, _MM_HINT_T1);
-}
-
-// finish(row, column, sums + bias) over the output columns [first, last) of a layer, both multiples of the panel.
-template <class Isa, class Finish>
-void linear(float* c, Rows<const bf16> a, int rows, const Linear& layer, int first, int last, const Finish& finish) {
-    const std::size_t panel_size = std::size_t(layer.k) * Isa::kPanel;
-    const int blocks = (rows + Isa::kRows - 1) / Isa::kRows;
-    const std::size_t share = (panel_size * sizeof(bf16) / std::max(blocks, 1) + 63) / 64 * 64;
-    for (int column = first; column < last; column += Isa::kPanel) {
-        const bf16* panel = layer.weight + std::size_t(column / Isa::kPanel) * panel_size;
-        const bool more = column + Isa::kPanel < last;
-        std::size_t ahead = 0;
-        for (int row = 0; row < rows; row += Isa::kRows) {
-            const int count = std::min(rows - row, Isa::kRows);
-            if (more && ahead < panel_size * sizeof(bf16)) {
-                prefetch(panel + panel_size + ahead / sizeof(bf16), std::min(share, panel_size * sizeof(bf16) - ahead));
-                ahead += share;
-            }
-            Isa::block(a[row], a.stride, count, panel, 2 * Isa::kPanel, Isa::kPanel / kVector, layer.k, c);
-            for (int r = 0; r < count; ++r)
-                for (int v = 0; v < Isa::kPanel; v += kVector)
-                    finish(row + r, column + v,
-                           _mm512_add_ps(_mm512_load_ps(c + r * Isa::kPanel + v), _mm512_loadu_ps(layer.bias + column + v)));
-        }
-    }
-}
-
-// LayerNorm (Ba et al. 2016) of `width` values in place, two passes, and its bfloat16 rounding. Squares that overflow
-// give NaN: divided by infinity, every value would come out as a plausible 0.
-inline void normalise(float* x, bf16* rounded, int width, const Norm& norm, float eps) {
-    __m512 total = _mm512_setzero_ps();
-    for (int i = 0; i < width; i += kVector) total = _mm512_add_ps(total, _mm512_loadu_ps(x + i));
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(total) / float(width));
-    __m512 squares = _mm512_setzero_ps();
-    for (int i = 0; i < width; i += kVector) {
-        const __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(x + i), mean);
-        squares = _mm512_fmadd_ps(centred, centred, squares);
-    }
-    const float variance = _mm512_reduce_add_ps(squares) / float(width);
-    const float deviation = std::isfinite(variance) ? std::sqrt(variance + eps) : std::numeric_limits<float>::quiet_NaN();
-    const __m512 scale = _mm512_set1_ps(1.0f / deviation);
-    for (int i = 0; i < width; i += kVector) {
-        const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), mean), scale);
-        const __m512 y = _mm512_fmadd_ps(unit, _mm512_loadu_ps(norm.weight + i), _mm512_loadu_ps(norm.bias + i));
-        _mm512_storeu_ps(x + i, y);
-        store_bf16(rounded + i, y);
-    }
-}
-
-// One sequence's keys of one head as the second factor of Q K^T: [width / 2][keys][2], and its values as that of P V:
-// [keys / 2][width][2]. Entries beyond the last key and the head's width are zero.
-inline void pack_key_value(const bf16* key_rows, const bf16* value_rows, std::size_t stride, int length, int keys,
-                           int head_size, int width, bf16* key, bf16* value) {
-    for (int j = 0; j < length; ++j) {
-        const bf16* row = key_rows + j * stride;
-        for (int pair = 0; pair < head_size / 2; ++pair)
-            std::memcpy(key + (std::size_t(pair) * keys + j) * 2, row + 2 * pair, 2 * sizeof(bf16));
-    }
-    for (int pair = 0; pair < width / 2; ++pair) {
-        const int from = pair < head_size / 2 ? length : 0;
-        std::memset(key + (std::size_t(pair) * keys + from) * 2, 0, std::size_t(keys - from) * 2 * sizeof(bf16));
-    }
-    for (int pair = 0; pair < keys / 2; ++pair) {
-        bf16* to = value + std::size_t(pair) * 2 * head_size;
-        const bf16* even = value_rows + std::size_t(2) * pair * stride;
-        for (int d = 0; d < head_size; d += kVector) {
-            __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
-            if (2 * pair < length) low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + d));
-            if (2 * pair + 1 < length) high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + stride + d));
-            const __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(low),
-                                                 _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-            _mm512_storeu_si512(to + 2 * d, both);
-        }
-    }
-}
-
-// p = exp(scale (s - max s)) over the first `length` of `keys` scores, zero after them. Returns the sum of p.
-inline float exponentiate(const float* score, bf16* p, int length, int keys, float scale) {
-    const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    __m512 largest = lowest;
-    for (int i = 0; i < length; i += kVector) {
-        const __mmask16 real = length - i >= kVector ? 0xFFFF : __mmask16((1u << (length - i)) - 1);
-        largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(lowest, real, score + i));
-    }
-    const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-    const __m512 factor = _mm512_set1_ps(scale * kLog2e);
-    __m512 total = _mm512_setzero_ps();
-    for (int i = 0; i < keys; i += kVector) {
-        const __mmask16 real =
-            length - i >= kVector ? 0xFFFF : (length > i ? __mmask16((1u << (length - i)) - 1) : __mmask16(0));
-        const __m512 s = _mm512_sub_ps(_mm512_maskz_loadu_ps(real, score + i), most);
-        const __m512 e = _mm512_maskz_mov_ps(real, exp2_ps(_mm512_mul_ps(s, factor)));
-        total = _mm512_add_ps(total, e);
-        store_bf16(p + i, e);
-    }
-    return _mm512_reduce_add_ps(total);
-}
 
 // softmax(Q K^T / sqrt(d)) V of one sequence. key, value: its rows in the qkv buffer; query, out: `queries` rows.
 template <class Isa>
 void attend(const Model& m, Work<Isa>& w, Rows<const bf16> query, int queries, const bf16* key_rows,
             const bf16* value_rows, int length, Rows<bf16> out) {
-    const int d = m.head_size, width = round_up(d, Isa::kStep), keys = round_up(length, kDepth);
-    // Scores are computed for whole vectors of keys. The deeper padding is only for P V.
-    const int scored = round_up(length, kVector);
-    const float scale = 1.0f / std::sqrt(float(d));
+    const std::size_t triple = spread(3 * m.hidden);
     for (int head = 0; head < m.heads; ++head) {
-        const std::size_t at = std::size_t(head) * d;
-        pack_key_value(key_rows + at, value_rows + at, spread(3 * m.hidden), length, keys, d, width, w.key.get(),
-                       w.value.get());
-        for (int first = 0; first < queries; first += kQueryRows) {
-            const int count = std::min(queries - first, kQueryRows);
-            Rows<const bf16> q{query[first] + at, query.stride};
-            if (width != d) {
-                // The columns after a head belong to another head, and zero times its infinity would be NaN.
-                for (int row = 0; row < count; ++row)
-                    std::memcpy(w.query.get() + std::size_t(row) * width, q[row], d * sizeof(bf16));
-                q = {w.query.get(), std::size_t(width)};
-            }
-            product<Isa>(w.block, q, count, w.key.get(), std::size_t(2) * keys, scored, width,
-                         [&](int row, int column, __m512 s) {
-                             _mm512_storeu_ps(w.score.get() + std::size_t(row) * keys + column, s);
-                         });
-            for (int row = 0; row < count; ++row)
-                w.sum[row] = exponentiate(w.score.get() + std::size_t(row) * keys,
-                                          w.weight.get() + std::size_t(row) * keys, length, keys, scale);
-            const Rows<const bf16> p{w.weight.get(), std::size_t(keys)};
-            product<Isa>(w.block, p, count, w.value.get(), std::size_t(2) * d, d, keys,
-                         [&](int row, int column, __m512 v) {
-                             store_bf16(out[first + row] + at + column,
-                                        _mm512_mul_ps(v, _mm512_set1_ps(1.0f / w.sum[row])));
-                         });
-        }
+        const int at = head * m.head_size;
+        attention_forward<Isa>(w.attention,
+                               {{query.data + at, query.stride}, {key_rows + at, triple}, {value_rows + at, triple},
+                                queries, length, m.head_size, {}},
+                               {out.data + at, out.stride}, nullptr);
     }
 }
 
@@ -259,7 +95,7 @@ void round_residual(const Model& m, Work<Isa>& w, int rows) {
 
 // The first layer's input: LayerNorm(word + type + position), and ALBERT's projection to the hidden size.
 template <class Isa>
-void embed(const Model& m, Work<Isa>& w, const Input& in, const Block& block) {
+void embed_block(const Model& m, Work<Isa>& w, const Input& in, const Block& block) {
     const int e = m.embedding, k = round_up(e, kDepth);
     const std::size_t stride = spread(e);
     const int rows = int(block.tokens);
@@ -313,7 +149,7 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
     const auto store_to = [](bf16* base, std::size_t stride) {
         return [=](int row, int column, __m512 y) { store_bf16(base + row * stride + column, y); };
     };
-    embed<Isa>(m, w, in, block);
+    embed_block<Isa>(m, w, in, block);
     if (watch) watch_states(m, w, *watch, block, 0);
     const std::size_t num_layers = m.weights_of_layer.size();
     for (std::size_t depth = 0; depth + !watch < num_layers; ++depth) {
@@ -399,7 +235,18 @@ Scratch* make_scratch(const Model& m, std::int64_t tokens, std::int64_t sequence
 
 template <class Isa>
 constexpr Engine make_engine(const char* name) {
-    return {name, Isa::kPanel, make_scratch<Isa>, forward<Isa>, unit_rate<Isa>, Isa::enter_thread, Isa::leave_thread};
+    return {name,
+            Isa::kPanel,
+            make_scratch<Isa>,
+            forward<Isa>,
+            unit_rate<Isa>,
+            Isa::enter_thread,
+            Isa::leave_thread,
+            embed,
+            embed_backward,
+            probe_attention<Isa>,
+            probe_dropout,
+            probe_philox};
 }
 
 }  // namespace
