@@ -151,7 +151,7 @@ def parity(
     """Trains the same run on every side, as `isotrain parity` does, and judges the candidates.
 
     Args:
-        config: A YAML file, or a packaged configuration by name.
+        config: A YAML file, a packaged configuration by name, or a workload of one's own as FILE.py:NAME.
         candidates: ``cpu:bfloat16``, ``tt:hifi2+bfp_bf8``, ...
         steps: Optimizer steps; None runs all.
         out: An empty or new folder for traces and the result, by default one under parity/.

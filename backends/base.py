@@ -166,9 +166,7 @@ class Backend(ABC):
         generators = self.generators()
         missing = sorted(set(generators) - set(state))
         if missing:
-            raise UserError(
-                f"the saved state has no generator {missing} (it has {sorted(state)}); resume on its backend"
-            )
+            raise UserError(f"the saved state has no generator {missing}, only {sorted(state)}; resume on its backend")
         for name, (_, put) in generators.items():
             put(state[name].cpu())
 
@@ -189,8 +187,7 @@ class Backend(ABC):
 
     def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
         """Yields `batches` placed on the device, copied ahead of their use if the device can do that."""
-        for batch in batches:
-            yield self.place(batch)
+        yield from map(self.place, batches)
 
     def check_compile_mode(self, mode: str) -> None:
         """Checks that `compile` can use this mode here.
@@ -306,8 +303,11 @@ class Backend(ABC):
         """Mixed precision for whole-model training: products in the policy's compute dtype, parameters unchanged."""
         import torch
 
-        compute = getattr(torch, policy.compute)
-        return torch.autocast(self.device.type, dtype=compute, enabled=policy.compute != policy.accumulate)
+        return torch.autocast(self.device.type, getattr(torch, policy.compute), policy.compute != policy.accumulate)
+
+    def rounding(self) -> AbstractContextManager[Any]:
+        """A context in which a model of an arithmetic rounds what the host computes. A device does nothing."""
+        return nullcontext()
 
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
         """Scales the loss so that gradients in the policy's compute dtype don't underflow; None if it isn't needed.
@@ -390,7 +390,6 @@ def _torch_compilations() -> int:
     """Frames and graphs traced by torch.compile, and graphs compiled by inductor.
 
     With fullgraph=True torch counts no frame, and a late backward graph is traced by nothing that counts.
-
     torch._dynamo is not imported for this, which takes seconds: if nobody has imported it, nothing was compiled.
     """
     utils = sys.modules.get("torch._dynamo.utils")

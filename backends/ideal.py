@@ -20,6 +20,7 @@ from .types import DTYPES, Availability, CastPolicy, DeviceInfo, EnergyUse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..kernels.ideal import RandomRounding
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder, HeadStep
 
@@ -30,7 +31,8 @@ T = TypeVar("T")
 class IdealBackend(CpuBackend):
     """The host with `kernels.ideal` as its encoder. "ideal:2" uses seed 2 for its random rounding.
 
-    Heads and whole models train by plain autograd, with each linear layer's result rounded at random.
+    Heads and whole models train by plain autograd, with each linear layer's result rounded at random. In a user's own
+    module every operation's is, inside `rounding`.
     """
 
     name = "ideal"
@@ -71,6 +73,11 @@ class IdealBackend(CpuBackend):
 
             round_linears(placed, self._rounding)
         return placed
+
+    def rounding(self) -> RandomRounding:
+        from ..kernels.ideal import RandomRounding
+
+        return RandomRounding(self._rounding)
 
     def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
         """None, since the model uses plain autograd."""

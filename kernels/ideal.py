@@ -7,12 +7,44 @@ its own generator, show how far apart correct implementations of the same numeri
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._pytree import tree_map_only
 
 from .packed.portable import HOST_CHUNK_TOKENS, Linear, PortableEncoder
 from .weights import EncoderWeights
+
+# Operations that move or choose values, or make new ones: they are exact in every arithmetic. A random one is no
+# rounding. Names are without the underscore of operations in place.
+_MOVES = frozenset(
+    (
+        *("_copy_from", "_local_scalar_dense", "_reshape_copy", "_to_copy", "_unsafe_index", "_unsafe_view"),
+        *("alias", "cat", "clone", "constant_pad_nd", "contiguous", "copy", "detach", "diag_embed"),
+        *("diagonal_copy", "embedding", "expand_copy", "fill", "flip", "gather", "im2col", "index", "index_copy"),
+        *("index_fill", "index_put", "index_select", "lift_fresh", "masked_fill", "masked_scatter", "masked_select"),
+        *("permute_copy", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "repeat"),
+        *("replication_pad1d", "replication_pad2d", "roll", "scatter", "select_backward", "select_scatter"),
+        *("slice_backward", "slice_copy", "slice_scatter", "sort", "split_with_sizes_copy", "stack", "take", "topk"),
+        *("transpose_copy", "tril", "triu", "unfold_copy", "view_copy", "where", "zero"),
+    )
+)
+_CHOICES = frozenset(
+    (
+        *("abs", "amax", "amin", "ceil", "clamp", "clamp_max", "clamp_min", "floor", "frac", "hardtanh"),
+        *("heaviside", "kthvalue", "max", "max_pool2d_with_indices", "max_pool3d_with_indices", "maximum", "median"),
+        *("min", "minimum", "mode", "nan_to_num", "neg", "relu", "round", "sgn", "sign", "threshold"),
+        *("threshold_backward", "trunc"),
+    )
+)
+_MAKES = (
+    *("arange", "bernoulli", "empty", "eye", "exponential", "full", "linspace", "multinomial", "new_", "normal"),
+    *("ones", "rand", "scalar_tensor", "uniform", "zeros"),
+)
 
 
 class IdealEncoder(PortableEncoder):
@@ -52,13 +84,55 @@ def randomly_rounded(values: torch.Tensor, dtype: torch.dtype, generator: torch.
 
 
 def round_linears(module: nn.Module, generator: torch.Generator) -> None:
-    """Makes every linear layer in `module` round its result at random. Gradients are not affected."""
+    """Makes every linear layer in `module` round its result at random, but inside `RandomRounding`, which does it.
+
+    Gradients are not affected.
+    """
 
     def rounded(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         del inputs
+        if isinstance(_get_current_dispatch_mode(), RandomRounding):
+            return output
         wide = output.detach().to(torch.promote_types(output.dtype, torch.float32))
         return output + (randomly_rounded(wide, output.dtype, generator).to(output.dtype) - output.detach())
 
     for part in module.modules():
         if isinstance(part, nn.Linear):
             part.register_forward_hook(rounded)
+
+
+class RandomRounding(TorchDispatchMode):
+    """Rounds the result of each operation in the block at random, in the dtype that it has, forward and backward.
+
+    These are products, convolutions, reductions and pointwise operations. What only moves, chooses or makes values is
+    exact. A result of whole numbers is a count or a mask and stays as it is.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not isinstance(func, torch._ops.OpOverload) or _is_exact(func):
+            return result
+        in_place = any(returned.alias_info is not None for returned in func._schema.returns)
+        return tree_map_only(torch.Tensor, partial(self._rounded, in_place=in_place), result)
+
+    def _rounded(self, value: torch.Tensor, in_place: bool) -> torch.Tensor:
+        if not value.is_floating_point() or value.layout != torch.strided or bool((value == value.round()).all()):
+            return value
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        rounded = randomly_rounded(wide, value.dtype, self._generator).to(value.dtype)
+        # The lowest finite value, which masks, would become -inf.
+        rounded = torch.where(rounded.isfinite(), rounded, value)
+        return value.copy_(rounded) if in_place else rounded
+
+
+def _is_exact(func: torch._ops.OpOverload) -> bool:
+    """Whether an operation computes nothing that is rounded: it views, moves, chooses or makes values."""
+    name = func.overloadpacket.__name__.removesuffix("_")
+    views = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+    return views or name in _MOVES or name in _CHOICES or name.startswith(_MAKES)

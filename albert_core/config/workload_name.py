@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from ... import UserError
@@ -51,3 +52,21 @@ def short_name(spec: str) -> str:
 def installed() -> dict[str, EntryPoint]:
     """The workloads of installed packages by name."""
     return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def files_of(spec: str) -> list[Path]:
+    """The files and folders with the code of a workload: a file and its neighbours, or a package."""
+    found = IN_FILE.fullmatch(spec)
+    if found is not None:
+        return sorted(Path(found["place"]).absolute().parent.glob("*.py"))
+    entry = installed().get(spec)
+    return package_of((spec if entry is None else entry.value).partition(":")[0])
+
+
+def package_of(module: str) -> list[Path]:
+    """The folders of the package that a module is in, or its file; none if it can't be found."""
+    found = find_spec(module.partition(".")[0])
+    if found is None:
+        return []
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
+    return folders or ([Path(found.origin)] if found.origin else [])

@@ -106,3 +106,7 @@ class TraceHeader(Part):
     metrics: list[Evaluation]
     batch_sizes: list[Count] | None = Field(default=None, description="Traces of earlier versions have none.")
     evaluation: Split | None = Field(default=None, description="Traces of earlier versions have none.")
+    layers: list[str] | None = Field(
+        default=None,
+        description="The calls of the layers of a user's own module, by name; null: a run on texts.",
+    )

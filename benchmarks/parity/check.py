@@ -8,6 +8,7 @@ from pathlib import Path
 from ... import UserError
 from ...albert_core.config.load import load_config
 from ...albert_core.config.schema import TrainConfig
+from ...albert_core.config.workload_name import names_workload, short_name
 from ...albert_core.loop.foresee import check_names
 from ...albert_core.runs.files import check_place
 from ...backends import backend_traits, check_available
@@ -48,7 +49,8 @@ def trace_folder(out: Path | None, config: str) -> Path:
     Raises:
         UserError: It can't be written, or has other files.
     """
-    folder = out or Path("parity") / f"{Path(config).stem}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
+    name = short_name(config) if names_workload(config) else Path(config).stem
+    folder = out or Path("parity") / f"{name}-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}"
     foreign = [path.name for path in folder.iterdir() if not _is_own(path)] if folder.is_dir() else []
     if foreign or (folder.exists() and not folder.is_dir()):
         found = f"has {foreign[0]!r}, which no comparison wrote" if foreign else "is a file"

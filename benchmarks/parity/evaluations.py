@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .bands import Check, floor
+from .bands import LARGEST_FACTOR, Check, floor
 from .trace import Trace
 
 # A row's loss is a logit minus a mean of logits, and both have an error.
@@ -85,6 +85,32 @@ def metric_checks(reference: Trace, candidate: Trace, logits_allowed: Sequence[f
             band = bands.get(name, leaps)
             error = abs(theirs.figures[name] - exact)
             checks.append(Check(f"the evaluation's {name}", ours.step, error, band + floor(abs(exact))))
+    return checks
+
+
+def loss_checks(
+    reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float, loss_allowed: Sequence[float]
+) -> list[Check]:
+    """A check for each figure of each evaluation of a user's own module.
+
+    Only the loss is judged: nobody knows by how much one answer changes other figures, so they are allowed anything.
+    The loss is a single number, so it may be off by as much as a largest error: by that of the error budgets, or of
+    the training loss at this step, relative to both losses.
+
+    Args:
+        loss_allowed: The band of each step's training loss.
+    """
+    checks = []
+    for index, (ours, theirs) in enumerate(zip(reference.header.metrics, candidate.header.metrics, strict=True)):
+        drawn = max(abs(error_budget.header.metrics[index].loss - ours.loss) for error_budget in error_budgets)
+        step = max(ours.step, 1) - 1
+        larger = max(1.0, abs(ours.loss) / max(abs(float(reference.loss[step])), 1e-300))
+        allowed = LARGEST_FACTOR * max(m * drawn, loss_allowed[step] * larger) + floor(abs(ours.loss))
+        for name, exact in ours.figures.items():
+            error = abs(theirs.figures[name] - exact)
+            checks.append(
+                Check(f"the evaluation's {name}", ours.step, error, allowed if name == "loss" else float("inf"))
+            )
     return checks
 
 

@@ -70,7 +70,11 @@ def head_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trac
 def unjudged(reference: Trace, candidate: Trace) -> list[str]:
     """Notes on what could not be judged, since a trace lacks it."""
     notes = []
-    if "replay" not in candidate.arrays:
+    if reference.of_module and not reference.states:
+        notes.append(
+            f"{reference.header.model} has no layers to replay; give it a ModuleList, or the workload a method layers"
+        )
+    elif not candidate.replays:
         notes.append("a trace without a replay: its layers' own errors are unknown (record with --replay-from)")
     for trace in (reference, candidate):
         if trace.header.batch_sizes is None:

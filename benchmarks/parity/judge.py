@@ -30,7 +30,7 @@ from .bands import (
     tensor_checks,
 )
 from .details import details, distances
-from .evaluations import accuracy_check, metric_checks
+from .evaluations import accuracy_check, loss_checks, metric_checks
 from .head_checks import GIVEN, feature_checks, head_checks
 from .trace import DRAWS, SERIES, Trace
 
@@ -48,10 +48,14 @@ LOCAL: Literal["local"] = "local"
 ACCUMULATED: Literal["accumulated"] = "accumulated"
 # Places of faults other than layers, and what to do about them.
 HEAD, HEAD_ITSELF = "head, loss or optimizer", "head, loss or optimizer, by itself"
+ELSEWHERE = "outside of the layers, loss or optimizer"
 FEATURES, EVALUATION = "features", "evaluation"
+# A module's output of fewer elements is judged by its largest error: a few draws of their mean may be close by chance.
+LEAST_ELEMENTS = 64
 ADVICE = {
     HEAD: "look at the head, the loss or the optimizer",
     HEAD_ITSELF: "given the reference's features it errs, too: look at the head, the loss or the optimizer",
+    ELSEWHERE: "look at what the module computes outside of its layers, at the loss or the optimizer",
     FEATURES: "the features differ that the head was given: look at the feature cache, the batches or the encoder",
     EVALUATION: "its logits are, too: look at how an evaluation's figures are computed",
 }
@@ -115,9 +119,14 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
     allowed = [check.allowed for check in logits[::2]]
     features = feature_checks(reference, candidate, error_budgets, m)
     head = head_checks(reference, candidate, error_budgets, m)
-    metrics = metric_checks(reference, candidate, allowed[1:])
     right = accuracy_check(reference, candidate, allowed)
-    checks = [*logits, *(check for found in series.values() for check in found), *features, *head, *right, *metrics]
+    if reference.of_module:
+        metrics = loss_checks(reference, candidate, error_budgets, m, [check.allowed for check in series["loss"]])
+        logits = logits if reference.probe_logits[0].size >= LEAST_ELEMENTS else logits[1::2]
+    else:
+        metrics = metric_checks(reference, candidate, allowed[1:])
+    checks = [*logits, *(check for found in series.values() for check in found), *features, *head, *right]
+    checks += [check for check in metrics if check.allowed != float("inf")]
     checks += [check for entry in layers for check in (*entry.cumulative, *entry.local)]
     ended = candidate.header.ended
     if ended is not None:
@@ -132,7 +141,7 @@ def judge(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace]) ->
         metrics,
         checks,
     )
-    found = _verdict(checks, layers, shown)
+    found = _verdict(checks, layers, shown, reference.of_module)
     if ended is not None:
         found.reasons.append(f"training could not continue beyond step {ended.step}: {ended.reason}")
     return found
@@ -164,13 +173,15 @@ def differences(reference: Trace, candidate: Trace) -> list[str]:
             found.append(f"the reference has NaN or inf in {name}: it judges nothing")
         elif name in candidate.arrays and not found and _shape(name, candidate.arrays[name]) != _shape(name, array):
             found.append(f"{name} is {candidate.arrays[name].shape} in {candidate.label}, not {array.shape}")
-    replayed, states = candidate.arrays.get("replay"), reference.states
-    if replayed is not None and theirs.replayed_sha256 != reference.states_sha256():
+    if ours.layers != theirs.layers:
+        found.append(f"the layers are called in another order in {candidate.label}")
+    replayed, states = ([one.shape for one in arrays] for arrays in (candidate.replays, reference.states[1:]))
+    if replayed and theirs.replayed_sha256 != reference.states_sha256():
         found.append(
             f"{candidate.label} replayed other hidden states than this reference's; record it with --replay-from"
         )
-    if replayed is not None and replayed.shape != states[1:].shape and not found:
-        found.append(f"the replay is {replayed.shape} in {candidate.label}, not {states[1:].shape}")
+    if replayed and replayed != states and not found:
+        found.append(f"the replay is {replayed} in {candidate.label}, not {states}")
     return found
 
 
@@ -236,7 +247,7 @@ def _logit_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Tr
     checks = []
     for index, step in enumerate(steps):
         checks += tensor_checks(
-            "logits",
+            "output" if reference.of_module else "logits",
             step,
             exact[index],
             candidate.probe_logits[index],
@@ -249,10 +260,11 @@ def _logit_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Tr
 
 def _layer_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Trace], m: float) -> list[_Layer]:
     exact = reference.states
-    replayed = "replay" in candidate.arrays and all("replay" in error_budget.arrays for error_budget in error_budgets)
+    names = reference.header.layers or range(1, len(exact))
+    replayed = all(trace.replays for trace in (candidate, *error_budgets))
     entries = []
     for index, state in enumerate(exact):
-        name = "embedding" if index == 0 else f"layer {index}"
+        name = f"layer {names[index - 1]}" if index else "input of the layers" if reference.of_module else "embedding"
         found = candidate.states[index]
         drawn = [error_budget.states[index] for error_budget in error_budgets]
         cumulative = tensor_checks(name, 0, state, found, drawn, m)
@@ -260,8 +272,8 @@ def _layer_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Tr
         if index == 0:
             local, own = cumulative, found
         elif replayed:
-            own = candidate.arrays["replay"][index - 1]
-            others = [error_budget.arrays["replay"][index - 1] for error_budget in error_budgets]
+            own = candidate.replays[index - 1]
+            others = [error_budget.replays[index - 1] for error_budget in error_budgets]
             local = tensor_checks(f"{name} alone", 0, state, own, others, m)
         scale = max(rms(state), 1e-300)
         relative, most = distances(state, found)
@@ -279,7 +291,7 @@ def _layer_checks(reference: Trace, candidate: Trace, error_budgets: Sequence[Tr
     return entries
 
 
-def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: Shown) -> Judgement:
+def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: Shown, of_module: bool) -> Judgement:
     outside = [check for check in checks if not check.ratio <= 1.0]
     worst = max(check.ratio for check in checks)
     if not outside:
@@ -299,9 +311,11 @@ def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: Shown) ->
         reasons = [f"{leader.quantity} is off by {leader.error:.3g} {when}, {leader.allowed:.3g} is allowed"]
     else:
         reasons = [f"{leader.quantity} is not finite {when}"]
-    place = layer or _place(outside)
+    place = layer or _place(outside, of_module)
     if layer is None:
-        reasons.append(f"the encoder's layers are within their band: {ADVICE[place]}")
+        subject = "the layers" if of_module else "the encoder's layers"
+        within = f"{subject} are within their band: " if layers else ""
+        reasons.append(within + ADVICE[place])
     elif cause is None:
         reasons.append(f"{layer} is the first outside its band (without a replay: its own error, or what it got)")
     elif cause == LOCAL:
@@ -317,7 +331,7 @@ def _verdict(checks: Sequence[Check], layers: Sequence[_Layer], shown: Shown) ->
     return Judgement(verdict, reasons, first.step, layer, cause, worst, shown.model_copy(update={"place": place}))
 
 
-def _place(outside: Sequence[Check]) -> str:
+def _place(outside: Sequence[Check], of_module: bool) -> str:
     """Where to look if all layers are within their bands."""
     quantities = {check.quantity for check in outside}
     if any(GIVEN in quantity for quantity in quantities):
@@ -326,4 +340,4 @@ def _place(outside: Sequence[Check]) -> str:
         return FEATURES
     if all(quantity.startswith("the evaluation's") for quantity in quantities):
         return EVALUATION
-    return HEAD
+    return ELSEWHERE if of_module else HEAD

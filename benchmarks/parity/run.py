@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 
 from ... import UserError
 from ...albert_core.config.load import load_config
+from ...albert_core.config.workload_name import files_of, package_of
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...albert_core.runs.files import make_folders, refuse_links, write_text
 from ...backends import ErrorBudget, options_section
@@ -190,7 +190,8 @@ def _recorded(
 def _hash(spec: RecordSpec, python: str, replay_from: Trace | None) -> str:
     """A hash of everything that a trace depends on: settings, interpreter, and the files of code, data and model."""
     config = load_config(spec.config, spec.jobs[0].sets).config
-    data = [Path(name).expanduser() for name in (config.dataset_id, config.model_name, config.tokenizer_name) if name]
+    names = (config.dataset_id, config.model_name, config.tokenizer_name)
+    data = [Path(name).expanduser() for name in names if name] if config.workload is None else files_of(config.workload)
     return hash_of(
         {
             "config": config.model_dump(mode="json"),
@@ -208,8 +209,7 @@ def _code(backend: str) -> list[Path]:
     """The folders of the code that a trace depends on: isotrain's, and those of a package that adds the backend."""
     own = [PACKAGE_ROOT / name for name in ("albert_core", "backends", "benchmarks", "kernels")]
     modules = [entry.module for entry in entry_points(group="isotrain.backends") if entry.name == backend]
-    specs = [find_spec(module.partition(".")[0]) for module in modules]
-    return [*own, *(Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None)]
+    return [*own, *(place for module in modules for place in package_of(module))]
 
 
 def _files(place: Path) -> list[tuple[str, int, int]]:

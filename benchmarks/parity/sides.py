@@ -35,7 +35,7 @@ def parse_side(text: str, elsewhere: Collection[str] = ()) -> Side:
     """Parses BACKEND[:NUMBER][:WORD+WORD...].
 
     A word is a dtype, a value of one of the backend's options (hifi2, bfp_bf8, exact), or key=value of the
-    configuration. A float64 side also trains its head in float64.
+    configuration.
 
     Args:
         elsewhere: Backends with their own interpreters. Others are resolved on this machine.
@@ -63,8 +63,7 @@ def parse_side(text: str, elsewhere: Collection[str] = ()) -> Side:
 
 def _settings(text: str, backend: str, word: str) -> list[str]:
     if word in DTYPE_NAMES:
-        dtype = DTYPE_NAMES[word]
-        return [f"dtype={dtype}", *(["head_dtype=float64"] if dtype == "float64" else [])]
+        return [f"dtype={DTYPE_NAMES[word]}"]
     if "=" in word:
         return [word]
     allowed = _words(backend)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,7 @@ DRAWS = 3
 HEAD_SERIES = SERIES
 HEAD_STEPS = 200
 # The arrays of every trace.
-ARRAYS = (*SERIES, "probe_logits", "states")
+ARRAYS = (*SERIES, "probe_logits")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Trace:
             probe_features [1 or E + 1, P, H], the head's inputs for the texts of the first steps, in order, and for the
             probe texts; head_loss, head_grad_norm, head_update_norm [n] and head_logits [e, P, C] of the head trained
             on the reference's features, or in the reference, of the head in its own run.
+
+            A run of a user's own module has the module's output in probe_logits, [E + 1, elements, 1]. Instead of
+            states, it has state.0000, the first layer's input, and each layer's output from state.0001 on, in any
+            shape; input.N, if a layer was given something else than the state before it; and instead of replay,
+            replay.0001 and so on. header.layers names the layers.
     """
 
     header: TraceHeader
@@ -72,13 +78,36 @@ class Trace:
         return self.arrays["probe_logits"]
 
     @property
-    def states(self) -> np.ndarray:
-        return self.arrays["states"]
+    def of_module(self) -> bool:
+        """Whether it is a run of a user's own module."""
+        return self.header.layers is not None
+
+    @property
+    def states(self) -> Sequence[np.ndarray]:
+        """The first layer's input and each layer's output. Empty for a module without layers."""
+        return list(self.arrays["states"]) if "states" in self.arrays else self._numbered("state")
+
+    @property
+    def replays(self) -> Sequence[np.ndarray]:
+        """Each layer applied to the reference's states. Empty without a replay."""
+        return list(self.arrays["replay"]) if "replay" in self.arrays else self._numbered("replay")
+
+    @property
+    def layer_inputs(self) -> Sequence[np.ndarray]:
+        """What each layer was given."""
+        before = self.states[:-1]
+        return [self.arrays.get(f"input.{number:04}", state) for number, state in enumerate(before, start=1)]
+
+    def _numbered(self, kind: str) -> list[np.ndarray]:
+        return [self.arrays[name] for name in sorted(self.arrays) if name.startswith(f"{kind}.")]
 
     def states_sha256(self) -> str:
         """A hash of the hidden states, by which a replay names them."""
-        states = np.ascontiguousarray(self.states)
-        return hashlib.sha256(f"{states.dtype.str}{states.shape}".encode() + states.tobytes()).hexdigest()
+        found = hashlib.sha256()
+        for given in [self.arrays["states"]] if "states" in self.arrays else [*self.states[:1], *self.layer_inputs]:
+            states = np.ascontiguousarray(given)
+            found.update(f"{states.dtype.str}{states.shape}".encode() + states.tobytes())
+        return found.hexdigest()
 
     def until(self, steps: int, evaluations: int) -> Trace:
         """A trace of the first `steps` steps and `evaluations` evaluations."""
@@ -190,7 +219,7 @@ def _check(trace: Trace) -> None:
     where = str(trace.folder)
     if not trace.header.metrics and trace.header.ended is None:
         raise UserError(f"trace {where!r} holds no evaluation, and every run ends with one; record it again")
-    missing = [name for name in ARRAYS if name not in trace.arrays]
+    missing = [name for name in (*ARRAYS, *(() if trace.of_module else ("states",))) if name not in trace.arrays]
     if missing:
         raise UserError(f"trace {where!r} lacks {', '.join(missing)}; record it again")
     foreign = [f"{name} of {array.dtype}" for name, array in trace.arrays.items() if array.dtype.kind != "f"]
@@ -206,9 +235,14 @@ def _check(trace: Trace) -> None:
     if beyond:
         raise UserError(f"trace {where!r} has an evaluation at step {beyond[0]} of {trace.steps}; record it again")
     for name, dimensions in (("probe_logits", 1 + len(trace.header.metrics)), ("states", None)):
-        array = trace.arrays[name]
-        if array.ndim < 3 or not array.size or dimensions not in (None, len(array)):
+        array = trace.arrays.get(name)
+        if array is not None and (array.ndim < 3 or not array.size or dimensions not in (None, len(array))):
             raise UserError(f"trace {where!r} has {name} of shape {array.shape}, which can't be; record it again")
+    layers = len(trace.header.layers or ())
+    states, replays = len(trace.states), len(trace.replays)
+    if trace.of_module and (states != layers + (layers > 0) or replays not in (0, layers)):
+        found = f"{count(states, 'state')} and {count(replays, 'replay')} of {count(layers, 'layer')}"
+        raise UserError(f"trace {where!r} has {found}, which can't be; record it again")
     _check_head(trace)
 
 

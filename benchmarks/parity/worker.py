@@ -87,7 +87,7 @@ def record_jobs(spec: RecordSpec) -> Recorded:
     Raises:
         UserError: A job can't be recorded.
     """
-    from .record import record
+    from .recording.record import record
     from .trace import read_trace, write_trace
 
     reference = None if spec.replay_from is None else read_trace(Path(spec.replay_from))

@@ -66,7 +66,12 @@ _STEPS = _how(help="Optimizer steps (default 200, fewer where the run is shorter
 @parity.command(OWN, cls=HelpfulCommand)
 def run(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name: banking77, quickstart.")
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="YAML file, or a packaged one by name: banking77, quickstart. Or a model of your own: FILE.py:NAME, "
+            "MODULE:NAME, or an installed workload.",
+        ),
     ],
     candidate: Annotated[
         list[str],
@@ -101,7 +106,8 @@ def run(
     norm, update norm and features at every step, every layer's hidden states before the first step, and the logits at
     each evaluation. They may be at most m times as far from float64 as the candidate's arithmetic is on the host. The
     head is trained once more on the reference's features and judged in its own dtype. An evaluation's figures may
-    differ by the effect of the logits' allowed error.
+    differ by the effect of the logits' allowed error. A model of your own is observed by its own layers (a method
+    `layers`, else its longest ModuleList) and its output, for its first batch.
 
     Exit code 0: all pass; 1: one drifts or diverges; 2: one could not be compared.
 
@@ -110,6 +116,8 @@ def run(
       isotrain parity quickstart --candidate cpu:float32 --candidate cpu:bfloat16 --candidate tt:hifi2+bfp_bf8
 
       isotrain parity banking77 --candidate xla:float32 --python xla=.venv-xla/bin/python
+
+      isotrain parity my_model.py:TinyGPT --candidate cpu:bfloat16
     """
     from ...benchmarks.parity.check import check, trace_folder
     from ...benchmarks.parity.run import Comparison, run_parity
@@ -137,7 +145,7 @@ def run(
 
 @parity.command(cls=HelpfulCommand)
 def record(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a packaged one by name.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, a packaged one by name, or a workload.")],
     out: Annotated[Path, _output(help="The trace's folder; it must not exist.")],
     backend: Annotated[str, _what(help="Device: cpu, cuda, cuda:1, xla, tt.")] = "cpu",
     dtype: Annotated[str | None, _what(help="Encoder dtype; float64 makes a reference.")] = None,
@@ -159,7 +167,7 @@ def record(
       isotrain parity record banking77 --backend cuda --dtype bfloat16 --out traces/h100 --replay-from traces/reference
     """
     from ...backends import ErrorBudget
-    from ...benchmarks.parity.record import record as record_trace
+    from ...benchmarks.parity.recording.record import record as record_trace
     from ...benchmarks.parity.run import record_error_budget
     from ...benchmarks.parity.sides import parse_side
     from ...benchmarks.parity.trace import check_free, check_reference, read_trace, write_trace

@@ -26,7 +26,7 @@ from ...albert_core.tasks import TASKS
 from ...albert_core.tokens.order import BatchStream, Window
 from ...albert_core.workload.loss_scale import loss_scale
 from ...backends import Backend, CastPolicy
-from ...benchmarks.parity.observe import adam_on_device
+from ...benchmarks.parity.recording.observe import adam_on_device
 from ..common.texts import VOCABULARY, random_texts
 
 LABELS, WIDTH, LONGEST = 5, 24, 32

@@ -16,7 +16,7 @@ from ...albert_core.config.schema import TrainConfig
 from ...albert_core.loop.optim import build_optimizer
 from ...albert_core.model.head import ClassificationHead
 from ...backends import Backend
-from ...benchmarks.parity.observe import adam_on_device
+from ...benchmarks.parity.recording.observe import adam_on_device
 from ..case import Device, UnsupportedError
 
 Form = Literal["autograd", "fused", "captured", "compiled", "torch-compile"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from isotrain import UserError
 from isotrain.backends import CastPolicy, ErrorBudget, get_backend
 from isotrain.backends.tt.options import TtOptions
@@ -39,3 +40,42 @@ def test_each_draw_is_a_run_of_its_own_unless_another_would_be_the_same() -> Non
     lofi = ErrorBudget("tt-emulated", "bfloat16", {"math_fidelity": "lofi"}, draws=False, head_dtype="bfloat16")
     (only,) = draw_settings(lofi)
     assert {"backend=tt-emulated", "tt.math_fidelity=lofi", "head_dtype=bfloat16"} <= set(only)
+
+
+def test_every_operation_is_rounded_at_random_but_those_that_compute_nothing() -> None:
+    backend = get_backend("ideal")
+    x = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    lowest = torch.full((32, 32), torch.finfo(torch.float32).min)
+    computed = (lambda: x @ x, lambda: x * 3, x.exp, lambda: x.sum(1), lambda: x.softmax(1), lambda: x.clone().mul_(3))
+    for operation in computed:
+        exact = operation().double()
+        with backend.rounding():
+            first, second = operation(), operation()
+        assert not torch.equal(first, second)
+        assert torch.allclose(first.double(), exact, rtol=2e-7, atol=0)
+    moved = (x.t, x.clone, x.relu, x.neg, x.bfloat16, lambda: x[3:], lambda: torch.cat([x, x]), lambda: x.max(0).values)
+    for operation in (*moved, lambda: (x > 0).float() + 1, lambda: x.where(x > 0, 0.5)):
+        with backend.rounding():
+            assert torch.equal(operation(), operation())
+    with backend.rounding():
+        assert bool((lowest * 1.0).isfinite().all())
+    with get_backend("cpu").rounding():
+        assert torch.equal(x @ x, x @ x)
+
+
+def test_gradients_are_rounded_too_and_linear_layers_once() -> None:
+    """A layer of one input has one product, with an error of half a unit by itself, and 1 unit by random rounding."""
+    backend = get_backend("ideal")
+    layer = backend.place(torch.nn.Linear(1, 100_000, bias=False))
+    x = torch.tensor([[0.7]])
+    exact = layer.weight.detach().double().squeeze(1) * x.double().squeeze()
+    found = []
+    for _ in range(2):
+        layer.zero_grad()
+        with backend.rounding():
+            result = layer(x).squeeze(0)
+            result.sin().sum().backward()
+        found.append(layer.weight.grad)
+        errors = (result.detach().double() - exact).abs() / exact.abs()
+        assert 1.0 < float(errors.max()) / torch.finfo(torch.float32).eps < 1.5 + 1e-6
+    assert not torch.equal(*found)

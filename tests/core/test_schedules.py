@@ -274,7 +274,7 @@ def test_parameters_are_written_as_in_transformers_and_read_again(tmp_path: Any)
 
 
 def test_parity_refuses_a_schedule_that_follows_the_evaluations() -> None:
-    from isotrain.benchmarks.parity.record import record
+    from isotrain.benchmarks.parity.recording.record import record
 
     with pytest.raises(UserError, match="greedy follows each run's own evaluations"):
         record(None, "x", ["lr_scheduler_type=greedy"])

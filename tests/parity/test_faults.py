@@ -13,8 +13,8 @@ from isotrain import UserError
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.backends.host import processor
 from isotrain.benchmarks.outcome.parity import Ended
-from isotrain.benchmarks.parity.head_replay import replay_head
 from isotrain.benchmarks.parity.judge import Judgement, judge
+from isotrain.benchmarks.parity.recording.head_replay import replay_head
 from isotrain.benchmarks.parity.trace import Trace
 from isotrain.kernels.cpu.library import why_not
 from support.faults import B16, FAULTS, NOT_FINITE, REFUSED, Fault, planted
@@ -160,7 +160,7 @@ def shared_replays(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         made.clear()
         checks[0] = checked
 
-    monkeypatch.setattr("isotrain.benchmarks.parity.record.replay_head", replay)
+    monkeypatch.setattr("isotrain.benchmarks.parity.recording.record.replay_head", replay)
     return begin
 
 

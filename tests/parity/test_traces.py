@@ -11,7 +11,7 @@ import pytest
 from isotrain import RunError, UserError
 from isotrain.albert_core.config.keys import Keys
 from isotrain.albert_core.config.schema import TrainConfig
-from isotrain.benchmarks.parity.recipe import COMPUTED, DATA, KEPT, recipe_of
+from isotrain.benchmarks.parity.recording.recipe import COMPUTED, DATA, KEPT, recipe_of
 from isotrain.benchmarks.parity.sides import parse_side
 from isotrain.benchmarks.parity.trace import HEADER_FILE, TENSOR_FILE, Trace, read_trace, write_trace
 from support.parity_traces import STEPS, exact, with_header
@@ -131,7 +131,7 @@ def test_a_recipe_is_every_key_but_those_that_say_where_and_what_is_kept() -> No
     left_out = [*DATA, *COMPUTED, *KEPT]
     keys = set(Keys.model_fields)
     assert set(left_out) <= keys
-    recipe = recipe_of(TrainConfig(seed=5, tt={"arch": "blackhole"}), 77, 10)
+    recipe = recipe_of(TrainConfig(seed=5, tt={"arch": "blackhole"}), 10, num_labels=77)
     assert recipe.keys() == keys - set(left_out)
     assert (recipe["seed"], recipe["num_labels"], recipe["max_steps"], recipe["lora"]["rank"]) == (5, 77, 10, 0)
 
@@ -166,7 +166,7 @@ def test_a_head_that_is_not_as_it_should_be(tmp_path: Path, changes: dict[str, n
 
 
 def test_sides() -> None:
-    assert parse_side("cpu:float64").sets == ("backend=cpu", "use_tt=false", "dtype=float64", "head_dtype=float64")
+    assert parse_side("cpu:float64").sets == ("backend=cpu", "use_tt=false", "dtype=float64")
     emulation = parse_side("tt:hifi2+bfp_bf8")
     assert (emulation.label, emulation.backend) == ("tt-emulated:hifi2+bfp_bf8", "tt-emulated")
     words = ("use_tt=false", "tt.math_fidelity=hifi2", "tt.weight_dtype=bfp_bf8")

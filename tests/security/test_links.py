@@ -15,7 +15,7 @@ from isotrain.albert_core.runs.folder import RunFolder, open_run
 from isotrain.backends import ErrorBudget
 from isotrain.benchmarks.harness.document import Sweep
 from isotrain.benchmarks.outcome.build import write_result
-from isotrain.benchmarks.parity.record import record
+from isotrain.benchmarks.parity.recording.record import record
 from isotrain.benchmarks.parity.run import record_error_budget
 from isotrain.benchmarks.parity.trace import read_trace, write_trace
 from support.command import Invoke

@@ -24,7 +24,7 @@ _COMMANDS_IMPORT = (
     "isotrain.albert_core.loop.train",
     "isotrain.backends.cpu",
     "isotrain.benchmarks.parity.compare",
-    "isotrain.benchmarks.parity.record",
+    "isotrain.benchmarks.parity.recording.record",
     "isotrain.benchmarks.reports.terminal",
     "isotrain.cli.main",
     "isotrain.kernels.cpu",

@@ -146,27 +146,29 @@ def _no_mask(patch: pytest.MonkeyPatch, size: float) -> None:
     patch.setattr(CpuBackend, "frozen_encoder", lambda self, *rest: _Unmasked(real(self, *rest)))
 
 
-def _after_step(change: Callable[[Any, dict[str, Any], float], None], before: Callable[[Any, float], Any]) -> Plant:
-    """Something is done to parameters or optimizer after each step."""
+def _after_step(
+    change: Callable[[Any, dict[str, Any], float], None], before: Callable[[Any, float], Any], maker: str = "make_step"
+) -> Plant:
+    """Something is done to parameters or optimizer after each step, which `maker` makes."""
 
     def plant(patch: pytest.MonkeyPatch, size: float) -> None:
-        real = start.make_step
+        real = getattr(start, maker)
 
         def make(training: Any) -> Any:
             step = real(training)
             memory: dict[str, Any] = {"number": 0}
 
-            def wrong(num_samples: int, *pairs: Any) -> Any:
+            def wrong(*arguments: Any) -> Any:
                 memory["number"] += 1
                 memory["before"] = before(training, size)
-                result = step(num_samples, *pairs)
+                result = step(*arguments)
                 with torch.no_grad():
                     change(training, memory, size)
                 return result
 
             return wrong
 
-        patch.setattr(start, "make_step", make)
+        patch.setattr(start, maker, make)
 
     return plant
 

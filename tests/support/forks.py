@@ -48,7 +48,7 @@ PRELOADED = (
     "isotrain.cli.main",
     "isotrain.albert_core.inference.predict",
     "isotrain.albert_core.loop.train",
-    "isotrain.benchmarks.parity.record",
+    "isotrain.benchmarks.parity.recording.record",
     "isotrain.benchmarks.parity.run",
     "isotrain.benchmarks.reports.terminal",
     *LIBRARIES,

@@ -9,7 +9,7 @@ import torch
 from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
-from isotrain.benchmarks.parity.record import record
+from isotrain.benchmarks.parity.recording.record import record
 from isotrain.benchmarks.parity.run import draw_settings
 from isotrain.benchmarks.parity.trace import Trace
 
@@ -32,7 +32,19 @@ SETTINGS: dict[str, Any] = {
 }
 FLOAT32 = {"dtype": "float32"}
 BFLOAT16 = {"dtype": "bfloat16"}
-FLOAT64 = {"dtype": "float64", "head_dtype": "float64"}
+FLOAT64 = {"dtype": "float64"}
+# Of a workload of 12 batches.
+OF_MODULE: dict[str, Any] = {
+    "gradient_accumulation_steps": 2,
+    "num_epochs": 2,
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0,
+    "warmup_steps": 4,
+    "weight_decay": 0.1,
+    "log_level": "ERROR",
+    "threads": 1,
+}
 
 
 def write_model(folder: Path, seed: int = 0) -> dict[str, str]:
@@ -60,7 +72,8 @@ class ParityJob:
     """The run with a model: its float64 trace, and candidates judged by error budgets that are recorded once."""
 
     def __init__(self, model: dict[str, str], **overrides: Any) -> None:
-        self.settings = SETTINGS | model | overrides
+        """`model` has the keys that name a model, or a workload."""
+        self.settings = (OF_MODULE if "workload" in model else SETTINGS) | model | overrides
         self._error_budgets: dict[str, list[Trace]] = {}
         self.reference = self.record("cpu:float64", **FLOAT64)
 

@@ -140,6 +140,8 @@ class WorkloadBatches:
         self.job, self.stream = job, stream
         self._batches: Iterator[Any] = iter(())
         self._read = self._samples = 0
+        #: The newest step's batches on the host, of all processes.
+        self.host: list[Any] = []
 
     def start_epoch(self, order: np.ndarray) -> None:
         """Begins the epoch that the stream is in."""
@@ -162,7 +164,7 @@ class WorkloadBatches:
                 f"{job.workload.place_of('batches')}: batches({seed + epoch}) has another number of batches than "
                 f"batches({seed}), which has {job.num_batches}; give every epoch as many"
             )
-        self._samples = sum(samples(job.workload, batch) for batch in host)
+        self.host, self._samples = host, sum(samples(job.workload, batch) for batch in host)
         every = job.config.gradient_accumulation_steps if job.backend.static_shapes is not None else len(host)
         each = -(-every // size)
         own = range(job.ranks.rank * each, (job.ranks.rank + 1) * each)

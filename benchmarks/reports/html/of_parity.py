@@ -243,14 +243,14 @@ def _by_layer(layers: Sequence[LayerError], names: tuple[str, ...], key: str) ->
 
 
 def _tables(parity: Parity) -> list[Block]:
-    """Everything that a candidate is judged by, its logits, and its metrics by epoch."""
+    """Everything that a candidate is judged by, its output, and its metrics by epoch."""
     tags = parity_tags(parity)
     checks = [(one.name, check) for one in parity.candidates for check in one.checks]
     probes = [(one.name, one.probe) for one in parity.candidates if one.probe is not None]
     epochs = [(one.name, at) for one in parity.candidates for at in one.metrics]
     tables = (
         Table(titled("Largest error of each quantity", tags), QUANTITIES, checks, _outside),
-        Table(titled("Logits of the probe texts", tags), PROBES, probes),
+        Table(titled("Output for the probes", tags), PROBES, probes),
         Table(titled("Metrics by epoch", tags), EPOCHS, epochs).without_empty_columns(),
     )
     return [table for table in tables if table.entries]

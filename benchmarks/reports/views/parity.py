@@ -80,8 +80,8 @@ def _verdicts(result: Parity) -> Table[Candidate]:
         of_judged("first step", lambda one: "" if one.first_step is None else str(one.first_step)),
         of_judged("first outside", _outside, numeric=False),
         of_judged("loss rel. L2", lambda one: _small(one.relative_l2.loss)),
-        of_judged("logits rel. L2", lambda one: _small(one.probe.relative_l2)),
-        of_judged("logits max abs", lambda one: _small(one.probe.max_abs)),
+        of_judged("output rel. L2", lambda one: _small(one.probe.relative_l2)),
+        of_judged("output max abs", lambda one: _small(one.probe.max_abs)),
         of_judged("PCC", lambda one: "" if one.probe.pcc is None else f"{one.probe.pcc:.6f}"),
         of_judged("last figure (reference)", _last),
     )

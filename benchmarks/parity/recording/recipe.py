@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...albert_core.config.schema import TrainConfig
+from ....albert_core.config.keys import OF_TEXTS
+from ....albert_core.config.schema import TrainConfig
 
-# Data, model and tokens are compared by hashes of their contents.
+# Data, model and tokens are compared by hashes of their contents, and so is a workload.
 DATA = (
+    "workload",
     "dataset_id",
     "model_name",
     "tokenizer_name",
@@ -79,11 +81,15 @@ KEPT = (
 )
 
 
-def recipe_of(config: TrainConfig, num_labels: int, total_steps: int) -> dict[str, Any]:
+def recipe_of(config: TrainConfig, total_steps: int, **own: Any) -> dict[str, Any]:
     """Every key of `config` except those above, so that keys of later versions are compared, too.
 
-    The numbers of labels and steps are the actual ones.
+    Args:
+        config: The run's.
+        total_steps: The actual number of steps.
+        own: What only this kind of run has, such as the actual number of labels.
     """
-    left_out = {*DATA, *COMPUTED, *KEPT, *config.backend_options}
+    unread = OF_TEXTS if config.workload is not None else ()
+    left_out = {*DATA, *COMPUTED, *KEPT, *unread, *config.backend_options}
     asked = {key: value for key, value in config.model_dump(mode="json").items() if key not in left_out}
-    return asked | {"num_labels": num_labels, "max_steps": total_steps}
+    return asked | {"max_steps": total_steps} | own

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 
-from ...albert_core.features.compute import InputSource
-from ...albert_core.loop.build import Training, text_job
-from ...albert_core.loop.job import trains_on_features
-from ...albert_core.tokens.order import Window
-from ...albert_core.tokens.store import TokenStore
-from .trace import HEAD_STEPS, SERIES
+from ....albert_core.features.compute import InputSource
+from ....albert_core.loop.build import Training, text_job
+from ....albert_core.loop.job import trains_on_features
+from ....albert_core.tokens.order import Window
+from ....albert_core.tokens.store import TokenStore
+from ..trace import HEAD_STEPS, SERIES
 
 # The logits of so many first texts of the evaluation split are kept.
 PROBE_TEXTS = 64
@@ -142,10 +143,15 @@ def probe(training: Training) -> tuple[Any, np.ndarray]:
         inputs = source.batch(0, size)[0]
         logits = model(inputs)
     model.train(training_mode)
-    host = logits.cpu()[: min(size, PROBE_TEXTS)]
-    # A masked logit is the lowest value of its dtype, which would hide every error.
+    return inputs, on_host_wide(logits[: min(size, PROBE_TEXTS)])
+
+
+def on_host_wide(values: torch.Tensor) -> np.ndarray:
+    """Values on the host in at least float32. What is masked, by the lowest value of its dtype or by -inf, is 0."""
+    host = values.detach().cpu()
+    # It would hide every error.
     host = host.masked_fill(host <= torch.finfo(host.dtype).min / 2, 0.0)
-    return inputs, host.to(torch.promote_types(host.dtype, torch.float32)).numpy()
+    return host.to(torch.promote_types(host.dtype, torch.float32)).numpy()
 
 
 def trained(training: Training) -> list[torch.Tensor]:
@@ -160,11 +166,19 @@ def adam_on_device(optimizer: torch.optim.Optimizer) -> list[float] | None:
 
 
 def without_dropout(model: torch.nn.Module) -> bool:
-    """Switches dropout off, and returns whether there was any. Attention reads its dropout from these modules."""
-    layers = [part for part in model.modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
-    for layer in layers:
-        layer.p = 0.0
-    return bool(layers)
+    """Switches dropout off, and returns whether there was any.
+
+    Attention and recurrent layers have no dropout module: they read a number that is named after it.
+    """
+    found = False
+    for part in model.modules():
+        names = [name for name in vars(part) if "dropout" in name]
+        for name in ("p",) if isinstance(part, _DropoutNd) else names:
+            value = getattr(part, name)
+            if isinstance(value, float) and value > 0:
+                setattr(part, name, 0.0)
+                found = True
+    return found
 
 
 def batch_hash(store: TokenStore, rows: np.ndarray) -> str:

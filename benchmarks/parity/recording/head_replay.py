@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ... import UserError
-from ...albert_core.config.load import ResolvedConfig
-from ...albert_core.features.compute import CachedFeatures
-from ...albert_core.loop.build import Training, text_job
-from ...albert_core.loop.events import TrainingError
-from ...albert_core.loop.job import TextJob, trains_on_features
-from ...albert_core.loop.train import train
-from ...albert_core.tokens.order import Window, epoch_order
+from .... import UserError
+from ....albert_core.config.load import ResolvedConfig
+from ....albert_core.features.compute import CachedFeatures
+from ....albert_core.loop.build import Training, text_job
+from ....albert_core.loop.events import TrainingError
+from ....albert_core.loop.job import TextJob, trains_on_features
+from ....albert_core.loop.train import train
+from ....albert_core.tokens.order import Window, epoch_order
+from ..trace import HEAD_SERIES, Trace
 from .observe import Steps, probe, without_dropout
-from .trace import HEAD_SERIES, Trace
 
 
 def replay_head(resolved: ResolvedConfig, reference: Trace) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Records a trace: a real training run, observed from inside."""
