@@ -164,22 +164,7 @@ class NativeEncoder:
             raise UserError(error.value.decode())
 
     def _create(self, weights: EncoderWeights) -> int:
-        config = self.config
-        shape = Shape(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            heads=config.num_heads,
-            embedding=config.embedding_size,
-            vocab=config.vocab_size,
-            positions=config.max_positions,
-            types=config.type_vocab_size,
-            activation=ACTIVATIONS[config.activation],
-            project=weights.projection_weight is not None,
-            layers=len(weights.layers),
-            num_layers=config.num_layers,
-            block_tokens=self.block_tokens,
-            eps=config.layer_norm_eps,
-        )
+        config, shape = self.config, shape_of(weights, self.block_tokens)
         tensors = [self._word_embeddings, *_embedding_tensors(weights)]
         for layer in weights.layers:
             tensors += _layer_tensors(layer)
@@ -192,6 +177,25 @@ class NativeEncoder:
         if not handle:
             raise UserError(f"kernel native can't be built for these weights: {error.value.decode()}")
         return handle
+
+
+def shape_of(weights: EncoderWeights, block_tokens: int = 1) -> Shape:
+    config = weights.config
+    return Shape(
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_heads,
+        embedding=config.embedding_size,
+        vocab=config.vocab_size,
+        positions=config.max_positions,
+        types=config.type_vocab_size,
+        activation=ACTIVATIONS[config.activation],
+        project=weights.projection_weight is not None,
+        layers=len(weights.layers),
+        num_layers=config.num_layers,
+        block_tokens=block_tokens,
+        eps=config.layer_norm_eps,
+    )
 
 
 def default_block_tokens(isa: str, intermediate_size: int) -> int:

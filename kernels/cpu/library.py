@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..native import NativeLibrary, load
 
-INTERFACE = 3
+INTERFACE = 4
 
 # Fastest first. "amx_emulated" is the AMX code over plain memory, for tests. It is never chosen automatically.
 ISAS = ("amx_bf16", "avx512_bf16")
@@ -48,6 +48,19 @@ class EmbeddingGradients(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("word", "position", "type", "norm_weight", "norm_bias")),
         ("padding", ctypes.c_int64),
+    )
+
+
+class TrainingBatch(ctypes.Structure):
+    """`struct Batch` of native/train_api.cpp."""
+
+    _fields_ = (
+        ("cu_seqlens", _POINTER),
+        ("sequences", ctypes.c_int64),
+        ("key", ctypes.c_uint64),
+        *((name, ctypes.c_float) for name in ("attention_dropout", "attention_output_dropout", "output_dropout")),
+        ("keep", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
     )
 
 
@@ -103,6 +116,19 @@ def native() -> NativeLibrary:
             _POINTER,
             ctypes.POINTER(EmbeddingGradients),
         )
+        library.isotrain_cpu_train_create.argtypes = (
+            ctypes.c_char_p,
+            ctypes.POINTER(Shape),
+            ctypes.POINTER(ctypes.c_int32),
+            *error,
+        )
+        library.isotrain_cpu_train_create.restype = _POINTER
+        library.isotrain_cpu_train_tape.restype = _POINTER
+        for name in ("isotrain_cpu_train_destroy", "isotrain_cpu_train_destroy_tape"):
+            getattr(library, name).argtypes = (_POINTER,)
+            getattr(library, name).restype = None
+        library.isotrain_cpu_train_forward.argtypes = (*(_POINTER,) * 8, *error)
+        library.isotrain_cpu_train_backward.argtypes = (_POINTER, _POINTER, ctypes.c_int, *(_POINTER,) * 3, *error)
         library.isotrain_cpu_head_workspace.argtypes = (ctypes.POINTER(HeadTensors), ctypes.c_int)
         library.isotrain_cpu_head_workspace.restype = ctypes.c_size_t
         library.isotrain_cpu_head_step.argtypes = (

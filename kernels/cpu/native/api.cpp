@@ -2,7 +2,7 @@
 // Every function that can fail returns null or a negative number and writes one line into `error`.
 #include "standard.h"
 
-#include "common.h"
+#include "interface.h"
 
 using isotrain::bf16;
 using isotrain::Block;
@@ -12,18 +12,15 @@ using isotrain::Input;
 using isotrain::Linear;
 using isotrain::Model;
 using isotrain::Norm;
+using isotrain::say;
 using isotrain::Scratch;
+using isotrain::Shape;
+using isotrain::unsupported;
 using isotrain::Watch;
 
 namespace {
 
-constexpr int kInterface = 3;
-
-struct Shape {
-    std::int32_t hidden, intermediate, heads, embedding, vocab, positions, types, activation, project, layers,
-        num_layers, block_tokens;
-    float eps;
-};
+constexpr int kInterface = 4;
 
 // Weights of one layer in the order of the tensor list (see LayerWeights in kernels/weights.py), without a name for
 // each weight and bias.
@@ -41,10 +38,6 @@ struct Encoder {
     std::vector<Slot> slots;
     std::mutex busy;
 };
-
-void say(char* error, std::size_t size, const std::string& text) {
-    if (error && size) std::snprintf(error, size, "%s", text.c_str());
-}
 
 #if defined(__x86_64__)
 
@@ -85,6 +78,25 @@ const Engine* isotrain::engine_called(const char* name) {
 
 const Engine* isotrain::engine_called(const char*) { return nullptr; }
 #endif
+
+void isotrain::say(char* error, std::size_t size, const std::string& text) {
+    if (error && size) std::snprintf(error, size, "%s", text.c_str());
+}
+
+std::string isotrain::unsupported(const Shape& s, const std::int32_t* order) {
+    if (s.hidden < 64 || s.hidden % 64 || s.hidden > 4096) return "hidden_size must be a multiple of 64 up to 4096";
+    if (s.intermediate < 64 || s.intermediate % 64) return "intermediate_size must be a multiple of 64";
+    if (s.heads < 1 || s.hidden % s.heads || s.hidden / s.heads % 16) return "head size must be a multiple of 16";
+    if (s.embedding < 16 || s.embedding % 16 || s.embedding > 4096)
+        return "embedding_size must be a multiple of 16 up to 4096";
+    if (!s.project && s.embedding != s.hidden) return "embedding_size must be hidden_size without a projection";
+    if (s.activation < 0 || s.activation > isotrain::kTanh) return "unknown activation";
+    if (s.vocab < 1 || s.positions < 1 || s.types < 1 || s.layers < 1 || s.num_layers < 1 || s.block_tokens < 1)
+        return "sizes must be above 0";
+    for (int index = 0; index < s.num_layers; ++index)
+        if (order[index] < 0 || order[index] >= s.layers) return "weights_of_layer names a layer that isn't there";
+    return "";
+}
 
 namespace {
 
@@ -144,22 +156,6 @@ void fill(Encoder& encoder, const Shape& shape, const void* const* tensors, cons
         m.layers.push_back(layer);
     }
     m.weights_of_layer.assign(order, order + shape.num_layers);
-}
-
-// The first assumption of the code above and in engine.h that doesn't hold, or empty.
-std::string unsupported(const Shape& s, const std::int32_t* order) {
-    if (s.hidden < 64 || s.hidden % 64 || s.hidden > 4096) return "hidden_size must be a multiple of 64 up to 4096";
-    if (s.intermediate < 64 || s.intermediate % 64) return "intermediate_size must be a multiple of 64";
-    if (s.heads < 1 || s.hidden % s.heads || s.hidden / s.heads % 16) return "head size must be a multiple of 16";
-    if (s.embedding < 16 || s.embedding % 16 || s.embedding > 4096)
-        return "embedding_size must be a multiple of 16 up to 4096";
-    if (!s.project && s.embedding != s.hidden) return "embedding_size must be hidden_size without a projection";
-    if (s.activation < 0 || s.activation > isotrain::kTanh) return "unknown activation";
-    if (s.vocab < 1 || s.positions < 1 || s.types < 1 || s.layers < 1 || s.num_layers < 1 || s.block_tokens < 1)
-        return "sizes must be above 0";
-    for (int index = 0; index < s.num_layers; ++index)
-        if (order[index] < 0 || order[index] >= s.layers) return "weights_of_layer names a layer that isn't there";
-    return "";
 }
 
 std::string out_of_range(const Model& m, const Input& in, std::int64_t sequences) {

@@ -26,6 +26,10 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
+// The distance between rows of `width` bfloat16 values: an odd number of cache lines, so that the 16 rows of a tile
+// never fall onto a few sets of the first-level cache (a multiple of 4 KB would put all of them onto one).
+constexpr std::size_t spread(int width) { return (std::size_t(width + 31) / 32 | 1) * 32; }
+
 struct Free {
     void operator()(void* pointer) const { std::free(pointer); }
 };
@@ -139,6 +143,8 @@ struct Scratch {
     virtual ~Scratch() = default;
 };
 
+struct Training;
+
 struct Engine {
     const char* name;
     int panel;
@@ -151,6 +157,7 @@ struct Engine {
     // Bits that tell whether the thread is ready for this instruction set (AMX has tile shapes per thread).
     void (*enter_thread)();
     void (*leave_thread)();
+    const Training* training;  // train.h
     void (*embed)(const Embedding&, float* out);  // out: [tokens][width]
     void (*embed_backward)(const Embedding&, const float* gradient, const EmbeddingGradients&);
     void (*probe_attention)(const AttentionProbe&);

@@ -234,7 +234,7 @@ Scratch* make_scratch(const Model& m, std::int64_t tokens, std::int64_t sequence
 }
 
 template <class Isa>
-constexpr Engine make_engine(const char* name) {
+constexpr Engine make_engine(const char* name, const Training& training) {
     return {name,
             Isa::kPanel,
             make_scratch<Isa>,
@@ -242,6 +242,7 @@ constexpr Engine make_engine(const char* name) {
             unit_rate<Isa>,
             Isa::enter_thread,
             Isa::leave_thread,
+            &training,
             embed,
             embed_backward,
             probe_attention<Isa>,

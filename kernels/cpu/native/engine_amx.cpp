@@ -8,6 +8,7 @@
 
 #include "gemm_amx.h"
 #include "engine.h"
+#include "train_step.h"
 
 namespace isotrain {
 namespace {
@@ -51,7 +52,8 @@ struct HardwareTiles {
 }  // namespace
 
 const Engine* amx_engine() {
-    static constexpr Engine engine = make_engine<Amx<HardwareTiles>>("amx_bf16");
+    static constexpr Training training = make_training<Amx<HardwareTiles>>();
+    static constexpr Engine engine = make_engine<Amx<HardwareTiles>>("amx_bf16", training);
     return &engine;
 }
 

@@ -9,6 +9,7 @@
 
 #include "gemm_amx.h"
 #include "engine.h"
+#include "train_step.h"
 
 namespace isotrain {
 namespace {
@@ -63,7 +64,8 @@ struct EmulatedTiles {
 }  // namespace
 
 const Engine* amx_emulated_engine() {
-    static constexpr Engine engine = make_engine<Amx<EmulatedTiles>>("amx_emulated");
+    static constexpr Training training = make_training<Amx<EmulatedTiles>>();
+    static constexpr Engine engine = make_engine<Amx<EmulatedTiles>>("amx_emulated", training);
     return &engine;
 }
 

@@ -8,11 +8,13 @@
 
 #include "gemm_avx512.h"
 #include "engine.h"
+#include "train_step.h"
 
 namespace isotrain {
 
 const Engine* avx512_engine() {
-    static constexpr Engine engine = make_engine<Avx512>("avx512_bf16");
+    static constexpr Training training = make_training<Avx512>();
+    static constexpr Engine engine = make_engine<Avx512>("avx512_bf16", training);
     return &engine;
 }
 

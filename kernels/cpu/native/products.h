@@ -10,10 +10,6 @@
 namespace isotrain {
 namespace {
 
-// The distance between rows of `width` bfloat16 values: an odd number of cache lines, so that the 16 rows of a tile
-// never fall onto a few sets of the first-level cache (a multiple of 4 KB would put all of them onto one).
-constexpr std::size_t spread(int width) { return (std::size_t(width + 31) / 32 | 1) * 32; }
-
 // Rows of a matrix: row r begins at data + r * stride.
 template <class T>
 struct Rows {

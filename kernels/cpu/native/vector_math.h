@@ -51,15 +51,23 @@ inline __m512 logistic2_ps(__m512 x) {
 
 constexpr float kLog2e = 1.44269504088896341f;
 
+// A value of an activation function and its derivative there.
+struct Activated {
+    __m512 value, slope;
+};
+
 // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), written as x / (1 + exp(-2 ...)) (Hendrycks & Gimpel 2016).
-inline __m512 gelu_tanh_ps(__m512 x) {
-    constexpr float scale = 2.0f * 0.7978845608028654f * kLog2e;
-    const __m512 inner = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(scale * 0.044715f), _mm512_set1_ps(scale));
-    return _mm512_mul_ps(x, logistic2_ps(_mm512_mul_ps(x, inner)));
+inline Activated gelu_tanh_ps(__m512 x) {
+    constexpr float scale = 2.0f * 0.7978845608028654f, cubic = 0.044715f;
+    const __m512 square = _mm512_mul_ps(x, x), one = _mm512_set1_ps(1.0f);
+    const __m512 inner = _mm512_fmadd_ps(square, _mm512_set1_ps(scale * kLog2e * cubic), _mm512_set1_ps(scale * kLog2e));
+    const __m512 s = logistic2_ps(_mm512_mul_ps(x, inner)), value = _mm512_mul_ps(x, s);
+    const __m512 rise = _mm512_fmadd_ps(square, _mm512_set1_ps(3.0f * scale * cubic), _mm512_set1_ps(scale));
+    return {value, _mm512_fmadd_ps(_mm512_mul_ps(value, _mm512_sub_ps(one, s)), rise, s)};
 }
 
 // 0.5 x (1 + erf(x / sqrt 2)); erfc by Abramowitz & Stegun 7.1.26.
-inline __m512 gelu_erf_ps(__m512 x) {
+inline Activated gelu_erf_ps(__m512 x) {
     const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
     const __m512 t = reciprocal_ps(_mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), _mm512_set1_ps(1.0f)));
     __m512 p = _mm512_set1_ps(1.061405429f);
@@ -71,25 +79,45 @@ inline __m512 gelu_erf_ps(__m512 x) {
     const __m512 half_erfc = _mm512_mul_ps(_mm512_mul_ps(p, t), _mm512_mul_ps(power, _mm512_set1_ps(0.5f)));
     const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     const __m512 cdf = _mm512_mask_mov_ps(_mm512_sub_ps(_mm512_set1_ps(1.0f), half_erfc), negative, half_erfc);
-    return _mm512_mul_ps(x, cdf);
+    const __m512 density = _mm512_mul_ps(power, _mm512_set1_ps(0.3989422804f));
+    return {_mm512_mul_ps(x, cdf), _mm512_fmadd_ps(x, density, cdf)};
 }
 
-inline __m512 activate_ps(int activation, __m512 x) {
+inline Activated silu_ps(__m512 x) {
+    const __m512 s = logistic2_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e))), value = _mm512_mul_ps(x, s);
+    return {value, _mm512_fmadd_ps(value, _mm512_sub_ps(_mm512_set1_ps(1.0f), s), s)};
+}
+
+inline Activated tanh_ps(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 y = _mm512_fmsub_ps(_mm512_set1_ps(2.0f), logistic2_ps(_mm512_mul_ps(x, _mm512_set1_ps(2.0f * kLog2e))),
+                                     one);
+    return {y, _mm512_fnmadd_ps(y, y, one)};
+}
+
+// With the operands in this order, NaN stays NaN. So does a NaN gradient where x is one.
+inline Activated relu_ps(__m512 x) {
+    const __m512 zero = _mm512_setzero_ps();
+    return {_mm512_max_ps(zero, x),
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, zero, _CMP_NLE_UQ), _mm512_set1_ps(1.0f))};
+}
+
+inline Activated activate_with_slope_ps(int activation, __m512 x) {
     switch (activation) {
         case kGeluErf:
             return gelu_erf_ps(x);
         case kGeluTanh:
             return gelu_tanh_ps(x);
         case kRelu:
-            // With the operands in this order, NaN stays NaN.
-            return _mm512_max_ps(_mm512_setzero_ps(), x);
+            return relu_ps(x);
         case kSilu:
-            return _mm512_mul_ps(x, logistic2_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e))));
+            return silu_ps(x);
         default:
-            return _mm512_fmsub_ps(_mm512_set1_ps(2.0f), logistic2_ps(_mm512_mul_ps(x, _mm512_set1_ps(2.0f * kLog2e))),
-                                   _mm512_set1_ps(1.0f));
+            return tanh_ps(x);
     }
 }
+
+inline __m512 activate_ps(int activation, __m512 x) { return activate_with_slope_ps(activation, x).value; }
 
 }  // namespace
 }  // namespace isotrain
