@@ -100,7 +100,7 @@ def build_training(job: TextJob, run: RunFolder, reporter: Reporter, recorded: T
     else:
         encoder = build_encoder(job.encoder, config)
         if config.gradient_checkpointing:
-            checkpoint_activations(encoder)
+            checkpoint_activations(encoder, partial(backend.autocast, job.policy))
         model = backend.place(WholeModel(encoder, head, job.task.apply_head, backend, job.policy))
         log.info(
             "training %s: %s layout, %s master weights, products in %s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,14 +20,24 @@ from .packed_module import packed_states, take_packed
 from .transformers_module import encoder_layers, padded_states
 
 
-def checkpoint_activations(encoder: Any) -> None:
+def checkpoint_activations(encoder: Any, arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
     """Makes every layer of a transformers encoder recompute its activations in backward (Chen et al. 2016, 1604.06174).
 
     Wraps each layer in torch.utils.checkpoint, because transformers has no gradient checkpointing for ALBERT. The
     losses keep their bits, since a layer's dropout generator is restored for the second run.
+
+    Args:
+        encoder: A transformers AlbertModel or BertModel.
+        arithmetic: The context of the forward pass, which the second run needs, too.
     """
+
+    def again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # A compiler has traced the context around it.
+        with nullcontext() if torch.compiler.is_compiling() else arithmetic():
+            return forward(*args, **kwargs)
+
     for layer in encoder_layers(encoder):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(checkpoint, partial(again, layer.forward), use_reentrant=False)
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:

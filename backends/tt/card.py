@@ -178,7 +178,7 @@ class TtBackend(XlaBackend):
     def error_budget(self, policy: CastPolicy) -> ErrorBudget:
         from .emulated import error_budget
 
-        return error_budget(self.options, policy)
+        return error_budget(self.options, policy, all_operations=True)
 
     def compile(self, fn: F, mode: str | None = None) -> F:
         import torch

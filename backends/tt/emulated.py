@@ -30,10 +30,11 @@ log = logging.getLogger("isotrain")
 
 
 class TtEmulated(CpuBackend):
-    """A card's arithmetic, computed by the host: in the frozen encoder, and in every nn.Linear forward and backward.
+    """A card's arithmetic, computed by the host: in the frozen encoder, and forward and backward in what is trained.
 
-    The loss, activations between trained layers and the optimizer are float32 on the host, since tt-xla keeps them
-    outside the matrix unit. `optimizer_dtype` bfloat16 rounds parameters and optimizer state after every step.
+    Heads have float32 tensors, of which only products are computed with less precision. The loss and the optimizer are
+    float32 on the host, since tt-xla has float32 tensors there. `optimizer_dtype` bfloat16 rounds parameters and
+    optimizer state after every step.
     """
 
     name = "tt-emulated"
@@ -73,8 +74,8 @@ class TtEmulated(CpuBackend):
         return CastPolicy(dtype, "bfloat16", "bfloat16", "float32", reason, f"{self.name} {mode}", distance)
 
     def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
-        mode = f"{self.options.products}, {self.options.emulation}"
-        reason = f"emulated, no card is used: products of linear layers at {mode}, all else as on the host"
+        mode = f"{self.options.products}, {self.options.emulated(frozen=False)}"
+        reason = f"emulated, no card is used: products at {mode}"
         distance = self.options.largest_distance(frozen=False)
         return replace(policy, reason=reason, mode=f"{self.name} {mode}", largest_distance=distance)
 
@@ -85,15 +86,15 @@ class TtEmulated(CpuBackend):
         """As on the host, but a module's linear layers use the card's arithmetic from now on."""
         placed = super().place(value)
         if isinstance(placed, nn.Module):
-            from ...kernels.tt.autograd import emulate_linears
+            from ...kernels.tt.modules import emulate_modules
 
-            emulate_linears(placed, self._arithmetic(torch.float32))
+            emulate_modules(placed, self._arithmetic(torch.float32), self.options.in_float32(frozen=False))
         return placed
 
     def on_host(self, module: nn.Module) -> nn.Module:
-        from ...kernels.tt.autograd import plain_linears
+        from ...kernels.tt.modules import plain_modules
 
-        return plain_linears(super().on_host(module))
+        return plain_modules(super().on_host(module))
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if self.options.optimizer_dtype == "bfloat16":
@@ -111,9 +112,19 @@ class TtEmulated(CpuBackend):
         return EnergyUse(None, "unavailable: no card is used, and the host's energy says nothing about one's")
 
     def autocast(self, policy: CastPolicy) -> AbstractContextManager[Any]:
-        """Does nothing: linear layers read from float32 tensors what the matrix unit would read."""
+        """The card's bfloat16 tensors and their operations, if all are emulated.
+
+        Else it does nothing: linear layers read from float32 tensors what the matrix unit would read.
+        """
         del policy
-        return nullcontext()
+        if not self.options.whole(frozen=False):
+            return nullcontext()
+        from ...kernels.tt.modules import EmulatedOperations, active
+
+        if active() is not None:
+            # Inside of it already: a layer that gradient checkpointing computes again.
+            return nullcontext()
+        return EmulatedOperations(self._arithmetic(torch.float32), self.options.in_float32(frozen=False))
 
     def kernels(self) -> dict[str, Availability]:
         return {"emulated": Availability(True, f"{self.options.emulation} TT arithmetic")}
@@ -123,7 +134,8 @@ class TtEmulated(CpuBackend):
 
         del policy, kernel
         gemm = getattr(torch, super().cast_policy("bfloat16").compute)
-        return TtEncoder(weights, self._arithmetic(gemm), self.options.weight_dtype)
+        options = self.options
+        return TtEncoder(weights, self._arithmetic(gemm), options.weight_dtype, float32=options.in_float32(frozen=True))
 
     def _arithmetic(self, gemm_dtype: torch.dtype) -> Arithmetic:
         from ...kernels.tt.arithmetic import Arithmetic
@@ -137,12 +149,22 @@ class TtEmulated(CpuBackend):
         )
 
     def _mode(self) -> str:
-        return f"{self.options.products}, frozen weights {self.options.weight_dtype}, {self.options.emulation}"
+        options = self.options
+        return f"{options.products}, frozen weights {options.weight_dtype}, {options.emulated(frozen=True)}"
 
 
-def error_budget(options: TtOptions, policy: CastPolicy) -> ErrorBudget:
-    """The fast emulation, since the backend "ideal" has no block formats and math fidelities."""
-    chosen = options.model_copy(update={"device": "emulated", "emulation": "fast"}).model_dump(exclude_defaults=True)
+def error_budget(options: TtOptions, policy: CastPolicy, all_operations: bool = False) -> ErrorBudget:
+    """The fast emulation, since the backend "ideal" has no block formats and math fidelities.
+
+    Args:
+        options: Those of the card or the emulation.
+        policy: What is computed.
+        all_operations: Whether all operations are the card's whatever the options say, as on a card.
+    """
+    changed: dict[str, Any] = {"device": "emulated", "emulation": "fast"}
+    if all_operations or options.whole(frozen=False):
+        changed["emulate"] = "all"
+    chosen = options.model_copy(update=changed).model_dump(exclude_defaults=True)
     return ErrorBudget("tt-emulated", policy.requested, chosen, draws=False)
 
 

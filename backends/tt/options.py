@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Operation = Literal["linear", "matmul", "softmax", "layer_norm", "activation", "add", "embedding"]
 
 
 class TtOptions(BaseModel):
@@ -35,13 +37,34 @@ class TtOptions(BaseModel):
         description="dtype that an emulated step leaves parameters and optimizer state in; hardware has float32",
     )
     emulation: Literal["fast", "exact"] = Field(
-        default="fast", description="how products are emulated: with the card's error, or with its bits"
+        default="fast", description="how operations are emulated: with the card's error, or with its bits"
+    )
+    emulate: Literal["linear", "all"] | None = Field(
+        default=None,
+        description="linear layers or all operations; default: all, but of what is trained in fast mode linear layers",
+    )
+    float32: list[Operation] = Field(
+        default=[], description="operations that an emulation leaves in float32, to see what each costs"
     )
 
     @property
     def products(self) -> str:
         """How the matrix unit computes products, in words."""
         return f"{self.math_fidelity}, {'float32' if self.fp32_dest_acc_en else 'bfloat16'} destination"
+
+    def whole(self, frozen: bool) -> bool:
+        """Whether all operations of a frozen encoder, or of a trained model, are emulated; else linear layers."""
+        return (self.emulate or ("all" if frozen or self.emulation == "exact" else "linear")) == "all"
+
+    def in_float32(self, frozen: bool) -> frozenset[str]:
+        """The operations that aren't emulated."""
+        others = [] if self.whole(frozen) else [name for name in get_args(Operation) if name != "linear"]
+        return frozenset([*self.float32, *others])
+
+    def emulated(self, frozen: bool) -> str:
+        """What is emulated and how, in words."""
+        scope = "all operations" if self.whole(frozen) else "linear layers"
+        return f"{self.emulation}, {scope}" + (f" except {' '.join(self.float32)}" if self.float32 else "")
 
     def largest_distance(self, frozen: bool) -> float:
         """How far logits may be from float32's, as relative L2 distance: 2 to 4 times what the emulation costs MiniLM.

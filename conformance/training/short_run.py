@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,7 @@ class ShortRun:
         self.model: nn.Module
         self.source: InputSource
         if made.kind:
-            encoder = _encoder(made)
+            encoder = _encoder(made, partial(backend.autocast, policy))
             self.model = backend.place(WholeModel(encoder, head, task.apply_head, backend, policy))
             rows, micro_batches = config.batch_size, config.gradient_accumulation_steps
             self.source = TokenBatches(store, backend, layout, LONGEST, rows, micro_batches)
@@ -222,14 +224,14 @@ def _lengths(texts: int) -> list[int]:
     return [3 + 7 * number % (LONGEST - 2) for number in range(texts)]
 
 
-def _encoder(made: Recipe) -> Any:
+def _encoder(made: Recipe, arithmetic: Callable[[], AbstractContextManager[Any]]) -> Any:
     """A small transformers module of the recipe's kind, with adapters or recomputation if it has them."""
     config = made.config
     encoder: Any = copy.deepcopy(_random_encoder(made.kind, config.seed))
     if config.lora.rank:
         encoder = add_adapters(encoder, config.lora, config.seed)
     if config.gradient_checkpointing:
-        checkpoint_activations(encoder)
+        checkpoint_activations(encoder, arithmetic)
     return encoder
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ... import UserError
-from ..packed.portable import ACTIVATIONS, HOST_CHUNK_TOKENS, PortableEncoder, _Rows
+from ..packed.portable import ACTIVATIONS, HOST_CHUNK_TOKENS, Linear, PortableEncoder, _Rows, plain_linear
 from ..weights import EncoderWeights, LayerWeights
 from . import native
 from .arithmetic import Arithmetic
@@ -46,12 +46,12 @@ class FrozenLinear:
 class _TtLayer:
     """One layer's products, ready to be called, and the weights and biases of its norms."""
 
-    query: FrozenLinear
-    key_value: FrozenLinear
-    attention_output: FrozenLinear
+    query: Linear
+    key_value: Linear
+    attention_output: Linear
     attention_norm: Norm
-    ffn: FrozenLinear
-    ffn_output: FrozenLinear
+    ffn: Linear
+    ffn_output: Linear
     output_norm: Norm
 
 
@@ -62,7 +62,8 @@ class TtEncoder(PortableEncoder):
     activations as bfloat16. `arithmetic` says how products are computed, exactly or fast. Its fidelity applies to
     matrix products, while LayerNorm and softmax run at HiFi4 (ttnn's default for the former, an assumption for the
     latter). Exact mode computes on the host and gives the same bits for every batch, layout, order and number of
-    threads.
+    threads. Operations in `float32` (linear, matmul, softmax, layer_norm, activation, add, embedding) are the host's
+    own instead.
 
     Raises:
         UserError: The activation is not supported, or the dtype is unknown.
@@ -76,12 +77,15 @@ class TtEncoder(PortableEncoder):
         arithmetic: Arithmetic | None = None,
         weight_dtype: str = "bfloat16",
         chunk_tokens: int = HOST_CHUNK_TOKENS,
+        float32: frozenset[str] = frozenset(),
     ) -> None:
         # Without the parent's __init__, which packs weights for torch's products. Only the splitting of batches is
         # shared.
         self.arithmetic = arithmetic or Arithmetic()
         self.weight_dtype = check_dtype(weight_dtype)
-        self.version = f"1 {self.arithmetic.label} {weight_dtype}{self._looped(weights)}"
+        self._float32 = float32
+        left_out = f" without {' '.join(sorted(float32))}" if float32 else ""
+        self.version = f"1 {self.arithmetic.label} {weight_dtype}{self._looped(weights)}{left_out}"
         self.config = weights.config
         if self.config.activation not in ACTIVATIONS:
             raise UserError(
@@ -90,17 +94,18 @@ class TtEncoder(PortableEncoder):
         if chunk_tokens < 1:
             raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
         self.chunk_tokens = chunk_tokens
-        self.exact = self.batch_invariant = self.arithmetic.mode == "exact"
+        self.exact = self.arithmetic.mode == "exact"
+        self.batch_invariant = self.exact and not float32
         weights = weights.to("cpu") if self.exact else weights
         self.device = weights.device
         self._norm_arithmetic = replace(self.arithmetic, math_fidelity="hifi4")
         # Always bfloat16 values, stored as float32 tensors if the products need those.
-        self._dtype = torch.float32 if self.exact else self.arithmetic.gemm_dtype
-        self._word_embeddings = self._stored(weights.word_embeddings)
-        self._position_embeddings = self._stored(weights.position_embeddings)
-        self._token_type_embeddings = self._stored(weights.token_type_embeddings)
+        self._dtype = torch.float32 if self.exact or float32 else self.arithmetic.gemm_dtype
+        self._word_embeddings = self._weight("embedding", weights.word_embeddings)
+        self._position_embeddings = self._weight("embedding", weights.position_embeddings)
+        self._token_type_embeddings = self._weight("embedding", weights.token_type_embeddings)
         self._embedding_norm = self._norm_weights(weights.embedding_norm_weight, weights.embedding_norm_bias)
-        self._tt_projection: FrozenLinear | None = None
+        self._tt_projection: Linear | None = None
         if weights.projection_weight is not None and weights.projection_bias is not None:
             self._tt_projection = self._product(weights.projection_weight, weights.projection_bias)
         layers: list[Any] = [self._tt_layer(layer) for layer in weights.layers]
@@ -135,27 +140,36 @@ class TtEncoder(PortableEncoder):
 
         A masked score has the exponential 0, and zeros change no sum, so real tokens get what a card gives them.
         """
+        if "matmul" not in self._float32:
+            q, k, v = self._read(q), self._read(k), self._read(v)
         if mask is None:
-            return attention(q, k, v, self.arithmetic)
+            return attention(q, k, v, self.arithmetic, float32=self._float32)
         out = q.new_zeros(q.shape)
         for index, length in enumerate(mask.sum(dim=-1).flatten().tolist()):
             real = slice(0, min(length, q.shape[2]))
-            out[index, :, real] = attention(
-                q[index, :, real], k[index, :, :length], v[index, :, :length], self.arithmetic
-            )
+            parts = q[index, :, real], k[index, :, :length], v[index, :, :length]
+            out[index, :, real] = attention(*parts, self.arithmetic, float32=self._float32)
         return out
 
     def _activate(self, x: torch.Tensor) -> torch.Tensor:
         name = self.config.activation
+        if "activation" in self._float32:
+            return ACTIVATIONS[name](x)
+        x = self._read(x)
         if self.exact and name in OF_ACTIVATION:
             return unary(OF_ACTIVATION[name], x)
         return self._stored(ACTIVATIONS[name](x))
 
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if "add" in self._float32:
+            return a + b
+        a, b = self._read(a), self._read(b)
         return add(a, b, arch=self.arithmetic.arch) if self.exact else self._stored(a + b)
 
     def _norm(self, x: torch.Tensor, weights: Norm) -> torch.Tensor:
-        return layer_norm(x, *weights, self.config.layer_norm_eps, self._norm_arithmetic)
+        if "layer_norm" in self._float32:
+            return functional.layer_norm(x, x.shape[-1:], *weights, self.config.layer_norm_eps)
+        return layer_norm(self._read(x), *weights, self.config.layer_norm_eps, self._norm_arithmetic)
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         return self._stored(x)
@@ -165,11 +179,22 @@ class TtEncoder(PortableEncoder):
             return x
         return host_convert(x.detach(), "bfloat16").to(self._dtype)
 
-    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> Norm:
-        return self._stored(weight), self._stored(bias)
+    def _read(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` as an operation of the device reads it. Only float32 operations leave values that aren't bfloat16."""
+        return self._stored(x) if self._float32 else x
 
-    def _product(self, weight: torch.Tensor, bias: torch.Tensor) -> FrozenLinear:
-        return FrozenLinear(weight, bias, self.arithmetic, self.weight_dtype)
+    def _weight(self, operation: str, weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach().to(torch.float32) if operation in self._float32 else self._stored(weight)
+
+    def _norm_weights(self, weight: torch.Tensor, bias: torch.Tensor) -> Norm:
+        return self._weight("layer_norm", weight), self._weight("layer_norm", bias)
+
+    def _product(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
+        if "linear" in self._float32:
+            stored = host_convert(weight.detach().to(torch.float32).T.contiguous(), self.weight_dtype).T
+            return plain_linear(stored, bias.detach().to(torch.float32))
+        product = FrozenLinear(weight, bias, self.arithmetic, self.weight_dtype)
+        return (lambda x: product(self._read(x))) if self._float32 else product
 
     def _tt_layer(self, layer: LayerWeights) -> _TtLayer:
         return _TtLayer(

@@ -114,25 +114,41 @@ def softmax(x: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False) 
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    arithmetic: Arithmetic,
+    approximate: bool = False,
+    float32: frozenset[str] = frozenset(),
 ) -> torch.Tensor:
     """softmax(query @ key^T / sqrt(width)) @ value for bfloat16 values [..., length, width], without a mask.
 
-    Composed as by a compiler without a fused kernel: product, scale (bfloat16), softmax (at HiFi4), product.
+    Composed as by a compiler without a fused kernel: product, scale (bfloat16), softmax (at HiFi4), product. `float32`
+    may name "matmul" and "softmax", which the host then computes in float32 without rounding.
     """
     finest = replace(arithmetic, math_fidelity="hifi4")
     scale = 1.0 / math.sqrt(query.shape[-1])
-    if arithmetic.mode == "fast":
-        if arithmetic.fp32_dest_acc_en and arithmetic.math_fidelity == "hifi4" and not approximate:
-            return _rounded(functional.scaled_dot_product_attention(query, key, value), query.dtype)
+    is_fast = arithmetic.mode == "fast"
+    if is_fast and arithmetic.fp32_dest_acc_en and arithmetic.math_fidelity == "hifi4" and not (approximate or float32):
+        return _rounded(functional.scaled_dot_product_attention(query, key, value), query.dtype)
+    if "matmul" in float32:
+        scores = query.to(torch.float32) @ key.to(torch.float32).transpose(-1, -2) * scale
+    elif is_fast:
         scores = _rounded(fast.matmul(query, key.transpose(-1, -2), arithmetic) * scale, query.dtype)
-        return _rounded(fast.matmul(softmax(scores, finest, approximate), value, arithmetic), query.dtype)
-    rounded = host_convert(torch.tensor([scale]), "bfloat16")
-    scores = _each(query, key.transpose(-1, -2), arithmetic)
-    return _each(softmax(multiply_bf16(scores, rounded), finest, approximate), value, arithmetic)
+    else:
+        rounded = host_convert(torch.tensor([scale]), "bfloat16")
+        scores = multiply_bf16(each(query, key.transpose(-1, -2), arithmetic), rounded)
+    if "softmax" in float32:
+        shares = torch.softmax(scores.to(torch.float32), dim=-1)
+    else:
+        shares = softmax(_rounded(scores, query.dtype), finest, approximate)
+    if "matmul" in float32:
+        return shares.to(torch.float32) @ value.to(torch.float32)
+    shares = _rounded(shares, query.dtype)
+    return _rounded(fast.matmul(shares, value, arithmetic), query.dtype) if is_fast else each(shares, value, arithmetic)
 
 
-def _each(a: torch.Tensor, b: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+def each(a: torch.Tensor, b: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
     """a @ b for every leading index, exactly."""
     left, right = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
     products = [linear(x, y, None, arithmetic) for x, y in zip(left, right, strict=True)]

@@ -30,7 +30,7 @@ def test_error_budgets_name_the_arithmetic_and_nothing_of_the_device() -> None:
     assert "strict_dtype=false" in draw_settings(cpu.error_budget(in_float32))[0]
     tt = get_backend("tt-emulated", {"tt": {"math_fidelity": "hifi2", "emulation": "exact"}})
     found = tt.error_budget(tt.cast_policy("bfloat16"))
-    assert found.label == "tt-emulated bfloat16 (math_fidelity hifi2)"
+    assert found.label == "tt-emulated bfloat16 (emulate all, math_fidelity hifi2)"
     assert TtOptions.model_validate(dict(found.options)).emulation == "fast"
 
 

@@ -11,8 +11,9 @@ from isotrain.kernels import reference
 from isotrain.kernels.packed import PackedBatch
 from isotrain.kernels.tt import native
 from isotrain.kernels.tt.arithmetic import Arithmetic
-from isotrain.kernels.tt.autograd import TtLinear, emulate_linears
+from isotrain.kernels.tt.autograd import TtLinear
 from isotrain.kernels.tt.encoder import TtEncoder
+from isotrain.kernels.tt.modules import emulate_modules
 from isotrain.kernels.weights import EncoderWeights
 
 pytestmark = pytest.mark.core
@@ -133,7 +134,7 @@ def test_emulated_linears_train_and_keep_their_parameters() -> None:
     torch.manual_seed(0)
     head = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
     names = list(head.state_dict())
-    emulate_linears(head, Arithmetic(math_fidelity="hifi2"))
+    emulate_modules(head, Arithmetic(math_fidelity="hifi2"))
     assert list(head.state_dict()) == names
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
     x, y = torch.randn(64, 32), torch.arange(64) % 4
