@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .albert_core.config.load import load_config
     from .albert_core.model.auto_classes import register_models
+    from .albert_core.workload.protocol import Workload
     from .api.measuring import BenchResult, ParityResult, bench, parity, report
     from .api.training import Run, load_run, predict, train
     from .backends import Backend, get_backend, list_backends
-    from .backends.session import Session
+    from .backends.training.session import Session
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,8 @@ _LAZY = {
     "BenchResult": ".api.measuring",
     "ParityResult": ".api.measuring",
     "Run": ".api.training",
-    "Session": ".backends.session",
+    "Session": ".backends.training.session",
+    "Workload": ".albert_core.workload.protocol",
     "bench": ".api.measuring",
     "get_backend": ".backends",
     "list_backends": ".backends",
@@ -45,6 +47,7 @@ __all__ = [
     "RunError",
     "Session",
     "UserError",
+    "Workload",
     "__version__",
     "bench",
     "get_backend",

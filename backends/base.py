@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..kernels.packed import PackedBatch, PortableEncoder
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder, HeadStep, PackedAttention
-    from .session import Session
+    from .training.session import Session
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -286,7 +286,7 @@ class Backend(ABC):
 
     def session(self, model: nn.Module, optimizer: Any, dtype: str = "float32") -> Session:
         """What one's own loop calls to train `model` on this device; the arguments are those of `Session`."""
-        from .session import Session
+        from .training.session import Session
 
         return Session(self, model, optimizer, dtype)
 

@@ -11,6 +11,11 @@ T = TypeVar("T")
 
 Mode = Literal["min", "max"]
 
+# The figures of training on texts. A workload's own have names of its own.
+METRICS = (
+    *("eval/loss", "eval/accuracy", "eval/f1_macro", "eval/f1", "eval/f1_micro", "eval/pearsonr", "eval/spearmanr"),
+    *("eval/rmse", "eval/exact_match", "eval/exact", "eval/best_exact", "eval/best_f1"),
+)
 LOWER_IS_BETTER = ("eval/loss", "eval/rmse")
 
 # Names in the files of runs from before metrics had those of the library `evaluate`.

@@ -110,27 +110,16 @@ class Keys(BaseModel):
     )
     resume_option: Literal["last", "best", "path"] = Field("last", description="which checkpoint to continue from")
     checkpoint_path: str = Field("", description="the checkpoint folder for resume_option: path")
-    checkpoint_metric: Literal[
-        "eval/loss",
-        "eval/accuracy",
-        "eval/f1_macro",
-        "eval/f1",
-        "eval/f1_micro",
-        "eval/pearsonr",
-        "eval/spearmanr",
-        "eval/rmse",
-        "eval/exact_match",
-        "eval/exact",
-        "eval/best_exact",
-        "eval/best_f1",
-    ] = Field(
+    checkpoint_metric: str = Field(
         "eval/loss",
         description="what makes a checkpoint best, by its name in the library evaluate; eval/f1 is the second label's "
-        "of two, or the answers', and eval/f1_macro and eval/f1_micro are of all labels",
+        "of two, or the answers', and eval/f1_macro and eval/f1_micro are of all labels; of a workload, eval/ and the "
+        "name of a figure of its evaluate",
     )
     checkpoint_metric_mode: Literal["min", "max"] | None = Field(
         None,
-        description="whether lower or higher is better; when absent, min for eval/loss and eval/rmse, else max",
+        description="whether lower or higher is better; when absent, min for eval/loss and eval/rmse, else max; a "
+        "workload's own figure needs it",
     )
     keep_last_n: int = Field(3, ge=0, le=MOST, description="newest checkpoints kept; 0 keeps none after the run")
     keep_best_n: int = Field(1, ge=0, le=MOST, description="best checkpoints kept beside them")

@@ -19,8 +19,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from ...backends import PADDED_KERNELS, backend_traits, options_model, options_models, read_section, resolve
-from ..terminal.text import holds_secret
-from .best import Best, metric_name
+from ...kernels.names import check_name
+from ..terminal.text import holds_secret, quoted
+from .best import METRICS, Best, metric_name
 from .keys import OF_TEXTS, Keys
 from .label_rules import check_rule
 from .lora import LoraOptions
@@ -164,6 +165,8 @@ class TrainConfig(Keys):
             raise ValueError(f"{given[0]} is for training on texts, and a workload has its own model and data; drop it")
         if self.workload is None and self.sharding != "none":
             raise ValueError(f"sharding: {self.sharding} is for a workload, a model of your own; drop it")
+        if self.checkpoint_metric not in METRICS:
+            self._check_own_metric()
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_steps and warmup_ratio are both set; keep one of them")
         self.lr_scheduler_kwargs.check(
@@ -236,6 +239,18 @@ class TrainConfig(Keys):
                 f"kernel: {self.kernel} takes no packed batches; set kernel: auto, or layout: padded or bucketed"
             )
         return self
+
+    def _check_own_metric(self) -> None:
+        """Raises ValueError if `checkpoint_metric`, a name of the user's, can't be a figure of a workload."""
+        if self.workload is None:
+            check_name("checkpoint_metric", self.checkpoint_metric, METRICS)
+        name = quoted(self.checkpoint_metric)
+        if not self.checkpoint_metric.removeprefix("eval/") or not self.checkpoint_metric.startswith("eval/"):
+            raise ValueError(f"checkpoint_metric {name} is no figure of an evaluation; write eval/NAME")
+        if self.checkpoint_metric_mode is None:
+            raise ValueError(
+                f"checkpoint_metric {name} is a figure of your own; set checkpoint_metric_mode: min or max"
+            )
 
     @model_serializer(mode="wrap")
     def _flat(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:

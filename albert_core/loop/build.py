@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ... import UserError
+from ...backends.training.loss_scale import LossScale, loss_scale, unscaled
 from ..config.schema import TrainConfig
 from ..features.compute import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
 from ..model.head import PoolerHead
@@ -24,7 +25,6 @@ from ..runs.folder import RunFolder
 from ..runs.remote import check_remote, remote_checkpoints, remote_url, sync_checkpoint
 from ..tasks.task import Evaluation
 from ..tokens.order import BatchStream, Window
-from ..workload.loss_scale import LossScale, loss_scale
 from .base import Job
 from .collapse import CollapseWatch
 from .evaluate import evaluate
@@ -89,7 +89,7 @@ def text_job(training: Training) -> TextJob:
 def build_training(job: TextJob, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
     """Builds everything but the step function and the trackers, at the run's first step."""
     config, backend = job.config, job.backend
-    scale = loss_scale(backend, job.policy, whole_model=not trains_on_features(config))
+    scale = unscaled() if trains_on_features(config) else loss_scale(backend, job.policy)
     head = job.task.head(job.encoder.config.hidden_size, job.num_labels, config)
     if isinstance(head, PoolerHead):
         _begin_with_pooler(head, job)

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from ...backends import Backend, HeadStep
+from ...backends.training.loss_scale import LossScale, unscaled
 from ..config.schema import TrainConfig
 from ..model.whole import WholeModel
 from ..processes.ranks import ALONE, Ranks, accumulating
 from ..tasks import TASKS
 from ..tokens.order import Window
-from ..workload.loss_scale import LossScale, unscaled
 from ..workload.step import update
 from .build import Training, text_job
 

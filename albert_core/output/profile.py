@@ -11,7 +11,7 @@ from typing import Any
 from ..runs.files import written
 
 # The named ranges of a step, in its order; everything else is an operator.
-RANGES = ("copy", "encoder", "head", "backward", "optimizer", "fused head step", "fence")
+RANGES = ("copy", "encoder", "head", "loss", "backward", "optimizer", "fused head step", "fence")
 MOST_OPERATORS = 20
 # A trace of more steps has gigabytes.
 MOST_PROFILED = 100

@@ -6,18 +6,21 @@ import copy
 import dataclasses
 import hashlib
 import pickle
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from ... import UserError
 from ...backends import Backend, CastPolicy
 from .load import LoadedWorkload
 
 # The shape and the dtype of each tensor of a batch, by its place in it.
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
+T = TypeVar("T")
 
 
 def mapped(value: Any, change: Callable[[str, Any], Any], place: str = "") -> Any:
@@ -83,6 +86,26 @@ def placed(batch: Any, backend: Backend, policy: CastPolicy) -> Any:
     return mapped(cast(batch, policy), lambda _, leaf: backend.place(leaf))
 
 
+def placed_ahead(batches: Iterable[T], backend: Backend, policy: CastPolicy) -> Iterator[T]:
+    """Each of the batches, `placed`. Its tensors are copied ahead of their use if the device can do that."""
+    on_host: deque[T] = deque()
+
+    def read() -> Iterator[list[torch.Tensor]]:
+        for batch in batches:
+            on_host.append(cast(batch, policy))
+            yield [tensor for _, tensor in tensors(on_host[-1])]
+
+    for copied in backend.prefetch(read()):
+        yield _with_tensors(on_host.popleft(), iter(copied), backend)
+
+
+def _with_tensors(batch: T, copied: Iterator[torch.Tensor], backend: Backend) -> T:
+    """A placed batch with these tensors, in their order."""
+
+    found: T = mapped(batch, lambda _, leaf: next(copied) if isinstance(leaf, torch.Tensor) else backend.place(leaf))
+    return found
+
+
 def signature(batch: Any) -> Signature:
     """The shapes and dtypes of a batch. Batches with equal ones run the same program."""
     return tuple((place, tuple(tensor.shape), str(tensor.dtype)) for place, tensor in tensors(batch))
@@ -91,15 +114,22 @@ def signature(batch: Any) -> Signature:
 def cost_class(loaded: LoadedWorkload, batch: Any) -> Hashable:
     """Equal for batches that cost the same: what the workload says, by default the shapes."""
     own = loaded.optional("cost_class")
-    return signature(batch) if own is None else own(batch)
+    if own is None:
+        return signature(batch)
+    with loaded.blamed("cost_class"):
+        return own(batch)
 
 
 def samples(loaded: LoadedWorkload, batch: Any) -> int:
     """The number of samples of a batch: what the workload says, by default the first dimension of its first tensor."""
     own = loaded.optional("samples")
-    if own is not None:
-        return int(own(batch))
-    return next((len(tensor) for _, tensor in tensors(batch) if tensor.dim()), 1)
+    if own is None:
+        return next((len(tensor) for _, tensor in tensors(batch) if tensor.dim()), 1)
+    with loaded.blamed("samples"):
+        found = int(own(batch))
+    if found < 1:
+        raise UserError(f"{loaded.place_of('samples')}: samples returned {found}; return at least 1")
+    return found
 
 
 def digest_tensor(tensor: torch.Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from ...backends import Backend
 from ..terminal.text import reason_of
 from .batches import digest, digest_all, digest_tensor, first
 from .load import LoadedWorkload, WorkloadError, described, line_of
+
+# Sums of several threads may differ by as much.
+REPEATED = 1e-5
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,24 @@ def checked_loss(loaded: LoadedWorkload, module: nn.Module, batch: Any) -> torch
     if digest(batch) != before:
         raise UserError(f"{place}: loss changed its batch, which later steps read again; work on a copy")
     return loss
+
+
+def check_repeats(loaded: LoadedWorkload, module: nn.Module, batch: Any, seed: int) -> None:
+    """Computes a loss twice on the host, from the same weights and random numbers.
+
+    Raises:
+        UserError: The two differ by more than rounding.
+    """
+    found = []
+    for _ in range(2):
+        with trial(module, seed, training=True), torch.no_grad(), loaded.blamed("loss"):
+            found.append(float(split_loss(loaded.workload.loss(module, batch))[0]))
+    if not math.isclose(*found, rel_tol=REPEATED, abs_tol=REPEATED):
+        raise UserError(
+            f"{loaded.place_of('loss')}: the loss isn't deterministic: {found[0]:g}, then {found[1]:g} of the same "
+            "weights and batch; take random numbers from the global generators, which have the seed, and keep state in "
+            "buffers"
+        )
 
 
 def split_loss(found: Any) -> tuple[Any, Mapping[str, Any]]:

@@ -164,7 +164,7 @@ def _imported(spec: str, file: Path | None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # Importing runs a user's code, which may raise anything.
+    except (Exception, SystemExit) as error:  # Importing runs a user's code, which may raise anything.
         place = line_of(error, file) or spec
         raise UserError(f"{place}: the import raised {described(error)}; correct this line") from error
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ...backends import Backend, CastPolicy
+from ...backends.training.loss_scale import LossScale
 from ..processes.ranks import accumulating
 from .checks import split_loss
-from .loss_scale import LossScale
 from .protocol import Workload
 
 # The loss of a placed batch, and its figures.
@@ -51,7 +51,7 @@ def loss_of(workload: Workload, model: nn.Module, backend: Backend, policy: Cast
     """
 
     def loss(batch: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
-        with backend.autocast(policy):
+        with backend.autocast(policy), backend.named_range("loss"):
             value, figures = split_loss(workload.loss(model, batch))
         return value, figures
 

@@ -155,7 +155,8 @@ def _paired(old: Target, new: Target, gate: float, seed: int, pairs: Sequence[Pa
     for what, theirs, ours in (
         ("dtype", old.policy.label, new.policy.label),
         ("weights", old.model.sha256, new.model.sha256),
-        ("texts", old.data.sha256, new.data.sha256),
+        ("batches" if old.module else "texts", old.data.sha256, new.data.sha256),
+        ("module", old.model.code_sha256 or "", new.model.code_sha256 or ""),
     ):
         if theirs != ours:
             return refused(f"other {what} before ({theirs[:10]}) and after ({ours[:10]})")
@@ -185,6 +186,8 @@ def _lack(target: MeasuredTarget) -> str:
 
 def _notes(plan: Plan, pairs: Sequence[PairRun], checkouts: Sequence[Checkout]) -> list[str]:
     notes = []
+    if plan.options.module:
+        notes.append(f"{plan.options.model} is the same file for both checkouts, which differ in isotrain alone")
     if checkouts[0].sources == checkouts[1].sources:
         notes.append("both checkouts have the same sources: any difference is one of the method")
     for index, target in enumerate(plan.targets):

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ... import UserError
 from ...albert_core.config.schema import TrainConfig
 from ...albert_core.loop.optim import build_optimizer
 from ...albert_core.workload.batches import cast, cost_class, placed, samples, shape_advice, tensors
 from ...albert_core.workload.checks import (
+    check_repeats,
     checked_loss,
     make_batches,
     make_model,
@@ -21,9 +23,9 @@ from ...albert_core.workload.checks import (
     trial,
 )
 from ...albert_core.workload.load import LoadedWorkload, load_workload
-from ...albert_core.workload.loss_scale import loss_scale
 from ...albert_core.workload.step import Loss, loss_of, place_model, workload_step
 from ...backends import Backend, CastPolicy
+from ...backends.training.loss_scale import loss_scale
 from ..work.counted import Counted, count_step, moved_bytes
 from .answer import Stages
 from .document import RUN, TARGET, Data, KernelUsed, Model, Work
@@ -65,7 +67,8 @@ class ModuleForward(Steps):
             self.uncompiled(self.placed(0))
 
     def placed(self, index: int) -> Any:
-        return placed(self.batches[index], self.backend, self.policy)
+        with self.backend.named_range("copy"):
+            return placed(self.batches[index], self.backend, self.policy)
 
     def judge(self) -> None:
         """Computes the answers of the initial weights, without dropout. Called before the first step."""
@@ -114,7 +117,7 @@ class ModuleStep(Trained, ModuleForward):
                 self.optimizer = own([one for one in self.model.parameters() if one.requires_grad])
         self.rates = {float(group["lr"]) for group in self.optimizer.param_groups}
         self.backend.prepare_optimizer(self.optimizer)
-        scaling = loss_scale(self.backend, self.policy, whole_model=True)
+        scaling = loss_scale(self.backend, self.policy)
         self._step = workload_step(self.loss, self.model, self.backend, self.optimizer, scaling)
         self.watch(self.model)
 
@@ -186,6 +189,7 @@ def module_target(
         kinds = [cost_class(loaded, batch) for batch in batches]
         judged = {kinds.index(kind): cast(batches[kinds.index(kind)], policy) for kind in kinds}
         counted = {index: _counted(loaded, module, batch, options.seed, training) for index, batch in judged.items()}
+        check_repeats(loaded, module, next(iter(judged.values())), options.seed)
         expected = {index: _expected(loaded, module, batch, options.seed) for index, batch in judged.items()}
         tokens = _tokens(loaded, batches)
     with stages.phase("prepare", TARGET):
@@ -248,7 +252,14 @@ def _tokens(loaded: LoadedWorkload, batches: Sequence[Any]) -> list[tuple[int, i
     if own is None:
         return []
     with loaded.blamed("tokens"):
-        return [(int(real), int(computed)) for real, computed in map(own, batches)]
+        found = [(int(real), int(computed)) for real, computed in map(own, batches)]
+    wrong = [pair for pair in found if not 0 < pair[0] <= pair[1]]
+    if wrong:
+        raise UserError(
+            f"{loaded.place_of('tokens')}: tokens returned {wrong[0]}; return the real tokens, at least 1, and "
+            "no fewer that are computed"
+        )
+    return found
 
 
 def _work(

@@ -120,7 +120,7 @@ def bench(
         _pairs(
             metavar="REV|DIR",
             help="Compare this checkout with a git revision or another checkout: their processes run in pairs and "
-            "alternate block by block.",
+            "alternate block by block. A workload of your own is the same file for both.",
         ),
     ] = None,
     gate: Annotated[

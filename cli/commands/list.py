@@ -95,23 +95,36 @@ def _of_backends(words: Callable[[Traits], str]) -> Entries:
     return found
 
 
+def _workloads() -> Entries:
+    """isotrain's own, those of installed packages, and how one's own is named."""
+    from ...albert_core.config.workload_name import installed
+
+    found = {
+        name: f"{entry.value}{f', of the package {entry.dist.name}' if entry.dist else ''}: {command('bench', name)}"
+        for name, entry in installed().items()
+    }
+    own = f"your own, a class with model, batches and loss: {command('bench', 'my_model.py:TinyGPT')}"
+    return {**STEPS, **found, "FILE.py:NAME": own}
+
+
 def _baselines() -> Entries:
     from ...benchmarks.baselines import BASELINES
 
     return {name: baseline.what for name, baseline in BASELINES.items()}
 
 
+STEPS: Entries = {
+    "forward": "the frozen encoder and the head",
+    "train_step": "the same, with loss, backward and AdamW",
+    "head_step": "a training step on cached features",
+    "full_step": "a training step of all layers",
+    "end_to_end": "a whole training run, tokenising to trained head",
+}
 _KINDS: dict[str, Entries | Callable[[], Entries]] = {
     "recipes": recipes,
     "backends": _backends,
     "kernels": _kernels,
-    "workloads": {
-        "forward": "the frozen encoder and the head",
-        "train_step": "the same, with loss, backward and AdamW",
-        "head_step": "a training step on cached features",
-        "full_step": "a training step of all layers",
-        "end_to_end": "a whole training run, tokenising to trained head",
-    },
+    "workloads": _workloads,
     "layouts": {
         "padded": "every text padded to max_length",
         "bucketed": "batches by length, in a few lengths",

@@ -26,8 +26,8 @@ from ...albert_core.model.whole import WholeModel, checkpoint_activations, load_
 from ...albert_core.runs.checkpoint import Snapshot, read_checkpoint, write_checkpoint
 from ...albert_core.tasks import TASKS
 from ...albert_core.tokens.order import BatchStream, Window
-from ...albert_core.workload.loss_scale import loss_scale
 from ...backends import Backend, CastPolicy
+from ...backends.training.loss_scale import loss_scale, unscaled
 from ...benchmarks.parity.recording.observe import adam_on_device
 from ..common.texts import VOCABULARY, random_texts
 
@@ -139,7 +139,7 @@ class ShortRun:
         self.model.train()
         self.optimizer = build_optimizer(self.model, config, backend)
         backend.prepare_optimizer(self.optimizer)
-        self.scale = loss_scale(backend, policy, whole_model=bool(made.kind))
+        self.scale = loss_scale(backend, policy) if made.kind else unscaled()
         summed = backend.compile(task.loss_of(self.model))
         self.step = step_function(config, backend, self.model, self.optimizer, summed, scale=self.scale)
         self.stream = BatchStream(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,18 @@ def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return value
 
 
+class Mine:
+    def model(self, seed: int) -> nn.Module:
+        return nn.Linear(2, 2)
+
+    def batches(self, seed: int) -> list[torch.Tensor]:
+        return [torch.ones(3, 2)]
+
+    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return loss(model, batch)
+
+
+mine: isotrain.Workload = Mine()
 mean: torch.Tensor = session.step(loss, torch.ones(3, 2))
 answers = [one.answer() for one in isotrain.load_run("runs/x").predict(["a text"])]
 """
@@ -133,19 +146,20 @@ answers = [one.answer() for one in isotrain.load_run("runs/x").predict(["a text"
 
 def test_a_strict_type_checker_sees_all_of_it(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="mypy is not installed: pip install -e '.[dev]'")
-    wrong = SCRIPT + "isotrain.report(3)\nrun.metric\n"
-    (tmp_path / "right.py").write_text(SCRIPT)
-    (tmp_path / "wrong.py").write_text(wrong)
+    wrong = SCRIPT + "isotrain.report(3)\nrun.metric\nnone: isotrain.Workload = object()\n"
+    (tmp_path / "script.py").write_text(wrong)
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "c")]
     # An editable install is found by a hook of the import system, which mypy doesn't run.
     (tmp_path / "path").mkdir()
     (tmp_path / "path/isotrain").symlink_to(Path(isotrain.__file__).parent)
     environment = os.environ | {"MYPYPATH": str(tmp_path / "path")}
-    command += ["right.py", "wrong.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [*command, "script.py"], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+    )
     last = len(wrong.splitlines())
     places = [line.split(": ")[0] for line in done.stdout.splitlines() if ": error: " in line]
-    assert places == [f"wrong.py:{last - 1}", f"wrong.py:{last}"], done.stdout + done.stderr
+    # Of the whole script, only its last lines are wrong.
+    assert places == [f"script.py:{line}" for line in range(last - 2, last + 1)], done.stdout + done.stderr
 
 
 def test_the_examples_run(tmp_path: Path) -> None:
@@ -157,6 +171,18 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert "emulated" in done.stdout
     assert (tmp_path / "own_loop.pt").is_file()
     assert len((EXAMPLES / "own_loop.py").read_text().splitlines()) <= 40
+
+
+def test_ones_own_module_is_measured_by_fifteen_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forked_children: None
+) -> None:
+    file = EXAMPLES / "own_module.py"
+    assert len([line for line in file.read_text().splitlines() if line.strip()]) <= 16
+    monkeypatch.setattr("isotrain.benchmarks.harness.plan.QUICK_SECONDS", 0.1)
+    monkeypatch.setattr(sys, "argv", [str(file), "tt-emulated"])
+    runpy.run_path(str(file), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "tt-emulated full_step Tiny" in shown or "full_step" in shown
 
 
 def test_bench_takes_a_workload_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

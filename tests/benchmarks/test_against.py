@@ -25,6 +25,7 @@ from isotrain.benchmarks.harness.plan import Options
 from isotrain.benchmarks.outcome.against import Against, PairedTarget
 from isotrain.benchmarks.regression.verdict import IMPROVED, INCONCLUSIVE, REFUSED, REGRESSED, SAME
 from isotrain.benchmarks.reports.terminal_comparison import FORMATS
+from support.workloads import write_workload
 
 MakeDocument = Callable[..., dict[str, Any]]
 
@@ -76,6 +77,7 @@ def measure(tmp_path: Path, document: MakeDocument, monkeypatch: pytest.MonkeyPa
         *,
         slower: float = 1.0,
         changes: dict[str, Any] | None = None,
+        both: dict[str, Any] | None = None,
         pairs: int = 3,
         blocks: int = 10,
         **options: Any,
@@ -85,7 +87,7 @@ def measure(tmp_path: Path, document: MakeDocument, monkeypatch: pytest.MonkeyPa
             factor = slower if side == "after" else 1.0
             # A machine whose speed falls by half during each pair, which sequential runs would take for the code's.
             times = [[factor * (0.5 + 0.05 * block + 0.2 * pair) for block in range(blocks)] for pair in range(pairs)]
-            told = document(step_seconds=tuple(times), **(changes or {} if side == "after" else {}))
+            told = document(step_seconds=tuple(times), **((both or {}) | (changes or {} if side == "after" else {})))
             acts[side] = {"document": told} | act
         (tmp_path / "acts.json").write_text(json.dumps(acts), encoding="utf-8")
         script = tmp_path / "worker.py"
@@ -162,6 +164,28 @@ def test_another_work_or_an_invalid_one_is_refused(
     assert found.verdict == REFUSED
     assert found.reason.startswith(reason)
     assert found.time is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"data": {"sha256": "c" * 64}}, "other batches before (bbbbbbbbbb) and after (cccccccccc)"),
+        ({"model": {"code_sha256": "c" * 64}}, "other module before (dddddddddd) and after (cccccccccc)"),
+    ],
+)
+def test_a_module_of_ones_own_is_the_same_file_for_both(
+    measure: Callable[..., Against], document: MakeDocument, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    told = document()
+    own = {"model": told["model"] | {"code_sha256": "d" * 64}, "data": told["data"]}
+    after = {key: value | changes[key] for key, value in own.items() if key in changes}
+    spec = f"{write_workload(tmp_path)}:Line"
+    result = measure(both=own, changes=after, module=True, model=spec)
+    found = only(result)
+    assert found.label == "cpu forward Line"
+    assert result.notes == [f"{spec} is the same file for both checkouts, which differ in isotrain alone"]
+    assert (found.verdict, found.reason.startswith(reason)) == (REFUSED if changes else SAME, True)
 
 
 @pytest.mark.parametrize("side", ["before", "after"])

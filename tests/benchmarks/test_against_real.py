@@ -12,6 +12,7 @@ from isotrain.benchmarks.harness.environment import PACKAGE_ROOT
 from isotrain.benchmarks.outcome.against import Against
 from isotrain.benchmarks.regression.verdict import INCONCLUSIVE, REFUSED, REGRESSED, SAME
 from support import forks
+from support.workloads import LINE
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +45,14 @@ def copy(folder: Path, planted: str = "") -> Path:
     return root
 
 
+TEXTS = ("--model", "random:tiny", "--workload", "forward", "--layout", "padded")
+
+
 def bench(package: Path, against: Path, out: Path, *options: str) -> tuple[int, Against, str]:
     """The command of the checkout `package`: its exit code, its result and its table."""
     command = ["-P", "-m", "isotrain.cli", "bench", "--against", str(against), "--out", str(out)]
-    small = ["--model", "random:tiny", "--dtype", "float32", "--workload", "forward", "--layout", "padded"]
     done = forks.run(
-        [*command, *small, "--seconds", "1", *options],
+        [*command, "--dtype", "float32", "--seconds", "1", *options],
         env={**os.environ, "PYTHONPATH": str(package.parent), "COLUMNS": "120"},
         cwd=out.parent,
         forking=True,
@@ -62,7 +65,7 @@ def test_a_kernel_that_does_its_work_twice_is_a_regression_and_the_other_is_none
     slow, here = copy(tmp_path / "after", TWICE), copy(tmp_path / "before")
     kernels = ("--kernel", "portable", "--kernel", "transformers")
     pairs = ("--gate", "20%", "--processes", "3", "--blocks", "10")
-    code, result, shown = bench(slow, here, tmp_path / "found.json", *kernels, *pairs)
+    code, result, shown = bench(slow, here, tmp_path / "found.json", *TEXTS, *kernels, *pairs)
     found = {target.label.split()[3]: target for target in result.targets}
     assert code == 1
     assert found["portable"].verdict == REGRESSED, found["portable"]
@@ -78,6 +81,18 @@ def test_a_kernel_that_does_its_work_twice_is_a_regression_and_the_other_is_none
 def test_a_faster_wrong_answer_is_refused(tmp_path: Path) -> None:
     wrong, here = copy(tmp_path / "after", SWAPPED), copy(tmp_path / "before")
     pair = ("--kernel", "portable", "--processes", "1", "--blocks", "2")
-    code, result, _ = bench(wrong, here, tmp_path / "found.json", *pair)
+    code, result, _ = bench(wrong, here, tmp_path / "found.json", *TEXTS, *pair)
     assert (code, result.targets[0].verdict) == (2, REFUSED)
     assert "logits differ" in result.targets[0].reason
+
+
+def test_a_module_of_ones_own_is_read_by_both(tmp_path: Path) -> None:
+    here = copy(tmp_path / "before")
+    (tmp_path / "own.py").write_text(LINE, encoding="utf-8")
+    pair = ("own.py:Line", "--workload", "full_step", "--processes", "1", "--blocks", "2")
+    code, result, shown = bench(copy(tmp_path / "after"), here, tmp_path / "found.json", *pair)
+    (target,) = result.targets
+    assert (code, target.verdict) == (3, INCONCLUSIVE), target.reason
+    assert target.time is not None
+    assert target.label == "cpu full_step Line"
+    assert "own.py:Line is the same file for both checkouts" in " ".join(shown.split())

@@ -14,7 +14,7 @@ from isotrain import UserError
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.bench import run_bench
 from isotrain.benchmarks.harness import module, worker
-from isotrain.benchmarks.harness.document import Measured, Peaks
+from isotrain.benchmarks.harness.document import Measured
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, TargetSpec, make_plan
 from isotrain.benchmarks.harness.runner import WorkerRun
@@ -28,26 +28,15 @@ from isotrain.benchmarks.reports.views.bench import bench_view
 from isotrain.benchmarks.work.counted import count_step
 from isotrain.cli.commands.bench import bench
 from support import own_modules
-from support.generic_cost import cost_plan
+from support.generic_cost import cost_targets
+from support.workloads import NAMES as EXAMPLE_NAMES
+from support.workloads import PEAKS, check_measured
 from torch import nn
 from typer import Typer
 from typer.testing import CliRunner
 
 OWN = Path(own_modules.__file__)
 NAMES = ("TinyGPT", "Convolution", "Dropped", "Ragged")
-PEAKS = Peaks.model_validate(
-    {
-        "dtype": "float32",
-        "matmul_tflops": 1.0,
-        "matmul_size": 1024,
-        "copy_gbps": 100.0,
-        "step_copy_gbps": 100.0,
-        "vendor_tflops": None,
-        "vendor_gbps": None,
-        "seconds": 0.0,
-        "contended": False,
-    }
-)
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +86,12 @@ def test_a_module_is_measured_on_two_devices(name: str) -> None:
     assert forward.model.label == f"{name} (own_modules.py, weights of seed 23)"
 
 
+@pytest.mark.parametrize("backend", ["cpu", "tt-emulated"])
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
+def test_each_example_is_measured(monkeypatch: pytest.MonkeyPatch, name: str, backend: str) -> None:
+    check_measured(name, backend, monkeypatch)
+
+
 def test_a_decoders_flops_are_those_of_its_matrix_products() -> None:
     forward, step = measure(options_of("TinyGPT")).measured
     tokens, width, length = 48, own_modules.WIDTH, own_modules.LENGTH
@@ -133,6 +128,28 @@ def test_padding_that_is_told_makes_the_model_flops(monkeypatch: pytest.MonkeyPa
     (without,) = measure(options_of("TinyGPT", workloads=("forward",))).measured
     assert without.figures.real_tokens_per_second is None
     assert without.work.real_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "message"),
+    [
+        (
+            "tokens",
+            (5, 0),
+            "tokens returned (5, 0); return the real tokens, at least 1, and no fewer that are computed",
+        ),
+        ("samples", 0, "samples returned 0; return at least 1"),
+    ],
+)
+def test_what_a_batch_can_not_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch, method: str, returned: object, message: str
+) -> None:
+    monkeypatch.setattr(own_modules.TinyGPT, method, lambda *_: returned, raising=False)
+    loaded = module.LoadedWorkload("T", "T", OWN, "0" * 64, own_modules.TinyGPT())
+    monkeypatch.setattr(module, "load_workload", lambda _: loaded)
+    with pytest.raises(UserError) as found:
+        measure(options_of("TinyGPT", workloads=("forward",)))
+    assert str(found.value).endswith(message)
 
 
 @pytest.mark.parametrize("workload", ["forward", "full_step"])
@@ -182,7 +199,7 @@ def test_weights_and_batches_that_differ_between_processes_are_invalid() -> None
 
 
 def test_a_step_that_does_nothing_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isotrain.albert_core.workload.loss_scale.LossScale.step", lambda *_: None)
+    monkeypatch.setattr("isotrain.backends.training.loss_scale.LossScale.step", lambda *_: None)
     assert "the trained weights never changed: the training steps did nothing" in reasons(
         measure(options_of("TinyGPT", workloads=("full_step",)))
     )
@@ -290,8 +307,8 @@ def test_an_operation_that_fails_on_the_device_alone_is_named(monkeypatch: pytes
     text = OWN.read_text(encoding="utf-8").replace(
         'logits, wanted = model(batch["ids"])', 'logits, wanted = model(far(batch["ids"]))'
     )
-    # The first two calls are the host's: the loss is counted, and its answers are taken.
-    text += "\ncalls = []\n\ndef far(ids):\n    calls.append(ids)\n    return ids + 1000 * (len(calls) > 2)\n"
+    # The first four calls are the host's: the loss is counted, repeated twice, and its answers are taken.
+    text += "\ncalls = []\n\ndef far(ids):\n    calls.append(ids)\n    return ids + 1000 * (len(calls) > 4)\n"
     (tmp_path / "far_model.py").write_text(text, encoding="utf-8")
     options = replace(options_of("TinyGPT", workloads=("full_step",)), model="far_model.py:TinyGPT")
     with pytest.raises(UserError) as found:
@@ -305,7 +322,7 @@ def test_an_operation_that_fails_on_the_device_alone_is_named(monkeypatch: pytes
 def test_the_generic_path_makes_the_steps_of_alberts_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The two targets that tests/support/generic_cost.py compares, with a smaller model."""
     small = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.02, max_length=32, batches=2)
-    own, generic = cost_plan(small).targets
+    own, generic = cost_targets()
     measured = worker.run(small, own)
 
     def load(spec: str) -> Any:

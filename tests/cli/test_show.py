@@ -163,12 +163,28 @@ def test_lists_name_what_there_is(invoke: Invoke) -> None:
     one_line_error(invoke("list", "recipe"), "did you mean recipes?")
 
 
+def test_a_workload_of_an_installed_package_is_listed(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "tiny_models-1.2.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-models\nVersion: 1.2\n")
+    (package / "entry_points.txt").write_text("[isotrain.workloads]\ntiny = its.module:TinyGPT\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = invoke("list", "workloads")
+    assert code == 0, err
+    assert "its.module:TinyGPT, of the package tiny-models: isotrain bench tiny" in out
+    assert "isotrain bench my_model.py:TinyGPT" in out
+    names = json.loads(invoke("list", "workloads", "--json")[1])["workloads"]
+    assert [*names][-3:] == ["end_to_end", "tiny", "FILE.py:NAME"]
+
+
 def test_lists_are_those_that_the_commands_check_by() -> None:
     from isotrain.albert_core.inference.export import FORMATS
     from isotrain.benchmarks.harness.plan import END_TO_END, LAYOUTS, WORKLOADS
     from isotrain.cli.commands import list as lists
 
-    assert tuple(lists._KINDS["workloads"]) == (*WORKLOADS, END_TO_END)
+    assert tuple(lists.STEPS) == (*WORKLOADS, END_TO_END)
     assert tuple(lists._KINDS["layouts"]) == LAYOUTS
     assert sorted(lists._KINDS["formats"]) == sorted(FORMATS)
 

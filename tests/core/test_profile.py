@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.command import Invoke, one_line_error
+from support.workloads import write_workload
 
 
 def trained(invoke: Invoke, folder: Path, *words: str) -> str:
@@ -39,6 +40,17 @@ def test_a_profile_names_the_parts_of_a_step(invoke: Invoke, tmp_path: Path, key
     assert named >= {*parts, "[memory]"}
     assert "Operators, without those they call" in printed
     assert str(folder) in printed.replace("\n", "")
+
+
+def test_a_profile_names_the_parts_of_a_workloads_step(invoke: Invoke, tmp_path: Path) -> None:
+    keys = ["run_name=run", f"project_dir={tmp_path}", "max_steps=3", "dtype=float32"]
+    code, _, err = invoke(
+        *("train", write_workload(tmp_path), "--profile", "1"), *(part for key in keys for part in ("--set", key))
+    )
+    assert code == 0, err
+    (found,) = (tmp_path / "run").glob("profile-*/operators.json")
+    ranges = [cost["name"] for cost in json.loads(found.read_text())["ranges"]]
+    assert ranges == ["copy", "loss", "backward", "optimizer", "fence"]
 
 
 def test_a_report_shows_the_profile(invoke: Invoke, tmp_path: Path) -> None:

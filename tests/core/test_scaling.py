@@ -10,9 +10,9 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.loop.train import TrainResult
-from isotrain.albert_core.workload.loss_scale import LossScale
 from isotrain.backends import CastPolicy
 from isotrain.backends.cpu import CpuBackend
+from isotrain.backends.training.loss_scale import LossScale
 from isotrain.kernels import plugins
 from safetensors.torch import load_file
 from support.small_job import losses, metrics

@@ -23,11 +23,13 @@ from isotrain.albert_core.workload.batches import (
     leaves,
     mapped,
     placed,
+    placed_ahead,
     samples,
     shape_advice,
     signature,
 )
 from isotrain.albert_core.workload.checks import (
+    check_repeats,
     checked_loss,
     make_batches,
     make_model,
@@ -36,9 +38,9 @@ from isotrain.albert_core.workload.checks import (
     trial,
 )
 from isotrain.albert_core.workload.load import LoadedWorkload, load_workload
-from isotrain.albert_core.workload.loss_scale import unscaled
 from isotrain.albert_core.workload.step import loss_of, place_model, workload_step
 from isotrain.backends import get_backend
+from isotrain.backends.training.loss_scale import unscaled
 from isotrain.backends.types import ShapeGrid
 from support import own_modules
 from torch import nn
@@ -247,6 +249,16 @@ def test_a_loss_that_can_not_be_trained_is_refused(
     assert message in refused(lambda: checked_loss(loaded, module, torch.ones(3, 2)))
 
 
+def test_a_loss_that_differs_from_call_to_call_is_refused(changed: Callable[..., LoadedWorkload]) -> None:
+    global_noise = changed("return model(batch).square().mean()", "return (model(batch) + torch.rand(1)).mean()")
+    module = make_model(global_noise, 7).module
+    check_repeats(global_noise, module, torch.ones(3, 2), 7)
+    own = "return (model(batch) + torch.rand(1, generator=noise)).mean()\nnoise = torch.Generator()"
+    loaded = changed("return model(batch).square().mean()", own)
+    said = refused(lambda: check_repeats(loaded, module, torch.ones(3, 2), 7))
+    assert said.startswith("mine.py:10: the loss isn't deterministic: ")
+
+
 def test_a_trial_leaves_no_trace() -> None:
     loaded = load_workload(f"{OWN}:Convolution")
     module, batch = make_model(loaded, 1).module, make_batches(loaded, 1, 1).batches[0]
@@ -276,6 +288,15 @@ def test_batches_of_any_form_are_walked_and_rebuilt() -> None:
     assert digest(doubled) != digest(batch) == digest(mapped(batch, lambda _, leaf: leaf))
     assert digest({"a": np.ones(2)}) != digest({"a": np.zeros(2)})
     assert signature(batch)[0] == ("a.0", (1,), "torch.float32")
+
+
+def test_batches_of_any_form_are_placed_ahead() -> None:
+    backend = get_backend("cpu")
+    forms = [{"a": (Point(torch.full((2,), float(number)), "text"), number), "b": torch.ones(1)} for number in range(3)]
+    found = list(placed_ahead(iter(forms), backend, backend.cast_policy("float64")))
+    assert [batch["a"][0].x.tolist() for batch in found] == [[number, number] for number in (0.0, 1.0, 2.0)]
+    assert [(batch["a"][0].y, batch["a"][1]) for batch in found] == [("text", number) for number in range(3)]
+    assert found[0]["b"].dtype == torch.float64
 
 
 def test_float64_casts_the_batch_with_the_module() -> None:

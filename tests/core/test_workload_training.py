@@ -6,7 +6,8 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import isotrain
 import pytest
 import torch
 from isotrain import UserError
+from isotrain.albert_core.config.best import Best
 from isotrain.albert_core.config.keys import OF_TEXTS, Keys
 from isotrain.albert_core.config.load import load_config
 from isotrain.albert_core.loop.train import TrainResult, train
 from isotrain.albert_core.runs.folder import RunFolder
 from isotrain.backends import get_backend
+from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.reports.html.loading import load_results
 from safetensors.torch import load_file
 from support.command import Invoke, one_line_error
@@ -26,6 +29,12 @@ from support.small_job import losses, metrics
 from support.workloads import EXAMPLES, LINE, NAMES, own_settings, write_workload
 
 Run = Callable[..., TrainResult]
+
+EVALUATE = """
+    def evaluate(self, model, batches):
+        return {}
+"""
+OWN_FIGURES = "(lambda loss: {'loss': loss, 'rough': 1 / loss})(sum(self.loss(model, one).item() for one in batches))"
 
 # What a workload's run reads of the configuration; `OF_TEXTS` is the rest.
 SHARED = """
@@ -88,6 +97,37 @@ def test_a_resume_is_bit_exact(run: Run, name: str) -> None:
     straight = run(spec, run_name="straight", **keys)
     cut = run(spec, run_name="cut", stop_at_step=5, **keys)
     assert (cut.status, cut.step) == ("stopped", 5)
+    same(run(spec, resume=cut.run, **keys), straight)
+
+
+class Ahead(CpuBackend):
+    """Copies a step ahead, as a GPU does, and counts what it copied."""
+
+    copied = 0
+
+    def prefetch(self, batches: Iterable[Any]) -> Iterator[Any]:
+        ahead: deque[Any] = deque()
+        for batch in batches:
+            Ahead.copied += len(batch)
+            ahead.append([tensor.clone() for tensor in batch])
+            if len(ahead) == 2:
+                yield ahead.popleft()
+        yield from ahead
+
+
+def test_batches_are_copied_ahead_and_a_resume_is_exact(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The batches draw from the generator that dropout draws from.
+    spec = write_workload(tmp_path, LINE.replace(", generator=generator", "") + EVALUATE.format(OWN_FIGURES))
+    keys = {"gradient_accumulation_steps": 3, "num_epochs": 3}
+    straight = run(spec, run_name="straight", **keys)
+    monkeypatch.setattr("isotrain.albert_core.loop.workload.job.get_backend", lambda *_: Ahead())
+    ahead = run(spec, run_name="ahead", **keys)
+    # Three epochs of training and three evaluations of four batches.
+    assert Ahead.copied == 24
+    same(ahead, straight)
+    cut = run(spec, run_name="cut", stop_at_step=3, **keys)
     same(run(spec, resume=cut.run, **keys), straight)
 
 
@@ -256,6 +296,47 @@ def test_keys_that_the_workload_s_own_methods_replace_are_refused(run: Run, key:
         run(str(EXAMPLES / "small_convnet.py"), **{key: 0.5})
 
 
+def test_a_figure_of_ones_own_makes_a_checkpoint_best(run: Run, tmp_path: Path) -> None:
+    spec = write_workload(tmp_path, LINE + EVALUATE.format(OWN_FIGURES))
+    keys = {"checkpoint_metric": "eval/rough", "checkpoint_metric_mode": "min", "num_epochs": 4, "keep_last_n": 1}
+    result = run(spec, **keys, learning_rate=0.05)
+    found = [line for line in metrics(result) if "eval/rough" in line]
+    best = min(found, key=lambda line: line["eval/rough"])
+    assert result.best_by == Best("eval/rough", "min")
+    assert (result.best["step"], result.best["eval/rough"]) == (best["step"], best["eval/rough"])
+    assert best["step"] < 16
+    assert result.best_checkpoint == f"step-{best['step']:08d}"
+    stopped = run(spec, **keys | {"num_epochs": 9, "early_stopping_patience": 2}, learning_rate=0.05)
+    assert "eval/rough has not improved in 2 evaluations" in stopped.early_stop
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["checkpoint_metric=eval/rough"], "'eval/rough' is a figure of your own; set checkpoint_metric_mode: min or"),
+        (["checkpoint_metric=rough"], "'rough' is no figure of an evaluation; write eval/NAME"),
+        (["checkpoint_metric=eval/"], "'eval/' is no figure of an evaluation; write eval/NAME"),
+    ],
+)
+def test_what_can_not_be_a_figure_of_ones_own_is_refused(keys: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("own.py", keys)
+
+
+def test_a_misspelt_figure_of_texts_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'eval/acuracy' does not exist; did you mean eval/accuracy\? allowed are"):
+        load_config(None, ["checkpoint_metric=eval/acuracy"])
+
+
+@pytest.mark.parametrize(
+    "key", ["val_steps_freq=2", "early_stopping_patience=2", "chart=eval/loss", "lr_scheduler_type=greedy"]
+)
+def test_keys_of_evaluations_need_an_evaluate(run: Run, key: str) -> None:
+    name, _, value = key.partition("=")
+    with pytest.raises(UserError, match=rf"^{name} needs evaluations, and .*own.py has no evaluate; add it, or drop"):
+        run(**{name: value})
+
+
 def test_a_resume_with_a_changed_file_is_refused(run: Run, tmp_path: Path) -> None:
     cut = run(stop_at_step=2)
     changed = write_workload(tmp_path, LINE.replace("Dropout(0.2)", "Dropout(0.3)"))
@@ -265,10 +346,6 @@ def test_a_resume_with_a_changed_file_is_refused(run: Run, tmp_path: Path) -> No
     assert run(moved, resume=cut.run).status == "completed"
 
 
-EVALUATE = """
-    def evaluate(self, model, batches):
-        return {}
-"""
 MORE = "range(4 + (seed > 23))"
 
 
@@ -277,6 +354,7 @@ MORE = "range(4 + (seed > 23))"
     [
         (LINE + EVALUATE.format("{'accuracy': 1.0}"), "evaluate returned no 'loss'; return it, beside accuracy"),
         (LINE + EVALUATE.format("[1.0]"), "evaluate returned a list; return figures by name"),
+        (LINE + "    def samples(self, batch):\n        return batch.no\n", "samples raised AttributeError"),
         (LINE.replace("range(4)", MORE), r"batches\(24\) has another number of .* batches\(23\), which has 4"),
         (LINE.replace("range(4)", "range(4 - (seed > 23))"), r"batches\(24\) has another number"),
         (LINE.replace("5, 3,", "5, 3 - (one > 2),").replace("for _", "for one"), "aten.addmm can't run on backend cpu"),

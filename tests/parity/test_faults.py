@@ -98,7 +98,8 @@ def check_caught(job: ParityJob, fault: Fault) -> None:
                 candidate = job.record("faulty", **fault.settings)
             found = judge(job.reference, candidate, job.error_budgets(candidate))
         except UserError:
-            assert fault.where == REFUSED
+            if fault.where != REFUSED:
+                raise
             found = Judgement(REFUSED, [])
         rows.append((size, found))
         if size in fault.required:

@@ -43,7 +43,7 @@ ALLOWED = {
     ("albert_core/runs/checkpoint_store.py", "rename"): "sets whole checkpoints aside, or into the trash",
     ("albert_core/model/adapters.py", "save_pretrained"): "into a folder that files.published publishes",
     ("albert_core/loop/start.py", "replace"): "sets a finished model aside",
-    **{("backends/session.py", name): "a user's own file" for name in ("open", "fsync", "replace")},
+    **{("backends/training/session.py", name): "a user's own file" for name in ("open", "fsync", "replace")},
     ("backends/host/cache.py", "mkdtemp"): "a cache for this process alone where there is no home folder",
 }
 

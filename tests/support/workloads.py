@@ -1,14 +1,34 @@
-"""Runs of users' own workloads: the shipped examples, and small ones that tests write themselves."""
+"""Users' own workloads: the shipped examples on a device, and small ones that tests write themselves."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from isotrain.albert_core.config.load import as_set
+import pytest
+from isotrain.albert_core.config.load import as_set, load_config
+from isotrain.albert_core.loop.train import train
+from isotrain.benchmarks.harness import worker
+from isotrain.benchmarks.harness.document import Peaks
+from isotrain.benchmarks.harness.plan import MODULE_WORKLOADS, Options, make_plan
+
+from .small_job import losses
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "workloads"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+# What a worker doesn't measure again.
+PEAKS = Peaks(
+    dtype="float32",
+    matmul_tflops=1.0,
+    matmul_size=1024,
+    copy_gbps=100.0,
+    step_copy_gbps=100.0,
+    vendor_tflops=None,
+    vendor_gbps=None,
+    seconds=0.0,
+    contended=False,
+)
 
 # A line fitted with dropout, by four batches.
 LINE = """\
@@ -49,3 +69,29 @@ def own_settings(workload: str, folder: Path, **overrides: Any) -> list[str]:
         "project_dir": str(folder / "runs"),
     } | overrides
     return [as_set(key, value) for key, value in values.items()]
+
+
+def check_trained(name: str, backend: str, folder: Path) -> None:
+    """Holds a short float32 run of an example on a device to the losses of the CPU backend."""
+    keys = {"max_steps": 3, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
+    spec = str(EXAMPLES / f"{name}.py")
+    runs = [train(load_config(None, own_settings(spec, folder, backend=one, **keys))) for one in (backend, "cpu")]
+    got, want = ([loss for _, loss in losses(run)] for run in runs)
+    # A device drops other values than the host does.
+    assert got == pytest.approx(want, rel=0.5 if name == "dropout" else 1e-4)
+    assert len(set(got)) == 3
+
+
+def check_measured(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures an example on a device. Its answers are judged by the module on the host."""
+    # Other work makes a fence of so small steps look late.
+    monkeypatch.setattr("isotrain.benchmarks.harness.measure.LARGEST_LATE_SHARE", 100.0)
+    spec = str(EXAMPLES / f"{name}.py")
+    options = Options(
+        (backend,), model=spec, module=True, workloads=MODULE_WORKLOADS, dtype="float32", blocks=2, seconds=0.02
+    )
+    for target in make_plan(options).targets:
+        measured = worker.run(options, target, known_peaks=[PEAKS])
+        assert measured.reasons == [], target.label
+        assert measured.work.hardware_flops > 1
+        assert len(measured.probe) >= 1

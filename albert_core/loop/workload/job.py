@@ -13,12 +13,13 @@ from torch import nn
 from .... import UserError
 from ....backends import get_backend
 from ...config.keys import Keys
+from ...config.schedule import ADAPTIVE
 from ...config.schema import TrainConfig
 from ...processes.ranks import ALONE, Ranks
 from ...runs.folder import RunFolder
 from ...terminal.text import quoted
 from ...workload.batches import shape_advice
-from ...workload.checks import checked_loss, make_batches, make_model, seeded, trial
+from ...workload.checks import check_repeats, checked_loss, make_batches, make_model, seeded, trial
 from ...workload.load import LoadedWorkload, load_workload
 from ..base import Job, PhaseProgress, check_compiles, timed
 
@@ -35,6 +36,11 @@ _OF_OPTIMIZER = (
     *("learning_rate", "weight_decay", "optim", "no_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "momentum"),
 )
 _OF_SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
+# Keys that mean nothing without evaluations.
+_OF_EVALUATIONS = (
+    *("checkpoint_metric", "checkpoint_metric_mode", "val_steps_freq", "eval_on_start", "chart"),
+    *("early_stopping_patience", "early_stopping_threshold"),
+)
 
 
 @dataclass(kw_only=True)
@@ -130,7 +136,7 @@ def open_workload_job(
     assert config.workload is not None, "a job on texts is opened by open_job"
     phases: dict[str, float] = {}
     workload = load_workload(config.workload)
-    _refuse_replaced(config, workload)
+    _refuse_unread(config, workload)
     with timed(phases, "open_backend"):
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = backend.whole_model_policy(backend.cast_policy(config.dtype, strict=config.strict_dtype))
@@ -148,6 +154,7 @@ def open_workload_job(
         with trial(made.module, config.seed, training=True), workload.blamed("loss"):
             checked_loss(workload, made.module, checked.batches[0]).backward()
             unused = any(parameter.requires_grad and parameter.grad is None for parameter in made.module.parameters())
+        check_repeats(workload, made.module, checked.batches[0], config.seed)
     return WorkloadJob(
         config=config,
         backend=backend,
@@ -179,11 +186,17 @@ def _count_batches(workload: LoadedWorkload, seed: int, needed: int | None) -> i
     return ENDLESS if needed is not None and found > needed else found
 
 
-def _refuse_replaced(config: TrainConfig, workload: LoadedWorkload) -> None:
-    """Raises UserError if a key is set that a method of the workload replaces."""
+def _refuse_unread(config: TrainConfig, workload: LoadedWorkload) -> None:
+    """Raises UserError if a key is set that a method of the workload replaces, or that needs a method it lacks."""
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in Keys.model_fields.items()}
     for method, keys in (("optimizer", _OF_OPTIMIZER + _OF_SCHEDULE), ("schedule", _OF_SCHEDULE)):
-        if workload.optional(method) is None:
-            continue
-        for key in keys:
-            if getattr(config, key) != Keys.model_fields[key].get_default(call_default_factory=True):
+        for key in keys if workload.optional(method) is not None else ():
+            if getattr(config, key) != defaults[key]:
                 raise UserError(f"{key} is set, and {workload.place_of(method)} has its own {method}; drop {key}")
+    if workload.optional("evaluate") is None:
+        unread = [key for key in _OF_EVALUATIONS if getattr(config, key) != defaults[key]]
+        unread += ["lr_scheduler_type"] if config.lr_scheduler_type in ADAPTIVE else []
+        if unread:
+            raise UserError(
+                f"{unread[0]} needs evaluations, and {workload.spec} has no evaluate; add it, or drop the key"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,16 +15,16 @@ import torch
 from torch import nn
 
 from .... import RunError
+from ....backends.training.loss_scale import loss_scale
 from ...config.schema import TrainConfig
 from ...features.compute import InputSource
 from ...processes.sharding import layers_of, shard, whole
 from ...runs.folder import RunFolder
 from ...tasks.task import Evaluation
 from ...tokens.order import BatchStream, Window
-from ...workload.batches import placed, samples
+from ...workload.batches import placed_ahead, samples
 from ...workload.checks import operations_named, seeded
 from ...workload.load import WorkloadError
-from ...workload.loss_scale import loss_scale
 from ...workload.step import Loss, loss_of, place_model
 from ...workload.step import workload_step as step_function
 from ..build import Training, checkpoint_store, steps_in
@@ -40,7 +41,7 @@ def build_workload_training(job: WorkloadJob, run: RunFolder, recorded: TrainCon
         WorkloadError: A method of the workload raised an exception.
     """
     config, backend, workload = job.config, job.backend, job.workload
-    scale = loss_scale(backend, job.policy, whole_model=True)
+    scale = loss_scale(backend, job.policy)
     model = place_model(job.module, backend, job.policy).train()
     if job.sharded:
         shard(model, _layers(job, model), job.ranks.size)
@@ -132,21 +133,23 @@ class _LossModule(nn.Module):
 class WorkloadBatches:
     """The batches of each step, in the workload's own order. Epoch e reads ``batches(seed + e)``.
 
-    Of the batches of a step, each of several processes places and computes as many as the others. What there are too
-    few of is filled up with the last one, at a share of 0.
+    Steps are read in order, so that the batches of the next one can be copied while the device works on this one. Of
+    the batches of a step, each of several processes places and computes as many as the others. What there are too few
+    of is filled up with the last one, at a share of 0.
     """
 
     def __init__(self, job: WorkloadJob, stream: BatchStream) -> None:
         self.job, self.stream = job, stream
-        self._batches: Iterator[Any] = iter(())
-        self._read = self._samples = 0
+        self._ahead: Iterator[tuple[list[Any], list[float]]] = iter(())
+        self._expected: int | None = None
+        self._read: deque[list[Any]] = deque()
         #: The newest step's batches on the host, of all processes.
         self.host: list[Any] = []
 
     def start_epoch(self, order: np.ndarray) -> None:
         """Begins the epoch that the stream is in."""
         del order
-        self._batches, self._read = epoch_batches(self.job, self.stream.epoch), 0
+        self._expected = None
 
     def batch(self, start: int, stop: int) -> tuple[list[Any], list[float]]:
         """This process's part of the batches [start, stop) of the epoch, placed, and their shares of the step's loss.
@@ -154,27 +157,40 @@ class WorkloadBatches:
         Raises:
             WorkloadError: The epoch has another number of batches than the first one.
         """
-        job, size = self.job, self.job.ranks.size
-        host = list(islice(self._batches, start - self._read, stop - self._read))
-        self._read = stop
-        last = stop == job.num_batches
-        if len(host) < stop - start or (last and next(self._batches, job) is not job):
-            epoch, seed = self.stream.epoch, job.config.seed
-            raise WorkloadError(
-                f"{job.workload.place_of('batches')}: batches({seed + epoch}) has another number of batches than "
-                f"batches({seed}), which has {job.num_batches}; give every epoch as many"
-            )
-        self.host, self._samples = host, sum(samples(job.workload, batch) for batch in host)
-        every = job.config.gradient_accumulation_steps if job.backend.static_shapes is not None else len(host)
-        each = -(-every // size)
-        own = range(job.ranks.rank * each, (job.ranks.rank + 1) * each)
-        chosen = [placed(host[min(number, len(host) - 1)], job.backend, job.policy) for number in own]
-        return chosen, [size / len(host) if number < len(host) else 0.0 for number in own]
+        if start != self._expected:
+            self._read.clear()
+            self._ahead = placed_ahead(self._steps(start, self.stream.epoch), self.job.backend, self.job.policy)
+        self._expected = stop
+        chosen = next(self._ahead)
+        self.host = self._read.popleft()
+        return chosen
 
     def samples(self, window: Window) -> int:
         """The samples of the newest window, over all processes."""
         del window
-        return self._samples
+        return sum(samples(self.job.workload, batch) for batch in self.host)
+
+    def _steps(self, start: int, epoch: int) -> Iterator[tuple[list[Any], list[float]]]:
+        """For each step of the epoch from batch `start` on: this process's batches, on the host, and their shares."""
+        job, size, each_step = self.job, self.job.ranks.size, self.stream.batch_size
+        batches = epoch_batches(job, epoch)
+        skipped = sum(1 for _ in islice(batches, start))
+        for first in range(start, job.num_batches, each_step):
+            wanted = min(each_step, job.num_batches - first)
+            host = list(islice(batches, wanted))
+            ends = first + wanted == job.num_batches
+            if skipped < start or len(host) < wanted or (ends and next(batches, job) is not job):
+                seed = job.config.seed
+                raise WorkloadError(
+                    f"{job.workload.place_of('batches')}: batches({seed + epoch}) has another number of batches than "
+                    f"batches({seed}), which has {job.num_batches}; give every epoch as many"
+                )
+            every = each_step if job.backend.static_shapes is not None else wanted
+            each = -(-every // size)
+            own = range(job.ranks.rank * each, (job.ranks.rank + 1) * each)
+            shares = [size / wanted if number < wanted else 0.0 for number in own]
+            self._read.append(host)
+            yield [host[min(number, wanted - 1)] for number in own], shares
 
 
 def epoch_batches(job: WorkloadJob, epoch: int) -> Iterator[Any]:
@@ -276,10 +292,10 @@ class _Evaluated:
         self.job, self.stopped = job, stopped
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in epoch_batches(self.job, 0):
+        for batch in placed_ahead(epoch_batches(self.job, 0), self.job.backend, self.job.policy):
             if self.stopped():
                 raise _StoppedError
-            yield placed(batch, self.job.backend, self.job.policy)
+            yield batch
             self.job.backend.step_boundary()
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ... import UserError
-from ...backends import Backend, CastPolicy
 from ...kernels.words import count
+from ..types import CastPolicy
 
 log = logging.getLogger("isotrain")
 
@@ -70,7 +70,7 @@ class LossScale:
         """Restores what `state` returned."""
         if self.scaler is not None:
             values = dict(state)
-            self._reported = values.pop("skipped")
+            self._reported = values.pop("skipped", 0)
             self._skipped = self._one * self._reported
             self.scaler.load_state_dict(values)
 
@@ -80,17 +80,20 @@ def unscaled() -> LossScale:
     return LossScale(None, torch.ones(()))
 
 
-def loss_scale(backend: Backend, policy: CastPolicy, whole_model: bool) -> LossScale:
-    """The scale of a run under `policy`.
+def loss_scale(backend: Any, policy: CastPolicy) -> LossScale:
+    """The scale of a module that is trained under `policy`.
+
+    Args:
+        backend: The Backend. Of type Any, since `Backend` imports this folder.
 
     Raises:
-        UserError: Whole-model float16 on a device without a gradient scaler.
+        UserError: float16 on a device without a gradient scaler.
     """
-    scaler = backend.grad_scaler(policy) if whole_model else None
-    if whole_model and policy.compute == "float16" and scaler is None:
+    scaler = backend.grad_scaler(policy)
+    if policy.compute == "float16" and scaler is None:
         raise UserError(
-            f"dtype float16 can't train the whole model on backend {backend.name}: its gradients underflow, and there "
-            "is no gradient scaler; set dtype: bfloat16"
+            f"dtype float16 can't train a whole model on backend {backend.name}: its gradients underflow, and there is "
+            "no gradient scaler; set dtype: bfloat16"
         )
     one = torch.ones(())
     return LossScale(scaler, one if scaler is None else backend.place(one))

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .. import UserError
-from .types import CastPolicy
+from ... import UserError
+from ..types import CastPolicy
+from .loss_scale import loss_scale
 
 T = TypeVar("T")
 Loss = Callable[[nn.Module, Any], "torch.Tensor | tuple[torch.Tensor, Mapping[str, Any]]"]
@@ -46,7 +47,7 @@ class Session:
             UserError: The device lacks the dtype, the module has no trained parameter, or the optimizer has others or
                 has made steps.
         """
-        # Of type Any, since `Backend` imports this file.
+        # Of type Any, since `Backend` imports this folder.
         self.backend = backend
         self.policy: CastPolicy = backend.whole_model_policy(backend.cast_policy(dtype))
         given = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -64,12 +65,7 @@ class Session:
             for group in self.optimizer.param_groups:
                 group.update(backend.adam_options())
         backend.prepare_optimizer(self.optimizer)
-        self._scaler = backend.grad_scaler(self.policy)
-        if self.policy.compute == "float16" and self._scaler is None:
-            raise UserError(
-                f"dtype float16 can't train a module on backend {backend.name}: its gradients underflow, and there is "
-                "no gradient scaler; give bfloat16"
-            )
+        self._scale = loss_scale(backend, self.policy)
         self.steps = 0
 
     def place(self, batch: T) -> T:
@@ -116,13 +112,12 @@ class Session:
         if not value.requires_grad:
             raise UserError("the loss depends on no trained parameter; compute it from model(batch), with gradients on")
         share = value / self.backend.scalar(float(parts))
-        (share if self._scaler is None else self._scaler.scale(share)).backward()
+        self._scale.scaled(share).backward()
         return share.detach()
 
     def clip(self, norm: float) -> torch.Tensor:
         """Scales the step's gradient down to `norm`, and returns the norm that it had, on the device."""
-        if self._scaler is not None:
-            self._scaler.unscale_(self.optimizer)
+        self._scale.unscale(self.optimizer)
         return nn.utils.clip_grad_norm_(self.model.parameters(), norm)
 
     def update(self) -> None:
@@ -130,11 +125,7 @@ class Session:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         # In the form that the device needs, so that a new rate compiles nothing.
         self.backend.set_learning_rate(self.optimizer, *map(float, rates))
-        if self._scaler is None:
-            self.optimizer.step()
-        else:
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
+        self._scale.step(self.optimizer)
         # A scheduler computes the next rate from the number that it set.
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -153,7 +144,7 @@ class Session:
             "model": _on_host(self.model.state_dict()),
             "optimizer": _on_host(self.optimizer.state_dict()),
             "generators": self.backend.rng_state(),
-            "scaler": {} if self._scaler is None else self._scaler.state_dict(),
+            "scaler": self._scale.state(),
             "steps": self.steps,
         }
 
@@ -166,8 +157,7 @@ class Session:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            if self._scaler is not None:
-                self._scaler.load_state_dict(state["scaler"])
+            self._scale.restore(state["scaler"])
             self.steps = state["steps"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]

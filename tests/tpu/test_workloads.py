@@ -1,0 +1,18 @@
+"""The shipped examples of users' own workloads on the TPU backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.workloads import NAMES, check_measured, check_trained
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_trains_as_on_the_cpu(tmp_path: Path, name: str) -> None:
+    check_trained(name, "tpu", tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_measured(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    check_measured(name, "tpu", monkeypatch)
