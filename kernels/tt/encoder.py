@@ -12,7 +12,7 @@ from ... import UserError
 from ..packed.portable import ACTIVATIONS, HOST_CHUNK_TOKENS, Linear, PortableEncoder, _Rows, plain_linear
 from ..weights import EncoderWeights, LayerWeights
 from . import native
-from .arithmetic import Arithmetic
+from .arithmetic import Arithmetic, ttnn_block_tiles
 from .fast import FastWeight
 from .formats import check_dtype, host_convert
 from .linear import add, linear
@@ -25,10 +25,15 @@ Norm = tuple[torch.Tensor, torch.Tensor]
 class FrozenLinear:
     """y = x @ weight^T + bias with a frozen weight (out, in) stored as `weight_dtype`, in blocks along `out`.
 
-    The stored layout is that of ttnn.linear, (in, out). Activations and results are bfloat16 values in x's dtype.
+    The stored layout is that of ttnn.linear, (in, out). Activations and results are bfloat16 values in x's dtype. Its
+    blocks of K are those of a batch with as many rows as columns, so that features don't depend on the batch.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, arithmetic: Arithmetic, weight_dtype: str) -> None:
+        if arithmetic.block_tiles is None:
+            out_features, in_features = weight.shape
+            tiles = ttnn_block_tiles(out_features, in_features, out_features, arithmetic.arch)
+            arithmetic = replace(arithmetic, block_tiles=tiles)
         self._arithmetic = arithmetic
         self._in1 = host_convert(weight.detach().to(torch.float32).T.contiguous(), weight_dtype)
         self._bias = host_convert(bias.detach(), "bfloat16")
@@ -85,7 +90,7 @@ class TtEncoder(PortableEncoder):
         self.weight_dtype = check_dtype(weight_dtype)
         self._float32 = float32
         left_out = f" without {' '.join(sorted(float32))}" if float32 else ""
-        self.version = f"1 {self.arithmetic.label} {weight_dtype}{self._looped(weights)}{left_out}"
+        self.version = f"2 {self.arithmetic.label} {weight_dtype}{self._looped(weights)}{left_out}"
         self.config = weights.config
         if self.config.activation not in ACTIVATIONS:
             raise UserError(

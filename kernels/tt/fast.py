@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from . import native
-from .arithmetic import Arithmetic, k_blocks
+from .arithmetic import Arithmetic
 from .formats import device_pack, host_convert, round_half_away_bf16, truncate
 
 SLICE = 16
@@ -100,7 +100,9 @@ def _rounding_dest(
     in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arithmetic: Arithmetic, out_dtype: str
 ) -> torch.Tensor:
     """A layer with a bfloat16 Dst. The two groups of a slice are rounded to Dst's grid before they are added."""
-    blocks = k_blocks(in0.shape[1], arithmetic.block_tiles if arithmetic.packer_l1_acc else 0)
+    blocks = [slice(0, in0.shape[1])]
+    if arithmetic.packer_l1_acc:
+        blocks = arithmetic.k_blocks(in0.shape[0], in0.shape[1], in1.shape[1])
     pairs = _phase_operands(in0, in1, arithmetic.phases)
     sums: torch.Tensor | None = None
     for index, part in enumerate(blocks, start=1):

@@ -86,9 +86,13 @@ def device_pack(values: torch.Tensor, dtype: str, *, fp32_dest: bool, bfp_source
 def device_blocks(
     values: torch.Tensor, dtype: str, *, fp32_dest: bool, bfp_source: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packer's block encoding, in the form of `host_blocks`. A float32 Dst is first truncated to bfloat16."""
+    """The packer's block encoding, in the form of `host_blocks`. A float32 Dst is first truncated to bfloat16.
+
+    Denormals count as 0 before anything is rounded.
+    """
     del fp32_dest  # a bfloat16 Dst has only its upper half, so both are treated alike
     half = bits_of(_grouped(values)) >> 16
+    half = torch.where(half & 0x7F80 == 0, 0, half)
     if bfp_source:
         half = (half + 1) & ~1
     sign, exponent = half >> 15, half >> 7 & 255

@@ -1,8 +1,7 @@
 """``ttnn.linear`` and the element-wise operations of the matrix unit, bit for bit (exact) or by GEMMs (fast).
 
-A linear layer runs in blocks of K. Dst starts at 0 for each block, and its result is added to the sums in L1. The block
-size changes the bits. No general rule for it is known, so it is a setting. Vectors prove everything except a float32
-Dst with several blocks and no bias.
+A linear layer runs in blocks of K (`arithmetic.ttnn_block_tiles`). Dst starts at 0 for each block, and its result is
+added to the sums in L1, so the size of a block changes the bits.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from . import fast, native
-from .arithmetic import Arithmetic, k_blocks
+from .arithmetic import Arithmetic
 from .formats import check_dtype, device_pack, host_convert
 from .unary import unary
 
@@ -75,7 +74,7 @@ def _dest(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arith
             in0[:, part], in1[part], arithmetic.math_fidelity, fp32_dest=fp32, arch=arithmetic.arch, dst=dst
         )
 
-    blocks = k_blocks(in0.shape[1], arithmetic.block_tiles)
+    blocks = arithmetic.k_blocks(in0.shape[0], in0.shape[1], in1.shape[1])
     if not arithmetic.packer_l1_acc and not fp32:
         # Spilled to L1 and read back without loss.
         blocks = [slice(0, in0.shape[1])]

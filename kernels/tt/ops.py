@@ -8,15 +8,17 @@ float32 on the host. Fast mode computes in float32 and rounds to bfloat16 where 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn import functional
 
-from . import fast, native
+from . import fast, native, vector
 from .formats import device_pack, host_convert, truncate
-from .linear import add, linear, multiply, multiply_bf16
+from .linear import add, linear, multiply, multiply_bf16, packed
 from .unary import unary
 
 if TYPE_CHECKING:
@@ -24,16 +26,10 @@ if TYPE_CHECKING:
 
 
 def reduce_rows(
-    x: torch.Tensor, scale: float, fidelity: str, *, fp32_dest: bool, arch: str = "wormhole", data_in: str = "b"
+    x: torch.Tensor, scale: float, fidelity: str, *, fp32_dest: bool, arch: str = "wormhole"
 ) -> torch.Tensor:
-    """The sum of each row of x [rows, width] times `scale`, [rows, 1], as a product with a column of the scale.
-
-    `data_in` is the source register of the data, a (5 bits per phase) or b (7 bits).
-    """
-    column = torch.full((x.shape[1], 1), scale)
-    if data_in == "b":
-        return native.matmul(x, column, fidelity, fp32_dest=fp32_dest, arch=arch)
-    return native.matmul(column.T, x.T, fidelity, fp32_dest=fp32_dest, arch=arch).T.contiguous()
+    """The sum of each row of x [rows, width] times `scale`, [rows, 1], as a product with a column of the scale."""
+    return native.matmul(x, torch.full((x.shape[1], 1), scale), fidelity, fp32_dest=fp32_dest, arch=arch)
 
 
 def layer_norm(
@@ -49,21 +45,11 @@ def layer_norm(
         y = functional.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
         return y if x.dtype == torch.bfloat16 else host_convert(y, "bfloat16")
     shape, x = x.shape, x.reshape(-1, x.shape[-1])
-    fp32, arch, width = arithmetic.fp32_dest_acc_en, arithmetic.arch, x.shape[-1]
-    fidelity = arithmetic.math_fidelity
-    if fp32:
-        mean = reduce_rows(x, 1.0, fidelity, fp32_dest=True, arch=arch) * torch.tensor(1.0 / width)
-        centred = add(x, mean.expand_as(x), True, subtract=True, arch=arch)
-        # With the fourth phase, the variance differs from the golden one in more rows.
-        square = multiply(centred, centred, "hifi3" if fidelity == "hifi4" else fidelity, True, arch)
-        variance = reduce_rows(square, 1.0, fidelity, fp32_dest=True, arch=arch, data_in="a")
-        scale = torch.rsqrt(variance * torch.tensor(1.0 / width) + eps)
-    else:
-        mean = reduce_rows(x, 1.0 / width, fidelity, fp32_dest=False, arch=arch)
-        centred = add(x, mean.expand_as(x), subtract=True, arch=arch)
-        square = multiply(centred, centred, fidelity, arch=arch)
-        variance = reduce_rows(square, 1.0 / width, fidelity, fp32_dest=False, arch=arch)
-        scale = unary("rsqrt", add(variance, host_convert(torch.full_like(variance, eps), "bfloat16"), arch=arch))
+    fp32, arch, fidelity = arithmetic.fp32_dest_acc_en, arithmetic.arch, arithmetic.math_fidelity
+    centred = add(x, _row_means(x, arithmetic).expand_as(x), fp32, subtract=True, arch=arch)
+    variance = _row_means(multiply(centred, centred, fidelity, fp32, arch), arithmetic)
+    variance = add(variance, host_convert(torch.full_like(variance, eps), "bfloat16"), fp32, arch=arch)
+    scale = _on_vector_unit(vector.rsqrt, variance, arithmetic) if fp32 else unary("rsqrt", variance)
     y = multiply(centred, scale.expand_as(x), fidelity, fp32, arch)
     y = multiply(y, weight.to(torch.float32).expand_as(x), fidelity, fp32, arch)
     y = add(y, bias.to(torch.float32).expand_as(x), fp32, arch=arch)
@@ -103,12 +89,19 @@ def softmax(x: torch.Tensor, arithmetic: Arithmetic, approximate: bool = False) 
         reciprocal = 1.0 / total if fp32 else host_convert(1.0 / total, "bfloat16")
         return host_convert(e * reciprocal, "bfloat16").reshape(shape).to(dtype)
     shifted = add(x, x.amax(dim=-1, keepdim=True).expand_as(x), fp32, subtract=True, arch=arithmetic.arch)
-    # With a float32 Dst the accurate exp keeps float32; its fast form is known only for bfloat16.
-    e = torch.exp(shifted) if fp32 and not approximate else unary(exponential, shifted)
-    total = reduce_rows(e, 1.0, fidelity, fp32_dest=fp32, arch=arithmetic.arch)
-    reciprocal = 1.0 / total
-    if not fp32:
-        reciprocal = truncate(reciprocal, 7) if approximate else unary("recip", total)
+    if approximate:
+        # ttnn's default, a float32 Dst, computes at HiFi3 and stores the exponentials in bfloat16.
+        fidelity = "hifi3" if fp32 else fidelity
+        e = packed(_on_vector_unit(vector.fast_exp, shifted, arithmetic), arithmetic, "bfloat16")
+        e = e if fp32 else truncate(e, 7)
+        reciprocal = _on_vector_unit(vector.reciprocal, _row_sums(e, fidelity, arithmetic), arithmetic, 1 + fp32)
+        reciprocal = reciprocal if fp32 else truncate(reciprocal, 7)
+    elif fp32:
+        e = torch.exp(shifted)
+        reciprocal = 1.0 / _row_sums(e, fidelity, arithmetic)
+    else:
+        e = unary("exp", shifted)
+        reciprocal = unary("recip", _row_sums(e, fidelity, arithmetic))
     y = multiply(e, reciprocal.expand_as(e), fidelity, fp32, arithmetic.arch)
     return device_pack(y, "bfloat16", fp32_dest=fp32).reshape(shape)
 
@@ -157,3 +150,21 @@ def each(a: torch.Tensor, b: torch.Tensor, arithmetic: Arithmetic) -> torch.Tens
 
 def _rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return host_convert(x, "bfloat16").to(dtype)
+
+
+def _row_sums(x: torch.Tensor, fidelity: str, arithmetic: Arithmetic) -> torch.Tensor:
+    return reduce_rows(x, 1.0, fidelity, fp32_dest=arithmetic.fp32_dest_acc_en, arch=arithmetic.arch)
+
+
+def _row_means(x: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+    """A float32 Dst divides the sum by the width, and a bfloat16 Dst adds up values that are divided by it."""
+    if arithmetic.fp32_dest_acc_en:
+        return _row_sums(x, arithmetic.math_fidelity, arithmetic) * torch.tensor(1.0 / x.shape[1])
+    return reduce_rows(x, 1.0 / x.shape[1], arithmetic.math_fidelity, fp32_dest=False, arch=arithmetic.arch)
+
+
+def _on_vector_unit(
+    function: Callable[..., np.ndarray], x: torch.Tensor, arithmetic: Arithmetic, *options: int
+) -> torch.Tensor:
+    """A function of `vector` of float32 values on the host."""
+    return torch.from_numpy(function(x.contiguous().numpy(), arithmetic.arch, *options))

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from isotrain.kernels.tt import formats, model, native, ops
-from isotrain.kernels.tt.arithmetic import Arithmetic
+from isotrain.kernels.tt import formats, model, native, ops, vector
+from isotrain.kernels.tt.arithmetic import Arithmetic, ttnn_block_tiles
 from isotrain.kernels.tt.linear import add, linear, multiply, multiply_bf16
 from isotrain.kernels.tt.unary import FUNCTIONS, _tables, unary
 from support import tt_tiles as tiles
@@ -20,8 +20,8 @@ from support import tt_tiles as tiles
 DTYPES = {"bf16": "bfloat16", "bfp8": "bfp_bf8", "bfp4": "bfp_bf4", "fp32": "float32"}
 FP32 = Arithmetic(mode="exact")
 BF16 = replace(FP32, fp32_dest_acc_en=False)
-# Tiles of K in a block, by the rows the vectors were made with: 3 for M = 64 at K = 768, else 2.
-THREE_TILES = ("k768_bf16_bias_default", "k768_bfp8_default")
+# Rows and columns that the results were made with, where they are more than one tile high. A part may have fewer.
+TALL = {"k768_bf16_bias_default": (64, 96), "k768_bfp8_default": (64, 64)}
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,18 @@ def elementwise(folder: Path) -> Iterator[Checked]:
                 yield compare(f"{name} {engine}", patterns(summed), data[name])
 
 
+def multiply_add(folder: Path) -> Iterator[Checked]:
+    """The vector unit's, where Wormhole's NaNs count as one: other bits of the operands get into them."""
+    data = np.load(folder / "ttsim_elw_mad_pack.npz")
+    for name in data.files:
+        found = re.fullmatch(r"(mad_\w+)_(wh|bh)", name)
+        if found:
+            a, b, c = (data[f"{found[1]}_{part}"] for part in "abc")
+            got = vector.multiply_add(a, b, c, "wormhole" if found[2] == "wh" else "blackhole")
+            nan = data[name] & 0x7FFFFFFF > vector.INFINITY
+            yield compare(name, got, np.where(nan, np.uint32(vector.NAN), data[name]))
+
+
 def matmul(folder: Path, engine: str) -> Iterator[Checked]:
     data = np.load(folder / "ttsim_matmul.npz")
     for name in data.files:
@@ -181,7 +193,9 @@ def linear_cases(folder: Path) -> Iterator[LinearCase]:
         kind = re.search(r"_(fp32|bf16xbfp8|bf16|bfp8)_", f"{name}_")
         assert kind is not None
         first, _, second = kind[1].partition("x")
-        blocks = 0 if name.startswith("oneblk") or "k64_" in name else 3 if name in THREE_TILES else 2
+        in0 = floats(data[f"{name}_A"])
+        rows, columns = TALL.get(name, (32, 32))
+        blocks = 0 if name.startswith("oneblk") else ttnn_block_tiles(rows, in0.shape[1], columns, "wormhole")
         settings: dict[str, object] = {"mode": "exact", "block_tiles": blocks}
         found = re.search(r"_(lofi|hifi\d)_fp32([01])(?:_l1a([01]))?", name)
         if found:
@@ -189,7 +203,7 @@ def linear_cases(folder: Path) -> Iterator[LinearCase]:
             settings |= {"packer_l1_acc": found[3] == "1"} if found[3] else {}
         yield LinearCase(
             name,
-            floats(data[f"{name}_A"]),
+            in0,
             floats(data[f"{name}_B"]),
             floats(data[f"{name}_bias"])[0] if f"{name}_bias" in data.files else None,
             ttnn_default(DTYPES[first], DTYPES[second or first], **settings),
@@ -265,6 +279,7 @@ CHECKS: dict[str, Callable[[Path], Iterator[Checked]]] = {
     "packer": packer,
     "MVMUL": mvmul,
     "ELWADD and ELWMUL": elementwise,
+    "SFPMAD": multiply_add,
     "ttnn.linear": linears,
     "ttnn operations": operations,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from isotrain.kernels.tt import model
+from isotrain.kernels.tt import model, vector
 from isotrain.kernels.tt.arithmetic import Arithmetic
 from isotrain.kernels.tt.unary import _tables
 from torch.nn import functional
@@ -61,9 +61,10 @@ class Step:
     def linear(
         self, in0: Array, in1: Array, bias: Array | None = None, fidelity: str = "", keep: bool = False
     ) -> Array:
-        """in0 @ in1 + bias in blocks of two tiles of K. `keep`: float32 results, else bfloat16."""
+        """in0 @ in1 + bias in blocks of K. `keep`: float32 results, else bfloat16."""
         fidelity = fidelity or self.arithmetic.math_fidelity
-        parts = [(in0[:, k : k + 64], in1[k : k + 64]) for k in range(0, in0.shape[1], 64)]
+        block = self.block(len(in0), *in1.shape)
+        parts = [(in0[:, k : k + block], in1[k : k + block]) for k in range(0, in0.shape[1], block)]
         total = self.chain(*parts[0], fidelity)
         for place, part in enumerate(parts[1:], start=2):
             if bias is None and place == len(parts):
@@ -74,6 +75,15 @@ class Step:
         if bias is not None:
             total = self.add(total, bias, wide=self.arithmetic.fp32_dest_acc_en)
         return total if keep else self.packed(total)
+
+    def block(self, rows: int, k: int, columns: int) -> int:
+        """Two tiles, or one of an odd number, where the result is a line of tiles; else a share of the grid."""
+        height, depth, width = (-(-size // 32) for size in (rows, k, columns))
+        low, high = sorted((height, width))
+        if low == 1 or high >= 9 * low:
+            return 64 if depth % 2 == 0 else 32
+        share = depth / {"wormhole": 8, "blackhole": 13}[self.arithmetic.arch]
+        return 32 * int(share) if share.is_integer() else 32
 
     def add(self, a: Array, b: Array, subtract: bool = False, wide: bool = False) -> Array:
         a, b = np.broadcast_arrays(a, b)
@@ -105,9 +115,8 @@ class Step:
         ones = np.ones((x.shape[1], 1), np.float32)
         if fp32:
             centred = self.add(x, self.chain(x, ones, "hifi4") * share, subtract=True, wide=True)
-            # Here the data is the second operand.
-            variance = self.chain(ones.T, self.times(centred, centred, "hifi3").T, "hifi4").T * share
-            scale = torch.rsqrt(torch.from_numpy(variance + np.float32(self.eps))).numpy()
+            variance = self.chain(self.times(centred, centred, "hifi4"), ones, "hifi4") * share
+            scale = vector.rsqrt(self.add(variance, bf16(self.eps), wide=True), self.arithmetic.arch)
         else:
             centred = self.add(x, self.chain(x, ones * share, "hifi4"), subtract=True)
             variance = self.chain(self.times(centred, centred, "hifi4"), ones * share, "hifi4")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from isotrain.kernels.native import NativeLibrary
-from isotrain.kernels.tt import native
+from isotrain.kernels.tt import formats, native, vector
+from isotrain.kernels.tt.unary import unary
 from support import tt_golden
 
 COMPACT = Path(__file__).resolve().parents[1] / "golden" / "tt"
@@ -59,6 +60,14 @@ def test_the_tables_of_functions_are_the_golden_ones(show: Show) -> None:
 @pytest.mark.shared
 def test_the_tables_give_the_golden_results(shared_data: Path, show: Show) -> None:
     assert_all_equal("unary functions", tt_golden.unary_tables(shared_data / "tt-golden"), show)
+
+
+def test_the_fast_exp_of_float32_values_is_the_tables() -> None:
+    """The table is of bfloat16 values only; softmax gives the function differences in float32."""
+    inputs = formats.from_bits(torch.arange(1 << 16) << 16)
+    inputs = inputs[inputs.isfinite()]
+    got = torch.from_numpy(vector.fast_exp(inputs.numpy()))
+    assert torch.equal(formats.truncate(got, 7), unary("exp_fast", inputs))
 
 
 def test_a_wrong_bit_would_be_counted() -> None:

@@ -37,6 +37,8 @@ def select(full: Path) -> None:
             rest[name] = values[:4]
         elif name.startswith("pack_"):
             rest[name] = values[:48]
+        elif name.startswith("mad_"):
+            rest[name] = values[:512]
         elif name.startswith("erratum_"):
             rest[name] = values
     _save("ttsim_elw_mad_pack.npz", rest)
