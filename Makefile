@@ -9,12 +9,14 @@
 # make gate-trial: plant slowdowns and faults, and count what bench --against says; ARGS="--plant 10% --busy": a part.
 # make gpu-check: isotrain gpu-check on a machine with a GPU; ARGS="--seconds 540".
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
+# make bench-training JOB=albert-8 (albert-32, minilm-mrpc): training steps beside transformers' Trainer; MRPC=FOLDER.
 # make clean: remove what builds and tools left, the environments aside.
 PYTHON ?= python3
 VENV ?= .venv
 XLA_VENV ?= .venv-xla
 TPU_SITE := build/tpu-site
 BANKING77 ?= $(wildcard ../shared/data/banking77)
+MRPC ?= $(wildcard ../shared/data/mrpc)
 BIN := $(VENV)/bin
 NATIVE := $(wildcard kernels/*/native/* kernels/include/*)
 XLA_BIN := $(XLA_VENV)/bin
@@ -23,7 +25,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu gate-trial gpu-check bench-suite clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu gate-trial gpu-check bench-suite bench-training clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -90,6 +92,15 @@ gpu-check: $(VENV)/.installed
 bench-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \
 	  -o python_files='bench_*.py' -o addopts=--import-mode=importlib --benchmark-autosave $(ARGS)
+
+TRAINING := --workload full_step --vs trainer --vs trainer-compile --layout packed --layout dynamic --layout bucketed
+albert-8 := --batch-size 8
+albert-32 := --batch-size 32 --texts 64
+minilm-mrpc := --batch-size 8 --model demo:minilm --dataset $(MRPC) --max-length 128
+JOB ?= albert-8
+bench-training: $(VENV)/.installed-dev
+	$(BIN)/isotrain bench $(TRAINING) $($(JOB)) --blocks 5 \
+	  --out benchmarks/results/$(shell date +%F)-training-$(JOB).json $(ARGS)
 
 xla-environment: $(XLA_VENV)/.installed
 

@@ -24,6 +24,7 @@ from .traits import UNTESTED, Traits
 from .tt.former import renamed
 from .types import (
     COMPILE_MODES,
+    COMPILED_LAYOUTS,
     DTYPES,
     LAYOUTS,
     PADDED_KERNELS,
@@ -39,6 +40,7 @@ from .types import (
 )
 
 __all__ = [
+    "COMPILED_LAYOUTS",
     "COMPILE_MODES",
     "DTYPES",
     "LAYOUTS",

@@ -21,7 +21,7 @@ from ..kernels.words import count
 from .base import versions
 from .torch_device import TorchDevice
 from .traits import Traits
-from .types import Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_dtype
+from .types import COMPILED_LAYOUTS, Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -220,7 +220,14 @@ class NpuBackend(Accelerator):
 
 class HpuBackend(Accelerator):
     name = "hpu"
-    traits = _traits("Intel Gaudi", "cpu:gloo,hpu:hccl", dtypes=("float32", "bfloat16", "float16"), recomputes=False)
+    # Its graph compiler makes a program for each shape.
+    traits = _traits(
+        "Intel Gaudi",
+        "cpu:gloo,hpu:hccl",
+        layouts=COMPILED_LAYOUTS,
+        dtypes=("float32", "bfloat16", "float16"),
+        recomputes=False,
+    )
     package = "habana_frameworks"
     how_to_get = "install Intel Gaudi's software, with habana-torch-plugin for this torch"
 

@@ -8,7 +8,10 @@ from typing import Literal, get_args
 from .. import UserError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-LAYOUTS = ("padded", "bucketed", "packed")
+# From most to least padding. Few batches of the last two have equal shapes.
+LAYOUTS = ("padded", "bucketed", "dynamic", "packed")
+# Those of a device that compiles a program for each shape.
+COMPILED_LAYOUTS = LAYOUTS[:2]
 # Frozen kernels that take no packed batches.
 PADDED_KERNELS = ("transformers", "compile")
 # Modes of torch.compile.

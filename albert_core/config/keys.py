@@ -274,10 +274,10 @@ class Keys(BaseModel):
         description="torch.compile of the whole model's training step (cpu, cuda, tpu; needs freeze_encoder: false), "
         "one program a batch shape; off when absent",
     )
-    layout: Literal["auto", "packed", "padded", "bucketed"] = Field(
+    layout: Literal["auto", "packed", "dynamic", "bucketed", "padded"] = Field(
         "auto",
-        description="batches for the encoder: packed (no padding), padded to max_length, bucketed (few lengths); auto "
-        "is the device's choice",
+        description="batches for the encoder: packed (no padding), dynamic (padded to the longest text), bucketed (the "
+        "same in few lengths, for devices that compile each shape), padded to max_length; auto is the device's choice",
     )
     strict_dtype: bool = Field(False, description="compute in dtype even where the device only emulates it")
     head: Literal["mlp", "pooler_linear"] = Field(

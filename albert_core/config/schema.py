@@ -18,7 +18,15 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from ...backends import PADDED_KERNELS, backend_traits, options_model, options_models, read_section, resolve
+from ...backends import (
+    COMPILED_LAYOUTS,
+    PADDED_KERNELS,
+    backend_traits,
+    options_model,
+    options_models,
+    read_section,
+    resolve,
+)
 from ...kernels.names import check_name
 from ..terminal.text import holds_secret, quoted
 from .best import METRICS, Best, metric_name
@@ -199,9 +207,9 @@ class TrainConfig(Keys):
                 "torch_compile is for a model that is trained whole, and the encoder is frozen; set freeze_encoder: "
                 "false, or kernel: compile instead"
             )
-        if self.torch_compile and self.layout == "packed":
+        if self.torch_compile and self.layout not in ("auto", *COMPILED_LAYOUTS):
             raise ValueError(
-                "torch_compile makes a program for each batch shape, and packed batches repeat none; set layout: "
+                f"torch_compile makes a program for each batch shape, and {self.layout} batches have many; set layout: "
                 "bucketed or padded"
             )
         if self.lora.rank and self.freeze_encoder:

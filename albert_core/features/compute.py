@@ -14,7 +14,7 @@ from ...kernels.packed import PackedBatch, PaddedBatch
 from ..processes.ranks import ALONE, Ranks
 from ..runs.array_cache import ArraySpec, load_arrays, publish_arrays
 from ..runs.files import json_digest
-from ..tokens.order import BUCKETS, bucket_length, pad_labels, pad_rows
+from ..tokens.order import BUCKETS, bucket_length, pad_labels, pad_rows, padded_length
 from ..tokens.store import Progress, TokenStore
 
 # Part of every cache key. Raise it when the same inputs should give other features.
@@ -42,14 +42,14 @@ def token_batch(
     """Builds one host batch of the texts `indices` of `store`.
 
     Args:
-        layout: "packed", "padded" or "bucketed".
+        layout: "packed", "padded", "bucketed" or "dynamic".
         length: Tokens to pad to, instead of the layout's own choice.
     """
     packed = PackedBatch.from_flat(store.ids, store.offsets, indices, store.token_type_ids)
     if layout == "packed":
         return packed
     if length is None:
-        length = max_length if layout == "padded" else bucket_length(packed.max_seqlen, max_length)
+        length = padded_length(packed.max_seqlen, layout, max_length)
     return packed.to_padded(length)
 
 

@@ -306,16 +306,17 @@ def layout_on(backend: Backend, config: TrainConfig) -> str:
     """The encoder's batch layout on `backend`.
 
     "auto" is the device's own choice for a whole model, but bucketed under torch.compile. For the features of a frozen
-    encoder it is packed, if kernel and device support that.
+    encoder it is packed, or dynamic if the kernel takes padded batches only. A device that compiles a program for each
+    shape gets bucketed batches.
 
     Raises:
         UserError: The device doesn't support the configured layout.
     """
     if config.layout == "auto":
-        frozen = "bucketed" if config.kernel in PADDED_KERNELS else "packed"
+        frozen = "dynamic" if config.kernel in PADDED_KERNELS else "packed"
         whole = "bucketed" if config.torch_compile else backend.traits.whole_model_layout
-        layout = frozen if trains_on_features(config) else whole
-        return layout if layout in backend.traits.layouts else "bucketed"
+        wanted = frozen if trains_on_features(config) else whole
+        return next(layout for layout in (wanted, "dynamic", "bucketed") if layout in backend.traits.layouts)
     if config.layout in backend.traits.layouts:
         return config.layout
     raise UserError(

@@ -28,6 +28,17 @@ def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Ten
     return states
 
 
+def fuse_activations(module: nn.Module) -> None:
+    """Replaces gelu_new, which transformers computes by eight operators, by torch's one operator for it."""
+    from torch.nn import GELU
+    from transformers.activations import NewGELUActivation
+
+    for part in module.modules():
+        for name, child in part.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(part, name, GELU(approximate="tanh"))
+
+
 def encoder_layers(module: Any) -> list[nn.Module]:
     """The layers of a transformers AlbertModel or BertModel. In ALBERT, few modules serve as many layers."""
     stack = module.encoder

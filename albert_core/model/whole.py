@@ -17,7 +17,7 @@ from ...kernels.packed import PackedBatch, PaddedBatch
 from ..processes.sharding import part_like
 from ..terminal.text import SHORT, quoted, reason_of, shorten
 from .packed_module import packed_states, take_packed
-from .transformers_module import encoder_layers, padded_states
+from .transformers_module import encoder_layers, fuse_activations, padded_states
 
 
 def checkpoint_activations(encoder: Any, arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
@@ -89,6 +89,7 @@ class WholeModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder.to(getattr(torch, policy.accumulate))
+        fuse_activations(self.encoder)
         if "packed" in backend.traits.layouts:
             take_packed(self.encoder)
         self.head = head

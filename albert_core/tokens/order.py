@@ -13,6 +13,9 @@ from ...kernels.words import count
 # Sequence lengths that bucketed batches are padded to: few enough to compile each once, close enough to waste little.
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
+# Lengths of dynamic batches are multiples of it.
+MULTIPLE = 8
+
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of ``range(num_samples)``, int64. NumPy's PCG64 gives the same one on every platform."""
@@ -26,6 +29,23 @@ IGNORED = -100
 def bucket_length(longest: int, max_length: int, lengths: tuple[int, ...] = BUCKETS) -> int:
     """The length that a bucketed batch is padded to if its longest text has `longest` tokens."""
     return min(next((length for length in lengths if length >= longest), max_length), max_length)
+
+
+def padded_length(longest: int, layout: str, max_length: int, multiple: int = MULTIPLE) -> int:
+    """The length that a batch is padded to if its longest text has `longest` tokens.
+
+    Args:
+        layout: "padded", "bucketed" or "dynamic".
+        multiple: Of dynamic lengths, unless that exceeds `max_length`.
+    """
+    match layout:
+        case "padded":
+            return max_length
+        case "bucketed":
+            return bucket_length(longest, max_length)
+        case "dynamic":
+            return min(-(-longest // multiple) * multiple, max_length)
+    raise AssertionError(f"no padded layout is called {layout}")
 
 
 def pad_rows(indices: np.ndarray, rows: int, filler: float) -> np.ndarray:

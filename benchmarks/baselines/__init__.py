@@ -1,7 +1,8 @@
-"""The baselines of `isotrain bench --vs baselines`: other software that computes the same frozen forward pass.
+"""The baselines of `isotrain bench --vs`: other software that computes the same frozen forward or training step.
 
 This file imports none of them. The named module builds each in a fresh process. A baseline runs the same texts as this
-project's kernels, in the layout and batch size that suit it best: a short sweep picks the fastest of its `shapes`.
+project's kernels. A forward pass has the layout and batch size that suit it best: a short sweep picks the fastest of
+its `shapes`. A training step has those that were asked for.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ... import UserError
 from ...kernels.install import install_hint
 from ...kernels.names import check_name
 
 if TYPE_CHECKING:
     from ...albert_core.model.encoder import LoadedEncoder
-    from ...backends import Backend
+    from ...albert_core.model.head import ClassificationHead
+    from ...backends import Backend, CastPolicy
     from .base import BaselineEncoder
+    from .trainer import TrainerLoop
 
 ALL = "baselines"
 
@@ -34,6 +38,7 @@ class Baseline:
         shapes: (layout, batch size) to choose from.
         packages: What it imports beyond isotrain's own dependencies.
         fixed: Whether its shape defines it, so that --batch-size doesn't change it.
+        workload: What it computes, "forward" or "full_step".
     """
 
     name: str
@@ -42,6 +47,7 @@ class Baseline:
     shapes: tuple[Shape, ...]
     packages: tuple[str, ...] = ()
     fixed: bool = False
+    workload: str = "forward"
 
     def missing(self) -> str:
         """Which packages are missing and how to get them, found without imports; or an empty string."""
@@ -109,20 +115,76 @@ BASELINES: dict[str, Baseline] = {
             (("sorted", 8), ("sorted", 32), ("sorted", 128), ("static", 64), ("static", 256)),
             ("openvino",),
         ),
+        Baseline(
+            "openvino-int8",
+            "the same in 8 bits, quantised by NNCF with the measured texts",
+            "open_vino:OpenVinoInt8Encoder",
+            (("sorted", 8), ("sorted", 32), ("sorted", 128), ("static", 64), ("static", 256)),
+            ("openvino", "nncf"),
+        ),
+        Baseline(
+            "trainer",
+            "a step of the whole model by transformers' Trainer, each batch padded to its longest text",
+            "trainer:TrainerLoop",
+            (("dynamic", 8),),
+            ("accelerate",),
+            workload="full_step",
+        ),
+        Baseline(
+            "trainer-compile",
+            "the same with its option torch_compile",
+            "trainer:CompiledTrainerLoop",
+            (("dynamic", 8),),
+            ("accelerate",),
+            workload="full_step",
+        ),
     )
 }
 
 
-def chosen_baselines(names: Sequence[str]) -> list[Baseline]:
-    """The baselines that `--vs` names; ``baselines`` means all of them.
+def chosen_baselines(names: Sequence[str], workload: str = "forward") -> list[Baseline]:
+    """The baselines that `--vs` names; ``baselines`` means all of `workload`.
 
     Raises:
-        UserError: A name is unknown.
+        UserError: A name is unknown or of another workload.
     """
+    every = [name for name, baseline in BASELINES.items() if baseline.workload == workload]
     for name in names:
-        check_name("--vs", name, (ALL, *BASELINES))
-    wanted = BASELINES if ALL in names else dict.fromkeys(names)
+        if name != ALL and workload_of(name) != workload:
+            raise UserError(
+                f"--vs {name!r} computes {workload_of(name)}, not {workload}; allowed for that are "
+                f"{', '.join((ALL, *every))}; compare others by their own --workload"
+            )
+    wanted = dict.fromkeys(one for name in names for one in (every if name == ALL else [name]))
     return [BASELINES[name] for name in wanted]
+
+
+def check_comparison(
+    names: Sequence[str], workloads: Sequence[str], batch_sizes: Sequence[int], profiled: bool
+) -> None:
+    """Raises UserError if `--vs` can't compare these baselines with such targets."""
+    if tuple(workloads) not in (("forward",), ("full_step",)):
+        raise UserError(
+            f"--vs compares forward or full_step, not {', '.join(workloads)}; give one of them by --workload, or "
+            "end_to_end for a whole training run"
+        )
+    chosen_baselines(names, *workloads)
+    if "full_step" in workloads and len(batch_sizes) > 1:
+        sizes = ", ".join(map(str, batch_sizes))
+        raise UserError(f"--vs compares steps of one batch size, not {sizes}; give --batch-size once")
+    if "full_step" in workloads and profiled:
+        raise UserError("--profile can't see into a baseline that runs its own training loop; drop --profile")
+
+
+def not_installed(baselines: Sequence[Baseline], first: int) -> dict[int, str]:
+    """Why baselines can't run here, by the number of their target; the first of `baselines` has the number `first`."""
+    return {number: reason for number, one in enumerate(baselines, first) if (reason := one.missing())}
+
+
+def workload_of(name: str) -> str:
+    """What a baseline of `--vs` computes; ``baselines`` the forward pass. Raises UserError if the name is unknown."""
+    check_name("--vs", name, (ALL, *BASELINES))
+    return "forward" if name == ALL else BASELINES[name].workload
 
 
 def build_baseline(name: str, encoder: LoadedEncoder, backend: Backend, dtype: str, layout: str) -> BaselineEncoder:
@@ -134,7 +196,22 @@ def build_baseline(name: str, encoder: LoadedEncoder, backend: Backend, dtype: s
     Raises:
         UserError: It can't run here; the message says why.
     """
-    module, _, attribute = BASELINES[name].builder.partition(":")
-    factory = getattr(import_module(f".{module}", __package__), attribute)
-    built: BaselineEncoder = factory(encoder, backend, dtype, layout)
+    built: BaselineEncoder = _builder(name)(encoder, backend, dtype, layout)
     return built
+
+
+def build_trainer(
+    name: str,
+    encoder: LoadedEncoder,
+    head: ClassificationHead,
+    backend: Backend,
+    policy: CastPolicy,
+) -> TrainerLoop:
+    """Builds the loop called `name`, which trains a copy of the encoder and `head`. Raises as `build_baseline`."""
+    built: TrainerLoop = _builder(name)(encoder.module(), head, backend, policy)
+    return built
+
+
+def _builder(name: str) -> Any:
+    module, _, attribute = BASELINES[name].builder.partition(":")
+    return getattr(import_module(f".{module}", __package__), attribute)

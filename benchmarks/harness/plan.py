@@ -21,11 +21,11 @@ from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.terminal.text import duration
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
-from ...backends import DTYPES, LAYOUTS, PADDED_KERNELS, backend_traits, caveat, list_backends
+from ...backends import COMPILED_LAYOUTS, DTYPES, LAYOUTS, PADDED_KERNELS, backend_traits, caveat, list_backends
 from ...backends.host.processor import usable_cores
 from ...kernels.names import check_name, check_range
 from ...kernels.words import count
-from ..baselines import Shape, chosen_baselines
+from ..baselines import Shape, check_comparison, chosen_baselines, not_installed, workload_of
 from .turns import interleaved
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
@@ -213,24 +213,39 @@ def make_plan(options: Options) -> Plan:
     if END_TO_END in options.workloads:
         raise UserError(f"--workload {END_TO_END} has results of its own kind; give it without other workloads")
     _check_baselines(options)
-    if options.vs:
-        return _baselines_plan(options)
+    if options.vs and options.workloads == ("forward",):
+        return _forward_plan(options)
     targets, skipped = [], []
     for spec in _combinations(options):
-        frozen = spec.workload != "full_step"
-        if spec.layout == "packed" and (spec.kernel in PADDED_KERNELS if frozen else spec.torch_compile):
-            runs = spec.kernel if frozen else "torch.compile"
-            skipped.append(f"{spec.label}: {runs} takes padded batches only")
-        elif spec.layout not in (*backend_traits(spec.backend).layouts, CACHED, OWN):
-            skipped.append(
-                f"{spec.label}: {spec.backend} compiles a program for each shape, and packed batches repeat none"
-            )
+        if reason := _unfit(spec):
+            skipped.append(f"{spec.label}: {reason}")
         else:
             targets.append(spec)
     if not targets:
         raise UserError(f"nothing is left to measure: {skipped[0]}; add --layout padded or bucketed")
+    baselines = chosen_baselines(options.vs, "full_step")
+    missing = not_installed(baselines, len(targets))
+    size = options.batch_sizes[0] if baselines else 0
+    targets += [TargetSpec(options.backends[0], "full_step", "dynamic", one.name, size, True) for one in baselines]
+    return _planned(options, targets, missing, skipped=tuple(skipped))
+
+
+def _planned(options: Options, targets: Sequence[TargetSpec], missing: Mapping[int, str], **others: Any) -> Plan:
+    """The plan of the targets. Those in `missing` can't run."""
     order = interleaved(len(targets), options.processes, options.seed)
-    return Plan(options, tuple(targets), tuple(order), tuple(skipped))
+    runs = tuple(pair for pair in order if pair[0] not in missing)
+    return Plan(options, tuple(targets), runs, unavailable=missing, **others)
+
+
+def _unfit(spec: TargetSpec) -> str:
+    """Why a target can't have its layout, or an empty string."""
+    if spec.layout == "packed" and spec.kernel in PADDED_KERNELS and spec.workload != "full_step":
+        return f"{spec.kernel} takes padded batches only"
+    compiler = "torch.compile" if spec.torch_compile else spec.backend
+    layouts = COMPILED_LAYOUTS if spec.torch_compile else backend_traits(spec.backend).layouts
+    if spec.layout not in (*layouts, CACHED, OWN):
+        return f"{compiler} makes a program for each shape, and {spec.layout} batches have many"
+    return ""
 
 
 def _combinations(options: Options) -> Iterator[TargetSpec]:
@@ -250,7 +265,7 @@ def _combinations(options: Options) -> Iterator[TargetSpec]:
             yield TargetSpec(backend, workload, layout, kernel, size, emulated=emulated, torch_compile=mode)
 
 
-def _baselines_plan(options: Options) -> Plan:
+def _forward_plan(options: Options) -> Plan:
     """This project's kernels, then the baselines: all on the same texts, each in the shape that suits it best."""
     backend = options.backends[0]
 
@@ -266,21 +281,9 @@ def _baselines_plan(options: Options) -> Plan:
     ]
     baselines = chosen_baselines(options.vs)
     choices += [specs(baseline.name, baseline.choices(options.batch_sizes), True) for baseline in baselines]
-    missing = {
-        len(options.kernels) + place: baseline.missing()
-        for place, baseline in enumerate(baselines)
-        if baseline.missing()
-    }
-    order = interleaved(len(choices), options.processes, options.seed)
-    return Plan(
-        options,
-        tuple(shapes[0] for shapes in choices),
-        tuple(pair for pair in order if pair[0] not in missing),
-        candidates={}
-        if options.quick
-        else {index: shapes for index, shapes in enumerate(choices) if len(shapes) > 1 and index not in missing},
-        unavailable=missing,
-    )
+    missing = not_installed(baselines, len(options.kernels))
+    swept = {index: shapes for index, shapes in enumerate(choices) if len(shapes) > 1 and index not in missing}
+    return _planned(options, [shapes[0] for shapes in choices], missing, candidates={} if options.quick else swept)
 
 
 def with_quick(options: Options) -> Options:
@@ -292,9 +295,14 @@ def with_quick(options: Options) -> Options:
 
 
 def with_baselines(options: Options, names: Sequence[str]) -> Options:
-    """`options` for a comparison of the forward pass with these baselines; ``baselines`` means all of them."""
-    workloads = ("forward",) if options.workloads == DEFAULT_WORKLOADS else options.workloads
-    return replace(options, vs=tuple(names), workloads=workloads, texts=options.texts or BASELINE_TEXTS)
+    """`options` for a comparison with these baselines. Raises UserError if a name is unknown."""
+    by_default = options.workloads == DEFAULT_WORKLOADS
+    workloads = tuple(dict.fromkeys(map(workload_of, names))) if by_default else options.workloads
+    options = replace(options, vs=tuple(names), workloads=workloads)
+    if "full_step" in workloads:
+        # A step on other batches is another training, so there is no best size to look for.
+        return replace(options, batch_sizes=options.batch_sizes or (8,))
+    return replace(options, texts=options.texts or BASELINE_TEXTS)
 
 
 def hash_of(value: Any) -> str:
@@ -372,15 +380,10 @@ def _called(key: str, flag: str) -> Iterator[None]:
 def _check_baselines(options: Options) -> None:
     if not options.vs:
         return
-    chosen_baselines(options.vs)
     if len(options.backends) > 1:
         raise UserError(f"--vs compares on one backend, not {', '.join(options.backends)}; give --backend once")
     refuse_race(options)
-    if options.workloads != ("forward",):
-        raise UserError(
-            f"--vs compares the frozen forward, not {', '.join(options.workloads)}; drop --workload, or give "
-            "--workload end_to_end for a whole training run"
-        )
+    check_comparison(options.vs, options.workloads, options.batch_sizes, bool(options.profile))
 
 
 def refuse_race(options: Options) -> None:

@@ -1,19 +1,30 @@
-"""The texts of a measurement as token ids: the same for every layout, kernel and process of a run."""
+"""The texts of a measurement as token ids, the same for every layout, kernel and process of a run, and their logits by
+a reference: transformers' module and the head, on the host.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from ... import UserError
-from ...albert_core.tokens.order import bucket_length
+from ...albert_core.model.encoder import LoadedEncoder
+from ...albert_core.model.head import ClassificationHead
+from ...albert_core.tokens.order import MULTIPLE, padded_length
 from ...kernels.packed import PackedBatch, PaddedBatch
 from ...kernels.weights import EncoderConfig
 from .document import Data
 from .plan import EMBEDDED_LENGTHS, Options
+
+# How many texts are judged.
+PROBED_TEXTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,25 +140,36 @@ def dataset_texts(
 
 
 def make_batches(
-    texts: Texts, batch_size: int, layout: str, max_length: int, static_shapes: int = 1
+    texts: Texts,
+    batch_size: int,
+    layout: str,
+    max_length: int,
+    static_shapes: int = 1,
+    *,
+    sort: bool = True,
+    multiple: int = MULTIPLE,
 ) -> list[BenchBatch]:
     """All texts once, in batches.
 
     Args:
         batch_size: Texts per batch; for "static", the most.
-        layout: "padded" (to `max_length`), "packed" (no padding), or "bucketed" (sorted by length, each batch padded to
-            the next length of training's grid). A longer list of texts has less padding when it is sorted.
-            Baselines use "dynamic" (each batch padded to its longest text), "sorted" (the same, sorted by length), or
+        layout: "padded" (to `max_length`), "packed" (no padding), "bucketed" (sorted by length, each batch padded to
+            the next length of training's grid), or "dynamic" (each batch padded to its longest text). A longer list of
+            texts has less padding when it is sorted. Baselines also use "sorted" (dynamic, sorted by length) and
             "static" (a few shapes, see `static_cells`).
         static_shapes: The most shapes of "static".
+        sort: Whether "bucketed" sorts, as for features. Training takes texts as they come.
+        multiple: Dynamic lengths are multiples of it. Baselines pad to the longest text itself.
     """
     if layout == "static":
         return _static(texts, batch_size, static_shapes)
     order = np.arange(len(texts.lengths))
-    if layout in ("bucketed", "sorted"):
+    if layout == "sorted" or (layout == "bucketed" and sort):
         order = np.argsort(texts.lengths, kind="stable")
+    if layout == "sorted":
+        layout, multiple = "dynamic", 1
     cuts = range(0, len(order), batch_size)
-    return [_batch(texts, order[start : start + batch_size], layout, max_length) for start in cuts]
+    return [_batch(texts, order[start : start + batch_size], layout, max_length, multiple) for start in cuts]
 
 
 def static_cells(lengths: np.ndarray, count: int) -> list[int]:
@@ -190,13 +212,11 @@ def check_length(max_length: int, config: EncoderConfig, model: str) -> None:
         )
 
 
-def _batch(texts: Texts, rows: np.ndarray, layout: str, max_length: int) -> BenchBatch:
+def _batch(texts: Texts, rows: np.ndarray, layout: str, max_length: int, multiple: int = MULTIPLE) -> BenchBatch:
     packed = PackedBatch.from_flat(texts.ids, texts.offsets, rows)
     if layout == "packed":
         return BenchBatch(packed, rows, packed.host_lengths, packed.host_lengths)
-    length = packed.max_seqlen
-    if layout in ("padded", "bucketed"):
-        length = max_length if layout == "padded" else bucket_length(length, max_length)
+    length = padded_length(packed.max_seqlen, layout, max_length, multiple)
     return BenchBatch(packed.to_padded(length), rows, packed.host_lengths, np.full(len(rows), length))
 
 
@@ -213,3 +233,64 @@ def _static(texts: Texts, batch_size: int, count: int) -> list[BenchBatch]:
             filled = _batch(texts, np.resize(rows, rows_each), "padded", length)
             batches.append(BenchBatch(filled.inputs, rows, filled.lengths[: len(rows)], filled.computed))
     return batches
+
+
+def probed_texts(count: int) -> list[int]:
+    """Numbers of the judged texts of `count`: evenly spread, so that they lie in several batches, at several places."""
+    return np.unique(np.linspace(0, count - 1, PROBED_TEXTS).round().astype(np.int64)).tolist()
+
+
+@torch.no_grad()
+def reference_logits(
+    encoder: LoadedEncoder, head: ClassificationHead, texts: Texts, param: str, compute: str
+) -> dict[int, np.ndarray]:
+    """Computes the logits of the judged texts without any kernel or layout of this project.
+
+    All texts are one row, in which a token sees only its own text's. That costs one forward pass of as many tokens as
+    they have, and no copy of the model.
+
+    Args:
+        head: With its initial weights, on the host.
+        param: Dtype that the encoder's weights are rounded to first, as the target rounds them.
+        compute: The target's compute dtype; the reference computes in float64 for float64, else in float32.
+
+    Returns:
+        By the text's number, its logits [labels].
+    """
+    judged = probed_texts(len(texts.lengths))
+    lengths = torch.from_numpy(texts.lengths[judged])
+    ids = np.concatenate([texts.ids[texts.offsets[text] : texts.offsets[text + 1]] for text in judged])
+    owner = torch.arange(len(judged)).repeat_interleave(lengths)
+    first = lengths.cumsum(0) - lengths
+    module = encoder.module()
+    with _rounded(module, getattr(torch, param), torch.float64 if compute == "float64" else torch.float32):
+        states = module(
+            input_ids=torch.from_numpy(ids)[None],
+            position_ids=(torch.arange(len(ids)) - first[owner])[None],
+            attention_mask=(owner[:, None] == owner)[None, None],
+        ).last_hidden_state
+    return dict(zip(judged, head(states[0, first]).numpy(), strict=True))
+
+
+@contextmanager
+def _rounded(module: nn.Module, param: torch.dtype, wide: torch.dtype) -> Iterator[None]:
+    """Each layer computes in `wide` with weights rounded to `param`: copies that live only while the layer runs."""
+    loaded: dict[tuple[nn.Module, str], nn.Parameter] = {}
+
+    def enter(layer: nn.Module, _: Any) -> None:
+        for name, weight in layer.named_parameters(recurse=False):
+            loaded[layer, name] = weight
+            setattr(layer, name, nn.Parameter(weight.to(param).to(wide), requires_grad=False))
+
+    def leave(layer: nn.Module, *_: Any) -> None:
+        for name, _weight in list(layer.named_parameters(recurse=False)):
+            setattr(layer, name, loaded.pop((layer, name)))
+
+    hooks = []
+    for layer in module.modules():
+        hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

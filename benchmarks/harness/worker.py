@@ -124,7 +124,7 @@ def _open_backend(
 
 def _open(options: Options, target: TargetSpec, stages: Stages) -> _Opened:
     """Opens the device, and loads weights and texts. Raises UserError for wrong input."""
-    needed = ("...albert_core.loop.job", ".reference", "transformers.models.albert.modeling_albert")
+    needed = ("...albert_core.loop.job", "transformers.models.albert.modeling_albert")
     backend, policy = _open_backend(options, target, stages, needed)
     from ...albert_core.model.encoder import load_encoder
     from .texts import check_length, load_texts
@@ -161,15 +161,25 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     import transformers
 
     from ...albert_core.loop.job import frozen_encoder
+    from ...albert_core.tokens.order import MULTIPLE
     from ...kernels.packed import PaddedBatch
-    from ..baselines import build_baseline
+    from ..baselines import build_baseline, build_trainer
+    from .baseline import BaselineForward, BaselineStep
     from .texts import make_batches
-    from .workloads import WORKLOAD_CLASSES, BaselineForward, TrainedEncoder
+    from .workloads import WORKLOAD_CLASSES, TrainedEncoder
 
     # Cached features have no layout: the device's last, which pads least, makes them.
     layout = opened.backend.traits.layouts[-1] if target.layout == CACHED else target.layout
-    batches = make_batches(opened.texts, target.batch_size, layout, options.max_length, options.static_shapes)
+    whole = target.workload == "full_step"
+    settings: Any = {"sort": not whole, "multiple": 1 if target.baseline else MULTIPLE}
+    batches = make_batches(
+        opened.texts, target.batch_size, layout, options.max_length, options.static_shapes, **settings
+    )
     head = _head(opened, options)
+    if target.baseline and whole:
+        policy = opened.backend.whole_model_policy(opened.policy)
+        loop = build_trainer(target.kernel, opened.encoder, head, opened.backend, policy)
+        return BaselineStep(opened.backend, loop, head, batches, opened.texts), policy, list(loop.notes)
     if target.baseline:
         baseline = build_baseline(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
         baseline.prepare(
@@ -181,7 +191,7 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
             list(baseline.notes),
         )
     trained: Any
-    if target.workload == "full_step":
+    if whole:
         # A copy: the encoder's own weights name the model in the result, and stay what they are.
         module = copy.deepcopy(opened.encoder.module())
         policy = opened.backend.whole_model_policy(opened.policy)
@@ -204,7 +214,7 @@ def _head(opened: _Opened, options: Options) -> ClassificationHead:
 
 def _expected(opened: _Opened, options: Options, target: TargetSpec, policy: CastPolicy) -> dict[int, np.ndarray]:
     """The logits that the target's are judged by."""
-    from .reference import reference_logits
+    from .texts import reference_logits
 
     # A model that is trained whole starts from weights that aren't rounded.
     param = policy.accumulate if target.workload == "full_step" else policy.param

@@ -211,19 +211,6 @@ class Forward(Workload):
         return []
 
 
-class BaselineForward(Forward):
-    """The same with a `BaselineEncoder`. Its compiler is watched, too, and repeated texts are dropped."""
-
-    @torch.no_grad()
-    def run(self, index: int) -> torch.Tensor:
-        features = self.features(index)
-        with self.backend.single_threaded(), self.backend.named_range("head"):
-            return self.head(features[: len(self.batches[index].rows)])
-
-    def compile_count(self) -> int:
-        return self.backend.compile_count() + self.encoder.compile_count()
-
-
 class Trained(Steps):
     """Optimizer steps of `model`: each result contains a loss, and the updated weights are what a fence waits for."""
 
@@ -290,18 +277,23 @@ class _Training(Workload, Trained):
         """Computes the logits of the initial weights from what the steps are given, without dropout."""
         super().judge(expected)
         self.model.eval()
-        forward = self.backend.compile(self.model, self.config.torch_compile)
+        forward = self.forward()
         judged = [
             index for index, batch in enumerate(self.batches) if not expected.keys().isdisjoint(batch.rows.tolist())
         ]
         found = []
         for index in judged:
-            found.append(forward(self.inputs(index)[0]))
+            found.append(forward(index))
             self.backend.step_boundary()
         self.backend.synchronize(*found)
         for index, logits in zip(judged, found, strict=True):
             self.keep(index, logits.cpu().float().numpy())
         self.model.train()
+
+    def forward(self) -> Callable[[int], torch.Tensor]:
+        """A function from the index of a batch to its logits."""
+        compiled = self.backend.compile(self.model, self.config.torch_compile)
+        return lambda index: compiled(self.inputs(index)[0])
 
     def run(self, index: int) -> torch.Tensor:
         inputs, labels = self.inputs(index)

@@ -336,7 +336,9 @@ def backend_notes(backends: Iterable[str]) -> list[str]:
 def _notes(plan: Plan) -> list[str]:
     options = plan.options
     notes = [*backend_notes(spec.backend for spec in plan.targets), *plan.skipped]
-    if options.vs:
+    if options.workloads == ("full_step",) and options.vs:
+        notes.append("everyone trains the same weights on the same texts, in the same batches")
+    elif options.vs:
         notes.append(
             f"everyone runs the same {count(options.texts or 0, 'text')}, each in its own shape"
             + ("; --quick takes each one's first shape without a sweep" if options.quick else ", the best of a sweep")

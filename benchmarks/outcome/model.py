@@ -121,8 +121,8 @@ class _Target(Placed):
     backend: str
     workload: Literal["forward", "train_step", "head_step", "full_step"]
     layout: Literal["padded", "bucketed", "packed", "cached", "dynamic", "sorted", "static", "own"] = Field(
-        description="cached: features that were computed before, which have no tokens. dynamic, sorted and static are "
-        "baselines'. own: the batches of the user's own module."
+        description="cached: features that were computed before, which have no tokens. dynamic: padded to the longest "
+        "text, by ours to a multiple of 8. sorted and static are baselines'. own: the batches of the user's own module."
     )
     kernel: str = Field(description="As asked for; kernel_used is what ran.")
     batch_size: Annotated[int, Field(ge=0)] = Field(description="Texts a step; 0: the module's own batches.")

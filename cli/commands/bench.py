@@ -50,7 +50,10 @@ def bench(
     ] = None,
     layout: Annotated[
         list[str] | None,
-        _what(help="padded (to --max-length), bucketed (by length, few lengths), packed (no padding); all by default."),
+        _what(
+            help="padded (to --max-length), bucketed (by length, few lengths), dynamic (to each batch's longest text), "
+            "packed (no padding); all by default."
+        ),
     ] = None,
     kernel: Annotated[
         list[str] | None,
@@ -73,7 +76,12 @@ def bench(
     ] = None,
     vs: Annotated[
         list[str] | None,
-        _what(help="Compare with baselines (all of them) or one by name; may be repeated. See docs/benchmarks.md."),
+        _what(
+            "--vs",
+            "--baseline",
+            help="Compare with baselines (all of the workload, forward or full_step) or one by name; may be repeated. "
+            "See docs/benchmarks.md.",
+        ),
     ] = None,
     texts: Annotated[
         int | None, _what(help="Texts that everyone runs in a comparison with baselines (default 512, quick 32).")

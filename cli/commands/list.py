@@ -127,7 +127,8 @@ _KINDS: dict[str, Entries | Callable[[], Entries]] = {
     "workloads": _workloads,
     "layouts": {
         "padded": "every text padded to max_length",
-        "bucketed": "batches by length, in a few lengths",
+        "bucketed": "padded to one of a few lengths, for devices that compile each shape",
+        "dynamic": "padded to the longest text of each batch",
         "packed": "no padding",
     },
     "baselines": _baselines,

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ... import UserError
 from ...albert_core.terminal.text import error_line
-from ...backends import DTYPES, LAYOUTS, CastPolicy
+from ...backends import COMPILED_LAYOUTS, DTYPES, LAYOUTS, CastPolicy
 from ..case import Case, Device, Passed, UnsupportedError, ViolationError, require
 from .placing import claimed_dtypes, is_on
 
@@ -119,7 +119,8 @@ def keeps_its_traits(device: Device) -> Passed:
     require(traits.feature_batch_tokens > 0, f"the traits have feature_batch_tokens={traits.feature_batch_tokens}")
     grid = backend.static_shapes
     if grid is not None:
-        require("packed" not in traits.layouts, "each packed batch has another shape, and static_shapes is a grid")
+        free = set(traits.layouts) - set(COMPILED_LAYOUTS)
+        require(not free, f"{' and '.join(sorted(free))} batches have many shapes, and static_shapes is a grid")
         lengths = grid.lengths or (1,)
         rising = lengths == tuple(sorted(set(lengths))) and lengths[0] > 0 and grid.batch_tokens > 0
         require(rising, f"static_shapes has {grid.batch_tokens} tokens and the lengths {lengths}")

@@ -22,9 +22,8 @@ from isotrain.benchmarks.harness.document import Measured
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.measure import Budget, measure
 from isotrain.benchmarks.harness.plan import Options, make_plan
-from isotrain.benchmarks.harness.reference import PROBED_TEXTS, probed_texts, reference_logits
 from isotrain.benchmarks.harness.runner import WorkerRun
-from isotrain.benchmarks.harness.texts import Texts, make_batches
+from isotrain.benchmarks.harness.texts import PROBED_TEXTS, Texts, make_batches, probed_texts, reference_logits
 from isotrain.benchmarks.harness.workloads import CHANGED, WORKLOAD_CLASSES, TrainedEncoder, Workload
 from isotrain.benchmarks.outcome.answers import LARGEST_DISTANCE, answers_differ, limit, wrong_answers
 from isotrain.benchmarks.outcome.build import build_result

@@ -20,14 +20,15 @@ from isotrain.backends import get_backend
 from isotrain.benchmarks import baselines
 from isotrain.benchmarks.baselines import BASELINES, build_baseline, chosen_baselines
 from isotrain.benchmarks.baselines.base import BaselineEncoder, baseline_policy, running
+from isotrain.benchmarks.harness.baseline import BaselineForward
 from isotrain.benchmarks.harness.texts import Texts, embedded_texts, make_batches, static_cells
-from isotrain.benchmarks.harness.workloads import BaselineForward
 from isotrain.kernels.install import install_hint
 from isotrain.kernels.packed import PaddedBatch
 
 BASELINE_LAYOUTS = [
     (baseline.name, layout)
-    for baseline in BASELINES.values()
+    for baseline in chosen_baselines(["baselines"])
+    if baseline.name != "openvino-int8"
     for layout in dict.fromkeys(one for one, _ in baseline.shapes)
 ]
 
@@ -64,7 +65,7 @@ def test_every_baseline_gives_the_features_of_transformers(
     try:
         backend = get_backend("cpu")
         baseline = build_baseline(name, albert, backend, "float32", layout)
-        batches = make_batches(texts, 8, layout, 64, static_shapes=2)
+        batches = make_batches(texts, 8, layout, 64, static_shapes=2, multiple=1)
         baseline.prepare([batch.inputs for batch in batches])
     except UserError as error:
         if "C++ compiler" not in str(error):
@@ -116,8 +117,14 @@ def test_a_baselines_policy_is_the_backends_unless_it_has_its_own() -> None:
     assert (own.requested, own.param, own.compute, own.reason) == ("bfloat16", "float32", "float32", "because")
 
 
-def test_names_are_checked_and_baselines_means_all() -> None:
-    assert [baseline.name for baseline in chosen_baselines(["baselines"])] == list(BASELINES)
+def test_names_are_checked_and_baselines_means_all_of_the_workload() -> None:
+    forward, steps = ([one.name for one in chosen_baselines(["baselines"], what)] for what in ("forward", "full_step"))
+    assert sorted(forward + steps) == sorted(BASELINES)
+    assert steps == ["trainer", "trainer-compile"]
+    with pytest.raises(
+        UserError, match="--vs 'trainer' computes full_step, not forward; allowed for that are baselines"
+    ):
+        chosen_baselines(["openvino", "trainer"])
     assert [baseline.name for baseline in chosen_baselines(["openvino", "openvino"])] == ["openvino"]
     with pytest.raises(UserError, match="--vs 'tensorflow' does not exist; allowed are baselines"):
         chosen_baselines(["tensorflow"])
@@ -163,7 +170,7 @@ def test_the_experiments_forward_has_the_pooler_that_nothing_reads(albert: Loade
 @pytest.mark.parametrize("layout", ["dynamic", "sorted", "static"])
 @pytest.mark.parametrize("size", [1, 5, 8, 100])
 def test_baselines_layouts_hold_every_text_once(texts: Texts, layout: str, size: int) -> None:
-    batches = make_batches(texts, size, layout, 64, static_shapes=3)
+    batches = make_batches(texts, size, layout, 64, static_shapes=3, multiple=1)
     rows = np.concatenate([batch.rows for batch in batches])
     assert sorted(rows.tolist()) == list(range(24))
     for batch in batches:

@@ -39,7 +39,7 @@ def test_dry_run_prints_the_plan_and_measures_nothing(invoke: Callable, tmp_path
     assert "train_step packed auto x8" in done.stdout
     left_out = "left out: cpu forward packed transformers x8: transformers takes padded batches only"
     assert left_out in " ".join(done.stdout.split())
-    assert "30 processes, each 9 blocks in about 10 s after about 5 s of start-up" in " ".join(done.stdout.split())
+    assert "42 processes, each 9 blocks in about 10 s after about 5 s of start-up" in " ".join(done.stdout.split())
     assert not (tmp_path / "results").exists()
 
 
@@ -99,7 +99,7 @@ def test_an_invalid_figure_is_printed_as_such_and_ends_in_1(
 def test_wrong_values_are_user_errors_before_anything_runs(invoke: Callable) -> None:
     done = invoke("--layout", "ragged")
     assert isinstance(done.exception, UserError)
-    assert "allowed are padded, bucketed, packed" in str(done.exception)
+    assert "allowed are padded, bucketed, dynamic, packed" in str(done.exception)
 
 
 def test_the_help_explains_each_option(invoke: Callable) -> None:

@@ -19,7 +19,7 @@ COMPILED = {"workloads": ("full_step",), "torch_compile": "default"}
 
 def test_all_combinations_are_targets_and_impossible_ones_are_named() -> None:
     plan = make_plan(Options(kernels=("auto", "transformers"), batch_sizes=(8, 16)))
-    assert len(plan.targets) == 2 * 3 * 2 * 2 - 4
+    assert len(plan.targets) == 2 * 4 * 2 * 2 - 4
     assert len(plan.skipped) == 4
     assert all("transformers takes padded batches only" in text for text in plan.skipped)
 
@@ -38,7 +38,7 @@ def test_each_target_runs_in_every_process_once_and_pairs_of_rounds_mirror() -> 
     ("change", "message"),
     [
         ({"workloads": ("backward",)}, "--workload 'backward' does not exist; allowed are forward, train_step"),
-        ({"layouts": ("ragged",)}, "--layout 'ragged' does not exist; allowed are padded, bucketed, packed"),
+        ({"layouts": ("ragged",)}, "--layout 'ragged' does not exist; allowed are padded, bucketed, dynamic"),
         ({"kernels": ("auto", "auto")}, "--kernel is given auto, auto; give each value once"),
         ({"dtype": "int8"}, "--dtype 'int8' does not exist; allowed are float32"),
         ({"backends": ("gpu",)}, "--backend 'gpu' does not exist; allowed are cpu"),
@@ -58,7 +58,9 @@ def test_each_target_runs_in_every_process_once_and_pairs_of_rounds_mirror() -> 
         ({"torch_compile": "default"}, "--torch-compile is for --workload full_step of --model; give that"),
         ({**COMPILED, "torch_compile": "fast"}, "--torch-compile 'fast' does not exist; allowed are default"),
         ({**COMPILED, "backends": ("xla",)}, "--torch-compile 'default' means nothing on backend xla"),
-        ({**COMPILED, "layouts": ("packed",)}, "torch.compile takes padded batches only; add"),
+        ({**COMPILED, "layouts": ("packed",)}, "makes a program for each shape, and packed batches have many; add"),
+        ({**COMPILED, "layouts": ("dynamic",)}, "makes a program for each shape, and dynamic batches have many; add"),
+        ({"backends": ("xla",), "layouts": ("dynamic",)}, "xla makes a program for each shape, and dynamic batches"),
     ],
 )
 def test_wrong_options_say_what_is_allowed(change: dict, message: str) -> None:
@@ -98,6 +100,8 @@ def test_a_step_of_the_head_is_planned_once_and_one_of_the_whole_model_by_layout
         "cpu full_step padded transformers x16",
         "cpu full_step bucketed transformers x8",
         "cpu full_step bucketed transformers x16",
+        "cpu full_step dynamic transformers x8",
+        "cpu full_step dynamic transformers x16",
         "cpu full_step packed transformers x8",
         "cpu full_step packed transformers x16",
     ]

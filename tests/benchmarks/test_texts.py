@@ -7,6 +7,7 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.tokens.order import BUCKETS
+from isotrain.backends import LAYOUTS
 from isotrain.benchmarks.harness.texts import (
     Texts,
     check_length,
@@ -42,7 +43,7 @@ def test_texts_are_cut_to_the_maximum() -> None:
     assert embedded_texts(64, 10, 30000, 77, 5).lengths.max() == 10
 
 
-@pytest.mark.parametrize("layout", ["padded", "bucketed", "packed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_holds_every_text_once(texts: Texts, layout: str) -> None:
     batches = make_batches(texts, 8, layout, 128)
     assert len(batches) == 4
@@ -56,7 +57,7 @@ def test_every_layout_holds_every_text_once(texts: Texts, layout: str) -> None:
 
 
 def test_what_is_computed_is_the_tensor_the_kernel_gets(texts: Texts) -> None:
-    for layout in ("padded", "bucketed", "packed"):
+    for layout in LAYOUTS:
         for batch in make_batches(texts, 8, layout, 128):
             assert batch.computed.sum() == batch.inputs.input_ids.numel()
             assert batch.lengths.sum() == batch.inputs.num_tokens
@@ -68,6 +69,22 @@ def test_buckets_are_trainings_and_waste_less_than_padding(texts: Texts) -> None
     assert sum(batch.computed.sum() for batch in batches) < 0.3 * 32 * 128
     lengths = np.concatenate([batch.lengths for batch in batches])
     assert (np.diff(lengths) >= 0).all()
+
+
+def test_training_takes_texts_as_they_come_in_every_layout(texts: Texts) -> None:
+    for layout in LAYOUTS:
+        rows = [batch.rows for batch in make_batches(texts, 8, layout, 128, sort=False)]
+        assert np.concatenate(rows).tolist() == list(range(32))
+
+
+def test_dynamic_batches_are_as_long_as_their_longest_text(texts: Texts) -> None:
+    ours, baselines = (make_batches(texts, 4, "dynamic", 128, multiple=multiple) for multiple in (8, 1))
+    for one, other in zip(ours, baselines, strict=True):
+        longest = int(one.lengths.max())
+        assert other.inputs.input_ids.shape[1] == longest
+        assert one.inputs.input_ids.shape[1] in range(longest, longest + 8)
+        assert one.inputs.input_ids.shape[1] % 8 == 0
+    assert len({batch.inputs.input_ids.shape[1] for batch in ours}) > 1
 
 
 def test_batches_of_one_shape_are_one_class_and_packed_ones_never(texts: Texts) -> None:

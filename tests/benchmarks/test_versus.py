@@ -27,6 +27,8 @@ from rich.console import Console
 NAMES = ("experiment-padded", "transformers-sorted", "openvino")
 OPTIONS = replace(with_baselines(Options(batch_sizes=()), NAMES), processes=2, blocks=3)
 
+STEPS = {"vs": ("trainer",), "workloads": ("full_step",), "batch_sizes": (8,)}
+
 FakeWorker = Callable[..., tuple[str, ...]]
 
 
@@ -69,6 +71,38 @@ def test_the_plan_says_which_shapes_will_be_tried(
     assert "unavailable: openvino: openvino not installed" in text
 
 
+def test_steps_of_the_whole_model_run_beside_trainers_in_the_same_batches(
+    fake_worker: FakeWorker, tmp_path: Path
+) -> None:
+    options = with_baselines(Options(batch_sizes=(), layouts=("dynamic", "packed")), ("trainer", "trainer-compile"))
+    plan = make_plan(options)
+    assert [(spec.workload, spec.layout, spec.batch_size, spec.baseline) for spec in plan.targets] == [
+        ("full_step", "dynamic", 8, False),
+        ("full_step", "packed", 8, False),
+        ("full_step", "dynamic", 8, True),
+        ("full_step", "dynamic", 8, True),
+    ]
+    assert not plan.candidates
+    assert len(plan.order) == 4 * options.processes
+    outcome = run_bench(replace(options, processes=1, blocks=3), out=tmp_path, command=fake_worker())
+    assert outcome.code == VALID
+    validate(outcome.result)
+    assert len(outcome.result.comparisons) == 2 * 2
+    assert "everyone trains the same weights on the same texts, in the same batches" in shown(outcome.result)
+
+
+def test_the_workload_of_a_comparison_is_that_of_its_baselines() -> None:
+    for names, workloads in (
+        (["trainer"], ("full_step",)),
+        (["openvino"], ("forward",)),
+        (["baselines"], ("forward",)),
+    ):
+        assert with_baselines(Options(), names).workloads == workloads
+    both = with_baselines(Options(), ["openvino", "trainer"])
+    with pytest.raises(UserError, match="--vs compares forward or full_step, not forward, full_step; give one of them"):
+        make_plan(both)
+
+
 def test_a_quick_comparison_sweeps_nothing_and_runs_few_texts() -> None:
     plan = make_plan(with_quick(OPTIONS))
     assert not plan.candidates
@@ -80,8 +114,11 @@ def test_a_quick_comparison_sweeps_nothing_and_runs_few_texts() -> None:
     ("change", "message"),
     [
         ({"backends": ("cpu", "cuda")}, "--vs compares on one backend, not cpu, cuda"),
-        ({"workloads": ("train_step",)}, "--vs compares the frozen forward, not train_step"),
+        ({"workloads": ("train_step",)}, "--vs compares forward or full_step, not train_step; give one"),
         ({"vs": ("tensorflow",)}, "--vs 'tensorflow' does not exist"),
+        ({"workloads": ("full_step",)}, "--vs 'experiment-padded' computes forward, not full_step"),
+        ({**STEPS, "batch_sizes": (8, 32)}, "--vs compares steps of one batch size, not 8, 32; give --batch-size once"),
+        ({**STEPS, "profile": 3}, "--profile can't see into a baseline that runs its own training loop"),
         ({"texts": 0}, "--texts 0 is out of range"),
     ],
 )

@@ -18,8 +18,7 @@ from isotrain.benchmarks.harness import worker
 from isotrain.benchmarks.harness.document import Measured, Peaks
 from isotrain.benchmarks.harness.measure import Budget, measure
 from isotrain.benchmarks.harness.plan import CACHED, Options, TargetSpec
-from isotrain.benchmarks.harness.reference import reference_logits
-from isotrain.benchmarks.harness.texts import Texts, make_batches
+from isotrain.benchmarks.harness.texts import Texts, make_batches, reference_logits
 from isotrain.benchmarks.harness.work import work_per_step
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, TrainedEncoder, Workload
 from isotrain.benchmarks.work.flops import encoder_flops, head_backward_flops, head_forward_flops

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_length, epoch_order
+from isotrain.albert_core.tokens.order import BUCKETS, BatchStream, bucket_length, epoch_order, padded_length
 
 pytestmark = pytest.mark.core
 
@@ -53,6 +53,13 @@ def test_a_restored_stream_goes_on_with_the_same_windows(stop_after: int) -> Non
     while second.epoch < 2:
         seen.extend(second.windows())
     assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "lengths"), [("padded", [100, 100, 100]), ("bucketed", [8, 64, 100]), ("dynamic", [8, 56, 100])]
+)
+def test_a_padded_layout_chooses_a_length(layout: str, lengths: list[int]) -> None:
+    assert [padded_length(longest, layout, 100) for longest in (1, 49, 97)] == lengths
 
 
 def test_a_position_of_other_data_is_refused() -> None:

@@ -7,13 +7,16 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from isotrain.albert_core.config.schema import TrainConfig
 from isotrain.albert_core.inference.export import export_run
 from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.job import layout_on
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.model.packed_module import packed_states, take_packed
 from isotrain.albert_core.model.whole import checkpoint_activations
@@ -170,8 +173,29 @@ def test_losses_are_those_of_bucketed_batches(run: Run, reading: dict[str, Any],
 
 def test_the_layout_left_open_is_the_devices_own(run: Run) -> None:
     assert "packed layout" in (run(**CLASSES | {"max_steps": 1}).run.path / "train.log").read_text()
-    assert backend_traits("cpu").whole_model_layout == "packed"
-    assert backend_traits("cuda").whole_model_layout == backend_traits("xla").whole_model_layout == "bucketed"
+
+
+WHOLE = {"freeze_encoder": False}
+
+
+@pytest.mark.parametrize(
+    ("backend", "keys", "layout"),
+    [
+        ("cpu", WHOLE, "packed"),
+        ("cpu", WHOLE | {"torch_compile": "default"}, "bucketed"),
+        ("cpu", {}, "packed"),
+        ("cpu", {"kernel": "transformers"}, "dynamic"),
+        ("cuda", WHOLE, "dynamic"),
+        ("cuda", {}, "packed"),
+        ("mps", WHOLE, "dynamic"),
+        ("hpu", WHOLE, "bucketed"),
+        ("xla", WHOLE, "bucketed"),
+        ("xla", {"kernel": "transformers"}, "bucketed"),
+    ],
+)
+def test_batches_are_bucketed_only_where_shapes_are_compiled(backend: str, keys: dict[str, Any], layout: str) -> None:
+    device: Any = SimpleNamespace(name=backend, traits=backend_traits(backend))
+    assert layout_on(device, TrainConfig.model_validate(keys)) == layout
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])

@@ -119,6 +119,7 @@ def test_what_cannot_be_compiled_is_one_line(run: Run, monkeypatch: pytest.Monke
         (["torch_compile=fast", "freeze_encoder=false"], "should be 'default', 'reduce-overhead' or 'max-autotune'"),
         (["torch_compile=default"], "set freeze_encoder: false, or kernel: compile instead"),
         (["torch_compile=default", "freeze_encoder=false", "layout=packed"], "set layout: bucketed or padded"),
+        (["torch_compile=default", "freeze_encoder=false", "layout=dynamic"], "set layout: bucketed or padded"),
         (["kernel=compile", "layout=packed"], "kernel: compile takes no packed batches; set kernel: auto, or layout"),
     ],
 )

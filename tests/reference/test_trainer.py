@@ -238,6 +238,6 @@ def test_losses_are_trainers_without_dropout_too(sides: tuple[Published, Losses,
     """The packed layout as well: only the head's dropout draws the same numbers in every layout."""
     _, ours, trainers = sides
     expected = trainers(dropout=0.0)
-    for layout in ("bucketed", "packed"):
+    for layout in ("bucketed", "dynamic", "packed"):
         np.testing.assert_allclose(ours(head_dropout=0.0, layout=layout), expected, rtol=1e-6, atol=0)
     assert np.abs(np.array(expected) / trainers() - 1).max() > 1e-3

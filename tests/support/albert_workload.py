@@ -36,7 +36,7 @@ class FullStep:
         del seed  # Of the options, which are the target's.
         vocabulary = load_encoder(self.options.model, self.options.seed).weights.config.vocab_size
         texts = load_texts(self.options, vocabulary, self.options.batches * ROWS)
-        made = make_batches(texts, ROWS, LAYOUT, self.options.max_length)
+        made = make_batches(texts, ROWS, LAYOUT, self.options.max_length, sort=False)
         return [(batch.inputs, torch.from_numpy(texts.labels[batch.rows])) for batch in made]
 
     def loss(self, model: nn.Module, batch: tuple[Any, torch.Tensor]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from isotrain.backends import Availability, Traits
+from isotrain.backends import COMPILED_LAYOUTS, Availability, Traits
 from isotrain.backends.xla import DEVICE_VARIABLE, XlaBackend, torch_xla_version
 
 # What the vendor's plugin is registered as.
@@ -13,7 +13,7 @@ PLUGIN = "CPU"
 
 class LazyNpuBackend(XlaBackend):
     name = "npu-lazy"
-    traits = Traits(layouts=("padded", "bucketed"), kernels=("portable",), recomputes=False)
+    traits = Traits(layouts=COMPILED_LAYOUTS, kernels=("portable",), recomputes=False)
 
     def __init__(self, index: int | None = None) -> None:
         os.environ[DEVICE_VARIABLE] = PLUGIN

@@ -46,7 +46,7 @@ class UnknownLayout(Mutant):
     """Traits with a layout that nobody makes."""
 
     CLAUSE = ("traits",)
-    traits = replace(Mutant.traits, layouts=("padded", "ragged"), whole_model_layout="padded")
+    traits = replace(Mutant.traits, layouts=("padded", "ragged"))
 
 
 class OtherKernels(Mutant):
@@ -60,7 +60,7 @@ class PackedGrid(Compiling):
     """A device with a grid of shapes that accepts packed batches, each of another shape."""
 
     CLAUSE = ("traits",)
-    traits = replace(Mutant.traits, layouts=("padded", "packed"), whole_model_layout="padded")
+    traits = replace(Mutant.traits, layouts=("padded", "bucketed", "packed"))
 
 
 class WideCompute(Mutant):
