@@ -36,7 +36,7 @@ from .commands.push import push
 from .commands.report import report
 from .commands.show import show
 from .commands.train import train
-from .commands.tt import tt_estimate, tt_formats
+from .commands.tt import tt_estimate, tt_formats, tt_losses
 from .exits import Exit
 from .help import HelpfulCommand, HelpfulGroup
 from .streams import settle_streams
@@ -95,7 +95,7 @@ _PANELS: tuple[tuple[str, dict[str, Callable[..., None]]], ...] = (
     ("Measure and compare", {"bench": bench, "compare": compare, "history": history}),
     ("Check a device", {"doctor": doctor, "conformance": conformance, "gpu-check": gpu_check}),
     ("Show", {"report": report, "show": show, "list": list_names, "config": config}),
-    ("Tenstorrent", {"tt-formats": tt_formats, "tt-estimate": tt_estimate}),
+    ("Tenstorrent", {"tt-losses": tt_losses, "tt-formats": tt_formats, "tt-estimate": tt_estimate}),
 )
 for _panel, _commands in _PANELS:
     for _name, _command in _commands.items():

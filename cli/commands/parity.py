@@ -14,7 +14,7 @@ from ...albert_core.terminal.console import say, say_json, say_lines
 from ...albert_core.terminal.invocation import command
 from ...kernels.names import meant
 from ...kernels.words import count
-from ..documents import print_json
+from ..documents import check_html, print_json
 from ..help import HelpfulCommand, HelpfulGroup, panel
 from ..streams import kept
 
@@ -138,7 +138,7 @@ def run(
     )
     comparison = replace(comparison, again=_again(comparison.out))
     check(comparison)
-    _check_html(html)
+    check_html(html)
     result = run_parity(comparison, lambda line: say(line, err=True))
     _finish(result, comparison.out / "parity.json", html, json_only)
 
@@ -231,7 +231,7 @@ def compare(
     """Judge traces from any machines and torch versions; exit codes as for `isotrain parity run`."""
     from ...benchmarks.parity.compare import compare as compare_traces
 
-    _check_html(html)
+    check_html(html)
     _finish(compare_traces(reference, candidates), out, html, json_only)
 
 
@@ -256,16 +256,6 @@ def _finish(result: Parity, out: Path | None, html: Path | None, json_only: bool
             if path is not None:
                 say(f"{kind}: {path}", err=json_only)
     raise typer.Exit(exit_code(result))
-
-
-def _check_html(path: Path | None) -> None:
-    from ... import UserError
-    from ...albert_core.runs.files import check_place
-
-    if path is not None and (path.suffix.lower() not in (".html", ".htm") or not path.absolute().parent.is_dir()):
-        raise UserError(f"--html {str(path)!r}: give a file that ends in .html, in a folder that exists")
-    if path is not None:
-        check_place(path, "--html")
 
 
 def _again(out: Path) -> str:

@@ -1,4 +1,4 @@
-"""`isotrain tt-formats` and `isotrain tt-estimate`."""
+"""`isotrain tt-losses`, `isotrain tt-formats` and `isotrain tt-estimate`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,69 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..documents import print_json
+from ...albert_core.terminal.console import say
+from ...albert_core.terminal.invocation import command
+from ..documents import check_html, print_json
+from ..streams import kept
 
 if TYPE_CHECKING:
     from ...benchmarks.reports.blocks import Column
     from ...kernels.tt.losses import TensorLoss
+
+
+def tt_losses(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file, a packaged one by name, or your own model: FILE.py:NAME, MODULE:NAME."
+        ),
+    ],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of CONFIG; may be repeated.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each run.")] = 20,
+    html: Annotated[Path | None, typer.Option(help="Write tables and chart as one HTML file, too.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what each part of a Tenstorrent card's arithmetic costs a job. No card is used.
+
+    The job's first steps are trained in float64 on the host, then in the card's arithmetic as CONFIG has it, emulated
+    in all operations, and then with one thing changed at a time: each operation alone is the card's, or alone in
+    float32; the math fidelity, the destination, the formats of frozen weights and of the optimizer have other values.
+    The distance of the losses from float64's ranks them: what costs most stands first. Ctrl-C shows what is measured.
+
+    tt.emulation=exact computes the card's bits, slowly, instead of its error.
+
+    Examples:
+
+      isotrain tt-losses quickstart --set model_name=random:tiny
+
+      isotrain tt-losses mrpc --set tt.math_fidelity=hifi2 --set tt.fp32_dest_acc_en=false --html losses.html
+    """
+    from ...benchmarks.reports.html.write import write_sections
+    from ...benchmarks.reports.terminal import output_console, print_blocks
+    from ...benchmarks.reports.views.tt_losses import tt_losses_section, tt_losses_view
+    from ...benchmarks.tt_losses import tt_losses as measured
+    from ...kernels.names import check_range
+
+    check_range("--steps", steps, 2, 10**6)
+    check_html(html)
+    found = measured(config, sets or (), steps, lambda line: say(line, err=True))
+    if html is not None:
+        write_sections([tt_losses_section(found)], html, f"isotrain tt-losses: {found.label}", found.arithmetic)
+    with kept(f"the measurement is complete{f' and is kept in {html}' if html else ''}"):
+        if json_output:
+            from dataclasses import asdict
+
+            print_json("tt-losses", asdict(found))
+        else:
+            print_blocks(tt_losses_view(found), output_console())
+            again = command("parity", config, *(f"--set={item}" for item in sets or ()))
+            say(f"next, whether a whole run stands it: {again} --candidate tt:tt.emulate=all")
+        if html is not None:
+            say(f"report: {html}", err=json_output)
+    if not found.complete:
+        raise KeyboardInterrupt("what was measured is shown")
 
 
 def tt_formats(

@@ -196,8 +196,7 @@ class TtEncoder(PortableEncoder):
 
     def _product(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         if "linear" in self._float32:
-            stored = host_convert(weight.detach().to(torch.float32).T.contiguous(), self.weight_dtype).T
-            return plain_linear(stored, bias.detach().to(torch.float32))
+            return plain_linear(weight.detach().to(torch.float32), bias.detach().to(torch.float32))
         product = FrozenLinear(weight, bias, self.arithmetic, self.weight_dtype)
         return (lambda x: product(self._read(x))) if self._float32 else product
 

@@ -44,7 +44,7 @@ ROWS = {
     "benchmarks": (
         ("suites", "gpu_check"),
         ("reports",),
-        ("end_to_end", "against"),
+        ("end_to_end", "against", "tt_losses"),
         ("bench", "parity"),
         ("regression",),
         ("outcome",),

@@ -7,12 +7,13 @@ step, the returned loss and the parameters are read, and the gradient is compute
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from .... import UserError
-from ....albert_core.config.load import load_config
+from ....albert_core.config.load import ResolvedConfig, load_config
 from ....albert_core.config.schedule import ADAPTIVE
 from ....albert_core.loop.events import TrainingError
 from ....albert_core.loop.train import train
@@ -59,30 +60,10 @@ def record(
     if resolved.config.dtype == "float64" and resolved.config.workload is None:
         resolved = load_config(config, [*_FLOAT64_TEXTS, *sets])
     resolved = resolved.with_absolute_paths()
-    limits = [number for number in (resolved.config.max_steps, steps) if number is not None]
-    with tempfile.TemporaryDirectory(prefix="isotrain-parity-") as folder:
-        own: dict[str, Any] = {
-            "max_steps": min(limits, default=None),
-            "project_dir": folder,
-            "run_name": "trace",
-            "save_strategy": "no",
-            "use_wandb": False,
-            "use_tensorboard": False,
-            "trackers": [],
-            "resume_from_checkpoint": False,
-            "sync_to_storage": False,
-            "load_from_storage": False,
-            "stop_on_collapse": False,
-            "early_stopping_patience": None,
-            "early_stopping_threshold": 0.0,
-            "eval_on_start": False,
-            "copy_encoder": False,
-            "stop_at_step": None,
-        }
+    with for_observing(resolved, steps, "trace") as quiet:
         reporter = reporter or Reporter()
         observe = TextRecorder if resolved.config.workload is None else ModuleRecorder
         recorder = observe(label, replay_from, reporter.phase("step"))
-        quiet = replace(resolved, config=resolved.config.model_copy(update=own))
         failure = ""
         try:
             result = train(quiet, observer=recorder, reporter=reporter)
@@ -97,3 +78,36 @@ def record(
         if replay_from is not None and "features" in replay_from.arrays:
             trace.arrays.update(replay_head(quiet, replay_from))
     return trace
+
+
+@contextmanager
+def for_observing(resolved: ResolvedConfig, steps: int | None, name: str, **own: Any) -> Iterator[ResolvedConfig]:
+    """A configuration of the same training in a folder that is removed afterwards.
+
+    Args:
+        resolved: The configuration.
+        steps: The most optimizer steps; None makes all of them.
+        name: The run's name.
+        own: Other keys.
+    """
+    limits = [number for number in (resolved.config.max_steps, steps) if number is not None]
+    with tempfile.TemporaryDirectory(prefix="isotrain-observed-") as folder:
+        keys: dict[str, Any] = {
+            "max_steps": min(limits, default=None),
+            "project_dir": folder,
+            "run_name": name,
+            "save_strategy": "no",
+            "use_wandb": False,
+            "use_tensorboard": False,
+            "trackers": [],
+            "resume_from_checkpoint": False,
+            "sync_to_storage": False,
+            "load_from_storage": False,
+            "stop_on_collapse": False,
+            "early_stopping_patience": None,
+            "early_stopping_threshold": 0.0,
+            "eval_on_start": False,
+            "copy_encoder": False,
+            "stop_at_step": None,
+        }
+        yield replace(resolved, config=resolved.config.model_copy(update=keys | own))

@@ -9,6 +9,7 @@ from pathlib import Path
 from .... import UserError, __version__
 from ....albert_core.runs.files import make_folders, sweep, write_bytes, write_text
 from ...outcome.found import foreign_line
+from ..blocks import Section
 from .contents import contents, lead
 from .loading import Results, Skipped, load_results
 from .page import render_page
@@ -31,6 +32,12 @@ def page_of(results: Results, title: str) -> str:
     now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
     created = f"Made by isotrain {__version__}, {now}"
     return render_page(f"isotrain report: {clean(title)}", lead(results), contents(results), created)
+
+
+def write_sections(sections: list[Section], out: Path, title: str, words: str) -> None:
+    """Writes a page of `sections`, with `words` at its head. Raises UserError if `out` can't be written."""
+    created = f"Made by isotrain {__version__}, {datetime.now(UTC).isoformat(sep=' ', timespec='seconds')}"
+    write_text(out, render_page(title, words, sections, created))
 
 
 def write_report(folder: Path, out: Path, pictures: Path | None = None, title: str | None = None) -> Written:
