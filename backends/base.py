@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import platform
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -118,8 +117,12 @@ class Backend(ABC):
         """
 
     def whole_model_policy(self, policy: CastPolicy) -> CastPolicy:
-        """`policy` for a model that is trained whole: without what holds only for a frozen encoder's weights."""
-        return policy
+        """`policy` for a model that is trained whole: without what holds only for a frozen encoder's weights.
+
+        Raises:
+            UserError: Nothing can be trained in the dtype.
+        """
+        return policy.trainable()
 
     def error_budget(self, policy: CastPolicy) -> ErrorBudget:
         """The host's model of this device's arithmetic under `policy`, for parity: by default the dtype's own."""
@@ -228,7 +231,9 @@ class Backend(ABC):
 
     def compile_count(self) -> int:
         """The number of compilations so far, by torch and by the device. A timed block must not change it."""
-        return _torch_compilations() + self.device_compilations()
+        from ..kernels.inductor import compilations
+
+        return compilations() + self.device_compilations()
 
     def device_compilations(self) -> int:
         """The number of the device's own compilations, which torch.compile and inductor don't count."""
@@ -327,8 +332,12 @@ class Backend(ABC):
         """The names that `frozen_encoder` accepts besides "auto", fastest first, and whether each can run here."""
         return {"portable": Availability(True, "torch operators")}
 
-    def measured_unit_tflops(self) -> UnitRate | None:
-        """The rate of the matrix unit itself, measured now within about a second; None if it can't be measured."""
+    def measured_unit_tflops(self, dtype: str) -> UnitRate | None:
+        """The rate of the matrix unit itself, measured now within about a second; None if it can't be measured.
+
+        If the unit doesn't multiply `dtype`, the rate of its own dtype is returned.
+        """
+        del dtype
         return None
 
     def frozen_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str = "auto") -> FrozenEncoder:
@@ -360,9 +369,14 @@ class Backend(ABC):
 
         from ..kernels.packed import PortableEncoder
 
+        compute = policy.compute
+        if policy.eight_bit:
+            from ..kernels.packed.eight_bit import eight_bit_linear
+
+            options["make_linear"], compute = eight_bit_linear(compute, weights.config), policy.param
         encoder = (kind or PortableEncoder)(
             weights.to(dtype=getattr(torch, policy.param)),
-            compute_dtype=getattr(torch, policy.compute),
+            compute_dtype=getattr(torch, compute),
             accumulate_dtype=getattr(torch, policy.accumulate),
             **options,
         )
@@ -384,16 +398,3 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"torch": torch.__version__, "python": platform.python_version()}
-
-
-def _torch_compilations() -> int:
-    """Frames and graphs traced by torch.compile, and graphs compiled by inductor.
-
-    With fullgraph=True torch counts no frame, and a late backward graph is traced by nothing that counts.
-    torch._dynamo is not imported for this, which takes seconds: if nobody has imported it, nothing was compiled.
-    """
-    utils = sys.modules.get("torch._dynamo.utils")
-    if utils is None:
-        return 0
-    traced = utils.counters["frames"]["total"] + utils.counters["stats"]["unique_graphs"]
-    return int(traced) + len(utils.compilation_time_metrics.get("compile_fx_inner", ()))

@@ -15,7 +15,7 @@ from .host import processor
 from .host.rapl import RaplCounters
 from .torch_device import TorchDevice
 from .traits import CPU
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, UnitRate, unsupported_dtype
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, UnitRate, eight_bit_policy, unsupported_dtype
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
@@ -70,6 +70,9 @@ class CpuBackend(TorchDevice):
                 "(AMX or AVX512-BF16) and emulates them several times slower"
             )
             return CastPolicy(dtype, dtype, "float32", "float32", reason)
+        if dtype == "int8":
+            units = processor.int8_units()
+            return eight_bit_policy(dtype, f" on {units}" if units else " (emulated: this CPU has no int8 units)")
         raise unsupported_dtype(dtype, "cpu", *CPU.dtypes)
 
     def energy(self) -> EnergyUse:
@@ -107,25 +110,27 @@ class CpuBackend(TorchDevice):
         self._said.add(reason)
 
     def kernels(self) -> dict[str, Availability]:
-        from ..kernels.cpu.library import best_isa, why_not
+        from ..kernels.cpu.library import ISAS, best_isa, why_not
 
         reason = why_not()
-        native = Availability(True, f"bfloat16 by {best_isa()}") if reason is None else Availability(False, reason)
+        units = ", ".join(f"{dtype} by {best_isa(dtype)}" for dtype in ISAS)
+        native = Availability(True, units) if reason is None else Availability(False, reason)
         return {"native": native, **super().kernels()}
 
-    def measured_unit_tflops(self) -> UnitRate | None:
+    def measured_unit_tflops(self, dtype: str) -> UnitRate | None:
         from concurrent.futures import ThreadPoolExecutor
 
-        from ..kernels.cpu.library import best_isa, second_level_cache_bytes, unit_rate
+        from ..kernels.cpu.library import ISAS, best_isa, second_level_cache_bytes, unit_rate
 
-        isa = best_isa()
+        multiplied = dtype if dtype in ISAS else "bfloat16"
+        isa = best_isa(multiplied)
         if isa is None:
             return None
         threads = torch.get_num_threads()
         # All threads run at once, since they share clocks and power. The calls release the interpreter lock.
         with ThreadPoolExecutor(threads) as pool:
             rates = pool.map(lambda _: unit_rate(isa, second_level_cache_bytes() // 2), range(threads))
-        return UnitRate(isa, "bfloat16", "second-level cache", sum(rates) / 1e12, threads)
+        return UnitRate(isa, multiplied, "second-level cache", sum(rates) / 1e12, threads)
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         if kernel == "compile":
@@ -135,8 +140,9 @@ class CpuBackend(TorchDevice):
             reason = _not_native(weights, policy) if native.ok else native.reason
             if not reason:
                 from ..kernels.cpu import NativeEncoder
+                from ..kernels.cpu.library import best_isa
 
-                return NativeEncoder(weights)
+                return NativeEncoder(weights, best_isa(policy.compute))
             if kernel == "native":
                 raise UserError(f"kernel native can't run: {reason}")
             self._say_why("kernel portable: the native one", reason)
@@ -148,8 +154,10 @@ class CpuBackend(TorchDevice):
 def _not_native(weights: EncoderWeights, policy: CastPolicy) -> str:
     """Why the native kernel can't run these weights under `policy`, or an empty string."""
     from ..kernels.cpu.encoder import unsupported
+    from ..kernels.cpu.library import ISAS
 
-    if policy.compute != "bfloat16":
-        return f"it multiplies bfloat16 only, and dtype is {policy.label}; set dtype: bfloat16, or kernel: portable"
+    if policy.compute not in ISAS:
+        able = " and ".join(ISAS)
+        return f"it multiplies {able} only, and dtype is {policy.label}; set dtype: bfloat16, or kernel: portable"
     shape = unsupported(weights.config)
     return f"it does not support {shape}; use kernel portable" if shape else ""

@@ -15,7 +15,7 @@ from .. import UserError
 from .base import Backend, Generator
 from .cpu import CpuBackend
 from .traits import IDEAL
-from .types import DTYPES, Availability, CastPolicy, DeviceInfo, EnergyUse
+from .types import EIGHT_BIT, Availability, CastPolicy, DeviceInfo, EnergyUse, eight_bit_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,8 +55,10 @@ class IdealBackend(CpuBackend):
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
         """Without `strict`, the policy of a device without narrow units: weights are rounded, products in float32."""
-        if dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r} has no ideal; allowed are {', '.join(DTYPES)}")
+        if dtype not in IDEAL.dtypes:
+            raise UserError(f"dtype {dtype!r} has no ideal; allowed are {', '.join(IDEAL.dtypes)}")
+        if dtype in EIGHT_BIT:
+            return eight_bit_policy(dtype, ", a model")
         wide = "float64" if dtype == "float64" else "float32"
         if strict or dtype == wide:
             return CastPolicy(dtype, dtype, dtype, wide, f"a model: {dtype} operands and results, {wide} sums")
@@ -84,8 +86,9 @@ class IdealBackend(CpuBackend):
         del parameters, optimizer
         return None
 
-    def measured_unit_tflops(self) -> None:
+    def measured_unit_tflops(self, dtype: str) -> None:
         """None, since a model has no speed."""
+        del dtype
 
     def kernels(self) -> dict[str, Availability]:
         return {"ideal": Availability(True, "random rounding")}
@@ -94,4 +97,4 @@ class IdealBackend(CpuBackend):
         from ..kernels.ideal import IdealEncoder
 
         del kernel
-        return IdealEncoder(weights, getattr(torch, policy.param), getattr(torch, policy.compute), self.index or 0)
+        return IdealEncoder(weights, getattr(torch, policy.param), policy.compute, self.index or 0)

@@ -125,10 +125,12 @@ class TorchDevice(Backend):
         """The kernel "compile". `options` are those of `PortableEncoder`.
 
         Raises:
-            UserError: There is no compiler.
+            UserError: There is no compiler, or the dtype has 8 bits.
         """
         from ..kernels.packed.compiled import CompiledPortable
 
         if reason := why_no_compiler(self.device.type):
             raise UserError(f"kernel compile can't run: {reason}; install it, or set kernel: portable")
+        if policy.eight_bit:
+            raise UserError(f"kernel compile has no {policy.label}; set kernel: portable or auto")
         return self.portable_encoder(weights, policy, CompiledPortable, **options)

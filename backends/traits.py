@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .. import UserError
 from ..kernels.names import check_name
-from .types import COMPILE_MODES, COMPILED_LAYOUTS, DTYPES, LAYOUTS
+from .types import COMPILE_MODES, COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS
 
 # What lists and results say of an untested backend.
 UNTESTED = "not run by its authors"
@@ -101,7 +101,7 @@ CPU = Traits(
     packs_whole_models=True,
     kernels=("native", "portable", "compile"),
     torch_compile=True,
-    dtypes=("float32", "bfloat16", "float64"),
+    dtypes=("float32", "bfloat16", "float64", "int8"),
     process_group="gloo",
 )
 CUDA = Traits(
@@ -109,6 +109,7 @@ CUDA = Traits(
     untested=True,
     kernels=("triton", "flash", "portable", "compile"),
     torch_compile=True,
+    dtypes=(*DTYPES, *EIGHT_BIT),
     process_group="cpu:gloo,cuda:nccl",
     device_per_process=True,
     feature_batch_tokens=65536,
@@ -153,5 +154,6 @@ IDEAL = Traits(
     about="no device: a dtype's rounding and no other error, for parity",
     packs_whole_models=True,
     kernels=("ideal",),
+    dtypes=(*DTYPES, *EIGHT_BIT),
     process_group="gloo",
 )

@@ -8,6 +8,11 @@ from typing import Literal, get_args
 from .. import UserError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+# Formats of the products of a frozen encoder, in which nothing is trained, and what they mean.
+EIGHT_BIT = {
+    "int8": "int8 weights and activations, int32 sums",
+    "float8_e4m3": "float8_e4m3 weights and activations, float32 sums",
+}
 # From most to least padding. Few batches of the last two have equal shapes.
 LAYOUTS = ("padded", "bucketed", "dynamic", "packed")
 # Those of a device that compiles a program for each shape.
@@ -44,7 +49,7 @@ class CastPolicy:
     Attributes:
         requested: What the user asked for.
         param: What the weights are rounded to.
-        compute: The operands of products.
+        compute: The operands of products. If they have 8 bits, those of attention are in the dtype of `param`.
         accumulate: Sums, normalisation and softmax.
         mode: Whatever else decides the numbers, such as a math fidelity or a block format of the weights; or "".
         largest_distance: How far a text's logits may be from float32's, as relative L2 distance, if `mode` makes that
@@ -62,10 +67,32 @@ class CastPolicy:
     @property
     def label(self) -> str:
         """The words for tables: the requested dtype, the compute dtype if it differs, and the mode."""
+        if self.eight_bit:
+            return self.mode
         computed = (
             self.requested if self.compute == self.requested else f"{self.requested} (computed in {self.compute})"
         )
         return f"{computed}, {self.mode}" if self.mode else computed
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether products are of 8-bit numbers, which only a frozen encoder has."""
+        return self.compute in EIGHT_BIT
+
+    def trainable(self) -> CastPolicy:
+        """Itself, or a UserError if nothing can be trained in its dtype."""
+        if self.eight_bit:
+            raise UserError(
+                f"dtype {self.requested!r} is for a frozen encoder's features, and this model is trained whole; set "
+                "dtype: bfloat16, or freeze_encoder: true with a task on features"
+            )
+        return self
+
+
+def eight_bit_policy(dtype: str, why: str) -> CastPolicy:
+    """The policy of one of EIGHT_BIT. `why` is the rest of its reason, such as " on AVX512-VNNI"."""
+    reason = f"{EIGHT_BIT[dtype]}{why}; attention's products in bfloat16, the rest in float32"
+    return CastPolicy(dtype, "bfloat16", dtype, "float32", reason, mode=EIGHT_BIT[dtype])
 
 
 def unsupported_dtype(dtype: str, backend: str, *allowed: str) -> UserError:

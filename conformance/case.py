@@ -72,6 +72,14 @@ class Device:
         except UserError as error:
             raise UnsupportedError(str(error)) from error
 
+    def claims(self, dtype: str) -> bool:
+        """Whether the device has `dtype`."""
+        try:
+            self.policy(dtype)
+        except UnsupportedError:
+            return False
+        return True
+
     def policies(self) -> list[CastPolicy]:
         """The policies of all dtypes that the device has, in the order of DTYPES.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from .. import UserError
 from ..albert_core.processes.parent import end_with_parent
 from ..albert_core.terminal.text import error_line, shorten
-from ..backends import DTYPES, Backend, backend_class, get_backend
+from ..backends import DTYPES, EIGHT_BIT, Backend, backend_class, get_backend
 from ..benchmarks.harness.document import Device as DeviceInfo
 from ..benchmarks.harness.document import Part, Policy
 from ..benchmarks.outcome.conformance import Judged, Support
@@ -98,7 +98,7 @@ def describe(device: Device) -> Described:
     try:
         support = Support(
             device=DeviceInfo.of(backend.info()),
-            dtypes={dtype: policy(dtype) for dtype in DTYPES},
+            dtypes={dtype: policy(dtype) for dtype in (*DTYPES, *EIGHT_BIT)},
             kernels={
                 name: f"available, {state.reason}" if state.ok else f"not here: {state.reason}"
                 for name, state in backend.kernels().items()

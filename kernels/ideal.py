@@ -1,8 +1,8 @@
 """An encoder that rounds like a dtype and makes no other error: the error budget of parity.
 
-Products have rounded operands and are summed in float32 or wider. Every linear layer's result is shifted by a random
-part of its last place before it is rounded (Parker 1997, Monte Carlo arithmetic). Several of these encoders, each with
-its own generator, show how far apart correct implementations of the same numerics are.
+Products have rounded operands and are summed in float32 or wider (of 8 bits, in float64). Every linear layer's result
+is shifted by a random part of its last place before it is rounded (Parker 1997, Monte Carlo arithmetic). Several of
+these encoders, each with its own generator, show how far apart correct implementations of the same numerics are.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 
-from .packed.portable import HOST_CHUNK_TOKENS, Linear, PortableEncoder
+from .packed.eight_bit import FORMATS, eight_bit_linear
+from .packed.portable import HOST_CHUNK_TOKENS, Linear, PortableEncoder, plain_linear
 from .weights import EncoderWeights
 
 # Operations that move or choose values, or make new ones: they are exact in every arithmetic. A random one is no
@@ -50,28 +50,31 @@ _MAKES = (
 class IdealEncoder(PortableEncoder):
     """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
-    The residual stream and LayerNorm are float32, or float64 if `compute` is.
+    The residual stream and LayerNorm are float32, or float64 if `compute` is float64 or of 8 bits.
 
     Args:
         param: The dtype that weights are rounded to.
-        compute: The dtype of operands and results of linear layers: float32, bfloat16, float16 or float64.
+        compute: The dtype of operands and results of linear layers: float32, bfloat16, float16 or float64. With int8 or
+            float8_e4m3, results are rounded to `param`.
         seed: The seed of the random rounding.
     """
 
     name = "ideal"
 
-    def __init__(self, weights: EncoderWeights, param: torch.dtype, compute: torch.dtype, seed: int) -> None:
-        wide = torch.promote_types(compute, torch.float32)
+    def __init__(self, weights: EncoderWeights, param: torch.dtype, compute: str, seed: int) -> None:
+        if compute in FORMATS:
+            narrow, wide = param, torch.float64
+            exact_layer = eight_bit_linear(compute, weights.config, exact=True)
+        else:
+            narrow, exact_layer = getattr(torch, compute), plain_linear
+            wide = torch.promote_types(narrow, torch.float32)
         generator = torch.Generator().manual_seed(seed)
         # Another seed gives other features, so it is part of every cache key.
         self.version = f"1-{seed}"
 
         def make_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
-            def linear(x: torch.Tensor) -> torch.Tensor:
-                y = functional.linear(x.to(compute).to(wide), weight, bias)
-                return randomly_rounded(y, compute, generator)
-
-            return linear
+            exact = exact_layer(weight, bias)
+            return lambda x: randomly_rounded(exact(x.to(narrow).to(wide)), narrow, generator)
 
         rounded = weights.to("cpu", param).to("cpu", wide)
         super().__init__(rounded, wide, wide, HOST_CHUNK_TOKENS, make_linear)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -70,3 +71,17 @@ def _reason(error: Exception) -> str:
     own = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(own).splitlines() if line.strip()]
     return (lines[0] if lines else type(own).__name__)[:LONGEST_REASON].rstrip(".:")
+
+
+def compilations() -> int:
+    """Frames and graphs traced by torch.compile, and graphs compiled by inductor.
+
+    With fullgraph=True torch counts no frame, and a late backward graph is traced by nothing that counts.
+
+    torch._dynamo is not imported for this, which takes seconds: if nobody has imported it, nothing was compiled.
+    """
+    utils = sys.modules.get("torch._dynamo.utils")
+    if utils is None:
+        return 0
+    traced = utils.counters["frames"]["total"] + utils.counters["stats"]["unique_graphs"]
+    return int(traced) + len(utils.compilation_time_metrics.get("compile_fx_inner", ()))

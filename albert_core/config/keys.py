@@ -57,7 +57,9 @@ class Keys(BaseModel):
     )
     mlp_hidden_size: int = Field(256, ge=1, le=LARGEST, description="width of the head's hidden layer")
     dtype: str = Field(
-        "bfloat16", description="encoder dtype: float32, bfloat16, float16 or float64, with or without 'torch.'"
+        "bfloat16",
+        description="encoder dtype: float32, bfloat16, float16 or float64, with or without 'torch.'; of frozen "
+        "encoders also int8 (cpu, cuda) or float8_e4m3 (cuda)",
     )
 
     # Optimisation

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from ...backends import (
     COMPILED_LAYOUTS,
+    EIGHT_BIT,
     PADDED_KERNELS,
     backend_traits,
     options_model,
@@ -48,6 +49,9 @@ DTYPE_NAMES = {
     "float64": "float64",
     "fp64": "float64",
     "double": "float64",
+    "int8": "int8",
+    "float8_e4m3": "float8_e4m3",
+    "float8_e4m3fn": "float8_e4m3",
 }
 # The limit of a folder's name in bytes on most file systems.
 LONGEST_NAME = 255
@@ -76,7 +80,7 @@ class TrainConfig(Keys):
     def _known_dtype(cls, value: str) -> str:
         name = DTYPE_NAMES.get(value.strip().removeprefix("torch."))
         if name is None:
-            allowed = "float32, bfloat16, float16, float64"
+            allowed = ", ".join(dict.fromkeys(DTYPE_NAMES.values()))
             raise ValueError(f"is no dtype; allowed are {allowed}, also written torch.bfloat16 or bf16")
         return name
 
@@ -85,6 +89,8 @@ class TrainConfig(Keys):
     def _trainable_dtype(cls, value: str) -> str:
         if value == "float16":
             raise ValueError("can't be float16: its gradients underflow without a scaler; use float32 or bfloat16")
+        if value in EIGHT_BIT:
+            raise ValueError(f"can't be {value}, in which nothing is trained; use float32 or bfloat16")
         return value
 
     @field_validator("label_rules")

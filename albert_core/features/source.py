@@ -38,8 +38,7 @@ class TransformersEncoder:
         import transformers
 
         self.version = transformers.__version__
-        rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
-        self.module = backend.place(rounded.eval().requires_grad_(False))
+        self.module = backend.place(in_dtype(module, policy))
         self._static = backend.static_shapes is not None
 
     def __call__(self, batch: PackedBatch | PaddedBatch) -> torch.Tensor:
@@ -57,6 +56,20 @@ class TransformersEncoder:
         if isinstance(batch, PackedBatch):
             raise UserError("kernel transformers takes padded batches only; set layout: padded or bucketed")
         return module_layer_states(self.module, batch, given)
+
+
+def in_dtype(module: nn.Module, policy: CastPolicy) -> nn.Module:
+    """A frozen copy of `module` with its weights rounded to the parameter dtype, then cast to the compute dtype.
+
+    Raises:
+        UserError: Its layers can't multiply the compute dtype.
+    """
+    if policy.eight_bit:
+        raise UserError(
+            f"transformers' module has no {policy.label}; choose dtype bfloat16, or kernel auto with layout auto"
+        )
+    rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
+    return rounded.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from ... import UserError
 from ...kernels.words import count
 from ..torch_device import TorchDevice
 from ..traits import CUDA
-from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse, unsupported_dtype
+from ..types import DTYPES, Availability, CastPolicy, DeviceInfo, EnergyUse, eight_bit_policy, unsupported_dtype
 from .graphs import OFF_SWITCH, CapturedStep, GraphCapture, why_not_captured
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ CHUNK_TOKENS = CUDA.feature_batch_tokens
 
 # The Triton kernels and flash attention need at least this compute capability.
 LEAST_CAPABILITY = (8, 0)
+
+# The least compute capability of each 8-bit format.
+_EIGHT_BIT = {"int8": (7, 5), "float8_e4m3": (8, 9)}
 
 # Dense bfloat16 TFLOP/s and GB/s from NVIDIA's data sheets, by the device's whole name. Other devices, such as a MIG
 # slice, have no vendor figure and show "n/a".
@@ -131,7 +134,15 @@ class CudaBackend(TorchDevice):
             )
         if dtype == "float16":
             return CastPolicy(dtype, dtype, dtype, "float32", f"float16 {self.units}, float32 sums")
-        raise unsupported_dtype(dtype, "cuda", "float32", "bfloat16", "float16", "float64")
+        eight_bit = self._eight_bit()
+        if dtype in eight_bit:
+            return eight_bit_policy(dtype, f" on {self.units}")
+        raise unsupported_dtype(dtype, "cuda", *DTYPES, *eight_bit)
+
+    def _eight_bit(self) -> list[str]:
+        """The 8-bit formats that the GPU multiplies."""
+        capability = torch.cuda.get_device_capability(self.device)
+        return [dtype for dtype, least in _EIGHT_BIT.items() if capability >= least]
 
     def _has_bfloat16(self) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -212,6 +223,7 @@ class CudaBackend(TorchDevice):
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         from ...kernels.cuda import Operators, PackedGpuEncoder
+        from ...kernels.packed.eight_bit import uneven
 
         if kernel == "compile":
             return self.compiled_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
@@ -221,6 +233,8 @@ class CudaBackend(TorchDevice):
         if reason:
             log.info("the portable kernel serves: %s", reason)
         if reason or kernel == "portable":
+            if policy.eight_bit and (width := uneven(weights.config)):
+                raise UserError(f"dtype {policy.requested} on {self.name} does not support {width}; give bfloat16")
             return self.portable_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
         return PackedGpuEncoder(
             weights.to(device=self.device, dtype=getattr(torch, policy.param)),
@@ -245,6 +259,8 @@ class CudaBackend(TorchDevice):
     def _why_no_triton(self, weights: EncoderWeights, policy: CastPolicy) -> str:
         from ...kernels.cuda import smoke_test, why_not
 
+        if policy.eight_bit:
+            return f"the Triton kernels have no {policy.label}"
         compute = getattr(torch, policy.compute)
         reason = self._why_no_triton_here()
         reason = reason or why_not(weights.config, compute, getattr(torch, policy.accumulate))

@@ -63,6 +63,9 @@ class RocmBackend(CudaBackend):
     def _has_bfloat16(self) -> bool:
         return self._architecture().startswith(_BFLOAT16)
 
+    def _eight_bit(self) -> list[str]:
+        return []
+
     def _why_not_this_gpu(self) -> str:
         name = self._architecture()
         return "" if name in _TRITON else f"this GPU is {name}, the Triton kernels are for {' and '.join(_TRITON)}"

@@ -35,7 +35,8 @@ def memory_bytes() -> int:
 def matrix_features() -> tuple[str, ...]:
     """The instruction sets that decide matrix speed, as Linux names them."""
     flags = set(_cpuinfo().get("flags", "").split())
-    return tuple(flag for flag in ("amx_bf16", "amx_tile", "avx512_bf16", "avx512f", "avx2", "fma") if flag in flags)
+    known = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "fma")
+    return tuple(flag for flag in known if flag in flags)
 
 
 def bfloat16_units() -> str:
@@ -44,3 +45,11 @@ def bfloat16_units() -> str:
     if "amx_bf16" in features:
         return "AMX"
     return "AVX512-BF16" if "avx512_bf16" in features else ""
+
+
+def int8_units() -> str:
+    """The CPU's int8 matrix instructions, or an empty string."""
+    features = matrix_features()
+    if "amx_int8" in features:
+        return "AMX"
+    return "AVX512-VNNI" if "avx512_vnni" in features else ""

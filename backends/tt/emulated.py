@@ -105,8 +105,9 @@ class TtEmulated(CpuBackend):
         del parameters, optimizer
         return None
 
-    def measured_unit_tflops(self) -> None:
+    def measured_unit_tflops(self, dtype: str) -> None:
         """None, since the host's matrix unit says nothing about a card's."""
+        del dtype
 
     def energy(self) -> EnergyUse:
         return EnergyUse(None, "unavailable: no card is used, and the host's energy says nothing about one's")

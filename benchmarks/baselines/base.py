@@ -69,15 +69,7 @@ def baseline_policy(backend: Backend, dtype: str, compute: str | None = None, re
     policy = backend.cast_policy(dtype)
     if compute is None:
         return policy
-    return replace(policy, param=compute, compute=compute, accumulate="float32", reason=reason)
-
-
-def in_dtype(module: nn.Module, policy: CastPolicy) -> nn.Module:
-    """A frozen copy of `module` with its weights rounded to the parameter dtype, then cast to the compute dtype."""
-    import copy
-
-    rounded = copy.deepcopy(module).to(getattr(torch, policy.param)).to(getattr(torch, policy.compute))
-    return rounded.eval().requires_grad_(False)
+    return replace(policy, param=compute, compute=compute, accumulate="float32", reason=reason, mode="")
 
 
 def require_host(backend: Backend, name: str) -> None:

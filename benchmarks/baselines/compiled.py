@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from ... import UserError
+from ...albert_core.features.source import in_dtype
 from ...albert_core.model.encoder import LoadedEncoder
 from ...backends import Backend
 from ...kernels.inductor import limit_programs, why_no_compiler
 from ...kernels.packed import PaddedBatch
-from .base import BaselineEncoder, baseline_policy, cls_module, in_dtype
+from .base import BaselineEncoder, baseline_policy, cls_module
 
 
 class CompiledEncoder(BaselineEncoder):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...albert_core.features.source import in_dtype
 from ...albert_core.model.encoder import LoadedEncoder
 from ...backends import Backend
 from ...kernels.packed import PaddedBatch
-from .base import BaselineEncoder, baseline_policy, in_dtype
+from .base import BaselineEncoder, baseline_policy
 
 
 class EagerEncoder(BaselineEncoder):

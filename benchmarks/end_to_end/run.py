@@ -19,7 +19,7 @@ from ... import UserError
 from ...albert_core.config.load import as_set
 from ...albert_core.config.parsing import read_json
 from ...albert_core.processes.signals import interrupted_by_signals
-from ...backends import caveat
+from ...backends import EIGHT_BIT, caveat
 from ...kernels.words import count
 from ..bench import FAILED, INTERRUPTED, Outcome, exit_code
 from ..harness import environment
@@ -143,6 +143,8 @@ def check(options: Options) -> None:
         )
     if len(options.backends) > 1 or len(options.kernels) > 1:
         raise UserError(f"--workload {END_TO_END} runs one backend and kernel; give --backend and --kernel once")
+    if options.vs and options.dtype in EIGHT_BIT:
+        raise UserError(f"--dtype {options.dtype} is ours alone: tt-blacksmith's loop has no such products; drop --vs")
     refuse_race(options)
 
 

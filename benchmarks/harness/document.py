@@ -102,6 +102,11 @@ class Peaks(Part):
         return self.unit.tflops if self.unit is not None and self.unit.dtype == self.dtype else None
 
     @property
+    def rate(self) -> str:
+        """The unit of rates of products."""
+        return "TOP/s" if self.dtype == "int8" else "TFLOP/s"
+
+    @property
     def compute_limit(self) -> float:
         """TFLOP/s that no kernel can exceed: the measured matrix product, or the matrix unit's rate if it is higher.
 

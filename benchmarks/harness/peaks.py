@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...backends import Backend
+from ...kernels.packed.eight_bit import FORMATS, rounded_rows
 from .document import Peaks, Unit
 from .environment import is_contended, lost
 from .measure import Clock
@@ -29,6 +30,8 @@ COPY_BYTES = 256 * 2**20
 LEAST_COPY_BYTES = 2**16
 # How often a run measures a limit while other work contends each measurement of it.
 MOST_MEASUREMENTS = 3
+
+Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def measure_peaks(
@@ -79,9 +82,9 @@ def _suffices(known: Sequence[Peaks]) -> bool:
 def _device_peaks(backend: Backend, dtype: str, clock: Clock) -> Peaks:
     """What does not depend on the workload."""
     info = backend.info()
-    tflops, size, products_contended = _matmul_tflops(backend, getattr(torch, dtype), clock)
+    tflops, size, products_contended = _matmul_tflops(backend, dtype, clock)
     copy_gbps, copies_contended = _copy_gbps(backend, COPY_BYTES, clock)
-    unit = backend.measured_unit_tflops()
+    unit = backend.measured_unit_tflops(dtype)
     return Peaks(
         dtype=dtype,
         matmul_tflops=tflops,
@@ -97,17 +100,24 @@ def _device_peaks(backend: Backend, dtype: str, clock: Clock) -> Peaks:
     )
 
 
-def _matmul_tflops(backend: Backend, dtype: torch.dtype, clock: Clock) -> tuple[float, int, bool]:
+def _matmul_tflops(backend: Backend, dtype: str, clock: Clock) -> tuple[float, int, bool]:
     generator = torch.Generator().manual_seed(0)
     for size in PRODUCT_SIZES:
         # A variance of 1 / size keeps the values of chained products bounded.
-        factor = backend.place((torch.randn(size, size, generator=generator) / size**0.5).to(dtype))
+        random = torch.randn(size, size, generator=generator) / size**0.5
+        multiply: Multiply = torch.matmul
+        if dtype not in FORMATS:
+            random = random.to(getattr(torch, dtype))
+        else:
+            multiply = _int8_product if dtype == "int8" else _float8_product
+            random = rounded_rows(random, FORMATS[dtype])[0]
+        factor = backend.place(random)
 
-        def run(count: int, factor: torch.Tensor = factor) -> None:
+        def run(count: int, factor: torch.Tensor = factor, multiply: Multiply = multiply) -> None:
             # Each product needs the previous one, so that no lazy device can drop or merge any of them.
             product = factor
             for _ in range(count):
-                product = product @ factor
+                product = multiply(product, factor)
             backend.step_boundary()
             backend.synchronize(product)
 
@@ -116,6 +126,18 @@ def _matmul_tflops(backend: Backend, dtype: torch.dtype, clock: Clock) -> tuple[
             break
     best, contended = _best_seconds(run, once, clock)
     return 2.0 * size**3 / best / 1e12, size, contended
+
+
+def _int8_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    # Dropping the upper bits leaves random numbers.
+    return torch._int_mm(left, right.T).to(left.dtype)
+
+
+def _float8_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    one = torch.ones((), device=left.device)
+    product = torch._scaled_mm(left, right.T, one, one, out_dtype=torch.bfloat16)
+    # Its values are in the thousands, and the format ends at 448.
+    return product.mul_(2.0**-10).to(left.dtype)
 
 
 def _copy_gbps(backend: Backend, size: int, clock: Clock) -> tuple[float, bool]:

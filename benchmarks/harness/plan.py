@@ -21,8 +21,9 @@ from ...albert_core.data.datasets import check_dataset_name
 from ...albert_core.model.names import check_model_name, model_source
 from ...albert_core.terminal.text import duration
 from ...albert_core.tokens.tokenizer import check_tokenizer_name
-from ...backends import COMPILED_LAYOUTS, DTYPES, LAYOUTS, PADDED_KERNELS, backend_traits, caveat, list_backends
+from ...backends import backend_traits, caveat, list_backends
 from ...backends.host.processor import usable_cores
+from ...backends.types import COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS, PADDED_KERNELS
 from ...kernels.names import check_name, check_range
 from ...kernels.words import count
 from ..baselines import Shape, check_comparison, chosen_baselines, not_installed, workload_of
@@ -319,7 +320,7 @@ def check_values(options: Options) -> None:
     for flag, values, allowed in (
         ("--workload", options.workloads, MODULE_WORKLOADS if options.module else (*WORKLOADS, END_TO_END)),
         ("--layout", options.layouts, LAYOUTS),
-        ("--dtype", (options.dtype,), DTYPES),
+        ("--dtype", (options.dtype,), (*DTYPES, *EIGHT_BIT)),
         ("--backend", [name.partition(":")[0] for name in options.backends], list_backends()),
     ):
         for value in values:

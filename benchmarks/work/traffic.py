@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from ...kernels.weights import EncoderConfig
 
-SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3": 1}
 FLOAT32, INT64 = 4, 8
 # Adam reads and writes a parameter and its two moments.
 UPDATE_PASSES = 6
@@ -50,7 +50,9 @@ def head_parameters(hidden_size: int, mlp_hidden_size: int, num_labels: int) -> 
 
 def forward_bytes(config: EncoderConfig, tokens: int, sequences: int, param: str, compute: str) -> int:
     """Bytes of one frozen forward pass over `tokens` computed tokens, from ids to float32 features."""
-    weights = (shared_parameters(config) + tokens * config.embedding_size) * SIZES[param]
+    # Matrices of 8 bits are stored so; the tables never are.
+    stored = compute if SIZES[compute] == 1 else param
+    weights = shared_parameters(config) * SIZES[stored] + tokens * config.embedding_size * SIZES[param]
     states = 2 * config.num_layers * tokens * config.hidden_size * SIZES[compute]
     return weights + states + tokens * INT64 + sequences * config.hidden_size * FLOAT32
 

@@ -89,8 +89,8 @@ def bench(
     dtype: Annotated[
         list[str] | None,
         _what(
-            help="Encoder dtype: bfloat16 (default), float32, float64, float16. The table says what the device makes "
-            "of it."
+            help="Encoder dtype: bfloat16 (default), float32, float64, float16; frozen also int8 or float8_e4m3. The "
+            "table says what the device makes of it."
         ),
     ] = None,
     strict_dtype: Annotated[

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...backends import DTYPES, Backend
 from ...kernels.packed import PackedBatch
-from ..case import Case, Device, Passed, UnsupportedError, ViolationError, require
+from ..case import Case, Device, Passed, ViolationError, require
 
 # Dtypes that batches have, whatever a device computes in.
 ALWAYS = (torch.bool, torch.int32, torch.int64)
@@ -99,14 +99,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def claimed_dtypes(device: Device) -> list[torch.dtype]:
     """The floating dtypes that the device has."""
-    found = []
-    for dtype in DTYPES:
-        try:
-            device.policy(dtype)
-        except UnsupportedError:
-            continue
-        found.append(getattr(torch, dtype))
-    return found
+    return [getattr(torch, dtype) for dtype in DTYPES if device.claims(dtype)]
 
 
 def _values(dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

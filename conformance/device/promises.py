@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ... import UserError
 from ...albert_core.terminal.text import error_line
-from ...backends import COMPILED_LAYOUTS, DTYPES, LAYOUTS, CastPolicy
+from ...backends import COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS, CastPolicy
 from ..case import Case, Device, Passed, UnsupportedError, ViolationError, require
-from .placing import claimed_dtypes, is_on
+from .placing import is_on
 
 # Nobody has so many devices.
 NO_INDEX = 10**6
@@ -114,7 +114,7 @@ def keeps_its_traits(device: Device) -> Passed:
     require(whole in traits.layouts, f"whole models have the layout {whole}, which isn't among {traits.layouts}")
     found = tuple(backend.kernels())
     require(traits.kernels in ((), found), f"the traits have the kernels {traits.kernels}, and kernels() has {found}")
-    hidden = {str(dtype).removeprefix("torch.") for dtype in claimed_dtypes(device)} - set(traits.dtypes)
+    hidden = {dtype for dtype in (*DTYPES, *EIGHT_BIT) if device.claims(dtype)} - set(traits.dtypes)
     require(not hidden, f"it has the dtypes {', '.join(sorted(hidden))}, which its traits don't name")
     require(traits.feature_batch_tokens > 0, f"the traits have feature_batch_tokens={traits.feature_batch_tokens}")
     grid = backend.static_shapes
@@ -156,13 +156,14 @@ def recomputes(device: Device) -> Passed:
 
 def has_policies(device: Device) -> Passed:
     claimed = []
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, *EIGHT_BIT):
         policies = list(_policies(device, dtype))
         for policy in policies:
             parts = (policy.param, policy.compute, policy.accumulate)
             require(policy.requested == dtype, f"the policy of {dtype} says that {policy.requested} was requested")
-            require(set(parts) <= set(DTYPES), f"the policy of {dtype} has unknown dtypes: {parts}")
-            width = torch.finfo(getattr(torch, policy.accumulate)).bits - torch.finfo(_torch(policy.compute)).bits
+            require(set(parts) <= {*DTYPES, *EIGHT_BIT}, f"the policy of {dtype} has unknown dtypes: {parts}")
+            narrow = torch.bfloat16 if policy.eight_bit else _torch(policy.compute)
+            width = torch.finfo(_torch(policy.accumulate)).bits - torch.finfo(narrow).bits
             require(width >= 0, f"the policy of {dtype} sums {policy.compute} products in {policy.accumulate}")
             require(bool(policy.reason.strip()), f"the policy of {dtype} gives no reason")
             require(bool(device.backend.error_budget(policy).backend), f"the policy of {dtype} has no error budget")
@@ -178,13 +179,20 @@ def _torch(dtype: str) -> torch.dtype:
 
 
 def _policies(device: Device, dtype: str) -> Iterator[CastPolicy]:
-    """The policy of `dtype`, the strict one, and those for models that are trained whole; none if it is refused."""
+    """The policy of `dtype`, the strict one, and those for models that are trained whole; none if it is refused.
+
+    Nothing is trained in 8 bits.
+    """
     for strict in (False, True):
         try:
             policy = device.backend.cast_policy(dtype, strict=strict)
         except UserError:
             return
-        yield from (policy, device.backend.whole_model_policy(policy))
+        yield policy
+        if policy.eight_bit:
+            _require_refusal(f"a model trained whole in {dtype}", partial(device.backend.whole_model_policy, policy))
+        else:
+            yield device.backend.whole_model_policy(policy)
 
 
 def has_kernels(device: Device) -> Passed:
@@ -212,7 +220,7 @@ def _require_refusal(what: str, action: Callable[[], object]) -> None:
 
 
 def refuses_dtypes(device: Device) -> Passed:
-    for dtype in ("float12", "int8", ""):
+    for dtype in ("float12", "int7", ""):
         _require_refusal(f"the dtype {dtype!r}", partial(device.backend.cast_policy, dtype))
     return Passed()
 
@@ -227,12 +235,10 @@ def refuses_kernels(device: Device) -> Passed:
 
 
 def _first_claimed(device: Device) -> str:
-    for dtype in DTYPES:
-        try:
-            return device.policy(dtype).requested
-        except UnsupportedError:
-            continue
-    raise ViolationError("no dtype has a cast policy")
+    found = next((dtype for dtype in DTYPES if device.claims(dtype)), None)
+    if found is None:
+        raise ViolationError("no dtype has a cast policy")
+    return found
 
 
 def refuses_indices(device: Device) -> Passed:

@@ -13,7 +13,7 @@ import torch
 from ... import UserError
 from ...albert_core.features.compute import Batch
 from ...albert_core.tokens.store import TokenStore
-from ...backends import DTYPES, CastPolicy, FrozenEncoder
+from ...backends import DTYPES, EIGHT_BIT, CastPolicy, FrozenEncoder
 from ...benchmarks.parity.bands import Check, tensor_checks
 from ...kernels import reference
 from ...kernels.packed import PackedBatch
@@ -84,7 +84,7 @@ def cases() -> list[Case]:
         *(
             Case("encoder", subject, clause, partial(run, dtype=dtype), dtype, time_limit=300.0)
             for subject, clause, run in by_dtype
-            for dtype in (LARGE_DTYPES if run is _large else DTYPES)
+            for dtype in (LARGE_DTYPES if run is _large else (*DTYPES, *EIGHT_BIT))
         ),
     ]
 

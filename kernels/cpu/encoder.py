@@ -1,4 +1,4 @@
-"""The frozen encoder in native code: bfloat16 products on AMX or AVX-512 BF16, everything else in float32.
+"""The frozen encoder in native code: bfloat16 or int8 products on AMX or AVX-512, everything else in float32.
 
 One layer's weights are packed once into the order in which the matrix unit reads them. Each thread takes blocks of
 whole sequences through all layers, so their activations stay in its own cache and no thread waits for another. There
@@ -17,8 +17,9 @@ import torch
 
 from ... import UserError
 from ..packed.batch import PackedBatch, PaddedBatch
+from ..packed.eight_bit import FORMATS, WIDEST, rounded_rows
 from ..weights import EncoderConfig, EncoderWeights, LayerWeights, check_finite
-from .library import Shape, best_isa, native, second_level_cache_bytes, why_not
+from .library import Shape, best_isa, multiplied, native, second_level_cache_bytes, why_not
 
 # kernels/cpu/native/common.h, enum Activation.
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "silu": 3, "tanh": 4}
@@ -26,7 +27,7 @@ ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2, "sil
 # The share of the second-level cache for a block's widest activation. AMX is fed from there and shares it with the
 # weights that stream through. AVX-512 is so slow that reading the weights less often pays more (on Zen 4, 1 MiB: 96
 # rows 0.80, 192 rows 0.86, 384 rows 0.87 of the unit's rate).
-_CACHE_SHARE = {"amx_bf16": 0.6, "avx512_bf16": 1.2}
+_CACHE_SHARE = {"amx_bf16": 0.6, "avx512_bf16": 1.2, "avx512_vnni": 1.2}
 _ERROR_BYTES = 512
 
 
@@ -36,7 +37,7 @@ def unsupported(config: EncoderConfig) -> str | None:
         return f"activation {config.activation!r} (it has {', '.join(ACTIVATIONS)})"
     for name, value, step, most in (
         ("hidden_size", config.hidden_size, 64, 4096),
-        ("intermediate_size", config.intermediate_size, 64, 2**20),
+        ("intermediate_size", config.intermediate_size, 64, WIDEST),
         ("head size", config.head_size, 16, 4096),
         ("embedding_size", config.embedding_size, 16, 4096),
     ):
@@ -52,7 +53,8 @@ class NativeEncoder:
 
     Args:
         weights: Any floating dtype, rounded to bfloat16.
-        isa: An instruction set of `library.ISAS`. By default the fastest.
+        isa: An instruction set of `library.ISAS`, which says what linear layers multiply. By default the fastest for
+            bfloat16. Attention always multiplies bfloat16.
         threads: The number of threads. By default torch's number at each call.
         block_tokens: Rows that are processed together. By default as many as fit into the second-level cache.
 
@@ -165,9 +167,9 @@ class NativeEncoder:
 
     def _create(self, weights: EncoderWeights) -> int:
         config, shape = self.config, shape_of(weights, self.block_tokens)
-        tensors = [self._word_embeddings, *_embedding_tensors(weights)]
+        tensors = [self._word_embeddings, *_embedding_tensors(weights, multiplied(self.isa))]
         for layer in weights.layers:
-            tensors += _layer_tensors(layer)
+            tensors += _layer_tensors(layer, multiplied(self.isa))
         pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
         order = (ctypes.c_int32 * config.num_layers)(*config.weights_of_layer)
         error = ctypes.create_string_buffer(_ERROR_BYTES)
@@ -207,33 +209,37 @@ def default_block_tokens(isa: str, intermediate_size: int) -> int:
     return min(max(96, int(rows) // 96 * 96), 384)
 
 
-def _embedding_tensors(weights: EncoderWeights) -> list[torch.Tensor | None]:
+def _embedding_tensors(weights: EncoderWeights, dtype: str) -> list[torch.Tensor | None]:
     projection, bias = weights.projection_weight, weights.projection_bias
     return [
         _rounded(weights.position_embeddings),
         _rounded(weights.token_type_embeddings),
         _rounded(weights.embedding_norm_weight),
         _rounded(weights.embedding_norm_bias),
-        None if projection is None else _host(projection, torch.bfloat16),
-        None if bias is None else _rounded(bias),
+        *([None] * 3 if projection is None or bias is None else _product(projection, bias, dtype)),
     ]
 
 
-def _layer_tensors(layer: LayerWeights) -> list[torch.Tensor]:
-    """Twelve tensors in the order that native/api.cpp expects."""
+def _layer_tensors(layer: LayerWeights, dtype: str) -> list[torch.Tensor | None]:
+    """Sixteen tensors in the order that native/api.cpp expects."""
     qkv = torch.cat((layer.query_weight, layer.key_weight, layer.value_weight))
     qkv_bias = torch.cat((layer.query_bias, layer.key_bias, layer.value_bias))
-    tensors = []
-    for weight, bias in (
-        (qkv, qkv_bias),
-        (layer.attention_output_weight, layer.attention_output_bias),
-        (layer.attention_norm_weight, layer.attention_norm_bias),
-        (layer.ffn_weight, layer.ffn_bias),
-        (layer.ffn_output_weight, layer.ffn_output_bias),
-        (layer.output_norm_weight, layer.output_norm_bias),
-    ):
-        tensors += [_host(weight, torch.bfloat16) if weight.dim() == 2 else _rounded(weight), _rounded(bias)]
-    return tensors
+    return [
+        *_product(qkv, qkv_bias, dtype),
+        *_product(layer.attention_output_weight, layer.attention_output_bias, dtype),
+        *map(_rounded, (layer.attention_norm_weight, layer.attention_norm_bias)),
+        *_product(layer.ffn_weight, layer.ffn_bias, dtype),
+        *_product(layer.ffn_output_weight, layer.ffn_output_bias, dtype),
+        *map(_rounded, (layer.output_norm_weight, layer.output_norm_bias)),
+    ]
+
+
+def _product(weight: torch.Tensor, bias: torch.Tensor, dtype: str) -> list[torch.Tensor | None]:
+    """A linear layer's weight in its format, the scales of its rows if it has 8 bits, and its bias."""
+    if dtype == "bfloat16":
+        return [_host(weight, torch.bfloat16), None, _rounded(bias)]
+    values, scale = rounded_rows(_rounded(weight), FORMATS[dtype])
+    return [values, scale, _rounded(bias)]
 
 
 def _rounded(tensor: torch.Tensor) -> torch.Tensor:

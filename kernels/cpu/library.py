@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ..native import NativeLibrary, load
 
-INTERFACE = 4
+INTERFACE = 5
 
-# Fastest first. "amx_emulated" is the AMX code over plain memory, for tests. It is never chosen automatically.
-ISAS = ("amx_bf16", "avx512_bf16")
-EMULATED_ISA = "amx_emulated"
+# By what they multiply, fastest first.
+ISAS = {"bfloat16": ("amx_bf16", "avx512_bf16"), "int8": ("amx_int8", "avx512_vnni")}
+# The AMX code over plain memory, for tests. They are never chosen automatically.
+EMULATED_ISA, EMULATED_INT8_ISA = "amx_emulated", "amx_int8_emulated"
 
 _POINTER = ctypes.c_void_p
 
@@ -146,12 +147,17 @@ def native() -> NativeLibrary:
     return found
 
 
-def best_isa() -> str | None:
-    """The fastest instruction set of the native kernel that runs here, or None."""
+def best_isa(dtype: str = "bfloat16") -> str | None:
+    """The fastest instruction set of the native kernel for products of `dtype` that runs here, or None."""
     library = native().library
     if library is None:
         return None
-    return next((isa for isa in ISAS if library.isotrain_cpu_has(isa.encode())), None)
+    return next((isa for isa in ISAS[dtype] if library.isotrain_cpu_has(isa.encode())), None)
+
+
+def multiplied(isa: str) -> str:
+    """What an instruction set of the native kernel multiplies."""
+    return "int8" if isa in (*ISAS["int8"], EMULATED_INT8_ISA) else "bfloat16"
 
 
 def why_not() -> str | None:
@@ -165,7 +171,7 @@ def why_not() -> str | None:
 
 
 def unit_rate(isa: str, working_set_bytes: int, seconds: float = 0.5) -> float:
-    """FLOP/s of one thread's register blocks of `isa`, their operands fed from `working_set_bytes` of memory.
+    """Operations/s of one thread's register blocks of `isa`, their operands fed from `working_set_bytes` of memory.
 
     Only the sums of one block are written, so this bounds every product that streams its operands from there.
     """

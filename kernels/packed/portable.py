@@ -151,9 +151,9 @@ class PortableEncoder:
     def to(self, device: torch.device) -> PortableEncoder:
         """This encoder on `device`. Its weights are packed where they are, so nothing is computed on `device`.
 
-        Only with the plain linear layers. Those that a device lays out in its own way stay on it.
+        Only with linear layers that are functions of tensors. Those that a device lays out in its own way stay on it.
         """
-        assert self._make_linear is plain_linear, "weights in a layout of the host's own can't be moved"
+        assert isinstance(self._layers[0].qkv, partial), "weights in a layout of the host's own can't be moved"
         moved = copy.copy(self)
         vars(moved).update(tensors_mapped(vars(self), lambda tensor: tensor.to(device)))
         moved.device = device

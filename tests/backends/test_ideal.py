@@ -18,7 +18,7 @@ def test_what_is_computed_follows_from_what_was_asked_not_from_the_host() -> Non
         assert (strict.param, strict.compute) == (dtype, dtype)
         assert (wide.param, wide.compute) == (dtype, dtype if dtype in ("float32", "float64") else "float32")
     with pytest.raises(UserError, match="allowed are float32"):
-        get_backend("ideal").cast_policy("int8")
+        get_backend("ideal").cast_policy("int4")
 
 
 def test_error_budgets_name_the_arithmetic_and_nothing_of_the_device() -> None:
@@ -28,6 +28,7 @@ def test_error_budgets_name_the_arithmetic_and_nothing_of_the_device() -> None:
     in_float32 = CastPolicy("bfloat16", "bfloat16", "float32", "float32", "no units")
     assert cpu.error_budget(in_float32).label == "ideal bfloat16 (computed in float32)"
     assert "strict_dtype=false" in draw_settings(cpu.error_budget(in_float32))[0]
+    assert cpu.error_budget(cpu.cast_policy("int8")).label == "ideal int8"
     tt = get_backend("tt-emulated", {"tt": {"math_fidelity": "hifi2", "emulation": "exact"}})
     found = tt.error_budget(tt.cast_policy("bfloat16"))
     assert found.label == "tt-emulated bfloat16 (emulate all, math_fidelity hifi2)"

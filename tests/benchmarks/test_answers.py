@@ -210,9 +210,13 @@ KERNELS = [
     *product(ON_FEATURES, ("padded", "bucketed", "packed"), ("portable",), DTYPES),
     *product(("forward", "train_step"), ("padded", "bucketed"), ("transformers",), DTYPES),
     *product(("full_step",), ("padded", "packed"), ("transformers",), DTYPES),
+    ("forward", "packed", "portable", "int8"),
     *(
         pytest.param(*case, marks=pytest.mark.skipif(why_not() is not None, reason=why_not() or ""))
-        for case in product(ON_FEATURES, ("padded", "packed"), ("native",), ("bfloat16",))
+        for case in (
+            *product(ON_FEATURES, ("padded", "packed"), ("native",), ("bfloat16",)),
+            ("forward", "packed", "native", "int8"),
+        )
     ),
 ]
 

@@ -144,4 +144,4 @@ def test_a_refused_dtype_is_no_error_of_the_check() -> None:
     with pytest.raises(UserError):
         CpuBackend().cast_policy("float16")
     (judged,) = [judge(case, Device(CpuBackend())) for case in CASES if case.subject == "cast-policy"]
-    assert (judged.status, judged.detail) == ("pass", "float32, bfloat16, float64")
+    assert (judged.status, judged.detail) == ("pass", "float32, bfloat16, float64, int8")

@@ -102,7 +102,7 @@ def test_a_bare_no_is_the_word(tmp_path: Path) -> None:
         ("batch_size: eight", "batch_size"),
         ("learning_rate: -1", "learning_rate"),
         ("learning_rate: .nan", "learning_rate"),
-        ("dtype: int8", "float32, bfloat16, float16, float64"),
+        ("dtype: int4", "float32, bfloat16, float16, float64, int8, float8_e4m3"),
         ("optim: lion", "adamw_torch"),
         ("framework: jax", "pytorch"),
         ("save_strategy: never", "epoch"),
@@ -120,6 +120,7 @@ def test_a_bare_no_is_the_word(tmp_path: Path) -> None:
         ("layout: packed\nkernel: transformers", "set kernel: auto, or layout: padded or bucketed"),
         ("run_name: ../elsewhere", "run_name"),
         ("head_dtype: float16", "float32 or bfloat16"),
+        ("head_dtype: int8", "use float32 or bfloat16"),
     ],
 )
 def test_refusals_are_one_line_that_names_the_fix(tmp_path: Path, text: str, expected: str) -> None:

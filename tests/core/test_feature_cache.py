@@ -64,6 +64,7 @@ def test_the_second_run_starts_training_at_once_with_the_same_bits(
     [
         {"seed": 24},
         {"dtype": "bfloat16", "kernel": "portable"},
+        {"dtype": "int8", "kernel": "portable"},
         {"layout": "padded"},
         {"layout": "bucketed"},
         {"kernel": "transformers", "layout": "padded"},

@@ -15,8 +15,18 @@ from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.kernels import cpu, reference
 from isotrain.kernels.cpu import NativeEncoder
 from isotrain.kernels.cpu.encoder import default_block_tokens
-from isotrain.kernels.cpu.library import EMULATED_ISA, best_isa, native, unit_rate, why_not
+from isotrain.kernels.cpu.library import (
+    EMULATED_INT8_ISA,
+    EMULATED_ISA,
+    ISAS,
+    best_isa,
+    multiplied,
+    native,
+    unit_rate,
+    why_not,
+)
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
+from isotrain.kernels.packed.eight_bit import eight_bit_linear
 from isotrain.kernels.weights import EncoderWeights
 from support.awkward import unaligned, unaligned_batch
 from transformers import AutoModel
@@ -31,7 +41,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 def isas() -> list[str]:
     """Every instruction set that runs here, and the AMX code over plain memory."""
     library = native().library
-    names = ("amx_bf16", "avx512_bf16", EMULATED_ISA)
+    names = (*ISAS["bfloat16"], EMULATED_ISA, *ISAS["int8"], EMULATED_INT8_ISA)
     return [name for name in names if library is not None and library.isotrain_cpu_has(name.encode())]
 
 
@@ -49,9 +59,10 @@ def minilm(minilm_folder: Path) -> torch.nn.Module:
 
 
 def assert_as_near_as_portable(isa: str, weights: EncoderWeights, batch: PackedBatch, **options: int) -> None:
-    """At most 1.25 times the float64 distance of the portable bfloat16 path, which rounds at the same places."""
+    """At most 1.25 times the float64 distance of the portable path, which rounds at the same places."""
     exact = reference.encode(weights, batch).features
-    portable = rmse(PortableEncoder(weights, torch.bfloat16, torch.float32)(batch), exact)
+    made = {"make_linear": eight_bit_linear("int8", weights.config)} if multiplied(isa) == "int8" else {}
+    portable = rmse(PortableEncoder(weights, torch.bfloat16, torch.float32, **made)(batch), exact)
     features = NativeEncoder(weights, isa=isa, **options)(batch)
     assert features.dtype == torch.float32
     assert 0 < rmse(features, exact) <= 1.25 * portable
@@ -72,7 +83,7 @@ def assert_as_near_as_portable(isa: str, weights: EncoderWeights, batch: PackedB
 def test_as_near_to_float64_as_the_portable_kernel(
     isa: str, architecture: str, lengths: list[int], pairs: bool, build: Build, make_batch: MakeBatch
 ) -> None:
-    if isa == EMULATED_ISA and architecture == "albert-base":
+    if isa in (EMULATED_ISA, EMULATED_INT8_ISA) and architecture == "albert-base":
         lengths = lengths[:3]
     assert_as_near_as_portable(isa, rounded(build(architecture)), make_batch(lengths, pairs=pairs))
 
@@ -247,5 +258,6 @@ def test_block_tokens_follow_the_cache() -> None:
 
 
 def test_the_unit_rate_is_measured() -> None:
-    assert unit_rate(best_isa() or "", 2**16, seconds=0.02) > 1e9
+    for dtype in ISAS:
+        assert unit_rate(best_isa(dtype) or "", 2**16, seconds=0.02) > 1e9
     assert unit_rate("sse2", 2**16, seconds=0.02) == 0.0

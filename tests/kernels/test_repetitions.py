@@ -39,8 +39,8 @@ def encoders(module: torch.nn.Module, gpu: torch.device) -> dict[str, tuple[Any,
     found: dict[str, tuple[Any, float]] = {
         "portable": (PortableEncoder(weights), FINE),
         "transformers": (Module(module), FINE),
-        "ideal": (IdealEncoder(weights, torch.float32, torch.float32, 1), FINE),
-        "ideal bfloat16": (IdealEncoder(weights, torch.bfloat16, torch.bfloat16, 1), COARSE),
+        "ideal": (IdealEncoder(weights, torch.float32, "float32", 1), FINE),
+        "ideal bfloat16": (IdealEncoder(weights, torch.bfloat16, "bfloat16", 1), COARSE),
         "triton": (PackedGpuEncoder(weights.to(gpu), torch.float32), FINE),
         "tt": (TtEncoder(weights), COARSE),
     }
@@ -99,8 +99,9 @@ def test_draws_of_the_ideal_differ_by_its_rounding(build: Build, make_batch: Cal
     weights = weights_from_module(build("albert-tiny"))
     batch = make_batch(LENGTHS)
     exact = reference.encode(weights, batch).features
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        one, again, other = (IdealEncoder(weights, dtype, dtype, seed)(batch).double() for seed in (1, 1, 2))
+    for name in ("float32", "bfloat16", "float16"):
+        dtype = getattr(torch, name)
+        one, again, other = (IdealEncoder(weights, dtype, name, seed)(batch).double() for seed in (1, 1, 2))
         assert torch.equal(one, again)
         apart = (one - other).norm() / exact.norm()
         assert 0.05 * torch.finfo(dtype).eps < apart < 20 * torch.finfo(dtype).eps

@@ -61,8 +61,10 @@ Exact<float> floats(std::size_t count, float mean) {
 int run(const char* isa, const Shape& shape, const std::vector<int>& lengths, bool pairs, int threads) {
     const std::size_t h = shape.hidden, f = shape.intermediate, e = shape.embedding;
     std::vector<Exact<std::uint16_t>> matrices;
+    std::vector<Exact<std::int8_t>> bytes;
     std::vector<Exact<float>> vectors;
     std::vector<const void*> tensors;
+    const bool int8 = std::strstr(isa, "int8") || std::strstr(isa, "vnni");
     const auto matrix = [&](std::size_t n, std::size_t k) {
         matrices.push_back(bfloat16s(n * k));
         tensors.push_back(matrices.back().data.get());
@@ -71,23 +73,34 @@ int run(const char* isa, const Shape& shape, const std::vector<int>& lengths, bo
         vectors.push_back(floats(n, mean));
         tensors.push_back(vectors.back().data.get());
     };
+    const auto product = [&](std::size_t n, std::size_t k) {
+        if (int8) {
+            bytes.emplace_back(n * k);
+            for (std::size_t i = 0; i < n * k; ++i) bytes.back().data[i] = std::int8_t(int(generator() % 255) - 127);
+            tensors.push_back(bytes.back().data.get());
+            vector(n, 0.001f);
+        } else {
+            matrix(n, k);
+            tensors.push_back(nullptr);
+        }
+        vector(n);
+    };
     matrix(shape.vocab, e);
     vector(shape.positions * e);
     vector(shape.types * e);
     vector(e, 1.0f);
     vector(e);
     if (shape.project) {
-        matrix(h, e);
-        vector(h);
+        product(h, e);
     } else {
-        tensors.insert(tensors.end(), 2, nullptr);
+        tensors.insert(tensors.end(), 3, nullptr);
     }
     for (int layer = 0; layer < shape.layers; ++layer) {
-        matrix(3 * h, h), vector(3 * h);
-        matrix(h, h), vector(h);
+        product(3 * h, h);
+        product(h, h);
         vector(h, 1.0f), vector(h);
-        matrix(f, h), vector(f);
-        matrix(h, f), vector(h);
+        product(f, h);
+        product(h, f);
         vector(h, 1.0f), vector(h);
     }
     Exact<std::int32_t> order(shape.num_layers);
@@ -143,7 +156,7 @@ int main() {
     };
     const std::vector<std::vector<int>> batches = {{1}, {2, 1, 31, 32, 33, 16, 17, 15}, {130}, {97, 1, 96, 5, 6, 7, 95}};
     int ran = 0, failed = 0;
-    for (const char* isa : {"avx512_bf16", "amx_emulated", "amx_bf16"}) {
+    for (const char* isa : {"avx512_bf16", "avx512_vnni", "amx_emulated", "amx_int8_emulated", "amx_bf16", "amx_int8"}) {
         if (!isotrain_cpu_has(isa)) continue;
         for (const Shape& shape : shapes)
             for (const auto& lengths : batches)

@@ -93,7 +93,7 @@ def _roof(name: str, tflops: float, gbps: float, placed: Sequence[float], style:
 def _roofs(peaks: Peaks, fastest: float, placed: Sequence[float]) -> list[Line]:
     lines = [
         _roof(
-            f"measured: {figure(peaks.matmul_tflops)} TFLOP/s, {figure(peaks.copy_gbps)} GB/s",
+            f"measured: {figure(peaks.matmul_tflops)} {peaks.rate}, {figure(peaks.copy_gbps)} GB/s",
             peaks.matmul_tflops,
             peaks.copy_gbps,
             placed,
@@ -101,10 +101,10 @@ def _roofs(peaks: Peaks, fastest: float, placed: Sequence[float]) -> list[Line]:
         )
     ]
     if peaks.unit is not None:
-        name = f"{peaks.unit.unit} unit by itself: {figure(peaks.unit.tflops)} TFLOP/s"
+        name = f"{peaks.unit.unit} unit by itself: {figure(peaks.unit.tflops)} {peaks.rate}"
         lines.append(_roof(name, peaks.unit.tflops, peaks.copy_gbps, placed, 1))
     if peaks.vendor_tflops is not None and peaks.vendor_gbps is not None:
-        name = f"vendor's figures: {figure(peaks.vendor_tflops)} TFLOP/s, {figure(peaks.vendor_gbps)} GB/s"
+        name = f"vendor's figures: {figure(peaks.vendor_tflops)} {peaks.rate}, {figure(peaks.vendor_gbps)} GB/s"
         lines.append(_roof(name, peaks.vendor_tflops, peaks.vendor_gbps, placed, 2))
     if fastest > peaks.copy_gbps:
         limit = max(peaks.matmul_tflops, peaks.unit.tflops if peaks.unit is not None else 0.0)

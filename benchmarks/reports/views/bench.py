@@ -211,17 +211,17 @@ def peak_words(backend: str, peaks: Peaks, real: bool) -> str:
     """A device's measured limits, and the vendor's figures."""
     vendor = ", ".join(
         "n/a" if value is None else f"{figure(value)} {unit}"
-        for value, unit in ((peaks.vendor_tflops, "TFLOP/s"), (peaks.vendor_gbps, "GB/s"))
+        for value, unit in ((peaks.vendor_tflops, peaks.rate), (peaks.vendor_gbps, "GB/s"))
     )
     unit, alone = peaks.unit, ""
     if unit is not None:
         threads = count(unit.threads, "thread")
-        alone = f"; its {unit.unit} unit fed from {unit.fed_from} with {threads}: {figure(unit.tflops)} TFLOP/s"
+        alone = f"; its {unit.unit} unit fed from {unit.fed_from} with {threads}: {figure(unit.tflops)} {peaks.rate}"
     owner = backend if real else f"{backend}: this host's"
     contended = "; other work contended that, the true peak is higher" if peaks.contended else ""
     return (
-        f"{owner} peak in {peaks.dtype}, measured in this run: {figure(peaks.matmul_tflops)} TFLOP/s, copy "
-        f"{figure(peaks.copy_gbps)} GB/s; the vendor's figures: {vendor}{alone}{contended}"
+        f"{owner} peak in {peaks.dtype}, measured in this run: {figure(peaks.matmul_tflops)} {peaks.rate}, "
+        f"copy {figure(peaks.copy_gbps)} GB/s; the vendor's figures: {vendor}{alone}{contended}"
     )
 
 

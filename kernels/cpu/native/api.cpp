@@ -20,17 +20,17 @@ using isotrain::Watch;
 
 namespace {
 
-constexpr int kInterface = 4;
+constexpr int kInterface = 5;
 
-// Weights of one layer in the order of the tensor list (see LayerWeights in kernels/weights.py), without a name for
-// each weight and bias.
-constexpr int kModelTensors = 7, kLayerTensors = 12;
+// The model's own tensors and those of a layer, in the order of the tensor list (see isotrain_cpu_create).
+constexpr int kModelTensors = 8, kLayerTensors = 16;
 
 struct Encoder {
     Model model;
     const Engine* engine;
-    std::vector<isotrain::Buffer<bf16>> packed;
+    std::vector<isotrain::Buffer<unsigned char>> packed;
     std::vector<isotrain::Buffer<float>> vectors;
+    std::vector<isotrain::Buffer<std::int32_t>> offsets;
     struct Slot {
         std::unique_ptr<Scratch> scratch;
         std::int64_t tokens = 0, sequences = 0, longest = 0;
@@ -45,7 +45,7 @@ bool has_avx512() {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bf16");
+           __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 }
 
 // CPUID says whether the unit exists. The operating system must also grant its state to this process.
@@ -54,8 +54,8 @@ bool has_amx() {
     if (!has_avx512()) return false;
     unsigned a = 7, b, c = 0, d;
     __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
-    if (!(d & amx_bf16) || !(d & amx_tile)) return false;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25;
+    if (~d & (amx_bf16 | amx_tile | amx_int8)) return false;
     constexpr int request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
@@ -66,9 +66,12 @@ bool has_amx() {
 }  // namespace
 
 const Engine* isotrain::engine_called(const char* name) {
-    if (has_amx() && !std::strcmp(name, isotrain::amx_engine()->name)) return isotrain::amx_engine();
+    if (has_amx())
+        for (const Engine* engine : {isotrain::amx_engine(), isotrain::amx_int8_engine()})
+            if (!std::strcmp(name, engine->name)) return engine;
     if (!has_avx512()) return nullptr;
-    for (const Engine* engine : {isotrain::avx512_engine(), isotrain::amx_emulated_engine()})
+    for (const Engine* engine : {isotrain::avx512_engine(), isotrain::avx512_int8_engine(),
+                                 isotrain::amx_emulated_engine(), isotrain::amx_int8_emulated_engine()})
         if (!std::strcmp(name, engine->name)) return engine;
     return nullptr;
 }
@@ -106,18 +109,31 @@ const float* keep(Encoder& encoder, const void* source, std::size_t count) {
     return encoder.vectors.back().get();
 }
 
-// weight: bfloat16 [n][k], n a multiple of the panel.
-Linear pack(Encoder& encoder, const void* weight, const void* bias, int n, int k) {
-    const int panel = encoder.model.panel, padded = isotrain::round_up(k, isotrain::kDepth);
-    encoder.packed.push_back(isotrain::allocate<bf16>(std::size_t(n) * padded));
-    bf16* packed = encoder.packed.back().get();
-    const auto* rows = static_cast<const bf16*>(weight);
+// weight: [n][k] in the engine's format, n a multiple of the panel. tensors: weight, scales [n] or null, bias [n].
+Linear pack(Encoder& encoder, const void* const* tensors, int n, int k) {
+    const int element = encoder.engine->element, panel = encoder.model.panel;
+    const int padded = isotrain::round_up(k, isotrain::kTileBytes / element);
+    encoder.packed.push_back(isotrain::allocate<unsigned char>(std::size_t(n) * padded * element));
+    unsigned char* packed = encoder.packed.back().get();
+    const auto* rows = static_cast<const unsigned char*>(tensors[0]);
+    const std::size_t row_bytes = std::size_t(k) * element;
     for (int row = 0; row < n; ++row) {
-        bf16* strip = packed + std::size_t(row / panel) * panel * padded + row % panel * 2;
-        for (int column = 0; column < k; ++column)
-            strip[std::size_t(column / 2) * panel * 2 + column % 2] = rows[std::size_t(row) * k + column];
+        unsigned char* strip = packed + std::size_t(row / panel) * panel * padded * element + row % panel * 4;
+        for (std::size_t at = 0; at < row_bytes; at += 4)
+            std::memcpy(strip + at * panel, rows + row * row_bytes + at, 4);
     }
-    return {packed, keep(encoder, bias, n), n, padded};
+    Linear layer{packed, keep(encoder, tensors[2], n), n, padded};
+    if (element == 1) {
+        layer.scale = keep(encoder, tensors[1], n);
+        encoder.offsets.push_back(isotrain::allocate<std::int32_t>(n));
+        std::int32_t* offset = encoder.offsets.back().get();
+        layer.offset = offset;
+        const auto* bytes = static_cast<const std::int8_t*>(tensors[0]);
+        for (int row = 0; row < n; ++row)
+            for (int column = 0; column < k; ++column)
+                offset[row] += isotrain::kZero * bytes[std::size_t(row) * k + column];
+    }
+    return layer;
 }
 
 Norm norm(Encoder& encoder, const void* weight, const void* bias, int width) {
@@ -143,19 +159,26 @@ void fill(Encoder& encoder, const Shape& shape, const void* const* tensors, cons
     m.position_embeddings = keep(encoder, tensors[1], std::size_t(shape.positions) * shape.embedding);
     m.type_embeddings = keep(encoder, tensors[2], std::size_t(shape.types) * shape.embedding);
     m.embedding_norm = norm(encoder, tensors[3], tensors[4], shape.embedding);
-    if (m.project) m.projection = pack(encoder, tensors[5], tensors[6], shape.hidden, shape.embedding);
+    if (m.project) m.projection = pack(encoder, tensors + 5, shape.hidden, shape.embedding);
     for (int index = 0; index < shape.layers; ++index) {
         const void* const* t = tensors + kModelTensors + index * kLayerTensors;
         isotrain::Layer layer;
-        layer.qkv = pack(encoder, t[0], t[1], 3 * m.hidden, m.hidden);
-        layer.attention_output = pack(encoder, t[2], t[3], m.hidden, m.hidden);
-        layer.attention_norm = norm(encoder, t[4], t[5], m.hidden);
-        layer.ffn = pack(encoder, t[6], t[7], m.intermediate, m.hidden);
-        layer.ffn_output = pack(encoder, t[8], t[9], m.hidden, m.intermediate);
-        layer.output_norm = norm(encoder, t[10], t[11], m.hidden);
+        layer.qkv = pack(encoder, t, 3 * m.hidden, m.hidden);
+        layer.attention_output = pack(encoder, t + 3, m.hidden, m.hidden);
+        layer.attention_norm = norm(encoder, t[6], t[7], m.hidden);
+        layer.ffn = pack(encoder, t + 8, m.intermediate, m.hidden);
+        layer.ffn_output = pack(encoder, t + 11, m.hidden, m.intermediate);
+        layer.output_norm = norm(encoder, t[14], t[15], m.hidden);
         m.layers.push_back(layer);
     }
     m.weights_of_layer.assign(order, order + shape.num_layers);
+}
+
+// Why the encoder's engine can't multiply these weights, or empty.
+std::string unfit(const Shape& s, const void* const* tensors, const Engine& engine) {
+    const bool bytes = engine.element == 1;
+    if (bytes != (tensors[kModelTensors + 1] != nullptr)) return std::string("the weights are not for ") + engine.name;
+    return bytes && s.intermediate > 65536 ? "intermediate_size must be at most 65536 for int32 sums" : "";
 }
 
 std::string out_of_range(const Model& m, const Input& in, std::int64_t sequences) {
@@ -261,12 +284,13 @@ extern "C" {
 
 int isotrain_cpu_interface() { return kInterface; }
 
-// Whether the instruction set `name` can run here: 1 or 0. "amx_emulated" is the AMX path over plain memory.
+// Whether the instruction set `name` can run here: 1 or 0. Names with "emulated" are the AMX path over plain memory.
 int isotrain_cpu_has(const char* name) { return engine_called(name) != nullptr; }
 
 // tensors: word (bfloat16), position and type embeddings (float32), embedding norm, projection (null without one), then
-// for each layer qkv, attention output, attention norm, ffn, ffn output, output norm: (weight, bias) each; linear
-// weights bfloat16 [n][k], everything else float32. The word embeddings are used in place and must outlive the encoder.
+// for each layer qkv, attention output, attention norm, ffn, ffn output, output norm. A norm is (weight, bias). A
+// product is (weight, scales, bias): bfloat16 [n][k] without scales, or int8 [n][k] with a scale for each row. All else
+// is float32. The word embeddings are used in place and must outlive the encoder.
 void* isotrain_cpu_create(const char* name, const Shape* shape, const void* const* tensors, const std::int32_t* order,
                           char* error, std::size_t error_size) {
     try {
@@ -276,7 +300,8 @@ void* isotrain_cpu_create(const char* name, const Shape* shape, const void* cons
             say(error, error_size, std::string("this processor can't run ") + name);
             return nullptr;
         }
-        const std::string reason = unsupported(*shape, order);
+        std::string reason = unsupported(*shape, order);
+        if (reason.empty()) reason = unfit(*shape, tensors, *encoder->engine);
         if (!reason.empty()) {
             say(error, error_size, reason);
             return nullptr;
@@ -308,7 +333,7 @@ int isotrain_cpu_watch(void* handle, const std::int64_t* ids, const std::int64_t
     return encode(*static_cast<Encoder*>(handle), in, sequences, threads, features, &watch, error, error_size);
 }
 
-// FLOP/s of one thread's register blocks fed from a working set of `bytes`; 0 if `name` can't run here.
+// Operations/s of one thread's register blocks fed from a working set of `bytes`; 0 if `name` can't run here.
 double isotrain_cpu_unit_rate(const char* name, std::size_t bytes, double seconds) {
     const Engine* engine = engine_called(name);
     try {

@@ -20,15 +20,20 @@ namespace {
 
 using bf16 = std::uint16_t;
 
-constexpr int kVector = 16;   // float32 lanes of a 512-bit register
-constexpr int kDepth = 32;    // K is padded to this many bfloat16: the depth of an AMX tile
+constexpr int kVector = 16;     // float32 lanes of a 512-bit register
+constexpr int kTileBytes = 64;  // a row of an AMX tile
+constexpr int kDepth = 32;      // bfloat16 in such a row
+constexpr int kZero = 128;      // what stands for 0 in unsigned bytes
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
-// The distance between rows of `width` bfloat16 values: an odd number of cache lines, so that the 16 rows of a tile
-// never fall onto a few sets of the first-level cache (a multiple of 4 KB would put all of them onto one).
-constexpr std::size_t spread(int width) { return (std::size_t(width + 31) / 32 | 1) * 32; }
+// The distance between rows of `width` values of `bytes` each: an odd number of cache lines, so that the 16 rows of a
+// tile never fall onto a few sets of the first-level cache (a multiple of 4 KB would put all of them onto one).
+constexpr std::size_t spread(int width, int bytes = sizeof(bf16)) {
+    const int line = 64 / bytes;
+    return std::size_t((width + line - 1) / line | 1) * line;
+}
 
 struct Free {
     void operator()(void* pointer) const { std::free(pointer); }
@@ -54,12 +59,15 @@ Buffer<T> allocate(std::size_t count) {
 
 }  // namespace
 
-// A linear layer whose weight is packed for the matrix unit: [n / panel][k / 2][panel][2], zeros where k is padded.
+// A linear layer whose weight is packed for the matrix unit: [n / panel][k / group][panel][group], zeros where k is
+// padded. A group is two bfloat16, or four signed bytes with a scale for each output column.
 struct Linear {
-    const bf16* weight = nullptr;
+    const void* weight = nullptr;
     const float* bias = nullptr;
     int n = 0;
-    int k = 0;  // padded to kDepth
+    int k = 0;  // padded to kTileBytes
+    const float* scale = nullptr;          // null for bfloat16
+    const std::int32_t* offset = nullptr;  // kZero times the sum of each column's bytes
 };
 
 struct Norm {
@@ -148,16 +156,17 @@ struct Training;
 struct Engine {
     const char* name;
     int panel;
+    int element;  // bytes of an operand: 2 for bfloat16, else 1
     Scratch* (*make_scratch)(const Model&, std::int64_t tokens, std::int64_t sequences, std::int64_t longest);
     // features: float32 [all sequences][hidden]; the block's rows are written. With a watch the last layer is
     // computed for all tokens, and nothing else differs.
     void (*forward)(const Model&, Scratch&, const Input&, const Block&, float* features, const Watch*);
-    // Floating-point operations per second of products with operands from a working set of `bytes`.
+    // Operations per second of products with operands from a working set of `bytes`.
     double (*unit_rate)(std::size_t bytes, double seconds);
     // Bits that tell whether the thread is ready for this instruction set (AMX has tile shapes per thread).
     void (*enter_thread)();
     void (*leave_thread)();
-    const Training* training;  // train.h
+    const Training* training;  // train.h; null if it trains nothing
     void (*embed)(const Embedding&, float* out);  // out: [tokens][width]
     void (*embed_backward)(const Embedding&, const float* gradient, const EmbeddingGradients&);
     void (*probe_attention)(const AttentionProbe&);
@@ -167,8 +176,11 @@ struct Engine {
 };
 
 const Engine* avx512_engine();
+const Engine* avx512_int8_engine();
 const Engine* amx_engine();
+const Engine* amx_int8_engine();
 const Engine* amx_emulated_engine();
+const Engine* amx_int8_emulated_engine();
 
 // The engine of this name, or null if the processor can't run it.
 const Engine* engine_called(const char* name);

@@ -1,9 +1,9 @@
-// The encoder for processors with AMX BF16 tiles: Intel Sapphire Rapids and later.
+// The encoder for processors with AMX tiles of bfloat16 and of bytes: Intel Sapphire Rapids and later.
 #include "standard.h"
 
 #if defined(__x86_64__)
 
-#define ISOTRAIN_ISA "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"
+#define ISOTRAIN_ISA "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,amx-tile,amx-bf16,amx-int8"
 #include "../../include/isa_begin.h"
 
 #include "gemm_amx.h"
@@ -14,7 +14,9 @@ namespace isotrain {
 namespace {
 
 // The processor's eight tile registers, all of 16 rows of 64 bytes.
+template <class Products>
 struct HardwareTiles {
+    using Dot = Products;
     static void configure() {
         struct alignas(64) {
             std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -45,15 +47,23 @@ struct HardwareTiles {
     }
     template <int kSum, int kRowsTile, int kColumns>
     static void multiply() {
-        __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRowsTile), "i"(kColumns));
+        if constexpr (std::is_same_v<Dot, Pairs>)
+            __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRowsTile), "i"(kColumns));
+        else
+            __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRowsTile), "i"(kColumns));
     }
 };
 
 }  // namespace
 
 const Engine* amx_engine() {
-    static constexpr Training training = make_training<Amx<HardwareTiles>>();
-    static constexpr Engine engine = make_engine<Amx<HardwareTiles>>("amx_bf16", training);
+    static constexpr Training training = make_training<Amx<HardwareTiles<Pairs>>>();
+    static constexpr Engine engine = make_engine<Amx<HardwareTiles<Pairs>>>("amx_bf16", &training);
+    return &engine;
+}
+
+const Engine* amx_int8_engine() {
+    static constexpr Engine engine = make_engine<Amx<HardwareTiles<Quads>>>("amx_int8");
     return &engine;
 }
 

@@ -4,7 +4,7 @@
 
 #if defined(__x86_64__)
 
-#define ISOTRAIN_ISA "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
+#define ISOTRAIN_ISA "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni"
 #include "../../include/isa_begin.h"
 
 #include "gemm_amx.h"
@@ -14,8 +14,10 @@
 namespace isotrain {
 namespace {
 
-// Semantics of TILELOADD, TILESTORED and TDPBF16PS (Intel SDM, volume 2), except for the flushing of denormals.
+// TILELOADD, TILESTORED, TDPBF16PS and TDPBUSD (Intel SDM, volume 2), except for the flushing of denormals.
+template <class Products>
 struct EmulatedTiles {
+    using Dot = Products;
     struct Tile {
         unsigned char bytes[16][64];
     };
@@ -44,19 +46,22 @@ struct EmulatedTiles {
     static __m512 odd(__m512i pairs) {
         return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000))));
     }
+    static __m512 add(__m512 sum, __m512i row, __m512i columns) {
+        return _mm512_fmadd_ps(odd(row), odd(columns), _mm512_fmadd_ps(even(row), even(columns), sum));
+    }
+    static __m512i add(__m512i sum, __m512i row, __m512i columns) { return Quads::add(sum, row, columns); }
     template <int kSum, int kRowsTile, int kColumns>
     static void multiply() {
         const Tile &a = tile(kRowsTile), &b = tile(kColumns);
         for (int row = 0; row < 16; ++row) {
-            __m512 sum = _mm512_loadu_ps(tile(kSum).bytes[row]);
-            for (int pair = 0; pair < 16; ++pair) {
+            typename Dot::Sum sum;
+            std::memcpy(&sum, tile(kSum).bytes[row], sizeof sum);
+            for (int group = 0; group < 16; ++group) {
                 std::int32_t left;
-                std::memcpy(&left, a.bytes[row] + 4 * pair, sizeof left);
-                const __m512i lefts = _mm512_set1_epi32(left), rights = _mm512_loadu_si512(b.bytes[pair]);
-                sum = _mm512_fmadd_ps(even(lefts), even(rights), sum);
-                sum = _mm512_fmadd_ps(odd(lefts), odd(rights), sum);
+                std::memcpy(&left, a.bytes[row] + 4 * group, sizeof left);
+                sum = add(sum, _mm512_set1_epi32(left), _mm512_loadu_si512(b.bytes[group]));
             }
-            _mm512_storeu_ps(tile(kSum).bytes[row], sum);
+            std::memcpy(tile(kSum).bytes[row], &sum, sizeof sum);
         }
     }
 };
@@ -64,8 +69,13 @@ struct EmulatedTiles {
 }  // namespace
 
 const Engine* amx_emulated_engine() {
-    static constexpr Training training = make_training<Amx<EmulatedTiles>>();
-    static constexpr Engine engine = make_engine<Amx<EmulatedTiles>>("amx_emulated", training);
+    static constexpr Training training = make_training<Amx<EmulatedTiles<Pairs>>>();
+    static constexpr Engine engine = make_engine<Amx<EmulatedTiles<Pairs>>>("amx_emulated", &training);
+    return &engine;
+}
+
+const Engine* amx_int8_emulated_engine() {
+    static constexpr Engine engine = make_engine<Amx<EmulatedTiles<Quads>>>("amx_int8_emulated");
     return &engine;
 }
 

@@ -1,20 +1,28 @@
-// Products of bfloat16 with float32 sums by AMX tiles: a block of 2 x 2 tiles, 32 rows x 32 columns.
+// Products by AMX tiles: a block of 2 x 2 tiles, 32 rows x 32 columns.
 // `Tiles` is the hardware's registers or their emulation, so that this code runs on processors without AMX in tests.
 #pragma once
 
-#include "vector_math.h"
+#include <type_traits>
+
+#include "gemm_avx512.h"
 
 namespace isotrain {
 namespace {
 
 template <class Tiles>
 struct Amx {
+    using Dot = typename Tiles::Dot;
+    using Element = typename Dot::Element;
+    using Weight = typename Dot::Weight;
+    // Integer sums have no order. With AVX-512 for what stays bfloat16, features of bytes have the same bits on both.
+    using Bf16 = std::conditional_t<std::is_same_v<Dot, Pairs>, Amx, Avx512>;
     static constexpr int kRows = 32;
     static constexpr int kPanel = 32;
-    static constexpr int kStep = kDepth;  // K is a multiple of this
+    static constexpr int kGroup = 4 / sizeof(Element);
+    static constexpr int kStep = kTileBytes / sizeof(Element);  // K is a multiple of this: the depth of a tile
 
     // Like Avx512::block, but always reads whole tiles of 16 rows of a, so rows after the last must be readable.
-    static void block(const bf16* a, std::size_t lda, int rows, const bf16* b, std::size_t ldb, int vectors, int k,
+    static void block(const Element* a, std::size_t lda, int rows, const Weight* b, std::size_t ldb, int vectors, int k,
                       float* c) {
         if (rows > 16)
             vectors > 1 ? kernel<2, 2>(a, lda, b, ldb, k, c) : kernel<2, 1>(a, lda, b, ldb, k, c);
@@ -26,21 +34,21 @@ struct Amx {
     static void leave_thread() { Tiles::release(); }
 
    private:
-    // Tiles 0-3 hold sums, 4-5 rows of a, 6-7 columns of b.
+    // Tiles 0-3 hold sums, 4-5 rows of a, 6-7 columns of b. A tile's row has 16 groups of 4 bytes.
     template <int kM, int kV>
-    static void kernel(const bf16* a, std::size_t lda, const bf16* b, std::size_t ldb, int k, float* c) {
+    static void kernel(const Element* a, std::size_t lda, const Weight* b, std::size_t ldb, int k, float* c) {
         Tiles::template zero<0>();
         if constexpr (kV > 1) Tiles::template zero<1>();
         if constexpr (kM > 1) Tiles::template zero<2>();
         if constexpr (kM > 1 && kV > 1) Tiles::template zero<3>();
-        const std::size_t row_bytes = lda * sizeof(bf16), pair_bytes = ldb * sizeof(bf16);
-        for (int depth = 0; depth < k; depth += kDepth) {
-            const bf16* columns = b + std::size_t(depth / 2) * ldb;
-            Tiles::template load<6>(columns, pair_bytes);
+        const std::size_t row_bytes = lda * sizeof(Element), group_bytes = ldb * sizeof(Element);
+        for (int depth = 0; depth < k; depth += kStep) {
+            const Weight* columns = b + std::size_t(depth / kGroup) * ldb;
+            Tiles::template load<6>(columns, group_bytes);
             Tiles::template load<4>(a + depth, row_bytes);
             Tiles::template multiply<0, 4, 6>();
             if constexpr (kV > 1) {
-                Tiles::template load<7>(columns + 2 * kVector, pair_bytes);
+                Tiles::template load<7>(columns + kGroup * kVector, group_bytes);
                 Tiles::template multiply<1, 4, 7>();
             }
             if constexpr (kM > 1) {

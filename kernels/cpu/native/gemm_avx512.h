@@ -1,4 +1,4 @@
-// Products of bfloat16 with float32 sums by VDPBF16PS: a register block of 6 rows x 64 columns.
+// Products by the dot-product instructions of AVX-512: a register block of 6 rows x 64 columns.
 #pragma once
 
 #include "vector_math.h"
@@ -6,14 +6,41 @@
 namespace isotrain {
 namespace {
 
-struct Avx512 {
+// What one instruction multiplies and sums in each 32-bit lane. VDPBF16PS: two bfloat16 each, in float32.
+struct Pairs {
+    using Element = bf16;
+    using Weight = bf16;
+    using Sum = __m512;
+    static Sum zero() { return _mm512_setzero_ps(); }
+    static Sum add(Sum sum, __m512i row, __m512i columns) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)row, (__m512bh)columns);
+    }
+    static void store(float* c, Sum sum) { _mm512_store_ps(c, sum); }
+};
+
+// VPDPBUSD: four unsigned bytes of a row with four signed ones of a column, in int32, exactly.
+struct Quads {
+    using Element = std::uint8_t;
+    using Weight = std::int8_t;
+    using Sum = __m512i;
+    static Sum zero() { return _mm512_setzero_si512(); }
+    static Sum add(Sum sum, __m512i row, __m512i columns) { return _mm512_dpbusd_epi32(sum, row, columns); }
+    static void store(float* c, Sum sum) { _mm512_store_si512(c, sum); }
+};
+
+template <class Dot>
+struct Avx512Of {
+    using Element = typename Dot::Element;
+    using Weight = typename Dot::Weight;
+    using Bf16 = Avx512Of<Pairs>;
     static constexpr int kRows = 6;
     static constexpr int kPanel = 64;
-    static constexpr int kStep = 2;  // K is a multiple of this
+    static constexpr int kGroup = 4 / sizeof(Element);  // elements that one lane multiplies at once
+    static constexpr int kStep = kGroup;                // K is a multiple of this
 
-    // c[rows][kPanel] = a[rows][k] b[k][16 vectors]. b: [k / 2][ldb / 2 columns][2], ldb in bfloat16; rows <= kRows,
-    // vectors <= kPanel / 16. Reads exactly `rows` rows of a.
-    static void block(const bf16* a, std::size_t lda, int rows, const bf16* b, std::size_t ldb, int vectors, int k,
+    // c[rows][kPanel] = a[rows][k] b[k][16 vectors], sums as Dot stores them. ldb is in elements; rows <= kRows,
+    // vectors <= kPanel / 16. b: [k / kGroup][ldb / kGroup columns][kGroup]. Reads exactly `rows` rows of a.
+    static void block(const Element* a, std::size_t lda, int rows, const Weight* b, std::size_t ldb, int vectors, int k,
                       float* c) {
         static constexpr Kernel table[kRows][kPanel / kVector] = {
             {kernel<1, 1>, kernel<1, 2>, kernel<1, 3>, kernel<1, 4>},
@@ -29,35 +56,38 @@ struct Avx512 {
     static void leave_thread() {}
 
    private:
-    using Kernel = void (*)(const bf16*, std::size_t, const bf16*, std::size_t, int, float*);
+    using Kernel = void (*)(const Element*, std::size_t, const Weight*, std::size_t, int, float*);
 
     template <int kM, int kV>
-    static void kernel(const bf16* a, std::size_t lda, const bf16* b, std::size_t ldb, int k, float* c) {
-        __m512 sum[kM][kV];
+    static void kernel(const Element* a, std::size_t lda, const Weight* b, std::size_t ldb, int k, float* c) {
+        typename Dot::Sum sum[kM][kV];
 #pragma GCC unroll 8
         for (int m = 0; m < kM; ++m)
 #pragma GCC unroll 4
-            for (int v = 0; v < kV; ++v) sum[m][v] = _mm512_setzero_ps();
-        for (int pair = 0; pair < k / 2; ++pair) {
-            __m512bh columns[kV];
+            for (int v = 0; v < kV; ++v) sum[m][v] = Dot::zero();
+        for (int step = 0; step < k / kGroup; ++step) {
+            __m512i columns[kV];
 #pragma GCC unroll 4
             for (int v = 0; v < kV; ++v)
-                columns[v] = (__m512bh)_mm512_loadu_si512(b + pair * ldb + std::size_t(v) * 2 * kVector);
+                columns[v] = _mm512_loadu_si512(b + step * ldb + std::size_t(v) * kGroup * kVector);
 #pragma GCC unroll 8
             for (int m = 0; m < kM; ++m) {
-                int both;
-                std::memcpy(&both, a + m * lda + 2 * pair, sizeof both);
-                const __m512bh row = (__m512bh)_mm512_set1_epi32(both);
+                int group;
+                std::memcpy(&group, a + m * lda + kGroup * step, sizeof group);
+                const __m512i row = _mm512_set1_epi32(group);
 #pragma GCC unroll 4
-                for (int v = 0; v < kV; ++v) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], row, columns[v]);
+                for (int v = 0; v < kV; ++v) sum[m][v] = Dot::add(sum[m][v], row, columns[v]);
             }
         }
 #pragma GCC unroll 8
         for (int m = 0; m < kM; ++m)
 #pragma GCC unroll 4
-            for (int v = 0; v < kV; ++v) _mm512_store_ps(c + m * kPanel + v * kVector, sum[m][v]);
+            for (int v = 0; v < kV; ++v) Dot::store(c + m * kPanel + v * kVector, sum[m][v]);
     }
 };
+
+using Avx512 = Avx512Of<Pairs>;
+using Avx512Vnni = Avx512Of<Quads>;
 
 }  // namespace
 }  // namespace isotrain

@@ -257,8 +257,9 @@ void* isotrain_cpu_train_create(const char* name, const Shape* shape, const std:
     return guarded(error, error_size, static_cast<void*>(nullptr), [&]() -> void* {
         auto trainer = std::make_unique<Trainer>();
         trainer->engine = engine_called(name);
-        const std::string reason = trainer->engine ? unsupported(*shape, order)
-                                                   : std::string("this processor can't run ") + name;
+        const std::string reason = trainer->engine && trainer->engine->training
+                                       ? unsupported(*shape, order)
+                                       : std::string("this processor can't run ") + name;
         if (!reason.empty()) {
             say(error, error_size, reason);
             return nullptr;

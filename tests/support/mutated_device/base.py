@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from isotrain.backends import ShapeGrid, Traits
 from isotrain.backends.cpu import CpuBackend
+from isotrain.backends.traits import CPU
 from torch import nn
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ class Mutant(CpuBackend):
     """The host. CLAUSE: the checks that a mutant must fail, in the order of the suite; no others."""
 
     name = "mutant"
-    traits = Traits(layouts=("padded", "bucketed"), kernels=("native", "portable"))
+    traits = Traits(layouts=("padded", "bucketed"), kernels=("native", "portable"), dtypes=CPU.dtypes)
     CLAUSE: ClassVar[tuple[str, ...]] = ()
 
 

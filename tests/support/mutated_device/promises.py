@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from isotrain.backends import Availability, CastPolicy, DeviceInfo
+from isotrain.backends import DTYPES, EIGHT_BIT, Availability, CastPolicy, DeviceInfo
 from pydantic import BaseModel, ConfigDict
 
 from .base import Compiling, Mutant
+
+KNOWN = (*DTYPES, *EIGHT_BIT)
 
 
 class OtherName(Mutant):
@@ -97,7 +99,7 @@ class AnyDtype(Mutant):
     CLAUSE = ("unknown-dtype",)
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
-        known = dtype if dtype in ("float32", "float64", "bfloat16", "float16") else "float32"
+        known = dtype if dtype in KNOWN else "float32"
         return super().cast_policy(known, strict=strict)
 
 
@@ -107,7 +109,7 @@ class KeyErrorDtype(Mutant):
     CLAUSE = ("unknown-dtype",)
 
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
-        if dtype not in ("float32", "float64", "bfloat16", "float16"):
+        if dtype not in KNOWN:
             raise KeyError(dtype)
         return super().cast_policy(dtype, strict=strict)
 
