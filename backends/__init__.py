@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import Backend
 from .error_budget import ErrorBudget
-from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention
+from .protocols import FrozenEncoder, FrozenForward, HeadStep, PackedAttention, TrainedEncoder
 from .registry import (
     backend_class,
     backend_traits,
@@ -62,6 +62,7 @@ __all__ = [
     "MemoryUse",
     "PackedAttention",
     "ShapeGrid",
+    "TrainedEncoder",
     "Traits",
     "UnitRate",
     "backend_class",

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import UserError
 from ..kernels.words import count
-from .base import versions
 from .torch_device import TorchDevice
 from .traits import Traits
-from .types import COMPILED_LAYOUTS, Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_dtype
+from .types import COMPILED_LAYOUTS, Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_dtype, versions
 
 if TYPE_CHECKING:
     import torch

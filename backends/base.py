@@ -7,7 +7,6 @@ touches one file, or an installed package with an entry point in the group ``iso
 from __future__ import annotations
 
 import copy
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +16,7 @@ from .. import UserError
 from ..kernels.names import check_name
 from .error_budget import ErrorBudget
 from .traits import Traits
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid, UnitRate
+from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, MemoryUse, ShapeGrid, UnitRate, versions
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..kernels.packed import PackedBatch, PortableEncoder
     from ..kernels.weights import EncoderWeights
-    from .protocols import FrozenEncoder, HeadStep, PackedAttention
+    from .protocols import FrozenEncoder, HeadStep, PackedAttention, TrainedEncoder
     from .training.session import Session
 
 T = TypeVar("T")
@@ -179,6 +178,8 @@ class Backend(ABC):
 
         item: Any = value
         if isinstance(item, torch.nn.Module):
+            from .training.placement import place_module
+
             place_module(item, self.device)
         elif isinstance(item, dict):
             item = {key: self.place(part) for key, part in item.items()}
@@ -356,6 +357,18 @@ class Backend(ABC):
         check_finite(weights)
         return self.build_encoder(weights, policy, kernel)
 
+    def trained_encoder(
+        self, weights: EncoderWeights, policy: CastPolicy, kernel: str, padding: int | None, recompute: bool
+    ) -> TrainedEncoder | None:
+        """Trains an encoder on packed batches by `kernel` ("auto": if one can). None: train its module.
+
+        Args:
+            weights: The trained parameters themselves.
+            padding: The word whose embedding is not trained.
+            recompute: Whether backward computes activations again.
+        """
+        raise NotImplementedError  # Called only if there are trained_kernels.
+
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         """Builds what `frozen_encoder` returns. `kernel` is "auto" or one of `kernels`."""
         del kernel
@@ -381,20 +394,3 @@ class Backend(ABC):
             **options,
         )
         return encoder if encoder.device == self.device else encoder.to(self.device)
-
-
-def place_module(module: nn.Module, device: torch.device) -> None:
-    """Moves a module. Parameters that its layers share stay shared."""
-    held = [(layer, *named) for layer in module.modules() for named in layer.named_parameters(recurse=False)]
-    moved: dict[nn.Parameter, nn.Parameter] = {}
-    module.to(device)
-    for layer, name, given in held:
-        # On some devices, `to` makes a new parameter in each layer. One that layers share would become several.
-        setattr(layer, name, moved.setdefault(given, getattr(layer, name)))
-
-
-def versions() -> dict[str, str]:
-    """The versions of torch and Python, for results."""
-    import torch
-
-    return {"torch": torch.__version__, "python": platform.python_version()}

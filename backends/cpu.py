@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import UserError
-from .base import versions
 from .host import processor
 from .host.rapl import RaplCounters
 from .torch_device import TorchDevice
 from .traits import CPU
-from .types import Availability, CastPolicy, DeviceInfo, EnergyUse, UnitRate, eight_bit_policy, unsupported_dtype
+from .types import (
+    Availability,
+    CastPolicy,
+    DeviceInfo,
+    EnergyUse,
+    UnitRate,
+    eight_bit_policy,
+    unsupported_dtype,
+    versions,
+)
 
 if TYPE_CHECKING:
     from ..kernels.weights import EncoderWeights
-    from .protocols import FrozenEncoder, HeadStep
+    from .protocols import FrozenEncoder, HeadStep, TrainedEncoder
 
 log = logging.getLogger("isotrain")
 
@@ -114,7 +122,7 @@ class CpuBackend(TorchDevice):
 
         reason = why_not()
         units = ", ".join(f"{dtype} by {best_isa(dtype)}" for dtype in ISAS)
-        native = Availability(True, units) if reason is None else Availability(False, reason)
+        native = Availability(reason is None, reason or f"{units}; trains whole models in bfloat16")
         return {"native": native, **super().kernels()}
 
     def measured_unit_tflops(self, dtype: str) -> UnitRate | None:
@@ -136,11 +144,12 @@ class CpuBackend(TorchDevice):
         if kernel == "compile":
             return self.compiled_encoder(weights, policy)
         if kernel != "portable":
+            from ..kernels.cpu.library import ISAS, best_isa
+
             native = self.kernels()["native"]
-            reason = _not_native(weights, policy) if native.ok else native.reason
+            reason = _not_native(weights, policy, tuple(ISAS)) if native.ok else native.reason
             if not reason:
                 from ..kernels.cpu import NativeEncoder
-                from ..kernels.cpu.library import best_isa
 
                 return NativeEncoder(weights, best_isa(policy.compute))
             if kernel == "native":
@@ -150,14 +159,27 @@ class CpuBackend(TorchDevice):
 
         return self.portable_encoder(weights, policy, make_linear=prepacked_linear)
 
+    def trained_encoder(
+        self, weights: EncoderWeights, policy: CastPolicy, kernel: str, padding: int | None, recompute: bool
+    ) -> TrainedEncoder | None:
+        native = self.kernels()["native"]
+        reason = _not_native(weights, policy, ("bfloat16",)) if native.ok else native.reason
+        if not reason:
+            from ..kernels.cpu.trained_encoder import TrainedEncoder
 
-def _not_native(weights: EncoderWeights, policy: CastPolicy) -> str:
-    """Why the native kernel can't run these weights under `policy`, or an empty string."""
+            return TrainedEncoder(weights, padding=padding, recompute=recompute)
+        if kernel == "native":
+            raise UserError(f"kernel native can't run: {reason}")
+        self._say_why("the encoder is trained by its transformers module: the native step", reason)
+        return None
+
+
+def _not_native(weights: EncoderWeights, policy: CastPolicy, dtypes: Sequence[str]) -> str:
+    """Why the native kernel, which multiplies these dtypes, can't run under `policy`, or an empty string."""
     from ..kernels.cpu.encoder import unsupported
-    from ..kernels.cpu.library import ISAS
 
-    if policy.compute not in ISAS:
-        able = " and ".join(ISAS)
+    if policy.compute not in dtypes:
+        able = " and ".join(dtypes)
         return f"it multiplies {able} only, and dtype is {policy.label}; set dtype: bfloat16, or kernel: portable"
     shape = unsupported(weights.config)
     return f"it does not support {shape}; use kernel portable" if shape else ""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..kernels.packed import PackedBatch, PaddedBatch
+    from ..kernels.weights import DropoutRates
 
 
 class FrozenForward(Protocol):
@@ -46,6 +47,24 @@ class FrozenEncoder(FrozenForward, Protocol):
             [tokens, hidden] for a packed batch, and [sequences, length, hidden] for a padded one, where padded
             positions mean nothing.
         """
+        ...
+
+
+class TrainedEncoder(Protocol):
+    """A whole encoder that a kernel of the device trains on packed batches, in place of its module."""
+
+    name: str
+    version: str
+
+    def __call__(self, batch: PackedBatch, rates: DropoutRates) -> torch.Tensor:
+        """The last layer's states of all tokens, float32 [T, hidden], in the batch's order.
+
+        Autograd differentiates them by the weights. A text's states have the same bits in every batch without dropout.
+        """
+        ...
+
+    def layer_states(self, batch: PackedBatch, given: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
+        """Those of `FrozenEncoder.layer_states`, without dropout."""
         ...
 
 

@@ -25,7 +25,7 @@ from .. import UserError
 from ..kernels.inductor import compiled
 from ..kernels.install import install_hint
 from ..kernels.words import count
-from .base import Generator, versions
+from .base import Generator
 from .host import processor
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
@@ -40,6 +40,7 @@ from .types import (
     ShapeGrid,
     cannot_share,
     unsupported_dtype,
+    versions,
 )
 from .xla import DEVICE_BATCH_TOKENS, HOST_BATCH_TOKENS, StaticEncoder
 

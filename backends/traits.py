@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import UserError
@@ -22,6 +23,7 @@ class Traits:
         layouts: The batch layouts that it accepts.
         packs_whole_models: Whether whole models are trained in packed batches by default.
         kernels: The names that `frozen_encoder` accepts besides "auto"; empty if they are known only once it is opened.
+        trained_kernels: Those of its kernels that also train whole encoders, on packed batches.
         dtypes: The dtypes that it can have. `cast_policy` refuses all others.
         recomputes: Whether torch.utils.checkpoint can compute a layer again in backward.
         torch_compile: Whether `compile` takes modes of torch.compile.
@@ -41,6 +43,7 @@ class Traits:
     layouts: tuple[str, ...] = LAYOUTS
     packs_whole_models: bool = False
     kernels: tuple[str, ...] = ()
+    trained_kernels: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
     recomputes: bool = True
     torch_compile: bool = False
@@ -78,6 +81,11 @@ class Traits:
         if self.kernels:
             check_name(what, kernel, ("auto", *self.kernels, "transformers"), f"on backend {backend}")
 
+    def training_kernels(self, layout: str, given: Sequence[str]) -> tuple[str, ...]:
+        """What trains a whole model for each of these kernels: one of `trained_kernels`, else transformers' module."""
+        own = ("auto", *self.trained_kernels) if self.trained_kernels and layout == "packed" else ()
+        return tuple(dict.fromkeys(kernel if kernel in own else "transformers" for kernel in given))
+
     def check_compile_mode(self, what: str, mode: str, backend: str) -> None:
         """Checks that the backend compiles with torch.compile in this mode.
 
@@ -100,6 +108,7 @@ CPU = Traits(
     # Measured 1.65 times as fast as bucketed on Banking77.
     packs_whole_models=True,
     kernels=("native", "portable", "compile"),
+    trained_kernels=("native",),
     torch_compile=True,
     dtypes=("float32", "bfloat16", "float64", "int8"),
     process_group="gloo",

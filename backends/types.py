@@ -1,7 +1,8 @@
-"""Plain values that describe backends. Nothing here imports torch."""
+"""Plain values that describe backends. Importing it imports no torch."""
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -191,3 +192,10 @@ class ShapeGrid:
     def rows(self, length: int) -> int:
         """The number of texts of up to `length` tokens in a batch of a pass over a whole split."""
         return max(1, self.batch_tokens // length)
+
+
+def versions() -> dict[str, str]:
+    """The versions of torch and Python, for results."""
+    import torch
+
+    return {"torch": torch.__version__, "python": platform.python_version()}

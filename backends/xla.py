@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import UserError
 from ..kernels.install import install_hint
 from ..kernels.words import count
-from .base import Backend, Generator, versions
+from .base import Backend, Generator
 from .host import processor
 from .host.cache import cache_folder
 from .host.memory import process_memory
@@ -31,6 +31,7 @@ from .types import (
     ShapeGrid,
     cannot_share,
     unsupported_dtype,
+    versions,
 )
 
 if TYPE_CHECKING:

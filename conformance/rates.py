@@ -228,7 +228,7 @@ def _training(backend: Backend, dtype: str, seed: int) -> _Training:
     config = encoder.weights.config
     texts = embedded_texts(BATCH, LENGTH, config.vocab_size, CLASSES, seed)
     batches = make_batches(texts, BATCH, backend.traits.whole_model_layout, LENGTH)
-    trained = TrainedEncoder(encoder.module(), policy, "transformers", "")
+    trained = TrainedEncoder(encoder.module(), policy, "auto", "")
     workload = FullStep(backend, trained, ClassificationHead(config.hidden_size, 256, CLASSES, seed), batches, texts)
     work = work_per_step(config, workload.head, batches, FullStep.name, trained.name, policy)
     return _Training(workload, work.hardware_flops / 3, policy.compute)

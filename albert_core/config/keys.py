@@ -269,7 +269,8 @@ class Keys(BaseModel):
     kernel: str = Field(
         "auto",
         description="frozen forward: auto, portable, native (on cpu), triton or flash (on cuda), compile (by "
-        "torch.compile, on both), or transformers",
+        "torch.compile, on both), or transformers; native also trains whole models (packed, bfloat16), all others "
+        "leave that to transformers' module",
     )
     torch_compile: CompileMode | None = Field(
         None,

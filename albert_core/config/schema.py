@@ -248,6 +248,12 @@ class TrainConfig(Keys):
                 f"mesh_axis_names {self.mesh_axis_names} doesn't name each axis of mesh_shape {self.mesh_shape}; write "
                 "null for both"
             )
+        packed = self.layout in ("auto", "packed") and not self.torch_compile
+        if self.kernel == "native" and not self.freeze_encoder and not packed:
+            raise ValueError(
+                "kernel: native trains whole models on packed batches, without torch.compile; set layout: packed and "
+                "no torch_compile, or kernel: auto"
+            )
         if self.layout == "packed" and self.kernel in PADDED_KERNELS and self.freeze_encoder:
             raise ValueError(
                 f"kernel: {self.kernel} takes no packed batches; set kernel: auto, or layout: padded or bucketed"

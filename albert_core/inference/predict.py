@@ -19,7 +19,15 @@ from ..config.load import load_config
 from ..config.parsing import is_unicode
 from ..config.schema import TrainConfig
 from ..features.compute import batches_by_length, compute_features
-from ..loop.job import build_encoder, check_kept, frozen_encoder, layout_on, policy_on, trains_on_features
+from ..loop.job import (
+    build_encoder,
+    check_kept,
+    frozen_encoder,
+    layout_on,
+    policy_on,
+    trained_kernel,
+    trains_on_features,
+)
 from ..model.encoder import LoadedEncoder, load_encoder, saved_encoder
 from ..model.whole import WholeModel, load_trained_state
 from ..runs.checkpoint import Snapshot, read_checkpoint
@@ -184,7 +192,8 @@ def load_predictor(
     model: nn.Module = head
     on_features = trains_on_features(config)
     if not on_features:
-        model = WholeModel(build_encoder(encoder, config), head, task.apply_head, opened, policy)
+        kernel = trained_kernel(config, layout_on(opened, config))
+        model = WholeModel(build_encoder(encoder, config), head, task.apply_head, opened, policy, kernel)
     load_trained_state(model, weights)
     return Predictor(
         config=task.settled(config, {name: value for name, value in metrics.items() if isinstance(value, float)}),

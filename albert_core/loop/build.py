@@ -17,7 +17,7 @@ from ...backends.training.loss_scale import LossScale, loss_scale, unscaled
 from ..config.schema import TrainConfig
 from ..features.compute import CachedFeatures, InputSource, StreamedFeatures, TokenBatches, cached_features
 from ..model.head import PoolerHead
-from ..model.whole import WholeModel, checkpoint_activations
+from ..model.whole import WholeModel
 from ..output.progress import Reporter
 from ..output.tracking import Trackers
 from ..runs.checkpoint_store import CheckpointStore
@@ -28,7 +28,7 @@ from ..tokens.order import BatchStream, Window
 from .base import Job
 from .collapse import CollapseWatch
 from .evaluate import evaluate
-from .job import TextJob, build_encoder, trains_on_features
+from .job import TextJob, build_encoder, trained_kernel, trains_on_features
 from .optim import build_optimizer
 from .schedule import OwnSchedule, Schedule
 from .state import TrainingState
@@ -99,13 +99,14 @@ def build_training(job: TextJob, run: RunFolder, reporter: Reporter, recorded: T
         model = backend.place(head)
     else:
         encoder = build_encoder(job.encoder, config)
-        if config.gradient_checkpointing:
-            checkpoint_activations(encoder, partial(backend.autocast, job.policy))
-        model = backend.place(WholeModel(encoder, head, job.task.apply_head, backend, job.policy))
+        kernel, recompute = trained_kernel(config, job.layout), config.gradient_checkpointing
+        whole = WholeModel(encoder, head, job.task.apply_head, backend, job.policy, kernel, recompute)
+        model = backend.place(whole)
         log.info(
-            "training %s: %s layout, %s master weights, products in %s",
+            "training %s: %s layout, kernel %s, %s master weights, products in %s",
             "the head, which reads every token of a frozen encoder" if config.freeze_encoder else "the whole model",
             job.layout,
+            whole.kernel,
             job.policy.accumulate,
             job.policy.compute,
         )

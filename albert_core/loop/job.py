@@ -209,6 +209,11 @@ def build_encoder(encoder: LoadedEncoder, config: TrainConfig) -> Any:
     return add_adapters(module, config.lora, config.seed) if config.lora.rank else module
 
 
+def trained_kernel(config: TrainConfig, layout: str) -> str:
+    """The kernel of a `WholeModel` on batches of `layout`. The kernels that train an encoder take packed ones only."""
+    return config.kernel if layout == "packed" else "transformers"
+
+
 def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, ranks: Ranks = ALONE) -> TextJob:
     """Opens what `config` names, with the cheapest checks first.
 

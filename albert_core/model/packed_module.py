@@ -53,11 +53,15 @@ def packed_states(encoder: nn.Module, batch: PackedBatch, backend: Backend) -> t
         token_type_ids=None if types is None else types[None],
         packed_attention=backend.packed_attention(ordered),
     )
-    states = output.last_hidden_state[0]
+    return padded(output.last_hidden_state[0], places, batch)
+
+
+def padded(states: torch.Tensor, places: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `packed_states` returns, from states [T, hidden] and their places in it, int64 [T]."""
     sequences, longest = batch.num_sequences, batch.max_seqlen
-    padded = states.new_zeros(sequences * longest, states.shape[1]).index_copy(0, places, states)
+    rows = states.new_zeros(sequences * longest, states.shape[1]).index_copy(0, places, states)
     mask = (torch.arange(longest, device=states.device) < batch.lengths[:, None]).long()
-    return padded.view(sequences, longest, -1), mask
+    return rows.view(sequences, longest, -1), mask
 
 
 def _attention(

@@ -8,7 +8,7 @@ import torch
 
 from ... import UserError
 from ...kernels.packed import PaddedBatch
-from ...kernels.weights import EncoderConfig, EncoderWeights, LayerWeights
+from ...kernels.weights import DropoutRates, EncoderConfig, EncoderWeights, LayerWeights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,15 +65,30 @@ def check_attention(config: Any, label: str) -> None:
         )
 
 
-def weights_from_module(module: nn.Module) -> EncoderWeights:
+def dropout_rates(module: Any) -> DropoutRates:
+    """What a transformers AlbertModel or BertModel drops now. Its layers all have the same rates."""
+    if not module.training:
+        return DropoutRates()
+    embedding, layer = module.embeddings.dropout.p, encoder_layers(module)[0]
+    attention: Any = layer.attention
+    if module.config.model_type == "albert":
+        return DropoutRates(embedding, attention.attention_dropout.p, attention.output_dropout.p)
+    output: Any = layer.output
+    return DropoutRates(embedding, attention.self.dropout.p, attention.output.dropout.p, output.dropout.p)
+
+
+def weights_from_module(module: nn.Module, *, trained: bool = False) -> EncoderWeights:
     """The weights of a transformers AlbertModel or BertModel under the kernels' names.
+
+    Args:
+        trained: Whether to return the parameters themselves, instead of tensors that autograd doesn't know.
 
     Raises:
         UserError: Another architecture, a position embedding that is not absolute, or a decoder.
     """
     config: Any = module.config
     check_attention(config, f"this {config.model_type} module")
-    state = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    state = {name: one if trained else one.detach() for name, one in module.named_parameters()}
     if config.model_type == "albert":
         layers, order = _albert_layers(config, state)
         projection = "encoder.embedding_hidden_mapping_in."

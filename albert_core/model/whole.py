@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -12,12 +13,20 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ... import UserError
-from ...backends import Backend, CastPolicy
+from ...backends import Backend, CastPolicy, TrainedEncoder
 from ...kernels.packed import PackedBatch, PaddedBatch
 from ..processes.sharding import part_like
 from ..terminal.text import SHORT, quoted, reason_of, shorten
-from .packed_module import packed_states, take_packed
-from .transformers_module import encoder_layers, fuse_activations, padded_states
+from .packed_module import packed_states, padded, take_packed
+from .transformers_module import (
+    dropout_rates,
+    encoder_layers,
+    fuse_activations,
+    padded_states,
+    weights_from_module,
+)
+
+log = logging.getLogger("isotrain")
 
 
 def checkpoint_activations(encoder: Any, arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
@@ -76,7 +85,14 @@ class WholeModel(nn.Module):
 
     Master weights are in the policy's accumulate dtype (float32 for bfloat16). The encoder's products run in its
     compute dtype under the backend's autocast. The head and the loss run in the head's own dtype. Packed batches are
-    accepted if the backend has that layout.
+    accepted if the backend has that layout. Its own kernel computes them if it has one, else the module does.
+
+    Args:
+        kernel: "auto", one of the backend's `trained_kernels`, or any other name for the module.
+        recompute: Whether backward computes each layer's activations again.
+
+    Raises:
+        UserError: The kernel can't train this encoder.
     """
 
     def __init__(
@@ -86,16 +102,26 @@ class WholeModel(nn.Module):
         apply_head: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
         backend: Backend,
         policy: CastPolicy,
+        kernel: str = "auto",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder.to(getattr(torch, policy.accumulate))
         fuse_activations(self.encoder)
         if "packed" in backend.traits.layouts:
             take_packed(self.encoder)
+        if recompute:
+            checkpoint_activations(self.encoder, partial(backend.autocast, policy))
+        self.trained = _trained_encoder(self.encoder, backend, policy, kernel, recompute)
         self.head = head
         self._apply_head = apply_head
         self._backend = backend
         self._policy = policy
+
+    @property
+    def kernel(self) -> str:
+        """The kernel of packed batches."""
+        return "transformers" if self.trained is None else self.trained.name
 
     def train(self, mode: bool = True) -> WholeModel:
         super().train(mode)
@@ -109,7 +135,9 @@ class WholeModel(nn.Module):
         The length is that of a padded batch, or of the longest sequence of a packed batch.
         """
         with self._backend.autocast(self._policy), self._backend.named_range("encoder"):
-            if isinstance(batch, PackedBatch):
+            if isinstance(batch, PackedBatch) and self.trained is not None:
+                states, mask = padded(self.trained(batch, dropout_rates(self.encoder)), batch.places(), batch)
+            elif isinstance(batch, PackedBatch):
                 states, mask = packed_states(self.encoder, batch, self._backend)
             else:
                 lazy = self._backend.static_shapes is not None or self._backend.traits.reads_wait
@@ -117,3 +145,20 @@ class WholeModel(nn.Module):
                 states, mask = padded_states(self.encoder, batch, static=static), batch.attention_mask
         with self._backend.named_range("head"):
             return self._apply_head(self.head, states, mask)
+
+
+def _trained_encoder(
+    encoder: Any, backend: Backend, policy: CastPolicy, kernel: str, recompute: bool
+) -> TrainedEncoder | None:
+    """The kernel that trains `encoder` on packed batches, or None. Raises UserError if `kernel` can't."""
+    names = backend.traits.trained_kernels
+    if not names or kernel not in ("auto", *names):
+        return None
+    if any(hasattr(layer, "base_layer") for layer in encoder.modules()):
+        if kernel != "auto":
+            raise UserError(f"kernel {kernel} trains no adapters inside the encoder; set kernel: auto, or lora.rank: 0")
+        log.info("the encoder is trained by its transformers module: kernel %s trains no adapters inside it", names[0])
+        return None
+    weights = weights_from_module(encoder, trained=True)
+    padding = encoder.embeddings.word_embeddings.padding_idx
+    return backend.trained_encoder(weights, policy, kernel, padding, recompute)

@@ -250,20 +250,19 @@ def _unfit(spec: TargetSpec) -> str:
 
 
 def _combinations(options: Options) -> Iterator[TargetSpec]:
-    """Every target that the options name.
-
-    A head step has neither layout nor encoder kernel, and a step of the whole model runs the transformers module.
-    """
+    """Every target that the options name. A head step has neither layout nor encoder kernel."""
     for backend, workload in product(options.backends, options.workloads):
         emulated = bool(caveat(backend))
         if options.module:
             yield TargetSpec(backend, workload, OWN, short_name(options.model), 0, False, emulated, options.model)
             continue
         layouts = (CACHED,) if workload == "head_step" else options.layouts
-        kernels = {"head_step": ("auto",), "full_step": ("transformers",)}.get(workload, options.kernels)
-        for layout, kernel, size in product(layouts, kernels, options.batch_sizes):
-            mode = (options.torch_compile or "") if workload == "full_step" else ""
-            yield TargetSpec(backend, workload, layout, kernel, size, emulated=emulated, torch_compile=mode)
+        mode = (options.torch_compile or "") if workload == "full_step" else ""
+        for layout in layouts:
+            trained = backend_traits(backend).training_kernels(layout, options.kernels)
+            kernels = {"head_step": ("auto",), "full_step": trained}.get(workload, options.kernels)
+            for kernel, size in product(kernels, options.batch_sizes):
+                yield TargetSpec(backend, workload, layout, kernel, size, emulated=emulated, torch_compile=mode)
 
 
 def _forward_plan(options: Options) -> Plan:

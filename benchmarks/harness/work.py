@@ -28,7 +28,8 @@ def work_per_step(
     A step on cached features computes no tokens. It counts the tokens of the texts that its features represent.
 
     Args:
-        kernel: The kernel that ran. The transformers module computes its last layer in full, the others only for [CLS].
+        kernel: The kernel that ran. The transformers module and a training step compute the last layer in full, the
+            others only for [CLS].
         skips_padding: Whether the kernel doesn't compute padding.
     """
     pieces = []
@@ -78,7 +79,8 @@ def _flops(
     """Model and hardware FLOPs of a step on one batch."""
     shape = (*_head_shape(head), len(lengths))
     useful = flops.encoder_flops(config, lengths)
-    hardware = flops.encoder_flops(config, computed, kernel != "transformers")
+    first_only = kernel != "transformers" and workload != "full_step"
+    hardware = flops.encoder_flops(config, computed, first_only)
     forward = flops.head_forward_flops(*shape)
     trained = forward + flops.head_backward_flops(*shape)
     match workload:

@@ -195,7 +195,7 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
         # A copy: the encoder's own weights name the model in the result, and stay what they are.
         module = copy.deepcopy(opened.encoder.module())
         policy = opened.backend.whole_model_policy(opened.policy)
-        trained = TrainedEncoder(module, policy, "transformers", transformers.__version__, target.torch_compile)
+        trained = TrainedEncoder(module, policy, target.kernel, transformers.__version__, target.torch_compile)
     else:
         policy = opened.policy
         trained = frozen_encoder(opened.encoder, opened.backend, policy, target.kernel)

@@ -40,7 +40,14 @@ FIRST_LOSSES = 5
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """An encoder with trained layers: the transformers module, its dtypes, and the mode of torch.compile, if any."""
+    """An encoder with trained layers.
+
+    Attributes:
+        module: The transformers module.
+        name: The kernel of packed batches, as `WholeModel` takes it.
+        version: transformers' version.
+        torch_compile: The mode of torch.compile, if any.
+    """
 
     module: nn.Module
     policy: CastPolicy
@@ -365,15 +372,18 @@ class FullStep(_Training):
     name = "full_step"
 
     def prepare(self) -> None:
-        model = WholeModel(
-            self.encoder.module, self.head, TASKS["classification"].apply_head, self.backend, self.encoder.policy
-        )
-        self.train(self.backend.place(model), freeze_encoder=False, torch_compile=self.encoder.torch_compile)
+        apply_head, kernel = TASKS["classification"].apply_head, self.encoder.name
+        self.whole = WholeModel(self.encoder.module, self.head, apply_head, self.backend, self.encoder.policy, kernel)
+        self.train(self.backend.place(self.whole), freeze_encoder=False, torch_compile=self.encoder.torch_compile)
         self.labels = [self.host_labels(index) for index in range(len(self.batches))]
 
     def inputs(self, index: int) -> tuple[Any, torch.Tensor]:
         with self.backend.named_range("copy"):
             return self.backend.place((self.batches[index].inputs, self.labels[index]))
+
+    def kernel(self) -> tuple[str, str]:
+        trained = self.whole.trained
+        return ("transformers", self.encoder.version) if trained is None else (trained.name, trained.version)
 
 
 WORKLOAD_CLASSES: dict[str, type[Workload]] = {

@@ -43,7 +43,7 @@ def make(encoder: LoadedEncoder, texts: Texts, dtype: str) -> Make:
         head = ClassificationHead(encoder.weights.config.hidden_size, 256, NUM_LABELS, SEED)
         runs: Any
         if workload == "full_step":
-            runs = TrainedEncoder(copy.deepcopy(encoder.module()), policy, "transformers", "")
+            runs = TrainedEncoder(copy.deepcopy(encoder.module()), policy, kernel, "")
         else:
             try:
                 runs = frozen_encoder(encoder, backend, policy, kernel)

@@ -114,6 +114,8 @@ def keeps_its_traits(device: Device) -> Passed:
     require(whole in traits.layouts, f"whole models have the layout {whole}, which isn't among {traits.layouts}")
     found = tuple(backend.kernels())
     require(traits.kernels in ((), found), f"the traits have the kernels {traits.kernels}, and kernels() has {found}")
+    odd = set(traits.trained_kernels) - set(found)
+    require(not odd, f"the traits train whole models by {', '.join(sorted(odd))}, which kernels() lacks")
     hidden = {dtype for dtype in (*DTYPES, *EIGHT_BIT) if device.claims(dtype)} - set(traits.dtypes)
     require(not hidden, f"it has the dtypes {', '.join(sorted(hidden))}, which its traits don't name")
     require(traits.feature_batch_tokens > 0, f"the traits have feature_batch_tokens={traits.feature_batch_tokens}")

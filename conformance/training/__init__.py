@@ -9,10 +9,12 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from ... import UserError
 from ...albert_core.config.lora import LoraOptions
 from ...backends import DTYPES, CastPolicy, get_backend
 from ...benchmarks.parity.bands import COARSE, LARGEST_FACTOR, Check, bias_corrections, mean_so_far, rms, tensor_checks
@@ -29,6 +31,10 @@ ACCUMULATING = ("", "albert")
 RESUMED_STEPS = 6
 # Batches of some sizes that come back, as at the end of each epoch.
 ROWS = (8, 8, 8, 3, 8, 1, 3, 8, 8, 3)
+# Windows of 8, 8 and 4 texts, so that some checkpoints stand at the end of an epoch.
+RESUMED: dict[str, Any] = {"texts": 20, "batch_size": 4, "gradient_accumulation_steps": 2}
+# The hidden size of a model that kernels take: they refuse most others.
+PLAIN = 64
 LORA = LoraOptions(rank=4, targets=("query", "value", "ffn"))
 
 
@@ -56,6 +62,11 @@ def cases() -> list[Case]:
         ("checkpointing", _checkpointing, "Layers that backward computes again give the same losses, with dropout."),
         ("adapters", _adapters, f"{STEPS} steps of low-rank adapters have float64's losses within the error budget."),
         ("resume", _resume, "A run that is resumed from any of its steps goes on bit for bit, with dropout."),
+        (
+            "trained-kernel",
+            _trained_kernel,
+            "A kernel that trains whole models has float64's losses within the error budget, and resumes bit for bit.",
+        ),
         ("static-grid", _static_grid, "A second pass over the same texts compiles nothing."),
     ]
     return [
@@ -116,7 +127,7 @@ def _checks(
     recipes: Sequence[Recipe],
     layouts: Sequence[str] = (),
     steps: int | None = None,
-    of_device: Mapping[str, int] | None = None,
+    of_device: Mapping[str, Any] | None = None,
     m: float | None = None,
 ) -> list[Check]:
     """Trains each recipe on the device, and checks the run by float64 and the draws of the device's error budget.
@@ -258,28 +269,51 @@ def _resume(device: Device) -> Passed:
     # A generator that no checkpoint has drops other values in the resumed run.
     dropout = 0.0 if device.backend.unsaved_generator() else 0.2
     for kind in ("", "albert"):
-        # Windows of 8, 8 and 4 texts, so that some checkpoints stand at the end of an epoch.
-        made = recipe(device.seed, kind, texts=20, dropout=dropout, batch_size=4, gradient_accumulation_steps=2)
-        with tempfile.TemporaryDirectory(prefix="isotrain-conformance-") as folder:
-            straight = ShortRun(made, device.backend, policy, layout)
-            saved, losses = [], []
-            for step in range(RESUMED_STEPS):
-                saved.append(straight.save(Path(folder)))
-                losses.append(straight.train(step + 1))
-            weights = straight.weights()
-            for step, checkpoint in enumerate(saved):
-                # Another seed, which the checkpoint must replace.
-                torch.manual_seed(device.seed + 1 + step)
-                again = ShortRun(made, device.backend, policy, layout)
-                again.restore(checkpoint)
-                name = f"a {kind or 'head'} resumed from step {step}"
-                if not np.array_equal(again.train(RESUMED_STEPS), np.concatenate(losses[step:])):
-                    raise ViolationError(f"{name} has other losses than the run that went on")
-                wrong = [key for key, tensor in again.weights().items() if not torch.equal(tensor, weights[key])]
-                if wrong:
-                    raise ViolationError(f"{name} ends with other bits in {', '.join(wrong[:3])}")
+        _resumes(device, policy, layout, recipe(device.seed, kind, dropout=dropout, **RESUMED))
     without = "" if dropout else ", without dropout"
     return Passed(detail=f"a head and a whole model, from each of {RESUMED_STEPS} steps{without}")
+
+
+def _resumes(device: Device, policy: CastPolicy, layout: str, made: Recipe) -> None:
+    """Raises ViolationError if a run that is resumed from any of its steps has other losses or weights."""
+    with tempfile.TemporaryDirectory(prefix="isotrain-conformance-") as folder:
+        straight = ShortRun(made, device.backend, policy, layout)
+        saved, losses = [], []
+        for step in range(RESUMED_STEPS):
+            saved.append(straight.save(Path(folder)))
+            losses.append(straight.train(step + 1))
+        weights = straight.weights()
+        for step, checkpoint in enumerate(saved):
+            # Another seed, which the checkpoint must replace.
+            torch.manual_seed(device.seed + 1 + step)
+            again = ShortRun(made, device.backend, policy, layout)
+            again.restore(checkpoint)
+            name = f"a {made.kind or 'head'} resumed from step {step}"
+            if not np.array_equal(again.train(RESUMED_STEPS), np.concatenate(losses[step:])):
+                raise ViolationError(f"{name} has other losses than the run that went on")
+            wrong = [key for key, tensor in again.weights().items() if not torch.equal(tensor, weights[key])]
+            if wrong:
+                raise ViolationError(f"{name} ends with other bits in {', '.join(wrong[:3])}")
+
+
+def _trained_kernel(device: Device) -> Passed:
+    kernels = device.backend.traits.trained_kernels
+    if not kernels:
+        raise UnsupportedError("none of its kernels trains whole models")
+    policy = device.policy("bfloat16")
+    checks: list[Check] = []
+    for kernel in kernels:
+        named = {"kernel": kernel}
+        recipes = [recipe(device.seed, kind, hidden=PLAIN) for kind in WHOLE_MODELS]
+        try:
+            ShortRun(recipes[0].changed(**named), device.backend, policy, "packed")
+        except UserError as error:
+            raise UnsupportedError(str(error)) from error
+        checks += _checks(device, policy, recipes, ["packed"], ACCUMULATED_STEPS, of_device=named)
+        for kind, recomputed in zip(WHOLE_MODELS, (False, True), strict=True):
+            keys = RESUMED | named | {"gradient_checkpointing": recomputed}
+            _resumes(device, policy, "packed", recipe(device.seed, kind, dropout=0.2, hidden=PLAIN, **keys))
+    return judged(checks)
 
 
 def _static_grid(device: Device) -> Passed:

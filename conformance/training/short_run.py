@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from ...albert_core.loop.schedule import Schedule
 from ...albert_core.loop.step import step_function
 from ...albert_core.model.adapters import add_adapters
 from ...albert_core.model.encoder import random_module
-from ...albert_core.model.whole import WholeModel, checkpoint_activations, load_trained_state, trained_state
+from ...albert_core.model.whole import WholeModel, load_trained_state, trained_state
 from ...albert_core.runs.checkpoint import Snapshot, read_checkpoint, write_checkpoint
 from ...albert_core.tasks import TASKS
 from ...albert_core.tokens.order import BatchStream, Window
@@ -34,12 +32,8 @@ from ..common.texts import VOCABULARY, random_texts
 LABELS, WIDTH, LONGEST = 5, 24, 32
 # A multiple of every batch size.
 PROBED = 16
-_HIDDEN = 48
 _SIZES = {
     "vocab_size": VOCABULARY,
-    "hidden_size": _HIDDEN,
-    "intermediate_size": 96,
-    "num_attention_heads": 3,
     "num_hidden_layers": 2,
     "max_position_embeddings": LONGEST,
     "hidden_dropout_prob": 0.0,
@@ -56,19 +50,23 @@ class Recipe:
         kind: "albert" or "bert" for a whole model. Empty for a head on random features.
         texts: The number of texts in an epoch.
         dropout: The rate of each of the model's dropout layers.
+        hidden: The model's hidden size. A head has 16 columns, and the intermediate size is twice as large.
     """
 
     config: TrainConfig
     kind: str = ""
     texts: int = 48
     dropout: float = 0.0
+    hidden: int = 48
 
     def changed(self, **keys: Any) -> Recipe:
         """This recipe with other keys of the configuration."""
         return replace(self, config=self.config.model_copy(update=keys))
 
 
-def recipe(seed: int, kind: str = "", *, texts: int = 48, dropout: float = 0.0, **keys: Any) -> Recipe:
+def recipe(
+    seed: int, kind: str = "", *, texts: int = 48, dropout: float = 0.0, hidden: int = 48, **keys: Any
+) -> Recipe:
     """A recipe whose rounding errors stay as small as its dtype allows.
 
     Adam's epsilon is so large that the direction of a tiny gradient, which is rounding, doesn't decide an update.
@@ -85,7 +83,7 @@ def recipe(seed: int, kind: str = "", *, texts: int = 48, dropout: float = 0.0, 
         "lr_scheduler_type": "linear",
         "warmup_steps": 3,
     }
-    return Recipe(TrainConfig.model_validate(defaults | keys), kind, texts, dropout)
+    return Recipe(TrainConfig.model_validate(defaults | keys), kind, texts, dropout, hidden)
 
 
 @dataclass(frozen=True)
@@ -120,13 +118,15 @@ class ShortRun:
         store = random_texts(_lengths(made.texts), generator, labels=LABELS, pairs=True)
         features = torch.randn(made.texts, WIDTH, generator=generator)
         task = TASKS["classification"]
-        head = task.head(_HIDDEN if made.kind else WIDTH, LABELS, config)
+        head = task.head(made.hidden if made.kind else WIDTH, LABELS, config)
         head = head.to(getattr(torch, config.head_dtype))
         self.model: nn.Module
         self.source: InputSource
         if made.kind:
-            encoder = _encoder(made, partial(backend.autocast, policy))
-            self.model = backend.place(WholeModel(encoder, head, task.apply_head, backend, policy))
+            encoder = _encoder(made)
+            kernel, recompute = config.kernel if layout == "packed" else "transformers", config.gradient_checkpointing
+            whole = WholeModel(encoder, head, task.apply_head, backend, policy, kernel, recompute)
+            self.model = backend.place(whole)
             rows, micro_batches = config.batch_size, config.gradient_accumulation_steps
             self.source = TokenBatches(store, backend, layout, LONGEST, rows, micro_batches)
         else:
@@ -224,21 +224,20 @@ def _lengths(texts: int) -> list[int]:
     return [3 + 7 * number % (LONGEST - 2) for number in range(texts)]
 
 
-def _encoder(made: Recipe, arithmetic: Callable[[], AbstractContextManager[Any]]) -> Any:
-    """A small transformers module of the recipe's kind, with adapters or recomputation if it has them."""
+def _encoder(made: Recipe) -> Any:
+    """A small transformers module of the recipe's kind, with adapters if it has them."""
     config = made.config
-    encoder: Any = copy.deepcopy(_random_encoder(made.kind, config.seed))
+    encoder: Any = copy.deepcopy(_random_encoder(made.kind, config.seed, made.hidden))
     if config.lora.rank:
         encoder = add_adapters(encoder, config.lora, config.seed)
-    if config.gradient_checkpointing:
-        checkpoint_activations(encoder, arithmetic)
     return encoder
 
 
 @cache
-def _random_encoder(kind: str, seed: int) -> Any:
+def _random_encoder(kind: str, seed: int, hidden: int) -> Any:
     from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
+    sizes = _SIZES | {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_attention_heads": hidden // 16}
     if kind == "albert":
-        return random_module(AlbertModel, AlbertConfig(**_SIZES, embedding_size=16), seed)
-    return random_module(BertModel, BertConfig(**_SIZES), seed)
+        return random_module(AlbertModel, AlbertConfig(**sizes, embedding_size=16), seed)
+    return random_module(BertModel, BertConfig(**sizes), seed)

@@ -102,6 +102,8 @@ def test_a_step_of_the_head_is_planned_once_and_one_of_the_whole_model_by_layout
         "cpu full_step bucketed transformers x16",
         "cpu full_step dynamic transformers x8",
         "cpu full_step dynamic transformers x16",
+        "cpu full_step packed auto x8",
+        "cpu full_step packed auto x16",
         "cpu full_step packed transformers x8",
         "cpu full_step packed transformers x16",
     ]

@@ -10,16 +10,14 @@ import torch
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.features.compute import token_batch
 from isotrain.albert_core.loop.job import TextJob, open_job
-from isotrain.albert_core.model.whole import WholeModel, checkpoint_activations
+from isotrain.albert_core.model.whole import WholeModel
 
 
 def kept_bytes(job: TextJob, checkpointing: bool) -> tuple[int, float]:
     """Bytes that autograd keeps for the backward of one batch, weights aside, each storage once; and the loss."""
     encoder = job.encoder.module()
-    if checkpointing:
-        checkpoint_activations(encoder)
     head = job.task.head(encoder.config.hidden_size, job.num_labels, job.config)
-    model = WholeModel(encoder, head, job.task.apply_head, job.backend, job.policy).train()
+    model = WholeModel(encoder, head, job.task.apply_head, job.backend, job.policy, recompute=checkpointing).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, int] = {}
     kept = []

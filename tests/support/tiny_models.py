@@ -28,21 +28,22 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_models(folder: Path, dropout: float = 0.0) -> dict[str, Path]:
+def write_models(folder: Path, dropout: float = 0.0, **sizes: int) -> dict[str, Path]:
     """The folders of a tiny ALBERT and a tiny BERT with poolers, by their model types.
 
-    Without dropout, losses can be equal.
+    Without dropout, losses can be equal. `sizes` replace those of SIZES.
     """
     from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
-    settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "initializer_range": 0.1}
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    settings = SIZES | sizes | rates | {"initializer_range": 0.1}
 
     folders = {}
     tokenizer = _tokenizer()
     size = tokenizer.get_vocab_size()
     for name, config, model in (
-        ("albert", AlbertConfig(vocab_size=size, embedding_size=16, **SIZES, **settings), AlbertModel),
-        ("bert", BertConfig(vocab_size=size, **SIZES, **settings), BertModel),
+        ("albert", AlbertConfig(vocab_size=size, embedding_size=16, **settings), AlbertModel),
+        ("bert", BertConfig(vocab_size=size, **settings), BertModel),
     ):
         torch.manual_seed(7)
         folders[name] = folder / name

@@ -129,10 +129,15 @@ class _LayerStates:
         self.backend, self.policy = job.backend, job.policy
         store = job.test_tokens
         rows = np.arange(min(STATE_TEXTS, store.num_texts))
-        layout = "bucketed" if isinstance(training.model, WholeModel) else job.layout
+        model = training.model
+        trained = model.trained if isinstance(model, WholeModel) else None
+        layout = "bucketed" if isinstance(model, WholeModel) and trained is None else job.layout
         self.batch: PackedBatch | PaddedBatch = token_batch(store, rows, layout, job.config.max_length)
-        if isinstance(training.model, WholeModel):
-            self.encoder: Any = training.model.encoder
+        if trained is not None:
+            self.encoder: Any = trained
+            self.kernel = f"{trained.name} {trained.version}, trained"
+        elif isinstance(model, WholeModel):
+            self.encoder = model.encoder
             mode = job.config.torch_compile
             self.kernel = f"transformers, trained{f', torch.compile {mode}' if mode else ''}"
         else:
@@ -144,7 +149,7 @@ class _LayerStates:
         batch = self.backend.place(self.batch)
         inputs = None if given is None else [self._placed(state) for state in given]
         if isinstance(self.encoder, torch.nn.Module):
-            assert isinstance(batch, PaddedBatch), "whole models take padded batches"
+            assert isinstance(batch, PaddedBatch), "modules of whole models take padded batches"
             with self.backend.autocast(self.policy):
                 states = module_layer_states(self.encoder, batch, inputs)
         else:

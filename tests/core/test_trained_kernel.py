@@ -1,0 +1,181 @@
+"""Whole models that the native kernel trains: which runs it takes, and that modules would make nearly the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from isotrain import UserError
+from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.features.compute import token_batch
+from isotrain.albert_core.inference.predict import load_predictor
+from isotrain.albert_core.loop.build import Training
+from isotrain.albert_core.loop.events import TrainingError
+from isotrain.albert_core.loop.job import open_job
+from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.model.whole import WholeModel
+from isotrain.kernels.cpu.library import why_not
+from safetensors.torch import load_file
+from support.small_job import losses
+from support.tiny_models import write_models
+
+Run = Callable[..., TrainResult]
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+
+# random:tiny is an ALBERT of a shape that the kernel takes.
+WHOLE: dict[str, Any] = {
+    "freeze_encoder": False,
+    "dtype": "bfloat16",
+    "learning_rate": 1e-3,
+    "steps_freq": 1,
+    "threads": 1,
+    "max_steps": 6,
+}
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of such a shape that drops values."""
+    return write_models(tmp_path_factory.mktemp("dropping"), dropout=0.1, hidden_size=64)["bert"]
+
+
+def log_of(result: TrainResult) -> str:
+    return (result.run.path / "train.log").read_text()
+
+
+def weights_of(result: TrainResult) -> dict[str, torch.Tensor]:
+    return load_file(result.run.model / "model.safetensors")
+
+
+def test_losses_are_as_near_to_float32_as_those_of_the_module(run: Run) -> None:
+    exact, native, module = (
+        run(run_name=name, **WHOLE | {"max_steps": 20, "learning_rate": 3e-4} | keys)
+        for name, keys in (
+            ("exact", {"dtype": "float32"}),
+            ("native", {}),
+            ("module", {"kernel": "portable"}),
+        )
+    )
+    assert "kernel native" in log_of(native)
+    assert "kernel transformers" in log_of(module)
+    assert "kernel transformers" in log_of(exact)
+    expected, found, other = (np.array([loss for _, loss in losses(one)]) for one in (exact, native, module))
+    assert len(expected) == 20
+    assert np.ptp(expected) > 0.05, "losses that never move would prove nothing"
+    distance, allowed = (float(np.sqrt(np.mean((one - expected) ** 2))) for one in (found, other))
+    assert 0 < distance <= 1.5 * allowed
+    for name, value in exact.metrics.items():
+        assert native.metrics[name] == pytest.approx(value, abs=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_resume_is_bit_exact_with_dropout(run: Run, dropping: Path, checkpointing: bool) -> None:
+    keys = WHOLE | {
+        "model_name": str(dropping),
+        "gradient_checkpointing": checkpointing,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 1.0,
+        "max_steps": 4,
+    }
+    straight = run(run_name="straight", **keys)
+    assert "kernel native" in log_of(straight)
+    again = run(run_name="cut", resume=run(run_name="cut", stop_at_step=2, **keys).run, **keys)
+    assert losses(again) == losses(straight)
+    ours, theirs = weights_of(straight), weights_of(again)
+    assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
+
+
+def test_recomputed_activations_change_no_bit_and_dropout_drops(run: Run, dropping: Path) -> None:
+    keys = WHOLE | {"model_name": str(dropping), "max_steps": 3}
+    kept, recomputed = (run(run_name=f"{value}", gradient_checkpointing=value, **keys) for value in (False, True))
+    assert losses(recomputed) == losses(kept)
+    other = run(run_name="seed", seed=1, **keys)
+    assert losses(other) != losses(kept)
+
+
+def test_one_line_says_why_the_module_is_trained(run: Run, configure: Callable[..., ResolvedConfig]) -> None:
+    reasons = {
+        "it multiplies bfloat16 only, and dtype is float32": {"dtype": "float32"},
+        "trains no adapters": {"lora": {"rank": 2}},
+    }
+    for number, (reason, keys) in enumerate(reasons.items()):
+        text = log_of(run(run_name=str(number), **WHOLE | {"max_steps": 1} | keys))
+        assert "kernel transformers" in text
+        assert len([line for line in text.splitlines() if reason in line]) == 1
+        with pytest.raises(UserError, match=reason):
+            run(run_name=f"{number}-native", kernel="native", **WHOLE | keys)
+    text = log_of(run(run_name="bucketed", layout="bucketed", **WHOLE | {"max_steps": 1}))
+    assert "bucketed layout, kernel transformers" in text
+    for keys in ({"layout": "bucketed"}, {"torch_compile": "default"}):
+        with pytest.raises(UserError, match="kernel: native trains whole models on packed batches"):
+            configure(kernel="native", **WHOLE | keys)
+
+
+def test_a_shape_that_it_does_not_support_trains_the_module(run: Run, dropping_model: Path) -> None:
+    keys = WHOLE | {"model_name": str(dropping_model), "max_steps": 1}
+    text = log_of(run(**keys))
+    assert "hidden_size 32 (it must be a multiple of 64" in text
+    assert "kernel transformers" in text
+    with pytest.raises(UserError, match="kernel native can't run: it does not support hidden_size 32"):
+        run(run_name="native", kernel="native", **keys)
+
+
+class Poison:
+    """Spoils one weight before the first step."""
+
+    def __init__(self, name: str, value: float) -> None:
+        self.name, self.value = name, value
+
+    def started(self, training: Training) -> None:
+        parameters = dict(training.model.named_parameters())
+        found = next(parameter for name, parameter in parameters.items() if self.name in name)
+        with torch.no_grad():
+            found.view(-1)[0] = self.value
+
+    def stepped(self, *_: Any) -> None: ...
+
+    def evaluated(self, *_: Any) -> None: ...
+
+
+SPOILED = ("attention.query.weight", "ffn_output.bias", "LayerNorm.weight", "position_embeddings")
+
+
+@pytest.mark.parametrize("name", SPOILED)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_ends_the_run(
+    configure: Callable[..., ResolvedConfig], name: str, value: float
+) -> None:
+    with pytest.raises(TrainingError):
+        train(configure(**WHOLE), observer=Poison(name, value))
+
+
+def test_a_copy_of_the_model_trains_its_own_weights(configure: Callable[..., ResolvedConfig]) -> None:
+    job = open_job(configure(**WHOLE).config)
+    head = job.task.head(job.encoder.config.hidden_size, job.num_labels, job.config)
+    model = WholeModel(job.encoder.module(), head, job.task.apply_head, job.backend, job.policy).train()
+    assert model.kernel == "native"
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.encoder.parameters():
+            parameter.mul_(1.5)
+    batch = token_batch(job.train_tokens, np.arange(4), "packed", 32)
+    before = model(batch)
+    twin(batch).sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in twin.parameters())
+    assert not torch.allclose(twin(batch), before)
+    del twin
+    assert torch.equal(model(batch), before)
+
+
+def test_predictions_are_those_of_the_evaluation(run: Run) -> None:
+    result = run(**WHOLE)
+    predictor = load_predictor(result.run)
+    assert isinstance(predictor.model, WholeModel)
+    assert predictor.model.kernel == "native"
