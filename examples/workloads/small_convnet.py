@@ -49,8 +49,9 @@ class SmallConvNet:
 
     def evaluate(self, model, batches):
         del batches  # They are those of training.
-        device = next(model.parameters()).device
-        unseen = [(pixels.to(device), labels.to(device)) for pixels, labels in images(10**6, batches=4)]
+        weight = next(model.parameters())
+        # As a batch is: on the device, and in float64 where the module is.
+        unseen = [(pixels.to(weight), labels.to(weight.device)) for pixels, labels in images(10**6, batches=4)]
         found = [self.loss(model, batch) for batch in unseen]
         losses, figures = zip(*found, strict=True)
         accuracies = [figure["accuracy"] for figure in figures]

@@ -72,8 +72,9 @@ class ParityJob:
     """The run with a model: its float64 trace, and candidates judged by error budgets that are recorded once."""
 
     def __init__(self, model: dict[str, str], **overrides: Any) -> None:
-        """`model` has the keys that name a model, or a workload."""
-        self.settings = (OF_MODULE if "workload" in model else SETTINGS) | model | overrides
+        """`model` has the keys that name a model, or a workload. A key that is overridden by None isn't set."""
+        settings = (OF_MODULE if "workload" in model else SETTINGS) | model | overrides
+        self.settings = {key: value for key, value in settings.items() if value is not None}
         self._error_budgets: dict[str, list[Trace]] = {}
         self.reference = self.record("cpu:float64", **FLOAT64)
 
