@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.train import train
+from isotrain.backends import get_backend
 from isotrain.benchmarks.harness import worker
 from isotrain.benchmarks.harness.document import Peaks
 from isotrain.benchmarks.harness.plan import MODULE_WORKLOADS, Options, make_plan
@@ -17,6 +18,8 @@ from .small_job import losses
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "workloads"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
+# A device drops other values than the host does.
+DROPPING = ("dropout", "hugging_face")
 # What a worker doesn't measure again.
 PEAKS = Peaks(
     dtype="float32",
@@ -77,8 +80,7 @@ def check_trained(name: str, backend: str, folder: Path) -> None:
     spec = str(EXAMPLES / f"{name}.py")
     runs = [train(load_config(None, own_settings(spec, folder, backend=one, **keys))) for one in (backend, "cpu")]
     got, want = ([loss for _, loss in losses(run)] for run in runs)
-    # A device drops other values than the host does.
-    assert got == pytest.approx(want, rel=0.5 if name == "dropout" else 1e-4)
+    assert got == pytest.approx(want, rel=0.5 if name in DROPPING else 1e-4)
     assert len(set(got)) == 3
 
 
@@ -91,6 +93,9 @@ def check_measured(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> 
         (backend,), model=spec, module=True, workloads=MODULE_WORKLOADS, dtype="float32", blocks=2, seconds=0.02
     )
     for target in make_plan(options).targets:
+        if get_backend(backend).static_shapes is not None:
+            # On a busy machine, its short warm-up may end before everything is compiled.
+            worker.run(options, target, known_peaks=[PEAKS])
         measured = worker.run(options, target, known_peaks=[PEAKS])
         assert measured.reasons == [], target.label
         assert measured.work.hardware_flops > 1
