@@ -42,10 +42,17 @@ void transpose_pairs(Rows<const bf16> from, int rows, int padded, int width, con
     for (int row = 0; row < padded; row += kVector)
         for (int pair = 0; pair < width / 2; pair += kVector) {
             const int pairs = std::min(kVector, width / 2 - pair);
+            const bf16* first = from.data + row * from.stride + 2 * pair;
             __m512i words[kVector];
+            if (row + kVector <= rows && pairs == kVector) {
+                for (int r = 0; r < kVector; ++r) words[r] = _mm512_loadu_si512(first + r * from.stride);
+                transpose_words(words);
+                for (int p = 0; p < kVector; ++p) store(pair + p, row, words[p]);
+                continue;
+            }
             for (int r = 0; r < kVector; ++r) {
                 const __mmask16 read = row + r < rows ? __mmask16((1u << pairs) - 1) : __mmask16(0);
-                words[r] = _mm512_maskz_loadu_epi32(read, from.data + std::size_t(read ? row + r : 0) * from.stride + 2 * pair);
+                words[r] = _mm512_maskz_loadu_epi32(read, read ? first + r * from.stride : from.data);
             }
             transpose_words(words);
             for (int p = 0; p < pairs; ++p) store(pair + p, row, words[p]);
