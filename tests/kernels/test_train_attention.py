@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from isotrain.kernels.cpu.library import EMULATED_ISA, ISAS, best_isa, native, why_not
+from isotrain.kernels.cpu.library import best_isa, native, why_not
+from support.native_kernel import factors, isas
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
@@ -27,29 +28,6 @@ class AttentionProbe(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("site", "first", "step")),
         *((name, ctypes.c_void_p) for name in ("qkv", "out_gradient", "out", "log_sums", "qkv_gradient")),
     )
-
-
-def isas() -> list[str]:
-    library = native().library
-    return [] if library is None else [isa for isa in (*ISAS, EMULATED_ISA) if library.isotrain_cpu_has(isa.encode())]
-
-
-def factors(key: int, rate: float, site: int, row: int, columns: int) -> torch.Tensor:
-    """What one row's values are multiplied by, float32 [columns]."""
-    found = torch.zeros((columns + 15) // 16 * 16)
-    library: Any = native().library
-    draw = library.isotrain_cpu_probe_dropout
-    draw.argtypes = (
-        ctypes.c_char_p,
-        ctypes.c_uint64,
-        ctypes.c_float,
-        ctypes.c_uint32,
-        ctypes.c_uint32,
-        ctypes.c_int,
-        ctypes.c_void_p,
-    )
-    assert draw((best_isa() or "").encode(), key, rate, site, row, len(found), found.data_ptr())
-    return found[:columns]
 
 
 def test_philox_gives_the_numbers_of_its_authors() -> None:

@@ -61,6 +61,7 @@ def objects(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
         ("cpu", "encoder_driver.cpp"),
         ("cpu", "attention_driver.cpp"),
         ("cpu", "head_driver.cpp"),
+        ("cpu", "training_driver.cpp"),
         ("tt", "tt_driver.cpp"),
     ],
 )

@@ -14,9 +14,6 @@ struct Shape {
 // Writes one line into a caller's `error`.
 void say(char* error, std::size_t size, const std::string& text);
 
-// The instruction set `name`, or null if this processor can't run it.
-const Engine* engine_called(const char* name);
-
 // The first assumption of the kernels that doesn't hold, or empty.
 std::string unsupported(const Shape& shape, const std::int32_t* order);
 
