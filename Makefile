@@ -5,6 +5,7 @@
 # make test: every test, one on each core; ARGS="tests/data -k windows": a part.
 # make test-tpu: the TPU tests, on a CPU build of PJRT in the place of a TPU; skipped where pip finds no wheels of it.
 # make test-xla: the XLA and Tenstorrent tests, with the older torch that torch-xla pins (make xla-environment).
+# make judge-tt: ttnn on a simulated Tenstorrent card, as the judge of the exact emulation; ARGS=--short: a part of it.
 # make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
 # make gate-trial: plant slowdowns and faults, and count what bench --against says; ARGS="--plant 10% --busy": a part.
 # make gpu-check: isotrain gpu-check on a machine with a GPU; ARGS="--seconds 540".
@@ -14,6 +15,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 XLA_VENV ?= .venv-xla
+JUDGE_VENV ?= .venv-judge-tt
 TPU_SITE := build/tpu-site
 BANKING77 ?= $(wildcard ../shared/data/banking77)
 MRPC ?= $(wildcard ../shared/data/mrpc)
@@ -25,7 +27,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PARALLEL := --numprocesses auto --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu gate-trial gpu-check bench-suite bench-training clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu judge-tt gate-trial gpu-check bench-suite bench-training clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -79,6 +81,24 @@ $(TPU_SITE)/.installed: tests/tpu/requirements.txt $(VENV)/.installed-dev
 test-tpu: $(TPU_SITE)/.installed
 	PYTHONPATH=$(CURDIR)/tests/tpu/stand:$(CURDIR)/$(TPU_SITE) TORCH_DEVICE_BACKEND_AUTOLOAD=0 \
 	  $(BIN)/python -m pytest $(PARALLEL) tests/tpu $(ARGS)
+
+# ttnn has wheels for Python 3.10 and 3.12 only. It finds its kernel compiler beside its own files, or the system's.
+JUDGE_PYTHON ?= $(shell for python in python3.12 python3.10 $$HOME/.pyenv/versions/3.1[02].*/bin/python3; do \
+  "$$python" -c "" 2>/dev/null && { echo "$$python"; break; }; done)
+JUDGE_PIP := $(JUDGE_VENV)/bin/python $(PIP_INSTALL) --no-deps --require-hashes --only-binary :all:
+
+$(JUDGE_VENV)/.installed: $(wildcard tests/judge_tt/*.txt)
+	rm -rf $(JUDGE_VENV)
+	$(or $(JUDGE_PYTHON),$(error make judge-tt needs Python 3.10 or 3.12: set JUDGE_PYTHON)) -m venv $(JUDGE_VENV)
+	$(JUDGE_PIP) --requirement tests/judge_tt/requirements.txt
+	test -d /opt/tenstorrent/sfpi || { $(JUDGE_PIP) --ignore-requires-python --target $(JUDGE_VENV)/compiler \
+	  --requirement tests/judge_tt/compiler.txt && $(JUDGE_VENV)/bin/python tests/judge_tt/compiler.py \
+	  $(JUDGE_VENV)/compiler/jax_plugins/libtt/libtt.so && rm -r $(JUDGE_VENV)/compiler; }
+	@touch $@
+
+judge-tt: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory $(JUDGE_VENV)/.installed || echo "the judge can't be installed here (above)"
+	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m judge_tt --python $(JUDGE_VENV)/bin/python $(ARGS)
 
 storm: $(VENV)/.installed-dev
 	PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m storm $(ARGS)

@@ -74,10 +74,10 @@ def _dest(in0: torch.Tensor, in1: torch.Tensor, bias: torch.Tensor | None, arith
             in0[:, part], in1[part], arithmetic.math_fidelity, fp32_dest=fp32, arch=arithmetic.arch, dst=dst
         )
 
-    blocks = arithmetic.k_blocks(in0.shape[0], in0.shape[1], in1.shape[1])
-    if not arithmetic.packer_l1_acc and not fp32:
-        # Spilled to L1 and read back without loss.
-        blocks = [slice(0, in0.shape[1])]
+    # Without sums in L1, Dst is spilled to it and read back without loss.
+    blocks = [slice(0, in0.shape[1])]
+    if arithmetic.packer_l1_acc:
+        blocks = arithmetic.k_blocks(in0.shape[0], in0.shape[1], in1.shape[1])
     sums = product(blocks[0])
     for index, part in enumerate(blocks[1:], start=2):
         if bias is None and index == len(blocks):

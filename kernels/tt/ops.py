@@ -1,8 +1,9 @@
 """Reductions, layer_norm, softmax and attention composed of the matrix unit's instructions.
 
-No description of the vendor's kernels says how they are composed. The compositions here reproduce the golden outputs
-best. tests/golden/tt/README.md has the table of what is bit-equal and what is only near. In exact mode, values are
-float32 on the host. Fast mode computes in float32 and rounds to bfloat16 where the device stores.
+The compositions are those of the vendor's kernels, found from their sources and the golden outputs, which LayerNorm,
+softmax and reductions reproduce bit for bit with Wormhole's vector unit. Attention is not ttnn's fused kernel
+(tests/golden/tt/README.md). In exact mode, values are float32 on the host. Fast mode computes in float32 and rounds to
+bfloat16 where the device stores.
 """
 
 from __future__ import annotations

@@ -1,0 +1,100 @@
+"""The judge of `make judge-tt`: a wrong, hanging or crashing one is told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from isotrain.kernels.tt import native
+from judge_tt.cases import Case, Plan
+from judge_tt.run import Judge
+from judge_tt.table import Table
+
+pytestmark = pytest.mark.core
+
+# In the place of ttnn: adds in float32, and does what JUDGE says when the second sum of a process is asked for.
+STAND_IN = """
+import os, sys, time
+
+bfloat16 = float32 = TILE_LAYOUT = None
+asked = []
+
+def open_device(device_id):
+    if os.environ["JUDGE"] == "broken":
+        sys.exit("no simulator")
+
+def close_device(device):
+    pass
+
+class Tensor:
+    def __init__(self, values, dtype, device, layout):
+        self.values = values
+
+    def cpu(self):
+        return self
+
+    def to_numpy(self):
+        return self.values
+
+def to_dtype(tensor, dtype):
+    return tensor
+
+def add(a, b):
+    asked.append(1)
+    if len(asked) == 2 and os.environ["JUDGE"] == "hangs":
+        time.sleep(60)
+    if len(asked) == 2 and os.environ["JUDGE"] == "crashes":
+        os.abort()
+    return a if os.environ["JUDGE"] == "wrong" else Tensor(a.values + b.values, None, None, None)
+
+subtract = multiply = add
+"""
+
+
+def ask(tmp_path: Path, behaviour: str, cases: list[Case]) -> Table:
+    (tmp_path / "ttnn.py").write_text(STAND_IN, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "JUDGE": behaviour}
+    seconds = 5.0 if behaviour == "hangs" else 60.0
+    return Table("a stand-in", tuple(Judge(sys.executable, environment, seconds).rows(cases)))
+
+
+def additions(count: int) -> list[Case]:
+    """Sums of integers, which every arithmetic has right."""
+    case = next(case for case in Plan("blackhole", 0, short=True).cases if case.operation == "add")
+    return [replace(case, values="integers", seed=seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "judged", "reason"),
+    [
+        ("works", 3, ""),
+        ("hangs", 2, "no result in 5 s"),
+        ("crashes", 2, "the judge ended with exit code -6"),
+        ("broken", 0, "the judge ended with exit code 1: no simulator"),
+    ],
+)
+def test_a_judge_that_fails_costs_its_case_and_says_why(
+    behaviour: str, judged: int, reason: str, tmp_path: Path
+) -> None:
+    table = ask(tmp_path, behaviour, additions(3))
+    (row,) = table.rows
+    assert (row.values, row.equal) == (judged * 4096, judged * 4096)
+    assert row.reason == reason
+    assert table.mismatches == 0
+    assert ("without a result" in table.verdict) == bool(reason)
+
+
+def test_a_wrong_judge_is_contradicted(tmp_path: Path) -> None:
+    table = ask(tmp_path, "wrong", additions(1))
+    assert table.values == 4096
+    assert 3000 < table.mismatches <= 4096
+
+
+@pytest.mark.parametrize("arch", native.ARCHITECTURES)
+def test_every_case_has_a_result_of_ours(arch: str) -> None:
+    for case in Plan(arch, 0, short=True).cases:
+        rows, columns = case.shapes[0][0], case.shapes[-1 if case.operation.startswith("linear") else 0][1]
+        assert case.ours().shape == (rows, 1 if case.operation in ("sum", "mean") else columns), case
