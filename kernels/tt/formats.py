@@ -11,6 +11,8 @@ tests/golden/tt.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ... import UserError
@@ -125,13 +127,13 @@ def decode_blocks(exponent: torch.Tensor, codes: torch.Tensor, dtype: str) -> to
 
 def round_half_away_bf16(values: torch.Tensor) -> torch.Tensor:
     """float32 values rounded to bfloat16, halves away from zero, as Dst keeps 8 bits. For finite input."""
-    return from_bits((bits_of(values) + 0x8000) & 0xFFFF0000)
+    return ((_int32(values) + 0x8000) & -0x10000).view(torch.float32)
 
 
 def truncate(values: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
     """`values` as float32 with the lowest mantissa bits cleared, `mantissa_bits` (0 .. 23) kept."""
     mask = -1 << (23 - mantissa_bits)
-    return (values.to(torch.float32).contiguous().view(torch.int32) & mask).view(torch.float32)
+    return (_int32(values) & mask).view(torch.float32)
 
 
 def check_dtype(dtype: str) -> str:
@@ -143,14 +145,20 @@ def check_dtype(dtype: str) -> str:
 
 def _host_bf16(values: torch.Tensor) -> torch.Tensor:
     rounded = values.to(torch.float32).to(torch.bfloat16).to(torch.float32)
-    return torch.where(torch.isnan(values), from_bits(torch.full_like(values, 0x7FC00000, dtype=torch.int64)), rounded)
+    return torch.where(torch.isnan(values), math.nan, rounded)
 
 
 def _device_bf16(values: torch.Tensor) -> torch.Tensor:
-    bits = bits_of(values)
-    rounded = (bits + 0x8000) & 0xFFFF0000
-    infinite = torch.where((bits & 0x7F800000) == 0x7F800000, bits & 0x80000000 | 0x7F800000, rounded)
-    return from_bits(torch.where((bits & 0x7F800000) == 0, 0, infinite))
+    bits = _int32(values)
+    exponent = bits & 0x7F800000
+    infinite = bits & -0x80000000 | 0x7F800000
+    packed = torch.where(exponent == 0x7F800000, infinite, (bits + 0x8000) & -0x10000)
+    return torch.where(exponent == 0, 0, packed).view(torch.float32)
+
+
+def _int32(values: torch.Tensor) -> torch.Tensor:
+    """The bit patterns of float32 values as signed numbers, which are several times cheaper than those of `bits_of`."""
+    return values.to(torch.float32).contiguous().view(torch.int32)
 
 
 def _code(sign: torch.Tensor, magnitude: torch.Tensor, keep: int) -> torch.Tensor:

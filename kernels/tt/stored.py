@@ -17,7 +17,7 @@ import torch
 
 from . import fast, ops
 from .arithmetic import Arithmetic
-from .formats import bits_of, device_pack, from_bits, host_convert
+from .formats import bits_of, device_pack, from_bits
 from .linear import add as add_exactly
 from .linear import linear
 from .unary import FUNCTIONS, unary
@@ -32,12 +32,13 @@ def finest(arithmetic: Arithmetic) -> Arithmetic:
 
 def finite(*operands: torch.Tensor) -> bool:
     """Whether no operand has an infinity or a NaN."""
-    return all(bool(torch.isfinite(operand).all()) for operand in operands)
+    # The extremes take one pass over an operand, and NaN is both.
+    return all(bool(torch.stack(torch.aminmax(operand)).isfinite().all()) for operand in operands if operand.numel())
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
     """`x` as the host stores it: bfloat16."""
-    return host_convert(x, "bfloat16").to(BF16)
+    return x.to(BF16)
 
 
 def add(a: torch.Tensor, b: torch.Tensor, arithmetic: Arithmetic, subtract: bool = False) -> torch.Tensor:
