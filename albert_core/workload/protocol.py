@@ -25,7 +25,7 @@ class Workload(Protocol):
     * ``schedule(optimizer, steps) -> LRScheduler``: instead of the configured learning rates.
     * ``layers(model) -> Sequence[nn.Module]``: the layers that parity replays, in their order.
     * ``cost_class(batch) -> Hashable``: equal for batches that cost the same; by default the shapes of the tensors.
-    * ``evaluate(model, batches) -> Mapping[str, float]``: figures of an evaluation.
+    * ``evaluate(model, batches) -> Mapping[str, float]``: figures of an evaluation, ``loss`` among them.
     * ``samples(batch) -> int``: by default the first dimension of the batch's first tensor.
     * ``tokens(batch) -> tuple[int, int]``: the real tokens of a batch, and those that are computed with padding.
     """

@@ -92,6 +92,13 @@ def test_each_example_is_measured(monkeypatch: pytest.MonkeyPatch, name: str, ba
     check_measured(name, backend, monkeypatch)
 
 
+def test_a_profile_names_the_parts_of_a_step(tmp_path: Path) -> None:
+    options = options_of("TinyGPT", workloads=("full_step",), profile=1)
+    profile = worker.run(options, make_plan(options).targets[0], trace=str(tmp_path / "trace.json.gz")).profile
+    assert profile is not None
+    assert [cost.name for cost in profile.ranges] == ["copy", "loss", "backward", "optimizer", "fence"]
+
+
 def test_a_decoders_flops_are_those_of_its_matrix_products() -> None:
     forward, step = measure(options_of("TinyGPT")).measured
     tokens, width, length = 48, own_modules.WIDTH, own_modules.LENGTH
