@@ -9,11 +9,17 @@
 # make storm: kill, interrupt, starve and corrupt runs, hours of it; ARGS="--only kills --variant whole --tries 20": a part.
 # make gate-trial: plant slowdowns and faults, and count what bench --against says; ARGS="--plant 10% --busy": a part.
 # make gpu-check: isotrain gpu-check on a machine with a GPU; ARGS="--seconds 540".
+# make conformance BACKEND=cpu: what the backend must do, check by check; xla and tpu in their environments.
+# make wheels: the wheel for Linux, the one without C++ for every platform, and the sources, checked, in dist/.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make bench-training JOB=albert-8 (albert-32, minilm-mrpc): training steps beside transformers' Trainer; MRPC=FOLDER.
+# TORCH=cpu, cu130, rocm7.0, ...: with run, check, test: the build of torch, from its own index. The package index's
+# x86-64 build has CUDA's libraries with it, some GB.
 # make clean: remove what builds and tools left, the environments aside.
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?=
+BACKEND ?= cpu
 XLA_VENV ?= .venv-xla
 JUDGE_VENV ?= .venv-judge-tt
 TPU_SITE := build/tpu-site
@@ -26,8 +32,10 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # A process a core; the tests of a file share one (tests/support/scheduling.py).
 PARALLEL := --numprocesses auto --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+# libstdc++ inside, and no newer glibc than that of 2012: what manylinux2014 asks of a library.
+CROSS := $(BIN)/python -m ziglang c++ -target x86_64-linux-gnu.2.17 -fno-sanitize=all
 
-.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu judge-tt gate-trial gpu-check bench-suite bench-training clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu judge-tt gate-trial gpu-check conformance docs wheels bench-suite bench-training clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -37,11 +45,15 @@ $(BIN)/python $(XLA_BIN)/python:
 	  { echo "isotrain needs Python 3.11 or newer; set PYTHON=python3.11 (found: $$($(PYTHON) --version 2>&1))"; exit 2; }
 	$(PYTHON) -m venv $(@D:/bin=)
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
+$(VENV)/.torch: constraints.txt $(BIN)/python
+	$(if $(TORCH),$(PIP) torch --index-url https://download.pytorch.org/whl/$(TORCH))
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(NATIVE) $(VENV)/.torch
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt $(NATIVE) $(VENV)/.torch
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
@@ -57,7 +69,7 @@ $(XLA_VENV)/.packages: pyproject.toml constraints.txt constraints-xla.txt $(XLA_
 	  --requirement build/requirements-xla.txt pytest pytest-benchmark pytest-xdist jsonschema
 	@touch $@
 
-$(XLA_VENV)/.installed: $(XLA_VENV)/.packages $(NATIVE)
+$(XLA_VENV)/.installed: setup.py $(XLA_VENV)/.packages $(NATIVE)
 	$(XLA_BIN)/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
@@ -126,6 +138,28 @@ xla-environment: $(XLA_VENV)/.installed
 
 test-xla: xla-environment
 	$(XLA_BIN)/python -m pytest $(PARALLEL) tests/xla
+
+conformance: $(if $(filter xla,$(BACKEND)),xla-environment,$(VENV)/.installed $(if $(filter tpu,$(BACKEND)),$(TPU_SITE)/.installed))
+	$(if $(filter tpu,$(BACKEND)),PYTHONPATH=$(CURDIR)/tests/tpu/stand:$(CURDIR)/$(TPU_SITE) TORCH_DEVICE_BACKEND_AUTOLOAD=0) \
+	  $(if $(filter xla,$(BACKEND)),$(XLA_BIN),$(BIN))/isotrain conformance --backend $(BACKEND) $(ARGS)
+
+$(VENV)/.installed-release: pyproject.toml setup.py constraints.txt $(BIN)/python
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	  print(*p["project"]["optional-dependencies"]["release"], *p["build-system"]["requires"], sep="\n")' > $@.txt
+	$(PIP) --requirement $@.txt
+	@touch $@
+
+# The wheels are built from what the source distribution holds.
+wheels: $(VENV)/.installed-release
+	rm -rf dist build/wheels
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist .
+	mkdir -p build/wheels && tar --extract --strip-components 1 --directory build/wheels --file dist/isotrain-*.tar.gz
+	ISOTRAIN_PURE=1 $(BIN)/python -m build --no-isolation --wheel --outdir dist build/wheels
+	rm -rf build/wheels/build
+	CC="$(CURDIR)/$(CROSS)" CXX="$(CURDIR)/$(CROSS)" \
+	  $(BIN)/python -m build --no-isolation --wheel --outdir build/wheels/linux build/wheels
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux2014_x86_64 --wheel-dir dist build/wheels/linux/*.whl
+	@ls -l dist
 
 check: lint types
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .backends import Backend, get_backend, list_backends
     from .backends.training.session import Session
 
-__version__ = "0.1.0"
+    __version__: str
 
 # Where each public name is defined.
 _LAZY = {
@@ -77,9 +77,21 @@ class RunError(RuntimeError):
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _LAZY:
         return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    """What git said of the sources when the package was built or installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("isotrain")
+    except PackageNotFoundError:
+        return "0+not.installed"
 
 
 def __dir__() -> list[str]:

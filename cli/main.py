@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.main
 
-from .. import RunError, UserError, __version__
+from .. import RunError, UserError
 from ..albert_core.processes.signals import interrupted_by_signals, run_program
 from ..albert_core.terminal.console import say
 from ..albert_core.terminal.invocation import command
@@ -59,6 +59,8 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from .. import __version__
+
         say(f"isotrain {__version__}")
         raise typer.Exit
 

@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from .install import rebuild_hint
@@ -33,9 +32,8 @@ def load(package: str, interface: int) -> NativeLibrary:
     `interface` is the number that its function ``isotrain_<package>_interface`` must return, so that a library from an
     older build is never called with newer arguments.
     """
-    paths = [_FOLDER / package / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    path = _FOLDER / package / "_native.so"
+    if not path.is_file():
         return NativeLibrary(
             None,
             f"the native {package} extension was not built with this installation; install a C++ compiler (g++ or "

@@ -36,7 +36,7 @@ SUFFIXES = {".py", ".cpp", ".h", ".yaml", ".json", ".npz"}
 RESULTS = ("benchmarks", "results")
 # The oldest setuptools that builds what pyproject.toml describes.
 LEAST_SETUPTOOLS = 77
-BUILD = (sys.executable, "-c", "import setuptools; setuptools.setup()", "--quiet", "build_ext", "--inplace")
+BUILD = ("--quiet", "build_ext", "--inplace")
 BUILD_SECONDS = 900.0
 # How many exports of revisions stay, 9 MB each.
 KEPT_EXPORTS = 8
@@ -98,7 +98,14 @@ def native_parts(root: Path) -> list[str]:
 
 
 def library(root: Path, name: str) -> Path:
-    return root / "kernels" / name / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    """The native library of kernels/`name`."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX") if _is_old(root) else ".so"
+    return root / "kernels" / name / f"_native{suffix}"
+
+
+def _is_old(root: Path) -> bool:
+    """Whether a checkout has no setup.py yet. Its libraries are named by the interpreter."""
+    return (root / "pyproject.toml").is_file() and not (root / "setup.py").is_file()
 
 
 def is_built(root: Path, name: str) -> bool:
@@ -129,7 +136,8 @@ def build(root: Path, named: str) -> None:
             f"pip install 'setuptools>={LEAST_SETUPTOOLS}'"
         )
     with tempfile.TemporaryDirectory(prefix="isotrain-build-") as folder:
-        command = [*BUILD, "--build-temp", folder, "--build-lib", f"{folder}/lib"]
+        script = ("-c", "import setuptools; setuptools.setup()") if _is_old(root) else ("setup.py",)
+        command = [sys.executable, *script, *BUILD, "--build-temp", folder, "--build-lib", f"{folder}/lib"]
         try:
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:

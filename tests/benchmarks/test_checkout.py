@@ -10,7 +10,7 @@ import pytest
 from isotrain import UserError
 from isotrain.albert_core.runs.files import temporary_name
 from isotrain.benchmarks.against import checkout
-from isotrain.benchmarks.against.checkout import library, other, own
+from isotrain.benchmarks.against.checkout import PACKAGE_ROOT, library, other, own
 
 PYPROJECT = """
 [project]
@@ -44,6 +44,8 @@ def write(root: Path, native: str, version: str = "1") -> None:
         ("kernels/__init__.py", ""),
         ("kernels/cpu/__init__.py", ""),
         ("kernels/cpu/native/api.cpp", native),
+        # The oldest revisions have none, and name their libraries otherwise.
+        *([] if version == "1" else [("setup.py", (PACKAGE_ROOT / "setup.py").read_text(encoding="utf-8"))]),
     ):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def test_a_revision_is_exported_and_built_once(repository: Path, monkeypatch: py
     assert found.label == f"HEAD~1 ({revision[:10]})"
     assert (found.root / "__init__.py").read_text(encoding="utf-8") == "version = 1\n"
     assert library(found.root, "cpu").is_file()
-    monkeypatch.setattr(checkout, "BUILD", ("false",))
+    monkeypatch.setattr(checkout, "BUILD", ("--no-such-option",))
     assert other(revision) == found.__class__(f"{revision} ({revision[:10]})", found.root, found.git, found.sources)
     assert git(repository, "worktree", "list").count("\n") == 0
 
@@ -175,7 +177,7 @@ def test_a_build_needs_a_recent_setuptools(repository: Path, monkeypatch: pytest
 
 def test_without_native_parts_here_none_are_built(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library(repository, "cpu").unlink()
-    monkeypatch.setattr(checkout, "BUILD", ("false",))
+    monkeypatch.setattr(checkout, "BUILD", ("--no-such-option",))
     assert not library(other("HEAD").root, "cpu").exists()
 
 

@@ -10,6 +10,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -85,14 +86,32 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     assert {f"{page}.css", f"{page}.html.j2"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert not [name for name in names if name.startswith("isotrain/tests") or not name.startswith("isotrain")]
+    assert "isotrain/setup.py" not in names
+
+
+def test_one_wheel_serves_every_python(wheel: Path) -> None:
+    assert re.fullmatch(r"isotrain-.*-py3-none-linux_\w+\.whl", wheel.name)
+
+
+def test_without_libraries_it_serves_every_platform(wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as sources:
+        sources.extractall(tmp_path, filter="data")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path)]
+    environment = os.environ | {"ISOTRAIN_PURE": "1"}
+    subprocess.run([*command, str(next(tmp_path.glob("isotrain-*")))], env=environment, check=True, capture_output=True)
+    pure = next(tmp_path.glob("*-py3-none-any.whl"))
+    libraries = {f"isotrain/kernels/{package}/_native.so" for package in ("cpu", "tt")}
+    both = [set(zipfile.ZipFile(path).namelist()) for path in (wheel, pure)]
+    assert both[0] - both[1] <= libraries
+    assert not libraries & both[1]
+    assert not both[1] - both[0]
 
 
 @pytest.mark.skipif(shutil.which(COMPILER.split()[0]) is None, reason=f"no C++ compiler here ({COMPILER})")
 @pytest.mark.parametrize("package", ["cpu", "tt"])
 def test_the_wheel_holds_the_native_kernels(wheel: Path, package: str) -> None:
     # A failed build of an optional extension leaves a wheel without it, and no error.
-    names = zipfile.ZipFile(wheel).namelist()
-    assert [name for name in names if re.fullmatch(rf"isotrain/kernels/{package}/_native\..*\.so", name)]
+    assert f"isotrain/kernels/{package}/_native.so" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_doctor_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:

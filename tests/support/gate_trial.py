@@ -79,7 +79,7 @@ def copied(folder: Path) -> Path:
     """A copy of the checkout with its native libraries; what git ignores stays behind."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     files = listed.stdout.splitlines()
-    built = [str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/*/_native*.so")]
+    built = [str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/*/_native.so")]
     for name in (*files, *built):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
