@@ -10,6 +10,7 @@
 # make gate-trial: plant slowdowns and faults, and count what bench --against says; ARGS="--plant 10% --busy": a part.
 # make gpu-check: isotrain gpu-check on a machine with a GPU; ARGS="--seconds 540".
 # make conformance BACKEND=cpu: what the backend must do, check by check; xla and tpu in their environments.
+# make docs: the documents checked, and the site of them in build/site.
 # make wheels: the wheel for Linux, the one without C++ for every platform, and the sources, checked, in dist/.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make bench-training JOB=albert-8 (albert-32, minilm-mrpc): training steps beside transformers' Trainer; MRPC=FOLDER.
@@ -142,6 +143,19 @@ test-xla: xla-environment
 conformance: $(if $(filter xla,$(BACKEND)),xla-environment,$(VENV)/.installed $(if $(filter tpu,$(BACKEND)),$(TPU_SITE)/.installed))
 	$(if $(filter tpu,$(BACKEND)),PYTHONPATH=$(CURDIR)/tests/tpu/stand:$(CURDIR)/$(TPU_SITE) TORCH_DEVICE_BACKEND_AUTOLOAD=0) \
 	  $(if $(filter xla,$(BACKEND)),$(XLA_BIN),$(BIN))/isotrain conformance --backend $(BACKEND) $(ARGS)
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt $(VENV)/.installed-dev
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	  print(*p["project"]["optional-dependencies"]["docs"], sep="\n")' > $@.txt
+	$(PIP) --requirement $@.txt
+	@touch $@
+
+# The tests hold commands, keys, files and workflows that the pages name; the build holds links.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m pytest --quiet tests/project/test_docs.py tests/project/test_workflows.py -k 'not steps'
+	@mkdir -p build/types && ln -sfn ../.. build/types/isotrain
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --site-dir build/site
+	@echo "the site: build/site/index.html"
 
 $(VENV)/.installed-release: pyproject.toml setup.py constraints.txt $(BIN)/python
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \

@@ -1,4 +1,4 @@
-"""The README's commands work as pasted."""
+"""The README's and the tutorial's commands work as pasted."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from support import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.partition("  #")[0] for block in BLOCKS for line in block.splitlines()]
+
+
+def commands_of(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page.replace("\\\n", ""), re.DOTALL)
+    return [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("minilm_folder")
-def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_the_commands_of_a_page_work_one_after_the_other(tmp_path: Path, page: str) -> None:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         # What --open starts.
         "BROWSER": "true",
     }
-    for command in COMMANDS:
+    for command in commands_of((ROOT / page).read_text(encoding="utf-8")):
         words = shlex.split(command)
+        if words[0] == ".":
+            continue
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
             continue
@@ -36,7 +42,8 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
         # The program that pip installed, which is Python's.
         done = forks.run([program, *words[1:]], cwd=tmp_path, env=environment, forking=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert {path.name for path in tmp_path.iterdir()} >= {"runs", "results", "parity", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"runs", "results", "parity"}
+    assert len(list(tmp_path.glob("*.html"))) == 1
 
 
 def test_the_commands_named_in_the_readmes_table_exist() -> None:
