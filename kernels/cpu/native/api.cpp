@@ -2,6 +2,8 @@
 // Every function that can fail returns null or a negative number and writes one line into `error`.
 #include "standard.h"
 
+#include "../../include/processor.h"
+
 #include "interface.h"
 
 using isotrain::bf16;
@@ -42,20 +44,15 @@ struct Encoder {
 #if defined(__x86_64__)
 
 bool has_avx512() {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    const isotrain::Processor found = isotrain::processor();
+    return found.avx512_bf16 && found.avx512_vnni;
 }
 
 // CPUID says whether the unit exists. The operating system must also grant its state to this process.
 bool has_amx() {
 #if defined(__linux__)
-    if (!has_avx512()) return false;
-    unsigned a = 7, b, c = 0, d;
-    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25;
-    if (~d & (amx_bf16 | amx_tile | amx_int8)) return false;
+    const isotrain::Processor found = isotrain::processor();
+    if (!has_avx512() || !found.amx_tile || !found.amx_bf16 || !found.amx_int8) return false;
     constexpr int request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else

@@ -1,6 +1,7 @@
 // The C interface of the head's step, and its plain form for processors without AVX2.
 #include "standard.h"
 
+#include "../../include/processor.h"
 #include "head.h"
 
 namespace isotrain {
@@ -14,11 +15,9 @@ namespace {
 
 HeadStep fastest() {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return head_step_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return head_step_avx2;
+    const Processor found = processor();
+    if (found.avx512) return head_step_avx512;
+    if (found.avx2 && found.fma) return head_step_avx2;
 #endif
     return head_step_plain;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../../include/intrinsics.h"
+#include "../../include/processor.h"
 #include "engine.h"
 
 #define ISOTRAIN_ISA "avx2"
@@ -87,10 +88,7 @@ struct Avx2 {
 
 namespace {
 
-bool available() {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2");
-}
+bool available() { return isotrain::processor().avx2; }
 
 }  // namespace
 

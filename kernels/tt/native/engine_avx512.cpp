@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../../include/intrinsics.h"
+#include "../../include/processor.h"
 #include "engine.h"
 
 #define ISOTRAIN_ISA "avx512f,avx512bw,avx512dq,avx512cd,avx512vl"
@@ -74,12 +75,7 @@ struct Avx512 {
 
 namespace {
 
-bool available() {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") &&
-           __builtin_cpu_supports("avx512vl");
-}
+bool available() { return isotrain::processor().avx512_cd; }
 
 }  // namespace
 
