@@ -14,6 +14,7 @@ from ..albert_core.config.load import load_config
 from ..albert_core.config.schema import TrainConfig
 from ..albert_core.loop.build import Training
 from ..albert_core.loop.events import TrainingError
+from ..albert_core.loop.foresee import check_names
 from ..albert_core.loop.job import trains_on_features
 from ..albert_core.loop.train import train
 from ..albert_core.terminal.text import duration
@@ -114,6 +115,7 @@ def tt_losses(config: str, sets: Sequence[str], steps: int, tell: Callable[[str]
         KeyboardInterrupt: Nothing is measured yet.
     """
     resolved = load_config(config, sets).config
+    check_names(resolved)
     options = TtOptions.model_validate(resolved.backend_options.get("tt", {}))
     texts = resolved.workload is None
     common = (*sets, *(("feature_cache=false",) if texts else ()))

@@ -2,7 +2,7 @@
 
 A module's operations are met where torch's own functions are called. That serves transformers' modules, packed batches
 and a user's own module alike, and leaves the loss alone that is computed outside. Parts that torch computes in one call
-of its own, such as nn.MultiheadAttention, aren't seen.
+of its own, such as nn.MultiheadAttention and einsum, aren't seen.
 """
 
 from __future__ import annotations
@@ -268,7 +268,8 @@ def _attention(
 
 _EMULATED: dict[Callable[..., Any], Callable[..., Any]] = {
     functional.linear: _linear,
-    **dict.fromkeys((torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__), _matmul),
+    **dict.fromkeys((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), _matmul),
+    **dict.fromkeys((torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm), _matmul),
     **dict.fromkeys((torch.add, torch.Tensor.add, torch.Tensor.__add__), _add),
     **dict.fromkeys((torch.sub, torch.subtract, torch.Tensor.sub, torch.Tensor.__sub__), _subtract),
     **dict.fromkeys((torch.Tensor.add_, torch.Tensor.__iadd__), _in_place(_add)),

@@ -123,6 +123,7 @@ def test_a_real_runs_losses_are_those_of_the_first_steps() -> None:
     ("arguments", "message"),
     [
         (["nothing"], "nothing"),
+        (["nothing.py:Model"], "there is no file 'nothing.py'"),
         ([*JOB, "--steps", "1"], "--steps"),
         ([*JOB, "--html", "page.txt"], "--html 'page.txt': give a file that ends in .html"),
         ([*JOB, "--set", "tt.math_fidelity=hifi5"], "tt.math_fidelity: 'hifi5' is not allowed"),

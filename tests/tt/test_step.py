@@ -190,6 +190,7 @@ def in_place(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         (in_place, lambda x, y, a: stored.add(x, y, a)),
         (lambda x, y: x @ y.mT, lambda x, y, a: stored.product(x, y.mT, a)),
         (lambda x, y: torch.matmul(x, y.mT), lambda x, y, a: stored.product(x, y.mT, a)),
+        (lambda x, y: x.mm(y.mT), lambda x, y, a: stored.product(x, y.mT, a)),
         (lambda x, y: torch.bmm(x[None], y.mT[None])[0], lambda x, y, a: stored.product(x, y.mT, a)),
         (functional.linear, lambda x, y, a: stored.product(x, y.mT, a)),
         (lambda x, _: x.softmax(-1), lambda x, _, a: stored.softmax(x, a)),
