@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from isotrain import UserError
+from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.kernels.cpu.library import native, why_not
@@ -15,9 +17,9 @@ Run = Callable[..., TrainResult]
 
 
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_cached_and_streamed_losses_have_the_same_bits(run: Run, accumulation: int) -> None:
-    common = {"dtype": "bfloat16", "kernel": "native", "gradient_accumulation_steps": accumulation, "steps_freq": 1}
+@pytest.mark.parametrize(("dtype", "accumulation"), [("bfloat16", 1), ("bfloat16", 3), ("int8", 1)])
+def test_cached_and_streamed_losses_have_the_same_bits(run: Run, dtype: str, accumulation: int) -> None:
+    common = {"dtype": dtype, "kernel": "native", "gradient_accumulation_steps": accumulation, "steps_freq": 1}
     cached = run(**common)
     streamed = run(**common, feature_cache=False)
     assert len(losses(cached)) > 5
@@ -46,9 +48,21 @@ def test_the_kernel_is_named_where_it_was_chosen(run: Run) -> None:
     assert "kernel portable" in (run(dtype="float32").run.path / "train.log").read_text()
 
 
-def test_a_kernel_that_cannot_run(configure: Callable[..., Any]) -> None:
-    from isotrain import UserError
+def test_an_int8_run_says_what_it_is_and_predicts_as_it_was_trained(run: Run) -> None:
+    result = run(dtype="int8")
+    assert "int8 weights and activations, int32 sums" in (result.run.path / "train.log").read_text()
+    predictor = load_predictor(result.run)
+    assert predictor.encoder is not None
+    assert predictor.encoder.name == ("portable" if why_not() else "native")
+    assert len(predictor.predict(["one text", "and another"])) == 2
 
+
+def test_nothing_is_trained_whole_in_int8(run: Run) -> None:
+    with pytest.raises(UserError, match="for a frozen encoder's features, and this model is trained whole"):
+        run(dtype="int8", freeze_encoder=False)
+
+
+def test_a_kernel_that_cannot_run(configure: Callable[..., Any]) -> None:
     job = open_job(configure(kernel="native").config)
     with pytest.raises(UserError, match="kernel native can't run"):
         job.frozen_encoder()

@@ -90,6 +90,14 @@ def test_a_right_run_of_a_whole_model_passes(whole_job: ParityJob) -> None:
     show("parity: right runs of a whole model", ("dtype", "layout", "threads", "verdict", "error / allowed"), rows)
 
 
+@pytest.mark.parametrize("kernel", ["portable", "native"])
+def test_a_right_run_in_int8_passes(job: ParityJob, kernel: str) -> None:
+    if kernel == "native" and why_not():
+        pytest.skip(why_not() or "")
+    found = judged(job, {"dtype": "int8", "kernel": kernel})
+    assert found.verdict == "pass", found.reasons
+
+
 def check_caught(job: ParityJob, fault: Fault) -> None:
     rows = []
     for size in fault.sizes:

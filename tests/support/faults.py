@@ -269,6 +269,7 @@ def _not_finite(training: Any, memory: dict[str, Any], size: float) -> None:
 
 F32 = {"dtype": "float32"}
 B16 = {"dtype": "bfloat16", "kernel": "portable"}
+INT8 = {"dtype": "int8", "kernel": "portable"}
 STREAMED = {"feature_cache": False}
 AUTOGRAD = F32 | {"fused_head": False}
 
@@ -285,6 +286,7 @@ FAULTS = (
         B16,
         "layer 1",
     ),
+    Fault("scaled weight, int8", "relative", (3.0, 1.0, 0.3), 0.3, _weights(_scaled_weight), INT8, "layer 1"),
     Fault("dropped bias", "share of it", (1.0, 0.25, 0.02), 0.02, _weights(_dropped_bias), F32, "layer 1"),
     Fault("dropped bias, bfloat16", "share of it", (1.0, 0.25, 0.02), 0.25, _weights(_dropped_bias), B16, "layer 1"),
     Fault("wrong LayerNorm epsilon", "for 1e-12", (1e-3, 1e-5, 1e-6, 1e-7, 1e-8), 1e-6, _weights(_epsilon), F32, None),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from isotrain.albert_core.config.load import load_config
+from isotrain.albert_core.config.load import ResolvedConfig, as_set, load_config
 from isotrain.albert_core.features.compute import compute_features
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.loop.train import train
@@ -25,16 +25,20 @@ from isotrain.benchmarks.parity.seeds import EQUIVALENT, equivalence
 DTYPES = ("bfloat16", "int8")
 
 
+def recipe(**keys: Any) -> ResolvedConfig:
+    return load_config("banking77", [as_set(key, value) for key, value in keys.items()])
+
+
 def final_accuracy(**keys: Any) -> float:
     """Trains the packaged recipe, and reads its last evaluation."""
-    result = train(load_config("banking77", keys))
+    result = train(recipe(**keys))
     lines = [json.loads(line) for line in (result.run.path / "metrics.jsonl").read_text().splitlines()]
     return float([line["eval/accuracy"] for line in lines if "eval/accuracy" in line][-1])
 
 
 def features(**keys: Any) -> torch.Tensor:
     """Those of the test split, float64 [texts, hidden]."""
-    job = open_job(load_config("banking77", keys).config)
+    job = open_job(recipe(**keys).config)
     found = compute_features(job.frozen_encoder(), job.test_tokens, job.backend, job.layout, job.config.max_length)
     return found.double()
 
@@ -68,7 +72,10 @@ def main() -> int:
         for seed in range(1, given.seeds + 1):
             for dtype, found in accuracies.items():
                 found.append(final_accuracy(**common, dtype=dtype, seed=seed, run_name=f"{dtype}-{seed}"))
-            print(f"seed {seed}: " + ", ".join(f"{dtype} {found[-1]:.4f}" for dtype, found in accuracies.items()))
+            print(
+                f"seed {seed}: " + ", ".join(f"{dtype} {found[-1]:.4f}" for dtype, found in accuracies.items()),
+                flush=True,
+            )
     test = equivalence("int8", accuracies["bfloat16"], accuracies["int8"], given.margin)
     figures = f"{test.difference:+.4f}, 90 % interval {test.low:+.4f} to {test.high:+.4f}"
     print(f"{test.verdict}: accuracy of int8 less that of bfloat16 {figures}, margin {given.margin:g}")
