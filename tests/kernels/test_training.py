@@ -154,6 +154,12 @@ def test_head_sizes_and_widths(hidden: int, heads: int, isa: str) -> None:
     assert_as_near_as_autocast(make_weights("bert", (0,), hidden, heads), [40, 25], isa=isa)
 
 
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("embedding", [16, 48, 80])
+def test_embeddings_narrower_than_a_panel_and_between_two(embedding: int, isa: str) -> None:
+    assert_as_near_as_autocast(make_weights("albert", (0,), embedding_size=embedding), [40, 25], isa=isa)
+
+
 def test_every_length() -> None:
     weights = make_weights("bert", (0,))
     for first in range(1, 131, 13):

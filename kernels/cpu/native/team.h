@@ -1,14 +1,7 @@
 // The threads of one call: they all run the same code and share out the tasks of its loops.
 #pragma once
 
-#include <atomic>
-#include <cstddef>
-
-#include "../../include/intrinsics.h"
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
+#include "standard.h"
 
 namespace isotrain {
 
@@ -35,17 +28,23 @@ class Team {
             return;
         }
         for (int waits = 0; loop_.load(std::memory_order_acquire) == loop; ++waits)
-            waits < kSpins ? _mm_pause() : give_way();
+            waits < kSpins ? pause() : give_way();
     }
 
    private:
     static constexpr int kSpins = 4000;
 
+    static void pause() {
+#if defined(__x86_64__)
+        _mm_pause();
+#endif
+    }
+
     static void give_way() {
 #if defined(__linux__)
         sched_yield();
 #else
-        _mm_pause();
+        pause();
 #endif
     }
 

@@ -6,6 +6,9 @@
 namespace isotrain {
 namespace {
 
+constexpr int kTaskRows = 96;       // of a product's first factor: what the second-level cache holds with a panel
+constexpr int kTasksPerThread = 2;  // at least, so that threads end about together
+
 // dY^T X, and the sum of dY for the bias.
 struct WeightGradient {
     Rows<const bf16> gradient;  // dY, one row for each row of X
@@ -46,6 +49,27 @@ void weight_gradient(float* block, bf16* scratch, const WeightGradient& g, int f
                          });
         }
     }
+}
+
+// Several of them, shared out in parts of up to kTaskRows rows. block, scratch: a thread's memory.
+template <class Isa>
+void weight_gradients(Team& team, float* block, bf16* scratch, const WeightGradient* list, int count, int depth,
+                      bool add) {
+    int total = 0, rows = kTaskRows;
+    for (int index = 0; index < count; ++index) total += list[index].n;
+    while (rows > 32 && total / rows < kTasksPerThread * team.size()) rows /= 2;
+    int tasks = 0;
+    for (int index = 0; index < count; ++index) tasks += (list[index].n + rows - 1) / rows;
+    team.each(tasks, [&](int task) {
+        int before = 0;
+        for (int index = 0; index < count; ++index) {
+            const int part = task - before, first = part * rows, parts = (list[index].n + rows - 1) / rows;
+            if (part >= 0 && part < parts)
+                weight_gradient<Isa>(block, scratch, list[index], first, std::min(list[index].n - first, rows), depth,
+                                     add);
+            before += parts;
+        }
+    });
 }
 
 }  // namespace

@@ -52,6 +52,25 @@ void pack_weight_rows(const WeightCopy& copy, const float* master, int first, bo
                   w.backward + std::size_t(column) * w.n + at * kPanel);
 }
 
+// Packs every weight and copies the vectors. rows: a thread's memory for kWeightRows rows.
+template <int kPanel>
+void pack_weights(Team& team, const TrainModel& m, const float* const* masters, bool backward, Rows<bf16> rows) {
+    int tasks = 1;
+    for (const WeightCopy& copy : m.weight_copies) tasks += copy.n / kWeightRows;
+    team.each(tasks, [&](int task) {
+        if (task == 0)
+            for (const VectorCopy& copy : m.vector_copies)
+                std::memcpy(copy.to, masters[copy.master], copy.count * sizeof(float));
+        int before = 1;
+        for (const WeightCopy& copy : m.weight_copies) {
+            const int block = task - before, blocks = copy.n / kWeightRows;
+            if (block >= 0 && block < blocks)
+                pack_weight_rows<kPanel>(copy, masters[copy.master], block * kWeightRows, backward, rows);
+            before += blocks;
+        }
+    });
+}
+
 // LayerNorm in place as `normalise`, and what its gradient needs: the row without weight and bias, and the returned
 // scale.
 inline float normalise_and_keep(float* x, bf16* rounded, bf16* unit, int width, const Norm& norm, float eps) {

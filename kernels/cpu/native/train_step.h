@@ -12,9 +12,6 @@
 namespace isotrain {
 namespace {
 
-constexpr int kTaskRows = 96;       // of a product's first factor: what the second-level cache holds with a panel
-constexpr int kTasksPerThread = 2;  // at least, so that threads end about together
-
 template <class Isa>
 struct TrainScratch final : Scratch {
     TrainScratch(const TrainModel& m, int longest, int depth)
@@ -46,7 +43,7 @@ class TrainStep {
           output_dropout_(t.key, t.output_dropout) {}
 
     void forward(const TrainForward& in) {
-        pack_weights(in.masters);
+        pack_weights<kPanel>(team_, m_, in.masters, t_.keep != kNothing, {s_.rows.get(), spread(s_.width)});
         embed(in.embedded);
         const std::size_t layers = m_.weights_of_layer.size();
         const bool keep = t_.keep == kEverything;
@@ -85,7 +82,7 @@ class TrainStep {
                 layer_backward(layer, layer - first, from, out ? in.embedded : t_.gradient);
                 from = t_.gradient;
             }
-            weight_gradients(first, end, in.gradients);
+            shared_gradients(first, end, in.gradients);
             end = first;
         }
         if (m_.project) projection_backward(in);
@@ -141,27 +138,6 @@ class TrainStep {
     template <class Finish>
     void multiply(Rows<const bf16> a, const bf16* b, int columns, int k, const Finish& finish) {
         multiply(a, b, columns, k, finish, [](int, int, int, int) {});
-    }
-
-    void pack_weights(const float* const* masters) {
-        int tasks = 1;
-        for (const WeightCopy& copy : m_.weight_copies) tasks += copy.n / kWeightRows;
-        team_.each(tasks, [&](int task) {
-            if (task == 0) {
-                for (const VectorCopy& copy : m_.vector_copies)
-                    std::memcpy(copy.to, masters[copy.master], copy.count * sizeof(float));
-                return;
-            }
-            --task;
-            for (const WeightCopy& copy : m_.weight_copies) {
-                if (task < copy.n / kWeightRows) {
-                    pack_weight_rows<kPanel>(copy, masters[copy.master], task * kWeightRows, t_.keep != kNothing,
-                                             {s_.rows.get(), spread(s_.width)});
-                    return;
-                }
-                task -= copy.n / kWeightRows;
-            }
-        });
     }
 
     void copy_rows(float* to, const float* from) {
@@ -344,7 +320,7 @@ class TrainStep {
     }
 
     // The gradients of the weights that the layers [first, end) share, added to those of the layers after them.
-    void weight_gradients(std::size_t first, std::size_t end, float* const* gradients) {
+    void shared_gradients(std::size_t first, std::size_t end, float* const* gradients) {
         const int group = m_.weights_of_layer[first];
         float* const* to = gradients + kProjectionTensors + group * kLayerTensors;
         const bool add = m_.use_of_layer[end - 1] + 1 < m_.uses_of_weights[group];
@@ -362,7 +338,7 @@ class TrainStep {
             gradient({t_.qkv_gradient + 2 * hidden_, triple_}, in.layer, hidden, hidden, kValue),
             gradient({t_.attention_gradient, line_}, in.attended, hidden, hidden, kAttentionOutput)};
         const int uses = int(end - first);
-        accumulate(list, 6, uses * t_.even, add);
+        weight_gradients<Isa>(team_, s_.block, s_.rows.get(), list, 6, uses * t_.even, add);
         team_.each(4, [&](int task) {
             float* sum = to[(task < 2 ? kAttentionNorm : kOutputNorm) + task % 2];
             if (!sum) return;
@@ -370,26 +346,6 @@ class TrainStep {
             for (int use = 0; use < uses; ++use)
                 for (int block = 0; block * kNormRows < t_.tokens; ++block)
                     add_vector(sum, norm_sums_of(use, task / 2, block) + task % 2 * hidden_, hidden);
-        });
-    }
-
-    void accumulate(const WeightGradient* list, int count, int depth, bool add) {
-        int total = 0, rows = kTaskRows;
-        for (int index = 0; index < count; ++index) total += list[index].n;
-        while (rows > 32 && total / rows < kTasksPerThread * team_.size()) rows /= 2;
-        int tasks = 0;
-        for (int index = 0; index < count; ++index) tasks += (list[index].n + rows - 1) / rows;
-        team_.each(tasks, [&](int task) {
-            for (int index = 0; index < count; ++index) {
-                const int parts = (list[index].n + rows - 1) / rows;
-                if (task < parts) {
-                    const int first = task * rows;
-                    weight_gradient<Isa>(s_.block, s_.rows.get(), list[index], first,
-                                         std::min(list[index].n - first, rows), depth, add);
-                    return;
-                }
-                task -= parts;
-            }
         });
     }
 
@@ -402,7 +358,7 @@ class TrainStep {
         });
         const WeightGradient gradient{{rows.data, line_}, {t_.embedded_packed, std::size_t(t_.even), 0}, m_.hidden,
                                       m_.embedding, in.gradients[0], in.gradients[1]};
-        accumulate(&gradient, 1, t_.even, false);
+        weight_gradients<Isa>(team_, s_.block, s_.rows.get(), &gradient, 1, t_.even, false);
         if (!in.embedded) return;
         multiply({rows.data, line_}, m_.projection.backward, m_.embedding, m_.hidden,
                  [&](int row, int column, __m512 sums) {
