@@ -327,7 +327,11 @@ class Backend(ABC):
         """The attention of a whole model's layers on a placed batch with its sequences in order of length."""
         from ..kernels.packed.attention import GroupedAttention
 
-        return GroupedAttention(batch.host_lengths)
+        return GroupedAttention(batch.host_lengths, self.attention())
+
+    def attention(self) -> Callable[..., torch.Tensor] | None:
+        """The attention of a whole model's layers on sequences of one length; None: torch's own operator."""
+        return None
 
     def kernels(self) -> dict[str, Availability]:
         """The names that `frozen_encoder` accepts besides "auto", fastest first, and whether each can run here."""

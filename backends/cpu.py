@@ -26,6 +26,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from ..kernels.packed.attention import Attention
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder, HeadStep, TrainedEncoder
 
@@ -103,6 +104,11 @@ class CpuBackend(TorchDevice):
             yield
         finally:
             torch.set_num_threads(threads)
+
+    def attention(self) -> Attention:
+        from ..kernels.packed.attention import host_attention
+
+        return host_attention
 
     def head_step(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> HeadStep | None:
         from ..kernels.cpu import head

@@ -8,6 +8,7 @@ same batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,13 +72,17 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     packed_attention: PackedAttention | None = None,
+    padded_attention: Callable[..., torch.Tensor] | None = None,
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention of one layer as transformers calls it: [1, T, heads, width] from three [1, heads, T, width].
+    """The attention of one layer as transformers calls it: [B, L, heads, width] from three [B, heads, L, width].
 
-    Without `packed_attention`, it is transformers' default.
+    A packed batch is one row of all its tokens. Without an attention of the backend, it is transformers' default.
     """
+    if padded_attention is not None:
+        attended = padded_attention(query, key, value, attention_mask, dropout=dropout)
+        return attended.transpose(1, 2).contiguous(), None
     if packed_attention is None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

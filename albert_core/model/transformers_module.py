@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,16 +15,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def padded_states(module: Any, batch: PaddedBatch, *, static: bool) -> torch.Tensor:
+def padded_states(
+    module: Any, batch: PaddedBatch, *, static: bool, attention: Callable[..., torch.Tensor] | None = None
+) -> torch.Tensor:
     """Computes the last hidden states [B, L, hidden] of a padded batch with a transformers AlbertModel or BertModel.
 
     Args:
         static: Whether the device compiles a program for each shape, or a read waits for it. transformers checks
             whether a mask [B, L] masks anything. On such a device that fetches a value in the middle of a step, and may
             need two programs per shape. A mask [B, 1, 1, L] is used without the check.
+        attention: That of the backend, for a module that `take_packed` has prepared; else transformers' own.
     """
-    mask = batch.attention_mask.bool()[:, None, None] if static else batch.attention_mask
-    output = module(input_ids=batch.input_ids, attention_mask=mask, token_type_ids=batch.token_type_ids)
+    direct = static or attention is not None
+    mask = batch.attention_mask.bool()[:, None, None] if direct else batch.attention_mask
+    others = {} if attention is None else {"padded_attention": attention}
+    output = module(input_ids=batch.input_ids, attention_mask=mask, token_type_ids=batch.token_type_ids, **others)
     states: torch.Tensor = output.last_hidden_state
     return states
 

@@ -108,7 +108,8 @@ class WholeModel(nn.Module):
         super().__init__()
         self.encoder = encoder.to(getattr(torch, policy.accumulate))
         fuse_activations(self.encoder)
-        if "packed" in backend.traits.layouts:
+        self._packs = "packed" in backend.traits.layouts
+        if self._packs:
             take_packed(self.encoder)
         if recompute:
             checkpoint_activations(self.encoder, partial(backend.autocast, policy))
@@ -142,7 +143,8 @@ class WholeModel(nn.Module):
             else:
                 lazy = self._backend.static_shapes is not None or self._backend.traits.reads_wait
                 static = lazy or torch.compiler.is_compiling()
-                states, mask = padded_states(self.encoder, batch, static=static), batch.attention_mask
+                own = None if static or not self._packs else self._backend.attention()
+                states, mask = padded_states(self.encoder, batch, static=static, attention=own), batch.attention_mask
         with self._backend.named_range("head"):
             return self._apply_head(self.head, states, mask)
 

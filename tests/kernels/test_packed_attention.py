@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from isotrain.backends import get_backend
 from isotrain.kernels.cuda import VarlenAttention, varlen
 from isotrain.kernels.packed import PackedBatch
-from isotrain.kernels.packed.attention import GroupedAttention, spans_of
+from isotrain.kernels.packed.attention import (
+    LONGEST_UNFUSED,
+    GroupedAttention,
+    fused_attention,
+    spans_of,
+    unfused_attention,
+)
 from torch.nn import functional
 
 LENGTHS = np.array([1, 3, 3, 3, 9, 40])
@@ -45,13 +52,43 @@ def test_attention_and_its_gradients_are_the_formulas() -> None:
         torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
 
 
-def test_dropout_drops_its_share_and_scales_the_others() -> None:
+@pytest.mark.parametrize(("length", "plain"), [(40, True), (LONGEST_UNFUSED + 1, False)])
+def test_the_host_attends_in_bfloat16_without_the_fused_operator_up_to_a_length(
+    length: int, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients with padded keys, as near to float64's as those of torch's operator."""
+    generator = torch.Generator().manual_seed(2)
+    given = [torch.randn(3, HEADS, length, WIDTH, generator=generator, dtype=torch.float64) for _ in range(4)]
+    mask = (torch.arange(length) < torch.tensor([length, 7, 1])[:, None])[:, None, None]
+    attention = get_backend("cpu").attention()
+
+    def all_of(attend: Any, dtype: torch.dtype) -> torch.Tensor:
+        parts = [tensor.to(dtype).requires_grad_() for tensor in given[:3]]
+        attended = attend(*parts, mask)
+        gradients = torch.autograd.grad(attended, parts, given[3].to(dtype))
+        return torch.stack([attended, *gradients]).double()
+
+    exact = all_of(fused_attention, torch.float64)
+    near = (all_of(fused_attention, torch.bfloat16) - exact).norm()
+    torch.testing.assert_close(all_of(attention, torch.float64), exact, rtol=0, atol=0)
+    got = all_of(attention, torch.bfloat16)
+    assert (got - exact).norm() <= 1.5 * near
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", None)
+    if plain:
+        assert torch.equal(all_of(attention, torch.bfloat16), got)
+    else:
+        with pytest.raises(TypeError):
+            all_of(attention, torch.bfloat16)
+
+
+@pytest.mark.parametrize("attention", [fused_attention, unfused_attention])
+def test_dropout_drops_its_share_and_scales_the_others(attention: Any) -> None:
     """Values that are unit vectors show each sequence's probabilities."""
     length, rate = 64, 0.3
     lengths = np.array([length] * 4)
     query, key = torch.randn(2, 1, HEADS, 4 * length, length, generator=torch.Generator().manual_seed(0)).unbind()
     value = torch.eye(length).repeat(4, 1).expand(1, HEADS, -1, -1)
-    attend = GroupedAttention(lengths)
+    attend = GroupedAttention(lengths, attention)
     exact = attend(query, key, value)
     torch.manual_seed(5)
     dropped = attend(query, key, value, dropout=rate)
