@@ -15,8 +15,8 @@ from isotrain.kernels.tt.model import PHASES
 from isotrain.kernels.tt.unary import FUNCTIONS, unary
 
 # Operations with functions of float32 values, whose kernels differ between the architectures: here they are Wormhole's.
-NEAR = ("layer_norm", "softmax", "softmax default")
-BLOCK = "tiles of K in a block"
+NEAR = ("layer_norm", "softmax", "softmax-default")
+BLOCK = "K-tiles"
 EPSILON = 1e-5
 
 
@@ -25,8 +25,8 @@ class Case:
     """One call of ttnn.
 
     Attributes:
-        operation: As in the table: linear, linear + bias, BLOCK, add, sub, mul, a name of `unary.FUNCTIONS`,
-            layer_norm, softmax, softmax default, sum or mean.
+        operation: As in the table: linear, linear+bias, BLOCK, add, sub, mul, a name of `unary.FUNCTIONS`,
+            layer_norm, softmax, softmax-default, sum or mean.
         shapes: Of each operand: [m, k], [k, n] and [1, n] of a linear layer, else [rows, width].
         formats: Of each operand: float32, bfloat16, bfp_bf8 or bfp_bf4.
         arithmetic: The options. ttnn's own where `config` is False.
@@ -52,7 +52,7 @@ class Case:
     def group(self) -> tuple[str, str, str, str]:
         """What is one row of the table: operation, formats, fidelity and destination."""
         if self.operation == BLOCK:
-            return self.operation, "any", "any", f"{GRID_COLUMNS[self.arithmetic.arch]} columns"
+            return self.operation, "any", "any", f"{GRID_COLUMNS[self.arithmetic.arch]}-columns"
         matrix = self.operation.startswith("linear")
         return (
             self.operation,
@@ -85,7 +85,7 @@ class Case:
         if self.operation == "layer_norm":
             return ops.layer_norm(x[0], x[1][0], x[2][0], EPSILON, arithmetic)
         if self.operation.startswith("softmax"):
-            return ops.softmax(x[0], arithmetic, approximate=self.operation == "softmax default")
+            return ops.softmax(x[0], arithmetic, approximate=self.operation == "softmax-default")
         scale = 1.0
         if self.operation == "mean":
             # ttnn truncates the scale to bfloat16.
@@ -127,7 +127,7 @@ class Plan:
         for fidelity in PHASES:
             for fp32 in (False, True):
                 arithmetic, shapes = self._arithmetic(fidelity, fp32), ((64, 96), (96, 64), (1, 64))
-                yield Case("linear + bias", shapes, ("bfloat16",) * 3, arithmetic)
+                yield Case("linear+bias", shapes, ("bfloat16",) * 3, arithmetic)
                 if self.short:
                     continue
                 yield Case("linear", ((64, 128), (128, 64)), ("bfloat16",) * 2, arithmetic)
@@ -160,4 +160,4 @@ class Plan:
             arithmetic = self._arithmetic(fp32_dest=fp32)
             yield Case("softmax", ((32, 64),), ("bfloat16",), arithmetic)
             yield Case("layer_norm", ((32, 64), (1, 64), (1, 64)), ("bfloat16",) * 3, arithmetic)
-        yield Case("softmax default", ((32, 64),), ("bfloat16",), self._arithmetic(), False)
+        yield Case("softmax-default", ((32, 64),), ("bfloat16",), self._arithmetic(), False)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from isotrain.kernels.tt.model import PHASES
+
 from .run import Row
 
 LAST = Path(__file__).with_name("last.json")
@@ -51,20 +53,17 @@ def line(row: Row) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows of one operation, destination and architecture are added up: the table of docs/tt-emulation.md."""
-    added: dict[tuple[str, str, str], list[Row]] = {}
+    """Rows of one operation and destination are added up: the table of docs/tt-emulation.md."""
+    added: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        added.setdefault((row.operation, row.destination, row.arch), []).append(row)
-    lines = ["| operation | formats | fidelity | destination | architecture | values | equal |", "|---" * 7 + "|"]
-    for (operation, destination, arch), parts in added.items():
-        cells = (
-            operation,
-            ", ".join(dict.fromkeys(row.formats for row in parts)),
-            ", ".join(dict.fromkeys(row.fidelity for row in parts)),
-            destination,
-            arch,
-            f"{sum(row.values for row in parts):,}",
-            f"{sum(row.equal for row in parts):,}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        if row.values:
+            added.setdefault((row.operation, row.destination), []).append(row)
+    lines = ["|operation|fidelity|destination|architecture|values|equal|", "|---" * 6 + "|"]
+    for (operation, destination), parts in added.items():
+        found = {row.fidelity for row in parts}
+        ends = [name for name in PHASES if name in found]
+        fidelity = "-".join(dict.fromkeys((ends[0], ends[-1]))) if ends else "any"
+        archs = "/".join(sorted({row.arch for row in parts}))
+        values, equal = sum(row.values for row in parts), sum(row.equal for row in parts)
+        lines.append(f"|{operation}|{fidelity}|{destination}|{archs}|{values:,}|{equal:,}|")
     return "\n".join(lines)

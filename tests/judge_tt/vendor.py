@@ -21,7 +21,7 @@ def run(case, operands, device, kernels):
     x = [on_device(values, name, device) for values, name in zip(operands, case["formats"], strict=True)]
     options = {"compute_kernel_config": kernel_config(case)} if case["config"] else {}
     operation, dtype = case["operation"], getattr(ttnn, DTYPES[case["output"]])
-    if operation.startswith("tiles"):
+    if operation == "K-tiles":
         return block_of(lambda: ttnn.linear(x[0], x[1], **options), kernels)
     if operation.startswith("linear"):
         bias = x[2] if len(x) > 2 else None

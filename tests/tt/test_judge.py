@@ -1,4 +1,4 @@
-"""The judge of `make judge-tt`: a wrong, hanging or crashing one is told."""
+"""The judge of `make judge-tt`: what it said last, and that a wrong, hanging or crashing one is told."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 from isotrain.kernels.tt import native
 from judge_tt.cases import Case, Plan
 from judge_tt.run import Judge
-from judge_tt.table import Table
+from judge_tt.table import Table, load, markdown
 
 pytestmark = pytest.mark.core
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # In the place of ttnn: adds in float32, and does what JUDGE says when the second sum of a process is asked for.
 STAND_IN = """
@@ -98,3 +100,10 @@ def test_every_case_has_a_result_of_ours(arch: str) -> None:
     for case in Plan(arch, 0, short=True).cases:
         rows, columns = case.shapes[0][0], case.shapes[-1 if case.operation.startswith("linear") else 0][1]
         assert case.ours().shape == (rows, 1 if case.operation in ("sum", "mean") else columns), case
+
+
+def test_the_last_verdict_is_the_documents_table() -> None:
+    table = load()
+    assert table.values >= 200_000
+    assert table.mismatches == 0
+    assert markdown(table.rows) in (ROOT / "docs" / "tt-emulation.md").read_text(encoding="utf-8")
