@@ -12,7 +12,7 @@ from . import model, native
 MODES = ("fast", "exact")
 TILE = 32
 
-# Of the grid of cores that ttnn gives a product: 8 x 8 on Wormhole, 13 x 10 on Blackhole.
+# Of the grid of cores that ttnn spreads a product over, when it may use all.
 GRID_COLUMNS = {"wormhole": 8, "blackhole": 13}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from isotrain.kernels.tt import native
+from isotrain.kernels.tt.arithmetic import ttnn_block_tiles
 from judge_tt.cases import Case, Plan
 from judge_tt.run import Judge
 from judge_tt.table import Table, load, markdown
@@ -100,6 +101,24 @@ def test_every_case_has_a_result_of_ours(arch: str) -> None:
     for case in Plan(arch, 0, short=True).cases:
         rows, columns = case.shapes[0][0], case.shapes[-1 if case.operation.startswith("linear") else 0][1]
         assert case.ours().shape == (rows, 1 if case.operation in ("sum", "mean") else columns), case
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "columns", "wormhole", "blackhole"),
+    [
+        (64, 768, 64, 3, 1),
+        (64, 1248, 64, 1, 3),
+        (96, 416, 64, 1, 1),
+        (32, 832, 64, 2, 2),
+        (64, 1280, 32, 2, 2),
+        (320, 96, 32, 1, 1),
+    ],
+)
+def test_blocks_of_k_are_those_of_the_judges_kernels(
+    rows: int, k: int, columns: int, wormhole: int, blackhole: int
+) -> None:
+    assert ttnn_block_tiles(rows, k, columns, "wormhole") == wormhole
+    assert ttnn_block_tiles(rows, k, columns, "blackhole") == blackhole
 
 
 def test_the_last_verdict_is_the_documents_table() -> None:
