@@ -1,5 +1,5 @@
 """What a training step costs through a user's workload, against ALBERT's own: ``PYTHONPATH=tests python -m
-support.generic_cost``, about two minutes. Both make the same steps of the same module, in turns in one process.
+support.generic_cost``, about three minutes. Both make the same steps of the same module, in turns in one process.
 """
 
 from __future__ import annotations
