@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from isotrain.backends import get_backend
 from isotrain.conformance import training
+from isotrain.kernels.cpu.library import why_not
 from support.mutated_training import TRAININGS, failing
 
 # Checks that take seconds. A broken device is tried with those that must catch it.
-SLOW = ("whole-model", "adapters", "checkpointing", "torch-compile-step")
+SLOW = ("whole-model", "adapters", "checkpointing", "torch-compile-step", "trained-kernel")
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,8 @@ def test_right_devices_pass(name: str) -> None:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_broken_device_is_caught_by_the_check_of_its_clause(name: str) -> None:
     mutant = TRAININGS[name]
+    if "trained-kernel" in mutant.caught and why_not() is not None:
+        pytest.skip(why_not() or "")
     tried = {
         case.name: case.subject
         for case in training.cases()

@@ -330,6 +330,25 @@ class CompilesEachStep(CpuBackend):
         return self.compiled
 
 
+class AlmostTrained(CpuBackend):
+    """A kernel that trains another function than the module's: its states are a twentieth too large."""
+
+    def trained_encoder(self, *given: Any) -> Any:
+        encoder = super().trained_encoder(*given)
+        return encoder and TooLarge(encoder)
+
+
+@dataclass
+class TooLarge:
+    encoder: Any
+    name: str = "native"
+    version: str = "too large"
+
+    def __call__(self, *given: Any) -> torch.Tensor:
+        states: torch.Tensor = self.encoder(*given)
+        return 1.05 * states
+
+
 class NarrowProducts(CpuBackend):
     """bfloat16 products where the policy says float32."""
 
@@ -352,5 +371,6 @@ TRAININGS = {
     "a number that became a constant": Mutant(FirstScalarForEver, ("accumulation",)),
     "generators not restored": Mutant(GeneratorsNotRestored, ("resume", "checkpointing")),
     "a compilation each step": Mutant(CompilesEachStep, ("static-grid",)),
+    "a trained kernel of another function": Mutant(AlmostTrained, ("trained-kernel",)),
     "products in bfloat16": Mutant(NarrowProducts, ("whole-model", "adapters")),
 }
