@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.workloads import NAMES, check_measured, check_trained
+from support.parity_job import check_alike
+from support.workloads import EXAMPLES, NAMES, check_measured, check_trained
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -16,3 +17,7 @@ def test_an_example_trains_as_on_the_cpu(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_is_measured(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     check_measured(name, "xla", monkeypatch)
+
+
+def test_an_example_trains_like_float64() -> None:
+    check_alike(str(EXAMPLES / "lora_gpt.py"), "xla")
