@@ -13,16 +13,29 @@ import torch
 from isotrain import UserError
 from isotrain.albert_core.config.load import ResolvedConfig
 from isotrain.albert_core.features.compute import token_batch
+from isotrain.albert_core.features.source import module_layer_states
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.build import Training
 from isotrain.albert_core.loop.events import TrainingError
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.loop.train import TrainResult, train
+from isotrain.albert_core.model.encoder import load_encoder
+from isotrain.albert_core.model.head import ClassificationHead
+from isotrain.albert_core.model.transformers_module import weights_from_module
 from isotrain.albert_core.model.whole import WholeModel
+from isotrain.backends import get_backend
+from isotrain.benchmarks.harness.texts import embedded_texts, make_batches
+from isotrain.benchmarks.harness.work import work_per_step
+from isotrain.benchmarks.harness.workloads import FullStep
+from isotrain.benchmarks.harness.workloads import TrainedEncoder as BenchEncoder
 from isotrain.kernels.cpu.library import why_not
+from isotrain.kernels.cpu.trained_encoder import TrainedEncoder
+from isotrain.kernels.packed import PackedBatch
+from isotrain.kernels.weights import DropoutRates
 from safetensors.torch import load_file
 from support.small_job import losses
 from support.tiny_models import write_models
+from transformers import AutoModel
 
 Run = Callable[..., TrainResult]
 
@@ -179,3 +192,40 @@ def test_predictions_are_those_of_the_evaluation(run: Run) -> None:
     predictor = load_predictor(result.run)
     assert isinstance(predictor.model, WholeModel)
     assert predictor.model.kernel == "native"
+
+
+@pytest.mark.parametrize("kind", ["albert", "bert"])
+def test_each_layer_of_a_replay_is_that_of_the_module(tmp_path: Path, kind: str) -> None:
+    folder = write_models(tmp_path, hidden_size=64)[kind]
+    module = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    batch = PackedBatch.from_lists([[2, 9, 8, 3], [2, 5, 3], [2, 7, 7, 12, 3]])
+    trained = TrainedEncoder(weights_from_module(module, trained=True))
+    exact = module_layer_states(module, batch.to_padded())
+    real = batch.to_padded().attention_mask.bool()
+    wanted = [state[real] for state in exact]
+    for name, found, right in (
+        ("on", trained.layer_states(batch), wanted),
+        ("replayed", trained.layer_states(batch, wanted[:-1]), wanted[1:]),
+    ):
+        assert len(found) == len(right)
+        for layer, (got, state) in enumerate(zip(found, right, strict=True)):
+            assert (got - state).norm() < 0.01 * state.norm(), (name, layer)
+    assert torch.equal(trained.layer_states(batch)[-1], trained(batch, DropoutRates()))
+
+
+def test_a_step_of_the_bench_is_the_kernels_and_counts_every_layer_in_full() -> None:
+    encoder, backend = load_encoder("random:tiny", 0), get_backend("cpu")
+    config, policy = encoder.weights.config, backend.cast_policy("bfloat16")
+    texts = embedded_texts(8, 32, config.vocab_size, 5, 0)
+    batches = make_batches(texts, 8, "packed", 32)
+    found = {}
+    for kernel in ("auto", "transformers"):
+        head = ClassificationHead(config.hidden_size, 16, 5, 0)
+        runs = BenchEncoder(copy.deepcopy(encoder.module()), policy, kernel, "5")
+        step = FullStep(backend, runs, head, batches, texts)
+        results = [step.run(0) for _ in range(2)]
+        work = work_per_step(config, head, batches, "full_step", step.kernel()[0], policy)
+        found[step.kernel()[0]] = (results, work)
+    assert found["native"][1] == found["transformers"][1]
+    for ours, theirs in zip(found["native"][0], found["transformers"][0], strict=True):
+        assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=5e-3)
