@@ -126,13 +126,14 @@ bench-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \
 	  -o python_files='bench_*.py' -o addopts=--import-mode=importlib --benchmark-autosave $(ARGS)
 
-TRAINING := --workload full_step --vs trainer --vs trainer-compile --layout packed --layout dynamic --layout bucketed
-albert-8 := --batch-size 8
-albert-32 := --batch-size 32 --texts 64
-minilm-mrpc := --batch-size 8 --model demo:minilm --dataset $(MRPC) --max-length 128
+TRAINING := --workload full_step --vs trainer --vs trainer-compile --kernel native --kernel transformers --layout packed \
+  --layout dynamic --seconds 6
+albert-8 := --batch-size 8 --layout bucketed --blocks 5
+albert-32 := --batch-size 32 --texts 64 --blocks 3
+minilm-mrpc := --batch-size 8 --layout bucketed --blocks 5 --model demo:minilm --dataset $(MRPC)
 JOB ?= albert-8
 bench-training: $(VENV)/.installed-dev
-	$(BIN)/isotrain bench $(TRAINING) $($(JOB)) --blocks 5 \
+	$(BIN)/isotrain bench $(TRAINING) $($(JOB)) \
 	  --out benchmarks/results/$(shell date +%F)-training-$(JOB).json $(ARGS)
 
 xla-environment: $(XLA_VENV)/.installed

@@ -68,6 +68,8 @@ def baseline_policy(backend: Backend, dtype: str, compute: str | None = None, re
     """The backend's policy for `dtype`, or that of a baseline that computes only in `compute`."""
     policy = backend.cast_policy(dtype)
     if compute is None:
+        if policy.eight_bit:
+            raise UserError(f"it has no {policy.label}; give another --dtype, or only baselines with that")
         return policy
     return replace(policy, param=compute, compute=compute, accumulate="float32", reason=reason, mode="")
 

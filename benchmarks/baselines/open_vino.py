@@ -97,7 +97,7 @@ class OpenVinoInt8Encoder(OpenVinoEncoder):
         if dtype != "int8":
             raise UserError(f"{self.name} computes in int8, not in {dtype}; give --dtype int8")
         super().__init__(encoder, backend, "bfloat16", layout)
-        self.policy = replace(baseline_policy(backend, dtype), reason="quantised by NNCF after training, fixed scales")
+        self.policy = replace(backend.cast_policy(dtype), reason="quantised by NNCF after training, fixed scales")
 
     def prepare(self, batches: Sequence[PaddedBatch]) -> None:
         """Quantises the model, with these batches to find the scales of its activations."""

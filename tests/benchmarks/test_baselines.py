@@ -110,6 +110,23 @@ def test_a_baseline_sends_nobody_statistics(name: str, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.name in ("intel", "Microsoft")]
 
 
+def test_a_baseline_in_8_bits_is_near_and_others_say_that_they_are_none(albert: LoadedEncoder, texts: Texts) -> None:
+    backend = get_backend("cpu")
+    with pytest.raises(UserError, match="openvino int8 computes in int8, not in bfloat16; give --dtype int8"):
+        build_baseline("openvino-int8", albert, backend, "bfloat16", "sorted")
+    with pytest.raises(UserError, match="it has no int8 weights and activations, int32 sums; give another --dtype"):
+        build_baseline("transformers-dynamic", albert, backend, "int8", "dynamic")
+    needed("openvino-int8")
+    baseline = build_baseline("openvino-int8", albert, backend, "int8", "sorted")
+    batches = make_batches(texts, 8, "sorted", 64)
+    baseline.prepare([batch.inputs for batch in batches])
+    assert baseline.policy.compute == "int8"
+    for batch in batches:
+        expected = torch.stack([features_of(albert, texts, row) for row in batch.rows.tolist()])
+        apart = torch.linalg.norm(baseline(batch.inputs) - expected) / torch.linalg.norm(expected)
+        assert 1e-4 < apart < 0.1
+
+
 def test_a_baselines_policy_is_the_backends_unless_it_has_its_own() -> None:
     backend = get_backend("cpu")
     assert baseline_policy(backend, "bfloat16") == backend.cast_policy("bfloat16")
