@@ -17,6 +17,7 @@ from ..albert_core.loop.events import TrainingError
 from ..albert_core.loop.foresee import check_names
 from ..albert_core.loop.job import trains_on_features
 from ..albert_core.loop.train import train
+from ..albert_core.processes.signals import StopRequest, stop_on_signals
 from ..albert_core.terminal.text import duration
 from ..albert_core.tokens.order import Window
 from ..backends.tt.options import Operation, TtOptions
@@ -122,25 +123,26 @@ def tt_losses(config: str, sets: Sequence[str], steps: int, tell: Callable[[str]
     exact = ("backend=cpu", "dtype=float64", *(("head_dtype=float64",) if texts else ()))
     variants = list(variants_of(resolved, options))
     tell(f"1 of {len(variants) + 1}: float64 on the host")
-    reference, label = _losses(config, [*common, *exact], steps)
     costs: list[Cost] = []
-    began = time.perf_counter()
-    try:
-        for done, variant in enumerate(variants):
-            each = (time.perf_counter() - began) / max(1, done)
-            left = f", about {duration(each * (len(variants) - done))} left" if done else ""
-            tell(f"{done + 2} of {len(variants) + 1}: {variant.name}{_WORDS.get(variant.kind, '')}{left}")
-            found, reason = np.empty(0), ""
-            try:
-                found, named = _losses(config, [*common, *variant.sets], steps)
-                label = named if variant.kind == "configured" else label
-            except TrainingError as error:
-                reason = str(error).partition(";")[0]
-            distance = None if reason else float(np.sqrt(np.square(found - reference).mean()))
-            costs.append(Cost(variant.name, variant.kind, variant.sets, distance, reason))
-    except KeyboardInterrupt:
-        if not costs:
-            raise
+    with stop_on_signals() as stop:
+        reference, label = _until(stop, config, [*common, *exact], steps)
+        began = time.perf_counter()
+        try:
+            for done, variant in enumerate(variants):
+                each = (time.perf_counter() - began) / max(1, done)
+                left = f", about {duration(each * (len(variants) - done))} left" if done else ""
+                tell(f"{done + 2} of {len(variants) + 1}: {variant.name}{_WORDS.get(variant.kind, '')}{left}")
+                found, reason = np.empty(0), ""
+                try:
+                    found, named = _until(stop, config, [*common, *variant.sets], steps)
+                    label = named if variant.kind == "configured" else label
+                except TrainingError as error:
+                    reason = str(error).partition(";")[0]
+                distance = None if reason else float(np.sqrt(np.square(found - reference).mean()))
+                costs.append(Cost(variant.name, variant.kind, variant.sets, distance, reason))
+        except KeyboardInterrupt:
+            if not costs:
+                raise
     order = get_args(Kind)
     costs.sort(key=lambda cost: (order.index(cost.kind), np.inf if cost.distance is None else cost.distance))
     words = f"{options.products}, {options.emulation}, all operations"
@@ -168,13 +170,22 @@ def variants_of(config: TrainConfig, options: TtOptions) -> Iterator[Variant]:
     yield Variant("no card: float32 on the host", "host", ("backend=cpu", "use_tt=false", "dtype=float32"))
 
 
+def _until(stop: StopRequest, config: str, sets: Sequence[str], steps: int) -> tuple[np.ndarray, str]:
+    """`_losses`, unless a stop is requested. A run's end is not the end of the measurement for the next signal."""
+    try:
+        found = _losses(config, sets, steps)
+    finally:
+        stop.over = stop.loop_started = False
+    if stop.requested:
+        raise KeyboardInterrupt
+    return found
+
+
 def _losses(config: str, sets: Sequence[str], steps: int) -> tuple[np.ndarray, str]:
     """The loss of each of the first steps, float64 [steps], and the job's label."""
     observer = _Losses()
     with for_observing(load_config(config, sets), steps + 1, "losses", stop_at_step=steps, log_level="ERROR") as quiet:
-        result = train(quiet, observer=observer)
-    if result.step < min(steps, result.total_steps):
-        raise KeyboardInterrupt
+        train(quiet, observer=observer)
     return np.array(observer.losses), observer.label
 
 

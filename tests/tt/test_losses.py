@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from isotrain.albert_core.loop.events import TrainingError
+from isotrain.albert_core.processes.signals import stop_on_signals
 from isotrain.benchmarks import tt_losses
 from isotrain.cli.main import main
 
@@ -109,6 +111,27 @@ def test_an_interrupt_leaves_what_is_measured(
     assert code == 130
     assert "isotrain: interrupted" in err
     assert ("Interrupted: not all variants are here." in out) == (done > 1)
+
+
+def test_a_signal_during_a_run_ends_the_measurement_after_it(
+    runs: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run notes the first signal, and when it is over it notes none: the measurement must."""
+    measure = tt_losses._losses
+
+    def training(config: str, sets: Sequence[str], steps: int) -> tuple[np.ndarray, str]:
+        with stop_on_signals() as stop:
+            stop.loop_started = True
+            if len(runs) == 3:
+                signal.raise_signal(signal.SIGINT)
+            stop.over = True
+        return measure(config, sets, steps)
+
+    monkeypatch.setattr(tt_losses, "_losses", training)
+    code, out, _ = run(JOB, capsys)
+    assert code == 130
+    assert len(runs) == 4
+    assert "Interrupted: not all variants are here." in out
 
 
 def test_a_real_runs_losses_are_those_of_the_first_steps() -> None:
