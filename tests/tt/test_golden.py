@@ -118,6 +118,9 @@ def test_compositions_are_near_the_vendors_results(show: Show) -> None:
     show("\n".join(["compositions, the part of the vectors in the repository:", HEADER, *(row.row for row in rows)]))
     for row in rows:
         assert row.golden_rms / 1.3 <= row.rms <= 1.3 * row.golden_rms, row
+        # The accurate exp in float32 is the processor's, and attention isn't ttnn's kernel.
+        if row.mode == "exact" and row.name not in ("softmax_hifi4_exact_fp32", "sdpa"):
+            assert row.equal == 1.0, row
 
 
 @pytest.mark.shared
