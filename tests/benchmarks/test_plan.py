@@ -40,7 +40,7 @@ def test_each_target_runs_in_every_process_once_and_pairs_of_rounds_mirror() -> 
         ({"workloads": ("backward",)}, "--workload 'backward' does not exist; allowed are forward, train_step"),
         ({"layouts": ("ragged",)}, "--layout 'ragged' does not exist; allowed are padded, bucketed, dynamic"),
         ({"kernels": ("auto", "auto")}, "--kernel is given auto, auto; give each value once"),
-        ({"dtype": "int4"}, "--dtype 'int4' does not exist; allowed are float32"),
+        ({"dtype": "q4"}, "--dtype 'q4' does not exist; allowed are float32"),
         ({"backends": ("gpu",)}, "--backend 'gpu' does not exist; allowed are cpu"),
         ({"backends": ("cpu", "cpu")}, "give each value once"),
         ({"layouts": ("padded", "padded")}, "give each value once"),
