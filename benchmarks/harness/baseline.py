@@ -30,6 +30,9 @@ class BaselineStep(FullStep):
     def prepare(self) -> None:
         self.watch(self.encoder.model)
 
+    def kernel(self) -> tuple[str, str]:
+        return self.encoder.name, str(self.encoder.version)
+
     def context(self) -> AbstractContextManager[Any]:
         labelled = [(batch.inputs, self.host_labels(index)) for index, batch in enumerate(self.batches)]
         return self.encoder.training(labelled)
