@@ -73,7 +73,7 @@ class Judge:
 
         A case at which the judge ends or takes too long is left out, and another process goes on with the next.
         """
-        with tempfile.TemporaryDirectory(prefix="judge-tt-") as name:
+        with tempfile.TemporaryDirectory(prefix="judge-tt-", ignore_cleanup_errors=True) as name:
             folder, left, barren = Path(name), list(enumerate(cases)), 0
             while left:
                 _write(folder, left)
@@ -107,9 +107,9 @@ class Judge:
             try:
                 yield process
             finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
+                _end_all(folder)
 
     def _wait(self, process: subprocess.Popen[bytes], path: Path) -> str:
         """Waits for a result. Returns why there is none, or ""."""
@@ -122,6 +122,14 @@ class Judge:
                 return f"no result in {self.seconds:g} s"
             time.sleep(0.05)
         return ""
+
+
+def _end_all(folder: Path) -> None:
+    """Ends what the judge started: its simulator runs in a session of its own, with the folder in its environment."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if os.fsencode(folder) in environment.read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def _offered(case: Case) -> dict[str, str]:

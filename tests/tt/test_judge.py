@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # In the place of ttnn: adds in float32, and does what JUDGE says when the second sum of a process is asked for.
 STAND_IN = """
-import os, sys, time
+import os, subprocess, sys, time
 
 bfloat16 = float32 = TILE_LAYOUT = None
 asked = []
 
 def open_device(device_id):
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    with open(os.environ["CHILDREN"], "a") as file:
+        file.write(f"{child.pid}\\n")
     if os.environ["JUDGE"] == "broken":
         sys.exit("no simulator")
 
@@ -57,11 +61,24 @@ subtract = multiply = add
 """
 
 
+def _runs(pid: str) -> bool:
+    """Whether a process goes on. One that ended and is not waited for has no command line."""
+    command = Path("/proc", pid, "cmdline")
+    return command.exists() and bool(command.read_bytes())
+
+
 def ask(tmp_path: Path, behaviour: str, cases: list[Case]) -> Table:
     (tmp_path / "ttnn.py").write_text(STAND_IN, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "JUDGE": behaviour}
+    children = tmp_path / "children"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "JUDGE": behaviour, "CHILDREN": str(children)}
     seconds = 5.0 if behaviour == "hangs" else 60.0
-    return Table("a stand-in", tuple(Judge(sys.executable, environment, seconds).rows(cases)))
+    table = Table("a stand-in", tuple(Judge(sys.executable, environment, seconds).rows(cases)))
+    for pid in children.read_text().split():
+        until = time.monotonic() + 10
+        while _runs(pid):
+            assert time.monotonic() < until, "a simulator goes on"
+            time.sleep(0.02)
+    return table
 
 
 def additions(count: int) -> list[Case]:
