@@ -99,7 +99,7 @@ class TrainerLoop:
         if settings.device != backend.device:
             raise UserError(f"{self.name} trains on {settings.device} here; it can't be compared on {backend.device}")
         self.notes = (
-            f"accelerate {accelerate.__version__}; {settings.optim} without clipping; "
+            f"accelerate {accelerate.__version__}; {settings.optim.value} without clipping; "
             + (f"torch.compile by {self.compiler}; " if self.compiler else "")
             + "batches padded beforehand to their longest text, no workers",
         )

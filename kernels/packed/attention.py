@@ -59,8 +59,9 @@ def unfused_attention(
 def host_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None, dropout: float = 0.0
 ) -> torch.Tensor:
-    """The faster of the two on a CPU, unless that keeps too much."""
-    unfused = query.dtype == torch.bfloat16 and query.shape[-2] <= LONGEST_UNFUSED
+    """The faster of the two on a CPU, unless that keeps too much. Without a gradient, that is torch's."""
+    differentiated = query.requires_grad and torch.is_grad_enabled()
+    unfused = differentiated and query.dtype == torch.bfloat16 and query.shape[-2] <= LONGEST_UNFUSED
     return (unfused_attention if unfused else fused_attention)(query, key, value, mask, dropout)
 
 
