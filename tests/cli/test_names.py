@@ -47,7 +47,7 @@ def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*BENCH, "--dataset", "embedded:intents", "--tokenizer", "./no.json"), ["--tokenizer './no.json'"]),
         ((*BENCH, "--dataset", "embedded:intents", "--tokenizer", "no such one"), ["--tokenizer", "nor a Hub id"]),
         ((*WHOLE, "--model", "random:tinny"), ["--model 'random:tinny' is unknown"]),
-        ((*BENCH, "--vs", "peers", "--model", "random:tinny"), ["--model 'random:tinny' is unknown"]),
+        ((*BENCH, "--vs", "baselines", "--model", "random:tinny"), ["--model 'random:tinny' is unknown"]),
         ((*PARITY, "--candidate", "cpu:float32", "--set", "model_name=random:tinny"), ["model_name 'random:tinny'"]),
         ((*PARITY, "--candidate", "cpu:float32", "--set", "dataset_id=./none"), ["dataset_id './none'"]),
         (("train", "quickstart", "--set", "model_name=random:tinny"), ["model_name 'random:tinny' is unknown"]),
