@@ -179,7 +179,7 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
     if target.baseline and whole:
         policy = opened.backend.whole_model_policy(opened.policy)
         loop = build_trainer(target.kernel, opened.encoder, head, opened.backend, policy)
-        return BaselineStep(opened.backend, loop, head, batches, opened.texts), policy, list(loop.notes)
+        return BaselineStep(opened.backend, loop, head, batches, opened.texts), loop.policy, list(loop.notes)
     if target.baseline:
         baseline = build_baseline(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
         baseline.prepare(
