@@ -79,6 +79,7 @@ def bench(
         _what(
             "--vs",
             "--baseline",
+            metavar="NAME",
             help="Compare with baselines (all of the workload, forward or full_step) or one by name; may be repeated. "
             "See docs/benchmarks.md.",
         ),
