@@ -18,7 +18,7 @@ PYTHON = """# Python
     options: {members: [train, load_run, predict, Run]}
 ::: isotrain.api.measuring
     options: {members: [bench, parity, report, BenchResult, ParityResult]}
-::: isotrain.backends.session.Session
+::: isotrain.backends.training.session.Session
 ::: isotrain.backends.base.Backend
 """
 
