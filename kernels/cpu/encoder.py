@@ -46,6 +46,18 @@ def unsupported(config: EncoderConfig) -> str | None:
     return None
 
 
+def usable(config: EncoderConfig, isa: str | None) -> tuple[ctypes.CDLL, str]:
+    """The library, and `isa` or the fastest instruction set. Raises UserError where the encoder can't run here."""
+    isa = isa or best_isa()
+    library = native().library
+    if library is None or isa is None:
+        raise UserError(f"kernel native can't run: {why_not()}")
+    reason = unsupported(config)
+    if reason is not None:
+        raise UserError(f"kernel native does not support {reason}; use kernel portable")
+    return library, isa
+
+
 class NativeEncoder:
     """A frozen encoder on the host: ``encoder(batch)`` gives float32 features [sequences, hidden].
 
@@ -74,13 +86,7 @@ class NativeEncoder:
         threads: int | None = None,
         block_tokens: int | None = None,
     ) -> None:
-        isa = isa or best_isa()
-        library = native().library
-        if library is None or isa is None:
-            raise UserError(f"kernel native can't run: {why_not()}")
-        reason = unsupported(weights.config)
-        if reason is not None:
-            raise UserError(f"kernel native does not support {reason}; use kernel portable")
+        library, isa = usable(weights.config, isa)
         check_finite(weights)
         self.config = weights.config
         self.isa = isa

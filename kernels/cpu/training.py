@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from ... import UserError
 from ..packed.batch import IntArray
 from ..weights import DropoutRates, EncoderWeights, LayerWeights
-from .encoder import shape_of, unsupported
-from .library import TrainingBatch, best_isa, native, why_not
+from .encoder import shape_of, usable
+from .library import TrainingBatch
 from .recycled import Recycled
 
 _ERROR_BYTES = 512
@@ -52,13 +52,7 @@ class TrainedLayers:
         isa: str | None = None,
         threads: int | None = None,
     ) -> None:
-        isa = isa or best_isa()
-        library = native().library
-        if library is None or isa is None:
-            raise UserError(f"kernel native can't run: {why_not()}")
-        reason = unsupported(weights.config)
-        if reason is not None:
-            raise UserError(f"kernel native does not support {reason}; use kernel portable")
+        library, isa = usable(weights.config, isa)
         self.config = weights.config
         self.isa = isa
         self.threads = threads
