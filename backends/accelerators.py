@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import UserError
-from ..kernels.words import count
+from ..kernels.words import count, first_line
 from .torch_device import TorchDevice
 from .traits import Traits
 from .types import COMPILED_LAYOUTS, Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_dtype, versions
@@ -74,7 +74,7 @@ class Accelerator(TorchDevice):
                 return Availability(False, reason, f"{cls.how_to_get}, and unset {AUTOLOAD}")
             there = int(module.device_count()) if getattr(module, "is_available", lambda: True)() else 0
         except Exception as error:  # noqa: BLE001 (a vendor's driver raises what it likes)
-            said = (str(error) or type(error).__name__).splitlines()[0]
+            said = first_line(error)
             return Availability(False, f"torch.{cls.name} doesn't work ({said})", cls.how_to_get)
         if not there:
             return Availability(False, f"torch {torch.__version__} finds no {cls.name} device", cls.how_to_get)
@@ -296,7 +296,7 @@ def _load(packages: Set[str]) -> None:
             try:
                 entry.load()()
             except Exception as error:
-                said = (str(error) or type(error).__name__).splitlines()[0]
+                said = first_line(error)
                 raise UserError(
                     f"{entry.value}, which registers a device with torch, can't be loaded ({said}); repair it, or set "
                     f"{AUTOLOAD}=0 to load no such package"

@@ -10,6 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..kernels.packed import PackedBatch, PortableEncoder
     from ..kernels.weights import EncoderWeights
+    from .host.choices import Choice, Chosen
     from .protocols import FrozenEncoder, HeadStep, PackedAttention, TrainedEncoder
     from .training.session import Session
 
@@ -95,14 +97,8 @@ class Backend(ABC):
     def info(self) -> DeviceInfo:
         """The device's name, memory, peaks and versions."""
         name = f"{self.name} device {self.index or 0}"
-        return DeviceInfo(
-            self.name,
-            str(self.device),
-            name,
-            versions=versions(),
-            emulated=bool(self.caveat),
-            untested=self.traits.untested,
-        )
+        found = DeviceInfo(self.name, str(self.device), name, versions=versions())
+        return replace(found, emulated=bool(self.caveat), untested=self.traits.untested)
 
     @abstractmethod
     def cast_policy(self, dtype: str, *, strict: bool = False) -> CastPolicy:
@@ -174,20 +170,9 @@ class Backend(ABC):
 
     def place(self, value: T) -> T:
         """`value` on this device: a tensor, a module, a dataclass with a `to` method, or a list/tuple/dict of them."""
-        import torch
+        from .training.placement import placed
 
-        item: Any = value
-        if isinstance(item, torch.nn.Module):
-            from .training.placement import place_module
-
-            place_module(item, self.device)
-        elif isinstance(item, dict):
-            item = {key: self.place(part) for key, part in item.items()}
-        elif isinstance(item, (list, tuple)):
-            item = type(item)(self.place(part) for part in item)
-        elif hasattr(item, "to"):
-            item = item.to(self.device)
-        return item
+        return placed(value, self.device, self.place)
 
     def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
         """Yields `batches` placed on the device, copied ahead of their use if the device can do that."""
@@ -315,6 +300,11 @@ class Backend(ABC):
         """A context in which a model of an arithmetic rounds what the host computes. A device does nothing."""
         return nullcontext()
 
+    def unknown_operations(self, run: Callable[[], object]) -> list[str]:
+        """The operations in `run` that an emulation doesn't know and computes in float32. A device has none."""
+        del run
+        return []
+
     def grad_scaler(self, policy: CastPolicy) -> torch.amp.GradScaler | None:
         """Scales the loss so that gradients in the policy's compute dtype don't underflow; None if it isn't needed.
 
@@ -361,14 +351,23 @@ class Backend(ABC):
         check_finite(weights)
         return self.build_encoder(weights, policy, kernel)
 
+    def choose(self, choice: Choice) -> str:
+        """The way to do one thing here: by default the first one, without a measurement. "": none computes right."""
+        return next(iter(choice.ways))
+
+    def choices(self, *, kept: bool = False) -> list[Chosen]:
+        """How choices were made by measuring: those of this process, or all that are `kept` and hold on this device."""
+        del kept
+        return []
+
     def trained_encoder(
-        self, weights: EncoderWeights, policy: CastPolicy, kernel: str, padding: int | None, recompute: bool
+        self, weights: EncoderWeights, policy: CastPolicy, kernel: str, words: nn.Embedding, recompute: bool
     ) -> TrainedEncoder | None:
         """Trains an encoder on packed batches by `kernel` ("auto": if one can). None: train its module.
 
         Args:
             weights: The trained parameters themselves.
-            padding: The word whose embedding is not trained.
+            words: Its table; `padding_idx` is not trained, and with `sparse` the gradient has the rows that are used.
             recompute: Whether backward computes activations again.
         """
         raise NotImplementedError  # Called only if there are trained_kernels.
@@ -388,9 +387,9 @@ class Backend(ABC):
 
         compute = policy.compute
         if policy.eight_bit:
-            from ..kernels.packed.eight_bit import eight_bit_linear
+            from ..kernels.packed.smoothing import eight_bit_options
 
-            options["make_linear"], compute = eight_bit_linear(compute, weights.config), policy.param
+            options, compute = options | eight_bit_options(compute, weights), policy.param
         encoder = (kind or PortableEncoder)(
             weights.to(dtype=getattr(torch, policy.param)),
             compute_dtype=getattr(torch, compute),

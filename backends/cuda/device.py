@@ -8,13 +8,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 
 from ... import UserError
-from ...kernels.words import count
+from ...kernels.words import count, first_line
+from ..host.choices import MEASURED, Choice, Chooser, Chosen, timed_in_turns
 from ..torch_device import TorchDevice
 from ..traits import CUDA
 from ..types import DTYPES, Availability, CastPolicy, DeviceInfo, EnergyUse, eight_bit_policy, unsupported_dtype
@@ -63,6 +65,8 @@ class CudaBackend(TorchDevice):
     # What the maker calls its matrix units, and the command that shows its GPUs.
     units: ClassVar[str] = "tensor cores"
     tool: ClassVar[str] = "nvidia-smi"
+    # Its kernel module.
+    driver: ClassVar[str] = "nvidia"
 
     def __init__(self, index: int | None = None) -> None:
         super().__init__(index)
@@ -96,7 +100,7 @@ class CudaBackend(TorchDevice):
         try:
             return Availability(True, f"{torch.cuda.get_device_name(0)} ({count(torch.cuda.device_count(), 'device')})")
         except RuntimeError as error:
-            reason = f"the GPU can't be opened ({str(error).splitlines()[0]})"
+            reason = f"the GPU can't be opened ({first_line(error)})"
             fix = f"check with {cls.tool} that it is healthy and not held by another process"
             return Availability(False, reason, fix)
 
@@ -112,9 +116,12 @@ class CudaBackend(TorchDevice):
             vendor_peak_tflops=peaks[0],
             vendor_bandwidth_gbps=peaks[1],
             features=(f"sm_{properties.major}{properties.minor}",),
-            versions={"torch": torch.__version__, "cuda": torch.version.cuda or "unknown"},
+            versions={**self._versions(), "driver": _driver_version(self.driver)},
             untested=self.traits.untested,
         )
+
+    def _versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__, "cuda": torch.version.cuda or "unknown"}
 
     def _peaks(self, properties: Any) -> tuple[float | None, float | None]:
         """The vendor's figures for a whole GPU with torch's `properties`."""
@@ -224,6 +231,7 @@ class CudaBackend(TorchDevice):
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         from ...kernels.cuda import Operators, PackedGpuEncoder
         from ...kernels.packed.eight_bit import uneven
+        from .encoder_choices import EncoderChoices
 
         if kernel == "compile":
             return self.compiled_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
@@ -236,13 +244,44 @@ class CudaBackend(TorchDevice):
             if policy.eight_bit and (width := uneven(weights.config)):
                 raise UserError(f"dtype {policy.requested} on {self.name} does not support {width}; give bfloat16")
             return self.portable_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
-        return PackedGpuEncoder(
+        placed, compute = (
             weights.to(device=self.device, dtype=getattr(torch, policy.param)),
-            compute_dtype=getattr(torch, policy.compute),
-            operators=Operators(attention="flash" if kernel == "flash" else "triton"),
-            chunk_tokens=CHUNK_TOKENS,
-            runner=self._runner(weights.config.max_positions),
+            getattr(torch, policy.compute),
         )
+        operators = Operators(attention="flash" if kernel == "flash" else "triton")
+        encoder = PackedGpuEncoder(placed, compute, operators, CHUNK_TOKENS)
+        made: tuple[Operators, int] | None = operators, CHUNK_TOKENS
+        if kernel == "auto":
+            with torch.cuda.device(self.device):
+                made = EncoderChoices(encoder, placed, compute, self.choose).made()
+        if made is None:
+            log.warning("the portable kernel serves: what was measured of the others was wrong; see isotrain doctor -v")
+            return self.portable_encoder(weights, policy, chunk_tokens=CHUNK_TOKENS)
+        return encoder.changed(*made, self._runner(weights.config.max_positions))
+
+    def choose(self, choice: Choice) -> str:
+        chosen = self._chooser.choose(choice)
+        if chosen.source == MEASURED:
+            self._forget_peak()
+        return chosen.way
+
+    def _forget_peak(self) -> None:
+        """What was measured needed more memory than what is run."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def choices(self, *, kept: bool = False) -> list[Chosen]:
+        return self._chooser.kept() if kept else list(self._chooser.made.values())
+
+    @cached_property
+    def _chooser(self) -> Chooser:
+        from ... import __version__
+        from ...kernels.cuda.support import code_sha256
+
+        info = self.info()
+        parts = {"name": info.name, "units": str(info.compute_units), "memory": str(info.memory_bytes)}
+        parts |= {"isotrain": __version__, "kernels": code_sha256(), **info.versions}
+        return Chooser(parts, partial(timed_in_turns, self))
 
     def _why_no_triton_here(self) -> str:
         from ...kernels.cuda import why_no_triton
@@ -289,6 +328,12 @@ class CudaBackend(TorchDevice):
         capture = GraphCapture(self.device)
         self._captures.append(capture)
         return capture
+
+
+def _driver_version(module: str) -> str:
+    """That of a loaded kernel module, as Linux says it."""
+    path = Path("/sys/module") / module / "version"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else "unknown"
 
 
 def _graphs_wanted() -> bool:

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels.cuda.buckets import Capture, CaptureError, Repeated, Thunk
+from ...kernels.words import first_line
 
 log = logging.getLogger("isotrain")
 
 Step = Callable[..., torch.Tensor]
 
-# Batches of further shapes, such as the last of an epoch, run without a graph.
-MOST_STEP_SHAPES = 8
+# Batches of further shapes run without a graph. Texts of up to 256 tokens, padded to multiples of 8, have no more.
+MOST_STEP_SHAPES = 32
 
 OFF_SWITCH = "ISOTRAIN_CUDA_GRAPHS"
 
@@ -61,7 +62,7 @@ class GraphCapture:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 result = run()
         except RuntimeError as error:
-            raise CaptureError(f"none could be captured ({str(error).splitlines()[0]})") from error
+            raise CaptureError(f"none could be captured ({first_line(error)})") from error
         self.count += 1
 
         def replay() -> torch.Tensor:

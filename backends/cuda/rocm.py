@@ -30,6 +30,7 @@ class RocmBackend(CudaBackend):
 
     units = "matrix cores"
     tool = "amd-smi"
+    driver = "amdgpu"
 
     @classmethod
     def probe(cls) -> Availability:
@@ -52,8 +53,10 @@ class RocmBackend(CudaBackend):
         return replace(
             super().info(),
             features=(name, _SERIES[name]) if name in _SERIES else (name,),
-            versions={"torch": torch.__version__, "hip": torch.version.hip or "unknown"},
         )
+
+    def _versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__, "hip": torch.version.hip or "unknown"}
 
     def _peaks(self, properties: Any) -> tuple[float | None, float | None]:
         tflops, gbps, units = _VENDOR_PEAKS.get(properties.name, (None, None, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from functools import cache
@@ -44,6 +45,22 @@ def cache_folder(kind: str) -> Path | None:
         warn_uncached(f"{root}: {error.strerror}")
         return None
     return folder
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Writes a new file of the cache, whole or not at all.
+
+    Raises:
+        FileExistsError: Another process was first.
+        OSError: It can't be written.
+    """
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @cache

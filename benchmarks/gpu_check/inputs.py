@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -61,14 +58,3 @@ class Inputs:
     def packed(self, rows: np.ndarray) -> PackedBatch:
         """A batch of the texts `rows`, int64 [n], on the host."""
         return PackedBatch.from_flat(self.texts.ids, self.texts.offsets, rows)
-
-
-def block_seconds(backend: Backend, run: Callable[[], Any], count: int) -> float:
-    """Mean seconds of `count` calls before one fence."""
-    backend.synchronize()
-    begin = time.perf_counter_ns()
-    for _ in range(count):
-        run()
-    backend.step_boundary()
-    backend.synchronize()
-    return (time.perf_counter_ns() - begin) / 1e9 / count

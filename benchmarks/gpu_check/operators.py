@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,12 @@ from ...albert_core.features.source import frozen_encoder
 from ...albert_core.model.head import ClassificationHead
 from ...albert_core.terminal.text import error_line
 from ...backends import Backend
+from ...backends.host.choices import Run, timed_in_turns
+from ...kernels.cuda.ways import activation_ways, attention_ways
 from ...kernels.packed import PackedBatch, PaddedBatch
-from ...kernels.packed.portable import ACTIVATIONS
 from ...kernels.weights import EncoderConfig
-from .inputs import Inputs, block_seconds
+from .inputs import Inputs
 from .result import Operator, Operators
-
-Run = Callable[[], Any]
 
 LEAST_SECONDS = 0.02
 
@@ -48,7 +46,7 @@ def time_operators(inputs: Inputs, compiled: bool, keep: Callable[[Operators], o
         return backend.place(torch.randn(*shape, generator=generator).to(kind))
 
     parts: dict[str, Callable[[], dict[str, Run]]] = {
-        "attention": lambda: _attention(backend, config, lengths, values(rows, 3 * config.hidden_size)),
+        "attention": lambda: dict(attention_ways(values(rows, 3 * config.hidden_size), lengths, config.num_heads)),
         "residual and LayerNorm": lambda: _norm(config, values, rows, compiler),
         "bias and activation": lambda: _activation(config, values, rows, compiler),
         "matrix products": lambda: _products(config, values, rows),
@@ -61,9 +59,10 @@ def time_operators(inputs: Inputs, compiled: bool, keep: Callable[[Operators], o
             continue
         try:
             with backend.single_threaded() if "8 texts" in name else nullcontext():
-                seconds = _timed(backend, ways(), inputs.size.rounds)
+                seconds = timed_in_turns(backend, ways(), inputs.size.rounds, LEAST_SECONDS)
         except RuntimeError as error:
-            seconds = {"all ways": f"unavailable: {error_line(error)}"}
+            seconds = {"all ways": error_line(error)}
+        seconds = {way: f"unavailable: {taken}" if isinstance(taken, str) else taken for way, taken in seconds.items()}
         # Products of several shapes don't compete.
         found[name] = Operator(seconds=seconds, fastest="" if name == "matrix products" else fastest(seconds))
         keep(Operators(operators=found))
@@ -74,27 +73,6 @@ def fastest(ways: dict[str, Any]) -> str:
     """The name of the fastest way, or an empty string if none ran."""
     ran = {name: seconds for name, seconds in ways.items() if isinstance(seconds, float)}
     return min(ran, key=lambda name: ran[name]) if ran else ""
-
-
-def _attention(backend: Backend, config: EncoderConfig, lengths: np.ndarray, qkv: torch.Tensor) -> dict[str, Run]:
-    edges = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    bounds = backend.place(torch.from_numpy(edges))
-    starts, ends = (backend.place(torch.from_numpy(np.repeat(part, lengths))) for part in (edges[:-1], edges[1:]))
-    query, key, value = qkv.split(config.hidden_size, dim=1)
-    longest = int(lengths.max())
-
-    def ours() -> torch.Tensor:
-        from ...kernels.cuda import triton_kernels
-
-        return triton_kernels.attention(query, key, value, starts, ends, config.num_heads)
-
-    def flash() -> torch.Tensor:
-        from ...kernels.cuda.encoder import flash_attention
-
-        q, k, v = (part.unflatten(1, (config.num_heads, -1)) for part in (query, key, value))
-        return flash_attention(q, k, v, bounds, bounds, longest, longest)
-
-    return {"triton": ours, "flash": flash}
 
 
 def _norm(
@@ -123,26 +101,12 @@ def _norm(
 def _activation(
     config: EncoderConfig, values: Callable[..., torch.Tensor], rows: int, compiler: str | None
 ) -> dict[str, Run]:
-    """The feed-forward's first product and its activation, since some ways are a part of the product."""
     hidden, inner = config.hidden_size, config.intermediate_size
     x, weight, bias = values(rows, hidden), 0.05 * values(inner, hidden), values(inner)
-    function = ACTIVATIONS[config.activation]
-
-    def plain(rows: torch.Tensor) -> torch.Tensor:
-        return function(functional.linear(rows, weight, bias))
-
-    def ours() -> torch.Tensor:
-        from ...kernels.cuda import triton_kernels
-
-        product = functional.linear(x, weight)
-        return triton_kernels.bias_activation_(product, bias, triton_kernels.ACTIVATIONS[config.activation])
-
-    ways: dict[str, Run] = {"triton": ours, "torch": lambda: plain(x)}
-    if config.activation in ("gelu_new", "gelu_pytorch_tanh"):
-        ways["epilogue"] = lambda: torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+    ways: dict[str, Run] = {**activation_ways(config.activation, x, weight, bias)}
     if compiler is not None:
-        faster = torch.compile(plain, backend=compiler)
-        ways["torch.compile"] = lambda: faster(x)
+        faster = torch.compile(ways["torch"], backend=compiler)
+        ways["torch.compile"] = faster
     return ways
 
 
@@ -182,23 +146,3 @@ def _head_step(backend: Backend, hidden: int, values: Callable[..., torch.Tensor
 
     ways = {"plain": steps()[0], "backend": backend.capture_step(*steps())}
     return {name: partial(way, features, labels) for name, way in ways.items()}
-
-
-def _timed(backend: Backend, ways: dict[str, Run], rounds: int) -> dict[str, Any]:
-    """Times blocks of the ways in turn, so that a drifting clock affects all alike."""
-    results: dict[str, Any] = {}
-    counts: dict[str, int] = {}
-    for name, run in ways.items():
-        try:
-            # The first call compiles and the second captures.
-            block_seconds(backend, run, 2)
-            once = block_seconds(backend, run, 1)
-        except Exception as error:  # noqa: BLE001 (compilers and libraries raise any error)
-            results[name] = f"unavailable: {error_line(error)}"
-            continue
-        counts[name] = max(1, min(1000, int(LEAST_SECONDS / max(once, 1e-7))))
-    samples: dict[str, list[float]] = {name: [] for name in counts}
-    for number in range(rounds):
-        for name in list(counts) if number % 2 == 0 else list(counts)[::-1]:
-            samples[name].append(block_seconds(backend, ways[name], counts[name]))
-    return results | {name: median(values) for name, values in samples.items()}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..harness.document import Data, Device, Interval, Model, NotNegative, Part, Peaks, Policy, Spec
+from ..harness.document import ChoiceMade, Data, Device, Interval, Model, NotNegative, Part, Peaks, Policy, Spec
 
 GPU_CHECK: Literal["isotrain.gpu-check/1"] = "isotrain.gpu-check/1"
 
@@ -82,6 +82,7 @@ class Throughput(Part):
     speedup_of_ours: dict[str, Interval]
     failed: dict[str, str]
     problems: list[str]
+    choices: list[ChoiceMade] = Field(default=[])
 
     def lines(self) -> Iterator[str]:
         for name, row in self.contenders.items():
@@ -92,6 +93,7 @@ class Throughput(Part):
                 f"{row.share_of_peak:.1%} of the peak{beside}"
             )
         yield from (f"{name}: {reason}" for name, reason in self.failed.items())
+        yield from (f"chosen: {choice.line()}" for choice in self.choices)
 
     def figures(self) -> Iterator[Figure]:
         """What the result should reach."""

@@ -92,7 +92,7 @@ def stages(asked: Asked) -> list[Stage]:
     model = "random:tiny" if tiny else "random:albert-base-v2"
     texts = "train=154&test=77" if tiny else "train=10003&test=3080"
     reference, trace = str(asked.reference or ""), str(asked.out / "parity" / "trace")
-    steps = ["--workload", "full_step", "--layout", "packed"]
+    steps = ["--workload", "full_step", "--layout", "packed", "--layout", "dynamic"]
     if not tiny:
         steps += ["--workload", "train_step", "--layout", "bucketed", "--batch-size", "32", "--batch-size", "512"]
     return [

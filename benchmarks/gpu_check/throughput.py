@@ -14,12 +14,13 @@ import torch
 
 from ...albert_core.features.source import TransformersEncoder, frozen_encoder
 from ...albert_core.terminal.text import error_line
-from ..harness.document import Model, Peaks, Policy
+from ...backends.host.choices import block_seconds
+from ..harness.document import ChoiceMade, Model, Peaks, Policy
 from ..harness.peaks import measure_peaks
 from ..harness.statistics import median_interval, ratio_interval
 from ..harness.turns import interleaved
 from ..work.flops import encoder_flops
-from .inputs import SEED, Inputs, block_seconds
+from .inputs import SEED, Inputs
 from .result import OURS, Contender, Throughput
 
 # The kernel that torch compiles.
@@ -159,4 +160,5 @@ def _result(
         speedup_of_ours=ratios,
         failed=failed,
         problems=problems + too_fast,
+        choices=[ChoiceMade.of(chosen) for chosen in inputs.backend.choices()],
     )

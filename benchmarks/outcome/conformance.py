@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..harness.document import Device, NotNegative, Part, Policy
+from ..harness.document import ChoiceMade, Device, NotNegative, Part, Policy
 
 CONFORMANCE: Literal["isotrain.conformance/1"] = "isotrain.conformance/1"
 
@@ -22,10 +22,7 @@ class Support(Part):
     dtypes: dict[str, Policy | str] = Field(description="By dtype: what is computed, or why it is refused.")
     kernels: dict[str, str]
     lacks: list[str] = Field(default=[], description="What it doesn't offer besides, and why.")
-
-    @property
-    def available_kernels(self) -> list[str]:
-        return [name for name, state in self.kernels.items() if state.startswith("available")]
+    choices: list[ChoiceMade] = Field(default=[], description="What was measured on this device before, and holds.")
 
 
 class Judged(Part):

@@ -108,7 +108,7 @@ def gate_growth(targets: Sequence[MeasuredTarget]) -> Findings:
 
 
 def _kind(target: MeasuredTarget) -> tuple[str, ...]:
-    return target.backend, target.workload, target.layout, target.kernel
+    return target.backend, target.workload, target.layout, target.kernel, target.dtype
 
 
 def gate_answers(documents: Sequence[Measured]) -> Iterator[Finding]:

@@ -128,6 +128,7 @@ class _Target(Placed):
     batch_size: Annotated[int, Field(ge=0)] = Field(description="Texts a step; 0: the module's own batches.")
     module: str = Field(default="", description="The user's own workload, as given.")
     torch_compile: str = Field(default="", description="Its mode, for a compiled step of the whole model.")
+    dtype: str = Field(default="", description="As asked for, if the targets of the run have several.")
     baseline: bool = Field(description="A baseline; its name is in kernel.")
     sweep: list[Shape] = Field(
         description="The shapes that were tried before the measurement; the fastest became the target's."
@@ -144,6 +145,11 @@ class _Target(Placed):
     def name(self) -> str:
         """The label as every table shows it."""
         return self.label
+
+    @property
+    def named_kernel(self) -> str:
+        """The kernel, with the dtype if the targets of the run have several."""
+        return f"{self.kernel} {self.dtype}".rstrip()
 
 
 class MeasuredTarget(_Target):
@@ -277,8 +283,9 @@ class Config(Part):
 
 
 class Measurement(Part):
-    """What every result of a measurement has."""
+    """What every result of a measurement has. kind: the schema's name, which a document begins with."""
 
+    kind: str = Field(alias="schema")
     created: str
     status: Status = Field(
         description="partial: interrupted. failed: a process died, ran out of time or refused its input."

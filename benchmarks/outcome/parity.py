@@ -181,6 +181,9 @@ class Judged(Trained, Shown):
     error_budget: str
     draws: Count
     ended: Ended | None
+    unknown: list[str] = Field(
+        default=[], description="Operations that the error budget computes in float32, since it doesn't know them."
+    )
 
 
 class Uncompared(Ran):

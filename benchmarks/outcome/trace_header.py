@@ -110,3 +110,6 @@ class TraceHeader(Part):
         default=None,
         description="The calls of the layers of a user's own module, by name; null: a run on texts.",
     )
+    unknown: list[str] = Field(
+        default=[], description="Operations of a user's own module that an emulation computes in float32."
+    )

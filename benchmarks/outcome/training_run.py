@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..harness.document import Part, Placed, RangeCost
+from ..harness.document import ChoiceMade, Part, Placed, RangeCost
 
 
 class RunDevice(Placed):
@@ -32,6 +32,7 @@ class RunRecord(Part):
     dataset: str
     device: RunDevice
     cast_policy: CastPolicy
+    workload: dict[str, Any] | None = Field(default=None, description="What a run of a user's own module trains.")
     environment: dict[str, Any] = Field(default={})
 
 
@@ -46,6 +47,7 @@ class RunSummary(Part):
     early_stop: str | None = None
     phases: dict[str, float] = Field(default={})
     peak_memory_bytes: int | None = None
+    choices: list[ChoiceMade] = Field(default=[])
 
 
 class RunProfile(Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from ... import UserError
 from ..packed import PackedBatch, PaddedBatch
 from ..packed.portable import ACTIVATIONS, autocast_off
 from ..weights import EncoderWeights, LayerWeights
+from .flash import flash_attention
 from .rows import TokenRows, first_rows, key_ranges, split
 from .support import Operators, why_no_flash, why_not
 
@@ -37,10 +39,10 @@ class _Layer:
 class PackedGpuEncoder:
     """A frozen encoder: ``encoder(batch)`` gives float32 features [sequences, hidden] on the weights' device.
 
-    Products have `compute_dtype` operands and float32 sums. The residual stream, LayerNorm and softmax are float32.
-    `runner` executes the forward pass of each chunk (a `BucketRunner` replays captured graphs), by default directly.
-    Nothing is read back, so the host never waits for a batch that is on the device already. Tensors of `weights` are
-    shared if they already fit, so they must not change afterwards.
+    Products have `compute_dtype` operands and float32 sums. LayerNorm and softmax are float32, and so is the residual
+    stream unless `operators` say otherwise. `runner` executes the forward pass of each chunk (a `BucketRunner` replays
+    captured graphs), by default directly. Nothing is read back, so the host never waits for a batch that is on the
+    device already. Tensors of `weights` are shared if they already fit, so they must not change afterwards.
 
     A batch on the host is checked before anything runs. In a batch on the device, a sequence with an id, position or
     token type outside the model's range gets NaN features.
@@ -49,7 +51,6 @@ class PackedGpuEncoder:
         UserError: These kernels don't support the weights, dtypes or operators.
     """
 
-    version = "1"
     skips_padding = False
     batch_invariant = False
 
@@ -65,7 +66,7 @@ class PackedGpuEncoder:
         self.device = weights.device
         operators = operators or Operators()
         reason = why_not(self.config, compute_dtype, torch.float32)
-        if not reason and operators.attention == "flash":
+        if not reason and operators.flash:
             reason = why_no_flash(self.config, compute_dtype)
         if reason:
             raise UserError(f"the GPU kernels can't run this encoder: {reason}; use kernel portable")
@@ -73,9 +74,6 @@ class PackedGpuEncoder:
             raise UserError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
         from . import triton_kernels
 
-        self.name = operators.attention
-        self.operators = operators
-        self.chunk_tokens = chunk_tokens
         self._triton = triton_kernels
         self._activation = triton_kernels.ACTIVATIONS[self.config.activation]
         self._compute = compute_dtype
@@ -88,6 +86,27 @@ class PackedGpuEncoder:
             self._projection = self._linear(weights.projection_weight, weights.projection_bias)
         layers = [self._pack(layer) for layer in weights.layers]
         self._layers = [layers[index] for index in self.config.weights_of_layer]
+        self._set(operators, chunk_tokens, runner)
+
+    def changed(
+        self,
+        operators: Operators,
+        chunk_tokens: int,
+        runner: Callable[[Forward], Forward] = lambda forward: forward,
+    ) -> PackedGpuEncoder:
+        """This encoder with other operators, which must be possible, chunks and runner. It shares the weights."""
+        other = copy.copy(self)
+        other._set(operators, chunk_tokens, runner)
+        return other
+
+    def _set(self, operators: Operators, chunk_tokens: int, runner: Callable[[Forward], Forward]) -> None:
+        self.operators, self.chunk_tokens = operators, chunk_tokens
+        self.name = "triton+flash" if operators.flash_from is not None else operators.attention
+        # All else that decides the bits.
+        others = operators.differences()
+        if chunk_tokens != CHUNK_TOKENS:
+            others.append(f"chunks of {chunk_tokens} tokens")
+        self.version = ", ".join(("1", *others))
         self._run = runner(self.forward)
 
     @torch.no_grad()
@@ -117,7 +136,7 @@ class PackedGpuEncoder:
         key, value = functional.linear(low, weight[hidden:], bias[hidden:]).split(hidden, dim=1)
         query = functional.linear(low[first], weight[:hidden], bias[:hidden])
         attended = self._attend(query, key, value, starts[first], ends[first], rows, first_only=True)
-        return self._finish(layer, x[first], attended)[0]
+        return self._finish(layer, x[first].float(), attended)[0]
 
     @torch.no_grad()
     def layer_states(
@@ -134,13 +153,12 @@ class PackedGpuEncoder:
         with autocast_off(self.device):
             if given is None:
                 x, low = self._embed(rows)
-                states.append(x)
+                states.append(x.float())
             for index, layer in enumerate(self._layers):
                 if given is not None:
-                    x = given[index].to(self.device, torch.float32).reshape(-1, shape[-1])
-                    low = x.to(self._compute)
+                    x, low = self._stream(given[index].to(self.device, torch.float32).reshape(-1, shape[-1]))
                 x, low = self._apply_layer(layer, x, low, starts, ends, rows)
-                states.append(x)
+                states.append(x.float())
         return [state.view(shape) for state in states]
 
     def _apply_layer(
@@ -152,12 +170,12 @@ class PackedGpuEncoder:
         ends: torch.Tensor,
         rows: TokenRows,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer for all rows: the residual stream in float32 and in the compute dtype."""
+        """One layer for all rows: the residual stream in its dtype and in the compute dtype."""
         query, key, value = functional.linear(low, *layer.qkv).split(self.config.hidden_size, dim=1)
         return self._finish(layer, x, self._attend(query, key, value, starts, ends, rows))
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer after attention: the residual stream in float32 and in the compute dtype."""
+        """The layer after attention: the residual stream in its dtype and in the compute dtype."""
         weight, bias = layer.attention_output
         x, low = self._add_norm(x, functional.linear(attended, weight), bias, layer.attention_norm)
         inner = self._feed_forward(low, layer.ffn)
@@ -174,8 +192,10 @@ class PackedGpuEncoder:
         rows: TokenRows,
         first_only: bool = False,
     ) -> torch.Tensor:
+        least = self.operators.flash_from
+        long = least is not None and rows.num_tokens >= least * rows.num_sequences
         # Flash attention can't hide keys from a sequence's rows, so padded batches use our kernel.
-        if self.operators.attention == "flash" and rows.real_lengths is None:
+        if (self.operators.attention == "flash" or long) and rows.real_lengths is None:
             return self._flash(query, key, value, rows, first_only)
         tile = self._triton.FIRST_ROWS_PER_TILE if first_only else self._triton.ROWS_PER_TILE
         return self._triton.attention(query, key, value, starts, ends, self.config.num_heads, tile)
@@ -195,8 +215,14 @@ class PackedGpuEncoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.operators.norm == "triton":
             return self._triton.add_norm(residual, update, bias, *norm, self.config.layer_norm_eps)
-        x = functional.layer_norm(residual + update + bias, norm[0].shape, *norm, eps=self.config.layer_norm_eps)
-        return x, x.to(self._compute)
+        summed = residual.float() + update + bias
+        x = functional.layer_norm(summed, norm[0].shape, *norm, eps=self.config.layer_norm_eps)
+        return x.to(residual.dtype), x.to(self._compute)
+
+    def _stream(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream, given in float32: in its dtype and in the compute dtype."""
+        low = x.to(self._compute)
+        return (low if self.operators.residual == "compute" else x), low
 
     def _feed_forward(self, low: torch.Tensor, ffn: Linear) -> torch.Tensor:
         weight, bias = ffn
@@ -208,7 +234,7 @@ class PackedGpuEncoder:
         return self._triton.bias_activation_(functional.linear(low, weight), bias, self._activation)
 
     def _embed(self, rows: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first layer's input, in float32 and in the compute dtype."""
+        """The first layer's input as residual stream: in its dtype and in the compute dtype."""
         ids, positions, types = rows.input_ids, rows.position_ids, rows.token_type_ids
         outside = _outside(ids, self._word_embeddings) | _outside(positions, self._position_embeddings)
         # A lookup outside the table would make the GPU unusable for the process. A clamped, marked one ends in NaN.
@@ -220,11 +246,9 @@ class PackedGpuEncoder:
             x = x + _lookup(types, self._token_type_embeddings)
         x = functional.layer_norm(x, x.shape[-1:], *self._embedding_norm, eps=self.config.layer_norm_eps)
         x = x.masked_fill(outside[:, None], torch.nan)
-        low = x.to(self._compute)
         if self._projection is not None:
-            low = functional.linear(low, *self._projection)
-            x = low.float()
-        return x, low
+            x = functional.linear(x.to(self._compute), *self._projection).float()
+        return self._stream(x)
 
     def _pack(self, layer: LayerWeights) -> _Layer:
         return _Layer(
@@ -241,30 +265,6 @@ class PackedGpuEncoder:
 
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
         return weight.detach().to(self._compute).contiguous(), bias.detach().to(self._compute).contiguous()
-
-
-def flash_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    longest_query: int,
-    longest_key: int,
-) -> torch.Tensor:
-    """torch's variable-length flash attention: query [queries, heads, width], key and value [tokens, heads, width].
-
-    Bounds are int32 [sequences + 1]. `torch.nn.attention.varlen` came with torch 2.10. The operator below it, which is
-    not public, is the same in 2.9. Only the first seven arguments have kept their position since.
-    """
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        operator = torch.ops.aten._flash_attention_forward
-        return operator(query, key, value, query_bounds, key_bounds, longest_query, longest_key, 0.0, False, False)[0]
-    attended = varlen_attn(query, key, value, query_bounds, key_bounds, longest_query, longest_key)
-    assert isinstance(attended, torch.Tensor)
-    return attended
 
 
 def _outside(indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch.nn import functional
 
 from ..packed.portable import ACTIVATIONS
 from ..weights import EncoderConfig
+from ..words import first_line
 
 # Wider ones would not fit into a tile's or a row's registers.
 LARGEST_HEAD = 256
@@ -27,14 +30,37 @@ class Operators:
 
     Attributes:
         attention: ``triton`` (ours; short sequences share a tile) or ``flash`` (torch's variable-length attention).
+        flash_from: With ``triton``, chunks whose sequences have at least so many tokens on average take ``flash``.
         norm: ``triton`` (bias, residual and LayerNorm in one pass) or ``torch``.
         activation: ``triton`` (bias and GELU in one pass), ``torch``, or ``epilogue`` (cuBLASLt's tanh-GELU behind the
             product; other activations use triton).
+        residual: ``float32`` or ``compute``: the dtype of the residual stream between the layers.
     """
 
     attention: str = "triton"
+    flash_from: int | None = None
     norm: str = "triton"
     activation: str = "triton"
+    residual: str = "float32"
+
+    @property
+    def flash(self) -> bool:
+        """Whether flash attention is used at all."""
+        return self.attention == "flash" or self.flash_from is not None
+
+    def differences(self) -> list[str]:
+        """What isn't the default, in words, beside the operator of attention."""
+        said = [] if self.flash_from is None else [f"flash from {self.flash_from} tokens"]
+        for part in ("norm", "activation", "residual"):
+            if (chosen := getattr(self, part)) != getattr(Operators, part):
+                said.append(f"{part} {chosen}")
+        return said
+
+
+def code_sha256() -> str:
+    """Of this package's sources. What was measured of other kernels says nothing about these."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def why_no_triton() -> str:
@@ -113,5 +139,5 @@ def smoke_test(device: torch.device, compute: torch.dtype, config: EncoderConfig
             if differs(ours, wanted.transpose(0, 1).reshape(5, hidden)):
                 wrong.append(f"attention, {tile} rows a tile")
     except Exception as error:  # noqa: BLE001 (Triton's compiler and launcher raise what they like)
-        return f"the Triton kernels don't run here ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        return f"the Triton kernels don't run here ({type(error).__name__}: {first_line(error)[:200]})"
     return f"the Triton kernels give wrong results here ({', '.join(wrong)})" if wrong else ""

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from ..packed import PackedBatch
-from .encoder import flash_attention
+from .flash import flash_attention
 from .support import FLASH_DTYPES, why_no_flash_heads
 
 

@@ -20,6 +20,7 @@ from isotrain import UserError
 from isotrain.backends import BackendUnavailableError, accelerators, backend_class, get_backend, list_backends
 from isotrain.backends.accelerators import DEVICES, Accelerator, HpuBackend, MpsBackend, NpuBackend, XpuBackend
 from support.command import Invoke
+from support.packages import described
 
 STAND_IN = Path(__file__).resolve().parents[1] / "support" / "torch_ferrite.py"
 
@@ -189,11 +190,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package `torch_ferrite`, whose device every `import torch` registers."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(STAND_IN, folder)
-    written = folder / "torch_ferrite-1.0.dist-info"
-    written.mkdir()
-    (written / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-ferrite\nVersion: 1.0\n")
-    (written / "entry_points.txt").write_text("[torch.backends]\ntorch_ferrite = torch_ferrite:load\n")
-    return folder
+    return described(folder, "torch-ferrite", "torch.backends", {"torch_ferrite": "torch_ferrite:load"})
 
 
 def test_a_registered_name_is_known_with_what_torch_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,29 @@ def test_an_unknown_activation_is_refused(hosted: HostedCuda, weights: EncoderWe
         hosted.frozen_encoder(swish, FLOAT32)
 
 
+@pytest.mark.parametrize(("there", "use"), [(2, "cuda:0 to cuda:1"), (1, "cuda")])
+def test_a_device_number_beyond_the_last_says_which_there_are(
+    there: int, use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(CudaBackend, "device_count", classmethod(lambda _: there))
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    with pytest.raises(UserError, match=rf"^backend 'cuda:2': this machine has {there} CUDA devices?; use {use}$"):
+        CudaBackend(2)
+    last = CudaBackend(there - 1)
+    assert (last.device, taken) == (torch.device("cuda", there - 1), [there - 1])
+
+
+def test_a_driver_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: int) -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", fails)
+    assert CudaBackend.probe().reason == "the GPU can't be opened (RuntimeError)"
+
+
 # --- captured steps, anywhere
 
 

@@ -56,7 +56,7 @@ def test_a_gpu_says_what_it_is(gpu: SimpleNamespace) -> None:
     info = Hosted().info()
     assert info.features == ("gfx942", "Instinct MI300 series")
     assert (info.vendor_peak_tflops, info.vendor_bandwidth_gbps) == (1307.4, 5300.0)
-    assert info.versions == {"torch": torch.__version__, "hip": "7.1.0"}
+    assert info.versions == {"torch": torch.__version__, "hip": "7.1.0", "driver": "unknown"}
     assert info.untested
     gpu.multi_processor_count = 38
     assert Hosted().info().vendor_peak_tflops is None, "an eighth of the GPU"

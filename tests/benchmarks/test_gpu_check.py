@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from isotrain.benchmarks.gpu_check.result import GpuCheck, Operators, Throughput
 from isotrain.benchmarks.gpu_check.run import RESULT, run_check
 from isotrain.benchmarks.gpu_check.stages import Asked, stages
 from support.command import Invoke, one_line_error
+from support.forks import Popen
 
 # --- throughput and operators
 
@@ -275,19 +277,42 @@ run_check(Asked("cpu", Path(sys.argv[1]), 100.0, Path(sys.argv[1]), True), print
 """
 
 
-def test_a_killed_check_keeps_what_is_done(orders: Any, asked: Asked, tmp_path: Path) -> None:
-    orders(operators="hang")
-    command = [sys.executable, "-c", KILLED, str(asked.out), *PROCESS]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as check:
+@pytest.mark.parametrize("stage", NAMES)
+def test_a_check_that_is_killed_in_a_stage_keeps_the_others(
+    stage: str, orders: Any, asked: Asked, tmp_path: Path
+) -> None:
+    orders(**{stage: "hang"})
+    with Popen(["-c", KILLED, str(asked.out), *PROCESS], stdout=subprocess.DEVNULL) as check:
         deadline = time.monotonic() + 60
-        while "operators" not in (tmp_path / "orders.log").read_text():
+        while stage not in (tmp_path / "orders.log").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         check.send_signal(signal.SIGKILL)
-    assert states(asked) == dict.fromkeys(NAMES[:3], "passed") | {"operators": "unfinished"}
+    done = NAMES[: NAMES.index(stage)]
+    assert states(asked) == dict.fromkeys(done, "passed") | {stage: "unfinished"}
     orders()
     assert run_check(asked, lambda _: None, PROCESS).passed
-    assert ran(tmp_path) == ["peaks", *NAMES[3:]]
+    assert ran(tmp_path) == ["peaks", *(name for name in NAMES[1:] if name not in done)]
+
+
+def test_a_check_that_is_killed_at_any_moment_loses_no_stage_that_has_passed(
+    orders: Any, asked: Asked, tmp_path: Path
+) -> None:
+    random = Random(7)
+    passed: set[str] = set()
+    for _ in range(8):
+        with Popen(["-c", KILLED, str(asked.out), *PROCESS], stdout=subprocess.DEVNULL) as check:
+            time.sleep(random.uniform(0.1, 0.6))
+            check.send_signal(signal.SIGKILL)
+        now = states(asked) if (asked.out / RESULT).is_file() else {}
+        # The device is looked at anew each time.
+        assert passed - {"peaks"} <= {name for name, status in now.items() if status == "passed"}
+        passed = {name for name, status in now.items() if status == "passed"}
+        for name in passed & {"peaks", "throughput", "operators"}:
+            assert json.loads((asked.out / name / f"{name}.json").read_text())
+    orders()
+    assert run_check(asked, lambda _: None, PROCESS).passed
+    assert passed.isdisjoint(set(ran(tmp_path)) - {"peaks"})
 
 
 def test_without_a_reference_parity_is_left_out_and_says_so(orders: Any, asked: Asked) -> None:

@@ -60,6 +60,10 @@ def test_the_published_schemas_are_those_of_the_models() -> None:
     assert {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()} == schemas()
 
 
+def test_every_document_begins_with_its_schema() -> None:
+    assert {next(iter(json.loads(text)["properties"])) for text in schemas().values()} == {"schema"}
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_a_committed_result_keeps_every_number_and_text(path: Path) -> None:
     before = path.read_text(encoding="utf-8")

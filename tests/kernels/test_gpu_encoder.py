@@ -21,6 +21,7 @@ from isotrain.kernels.cuda.rows import TokenRows, first_rows, key_ranges, split
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
 from support.awkward import NAN_PLACES, unaligned, unaligned_batch, with_nan
+from support.hosted_cuda import plain_flash
 from support.recorded_graph import RecordedGraph
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,27 +142,8 @@ def test_torchs_operators_in_their_place(
 def test_flash_attention_gets_the_right_sequences(
     monkeypatch: pytest.MonkeyPatch, tiny: EncoderWeights, make_batch: MakeBatch, make: Callable
 ) -> None:
-    """torch's operator exists on GPUs alone: here plain arithmetic stands in, with its arguments and its shapes."""
-
-    def attend(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_bounds: Any, k_bounds: Any, longest_q: int, longest_k: int
-    ) -> torch.Tensor:
-        assert q_bounds.dtype == k_bounds.dtype == torch.int32
-        out = torch.full_like(q, torch.nan)
-        edges = zip(q_bounds.tolist(), q_bounds[1:].tolist(), k_bounds.tolist(), k_bounds[1:].tolist(), strict=False)
-        for q_start, q_stop, k_start, k_stop in edges:
-            assert q_stop - q_start <= longest_q
-            assert k_stop - k_start <= longest_k
-            if k_start == k_stop:
-                out[q_start:q_stop] = 0
-                continue
-            parts = (q[q_start:q_stop], k[k_start:k_stop], v[k_start:k_stop])
-            a = torch.nn.functional.scaled_dot_product_attention(*(part.float().transpose(0, 1) for part in parts))
-            out[q_start:q_stop] = a.transpose(0, 1).to(q.dtype)
-        return out
-
     if not torch.cuda.is_available():
-        monkeypatch.setattr(encoder, "flash_attention", attend)
+        monkeypatch.setattr(encoder, "flash_attention", plain_flash)
     batch = make_batch([4, 30, 9, 1], pairs=True)
     expected = reference.encode(tiny, batch).features
     graph = RecordedGraph()
@@ -172,10 +154,72 @@ def test_flash_attention_gets_the_right_sequences(
     for gpu_encoder in (
         make(tiny, torch.bfloat16, operators=Operators("flash")),
         make(tiny, torch.bfloat16, operators=Operators("flash"), runner=runner),
+        make(tiny, torch.bfloat16, operators=Operators(flash_from=1), runner=runner),
     ):
-        assert gpu_encoder.name == "flash"
+        assert gpu_encoder.name in ("flash", "triton+flash")
         for layout in (batch, batch.to_padded()):
             assert rmse(gpu_encoder(layout), expected) < 0.05
+
+
+def test_flash_attention_takes_the_chunks_of_long_texts_only(
+    monkeypatch: pytest.MonkeyPatch, tiny: EncoderWeights, make_batch: MakeBatch, make: Callable
+) -> None:
+    taken: list[int] = []
+
+    def attend(q: torch.Tensor, *others: Any) -> torch.Tensor:
+        taken.append(others[-1])
+        return plain_flash(q, *others)
+
+    monkeypatch.setattr(encoder, "flash_attention", attend)
+    gpu_encoder = make(tiny, torch.bfloat16, operators=Operators(flash_from=20), chunk_tokens=45)
+    assert (gpu_encoder.name, gpu_encoder.version) == (
+        "triton+flash",
+        "1, flash from 20 tokens, chunks of 45 tokens",
+    )
+    # Chunks of 24, 17 and 20 tokens on average.
+    batch = make_batch([8, 40, 14, 20, 30, 10])
+    expected = reference.encode(tiny, batch).features
+    assert [rows.max_length for rows in split(batch, 45)] == [8, 40, 20, 30]
+    assert rmse(gpu_encoder(batch), expected) < 0.05
+    assert set(taken) == {40, 30}
+    taken.clear()
+    assert rmse(gpu_encoder(batch.to_padded()), expected) < 0.05
+    assert taken == [], "it can't hide padding"
+
+
+@pytest.mark.parametrize("norm", ["triton", "torch"])
+def test_a_narrow_residual_stream_rounds_more_and_not_much(
+    norm: str, build: Build, make_batch: MakeBatch, make: Callable
+) -> None:
+    weights = weights_from_module(build("bert-small"))
+    batch = make_batch([5, 17, 9, 1, 12, 12], pairs=True)
+    exact = reference.encode(weights, batch)
+    wide, narrow = (
+        make(weights, torch.bfloat16, operators=Operators(norm=norm, residual=kind)) for kind in ("float32", "compute")
+    )
+    for layout in (batch, batch.to_padded()):
+        features = narrow(layout)
+        assert features.dtype == torch.float32
+        assert 0.5 * rmse(wide(layout), exact.features) < rmse(features, exact.features)
+        assert rmse(features, exact.features) < 4 * rmse(wide(layout), exact.features)
+    states = narrow.layer_states(batch)
+    assert {state.dtype for state in states} == {torch.float32}
+    assert all(torch.equal(state, state.bfloat16().float()) for state in states), "it isn't kept in bfloat16"
+    replayed = narrow.layer_states(batch, states[:-1])
+    assert all(torch.equal(one, other) for one, other in zip(replayed, states[1:], strict=True))
+
+
+def test_a_changed_encoder_shares_the_weights_and_leaves_the_other_as_it_was(
+    tiny: EncoderWeights, make_batch: MakeBatch, make: Callable
+) -> None:
+    gpu_encoder, batch = make(tiny, torch.bfloat16), make_batch([4, 30, 9])
+    before = gpu_encoder(batch)
+    changed = gpu_encoder.changed(Operators(residual="compute", activation="torch"), 10)
+    assert changed._layers is gpu_encoder._layers
+    assert changed.version == "1, activation torch, residual compute, chunks of 10 tokens"
+    assert not torch.equal(changed(batch), before)
+    assert torch.equal(gpu_encoder(batch), before)
+    assert gpu_encoder.version == "1"
 
 
 def test_chunks_order_and_company_change_nothing_but_rounding(
@@ -408,6 +452,12 @@ def test_the_smoke_test_passes_and_can_fail(
         assert "wrong results here (attention, 64" in smoke_test(triton_device, torch.bfloat16, config)
     monkeypatch.setattr(triton_kernels, "add_norm", lambda *_: 1 / 0)
     assert "don't run here (ZeroDivisionError" in smoke_test(triton_device, torch.float32, config)
+
+    def assertion(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(triton_kernels, "add_norm", assertion)
+    assert "don't run here (AssertionError: AssertionError)" in smoke_test(triton_device, torch.float32, config)
 
 
 @pytest.mark.parametrize("row", [[0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 2, 0]])
