@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .packed.eight_bit import FORMATS, eight_bit_linear
 from .packed.portable import HOST_CHUNK_TOKENS, Linear, PortableEncoder, plain_linear
+from .packed.smoothing import smoothing_of
 from .weights import EncoderWeights
 
 # Operations that move or choose values, or make new ones: they are exact in every arithmetic. A random one is no
@@ -62,8 +63,9 @@ class IdealEncoder(PortableEncoder):
     name = "ideal"
 
     def __init__(self, weights: EncoderWeights, param: torch.dtype, compute: str, seed: int) -> None:
+        smoothing = None
         if compute in FORMATS:
-            narrow, wide = param, torch.float64
+            narrow, wide, smoothing = param, torch.float64, smoothing_of(weights)
             exact_layer = eight_bit_linear(compute, weights.config, exact=True)
         else:
             narrow, exact_layer = getattr(torch, compute), plain_linear
@@ -77,7 +79,7 @@ class IdealEncoder(PortableEncoder):
             return lambda x: randomly_rounded(exact(x.to(narrow).to(wide)), narrow, generator)
 
         rounded = weights.to("cpu", param).to("cpu", wide)
-        super().__init__(rounded, wide, wide, HOST_CHUNK_TOKENS, make_linear)
+        super().__init__(rounded, wide, wide, HOST_CHUNK_TOKENS, make_linear, smoothing)
 
 
 def randomly_rounded(values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -125,13 +127,34 @@ class RandomRounding(TorchDispatchMode):
         return tree_map_only(torch.Tensor, partial(self._rounded, in_place=in_place), result)
 
     def _rounded(self, value: torch.Tensor, in_place: bool) -> torch.Tensor:
-        if not value.is_floating_point() or value.layout != torch.strided or bool((value == value.round()).all()):
+        if not _has_fractions(value):
             return value
         wide = value.to(torch.promote_types(value.dtype, torch.float32))
         rounded = randomly_rounded(wide, value.dtype, self._generator).to(value.dtype)
         # The lowest finite value, which masks, would become -inf.
         rounded = torch.where(rounded.isfinite(), rounded, value)
         return value.copy_(rounded) if in_place else rounded
+
+
+class RoundedResults(TorchDispatchMode):
+    """Whether an operation in the block computes what `RandomRounding` would round: `any`."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(func, torch._ops.OpOverload) and not _is_exact(func):
+            found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.any = self.any or any(map(_has_fractions, found))
+        return result
+
+
+def _has_fractions(value: torch.Tensor) -> bool:
+    return value.is_floating_point() and value.layout == torch.strided and not bool((value == value.round()).all())
 
 
 def _is_exact(func: torch._ops.OpOverload) -> bool:

@@ -39,6 +39,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig, backend: Backend) -> 
             return torch.optim.Adagrad(groups, rate, weight_decay=decay)
 
 
+def takes_rows(config: TrainConfig) -> bool:
+    """Whether the configured optimizer changes only what has a gradient, so that an embedding's may be sparse."""
+    changes = config.optim == "adagrad" or (config.optim == "sgd" and not config.momentum)
+    return changes and not config.weight_decay
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The trained parameters of `model`: one group, or two if `no_decay` exempts some from weight decay."""
     spared = set().union(*(_named_by(entry, model) for entry in config.no_decay))

@@ -1,1 +1,1 @@
-"""What training loops share on any device: the loss scale of float16, and a session for a loop of one's own."""
+"""What training loops share on any device: loss scale of float16, batch normalisation, a session for one's own loop."""

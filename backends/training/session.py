@@ -14,6 +14,7 @@ from torch import nn
 
 from ... import UserError
 from ..types import CastPolicy
+from .gradients import total_norm
 from .loss_scale import loss_scale
 
 T = TypeVar("T")
@@ -118,7 +119,7 @@ class Session:
     def clip(self, norm: float) -> torch.Tensor:
         """Scales the step's gradient down to `norm`, and returns the norm that it had, on the device."""
         self._scale.unscale(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.model.parameters(), norm)
+        return total_norm(self.model.parameters(), norm)
 
     def update(self) -> None:
         """Updates the parameters at the optimizer's present learning rates, and clears the gradient."""

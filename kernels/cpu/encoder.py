@@ -18,6 +18,8 @@ import torch
 from ... import UserError
 from ..packed.batch import PackedBatch, PaddedBatch
 from ..packed.eight_bit import FORMATS, WIDEST, rounded_rows
+from ..packed.portable import Smoothing
+from ..packed.smoothing import smoothing_of
 from ..weights import EncoderConfig, EncoderWeights, LayerWeights, check_finite
 from .library import Shape, best_isa, multiplied, native, second_level_cache_bytes, why_not
 
@@ -174,8 +176,9 @@ class NativeEncoder:
     def _create(self, weights: EncoderWeights) -> int:
         config, shape = self.config, shape_of(weights, self.block_tokens)
         tensors = [self._word_embeddings, *_embedding_tensors(weights, multiplied(self.isa))]
-        for layer in weights.layers:
-            tensors += _layer_tensors(layer, multiplied(self.isa))
+        smoothing = smoothing_of(weights) if multiplied(self.isa) == "int8" else (None,) * len(weights.layers)
+        for layer, factors in zip(weights.layers, smoothing, strict=True):
+            tensors += _layer_tensors(layer, multiplied(self.isa), factors)
         pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
         order = (ctypes.c_int32 * config.num_layers)(*config.weights_of_layer)
         error = ctypes.create_string_buffer(_ERROR_BYTES)
@@ -226,17 +229,23 @@ def _embedding_tensors(weights: EncoderWeights, dtype: str) -> list[torch.Tensor
     ]
 
 
-def _layer_tensors(layer: LayerWeights, dtype: str) -> list[torch.Tensor | None]:
-    """Sixteen tensors in the order that native/api.cpp expects."""
+def _layer_tensors(layer: LayerWeights, dtype: str, smoothing: Smoothing | None) -> list[torch.Tensor | None]:
+    """Eighteen tensors in the order that native/api.cpp expects."""
     qkv = torch.cat((layer.query_weight, layer.key_weight, layer.value_weight))
     qkv_bias = torch.cat((layer.query_bias, layer.key_bias, layer.value_bias))
+    ffn = layer.ffn_weight
+    inverse: list[torch.Tensor | None] = [None, None]
+    if smoothing is not None:
+        qkv, ffn = qkv * smoothing.qkv, ffn * smoothing.ffn
+        inverse = [_host(1 / factors, torch.float32) for factors in (smoothing.qkv, smoothing.ffn)]
     return [
         *_product(qkv, qkv_bias, dtype),
         *_product(layer.attention_output_weight, layer.attention_output_bias, dtype),
         *map(_rounded, (layer.attention_norm_weight, layer.attention_norm_bias)),
-        *_product(layer.ffn_weight, layer.ffn_bias, dtype),
+        *_product(ffn, layer.ffn_bias, dtype),
         *_product(layer.ffn_output_weight, layer.ffn_output_bias, dtype),
         *map(_rounded, (layer.output_norm_weight, layer.output_norm_bias)),
+        *inverse,
     ]
 
 

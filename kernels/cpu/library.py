@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..native import NativeLibrary, load
 
-INTERFACE = 5
+INTERFACE = 6
 
 # By what they multiply, fastest first.
 ISAS = {"bfloat16": ("amx_bf16", "avx512_bf16"), "int8": ("amx_int8", "avx512_vnni")}

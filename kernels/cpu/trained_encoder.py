@@ -25,6 +25,7 @@ class TrainedEncoder:
         recompute: Whether backward computes each layer's activations again instead of keeping them.
         isa: An instruction set of `library.ISAS`. By default the fastest.
         threads: The number of threads. By default torch's number at each call.
+        sparse: Whether the word table's gradient has only the rows of the batch's words.
 
     Raises:
         UserError: The extension or the instruction set is missing, or the shape or the activation is not supported.
@@ -39,8 +40,9 @@ class TrainedEncoder:
         recompute: bool = False,
         isa: str | None = None,
         threads: int | None = None,
+        sparse: bool = False,
     ) -> None:
-        self.weights, self._padding, self._recycled = weights, padding, Recycled()
+        self.weights, self._padding, self._sparse, self._recycled = weights, padding, sparse, Recycled()
         self._layers = TrainedLayers(weights, recompute, self._recycled, isa, threads)
         self.version = f"1-{self._layers.isa}-{native().build}"
 
@@ -48,7 +50,7 @@ class TrainedEncoder:
         # The copy of a model has other parameters, and no memory of the kernel's in common with it.
         layers = self._layers
         weights = copy.deepcopy(self.weights, memo)
-        return TrainedEncoder(weights, self._padding, layers.recompute, layers.isa, layers.threads)
+        return TrainedEncoder(weights, self._padding, layers.recompute, layers.isa, layers.threads, self._sparse)
 
     def __call__(self, batch: PackedBatch, rates: DropoutRates) -> torch.Tensor:
         """Computes the states in the batch's order. Masks depend on torch's host generator, if anything is dropped.
@@ -66,4 +68,5 @@ class TrainedEncoder:
 
     def _embedded(self, batch: PackedBatch, rate: float, key: int) -> torch.Tensor:
         batch.validate(self.weights.config)
-        return embed(self.weights, batch, self._layers.isa, self._padding, rate, key, self._recycled)
+        isa, recycled = self._layers.isa, self._recycled
+        return embed(self.weights, batch, isa, self._padding, rate, key, recycled, self._sparse)

@@ -56,10 +56,19 @@ def plain_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
 
 
 @dataclass(frozen=True)
+class Smoothing:
+    """Powers of two [hidden]: the inputs of qkv and ffn are divided by them, the weights' columns multiplied."""
+
+    qkv: torch.Tensor
+    ffn: torch.Tensor
+
+
+@dataclass(frozen=True)
 class _Layer:
     """One layer in the order of the products. Norms are in the accumulate dtype, the rest in the compute dtype.
 
     `qkv` gives queries, keys and values of a row together. For the last layer, `query` and `key_value` are separate.
+    `smoothing` holds what their inputs and ffn's are divided by.
     """
 
     qkv: Linear
@@ -70,6 +79,7 @@ class _Layer:
     ffn: Linear
     ffn_output: Linear
     output_norm: WeightAndBias
+    smoothing: Smoothing | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ class PortableEncoder:
         accumulate_dtype: torch.dtype = torch.float32,
         chunk_tokens: int = HOST_CHUNK_TOKENS,
         make_linear: MakeLinear = plain_linear,
+        smoothing: Sequence[Smoothing] | None = None,
     ) -> None:
         self.config = weights.config
         self.device = weights.device
@@ -135,6 +146,8 @@ class PortableEncoder:
         self._compute = compute_dtype
         self._accumulate = accumulate_dtype
         self._make_linear = make_linear
+        if smoothing:
+            self.version += "-smoothed"
         self._activation = activations[self.config.activation]
         # The table is kept as given. Converting the rows of a lookup is cheaper than a second copy of the largest
         # tensor.
@@ -145,7 +158,9 @@ class PortableEncoder:
         self._projection: Linear | None = None
         if weights.projection_weight is not None and weights.projection_bias is not None:
             self._projection = self._linear(weights.projection_weight, weights.projection_bias)
-        layers = [self._pack(layer) for layer in weights.layers]
+        layers = [
+            self._pack(layer, smoothing[index] if smoothing else None) for index, layer in enumerate(weights.layers)
+        ]
         self._layers = [layers[index] for index in self.config.weights_of_layer]
 
     def to(self, device: torch.device) -> PortableEncoder:
@@ -263,16 +278,18 @@ class PortableEncoder:
 
     def _apply_layer(self, layer: _Layer, x: torch.Tensor, rows: _Rows, first_only: bool = False) -> torch.Tensor:
         """One layer, from [tokens, hidden] to the same. With `first_only`, only each sequence's first row."""
-        hidden = self.config.hidden_size
+        hidden, smoothing = self.config.hidden_size, layer.smoothing
+        operand = (x if smoothing is None else x / smoothing.qkv).to(self._compute)
         if first_only:
-            key_value = layer.key_value(x.to(self._compute))
+            key_value = layer.key_value(operand)
             x = x[rows.first]
-            query = layer.query(x.to(self._compute))
+            query = layer.query(operand[rows.first])
         else:
-            query, key_value = layer.qkv(x.to(self._compute)).split((hidden, 2 * hidden), dim=1)
+            query, key_value = layer.qkv(operand).split((hidden, 2 * hidden), dim=1)
         attended = self._attend(query, key_value, rows, first_only)
         x = self._norm(x + layer.attention_output(attended), layer.attention_norm)
-        inner = self._activation(layer.ffn(x.to(self._compute)))
+        operand = (x if smoothing is None else x / smoothing.ffn).to(self._compute)
+        inner = self._activation(layer.ffn(operand))
         return self._norm(x + layer.ffn_output(inner), layer.output_norm)
 
     def _attend(self, query: torch.Tensor, key_value: torch.Tensor, rows: _Rows, first_only: bool) -> torch.Tensor:
@@ -294,9 +311,12 @@ class PortableEncoder:
     def _norm(self, x: torch.Tensor, weights: WeightAndBias) -> torch.Tensor:
         return functional.layer_norm(x, x.shape[-1:], *weights, eps=self.config.layer_norm_eps)
 
-    def _pack(self, layer: LayerWeights) -> _Layer:
+    def _pack(self, layer: LayerWeights, smoothing: Smoothing | None) -> _Layer:
         hidden = self.config.hidden_size
         qkv = torch.cat((layer.query_weight, layer.key_weight, layer.value_weight))
+        ffn = layer.ffn_weight
+        if smoothing is not None:
+            qkv, ffn = qkv * smoothing.qkv, ffn * smoothing.ffn
         qkv_bias = torch.cat((layer.query_bias, layer.key_bias, layer.value_bias))
         return _Layer(
             qkv=self._linear(qkv, qkv_bias),
@@ -304,9 +324,10 @@ class PortableEncoder:
             key_value=self._linear(qkv[hidden:], qkv_bias[hidden:]),
             attention_output=self._linear(layer.attention_output_weight, layer.attention_output_bias),
             attention_norm=self._norm_weights(layer.attention_norm_weight, layer.attention_norm_bias),
-            ffn=self._linear(layer.ffn_weight, layer.ffn_bias),
+            ffn=self._linear(ffn, layer.ffn_bias),
             ffn_output=self._linear(layer.ffn_output_weight, layer.ffn_output_bias),
             output_norm=self._norm_weights(layer.output_norm_weight, layer.output_norm_bias),
+            smoothing=smoothing,
         )
 
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor) -> Linear:
@@ -332,13 +353,13 @@ def tensors_mapped(
         return tuple(tensors_mapped(item, change, done) for item in value)
     if isinstance(value, partial):
         return partial(value.func, **tensors_mapped(value.keywords, change, done))
-    if not isinstance(value, torch.Tensor | _Layer):
+    if not isinstance(value, torch.Tensor | _Layer | Smoothing):
         return value
     if id(value) not in done:
         if isinstance(value, torch.Tensor):
             done[id(value)] = change(value)
         else:
-            done[id(value)] = _Layer(**tensors_mapped(vars(value), change, done))
+            done[id(value)] = type(value)(**tensors_mapped(vars(value), change, done))
     return done[id(value)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ from isotrain import UserError
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.loop.train import TrainResult
-from isotrain.kernels.cpu.library import native, why_not
-from support.small_job import losses
+from isotrain.backends.host import processor
+from isotrain.kernels.cpu import encoder, library
+from isotrain.kernels.cpu.library import EMULATED_INT8_ISA, EMULATED_ISA, ISAS, best_isa, native, why_not
+from support.command import Invoke
+from support.small_job import losses, settings
 
 Run = Callable[..., TrainResult]
 
@@ -55,6 +59,48 @@ def test_an_int8_run_says_what_it_is_and_predicts_as_it_was_trained(run: Run) ->
     assert predictor.encoder is not None
     assert predictor.encoder.name == ("portable" if why_not() else "native")
     assert len(predictor.predict(["one text", "and another"])) == 2
+
+
+@pytest.fixture
+def _no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with neither AMX nor AVX-512, on which the library was built."""
+    monkeypatch.setattr(processor, "matrix_features", lambda: ("avx2", "fma"))
+    monkeypatch.setattr(library, "best_isa", lambda *_: None)
+    monkeypatch.setattr(encoder, "best_isa", lambda *_: None)
+
+
+@pytest.mark.skipif(native().library is None, reason=native().reason)
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"dtype": "int8"}, "int32 sums (emulated: this CPU has no int8 units)"),
+        ({"dtype": "bfloat16"}, "products in float32: this CPU has no bfloat16 units"),
+        ({"dtype": "bfloat16", "freeze_encoder": False}, "products in float32: this CPU has no bfloat16 units"),
+    ],
+    ids=["int8", "bfloat16", "whole"],
+)
+@pytest.mark.usefixtures("_no_units")
+def test_without_the_units_a_run_says_what_is_emulated_and_which_kernel_serves(
+    invoke: Invoke, small_data: Path, tmp_path: Path, keys: dict[str, Any], said: str
+) -> None:
+    def train(**more: Any) -> tuple[int, str, str]:
+        given = settings(small_data, tmp_path, **{"max_steps": 2, "run_name": "r"} | keys | more)
+        return invoke("train", "quickstart", *(f"--set={one}" for one in given))
+
+    code, _, err = train()
+    assert code == 0, err
+    assert said in err
+    assert "can't run (the native kernel needs AMX or AVX512-BF16, and this processor has neither" in err
+    log = (tmp_path / "runs/r/train.log").read_text()
+    assert f"kernel {'portable' if keys.get('freeze_encoder', True) else 'transformers'}" in log
+    code, _, err = train(kernel="native", run_name="native")
+    assert code == 2, err
+    assert "isotrain: error: kernel native can't run: the native kernel needs AMX" in err.splitlines()[-1]
+
+
+def test_emulated_units_are_never_chosen() -> None:
+    chosen = {best_isa(dtype) for dtype in ISAS}
+    assert not chosen & {EMULATED_ISA, EMULATED_INT8_ISA}
 
 
 def test_nothing_is_trained_whole_in_int8(run: Run) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,12 @@ from isotrain.benchmarks.harness.workloads import FullStep
 from isotrain.benchmarks.harness.workloads import TrainedEncoder as BenchEncoder
 from isotrain.kernels.cpu.library import why_not
 from isotrain.kernels.cpu.trained_encoder import TrainedEncoder
+from isotrain.kernels.cpu.training import TrainedLayers
 from isotrain.kernels.packed import PackedBatch
 from isotrain.kernels.weights import DropoutRates
-from safetensors.torch import load_file
-from support.small_job import losses
+from safetensors.torch import load_file, save_file
+from support.command import Invoke
+from support.small_job import losses, settings
 from support.tiny_models import write_models
 from transformers import AutoModel
 
@@ -166,6 +170,72 @@ def test_a_weight_that_is_not_finite_ends_the_run(
 ) -> None:
     with pytest.raises(TrainingError):
         train(configure(**WHOLE), observer=Poison(name, value))
+
+
+def train_by_command(invoke: Invoke, keys: Sequence[str], *more: str) -> tuple[int, str, str]:
+    return invoke("train", "quickstart", *(f"--set={key}" for key in keys), *more)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    ("strategy", "step", "said", "kept"),
+    [
+        ("step", 3, "by step 3: the gradient's norm is", ["step-00000001", "step-00000002"]),
+        ("epoch", 14, "the loss is nan by step 15; weight", ["step-00000012"]),
+    ],
+)
+def test_a_gradient_that_is_not_finite_ends_the_run_by_name_and_keeps_checkpoints(
+    invoke: Invoke,
+    small_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    strategy: str,
+    step: int,
+    said: str,
+    kept: list[str],
+) -> None:
+    backward, calls = TrainedLayers.backward, count(1)
+
+    def spoiled(self: TrainedLayers, *arguments: Any) -> Any:
+        embedded, gradients = backward(self, *arguments)
+        if next(calls) == step:
+            # After the projection's two: the weight of the first layer's queries.
+            gradients[2][0, 0] = value
+        return embedded, gradients
+
+    own = {"run_name": "bad", "save_strategy": strategy, "max_steps": 20, "keep_last_n": 9}
+    keys = settings(small_data, tmp_path, **WHOLE | {"kernel": "native"} | own)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedLayers, "backward", spoiled)
+        code, _, err = train_by_command(invoke, keys)
+    assert code == 1, err
+    assert said in err
+    [line] = [line for line in err.splitlines() if line.startswith("isotrain: error: ")]
+    if strategy == "step":
+        assert "attention.query.weight is NaN or inf after step 3; earlier checkpoints" in line
+    assert re.search(r"weight encoder\.\S+ is NaN or inf", line)
+    folders = sorted((tmp_path / "runs" / "bad" / "checkpoints").glob("step-*"))
+    assert [folder.name for folder in folders] == kept
+    for folder in folders:
+        assert all(bool(torch.isfinite(one).all()) for one in load_file(folder / "model.safetensors").values())
+    code, _, err = train_by_command(invoke, keys, "--resume", "runs/bad")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_name(
+    invoke: Invoke, small_data: Path, tmp_path: Path, value: float
+) -> None:
+    folder = write_models(tmp_path, hidden_size=64)["bert"]
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("1.attention.self.value.weight"))
+    weights[name][3, 2] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    keys = settings(small_data, tmp_path, **WHOLE | {"kernel": "native", "model_name": str(folder)})
+    code, _, err = train_by_command(invoke, keys)
+    assert code == 2, err
+    assert err.splitlines()[-1].endswith(f"has NaN or inf in {name}; give an intact checkpoint")
 
 
 def test_a_copy_of_the_model_trains_its_own_weights(configure: Callable[..., ResolvedConfig]) -> None:

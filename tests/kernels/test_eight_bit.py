@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from isotrain.kernels.ideal import IdealEncoder
 from isotrain.kernels.packed import PackedBatch
 from isotrain.kernels.packed.eight_bit import FORMATS, WIDEST, eight_bit_linear, rounded_rows, uneven
 from isotrain.kernels.packed.portable import PortableEncoder
+from isotrain.kernels.packed.smoothing import smoothing_of
+from isotrain.kernels.weights import EncoderWeights
 from support.hosted_cuda import HostedCuda
+from transformers import AutoModel
 
 Build = Callable[..., torch.nn.Module]
 MakeBatch = Callable[..., PackedBatch]
@@ -85,11 +89,72 @@ def test_widths_that_cannot_be_summed_or_multiplied() -> None:
     assert "intermediate_size 72 (it must be a multiple of 16)" in uneven(replace(config, intermediate_size=72))
 
 
-# --- encoders
+# --- smoothing
+
+
+LARGE = [3, 17]
+
+
+def with_large_channels(weights: EncoderWeights) -> EncoderWeights:
+    """The channels LARGE are 40 times as large after every LayerNorm, as a few are in pretrained encoders."""
+
+    def enlarged(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not name.endswith("norm_weight"):
+            return tensor
+        tensor = tensor.clone()
+        tensor[LARGE] *= 40.0
+        return tensor
+
+    return weights.mapped(enlarged)
+
+
+def portable_int8(weights: EncoderWeights, *, smooth: bool) -> PortableEncoder:
+    return PortableEncoder(
+        weights.to(dtype=torch.bfloat16),
+        torch.bfloat16,
+        torch.float32,
+        make_linear=eight_bit_linear("int8", weights.config),
+        smoothing=smoothing_of(weights) if smooth else None,
+    )
+
+
+@pytest.mark.parametrize("architecture", ["albert-grouped", "bert-small"])
+def test_smoothing_divides_and_multiplies_by_the_same_powers_of_two(
+    architecture: str, build: Build, make_batch: MakeBatch
+) -> None:
+    weights, batch = with_large_channels(weights_from_module(build(architecture))), make_batch(LENGTHS, pairs=True)
+    wide = torch.float64
+    smoothing = smoothing_of(weights)
+    plain, smoothed = (PortableEncoder(weights.to(dtype=wide), wide, wide, smoothing=one) for one in (None, smoothing))
+    assert torch.equal(plain(batch), smoothed(batch))
+    assert plain.version != smoothed.version, "features are cached by it"
+    rounded = smoothing_of(weights.to(dtype=torch.bfloat16))
+    for one, other in zip(smoothing, rounded, strict=True):
+        for factors, same in ((one.qkv, other.qkv), (one.ffn, other.ffn)):
+            assert torch.equal(factors, same)
+            assert (torch.frexp(factors).mantissa == 0.5).all()
+            assert factors[LARGE].min() >= 4 * factors.median()
 
 
 def relative(values: torch.Tensor, exact: torch.Tensor) -> float:
     return ((values.double() - exact).norm() / exact.norm()).item()
+
+
+def test_real_weights_have_large_channels_that_cost_the_others_their_digits(
+    minilm_folder: Path, make_batch: MakeBatch
+) -> None:
+    module = AutoModel.from_pretrained(minilm_folder, add_pooling_layer=False, dtype=torch.float32).eval()
+    weights, batch = weights_from_module(module), make_batch(LENGTHS, vocab_size=module.config.vocab_size)
+    exact = reference.encode(weights, batch).features
+    plain, smoothed = (relative(portable_int8(weights, smooth=smooth)(batch), exact) for smooth in (False, True))
+    assert smoothed < plain / 1.7
+    library = native().library
+    for isa in (*ISAS["int8"], EMULATED_INT8_ISA):
+        if library is not None and library.isotrain_cpu_has(isa.encode()):
+            assert relative(NativeEncoder(weights, isa)(batch), exact) < 1.1 * smoothed
+
+
+# --- encoders
 
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [("int8", 2e-3, 4e-2), ("float8_e4m3", 8e-3, 0.15)])

@@ -26,7 +26,7 @@ from isotrain.kernels.cpu.library import (
     why_not,
 )
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
-from isotrain.kernels.packed.eight_bit import eight_bit_linear
+from isotrain.kernels.packed.smoothing import eight_bit_options
 from isotrain.kernels.weights import EncoderWeights
 from support.awkward import unaligned, unaligned_batch
 from transformers import AutoModel
@@ -61,7 +61,7 @@ def minilm(minilm_folder: Path) -> torch.nn.Module:
 def assert_as_near_as_portable(isa: str, weights: EncoderWeights, batch: PackedBatch, **options: int) -> None:
     """At most 1.25 times the float64 distance of the portable path, which rounds at the same places."""
     exact = reference.encode(weights, batch).features
-    made = {"make_linear": eight_bit_linear("int8", weights.config)} if multiplied(isa) == "int8" else {}
+    made = eight_bit_options("int8", weights) if multiplied(isa) == "int8" else {}
     portable = rmse(PortableEncoder(weights, torch.bfloat16, torch.float32, **made)(batch), exact)
     features = NativeEncoder(weights, isa=isa, **options)(batch)
     assert features.dtype == torch.float32
@@ -91,6 +91,17 @@ def test_as_near_to_float64_as_the_portable_kernel(
 @pytest.mark.parametrize("length", [*range(1, 36), 63, 64, 65, 95, 96, 97, 191, 192, 193, 512])
 def test_every_length(length: int, build: Build, make_batch: MakeBatch) -> None:
     assert_as_near_as_portable(best_isa() or "", rounded(build("albert-tiny")), make_batch([length, 5]))
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_what_an_earlier_batch_left_in_memory_changes_nothing(isa: str, build: Build, make_batch: MakeBatch) -> None:
+    weights = rounded(build("albert-tiny"))
+    encoder = NativeEncoder(weights, isa=isa)
+    batch, lost = make_batch([7, 1, 33, 2, 16, 7]), make_batch([40, 90])
+    expected = encoder(batch)
+    nothing = torch.full((lost.num_tokens, weights.config.hidden_size), torch.nan)
+    encoder.layer_states(lost, [nothing] * weights.config.num_layers)
+    assert torch.equal(encoder(batch), expected)
 
 
 def test_albert_large_and_the_longest_sequence(build: Build, make_batch: MakeBatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,22 @@ def test_spans_are_runs_of_equal_length() -> None:
     assert spans_of(np.array([4, 4, 2, 4])) == [(2, 4), (1, 2), (1, 4)]
 
 
-def test_attention_and_its_gradients_are_the_formulas() -> None:
-    ours, theirs = ([tensor.clone().requires_grad_() for tensor in tensors()] for _ in range(2))
-    got, wanted = GroupedAttention(LENGTHS)(*ours), by_formula(*theirs)
+def assert_same(
+    got: torch.Tensor, wanted: torch.Tensor, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]
+) -> None:
+    """Both results are equal, and so are their gradients by the inputs."""
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1), dtype=got.dtype)
     (got * weights).sum().backward()
     (wanted * weights).sum().backward()
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_attention_and_its_gradients_are_the_formulas() -> None:
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in tensors()] for _ in range(2))
+    got, wanted = GroupedAttention(LENGTHS)(*ours), by_formula(*theirs)
+    assert_same(got, wanted, ours, theirs)
 
 
 @pytest.mark.parametrize(("length", "plain"), [(40, True), (LONGEST_UNFUSED + 1, False)])
@@ -162,12 +170,7 @@ def test_what_the_kernel_cannot_do_is_one_padded_launch(
     assert flash == []
     assert launches == [(len(LENGTHS), HEADS, 40, 7 if case == "heads" else WIDTH)]
     wanted = GroupedAttention(LENGTHS)(*theirs)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
-    weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1), dtype=got.dtype)
-    (got * weights).sum().backward()
-    (wanted * weights).sum().backward()
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-12)
+    assert_same(got, wanted, ours, theirs)
 
 
 def test_dropout_is_one_padded_launch(flash: list[tuple[Any, ...]], launches: list[torch.Size]) -> None:

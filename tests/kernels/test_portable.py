@@ -71,7 +71,8 @@ def test_features_equal_transformers(
     for layout in (batch, batch.to_padded()):
         features = encoder(layout)
         assert features.dtype == torch.float32
-        assert_near(features, expected)
+        # Both round: after 24 layers, values near 2 differ by up to 1.0e-5 on some processors.
+        assert_near(features, expected, atol=2e-5 if architecture == "albert-large" else 1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 130])

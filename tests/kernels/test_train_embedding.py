@@ -67,6 +67,20 @@ def test_values_and_gradients_are_those_of_float64(width: int, types: bool, rate
     assert weights.word_embeddings.grad[1].any()
 
 
+@pytest.mark.parametrize("padding", [PADDING, None])
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_a_sparse_gradient_has_the_bits_of_the_dense_one(padding: int | None, rate: float) -> None:
+    batch, slope = batch_of(), torch.randn(15, 32, generator=torch.Generator().manual_seed(1))
+    dense, sparse = weights_of(32), weights_of(32)
+    for weights, rows in ((dense, False), (sparse, True)):
+        (embed(weights, batch, best_isa() or "", padding, rate, 9, Recycled(), rows) * slope).sum().backward()
+    gradient = sparse.word_embeddings.grad
+    assert gradient is not None
+    assert torch.equal(gradient.coalesce().indices()[0], batch.input_ids.unique())
+    for got, wanted in zip(trained(sparse), trained(dense), strict=True):
+        assert torch.equal(got.grad.to_dense(), wanted.grad)
+
+
 def test_a_word_without_a_number_spoils_its_own_rows_only() -> None:
     weights, batch = weights_of(32), batch_of()
     with torch.no_grad():

@@ -306,6 +306,25 @@ def test_an_optimizer_changes_what_is_computed() -> None:
         )
 
 
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("lengths", [[13, 4], [600, 130]])
+def test_what_an_earlier_step_left_in_memory_changes_nothing(lengths: list[int], recompute: bool, isa: str) -> None:
+    weights = make_weights("albert", (0, 0, 1, 1, 0), embedding_size=48)
+    embedded, gradient = make_inputs(weights.config, lengths)
+    layers = TrainedLayers(weights, isa=isa, recompute=recompute)
+
+    def step() -> dict[str, torch.Tensor]:
+        return differentiated(weights, embedded, gradient, lambda: layers(embedded, np.array(lengths), 0, NO_DROPOUT))
+
+    expected = step()
+    for tokens in (sum(lengths) + 40, sum(lengths)):
+        lost, slope = make_inputs(weights.config, [tokens])
+        layers(lost * torch.nan, np.array([tokens]), 0, NO_DROPOUT).backward(slope)
+        found = step()
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
 def test_two_passes_before_their_backward_passes() -> None:
     weights, lengths = make_weights("albert", (0, 0)), [7, 33]
     expected = native_results(weights, lengths)

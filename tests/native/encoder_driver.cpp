@@ -102,6 +102,13 @@ int run(const char* isa, const Shape& shape, const std::vector<int>& lengths, bo
         product(f, h);
         product(h, f);
         vector(h, 1.0f), vector(h);
+        // What the inputs of qkv and ffn are multiplied by.
+        for (int input = 0; input < 2; ++input) {
+            if (int8)
+                vector(h, 1.0f);
+            else
+                tensors.push_back(nullptr);
+        }
     }
     Exact<std::int32_t> order(shape.num_layers);
     for (int r = 0; r < shape.num_layers; ++r) order.data[r] = r % shape.layers;

@@ -22,10 +22,10 @@ using isotrain::Watch;
 
 namespace {
 
-constexpr int kInterface = 5;
+constexpr int kInterface = 6;
 
 // The model's own tensors and those of a layer, in the order of the tensor list (see isotrain_cpu_create).
-constexpr int kModelTensors = 8, kLayerTensors = 16;
+constexpr int kModelTensors = 8, kLayerTensors = 18;
 
 struct Encoder {
     Model model;
@@ -166,6 +166,8 @@ void fill(Encoder& encoder, const Shape& shape, const void* const* tensors, cons
         layer.ffn = pack(encoder, t + 8, m.intermediate, m.hidden);
         layer.ffn_output = pack(encoder, t + 11, m.hidden, m.intermediate);
         layer.output_norm = norm(encoder, t[14], t[15], m.hidden);
+        if (t[16]) layer.qkv.input = keep(encoder, t[16], m.hidden);
+        if (t[17]) layer.ffn.input = keep(encoder, t[17], m.hidden);
         m.layers.push_back(layer);
     }
     m.weights_of_layer.assign(order, order + shape.num_layers);
@@ -285,9 +287,10 @@ int isotrain_cpu_interface() { return kInterface; }
 int isotrain_cpu_has(const char* name) { return engine_called(name) != nullptr; }
 
 // tensors: word (bfloat16), position and type embeddings (float32), embedding norm, projection (null without one), then
-// for each layer qkv, attention output, attention norm, ffn, ffn output, output norm. A norm is (weight, bias). A
-// product is (weight, scales, bias): bfloat16 [n][k] without scales, or int8 [n][k] with a scale for each row. All else
-// is float32. The word embeddings are used in place and must outlive the encoder.
+// for each layer qkv, attention output, attention norm, ffn, ffn output, output norm, and what the inputs of qkv and ffn
+// are multiplied by (null for bfloat16). A norm is (weight, bias). A product is (weight, scales, bias): bfloat16 [n][k]
+// without scales, or int8 [n][k] with a scale for each row. All else is float32. The word embeddings are used in place
+// and must outlive the encoder.
 void* isotrain_cpu_create(const char* name, const Shape* shape, const void* const* tensors, const std::int32_t* order,
                           char* error, std::size_t error_size) {
     try {

@@ -45,7 +45,7 @@ struct AttentionScratch {
     Buffer<bf16> query, key, value, weight;
     Buffer<float> score;
     float sum[kQueryRows];
-    alignas(64) float block[Isa::kRows * Isa::kPanel];
+    alignas(64) float block[2 * Isa::kRows * Isa::kPanel];  // see Blocks
 };
 
 constexpr __mmask16 first_lanes(int count) {

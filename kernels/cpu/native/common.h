@@ -68,6 +68,7 @@ struct Linear {
     int k = 0;  // padded to kTileBytes
     const float* scale = nullptr;          // null for bfloat16
     const std::int32_t* offset = nullptr;  // kZero times the sum of each column's bytes
+    const float* input = nullptr;          // by which an input's channels are multiplied, or null
 };
 
 struct Norm {

@@ -42,7 +42,7 @@ struct Work final : Scratch {
     Buffer<float> residual, first_residual, input_scale, first_scale, slice_scale;
     Buffer<Element> input, first_input;
     Buffer<bf16> qkv, attended, inner, first_query;
-    alignas(64) float block[Isa::kRows * Isa::kPanel];
+    alignas(64) float block[2 * Isa::kRows * Isa::kPanel];  // see Blocks
 };
 
 // softmax(Q K^T / sqrt(d)) V of one sequence. key, value: its rows in the qkv buffer; query, out: `queries` rows.
@@ -59,10 +59,11 @@ void attend(const Model& m, Work<Isa>& w, Rows<const bf16> query, int queries, c
     }
 }
 
-// x = norm(x + attended W + b); x = norm(x + ffn(x)): what follows the attention, on `rows` rows.
+// x = norm(x + attended W + b); x = norm(x + ffn(x)): what follows the attention, on `rows` rows. next: the factors of
+// the next layer's input.
 template <class Isa>
 void finish_layer(const Model& m, Work<Isa>& w, const Layer& layer, Rows<bf16> attended, float* x,
-                  Rows<typename Isa::Element> input, int rows) {
+                  Rows<typename Isa::Element> input, int rows, const float* next) {
     using Element = typename Isa::Element;
     const auto hidden = std::size_t(m.hidden), width = spread(m.intermediate);
     const auto add = [&](float* base) {
@@ -77,13 +78,14 @@ void finish_layer(const Model& m, Work<Isa>& w, const Layer& layer, Rows<bf16> a
         float* residual = x + start * hidden;
         float* scale = w.slice_scale.get();
         const Rows<Element> rounded{input[start], input.stride, input.scale + start};
-        const auto norm = [&](const Norm& weights) {
+        const auto norm = [&](const Norm& weights, const float* factors) {
             for (int row = 0; row < count; ++row)
-                rounded.scale[row] = normalise(residual + row * hidden, rounded[row], m.hidden, weights, m.eps);
+                rounded.scale[row] =
+                    normalise(residual + row * hidden, rounded[row], m.hidden, weights, m.eps, factors);
         };
         linear<Isa>(w.block, operands<Element>({attended[start], attended.stride}, count, m.hidden, scale), count,
                     layer.attention_output, 0, m.hidden, add(residual));
-        norm(layer.attention_norm);
+        norm(layer.attention_norm, layer.ffn.input);
         bf16* inner = w.inner.get();
         linear<Isa>(w.block, {rounded.data, rounded.stride, rounded.scale}, count, layer.ffn, 0, m.intermediate,
                     [&](int row, int column, __m512 y) {
@@ -91,17 +93,23 @@ void finish_layer(const Model& m, Work<Isa>& w, const Layer& layer, Rows<bf16> a
                     });
         linear<Isa>(w.block, operands<Element>({inner, width}, count, m.intermediate, scale), count,
                     layer.ffn_output, 0, m.hidden, add(residual));
-        norm(layer.output_norm);
+        norm(layer.output_norm, next);
     }
 }
 
-// The residual stream of `rows` rows as input of products.
+// The factors of the input of the layer at `depth`, or null.
+inline const float* input_factors(const Model& m, std::size_t depth) {
+    return depth < m.weights_of_layer.size() ? m.layers[m.weights_of_layer[depth]].qkv.input : nullptr;
+}
+
+// The residual stream of `rows` rows as input of the layer at `depth`.
 template <class Isa>
-void round_residual(const Model& m, Work<Isa>& w, int rows) {
+void round_residual(const Model& m, Work<Isa>& w, int rows, std::size_t depth) {
     const std::size_t line = spread(m.hidden, sizeof(typename Isa::Element));
     for (int row = 0; row < rows; ++row)
         w.input_scale[row] =
-            round_row(w.residual.get() + row * std::size_t(m.hidden), w.input.get() + row * line, m.hidden);
+            round_row(w.residual.get() + row * std::size_t(m.hidden), w.input.get() + row * line, m.hidden,
+                      input_factors(m, depth));
 }
 
 // The first layer's input: LayerNorm(word + type + position), and ALBERT's projection to the hidden size.
@@ -121,7 +129,8 @@ void embed_block(const Model& m, Work<Isa>& w, const Input& in, const Block& blo
             _mm512_store_ps(x + i, _mm512_add_ps(_mm512_add_ps(load_bf16(word + i), _mm512_loadu_ps(type + i)),
                                                  _mm512_loadu_ps(position + i)));
         auto* rounded = w.input.get() + row * stride;
-        w.input_scale[row] = normalise(x, rounded, e, m.embedding_norm, m.eps);
+        w.input_scale[row] =
+            normalise(x, rounded, e, m.embedding_norm, m.eps, m.project ? nullptr : input_factors(m, 0));
         if (k > e) std::memset(rounded + e, 0, (k - e) * bytes);
         if (!m.project) std::memcpy(w.residual.get() + std::size_t(row) * m.hidden, x, e * sizeof(float));
     }
@@ -131,7 +140,7 @@ void embed_block(const Model& m, Work<Isa>& w, const Input& in, const Block& blo
                 [&](int row, int column, __m512 y) {
                     _mm512_storeu_ps(w.residual.get() + row * hidden + column, y);
                 });
-    round_residual(m, w, rows);
+    round_residual(m, w, rows, 0);
 }
 
 // Hidden states out of (residual to states) or into (given to residual and its rounded copy) a block's scratch memory.
@@ -147,7 +156,7 @@ void take_given(const Model& m, Work<Isa>& w, const Watch& watch, const Block& b
     const auto hidden = std::size_t(m.hidden);
     const float* from = watch.given + (depth * std::size_t(watch.tokens) + std::size_t(block.first_token)) * hidden;
     std::memcpy(w.residual.get(), from, std::size_t(block.tokens) * hidden * sizeof(float));
-    round_residual(m, w, int(block.tokens));
+    round_residual(m, w, int(block.tokens), depth);
 }
 
 template <class Isa>
@@ -178,7 +187,8 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
             attend<Isa>(m, w, {qkv, triple}, length, qkv + hidden, qkv + 2 * hidden, length,
                         {w.attended.get() + start * line, line});
         }
-        finish_layer<Isa>(m, w, layer, {w.attended.get(), line}, w.residual.get(), input, rows);
+        finish_layer<Isa>(m, w, layer, {w.attended.get(), line}, w.residual.get(), input, rows,
+                          input_factors(m, depth + 1));
         if (watch) watch_states(m, w, *watch, block, depth + 1);
     }
     if (watch) {
@@ -206,7 +216,7 @@ void forward(const Model& m, Scratch& scratch, const Input& in, const Block& blo
         attend<Isa>(m, w, {w.first_query.get() + s * line, line}, 1, qkv + hidden, qkv + 2 * hidden,
                     int(bounds[s + 1] - bounds[s]), {w.attended.get() + s * line, line});
     }
-    finish_layer<Isa>(m, w, layer, {w.attended.get(), line}, w.first_residual.get(), first_input, sequences);
+    finish_layer<Isa>(m, w, layer, {w.attended.get(), line}, w.first_residual.get(), first_input, sequences, nullptr);
     std::memcpy(features + block.first_sequence * hidden, w.first_residual.get(), sequences * hidden * sizeof(float));
 }
 
@@ -227,6 +237,7 @@ double unit_rate(std::size_t bytes, double seconds) {
     auto b = allocate<Weight>(panels * panel);
     auto a = allocate<Element>(blocks * row_block + 32 * k);
     alignas(64) float c[Isa::kRows * Isa::kPanel];
+    Nothing nothing;
     Isa::enter_thread();
     using Clock = std::chrono::steady_clock;
     double best = 0.0;
@@ -236,7 +247,7 @@ double unit_rate(std::size_t bytes, double seconds) {
         for (std::size_t p = 0; p < panels; ++p)
             for (std::size_t r = 0; r < blocks; ++r) {
                 Isa::block(a.get() + r * row_block, k, Isa::kRows, b.get() + p * panel, Isa::kGroup * Isa::kPanel,
-                           Isa::kPanel / kVector, k, c);
+                           Isa::kPanel / kVector, k, c, nothing);
                 __asm__ volatile("" ::"r"(c) : "memory");  // Without a reader of c, nothing would be computed.
             }
         const double spent = std::chrono::duration<double>(Clock::now() - start).count();

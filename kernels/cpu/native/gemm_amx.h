@@ -22,12 +22,13 @@ struct Amx {
     static constexpr int kStep = kTileBytes / sizeof(Element);  // K is a multiple of this: the depth of a tile
 
     // Like Avx512::block, but always reads whole tiles of 16 rows of a, so rows after the last must be readable.
+    template <class Beside>
     static void block(const Element* a, std::size_t lda, int rows, const Weight* b, std::size_t ldb, int vectors, int k,
-                      float* c) {
+                      float* c, Beside& beside) {
         if (rows > 16)
-            vectors > 1 ? kernel<2, 2>(a, lda, b, ldb, k, c) : kernel<2, 1>(a, lda, b, ldb, k, c);
+            vectors > 1 ? kernel<2, 2>(a, lda, b, ldb, k, c, beside) : kernel<2, 1>(a, lda, b, ldb, k, c, beside);
         else
-            vectors > 1 ? kernel<1, 2>(a, lda, b, ldb, k, c) : kernel<1, 1>(a, lda, b, ldb, k, c);
+            vectors > 1 ? kernel<1, 2>(a, lda, b, ldb, k, c, beside) : kernel<1, 1>(a, lda, b, ldb, k, c, beside);
     }
 
     static void enter_thread() { Tiles::configure(); }
@@ -35,13 +36,15 @@ struct Amx {
 
    private:
     // Tiles 0-3 hold sums, 4-5 rows of a, 6-7 columns of b. A tile's row has 16 groups of 4 bytes.
-    template <int kM, int kV>
-    static void kernel(const Element* a, std::size_t lda, const Weight* b, std::size_t ldb, int k, float* c) {
+    template <int kM, int kV, class Beside>
+    static void kernel(const Element* a, std::size_t lda, const Weight* b, std::size_t ldb, int k, float* c,
+                       Beside& beside) {
         Tiles::template zero<0>();
         if constexpr (kV > 1) Tiles::template zero<1>();
         if constexpr (kM > 1) Tiles::template zero<2>();
         if constexpr (kM > 1 && kV > 1) Tiles::template zero<3>();
         const std::size_t row_bytes = lda * sizeof(Element), group_bytes = ldb * sizeof(Element);
+        beside.begin(k / kStep);
         for (int depth = 0; depth < k; depth += kStep) {
             const Weight* columns = b + std::size_t(depth / kGroup) * ldb;
             Tiles::template load<6>(columns, group_bytes);
@@ -56,6 +59,7 @@ struct Amx {
                 Tiles::template multiply<2, 5, 6>();
                 if constexpr (kV > 1) Tiles::template multiply<3, 5, 7>();
             }
+            beside.part();
         }
         constexpr std::size_t stride = kPanel * sizeof(float);
         Tiles::template store<0>(c, stride);

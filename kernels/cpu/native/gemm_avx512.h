@@ -6,6 +6,12 @@
 namespace isotrain {
 namespace {
 
+// What is done beside a product: begin(parts), then part() that often.
+struct Nothing {
+    void begin(int) {}
+    void part() {}
+};
+
 // What one instruction multiplies and sums in each 32-bit lane. VDPBF16PS: two bfloat16 each, in float32.
 struct Pairs {
     using Element = bf16;
@@ -40,8 +46,22 @@ struct Avx512Of {
 
     // c[rows][kPanel] = a[rows][k] b[k][16 vectors], sums as Dot stores them. ldb is in elements; rows <= kRows,
     // vectors <= kPanel / 16. b: [k / kGroup][ldb / kGroup columns][kGroup]. Reads exactly `rows` rows of a.
+    template <class Beside>
     static void block(const Element* a, std::size_t lda, int rows, const Weight* b, std::size_t ldb, int vectors, int k,
-                      float* c) {
+                      float* c, Beside& beside) {
+        beside.begin(1);
+        beside.part();
+        multiply(a, lda, rows, b, ldb, vectors, k, c);
+    }
+
+    static void enter_thread() {}
+    static void leave_thread() {}
+
+   private:
+    using Kernel = void (*)(const Element*, std::size_t, const Weight*, std::size_t, int, float*);
+
+    static void multiply(const Element* a, std::size_t lda, int rows, const Weight* b, std::size_t ldb, int vectors,
+                         int k, float* c) {
         static constexpr Kernel table[kRows][kPanel / kVector] = {
             {kernel<1, 1>, kernel<1, 2>, kernel<1, 3>, kernel<1, 4>},
             {kernel<2, 1>, kernel<2, 2>, kernel<2, 3>, kernel<2, 4>},
@@ -51,12 +71,6 @@ struct Avx512Of {
             {kernel<6, 1>, kernel<6, 2>, kernel<6, 3>, kernel<6, 4>}};
         table[rows - 1][vectors - 1](a, lda, b, ldb, k, c);
     }
-
-    static void enter_thread() {}
-    static void leave_thread() {}
-
-   private:
-    using Kernel = void (*)(const Element*, std::size_t, const Weight*, std::size_t, int, float*);
 
     template <int kM, int kV>
     static void kernel(const Element* a, std::size_t lda, const Weight* b, std::size_t ldb, int k, float* c) {

@@ -166,6 +166,23 @@ std::size_t lay_out(const TrainModel& m, TrainTape& t, char* memory) {
     return parts.used();
 }
 
+// A weight's gradient multiplies rows after the last one of its inputs by zeros, up to the depth of its product's step.
+// Those that this pass doesn't write must be zeros too: NaN that an earlier pass left there would stay NaN.
+void clear_unwritten(const TrainModel& m, const TrainTape& t) {
+    if (t.keep == kNothing) return;
+    const auto clear = [&](bf16* inputs, int width, std::size_t depth, bool whole) {
+        const std::size_t size = std::size_t(round_up(width, m.panel)) * depth, start = whole ? 0 : size;
+        std::memset(inputs + start, 0, (size - start + std::size_t(kDepth) * m.panel) * sizeof(bf16));
+    };
+    // With checkpoints, a product of fewer uses than there is room for doesn't fill its panels.
+    const bool whole = t.keep == kInputs && t.uses > 1;
+    for (const PackedInputs& inputs : t.inputs) {
+        for (bf16* part : {inputs.layer, inputs.attended, inputs.middle}) clear(part, m.hidden, inputs.depth, whole);
+        clear(inputs.inner, m.intermediate, inputs.depth, whole);
+    }
+    if (m.project) clear(t.embedded_packed, m.embedding, std::size_t(t.even), false);
+}
+
 void begin_pass(const TrainModel& m, Tape& tape, const Batch& batch) {
     TrainTape& t = tape.pass;
     t.bounds.assign(batch.cu_seqlens, batch.cu_seqlens + batch.sequences + 1);
@@ -189,6 +206,7 @@ void begin_pass(const TrainModel& m, Tape& tape, const Batch& batch) {
         tape.bytes = bytes + bytes / 8;
     }
     lay_out(m, t, tape.memory.get());
+    clear_unwritten(m, t);
     // Behind an odd number of tokens, a row of zeros completes the last pair of each use's gradients.
     if (t.even > t.tokens && t.keep != kNothing)
         for (int use = 0; use < t.uses; ++use) {

@@ -22,7 +22,7 @@ struct TrainScratch final : Scratch {
     AttentionGradientScratch<Isa> attention;
     int width;
     Buffer<bf16> rows;  // of a weight, or of a gradient turned into columns
-    alignas(64) float block[Isa::kRows * Isa::kPanel];
+    alignas(64) float block[2 * Isa::kRows * Isa::kPanel];  // see Blocks
 };
 
 // One thread's part in a step.
