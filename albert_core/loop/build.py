@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,9 +30,10 @@ from .base import Job
 from .collapse import CollapseWatch
 from .evaluate import evaluate
 from .job import TextJob, build_encoder, trained_kernel, trains_on_features
-from .optim import build_optimizer
+from .optim import build_optimizer, takes_rows
 from .schedule import OwnSchedule, Schedule
 from .state import TrainingState
+from .step import step_function
 
 log = logging.getLogger("isotrain")
 
@@ -86,6 +88,43 @@ def text_job(training: Training) -> TextJob:
     return training.job
 
 
+def optimizer_step(training: Training, window: Window) -> torch.Tensor:
+    """Makes one optimizer step over a window's micro-batches.
+
+    Returns:
+        Summed loss of the window's samples and the number classified correctly: float32 [2] (float64 if the head is),
+        on the device.
+    """
+    with training.job.backend.named_range("copy"):
+        batches = [training.source.batch(start, stop) for start, stop in window.micro_batches]
+    return training.step(window.num_samples, *chain.from_iterable(batches))
+
+
+def make_step(training: Training) -> Callable[..., torch.Tensor]:
+    """The optimizer step of a run on texts (see `step_function`). Trackers see the gradients before each update."""
+    job = text_job(training)
+
+    def before_update() -> None:
+        training.trackers.before_step(training.state.step + 1)
+
+    def keep_norm(gradient_norm: torch.Tensor) -> None:
+        training.state.gradient_norm = gradient_norm
+
+    return step_function(
+        job.config,
+        job.backend,
+        training.model,
+        training.optimizer,
+        training.loss,
+        before_update,
+        keep_norm,
+        job.ranks,
+        training.parallel,
+        training.scale,
+        job.task.weigher(),
+    )
+
+
 def build_training(job: TextJob, run: RunFolder, reporter: Reporter, recorded: TrainConfig) -> Training:
     """Builds everything but the step function and the trackers, at the run's first step."""
     config, backend = job.config, job.backend
@@ -98,7 +137,11 @@ def build_training(job: TextJob, run: RunFolder, reporter: Reporter, recorded: T
     if trains_on_features(config):
         model = backend.place(head)
     else:
-        encoder = build_encoder(job.encoder, config)
+        encoder: Any = build_encoder(job.encoder, config)
+        if takes_rows(config) and backend.traits.trained_kernels and job.ranks.size == 1 and not config.torch_compile:
+            encoder.embeddings.word_embeddings.sparse = True
+            # Said explicitly, or torch warns that it doesn't check them.
+            torch.sparse.check_sparse_tensor_invariants.disable()
         kernel, recompute = trained_kernel(config, job.layout), config.gradient_checkpointing
         whole = WholeModel(encoder, head, job.task.apply_head, backend, job.policy, kernel, recompute)
         model = backend.place(whole)

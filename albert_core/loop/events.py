@@ -17,6 +17,7 @@ from ...backends import UNTESTED
 from ...kernels.words import count
 from ..output.progress import Reporter, fits_terminal
 from ..output.run_chart import write_charts
+from ..processes.sharding import whole
 from ..runs.files import write_json
 from ..runs.folder import RunFolder, with_device
 from ..terminal.invocation import command, predict_command
@@ -72,7 +73,7 @@ def _figures(training: Training) -> dict[str, float]:
     names = sorted(training.figures)
     if not names:
         return {}
-    own = torch.stack([torch.as_tensor(training.figures[name]).detach().float().cpu() for name in names])
+    own = torch.stack([torch.as_tensor(training.figures[name]).detach().float().cpu().reshape(()) for name in names])
     means = training.job.ranks.total(own) / training.job.ranks.size
     return {f"train/{name}": value for name, value in zip(names, means.tolist(), strict=True)}
 
@@ -211,11 +212,16 @@ def save_now(training: Training, window: Window | None) -> None:
 
 
 def _require_finite(loss: float, training: Training) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} by step {training.state.step}; earlier checkpoints of {training.run.path} are kept; "
-            "lower learning_rate, set max_grad_norm, or check the data"
-        )
+    """Raises TrainingError for a loss that isn't finite. Every process calls it with the same loss."""
+    if math.isfinite(loss):
+        return
+    weights = training.model.named_parameters()
+    broken = [name for name, weight in weights if not bool(torch.isfinite(whole(weight.detach())).all())]
+    named = f"weight {broken[0]} is NaN or inf; " if broken else ""
+    raise TrainingError(
+        f"the loss is {loss} by step {training.state.step}; {named}earlier checkpoints of {training.run.path} are "
+        "kept; lower learning_rate, set max_grad_norm, or check the data"
+    )
 
 
 def describe(job: Job, run: RunFolder) -> None:
@@ -261,6 +267,7 @@ def summarize(training: Training, status: str, seconds: float | None = None) -> 
         "seconds": None if seconds is None else round(seconds, 3),
         "phases": {name: round(value, 3) for name, value in job.phases.items()},
         "peak_memory_bytes": job.backend.memory().peak_bytes,
+        "choices": [asdict(chosen) for chosen in job.backend.choices()],
         # Counted from the opening of the device. With several processes, it is what the first one's counter covers.
         "energy": asdict(job.backend.energy().since(job.energy)),
     }

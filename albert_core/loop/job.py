@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from ... import UserError
 from ...backends import PADDED_KERNELS, Backend, CastPolicy, FrozenEncoder, get_backend
+from ...backends.training.loss_scale import loss_scale
 from ...kernels.words import count
 from ..config.schema import TrainConfig
 from ..config.training_type import training_type_note
 from ..data.datasets import RawSplit
 from ..data.tabular import shown
+from ..features.layout import LayoutChoice
 from ..features.source import frozen_encoder
 from ..model.adapters import add_adapters
 from ..model.encoder import LoadedEncoder, load_encoder, save_encoder
 from ..model.names import model_source
+from ..model.whole import WholeModel
 from ..processes.ranks import ALONE, Ranks
 from ..runs.folder import COPY_AGAIN, RunFolder
 from ..tasks import TASKS, Task
@@ -31,6 +37,8 @@ from ..tokens.order import epoch_order
 from ..tokens.store import TokenStore
 from ..tokens.tokenizer import TextTokenizer, load_tokenizer
 from .base import Job, PhaseProgress, check_compiles, timed
+from .optim import build_optimizer
+from .step import step_function
 
 log = logging.getLogger("isotrain")
 
@@ -203,7 +211,10 @@ def policy_on(backend: Backend, config: TrainConfig) -> CastPolicy:
 
 def build_encoder(encoder: LoadedEncoder, config: TrainConfig) -> Any:
     """The transformers module of `encoder` that a head is joined to, frozen or with adapters as `config` says."""
-    module = encoder.module()
+    return _prepared(encoder.module(), config)
+
+
+def _prepared(module: Any, config: TrainConfig) -> Any:
     if config.freeze_encoder:
         return module.requires_grad_(False)
     return add_adapters(module, config.lora, config.seed) if config.lora.rank else module
@@ -263,6 +274,10 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         )
         train_tokens = task.tokenise(dataset.train, tokenizer, config, True, progress("tokenise train"))
         test_tokens = task.tokenise(dataset.test, tokenizer, config, True, progress("tokenise test"))
+    if config.layout == "auto" and backend.traits.measures_layout and not _fixed_layout(config):
+        with timed(phases, "choose_layout"):
+            choice = _layout_choice(config, backend, policy, task, encoder, train_tokens, num_labels)
+            layout = ranks.gather(choice.made())[0]
     return TextJob(
         config=config,
         task=task,
@@ -278,6 +293,48 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
         phases=phases,
         energy=energy,
         ranks=ranks,
+    )
+
+
+def _fixed_layout(config: TrainConfig) -> bool:
+    return trains_on_features(config) or config.torch_compile is not None
+
+
+def _layout_choice(
+    config: TrainConfig,
+    backend: Backend,
+    policy: CastPolicy,
+    task: Task,
+    encoder: LoadedEncoder,
+    tokens: TokenStore,
+    num_labels: int,
+) -> LayoutChoice:
+    """What measures the layout of a whole model's batches. Its models are copies."""
+
+    def build(policy: CastPolicy) -> WholeModel:
+        head = task.head(encoder.config.hidden_size, num_labels, config).to(getattr(torch, config.head_dtype))
+        module = _prepared(copy.deepcopy(encoder.module()), config)
+        return WholeModel(
+            module, head, task.apply_head, backend, policy, "transformers", recompute=config.gradient_checkpointing
+        )
+
+    def step_of(model: nn.Module) -> Callable[..., torch.Tensor]:
+        optimizer = build_optimizer(model, config, backend)
+        backend.prepare_optimizer(optimizer)
+        scale = loss_scale(backend, policy)
+        return step_function(config, backend, model, optimizer, task.loss_of(model), scale=scale, weigh=task.weigher())
+
+    return LayoutChoice(
+        backend=backend,
+        policy=policy,
+        config=encoder.weights.config,
+        store=tokens,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        seed=config.seed,
+        build=build,
+        loss_of=task.loss_of,
+        step_of=step_of,
     )
 
 
@@ -310,9 +367,9 @@ def _warn_of_lost_labels(rows: RawSplit, kept: RawSplit, names: Sequence[str]) -
 def layout_on(backend: Backend, config: TrainConfig) -> str:
     """The encoder's batch layout on `backend`.
 
-    "auto" is the device's own choice for a whole model, but bucketed under torch.compile. For the features of a frozen
-    encoder it is packed, or dynamic if the kernel takes padded batches only. A device that compiles a program for each
-    shape gets bucketed batches.
+    "auto" is the device's own choice for a whole model, but bucketed under torch.compile; a device that measures it
+    may choose another one for training. For the features of a frozen encoder it is packed, or dynamic if the kernel
+    takes padded batches only. A device that compiles a program for each shape gets bucketed batches.
 
     Raises:
         UserError: The device doesn't support the configured layout.

@@ -10,7 +10,7 @@ import torch
 
 from ... import RunError, UserError
 from ...kernels.words import count
-from ..config.best import Best, metric_name
+from ..config.best import Best, metric_names
 from ..model.whole import load_trained_state, trained_state
 from ..processes.sharding import whole
 from ..runs.checkpoint import Snapshot, check_identity
@@ -121,14 +121,14 @@ def _put_back(training: Training, saved: Snapshot) -> None:
     job.backend.step_boundary()
     state.step = saved.step
     state.samples = int(saved.state["samples"])
-    state.last_evaluation = {metric_name(name): value for name, value in saved.state["last_evaluation"].items()}
+    state.last_evaluation = metric_names(saved.state["last_evaluation"], job.config.workload)
     state.evaluated_at = int(saved.state["evaluated_at"])
-    state.best = {metric_name(name): value for name, value in saved.state["best"].items()}
+    state.best = metric_names(saved.state["best"], job.config.workload)
     state.recent, state.counted = tuple(saved.state["recent"]), tuple(saved.state["counted"])
     state.watch = replace(CollapseWatch(**saved.state["watch"]), chance=state.watch.chance, least=state.watch.least)
     # What has not improved, and since when, is known of one metric only.
     before = saved.state["config"]
-    same_metric = Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) == job.config.best
+    same_metric = Best.of(before) == job.config.best
     state.unimproved = saved.state.get("unimproved", 0) if same_metric else 0
     training.schedule.restore(saved.state.get("lr_scheduler", {}), same_metric=same_metric)
 

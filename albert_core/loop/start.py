@@ -24,11 +24,10 @@ from ..runs.manifest import CHANGING, CONFIG, ORIGIN, check_run, has_manifest, v
 from ..runs.remote import fetch_latest, remote_checkpoints, remote_url
 from ..runs.saved_model import MODEL_FILE
 from .base import Job
-from .build import Training, build_training
+from .build import Training, build_training, make_step
 from .events import describe
 from .job import TextJob
 from .snapshots import restore
-from .step import make_step
 from .workload.job import WorkloadJob
 from .workload.training import build_workload_training, workload_step
 
@@ -159,7 +158,7 @@ def _resume(training: Training) -> bool:
     folder, saved = found
     restore(training, saved, folder)
     before = saved.state["config"]
-    if Best.by(before["checkpoint_metric"], before["checkpoint_metric_mode"]) != job.config.best:
+    if Best.of(before) != job.config.best:
         training.state.best = job.ranks.from_first(lambda: _best_so_far(training, saved))
     if not job.ranks.first:
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
@@ -14,52 +14,14 @@ from torch import nn
 
 from ...backends import Backend, HeadStep
 from ...backends.training.loss_scale import LossScale, unscaled
+from ...kernels.packed import PackedBatch, PaddedBatch
 from ..config.schema import TrainConfig
 from ..model.whole import WholeModel
 from ..processes.ranks import ALONE, Ranks, accumulating
 from ..tasks import TASKS
-from ..tokens.order import Window
 from ..workload.step import update
-from .build import Training, text_job
 
 log = logging.getLogger("isotrain")
-
-
-def optimizer_step(training: Training, window: Window) -> torch.Tensor:
-    """Makes one optimizer step over a window's micro-batches.
-
-    Returns:
-        Summed loss of the window's samples and the number classified correctly: float32 [2] (float64 if the head is),
-        on the device.
-    """
-    with training.job.backend.named_range("copy"):
-        batches = [training.source.batch(start, stop) for start, stop in window.micro_batches]
-    return training.step(window.num_samples, *chain.from_iterable(batches))
-
-
-def make_step(training: Training) -> Callable[..., torch.Tensor]:
-    """The optimizer step of a run on texts (see `step_function`). Trackers see the gradients before each update."""
-    job = text_job(training)
-
-    def before_update() -> None:
-        training.trackers.before_step(training.state.step + 1)
-
-    def keep_norm(gradient_norm: torch.Tensor) -> None:
-        training.state.gradient_norm = gradient_norm
-
-    return step_function(
-        job.config,
-        job.backend,
-        training.model,
-        training.optimizer,
-        training.loss,
-        before_update,
-        keep_norm,
-        job.ranks,
-        training.parallel,
-        training.scale,
-        job.task.weigher(),
-    )
 
 
 def step_function(
@@ -79,7 +41,8 @@ def step_function(
 
     Each micro-batch's loss is divided by the number of all samples. The gradient is then that of one batch of all of
     them, even if the last micro-batch is smaller. A head on frozen features is passed to the backend, which may have a
-    fused step or record and replay this one, unless something reads the gradients.
+    fused step or record and replay this one, unless something reads the gradients. It may also record the steps of a
+    whole model on padded batches, whose shapes repeat.
 
     Args:
         summed: The summed loss and the number of correct answers of a batch.
@@ -142,17 +105,21 @@ def step_function(
             keep_norm(norm)
         return sums
 
-    def joined(*pairs: Any) -> torch.Tensor:
+    def joined(*tensors: torch.Tensor) -> torch.Tensor:
         """Both in one tensor: a replay runs no Python, and writes what it computes into the same memory each time."""
+        pairs = _pairs(tensors, on_features)
         sums, norm = sums_and_norm(sum(len(labels) for labels in pairs[1::2]), *pairs)
         return sums if norm is None else torch.cat((sums, norm.to(sums.dtype).view(1)))
 
-    if alone and on_features and not watched:
+    if alone and not watched and (on_features or not _not_repeated(config, scaling)):
         captured = backend.capture_step(joined, optimizer)
         if captured is not joined:
 
-            def replayed(_: int, *pairs: Any) -> torch.Tensor:
-                found = captured(*pairs)
+            def replayed(num_samples: int, *pairs: Any) -> torch.Tensor:
+                # Hardly two packed batches have the same shape, and a replay calls no hook.
+                if any(isinstance(inputs, PackedBatch) for inputs in pairs[::2]) or _has_hooks(model):
+                    return step(num_samples, *pairs)
+                found = captured(*chain.from_iterable(map(_tensors, pairs)))
                 if len(found) > 2:
                     keep_norm(found[2])
                 return found[:2]
@@ -171,6 +138,31 @@ def _not_fused(config: TrainConfig) -> list[str]:
         "class_weights": config.class_weights is not None,
     }
     return [what for what, wanted in asked.items() if wanted]
+
+
+def _not_repeated(config: TrainConfig, scaling: LossScale) -> bool:
+    """Whether the step of a whole model reads something on the host, or is a compiler's program."""
+    return config.torch_compile is not None or config.gradient_checkpointing or scaling.scaler is not None
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    return any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
+
+
+def _tensors(part: torch.Tensor | PaddedBatch) -> tuple[torch.Tensor, ...]:
+    """What a step reads of inputs or labels. Type 0 stands for no token types."""
+    if isinstance(part, torch.Tensor):
+        return (part,)
+    types = part.token_type_ids
+    return part.input_ids, part.attention_mask, torch.zeros_like(part.input_ids) if types is None else types
+
+
+def _pairs(tensors: Sequence[torch.Tensor], on_features: bool) -> list[Any]:
+    """Inputs and labels in turns, of what `_tensors` gave for them."""
+    if on_features:
+        return list(tensors)
+    parts = (tensors[at : at + 4] for at in range(0, len(tensors), 4))
+    return list(chain.from_iterable((PaddedBatch(ids, mask, types), labels) for ids, mask, types, labels in parts))
 
 
 def _fused_step(fused: HeadStep, backend: Backend, num_samples: int, *pairs: torch.Tensor) -> torch.Tensor:

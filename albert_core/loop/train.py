@@ -38,12 +38,11 @@ from ..tasks import TASKS
 from ..terminal.text import clean
 from ..tokens.order import Window
 from ..workload.load import WorkloadError
-from .build import Training, check_storage
+from .build import Training, check_storage, optimizer_step
 from .events import Throughput, draw, early_stop, evaluate_now, fail, log_step, save_now, say_best_kept, summarize
 from .foresee import check_names
 from .job import open_job
 from .start import open_folder, prepare
-from .step import optimizer_step
 from .workload.job import open_workload_job
 
 log = logging.getLogger("isotrain")

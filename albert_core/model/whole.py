@@ -162,5 +162,4 @@ def _trained_encoder(
         log.info("the encoder is trained by its transformers module: kernel %s trains no adapters inside it", names[0])
         return None
     weights = weights_from_module(encoder, trained=True)
-    padding = encoder.embeddings.word_embeddings.padding_idx
-    return backend.trained_encoder(weights, policy, kernel, padding, recompute)
+    return backend.trained_encoder(weights, policy, kernel, encoder.embeddings.word_embeddings, recompute)

@@ -1,4 +1,4 @@
-"""A training run whose backend records the head's steps and replays them, as CUDA graphs do."""
+"""A training run whose backend records the optimizer's steps and replays them, as CUDA graphs do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from isotrain.albert_core.loop import start
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.backends.cpu import CpuBackend
 from isotrain.backends.cuda.graphs import CapturedStep
@@ -99,11 +100,66 @@ def test_training_goes_on_where_nothing_can_be_captured(
     assert failed.metrics == pytest.approx(recorded.metrics, rel=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"freeze_encoder": False}, {"use_wandb": True, "wandb_watch_mode": "gradients"}])
-def test_steps_that_somebody_looks_into_are_not_recorded(
+WHOLE = {"freeze_encoder": False, "num_epochs": 2, "steps_freq": 1, "head_dropout": 0.1}
+
+
+@pytest.mark.parametrize("layout", ["dynamic", "bucketed", "padded"])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5, "gradient_accumulation_steps": 2, "batch_size": 8}])
+def test_recorded_steps_of_a_whole_model_are_those_of_plain_training(
+    options: dict[str, Any], layout: str, run: Callable[..., TrainResult], request: pytest.FixtureRequest
+) -> None:
+    plain = run(run_name="plain", layout=layout, **WHOLE, **options)
+    backend = request.getfixturevalue("recording")
+    recorded = run(run_name="recorded", layout=layout, **WHOLE, **options)
+    (capture,) = backend.captures
+    assert capture.events.count("replay") > 3
+    for key in ("train/loss", "train/gradient_norm"):
+        expected, found = ([row[key] for row in metrics(one) if key in row] for one in (plain, recorded))
+        assert found == pytest.approx(expected, rel=1e-4)
+        assert len(set(found)) == len(found)
+    assert recorded.metrics == pytest.approx(plain.metrics, rel=1e-3)
+
+
+def test_recorded_steps_of_a_whole_model_are_resumed_bit_for_bit(
+    run: Callable[..., TrainResult], recording: RecordingBackend
+) -> None:
+    options: dict[str, Any] = {**WHOLE, "layout": "bucketed", "save_strategy": "step"}
+    straight = run(run_name="straight", **options)
+    stopped = run(run_name="halves", stop_at_step=5, **options)
+    resumed = run(resume=stopped.run, resume_from_checkpoint=True, **options)
+    assert "replay" in recording.captures[-1].events
+    assert losses(resumed) == losses(straight)
+    assert resumed.metrics == straight.metrics
+
+
+def test_a_hook_of_the_model_sees_every_step(
+    run: Callable[..., TrainResult], recording: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, seen = start.make_step, []
+
+    def hooked(training: Any) -> Callable[..., Any]:
+        training.model.head.register_forward_pre_hook(lambda *_: seen.append(training.model.training))
+        return made(training)
+
+    monkeypatch.setattr(start, "make_step", hooked)
+    result = run(layout="bucketed", **WHOLE)
+    assert sum(seen) == result.step > 10
+    assert recording.captures[0].events == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"freeze_encoder": False},
+        {"freeze_encoder": False, "layout": "bucketed", "gradient_checkpointing": True},
+        {"use_wandb": True, "wandb_watch_mode": "gradients"},
+    ],
+    ids=["packed", "recomputed", "watched"],
+)
+def test_steps_that_cannot_be_repeated_are_not_recorded(
     options: dict[str, Any], run: Callable[..., TrainResult], recording: RecordingBackend, monkeypatch: Any
 ) -> None:
     wandb = "isotrain.albert_core.output.trackers.wandb.WandbTracker"
     monkeypatch.setattr(wandb, lambda *_: (_ for _ in ()).throw(ImportError()))
     run(num_epochs=1, max_steps=3, **options)
-    assert recording.captures == []
+    assert not any(capture.events for capture in recording.captures)

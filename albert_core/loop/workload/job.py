@@ -19,7 +19,7 @@ from ...processes.ranks import ALONE, Ranks
 from ...runs.folder import RunFolder
 from ...terminal.text import quoted
 from ...workload.batches import shape_advice
-from ...workload.checks import check_repeats, checked_loss, make_batches, make_model, seeded, trial
+from ...workload.checks import check_repeats, checked_gradients, make_batches, make_model, seeded, trial
 from ...workload.load import LoadedWorkload, load_workload
 from ..base import Job, PhaseProgress, check_compiles, timed
 
@@ -151,8 +151,8 @@ def open_workload_job(
             log.warning("%s", advice)
         needed = None if config.max_steps is None else config.max_steps * config.gradient_accumulation_steps
         num_batches = _count_batches(workload, config.seed, needed)
-        with trial(made.module, config.seed, training=True), workload.blamed("loss"):
-            checked_loss(workload, made.module, checked.batches[0]).backward()
+        with trial(made.module, config.seed, training=True):
+            checked_gradients(workload, made.module, checked.batches[0])
             unused = any(parameter.requires_grad and parameter.grad is None for parameter in made.module.parameters())
         check_repeats(workload, made.module, checked.batches[0], config.seed)
     return WorkloadJob(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .... import RunError
 from ....backends.training.loss_scale import loss_scale
@@ -23,7 +24,7 @@ from ...runs.folder import RunFolder
 from ...tasks.task import Evaluation
 from ...tokens.order import BatchStream, Window
 from ...workload.batches import placed_ahead, samples
-from ...workload.checks import operations_named, seeded
+from ...workload.checks import numbers_of, operations_named, own_optimizer, seeded
 from ...workload.load import WorkloadError
 from ...workload.step import Loss, loss_of, place_model
 from ...workload.step import workload_step as step_function
@@ -45,12 +46,7 @@ def build_workload_training(job: WorkloadJob, run: RunFolder, recorded: TrainCon
     model = place_model(job.module, backend, job.policy).train()
     if job.sharded:
         shard(model, _layers(job, model), job.ranks.size)
-    own = workload.optional("optimizer")
-    if own is None:
-        optimizer = build_optimizer(model, config, backend)
-    else:
-        with workload.blamed("optimizer"):
-            optimizer = own([parameter for parameter in model.parameters() if parameter.requires_grad])
+    optimizer = own_optimizer(workload, model) or build_optimizer(model, config, backend)
     stream = _OwnOrder(job.num_batches, config.gradient_accumulation_steps, 1, config.seed)
     total_steps = steps_in(stream, config)
     schedule = _schedule(job, optimizer, total_steps)
@@ -180,10 +176,15 @@ class WorkloadBatches:
             host = list(islice(batches, wanted))
             ends = first + wanted == job.num_batches
             if skipped < start or len(host) < wanted or (ends and next(batches, job) is not job):
-                seed = job.config.seed
+                seed, place = job.config.seed, job.workload.place_of("batches")
+                if epoch == 0:
+                    raise WorkloadError(
+                        f"{place}: batches({seed}) gives another number of batches than its length, {job.num_batches}; "
+                        "correct its __len__"
+                    )
                 raise WorkloadError(
-                    f"{job.workload.place_of('batches')}: batches({seed + epoch}) has another number of batches than "
-                    f"batches({seed}), which has {job.num_batches}; give every epoch as many"
+                    f"{place}: batches({seed + epoch}) has another number of batches than batches({seed}), which has "
+                    f"{job.num_batches}; give every epoch as many"
                 )
             every = each_step if job.backend.static_shapes is not None else wanted
             each = -(-every // size)
@@ -272,15 +273,13 @@ def evaluate_workload(
     finally:
         model.train(training)
         backend.set_rng_state(generators)
-    place = workload.place_of("evaluate")
-    if not isinstance(found, Mapping):
-        raise WorkloadError(f"{place}: evaluate returned a {type(found).__name__}; return figures by name")
-    figures = {f"eval/{name}": float(value) for name, value in found.items()}
+    numbers = numbers_of(workload, "evaluate", found)
+    figures = {f"eval/{name}": value for name, value in numbers.items()}
     lacking = [name for name in ("eval/loss", job.config.best.metric, *job.config.chart) if name not in figures]
     if lacking:
         raise WorkloadError(
-            f"{place}: evaluate returned no {lacking[0].removeprefix('eval/')!r}; return it, beside "
-            f"{', '.join(found) or 'nothing'}"
+            f"{workload.place_of('evaluate')}: evaluate returned no {lacking[0].removeprefix('eval/')!r}; return it, "
+            f"beside {', '.join(numbers) or 'nothing'}"
         )
     return Evaluation(job.ranks.gather(figures)[0])
 
@@ -316,5 +315,15 @@ def _schedule(job: WorkloadJob, optimizer: torch.optim.Optimizer, total_steps: i
         return Schedule(job.config, total_steps)
     if own is None:
         return OwnSchedule(optimizer, None)
-    with workload.blamed("schedule"):
-        return OwnSchedule(optimizer, lambda copied: own(copied, total_steps))
+
+    def made(copied: torch.optim.Optimizer) -> LRScheduler:
+        with workload.blamed("schedule"):
+            found: LRScheduler = own(copied, total_steps)
+        if not hasattr(found, "step") or isinstance(found, ReduceLROnPlateau):
+            raise WorkloadError(
+                f"{workload.place_of('schedule')}: schedule returned a {type(found).__name__}; return a scheduler of "
+                "torch.optim.lr_scheduler that follows the steps alone"
+            )
+        return found
+
+    return OwnSchedule(optimizer, made)
