@@ -26,6 +26,8 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..kernels.packed.attention import Attention
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder, HeadStep, TrainedEncoder
@@ -166,14 +168,14 @@ class CpuBackend(TorchDevice):
         return self.portable_encoder(weights, policy, make_linear=prepacked_linear)
 
     def trained_encoder(
-        self, weights: EncoderWeights, policy: CastPolicy, kernel: str, padding: int | None, recompute: bool
+        self, weights: EncoderWeights, policy: CastPolicy, kernel: str, words: nn.Embedding, recompute: bool
     ) -> TrainedEncoder | None:
         native = self.kernels()["native"]
         reason = _not_native(weights, policy, ("bfloat16",)) if native.ok else native.reason
         if not reason:
             from ..kernels.cpu.trained_encoder import TrainedEncoder
 
-            return TrainedEncoder(weights, padding=padding, recompute=recompute)
+            return TrainedEncoder(weights, padding=words.padding_idx, recompute=recompute, sparse=words.sparse)
         if kernel == "native":
             raise UserError(f"kernel native can't run: {reason}")
         self._say_why("the encoder is trained by its transformers module: the native step", reason)

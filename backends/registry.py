@@ -29,7 +29,8 @@ _BUILT_IN = {
     "cuda": (".cuda.rocm:BuiltBackend", built_in.CUDA),
     "xla": (".xla:XlaBackend", built_in.XLA),
     "tpu": (".tpu:TpuBackend", built_in.TPU),
-    "tt": (".tt.card:TtBackend", built_in.TT),
+    "tt": (".tt.card_xla:TtBackend", built_in.TT),
+    "tt-tpu": (".tt.card_tpu:TtTpuBackend", built_in.TT_TPU),
     "tt-emulated": (".tt.emulated:TtEmulated", built_in.TT_EMULATED),
     "ideal": (".ideal:IdealBackend", built_in.IDEAL),
 }
@@ -87,7 +88,7 @@ def caveat(name: str) -> str:
 
 
 def resolve(name: str, options: Mapping[str, Any] | None = None) -> str:
-    """The name of the backend that `name` opens on this machine. "tt" becomes "tt-emulated" here.
+    """The name of the backend that `name` opens on this machine. "tt" may become "tt-tpu" or "tt-emulated".
 
     Each name that a user writes is resolved once, when a configuration is made. Whatever is opened, measured and
     recorded has the resolved name.

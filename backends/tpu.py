@@ -1,7 +1,7 @@
 """The TPU backend: Google's torch-tpu, which runs torch eagerly and compiles a program for each operator and shape.
 
-torch_tpu is imported when a backend is opened. That takes seconds, and it changes torch for the whole process:
-`torch.compile` gets another default compiler, so code that means inductor must name it, and
+`tt/card_tpu.py` builds on it. torch_tpu is imported when a backend is opened. That takes seconds, and it changes torch
+for the whole process: `torch.compile` gets another default compiler, so code that means inductor must name it, and
 `torch.set_float32_matmul_precision` sets the products of TPUs only.
 """
 
@@ -14,12 +14,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import UserError
 from ..kernels.inductor import compiled
@@ -30,6 +28,7 @@ from .host import processor
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
 from .torch_device import TorchDevice
+from .training.batch_norm import correct_running_statistics
 from .traits import TPU
 from .types import (
     Availability,
@@ -45,12 +44,16 @@ from .types import (
 from .xla import DEVICE_BATCH_TOKENS, HOST_BATCH_TOKENS, StaticEncoder
 
 if TYPE_CHECKING:
+    import torch
+
     from ..kernels.weights import EncoderWeights
     from .protocols import FrozenEncoder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LIBRARY_VARIABLE = "TPU_LIBRARY_PATH"
+# What torch calls the devices of torch_tpu, whatever they are.
+TORCH_TYPE = "tpu"
 PCI_DEVICES, VFIO_GROUPS = Path("/sys/bus/pci/devices"), Path("/dev/vfio")
 GOOGLE = "0x1ae0"
 # What PJRT calls XLA's CPU device.
@@ -65,21 +68,28 @@ class TpuBackend(TorchDevice):
 
     name = "tpu"
     traits = TPU
+    torch_type = TORCH_TYPE
+    # The variable by which a process chooses its device.
+    chooser: ClassVar[str] = "TPU_VISIBLE_CHIPS"
+    # Whether the device must be a TPU on the PCI bus, the only one that torch_tpu looks for.
+    needs_tpu: ClassVar[bool] = True
 
     def __init__(self, index: int | None = None, options: Any = None) -> None:
+        import torch
+
         if index:
             raise UserError(
-                f"backend '{self.name}:{index}': a process has one TPU; write {self.name}, and choose it by "
-                "TPU_VISIBLE_CHIPS"
+                f"backend '{self.name}:{index}': a process has one device of it; write {self.name}, and choose it by "
+                f"{self.chooser}"
             )
-        self._module, self._generator, self._kind = _opened()
+        self._module, self._generator, self._kind = _opened(self.name, self.needs_tpu)
         self._on_host = self._kind == HOST_KIND
         super().__init__(index, options)
         self._host_energy = RaplCounters()
         # torch_tpu has replaced this function by one that sets its own products only, and warns that they are slower.
         torch.set_float32_matmul_precision("highest")
         warnings.filterwarnings("ignore", message="<TorchTpu/Performance/> TPU is using HIGHEST precision")
-        if self.caveat:
+        if not _is_tpu(self._kind):
             # torch_tpu's fused attention exists on TPUs only. torch has one switch for the attention of all devices.
             torch.backends.cuda.enable_flash_sdp(False)
         self._generator.manual_seed(torch.initial_seed() % 2**63)
@@ -169,6 +179,8 @@ class TpuBackend(TorchDevice):
         return self._host_energy.read() if self._on_host else super().energy()
 
     def generators(self) -> dict[str, Generator]:
+        import torch
+
         host = {"cpu": (torch.get_rng_state, torch.set_rng_state)}
         return {**host, self.name: (self._generator.get_state, self._generator.set_state)}
 
@@ -195,11 +207,19 @@ def _ran_on(kind: str) -> str:
 
 def _caveat(kind: str) -> str:
     """The caveat of a device of this kind, which is none for a TPU."""
-    return "" if kind.upper().startswith("TPU") else f"{TpuBackend.name} ({_ran_on(kind)})"
+    return "" if _is_tpu(kind) else f"{TpuBackend.name} ({_ran_on(kind)})"
 
 
-def _opened() -> tuple[Any, torch.Generator, str]:
+def _is_tpu(kind: str) -> bool:
+    return kind.upper().startswith("TPU")
+
+
+def _opened(backend: str, needs_tpu: bool) -> tuple[Any, torch.Generator, str]:
     """Imports torch_tpu and opens its device.
+
+    Args:
+        backend: The name of the backend that opens it.
+        needs_tpu: See `TpuBackend.needs_tpu`.
 
     Returns:
         torch's module of the device, the device's generator, and what PJRT calls this kind of device.
@@ -207,7 +227,9 @@ def _opened() -> tuple[Any, torch.Generator, str]:
     Raises:
         UserError: torch_tpu can't be imported, has no device, or can't share this process.
     """
-    _check_alone()
+    import torch
+
+    _check_alone(backend)
     _check_library()
     # Errors only, or torch_tpu's libraries write several lines at each start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -216,7 +238,11 @@ def _opened() -> tuple[Any, torch.Generator, str]:
             for load in metadata.entry_points(group="torch.backends", name="torch_tpu"):
                 load.load()()
             accelerator = torch.accelerator.current_accelerator()
-            if accelerator is None or accelerator.type != TpuBackend.name:
+            if accelerator is None and not needs_tpu:
+                # What `load` does with the device if it finds a TPU. There is no public way.
+                import_module("torch_tpu._loader")._init_device(TORCH_TYPE)
+                accelerator = torch.accelerator.current_accelerator()
+            if accelerator is None or accelerator.type != TORCH_TYPE:
                 raise UserError(
                     "torch_tpu registers no device, since it finds no TPU that it knows on this machine; use a TPU VM, "
                     "or --backend cpu"
@@ -225,6 +251,7 @@ def _opened() -> tuple[Any, torch.Generator, str]:
             # Reading the generators starts the runtime, which the device's attributes need.
             generator = module.default_generators[0]
             kind = str(module._get_local_device_attributes()["device_kind"])
+            correct_running_statistics("PrivateUse1")
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -234,13 +261,15 @@ def _opened() -> tuple[Any, torch.Generator, str]:
     return module, generator, kind
 
 
-def _check_alone() -> None:
+def _check_alone(backend: str) -> None:
     """Refuses a process with another package that drives PJRT, or with another holder of torch's one extra device."""
+    import torch
+
     taken = torch._C._get_privateuse1_backend_name()
     if "torch_xla" in sys.modules:
-        raise cannot_share(TpuBackend.name, "torch_xla")
-    if taken not in ("privateuseone", TpuBackend.name):
-        raise cannot_share(TpuBackend.name, f"torch device {taken}")
+        raise cannot_share(backend, "torch_xla")
+    if taken not in ("privateuseone", TORCH_TYPE):
+        raise cannot_share(backend, f"torch device {taken}")
 
 
 def _check_library() -> None:
@@ -259,7 +288,8 @@ def _check_library() -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps back what torch_tpu prints at each start, and its warnings that its interface may change."""
+    """Keeps back what torch_tpu prints at each start, and warnings about its interface and our kernel for it."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="<TorchTpu/")
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
         yield

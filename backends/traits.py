@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .. import UserError
 from ..kernels.names import check_name
@@ -22,6 +22,7 @@ class Traits:
         untested: Whether its authors have never run it on such a device.
         layouts: The batch layouts that it accepts.
         packs_whole_models: Whether whole models are trained in packed batches by default.
+        measures_layout: Whether it is measured before training if packed batches are faster.
         kernels: The names that `frozen_encoder` accepts besides "auto"; empty if they are known only once it is opened.
         trained_kernels: Those of its kernels that also train whole encoders, on packed batches.
         dtypes: The dtypes that it can have. `cast_policy` refuses all others.
@@ -42,6 +43,7 @@ class Traits:
     untested: bool = False
     layouts: tuple[str, ...] = LAYOUTS
     packs_whole_models: bool = False
+    measures_layout: bool = False
     kernels: tuple[str, ...] = ()
     trained_kernels: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
@@ -116,6 +118,7 @@ CPU = Traits(
 CUDA = Traits(
     about="NVIDIA GPUs, or AMD's by ROCm; cuda:1 is the second",
     untested=True,
+    measures_layout=True,
     kernels=("triton", "flash", "portable", "compile"),
     torch_compile=True,
     dtypes=(*DTYPES, *EIGHT_BIT),
@@ -143,7 +146,7 @@ TPU = Traits(
     stands_in=True,
 )
 TT = Traits(
-    about="a Tenstorrent card, or what stands in for it here",
+    about="a Tenstorrent card, by what drives it here, or its emulation",
     untested=True,
     layouts=COMPILED_LAYOUTS,
     kernels=("portable",),
@@ -151,6 +154,7 @@ TT = Traits(
     section="tt",
     resolves=True,
 )
+TT_TPU = replace(TPU, about="a Tenstorrent card, through torch-tpu", stands_in=False, section="tt")
 TT_EMULATED = Traits(
     about="a Tenstorrent card's numerics on this host",
     packs_whole_models=True,

@@ -1,6 +1,6 @@
 """The XLA backend: PJRT devices through torch_xla, which traces lazily and compiles a program for each shape.
 
-`tt/card.py` builds on it. Only these two files import torch_xla, when a backend is opened.
+`tt/card_xla.py` builds on it. Only these two files import torch_xla, when a backend is opened.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .host import processor
 from .host.cache import cache_folder
 from .host.memory import process_memory
 from .host.rapl import RaplCounters
+from .training.batch_norm import correct_running_statistics
 from .traits import XLA
 from .types import (
     Availability,
@@ -106,6 +107,7 @@ class XlaBackend(Backend):
                 f"use {self.name}:0 to {self.name}:{there - 1}"
             )
         self._device = torch_xla.device(self.index)
+        correct_running_statistics("XLA")
         xla_model.set_rng_state(torch.initial_seed() % 2**63, str(self._device))
 
     def _configure(self) -> None:
@@ -284,10 +286,7 @@ class XlaBackend(Backend):
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         del kernel
-        return StaticEncoder(self._portable(weights, policy))
-
-    def _portable(self, weights: EncoderWeights, policy: CastPolicy) -> PortableEncoder:
-        return self.portable_encoder(weights, policy, chunk_tokens=4 * DEVICE_BATCH_TOKENS)
+        return StaticEncoder(self.portable_encoder(weights, policy, chunk_tokens=4 * DEVICE_BATCH_TOKENS))
 
 
 class StaticEncoder:
@@ -333,7 +332,7 @@ def _refuse_packed(batch: PackedBatch | PaddedBatch) -> None:
 def torch_xla_version() -> Availability:
     """Whether a torch_xla that fits the installed torch is installed. Neither is imported."""
     fix = (
-        "install it with its own torch in a separate environment: `python3 -m venv .venv-xla && "
+        "install it with its own torch in a separate environment (8 GB on the disk): `python3 -m venv .venv-xla && "
         f"{install_hint('xla', pip='.venv-xla/bin/pip')}`; or use --backend cpu"
     )
     try:

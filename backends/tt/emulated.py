@@ -18,7 +18,7 @@ from ..types import Availability, CastPolicy, DeviceInfo, EnergyUse, unsupported
 from .options import TtOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ...kernels.tt.arithmetic import Arithmetic
     from ...kernels.weights import EncoderWeights
@@ -126,6 +126,13 @@ class TtEmulated(CpuBackend):
             # Inside of it already: a layer that gradient checkpointing computes again.
             return nullcontext()
         return EmulatedOperations(self._arithmetic(torch.float32), self.options.in_float32(frozen=False))
+
+    def unknown_operations(self, run: Callable[[], object]) -> list[str]:
+        from ...kernels.tt.modules import UnknownOperations
+
+        with UnknownOperations(self._arithmetic(torch.float32)) as seen:
+            run()
+        return list(seen.names)
 
     def kernels(self) -> dict[str, Availability]:
         return {"emulated": Availability(True, f"{self.options.emulation} TT arithmetic")}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -19,64 +22,152 @@ from isotrain.backends import (
     list_backends,
     resolve,
 )
-from isotrain.backends.tt import card as tt
+from isotrain.backends.tpu import LIBRARY_VARIABLE
+from isotrain.backends.tt import stacks
+from isotrain.cli.main import main
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A machine with or without the plugin and cards."""
+    """A machine with or without each of the two stacks, and cards."""
+    library, version = tmp_path / "plugin.so", metadata.version
+    library.touch()
 
-    def build(plugin: bool, cards: int) -> None:
+    def build(plugin: bool, cards: int, torch_tpu: str = "") -> None:
+        """torch_tpu: "", "alone", "wrong plugin" or "with a plugin"."""
         folder = tmp_path / "tenstorrent"
         folder.mkdir(exist_ok=True)
         for number in range(cards):
             (folder / str(number)).touch()
-        entries = [EntryPoint("tt", "torch_plugin_tt:TTPlugin", tt.PLUGIN_GROUP)] if plugin else []
-        monkeypatch.setattr(tt, "CARD_FOLDER", folder)
-        monkeypatch.setattr(tt, "entry_points", lambda group: [item for item in entries if item.group == group])
+        entries = [EntryPoint("tt", "torch_plugin_tt:TTPlugin", stacks.PLUGIN_GROUP)] if plugin else []
+
+        def found(name: str) -> str:
+            if name != "torch-tpu":
+                return version(name)
+            if not torch_tpu:
+                raise metadata.PackageNotFoundError(name)
+            return "0.2.0"
+
+        monkeypatch.setattr(stacks, "CARD_FOLDER", folder)
+        monkeypatch.setattr(stacks, "entry_points", lambda group: [item for item in entries if item.group == group])
+        monkeypatch.setattr(metadata, "version", found)
+        monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+        if torch_tpu.endswith("plugin"):
+            monkeypatch.setenv(LIBRARY_VARIABLE, "/nowhere.so" if torch_tpu == "wrong plugin" else str(library))
 
     return build
 
 
+NO_LIBRARY = "TPU_LIBRARY_PATH is not set"
+# What is installed, in words, and what is missing for each stack.
+MACHINES = [
+    (False, 0, "", "neither pjrt-plugin-tt nor torch-tpu is installed", "install pjrt-plugin-tt", "install it"),
+    (False, 1, "", "neither pjrt-plugin-tt nor torch-tpu is installed", "install pjrt-plugin-tt", "install it"),
+    (True, 0, "", "pjrt-plugin-tt is installed, torch-tpu is not", "kernel driver", "install it"),
+    (True, 1, "", "pjrt-plugin-tt is installed, torch-tpu is not", "", "install it"),
+    (
+        *(False, 1, "alone"),
+        f"torch-tpu 0.2.0 ({NO_LIBRARY}) is installed, pjrt-plugin-tt is not",
+        *("install pjrt-plugin-tt", "set TPU_LIBRARY_PATH"),
+    ),
+    (
+        *(False, 1, "wrong plugin"),
+        "torch-tpu 0.2.0 (TPU_LIBRARY_PATH is '/nowhere.so', which is no file) is installed, pjrt-plugin-tt is not",
+        *("install pjrt-plugin-tt", "set TPU_LIBRARY_PATH"),
+    ),
+    (
+        *(False, 1, "with a plugin"),
+        "torch-tpu 0.2.0 is installed, pjrt-plugin-tt is not",
+        *("install pjrt-plugin-tt", ""),
+    ),
+    (
+        *(True, 1, "alone"),
+        f"pjrt-plugin-tt and torch-tpu 0.2.0 ({NO_LIBRARY}) are installed",
+        *("", "set TPU_LIBRARY_PATH"),
+    ),
+    (True, 0, "with a plugin", "pjrt-plugin-tt and torch-tpu 0.2.0 are installed", "kernel driver", "kernel driver"),
+    (True, 2, "with a plugin", "pjrt-plugin-tt and torch-tpu 0.2.0 are installed", "", ""),
+]
+
+
+@pytest.mark.parametrize(("plugin", "cards", "torch_tpu", "installed", "fix_tt", "fix_tpu"), MACHINES)
+def test_what_is_installed_is_told_apart_and_which_of_it_tt_takes(
+    machine: Any, plugin: bool, cards: int, torch_tpu: str, installed: str, fix_tt: str, fix_tpu: str
+) -> None:
+    machine(plugin, cards, torch_tpu)
+    here = {0: "no Tenstorrent card in ", 1: "1 Tenstorrent card (", 2: "2 Tenstorrent cards ("}[cards]
+    taken = "tt" if not fix_tt else "tt-tpu" if not fix_tpu else "tt-emulated"
+    for name, fix in (("tt", fix_tt), ("tt-tpu", fix_tpu)):
+        found = backend_class(name).probe()
+        assert found.ok == (not fix)
+        assert found.reason.startswith(here)
+        assert found.reason.endswith(f"; {installed}; --backend tt is {taken}")
+        assert fix in found.fix
+        assert bool(found.fix) == bool(fix)
+    assert resolve("tt") == taken
+    assert resolve("tt-tpu") == "tt-tpu", "a stack that is named is the one that opens, or none"
+    if taken == "tt-emulated":
+        with pytest.raises(BackendUnavailableError, match=r"tt\.device: hardware can't run here"):
+            resolve("tt", {"tt": {"device": "hardware"}})
+        with pytest.raises(BackendUnavailableError, match=r"backend 'tt-tpu' can't run here: .* installed"):
+            get_backend("tt-tpu")
+    else:
+        assert resolve("tt", {"tt": {"device": "hardware"}}) == taken
+    assert resolve("tt", {"tt": {"device": "emulated"}}) == "tt-emulated"
+
+
+def install(site: Path, name: str, entry_points: str = "") -> None:
+    """What pip leaves of a package, for every process that has `site` on its path."""
+    folder = site / f"{name.replace('-', '_')}-0.2.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.2.0\n")
+    (folder / "entry_points.txt").write_text(entry_points)
+
+
 @pytest.mark.parametrize(
-    ("plugin", "cards", "reason", "fix"),
+    ("plugin", "torch_tpu", "installed"),
     [
-        (False, 0, "no Tenstorrent card is here, and its PJRT plugin is not installed", "install pjrt-plugin-tt"),
-        (False, 1, "a Tenstorrent card is here", "install pjrt-plugin-tt"),
-        (True, 0, "plugin is installed, but there is no Tenstorrent card", "kernel driver"),
+        (False, False, "neither pjrt-plugin-tt nor torch-tpu is installed"),
+        (True, False, "pjrt-plugin-tt is installed, torch-tpu is not"),
+        (False, True, f"torch-tpu 0.2.0 ({NO_LIBRARY}) is installed, pjrt-plugin-tt is not"),
+        (True, True, f"pjrt-plugin-tt and torch-tpu 0.2.0 ({NO_LIBRARY}) are installed"),
     ],
 )
-def test_what_is_missing_is_told_apart(machine: Any, plugin: bool, cards: int, reason: str, fix: str) -> None:
-    machine(plugin, cards)
-    found = tt.hardware_availability()
-    assert not found.ok
-    assert reason in found.reason
-    assert fix in found.fix
-    with pytest.raises(BackendUnavailableError, match=r"tt\.device: hardware can't run here"):
-        get_backend("tt", {"tt": {"device": "hardware"}})
+def test_doctor_tells_apart_what_is_installed(
+    plugin: bool,
+    torch_tpu: bool,
+    installed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if plugin:
+        install(tmp_path, "pjrt-plugin-tt", "[torch_xla.plugins]\ntt = torch_plugin_tt:TTPlugin\n")
+    if torch_tpu:
+        install(tmp_path, "torch-tpu")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr("isotrain.backends.list_backends", lambda: ["tt", "tt-tpu"])
+    with pytest.raises(SystemExit):
+        main(["doctor", "--json"])
+    for report in json.loads(capsys.readouterr().out)["backends"]:
+        assert report["status"] == "absent"
+        assert report["reason"].endswith(f"; {installed}; --backend tt is tt-emulated")
 
 
-def test_a_card_with_its_plugin_is_found(machine: Any) -> None:
-    machine(True, 2)
-    found = tt.hardware_availability()
-    assert found.ok
-    assert "2 Tenstorrent cards" in found.reason
-    assert backend_class("tt").probe() == found
-
-
-def test_the_card_and_its_emulation_are_two_backends() -> None:
-    assert list_backends()[:7] == ["cpu", "cuda", "xla", "tpu", "tt", "tt-emulated", "ideal"]
+def test_a_card_has_a_backend_for_each_stack_and_its_emulation_another() -> None:
+    assert list_backends()[:8] == ["cpu", "cuda", "xla", "tpu", "tt", "tt-tpu", "tt-emulated", "ideal"]
     assert backend_traits("tt-emulated").emulated
     assert not any(backend_traits(name).emulated for name in list_backends() if name != "tt-emulated")
 
 
 def test_tt_opens_a_card_or_its_emulation_and_says_which(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
     machine(True, 0)
-    tt._warn_emulated.cache_clear()
+    stacks._warn_emulated.cache_clear()
     assert [resolve("tt"), resolve("tt:0")] == ["tt-emulated", "tt-emulated:0"]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("backend tt is tt-emulated here")
-    assert "there is no Tenstorrent card" in said
+    assert "no Tenstorrent card in " in said
     opened = get_backend("tt")
     assert (opened.name, opened.info().backend, opened.info().emulated) == ("tt-emulated", "tt-emulated", True)
     assert opened.caveat == "tt-emulated"

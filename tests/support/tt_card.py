@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from isotrain.backends.tt import card as tt
+from isotrain.backends.tt import card_xla, stacks
 
 
 class Card:
@@ -48,10 +48,10 @@ def put_card(patch: pytest.MonkeyPatch, folder: Path, compile_count: Callable[[]
 
     (folder / "tenstorrent").mkdir()
     (folder / "tenstorrent" / "0").touch()
-    entry = EntryPoint("tt", "torch_plugin_tt:TTPlugin", tt.PLUGIN_GROUP)
-    patch.setattr(tt, "CARD_FOLDER", folder / "tenstorrent")
-    patch.setattr(tt, "entry_points", lambda **_: [entry])
-    patch.setattr(tt, "DEVICE_TYPE", "CPU")
+    entry = EntryPoint("tt", "torch_plugin_tt:TTPlugin", stacks.PLUGIN_GROUP)
+    patch.setattr(stacks, "CARD_FOLDER", folder / "tenstorrent")
+    patch.setattr(stacks, "entry_points", lambda **_: [entry])
+    patch.setattr(card_xla, "DEVICE_TYPE", "CPU")
     # `_open` sets it for good; afterwards it is gone again.
     patch.setenv("XLA_STABLEHLO_COMPILE", "0")
     patch.setattr(torch_xla, "set_custom_compile_options", told.options.append, raising=False)
@@ -70,5 +70,5 @@ def name_it_a_card(patch: pytest.MonkeyPatch) -> None:
     from torch_xla import runtime
 
     real = runtime.set_device_type
-    patch.setattr(tt, "DEVICE_TYPE", "TT")
+    patch.setattr(card_xla, "DEVICE_TYPE", "TT")
     patch.setattr(runtime, "set_device_type", lambda _: real("CPU"))

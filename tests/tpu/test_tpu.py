@@ -21,6 +21,7 @@ from isotrain.kernels.packed import PackedBatch
 from support.command import one_line_error
 from support.mutated_training import failing
 from support.parity_job import FLOAT32, ParityJob, write_model
+from support.running_statistics import MODULES, check_running_statistics
 
 LABEL = "tpu (torch_tpu on XLA's CPU device)"
 
@@ -65,7 +66,7 @@ def test_a_mode_that_its_compiler_has_not_is_refused(backend: Any) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(backend: Any) -> None:
-    with pytest.raises(UserError, match="a process has one TPU; write tpu"):
+    with pytest.raises(UserError, match="a process has one device of it; write tpu"):
         get_backend("tpu:7")
 
 
@@ -83,6 +84,11 @@ def test_float32_products_have_float32s_digits_beside_those_of_the_host(backend:
     left, right = (torch.randn(shape, generator=generator) for shape in ((64, 768), (768, 64)))
     for product in ((backend.place(left) @ backend.place(right)).cpu(), left @ right):
         assert relative(product, left.double() @ right.double()) < 1e-6
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_running_statistics_are_the_hosts(backend: Any, module: str) -> None:
+    check_running_statistics(backend, module)
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:

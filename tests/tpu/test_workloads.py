@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.workloads import NAMES, check_measured, check_trained
+from support.command import Invoke
+from support.workloads import NAMES, check_measured, check_parity, check_trained
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -16,3 +17,8 @@ def test_an_example_trains_as_on_the_cpu(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_is_measured(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     check_measured(name, "tpu", monkeypatch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_trains_like_float64(invoke: Invoke, name: str) -> None:
+    check_parity(invoke, name, "tpu")

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support.packages import described
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "examples" / "backend-template"
 MOST_LINES = 150
@@ -17,15 +18,8 @@ MOST_LINES = 150
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what pip writes of the package, for this environment may have nothing to build it with."""
-    folder = tmp_path_factory.mktemp("template")
     ((group, entries),) = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]["entry-points"].items()
-    written = folder / "isotrain_npu-0.1.0.dist-info"
-    written.mkdir()
-    (written / "METADATA").write_text("Metadata-Version: 2.1\nName: isotrain-npu\nVersion: 0.1.0\n")
-    (written / "entry_points.txt").write_text(
-        "\n".join([f"[{group}]", *(f"{name} = {at}" for name, at in entries.items())])
-    )
-    return folder
+    return described(tmp_path_factory.mktemp("template"), "isotrain-npu", group, entries, "0.1.0")
 
 
 @pytest.mark.slow

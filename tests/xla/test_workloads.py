@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.parity_job import check_alike
-from support.workloads import EXAMPLES, NAMES, check_measured, check_trained
+from support.command import Invoke
+from support.workloads import NAMES, check_measured, check_parity, check_trained
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,5 +19,6 @@ def test_an_example_is_measured(monkeypatch: pytest.MonkeyPatch, name: str) -> N
     check_measured(name, "xla", monkeypatch)
 
 
-def test_an_example_trains_like_float64() -> None:
-    check_alike(str(EXAMPLES / "lora_gpt.py"), "xla")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_trains_like_float64(invoke: Invoke, name: str) -> None:
+    check_parity(invoke, name, "xla")

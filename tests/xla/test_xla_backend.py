@@ -13,6 +13,7 @@ from isotrain.conformance import device
 from isotrain.conformance.case import Case, Device
 from isotrain.conformance.worker import judge
 from isotrain.kernels.packed import PackedBatch
+from support.running_statistics import MODULES, check_running_statistics
 
 
 @pytest.mark.parametrize("case", device.cases(), ids=lambda case: case.subject)
@@ -49,6 +50,11 @@ def test_a_fence_starts_what_nobody_started(backend: Any) -> None:
     assert executions() == before + 1
     assert torch.equal(updated.cpu(), torch.full((3,), 3.0))
     assert executions() == before + 1
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_running_statistics_are_the_hosts(backend: Any, module: str) -> None:
+    check_running_statistics(backend, module)
 
 
 def test_the_seed_decides_the_devices_generator_too(backend: Any) -> None:

@@ -19,7 +19,7 @@ from isotrain.benchmarks.harness.worker import run
 from isotrain.benchmarks.harness.workloads import WORKLOAD_CLASSES, Workload
 from support import own_modules
 
-OPTIONS = Options(backends=("xla",), model="random:tiny", dtype="float32", blocks=3, seconds=1.5, num_labels=7)
+OPTIONS = Options(backends=("xla",), model="random:tiny", dtypes=("float32",), blocks=3, seconds=1.5, num_labels=7)
 
 
 @pytest.mark.parametrize(
