@@ -2,7 +2,7 @@
 
 A module's operations are met where torch's own functions are called. That serves transformers' modules, packed batches
 and a user's own module alike, and leaves the loss alone that is computed outside. Parts that torch computes in one call
-of its own, such as nn.MultiheadAttention and einsum, aren't seen.
+of its own, such as nn.MultiheadAttention and einsum, aren't seen: `UnknownOperations` names them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..ideal import RoundedResults
 from .arithmetic import Arithmetic
 from .autograd import TtAdd, TtEmbedding, TtFork, TtFunction, TtLayerNorm, TtLinear, TtMatmul, TtSoftmax, linear_result
 from .formats import host_convert
@@ -47,7 +48,11 @@ class EmulatedOperations(TorchFunctionMode):
         del types
         emulated = _EMULATED.get(func)
         result = NotImplemented if emulated is None else emulated(self, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {})) if result is NotImplemented else result
+        return self.unknown(func, *args, **(kwargs or {})) if result is NotImplemented else result
+
+    def unknown(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls a function that the emulation doesn't compute."""
+        return func(*args, **kwargs)
 
     def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Calls `func` in this context."""
@@ -70,6 +75,21 @@ class EmulatedOperations(TorchFunctionMode):
         now, rest = TtFork.apply(rest, self.arithmetic)
         self._rest[x] = (x._version, rest)
         return now
+
+
+class UnknownOperations(EmulatedOperations):
+    """All operations in the device's arithmetic. What the emulation doesn't know of them and rounds is in `names`."""
+
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        super().__init__(arithmetic)
+        self.names: dict[str, None] = {}
+
+    def unknown(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with RoundedResults() as rounded:
+            result = func(*args, **kwargs)
+        if rounded.any:
+            self.names[func.__name__.strip("_").removesuffix("_forward")] = None
+        return result
 
 
 def active() -> EmulatedOperations | None:

@@ -86,7 +86,16 @@ def fast_exp(x: Array, arch: str = "wormhole") -> Array:
 
 
 def reciprocal(x: Array, arch: str = "wormhole", steps: int = 2) -> Array:
-    """The kernels' 1 / x of positive float32 values: a polynomial of the mantissa and `steps` of Newton's method."""
+    """The kernels' 1 / x of positive float32 values: a guess, refined.
+
+    Wormhole's guess is a polynomial of the mantissa, refined by `steps` of Newton's method. Blackhole's is an
+    instruction (`approximate_reciprocal`), refined by the geometric series of its error.
+    """
+    if arch == "blackhole":
+        y = approximate_reciprocal(x)
+        error = _mad(-x, y, 1.0, arch)
+        series = _mad(_mad(error, error, error, arch), error, error, arch)
+        return _mad(np.fmin(series, np.float32(1.0)), y, y, arch)
     bits = x.view(np.uint32)
     negative = (bits & 0x7FFFFF | 127 << 23 | SIGN).astype(np.uint32).view(np.float32)
     y = _mad(negative, 0.3232325017452239990234375, 1.4545459747314453125, arch)
@@ -95,6 +104,18 @@ def reciprocal(x: Array, arch: str = "wormhole", steps: int = 2) -> Array:
         y = _mad(y, _mad(negative, y, 1.0, arch), y, arch)
     scale = ((254 - (bits >> 23 & 255)) << 23).astype(np.uint32).view(np.float32)
     return _mad(y, scale, 0.0, arch)
+
+
+def approximate_reciprocal(x: Array) -> Array:
+    """Blackhole's instruction SFPARECIP for positive float32 values: 1 / x to 8 bits.
+
+    The description's table is the rounded reciprocal of the middle of each of 128 intervals of the mantissa.
+    """
+    bits = x.view(np.uint32).astype(np.int64)
+    mantissa = np.rint(2**15 / ((bits >> 16 & 127) + 128.5)).astype(np.int64) - 128
+    found = 253 - (bits >> 23) << 23 | mantissa << 16
+    found = np.where(bits < 1 << 23, INFINITY, np.where(bits < 253 << 23, found, 0))
+    return found.astype(np.uint32).view(np.float32)
 
 
 def rsqrt(x: Array, arch: str = "wormhole") -> Array:

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from isotrain.kernels.tt import ops
+from isotrain.kernels.tt import ops, vector
 from isotrain.kernels.tt.arithmetic import GRID_COLUMNS, Arithmetic, ttnn_block_tiles
 from isotrain.kernels.tt.formats import device_pack, host_convert, truncate
 from isotrain.kernels.tt.linear import add, linear, multiply_bf16, packed
 from isotrain.kernels.tt.model import PHASES
 from isotrain.kernels.tt.unary import FUNCTIONS, unary
 
-# Operations with functions of float32 values, whose kernels differ between the architectures: here they are Wormhole's.
+# Operations with functions of float32 values whose kernels differ between the architectures: exp and rsqrt.
 NEAR = ("layer_norm", "softmax", "softmax-default")
 BLOCK = "K-tiles"
+# Values of which one in sixteen is infinite or NaN, for which no vector shows the device's results.
+SPECIAL = "inf,nan"
 EPSILON = 1e-5
 
 
@@ -26,12 +28,12 @@ class Case:
 
     Attributes:
         operation: As in the table: linear, linear+bias, BLOCK, add, sub, mul, a name of `unary.FUNCTIONS`,
-            layer_norm, softmax, softmax-default, sum or mean.
+            reciprocal (of float32 values), layer_norm, softmax, softmax-default, sum or mean.
         shapes: Of each operand: [m, k], [k, n] and [1, n] of a linear layer, else [rows, width].
         formats: Of each operand: float32, bfloat16, bfp_bf8 or bfp_bf4.
         arithmetic: The options. ttnn's own where `config` is False.
         grid: The last core of the grid that the judge offers, "" for all of them. A small one saves time.
-        values: How operands are drawn: normal, positive, integers, or wide (magnitudes over 40 powers of two).
+        values: How operands are drawn: normal, positive, integers, wide (magnitudes over 40 powers of two) or SPECIAL.
     """
 
     operation: str
@@ -46,7 +48,7 @@ class Case:
 
     @property
     def known(self) -> bool:
-        return self.operation not in NEAR
+        return self.operation not in NEAR and self.values != SPECIAL
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -55,7 +57,7 @@ class Case:
             return self.operation, "any", "any", f"{GRID_COLUMNS[self.arithmetic.arch]}-columns"
         matrix = self.operation.startswith("linear")
         return (
-            self.operation,
+            f"{self.operation}/{SPECIAL}" if self.values == SPECIAL else self.operation,
             " x ".join(dict.fromkeys(self.formats[:2]) if not matrix else self.formats[:2]),
             self.arithmetic.math_fidelity if matrix else "",
             ("float32" if self.arithmetic.fp32_dest_acc_en else "bfloat16") if self.config else "ttnn's",
@@ -82,6 +84,8 @@ class Case:
             return multiply_bf16(*x)
         if self.operation in FUNCTIONS:
             return unary(self.operation, x[0])
+        if self.operation == "reciprocal":
+            return torch.from_numpy(vector.reciprocal(x[0].numpy(), arithmetic.arch))
         if self.operation == "layer_norm":
             return ops.layer_norm(x[0], x[1][0], x[2][0], EPSILON, arithmetic)
         if self.operation.startswith("softmax"):
@@ -100,6 +104,8 @@ def _draw(rng: np.random.Generator, shape: tuple[int, int], values: str) -> np.n
         return np.abs(x)
     if values == "integers":
         return rng.integers(-60, 60, shape).astype(np.float32)
+    if values == SPECIAL:
+        return np.where(rng.random(shape) < 1 / 16, rng.choice([np.inf, -np.inf, np.nan], shape), x).astype(np.float32)
     if values == "wide":
         return x * np.exp2(rng.integers(-20, 20, shape)).astype(np.float32)
     return x
@@ -115,7 +121,7 @@ class Plan:
     cases: list[Case] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        made = [*self._linears(), *self._blocks(), *self._elementwise(), *self._rows()]
+        made = [*self._linears(), *self._blocks(), *self._elementwise(), *self._rows(), *self._specials()]
         self.cases = [replace(case, seed=self.seed + index) for index, case in enumerate(made)]
 
     def _arithmetic(self, fidelity: str = "hifi4", fp32_dest: bool = True) -> Arithmetic:
@@ -150,10 +156,14 @@ class Plan:
             for name in ("gelu", "tanh"):
                 yield Case(name, (shape,), ("bfloat16",), self._arithmetic(fp32_dest=False), False)
 
+    def _reductions(self) -> Arithmetic:
+        """What ttnn's sum and mean compute with by themselves, as the judge shows; it matters where they scale."""
+        return self._arithmetic("hifi3" if self.arch == "wormhole" else "hifi4")
+
     def _rows(self) -> Iterator[Case]:
         for shape in [(32, 64)] if self.short else [(64, 96), (32, 45)]:
             for operation in ("sum", "mean"):
-                yield Case(operation, (shape,), ("bfloat16",), self._arithmetic("hifi3"), False)
+                yield Case(operation, (shape,), ("bfloat16",), self._reductions(), False)
         if self.short:
             return
         for fp32 in (True, False):
@@ -161,3 +171,25 @@ class Plan:
             yield Case("softmax", ((32, 64),), ("bfloat16",), arithmetic)
             yield Case("layer_norm", ((32, 64), (1, 64), (1, 64)), ("bfloat16",) * 3, arithmetic)
         yield Case("softmax-default", ((32, 64),), ("bfloat16",), self._arithmetic(), False)
+        yield Case(
+            "reciprocal", ((64, 64),), ("float32",), self._arithmetic(), False, values="positive", output="float32"
+        )
+
+    def _specials(self) -> Iterator[Case]:
+        """Infinities and NaN in each operation."""
+        square = (32, 32)
+        for operation in ("add", "mul", *(() if self.short else ("sub",))):
+            yield Case(
+                operation, (square,) * 2, ("bfloat16",) * 2, self._arithmetic(fp32_dest=False), False, values=SPECIAL
+            )
+        if self.short:
+            return
+        for name in ("gelu", "tanh"):
+            yield Case(name, (square,), ("bfloat16",), self._arithmetic(fp32_dest=False), False, values=SPECIAL)
+        for fp32 in (True, False):
+            arithmetic = self._arithmetic(fp32_dest=fp32)
+            yield Case("linear", (square,) * 2, ("bfloat16",) * 2, arithmetic, values=SPECIAL)
+            yield Case("softmax", (square,), ("bfloat16",), arithmetic, values=SPECIAL)
+            yield Case("layer_norm", (square, (1, 32), (1, 32)), ("bfloat16",) * 3, arithmetic, values=SPECIAL)
+        for operation in ("sum", "mean"):
+            yield Case(operation, (square,), ("bfloat16",), self._reductions(), False, values=SPECIAL)

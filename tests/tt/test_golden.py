@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from isotrain.kernels.native import NativeLibrary
@@ -68,6 +69,26 @@ def test_the_fast_exp_of_float32_values_is_the_tables() -> None:
     inputs = inputs[inputs.isfinite()]
     got = torch.from_numpy(vector.fast_exp(inputs.numpy()))
     assert torch.equal(formats.truncate(got, 7), unary("exp_fast", inputs))
+
+
+# Of the table in the description of SFPARECIP: the first of its 128 mantissas, and the last.
+DESCRIBED = (127, 125, 123, 121, 119, 117, 116, 114, 112, 110, 109, 107), (5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0)
+
+
+def test_blackholes_approximate_reciprocal_is_the_described_one() -> None:
+    steps = 1 + np.arange(128, dtype=np.float32) / 128
+    mantissas = vector.approximate_reciprocal(steps).view(np.uint32) >> 16 & 127
+    first, last = DESCRIBED
+    assert tuple(mantissas[: len(first)]) == first
+    assert tuple(mantissas[-len(last) :]) == last
+    values = np.float32([1.0, 2.0**126, 2.0**-127, np.inf])
+    assert vector.approximate_reciprocal(values).tolist() == [0.99609375, 0.0, np.inf, 0.0]
+
+
+@pytest.mark.parametrize("arch", native.ARCHITECTURES)
+def test_the_reciprocal_has_float32s_digits(arch: str) -> None:
+    x = np.exp2(np.random.default_rng(0).uniform(-60, 60, 10_000)).astype(np.float32)
+    assert np.abs(vector.reciprocal(x, arch).astype(np.float64) * x - 1).max() < 1e-7
 
 
 def test_a_wrong_bit_would_be_counted() -> None:

@@ -30,7 +30,7 @@ FROZEN = ("banking77", "quickstart", "similarity", "topics")
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """Runs a command that is to succeed, where no card is; what it printed."""
-    monkeypatch.setattr("isotrain.backends.tt.card.CARD_FOLDER", tmp_path / "none")
+    monkeypatch.setattr("isotrain.backends.tt.stacks.CARD_FOLDER", tmp_path / "none")
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as end:
