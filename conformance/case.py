@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -129,3 +130,25 @@ class Case:
         """Unique among all cases, and what --only matches: "operations/linear/bfloat16/grad"."""
         parts = [self.group, self.subject, self.dtype, "" if self.mode == "test" else self.mode]
         return "/".join(part for part in parts if part)
+
+
+class Checks:
+    """The cases of a group. Each is declared above its function: ``@check("memory", "memory() grows by ...")``."""
+
+    def __init__(self, group: str, time_limit: float = 60.0) -> None:
+        self.group, self.time_limit = group, time_limit
+        self.cases: list[Case] = []
+
+    def __call__(
+        self, subject: str, clause: str, dtypes: Sequence[str] = ("",), time_limit: float | None = None
+    ) -> Callable[[Callable[..., Passed]], Callable[..., Passed]]:
+        """Declares a case, or one for each of `dtypes`, which the function takes as its argument `dtype`."""
+
+        def declare(run: Callable[..., Passed]) -> Callable[..., Passed]:
+            for dtype in dtypes:
+                chosen = partial(run, dtype=dtype) if dtype else run
+                limit = time_limit or self.time_limit
+                self.cases.append(Case(self.group, subject, clause, chosen, dtype, time_limit=limit))
+            return run
+
+        return declare

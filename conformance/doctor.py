@@ -11,9 +11,9 @@ from pydantic import Field
 
 from .. import UserError
 from ..backends import backend_traits
-from ..benchmarks.harness.document import Device, Part, Policy
+from ..benchmarks.harness.document import ChoiceMade, Device, Part, Peaks, Policy
 from ..benchmarks.outcome.conformance import Judged
-from .messages import SUPPORT, Described, Opening
+from .messages import PEAKS, SUPPORT, Described, Measured, Opening
 from .process import LostError, Worker
 
 # Quick ones of what every training needs.
@@ -29,7 +29,10 @@ class Checked(Part):
 
 
 class Report(Part):
-    """What was found about a backend. device, bfloat16, kernels and lacks are known if it could be opened."""
+    """What was found about a backend. device, bfloat16, kernels and lacks are known if it could be opened.
+
+    peaks: if they were asked for, those of a device that passes.
+    """
 
     backend: str
     status: Literal["PASS", "FAIL", "absent"]
@@ -40,14 +43,17 @@ class Report(Part):
     bfloat16: Policy | None = None
     kernels: dict[str, str] = Field(default={})
     lacks: list[str] = Field(default=[])
+    choices: list[ChoiceMade] = Field(default=[])
+    peaks: list[Peaks] = Field(default=[])
     untested: bool = Field(default=False)
 
 
-def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report]:
+def examine(names: Sequence[str], time_limit: float = TIME_LIMIT, *, peaks: bool = False) -> list[Report]:
     """Examines the backends `names`. All are opened at the same time.
 
     Args:
-        time_limit: Seconds for all of them together.
+        time_limit: Seconds for all of them together, and for all of their peaks.
+        peaks: Whether to measure peaks: one backend after the other, when nothing else runs.
 
     Returns:
         Their reports, in the order of `names`.
@@ -56,6 +62,9 @@ def examine(names: Sequence[str], time_limit: float = TIME_LIMIT) -> list[Report
         deadline = time.monotonic() + time_limit
         workers = [stack.enter_context(Worker(name, {}, 0)) for name in names]
         reports = [_examined(name, worker, deadline, time_limit) for name, worker in zip(names, workers, strict=True)]
+        if peaks:
+            deadline = time.monotonic() + time_limit
+            reports = [_measured(*pair, deadline, time_limit) for pair in zip(reports, workers, strict=True)]
     return [report.model_copy(update={"untested": _untested(report.backend)}) for report in reports]
 
 
@@ -66,19 +75,35 @@ def _untested(name: str) -> bool:
 
 
 def _examined(name: str, worker: Worker, deadline: float, time_limit: float) -> Report:
-    def left() -> float:
-        return max(0.0, deadline - time.monotonic())
-
     try:
-        opening = worker.hear(Opening, left())
+        opening = worker.hear(Opening, _left(deadline))
         if opening.status != "open":
             return unopened(name, opening)
-        described = worker.ask(SUPPORT, Described, left())
-        found = {check: worker.ask(check, Judged, left()) for check in CHECKS}
+        described = worker.ask(SUPPORT, Described, _left(deadline))
+        found = {check: worker.ask(check, Judged, _left(deadline)) for check in CHECKS}
     except LostError as error:
-        what = f"took longer than {time_limit:g} s{error.last_words}" if error.status == "hang" else str(error)
-        return _failed(name, f"its test {what}")
+        return _failed(name, f"its test {_how(error, time_limit)}")
     return opened(name, opening, described, found)
+
+
+def _measured(report: Report, worker: Worker, deadline: float, time_limit: float) -> Report:
+    """The report with the peaks of a device that passes."""
+    if report.status != "PASS":
+        return report
+    try:
+        found = worker.ask(PEAKS, Measured, _left(deadline))
+    except LostError as error:
+        return _failed(report.backend, f"the measurement of its peaks {_how(error, time_limit)}")
+    return report.model_copy(update={"peaks": found.peaks, "lacks": [*report.lacks, *found.lacks]})
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _how(error: LostError, time_limit: float) -> str:
+    """What became of a worker, as a verb phrase."""
+    return f"took longer than {time_limit:g} s{error.last_words}" if error.status == "hang" else str(error)
 
 
 def unopened(name: str, opening: Opening) -> Report:
@@ -108,6 +133,7 @@ def opened(name: str, opening: Opening, described: Described, found: dict[str, J
         bfloat16=None if isinstance(policy, str) else policy,
         kernels=support.kernels,
         lacks=support.lacks,
+        choices=support.choices,
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ..benchmarks.harness.document import Part
+from ..benchmarks.harness.document import Part, Peaks
 from ..benchmarks.outcome.conformance import Support
 
-# The request for what the backend says of itself. Any other one is the name of a case.
-SUPPORT = "support"
+# The requests for what the backend says of itself, and for its measured peaks. Any other one is the name of a case.
+SUPPORT, PEAKS = "support", "peaks"
 
 
 class WorkerSpec(Part):
@@ -38,3 +38,10 @@ class Described(Part):
 
     support: Support | None
     problem: str = ""
+
+
+class Measured(Part):
+    """The peaks of a backend in each dtype that it has, and why one of them can't be measured."""
+
+    peaks: list[Peaks]
+    lacks: list[str]

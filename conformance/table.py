@@ -116,6 +116,7 @@ def support_blocks(backend: str, support: Support) -> list[Block]:
         Table("", word_columns("dtype", "products", "sums", "why"), rows),
         Table("", word_columns("kernel", "state"), list(support.kernels.items())),
         *(Words(f"not offered: {lacking}") for lacking in support.lacks),
+        *(Words(f"chosen: {choice.line()}") for choice in support.choices),
     ]
 
 

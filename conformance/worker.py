@@ -12,21 +12,24 @@ import math
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from .. import UserError
 from ..albert_core.processes.parent import end_with_parent
 from ..albert_core.terminal.text import error_line, shorten
 from ..backends import DTYPES, EIGHT_BIT, Backend, backend_class, get_backend
+from ..benchmarks.harness.document import ChoiceMade, Part, Policy
 from ..benchmarks.harness.document import Device as DeviceInfo
-from ..benchmarks.harness.document import Part, Policy
 from ..benchmarks.outcome.conformance import Judged, Support
-from .messages import SUPPORT, Described, Opening, WorkerSpec
+from .messages import PEAKS, SUPPORT, Described, Measured, Opening, WorkerSpec
 
 if TYPE_CHECKING:
     from .case import Case, Device
 
 LONGEST_DETAIL = 400
+# The dtypes whose peaks are worth seconds of measurement.
+PEAK_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def main() -> int:
@@ -45,9 +48,14 @@ def main() -> int:
         _say(answers, opening)
         for line in requests if device is not None else ():
             assert device is not None, "the loop runs only if it is open"
-            request = line.strip()
-            _say(answers, describe(device) if request == SUPPORT else judge(known[request], device))
+            _say(answers, _answer(line.strip(), known, device))
     return 0
+
+
+def _answer(request: str, known: Mapping[str, Case], device: Device) -> Part:
+    if request == SUPPORT:
+        return describe(device)
+    return measure(device) if request == PEAKS else judge(known[request], device)
 
 
 def _cases() -> dict[str, Case]:
@@ -104,10 +112,28 @@ def describe(device: Device) -> Described:
                 for name, state in backend.kernels().items()
             },
             lacks=_lacks(backend),
+            choices=[ChoiceMade.of(chosen) for chosen in backend.choices(kept=True)],
         )
     except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
         return Described(support=None, problem=_raised(error))
     return Described(support=support)
+
+
+def measure(device: Device) -> Measured:
+    """Measures the device's peaks in each of PEAK_DTYPES that it computes in. An emulated device has none."""
+    from ..benchmarks.harness.peaks import measure_peaks
+
+    backend = device.backend
+    peaks, lacks = [], []
+    for dtype in PEAK_DTYPES if not backend.caveat else ():
+        try:
+            if backend.cast_policy(dtype).compute == dtype:
+                peaks.append(measure_peaks(backend, dtype))
+        except UserError:
+            continue
+        except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
+            lacks.append(f"a peak in {dtype} ({_raised(error)})")
+    return Measured(peaks=peaks, lacks=lacks)
 
 
 def _lacks(backend: Backend) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from ...backends import MemoryUse
-from ..case import Case, Device, Passed, UnsupportedError, require
+from ..case import Checks, Device, Passed, UnsupportedError, require
 from .placing import is_on
 
 MEBIBYTE = 2**20
@@ -20,61 +20,13 @@ ALLOCATED = 128 * MEBIBYTE
 # A counter of the process also sees what others allocate and free.
 LEAST_GROWTH, MOST_GROWTH = 0.7, 4.0
 
-
-def cases() -> list[Case]:
-    """Every case of this file."""
-    return [
-        Case(
-            "device",
-            "generators-host",
-            "set_rng_state restores what rng_state returned: the host's generator draws the same numbers again.",
-            resumes_on_host,
-        ),
-        Case(
-            "device",
-            "generators-device",
-            "set_rng_state restores what rng_state returned: dropout on the device drops the same values again.",
-            resumes_on_device,
-        ),
-        Case(
-            "device",
-            "memory",
-            "memory() grows by about what is allocated, and its peak is never below what was in use.",
-            counts_memory,
-        ),
-        Case(
-            "device",
-            "energy",
-            "energy() never decreases, or says why it has no joules.",
-            counts_energy,
-        ),
-        Case(
-            "device",
-            "compile-count",
-            "compile_count stands still on known shapes, and moves when the device compiles for a new one.",
-            counts_compilations,
-        ),
-        Case(
-            "device",
-            "compile-count-torch",
-            "compile_count moves when torch.compile compiles.",
-            counts_torchs_compilations,
-        ),
-        Case(
-            "device",
-            "scalar",
-            "scalar(value) multiplies as the number does; a new value compiles nothing.",
-            gives_scalars,
-        ),
-        Case(
-            "device",
-            "threads",
-            "single_threaded leaves the number of threads as it was.",
-            restores_threads,
-        ),
-    ]
+check = Checks("device")
 
 
+@check(
+    "generators-host",
+    "set_rng_state restores what rng_state returned: the host's generator draws the same numbers again.",
+)
 def resumes_on_host(device: Device) -> Passed:
     backend = device.backend
     torch.rand(3)
@@ -95,6 +47,10 @@ def resumes_on_host(device: Device) -> Passed:
     return Passed()
 
 
+@check(
+    "generators-device",
+    "set_rng_state restores what rng_state returned: dropout on the device drops the same values again.",
+)
 def resumes_on_device(device: Device) -> Passed:
     if reason := device.backend.unsaved_generator():
         raise UnsupportedError(reason)
@@ -114,6 +70,7 @@ def resumes_on_device(device: Device) -> Passed:
     return Passed()
 
 
+@check("memory", "memory() grows by about what is allocated, and its peak is never below what was in use.")
 def counts_memory(device: Device) -> Passed:
     backend = device.backend
     if reason := backend.memory().missing:
@@ -146,6 +103,7 @@ def _sound(use: MemoryUse) -> MemoryUse:
     return use
 
 
+@check("energy", "energy() never decreases, or says why it has no joules.")
 def counts_energy(device: Device) -> Passed:
     first = device.backend.energy()
     missing = first.source.startswith("unavailable: ")
@@ -164,6 +122,7 @@ def counts_energy(device: Device) -> Passed:
     return Passed(detail=first.source)
 
 
+@check("compile-count", "compile_count stands still on known shapes, and moves when the device compiles for a new one.")
 def counts_compilations(device: Device) -> Passed:
     backend = device.backend
     compiled: Callable[[torch.Tensor], torch.Tensor] = backend.compile(_work)
@@ -188,6 +147,7 @@ def _work(inputs: torch.Tensor) -> torch.Tensor:
     return (inputs * 2 + 1).sum(dim=-1)
 
 
+@check("compile-count-torch", "compile_count moves when torch.compile compiles.")
 def counts_torchs_compilations(device: Device) -> Passed:
     before = device.backend.compile_count()
     try:
@@ -201,6 +161,7 @@ def counts_torchs_compilations(device: Device) -> Passed:
     return Passed()
 
 
+@check("scalar", "scalar(value) multiplies as the number does; a new value compiles nothing.")
 def gives_scalars(device: Device) -> Passed:
     backend = device.backend
     base = backend.place(torch.arange(4.0))
@@ -216,6 +177,7 @@ def gives_scalars(device: Device) -> Passed:
     return Passed()
 
 
+@check("threads", "single_threaded leaves the number of threads as it was.")
 def restores_threads(device: Device) -> Passed:
     before = torch.get_num_threads()
     with device.backend.single_threaded():

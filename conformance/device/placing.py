@@ -13,7 +13,7 @@ from torch import nn
 
 from ...backends import DTYPES, Backend
 from ...kernels.packed import PackedBatch
-from ..case import Case, Device, Passed, ViolationError, require
+from ..case import Checks, Device, Passed, ViolationError, require
 
 # Dtypes that batches have, whatever a device computes in.
 ALWAYS = (torch.bool, torch.int32, torch.int64)
@@ -21,65 +21,7 @@ ALWAYS = (torch.bool, torch.int32, torch.int64)
 MOST_AHEAD = 16
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-
-def cases() -> list[Case]:
-    """Every case of this file."""
-    return [
-        Case(
-            "device",
-            "place-bits",
-            "Placed tensors are on the device with their dtype, shape and bits; what was placed is unchanged.",
-            keeps_bits,
-        ),
-        Case(
-            "device",
-            "place-structure",
-            "Dicts, lists, tuples and batches keep their types, order and contents; what has no device stays.",
-            keeps_structure,
-        ),
-        Case(
-            "device",
-            "place-module",
-            "A placed module has all its parameters and buffers on the device; shared parameters stay shared.",
-            keeps_modules,
-        ),
-        Case(
-            "device",
-            "place-again",
-            "A placed tensor keeps its values when others are placed, or when its source on the host changes.",
-            keeps_earlier,
-        ),
-        Case(
-            "device",
-            "prefetch-all",
-            "Prefetched batches are those of the source in its order, the last one included, placed on the device.",
-            prefetches_all,
-        ),
-        Case(
-            "device",
-            "prefetch-kept",
-            "A prefetched batch keeps its values while later ones are fetched.",
-            prefetches_apart,
-        ),
-        Case(
-            "device",
-            "prefetch-lazy",
-            "A prefetch reads only a few batches ahead, and an error of the source arrives as it is.",
-            prefetches_lazily,
-        ),
-        Case(
-            "device",
-            "on-host",
-            "A module's copy on the host has the same values, and changing it changes nothing on the device.",
-            copies_to_host,
-        ),
-        Case(
-            "device",
-            "results",
-            "What is computed from placed tensors is on the device and has torch's shape and dtype.",
-            gives_results,
-        ),
-    ]
+check = Checks("device")
 
 
 def is_on(tensor: torch.Tensor, backend: Backend) -> bool:
@@ -130,6 +72,7 @@ def _shapes(values: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
+@check("place-bits", "Placed tensors are on the device with their dtype, shape and bits; what was placed is unchanged.")
 def keeps_bits(device: Device) -> Passed:
     generator = device.generator()
     for dtype in (*ALWAYS, *claimed_dtypes(device)):
@@ -152,6 +95,10 @@ def _check_form(what: str, got: torch.Tensor, wanted: torch.Tensor) -> None:
     require(shapes[0] == shapes[1], f"{what} has the shape {shapes[0]} instead of {shapes[1]}")
 
 
+@check(
+    "place-structure",
+    "Dicts, lists, tuples and batches keep their types, order and contents; what has no device stays.",
+)
 def keeps_structure(device: Device) -> Passed:
     packed = PackedBatch.from_lists([[2, 5, 9], [2, 7]], [[0, 0, 1], [0, 1]])
     given: dict[str, Any] = {
@@ -204,6 +151,9 @@ class _Tied(nn.Module):
         self.register_buffer("counts", torch.arange(7))
 
 
+@check(
+    "place-module", "A placed module has all its parameters and buffers on the device; shared parameters stay shared."
+)
 def keeps_modules(device: Device) -> Passed:
     module = _Tied(device.generator()).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -221,6 +171,9 @@ def keeps_modules(device: Device) -> Passed:
     return Passed()
 
 
+@check(
+    "place-again", "A placed tensor keeps its values when others are placed, or when its source on the host changes."
+)
 def keeps_earlier(device: Device) -> Passed:
     backend = device.backend
     numbers = range(8)
@@ -243,6 +196,10 @@ def _batches(count: int) -> Iterator[dict[str, Any]]:
         yield {"ids": torch.full((2, 3), number), "features": [torch.full((4,), number / 2)]}
 
 
+@check(
+    "prefetch-all",
+    "Prefetched batches are those of the source in its order, the last one included, placed on the device.",
+)
 def prefetches_all(device: Device) -> Passed:
     for count in (0, 1, 2, 3, 7):
         got = [_checked(device, batch) for batch in device.backend.prefetch(_batches(count))]
@@ -251,6 +208,7 @@ def prefetches_all(device: Device) -> Passed:
     return Passed()
 
 
+@check("prefetch-kept", "A prefetched batch keeps its values while later ones are fetched.")
 def prefetches_apart(device: Device) -> Passed:
     kept = list(device.backend.prefetch(_batches(7)))
     got = [_checked(device, batch) for batch in kept]
@@ -272,6 +230,7 @@ def _checked(device: Device, batch: dict[str, Any]) -> int:
     return number
 
 
+@check("prefetch-lazy", "A prefetch reads only a few batches ahead, and an error of the source arrives as it is.")
 def prefetches_lazily(device: Device) -> Passed:
     used = 3
 
@@ -295,6 +254,7 @@ def prefetches_lazily(device: Device) -> Passed:
     raise ViolationError(f"the source failed after 1 batch, and prefetch ended with {count} as if nothing had happened")
 
 
+@check("on-host", "A module's copy on the host has the same values, and changing it changes nothing on the device.")
 def copies_to_host(device: Device) -> Passed:
     module = nn.Linear(5, 3)
     before = [parameter.detach().clone() for parameter in module.parameters()]
@@ -313,6 +273,7 @@ def copies_to_host(device: Device) -> Passed:
     return Passed()
 
 
+@check("results", "What is computed from placed tensors is on the device and has torch's shape and dtype.")
 def gives_results(device: Device) -> Passed:
     left, right = torch.randn(4, 6, generator=device.generator()), torch.ones(6, 3)
     first, second = device.backend.place((left, right))

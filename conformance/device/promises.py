@@ -12,79 +12,16 @@ from torch.utils.checkpoint import checkpoint
 from ... import UserError
 from ...albert_core.terminal.text import error_line
 from ...backends import COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS, CastPolicy
-from ..case import Case, Device, Passed, UnsupportedError, ViolationError, require
+from ..case import Checks, Device, Passed, UnsupportedError, ViolationError, require
 from .placing import is_on
 
 # Nobody has so many devices.
 NO_INDEX = 10**6
 
-
-def cases() -> list[Case]:
-    """Every case of this file."""
-    return [
-        Case(
-            "device",
-            "info",
-            "info() describes the open device: its name, its torch device, whether it is emulated or untested.",
-            describes_itself,
-        ),
-        Case(
-            "device",
-            "traits",
-            "The traits that are known before a backend is opened agree with the open one.",
-            keeps_its_traits,
-        ),
-        Case(
-            "device",
-            "recompute",
-            "If the traits say so, torch.utils.checkpoint computes a layer again in backward, dropout included.",
-            recomputes,
-        ),
-        Case(
-            "device",
-            "cast-policy",
-            "Each dtype has a cast policy with known dtypes and a reason, or is refused with a UserError.",
-            has_policies,
-        ),
-        Case(
-            "device",
-            "kernels",
-            "kernels() names the frozen encoder's kernels with reasons, and one of them can run.",
-            has_kernels,
-        ),
-        Case(
-            "device",
-            "unknown-dtype",
-            "An unknown dtype is refused with a UserError.",
-            refuses_dtypes,
-        ),
-        Case(
-            "device",
-            "unknown-kernel",
-            "An unknown kernel is refused with a UserError.",
-            refuses_kernels,
-        ),
-        Case(
-            "device",
-            "unknown-index",
-            "A device number that doesn't exist is refused with a UserError.",
-            refuses_indices,
-        ),
-        Case(
-            "device",
-            "unknown-option",
-            "An unknown option is refused instead of ignored.",
-            refuses_options,
-        ),
-        Case(
-            "device",
-            "missing-generator",
-            "A saved state that lacks a generator is refused with a UserError.",
-            refuses_states,
-        ),
-    ]
+check = Checks("device")
 
 
+@check("info", "info() describes the open device: its name, its torch device, whether it is emulated or untested.")
 def describes_itself(device: Device) -> Passed:
     backend, info = device.backend, device.backend.info()
     require(bool(info.name.strip()), "info() has no name")
@@ -105,6 +42,7 @@ def describes_itself(device: Device) -> Passed:
     return Passed(detail=info.name)
 
 
+@check("traits", "The traits that are known before a backend is opened agree with the open one.")
 def keeps_its_traits(device: Device) -> Passed:
     backend, traits = device.backend, device.backend.traits
     require(bool(traits.layouts), "the traits have no layout")
@@ -132,6 +70,9 @@ def keeps_its_traits(device: Device) -> Passed:
     return Passed()
 
 
+@check(
+    "recompute", "If the traits say so, torch.utils.checkpoint computes a layer again in backward, dropout included."
+)
 def recomputes(device: Device) -> Passed:
     if not device.backend.traits.recomputes:
         raise UnsupportedError("the traits say that it can't")
@@ -156,6 +97,7 @@ def recomputes(device: Device) -> Passed:
     return Passed()
 
 
+@check("cast-policy", "Each dtype has a cast policy with known dtypes and a reason, or is refused with a UserError.")
 def has_policies(device: Device) -> Passed:
     claimed = []
     for dtype in (*DTYPES, *EIGHT_BIT):
@@ -197,6 +139,7 @@ def _policies(device: Device, dtype: str) -> Iterator[CastPolicy]:
             yield device.backend.whole_model_policy(policy)
 
 
+@check("kernels", "kernels() names the frozen encoder's kernels with reasons, and one of them can run.")
 def has_kernels(device: Device) -> Passed:
     found = device.backend.kernels()
     unexplained = [name for name, state in found.items() if not state.reason.strip()]
@@ -221,12 +164,14 @@ def _require_refusal(what: str, action: Callable[[], object]) -> None:
         raise ViolationError(f"{what} is accepted")
 
 
+@check("unknown-dtype", "An unknown dtype is refused with a UserError.")
 def refuses_dtypes(device: Device) -> Passed:
     for dtype in ("float12", "int7", ""):
         _require_refusal(f"the dtype {dtype!r}", partial(device.backend.cast_policy, dtype))
     return Passed()
 
 
+@check("unknown-kernel", "An unknown kernel is refused with a UserError.")
 def refuses_kernels(device: Device) -> Passed:
     from ...albert_core.model.encoder import load_encoder
 
@@ -243,6 +188,7 @@ def _first_claimed(device: Device) -> str:
     return found
 
 
+@check("unknown-index", "A device number that doesn't exist is refused with a UserError.")
 def refuses_indices(device: Device) -> Passed:
     kind = type(device.backend)
     try:
@@ -257,6 +203,7 @@ def refuses_indices(device: Device) -> Passed:
     return Passed(detail="every number is a device")
 
 
+@check("unknown-option", "An unknown option is refused instead of ignored.")
 def refuses_options(device: Device) -> Passed:
     options = type(device.backend).Options
     if options is None:
@@ -268,6 +215,7 @@ def refuses_options(device: Device) -> Passed:
     raise ViolationError("Options accepts the unknown key no_such_option; set extra='forbid'")
 
 
+@check("missing-generator", "A saved state that lacks a generator is refused with a UserError.")
 def refuses_states(device: Device) -> Passed:
     saved = device.backend.rng_state()
     for name in saved:

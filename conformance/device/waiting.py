@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..case import Case, Device, Passed, ViolationError, require
+from ..case import Checks, Device, Passed, ViolationError, require
 from .placing import same_bits
 
 # Values that were read too early have changed after so many seconds.
@@ -22,36 +22,7 @@ LARGEST_LATE_SHARE = 0.5
 TRIES = 3
 WIDTH = 1024
 
-
-def cases() -> list[Case]:
-    """Every case of this file."""
-    return [
-        Case(
-            "device",
-            "fence-copies",
-            "When synchronize(tensors) returns, placed copies are complete: values don't change any more.",
-            waits_for_copies,
-        ),
-        Case(
-            "device",
-            "fence-work",
-            "When synchronize(tensors) returns, the work for them is done: reading them waits for nothing.",
-            waits_for_work,
-        ),
-        Case(
-            "device",
-            "fence-parameters",
-            "When synchronize(parameters) returns after a step, the step has updated them, though its loss was ready "
-            "before.",
-            waits_for_parameters,
-        ),
-        Case(
-            "device",
-            "fence-all",
-            "When synchronize() without tensors returns, all work is done.",
-            waits_for_all,
-        ),
-    ]
+check = Checks("device")
 
 
 def _require_settled(tensors: Sequence[torch.Tensor], what: str) -> list[torch.Tensor]:
@@ -64,6 +35,7 @@ def _require_settled(tensors: Sequence[torch.Tensor], what: str) -> list[torch.T
     return first
 
 
+@check("fence-copies", "When synchronize(tensors) returns, placed copies are complete: values don't change any more.")
 def waits_for_copies(device: Device) -> Passed:
     source = torch.randn(256, 256, generator=device.generator())
     placed = device.backend.place(source)
@@ -73,6 +45,7 @@ def waits_for_copies(device: Device) -> Passed:
     return Passed()
 
 
+@check("fence-work", "When synchronize(tensors) returns, the work for them is done: reading them waits for nothing.")
 def waits_for_work(device: Device) -> Passed:
     backend = device.backend
     # Products of such matrices neither overflow nor vanish.
@@ -111,6 +84,10 @@ def _timed(device: Device, work: Callable[[], torch.Tensor]) -> tuple[float, flo
     return (fenced - start) / 1e9, (time.perf_counter_ns() - fenced) / 1e9
 
 
+@check(
+    "fence-parameters",
+    "When synchronize(parameters) returns after a step, the step has updated them, though its loss was ready before.",
+)
 def waits_for_parameters(device: Device) -> Passed:
     module = _trained(device)
     device.backend.synchronize(*module.parameters())
@@ -118,6 +95,7 @@ def waits_for_parameters(device: Device) -> Passed:
     return Passed()
 
 
+@check("fence-all", "When synchronize() without tensors returns, all work is done.")
 def waits_for_all(device: Device) -> Passed:
     module = _trained(device)
     device.backend.synchronize()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -18,7 +17,7 @@ from ...benchmarks.parity.bands import Check, tensor_checks
 from ...kernels import reference
 from ...kernels.packed import PackedBatch
 from ...kernels.weights import EncoderWeights
-from ..case import Case, Device, Passed, UnsupportedError, ViolationError
+from ..case import Case, Checks, Device, Passed, UnsupportedError, ViolationError
 from ..common.draws import draws, factor, judged
 from ..common.texts import random_texts, single_text
 from .models import ALBERT, ARCHITECTURES, BERT, MAX_TOKENS, random_weights
@@ -36,57 +35,13 @@ COMPILED = ("compile",)
 # One tensor of each kind of operation.
 BROKEN = ("word_embeddings", "layers.0.key_weight", "layers.0.ffn_bias", "layers.0.output_norm_weight")
 
+EVERY_DTYPE = (*DTYPES, *EIGHT_BIT)
+check = Checks("encoder", time_limit=300.0)
+
 
 def cases() -> list[Case]:
     """Every case of this group."""
-    by_dtype = [
-        (
-            "features",
-            "The features of texts of 1 to 512 tokens are those of float64 within the dtype's error budget.",
-            _features,
-        ),
-        (
-            "layers",
-            "The states before the first layer and after each layer are those of float64 within the error budget.",
-            _layers,
-        ),
-        ("replay", "In a replay, each layer is applied to the states that it is given, not to its own.", _replay),
-        ("padding", "What stands at padded positions changes no feature.", _padding),
-        ("token-types", "The features depend on the token types.", _token_types),
-        (
-            "company",
-            "A text's features don't depend on the other texts of its batch, to the bit if the kernel promises it.",
-            _company,
-        ),
-        ("overflow", "A text whose states overflow changes no other text's features.", _overflow),
-        ("large", "A batch of more tokens than the device is given at once has float64's features.", _large),
-    ]
-    return [
-        Case(
-            "encoder",
-            "kernels",
-            "Each available kernel builds an encoder, and any other is refused by a UserError.",
-            _kernels,
-        ),
-        Case(
-            "encoder",
-            "broken-weights",
-            "Weights with a NaN or an infinity are refused by a UserError that names the tensor.",
-            _broken_weights,
-        ),
-        Case(
-            "encoder",
-            "compiled-kernel",
-            "A kernel that torch compiles has float64's features in any shape, and compiles nothing in a second pass.",
-            _compiled_kernel,
-            time_limit=300.0,
-        ),
-        *(
-            Case("encoder", subject, clause, partial(run, dtype=dtype), dtype, time_limit=300.0)
-            for subject, clause, run in by_dtype
-            for dtype in (LARGE_DTYPES if run is _large else (*DTYPES, *EIGHT_BIT))
-        ),
-    ]
+    return check.cases
 
 
 @dataclass(frozen=True)
@@ -115,6 +70,11 @@ def _short(device: Device, *, pairs: bool = False) -> Iterator[_Trial]:
                 yield _Trial(weights, texts, chosen, EQUAL[0])
 
 
+@check(
+    "features",
+    "The features of texts of 1 to 512 tokens are those of float64 within the dtype's error budget.",
+    EVERY_DTYPE,
+)
 def _features(device: Device, dtype: str) -> Passed:
     trials = [
         _Trial(
@@ -128,6 +88,10 @@ def _features(device: Device, dtype: str) -> Passed:
     return _compared(device, dtype, trials, _exact_features, _read_features)
 
 
+@check(
+    "compiled-kernel",
+    "A kernel that torch compiles has float64's features in any shape, and compiles nothing in a second pass.",
+)
 def _compiled_kernel(device: Device) -> Passed:
     layouts = tuple(layout for layout in device.backend.traits.layouts if layout != "packed")
     trial = _Trial(random_weights(ALBERT, device.seed), random_texts(LENGTHS, device.generator()), layouts, MAX_TOKENS)
@@ -144,10 +108,12 @@ def _compiled_kernel(device: Device) -> Passed:
     return _compared(device, device.policies()[0].requested, [trial], _exact_features, run, kernels=COMPILED)
 
 
+@check("token-types", "The features depend on the token types.", EVERY_DTYPE)
 def _token_types(device: Device, dtype: str) -> Passed:
     return _compared(device, dtype, _short(device, pairs=True), _exact_features, _read_features)
 
 
+@check("padding", "What stands at padded positions changes no feature.", EVERY_DTYPE)
 def _padding(device: Device, dtype: str) -> Passed:
     layouts = tuple(layout for layout in device.backend.traits.layouts if layout != "packed")
     if not layouts:
@@ -170,6 +136,11 @@ def _other_padding(batch: Batch) -> Batch:
     return replace(batch, input_ids=torch.where(batch.attention_mask.bool(), batch.input_ids, RARE))
 
 
+@check(
+    "company",
+    "A text's features don't depend on the other texts of its batch, to the bit if the kernel promises it.",
+    EVERY_DTYPE,
+)
 def _company(device: Device, dtype: str) -> Passed:
     def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
         texts = [single_text(trial.store, row) for row in range(trial.store.num_texts)]
@@ -190,6 +161,7 @@ def _company(device: Device, dtype: str) -> Passed:
     return _compared(device, dtype, _short(device), exact, run)
 
 
+@check("overflow", "A text whose states overflow changes no other text's features.", EVERY_DTYPE)
 def _overflow(device: Device, dtype: str) -> Passed:
     """The last text has a word whose embedding is the largest number."""
     largest = min(torch.finfo(getattr(torch, name)).max for name in (device.policy(dtype).param, "float32"))
@@ -214,6 +186,7 @@ def _overflow(device: Device, dtype: str) -> Passed:
     return _compared(device, dtype, trials, exact, run)
 
 
+@check("large", "A batch of more tokens than the device is given at once has float64's features.", LARGE_DTYPES)
 def _large(device: Device, dtype: str) -> Passed:
     """Shapes that only a large launch has: other kernels than for small batches, several chunks, wide offsets."""
     layouts = device.backend.traits.layouts
@@ -237,6 +210,11 @@ def large_tokens(device: Device) -> int:
     return device.backend.traits.feature_batch_tokens + MAX_TOKENS
 
 
+@check(
+    "layers",
+    "The states before the first layer and after each layer are those of float64 within the error budget.",
+    EVERY_DTYPE,
+)
 def _layers(device: Device, dtype: str) -> Passed:
     def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
         count = trial.weights.config.num_layers + 1
@@ -248,6 +226,7 @@ def _layers(device: Device, dtype: str) -> Passed:
     return _compared(device, dtype, _short(device), exact, run, _state_eps(device, dtype))
 
 
+@check("replay", "In a replay, each layer is applied to the states that it is given, not to its own.", EVERY_DTYPE)
 def _replay(device: Device, dtype: str) -> Passed:
     """Replays the states of other texts, so that own states would be wrong."""
     wide = getattr(torch, device.policy(dtype).accumulate)
@@ -349,6 +328,7 @@ def _built(
     return built, missing
 
 
+@check("kernels", "Each available kernel builds an encoder, and any other is refused by a UserError.", time_limit=60.0)
 def _kernels(device: Device) -> Passed:
     backend, weights = device.backend, random_weights(ALBERT, device.seed)
     policies, available = device.policies(), backend.kernels()
@@ -373,6 +353,11 @@ def _kernels(device: Device) -> Passed:
     return Passed(detail=", ".join(available))
 
 
+@check(
+    "broken-weights",
+    "Weights with a NaN or an infinity are refused by a UserError that names the tensor.",
+    time_limit=60.0,
+)
 def _broken_weights(device: Device) -> Passed:
     weights, policy = random_weights(ALBERT, device.seed), device.policies()[0]
     available = [name for name, state in device.backend.kernels().items() if state.ok]

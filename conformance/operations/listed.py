@@ -42,6 +42,12 @@ def _of(dtype: str) -> Iterator[Case]:
             updates.check_clipping,
             dtype,
         )
+        yield _case(
+            "batch_norm-statistics",
+            "batch normalisation updates its running mean and variance, within the error budget",
+            updates.check_running_statistics,
+            dtype,
+        )
         for optimizer in updates.OPTIMIZERS:
             clause = f"{optimizer.name}: {optimizer.definition} equal float64's within the error budget"
             yield _case(optimizer.name, clause, partial(updates.check_optimizer, optimizer), dtype)

@@ -117,8 +117,8 @@ def _run_norm(_: Backend, x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
     return functional.layer_norm(x, x.shape[-1:], weight, bias, EPSILON)
 
 
-def _statistics(x: Uncertain) -> tuple[Uncertain, Uncertain]:
-    """Mean and 1 / standard deviation of each row (Ba et al. 2016).
+def moments(x: Uncertain) -> tuple[Uncertain, Uncertain]:
+    """Mean and variance of each row.
 
     XLA computes the variance as E[x^2] - E[x]^2, which loses digits in a row whose values are nearly equal (Chan, Golub
     and LeVeque 1983). Both ways are allowed: the larger of their errors counts.
@@ -127,7 +127,12 @@ def _statistics(x: Uncertain) -> tuple[Uncertain, Uncertain]:
     centred = x - mean
     variance = (centred * centred).mean(-1, keepdim=True)
     in_one_pass = (x * x).mean(-1, keepdim=True) - mean * mean
-    variance = replace(variance, variance=torch.maximum(variance.variance, in_one_pass.variance))
+    return mean, replace(variance, variance=torch.maximum(variance.variance, in_one_pass.variance))
+
+
+def _statistics(x: Uncertain) -> tuple[Uncertain, Uncertain]:
+    """Mean and 1 / standard deviation of each row (Ba et al. 2016)."""
+    mean, variance = moments(x)
     deviation = (variance + EPSILON).sqrt()
     return mean, Uncertain.exact(torch.ones_like(deviation.value), deviation.precision) / deviation
 

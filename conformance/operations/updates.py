@@ -1,4 +1,4 @@
-"""Clipping of gradients and optimizer steps, on parameters in the accumulate dtype, as training keeps them."""
+"""What training keeps in the accumulate dtype: clipped gradients, parameters after steps, running statistics."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ...backends import Backend
 from ..case import Device, Passed
 from .operation import Worst, check_form, model_of, on_device, place, unsupported, widened
-from .rows import normal
+from .rows import moments, normal
 from .uncertain import Precision, Uncertain
 
 SHAPES = ((17, 127), (768,), (3, 1))
@@ -20,6 +21,8 @@ DECAY, MOMENTUM, BETAS, EPSILON = 0.1, 0.9, (0.9, 0.999), 1e-8
 RATES = (0.0, 1e-3, 1e-2, 1e-2, 3e-4)
 # torch adds it to the norm before it divides.
 CLIP_EPSILON = 1e-6
+# Images, channels, height, width; and the share of a new batch in batch normalisation's statistics.
+IMAGES, SHARE = (5, 17, 4, 3), 0.1
 # The gradients of each parameter at each step, on the host.
 Steps = Sequence[Sequence[torch.Tensor]]
 
@@ -169,6 +172,33 @@ def check_clipping(dtype: str, device: Device) -> Passed:
             label = f"limit {limit:g}, {list(want.value.shape) or 'norm'}"
             check_form(label, got, want.value.shape, wide)
             worst.add(label, want, got)
+    return worst.passed()
+
+
+def check_running_statistics(dtype: str, device: Device) -> Passed:
+    """Compares what batch normalisation remembers (Ioffe and Szegedy 2015) after several batches with float64."""
+    wide = _wide_dtype(dtype, device)
+    precision, worst, generator = Precision.of(wide), Worst(), device.generator()
+    channels = IMAGES[1]
+    starts = torch.zeros(channels, dtype=wide), torch.ones(channels, dtype=wide)
+    mean, variance = (place(device.backend, one) for one in starts)
+    expected = [Uncertain.exact(one, precision) for one in starts]
+    for _ in RATES:
+        images = normal(generator, *IMAGES).to(wide)
+        try:
+            functional.batch_norm(place(device.backend, images), mean, variance, training=True, momentum=SHARE)
+        except NotImplementedError as error:
+            raise unsupported("batch_norm", error) from error
+        rows = images.transpose(0, 1).flatten(1)
+        batch_mean, batch_variance = moments(Uncertain.exact(rows, precision))
+        unbiased = batch_variance * (rows.shape[1] / (rows.shape[1] - 1))
+        batch = batch_mean.shaped(torch.Tensor.flatten), unbiased.shaped(torch.Tensor.flatten)
+        expected = [kept * (1.0 - SHARE) + new * SHARE for kept, new in zip(expected, batch, strict=True)]
+    for label, want, got in zip(
+        ("running mean", "running variance"), expected, device.read(mean, variance), strict=True
+    ):
+        check_form(label, got, want.value.shape, wide)
+        worst.add(label, want, got)
     return worst.passed()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from ... import UserError
 from ...albert_core.config.lora import LoraOptions
 from ...backends import DTYPES, CastPolicy, get_backend
 from ...benchmarks.parity.bands import COARSE, LARGEST_FACTOR, Check, bias_corrections, mean_so_far, rms, tensor_checks
-from ..case import Case, Device, Passed, UnsupportedError, ViolationError
+from ..case import Case, Checks, Device, Passed, UnsupportedError, ViolationError
 from ..common.draws import draws, factor, judged
 from .short_run import Outcome, Recipe, ShortRun, recipe
 from .steps import Done, Form, Plan, run_steps
@@ -36,58 +36,22 @@ RESUMED: dict[str, Any] = {"texts": 20, "batch_size": 4, "gradient_accumulation_
 # The hidden size of a model that kernels take: they refuse most others.
 PLAIN = 64
 LORA = LoraOptions(rank=4, targets=("query", "value", "ffn"))
+# A head in float16 would need a loss scale, and no configuration has one.
+HEAD_DTYPES = tuple(dtype for dtype in DTYPES if dtype != "float16")
+check = Checks("training", time_limit=600.0)
 
 
 def cases() -> list[Case]:
     """Every case of this group."""
-    head = f"{STEPS} steps of a head on features have float64's losses within the dtype's error budget."
-    whole = f"{STEPS} steps of a whole model have float64's losses within the dtype's error budget."
-    forms: list[tuple[Form, str]] = [
-        ("fused", "The fused step of a head changes its weights as autograd and the optimizer would."),
-        ("captured", "A captured step uses the batch of each call and changes the weights as the step itself would."),
-        ("compiled", "A compiled loss has the value and the gradient of the function, for each shape of its inputs."),
-        ("torch-compile", "So has one by torch.compile, if the device offers its modes."),
-    ]
-    others: list[tuple[str, Callable[[Device], Passed], str]] = [
-        (
-            "learning-rate",
-            _learning_rate,
-            "Each step uses the learning rate set last, whatever its form.",
-        ),
-        (
-            "accumulation",
-            _accumulation,
-            "4 micro-batches of 2 texts make the step of one batch of 8 texts.",
-        ),
-        ("checkpointing", _checkpointing, "Layers that backward computes again give the same losses, with dropout."),
-        ("adapters", _adapters, f"{STEPS} steps of low-rank adapters have float64's losses within the error budget."),
-        ("resume", _resume, "A run that is resumed from any of its steps goes on bit for bit, with dropout."),
-        (
-            "trained-kernel",
-            _trained_kernel,
-            "A kernel that trains whole models has float64's losses within the error budget, and resumes bit for bit.",
-        ),
-        ("static-grid", _static_grid, "A second pass over the same texts compiles nothing."),
-    ]
-    return [
-        # A head in float16 would need a loss scale, and no configuration has one.
-        *(
-            Case("training", "head", head, partial(_head, dtype=dtype), dtype, time_limit=300.0)
-            for dtype in DTYPES
-            if dtype != "float16"
-        ),
-        *(
-            Case("training", f"{form}-step", clause, partial(_form, form=form), time_limit=300.0)
-            for form, clause in forms
-        ),
-        *(
-            Case("training", "whole-model", whole, partial(_whole_model, dtype=dtype), dtype, time_limit=600.0)
-            for dtype in DTYPES
-        ),
-        *(Case("training", subject, clause, run, time_limit=600.0) for subject, run, clause in others),
-    ]
+    return check.cases
 
 
+@check(
+    "head",
+    f"{STEPS} steps of a head on features have float64's losses within the dtype's error budget.",
+    HEAD_DTYPES,
+    300.0,
+)
 def _head(device: Device, dtype: str) -> Passed:
     recipes = [recipe(device.seed, head_dtype=dtype)]
     # Rounding to nearest loses an update below half a unit of a coarse weight, which the draws' stochastic one keeps.
@@ -95,6 +59,11 @@ def _head(device: Device, dtype: str) -> Passed:
     return judged(_checks(device, device.policy(dtype), recipes, m=m), *_of_host(dtype, recipes))
 
 
+@check(
+    "whole-model",
+    f"{STEPS} steps of a whole model have float64's losses within the dtype's error budget.",
+    DTYPES,
+)
 def _whole_model(device: Device, dtype: str) -> Passed:
     policy = device.policy(dtype)
     if policy.compute == "float16" and device.backend.grad_scaler(policy) is None:
@@ -104,6 +73,7 @@ def _whole_model(device: Device, dtype: str) -> Passed:
     return judged(_checks(device, policy, recipes, device.backend.traits.layouts), *_of_host(dtype, recipes))
 
 
+@check("adapters", f"{STEPS} steps of low-rank adapters have float64's losses within the error budget.")
 def _adapters(device: Device) -> Passed:
     if find_spec("peft") is None:
         raise UnsupportedError("peft is not installed")
@@ -111,6 +81,7 @@ def _adapters(device: Device) -> Passed:
     return judged(_checks(device, device.policies()[0], [made]))
 
 
+@check("accumulation", "4 micro-batches of 2 texts make the step of one batch of 8 texts.")
 def _accumulation(device: Device) -> Passed:
     """Compares micro-batches on the device with whole batches in float64."""
     whole = [
@@ -186,10 +157,21 @@ def _run_checks(
     ]
 
 
-def _form(device: Device, form: Form) -> Passed:
+def _forms(device: Device, form: Form) -> Passed:
     return judged(_step_checks(device, Plan(device.seed, ROWS, (1e-2,) * len(ROWS)), form))
 
 
+_CLAUSES: dict[Form, str] = {
+    "fused": "The fused step of a head changes its weights as autograd and the optimizer would.",
+    "captured": "A captured step uses the batch of each call and changes the weights as the step itself would.",
+    "compiled": "A compiled loss has the value and the gradient of the function, for each shape of its inputs.",
+    "torch-compile": "So has one by torch.compile, if the device offers its modes.",
+}
+for _form, _clause in _CLAUSES.items():
+    check(f"{_form}-step", _clause, time_limit=300.0)(partial(_forms, form=_form))
+
+
+@check("learning-rate", "Each step uses the learning rate set last, whatever its form.")
 def _learning_rate(device: Device) -> Passed:
     rates = tuple(1e-2 * share for share in (1.0, 0.0, 0.5, 2.0, 0.0, 0.1, 1.0, 1.0))
     forms: tuple[Form, ...] = ("autograd", "captured", "fused")
@@ -239,6 +221,7 @@ def _last(done: Done, key: str) -> np.ndarray:
     return done.weights[-1][key].double().numpy()
 
 
+@check("checkpointing", "Layers that backward computes again give the same losses, with dropout.")
 def _checkpointing(device: Device) -> Passed:
     """The error of runs without dropout is allowed between two runs with the same dropout."""
     if not device.backend.traits.recomputes:
@@ -264,6 +247,7 @@ def _checkpointing(device: Device) -> Passed:
     return judged(_run_checks("recomputed layers", kept, recomputed, shifted, factor(policy), "float32"))
 
 
+@check("resume", "A run that is resumed from any of its steps goes on bit for bit, with dropout.")
 def _resume(device: Device) -> Passed:
     policy, layout = device.policies()[0], _layout(device)
     # A generator that no checkpoint has drops other values in the resumed run.
@@ -296,6 +280,10 @@ def _resumes(device: Device, policy: CastPolicy, layout: str, made: Recipe) -> N
                 raise ViolationError(f"{name} ends with other bits in {', '.join(wrong[:3])}")
 
 
+@check(
+    "trained-kernel",
+    "A kernel that trains whole models has float64's losses within the error budget, and resumes bit for bit.",
+)
 def _trained_kernel(device: Device) -> Passed:
     kernels = device.backend.traits.trained_kernels
     if not kernels:
@@ -316,6 +304,7 @@ def _trained_kernel(device: Device) -> Passed:
     return judged(checks)
 
 
+@check("static-grid", "A second pass over the same texts compiles nothing.")
 def _static_grid(device: Device) -> Passed:
     """The last batch of an epoch is smaller."""
     counted = []

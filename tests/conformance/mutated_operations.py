@@ -219,6 +219,14 @@ def _clamped(gradients: list[torch.Tensor], scale: torch.Tensor) -> None:
         gradient.clamp_(-float(scale), float(scale))
 
 
+def _biased_batch_norm(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, **rest: Any) -> torch.Tensor:
+    before = var.clone()
+    y = BATCH_NORM(x, mean, var, **rest)
+    count = x.numel() // x.shape[1]
+    var.sub_(before, alpha=0.9).mul_((count - 1) / count).add_(before, alpha=0.9)
+    return y
+
+
 def _missing(*_: Any, **__: Any) -> Any:
     raise NotImplementedError("Could not run 'aten::gelu' with arguments from the 'NPU' backend")
 
@@ -235,6 +243,7 @@ class _ConstantRate(CpuBackend):
 
 
 ATTENTION = functional.scaled_dot_product_attention
+BATCH_NORM = functional.batch_norm
 LINEAR = functional.linear
 PRODUCT_ROWS = frozenset(
     f"{name}{mode}"
@@ -340,6 +349,16 @@ MUTANTS = (
             aten.sum.dim_IntList: _bfloat16_sum,
             aten.sum.IntList_out: lambda *arguments, out: out.copy_(_bfloat16_sum(*arguments)),
         },
+    ),
+    Mutant(
+        "forgets running statistics",
+        frozenset({"batch_norm-statistics"}),
+        functions={BATCH_NORM: lambda x, mean, var, **rest: BATCH_NORM(x, mean.clone(), var.clone(), **rest)},
+    ),
+    Mutant(
+        "keeps the biased variance",
+        frozenset({"batch_norm-statistics"}),
+        functions={BATCH_NORM: _biased_batch_norm},
     ),
     Mutant(
         "clips by value",

@@ -22,6 +22,7 @@ from isotrain.conformance.process import LostError, Worker
 from isotrain.conformance.run import Suite, Target, choose, run_checks
 from support import forks
 from support.command import Invoke, one_line_error
+from support.packages import described
 
 # A worker without torch that does what the names of its checks say.
 FAKE = """
@@ -311,13 +312,9 @@ class Liar(CpuBackend):
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package, installed for every process that is started, and for this one."""
-    folder = tmp_path / "site"
-    described = folder / "wild-1.0.dist-info"
-    described.mkdir(parents=True)
+    points = {"wild": "wild_backends:Wild", "liar": "wild_backends:Liar"}
+    folder = described(tmp_path / "site", "wild", "isotrain.backends", points)
     (folder / "wild_backends.py").write_text(PACKAGE)
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: wild\nVersion: 1.0\n")
-    points = "wild = wild_backends:Wild\nliar = wild_backends:Liar\n"
-    (described / "entry_points.txt").write_text(f"[isotrain.backends]\n{points}")
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(folder))
 

@@ -53,6 +53,21 @@ def planted(fault: Fault, size: float) -> Iterator[None]:
         yield
 
 
+def before_training(make_step: str, change: Callable[[Any, float], None]) -> Plant:
+    """Something is done to a run's parts, after what is trained was hashed, before `make_step` of `start` is called."""
+
+    def plant(patch: pytest.MonkeyPatch, size: float) -> None:
+        real = getattr(start, make_step)
+
+        def make(training: Any) -> Any:
+            change(training, size)
+            return real(training)
+
+        patch.setattr(start, make_step, make)
+
+    return plant
+
+
 def _weights(change: Callable[[EncoderWeights, float], EncoderWeights]) -> Plant:
     """The device computes with other weights than it was given."""
 
