@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ... import UserError
 from ...backends import Backend, CastPolicy
-from .load import LoadedWorkload
+from .load import LoadedWorkload, WorkloadError
 
 # The shape and the dtype of each tensor of a batch, by its place in it.
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
@@ -117,7 +116,13 @@ def cost_class(loaded: LoadedWorkload, batch: Any) -> Hashable:
     if own is None:
         return signature(batch)
     with loaded.blamed("cost_class"):
-        return own(batch)
+        found = own(batch)
+    if isinstance(found, (torch.Tensor, np.ndarray)):
+        place = loaded.place_of("cost_class")
+        raise WorkloadError(
+            f"{place}: cost_class returned a {type(found).__name__}; return a number, a text or a tuple"
+        )
+    return found
 
 
 def samples(loaded: LoadedWorkload, batch: Any) -> int:
@@ -128,7 +133,7 @@ def samples(loaded: LoadedWorkload, batch: Any) -> int:
     with loaded.blamed("samples"):
         found = int(own(batch))
     if found < 1:
-        raise UserError(f"{loaded.place_of('samples')}: samples returned {found}; return at least 1")
+        raise WorkloadError(f"{loaded.place_of('samples')}: samples returned {found}; return at least 1")
     return found
 
 

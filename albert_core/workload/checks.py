@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ... import RunError, UserError
 from ...backends import Backend
-from ..terminal.text import reason_of
+from ..terminal.text import quoted, reason_of
 from .batches import digest, digest_all, digest_tensor, first
 from .load import LoadedWorkload, WorkloadError, described, line_of
 
@@ -87,6 +90,12 @@ def _model_once(loaded: LoadedWorkload, seed: int) -> tuple[nn.Module, dict[str,
     if not isinstance(module, nn.Module):
         raise UserError(f"{place}: model({seed}) returned a {type(module).__name__}; return a torch.nn.Module")
     state = module.state_dict(keep_vars=True)
+    shapeless = [name for name, tensor in state.items() if is_lazy(tensor)]
+    if shapeless:
+        raise UserError(
+            f"{place}: {shapeless[0]!r} of model({seed}) has no shape yet; run the module on a batch before you return "
+            "it"
+        )
     elsewhere = [name for name, tensor in state.items() if isinstance(tensor, torch.Tensor) and not tensor.is_cpu]
     if elsewhere:
         raise UserError(f"{place}: {elsewhere[0]!r} of model({seed}) is not on the host; make the module there")
@@ -125,11 +134,15 @@ def checked_loss(loaded: LoadedWorkload, module: nn.Module, batch: Any) -> torch
     """The loss of a batch on the host.
 
     Raises:
-        UserError: It isn't a finite scalar that depends on the weights, or the batch was changed.
+        UserError: It isn't a finite scalar that depends on the weights, its figures are no numbers, or the batch was
+            changed.
     """
     place, before = loaded.place_of("loss"), digest(batch)
     with loaded.blamed("loss"):
-        loss, _ = split_loss(loaded.workload.loss(module, batch))
+        found = loaded.workload.loss(module, batch)
+    if isinstance(found, tuple) and len(found) != 2:
+        raise UserError(f"{place}: loss returned a tuple of {len(found)}; return the loss, or the loss and figures")
+    loss, figures = split_loss(found)
     if not isinstance(loss, torch.Tensor):
         raise UserError(f"{place}: loss returned a {type(loss).__name__}; return the tensor, without item()")
     if loss.dim():
@@ -138,11 +151,32 @@ def checked_loss(loaded: LoadedWorkload, module: nn.Module, batch: Any) -> torch
         raise UserError(
             f"{place}: the loss of the initial weights is {loss.item()}; correct the loss, the batches or the weights"
         )
+    numbers_of(loaded, "loss", figures)
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise UserError(f"{place}: the loss depends on no trained parameter; return it without detach()")
     if digest(batch) != before:
         raise UserError(f"{place}: loss changed its batch, which later steps read again; work on a copy")
     return loss
+
+
+def checked_gradients(loaded: LoadedWorkload, module: nn.Module, batch: Any) -> None:
+    """Computes a loss on the host, as `checked_loss` does, and its gradients.
+
+    Raises:
+        UserError: Also if a gradient can't be used.
+    """
+    loss, place = checked_loss(loaded, module, batch), loaded.place_of("loss")
+    with loaded.blamed("loss"):
+        loss.backward()
+    for name, parameter in module.named_parameters():
+        gradient = parameter.grad
+        if gradient is not None and gradient.layout != torch.strided:
+            raise UserError(f"{place}: the gradient of {name!r} is sparse, which can't be trained here; make it dense")
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            raise UserError(
+                f"{place}: the loss is finite and its gradient for {name!r} is not; look for a root, a logarithm or a "
+                "quotient at 0"
+            )
 
 
 def check_repeats(loaded: LoadedWorkload, module: nn.Module, batch: Any, seed: int) -> None:
@@ -161,6 +195,53 @@ def check_repeats(loaded: LoadedWorkload, module: nn.Module, batch: Any, seed: i
             "weights and batch; take random numbers from the global generators, which have the seed, and keep state in "
             "buffers"
         )
+
+
+def numbers_of(loaded: LoadedWorkload, method: str, figures: Any) -> dict[str, float]:
+    """What a method of the workload returned as figures, as numbers.
+
+    Raises:
+        WorkloadError: They are something else than numbers by name.
+    """
+    place = loaded.place_of(method)
+    if not isinstance(figures, Mapping):
+        raise WorkloadError(f"{place}: {method} returned a {type(figures).__name__}; return figures by name")
+    found = {}
+    for name, figure in figures.items():
+        try:
+            found[str(name)] = float(figure)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise WorkloadError(
+                f"{place}: {method} returned {quoted(str(name))}, which is no number ({reason_of(error)}); return a "
+                "number or a tensor of one element"
+            ) from error
+    return found
+
+
+def own_optimizer(loaded: LoadedWorkload, model: nn.Module) -> torch.optim.Optimizer | None:
+    """The workload's own optimizer, of a model's trained parameters; None if it has none.
+
+    Raises:
+        WorkloadError: It is no optimizer, has none of the parameters, or calls the loss itself.
+    """
+    own = loaded.optional("optimizer")
+    if own is None:
+        return None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with loaded.blamed("optimizer"):
+        optimizer: Any = own(trained)
+    place, kind = loaded.place_of("optimizer"), type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise WorkloadError(f"{place}: optimizer returned a {kind}; return a torch.optim.Optimizer")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if held.isdisjoint(map(id, trained)):
+        raise WorkloadError(
+            f"{place}: the optimizer {kind} has none of the parameters that it was given; pass them to it"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise WorkloadError(f"{place}: {kind} computes the loss itself, several times a step; return another optimizer")
+    return optimizer
 
 
 def split_loss(found: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -216,26 +297,38 @@ def operations_named(loaded: LoadedWorkload, backend: Backend, retry: Callable[[
         retry: Runs the failed step once more, uncompiled, while its operations are watched.
 
     Raises:
-        WorkloadError: An operation failed, or another line of the user's. Other errors pass.
+        WorkloadError: An operation failed, another line of the user's, or torch. Other errors pass.
     """
     try:
         yield
     except (UserError, RunError):
         raise
-    except Exception as error:  # What a device or a user's code raises is not known.
+    except (Exception, SystemExit) as error:  # What a device or a user's code raises is not known.
         watch = _Watch()
-        again = None
+        again: BaseException | None = None
         try:
             with watch:
                 retry()
-        except Exception as found:  # noqa: BLE001 (an operation may raise anything)
+        except (Exception, SystemExit) as found:  # noqa: BLE001 (an operation may raise anything)
             again = found
         place = line_of(again or error, loaded.file)
-        if again is not None and again is watch.error:
+        if watch.error is not None and again is watch.error:
             raise WorkloadError(
                 f"{place or loaded.place_of('loss')}: operation {watch.operation} can't run on backend {backend.name} "
-                f"({reason_of(again)}); replace it, or use another backend or dtype"
+                f"({reason_of(watch.error)}); replace it, or use another backend or dtype"
             ) from error
-        if not place:
+        if not place and not _of_torch(error):
             raise
-        raise WorkloadError(f"{place}: on backend {backend.name}, loss raised {described(again or error)}") from error
+        what = "loss" if place else "a step with it"
+        raise WorkloadError(
+            f"{place or loaded.place_of('loss')}: on backend {backend.name}, {what} raised {described(again or error)}"
+        ) from error
+
+
+def _of_torch(error: BaseException) -> bool:
+    """Whether torch raised an error, for example in a backward pass or an optimizer."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    source = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+    return source.is_relative_to(Path(torch.__file__).parent)

@@ -67,7 +67,7 @@ class LoadedWorkload:
             yield
         except (UserError, RunError):
             raise
-        except Exception as error:  # A user's code may raise anything.
+        except (Exception, SystemExit) as error:  # A user's code may raise anything.
             place = line_of(error, self.file) or self.place_of(method)
             raise WorkloadError(f"{place}: {method} raised {described(error)}") from error
 
@@ -206,7 +206,7 @@ def _loaded(spec: str, module: ModuleType, name: str) -> LoadedWorkload:
     if isinstance(found, type) or (_missing(found) and callable(found)):
         try:
             workload = found()
-        except Exception as error:  # A user's code may raise anything.
+        except (Exception, SystemExit) as error:  # A user's code may raise anything.
             made = "class" if isinstance(found, type) else "function"
             raise UserError(
                 f"{line_of(error, file) or defined}: the {made} {name} was called without arguments and raised "

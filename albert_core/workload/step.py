@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...backends import Backend, CastPolicy
+from ...backends.training.gradients import total_norm
 from ...backends.training.loss_scale import LossScale
 from ..processes.ranks import accumulating
 from .checks import split_loss
@@ -102,7 +103,7 @@ def workload_step(
             for name, figure in found.items():
                 kept = figure.detach() if isinstance(figure, torch.Tensor) else figure
                 kept = kept if weight is None else kept * weight
-                figures[name] = kept if number == 1 else figures[name] + kept
+                figures[name] = figures[name] + kept if name in figures else kept
         norm = update(model.parameters(), backend, optimizer, scaling, max_grad_norm, before_update)
         assert total is not None, "a step has at least one batch"
         assert norm is not None, "it is always computed"
@@ -135,13 +136,9 @@ def update(
         The gradients' norm before clipping, or None if it wasn't computed.
     """
     norm = None
-    trained = list(parameters)
     if measured or max_grad_norm is not None:
         scaling.unscale(optimizer)
-    if max_grad_norm is not None:
-        norm = nn.utils.clip_grad_norm_(trained, max_grad_norm)
-    elif measured:
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        norm = total_norm(parameters, max_grad_norm)
     before_update()
     with backend.named_range("optimizer"):
         scaling.step(optimizer)

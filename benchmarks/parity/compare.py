@@ -93,6 +93,7 @@ def _with_folders(sides: Sequence[Trace | Missing]) -> list[Trace | Missing]:
 def build_result(reference: Trace, candidates: Sequence[Trace | Missing], seeds: Seeds | None = None) -> Parity:
     """The whole result. `seeds` is the outcome of the test over several seeds, if they were run."""
     header = reference.header
+    judged = [_candidate(reference, one) for one in candidates]
     curves: dict[str, Curve] = {name: [float(value) for value in reference.arrays[name]] for name in SERIES}
     series = Series(step=list(range(1, reference.steps + 1)), **curves)
     return Parity(
@@ -100,14 +101,14 @@ def build_result(reference: Trace, candidates: Sequence[Trace | Missing], seeds:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=" ".join(environment.command_line()),
         status="partial" if any(isinstance(one, Missing) for one in candidates) else "complete",
-        notes=_notes(reference, candidates),
+        notes=[*_notes(reference, candidates), *_unknown(judged)],
         reference=Trained(**_side(reference), series=series),
         steps=reference.steps,
         weights_sha256=header.weights_sha256,
         batches_sha256=hash_of(header.batches),
         recipe=header.recipe,
         tolerance={"float32": FACTOR, "bfloat16": COARSE_FACTOR},
-        candidates=[_candidate(reference, one) for one in candidates],
+        candidates=judged,
         seeds=seeds,
     )
 
@@ -126,7 +127,8 @@ def _candidate(reference: Trace, candidate: Trace | Missing) -> Candidate:
     label = candidate.header.error_budget.label
     folders = error_budget_folders(reference.folder, label)
     try:
-        found = judge(reference, candidate, [read_trace(folder) for folder in folders])
+        draws = [read_trace(folder) for folder in folders]
+        found = judge(reference, candidate, draws)
     except UserError as error:
         return Uncompared(**_side(candidate), verdict=REFUSED, reasons=[" ".join(str(error).split())])
     if found.verdict == REFUSED or found.details is None:
@@ -140,7 +142,8 @@ def _candidate(reference: Trace, candidate: Trace | Missing) -> Candidate:
         layer=found.layer,
         cause=found.cause,
         error_budget=label,
-        draws=len(folders),
+        draws=len(draws),
+        unknown=list(dict.fromkeys(name for draw in draws for name in draw.header.unknown)),
         ended=candidate.header.ended,
         **found.details.given(),
     )
@@ -175,3 +178,13 @@ def _notes(reference: Trace, candidates: Sequence[Trace | Missing]) -> list[str]
     if reference.header.dropout_off:
         notes.append("dropout was off on every side: its masks differ between dtypes and devices")
     return notes
+
+
+def _unknown(candidates: Sequence[Candidate]) -> list[str]:
+    """Notes on operations that error budgets compute in float32, whatever the device does."""
+    found = {one.error_budget: one.unknown for one in candidates if isinstance(one, Judged) and one.unknown}
+    return [
+        f"the error budget {label} doesn't know {', '.join(names)} and has them in float32: a device that computes "
+        "them less precisely may be outside its band and yet be right"
+        for label, names in found.items()
+    ]

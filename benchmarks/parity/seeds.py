@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..harness.statistics import student_quantile
 from ..outcome.parity import Equivalence
 
 LEAST_SEEDS = 5
@@ -23,12 +24,10 @@ def equivalence(label: str, reference: Sequence[float], candidate: Sequence[floa
     The 90 % interval of their mean uses Student's t over the seeds. The verdict is "equivalent" if it lies within
     +-margin, "different" if it lies outside, else "no decision".
     """
-    from scipy import stats
-
     differences = np.asarray(candidate, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     mean = float(differences.mean())
     error = float(differences.std(ddof=1) / np.sqrt(len(differences)))
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, len(differences) - 1)) * error
+    reach = student_quantile(0.5 + LEVEL / 2, len(differences) - 1) * error
     low, high = mean - reach, mean + reach
     inside = -margin <= low and high <= margin
     outside = low > margin or high < -margin

@@ -46,7 +46,10 @@ class Recorded(Part):
 
 
 class PipeReporter(Reporter):
-    """Tells the parent how far a phase is, seldom enough that an hour makes some tens of lines."""
+    """Tells the parent how far a phase is, seldom enough that an hour makes some tens of lines.
+
+    The time left is estimated without the first step, which may compile.
+    """
 
     def __init__(self, stream: TextIO, prefix: str = "") -> None:
         self._stream, self._prefix = stream, prefix
@@ -54,16 +57,19 @@ class PipeReporter(Reporter):
     def phase(self, name: str) -> Callable[[int, int], None]:
         began = time.monotonic()
         last = began
+        first: tuple[int, float] | None = None
 
         def advance(done: int, total: int) -> None:
-            nonlocal last
+            nonlocal first, last
             now = time.monotonic()
+            first = first or (done, now)
             if 0 < done < total and now - last >= max(LEAST_PAUSE, PAUSE_SHARE * (now - began)):
                 last = now
-                left = duration((now - began) / done * (total - done))
+                later = done - first[0]
+                left = f", about {duration((now - first[1]) / later * (total - done))} left" if later else ""
                 # The parent may be gone.
                 with suppress(OSError):
-                    self._stream.write(f"{self._prefix}{name} {done:,} of {total:,}, about {left} left\n")
+                    self._stream.write(f"{self._prefix}{name} {done:,} of {total:,}{left}\n")
                     self._stream.flush()
 
         return advance

@@ -62,7 +62,7 @@ def test_files_of_runs_from_before_a_metric_got_its_name_are_read(tmp_path: Path
     )
     config = load_config(folder / "config.yaml").config
     assert (config.best, config.chart) == (Best("eval/spearmanr", "max"), ["eval/pearsonr", "eval/loss"])
-    assert Best.by("eval/spearman") == config.best
+    assert Best.of({"checkpoint_metric": "eval/spearman", "checkpoint_metric_mode": None}) == config.best
     lines = [{"step": step, "eval/loss": 1.0, "eval/spearman": value} for step, value in ((1, 0.1), (2, 0.3), (3, 0.2))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = RunFolder(folder)

@@ -231,6 +231,37 @@ def test_a_bfloat16_run_is_exported_in_float32(run: Run, tmp_path: Path) -> None
     assert json.loads((folder / "export.json").read_text())["trained_in"] == "bfloat16"
 
 
+def test_an_int8_run_is_exported_in_float32_and_says_so(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The encoder's own weights and the head that was trained on int8 features, whose rounding stays behind."""
+    from transformers import AutoTokenizer
+
+    trained = run(dtype="int8", num_epochs=4)
+    assert metrics(trained)[-1]["eval/accuracy"] > 0.3, "answers of a model that tells nothing apart prove nothing"
+    folder = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(trained.run.path), "--format", "safetensors", "--out", str(folder)])
+    assert not ended.value.code
+    assert "trained in int8, exported in float32" in capsys.readouterr().out
+    assert json.loads((folder / "export.json").read_text())["trained_in"] == "int8"
+    exported = load_file(folder / "model.safetensors")
+    for name, weight in load_predictor(trained.run).loaded.module().state_dict().items():
+        if weight.is_floating_point():
+            assert torch.equal(exported[name], weight)
+    head = load_file(trained.run.model / "model.safetensors")
+    for name, weight in load_file(folder / "head.safetensors").items():
+        assert torch.equal(weight, head[name])
+    own = load_predictor(trained.run).predict(TEXTS)
+    inputs = dict(AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        best = torch.softmax(by_transformers(folder)(inputs).double(), -1).max(-1)
+    apart = [abs(float(one) - other.probability) for one, other in zip(best.values, own, strict=True)]
+    assert 1e-5 < max(apart) < 0.1, "near, and not the same"
+    names = json.loads((folder / "labels.json").read_text())
+    assert [names[int(index)] for index in best.indices] == [one.label for one in own]
+
+
 def test_what_cannot_be_exported_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = run(stop_at_step=3)
     with pytest.raises(UserError, match="no finished model"):

@@ -181,7 +181,7 @@ def test_a_card_says_what_is_not_real_and_tells_nothing_of_this_machine(
         "cast_policy": {"param": "bfloat16", "compute": "bfloat16", "accumulate": "float32", "reason": ""},
     }
     summary = {"step": 7, "total_steps": 9, "eval/loss": 0.5, "eval/f1": "high"}
-    exported = Exported(tmp_path, "", "transformers 5", 0.0, 1e-7)
+    exported = Exported(tmp_path, "", "float32", "transformers 5", 0.0, 1e-7)
     for name, base in ((str(local), None), ("albert/albert-base-v2", "albert/albert-base-v2")):
         head = {} if task == "question_answering" else {"head": "pooler_linear"}
         job = configure(task=task, model_name=name, **head).config

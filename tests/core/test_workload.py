@@ -6,7 +6,7 @@ import random
 import sys
 import textwrap
 from collections import UserDict, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,18 +69,22 @@ class Fresh:
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
     """Writes mine.py into the current folder. What loading changes in the interpreter is restored."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    before = set(sys.modules)
 
     def make(text: str, name: str = "mine.py") -> Path:
         path = tmp_path / name
         path.write_text(textwrap.dedent(text), encoding="utf-8")
         return path
 
-    return make
+    yield make
+    # The folder's own only: torch imports parts of itself at any time.
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture
@@ -316,6 +320,8 @@ def test_samples_and_cost_classes_are_the_workloads_or_come_from_the_shapes() ->
     assert samples(told, batches[0]) == 7
     assert len({cost_class(plain, batch) for batch in batches}) == 3
     assert len({cost_class(told, batch) for batch in batches}) == 1
+    own.cost_class = lambda batch: batch["ids"]
+    assert "cost_class returned a Tensor; return a number" in refused(lambda: cost_class(told, batches[0]))
 
 
 @pytest.mark.parametrize(

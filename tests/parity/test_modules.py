@@ -224,9 +224,9 @@ def test_another_module_is_refused_not_compared(tmp_path: Path) -> None:
         job.record("candidate", **F32)
 
 
-def isotrain(folder: Path) -> tuple[int, str, str]:
+def isotrain(folder: Path, candidate: str = "cpu:float32") -> tuple[int, str, str]:
     """`isotrain parity` of own.py in `folder`."""
-    words = ["parity", "own.py:Own", "--candidate", "cpu:float32", "--out", "out"]
+    words = ["parity", "own.py:Own", "--candidate", candidate, "--out", "out"]
     done = forks.run(
         ["-c", "from isotrain.cli.main import main; main()", *words],
         cwd=folder, env=os.environ | {"COLUMNS": "200"}, forking=True,
@@ -246,6 +246,54 @@ def test_one_command_judges_a_module(tmp_path: Path) -> None:
     assert err.count("kept from before") == 2
     write_workload(tmp_path, MODULE.replace(".tanh()", ".sin()"))
     one_line_error(isotrain(tmp_path), "has a trace of cpu:float64 with other settings, data or weights")
+
+
+OF_MANY_OPERATIONS = """\
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.attention = nn.Conv2d(1, 2, 3, padding=1), nn.MultiheadAttention(4, 2)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, images):
+        rows = self.convolution(images).flatten(2).view(-1, 8, 4).relu()
+        rows = rows + self.attention(self.norm(rows), rows, rows)[0]
+        return self.head(torch.einsum("bij,bkj->bik", rows, rows) @ rows[:, :8])
+
+
+class Own:
+    def model(self, seed):
+        torch.manual_seed(seed)
+        return Net()
+
+    def batches(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(6, 1, 4, 4, generator=generator) for _ in range(2)]
+
+    def loss(self, model, batch):
+        return model(batch).square().mean()
+"""
+
+
+@pytest.mark.parametrize("candidate", ["tt", "tt:tt.emulate=all"])
+def test_operations_that_an_error_budget_does_not_know_are_named(tmp_path: Path, candidate: str) -> None:
+    write_workload(tmp_path, OF_MANY_OPERATIONS)
+    code, out, err = isotrain(tmp_path, candidate)
+    assert code == 0, out + err
+    (line,) = (line for line in out.splitlines() if "doesn't know" in line)
+    assert line.startswith("note: the error budget tt-emulated ")
+    (judged,) = json.loads((tmp_path / "out" / "parity.json").read_text())["candidates"]
+    assert judged["unknown"] == ["conv2d", "multi_head_attention", "einsum", "square", "mean"]
+    assert ", ".join(judged["unknown"]) + " and has them in float32" in line
+
+
+def test_an_error_budget_that_rounds_every_operation_has_nothing_to_name(decoder: ParityJob) -> None:
+    candidate = decoder.record("candidate", **F32)
+    assert [draw.header.unknown for draw in decoder.error_budgets(candidate)] == [[], [], []]
 
 
 def test_a_fault_in_the_users_file_is_one_line(tmp_path: Path) -> None:

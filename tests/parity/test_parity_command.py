@@ -88,7 +88,7 @@ def test_a_device_that_is_not_here_is_said_before_the_reference_runs(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, side: str, missing: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("isotrain.backends.tt.card.CARD_FOLDER", tmp_path / "none")
+    monkeypatch.setattr("isotrain.backends.tt.stacks.CARD_FOLDER", tmp_path / "none")
     one_line_error(invoke("parity", "quickstart", flag, side), missing)
     assert not (tmp_path / "parity").exists()
 
@@ -330,6 +330,20 @@ def test_progress_has_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0] == "draw 1 of 3, step 5 of 1,000, about 17 min left"
     # A line after at least 5 s and at least a tenth of the time so far.
     assert 20 < len(lines) < 60
+
+
+def test_the_time_left_leaves_out_the_first_steps_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    advance = worker.PipeReporter(stream).phase("step")
+    for done, seconds in ((1, 60.0), (2, 66.0), (3, 72.0), (4, 78.0)):
+        now[0] = seconds
+        advance(done, 12)
+    assert stream.getvalue().splitlines() == [
+        "step 1 of 12",
+        "step 3 of 12, about 54 s left",
+    ]
 
 
 def test_an_interrupted_comparison_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

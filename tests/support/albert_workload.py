@@ -15,7 +15,7 @@ from isotrain.benchmarks.harness.plan import Options
 from isotrain.benchmarks.harness.texts import load_texts, make_batches
 from torch import nn
 
-ALBERT = Options(model="random:albert-base-v2", dtype="float32")
+ALBERT = Options(model="random:albert-base-v2", dtypes=("float32",))
 LAYOUT, ROWS = "bucketed", 8
 
 

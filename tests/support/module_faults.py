@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from isotrain.albert_core.loop import start
 from isotrain.albert_core.loop.workload import training as parts
 from torch.nn import functional
 
-from .faults import F32, Fault, Plant, _after_step, _bf16_moments, _late_rate, _nothing
+from .faults import F32, Fault, Plant, _after_step, _bf16_moments, _late_rate, _nothing, before_training
 
 B16 = {"dtype": "bfloat16", "strict_dtype": True}
 FIRST = "blocks.0"
@@ -44,19 +44,7 @@ def _operation(name: str, change: Callable[..., Any]) -> Plant:
     return plant
 
 
-def _made(change: Callable[[Any, float], None]) -> Plant:
-    """Something is done to a run's parts before its step is made, after its module was hashed."""
-
-    def plant(patch: pytest.MonkeyPatch, size: float) -> None:
-        real = start.workload_step
-
-        def make(training: Any) -> Any:
-            change(training, size)
-            return real(training)
-
-        patch.setattr(start, "workload_step", make)
-
-    return plant
+_made = partial(before_training, "workload_step")
 
 
 def _norms(model: Any) -> list[torch.nn.LayerNorm]:

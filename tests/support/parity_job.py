@@ -9,8 +9,6 @@ import torch
 from isotrain.albert_core.config.load import as_set, load_config
 from isotrain.albert_core.loop.job import open_job
 from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
-from isotrain.backends import get_backend
-from isotrain.benchmarks.parity.judge import judge
 from isotrain.benchmarks.parity.recording.record import record
 from isotrain.benchmarks.parity.run import draw_settings
 from isotrain.benchmarks.parity.trace import Trace
@@ -93,17 +91,3 @@ class ParityJob:
                 for sets in draw_settings(promised.budget)
             ]
         return self._error_budgets[promised.label]
-
-
-def check_alike(workload: str, backend: str, **settings: Any) -> None:
-    """A device trains a workload like float64, within what its dtype allows."""
-    # Autograd makes a queue for each device that is open at the first backward.
-    get_backend(backend)
-    job = ParityJob({"workload": workload}, max_steps=4, **settings)
-    candidate = job.record(backend, backend=backend, **FLOAT32)
-    found = judge(job.reference, candidate, job.error_budgets(candidate))
-    assert found.verdict == "pass", found.reasons
-    # The device has computed, by itself, and each layer from the reference's input.
-    assert found.worst > 0
-    assert found.details is not None
-    assert all(layer.local_relative_l2 for layer in found.details.layers[1:])

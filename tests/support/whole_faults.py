@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
-from isotrain.albert_core.loop import start
 
-from .faults import F32, Fault, Plant, _after_step, _decay
+from .faults import F32, Fault, _after_step, _decay, before_training
 
 WHOLE = {"freeze_encoder": False, "learning_rate": 1e-3, "num_epochs": 2}
 
 
-def _before_training(change: Callable[[Any, float], None]) -> Plant:
-    """Something is done to what is trained, after it was hashed, before anything ran."""
-
-    def plant(patch: pytest.MonkeyPatch, size: float) -> None:
-        real = start.make_step
-
-        def make(training: Any) -> Any:
-            change(training, size)
-            return real(training)
-
-        patch.setattr(start, "make_step", make)
-
-    return plant
+_before_training = partial(before_training, "make_step")
 
 
 def _query(training: Any) -> torch.nn.Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from isotrain.benchmarks.harness import worker
 from isotrain.benchmarks.harness.document import Peaks
 from isotrain.benchmarks.harness.plan import MODULE_WORKLOADS, Options, make_plan
 
+from .command import Invoke
 from .small_job import losses
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "workloads"
@@ -90,7 +92,7 @@ def check_measured(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("isotrain.benchmarks.harness.measure.LARGEST_LATE_SHARE", 100.0)
     spec = str(EXAMPLES / f"{name}.py")
     options = Options(
-        (backend,), model=spec, module=True, workloads=MODULE_WORKLOADS, dtype="float32", blocks=2, seconds=0.02
+        (backend,), model=spec, module=True, workloads=MODULE_WORKLOADS, dtypes=("float32",), blocks=2, seconds=0.02
     )
     for target in make_plan(options).targets:
         if get_backend(backend).static_shapes is not None:
@@ -100,3 +102,15 @@ def check_measured(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert measured.reasons == [], target.label
         assert measured.work.hardware_flops > 1
         assert len(measured.probe) >= 1
+
+
+def check_parity(invoke: Invoke, name: str, backend: str) -> None:
+    """Holds an example on a device to float64, by the command, within what float32 allows."""
+    words = ["--candidate", f"{backend}:float32", "--steps", "4", "--set", "threads=1", "--out", "out"]
+    code, out, err = invoke("parity", str(EXAMPLES / f"{name}.py"), *words)
+    assert code == 0, out + err
+    (judged,) = json.loads(Path("out/parity.json").read_text())["candidates"]
+    assert (judged["verdict"], judged["backend"]) == ("pass", backend)
+    # The device has computed, by itself, and each layer from the reference's input.
+    assert judged["worst"] > 0
+    assert any(layer["local_relative_l2"] for layer in judged["layers"][1:]) or not judged["layers"]

@@ -54,6 +54,7 @@ class ModuleRecorder(Recorder):
             probe_sha256=job.batches_sha256,
             recipe=recipe_of(job.config, training.total_steps, workload_sha256=job.workload.sha256),
             layers=calls.names,
+            unknown=job.backend.unknown_operations(self._run),
         )
         self.check_reference("batches", "workload and seed")
         self.arrays |= calls.states()

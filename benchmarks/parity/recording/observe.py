@@ -195,7 +195,7 @@ def batch_hash(store: TokenStore, rows: np.ndarray) -> str:
 
 def on_host(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
     """Copies on the host, since the next step overwrites the originals."""
-    return [tensor.detach().cpu().clone() for tensor in tensors if tensor is not None]
+    return [tensor.detach().cpu().to_dense().clone() for tensor in tensors if tensor is not None]
 
 
 def norm(parts: Iterable[torch.Tensor]) -> float:
