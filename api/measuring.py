@@ -25,7 +25,7 @@ from ..benchmarks.parity.sides import STEPS
 from ..benchmarks.reports.blocks import Block
 from ..benchmarks.reports.views.bench import bench_view
 from ..benchmarks.reports.views.parity import parity_view
-from .shown import Shown, document_page
+from .shown import Shown
 
 Value = TypeVar("Value", str, int)
 
@@ -50,6 +50,8 @@ class BenchResult(Shown):
         return bench_view(self.result)
 
     def _page(self) -> str:
+        from ..benchmarks.reports.html.write import document_page
+
         return document_page(self.result, "bench")
 
 
@@ -73,6 +75,8 @@ class ParityResult(Shown):
         return parity_view(self.result)
 
     def _page(self) -> str:
+        from ..benchmarks.reports.html.write import document_page
+
         return document_page(self.result, f"parity against {self.result.reference.label}")
 
 
@@ -84,7 +88,7 @@ def bench(
     layout: str | Sequence[str] = LAYOUTS,
     kernel: str | Sequence[str] = "auto",
     batch_size: int | Sequence[int] = 8,
-    dtype: str = "bfloat16",
+    dtype: str | Sequence[str] = "bfloat16",
     vs: Sequence[str] = (),
     quick: bool = False,
     out: str | Path | None = None,
@@ -124,7 +128,7 @@ def bench(
         layouts=_several(layout),
         kernels=_several(kernel),
         batch_sizes=_several(batch_size),
-        dtype=dtype,
+        dtypes=_several(dtype),
         backend_options=own,
     )
     options = with_baselines(options, list(vs)) if vs else options

@@ -5,11 +5,7 @@ from __future__ import annotations
 import html
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..benchmarks.outcome.end_to_end import EndToEnd
-from ..benchmarks.outcome.model import Bench
-from ..benchmarks.outcome.parity import Parity
 from ..benchmarks.reports.blocks import Block
 
 # Characters of a printed result's lines: all columns of every table.
@@ -38,19 +34,3 @@ class Shown(ABC):
     def _repr_html_(self) -> str:
         # A frame of its own, so that the page's style and the notebook's don't mix.
         return f'<iframe srcdoc="{html.escape(self._page())}" style="width: 100%; height: 40em; border: 0"></iframe>'
-
-
-def document_page(document: Bench | EndToEnd | Parity, title: str) -> str:
-    """The report of one result."""
-    from ..benchmarks.reports.html.loading import of_document
-    from ..benchmarks.reports.html.write import page_of
-
-    return page_of(of_document(document), title)
-
-
-def folder_page(folder: Path, title: str) -> str:
-    """The report of everything in a folder."""
-    from ..benchmarks.reports.html.loading import load_results
-    from ..benchmarks.reports.html.write import page_of
-
-    return page_of(load_results(folder), title)

@@ -11,7 +11,7 @@ from ..albert_core.config.load import as_set, load_config
 from ..albert_core.config.schema import TrainConfig
 from ..albert_core.runs.folder import RunFolder, open_run
 from ..benchmarks.reports.blocks import Block, Column, Heading, Table, Words
-from .shown import Shown, folder_page
+from .shown import Shown
 
 if TYPE_CHECKING:
     from ..albert_core.inference.predict import Predictor
@@ -83,7 +83,10 @@ class Run(Shown):
         return [*found, Words(f"run: {self.path}")]
 
     def _page(self) -> str:
-        return folder_page(self.path, self.path.name)
+        from ..benchmarks.reports.html.loading import load_results
+        from ..benchmarks.reports.html.write import page_of
+
+        return page_of(load_results(self.path), self.path.name)
 
 
 def train(

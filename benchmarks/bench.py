@@ -198,7 +198,8 @@ class BarWatcher:
 def _doing(plan: Plan, target: int, process: int) -> str:
     """What a process does, in words."""
     spec = plan.targets[target]
-    return f"{spec.backend} {spec.kernel}: looking for its best shape" if process == SWEEP else spec.label
+    named = " ".join(filter(None, (spec.backend, spec.kernel, spec.dtype)))
+    return f"{named}: looking for its best shape" if process == SWEEP else spec.label
 
 
 @contextmanager

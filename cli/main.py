@@ -18,8 +18,6 @@ from ..albert_core.processes.signals import interrupted_by_signals, run_program
 from ..albert_core.terminal.console import say
 from ..albert_core.terminal.invocation import command
 from ..albert_core.terminal.text import brief, error_line, quoted
-from ..backends import import_devices_late
-from ..backends.host.cache import settle_home
 from ..kernels.names import meant
 from .commands.bench import bench
 from .commands.compare import compare
@@ -81,6 +79,12 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            # Not at the top of the file, where `isotrain --help` would wait for them.
+            from ..backends import import_devices_late
+            from ..backends.host.cache import settle_home
+
+            settle_home()
+            import_devices_late()
             # `train` handles signals itself.
             with nullcontext() if command is train else interrupted_by_signals():
                 command(*args, **kwargs)
@@ -135,8 +139,6 @@ def _run(given: list[str]) -> NoReturn:
     except FileNotFoundError:
         # Libraries would fail in a folder that doesn't exist.
         _fail(UserError("the current folder was removed; change to one that is there"), False, Exit.UNUSABLE)
-    settle_home()
-    import_devices_late()
     _settle_processes(given)
     # --debug may be anywhere, since it is usually added to the end of a repeated line.
     debug = "--debug" in given

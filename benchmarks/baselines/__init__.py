@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ... import UserError
+from ...backends import EIGHT_BIT, caveat
 from ...kernels.install import install_hint
 from ...kernels.names import check_name
 
@@ -39,6 +40,7 @@ class Baseline:
         packages: What it imports beyond isotrain's own dependencies.
         fixed: Whether its shape defines it, so that --batch-size doesn't change it.
         workload: What it computes, "forward" or "full_step".
+        eight_bit: Whether it computes in 8 bits.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Baseline:
     packages: tuple[str, ...] = ()
     fixed: bool = False
     workload: str = "forward"
+    eight_bit: bool = False
 
     def missing(self) -> str:
         """Which packages are missing and how to get them, found without imports; or an empty string."""
@@ -121,6 +124,7 @@ BASELINES: dict[str, Baseline] = {
             "open_vino:OpenVinoInt8Encoder",
             (("sorted", 8), ("sorted", 32), ("sorted", 128), ("static", 64), ("static", 256)),
             ("openvino", "nncf"),
+            eight_bit=True,
         ),
         Baseline(
             "trainer",
@@ -160,9 +164,16 @@ def chosen_baselines(names: Sequence[str], workload: str = "forward") -> list[Ba
 
 
 def check_comparison(
-    names: Sequence[str], workloads: Sequence[str], batch_sizes: Sequence[int], profiled: bool
+    names: Sequence[str],
+    backends: Sequence[str],
+    workloads: Sequence[str],
+    batch_sizes: Sequence[int],
+    profiled: bool,
 ) -> None:
     """Raises UserError if `--vs` can't compare these baselines with such targets."""
+    if len(backends) > 1:
+        raise UserError(f"--vs compares on one backend, not {', '.join(backends)}; give --backend once")
+    refuse_race(*backends)
     if tuple(workloads) not in (("forward",), ("full_step",)):
         raise UserError(
             f"--vs compares forward or full_step, not {', '.join(workloads)}; give one of them by --workload, or "
@@ -176,9 +187,29 @@ def check_comparison(
         raise UserError("--profile can't see into a baseline that runs its own training loop; drop --profile")
 
 
-def not_installed(baselines: Sequence[Baseline], first: int) -> dict[int, str]:
+def refuse_race(backend: str) -> None:
+    """Refuses to compare baselines with an emulated device. Raises UserError if `backend` has only the host's speed."""
+    if caveat(backend):
+        raise UserError(
+            f"--vs compares speeds, and {backend} has only the host's; give another --backend, or drop --vs"
+        )
+
+
+def with_dtypes(baselines: Sequence[Baseline], dtypes: Sequence[str]) -> list[tuple[Baseline, str]]:
+    """Each of the baselines with each of the `dtypes` that it computes in.
+
+    If it has none of them, it gets them all, and says itself why it can't run.
+    """
+    return [
+        (one, dtype)
+        for one in baselines
+        for dtype in [dtype for dtype in dtypes if (dtype in EIGHT_BIT) == one.eight_bit] or dtypes
+    ]
+
+
+def not_installed(baselines: Sequence[tuple[Baseline, str]], first: int) -> dict[int, str]:
     """Why baselines can't run here, by the number of their target; the first of `baselines` has the number `first`."""
-    return {number: reason for number, one in enumerate(baselines, first) if (reason := one.missing())}
+    return {number: reason for number, (one, _) in enumerate(baselines, first) if (reason := one.missing())}
 
 
 def workload_of(name: str) -> str:

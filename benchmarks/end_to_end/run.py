@@ -21,6 +21,7 @@ from ...albert_core.config.parsing import read_json
 from ...albert_core.processes.signals import interrupted_by_signals
 from ...backends import EIGHT_BIT, caveat
 from ...kernels.words import count
+from ..baselines import refuse_race
 from ..bench import FAILED, INTERRUPTED, Outcome, exit_code
 from ..harness import environment
 from ..harness.answer import read_answer
@@ -33,7 +34,6 @@ from ..harness.plan import (
     Options,
     check_values,
     hash_of,
-    refuse_race,
 )
 from ..harness.runner import Ended, how, run_process, said
 from ..harness.turns import interleaved
@@ -141,11 +141,14 @@ def check(options: Options) -> None:
             f"--workload {END_TO_END} trains on texts, and {EMBEDDED_LENGTHS} has none; give --dataset: a folder with "
             "train and test files, a Hub id, or embedded:intents"
         )
-    if len(options.backends) > 1 or len(options.kernels) > 1:
-        raise UserError(f"--workload {END_TO_END} runs one backend and kernel; give --backend and --kernel once")
+    if max(map(len, (options.backends, options.kernels, options.dtypes))) > 1:
+        raise UserError(
+            f"--workload {END_TO_END} runs one backend, kernel and dtype; give --backend, --kernel and --dtype once"
+        )
     if options.vs and options.dtype in EIGHT_BIT:
         raise UserError(f"--dtype {options.dtype} is ours alone: tt-blacksmith's loop has no such products; drop --vs")
-    refuse_race(options)
+    if options.vs:
+        refuse_race(*options.backends)
 
 
 def training_arguments(options: Options, folder: Path) -> list[str]:

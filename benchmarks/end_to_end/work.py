@@ -19,7 +19,7 @@ from ...albert_core.loop.job import TextJob, open_job
 from ...kernels.packed import PaddedBatch
 from ...kernels.weights import EncoderConfig
 from ..harness.answer import answer
-from ..harness.document import Device, KernelUsed, Policy, Work
+from ..harness.document import ChoiceMade, Device, KernelUsed, Policy, Work
 from ..harness.peaks import measure_peaks
 from ..harness.work import Piece, total
 from ..outcome.end_to_end import Counted, TimedLoop
@@ -55,7 +55,11 @@ def count(spec: CountSpec) -> Counted:
         peaks=measure_peaks(job.backend, job.policy.compute, step_bytes=own.moved_bytes / len(pieces)),
         device=Device.of(job.backend.info()),
         policy=Policy.of(job.policy),
-        kernel=KernelUsed(name=encoder.name, version=encoder.version),
+        kernel=KernelUsed(
+            name=encoder.name,
+            version=encoder.version,
+            choices=[ChoiceMade.of(chosen) for chosen in job.backend.choices()],
+        ),
     )
 
 

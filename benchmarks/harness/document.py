@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from ...albert_core.terminal.text import figure
+from ...backends.host.choices import Chosen
 
 # Which targets an error concerns: all of the run, those of one backend, or only one.
 RUN, BACKEND, TARGET = "run", "backend", "target"
@@ -152,10 +153,25 @@ class Policy(Part):
     label: str
 
 
+class ChoiceMade(Part):
+    """How one of several ways was chosen, by measuring it on the device before anything was timed."""
+
+    name: str
+    shape: str = Field(description="The class of shapes that it holds for.")
+    way: str = Field(description="Empty if none computed right.")
+    seconds: dict[str, Positive] = Field(description="Of each way that computed right.")
+    refused: dict[str, str] = Field(description="By way, why it could not be chosen.")
+    source: str = Field(description='"measured", "kept" by an earlier measurement, or why it was not measured.')
+
+    def line(self) -> str:
+        return Chosen(**self.model_dump()).line()
+
+
 class KernelUsed(Part):
     name: str
     version: str
     notes: list[str] = Field(default=[])
+    choices: list[ChoiceMade] = Field(default=[])
 
 
 class Model(Part):

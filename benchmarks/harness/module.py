@@ -15,10 +15,12 @@ from ...albert_core.loop.optim import build_optimizer
 from ...albert_core.workload.batches import cast, cost_class, placed, samples, shape_advice, tensors
 from ...albert_core.workload.checks import (
     check_repeats,
+    checked_gradients,
     checked_loss,
     make_batches,
     make_model,
     operations_named,
+    own_optimizer,
     split_loss,
     trial,
 )
@@ -108,13 +110,9 @@ class ModuleStep(Trained, ModuleForward):
 
     def prepare(self) -> None:
         config = TrainConfig.model_validate({})
-        own = self.loaded.optional("optimizer")
         self.model.train()
-        if own is None:
-            self.optimizer = build_optimizer(self.model, config, self.backend)
-        else:
-            with self.loaded.blamed("optimizer"):
-                self.optimizer = own([one for one in self.model.parameters() if one.requires_grad])
+        own = own_optimizer(self.loaded, self.model)
+        self.optimizer = own or build_optimizer(self.model, config, self.backend)
         self.rates = {float(group["lr"]) for group in self.optimizer.param_groups}
         self.backend.prepare_optimizer(self.optimizer)
         scaling = loss_scale(self.backend, self.policy)
@@ -226,14 +224,9 @@ def module_target(
 def _counted(loaded: LoadedWorkload, module: nn.Module, batch: Any, seed: int, training: bool) -> Counted:
     """The work of a step on a batch, counted on the host, where the loss is checked, too."""
 
-    def step() -> None:
-        loss = checked_loss(loaded, module, batch)
-        if training:
-            with loaded.blamed("loss"):
-                loss.backward()
-
+    check = checked_gradients if training else checked_loss
     with trial(module, seed, training):
-        return count_step(module, step)
+        return count_step(module, lambda: check(loaded, module, batch))
 
 
 def _expected(loaded: LoadedWorkload, module: nn.Module, batch: Any, seed: int) -> list[float]:

@@ -26,7 +26,7 @@ from ...backends.host.processor import usable_cores
 from ...backends.types import COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS, PADDED_KERNELS
 from ...kernels.names import check_name, check_range
 from ...kernels.words import count
-from ..baselines import Shape, check_comparison, chosen_baselines, not_installed, workload_of
+from ..baselines import Shape, check_comparison, chosen_baselines, not_installed, with_dtypes, workload_of
 from .turns import interleaved
 
 WORKLOADS = ("forward", "train_step", "head_step", "full_step")
@@ -68,6 +68,7 @@ class Options:
 
     Attributes:
         batch_sizes: With `vs`, the sizes that a sweep tries instead of the default ones.
+        dtypes: If there are several, each target has one of them.
         batches: The number of different batches that every target cycles through.
         mlp_hidden_size, num_labels: Those of the Banking77 head.
         module: Whether `model` is a workload of the user's own, as FILE.py:NAME, instead of an encoder.
@@ -84,7 +85,7 @@ class Options:
     layouts: tuple[str, ...] = LAYOUTS
     kernels: tuple[str, ...] = ("auto",)
     batch_sizes: tuple[int, ...] = (8,)
-    dtype: str = "bfloat16"
+    dtypes: tuple[str, ...] = ("bfloat16",)
     strict_dtype: bool = False
     max_length: int = 128
     threads: int | None = None
@@ -108,6 +109,16 @@ class Options:
     torch_compile: str | None = None
 
     @property
+    def dtype(self) -> str:
+        """The dtype of the run, or all of them."""
+        return ", ".join(self.dtypes)
+
+    @property
+    def target_dtypes(self) -> tuple[str, ...]:
+        """The dtypes as targets name them: not at all if all targets have the same."""
+        return self.dtypes if len(self.dtypes) > 1 else ("",)
+
+    @property
     def least_blocks(self) -> int:
         """Timed blocks that a process runs even if its steps are slow: all of them, except in a smoke run."""
         return min(self.blocks, QUICK_LEAST_BLOCKS) if self.quick and self.processes == 1 else self.blocks
@@ -126,7 +137,10 @@ class Options:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One thing to measure: a kernel of a backend, the baseline `kernel`, or the workload `kernel` of `module`."""
+    """One thing to measure: a kernel of a backend, the baseline `kernel`, or the workload `kernel` of `module`.
+
+    `dtype` is empty if all targets of the run have the same.
+    """
 
     backend: str
     workload: str
@@ -137,16 +151,18 @@ class TargetSpec:
     emulated: bool = False
     module: str = ""
     torch_compile: str = ""
+    dtype: str = ""
 
     @property
     def label(self) -> str:
+        kernel = f"{self.kernel} {self.dtype}" if self.dtype else self.kernel
         if self.module:
-            return f"{self.backend} {self.workload} {self.kernel}"
+            return f"{self.backend} {self.workload} {kernel}"
         mode = f" torch.compile {self.torch_compile}" if self.torch_compile else ""
-        return f"{self.backend} {self.workload} {self.layout} {self.kernel}{mode} x{self.batch_size}"
+        return f"{self.backend} {self.workload} {self.layout} {kernel}{mode} x{self.batch_size}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if value or key not in ("module", "torch_compile")}
+        return {key: value for key, value in asdict(self).items() if value != ""}
 
 
 @dataclass(frozen=True)
@@ -213,7 +229,8 @@ def make_plan(options: Options) -> Plan:
     check_values(options)
     if END_TO_END in options.workloads:
         raise UserError(f"--workload {END_TO_END} has results of its own kind; give it without other workloads")
-    _check_baselines(options)
+    if options.vs:
+        check_comparison(options.vs, options.backends, options.workloads, options.batch_sizes, bool(options.profile))
     if options.vs and options.workloads == ("forward",):
         return _forward_plan(options)
     targets, skipped = [], []
@@ -224,10 +241,12 @@ def make_plan(options: Options) -> Plan:
             targets.append(spec)
     if not targets:
         raise UserError(f"nothing is left to measure: {skipped[0]}; add --layout padded or bucketed")
-    baselines = chosen_baselines(options.vs, "full_step")
+    baselines = with_dtypes(chosen_baselines(options.vs, "full_step"), options.target_dtypes)
     missing = not_installed(baselines, len(targets))
-    size = options.batch_sizes[0] if baselines else 0
-    targets += [TargetSpec(options.backends[0], "full_step", "dynamic", one.name, size, True) for one in baselines]
+    targets += [
+        TargetSpec(options.backends[0], "full_step", "dynamic", one.name, options.batch_sizes[0], True, dtype=dtype)
+        for one, dtype in baselines
+    ]
     return _planned(options, targets, missing, skipped=tuple(skipped))
 
 
@@ -254,34 +273,36 @@ def _combinations(options: Options) -> Iterator[TargetSpec]:
     for backend, workload in product(options.backends, options.workloads):
         emulated = bool(caveat(backend))
         if options.module:
-            yield TargetSpec(backend, workload, OWN, short_name(options.model), 0, False, emulated, options.model)
+            own = TargetSpec(backend, workload, OWN, short_name(options.model), 0, False, emulated, options.model)
+            yield from (replace(own, dtype=dtype) for dtype in options.target_dtypes)
             continue
         layouts = (CACHED,) if workload == "head_step" else options.layouts
         mode = (options.torch_compile or "") if workload == "full_step" else ""
         for layout in layouts:
             trained = backend_traits(backend).training_kernels(layout, options.kernels)
             kernels = {"head_step": ("auto",), "full_step": trained}.get(workload, options.kernels)
-            for kernel, size in product(kernels, options.batch_sizes):
-                yield TargetSpec(backend, workload, layout, kernel, size, emulated=emulated, torch_compile=mode)
+            for kernel, size, dtype in product(kernels, options.batch_sizes, options.target_dtypes):
+                yield TargetSpec(backend, workload, layout, kernel, size, False, emulated, "", mode, dtype)
 
 
 def _forward_plan(options: Options) -> Plan:
     """This project's kernels, then the baselines: all on the same texts, each in the shape that suits it best."""
     backend = options.backends[0]
 
-    def specs(kernel: str, shapes: Sequence[Shape], baseline: bool) -> tuple[TargetSpec, ...]:
-        return tuple(TargetSpec(backend, "forward", layout, kernel, size, baseline) for layout, size in shapes)
+    def specs(kernel: str, dtype: str, shapes: Sequence[Shape], is_baseline: bool) -> tuple[TargetSpec, ...]:
+        first = TargetSpec(backend, "forward", "", kernel, 0, is_baseline, dtype=dtype)
+        return tuple(replace(first, layout=layout, batch_size=size) for layout, size in shapes)
 
     # Sizes beyond the number of texts would all give the same batch.
     most = options.texts or 1
     sizes = tuple(dict.fromkeys(min(size, most) for size in options.batch_sizes or OWN_SIZES))
     choices = [
-        specs(kernel, [("bucketed" if kernel in PADDED_KERNELS else "packed", size) for size in sizes], False)
-        for kernel in options.kernels
+        specs(kernel, dtype, [("bucketed" if kernel in PADDED_KERNELS else "packed", size) for size in sizes], False)
+        for kernel, dtype in product(options.kernels, options.target_dtypes)
     ]
-    baselines = chosen_baselines(options.vs)
-    choices += [specs(baseline.name, baseline.choices(options.batch_sizes), True) for baseline in baselines]
-    missing = not_installed(baselines, len(options.kernels))
+    baselines = with_dtypes(chosen_baselines(options.vs), options.target_dtypes)
+    missing = not_installed(baselines, len(choices))
+    choices += [specs(one.name, dtype, one.choices(options.batch_sizes), True) for one, dtype in baselines]
     swept = {index: shapes for index, shapes in enumerate(choices) if len(shapes) > 1 and index not in missing}
     return _planned(options, [shapes[0] for shapes in choices], missing, candidates={} if options.quick else swept)
 
@@ -319,7 +340,7 @@ def check_values(options: Options) -> None:
     for flag, values, allowed in (
         ("--workload", options.workloads, MODULE_WORKLOADS if options.module else (*WORKLOADS, END_TO_END)),
         ("--layout", options.layouts, LAYOUTS),
-        ("--dtype", (options.dtype,), (*DTYPES, *EIGHT_BIT)),
+        ("--dtype", options.dtypes, (*DTYPES, *EIGHT_BIT)),
         ("--backend", [name.partition(":")[0] for name in options.backends], list_backends()),
     ):
         for value in values:
@@ -336,6 +357,7 @@ def check_values(options: Options) -> None:
         ("--batch-size", options.batch_sizes),
         ("--backend", options.backends),
         ("--kernel", options.kernels),
+        ("--dtype", options.dtypes),
     ):
         if len(set(given)) != len(given):
             raise UserError(f"{flag} is given {', '.join(map(str, given))}; give each value once")
@@ -375,25 +397,3 @@ def _called(key: str, flag: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(re.sub(rf"^{key}(_name)?\b", flag, str(error))) from error
-
-
-def _check_baselines(options: Options) -> None:
-    if not options.vs:
-        return
-    if len(options.backends) > 1:
-        raise UserError(f"--vs compares on one backend, not {', '.join(options.backends)}; give --backend once")
-    refuse_race(options)
-    check_comparison(options.vs, options.workloads, options.batch_sizes, bool(options.profile))
-
-
-def refuse_race(options: Options) -> None:
-    """Refuses to compare baselines with an emulated device.
-
-    Raises:
-        UserError: One of the backends has only the host's speed.
-    """
-    without = [name for name in options.backends if caveat(name)]
-    if options.vs and without:
-        raise UserError(
-            f"--vs compares speeds, and {without[0]} has only the host's; give another --backend, or drop --vs"
-        )

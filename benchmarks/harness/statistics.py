@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -23,6 +24,7 @@ LEAST_FOR_GROWTH, LEAST_TAU = 5, 0.9
 # two groups of its blocks: from the slowest of one to the fastest of the other.
 LEAST_DRIFT = LEAST_BETWEEN_GROUPS = 0.1
 _NORMAL_QUANTILE = 1.959963984540054
+_BISECTIONS = 60
 # See `_calibrated`.
 _BLOCK_NOISE, _LEAST_WIDENING = 0.9, 0.55
 
@@ -305,22 +307,32 @@ def student_widening(processes: int) -> float:
     """The factor that widens the spread between a few processes; 1 for a single one."""
     if processes < 2:
         return 1.0
-    return _student_quantile(processes - 1) / _NORMAL_QUANTILE * math.sqrt(processes / (processes - 1))
+    return student_quantile(0.5 + LEVEL / 2, processes - 1) / _NORMAL_QUANTILE * math.sqrt(processes / (processes - 1))
 
 
-def _student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: exact for 1 and 2, else by Cornish and Fisher's expansion (within 1 %)."""
-    if freedom == 1:
-        return math.tan(math.pi * 0.475)
-    if freedom == 2:
-        return 0.95 * math.sqrt(2.0 / (1.0 - 0.95**2))
-    z = _NORMAL_QUANTILE
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
+@cache
+def student_quantile(share: float, freedom: int) -> float:
+    """The `share` quantile, at least the median, of Student's t with `freedom` degrees of freedom."""
+    # P(|T| < tan(angle) * sqrt(freedom)) is a finite sum, and grows with the angle.
+    low, high = 0.0, math.pi / 2
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if _student_within(middle, freedom) < 2 * share - 1:
+            low = middle
+        else:
+            high = middle
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _student_within(angle: float, freedom: int) -> float:
+    """Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 26.7.3 and 26.7.4."""
+    odd = freedom % 2
+    term, total = math.cos(angle) ** odd, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    total *= math.sin(angle)
+    return (angle + total) * 2 / math.pi if odd else total
 
 
 def relative_distance(expected: Sequence[float], found: Sequence[float]) -> float:

@@ -28,6 +28,7 @@ from .document import (
     RUN,
     TARGET,
     BlockEnergy,
+    ChoiceMade,
     Device,
     KernelUsed,
     Measured,
@@ -119,7 +120,9 @@ def _open_backend(
             torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
         backend = get_backend(target.backend, options.backend_options)
-        return backend, backend.cast_policy(options.dtype, strict=options.strict_dtype)
+    # A dtype of this target alone leaves the backend's other targets as they are.
+    stages.scope = TARGET if target.dtype else BACKEND
+    return backend, backend.cast_policy(target.dtype or options.dtype, strict=options.strict_dtype)
 
 
 def _open(options: Options, target: TargetSpec, stages: Stages) -> _Opened:
@@ -181,15 +184,12 @@ def _workload(opened: _Opened, options: Options, target: TargetSpec) -> tuple[Wo
         loop = build_trainer(target.kernel, opened.encoder, head, opened.backend, policy)
         return BaselineStep(opened.backend, loop, head, batches, opened.texts), loop.policy, list(loop.notes)
     if target.baseline:
-        baseline = build_baseline(target.kernel, opened.encoder, opened.backend, options.dtype, target.layout)
+        baseline = build_baseline(target.kernel, opened.encoder, opened.backend, opened.policy.requested, target.layout)
         baseline.prepare(
             [opened.backend.place(batch.inputs) for batch in batches if isinstance(batch.inputs, PaddedBatch)]
         )
-        return (
-            BaselineForward(opened.backend, baseline, head, batches, opened.texts),
-            baseline.policy,
-            list(baseline.notes),
-        )
+        policy, notes = baseline.policy, list(baseline.notes)
+        return BaselineForward(opened.backend, baseline, head, batches, opened.texts), policy, notes
     trained: Any
     if whole:
         # A copy: the encoder's own weights name the model in the result, and stay what they are.
@@ -234,8 +234,7 @@ def sweep(options: Options, candidates: Sequence[TargetSpec], stages: Stages | N
         try:
             workload, _, _ = _workload(opened, options, spec)
         except UserError as error:
-            said = " ".join(str(error).split())
-            found.append(Shape(layout=spec.layout, batch_size=spec.batch_size, error=said))
+            found.append(Shape(layout=spec.layout, batch_size=spec.batch_size, error=" ".join(str(error).split())))
         else:
             speed = len(opened.texts.lengths) / _pass_seconds(workload)
             found.append(Shape(layout=spec.layout, batch_size=spec.batch_size, samples_per_second=speed))
@@ -269,7 +268,8 @@ def _texts_target(options: Options, target: TargetSpec, stages: Stages) -> Prepa
             policy,
             skips_padding=workload.encoder.skips_padding,
         )
-        return KernelUsed(name=kernel, version=version, notes=notes), work
+        choices = [ChoiceMade.of(chosen) for chosen in opened.backend.choices()]
+        return KernelUsed(name=kernel, version=version, notes=notes, choices=choices), work
 
     return Prepared(
         backend=opened.backend,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ...benchmarks.outcome.end_to_end import EndToEnd
     from ...benchmarks.outcome.model import Bench
     from ...benchmarks.reports.blocks import Block
-
-Value = TypeVar("Value", str, int)
 
 _ENCODER, _DATASET, _MAX_LENGTH = "random:albert-base-v2", "banking77-lengths", 128
 _what, _how, _pairs, _output = map(panel, ("What is measured", "How thoroughly", "Against another version", "Output"))
@@ -90,8 +88,8 @@ def bench(
     dtype: Annotated[
         list[str] | None,
         _what(
-            help="Encoder dtype: bfloat16 (default), float32, float64, float16; frozen also int8 or float8_e4m3. The "
-            "table says what the device makes of it."
+            help="Encoder dtype: bfloat16 (default), float32, float64, float16; frozen also int8 or float8_e4m3; may "
+            "be repeated. The table says what the device makes of it."
         ),
     ] = None,
     strict_dtype: Annotated[
@@ -230,7 +228,7 @@ def bench(
         layouts=tuple(layout or LAYOUTS),
         kernels=tuple(kernel or ("auto",)),
         batch_sizes=tuple(batch_size or (() if vs else (8,))),
-        dtype=_once("--dtype", dtype) or "bfloat16",
+        dtypes=tuple(dtype or ("bfloat16",)),
         strict_dtype=strict_dtype,
         max_length=max_length,
         threads=_once("--threads", threads),
@@ -266,7 +264,7 @@ def bench(
     _show(outcome, shown_as, bench_view)
 
 
-def _once(flag: str, values: list[Value] | None) -> Value | None:
+def _once(flag: str, values: list[int] | None) -> int | None:
     """The single value of an option that all targets share. With several, click would silently take the last."""
     from ... import UserError
 

@@ -20,7 +20,8 @@ def doctor(
         typer.Option(metavar="BACKEND", help="Run every check of this device, as isotrain conformance does."),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Each device's checks, dtype, kernels and how to get it.")
+        bool,
+        typer.Option("--verbose", "-v", help="Each device's checks, dtype, kernels, peaks, choices and how to get it."),
     ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
@@ -44,7 +45,7 @@ def doctor(
         from ...conformance.run import Target
 
         show_checks(Target(resolved_backend(full, {})))
-    reports = examine(list_backends())
+    reports = examine(list_backends(), peaks=verbose)
     if json_output:
         print_json("doctor", {"backends": [report.document() for report in reports]})
     else:
@@ -96,11 +97,14 @@ def _summary(report: Report) -> str:
 
 def _details(report: Report) -> list[str]:
     from ...backends import UNTESTED
+    from ...benchmarks.reports.views.bench import peak_words
 
     lines = [report.reason, *([f"fix: {report.fix}"] if report.fix else []), *([UNTESTED] if report.untested else [])]
     if report.device is not None:
         bfloat16 = "refused" if report.bfloat16 is None else report.bfloat16.reason
         lines += [f"device: {report.device.name}", f"bfloat16: {bfloat16}"]
         lines += [f"kernel {name}: {state}" for name, state in report.kernels.items()]
+        lines += [peak_words(report.backend, peaks, real=True) for peaks in report.peaks]
         lines += [f"not offered: {lacking}" for lacking in report.lacks]
+        lines += [f"chosen: {choice.line()}" for choice in report.choices]
     return lines + [f"{check.name}: {'ok' if check.ok else 'WRONG'}, {check.detail}" for check in report.checks]

@@ -55,6 +55,8 @@ def export(
             print_json("export", {"format": form, **asdict(result), "folder": str(result.folder)})
             return
         say(f"{form} export of {result.label}: {result.folder}")
+        if result.trained_in != "float32":
+            say(f"trained in {result.trained_in}, exported in float32")
         say(
             f"checked by {result.judge}: logits within {result.max_abs:.1e} (max abs) and {result.relative_l2:.1e} "
             "(relative L2) of the run's model in float32"

@@ -245,7 +245,10 @@ def _finish(result: Parity, out: Path | None, html: Path | None, json_only: bool
     if out is not None:
         write_result(result, out)
     if html is not None:
-        _write_html(result, html)
+        from ...albert_core.runs.files import write_text
+        from ...benchmarks.reports.html.write import document_page
+
+        write_text(html, document_page(result, f"parity against {result.reference.label}"))
     where = " and ".join(str(path) for path in (out, html) if path is not None)
     with kept(f"the comparison is complete{f' and is kept in {where}' if where else ''}"):
         if json_only:
@@ -287,15 +290,3 @@ def _pythons(given: list[str]) -> dict[str, str]:
             raise UserError(f"--python {item!r}: write BACKEND=PATH of an interpreter, xla=.venv-xla/bin/python")
         found[name] = str(Path(path).expanduser().absolute())
     return found
-
-
-def _write_html(result: Parity, path: Path) -> None:
-    """Writes the page that `isotrain report` makes of this result."""
-    from tempfile import TemporaryDirectory
-
-    from ...benchmarks.outcome.build import write_result
-    from ...benchmarks.reports.html.write import write_report
-
-    with TemporaryDirectory(prefix="isotrain-parity-") as folder:
-        write_result(result, Path(folder) / "parity.json")
-        write_report(Path(folder), path, title=f"parity against {result.reference.label}")

@@ -46,7 +46,7 @@ def show(
     file, document = _read(target)
     if json_only:
         if "schema" in document:
-            say_json(document)
+            say_json({"schema": document["schema"], **document})
         else:
             kind = "run" if file.name == SUMMARY else "export"
             print_json(kind, {kind: str(file.parent), **document})
@@ -139,6 +139,8 @@ def _print_run(document: dict[str, Any], folder: Path, console: Console) -> None
     console.print(Text(clean(f"{run.status}: {run.model}, {run.dtype}, on {run.device}")))
     console.print(Text(clean(f"data {run.dataset}")))
     console.print(fitted(table, console))
+    for choice in run.choices:
+        console.print(Text(clean(f"chosen: {choice.line()}")))
     if run.early_stop:
         console.print(Text(clean(f"stopped early: {run.early_stop}")))
     if run.collapse is not None:

@@ -47,7 +47,8 @@ def tt_losses(
 
       isotrain tt-losses mrpc --set tt.math_fidelity=hifi2 --set tt.fp32_dest_acc_en=false --html losses.html
     """
-    from ...benchmarks.reports.html.write import write_sections
+    from ...albert_core.runs.files import write_text
+    from ...benchmarks.reports.html.write import sections_page
     from ...benchmarks.reports.terminal import output_console, print_blocks
     from ...benchmarks.reports.views.tt_losses import tt_losses_section, tt_losses_view
     from ...benchmarks.tt_losses import tt_losses as measured
@@ -57,7 +58,8 @@ def tt_losses(
     check_html(html)
     found = measured(config, sets or (), steps, lambda line: say(line, err=True))
     if html is not None:
-        write_sections([tt_losses_section(found)], html, f"isotrain tt-losses: {found.label}", found.arithmetic)
+        title = f"isotrain tt-losses: {found.label}"
+        write_text(html, sections_page(title, found.arithmetic, [tt_losses_section(found)]))
     with kept(f"the measurement is complete{f' and is kept in {html}' if html else ''}"):
         if json_output:
             from dataclasses import asdict

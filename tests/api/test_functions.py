@@ -15,6 +15,7 @@ import isotrain
 import pytest
 from isotrain import UserError
 from support import own_modules
+from support.workloads import LINE, write_workload
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "python"
@@ -118,6 +119,9 @@ rate: float = run.metrics["accuracy"]
 where: Path = isotrain.report("results", out="page.html")
 result: isotrain.BenchResult = isotrain.bench(backend=["cpu", "tt"], layout="packed")
 ok: bool = result.valid and isotrain.parity("quickstart", ["cpu:bfloat16"]).passed
+compared: isotrain.ParityResult = isotrain.parity(Path("my_model.py:Mine"), "cpu:float32", steps=None, out="traces")
+verdicts: list[str] = [one.verdict for one in compared.candidates]
+page: str = compared._repr_html_()
 backend: isotrain.Backend = isotrain.get_backend("cpu")
 session: isotrain.Session = backend.session(nn.Linear(2, 2), partial(torch.optim.SGD, lr=0.1))
 
@@ -148,6 +152,8 @@ WRONG = """
 isotrain.report(3)
 run.metric
 result.valit
+compared.pased
+isotrain.parity("my_model.py:Mine", candidates=3)
 session.stepp
 backend.devise
 number: int = session.step(loss, torch.ones(3, 2))
@@ -219,3 +225,29 @@ def test_bench_takes_a_workload_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(ZeroDivisionError):
             isotrain.bench(model)
         assert (planned[-1].model, planned[-1].module, planned[-1].workloads) == (model, model == module, workloads)
+
+
+def test_parity_judges_a_workload_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_children: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_workload(tmp_path)
+    compared = isotrain.parity("own.py:Line", ["cpu:float32", "tt"], steps=3, out="traces")
+    assert isinstance(compared, isotrain.ParityResult)
+    assert [(one.label, one.verdict) for one in compared.candidates] == [
+        ("cpu:float32", "pass"),
+        ("tt-emulated", "pass"),
+    ]
+    assert compared.passed
+    assert json.loads(compared.path.read_text())["steps"] == compared.result.steps == 3
+    assert "model Line; data batches of Line" in str(compared)
+    assert "tt-emulated: emulated on the host, no card was run" in str(compared)
+    page = compared._repr_html_()
+    assert page.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
+    assert "Do the losses agree?" in page
+    write_workload(tmp_path, LINE.replace(".mean()", ""))
+    with pytest.raises(
+        UserError, match=r"own\.py:14: loss returned a tensor of shape \(5, 1\), not a scalar"
+    ) as caught:
+        isotrain.parity("own.py:Line", "cpu:float32", out="others")
+    assert "\n" not in str(caught.value)

@@ -291,7 +291,7 @@ def test_a_wrong_kernel_is_invalid_beside_a_right_one(monkeypatch: pytest.Monkey
     plan = make_plan(
         Options(
             model="random:tiny",
-            dtype="float32",
+            dtypes=("float32",),
             workloads=("forward",),
             layouts=("padded", "packed"),
             batch_sizes=(4,),

@@ -86,6 +86,20 @@ def test_every_option_reaches_the_plan(invoke: Callable) -> None:
     ]
 
 
+def test_several_dtypes_are_targets_of_one_run_and_named_in_it(invoke: Callable) -> None:
+    arguments = "--dtype bfloat16 --dtype int8 --workload forward --layout packed --quick --out r.json"
+    done = invoke(*arguments.split())
+    assert done.exit_code == 0, done.output
+    assert "forward packed auto int8 x8" in done.stdout
+    result = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert result["config"]["dtype"] == "bfloat16, int8"
+    assert [(entry["label"], entry["dtype"]) for entry in result["targets"]] == [
+        ("cpu forward packed auto bfloat16 x8", "bfloat16"),
+        ("cpu forward packed auto int8 x8", "int8"),
+    ]
+    assert result["targets"][1]["relative"]["to"] == "cpu forward packed auto bfloat16 x8"
+
+
 def test_an_invalid_figure_is_printed_as_such_and_ends_in_1(
     invoke: Callable, document: Callable, tmp_path: Path
 ) -> None:
@@ -123,7 +137,11 @@ def test_stdout_is_what_format_names_and_nothing_else(
     [
         (("--format", "xml"), "--format 'xml' does not exist; allowed are table, json, csv, markdown"),
         (("--json", "--format", "csv"), "both name what stdout gets"),
-        (("--dtype", "float32", "--dtype", "bfloat16"), "--dtype is given float32, bfloat16; a result has one value"),
+        (("--dtype", "int8", "--dtype", "int8"), "--dtype is given int8, int8; give each value once"),
+        (
+            ("--workload", "end_to_end", "--dataset", "embedded:intents", "--dtype", "float32", "--dtype", "bfloat16"),
+            "runs one backend, kernel and dtype; give --backend, --kernel and --dtype once",
+        ),
         (("--threads", "1", "--threads", "2"), "--threads is given 1, 2; a result has one value"),
     ],
 )

@@ -16,6 +16,8 @@ PYPROJECT = """
 [project]
 name = "isotrain"
 version = "0"
+[project.urls]
+Repository = "https://example.org/isotrain"
 [tool.setuptools]
 packages = ["isotrain.kernels.cpu"]
 [tool.setuptools.package-dir]
@@ -25,6 +27,8 @@ name = "isotrain.kernels.cpu._native"
 sources = ["kernels/cpu/native/api.cpp"]
 optional = true
 """
+# What setup.py adds.
+DYNAMIC = 'dynamic = ["readme"]\n[project.urls]'
 SOUND, BROKEN = 'extern "C" int answer() { return 42; }\n', "#error no such instruction\n"
 
 
@@ -37,7 +41,8 @@ def write(root: Path, native: str, version: str = "1") -> None:
     """A package like this one: a native part, and nothing else that a checkout is known by."""
     for name, text in (
         ("__init__.py", f"version = {version}\n"),
-        ("pyproject.toml", PYPROJECT),
+        ("pyproject.toml", PYPROJECT if version == "1" else PYPROJECT.replace("[project.urls]", DYNAMIC)),
+        ("README.md", "# A package\n"),
         (".gitignore", "*.so\nbuild\n"),
         ("benchmarks/harness/worker.py", ""),
         ("benchmarks/against/side.py", ""),
@@ -161,7 +166,7 @@ def test_a_checkout_that_takes_no_turns_is_refused_before_it_is_built(repository
 
 
 def test_a_revision_that_does_not_build_is_refused_with_the_compilers_words(repository: Path, tmp_path: Path) -> None:
-    write(repository, BROKEN)
+    write(repository, BROKEN, "2")
     git(repository, "commit", "--quiet", "-am", "broken")
     library(repository, "cpu").touch()
     with pytest.raises(UserError, match=r"'HEAD' doesn't build: kernels/cpu: .*error: #error no such instruction"):

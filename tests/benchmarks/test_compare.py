@@ -238,7 +238,7 @@ def test_what_does_not_decide_speed_is_listed(write: Write) -> None:
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"options": {"dtype": "float32"}}, "config.dtype differs: 'bfloat16' in"),
+        ({"options": {"dtypes": ("float32",)}}, "config.dtype differs: 'bfloat16' in"),
         ({"options": {"seed": 1}}, "config.seed differs: 23 in"),
         ({"changes": {0: {"device": OTHER}}}, "device Fake CPU -> Other"),
         ({"spoil": lambda result: (result.clear(), result.update(end_to_end_run()))}, "schema differs"),

@@ -148,7 +148,7 @@ def test_ours_is_the_packaged_configuration_with_absolute_paths(data: Path, tmp_
     ("change", "message"),
     [
         ({"dataset": "banking77-lengths"}, "trains on texts, and banking77-lengths has none; give --dataset"),
-        ({"kernels": ("auto", "portable")}, "runs one backend and kernel"),
+        ({"kernels": ("auto", "portable")}, "runs one backend, kernel and dtype"),
         ({"processes": 0}, "--processes 0 is out of range"),
         ({"dataset": "nowhere/at/all"}, "nowhere/at/all"),
     ],

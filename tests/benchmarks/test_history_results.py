@@ -34,7 +34,7 @@ def test_a_history_is_in_the_order_of_measuring_with_each_change(write: Write, t
     write("1.json", spoil=dated("2026-01-01T00:00:00+00:00", "a"))
     bad = {0: {"reasons": ["NaN"]}}
     write("3.json", changes=bad, spoil=dated("2026-03-01T00:00:00+00:00", "c"))
-    write("4.json", options={"dtype": "float32"})
+    write("4.json", options={"dtypes": ("float32",)})
     (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
     found = load_history(tmp_path)
     rows = [row for row in found.rows() if row["target"] == "cpu forward padded auto x8"]

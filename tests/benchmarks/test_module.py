@@ -50,7 +50,7 @@ def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options_of(name: str, backends: tuple[str, ...] = ("cpu",), **changes: Any) -> Options:
-    given: dict[str, Any] = {"workloads": ("forward", "full_step"), "dtype": "float32", "processes": 1} | changes
+    given: dict[str, Any] = {"workloads": ("forward", "full_step"), "dtypes": ("float32",), "processes": 1} | changes
     return Options(backends, model=f"{OWN}:{name}", module=True, blocks=2, seconds=0.02, **given)
 
 
@@ -328,7 +328,7 @@ def test_an_operation_that_fails_on_the_device_alone_is_named(monkeypatch: pytes
 
 def test_the_generic_path_makes_the_steps_of_alberts_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The two targets that tests/support/generic_cost.py compares, with a smaller model."""
-    small = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.02, max_length=32, batches=2)
+    small = Options(model="random:tiny", dtypes=("float32",), blocks=2, seconds=0.02, max_length=32, batches=2)
     own, generic = cost_targets()
     measured = worker.run(small, own)
 

@@ -40,9 +40,10 @@ def test_each_target_runs_in_every_process_once_and_pairs_of_rounds_mirror() -> 
         ({"workloads": ("backward",)}, "--workload 'backward' does not exist; allowed are forward, train_step"),
         ({"layouts": ("ragged",)}, "--layout 'ragged' does not exist; allowed are padded, bucketed, dynamic"),
         ({"kernels": ("auto", "auto")}, "--kernel is given auto, auto; give each value once"),
-        ({"dtype": "q4"}, "--dtype 'q4' does not exist; allowed are float32"),
+        ({"dtypes": ("q4",)}, "--dtype 'q4' does not exist; allowed are float32"),
         ({"backends": ("gpu",)}, "--backend 'gpu' does not exist; allowed are cpu"),
         ({"backends": ("cpu", "cpu")}, "give each value once"),
+        ({"dtypes": ("int8", "int8")}, "--dtype is given int8, int8; give each value once"),
         ({"layouts": ("padded", "padded")}, "give each value once"),
         ({"batch_sizes": (8, 0)}, "--batch-size 0 is out of range"),
         ({"batch_sizes": (8, 8)}, "give each value once"),
@@ -73,8 +74,22 @@ def test_wrong_options_say_what_is_allowed(change: dict, message: str) -> None:
 def test_the_configuration_holds_what_is_measured_and_not_how_long() -> None:
     options = Options()
     assert hash_of(options.config()) == hash_of(with_quick(options).config())
-    for change in ({"dtype": "float32"}, {"seed": 1}, {"max_length": 64}, {"threads": 1}, {"model": "random:tiny"}):
+    for change in ({"dtypes": ("float32",)}, {"seed": 1}, {"max_length": 64}, {"threads": 1}, {"model": "random:tiny"}):
         assert hash_of(replace(options, **change).config()) != hash_of(options.config())
+
+
+def test_every_target_of_several_dtypes_has_one_and_one_of_a_single_dtype_none() -> None:
+    options = Options(kernels=("auto", "portable"), layouts=("packed",), workloads=("forward",))
+    both = make_plan(replace(options, dtypes=("bfloat16", "int8"))).targets
+    assert [target.label for target in both] == [
+        "cpu forward packed auto bfloat16 x8",
+        "cpu forward packed auto int8 x8",
+        "cpu forward packed portable bfloat16 x8",
+        "cpu forward packed portable int8 x8",
+    ]
+    alone = make_plan(replace(options, dtypes=("int8",))).targets
+    assert [target.label for target in alone] == ["cpu forward packed auto x8", "cpu forward packed portable x8"]
+    assert "dtype" not in alone[0].as_dict()
 
 
 def test_planning_needs_no_torch() -> None:

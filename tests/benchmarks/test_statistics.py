@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from isotrain.benchmarks.harness import statistics as st
 from isotrain.benchmarks.harness.document import Interval
+from scipy import stats
 
 pytestmark = pytest.mark.core
 
@@ -116,9 +117,10 @@ def test_drift_is_found_only_beyond_the_noise() -> None:
     assert st.drift([1.0, 2.0, 3.0]) is None
 
 
-@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (30, 2.042)])
-def test_student_quantiles(freedom: int, expected: float) -> None:
-    assert st._student_quantile(freedom) == pytest.approx(expected, rel=0.01)
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 199])
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.95, 0.975, 0.999])
+def test_student_quantiles_are_scipys(share: float, freedom: int) -> None:
+    assert st.student_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-11, abs=1e-11)
 
 
 def test_two_groups_are_told_and_one_is_not() -> None:

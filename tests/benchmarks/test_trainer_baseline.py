@@ -116,7 +116,7 @@ def test_a_real_target_of_trainer_is_valid_and_leaves_nothing(
     dtype: str, albert: LoadedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = Options(model="random:tiny", dtype=dtype, blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
+    options = Options(model="random:tiny", dtypes=(dtype,), blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
     document = worker.run(options, TargetSpec("cpu", "full_step", "dynamic", "trainer", 4, baseline=True))
     assert document.reasons == []
     assert document.model.sha256 == albert.fingerprint

@@ -61,6 +61,38 @@ def test_own_kernels_come_first_and_every_baseline_is_a_target() -> None:
     assert plan.processes == 5 * 2 + 4
 
 
+def test_baselines_compute_in_those_of_the_dtypes_that_they_have() -> None:
+    def dtypes(*given: str) -> list[tuple[str, str]]:
+        plan = make_plan(with_baselines(Options(dtypes=given), ("openvino", "openvino-int8")))
+        return [(spec.kernel, spec.dtype) for spec in plan.targets]
+
+    both = dtypes("bfloat16", "int8")
+    assert both == [("auto", "bfloat16"), ("auto", "int8"), ("openvino", "bfloat16"), ("openvino-int8", "int8")]
+    for dtype in ("bfloat16", "int8"):
+        assert dtypes(dtype) == [("auto", ""), ("openvino", ""), ("openvino-int8", "")]
+    trainer = replace(Options(dtypes=("float32", "bfloat16"), layouts=("packed",)), **STEPS)
+    steps = [(spec.kernel, spec.dtype) for spec in make_plan(trainer).targets if spec.baseline]
+    assert steps == [("trainer", "float32"), ("trainer", "bfloat16")]
+
+
+def test_bfloat16_and_int8_are_compared_in_one_run(
+    fake_worker: FakeWorker, document: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = replace(with_baselines(Options(batch_sizes=(8,), dtypes=("bfloat16", "int8")), ("openvino-int8",)))
+    slow = {"document": document(step_seconds=(1.0, 1.0, 1.0))}
+    acts = {f"openvino-int8/{process}": slow for process in range(3)}
+    result = run_bench(replace(options, blocks=3), out=tmp_path, command=fake_worker(acts)).result
+    assert [(one["own"].split()[3:5], one["ratio"]["median"]) for one in result.document()["comparisons"]] == [
+        (["auto", "bfloat16"], pytest.approx(2.0)),
+        (["auto", "int8"], pytest.approx(2.0)),
+    ]
+    validate(result)
+    text = shown(result)
+    assert (
+        "auto int8 has 2.00 times (2.00 to 2.00) the speed of the best baseline, openvino-int8 int8 static x8" in text
+    )
+
+
 def test_the_plan_says_which_shapes_will_be_tried(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +292,7 @@ def test_a_kernel_may_beat_a_librarys_product_and_not_the_unit(
 
 
 def test_a_real_sweep_times_each_shape_and_keeps_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = replace(OPTIONS, model="random:tiny", dtype="float32", texts=16, threads=1)
+    options = replace(OPTIONS, model="random:tiny", dtypes=("float32",), texts=16, threads=1)
     plan: Plan = make_plan(options)
     candidates = plan.candidates[2]
     found = sweep(options, candidates).sweep

@@ -185,7 +185,7 @@ def test_a_recompilation_of_the_compiled_kernel_is_found(
 
 def test_a_compiled_step_is_warmed_up_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "COMPILER", "aot_eager")
-    options = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
+    options = Options(model="random:tiny", dtypes=("float32",), blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
     target = TargetSpec("cpu", "full_step", "padded", "transformers", 4, torch_compile="default")
     before = CpuBackend().compile_count()
     document = worker.run(replace(options, torch_compile="default"), target)
@@ -281,7 +281,7 @@ def measured(options: Options, target: TargetSpec, known: list[Peaks]) -> Measur
 
 def test_a_real_target_of_each_training_workload_leaves_the_model_its_name(albert: LoadedEncoder) -> None:
     """The result names the weights that were loaded, not what a benchmark's steps made of them."""
-    options = Options(model="random:tiny", dtype="float32", blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
+    options = Options(model="random:tiny", dtypes=("float32",), blocks=2, seconds=0.05, num_labels=LABELS, seed=0)
     known: list[Peaks] = []
     for spec in (
         TargetSpec("cpu", "full_step", "padded", "transformers", 4),
@@ -291,6 +291,23 @@ def test_a_real_target_of_each_training_workload_leaves_the_model_its_name(alber
         document = measured(options, spec, known)
         assert document.reasons == []
         assert document.model.sha256 == albert.fingerprint
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+def test_an_int8_target_is_held_to_the_peak_of_int8() -> None:
+    options = Options(model="random:tiny", dtypes=("bfloat16", "int8"), blocks=2, seconds=0.05, num_labels=LABELS)
+    known: list[Peaks] = []
+    for dtype in options.dtypes:
+        document = measured(options, TargetSpec("cpu", "forward", "packed", "auto", 4, dtype=dtype), known)
+        assert document.reasons == []
+        assert document.policy.requested == document.policy.compute == dtype
+        assert document.kernel.name == "native"
+        assert document.peaks.dtype == dtype
+        assert document.peaks.unit is not None
+        assert document.peaks.unit.dtype == dtype
+        assert document.peaks.compute_limit >= document.peaks.unit.tflops
+    assert known[1].unit.unit != known[0].unit.unit
+    assert known[1].rate == "TOP/s"
 
 
 @pytest.mark.parametrize("name", ["forward", "train_step"])

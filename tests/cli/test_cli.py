@@ -36,7 +36,7 @@ def test_doctor_lists_every_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPa
     assert document["schema"] == "isotrain.doctor/1"
     # A process examines each backend: once is enough.
     monkeypatch.setattr(
-        doctor, "examine", lambda _: [doctor.Report.model_validate(one) for one in document["backends"]]
+        doctor, "examine", lambda *_, **__: [doctor.Report.model_validate(one) for one in document["backends"]]
     )
     code, out, _ = invoke("doctor", "-v")
     assert code == 0

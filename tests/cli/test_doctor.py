@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from isotrain import backends
+from isotrain.backends import Backend, get_backend
+from isotrain.benchmarks.harness.document import Peaks
 from isotrain.conformance import doctor
-from isotrain.conformance.worker import describe, open_device
+from isotrain.conformance.case import Device
+from isotrain.conformance.worker import describe, measure, open_device
 from support.command import Invoke
+from support.packages import described
 
 # Backends as another distribution would bring them. `late` works only where nothing of torch was used before.
 PACKAGE = """
@@ -62,13 +69,9 @@ NAMES = ("early", "late", "crashes", "hangs", "leaves", "talks")
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package, installed for every process that is started."""
-    folder = tmp_path / "site"
-    described = folder / "fakes-1.0.dist-info"
-    described.mkdir(parents=True)
+    points = {name: f"fake_backends:{name.title()}" for name in NAMES}
+    folder = described(tmp_path / "site", "fakes", "isotrain.backends", points)
     (folder / "fake_backends.py").write_text(PACKAGE)
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: fakes\nVersion: 1.0\n")
-    points = "".join(f"{name} = fake_backends:{name.title()}\n" for name in NAMES)
-    (described / "entry_points.txt").write_text(f"[isotrain.backends]\n{points}")
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
 
 
@@ -113,6 +116,16 @@ def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: py
             },
             "kernels": {"native": "not here: no compiler", "portable": "available, torch operators"},
             "lacks": ["memory counters (there are none)"],
+            "choices": [
+                {
+                    "name": "attention",
+                    "shape": "12 heads of 64",
+                    "way": "flash",
+                    "seconds": {"triton": 2e-4, "flash": 1e-4},
+                    "refused": {},
+                    "source": "kept",
+                }
+            ],
         },
         {
             "backend": "npu",
@@ -123,7 +136,7 @@ def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: py
             "untested": True,
         },
     ]
-    monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Report.model_validate(one) for one in found])
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: [doctor.Report.model_validate(one) for one in found])
     code, out, _ = invoke("doctor")
     assert code == 1
     assert [line.split()[:2] for line in out.splitlines()[:2]] == [["cpu", "PASS"], ["npu", "FAIL"]]
@@ -133,11 +146,38 @@ def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: py
     code, out, _ = invoke("doctor", "--verbose")
     assert code == 1
     assert "not offered: memory counters (there are none)" in out
+    assert "chosen: attention of 12 heads of 64: flash (kept; triton 0.2 ms; flash 0.1 ms)" in out
     assert "not run by its authors" in out
     assert "kernel native: not here: no compiler" in out
     assert "matmul: ok, relative error 1e-7" in out
     assert f"fix: {'mend it ' * 30}".strip() in out, "a command is pasted whole"
     assert json.loads(invoke("doctor", "--json")[1]) == {"schema": "isotrain.doctor/1", "backends": found}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("installed", "forked_children")
+def test_peaks_are_measured_where_they_are_asked_for(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "list_backends", lambda: ["early", "leaves"])
+    monkeypatch.setattr(doctor, "examine", partial(doctor.examine, time_limit=600.0))
+    code, out, _ = invoke("doctor", "-v")
+    assert code == 1, "one of them can't be opened"
+    [line] = [line for line in out.splitlines() if " peak in " in line]
+    assert re.match(r"  early peak in float32, measured in this run: [\d.,]+ TFLOP/s, copy [\d.,]+ GB/s", line)
+    assert " peak in " not in invoke("doctor")[1]
+
+
+def test_a_peak_is_that_of_a_dtype_that_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peaks(backend: Backend, dtype: str) -> Peaks:
+        if dtype == "bfloat16":
+            raise RuntimeError("no such product")
+        return Peaks.model_construct(dtype=dtype)
+
+    monkeypatch.setattr("isotrain.benchmarks.harness.peaks.measure_peaks", peaks)
+    found = measure(Device(get_backend("cpu")))
+    assert [one.dtype for one in found.peaks] == ["float32", "int8"]
+    assert found.lacks == ["a peak in bfloat16 (raised RuntimeError: no such product (in peaks))"]
+    emulated = measure(Device(get_backend("tt")))
+    assert (emulated.peaks, emulated.lacks) == ([], []), "the host's speed is no card's"
 
 
 def test_what_the_native_kernel_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,4 +191,4 @@ def test_what_the_native_kernel_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -
     support = describe(opened).support
     assert support is not None
     assert "not built with this installation; install a C++ compiler" in support.kernels["native"]
-    assert support.available_kernels == ["portable", "compile"]
+    assert [name for name, state in support.kernels.items() if state.startswith("available")] == ["portable", "compile"]

@@ -171,7 +171,7 @@ def test_a_valid_result_of_hostile_texts_is_shown_by_every_command(invoke: Invok
 
 def test_a_devices_words_are_cleaned_by_doctor(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = {"backend": HOSTILE, "status": "FAIL", "reason": HOSTILE, "fix": HOSTILE, "checks": []}
-    monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Report.model_validate(failed)])
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: [doctor.Report.model_validate(failed)])
     for options in ((), ("-v",), ("--json",)):
         code, out, err = invoke("doctor", *options)
         assert code == 1

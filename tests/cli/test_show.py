@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from support import forks
 from support.command import Invoke, one_line_error
+from support.packages import described
 from support.results import parity
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -89,6 +90,31 @@ def test_a_run_is_shown_by_its_folder(invoke: Invoke, run_folder: Path) -> None:
     for words in ("completed: random:tiny (random weights)", "best by loss", "0.2500", "0.8750", "10 of 10", "1.5"):
         assert words in out
     assert json.loads(invoke("show", run_folder, "--json")[1])["step"] == 10
+
+
+def test_what_was_chosen_by_measuring_is_shown(invoke: Invoke, run_folder: Path, stored: list[Path]) -> None:
+    """In a run's summary, and in a result whose targets say what their kernels were made of."""
+    choice = {
+        "name": "attention",
+        "shape": "12 heads of 64",
+        "way": "flash",
+        "seconds": {"triton": 2e-4, "flash": 1e-4},
+        "refused": {"other": "no memory"},
+        "source": "measured",
+    }
+    summary = json.loads((run_folder / "summary.json").read_text())
+    (run_folder / "summary.json").write_text(json.dumps(summary | {"choices": [choice]}))
+    bench = next(path for path in stored if json.loads(path.read_text())["schema"] == "isotrain.bench/2")
+    document = json.loads(bench.read_text())
+    measured = next(target for target in document["targets"] if target["figures"])
+    measured["kernel_used"]["choices"] = [choice]
+    other = run_folder.parent / "chosen.json"
+    other.write_text(json.dumps(document))
+    line = "attention of 12 heads of 64: flash (measured; triton 0.2 ms; flash 0.1 ms; other: no memory)"
+    for path in (run_folder, other):
+        code, out, err = invoke("show", path, "--width", 200)
+        assert code == 0, err
+        assert line in " ".join(out.split())
 
 
 def test_what_can_not_be_shown_is_one_line(invoke: Invoke, run_folder: Path, stored: list[Path]) -> None:
@@ -166,10 +192,7 @@ def test_lists_name_what_there_is(invoke: Invoke) -> None:
 def test_a_workload_of_an_installed_package_is_listed(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "tiny_models-1.2.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-models\nVersion: 1.2\n")
-    (package / "entry_points.txt").write_text("[isotrain.workloads]\ntiny = its.module:TinyGPT\n")
+    described(tmp_path, "tiny-models", "isotrain.workloads", {"tiny": "its.module:TinyGPT"}, "1.2")
     monkeypatch.syspath_prepend(tmp_path)
     code, out, err = invoke("list", "workloads")
     assert code == 0, err
@@ -221,7 +244,7 @@ def test_no_line_in_a_pipe_ends_with_a_space(
     width: int,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(doctor, "examine", lambda _: examined)
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: examined)
     every = list(commands(typer.main.get_command(app)))
     assert len(every) > 15
     shown = [("show", path) for path in (*stored, run_folder)]
@@ -319,7 +342,7 @@ def test_every_json_begins_with_its_schema_and_an_error_leaves_stdout_empty(
         ["config", "--keys"],
         ["tt-estimate", "--model", "random:tiny"],
         ["show", run_folder],
-        ["show", next(RESULTS.glob("*.json"))],
+        *(["show", path] for path in sorted(RESULTS.glob("*.json"))),
         ["history", RESULTS],
         ["report", RESULTS, "-o", tmp_path / "page.html"],
     ):

@@ -38,7 +38,6 @@ from typing import Any, NoReturn
 LIBRARIES = (
     "pydantic",
     "rich.console",
-    "scipy.stats",
     "torch._dynamo",
     "torch.distributed.run",
     "transformers.models.albert.modeling_albert",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "    @torch.no_grad()\n    def run(self, index: int) -> torch.Tensor:\n"
-WORKLOADS, ENCODER = "benchmarks/harness/workloads.py", "kernels/packed/encoder.py"
+WORKLOADS = "benchmarks/harness/workloads.py"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ def copied(folder: Path) -> Path:
 @contextmanager
 def busy(wanted: bool) -> Iterator[None]:
     """Beside one process that wants a CPU all the time."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
+    # It ends with this one, also if this one is killed.
+    loop = f"import os\nwhile os.getppid() == {os.getpid()}:\n for _ in range(10**6): pass"
+    process = subprocess.Popen([sys.executable, "-c", loop]) if wanted else None
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ....albert_core.output.charts import Bar, BarChart
 from ...outcome.model import Bench, MeasuredTarget, Target
 from ..blocks import Block, Column, Heading, Table, Words
-from ..views.bench import banners, comparisons, energy_sources, target_style, thoroughness
+from ..views.bench import banners, comparisons, energy_sources, profiles, target_style, thoroughness
 from ..views.columns import (
     INTERVAL,
     JOULES,
@@ -24,7 +24,6 @@ from ..views.columns import (
     of_targets,
 )
 from ..views.labels import bench_tags, joined, reasons, titled, verdict
-from ..views.profile import profile_view
 from .loading import Found
 
 
@@ -51,13 +50,7 @@ def throughput(found: Found[Bench], key: str) -> list[Block]:
         titles = titled("Throughput", bench_tags(bench))
         blocks.append(BarChart(key, titles, words, "samples/s", bars, tuple(workloads)))
     why = reasons((target.name, verdict(target), target.reasons) for target in bench.targets)
-    profiles = [
-        block
-        for target in bench.measured
-        if target.profile is not None
-        for block in profile_view(target.profile, f"{target.name}, trace {target.profile.trace}")
-    ]
-    return [*blocks, _table(bench), *energy_sources(bench), *why, *comparisons(bench), *profiles]
+    return [*blocks, _table(bench), *energy_sources(bench), *why, *comparisons(bench), *profiles(bench)]
 
 
 def _method(bench: Bench) -> str:

@@ -36,8 +36,10 @@ def training(results: Results, folded: bool) -> Section:
     for metric in metrics(runs):
         lines = _lines(runs, [run.document.evaluations.get(metric, ()) for run in runs])
         if lines:
-            title = titled(f"Evaluation: {said(metric)}", run_tags(runs))
-            words, axes = "On the whole test split.", (Axis("step"), Axis(said(metric)))
+            name = said(metric, runs)
+            title = titled(f"Evaluation: {name}", run_tags(runs))
+            words = "" if _is_own(metric, runs) else "On the whole test split."
+            axes = (Axis("step"), Axis(name))
             section.blocks.append(LineChart(f"evaluation-{metric}", title, words, *axes, lines, half=True))
     for run in runs:
         for profile in run.document.profiles:
@@ -51,9 +53,14 @@ def metrics(runs: Sequence[Found[Run]]) -> list[str]:
     return sorted(found, key=lambda metric: (metric != "loss", metric))
 
 
-def said(metric: str) -> str:
-    """A figure's usual name."""
-    return NAMES.get(metric, metric.replace("_", " "))
+def said(metric: str, runs: Sequence[Found[Run]]) -> str:
+    """A figure's usual name. Those of a user's own module keep theirs."""
+    return metric if _is_own(metric, runs) else NAMES.get(metric, metric.replace("_", " "))
+
+
+def _is_own(metric: str, runs: Sequence[Found[Run]]) -> bool:
+    """Whether one of the runs has the figure from a user's own module."""
+    return any(run.document.record.workload and metric in run.document.evaluations for run in runs)
 
 
 def run_tags(runs: Sequence[Found[Run]]) -> list[str]:
@@ -80,7 +87,7 @@ def _lines(runs: Sequence[Found[Run]], curves: Sequence[tuple[Point, ...]]) -> t
 
 def _table(runs: list[Found[Run]]) -> Table[Found[Run]]:
     def evaluated(metric: str) -> Column[Found[Run]]:
-        return Column(f"eval {said(metric)}", lambda run: _last(run.document.evaluations.get(metric, ())))
+        return Column(f"eval {said(metric, runs)}", lambda run: _last(run.document.evaluations.get(metric, ())))
 
     columns: tuple[Column[Found[Run]], ...] = (
         Column("run", run_name, numeric=False),
@@ -132,7 +139,7 @@ def _last(curve: tuple[Point, ...]) -> str:
 def outcome(run: Found[Run]) -> str:
     """How a run ended, and the figures of its last evaluation."""
     reached = [
-        f"{said(metric)} {values[-1]:.4f}"
+        f"{said(metric, [run])} {values[-1]:.4f}"
         for metric in metrics([run])
         if (values := [value for _, value in run.document.evaluations[metric] if value is not None])
     ]

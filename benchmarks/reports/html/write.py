@@ -8,10 +8,13 @@ from pathlib import Path
 
 from .... import UserError, __version__
 from ....albert_core.runs.files import make_folders, sweep, write_bytes, write_text
+from ...outcome.end_to_end import EndToEnd
 from ...outcome.found import foreign_line
+from ...outcome.model import Bench
+from ...outcome.parity import Parity
 from ..blocks import Section
 from .contents import contents, lead
-from .loading import Results, Skipped, load_results
+from .loading import Results, Skipped, load_results, of_document
 from .page import render_page
 from .text import clean
 
@@ -29,24 +32,26 @@ class Written:
 
 def page_of(results: Results, title: str) -> str:
     """The page of `results`, called "isotrain report: " and `title`."""
-    now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-    created = f"Made by isotrain {__version__}, {now}"
-    return render_page(f"isotrain report: {clean(title)}", lead(results), contents(results), created)
+    return sections_page(f"isotrain report: {clean(title)}", lead(results), contents(results))
 
 
-def write_sections(sections: list[Section], out: Path, title: str, words: str) -> None:
-    """Writes a page of `sections`, with `words` at its head. Raises UserError if `out` can't be written."""
+def document_page(document: Bench | EndToEnd | Parity, title: str) -> str:
+    """The page of one result of this process."""
+    return page_of(of_document(document), title)
+
+
+def sections_page(title: str, words: str, sections: list[Section]) -> str:
+    """A page of `sections`, with `words` at its head."""
     created = f"Made by isotrain {__version__}, {datetime.now(UTC).isoformat(sep=' ', timespec='seconds')}"
-    write_text(out, render_page(title, words, sections, created))
+    return render_page(title, words, sections, created)
 
 
-def write_report(folder: Path, out: Path, pictures: Path | None = None, title: str | None = None) -> Written:
+def write_report(folder: Path, out: Path, pictures: Path | None = None) -> Written:
     """Writes a page of all results under `folder`, or nothing at all.
 
     Args:
         out: The page.
         pictures: A folder for each chart as a PNG file.
-        title: The page's title after "isotrain report: "; the folder's name by default.
 
     Raises:
         UserError: Nothing can be shown, or `out` or `pictures` can't be written.
@@ -64,7 +69,7 @@ def write_report(folder: Path, out: Path, pictures: Path | None = None, title: s
         from ....albert_core.output.draw import draw_png
 
         images = {chart.key: draw_png(chart) for chart in charts}
-    page = page_of(results, title or folder.resolve().name)
+    page = page_of(results, folder.resolve().name)
     sweep(out.absolute().parent)
     write_text(out, page)
     files = []

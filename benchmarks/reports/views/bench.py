@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ....albert_core.terminal.text import figure
 from ....kernels.words import count
@@ -48,10 +48,7 @@ def bench_view(result: Bench) -> list[Block]:
         ]
     for target in result.targets:
         blocks += [Words(f"{verdict(target)}: {target.name}: {why}", target_style(target)) for why in target.reasons]
-    for target in result.measured:
-        if target.profile is not None:
-            blocks += profile_view(target.profile, f"{target.name}, trace {target.profile.trace}")
-    return blocks + _notes(result)
+    return [*blocks, *profiles(result), *_notes(result)]
 
 
 def _throughput(result: Bench) -> list[Column[MeasuredTarget]]:
@@ -185,7 +182,7 @@ def _best_baselines(result: Bench) -> list[str]:
             best = min(valid, key=lambda one: one.ratio.median)
             ratio = f"{best.ratio.median:.2f} times ({best.ratio.low:.2f} to {best.ratio.high:.2f})"
             baseline = short_name(labels[best.baseline], result)
-            lines.append(f"{labels[own].kernel} has {ratio} the speed of the best baseline, {baseline}")
+            lines.append(f"{labels[own].named_kernel} has {ratio} the speed of the best baseline, {baseline}")
     return lines
 
 
@@ -202,7 +199,7 @@ def _fastest(result: Bench) -> set[str]:
 def short_name(target: Target, result: Bench) -> str:
     """The target's label without what all targets share, which is in the title."""
     if _has_baselines(result):
-        return f"{target.kernel} {target.layout} x{target.batch_size}"
+        return f"{target.named_kernel} {target.layout} x{target.batch_size}"
     keep = not target.real or len({one.backend for one in result.targets}) > 1
     return target.label if keep else target.label.removeprefix(f"{target.backend} ")
 
@@ -231,17 +228,26 @@ def energy_sources(result: Bench) -> list[Words]:
     return [Words(f"energy of {backend}: {source}") for backend, source in sources]
 
 
+def profiles(result: Bench) -> Iterator[Block]:
+    """What steps of each target cost, if they were profiled."""
+    for target in result.measured:
+        if target.profile is not None:
+            yield from profile_view(target.profile, f"{target.name}, trace {target.profile.trace}")
+
+
 def shapes_tried(target: Target) -> list[str]:
-    """What the sweep of a target's shapes found, and how a baseline was set up."""
-    notes = "; ".join(target.kernel_used.notes) if target.kernel_used is not None else ""
-    lines = [f"{target.kernel}: {notes}"] if notes else []
+    """What the sweep of a target's shapes found, how a baseline was set up, and what a kernel was made of."""
+    used = target.kernel_used
+    notes = "; ".join(used.notes) if used is not None else ""
+    lines = [f"{target.named_kernel}: {notes}"] if notes else []
+    lines += [f"{target.named_kernel}: {choice.line()}" for choice in (used.choices if used is not None else [])]
     if target.sweep:
         tried = ", ".join(
             f"{one.layout} x{one.batch_size} "
             + (f"({one.error})" if one.samples_per_second is None else f"{figure(one.samples_per_second)}/s")
             for one in target.sweep
         )
-        lines.append(f"{target.kernel}: best of its shapes is {target.layout} x{target.batch_size}: {tried}")
+        lines.append(f"{target.named_kernel}: best of its shapes is {target.layout} x{target.batch_size}: {tried}")
     return lines
 
 

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from statistics import median
-from typing import Protocol
 
 from ....albert_core.terminal.text import figure
-from ...harness.document import Interval, Work
+from ...harness.document import Interval
 from ...harness.plan import CACHED
-from ...outcome.model import Energy, MeasuredTarget, Rates, Roofline, Share, StepSeconds, Target
+from ...outcome.end_to_end import Reached
+from ...outcome.model import MeasuredTarget, Rates, Roofline, Share, StepSeconds, Target
 from ..blocks import Column
 
 # The width that all columns need; a narrower terminal gets fewer, a file or pipe always gets all.
 WIDE = 130
-
-
-class Placed(Protocol):
-    """What the columns of rates and limits read: a measured target or a side of an end-to-end run."""
-
-    @property
-    def figures(self) -> Rates: ...
-
-    @property
-    def share_of_peak(self) -> Share | None: ...
-
-    @property
-    def roofline(self) -> Roofline | None: ...
-
-    @property
-    def energy(self) -> Energy: ...
-
-    @property
-    def work(self) -> Work: ...
+# What the columns of rates and limits read.
+Placed = MeasuredTarget | Reached
 
 
 def of_targets(columns: Iterable[Column[MeasuredTarget]], of_host: str | None = None) -> list[Column[Target]]:

@@ -11,7 +11,6 @@ from ..blocks import Table, word_columns
 
 HOSTED = "emulated"
 _UNTESTED = f"backend {UNTESTED}"
-HOST_TIMES = "Emulated on this host, no device's throughput"
 
 
 def joined(parts: Iterable[str | None], separator: str = " · ") -> str:

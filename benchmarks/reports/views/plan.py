@@ -17,10 +17,11 @@ def plan_view(plan: Plan) -> list[Block]:
         ),
     )
     places = [(place, target, process) for place, (target, process) in enumerate(plan.order, start=1)]
+    kernels = [f"{spec.kernel} {spec.dtype}".rstrip() for spec in targets]
     lines = [f"left out: {line}" for line in plan.skipped]
     for target, shapes in plan.candidates.items():
         listed = ", ".join(f"{shape.layout} x{shape.batch_size}" for shape in shapes)
-        lines.append(f"before that, a sweep picks the shape of {targets[target].kernel}: {listed}")
+        lines.append(f"before that, a sweep picks the shape of {kernels[target]}: {listed}")
     for target, reason in plan.unavailable.items():
-        lines.append(f"unavailable: {targets[target].kernel}: {reason}")
+        lines.append(f"unavailable: {kernels[target]}: {reason}")
     return [Table("Plan", columns, places), *map(Words, lines), Words(plan.outlook)]
