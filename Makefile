@@ -12,10 +12,11 @@
 # make conformance BACKEND=cpu: what the backend must do, check by check; xla and tpu in their environments.
 # make docs: the documents checked, and the site of them in build/site.
 # make wheels: the wheel for Linux, the one without C++ for every platform, and the sources, checked, in dist/.
+# make wheel-trial: dist's wheel for Linux installed without a compiler by each of PYTHONS, its doctor, size and start.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make bench-training JOB=albert-8 (albert-32, minilm-mrpc): training steps beside transformers' Trainer; MRPC=FOLDER.
-# TORCH=cpu, cu130, rocm7.0, ...: with run, check, test: the build of torch, from its own index. The package index's
-# x86-64 build has CUDA's libraries with it, some GB.
+# TORCH=cpu, cu130, rocm7.0, ...: the build of torch wherever one is installed, from its own index. The package index's
+# x86-64 build has CUDA's libraries with it: 5 GB on the disk.
 # make clean: remove what builds and tools left, the environments aside.
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,10 +34,12 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # A process a core; the tests of a file share one (tests/support/scheduling.py).
 PARALLEL := --numprocesses auto --no-loadscope-reorder
 PIP := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+# TORCH's build of the version in the file $(1). Whatever else it needs comes from the index that pip knows.
+torch_build = $(if $(TORCH),"$$(grep ^torch== $(1))+$(TORCH)" --extra-index-url https://download.pytorch.org/whl/$(TORCH))
 # libstdc++ inside, and no newer glibc than that of 2012: what manylinux2014 asks of a library.
 CROSS := $(BIN)/python -m ziglang c++ -target x86_64-linux-gnu.2.17 -fno-sanitize=all
 
-.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu judge-tt gate-trial gpu-check conformance docs wheels bench-suite bench-training clean help
+.PHONY: run check lint types quick format test xla-environment test-xla storm test-tpu judge-tt gate-trial gpu-check conformance docs wheels wheel-trial bench-suite bench-training clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -47,7 +50,7 @@ $(BIN)/python $(XLA_BIN)/python:
 	$(PYTHON) -m venv $(@D:/bin=)
 
 $(VENV)/.torch: constraints.txt $(BIN)/python
-	$(if $(TORCH),$(PIP) torch --index-url https://download.pytorch.org/whl/$(TORCH))
+	$(if $(TORCH),$(PIP) $(call torch_build,constraints.txt))
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(NATIVE) $(VENV)/.torch
@@ -59,15 +62,15 @@ $(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt $(NATIVE) $(VENV
 	@touch $@ $(VENV)/.installed
 
 # In two steps: the first builds nothing in this folder, so that it can run beside what uses the native libraries here.
-# torch's x86-64 build on the package index comes with CUDA's libraries, without which it can't be imported: 8 GB on
-# the disk. Where pip is told of an index that has a CPU build of the same version, pip prefers that one.
+# torch's x86-64 build on the package index comes with CUDA's libraries, without which it can't be imported.
 $(XLA_VENV)/.packages: pyproject.toml constraints.txt constraints-xla.txt $(XLA_BIN)/python
+	@$(if $(TORCH),,echo "the XLA environment, $(XLA_VENV): 8 GB on the disk, because torch 2.9 brings CUDA's libraries; TORCH=cpu does without")
 	@mkdir -p build && grep -v -E '^(torch|triton)==' constraints.txt > build/constraints-common.txt
 	@$(XLA_BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  extra = p["optional-dependencies"]; \
 	  print(*p["dependencies"], *extra["xla"], *extra["lora"], sep="\n")' > build/requirements-xla.txt
 	$(XLA_BIN)/python $(PIP_INSTALL) --constraint build/constraints-common.txt --constraint constraints-xla.txt \
-	  --requirement build/requirements-xla.txt pytest pytest-benchmark pytest-xdist jsonschema
+	  --requirement build/requirements-xla.txt $(call torch_build,constraints-xla.txt) pytest pytest-benchmark pytest-xdist jsonschema
 	@touch $@
 
 $(XLA_VENV)/.installed: setup.py $(XLA_VENV)/.packages $(NATIVE)
@@ -126,11 +129,12 @@ bench-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -p isotrain.benchmarks.suites.plugin --pyargs isotrain.benchmarks.suites \
 	  -o python_files='bench_*.py' -o addopts=--import-mode=importlib --benchmark-autosave $(ARGS)
 
-TRAINING := --workload full_step --vs trainer --vs trainer-compile --kernel native --kernel transformers --layout packed \
-  --layout dynamic --seconds 6
-albert-8 := --batch-size 8 --layout bucketed --blocks 5
-albert-32 := --batch-size 32 --texts 64 --blocks 3
-minilm-mrpc := --batch-size 8 --layout bucketed --blocks 5 --model demo:minilm --dataset $(MRPC)
+# As many processes and blocks as a committed result needs: a quarter of an hour a job.
+TRAINING := --workload full_step --vs trainer --kernel native --kernel transformers --layout packed --layout dynamic \
+  --seconds 6
+albert-8 := --batch-size 8 --layout bucketed --vs trainer-compile
+albert-32 := --batch-size 32 --texts 64
+minilm-mrpc := --batch-size 8 --model demo:minilm --dataset $(MRPC)
 JOB ?= albert-8
 bench-training: $(VENV)/.installed-dev
 	$(BIN)/isotrain bench $(TRAINING) $($(JOB)) \
@@ -139,7 +143,7 @@ bench-training: $(VENV)/.installed-dev
 xla-environment: $(XLA_VENV)/.installed
 
 test-xla: xla-environment
-	$(XLA_BIN)/python -m pytest $(PARALLEL) tests/xla
+	$(XLA_BIN)/python -m pytest $(PARALLEL) tests/xla $(ARGS)
 
 conformance: $(if $(filter xla,$(BACKEND)),xla-environment,$(VENV)/.installed $(if $(filter tpu,$(BACKEND)),$(TPU_SITE)/.installed))
 	$(if $(filter tpu,$(BACKEND)),PYTHONPATH=$(CURDIR)/tests/tpu/stand:$(CURDIR)/$(TPU_SITE) TORCH_DEVICE_BACKEND_AUTOLOAD=0) \
@@ -151,10 +155,12 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt $(VENV)/.installed-dev
 	$(PIP) --requirement $@.txt
 	@touch $@
 
-# The tests hold commands, keys, files and workflows that the pages name; the build holds links.
+# First what pages and workflows name: commands, keys, files, links. Then the site, whose build holds its links, too.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m pytest --quiet tests/project/test_docs.py tests/project/test_workflows.py -k 'not steps'
-	@mkdir -p build/types && ln -sfn ../.. build/types/isotrain
+	@PYTHONPATH=tests $(BIN)/python -m support.pages
+	@# The packages alone: all folders beneath a package are read, and the checkout has environments beside them.
+	@rm -rf build/documented && mkdir -p build/documented/isotrain
+	@ln -s $(CURDIR)/__init__.py $(patsubst %/__init__.py,$(CURDIR)/%,$(wildcard */__init__.py)) build/documented/isotrain
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --site-dir build/site
 	@echo "the site: build/site/index.html"
 
@@ -175,6 +181,11 @@ wheels: $(VENV)/.installed-release
 	  $(BIN)/python -m build --no-isolation --wheel --outdir build/wheels/linux build/wheels
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux2014_x86_64 --wheel-dir dist build/wheels/linux/*.whl
 	@ls -l dist
+
+# pip's options in ARGS: make wheel-trial PYTHONS="python3.11 python3.12" ARGS="--constraint constraints.txt".
+PYTHONS ?= $(PYTHON)
+wheel-trial:
+	$(PYTHON) tests/support/wheel_trial.py dist/*-manylinux*.whl --pythons $(PYTHONS) --pip='$(ARGS)'
 
 check: lint types
 

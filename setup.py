@@ -5,6 +5,8 @@ in the environment none is built, and the wheel serves every platform.
 """
 
 import os
+import re
+import tomllib
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -27,9 +29,20 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def description() -> str:
+    """README.md with links that also lead somewhere from a package index's page."""
+    root = Path(__file__).parent
+    repository = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\1{repository}/raw/main/", text)
+    return re.sub(r"\]\((?!https?:|#)", f"]({repository}/blob/main/", text)
+
+
 # Named, because the root is the package: a build tool has a name of its own, and this file would be a module.
 setup(
     script_name="setup.py",
+    long_description=description(),
+    long_description_content_type="text/markdown",
     distclass=WithLibraries,
     cmdclass={"build_ext": Libraries, "bdist_wheel": Wheel},
 )

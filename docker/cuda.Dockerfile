@@ -1,5 +1,6 @@
 # isotrain on an NVIDIA GPU: docker build -f docker/cuda.Dockerfile -t isotrain-cuda .
-# docker run --rm --gpus all isotrain-cuda gpu-check. Not built or run by its authors.
+# docker run --gpus all --name check isotrain-cuda gpu-check --out found && docker cp check:/home/isotrain/found .
+# Not built or run by its authors.
 FROM python:3.11-slim AS wheel
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ git && rm -rf /var/lib/apt/lists/*
 COPY . /source

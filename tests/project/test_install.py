@@ -25,7 +25,9 @@ TEXTS = ("*.md", "Makefile", "docs/*.md", "configs/*.yaml", "*.py", "constraints
 # Not all below the root, where environments are, too.
 FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "build"))]
 SHOWN = sorted(path for pattern in TEXTS for path in ROOT.glob(pattern))
-SHOWN += [path for folder in FOLDERS for path in sorted(folder.rglob("*.py")) if path != Path(__file__)]
+# These two name on purpose what doesn't exist.
+FALSE = {Path(__file__), ROOT / "tests/project/test_pages.py"}
+SHOWN += [path for folder in FOLDERS for path in sorted(folder.rglob("*.py")) if path not in FALSE]
 
 
 def test_no_text_names_a_distribution_that_no_index_has() -> None:
@@ -86,19 +88,48 @@ def test_pip_is_the_running_interpreters(tmp_path: Path, monkeypatch: pytest.Mon
     assert install_hint("onnx").startswith("pip install ")
 
 
-def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
-    old = tmp_path / "python-old"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo Python 3.9.18; exit 0; }\nexit 1\n')
-    old.chmod(0o755)
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "setup.py", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
+def make(folder: Path, python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """make in `folder`, which gets what an installation needs; `python` is the script that plays Python."""
+    script = folder / "python"
+    script.write_text(f"#!/bin/sh\n{python}")
+    script.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "setup.py", "constraints.txt", "constraints-xla.txt"):
+        shutil.copy(ROOT / name, folder)
     # As in a shell of its own: under `make test`, make would also print the folders it enters.
-    alone = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
-    command = ["make", "run", f"PYTHON={old}"]
-    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
+    unset = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "TORCH")
+    alone = {name: value for name, value in os.environ.items() if name not in unset}
+    command = ["make", f"PYTHON={script}", *arguments]
+    return subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, check=False)
+
+
+def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = make(tmp_path, '[ "$1" = --version ] && { echo Python 3.9.18; exit 0; }\nexit 1\n', "run")
     assert done.returncode == 2
     assert done.stdout == "isotrain needs Python 3.11 or newer; set PYTHON=python3.11 (found: Python 3.9.18)\n"
+
+
+# Makes an environment with itself as its Python, and notes what it was called with.
+NOTES = (
+    'echo "$@" >> "$(dirname "$0")/called"\n[ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"\nexit 0\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "versions"),
+    [(".venv/.installed", ".venv", "constraints.txt"), ("xla-environment", ".venv-xla", "constraints-xla.txt")],
+)
+def test_one_variable_chooses_the_build_of_torch(target: str, place: str, versions: str, tmp_path: Path) -> None:
+    version = re.findall(r"^torch==.*", (ROOT / versions).read_text(), re.MULTILINE)[0]
+    for build, options in (("", ""), ("cpu", f"{version}+cpu --extra-index-url https://download.pytorch.org/whl/cpu")):
+        folder = tmp_path / f"torch-{build}"
+        folder.mkdir()
+        done = make(folder, NOTES, target, f"TORCH={build}")
+        assert done.returncode == 0, done.stderr
+        called = (folder / place / "bin" / "called").read_text()
+        assert options in called
+        assert ("download.pytorch.org" in called) == bool(build)
+        said = "torch 2.9 brings CUDA's libraries" in done.stdout
+        assert said == (place == ".venv-xla" and not build)
 
 
 def test_every_command_that_the_code_prints_exists() -> None:

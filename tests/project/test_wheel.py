@@ -89,6 +89,16 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     assert "isotrain/setup.py" not in names
 
 
+def test_links_of_its_description_lead_somewhere_from_anywhere(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    repository = re.findall(r"^Project-URL: Repository, (.*)$", metadata, re.MULTILINE)[0]
+    assert f"{repository}/raw/main/docs/report.png" in links
+    assert f"{repository}/blob/main/docs/data.md" in links
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
 def test_one_wheel_serves_every_python(wheel: Path) -> None:
     assert re.fullmatch(r"isotrain-.*-py3-none-linux_\w+\.whl", wheel.name)
 
