@@ -1,33 +1,19 @@
-"""The documents say what the code does."""
+"""The form of the documents, and what they and other files say of one another."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from isotrain.cli.main import app, main
-from typer.main import get_command
 
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 MOST_WORDS = 10_000
-
-
-def test_keys_that_the_documents_set_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["config", "--keys", "--json"])
-    keys = {row["key"] for row in json.loads(capsys.readouterr().out)["keys"]}
-    assigned = re.compile(r"--set [\"']?([a-z][\w.]*)=|`([a-z]\w*(?:\.\w+)?): [^`]+`")
-    for document in DOCUMENTS:
-        named = {name for names in assigned.findall(document.read_text()) for name in names if name}
-        assert named <= keys, f"{document.name} sets {named - keys}"
 
 
 def test_lines_of_the_documents_are_short() -> None:
@@ -46,62 +32,6 @@ def test_the_pages_have_at_most_ten_thousand_words() -> None:
 def test_tables_of_the_documents_have_no_gaps() -> None:
     for document in DOCUMENTS:
         assert not re.search(r"\|\n\n+\|(?!.*\n\|[-|: ]+\|\n)", document.read_text()), document.name
-
-
-def test_commands_in_the_documents_have_their_options() -> None:
-    commands: dict[str, Any] = dict(get_command(app).commands)
-    for name, command in list(commands.items()):
-        commands |= {f"{name} {inner}": inside for inner, inside in getattr(command, "commands", {}).items()}
-    checked = set()
-    for document in DOCUMENTS:
-        text = document.read_text().replace("\\\n", " ")
-        for line in re.findall(r"^ *isotrain (.*)$|`isotrain ([^`]*)`", text, re.MULTILINE):
-            words = " ".join(line).partition("  #")[0].split()
-            # `isotrain parity CONFIG` is short for its `run`.
-            names = [" ".join(words[:2]), f"{words[0]} run", words[0]] if words else []
-            command = next((commands[name] for name in names if name in commands), None)
-            known = {option for parameter in command.params for option in parameter.opts} if command else set()
-            used = {re.split("[=.]", word)[0] for word in words if re.match(r"\[?--[a-z]", word)}
-            checked |= used
-            missing = {option.strip("[]") for option in used} - known - {"--install-completion", "--version", "--help"}
-            assert not missing, f"{document.name}: isotrain {' '.join(words)}"
-    assert checked >= {"--candidate", "--again", "--resume-or-start"}
-
-
-def test_links_between_documents_lead_somewhere() -> None:
-    for document in DOCUMENTS:
-        for target, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", document.read_text()):
-            path = document.parent / target
-            assert path.exists(), f"{document.name} links to {target}"
-            if anchor:
-                headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
-                slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
-                assert anchor in slugs, f"{document.name} links to {target}#{anchor}"
-
-
-def test_files_named_in_the_documents_exist() -> None:
-    for document in DOCUMENTS:
-        for path in re.findall(
-            r"`((?:kernels|backends|albert_core|benchmarks|cli|configs|tests)/[\w/.-]+\.\w+)`", document.read_text()
-        ):
-            assert (ROOT / path).exists(), f"{document.name} names {path}"
-
-
-def test_what_the_documents_name_in_a_file_is_there() -> None:
-    for document in DOCUMENTS:
-        for name, path in re.findall(r"`(\w+)(?:\(\))?` in `([\w/]+\.py)`", document.read_text()):
-            assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{document.name}: {name} is not in {path}"
-
-
-def test_what_the_documents_have_made_can_be_made() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {
-        (document.name, name)
-        for document in DOCUMENTS
-        for name in re.findall(r"(?:^|`)make ([a-z-]+)", document.read_text(), re.MULTILINE)
-    }
-    assert {("CONTRIBUTING.md", "quick"), ("README.md", "run")} <= named
-    assert [where for where in named if where[1] not in targets] == []
 
 
 def test_the_help_of_make_names_every_target() -> None:

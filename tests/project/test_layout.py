@@ -262,7 +262,10 @@ def test_files_fit_a_head() -> None:
         ("import isotrain", {"torch", "numpy", "pydantic", "transformers"}),
         (
             "import isotrain.cli.main",
-            {"torch", "numpy", "transformers", "datasets", "sklearn", "pydantic", "matplotlib"},
+            {
+                *("torch", "numpy", "transformers", "datasets", "sklearn", "pydantic", "matplotlib"),
+                *("isotrain.backends", "importlib.metadata"),
+            },
         ),
         ("import isotrain.backends", {"torch_xla", "triton", "transformers", "datasets"}),
         (

@@ -45,6 +45,7 @@ ALLOWED = {
     ("albert_core/loop/start.py", "replace"): "sets a finished model aside",
     **{("backends/training/session.py", name): "a user's own file" for name in ("open", "fsync", "replace")},
     ("backends/host/cache.py", "mkdtemp"): "a cache for this process alone where there is no home folder",
+    **{("backends/host/cache.py", name): "below the room that writes" for name in ("open", "link")},
 }
 
 
@@ -130,6 +131,6 @@ def test_every_import_is_declared() -> None:
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     declared = {re.split(r"[\s<>=!;\[]", line, maxsplit=1)[0].lower() for line in lines} | {""}
     modules = set().union(*(imported_modules(path.read_text(encoding="utf-8")) for path in SOURCES))
-    assert modules >= {"torch", "scipy", "yaml"}
+    assert modules >= {"torch", "matplotlib", "yaml"}
     wanted = {name: BROUGHT.get(name, DISTRIBUTIONS.get(name, name)).replace("_", "-") for name in modules}
     assert {name: distribution for name, distribution in wanted.items() if distribution not in declared} == {}
