@@ -18,7 +18,7 @@ METRICS = (
 )
 LOWER_IS_BETTER = ("eval/loss", "eval/rmse")
 
-# Names in the files of runs from before metrics had those of the library `evaluate`.
+# Names in the files of runs on texts from before metrics had those of the library `evaluate`.
 _FORMER = {
     "eval/pearson": "eval/pearsonr",
     "eval/spearman": "eval/spearmanr",
@@ -26,9 +26,14 @@ _FORMER = {
 }
 
 
-def metric_name(name: str) -> str:
-    """Today's name of a metric that a run's file names."""
-    return _FORMER.get(name, name)
+def metric_name(name: str, workload: str | None = None) -> str:
+    """Today's name of a metric that a run's file names. The figures of a `workload` are the user's, and keep theirs."""
+    return name if workload else _FORMER.get(name, name)
+
+
+def metric_names(figures: Mapping[str, T], workload: str | None = None) -> dict[str, T]:
+    """The same for each of some figures."""
+    return {metric_name(name, workload): value for name, value in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,13 @@ class Best:
     @classmethod
     def by(cls, metric: str, mode: Mode | None = None) -> Best:
         """Ranks by `metric`. Without a `mode`, lower is better for losses and errors, higher for everything else."""
-        return cls(metric_name(metric), mode or ("min" if metric in LOWER_IS_BETTER else "max"))
+        return cls(metric, mode or ("min" if metric in LOWER_IS_BETTER else "max"))
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any]) -> Best:
+        """Ranks as the configuration says that a checkpoint has."""
+        metric = metric_name(recorded["checkpoint_metric"], recorded.get("workload"))
+        return cls.by(metric, recorded["checkpoint_metric_mode"])
 
     @property
     def words(self) -> str:

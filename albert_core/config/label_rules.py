@@ -46,8 +46,8 @@ RULES: dict[str, Rule] = {
         "numbers, amounts, dates and times in digits become `<number>`", lambda text: _NUMBER.sub("<number>", text)
     ),
     "case": Rule("Unicode case folding", str.casefold),
-    "punctuation": Rule("signs at the ends of words go", lambda text: _PUNCTUATION.sub(" ", text)),
-    "white_space": Rule("runs become one space, none at the ends", lambda text: " ".join(text.split())),
+    "punctuation": Rule("marks at the ends of words are removed", lambda text: _PUNCTUATION.sub(" ", text)),
+    "white_space": Rule("a run becomes one space; none at the ends", lambda text: " ".join(text.split())),
 }
 
 

@@ -75,6 +75,20 @@ class TrainConfig(Keys):
         options = {key: read_section(key, value).model_dump() for key, value in given.items()}
         return {key: value for key, value in written.items() if key not in sections} | {"backend_options": options}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_todays_metrics(cls, written: Any) -> Any:
+        """Former names of metrics become today's."""
+
+        def today(value: Any) -> Any:
+            if isinstance(value, list):
+                return [today(item) for item in value]
+            return metric_name(value, written.get("workload")) if isinstance(value, str) else value
+
+        if not isinstance(written, dict):
+            return written
+        return {key: today(value) if key in ("checkpoint_metric", "chart") else value for key, value in written.items()}
+
     @field_validator("dtype", "head_dtype")
     @classmethod
     def _known_dtype(cls, value: str) -> str:
@@ -109,13 +123,6 @@ class TrainConfig(Keys):
     @classmethod
     def _off_is_none(cls, value: Any) -> Any:
         return None if str(value).lower() in ("", "off", "no", "none", "false") else value
-
-    @field_validator("checkpoint_metric", "chart", mode="before")
-    @classmethod
-    def _by_todays_name(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return [cls._by_todays_name(item) for item in value]
-        return metric_name(value) if isinstance(value, str) else value
 
     @field_validator("*", mode="before")
     @classmethod

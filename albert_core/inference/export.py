@@ -53,11 +53,12 @@ class ExportError(RuntimeError):
 class Exported:
     """A finished export. `label` names the encoder and `judge` the program that loaded the export again.
 
-    The differences are those of its float32 logits.
+    The differences are those of its float32 logits. `trained_in` is the run's dtype.
     """
 
     folder: Path
     label: str
+    trained_in: str
     judge: str
     max_abs: float
     relative_l2: float
@@ -110,7 +111,7 @@ def export_run(
                 f"(max abs {max_abs:.1e}), and {TOLERANCE:.0e} is allowed; nothing was kept"
             )
         _write_companions(predictor, run, temporary)
-        result = Exported(target, predictor.label, judge, max_abs, relative)
+        result = Exported(target, predictor.label, predictor.config.dtype, judge, max_abs, relative)
         write_json(temporary / EXPORT_RECORD, _record(predictor, run, form, result))
     return result
 
@@ -329,7 +330,7 @@ def _record(predictor: Predictor, run: RunFolder, form: str, result: Exported) -
         "format": form,
         "run": run.name,
         "model": result.label,
-        "trained_in": predictor.config.dtype,
+        "trained_in": result.trained_in,
         "max_length": predictor.config.max_length,
         "inputs": list(INPUTS),
         "checked": {

@@ -23,7 +23,7 @@ import torch
 from ... import RunError, UserError, __version__
 from ...backends import renamed
 from ...kernels.words import count
-from ..config.best import metric_name
+from ..config.best import metric_names
 from ..config.parsing import decoded, parse_json
 from ..terminal.text import quoted, shorten
 from .files import json_digest, make_folder, published, write_bytes
@@ -213,7 +213,8 @@ def _describes_files(files: dict[str, Any]) -> bool:
 
 def manifest_metrics(manifest: dict[str, Any]) -> dict[str, float]:
     """The metrics in a manifest from `read_manifest`. Raises ValueError if they are not numbers."""
-    return {metric_name(name): float(value) for name, value in _decode(manifest["metrics"], {}).items()}
+    figures = {name: float(value) for name, value in _decode(manifest["metrics"], {}).items()}
+    return metric_names(figures, manifest["identity"].get("workload"))
 
 
 def check_identity(snapshot: Snapshot, expected: dict[str, Any]) -> None:

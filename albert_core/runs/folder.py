@@ -167,12 +167,17 @@ def open_run(path: str | Path) -> RunFolder:
     return folder
 
 
-def check_predicts(run: RunFolder) -> None:
-    """Raises UserError for a run of a workload, which makes no predictions."""
-    workload = None
+def workload_of(run: RunFolder) -> str | None:
+    """The workload that a run trains; None for a run on texts."""
     # A configuration that can't be read is reported by whoever needs it.
     with suppress(UserError):
-        workload = load_config(run.config).config.workload
+        return load_config(run.config).config.workload
+    return None
+
+
+def check_predicts(run: RunFolder) -> None:
+    """Raises UserError for a run of a workload, which makes no predictions."""
+    workload = workload_of(run)
     if workload is not None:
         raise UserError(
             f"run {quoted(str(run.path))} trained {quoted(workload)}, and only runs on texts predict, are exported or "

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ..config.best import Best, metric_name
+from ..config.best import Best, metric_names
 from ..config.parsing import parse_json
-from .folder import RunFolder
+from .folder import RunFolder, workload_of
 
 # How metrics.jsonl writes numbers that JSON lacks. Any other text is a name, such as a backend's.
 _NOT_IN_JSON = ("NaN", "Infinity", "-Infinity")
@@ -22,7 +22,7 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
     """
     if not run.metrics.is_file():
         return []
-    rows = []
+    rows, workload = [], workload_of(run)
     for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = parse_json(line, run.metrics, "")
@@ -30,9 +30,8 @@ def evaluations(run: RunFolder) -> list[dict[str, Any]]:
             continue
         if isinstance(values, dict) and {"step", "eval/loss"} <= values.keys():
             values["train/loss"] = values.pop("train/loss_since_evaluation", math.nan)
-            rows.append(
-                {metric_name(name): float(value) if value in _NOT_IN_JSON else value for name, value in values.items()}
-            )
+            read = {name: float(value) if value in _NOT_IN_JSON else value for name, value in values.items()}
+            rows.append(metric_names(read, workload))
     return rows
 
 
@@ -43,8 +42,9 @@ def best_evaluation(
 
     `others` are evaluations that metrics.jsonl may lack, such as those of a run fetched from remote storage.
     """
+    workload = workload_of(run)
     known = [
-        {metric_name(name): float(row[name]) for name in row if name == "step" or name.startswith("eval/")}
+        metric_names({name: float(row[name]) for name in row if name == "step" or name.startswith("eval/")}, workload)
         for row in (*evaluations(run), *others)
         if 1 <= row["step"] <= until
     ]

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from isotrain.albert_core.config.schema import TrainConfig
-from isotrain.albert_core.output.trackers.registry import list_trackers, tracker_class
+from isotrain.albert_core.output.trackers.registry import TRACKERS, tracker_class
 from isotrain.albert_core.output.tracking import make_trackers
 from support.command import Invoke, one_line_error
 from support.fake_trackers import FakeTrackio, fake_mlflow
+from support.packages import described
 
 PACKAGE = """
 import json
@@ -50,22 +51,17 @@ class Refusing(Tracker):
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that adds trackers."""
-    folder = tmp_path / "site"
-    described = folder / "fake_trackers-1.0.dist-info"
-    described.mkdir(parents=True)
+    points = {name: f"fake_trackers:{name.title()}" for name in ("kept", "needy", "refusing", "gone")}
+    points |= {"odd": "pathlib:Path", "wandb": "fake_trackers:Kept"}
+    folder = described(tmp_path / "site", "fake-trackers", "isotrain.trackers", points)
     (folder / "fake_trackers.py").write_text(PACKAGE)
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-trackers\nVersion: 1.0\n")
-    (described / "entry_points.txt").write_text(
-        "[isotrain.trackers]\nkept = fake_trackers:Kept\nneedy = fake_trackers:Needy\nodd = pathlib:Path\n"
-        "refusing = fake_trackers:Refusing\ngone = fake_trackers:Gone\nwandb = fake_trackers:Kept\n"
-    )
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "fake_trackers", raising=False)
 
 
 def test_the_built_in_trackers_are_known() -> None:
-    assert list_trackers()[:4] == ["wandb", "tensorboard", "mlflow", "trackio"]
-    assert [tracker_class(name).__name__ for name in list_trackers()[:4]] == [
+    assert TRACKERS.names()[:4] == ["wandb", "tensorboard", "mlflow", "trackio"]
+    assert [tracker_class(name).__name__ for name in TRACKERS.names()[:4]] == [
         "WandbTracker", "TensorBoardTracker", "MlflowTracker", "TrackioTracker",
     ]  # fmt: skip
 
@@ -83,7 +79,7 @@ def test_an_unknown_tracker_is_one_line_before_anything_is_made(invoke: Invoke, 
 
 @pytest.mark.usefixtures("installed")
 def test_an_installed_package_adds_a_tracker(invoke: Invoke, tmp_path: Path) -> None:
-    assert list_trackers()[4:] == ["gone", "kept", "needy", "odd", "refusing"]
+    assert TRACKERS.names()[4:] == ["gone", "kept", "needy", "odd", "refusing"]
     assert tracker_class("wandb").__name__ == "WandbTracker", "a built-in name stays"
     settings = (
         *("dataset_id=embedded:intents?train=154&test=77", "model_name=random:tiny", "dtype=float32", "run_name=mine"),

@@ -16,12 +16,7 @@ BUILT_IN = {
     "trackio": "TrackioTracker",
 }
 
-_PLUGINS = Plugins("tracker", Tracker, {name: f"{__package__}.{name}:{kind}" for name, kind in BUILT_IN.items()})
-
-
-def list_trackers() -> list[str]:
-    """Every name that the key `trackers` takes, built-in ones first."""
-    return _PLUGINS.names()
+TRACKERS = Plugins("tracker", Tracker, {name: f"{__package__}.{name}:{kind}" for name, kind in BUILT_IN.items()})
 
 
 def tracker_class(name: str) -> type[Tracker]:
@@ -30,4 +25,4 @@ def tracker_class(name: str) -> type[Tracker]:
     Raises:
         UserError: The name is unknown, or an installed package doesn't register a tracker under it.
     """
-    return _PLUGINS.find(name)
+    return TRACKERS.find(name)

@@ -75,7 +75,7 @@ class WandbTracker(Tracker):
         for name, parameter in self._watched.named_parameters():
             for kind, tensor in (("parameters", parameter), ("gradients", parameter.grad)):
                 if tensor is not None and mode in (kind, "all"):
-                    values = tensor.detach().float().flatten().cpu()
+                    values = tensor.detach().to_dense().float().flatten().cpu()
                     histogram = np.histogram(values[values.isfinite()].numpy(), bins=64)
                     histograms[f"{kind}/{name}"] = self._wandb.Histogram(np_histogram=histogram)
         self.run.log({"step": step, **histograms})
