@@ -1,8 +1,8 @@
 """What a pair of measurements says of a change (rule 8): no regression, a regression, or nothing that it could show.
 
-"No regression" is an equivalence test, not the absence of a finding: the whole 95 % interval of the cost ratio lies
-below the gate. With the bound on the other side it is the two one-sided tests of Schuirmann, "A comparison of the two
-one-sided tests procedure and the power approach", J. Pharmacokinet. Biopharm. 15(6), 1987, each at 2.5 %.
+"No regression" is a test of non-inferiority, not the absence of a finding: the whole 95 % interval of the cost ratio
+lies below the gate. It is one of the two one-sided tests of Schuirmann, "A comparison of the two one-sided tests
+procedure and the power approach", J. Pharmacokinet. Biopharm. 15(6), 1987, at 2.5 %: less cost needs no second bound.
 """
 
 from __future__ import annotations
@@ -53,24 +53,25 @@ def judge(cost: Interval, gate: float, processes: int, lack: str = "", contended
         contended: Whether other work had the CPUs.
 
     Returns:
-        The outcome, with the reason where it is not clear from the figures.
+        The outcome, with the smallest rise that would have been seen, and what an inconclusive one needs.
     """
     detectable = max(gate, cost.median / cost.low - 1.0)
     need = _need(cost, gate, processes, contended)
     if cost.high > WIDEST * cost.low:
         wide = f"no result: the interval is wider than {WIDEST:g}x"
         return Verdict(INCONCLUSIVE, f"{wide}; {lack or need}", INCONCLUSIVE)
+    seen = f"would have seen >= {_percent(detectable)}{' only' if detectable > gate else ''}"
     if lack:
-        return Verdict(INCONCLUSIVE, lack, INCONCLUSIVE, detectable)
+        return Verdict(INCONCLUSIVE, f"{lack}; {seen}", INCONCLUSIVE, detectable)
     # Symmetric: twice as much and half as much are effects of one size.
     if cost.low > 1.0 and cost.median > 1.0 + gate:
-        return Verdict(REGRESSED, "", REGRESSED, detectable)
+        return Verdict(REGRESSED, seen, REGRESSED, detectable)
     if cost.high < 1.0 and 1.0 / cost.median > 1.0 + gate:
-        return Verdict(IMPROVED, "", IMPROVED, detectable)
+        return Verdict(IMPROVED, seen, IMPROVED, detectable)
     if cost.high <= 1.0 + gate:
-        return Verdict(SAME, "", SAME, detectable)
-    seen = f"would have seen >= {_percent(detectable)} only" if cost.low <= 1.0 else "worse, perhaps within the gate"
-    return Verdict(INCONCLUSIVE, f"{seen}; {need}", INCONCLUSIVE, detectable)
+        return Verdict(SAME, seen, SAME, detectable)
+    worse = "worse, perhaps within the gate; " if cost.low > 1.0 else ""
+    return Verdict(INCONCLUSIVE, f"{worse}{seen}; {need}", INCONCLUSIVE, detectable)
 
 
 def confirmed(first: Verdict, second: Verdict | None) -> Verdict:
@@ -79,14 +80,19 @@ def confirmed(first: Verdict, second: Verdict | None) -> Verdict:
     Runs that are measured one after the other differ by more than their intervals say: the machine's state drifts
     between them.
     """
-    if first.seen == SAME and second is not None and second.seen == REGRESSED:
-        return replace(first, outcome=INCONCLUSIVE, reason=f"{first.seen}, and the second run says {second.seen}")
-    if first.seen not in (REGRESSED, IMPROVED) or (second is not None and second.seen == first.seen):
+    is_open = first.seen in (REGRESSED, IMPROVED) or (
+        first.seen == SAME and second is not None and second.seen == REGRESSED
+    )
+    if not is_open or (second is not None and second.seen == first.seen):
         return first
-    why = "not confirmed by a second run" if second is None else f"and the second run says {second.seen}"
+    why, need = "not confirmed by a second run", "needs --again"
+    if second is not None:
+        why, need = f"and the second run says {second.seen}", "needs a quieter machine, or bench --against"
+    reason = f"{first.seen}, {why}; {first.reason}"
     # Less cost than before is no regression, however often it was seen.
-    outcome = SAME if first.seen == IMPROVED and (second is None or second.seen != REGRESSED) else INCONCLUSIVE
-    return replace(first, outcome=outcome, reason=f"{first.seen}, {why}")
+    if first.seen == IMPROVED and (second is None or second.seen != REGRESSED):
+        return replace(first, outcome=SAME, reason=reason)
+    return replace(first, outcome=INCONCLUSIVE, reason=f"{reason}; {need}")
 
 
 def exit_code(outcomes: Iterable[str], on_undecided: str = FAIL, allow_missing: bool = False) -> int:

@@ -62,7 +62,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_github(comparison: Comparison) -> str:
-    """Annotations of GitHub Actions (workflow commands), one a target that is not fine.
+    """Annotations of GitHub Actions (workflow commands), one a target, and one of what differs.
 
     The Markdown is appended to the job's summary where the service gives a file for it.
     """
@@ -72,11 +72,11 @@ def as_github(comparison: Comparison) -> str:
             file.write(as_markdown(comparison) + "\n")
     lines = []
     for one in comparison.targets:
-        level = _level(comparison, one)
-        if level:
-            title = _escaped(f"{one.verdict.outcome}: {one.label}", {":": "%3A", ",": "%2C"})
-            lines.append(f"::{level} title={title}::{_escaped(_sentence(one), {})}\n")
-    return "".join(lines) or f"::notice::{_escaped(_title(comparison), {})}: no regression\n"
+        level = _level(comparison, one) or "notice"
+        title = _escaped(f"{one.verdict.outcome}: {one.label}", {":": "%3A", ",": "%2C"})
+        lines.append(f"::{level} title={title}::{_escaped(_sentence(one), {})}\n")
+    notes = "\n".join([_title(comparison), *_notes(comparison)])
+    return "".join(lines) + f"::notice::{_escaped(notes, {})}\n"
 
 
 def as_junit(comparison: Comparison) -> str:

@@ -57,9 +57,9 @@ def compare(
     """Say of each target whether B has a regression over A, has none, or whether this pair can't tell.
 
     Regression: the 95 % interval of the ratio excludes 1, the median passes the gate, and a second run (--again) says
-    so, too. No regression: the whole interval lies within the gate. Anything else is inconclusive, with the smallest
-    change that the pair could have shown. Exit code 0: no regression; 1: one, or a missing target; 2: results that
-    can't be compared (another configuration, invalid figures, a broken file); 3: inconclusive.
+    so, too. No regression: the whole interval lies below the gate. Anything else is inconclusive. Each says the
+    smallest change that the pair could have shown. Exit code 0: no regression; 1: one, or a missing target; 2: results
+    that can't be compared (another configuration, invalid figures, a broken file); 3: inconclusive.
 
     Examples:
 

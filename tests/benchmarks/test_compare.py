@@ -43,18 +43,18 @@ def test_one_pair_alone_confirms_no_regression(write: Write) -> None:
     comparison = compare_files(write("a.json"), write("b.json", 0.2))
     assert verdicts(comparison) == [INCONCLUSIVE, INCONCLUSIVE]
     assert {one.verdict.seen for one in comparison.targets} == {REGRESSED}
-    assert comparison.targets[0].verdict.reason == "regression, not confirmed by a second run"
+    assert comparison.targets[0].verdict.reason.startswith("regression, not confirmed by a second run; ")
     assert comparison.code == UNDECIDED
 
 
 def test_one_pair_shows_that_nothing_regressed(write: Write) -> None:
-    """Equivalence, not the absence of a finding: the interval lies within the gate."""
+    """Not the absence of a finding: the interval lies below the gate."""
     comparison = compare_files(write("a.json"), write("b.json"))
     assert verdicts(comparison) == [SAME, SAME]
     assert comparison.code == SOUND
     faster = compare_files(write("a.json"), write("c.json", -0.2))
     assert verdicts(faster) == [SAME, SAME], "less time is no regression, even where nobody confirmed how much"
-    assert faster.targets[0].verdict.reason == "improvement, not confirmed by a second run"
+    assert faster.targets[0].verdict.reason.startswith("improvement, not confirmed by a second run; ")
 
 
 @pytest.mark.parametrize(("slowdown", "verdict", "code"), [(0.2, REGRESSED, FAILED), (-0.2, IMPROVED, SOUND)])
@@ -74,7 +74,7 @@ def test_a_second_run_that_disagrees_leaves_it_open(write: Write, first: float, 
     comparison = compare_files(write("a.json"), write("b.json", first), [write("c.json", second)])
     assert verdicts(comparison) == [INCONCLUSIVE, INCONCLUSIVE]
     seen = [SAME, REGRESSED] if second else [REGRESSED, SAME]
-    assert comparison.targets[0].verdict.reason == f"{seen[0]}, and the second run says {seen[1]}"
+    assert comparison.targets[0].verdict.reason.startswith(f"{seen[0]}, and the second run says {seen[1]}; ")
 
 
 def test_the_same_measurement_confirms_nothing(write: Write) -> None:
@@ -147,7 +147,7 @@ def test_a_shared_machine_has_the_wider_gate(write: Write, document: Callable[..
 def test_too_few_processes_or_blocks_decide_nothing(write: Write) -> None:
     quick = {"processes": 1}
     comparison = compare_files(write("a.json", options=quick), write("b.json", 0.5, options=quick))
-    assert comparison.targets[0].verdict.reason == "fewer than 3 processes x 9 blocks"
+    assert comparison.targets[0].verdict.reason.startswith("fewer than 3 processes x 9 blocks; would have seen >= ")
     assert comparison.code == UNDECIDED
 
 
@@ -336,7 +336,10 @@ def test_a_ci_service_gets_the_verdicts_in_its_own_formats(
     assert summary.read_text(encoding="utf-8").count("| regression |") == 2
     warned = run_command(compare, a, b, "--format", "github", "--on-undecided", "warn")
     assert (warned.exit_code, warned.stdout.count("::warning ")) == (0, 2)
-    assert run_command(compare, a, write("d.json"), "--format", "github").stdout.startswith("::notice::")
+    passed = run_command(compare, a, write("d.json"), "--format", "github").stdout.splitlines()
+    assert passed[0].startswith("::notice title=no regression%3A cpu forward padded auto x8::speed ")
+    assert passed[-1].startswith("::notice::isotrain compare: ")
+    assert "%0Anote: one pair of runs confirms no change" in passed[-1]
 
     suite = ElementTree.fromstring(run_command(compare, a, b, "--again", c, "--format", "junit").stdout)
     assert (suite.get("tests"), suite.get("failures")) == ("2", "2")
@@ -347,3 +350,14 @@ def test_a_ci_service_gets_the_verdicts_in_its_own_formats(
     frame = pandas.read_csv(io.StringIO(run_command(compare, a, b, "--again", c, "--format", "csv").stdout))
     assert frame.verdict.tolist() == ["regression"] * 2
     assert frame.ratio_high.max() < 1
+
+
+@pytest.mark.parametrize(("slowdown", "again"), [(0.0, False), (0.2, True), (0.2, False)])
+@pytest.mark.parametrize("shown", ["table", "csv", "markdown", "github", "junit"])
+def test_each_outcome_says_in_each_view_what_would_have_been_seen(
+    write: Write, monkeypatch: pytest.MonkeyPatch, shown: str, slowdown: float, again: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    second = ("--again", write("c.json", slowdown)) if again else ()
+    result = run_command(compare, write("a.json"), write("b.json", slowdown), *second, "--format", shown)
+    assert result.stdout.replace("&gt;", ">").count("would have seen >= 3 %") == 2, result.stdout
