@@ -6,7 +6,7 @@ from ...albert_core.terminal.text import duration
 from ..outcome.against import Against, PairedTarget
 from ..regression.compare import Compared, Comparison, differences_of, growing, subject_of
 from ..regression.metrics import SPEED
-from ..regression.verdict import Verdict
+from ..regression.verdict import WIDEST, Verdict
 
 
 def comparison(result: Against) -> Comparison:
@@ -29,8 +29,9 @@ def _compared(target: PairedTarget, gate: float) -> Compared:
     if target.time is None:
         return Compared(target.label, SPEED, Verdict(target.verdict, target.reason))
     told = [target.reason, f"took {duration(target.seconds)}"]
-    if target.cpu_time is not None:
-        cpu = target.cpu_time.rate(1.0)
+    cpu = target.cpu_time and target.cpu_time.rate(1.0)
+    # An interval that is too wide is worth no figure, nor is CPU time beside a wall time that has none.
+    if cpu is not None and target.detectable is not None and cpu.high <= WIDEST * cpu.low:
         told.insert(1, f"by CPU time {cpu.median:.3f}x ({cpu.low:.3f} to {cpu.high:.3f})")
     verdict = Verdict(target.verdict, "; ".join(filter(None, told)), target.verdict, target.detectable)
     return Compared(target.label, SPEED, verdict, target.time.rate(1.0), gate)

@@ -94,7 +94,7 @@ def _check_alike(side: Side, options: Options, folder: Path) -> None:
         ("block protocol", found.protocol, PROTOCOL),
         ("result schema", found.results, BENCH),
         *((f"config.{key}", found.config.get(key), wanted.config.get(key)) for key in found.config | wanted.config),
-        ("targets", found.targets, wanted.targets),
+        ("list of targets", found.targets, wanted.targets),
     )
     for what, theirs, ours in told:
         if theirs != ours:

@@ -17,6 +17,7 @@ from ..harness.statistics import block_ratios, paired_interval
 from ..outcome.against import AGAINST, Against, CheckoutResult, PairedTarget
 from ..outcome.answers import answers_differ
 from ..outcome.build import build_result, result_path, write_result
+from ..outcome.limits import within_limits
 from ..outcome.model import MeasuredTarget, Target, UnmeasuredTarget
 from ..regression.verdict import REFUSED, judge
 from .checkout import Checkout
@@ -163,7 +164,7 @@ def _paired(old: Target, new: Target, gate: float, seed: int, pairs: Sequence[Pa
     if wrong := answers_differ(old, new):
         return refused(wrong)
     ratios = block_ratios(new.text_seconds, old.text_seconds)
-    time = paired_interval(ratios, seed)
+    time = within_limits(paired_interval(ratios, seed).rate(1.0), old, new).rate(1.0)
     cpu = [[process.cpu_step_seconds for process in target.processes] for target in (new, old)]
     has_cpu = all(value > 0.0 for side in cpu for process in side for value in process or [0.0])
     verdict = judge(time, gate, len(ratios), _lack(old), old.contended or new.contended)

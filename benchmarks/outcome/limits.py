@@ -48,11 +48,15 @@ def roofline(work: Work, rates: Rates, peaks: Peaks) -> Roofline:
 
 
 def speed_ratio(before: MeasuredTarget, after: MeasuredTarget, seed: int) -> Interval:
-    """How many times as fast `after` is, with an interval that no device can contradict.
+    """How many times as fast `after` is, with an interval that no device can contradict."""
+    return within_limits(ratio_interval(before.text_seconds, after.text_seconds, seed), before, after)
+
+
+def within_limits(ratio: Interval, before: MeasuredTarget, after: MeasuredTarget) -> Interval:
+    """The ratio of two speeds with bounds that the device can reach.
 
     Neither side can be faster than its hardware FLOPs at the peak's rate: bounds beyond that are cut.
     """
-    ratio = ratio_interval(before.text_seconds, after.text_seconds, seed)
     slow, fast = (_least_seconds(target) for target in (before, after))
     old, new = (median(chain.from_iterable(target.text_seconds)) for target in (before, after))
     return Interval(

@@ -20,6 +20,7 @@ from isotrain.benchmarks.against.checkout import Checkout
 from isotrain.benchmarks.against.comparison import comparison
 from isotrain.benchmarks.against.run import Asked, paired_plan, run_against
 from isotrain.benchmarks.bench import PlainWatcher
+from isotrain.benchmarks.harness.document import Interval
 from isotrain.benchmarks.harness.environment import PACKAGE_ROOT
 from isotrain.benchmarks.harness.plan import Options
 from isotrain.benchmarks.outcome.against import Against, PairedTarget
@@ -243,6 +244,33 @@ def test_a_result_is_shown_as_a_comparison(measure: Callable[..., Against]) -> N
     assert [comparison(few.model_copy(update={"on_undecided": name})).code for name in ("fail", "warn")] == [3, 0]
 
 
+def test_cpu_time_has_no_figure_where_it_or_wall_time_has_no_result(measure: Callable[..., Against]) -> None:
+    result = measure()
+
+    def told(**changes: Any) -> str:
+        target = only(result).model_copy(update=changes)
+        return comparison(result.model_copy(update={"targets": [target]})).targets[0].verdict.reason
+
+    assert "by CPU time 1.000x" in told()
+    assert "by CPU time 0.800x" in told(cpu_time=Interval(median=1.25, low=1.0, high=2.0))
+    assert "CPU time" not in told(cpu_time=Interval(median=1.25, low=1.0, high=2.1))
+    assert "CPU time" not in told(verdict=INCONCLUSIVE, detectable=None)
+
+
+def test_no_interval_goes_beyond_the_rate_of_the_unit(measure: Callable[..., Against], document: MakeDocument) -> None:
+    """The newer side reaches 95 % of its peak: its noise can't mean that it is a tenth faster than that."""
+    told = document()
+    peaks = told["peaks"] | {"matmul_tflops": told["work"]["hardware_flops"] / 0.5 / 0.95 / 1e12}
+    times = {
+        "before": document(step_seconds=([0.5] * 10,) * 3),
+        "after": document(step_seconds=tuple([0.5 * factor] * 10 for factor in (0.85, 1.0, 1.15)), peaks=peaks),
+    }
+    found = only(measure(**{side: {"document": known} for side, known in times.items()})).time
+    assert found is not None
+    assert found.high > 1.1
+    assert (found.low, found.median) == (pytest.approx(0.95), pytest.approx(1.0))
+
+
 def test_a_process_that_keeps_running_beside_the_other_is_said(
     measure: Callable[..., Against], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +299,10 @@ def checkout_of(folder: Path, described: str) -> Checkout:
     [
         ("PROTOCOL = 7", "older has another block protocol ('7', here '1')"),
         ("BENCH = 'isotrain.bench/1'", "older has another result schema ('isotrain.bench/1', here "),
+        (
+            "from types import SimpleNamespace\ndef make_plan(_): return SimpleNamespace(targets=[])",
+            "older has another list of targets ('[]', here ",
+        ),
         ("Options.config = lambda self: {'model': 'other'}", "older has another config.model"),
         ("raise SystemExit('no such module')", "older doesn't start: no such module"),
         ("from ... import UserError\ndef make_plan(_): raise UserError('no kernel')", "refuses what is to be measured"),
