@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from ...albert_core.terminal.text import duration
 from ..outcome.against import Against, PairedTarget
-from ..regression.compare import Compared, Comparison, differences_of, growing, subject_of
+from ..regression.compare import Compared, Comparison, differences_of, growing, subject_of, warned
 from ..regression.metrics import SPEED
 from ..regression.verdict import WIDEST, Verdict
 
 
 def comparison(result: Against) -> Comparison:
     before, after = result.before.result, result.after.result
+    measured = zip(result.targets, before.targets, after.targets, strict=True)
     return Comparison(
         before=result.before.label,
         after=result.after.label,
         subject=subject_of(after),
         # Both met the same state of the machine, so that no second run is needed.
         confirmed=True,
-        targets=tuple(_compared(target, result.gate) for target in result.targets),
+        targets=tuple(warned(_compared(target, result.gate), old, new) for target, old, new in measured),
         differences=differences_of(before, after),
         warnings=(*result.notes, *growing(before, after)),
         on_undecided=result.on_undecided,
         allow_missing=False,
+        paired=True,
     )
 
 

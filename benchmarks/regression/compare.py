@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import UserError
+from ...kernels.words import count
 from ..harness.document import Interval
 from ..outcome.answers import answers_differ
 from ..outcome.end_to_end import EndToEnd, Side
@@ -45,7 +46,7 @@ class Compared:
     """One metric of one target of two results.
 
     ratio: of speed, after over before, so that below 1 is slower; of anything else the amounts, so that above 1 is
-    more. None where it is refused.
+    more. None where it is refused. warnings: of both measurements. contended: whether other work disturbed either.
     """
 
     label: str
@@ -53,6 +54,8 @@ class Compared:
     verdict: Verdict
     ratio: Interval | None = None
     threshold: float = 0.0
+    warnings: tuple[str, ...] = ()
+    contended: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         ratio = self.ratio and self.ratio.document()
@@ -63,7 +66,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All targets of two results. subject: what both measured. differences: what else is not the same."""
+    """All targets of two results. subject: what both measured. differences: what else is not the same.
+
+    paired: measured in turns, not one after the other.
+    """
 
     before: str
     after: str
@@ -74,6 +80,7 @@ class Comparison:
     warnings: tuple[str, ...]
     on_undecided: str
     allow_missing: bool
+    paired: bool = False
 
     @property
     def code(self) -> int:
@@ -110,7 +117,9 @@ def compare_files(before: Path, after: Path, again: Sequence[Path] = (), asked: 
         old, new = (before, again[0]) if len(again) == 1 else (again[0], again[1])
         pair = load_result(old), load_result(new)
         confirmation = {(one.label, one.what): one.verdict for one in _compare(*pair, (old, new), metrics)}
-        check_allowed(differences_of(*pair), asked.allow)
+        again_told = differences_of(*pair)
+        check_allowed(again_told, asked.allow)
+        told = tuple(dict.fromkeys((*told, *again_told)))
         _check_fresh(second, pair[1], new)
     found = tuple(
         replace(one, verdict=confirmed(one.verdict, confirmation.get((one.label, one.what)))) for one in found
@@ -197,13 +206,33 @@ def _compare(
         if not having:
             raise UserError(f"no target of either result has a figure of {metric.meaning}; drop --what {metric.name}")
         for old, new in having:
-            yield _judge(old, new, paths, metric, gate)
+            yield warned(_judge(old, new, paths, metric, gate), old, new)
     both = {_key(old) for old, _ in pairs}
     for which, result in (("before", before), ("after", after)):
         for entry in _entries(result):
             if _key(entry) not in both:
                 reason = f"only {which} has it; --allow-missing lets that pass"
                 yield Compared(entry.name, metrics[0][0].name, Verdict(MISSING, reason))
+
+
+def warned(one: Compared, old: Target | Side, new: Target | Side) -> Compared:
+    """`one` with what disturbed the measurements that it is of."""
+    sides = (("before", old), ("after", new))
+    told = tuple(f"{which}: {line}" for which, entry in sides for line in _warnings(entry))
+    return replace(one, warnings=told, contended=any(_contended(entry) for entry in (old, new)))
+
+
+def _warnings(entry: Target | Side) -> Iterator[str]:
+    yield from entry.warnings
+    if busy := _contended(entry):
+        yield f"contended: other work used the CPUs of {busy} of {count(len(entry.processes), 'process')}"
+
+
+def _contended(entry: Target | Side) -> int:
+    """How many processes other work took the CPUs from. Those of an end-to-end run don't say it."""
+    if not isinstance(entry, MeasuredTarget):
+        return 0
+    return sum(process.environment.contended for process in entry.processes)
 
 
 def _check_equal(before: dict[str, Any], after: dict[str, Any], prefix: str, paths: tuple[Path, Path]) -> None:

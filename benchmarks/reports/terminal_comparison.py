@@ -45,6 +45,9 @@ def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "gate": "" if ratio is None else one.threshold,
                 "detectable": "" if one.verdict.detectable is None else one.verdict.detectable,
                 "reason": one.verdict.reason,
+                "contended": one.contended,
+                "warnings": "; ".join(one.warnings),
+                "differs": "; ".join(told.words() for told in comparison.differences if told.of in ("", one.label)),
             }
         )
     return rows
@@ -80,11 +83,17 @@ def as_github(comparison: Comparison) -> str:
 
 
 def as_junit(comparison: Comparison) -> str:
-    """JUnit's XML, as CI services read it: a case a target and metric, the failed ones with their reason."""
+    """JUnit's XML, as CI services read it: a case a target and metric, each with its reason.
+
+    What differs and the warnings are the suite's properties.
+    """
     levels = [_level(comparison, one) for one in comparison.targets]
     counts = {"tests": len(levels), "failures": levels.count("error"), "skipped": levels.count("warning")}
     given = {"name": "isotrain compare", **{key: str(number) for key, number in counts.items()}}
     suite = ElementTree.Element("testsuite", given)
+    properties = ElementTree.SubElement(suite, "properties")
+    for kind, _, told in (note.partition(": ") for note in _notes(comparison)):
+        ElementTree.SubElement(properties, "property", name=kind, value=clean(told))
     for one, level in zip(comparison.targets, levels, strict=True):
         case = ElementTree.SubElement(suite, "testcase", classname=f"isotrain.{one.what}", name=clean(one.label))
         if level in ("error", "warning"):
@@ -154,12 +163,16 @@ def _sentence(one: Compared) -> str:
 
 
 def _notes(comparison: Comparison) -> Sequence[str]:
-    notes = [f"warning: {line}" for line in comparison.warnings]
+    # Every metric of a target has its warnings.
+    of_targets = dict.fromkeys(f"{one.label}: {line}" for one in comparison.targets for line in one.warnings)
+    notes = [f"warning: {line}" for line in (*comparison.warnings, *of_targets)]
     notes += [f"differs: {one.words()}" for one in comparison.differences]
     if not comparison.confirmed:
+        notes.append("note: one pair of runs confirms no change: --again gives a second one")
+    if not comparison.paired:
         notes.append(
-            "note: one pair of runs confirms no change, and can't see what drifts between runs: --again gives a "
-            "second one"
+            "note: runs that are measured one after the other can't tell a drift of the machine from the code; "
+            "bench --against can"
         )
     return notes
 

@@ -271,6 +271,21 @@ def test_no_interval_goes_beyond_the_rate_of_the_unit(measure: Callable[..., Aga
     assert (found.low, found.median) == (pytest.approx(0.95), pytest.approx(1.0))
 
 
+def test_what_disturbed_either_side_is_in_every_view(measure: Callable[..., Against], document: MakeDocument) -> None:
+    busy = document()["environment"] | {"contended": True}
+    shown = comparison(measure(both={"environment": busy}, changes={"warnings": ["hot"]}))
+    assert shown.targets[0].contended
+    for told in (
+        "before: contended: other work used the CPUs of 3 of 3 processes",
+        "after: hot (process 1, 2, 3)",
+        "after: contended: other work used the CPUs of 3 of 3 processes",
+    ):
+        assert told in shown.targets[0].warnings
+        assert told in FORMATS["csv"](shown)
+        assert f"* warning: cpu forward packed auto x8: {told}\n" in FORMATS["markdown"](shown)
+    assert "bench --against can" not in FORMATS["markdown"](shown), "both met the same drift"
+
+
 def test_a_process_that_keeps_running_beside_the_other_is_said(
     measure: Callable[..., Against], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,28 @@ def test_a_shared_machine_has_the_wider_gate(write: Write, document: Callable[..
     comparison = compare_files(write("a.json"), write("b.json", 0.06, changes=busy), [write("c.json", 0.06)])
     assert [one.threshold for one in comparison.targets] == [0.1, 0.03]
     assert comparison.targets[1].verdict.outcome == REGRESSED
+    assert [one.contended for one in comparison.targets] == [True, False]
+
+
+def test_what_disturbed_either_side_is_in_every_view(write: Write, document: Callable[..., Any]) -> None:
+    busy = {"environment": document()["environment"] | {"contended": True}}
+    a, b = write("a.json", changes={0: {"warnings": ["hot"]}}), write("b.json", changes={1: busy})
+    told = (
+        "cpu forward padded auto x8: before: hot (process 1, 2, 3)",
+        "cpu forward packed auto x8: after: contended: other work used the CPUs of 3 of 3 processes",
+    )
+    asked = ("--what", "speed", "--what", "memory")
+    for shown in ("table", "markdown", "github"):
+        lines = " ".join(run_command(compare, a, b, *asked, "--format", shown).stdout.split())
+        assert [lines.count(f"warning: {line}") for line in told] == [1, 1], shown
+    suite = ElementTree.fromstring(run_command(compare, a, b, "--format", "junit").stdout)
+    assert [one.get("value") for one in suite.iterfind("properties/property[@name='warning']")] == list(told)
+    targets = json.loads(run_command(compare, a, b, "--json").stdout)["targets"]
+    rows = list(csv.DictReader(io.StringIO(run_command(compare, a, b, "--format", "csv").stdout)))
+    for one, row, line, contended in zip(targets, rows, told, (False, True), strict=True):
+        assert (one["contended"], row["contended"]) == (contended, str(contended))
+        assert [f"{one['label']}: {warning}" for warning in one["warnings"]] == [line]
+        assert row["warnings"] == one["warnings"][0]
 
 
 def test_too_few_processes_or_blocks_decide_nothing(write: Write) -> None:
@@ -230,9 +252,40 @@ def test_what_decides_speed_must_be_allowed_by_name(write: Write, place: str, va
     assert f"differs: {comparison.differences[0].words()}" in run_command(compare, a, b, "--allow", key).output
 
 
-def test_what_does_not_decide_speed_is_listed(write: Write) -> None:
-    a, b = write("a.json"), write("b.json", spoil=put("environment.versions.isotrain", "0.0.1"))
-    assert [one.key for one in compare_files(a, b).differences] == ["isotrain"]
+@pytest.mark.parametrize(
+    ("place", "before", "after", "told", "targets"),
+    [
+        ("environment.versions.isotrain", "0.0.1", "0.0.2", "isotrain 0.0.1 -> 0.0.2", 2),
+        (
+            "targets.0.processes.0.environment.before.clock_mhz",
+            [2990.0, 3010.0],
+            [2000.0, 2400.0],
+            "cpu forward padded auto x8: clocks 3000 MHz -> 2200 MHz",
+            1,
+        ),
+    ],
+)
+def test_what_does_not_decide_speed_is_listed(
+    write: Write, place: str, before: object, after: object, told: str, targets: int
+) -> None:
+    a, b = write("a.json", spoil=put(place, before)), write("b.json", spoil=put(place, after))
+    assert [one.words() for one in compare_files(a, b).differences] == [told]
+    for shown in ("table", "markdown", "github"):
+        assert f"differs: {told}" in run_command(compare, a, b, "--format", shown).stdout
+    rows = csv.DictReader(io.StringIO(run_command(compare, a, b, "--format", "csv").stdout))
+    assert [row["differs"] for row in rows] == [told] * targets + [""] * (2 - targets)
+    suite = ElementTree.fromstring(run_command(compare, a, b, "--format", "junit").stdout)
+    assert [one.get("value") for one in suite.iterfind("properties/property[@name='differs']")] == [told]
+
+
+def test_what_differs_in_the_second_pair_is_listed_too(write: Write) -> None:
+    def version(number: str) -> Callable[[dict[str, Any]], None]:
+        return put("environment.versions.isotrain", number)
+
+    a, b = write("a.json", spoil=version("0.0.1")), write("b.json", spoil=version("0.0.2"))
+    for again, told in (("0.0.2", []), ("0.0.3", ["isotrain 0.0.1 -> 0.0.3"])):
+        comparison = compare_files(a, b, [write("c.json", spoil=version(again))])
+        assert [one.words() for one in comparison.differences] == ["isotrain 0.0.1 -> 0.0.2", *told]
 
 
 @pytest.mark.parametrize(
@@ -317,6 +370,8 @@ def test_the_command_compare_ends_in_its_verdict(write: Write) -> None:
     confirmed = run_command(compare, a, b, "--again", c, "--gate", "5%")
     assert confirmed.exit_code == 1
     assert "0.83" in confirmed.output
+    for output in (once.output, confirmed.output):
+        assert "can't tell a drift of the machine from the code; bench --against can" in " ".join(output.split())
     document = json.loads(run_command(compare, a, b, "--again", c, "--json").stdout)
     assert [target["verdict"] for target in document["targets"]] == ["regression", "regression"]
     assert document["code"] == 1
@@ -343,8 +398,9 @@ def test_a_ci_service_gets_the_verdicts_in_its_own_formats(
 
     suite = ElementTree.fromstring(run_command(compare, a, b, "--again", c, "--format", "junit").stdout)
     assert (suite.get("tests"), suite.get("failures")) == ("2", "2")
-    assert {case.get("name") for case in suite} == {"cpu forward padded auto x8", "cpu forward packed auto x8"}
-    assert "gate 0.03" in str(suite[0][0].get("message"))
+    names = {case.get("name") for case in suite.iterfind("testcase")}
+    assert names == {"cpu forward padded auto x8", "cpu forward packed auto x8"}
+    assert all("gate 0.03" in str(failure.get("message")) for failure in suite.iterfind("testcase/failure"))
 
     pandas = pytest.importorskip("pandas")
     frame = pandas.read_csv(io.StringIO(run_command(compare, a, b, "--again", c, "--format", "csv").stdout))
