@@ -123,4 +123,5 @@ def _need(cost: Interval, gate: float, processes: int, contended: bool) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100.0 * share:.2g} %"
+    percent = 100.0 * share
+    return f"{percent:.0f} %" if percent >= 10.0 else f"{percent:.2g} %"
