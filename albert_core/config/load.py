@@ -180,7 +180,7 @@ def _unknown(key: str, place: str) -> str:
     section = TrainConfig.section(name)
     inner = [f"{name}.{field}" for name, section in TrainConfig.sections().items() for field in section.model_fields]
     outer = TrainConfig.flat_keys() if section is None else ()
-    nearest = difflib.get_close_matches(key[:SHORT], [*outer, *inner], n=1, cutoff=0.2)
+    nearest = difflib.get_close_matches(key[:SHORT], [*outer, *inner], n=1, cutoff=0.0)
     near = difflib.get_close_matches(key[:SHORT], nearest, cutoff=0.5)
     hints = [f"did you mean {name!r}?" for name in near]
     if section is not None:
@@ -189,8 +189,7 @@ def _unknown(key: str, place: str) -> str:
         own = options_section(name)
         hints = [f"backend {name} takes {f'those of {own}, as {own}.KEY' if own else 'no options'}"]
     elif not near:
-        hints += [f"the nearest is {name!r};" for name in nearest]
-        hints.append(f"`{command('config', '--keys')}` lists them all")
+        hints = [f"the nearest is {nearest[0]!r}; `{command('config', '--keys')}` lists them all"]
     return f"unknown key {quoted(key)} ({place}); {' '.join(hints)}"
 
 

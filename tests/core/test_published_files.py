@@ -106,10 +106,9 @@ def test_what_a_training_type_asks_for_is_done(tmp_path: Path, run: Run, name: s
         ({"mesh_axis_names": ["data"]}, ["mesh_axis_names ['data']", "null"]),
         ({"mlp_hidden_dim": 256}, ["'mlp_hidden_dim'", "did you mean 'mlp_hidden_size'?"]),
         ({"experimental_weight_dtype": "bfp_bf8"}, ["did you mean 'tt.weight_dtype'?"]),
-        (
-            {"adapter_bottleneck_dim": 64},
-            ["the nearest is 'project_dir'; `isotrain config --keys`"],
-        ),
+        ({"adapter_bottleneck_dim": 64}, ["the nearest is 'project_dir'; `isotrain config --keys`"]),
+        # Like no key at all.
+        ({"zzz": 64}, ["the nearest is 'batch_size'; `isotrain config --keys`"]),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path, keys: dict[str, Any], said: list[str]) -> None:
