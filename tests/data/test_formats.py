@@ -23,31 +23,16 @@ from isotrain.albert_core.data.squad_file import read_question_table
 from isotrain.albert_core.data.table_files import TABLE_SUFFIXES, read_table, table_parts
 from pyarrow import parquet
 from support.command import Invoke, one_line_error
-from support.data_files import FORMATS, TYPED, write_rows
+from support.data_files import DAMAGE, FORMATS, JSON, TYPED, saved, write_rows
 from support.small_questions import write_questions
 
 TEXTS = ["one, two; three\tfour", 'say "hi"', "two\nlines", "zażółć 中文 🙂\u2028x", "  padded  ", "NULL and void"]
 ROWS = [{"review": text, "stars": 1 + number % 5} for number, text in enumerate(TEXTS * 2)]
 
 
-def saved(folder: Path, rows: list[dict[str, Any]], **splits: list[dict[str, Any]]) -> Path:
-    """A folder as `datasets` saves it: one split, or several by name."""
-    made = datasets.Dataset.from_list(rows)
-    datasets.disable_progress_bars()
-    try:
-        if splits:
-            parts = {name: datasets.Dataset.from_list(part) for name, part in splits.items()}
-            datasets.DatasetDict(train=made, **parts).save_to_disk(str(folder))
-        else:
-            made.save_to_disk(str(folder), num_shards=2)
-    finally:
-        datasets.enable_progress_bars()
-    return folder
-
-
-def refusal(path: Path, **options: Any) -> str:
+def refusal(path: Path, load: Callable[..., Any] = load_dataset, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
-        load_dataset(str(path), **({"test_fraction": 0.3} | options))
+        load(str(path), **({"test_fraction": 0.3} | options))
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     return str(caught.value)
@@ -133,6 +118,26 @@ def test_what_is_wrong_in_one_of_several_files_is_said_with_its_name(tmp_path: P
     assert f"{files[1]}, row 0: id '0' occurs twice, first at {files[0]}, row 0" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"review": "x", "stars": "1"}], "the label '1' stands as 1 before"),
+        ([{"review": 1, "stars": 1}], "is 1 and no text"),
+        ([{"review": "x", "stars": [1]}], "no name and no number"),
+        ([{"review": "x"}], "is empty"),
+        ([{"body": "x", "stars": 1}], "1 empty texts under 'review'"),
+    ],
+)
+def test_files_of_a_split_with_other_columns_or_types_are_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], said: str
+) -> None:
+    files = shards("parquet", tmp_path, "train", [6, 6])
+    write_rows("parquet", tmp_path, rows, files[1].stem)
+    message = refusal(tmp_path)
+    assert said in message
+    assert f"{files[1]}, row 0" in message
+
+
 def test_files_of_a_split_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     files = shards("parquet", tmp_path, "train", [5, 1, 6])
     files[1].unlink()
@@ -210,8 +215,7 @@ def test_questions_say_the_same_in_every_format(tmp_path: Path) -> None:
     table = read_question_table(nested)
     wanted = load_questions(str(nested), test_fraction=0.5)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    paths = [write_rows(kind, tmp_path, rows, kind.replace(" ", "-")) for kind in TYPED]
-    for path in [*paths, saved(tmp_path / "saved", rows)]:
+    for path in [write_rows(kind, tmp_path, rows, kind.replace(" ", "-")) for kind in (*TYPED, "saved")]:
         found = load_questions(str(path), test_fraction=0.5)
         assert (found.train.content, found.test.content) == (wanted.train.content, wanted.test.content)
 
@@ -260,15 +264,6 @@ def test_a_foreign_parquet_is_refused_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
-# What is wrong with a whole file, whatever its format: how its intact bytes change.
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda _: b"",
-    "blank": lambda _: b" \n \n",
-    "cut at its end": lambda data: data.rstrip()[:-1],
-    "cut in half": lambda data: data[: len(data) // 2 - 3],
-    "another format": lambda _: b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" * 9,
-    "bytes after the end": lambda data: data + b"\xff\x00\xff",
-}
 # What is wrong with the rows.
 CONTENT = {
     "no text column": ([{"body": "a", "label": 1}, {"body": "b", "label": 2}], "no text column"),
@@ -289,6 +284,13 @@ TYPES = {
     "a missing label": ([{"text": "a", "label": 1}, {"text": "b", "label": None}], "is empty"),
     "a missing text": ([{"text": "a", "label": 1}, {"text": None, "label": 2}], "empty texts"),
 }
+# What rows of one column can be in JSON alone: elsewhere a column has one type.
+MIXED = {
+    "a label in two ways": ([{"text": "a", "label": 1}, {"text": "b", "label": "1"}], "'1' stands as 1 before"),
+    "a number among texts": ([{"text": "a", "label": 1}, {"text": 2, "label": 2}], "is 2 and no text"),
+    "a list among labels": ([{"text": "a", "label": 1}, {"text": "b", "label": [2]}], "no name and no number"),
+    "other columns": ([{"text": "a", "label": 1}, {"review": "b", "stars": 2}], "empty texts"),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -299,26 +301,34 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, kind: str, damage
     refusal(path)
 
 
-@pytest.mark.parametrize("content", CONTENT | TYPES)
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("content", CONTENT | TYPES | MIXED)
+@pytest.mark.parametrize("kind", [*FORMATS, "saved"])
 def test_wrong_rows_are_refused_in_one_line(tmp_path: Path, kind: str, content: str) -> None:
-    if content in TYPES and kind not in TYPED:
+    # Of what `datasets` reads, texts and labels alone are taken, and no ids.
+    if (content in TYPES and kind not in (*TYPED, "saved")) or (content, kind) == ("a repeated id", "saved"):
         return
-    rows, said = (CONTENT | TYPES)[content]
+    if content in MIXED and kind not in JSON:
+        return
+    rows, said = (CONTENT | TYPES | MIXED)[content]
     assert said in refusal(write_rows(kind, tmp_path, rows))
 
 
 @pytest.mark.parametrize("kind", [*FORMATS, "saved"])
 def test_a_command_refuses_a_damaged_file_and_leaves_nothing(invoke: Invoke, tmp_path: Path, kind: str) -> None:
+    data = write_rows(kind, tmp_path, ROWS, "data")
     if kind == "saved":
-        data = saved(tmp_path / "data", ROWS)
         (data / "data-00001-of-00002.arrow").unlink()
     else:
-        data = write_rows(kind, tmp_path, ROWS, "data")
         data.write_bytes(data.read_bytes()[:50])
     keys = (f"dataset_id={data.name}", "test_fraction=0.3", "model_name=random:tiny")
     one_line_error(invoke("train", "quickstart", *(f"--set={key}" for key in keys)), data.name)
     assert list(tmp_path.iterdir()) == [data]
+
+
+def with_last_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Puts other rows into the last file of a folder that `datasets` saved."""
+    other = saved(folder.with_name("other"), rows)
+    (other / "data-00001-of-00002.arrow").replace(folder / "data-00001-of-00002.arrow")
 
 
 @pytest.mark.parametrize(
@@ -336,12 +346,38 @@ def test_a_command_refuses_a_damaged_file_and_leaves_nothing(invoke: Invoke, tmp
         (lambda folder: (folder / "data-00000-of-00002.arrow").write_bytes(b""), "can't be read as a data set"),
         (lambda folder: (folder / "data-00000-of-00002.arrow").write_bytes(b"x" * 99), "can't be read as a data set"),
         (lambda folder: os.truncate(folder / "data-00000-of-00002.arrow", 600), "can't be read as a data set"),
+        (lambda folder: with_last_shard(folder, [{"review": "x", "stars": "1"}] * 2), "can't be read as a data set"),
+        (lambda folder: with_last_shard(folder, [{"review": [["x"]], "stars": 1}] * 2), "can't be read as a data set"),
     ],
 )
 def test_a_damaged_folder_of_datasets_is_refused_in_one_line(tmp_path: Path, damage: Any, said: str) -> None:
     folder = saved(tmp_path / "data", ROWS)
     damage(folder)
     assert said in refusal(folder)
+    assert said in refusal(folder, load_questions)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ("", "dataset_dict.json"),
+        ('{"splits": ["train"', "dataset_dict.json:1: truncated JSON"),
+        ("[]", "dataset_dict.json:1: a JSON list"),
+        ("{}", "dataset_dict.json has no list of names"),
+        ('{"splits": "train"}', "dataset_dict.json has no list of names"),
+        ('{"splits": ["train", 3]}', "dataset_dict.json has no list of names"),
+        ('{"splits": ["../data/train"]}', "dataset_dict.json has no list of names"),
+        ('{"splits": ["train", "gone"]}', "gone/state.json"),
+        ('{"splits": ["dev"]}', "has no train split"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_dataset, load_questions])
+def test_a_damaged_list_of_splits_is_refused_in_one_line(
+    tmp_path: Path, load: Callable[..., Any], index: str, said: str
+) -> None:
+    folder = saved(tmp_path / "data", ROWS, dev=ROWS)
+    (folder / "dataset_dict.json").write_text(index)
+    assert said in refusal(folder, load, test_fraction=None)
 
 
 def test_nobody_waits_for_a_pipe_among_the_files(tmp_path: Path) -> None:
@@ -442,7 +478,7 @@ def test_a_compressed_arrow_stream_is_read(tmp_path: Path, in_csv: RawDataset) -
 
 @pytest.mark.parametrize("kind", [kind for kind in (*FORMATS, "saved") if kind.endswith((".gz", "parquet", "saved"))])
 def test_any_changed_byte_is_read_or_refused(tmp_path: Path, kind: str) -> None:
-    data = saved(tmp_path / "data", ROWS) if kind == "saved" else write_rows(kind, tmp_path, ROWS)
+    data = write_rows(kind, tmp_path, ROWS)
     file = next(data.glob("*.arrow"), data)
     intact = file.read_bytes()
     chance = random.Random(5)

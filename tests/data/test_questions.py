@@ -17,6 +17,7 @@ from isotrain.albert_core.data import unpacked
 from isotrain.albert_core.data.questions import load_questions
 from isotrain.albert_core.data.squad_file import Answer, read_question_table, split_of
 from isotrain.albert_core.terminal.text import LONGEST_MESSAGE, brief, error_line
+from support.data_files import DAMAGE, JSON, TYPED, write_rows
 from support.small_questions import question, squad, write_questions
 
 CONTEXT = "Anna lives in Rome. Rome is old."
@@ -136,6 +137,49 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         load_questions(str(tmp_path / name), test_fraction=0.5)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_questions(str(path), test_fraction=0.5)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+ROME = {"text": ["Rome"], "answer_start": [14]}
+ROWS = [{"id": f"q{n}", "question": "Where?", "context": f"{CONTEXT} {n}", "answers": ROME} for n in range(2)]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", TYPED)
+def test_a_damaged_file_of_rows_is_refused_in_one_line(tmp_path: Path, kind: str, damage: str) -> None:
+    path = write_rows(kind, tmp_path, ROWS)
+    assert len(load_questions(str(path), test_fraction=0.5).train) == 1
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"context": 3}, "the context is 3"),
+        ({"context": [[CONTEXT]]}, "the context is [['Anna"),
+        ({"question": ["Where?"]}, "the question is ['Where?']"),
+        ({"id": 3}, "the id is 3"),
+        ({"id": ["q1"]}, "the id is ['q1']"),
+        ({"answers": "Rome"}, "the answers are 'Rome'"),
+        ({"answers": [{"text": "Rome", "answer_start": 14}]}, "the answers are [{'text': 'Rome'"),
+        ({"answers": {"text": "Rome", "answer_start": 14}}, "the answers are {"),
+        ({"answers": {"text": [["Rome"]], "answer_start": [[14]]}}, "an answer is ['Rome']"),
+        ({"answers": {"text": ["Rome"], "answer_start": ["14"]}}, "answer 'Rome' at answer_start 14 lies outside"),
+    ],
+)
+@pytest.mark.parametrize("kind", [*TYPED, "saved"])
+def test_wrong_types_are_refused_in_one_line(tmp_path: Path, kind: str, change: dict[str, Any], said: str) -> None:
+    # A column of Parquet and Arrow has one type.
+    rows = [ROWS[0] if kind in JSON else ROWS[0] | change, ROWS[1] | change]
+    assert said in refusal(write_rows(kind, tmp_path, rows))
 
 
 def test_a_small_file_does_not_unpack_without_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,22 @@ def test_defective_jsonl_is_refused_by_line(tmp_path: Path, line: str, said: str
     assert said in message
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[["a", 1]]', "item 1: a JSON list, not an object"),
+        ('[{"text": "a", "label": 1},\n["b", 2]]', "item 2: a JSON list, not an object"),
+        ("[[[]]]", "item 1: a JSON list, not an object"),
+        ('["a", "b"]', "item 1: a JSON text, not an object"),
+        ("[null]", "item 1: a JSON null, not an object"),
+        ('["a", 1]\n["b", 2]\n', "rows.json:2"),
+        ("[]", "has no rows"),
+    ],
+)
+def test_a_list_of_anything_but_objects_is_refused_by_item(tmp_path: Path, content: str, said: str) -> None:
+    assert said in refusal(write(tmp_path, content, "rows.json"))
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_parts_of_a_file_are_the_file(tmp_path: Path, size: int) -> None:
     rng = random.Random(6)
