@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import isotrain
 import pytest
+import torch
 from support.command import Invoke, one_line_error
 from support.small_tasks import write_scores, write_topics, write_unanswerable
 
@@ -56,6 +58,36 @@ def test_all_labels_above_the_threshold_are_given(invoke: Invoke, tmp_path: Path
     code, table, err = invoke("predict", "runs/run", "hello card chip pin")
     assert code == 0, err
     assert ", ".join(answers[0]["labels"]) in table
+
+
+def test_all_labels_of_pairs_are_evaluated_predicted_and_exported(invoke: Invoke, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    write_topics(tmp_path / "data", pairs=True)
+    trained(invoke, "topics", learning_rate=1e-2, label_threshold=0.3)
+    rows = predicted(invoke, "data/test.jsonl", tmp_path)["jsonl"]
+    assert len({tuple(row["predicted_labels"]) for row in rows}) > 2
+    exact = [set(row["predicted_labels"]) == set(row["labels"]) for row in rows]
+    evaluated = json.loads((tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()[-1])
+    assert evaluated["eval/accuracy"] == pytest.approx(sum(exact) / len(rows))
+    assert invoke("export", "runs/run", "--format", "transformers", "--out", "exported")[0] == 0
+    isotrain.register_models()
+    model, tokenizer = (
+        kind.from_pretrained("exported") for kind in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    for row in rows[:8]:
+        with torch.no_grad():
+            logits = model(**tokenizer(row["text"], row["text_pair"], return_tensors="pt")).logits[0]
+        above = (logits.sigmoid() > 0.3).nonzero().flatten().tolist()
+        assert {model.config.id2label[number] for number in above} == set(row["predicted_labels"])
+    seconds = {}
+    for second in (rows[0]["text_pair"], "again"):
+        code, out, err = invoke("predict", "runs/run", rows[0]["text"], "--pair", second, "--json")
+        assert code == 0, err
+        (seconds[second],) = json.loads(out)["predictions"]
+    assert seconds[rows[0]["text_pair"]]["labels"] == rows[0]["predicted_labels"]
+    assert seconds[rows[0]["text_pair"]]["probabilities"] != seconds["again"]["probabilities"]
+    one_line_error(invoke("predict", "runs/run", "lonely"), "trained on pairs")
 
 
 def test_numbers_are_given_for_pairs(invoke: Invoke, tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from support.small_questions import paragraphs, squad
 TOPICS = tuple(WORDS)
 
 
-def write_topics(folder: Path, train: int = 96, test: int = 32, seed: int = 0) -> Path:
-    """A folder with train.jsonl and test.jsonl of texts and the topics that their words are of, from none to three."""
+def write_topics(folder: Path, train: int = 96, test: int = 32, seed: int = 0, *, pairs: bool = False) -> Path:
+    """A folder with train.jsonl and test.jsonl of texts and the topics that their words are of, from none to three.
+
+    With `pairs`, half of the words are in a second text.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(seed)
     for name, count in (("train", train), ("test", test)):
@@ -23,7 +26,10 @@ def write_topics(folder: Path, train: int = 96, test: int = 32, seed: int = 0) -
             topics = generator.sample(TOPICS, generator.randint(0, 3))
             words = [word for topic in topics for word in generator.choices(WORDS[topic].split(), k=3)]
             generator.shuffle(words)
-            rows.append({"text": " ".join(["hello", *words]), "labels": topics})
+            half = len(words) // 2 if pairs else len(words)
+            texts = {"text": " ".join(["hello", *words[:half]])}
+            texts |= {"text_pair": " ".join(["again", *words[half:]])} if pairs else {}
+            rows.append(texts | {"labels": topics})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
