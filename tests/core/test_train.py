@@ -21,6 +21,9 @@ from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.albert_core.tokens.order import epoch_order
 from safetensors.torch import load_file
 from support.small_job import losses, metrics
+from support.small_pairs import write_pairs
+from support.small_questions import write_questions
+from support.small_tasks import write_scores, write_topics, write_unanswerable
 
 Run = Callable[..., TrainResult]
 Configure = Callable[..., ResolvedConfig]
@@ -197,6 +200,31 @@ def test_the_run_folder_says_what_happened(run: Run) -> None:
     evaluated = next(item for item in metrics(result) if "eval/loss" in item)
     assert {"step", "epoch", "eval/loss", "eval/accuracy", "eval/f1_macro"} <= evaluated.keys()
     assert "feature cache on" in (result.run.path / "train.log").read_text()
+
+
+# By task: data for it, and the names that `evaluate` gives its figures. Those that are numbers of questions are in
+# eval.json.
+EVALUATES: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
+    "classification": (write_pairs, {"accuracy", "f1"}),
+    "multi_label_classification": (write_topics, {"accuracy"}),
+    "regression": (write_scores, {"pearsonr", "spearmanr"}),
+    "question_answering": (write_questions, {"exact_match", "f1"}),
+    "question_answering_v2": (
+        write_unanswerable,
+        {
+            *("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"),
+            *("best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("task", EVALUATES)
+def test_figures_have_the_names_that_evaluate_gives_them(run: Run, tmp_path: Path, task: str) -> None:
+    write, names = EVALUATES[task]
+    result = run(task=task, dataset_id=str(write(tmp_path / "data")), max_length=64, doc_stride=12, max_steps=1)
+    (evaluated,) = (item for item in metrics(result) if "eval/loss" in item)
+    assert {f"eval/{name}" for name in names} <= evaluated.keys()
 
 
 def test_macro_f1_is_scikit_learns(run: Run) -> None:
