@@ -13,11 +13,13 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.inference import export
-from isotrain.albert_core.inference.export import ExportError, export_run
+from isotrain.albert_core.inference.export import INPUTS, ExportError, export_run, trained_model
+from isotrain.albert_core.inference.logits import difference
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.train import TrainResult
 from isotrain.albert_core.model.encoder import load_encoder
 from isotrain.albert_core.model.names import RANDOM_ARCHITECTURES
+from isotrain.albert_core.model.transformers_module import fuse_activations
 from isotrain.cli.main import main
 from isotrain.kernels.install import install_hint
 from safetensors.torch import load_file
@@ -72,8 +74,8 @@ def by_onnx(folder: Path) -> Callable[[Inputs], torch.Tensor]:
     return lambda inputs: torch.from_numpy(graph.run(None, {name: part.numpy() for name, part in inputs.items()})[0])
 
 
-def by_auto_model(folder: Path) -> Callable[[Inputs], torch.Tensor]:
-    """The whole model, by the Auto class of what it answers."""
+def by_auto_model(folder: Path, prepare: Callable[[Any], None] = lambda _: None) -> Callable[[Inputs], torch.Tensor]:
+    """The whole model, by the Auto class of what it answers; `prepare` gets it before it answers."""
     from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
     isotrain.register_models()
@@ -83,6 +85,7 @@ def by_auto_model(folder: Path) -> Callable[[Inputs], torch.Tensor]:
         folder, output_loading_info=True, trust_remote_code=False
     )
     assert not any(report.values()), "every weight is found, and none is left over"
+    prepare(model)
 
     def logits(inputs: Inputs) -> torch.Tensor:
         output = model(**inputs)
@@ -193,6 +196,31 @@ def test_a_transformers_folder_is_the_whole_model(run: Run, tmp_path: Path, mode
     answers = pipeline("text-classification", str(folder), device="cpu")(TEXTS)
     for answer, expected in zip(answers, load_predictor(trained.run).predict(TEXTS), strict=True):
         assert (answer["label"], answer["score"]) == (expected.label, pytest.approx(expected.probability, abs=1e-5))
+
+
+def as_trained(model: Any) -> None:
+    """Rounds as in training: by its operators, and on weights that begin where any tensor does, not inside a file."""
+    fuse_activations(model)
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("model", ["albert", "bert"])
+def test_logits_of_transformers_own_heads_have_the_same_bits(
+    run: Run, reading: dict[str, Any], tmp_path: Path, model: str, reads: bool
+) -> None:
+    from support.tiny_models import write_models
+
+    job = WHOLE | (reading if reads else {"head": "pooler_linear"}) | {"max_steps": 3}
+    trained = run(model_name=str(write_models(tmp_path / "models")[model]), **job).run
+    folder = export_run(trained, "transformers", tmp_path / "out").folder
+    logits = by_auto_model(folder, as_trained)
+    with torch.no_grad():
+        apart = difference(
+            trained_model(load_predictor(trained)), lambda *batch: logits(dict(zip(INPUTS, batch, strict=True))), 32
+        )
+    assert apart == (0.0, 0.0)
 
 
 def test_the_hugging_face_folder_can_be_trained_on(run: Run, tmp_path: Path) -> None:
