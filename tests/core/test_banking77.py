@@ -15,12 +15,13 @@ from support.small_job import metrics
 def test_the_experiment_reaches_its_accuracy(shared_data: Path, minilm_folder: Path, tmp_path: Path) -> None:
     """A plain transformers script over the same features and epochs reached 0.903.
 
-    The best of the five evaluations counts: the last one moves by half a per cent with the seed and the device's
-    rounding (0.895, 0.900 and 0.908 for three seeds).
+    The last evaluation moves by half a per cent with the seed and the device's rounding (0.895, 0.900 and 0.908 for
+    three seeds). The recipe's seed has the least of them: one wrong answer more would be too many.
     """
     sets = [f"dataset_id={shared_data / 'banking77'}", f"model_name={minilm_folder}", f"project_dir={tmp_path}"]
     result = train(load_config("banking77", sets))
     assert (result.status, result.total_steps) == ("completed", 5 * 1251)
     reached = [item["eval/accuracy"] for item in metrics(result) if "eval/accuracy" in item]
     assert len(reached) == 5
-    assert max(reached) >= 0.89
+    assert reached[-1] >= 0.895
+    assert result.metrics["eval/accuracy"] == reached[-1]
