@@ -10,6 +10,7 @@ pytestmark = pytest.mark.core
 
 GATE, PROCESSES = 0.05, 3
 SEEN = "would have seen >= 5 %"
+MORE = "needs about 5 processes a side, or a quieter machine"
 DRIFT = f"{SEEN}; needs a quieter machine, or bench --against"
 
 
@@ -35,8 +36,8 @@ def verdict(low: float, median: float, high: float, lack: str = "", contended: b
             f"worse, perhaps within the gate; {SEEN}; needs about 6 processes a side, or a quieter machine",
         ),
         ((0.6, 1.0, 1.1), INCONCLUSIVE, "would have seen >= 67 % only; needs a quieter machine"),
-        ((0.7, 1.39, 1.39), INCONCLUSIVE, "would have seen >= 99 % only; needs a quieter machine"),
-        ((0.7, 1.397, 1.399), INCONCLUSIVE, "would have seen >= 100 % only; needs a quieter machine"),
+        ((0.7, 1.39, 1.39), INCONCLUSIVE, f"would have seen >= 99 % only; {MORE}"),
+        ((0.7, 1.397, 1.399), INCONCLUSIVE, f"would have seen >= 100 % only; {MORE}"),
         ((0.6, 1.0, 1.3), INCONCLUSIVE, "no result: the interval is wider than 2x; needs a quieter machine"),
     ],
 )
