@@ -50,6 +50,11 @@ def list_backends() -> list[str]:
     return list(dict.fromkeys([*_BUILT_IN, *device_names(), *_PLUGINS.names()]))
 
 
+def is_built_in(name: str) -> bool:
+    """Whether `name` is a backend of isotrain itself, so that finding its class imports no module of a package."""
+    return name in _BUILT_IN
+
+
 def backend_class(name: str) -> type[Backend]:
     """The class of the backend called `name`, not opened.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ..benchmarks.harness.document import Part, Peaks
 from ..benchmarks.outcome.conformance import Support
 
@@ -12,10 +14,14 @@ SUPPORT, PEAKS = "support", "peaks"
 
 
 class WorkerSpec(Part):
-    """The backend under test, and the file descriptors of the pipes."""
+    """The backend under test, and the file descriptors of the pipes.
+
+    sets: further options, as `--set` has them.
+    """
 
     backend: str
     options: dict[str, Any]
+    sets: list[str]
     seed: int
     requests: int
     answers: int
@@ -25,12 +31,13 @@ class Opening(Part):
     """Whether the backend is open.
 
     status: "refused" if the user asked for what doesn't exist, "FAIL" if the backend breaks its word. reason, fix: of
-    the probe, if nothing is wrong.
+    the probe, if nothing is wrong. options: all those that it was opened with.
     """
 
     status: Literal["open", "absent", "refused", "FAIL"]
     reason: str
     fix: str = ""
+    options: dict[str, Any] = Field(default={})
 
 
 class Described(Part):

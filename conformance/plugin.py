@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pytest
 
 TESTS = ("isotrain.conformance", "isotrain.conformance.test_conformance")
+# --json is pytest-json's.
+JSON = "--conformance-json"
 
 
 def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> None:
@@ -25,3 +27,4 @@ def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Non
     group.addoption("--only", metavar="PATTERN", help="The checks with this in their names.")
     group.addoption("--seed", type=int, default=0, help="Of the values that are computed with.")
     group.addoption("--time-limit", type=float, help="Seconds for each check.")
+    group.addoption(JSON, metavar="FILE", help="Write the result there, anew after each check.")

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -44,13 +45,19 @@ class Worker:
     Its first message, which nobody has to request, says whether the backend is open.
     """
 
-    def __init__(self, backend: str, options: dict[str, Any], seed: int, command: Sequence[str] = COMMAND) -> None:
-        self._given = backend, options, seed
+    def __init__(
+        self,
+        backend: str,
+        options: dict[str, Any],
+        seed: int,
+        command: Sequence[str] = COMMAND,
+        sets: Sequence[str] = (),
+    ) -> None:
+        self._spec = partial(WorkerSpec, backend=backend, options=options, seed=seed, sets=list(sets))
         self._command = command
         self._received = b""
 
     def __enter__(self) -> Worker:
-        backend, options, seed = self._given
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isotrain-conformance-"))
             self._log = Path(folder, "log")
@@ -58,7 +65,7 @@ class Worker:
             stack.callback(os.close, self._requests)
             self._answers, answers = os.pipe()
             stack.callback(os.close, self._answers)
-            spec = WorkerSpec(backend=backend, options=options, seed=seed, requests=requests, answers=answers)
+            spec = self._spec(requests=requests, answers=answers)
             ends = (requests, answers)
             try:
                 self._process = stack.enter_context(running(self._command, spec, self._log, None, pass_fds=ends))

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import UserError
+from ..albert_core.config.backend import backend_options, resolved_backend
 from ..albert_core.runs.files import write_json
-from ..backends import BackendUnavailableError
+from ..backends import BackendUnavailableError, is_built_in, list_backends
 from ..benchmarks.harness.environment import versions
 from ..benchmarks.outcome.conformance import CONFORMANCE, CheckResult, Conformance, Judged, Support
 from ..kernels.names import check_name, meant
@@ -29,6 +30,8 @@ MODES: tuple[Mode, ...] = ("test", "grad", "perf")
 JUDGING: tuple[Mode, ...] = ("test", "grad")
 # Importing torch takes half a minute on a busy disk, and opening an accelerator as long again.
 OPEN_SECONDS = 120.0
+# A device may need a while after it has lost a process.
+MOST_REOPENINGS = 3
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,28 @@ class Target:
         options: `backend_options` of a configuration.
         seed: Of the values that it is tested with.
         time_limit: Seconds for each check, instead of the check's own limit.
+        sets: Further options, as `--set` has them.
     """
 
     backend: str
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     time_limit: float | None = None
+    sets: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, sets: Sequence[str] = (), seed: int = 0, time_limit: float | None = None) -> Target:
+        """The target that a command names. A package's module is imported in a worker only, as a part of its test.
+
+        Raises:
+            UserError: The name is unknown, or isotrain's own backend can't take these options.
+        """
+        base = name.partition(":")[0]
+        if is_built_in(base):
+            options = backend_options(sets)
+            return cls(resolved_backend(name, options), options, seed, time_limit)
+        check_name("--backend", base, list_backends())
+        return cls(name, {}, seed, time_limit, tuple(sets))
 
 
 def choose(cases: Sequence[Case], mode: str | None, only: str | None) -> list[Case]:
@@ -74,17 +93,21 @@ class Suite:
 
     Attributes:
         support: What the backend says of itself; None if it can't, and `problem` says why.
-        not_opened: How opening it failed, if it did. Then no check can run.
+        options: All those that it was opened with.
+        not_opened: How opening it failed, at first or MOST_REOPENINGS times in a row. Then no check can run.
     """
 
     def __init__(self, target: Target, command: Sequence[str] = COMMAND) -> None:
         self.target = target
         self.support: Support | None = None
         self.problem = ""
+        self.options = target.options
         self.not_opened: Judged | None = None
         self._command = command
         self._worker: Worker | None = None
         self._has_opened = False
+        # Since it was open.
+        self._failures: list[Judged] = []
 
     def __enter__(self) -> Suite:
         return self
@@ -101,14 +124,16 @@ class Suite:
         if self._worker is not None or self.not_opened is not None:
             return self._worker
         target = self.target
-        self._worker = Worker(target.backend, target.options, target.seed, self._command).__enter__()
+        worker = Worker(target.backend, target.options, target.seed, self._command, target.sets)
+        self._worker = worker.__enter__()
         try:
             opening = self._worker.hear(Opening, OPEN_SECONDS)
         except LostError as error:
             self._fail(Judged(status=error.status, detail=f"while it opened the backend, the process {error}"))
             return None
         if opening.status == "open":
-            self._has_opened = True
+            self._has_opened, self.options = True, opening.options
+            self._failures.clear()
             if self.support is None and not self.problem:
                 self._ask_support()
             return self._worker
@@ -120,7 +145,9 @@ class Suite:
         return None
 
     def _fail(self, found: Judged) -> None:
-        self.not_opened = found
+        self._failures.append(found)
+        if not self._has_opened or len(self._failures) == MOST_REOPENINGS:
+            self.not_opened = found
         self._end()
 
     def _ask_support(self) -> None:
@@ -143,8 +170,7 @@ class Suite:
         worker = self.open()
         start = time.perf_counter_ns()
         if worker is None:
-            assert self.not_opened is not None, "or else there is a process"
-            judged = self.not_opened
+            judged = self._failures[-1]
         else:
             try:
                 judged = worker.ask(case.name, Judged, self.target.time_limit or case.time_limit)
@@ -164,16 +190,14 @@ class Suite:
             seconds=(time.perf_counter_ns() - start) / 1e9,
         )
 
-    def result(
-        self, checks: Sequence[CheckResult], status: Literal["complete", "interrupted", "not opened"]
-    ) -> Conformance:
-        """The result of a run with these `checks` so far."""
+    def result(self, checks: Sequence[CheckResult], total: int) -> Conformance:
+        """The result of a run of `total` checks with these so far."""
         return Conformance(
             schema=CONFORMANCE,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            status=status,
+            status="not opened" if self.not_opened else "complete" if len(checks) == total else "interrupted",
             backend=self.target.backend,
-            options=self.target.options,
+            options=self.options,
             seed=self.target.seed,
             versions=versions(),
             support=self.support,
@@ -206,15 +230,12 @@ def run_checks(
     """
     checks: list[CheckResult] = []
     with Suite(target, command) as suite:
-        result = suite.result(checks, "interrupted")
+        result = suite.result(checks, len(cases))
         with suppress(KeyboardInterrupt):
-            for number, case in enumerate(cases, start=1):
+            for case in cases:
                 check = suite.run(case)
                 checks.append(check)
-                if suite.not_opened is not None:
-                    result = suite.result(checks, "not opened")
-                else:
-                    result = suite.result(checks, "complete" if number == len(cases) else "interrupted")
+                result = suite.result(checks, len(cases))
                 if path is not None:
                     write_json(path, result.document())
                 found(check)

@@ -5,13 +5,16 @@ Imports are absolute, since pytest names this module by its folder, which may ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.config.backend import backend_options, resolved_backend
+from isotrain.albert_core.runs.files import check_place, make_folders, write_json
+from isotrain.benchmarks.outcome.conformance import CheckResult
 from isotrain.conformance.case import Case
 from isotrain.conformance.catalogue import cases
+from isotrain.conformance.plugin import JSON
 from isotrain.conformance.run import Suite, Target, choose
 
 # pytest's exit code for options that can't be used is 4.
@@ -24,6 +27,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         if option("--backend") is None:
             raise UserError("no backend is given; add --backend NAME")
+        if option("--mode") == "support":
+            raise UserError("--mode support judges nothing, so it has no tests; use isotrain conformance")
         chosen = choose(cases(), option("--mode"), option("--only"))
     except UserError as error:
         pytest.exit(str(error), UNUSABLE)
@@ -34,10 +39,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def suite(request: pytest.FixtureRequest) -> Iterator[Suite]:
     option = request.config.getoption
     try:
-        options = backend_options(option("--set"))
-        target = Target(
-            resolved_backend(option("--backend"), options), options, option("--seed"), option("--time-limit")
-        )
+        if option(JSON) is not None:
+            check_place(Path(option(JSON)), JSON)
+            make_folders(Path(option(JSON)).parent, JSON)
+        target = Target.of(option("--backend"), option("--set"), option("--seed"), option("--time-limit"))
         with Suite(target) as opened:
             opened.open()
             yield opened
@@ -45,8 +50,24 @@ def suite(request: pytest.FixtureRequest) -> Iterator[Suite]:
         pytest.exit(str(error), UNUSABLE)
 
 
-def test_conformance(case: Case, suite: Suite) -> None:
+@pytest.fixture(scope="session")
+def keep(request: pytest.FixtureRequest, suite: Suite) -> Callable[[CheckResult], None]:
+    """Writes the results so far, as the command does after each check."""
+    path: str | None = request.config.getoption(JSON)
+    total = sum(getattr(item, "function", None) is test_conformance for item in request.session.items)
+    checks: list[CheckResult] = []
+
+    def add(check: CheckResult) -> None:
+        checks.append(check)
+        if path is not None:
+            write_json(Path(path), suite.result(checks, total).document())
+
+    return add
+
+
+def test_conformance(case: Case, suite: Suite, keep: Callable[[CheckResult], None]) -> None:
     check = suite.run(case)
+    keep(check)
     if check.status == "unsupported":
         pytest.skip(check.detail)
     if check.is_broken:

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from .. import UserError
@@ -42,7 +42,7 @@ def main() -> int:
         # Otherwise a child that outlives this process would keep the pipes open.
         os.set_inheritable(end, False)
     with os.fdopen(spec.requests) as requests, os.fdopen(spec.answers, "w") as answers:
-        opening, device = open_device(spec.backend, spec.options, spec.seed)
+        opening, device = open_device(spec.backend, spec.options, spec.seed, spec.sets)
         # All that a check needs is imported now, so that its time limit is its own.
         known = {} if device is None else _cases()
         _say(answers, opening)
@@ -69,13 +69,15 @@ def _say(answers: TextIO, part: Part) -> None:
     answers.flush()
 
 
-def open_device(name: str, options: dict[str, Any], seed: int) -> tuple[Opening, Device | None]:
-    """Opens a backend for its checks; the device is None unless the status is "open"."""
+def open_device(
+    name: str, options: dict[str, Any], seed: int, sets: Sequence[str] = ()
+) -> tuple[Opening, Device | None]:
+    """Opens a backend for its checks; the device is None unless the status is "open". `sets`: see `WorkerSpec`."""
     base, _, index = name.partition(":")
     try:
         kind = backend_class(base)
     except UserError as error:
-        return Opening(status="refused", reason=str(error), fix="repair or uninstall the package"), None
+        return Opening(status="FAIL", reason=str(error), fix="repair or uninstall the package"), None
     try:
         found = kind.probe()
         if not found.ok:
@@ -83,14 +85,18 @@ def open_device(name: str, options: dict[str, Any], seed: int) -> tuple[Opening,
         # Importing torch takes seconds, which nobody waits for where the backend is absent.
         from .case import Device
 
+        if sets:
+            from ..albert_core.config.backend import backend_options
+
+            options = options | backend_options(sets)
         device = Device(get_backend(name, options), seed)
     except UserError as error:
-        if index or options:
+        if index or options or sets:
             return Opening(status="refused", reason=str(error)), None
         return Opening(status="FAIL", reason=f"the probe says that it can run here, but {error_line(error)}"), None
     except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
         return Opening(status="FAIL", reason=_raised(error)), None
-    return Opening(status="open", reason=found.reason, fix=found.fix), device
+    return Opening(status="open", reason=found.reason, fix=found.fix, options=options), device
 
 
 def describe(device: Device) -> Described:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import UserError
 from .names import check_name
+from .words import first_line
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Plugins:
         fix = "repair or uninstall the package that registers it"
         try:
             loaded = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{registered}, which can't be loaded ({error}); {fix}") from error
+        except Exception as error:
+            raise UserError(f"{registered}, which can't be loaded ({first_line(error)}); {fix}") from error
         if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
             raise UserError(f"{registered}, which is no isotrain {self.base.__name__} class; {fix}")
         return loaded

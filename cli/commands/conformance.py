@@ -61,11 +61,9 @@ def conformance(
 
       isotrain conformance --backend npu --set npu.precision=high --only operations/linear --json npu.json
     """
-    from ...albert_core.config.backend import backend_options, resolved_backend
     from ...conformance.run import Target
 
-    options = backend_options(sets or [])
-    target = Target(resolved_backend(backend, options), options, seed, time_limit)
+    target = Target.of(backend, sets or [], seed, time_limit)
     if mode == "support":
         _show_support(target)
     else:

@@ -41,10 +41,9 @@ def doctor(
     from ...conformance.doctor import examine
 
     if full is not None:
-        from ...albert_core.config.backend import resolved_backend
         from ...conformance.run import Target
 
-        show_checks(Target(resolved_backend(full, {})))
+        show_checks(Target.of(full))
     reports = examine(list_backends(), peaks=verbose)
     if json_output:
         print_json("doctor", {"backends": [report.document() for report in reports]})

@@ -121,11 +121,13 @@ def test_a_backend_that_lies_about_its_availability_is_found(
     assert (opened is not None) == (status == "open")
 
 
-def test_a_package_that_cant_be_loaded_is_refused(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("no module")])
+def test_a_package_that_cant_be_loaded_fails(installed: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     installed(Mutant)
-    monkeypatch.setattr(EntryPoint, "load", lambda _: (_ for _ in ()).throw(ImportError("no module")))
+    monkeypatch.setattr(EntryPoint, "load", lambda _: (_ for _ in ()).throw(error))
     opening, _ = open_device("npu", {}, 0)
-    assert (opening.status, opening.fix) == ("refused", "repair or uninstall the package")
+    assert (opening.status, opening.fix) == ("FAIL", "repair or uninstall the package")
+    assert "which can't be loaded (no module)" in opening.reason
 
 
 def test_what_a_backend_says_of_itself_is_not_judged() -> None:

@@ -90,6 +90,30 @@ def test_what_happens_to_a_process_is_that_checks_row(subject: str, status: str,
     assert same == (status == "pass"), "the next check has a new process where this one is lost, and only there"
 
 
+def flaky(starts: Path, failing: set[int]) -> tuple[str, ...]:
+    """The command of a fake worker that can't open the backend in some of its starts, by number."""
+    counting = f"starts = open({str(starts)!r}, 'a+'); starts.write('x'); starts.flush(); starts.seek(0)"
+    said = f"{{'reason': 'busy', 'status': 'FAIL' if len(starts.read()) in {failing} else 'open'}}"
+    return sys.executable, "-S", "-c", f"{counting}\n{FAKE.replace('OPENING', said)}"
+
+
+@pytest.mark.parametrize(
+    ("failing", "status", "found"),
+    [
+        ({2, 3}, "complete", ["crash", "FAIL", "FAIL", "pass", "pass"]),
+        ({2, 3, 4}, "not opened", ["crash", "FAIL", "FAIL", "FAIL"]),
+        ({1}, "not opened", ["FAIL"]),
+    ],
+)
+def test_a_device_that_was_open_is_opened_again_a_few_times(
+    tmp_path: Path, failing: set[int], status: str, found: list[str]
+) -> None:
+    cases = [check(subject) for subject in ("leaves", "a", "b", "c", "d")]
+    result = run_checks(Target("cpu"), cases, command=flaky(tmp_path / "starts", failing))
+    assert (result.status, [one.status for one in result.checks]) == (status, found)
+    assert all(one.detail == "the backend can't be opened: busy" for one in result.checks if one.status == "FAIL")
+
+
 def test_a_closed_pipe_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isotrain.conformance.process.GRACE_SECONDS", 0.2)
     result = run_checks(Target("cpu"), [check("closes"), check("last")], command=fake())
@@ -233,7 +257,7 @@ def test_a_choice_of_nothing_says_what_there_is(mode: str | None, only: str | No
 
 def result_of(*subjects: str, backend: str = "cpu") -> Conformance:
     with Suite(Target(backend), fake()) as suite:
-        return suite.result([suite.run(check(subject, dtype="float32")) for subject in subjects], "complete")
+        return suite.result([suite.run(check(subject, dtype="float32")) for subject in subjects], len(subjects))
 
 
 def words(blocks: list[table.Block]) -> str:
@@ -295,6 +319,7 @@ PACKAGE = """
 import os, time
 from isotrain.backends.cpu import CpuBackend
 from isotrain.backends import BackendUnavailableError, MemoryUse
+from pydantic import BaseModel, ConfigDict
 
 class Wild(CpuBackend):
     name = "wild"
@@ -303,18 +328,46 @@ class Wild(CpuBackend):
     def scalar(self, value): raise KeyError("value")
     def on_host(self, module): return module
 
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    streams: int = 2
+    high: bool = False
+
+class Typed(CpuBackend):
+    name = "typed"
+    Options = Options
+
 class Liar(CpuBackend):
     name = "liar"
     def __init__(self, index=None): raise BackendUnavailableError("the card doesn't answer; restart it")
 """
 
 
+# Modules that break as soon as they are imported, by the name of their backend: what one does, and its row.
+IMPORTS = {
+    "raises": (
+        "raise OSError('no driver')",
+        "FAIL",
+        "the backend can't be opened: backend 'raises' is registered as 'raises:Wild', which can't be loaded",
+    ),
+    "leaves": ("import os; os._exit(3)", "crash", "while it opened the backend, the process ended with exit code 3"),
+    "hangs": (
+        "import time; time.sleep(600)",
+        "hang",
+        "while it opened the backend, the process took longer than 1 s",
+    ),
+}
+
+
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package, installed for every process that is started, and for this one."""
-    points = {"wild": "wild_backends:Wild", "liar": "wild_backends:Liar"}
+    """The packages, installed for every process that is started, and for this one."""
+    points = {"wild": "wild_backends:Wild", "liar": "wild_backends:Liar", "typed": "wild_backends:Typed"}
+    points |= {name: f"{name}:Wild" for name in IMPORTS}
     folder = described(tmp_path / "site", "wild", "isotrain.backends", points)
     (folder / "wild_backends.py").write_text(PACKAGE)
+    for name, (program, _, _) in IMPORTS.items():
+        (folder / f"{name}.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(folder))
 
@@ -343,6 +396,43 @@ def test_a_wild_backend_is_a_table_of_findings(invoke: Invoke, tmp_path: Path) -
     assert "different from before" in out
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("packaged", "forked_children")
+@pytest.mark.parametrize("name", IMPORTS)
+def test_a_module_that_cant_be_imported_is_a_row(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _, status, detail = IMPORTS[name]
+    if status == "hang":
+        monkeypatch.setattr("isotrain.conformance.run.OPEN_SECONDS", 1.0)
+    options = ("--only", "device/place", "--json", tmp_path / "a.json", "--set", f"{name}.streams=3")
+    code, out, err = invoke("conformance", "--backend", name, *options)
+    assert code == 1, (out, err)
+    (found,) = table.load_conformance(tmp_path / "a.json").checks
+    assert (found.status, found.detail[: len(detail)]) == (status, detail)
+    assert f"{found.status}: {found.detail}"[:60] in out
+
+
+@pytest.mark.usefixtures("packaged")
+@pytest.mark.parametrize("command", [("train", "quickstart"), ("bench", "--quick")])
+def test_other_commands_say_in_one_line_that_a_module_cant_be_imported(
+    invoke: Invoke, command: tuple[str, ...]
+) -> None:
+    said = "'raises' is registered as 'raises:Wild', which can't be loaded (no driver); repair or uninstall"
+    one_line_error(invoke(*command, "--backend", "raises"), said)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("packaged", "forked_children")
+def test_options_of_a_package_are_read_where_it_is_imported(invoke: Invoke, tmp_path: Path) -> None:
+    command = ("conformance", "--backend", "typed", "--only", "device/info", "--json", tmp_path / "a.json", "--set")
+    code, out, err = invoke(*command, "typed.streams=3")
+    assert code == 0, (out, err)
+    assert table.load_conformance(tmp_path / "a.json").options == {"typed": {"streams": 3, "high": False}}
+    one_line_error(invoke(*command, "typed.streams=few"), "typed.streams: 'few' is no whole number")
+    one_line_error(invoke(*command, "seed=3"), "only a backend's own options")
+
+
 def test_wrong_input_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
     one_line_error(invoke("conformance", "--backend", "cud"), "--backend 'cud' does not exist", "did you mean cuda?")
     one_line_error(invoke("conformance", "--backend", "cpu", "--only", "liner"), "matches no check")
@@ -361,13 +451,19 @@ def test_pytest_runs_the_same_checks(tmp_path: Path) -> None:
         environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         return forks.run(["-m", "pytest", *plugin, *options], cwd=tmp_path, env=environment, forking=True)
 
-    done = run("--backend", "tt-emulated", "--set", "tt.math_fidelity=lofi", "--only", "device/unknown", "-v")
+    kept = ("--conformance-json", "results/a.json")
+    done = run("--backend", "tt-emulated", "--set", "tt.math_fidelity=lofi", "--only", "device/unknown", "-v", *kept)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_conformance[device/unknown-dtype] PASSED" in done.stdout
     assert "4 passed" in done.stdout
+    result = table.load_conformance(tmp_path / "results" / "a.json")
+    assert (result.status, len(result.checks), result.options["tt"]["math_fidelity"]) == ("complete", 4, "lofi")
     done = run("--only", "device/unknown")
     assert done.returncode == 2
     assert "no backend is given; add --backend NAME" in done.stdout
+    done = run("--backend", "cpu", "--mode", "support")
+    assert done.returncode == 2
+    assert "--mode support judges nothing" in done.stdout
 
 
 def test_the_plugin_adds_no_options_to_other_sessions() -> None:

@@ -33,7 +33,8 @@ ROWS = {
         ("terminal",),
     ),
     "conformance": (
-        ("test_conformance", "doctor", "table", "plugin"),
+        ("test_conformance", "doctor", "table"),
+        ("plugin",),
         ("run",),
         ("process", "worker"),
         ("catalogue", "messages"),
