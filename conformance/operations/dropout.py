@@ -7,8 +7,9 @@ import math
 import torch
 from torch.nn import functional
 
+from ...backends import Backend
 from ..case import Device, Passed, ViolationError
-from .operation import Numerics, Worst, check_form, place, promised, unsupported
+from .operation import Numerics, Worst, check_form, on_device, place, promised, unsupported
 from .uncertain import SIGMAS, Uncertain
 
 SHAPE = (256, 256)
@@ -21,14 +22,14 @@ def check_dropout(dtype: str, device: Device) -> Passed:
     x = _values(device, numerics)
     placed = place(device.backend, x)
     for rate in RATES:
-        first, second = device.read(*(_dropped(placed, rate) for _ in "ab"))
+        first, second = device.read(*(_dropped(device.backend, placed, rate) for _ in "ab"))
         _check_values(worst, rate, x, first, numerics)
         _check_values(worst, rate, x, second, numerics)
         _check_count(
             f"rate {rate:g}: the masks of two calls differ in", (first == 0) ^ (second == 0), 2 * rate * (1 - rate)
         )
     for name, result in (
-        ("rate 0", _dropped(placed, 0.0)),
+        ("rate 0", _dropped(device.backend, placed, 0.0)),
         ("in evaluation", functional.dropout(placed, RATES[-1], training=False)),
     ):
         if not torch.equal(device.read(result)[0], x):
@@ -42,7 +43,7 @@ def check_gradient(dtype: str, device: Device) -> Passed:
     x, upstream = _values(device, numerics), _values(device, numerics)
     for rate in RATES:
         leaf = place(device.backend, x).requires_grad_()
-        result = _dropped(leaf, rate)
+        result = _dropped(device.backend, leaf, rate)
         result.backward(place(device.backend, upstream))
         if leaf.grad is None:
             raise ViolationError(f"rate {rate:g}: there is no gradient")
@@ -59,11 +60,13 @@ def _values(device: Device, numerics: Numerics) -> torch.Tensor:
     return (1.0 + torch.rand(*SHAPE, generator=device.generator(), dtype=torch.float64)).to(numerics.dtype)
 
 
-def _dropped(x: torch.Tensor, rate: float) -> torch.Tensor:
+def _dropped(backend: Backend, x: torch.Tensor, rate: float) -> torch.Tensor:
     try:
-        return functional.dropout(x, rate)
+        result = functional.dropout(x, rate)
     except NotImplementedError as error:
         raise unsupported("dropout", error) from error
+    on_device(f"rate {rate:g}", backend, result)
+    return result
 
 
 def _check_values(worst: Worst, rate: float, x: torch.Tensor, found: torch.Tensor, numerics: Numerics) -> None:

@@ -33,6 +33,7 @@ class Mutant:
         functions: Replaced functions of torch.
         backend: A subclass with other members.
         elsewhere: Further rows that must fail, by full name without the group.
+        said: A part of what a row says.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Mutant:
     functions: Mapping[Any, Kernel] = field(default_factory=dict)
     backend: type[CpuBackend] = CpuBackend
     elsewhere: frozenset[str] = frozenset()
+    said: str = ""
 
 
 @contextmanager
@@ -227,6 +229,16 @@ def _biased_batch_norm(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, *
     return y
 
 
+def _left_on_meta(run: Kernel) -> Kernel:
+    """`run`, whose result stays on another device where no gradient is needed."""
+
+    def left(*given: Any, **named: Any) -> torch.Tensor:
+        result: torch.Tensor = run(*given, **named)
+        return result if torch.is_grad_enabled() else result.to("meta")
+
+    return left
+
+
 def _missing(*_: Any, **__: Any) -> Any:
     raise NotImplementedError("Could not run 'aten::gelu' with arguments from the 'NPU' backend")
 
@@ -244,6 +256,8 @@ class _ConstantRate(CpuBackend):
 
 ATTENTION = functional.scaled_dot_product_attention
 BATCH_NORM = functional.batch_norm
+DROPOUT = functional.dropout
+EMBEDDING = functional.embedding
 LINEAR = functional.linear
 PRODUCT_ROWS = frozenset(
     f"{name}{mode}"
@@ -359,6 +373,24 @@ MUTANTS = (
         "keeps the biased variance",
         frozenset({"batch_norm-statistics"}),
         functions={BATCH_NORM: _biased_batch_norm},
+    ),
+    Mutant(
+        "adds a dimension to an embedding",
+        frozenset({"embedding", "nan", "inf"}),
+        functions={functional.embedding: lambda *given, **named: EMBEDDING(*given, **named)[None]},
+        said="instead of torch.float32 [",
+    ),
+    Mutant(
+        "leaves an embedding on another device",
+        frozenset({"embedding"}),
+        functions={functional.embedding: _left_on_meta(functional.embedding)},
+        said="the result is on meta instead of cpu",
+    ),
+    Mutant(
+        "drops values on another device",
+        frozenset({"dropout", "dropout/grad"}),
+        functions={functional.dropout: lambda *given, **named: DROPOUT(*given, **named).to("meta")},
+        said="the result is on meta instead of cpu",
     ),
     Mutant(
         "clips by value",

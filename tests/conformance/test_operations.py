@@ -138,6 +138,7 @@ def test_a_broken_device_is_caught_by_the_rows_of_its_clause(mutant: Mutant) -> 
         found = failed(backend, dtypes)
     assert all(isinstance(error, ViolationError) for error in found.values()), found
     assert {name for name in found if "/float32" in name} | mutant.elsewhere & found.keys() == rows_of(mutant)
+    assert any(mutant.said in str(error) for error in found.values())
 
 
 @pytest.mark.usefixtures("small")

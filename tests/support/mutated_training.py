@@ -31,10 +31,12 @@ class Mutant:
     """`caught`: the subjects of the checks that fail. The first is that of the clause that the backend breaks.
 
     Others are those that can't hold, either: a wrong feature is wrong in every check that reads features.
+    `said`: a part of what one of them says.
     """
 
     make: Callable[[], CpuBackend]
     caught: tuple[str, ...]
+    said: str = ""
 
 
 # --- frozen encoders
@@ -65,6 +67,18 @@ class Wrapped:
 class ConstantFeatures(Wrapped):
     def __call__(self, batch: Batch) -> torch.Tensor:
         return torch.ones_like(super().__call__(batch))
+
+
+class AnotherDimension(Wrapped):
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return super().__call__(batch)[None]
+
+
+class LeftOnMeta(Wrapped):
+    """The features are on another device."""
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return super().__call__(batch).to("meta")
 
 
 class NeighbourRows(Wrapped):
@@ -172,6 +186,10 @@ class WrongProgram(CpuBackend):
 _FEATURES = ("features", "padding", "token-types", "company", "overflow", "large")
 ENCODERS = {
     "constant features": Mutant(lambda: WithEncoder(ConstantFeatures), _FEATURES),
+    "features of another shape": Mutant(
+        lambda: WithEncoder(AnotherDimension), _FEATURES[:-1], " texts are torch.float32 (1, "
+    ),
+    "features elsewhere": Mutant(lambda: WithEncoder(LeftOnMeta), _FEATURES, "features of a batch on cpu are on meta"),
     "features of the neighbour": Mutant(lambda: WithEncoder(NeighbourRows), _FEATURES),
     "padding attended": Mutant(lambda: WithEncoder(PaddingAttended), ("padding", "features")),
     "token types ignored": Mutant(lambda: WithEncoder(TokenTypesIgnored), ("token-types",)),
