@@ -1,7 +1,11 @@
-"""The wheel, built and installed as a user would have it: nothing of the source tree beside it."""
+"""The wheel, and the template of a backend beside it, installed as a user would have them: without the source tree.
+
+Both are tested here since compiling the wheel takes long.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -18,6 +22,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "examples" / "backend-template"
+# Of an eager device's class.
+MOST_LINES = 40
 # setuptools' choice.
 COMPILER = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
 
@@ -48,33 +55,42 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a fresh environment that holds the wheel alone; dependencies come by PYTHONPATH."""
-    folder = tmp_path_factory.mktemp("venv")
+def fresh_environment(folder: Path, *wheels: Path) -> Path:
+    """The folder of programs of a new environment that holds `wheels` alone; dependencies come by PYTHONPATH."""
     venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        str(wheel),
-    ]
-    subprocess.run(pip, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    install = [*pip, "install", "--quiet", "--no-deps", "--no-index", *map(str, wheels)]
+    subprocess.run(install, check=True, capture_output=True)
     return folder / "bin"
 
 
-def run(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fresh_environment(tmp_path_factory.mktemp("venv"), wheel)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the template, for setuptools leaves a build folder in the tree it builds from."""
+    return Path(shutil.copytree(TEMPLATE, tmp_path_factory.mktemp("template") / "source"))
+
+
+@pytest.fixture(scope="module")
+def with_template(wheel: Path, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(template.parent)]
+    built = subprocess.run([*build, str(template)], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    return fresh_environment(tmp_path_factory.mktemp("npu"), wheel, *template.parent.glob("*.whl"))
+
+
+def run_program(installed: Path, program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(site.getsitepackages())}
-    return subprocess.run(
-        [str(installed / "isotrain"), *arguments], capture_output=True, text=True, env=environment, cwd=cwd, check=False
-    )
+    command = [str(installed / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+
+def run(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run_program(installed, "isotrain", *arguments, cwd=cwd)
 
 
 def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -> None:
@@ -135,25 +151,8 @@ def test_doctor_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
 
 
 def test_pytest_finds_the_conformance_checks_of_the_wheel(installed: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(site.getsitepackages())}
-    options = [
-        "--pyargs",
-        "isotrain.conformance",
-        "--backend",
-        "cpu",
-        "--only",
-        "device/place",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [str(installed / "python"), "-m", "pytest", *options],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
+    options = "-m pytest --pyargs isotrain.conformance --backend cpu --only device/place -p no:cacheprovider"
+    done = run_program(installed, "python", *options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
 
@@ -167,3 +166,35 @@ def test_a_packaged_configuration_trains_from_the_wheel(installed: Path, tmp_pat
     result = run(installed, "report", "runs", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "<h1>isotrain report: runs</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_template_holds_the_contract(with_template: Path, tmp_path: Path) -> None:
+    done = run(with_template, "conformance", "--backend", "npu", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 fail, " in done.stdout
+
+
+def test_plain_pytest_runs_the_conformance_checks_of_the_template(with_template: Path, template: Path) -> None:
+    done = run_program(with_template, "python", "-m", "pytest", "--only", "device/place", "-v", cwd=template)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_conformance[device/place-bits] PASSED" in done.stdout
+    assert "4 passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_template_trains(with_template: Path, tmp_path: Path) -> None:
+    sets = ["model_name=random:tiny", "max_steps=5", "dataset_id=embedded:intents?train=154&test=77"]
+    options = [part for item in sets for part in ("--set", item)]
+    done = run(with_template, "train", "quickstart", "--backend", "npu", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(with_template, "train", "quickstart", "--backend", "npu", "--set", "npu.products=int8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "npu.products: 'int8' is not allowed" in done.stderr
+
+
+def test_an_eager_device_is_short() -> None:
+    source = (TEMPLATE / "isotrain_npu" / "__init__.py").read_text()
+    (kind,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "NpuBackend")
+    assert kind.end_lineno is not None
+    assert kind.end_lineno - kind.lineno < MOST_LINES
