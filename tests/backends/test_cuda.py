@@ -16,11 +16,13 @@ from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import CastPolicy, get_backend
 from isotrain.backends.cuda.device import CudaBackend
 from isotrain.backends.cuda.graphs import CapturedStep, why_not_captured
+from isotrain.conformance import encoder
 from isotrain.kernels import reference
 from isotrain.kernels.cuda import BucketRunner, PackedGpuEncoder
 from isotrain.kernels.packed import PortableEncoder
 from isotrain.kernels.weights import EncoderWeights
 from support.hosted_cuda import HostedCuda, batch_of
+from support.mutated_training import failing
 from support.recorded_graph import HostReadError, RecordedGraph
 
 FLOAT32 = CastPolicy("float32", "float32", "float32", "float32", "for a test")
@@ -117,11 +119,8 @@ def test_the_portable_kernel_serves_and_says_why(
         hosted.frozen_encoder(weights, policy, "triton")
 
 
-def test_nan_weights_are_refused(hosted: HostedCuda, weights: EncoderWeights) -> None:
-    damaged = weights.word_embeddings.clone()
-    damaged[3, 4] = torch.nan
-    with pytest.raises(UserError, match=r"word_embeddings holds 1 values that are NaN .* \(3, 4\)"):
-        hosted.frozen_encoder(replace(weights, word_embeddings=damaged), FLOAT32)
+def test_broken_weights_are_refused(hosted: HostedCuda) -> None:
+    assert failing(hosted, (case for case in encoder.cases() if case.subject == "broken-weights")) == {}
 
 
 def test_an_unknown_activation_is_refused(hosted: HostedCuda, weights: EncoderWeights) -> None:

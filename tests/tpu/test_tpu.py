@@ -95,14 +95,13 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want).norm() / want.norm())
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("float32", 2e-6), ("bfloat16", 1e-2)])
-def test_the_frozen_encoder_gives_the_cpu_backends_features(backend: Any, dtype: str, limit: float) -> None:
+def test_the_frozen_encoder_in_bfloat16_gives_the_cpu_backends_features(backend: Any) -> None:
     loaded = load_encoder("random:tiny")
     batch = PackedBatch.from_lists([[2, 5, 9, 3], [2, 7], [2, *range(10, 30)]])
     host = get_backend("cpu")
     reference = host.frozen_encoder(loaded.weights, host.cast_policy("float32"))(batch)
-    forward = backend.frozen_encoder(loaded.weights, backend.cast_policy(dtype))
-    assert relative(forward(backend.place(batch.to_padded(32))).cpu(), reference.double()) < limit
+    forward = backend.frozen_encoder(loaded.weights, backend.cast_policy("bfloat16"))
+    assert relative(forward(backend.place(batch.to_padded(32))).cpu(), reference.double()) < 1e-2
     with pytest.raises(UserError, match="layout: bucketed or padded"):
         forward(backend.place(batch))
 
