@@ -16,8 +16,9 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,8 @@ _ABANDONED_AFTER = timedelta(days=1)
 _LONGEST_NAME = 255
 # Errors of the disk fail the run. Any other error means that the path can't be used.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# The names of this process's scratch folders.
+_in_use: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,26 @@ def published(folder: Path) -> Iterator[Path]:
         raise write_error(folder, refused) from error
     finally:
         remove(temporary)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A new folder among the system's temporary ones, for this user alone, which is removed when the block ends.
+
+    Those that killed processes left there are removed, too. `name` is the end of its name.
+    """
+    place = Path(tempfile.gettempdir())
+    # Some systems let nobody list it.
+    with suppress(PermissionError):
+        sweep(place)
+    folder = place / temporary_name(name)
+    _in_use.add(folder.name)
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        remove(folder)
+        _in_use.discard(folder.name)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -302,8 +325,10 @@ def is_abandoned(path: Path) -> bool:
     if match is None:
         return False
     if match["host"] == (platform.node() or "host"):
-        # A name with our own process id is from an earlier process, or from this one, which sweeps only between writes.
-        return int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))
+        # Any other name with our own process id is from an earlier process, or from this one, which sweeps only between
+        # writes.
+        own = int(match["pid"]) == os.getpid()
+        return path.name not in _in_use and (own or not _is_alive(int(match["pid"])))
     try:
         age = datetime.now(UTC) - datetime.fromtimestamp(path.lstat().st_mtime, UTC)
     except FileNotFoundError:

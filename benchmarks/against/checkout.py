@@ -14,7 +14,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ... import UserError
-from ...albert_core.runs.files import published, sweep
+from ...albert_core.runs.files import published, scratch_folder, sweep
 from ...albert_core.terminal.text import quoted, shorten
 from ...backends.host.cache import cache_folder
 from ...kernels.install import rebuild_hint
@@ -135,7 +134,7 @@ def build(root: Path, named: str) -> None:
             f"building --against {quoted(named)} needs setuptools {LEAST_SETUPTOOLS} or newer: "
             f"pip install 'setuptools>={LEAST_SETUPTOOLS}'"
         )
-    with tempfile.TemporaryDirectory(prefix="isotrain-build-") as folder:
+    with scratch_folder("isotrain-build") as folder:
         script = ("-c", "import setuptools; setuptools.setup()") if _is_old(root) else ("setup.py",)
         command = [sys.executable, *script, *BUILD, "--build-temp", folder, "--build-lib", f"{folder}/lib"]
         try:

@@ -8,7 +8,6 @@ Some of its steps and validation batches are timed in a fresh process and extrap
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from ... import UserError
 from ...albert_core.config.load import as_set
 from ...albert_core.config.parsing import read_json
 from ...albert_core.processes.signals import interrupted_by_signals
+from ...albert_core.runs.files import scratch_folder
 from ...backends import EIGHT_BIT, caveat
 from ...kernels.words import count
 from ..baselines import refuse_race
@@ -106,14 +106,14 @@ def run_end_to_end(
     counted: Counted | None = None
     order = interleaved(len(sides), options.processes, options.seed)
     try:
-        with tempfile.TemporaryDirectory(prefix="isotrain-end-to-end-") as folder, interrupted_by_signals():
-            import_bytes.append(_import_torch(options, Path(folder)))
+        with scratch_folder("isotrain-end-to-end") as folder, interrupted_by_signals():
+            import_bytes.append(_import_torch(options, folder))
             for place, (index, process) in enumerate(order, start=1):
                 side = sides[index]
                 if side.reasons:
                     continue
                 tell(f"[{place}/{len(order)}] {side.name}, process {process + 1} of {options.processes}")
-                scratch = Path(folder) / f"{index}-{process}"
+                scratch = folder / f"{index}-{process}"
                 scratch.mkdir()
                 (_train if not side.extrapolated else _loop)(options, side, scratch)
             if sides[0].last is not None:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from ...albert_core.processes.parent import LIFELINE
 from ...albert_core.processes.signals import interrupted_by_signals
-from ...albert_core.runs.files import open_anew
+from ...albert_core.runs.files import open_anew, scratch_folder
 from ...albert_core.terminal.text import clean, shorten
 from .answer import read_answer
 from .document import BACKEND, RUN, TARGET, Measured, Part, Peaks, Refused, Sweep
@@ -64,12 +63,12 @@ def run_workers(
     """
     failed: set[int] = set()
     peaks: dict[str, list[Peaks]] = {spec.backend: [] for spec in plan.targets}
-    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
+    with scratch_folder("isotrain-bench") as folder, interrupted_by_signals():
         for target, process in plan.order:
             if target in failed:
                 continue
             started(target, process)
-            result = Path(folder) / f"{target}-{process}.json"
+            result = folder / f"{target}-{process}.json"
             known = peaks[plan.targets[target].backend]
             outcome = _run_worker(plan, target, process, result, command, known_peaks=known)
             if outcome.document is None:
@@ -81,10 +80,10 @@ def run_workers(
 
 def run_sweeps(plan: Plan, started: Callable[[int, int], None], command: Sequence[str] = WORKER) -> Iterator[WorkerRun]:
     """Runs a sweep for each target that has several shapes to choose from, and yields each as it ends."""
-    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
+    with scratch_folder("isotrain-bench") as folder, interrupted_by_signals():
         for target, specs in plan.candidates.items():
             started(target, SWEEP)
-            result = Path(folder) / f"{target}-sweep.json"
+            result = folder / f"{target}-sweep.json"
             yield _run_worker(plan, target, SWEEP, result, command, list(specs))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -163,6 +164,34 @@ def test_an_interruption_ends_the_worker_and_keeps_what_is_complete(
         assert result["status"] == "partial"
         assert sum(len(entry.get("processes", [])) for entry in result["targets"]) == 1
     assert [path.name for path in tmp_path.glob("*.tmp")] == []
+
+
+def test_what_a_killed_run_left_goes_with_the_next_run(
+    fake_worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, temporary = tmp_path / "alive", tmp_path / "temporary"
+    temporary.mkdir()
+    command = fake_worker({"default": {"sleep": 60, "touch": str(alive)}})
+    program = (
+        "import tempfile\n"
+        "from isotrain.benchmarks.bench import run_bench\n"
+        "from isotrain.benchmarks.harness.plan import Options\n"
+        f"tempfile.tempdir = {str(temporary)!r}\n"
+        f"run_bench(Options(workloads=('forward',), layouts=('packed',)), command={command!r})\n"
+    )
+    parent = forks.Popen(["-c", program], stderr=subprocess.PIPE, cwd=tmp_path)
+    for _ in range(600):
+        if alive.exists() and alive.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait(30)
+    # This worker does not watch for the end of its parent.
+    os.kill(int(alive.read_text(encoding="utf-8")), signal.SIGKILL)
+    assert len(list(temporary.iterdir())) == 1
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    run_bench(OPTIONS, out=tmp_path / "r.json", command=fake_worker())
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_real_run_from_end_to_end(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,29 @@ def test_sweeping_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) ->
     (tmp_path / "a.txt").write_text("whole")
     files.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive, "a.txt"])
+
+
+def test_a_scratch_folder_of_a_killed_process_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import time; from isotrain.albert_core.runs.files import scratch_folder\n"
+        "with scratch_folder('work') as folder:\n (folder / 'x').touch(); print(folder, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout is not None
+        others = Path(other.stdout.readline().strip())
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with files.scratch_folder("work") as own:
+            other.kill()
+            other.wait()
+            assert list(others.iterdir()) == [others / "x"]
+            with files.scratch_folder("more"):
+                assert own.is_dir(), "it is in use"
+                assert not others.exists()
+            assert own.stat().st_mode & 0o777 == 0o700
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_changed_file_is_named(tmp_path: Path) -> None:
