@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from subprocess import Popen
 
 from ... import UserError
 from ...albert_core.processes.signals import interrupted_by_signals
+from ...albert_core.runs.files import scratch_folder
 from ...albert_core.terminal.text import quoted
 from ..harness.answer import read_answer
 from ..harness.document import Peaks, Refused
@@ -65,14 +65,14 @@ class PairRun:
 @contextmanager
 def prepared(before: Checkout, after: Checkout, options: Options) -> Iterator[tuple[Side, Side]]:
     """The two sides, where they can be started. Raises UserError for those that can't be measured together."""
-    with tempfile.TemporaryDirectory(prefix="isotrain-against-") as folder:
+    with scratch_folder("isotrain-against") as folder:
         sides = []
         for name, checkout in (("before", before), ("after", after)):
-            path = Path(folder, name)
+            path = folder / name
             path.mkdir()
             (path / "isotrain").symlink_to(checkout.root)
             sides.append(Side(checkout, path))
-        _check_alike(sides[0], options, Path(folder))
+        _check_alike(sides[0], options, folder)
         yield sides[0], sides[1]
 
 
@@ -109,13 +109,13 @@ def run_pairs(plan: Plan, sides: tuple[Side, Side], started: Callable[[int, int]
     """
     failed: set[int] = set()
     peaks: dict[str, list[Peaks]] = {spec.backend: [] for spec in plan.targets}
-    with tempfile.TemporaryDirectory(prefix="isotrain-bench-") as folder, interrupted_by_signals():
+    with scratch_folder("isotrain-bench") as folder, interrupted_by_signals():
         for target, pair in plan.order:
             if target in failed:
                 continue
             started(target, pair)
             known = peaks[plan.targets[target].backend]
-            ended = _run_pair(plan, target, pair, sides, Path(folder), known)
+            ended = _run_pair(plan, target, pair, sides, folder, known)
             known += [run.document.peaks for run in ended.runs if run is not None and run.document is not None]
             if ended.failed is not None:
                 failed |= concerned(plan, ended.failed)
@@ -179,9 +179,11 @@ def _run_pair(
                 member.steps, member.blocks = member.partner.warm_up()
                 _comes_to_rest(member.worker.pid)
             restless = _take_turns(members)
+            peaks = ""
             for member in members:
-                member.partner.finish()
-                runs[member.place] = member.outcome(target, pair)
+                member.partner.finish(peaks)
+                ended = runs[member.place] = member.outcome(target, pair)
+                peaks = "" if ended.document is None else ended.document.peaks.model_dump_json()
         except EOFError:
             for member in members:
                 if member.partner.lost:

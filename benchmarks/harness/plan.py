@@ -190,7 +190,7 @@ class Plan:
         """The duration of the run if every block fits its budget. Slow steps make it longer."""
         sides = 2 if self.paired else 1
         per_process = (START_SECONDS + 2.0 * self.options.seconds) * sides
-        peaks = len(self.options.backends) * PEAKS_SECONDS * sides
+        peaks = len(self.options.backends) * PEAKS_SECONDS
         return len(self.order) * per_process + peaks + len(self.candidates) * (START_SECONDS + SWEEP_SECONDS)
 
     @property

@@ -2,7 +2,7 @@
 
 The worker says a line when it is ready for its first step and hears one when it may run it. After its warm-up it says
 "STEPS BLOCKS" and hears the numbers that both shall have. Then it hears a line before each block and says one after it.
-A last line lets it go on when both have run all blocks.
+A last line lets it go on when both have run all blocks; after its first word, older workers read nothing.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ class _Lines:
 
 
 class Turns:
-    """The worker's side. Without pipes it never waits. waited: the seconds that it has waited so far."""
+    """The worker's side. Without pipes it never waits. waited: the seconds that it has waited so far.
+
+    told: what `Partner.finish` told it; empty before that.
+    """
 
     def __init__(self, descriptors: Descriptors | None = None) -> None:
         self._lines = None if descriptors is None else _Lines(descriptors)
         self.waited = 0.0
+        self.told = ""
 
     @property
     def shared(self) -> bool:
@@ -83,7 +87,7 @@ class Turns:
 
     def finish(self) -> None:
         """Waits until the other process has run its blocks, so that nothing disturbs them."""
-        self._hear()
+        self.told = self._hear().partition(" ")[2].strip()
 
     def _say(self, line: str) -> None:
         if self._lines is not None:
@@ -146,9 +150,10 @@ class Partner:
             self._lines.say("go")
             self._lines.hear()
 
-    def finish(self) -> None:
+    def finish(self, told: str = "") -> None:
+        """Lets the worker end. told: in one line, what its partner found that it need not find again."""
         with self._noticed():
-            self._lines.say("end")
+            self._lines.say(f"end {told}")
 
     @contextmanager
     def _noticed(self) -> Iterator[None]:

@@ -338,6 +338,7 @@ def run(
     memory = backend.memory()
     profile = None if trace is None else _profile(steps, options.profile, Path(trace))
     kernel, work = prepared.accounts()
+    known_peaks = [*known_peaks, *([Peaks.model_validate_json(turns.told)] if turns.told else [])]
     return Measured(
         steps_per_block=measured.steps_per_block,
         step_seconds=measured.step_seconds,

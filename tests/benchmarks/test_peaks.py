@@ -7,9 +7,12 @@ import torch
 from isotrain.backends import DeviceInfo
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.harness import peaks as module
+from isotrain.benchmarks.harness import worker
 from isotrain.benchmarks.harness.document import Peaks
 from isotrain.benchmarks.harness.environment import Lost
 from isotrain.benchmarks.harness.peaks import measure_peaks
+from isotrain.benchmarks.harness.plan import Options, make_plan
+from isotrain.benchmarks.harness.turns import Turns
 
 MS = 1_000_000
 
@@ -88,6 +91,23 @@ def test_a_contended_peak_is_measured_again_but_not_for_ever(
         backend, "float32", lambda: backend.now, known=[known.model_copy(update={"contended": it}) for it in contended]
     )
     assert (backend.fences > before) is measured
+
+
+def test_a_worker_takes_the_peaks_that_its_partner_measured(
+    backend: TimedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = measure_peaks(backend, "float32", lambda: backend.now)
+
+    class Told(Turns):
+        def finish(self) -> None:
+            self.told = known.model_dump_json()
+
+    monkeypatch.setattr(module, "_device_peaks", lambda *_: pytest.fail("they are known"))
+    options = Options(
+        model="random:tiny", dtypes=("float32",), workloads=("forward",), layouts=("packed",), blocks=2, seconds=0.02
+    )
+    document = worker.run(options, make_plan(options).targets[0], turns=Told())
+    assert document.peaks.matmul_tflops == known.matmul_tflops
 
 
 def test_the_cpus_own_peak_is_plausible() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from isotrain import UserError
 from isotrain.backends.host.processor import usable_cores
-from isotrain.benchmarks.harness.plan import Options, hash_of, make_plan, with_quick
+from isotrain.benchmarks.harness.plan import PEAKS_SECONDS, Options, hash_of, make_plan, with_quick
 from isotrain.benchmarks.harness.turns import interleaved
 
 pytestmark = pytest.mark.core
@@ -76,6 +76,11 @@ def test_the_configuration_holds_what_is_measured_and_not_how_long() -> None:
     assert hash_of(options.config()) == hash_of(with_quick(options).config())
     for change in ({"dtypes": ("float32",)}, {"seed": 1}, {"max_length": 64}, {"threads": 1}, {"model": "random:tiny"}):
         assert hash_of(replace(options, **change).config()) != hash_of(options.config())
+
+
+def test_a_pair_is_foreseen_as_two_processes_that_measure_the_peaks_once() -> None:
+    alone = make_plan(Options())
+    assert 2.0 * alone.least_seconds - replace(alone, paired=True).least_seconds == PEAKS_SECONDS
 
 
 def test_every_target_of_several_dtypes_has_one_and_one_of_a_single_dtype_none() -> None:

@@ -95,6 +95,17 @@ def test_a_worker_waits_for_its_turn_without_using_a_cpu() -> None:
     assert ALONE.waited == 0.0
 
 
+def test_a_worker_hears_at_its_end_what_its_partner_found() -> None:
+    with Partner() as partner:
+        turns = Turns(partner.ends)
+        for told in ('{"of": "a peak"}', ""):
+            partner.finish(told)
+            turns.finish()
+            assert turns.told == told
+    ALONE.finish()
+    assert ALONE.told == ""
+
+
 def test_a_worker_that_is_gone_is_noticed_by_its_parent() -> None:
     with Partner() as partner:
         partner.inherited()
