@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ... import UserError
+from ...kernels.install import rebuild_hint
 from ...kernels.words import count
 from ..bench import Watcher
 from ..harness.environment import describe
@@ -20,7 +21,7 @@ from ..outcome.build import build_result, result_path, write_result
 from ..outcome.limits import within_limits
 from ..outcome.model import MeasuredTarget, Target, UnmeasuredTarget
 from ..regression.verdict import REFUSED, judge
-from .checkout import Checkout
+from .checkout import Checkout, library, native_parts
 from .pairs import PairRun, prepared, run_pairs
 
 # What a verdict needs.
@@ -191,7 +192,17 @@ def _notes(plan: Plan, pairs: Sequence[PairRun], checkouts: Sequence[Checkout]) 
         notes.append(f"{plan.options.model} is the same file for both checkouts, which differ in isotrain alone")
     if checkouts[0].sources == checkouts[1].sources:
         notes.append("both checkouts have the same sources: any difference is one of the method")
+    root = checkouts[1].root
+    if unbuilt := [f"kernels/{name}" for name in native_parts(root) if not library(root, name).is_file()]:
+        notes.append(
+            f"no native library is built here of {' and '.join(unbuilt)}, and none is measured; build: {rebuild_hint()}"
+        )
     for index, target in enumerate(plan.targets):
+        own = [pair.runs[1] for pair in pairs if pair.target == index]
+        warnings = [set(run.document.warnings) for run in own if run is not None and run.document is not None]
+        if warnings:
+            # What every process warns of is no chance, such as a kernel that can't run here.
+            notes += [f"{target.label}: {warning}" for warning in sorted(set.intersection(*warnings))]
         restless = sum(pair.restless for pair in pairs if pair.target == index)
         if restless:
             notes.append(

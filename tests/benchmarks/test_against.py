@@ -16,13 +16,16 @@ from typing import Any
 import pytest
 from isotrain import UserError
 from isotrain.benchmarks.against import pairs as pairing
+from isotrain.benchmarks.against import run as running
 from isotrain.benchmarks.against.checkout import Checkout
 from isotrain.benchmarks.against.comparison import comparison
-from isotrain.benchmarks.against.run import Asked, paired_plan, run_against
+from isotrain.benchmarks.against.pairs import PairRun
+from isotrain.benchmarks.against.run import Asked, _notes, paired_plan, run_against
 from isotrain.benchmarks.bench import PlainWatcher
-from isotrain.benchmarks.harness.document import Interval
+from isotrain.benchmarks.harness.document import Interval, Measured
 from isotrain.benchmarks.harness.environment import PACKAGE_ROOT
 from isotrain.benchmarks.harness.plan import Options
+from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.against import Against, PairedTarget
 from isotrain.benchmarks.regression.verdict import IMPROVED, INCONCLUSIVE, REFUSED, REGRESSED, SAME
 from isotrain.benchmarks.reports.terminal_comparison import FORMATS
@@ -60,12 +63,25 @@ for block in range(blocks):
         time.sleep(act.get("sleep", 0))
 turns.finish()
 tell("ends")
+with open({journal!r} + "-peaks", "a") as peaks:
+    peaks.write(f"{{side}} {{len(spec['known_peaks']) + bool(turns.told)}}\\n")
 document = act["document"]
 document["step_seconds"] = document["step_seconds"][spec["process"]]
 document["cpu_step_seconds"] = document["step_seconds"]
 document["steps_per_block"] = steps
 Path(spec["result"]).write_text(json.dumps(document))
 """
+
+
+CHECKOUTS = (
+    Checkout("before", PACKAGE_ROOT, "unavailable: a test", "a" * 64),
+    Checkout("after", PACKAGE_ROOT, "unavailable: a test", "b" * 64),
+)
+
+
+@pytest.fixture(autouse=True)
+def _whatever_is_built_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "native_parts", lambda _: [])
 
 
 @pytest.fixture
@@ -96,13 +112,11 @@ def measure(tmp_path: Path, document: MakeDocument, monkeypatch: pytest.MonkeyPa
             SCRIPT.format(acts=str(tmp_path / "acts.json"), journal=str(tmp_path / "journal")), encoding="utf-8"
         )
         monkeypatch.setattr(pairing, "WORKER", (sys.executable, str(script)))
-        names = {"before": "a" * 64, "after": "b" * 64}
-        sides = tuple(Checkout(name, PACKAGE_ROOT, "unavailable: a test", sources) for name, sources in names.items())
         plan = paired_plan(
             Options(workloads=("forward",), layouts=("packed",), processes=pairs, blocks=blocks, **options)
         )
         out = tmp_path / "against.json"
-        result, path = run_against(plan, sides, Asked(0.05, "fail"), PlainWatcher(plan), out=out)
+        result, path = run_against(plan, CHECKOUTS, Asked(0.05, "fail"), PlainWatcher(plan), out=out)
         assert path == out
         assert result == Against.model_validate_json(out.read_text(encoding="utf-8"))
         return result
@@ -142,6 +156,12 @@ def test_both_are_alive_at_once_and_their_blocks_alternate(measure: Callable[...
     for side in (result.before, result.after):
         # The larger number of steps counts for both.
         assert {process.steps_per_block for process in side.result.measured[0].processes} == {5}
+
+
+def test_the_second_of_a_pair_is_told_the_peaks_of_the_first(measure: Callable[..., Against], tmp_path: Path) -> None:
+    measure(pairs=2, blocks=2)
+    told = (tmp_path / "journal-peaks").read_text(encoding="utf-8").splitlines()
+    assert told == ["before 0", "after 1", "after 2", "before 3"]
 
 
 def test_fewer_than_three_pairs_decide_nothing(measure: Callable[..., Against]) -> None:
@@ -293,6 +313,28 @@ def test_a_process_that_keeps_running_beside_the_other_is_said(
     assert measure(blocks=10).notes == [
         "cpu forward packed auto x8: after 60 blocks a process went on running while the other was timed"
     ]
+
+
+def test_what_every_process_of_this_checkout_warns_of_is_said(
+    measure: Callable[..., Against], measured: Callable[..., Measured]
+) -> None:
+    label, here, chance = "cpu forward packed auto x8", "kernel portable ran, for native can't", "a slow start"
+    assert measure(changes={"warnings": [here]}).notes == [f"{label}: {here}"]
+    plan = paired_plan(Options(workloads=("forward",), layouts=("packed",), processes=2))
+    pairs = [
+        PairRun(0, pair, 1.0, (None, WorkerRun(0, pair, 1.0, measured(warnings=warnings))))
+        for pair, warnings in enumerate(([here, chance], [here]))
+    ]
+    assert _notes(plan, pairs, [CHECKOUTS[0], CHECKOUTS[1]]) == [f"{label}: {here}"]
+
+
+def test_a_native_library_that_is_not_built_here_is_said(
+    measure: Callable[..., Against], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "native_parts", lambda _: ["cpu", "none"])
+    monkeypatch.setattr(running, "library", lambda root, name: root / ("__init__.py" if name == "cpu" else name))
+    (note,) = measure().notes
+    assert note.startswith("no native library is built here of kernels/none, and none is measured; build: ")
 
 
 def checkout_of(folder: Path, described: str) -> Checkout:
