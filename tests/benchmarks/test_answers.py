@@ -18,7 +18,7 @@ from isotrain.albert_core.model.encoder import LoadedEncoder
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.backends import get_backend
 from isotrain.benchmarks.harness import worker
-from isotrain.benchmarks.harness.document import Measured
+from isotrain.benchmarks.harness.document import Measured, Policy
 from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.measure import Budget, measure
 from isotrain.benchmarks.harness.plan import Options, make_plan
@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 ON_FEATURES = ("forward", "train_step", "head_step")
 Encoder = Callable[[Any], torch.Tensor]
 Make = Callable[..., Workload]
-Judged = Callable[[Workload], Bench]
+Judged = Callable[[Workload, str], Bench]
 Runs = Callable[..., list[WorkerRun]]
 Handed = Callable[..., Measured]
 
@@ -70,12 +70,15 @@ def make(albert: LoadedEncoder, texts: Texts) -> Make:
 
 
 @pytest.fixture
-def judged(all_runs: Runs) -> Callable[[Workload], Bench]:
-    """A result of two targets: what the measurement of a workload found, and a right one after it."""
+def judged(all_runs: Runs) -> Judged:
+    """A result of two targets: what the measurement of a workload in `dtype` found, and a right one after it."""
 
-    def build(workload: Workload) -> Bench:
+    def build(workload: Workload, dtype: str) -> Bench:
         measure(workload, Budget(2, 0.02, 0.02))
+        policy = Policy.of(get_backend("cpu").cast_policy(dtype)).document()
         changes = {
+            # The dtype's limit, also where this processor computes in a wider one.
+            "policy": policy | {"compute": dtype},
             "probe": {str(text): logits for text, logits in workload.probe.items()},
             "expected": {str(text): logits.tolist() for text, logits in workload.expected.items()},
         }
@@ -139,10 +142,11 @@ def later(value: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("fault", [skipped, stale, swapped, constant, racing], ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("name", ON_FEATURES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_wrong_encoder_is_named_and_not_the_right_one_beside_it(
-    make: Make, judged: Judged, name: str, fault: Callable[[Any], Any]
+    make: Make, judged: Judged, dtype: str, name: str, fault: Callable[[Any], Any]
 ) -> None:
-    wrong, right = judged(make(name, spoil=fault)).targets
+    wrong, right = judged(make(name, dtype=dtype, spoil=fault), dtype).targets
     assert right.valid
     assert any("differ from those of transformers' module in float32 by" in reason for reason in wrong.reasons)
 
@@ -176,8 +180,9 @@ def skipped_layers(encoder: TrainedEncoder) -> TrainedEncoder:
     ],
     ids=["skipped", "swapped", "constant"],
 )
-def test_a_wrong_whole_model_is_named(make: Make, judged: Judged, fault: Callable[[Any], Any]) -> None:
-    wrong, right = judged(make("full_step", "padded", spoil=fault)).targets
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_whole_model_is_named(make: Make, judged: Judged, dtype: str, fault: Callable[[Any], Any]) -> None:
+    wrong, right = judged(make("full_step", "padded", dtype=dtype, spoil=fault), dtype).targets
     assert right.valid
     assert any("differ from those of transformers' module in float32 by" in reason for reason in wrong.reasons)
 

@@ -63,6 +63,20 @@ PLANTS = {
         old=FEATURES,
         new=f"{FEATURES}        features, self.last = getattr(self, 'last', features), features\n",
     ),
+    "skipped layer": Plant(
+        ("refused",),
+        file="albert_core/features/source.py",
+        old="    return backend.frozen_encoder(encoder.weights, policy, kernel)\n",
+        new="    from dataclasses import replace\n\n    config = encoder.weights.config\n"
+        "    shorter = replace(config, weights_of_layer=config.weights_of_layer[1:])\n"
+        "    return backend.frozen_encoder(replace(encoder.weights, config=shorter), policy, kernel)\n",
+    ),
+    "race": Plant(
+        ("refused",),
+        old=FEATURES,
+        new=f"{FEATURES}        import threading\n\n        late = torch.zeros_like(features)\n"
+        "        threading.Timer(0.003, late.copy_, (features,)).start()\n        features = late\n",
+    ),
     "half an encoder": Plant(
         ("refused",), old=FEATURES, new=f"{FEATURES}        features = features * 0.5 + 0.01 * index\n"
     ),
