@@ -196,6 +196,32 @@ def test_more_than_speed_is_gated_each_with_its_own_threshold(write: Write) -> N
         compare_files(a, b, (), Asked(what=["energy"]))
 
 
+def costing(what: str, factor: float) -> Callable[[dict[str, Any]], None]:
+    def change(result: dict[str, Any]) -> None:
+        for target in result["targets"]:
+            for process in target["processes"]:
+                for phase in {"first_step": ["first_step"], "load": ["open", "load", "data", "prepare"]}.get(what, []):
+                    process["phases"][phase] *= factor
+                joules = 20.0 * (factor if what == "energy" else 1.0)
+                process["energy"] = {"source": "a test", "block_joules": [joules] * 9}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("what", "within", "beyond"), [("first_step", 1.2, 1.3), ("load", 1.2, 1.3), ("energy", 1.04, 1.06)]
+)
+def test_first_step_load_and_energy_are_judged_each_by_its_own(
+    write: Write, what: str, within: float, beyond: float
+) -> None:
+    asked = Asked(what=["first_step", "load", "energy"])
+    before = write("a.json", spoil=costing(what, 1.0))
+    for factor, verdict in ((within, SAME), (beyond, REGRESSED)):
+        after, again = (write(name, spoil=costing(what, factor)) for name in ("b.json", "c.json"))
+        found = {(one.what, one.verdict.outcome) for one in compare_files(before, after, [again], asked).targets}
+        assert found == {(one, verdict if one == what else SAME) for one in asked.what}
+
+
 def test_memory_that_grows_is_a_warning(write: Write) -> None:
     a, b = write("a.json"), write("b.json", spoil=put("targets.0.memory.growth_bytes_per_step", 1e5))
     warned = "cpu forward padded auto x8: memory grows by 0.1 MB a step (not before)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from isotrain.benchmarks.harness.environment import describe
 from isotrain.benchmarks.harness.plan import Options, make_plan
 from isotrain.benchmarks.outcome.build import build_result
 from isotrain.benchmarks.regression.changes import fit
+from isotrain.benchmarks.regression.history import load_history
+from isotrain.benchmarks.reports.terminal_history import print_history
 from isotrain.cli.commands.history import history
+from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -22,6 +26,8 @@ pytestmark = pytest.mark.core
 
 Spoil = Callable[[int, dict[str, Any]], object]
 REVISIONS = 30
+# The beginning of dim text on a terminal.
+DIM = "\x1b[2m"
 
 
 @pytest.fixture
@@ -145,6 +151,15 @@ def test_contended_results_are_no_base_and_no_change(folder: Callable[..., Path]
     assert rows[5]["change_median"] == ""
     assert rows[6]["change_median"] == pytest.approx(speeds[6] / speeds[4])
     assert run(folder([speeds]), "--fail-on-change").exit_code == 1, "the same speeds undisturbed"
+
+
+def test_contended_results_are_dim(folder: Callable[..., Path]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", record=True, width=120)
+    print_history(load_history(folder([noise(4)], contend([5]))), console)
+    course, row = (line for line in console.export_text(styles=True).splitlines() if DIM in line)
+    assert "contended" in row
+    blocks = course.partition("  ")[0].strip()
+    assert (blocks.index(DIM), blocks.count(DIM)) == (5, 1)
 
 
 @pytest.mark.filterwarnings("error")
