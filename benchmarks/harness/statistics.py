@@ -175,7 +175,7 @@ def growth(held: Sequence[int], steps: int) -> float | None:
 
     Returns:
         The median of the slopes between all pairs (Theil and Sen); None where nearly all pairs don't rise (Kendall's
-        tau below 0.9), or what is gained is less than 8 KiB a step, 1 MiB or 0.1 % in all.
+        tau below 0.9), or what is gained is less than 8 KiB a step or 256 KiB in all.
     """
     data = np.asarray(held[len(held) // 3 :], dtype=np.float64)
     if len(data) < LEAST_FOR_GROWTH:
@@ -185,7 +185,7 @@ def growth(held: Sequence[int], steps: int) -> float | None:
     slope = float(np.median(rises / (second - first)))
     steady = float(np.sign(rises).mean()) >= LEAST_TAU
     gained = slope * (len(data) - 1)
-    return slope / steps if steady and slope >= 2**13 * steps and gained >= max(2**20, 1e-3 * data[0]) else None
+    return slope / steps if steady and slope >= 2**13 * steps and gained >= 2**18 else None
 
 
 def two_modes(samples: Samples) -> tuple[float, float, int] | None:

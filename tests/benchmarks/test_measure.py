@@ -12,6 +12,7 @@ import pytest
 from isotrain.benchmarks.harness import measure as measuring
 from isotrain.benchmarks.harness.measure import Budget, Measurement, measure
 from isotrain.benchmarks.harness.statistics import bounds, growth, resampled_medians
+from isotrain.benchmarks.harness.turns import Turns
 from isotrain.benchmarks.outcome.steadiness import steadiness
 
 MS = 1_000_000
@@ -163,6 +164,14 @@ def test_short_blocks_that_scatter_are_timed_again_and_longer_but_not_for_ever()
     assert len(scattering.blocks) == 9
     assert sum(scattering.blocks) < 4 * 0.45e9
     assert Scattering(200).measured(seconds=9.0).warnings == (), "a block is long enough"
+
+
+def test_blocks_that_take_turns_keep_the_length_that_both_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengthened = Scattering(20).measured(seconds=0.45)
+    monkeypatch.setattr(Turns, "shared", True)
+    kept = Scattering(20).measured(seconds=0.45)
+    assert kept.warnings == ()
+    assert 2 * kept.steps_per_block == lengthened.steps_per_block
 
 
 def test_a_block_is_at_least_20_ms_long_within_limits() -> None:
@@ -396,11 +405,27 @@ def test_a_leak_is_told_and_noise_is_none(leak: int, told: int) -> None:
     assert measured.growth == (pytest.approx(leak, rel=0.05) if leak else None)
 
 
-def test_memory_that_wanders_is_no_leak() -> None:
-    """Of 1,000 random walks of an allocator, up and down by 1 MiB a block, few look like a leak."""
+@pytest.mark.parametrize("held", [10**9, 10**10])
+def test_a_leak_is_told_of_blocks_of_one_step(held: int) -> None:
+    device, generator = FakeDevice(busy(2000)), np.random.default_rng(3)
+    budget = Budget(9, 1.0, 1.0)
+    measured = measure(
+        device,
+        budget,
+        clock=device.clock,
+        held=lambda: held + 100_000 * device.steps + int(generator.integers(0, 2**15)),
+    )
+    assert measured.steps_per_block == 1
+    assert measured.growth == pytest.approx(100_000, rel=0.1)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("reach", [2**16, 2**18, 2**20])
+def test_memory_that_wanders_is_no_leak(reach: int, steps: int) -> None:
+    """Of 1,000 random walks of an allocator, up and down from block to block, few look like a leak."""
     generator = np.random.default_rng(5)
-    walks = 10**9 + np.cumsum(generator.integers(-(2**20), 2**20, (1000, 9)), axis=1)
-    assert sum(growth(walk.tolist(), 3) is not None for walk in walks) < 40
+    walks = 10**9 + np.cumsum(generator.integers(-reach, reach, (1000, 9)), axis=1)
+    assert sum(growth(walk.tolist(), steps) is not None for walk in walks) < 40
 
 
 def test_the_collector_rests_while_blocks_are_timed_and_is_back_afterwards() -> None:
