@@ -20,7 +20,18 @@ from .. import UserError
 from ..kernels.words import count, first_line
 from .torch_device import TorchDevice
 from .traits import Traits
-from .types import COMPILED_LAYOUTS, Availability, CastPolicy, DeviceInfo, MemoryUse, unsupported_dtype, versions
+from .types import (
+    COMPILED_LAYOUTS,
+    SEPARATE,
+    Availability,
+    CastPolicy,
+    DeviceInfo,
+    MemoryUse,
+    cannot_share,
+    taken_by,
+    unsupported_dtype,
+    versions,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +42,7 @@ AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 # What isotrain's programs set it to: each package is loaded when its device is asked for. Users set 0 to load none.
 LATE = "late"
 _NOT_RENAMED = "privateuseone"
+WITHOUT_FLOAT64 = ("float32", "bfloat16", "float16")
 
 
 def _traits(about: str, process_group: str | None = None, **others: Any) -> Traits:
@@ -63,6 +75,8 @@ class Accelerator(TorchDevice):
     def probe(cls) -> Availability:
         if cls.package and find_spec(cls.package) is None:
             return Availability(False, f"the package {cls.package} isn't installed", cls.how_to_get)
+        if other := cls._holder_of_its_place():
+            return Availability(False, f"it {taken_by(f'torch device {other}')}", SEPARATE)
         import torch
 
         try:
@@ -79,6 +93,21 @@ class Accelerator(TorchDevice):
         if not there:
             return Availability(False, f"torch {torch.__version__} finds no {cls.name} device", cls.how_to_get)
         return Availability(True, f"{cls.traits.about} ({count(there, 'device')})")
+
+    @classmethod
+    def _holder_of_its_place(cls) -> str:
+        """The other device that has torch's one place for a device of a package; empty if this one may have it."""
+        import torch
+
+        holder = torch._C._get_privateuse1_backend_name()
+        if holder in (_NOT_RENAMED, cls.name):
+            return ""
+        try:
+            torch.device(cls.name)
+        except RuntimeError:
+            return holder
+        # torch itself has a device of this name.
+        return ""
 
     def info(self) -> DeviceInfo:
         module, known = self.torch_module(), super().info()
@@ -177,7 +206,7 @@ class Accelerator(TorchDevice):
 class MpsBackend(Accelerator):
     name = "mps"
     # torch.utils.checkpoint doesn't restore this device's generator.
-    traits = _traits("Apple GPUs", dtypes=("float32", "bfloat16", "float16"), recomputes=False)
+    traits = _traits("Apple GPUs", dtypes=WITHOUT_FLOAT64, recomputes=False)
     how_to_get = "use a Mac with Apple silicon and macOS 14 or newer"
 
     def __init__(self, index: int | None = None, options: Any = None) -> None:
@@ -212,7 +241,7 @@ class XpuBackend(Accelerator):
 
 class NpuBackend(Accelerator):
     name = "npu"
-    traits = _traits("Huawei Ascend", "cpu:gloo,npu:hccl", recomputes=False)
+    traits = _traits("Huawei Ascend", "cpu:gloo,npu:hccl", dtypes=WITHOUT_FLOAT64, recomputes=False)
     package = "torch_npu"
     how_to_get = "install Huawei's CANN and the torch_npu for this torch"
 
@@ -224,7 +253,7 @@ class HpuBackend(Accelerator):
         "Intel Gaudi",
         "cpu:gloo,hpu:hccl",
         layouts=COMPILED_LAYOUTS,
-        dtypes=("float32", "bfloat16", "float16"),
+        dtypes=WITHOUT_FLOAT64,
         recomputes=False,
     )
     package = "habana_frameworks"
@@ -240,7 +269,7 @@ class MluBackend(Accelerator):
 
 class MusaBackend(Accelerator):
     name = "musa"
-    traits = _traits("Moore Threads GPUs", "cpu:gloo,musa:mccl", recomputes=False)
+    traits = _traits("Moore Threads GPUs", "cpu:gloo,musa:mccl", dtypes=WITHOUT_FLOAT64, recomputes=False)
     package = "torch_musa"
     how_to_get = "install Moore Threads' software, with torch_musa for this torch"
 
@@ -263,8 +292,19 @@ def device_names() -> list[str]:
 
 
 def device_class(name: str) -> type[Accelerator] | None:
-    """The class of the device that torch calls `name`; None if torch has none."""
-    return DEVICES.get(name) or (_of_package(name) if name in _registered() else None)
+    """The class of the device that torch calls `name`; None if torch has none.
+
+    Raises:
+        UserError: Its package is installed, and another device has torch's one place for a device of a package.
+    """
+    if name in DEVICES:
+        return DEVICES[name]
+    there = _registered()
+    if name in there:
+        return _of_package(name)
+    if there and f"torch_{name}" in _unknown_packages() - sys.modules.keys():
+        raise cannot_share(name, f"torch device {there[0]}")
+    return None
 
 
 def _registered() -> list[str]:
@@ -272,16 +312,21 @@ def _registered() -> list[str]:
 
     torch imports these packages, so it is asked only if there are any whose device isn't known anyway.
     """
-    known = {kind.package for kind in DEVICES.values()} | {"torch_tpu"}
-    packages = {entry.module.partition(".")[0] for entry in entry_points(group=_TORCH_GROUP)}
-    if "torch" not in sys.modules and packages <= known:
+    packages = _unknown_packages()
+    if "torch" not in sys.modules and not packages:
         return []
     import torch
 
     if torch._C._get_privateuse1_backend_name() == _NOT_RENAMED:
-        _load(packages - known)
+        _load(packages)
     name = torch._C._get_privateuse1_backend_name()
     return [] if name == _NOT_RENAMED else [name]
+
+
+def _unknown_packages() -> set[str]:
+    """The installed packages that register a device with torch, without those of the devices that are known."""
+    packages = {entry.module.partition(".")[0] for entry in entry_points(group=_TORCH_GROUP)}
+    return packages - {kind.package for kind in DEVICES.values()} - {"torch_tpu"}
 
 
 def _load(packages: Set[str]) -> None:

@@ -59,7 +59,7 @@ def backend_class(name: str) -> type[Backend]:
     """The class of the backend called `name`, not opened.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: The name is unknown, or another device has the place of its own with torch.
     """
     if name in _PLUGINS.names():
         return _PLUGINS.find(name)

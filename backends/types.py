@@ -103,11 +103,18 @@ def unsupported_dtype(dtype: str, backend: str, *allowed: str) -> UserError:
     )
 
 
+# What to do if two devices want one process.
+SEPARATE = "use a process for each"
+
+
+def taken_by(other: str) -> str:
+    """Why no second device can be opened in a process that `other`, a package or device, has taken."""
+    return f"can't share a process with {other}, which this one uses"
+
+
 def cannot_share(backend: str, other: str) -> UserError:
     """The error for a process that `other`, a package or device, has taken."""
-    return UserError(
-        f"backend {backend!r} can't share a process with {other}, which this one uses; use a process for each"
-    )
+    return UserError(f"backend {backend!r} {taken_by(other)}; {SEPARATE}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.backends import BackendUnavailableError, accelerators, backend_class, get_backend, list_backends
-from isotrain.backends.accelerators import DEVICES, Accelerator, HpuBackend, MpsBackend, NpuBackend, XpuBackend
+from isotrain.backends.accelerators import (
+    DEVICES,
+    Accelerator,
+    HpuBackend,
+    MpsBackend,
+    MusaBackend,
+    NpuBackend,
+    XpuBackend,
+)
 from support.command import Invoke
 from support.packages import described
 
@@ -69,6 +77,36 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.mps, "is_available", lambda: False)
     with pytest.raises(BackendUnavailableError, match="finds no mps device; use a Mac"):
         get_backend("mps")
+
+
+@pytest.fixture
+def tpu_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with torch_tpu's device, and every other device's package installed."""
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "tpu")
+    monkeypatch.setattr(accelerators, "find_spec", lambda name: ModuleSpec(name, None))
+    entries = [EntryPoint(name, f"torch_{name}:load", "torch.backends") for name in ("npu", "ferrite", "tpu")]
+    monkeypatch.setattr(accelerators, "entry_points", lambda group: entries if group == "torch.backends" else [])
+
+
+SHARED = "can't share a process with torch device tpu, which this one uses; use a process for each"
+
+
+@pytest.mark.usefixtures("tpu_open")
+@pytest.mark.parametrize("name", ["npu", "mlu", "musa", "ferrite"])
+def test_a_process_has_one_device_of_a_package(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        get_backend(name)
+    assert str(caught.value).startswith(f"backend {name!r} ")
+    assert str(caught.value).endswith(SHARED)
+
+
+@pytest.mark.usefixtures("tpu_open")
+def test_devices_of_torch_itself_need_no_place(xpu: SimpleNamespace) -> None:
+    assert get_backend("xpu").device == torch.device("xpu", 0)
+    with pytest.raises(BackendUnavailableError, match=r"no module torch\.hpu, which its package should register"):
+        get_backend("hpu")
+    with pytest.raises(UserError, match="backend 'ferrit' does not exist"):
+        get_backend("ferrit")
 
 
 def test_a_package_that_was_left_for_later_is_loaded_for_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +204,7 @@ def test_dtypes_are_asked_of_the_device(xpu: SimpleNamespace, monkeypatch: pytes
 
 
 def test_devices_without_float64_say_so_before_they_are_opened() -> None:
-    for kind in (MpsBackend, HpuBackend):
+    for kind in (MpsBackend, NpuBackend, HpuBackend, MusaBackend):
         assert "float64" not in kind.traits.dtypes
     assert NpuBackend.traits.process_group == "cpu:gloo,npu:hccl"
     assert MpsBackend.traits.process_group is None
@@ -268,15 +306,15 @@ def test_what_a_registered_device_lacks_is_listed(site: Path, tmp_path: Path) ->
 def test_a_registered_device_trains(site: Path, tmp_path: Path) -> None:
     sets = ["model_name=random:tiny", "max_steps=3", "dataset_id=embedded:intents?train=154&test=77", "dtype=bfloat16"]
     options = [part for item in sets for part in ("--set", item)]
-    for way in ("true", "false"):
-        done = isotrain(
-            site, tmp_path, "train", "quickstart", "--backend", "ferrite", *options, "--set", f"freeze_encoder={way}"
-        )
+    command = ("train", "quickstart", "--backend", "ferrite", *options)
+    for way, lacks in (("true", ""), ("false", ""), ("false", "generator,memory")):
+        done = isotrain(site, tmp_path, *command, "--set", f"freeze_encoder={way}", lacks=lacks)
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
+        assert "Traceback" not in said
         assert "backend ferrite was not run by its authors" in said
         assert ("whole models in float32: torch.ferrite has no autocast" in said) == (way == "false")
-    done = isotrain(site, tmp_path, "train", "quickstart", "--backend", "ferrite", *options, lacks="devices")
+    done = isotrain(site, tmp_path, *command, lacks="devices")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "finds no ferrite device" in line
