@@ -341,5 +341,6 @@ def torch_xla_version() -> Availability:
         return Availability(False, f"torch_xla is not installed; {SUCCEEDED}", fix)
     torch_version = metadata.version("torch")
     if found.split(".")[:2] != torch_version.split(".")[:2]:
-        return Availability(False, f"torch-xla {found} is not built for the installed torch {torch_version}", fix)
+        reason = f"torch-xla {found} is not built for the installed torch {torch_version}; {SUCCEEDED}"
+        return Availability(False, reason, fix)
     return Availability(True, f"torch-xla {found} ({SUCCEEDED})")

@@ -91,6 +91,9 @@ def _summary(report: Report) -> str:
         assert report.device is not None, "it was opened"
         here = [name for name, state in report.kernels.items() if state.startswith("available")]
         words = f"{report.device.name}; kernels {', '.join(here)}"
+        # The reason of a processor or GPU is its name again.
+        if not report.reason.startswith(report.device.name):
+            words = f"{words}; {report.reason}"
     return f"{words}; {UNTESTED}" if report.untested else words
 
 

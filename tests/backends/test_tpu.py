@@ -108,5 +108,16 @@ def test_torchs_other_extra_device_can_not_share_a_process(monkeypatch: pytest.M
         TpuBackend()
 
 
-def test_torch_xla_is_said_to_have_ended() -> None:
-    assert "2.9 is its last release, and backend tpu succeeds it" in backend_class("xla").probe().reason
+@pytest.mark.parametrize("found", [None, "2.9.0", torch.__version__])
+def test_torch_xla_is_said_to_have_ended(found: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "torch-xla":
+            return torch.__version__
+        if found is None:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(metadata, "version", version)
+    state = backend_class("xla").probe()
+    assert state.ok == (found == torch.__version__)
+    assert "2.9 is its last release, and backend tpu succeeds it" in state.reason

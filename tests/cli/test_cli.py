@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from isotrain.backends.accelerators import DEVICES
 from isotrain.cli.main import main
 from isotrain.conformance import doctor
 from support.command import Invoke, one_line_error
@@ -46,6 +47,9 @@ def test_doctor_lists_every_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPa
     assert reports["cpu"]["status"] == "PASS"
     for report in reports.values():
         assert report["status"] == "PASS" or (report["reason"] and report["fix"])
+    never_run = {"cuda", "tpu", "tt", "tt-tpu", *DEVICES}
+    assert never_run <= {name for name, report in reports.items() if report["untested"]}
+    assert out.count("not run by its authors") >= len(never_run)
 
 
 @pytest.mark.core

@@ -6,14 +6,17 @@ import json
 import re
 import time
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from isotrain import backends
 from isotrain.backends import Backend, get_backend
+from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.harness.document import Peaks
 from isotrain.conformance import doctor
 from isotrain.conformance.case import Device
+from isotrain.conformance.messages import Opening
 from isotrain.conformance.worker import describe, measure, open_device
 from support.command import Invoke
 from support.packages import described
@@ -152,6 +155,20 @@ def test_one_line_a_device_and_details_on_demand(invoke: Invoke, monkeypatch: py
     assert "matmul: ok, relative error 1e-7" in out
     assert f"fix: {'mend it ' * 30}".strip() in out, "a command is pasted whole"
     assert json.loads(invoke("doctor", "--json")[1]) == {"schema": "isotrain.doctor/1", "backends": found}
+
+
+def test_a_device_that_works_says_what_its_probe_found(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: "2.9.0")
+    opening = Opening(status="open", reason=backends.backend_class("xla").probe().reason)
+    support = describe(Device(get_backend("cpu")))
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: [doctor.opened("xla", opening, support, {})])
+    code, out, _ = invoke("doctor")
+    assert code == 0
+    assert "; torch-xla 2.9.0 (2.9 is its last release, and backend tpu succeeds it)" in out
+    # The reason of this one is its own name.
+    opening = Opening(status="open", reason=CpuBackend.probe().reason)
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: [doctor.opened("cpu", opening, support, {})])
+    assert opening.reason not in invoke("doctor")[1]
 
 
 @pytest.mark.slow
