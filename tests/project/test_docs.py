@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from isotrain.backends import backend_traits, list_backends
+from isotrain.backends.accelerators import DEVICES
 
 pytestmark = pytest.mark.core
 
@@ -78,6 +80,14 @@ def test_every_rule_that_the_code_cites_is_written_down() -> None:
     }
     assert cited >= {7, 9, 13}
     assert cited <= set(map(int, written))
+
+
+def test_every_device_that_was_not_run_is_named_beside_these_words() -> None:
+    parts = (ROOT / "README.md").read_text().split("\n* ") + (ROOT / "docs" / "backends.md").read_text().split("\n## ")
+    said = " ".join(part for part in parts if re.search(r"not run\b[^.;]*\bby\s+its\s+authors", part, re.IGNORECASE))
+    never_run = {name for name in list_backends() if backend_traits(name).untested}
+    assert never_run >= {"cuda", "tpu", "tt", "tt-tpu", *DEVICES}
+    assert never_run <= set(re.findall(r"`(?:--backend )?([a-z-]+)`", said))
 
 
 def test_no_placeholder_is_left_in_the_documents() -> None:
