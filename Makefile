@@ -15,7 +15,7 @@
 # make wheel-trial: dist's wheel for Linux installed without a compiler by each of PYTHONS, its doctor, size and start.
 # make bench-suite: time every kernel and backend here with pytest-benchmark; ARGS=--benchmark-compare: against the last.
 # make bench-training JOB=albert-8 (albert-32, minilm-mrpc): training steps beside transformers' Trainer; MRPC=FOLDER.
-# TORCH=cpu, cu130, rocm7.0, ...: the build of torch wherever one is installed, from its own index. The package index's
+# TORCH=cpu, cu130, rocm7.2, ...: the build of torch wherever one is installed, from its own index. The package index's
 # x86-64 build has CUDA's libraries with it: 5 GB on the disk.
 # make clean: remove what builds and tools left, the environments aside.
 PYTHON ?= python3
