@@ -54,7 +54,8 @@ def make(albert: LoadedEncoder, texts: Texts) -> Callable[..., Workload]:
         head = ClassificationHead(HIDDEN, MLP, LABELS, seed=1)
         if name == "full_step":
             module = copy.deepcopy(albert.module())
-            encoder = TrainedEncoder(module, backend.cast_policy("float32"), "transformers", "5")
+            mode = "default" if kernel == "compile" else None
+            encoder = TrainedEncoder(module, backend.cast_policy("float32"), "transformers", "5", mode)
         expected = reference_logits(albert, head, texts, "float32", "float32")
         workload = WORKLOAD_CLASSES[name](backend, spoil(encoder) if spoil else encoder, head, batches, texts)
         workload.judge(expected)
@@ -162,23 +163,24 @@ def test_a_compilation_in_a_timed_block_is_found_on_the_host(make: Callable[...,
     assert any("compilations inside the timed region" in reason for reason in measured.reasons)
 
 
-def test_a_recompilation_of_the_compiled_kernel_is_found(
-    make: Callable[..., Workload], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["forward", "full_step"])
+def test_a_recompilation_of_a_compiled_encoder_or_step_is_found(
+    make: Callable[..., Workload], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inductor, "COMPILER", "eager")
-    workload = make("forward", "padded", "compile")
+    workload = make(name, "padded", "compile")
     workload.backend = CpuBackend()
     run_all(workload)
     before = workload.compile_count()
     assert run_all(workload) == []
     assert workload.compile_count() == before
-    encoder = workload.encoder
+    run = workload.run
 
-    def forgetful(batch: object) -> torch.Tensor:
+    def forgetful(index: int) -> torch.Tensor:
         torch._dynamo.reset()
-        return encoder(batch)
+        return run(index)
 
-    workload.encoder = forgetful
+    workload.run = forgetful
     measured = measure(workload, Budget(2, 0.02, 0.02))
     assert any("compilations inside the timed region" in reason for reason in measured.reasons)
 

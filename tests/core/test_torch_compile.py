@@ -97,6 +97,18 @@ def test_a_compiled_run_is_resumed_bit_for_bit_with_dropout(run: Run, dropping_m
     assert 0 < programs <= 3, "one batch shape, one program"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [mode for mode in COMPILE_MODES if mode != "default"])
+def test_programs_of_every_other_mode_train_alike(run: Run, mode: str) -> None:
+    if reason := inductor.why_no_compiler("cpu"):
+        pytest.skip(reason)
+    common = WHOLE | {"layout": "padded", "max_steps": 2}
+    plain, before = run(**common), get_backend("cpu").compile_count()
+    compiled = run(torch_compile=mode, **common)
+    assert get_backend("cpu").compile_count() > before
+    assert values(compiled) == pytest.approx(values(plain), rel=1e-5)
+
+
 @pytest.mark.usefixtures("traced")
 def test_what_cannot_be_compiled_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from isotrain.albert_core.model import whole
