@@ -10,6 +10,8 @@ import torch
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop import train as loop
 from isotrain.albert_core.loop.train import TrainResult
+from isotrain.backends.tpu import TpuBackend
+from isotrain.kernels.packed import PaddedBatch
 from support.recipe_checks import check_losses, run_recipe
 from support.small_job import losses
 from support.small_recipes import RECIPES
@@ -65,6 +67,42 @@ def test_no_step_after_the_first_epoch_compiles(
     assert result.status == "completed"
     assert len(counts) == 36
     assert backend.compile_count() == counts[12]
+
+
+def test_a_compiled_step_has_few_programs_for_each_batch_shape_and_no_others(
+    run: Run, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's graph, the device's programs of it, and an operator or two; in the first step, those of no shape, too."""
+    shapes: list[tuple[int, ...]] = []
+    counts: list[int] = []
+    compiled, step = TpuBackend.compile, loop.optimizer_step
+
+    def watched(self: TpuBackend, fn: Any, mode: str | None = None) -> Any:
+        program = compiled(self, fn, mode)
+
+        def call(*inputs: Any) -> Any:
+            shapes.extend(one.input_ids.shape for one in inputs if isinstance(one, PaddedBatch))
+            return program(*inputs)
+
+        return program if mode is None else call
+
+    def counting(*args: Any) -> torch.Tensor:
+        backend.synchronize()
+        before = backend.compile_count()
+        sums = step(*args)
+        backend.synchronize()
+        counts.append(backend.compile_count() - before)
+        return sums
+
+    monkeypatch.setattr(TpuBackend, "compile", watched)
+    monkeypatch.setattr(loop, "optimizer_step", counting)
+    # A head as no other test has, or its programs are there already.
+    run(**WHOLE | {"torch_compile": "default", "mlp_hidden_size": 24, "batch_size": 2, "max_steps": 12})
+    assert len(shapes) == len(counts) == 12
+    assert len(set(shapes)) > 1
+    new = [shape not in shapes[:at] for at, shape in enumerate(shapes)]
+    assert [count > 0 for count in counts] == new
+    assert max(counts[1:]) <= 5
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adam"])
