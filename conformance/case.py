@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from ..backends import DTYPES, Backend, CastPolicy
+from ..benchmarks.outcome.conformance import Rate
 
 Mode = Literal["test", "grad", "perf"]
 
@@ -21,10 +22,14 @@ class Passed:
     Attributes:
         share: The largest error as a share of its budget, 0 to 1; None if the check has no error.
         detail: What was measured, in a few words with units.
+        lacks: What wasn't checked, and why.
+        rate: What a check that times something measured.
     """
 
     share: float | None = None
     detail: str = ""
+    lacks: str = ""
+    rate: Rate | None = None
 
 
 class ViolationError(Exception):

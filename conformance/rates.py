@@ -7,24 +7,30 @@ afterwards, or that compiles in its timed blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
+from itertools import product
 from statistics import median
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from ..albert_core.model.encoder import load_encoder
+from .. import UserError
+from ..albert_core.loop.optim import build_optimizer
+from ..albert_core.model.encoder import LoadedEncoder, load_encoder
 from ..albert_core.model.head import ClassificationHead
 from ..albert_core.tasks import TASKS
-from ..backends import DTYPES, Backend
+from ..backends import DTYPES, Backend, CastPolicy, FrozenEncoder
 from ..benchmarks.harness.document import Peaks
 from ..benchmarks.harness.measure import Budget, Target, measure
 from ..benchmarks.harness.peaks import MOST_MEASUREMENTS, measure_peaks
 from ..benchmarks.harness.texts import embedded_texts, make_batches
 from ..benchmarks.harness.work import work_per_step
-from ..benchmarks.harness.workloads import CHANGED, FullStep, TrainedEncoder
+from ..benchmarks.harness.workloads import CHANGED, Forward, FullStep, HeadStep, TrainedEncoder, Workload
+from ..benchmarks.outcome.conformance import Rate
 from ..benchmarks.work.traffic import FLOAT32, UPDATE_PASSES
 from .case import Case, Device, Passed, UnsupportedError, ViolationError
 
@@ -36,6 +42,8 @@ BUDGET = Budget(blocks=3, seconds=0.15, warmup_seconds=0.1)
 STEP_BUDGET = Budget(blocks=3, seconds=1.5, warmup_seconds=0.5)
 # Those in which a whole model is trained without a loss scale.
 STEP_DTYPES = ("float32", "bfloat16")
+
+Work = TypeVar("Work", bound=Workload)
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,15 @@ def _cases() -> Iterator[Case]:
         for name, check in (
             ("forward", _forward_rate),
             ("backward", _backward_rate),
+            ("clip", _clip_rate),
             ("optimizer", _optimizer_rate),
+            ("sgd", _sgd_rate),
             ("step", _step_rate),
+            ("frozen-forward", _frozen_rate),
+            ("head-step", _head_rate),
         ):
             clause = f"the part {name!r} of a training step can be timed: its fence waits, and its results stay"
-            yield Case("rates", name, clause, partial(check, dtype), dtype, "perf", time_limit=180.0)
+            yield Case("rates", name, clause, partial(check, dtype), dtype, "perf", time_limit=300.0)
 
 
 class Repeated:
@@ -184,21 +196,20 @@ def _peaks(backend: Backend, dtype: str) -> Peaks:
 
 
 def _flop_rate(device: Device, dtype: str, flops: float, seconds: float) -> Passed:
-    rate = flops / seconds / 1e12
     peak = None if device.backend.caveat else _peaks(device.backend, dtype).matmul_tflops
-    return Passed(None, _words(device, seconds, rate, peak, "TFLOP/s"))
+    return _rate(device, seconds, flops / seconds / 1e12, peak, "TFLOP/s")
 
 
 def _byte_rate(device: Device, dtype: str, moved: float, seconds: float) -> Passed:
-    rate = moved / seconds / 1e9
     peak = None if device.backend.caveat else _peaks(device.backend, dtype).copy_gbps
-    return Passed(None, _words(device, seconds, rate, peak, "GB/s"))
+    return _rate(device, seconds, moved / seconds / 1e9, peak, "GB/s")
 
 
-def _words(device: Device, seconds: float, rate: float, peak: float | None, unit: str) -> str:
+def _rate(device: Device, seconds: float, value: float, peak: float | None, unit: Literal["TFLOP/s", "GB/s"]) -> Passed:
     """The rate, and its share of the measured peak. What is in caches may be faster than memory's peak."""
-    limit = f"no peak{device.backend.on_caveat}" if peak is None else f"{rate / peak:.0%} of the measured {peak:.3g}"
-    return f"{rate:.3g} {unit}, {limit}; {1e3 * seconds:.3g} ms"
+    rate = Rate(value=value, unit=unit, share=None if peak is None else value / peak)
+    limit = f"no peak{device.backend.on_caveat}" if peak is None else f"{rate.share:.0%} of the measured {peak:.3g}"
+    return Passed(detail=f"{value:.3g} {unit}, {limit}; {1e3 * seconds:.3g} ms", rate=rate)
 
 
 @dataclass(frozen=True)
@@ -220,18 +231,38 @@ class _Training:
         return [one.grad for one in self.workload.model.parameters() if one.grad is not None]
 
 
+def _workload(
+    kind: type[Work],
+    device: Device,
+    policy: CastPolicy,
+    layout: str,
+    encoder_of: Callable[[LoadedEncoder], FrozenEncoder | TrainedEncoder],
+) -> tuple[Work, float]:
+    """Random weights, texts of Banking77's lengths. Returns the matrix FLOPs of a step, too."""
+    loaded = load_encoder(MODEL, device.seed)
+    config, encoder = loaded.weights.config, encoder_of(loaded)
+    texts = embedded_texts(BATCH, LENGTH, config.vocab_size, CLASSES, device.seed)
+    batches = make_batches(texts, BATCH, layout, LENGTH)
+    head = ClassificationHead(config.hidden_size, 256, CLASSES, device.seed)
+    made = kind(device.backend, encoder, head, batches, texts)
+    skips = encoder.skips_padding
+    work = work_per_step(config, made.head, batches, kind.name, encoder.name, policy, skips_padding=skips)
+    return made, work.hardware_flops
+
+
 @lru_cache(maxsize=1)
 def _training(backend: Backend, dtype: str, seed: int) -> _Training:
-    """Random weights, texts of Banking77's lengths. The parts of one dtype share them."""
-    policy = backend.whole_model_policy(Device(backend, seed).policy(dtype))
-    encoder = load_encoder(MODEL, seed)
-    config = encoder.weights.config
-    texts = embedded_texts(BATCH, LENGTH, config.vocab_size, CLASSES, seed)
-    batches = make_batches(texts, BATCH, backend.traits.whole_model_layout, LENGTH)
-    trained = TrainedEncoder(encoder.module(), policy, "auto", "")
-    workload = FullStep(backend, trained, ClassificationHead(config.hidden_size, 256, CLASSES, seed), batches, texts)
-    work = work_per_step(config, workload.head, batches, FullStep.name, trained.name, policy)
-    return _Training(workload, work.hardware_flops / 3, policy.compute)
+    """The parts of one dtype share it."""
+    device = Device(backend, seed)
+    policy = backend.whole_model_policy(device.policy(dtype))
+    made, flops = _workload(
+        FullStep,
+        device,
+        policy,
+        backend.traits.whole_model_layout,
+        lambda loaded: TrainedEncoder(loaded.module(), policy, "auto", ""),
+    )
+    return _Training(made, flops / 3, policy.compute)
 
 
 def _forward_rate(dtype: str, device: Device) -> Passed:
@@ -250,20 +281,50 @@ def _backward_rate(dtype: str, device: Device) -> Passed:
     return _flop_rate(device, training.compute, 2 * training.forward_flops, both - forward)
 
 
-def _optimizer_rate(dtype: str, device: Device) -> Passed:
+def _clip_rate(dtype: str, device: Device) -> Passed:
     training = _training(device.backend, dtype, device.seed)
-    optimizer = training.workload.optimizer
+    gradients = training.gradients()
+    parameters = list(training.workload.model.parameters())
+
+    def call() -> list[torch.Tensor]:
+        return [nn.utils.clip_grad_norm_(parameters, 1.0), *gradients]
+
+    # The norm reads each gradient, and the scaling reads and writes it.
+    return _pass_rate(device, training, call, 3)
+
+
+def _optimizer_rate(dtype: str, device: Device) -> Passed:
+    # The gradient is read, too.
+    return _update_rate(dtype, device, {}, UPDATE_PASSES + 1)
+
+
+def _sgd_rate(dtype: str, device: Device) -> Passed:
+    """With momentum, which is read and written like the parameter. The gradient is read."""
+    return _update_rate(dtype, device, {"optim": "sgd", "momentum": 0.9}, 5)
+
+
+def _update_rate(dtype: str, device: Device, changes: Mapping[str, Any], passes: int) -> Passed:
+    """Steps of the workload's optimizer, or of another one with these `changes` of the configuration."""
+    training = _training(device.backend, dtype, device.seed)
+    config, optimizer = training.workload.config.model_copy(update=changes), training.workload.optimizer
+    if changes:
+        optimizer = build_optimizer(training.workload.model, config, device.backend)
+        device.backend.prepare_optimizer(optimizer)
     parameters: list[torch.Tensor] = list(training.workload.model.parameters())
     device.backend.synchronize(*training.gradients())
 
     def call() -> list[torch.Tensor]:
-        device.backend.set_learning_rate(optimizer, training.workload.config.learning_rate)
+        device.backend.set_learning_rate(optimizer, config.learning_rate)
         optimizer.step()
         return parameters
 
+    return _pass_rate(device, training, call, passes)
+
+
+def _pass_rate(device: Device, training: _Training, call: Callable[[], Sequence[torch.Tensor]], passes: int) -> Passed:
+    """The rate of a call that reads or writes as many float32 numbers as there are parameters, `passes` times."""
     seconds = _seconds(Repeated(device.backend, call), STEP_BUDGET)
-    # The gradient is read, too.
-    moved = (UPDATE_PASSES + 1) * FLOAT32 * sum(parameter.numel() for parameter in parameters)
+    moved = passes * FLOAT32 * sum(parameter.numel() for parameter in training.workload.model.parameters())
     return _byte_rate(device, training.compute, moved, seconds)
 
 
@@ -271,3 +332,35 @@ def _step_rate(dtype: str, device: Device) -> Passed:
     training = _training(device.backend, dtype, device.seed)
     seconds = _seconds(training.workload, STEP_BUDGET)
     return _flop_rate(device, training.compute, 3 * training.forward_flops, seconds)
+
+
+def _frozen_rate(dtype: str, device: Device) -> Passed:
+    """Each kernel in the layout with the least padding that it takes. The rate is the fastest one's."""
+    found: dict[str, Passed] = {}
+    refused: dict[str, str] = {}
+    kernels = [name for name, state in device.backend.kernels().items() if state.ok]
+    for kernel, layout in product(kernels, reversed(device.backend.traits.layouts)):
+        if kernel not in found:
+            try:
+                found[kernel] = _frozen_step_rate(Forward, dtype, device, kernel, layout)
+            except UserError as error:
+                refused[kernel] = str(error)
+    lacks = "; ".join(why for kernel, why in refused.items() if kernel not in found)
+    if not found:
+        raise UnsupportedError(lacks)
+    fastest = max(found.values(), key=lambda one: one.rate.value if one.rate else 0.0)
+    detail = "\n".join(f"{kernel}: {one.detail}" for kernel, one in found.items())
+    return replace(fastest, detail=detail, lacks=lacks)
+
+
+def _head_rate(dtype: str, device: Device) -> Passed:
+    """On cached features, which any kernel may have computed."""
+    return _frozen_step_rate(HeadStep, dtype, device, "auto", device.backend.traits.layouts[-1])
+
+
+def _frozen_step_rate(kind: type[Workload], dtype: str, device: Device, kernel: str, layout: str) -> Passed:
+    policy = device.policy(dtype)
+    made, flops = _workload(
+        kind, device, policy, layout, lambda loaded: device.backend.frozen_encoder(loaded.weights, policy, kernel)
+    )
+    return _flop_rate(device, policy.compute, flops, _seconds(made, STEP_BUDGET))

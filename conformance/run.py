@@ -183,11 +183,9 @@ class Suite:
             subject=case.subject,
             dtype=case.dtype,
             mode=case.mode,
-            status=judged.status,
-            share=judged.share,
-            detail=judged.detail,
             clause=case.clause,
             seconds=(time.perf_counter_ns() - start) / 1e9,
+            **judged.given(),
         )
 
     def result(self, checks: Sequence[CheckResult], total: int) -> Conformance:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from ..benchmarks.reports.blocks import Block, Column, Heading, Table, Words, wo
 from ..kernels.words import count
 
 MOST_NAMES = 4
+# Of an error's share of its budget, and of a rate. Short measurements of the same device differ by less.
+LARGEST_CHANGE, LARGEST_RATE_CHANGE = 2.0, 1.25
 
 # The checks of one subject and dtype.
 Row = list[CheckResult]
@@ -33,11 +35,10 @@ def result_blocks(result: Conformance) -> list[Block]:
         blocks.append(Heading("what fails"))
         for check in result.broken:
             blocks += [Words(f"{check.name}: {check.clause}", "red"), Words(f"  {check.status}: {check.detail}")]
-    lacking = sorted((check for check in result.checks if check.status == "unsupported"), key=lambda one: one.detail)
-    if lacking:
-        blocks.append(Heading("what isn't supported"))
-        for reason, checks in groupby(lacking, key=lambda one: one.detail):
-            blocks.append(Words(f"{_named([check.name for check in checks])}: {reason}"))
+    lacking = [check for check in result.checks if check.status == "unsupported"]
+    blocks += _by_reason("what isn't supported", lacking, lambda check: check.detail)
+    partly = [check for check in result.checks if check.status == "pass" and check.lacks]
+    blocks += _by_reason("what passing checks leave out", partly, lambda check: check.lacks)
     passed = sum(check.status == "pass" for check in result.checks)
     verdict = f"{passed} pass, {len(result.broken)} fail, {len(lacking)} unsupported"
     ended = {"complete": "", "interrupted": "; interrupted", "not opened": "; the others can't run"}[result.status]
@@ -47,6 +48,13 @@ def result_blocks(result: Conformance) -> list[Block]:
 
 def _untested(support: Support | None) -> list[Block]:
     return [Words(f"This backend was {UNTESTED}.")] if support is not None and support.device.untested else []
+
+
+def _by_reason(heading: str, checks: Sequence[CheckResult], reason: Callable[[CheckResult], str]) -> list[Block]:
+    """The checks that have the same reason in one paragraph."""
+    groups = groupby(sorted(checks, key=reason), key=reason)
+    words: list[Block] = [Words(f"{_named([check.name for check in same])}: {why}") for why, same in groups]
+    return [Heading(heading), *words] if words else []
 
 
 def _named(names: Sequence[str]) -> str:
@@ -90,7 +98,9 @@ def _cell(row: Row, mode: str) -> str:
 
 
 def outcome_words(check: CheckResult) -> str:
-    """The status of a check, and the share of the error budget if it has one."""
+    """The status of a check, and the share of the error budget or the rate if it has one."""
+    if check.rate is not None:
+        return f"{check.status} {check.rate.value:.3g} {check.rate.unit}"
     if check.share is None:
         return check.status
     return f"{check.status} {check.share:.0%}" if check.share < 10 else f"{check.status} {check.share:.2g} times"
@@ -139,7 +149,7 @@ def load_conformance(path: Path) -> Conformance:
 
 
 def comparison_blocks(before: Conformance, after: Conformance) -> list[Block]:
-    """The checks that ended differently. A check with an error also differs if its share is twice or half as large."""
+    """The checks that ended differently, whose error is twice as large or half, or whose rate is a quarter off."""
     earlier = {check.name: check for check in before.checks}
     later = {check.name: check for check in after.checks}
     rows = []
@@ -156,7 +166,10 @@ def comparison_blocks(before: Conformance, after: Conformance) -> list[Block]:
 def _differ(before: CheckResult | None, after: CheckResult | None) -> bool:
     if before is None or after is None or before.status != after.status:
         return True
+    if before.rate is not None and after.rate is not None:
+        slower, faster = sorted((before.rate.value, after.rate.value))
+        return faster > LARGEST_RATE_CHANGE * slower
     if before.share is None or after.share is None:
         return before.share != after.share
     smaller, larger = sorted((before.share, after.share))
-    return larger > 2 * smaller and larger > 0.1
+    return larger > LARGEST_CHANGE * smaller and larger > 0.1

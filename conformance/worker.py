@@ -170,7 +170,9 @@ def judge(case: Case, device: Device) -> Judged:
         return _judged("unsupported", None, str(error))
     except Exception as error:  # noqa: BLE001 (whatever a backend raises is a finding)
         return _judged("FAIL", None, _raised(error))
-    return _judged("pass", passed.share, passed.detail)
+    judged = _judged("pass", passed.share, passed.detail)
+    more = {"lacks": shorten(passed.lacks, LONGEST_DETAIL), "rate": passed.rate}
+    return judged.model_copy(update={name: value for name, value in more.items() if value})
 
 
 def _judged(status: Literal["pass", "FAIL", "unsupported"], share: float | None, detail: str) -> Judged:

@@ -25,12 +25,22 @@ class Support(Part):
     choices: list[ChoiceMade] = Field(default=[], description="What was measured on this device before, and holds.")
 
 
+class Rate(Part):
+    """How fast the device did what was timed."""
+
+    value: NotNegative
+    unit: Literal["TFLOP/s", "GB/s"]
+    share: NotNegative | None = Field(default=None, description="Of the measured peak; null if there is none.")
+
+
 class Judged(Part):
     """What a check found."""
 
     status: Status
     share: NotNegative | None = Field(default=None, description="The largest error as a share of its budget.")
     detail: str = Field(default="", description="What was measured, or why it doesn't pass.")
+    lacks: str = Field(default="", description="What it passes without, and why.")
+    rate: Rate | None = None
 
 
 class CheckResult(Judged):

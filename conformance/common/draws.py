@@ -33,8 +33,11 @@ def factor(policy: CastPolicy) -> float:
     return COARSE_FACTOR if policy.param in COARSE or policy.compute in COARSE else FACTOR
 
 
-def judged(checks: Sequence[Check], *notes: str) -> Passed:
-    """The verdict on `checks`. The detail names the check with the largest share, then `notes`.
+def judged(checks: Sequence[Check], lacks: str = "") -> Passed:
+    """The verdict on `checks`. The detail names the check with the largest share.
+
+    Args:
+        lacks: What wasn't checked, and why.
 
     Raises:
         ViolationError: An error is larger than its budget.
@@ -42,4 +45,4 @@ def judged(checks: Sequence[Check], *notes: str) -> Passed:
     worst = max(checks, key=lambda check: check.ratio)
     if not worst.ratio <= 1.0:
         raise ViolationError(f"{worst.quantity}: off by {worst.error:.3g}, {worst.allowed:.3g} is allowed", worst.ratio)
-    return Passed(worst.ratio, "; ".join((worst.quantity, *notes)))
+    return Passed(worst.ratio, worst.quantity, lacks)

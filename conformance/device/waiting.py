@@ -64,7 +64,7 @@ def waits_for_work(device: Device) -> Passed:
         if waited + read >= LEAST_SECONDS:
             break
     else:
-        return Passed(detail="the device is too fast to time its fence")
+        return Passed(lacks="the device is too fast to time its fence")
     for _ in range(TRIES):
         if read <= LARGEST_LATE_SHARE * (waited + read):
             return Passed(detail=f"{waited * 1e3:.0f} ms until the fence, {read * 1e3:.1f} ms to read")

@@ -264,7 +264,7 @@ def _compared(
     """
     policy = device.policy(dtype)
     checks: list[Check] = []
-    notes: dict[str, None] = {}
+    lacks: dict[str, None] = {}
     for trial in trials:
         right = exact(trial)
         drawn = [
@@ -272,7 +272,7 @@ def _compared(
             for draw in draws(device.backend, policy)
         ]
         built, missing = _built(device, policy, trial.weights, kernels)
-        notes |= dict.fromkeys(missing)
+        lacks |= dict.fromkeys(missing)
         for (kernel, encoder), layout in product(built.items(), trial.layouts):
             found = run(device, encoder, trial, layout)
             for name, array in right.items():
@@ -285,7 +285,7 @@ def _compared(
                     factor(policy),
                     eps=eps,
                 )
-    return judged(checks, *notes)
+    return judged(checks, "; ".join(lacks))
 
 
 def _exact_features(trial: _Trial) -> dict[str, np.ndarray]:

@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from isotrain.backends import get_backend
+from isotrain import UserError
+from isotrain.backends import Availability, CastPolicy, FrozenEncoder, get_backend
 from isotrain.backends.cpu import CpuBackend
 from isotrain.benchmarks.harness.document import Peaks
 from isotrain.benchmarks.harness.measure import Budget, Measurement, WarmUp
 from isotrain.conformance import rates
 from isotrain.conformance.case import Case, Device, UnsupportedError, ViolationError
+from isotrain.kernels.packed import PackedBatch, PaddedBatch
+from isotrain.kernels.weights import EncoderWeights
+from support.mutated_training import Wrapped
 
 CASES = {case.name: case for case in rates.cases()}
 
@@ -51,23 +55,61 @@ def test_every_operation_runs_on_its_inputs(timed: rates.Timed) -> None:
 
 
 def test_a_rate_names_its_share_of_the_measured_peak() -> None:
-    words = small("matmul/float32").run(Device(get_backend("cpu"))).detail
-    rate, unit, share, *_ = words.split()
+    found = small("matmul/float32").run(Device(get_backend("cpu")))
+    rate, unit, share, *_ = found.detail.split()
     assert unit == "TFLOP/s,"
     assert share == f"{float(rate) / 2.0:.0%}"
-    assert "of the measured 2; " in words
+    assert "of the measured 2; " in found.detail
+    assert found.rate is not None
+    assert (f"{found.rate.value:.3g}", found.rate.unit, found.rate.share) == (rate, "TFLOP/s", found.rate.value / 2.0)
 
 
 def test_an_emulated_device_has_no_peak() -> None:
-    words = small("matmul/float32").run(Device(get_backend("tt-emulated"))).detail
-    assert "no peak on tt-emulated" in words
-    assert "%" not in words
+    found = small("matmul/float32").run(Device(get_backend("tt-emulated")))
+    assert "no peak on tt-emulated" in found.detail
+    assert "%" not in found.detail
+    assert found.rate is not None
+    assert found.rate.share is None
 
 
-@pytest.mark.parametrize("part", ["forward", "backward", "optimizer", "step"])
+@pytest.mark.parametrize("part", ["forward", "backward", "clip", "optimizer", "sgd", "step", "head-step"])
 def test_the_parts_of_a_step_are_timed(part: str) -> None:
-    words = CASES[f"rates/{part}/float32/perf"].run(Device(get_backend("cpu"))).detail
-    assert ("GB/s" if part == "optimizer" else "TFLOP/s") in words
+    found = CASES[f"rates/{part}/float32/perf"].run(Device(get_backend("cpu")))
+    unit = "GB/s" if part in ("clip", "optimizer", "sgd") else "TFLOP/s"
+    assert unit in found.detail
+    assert found.rate is not None
+    assert found.rate.unit == unit
+
+
+class PaddedOnly(Wrapped):
+    def seen(self, batch: PackedBatch | PaddedBatch) -> PackedBatch | PaddedBatch:
+        if isinstance(batch, PackedBatch):
+            raise UserError("kernel compile takes padded batches only")
+        return batch
+
+
+class FewKernels(CpuBackend):
+    """A host whose kernel "compile" compiles nothing and takes neither packed batches nor bfloat16."""
+
+    def kernels(self) -> dict[str, Availability]:
+        return {name: state for name, state in super().kernels().items() if name in ("portable", "compile")}
+
+    def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
+        encoder = super().build_encoder(weights, policy, "portable")
+        if kernel != "compile":
+            return encoder
+        if policy.compute == "bfloat16":
+            raise UserError("kernel compile has no bfloat16")
+        return PaddedOnly(encoder)
+
+
+def test_each_kernel_of_a_frozen_encoder_is_timed() -> None:
+    found = CASES["rates/frozen-forward/float32/perf"].run(Device(FewKernels()))
+    assert [line.partition(":")[0] for line in found.detail.splitlines()] == ["portable", "compile"]
+    assert found.lacks == ""
+    found = CASES["rates/frozen-forward/bfloat16/perf"].run(Device(FewKernels()))
+    assert [line.partition(":")[0] for line in found.detail.splitlines()] == ["portable"]
+    assert found.lacks == "kernel compile has no bfloat16"
 
 
 def test_a_dtype_that_is_not_claimed_is_listed() -> None:

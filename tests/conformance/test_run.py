@@ -7,19 +7,22 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from isotrain import UserError
 from isotrain.albert_core.runs import files
-from isotrain.backends import BackendUnavailableError
-from isotrain.benchmarks.outcome.conformance import Conformance
+from isotrain.backends import BackendUnavailableError, get_backend
+from isotrain.benchmarks.outcome.conformance import Conformance, Judged, Rate
+from isotrain.benchmarks.reports.terminal import output_console, print_blocks
 from isotrain.conformance import table
 from isotrain.conformance.case import Case, Device, Passed
 from isotrain.conformance.messages import Opening
 from isotrain.conformance.process import LostError, Worker
 from isotrain.conformance.run import Suite, Target, choose, run_checks
+from isotrain.conformance.worker import judge
 from support import forks
 from support.command import Invoke, one_line_error
 from support.packages import described
@@ -281,6 +284,26 @@ def test_many_checks_that_lack_the_same_are_one_line() -> None:
     assert "5 checks: no float16 here" in words(table.result_blocks(many))
 
 
+def test_what_passing_checks_leave_out_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = result_of("linear", "leaves")
+    whole, partly = result.checks[0], result.checks[0].model_copy(update={"lacks": "kernel native has no float16"})
+    assert "leave out" not in words(table.result_blocks(result))
+    monkeypatch.setenv("COLUMNS", "80")
+    console = output_console()
+    with console.capture() as captured:
+        print_blocks(table.result_blocks(result.model_copy(update={"checks": [whole, partly]})), console)
+    lines = captured.get().splitlines()
+    assert lines[-3:-1] == ["what passing checks leave out", "device/linear/float32: kernel native has no float16"]
+
+
+def test_what_a_pass_leaves_out_and_its_rate_are_in_the_result() -> None:
+    rate = Rate(value=0.5, unit="GB/s", share=0.25)
+    for passed in (Passed(), Passed(0.5, "words", "no gelu", rate)):
+        found = judge(replace(check("linear"), run=lambda _, passed=passed: passed), Device(get_backend("cpu")))
+        assert (found.share, found.detail, found.lacks, found.rate) == astuple(passed)
+    assert Judged.model_validate_json(found.model_dump_json(exclude_unset=True)) == found
+
+
 def test_two_results_are_compared_check_by_check() -> None:
     before, after = result_of("linear", "gelu", "leaves"), result_of("linear", "leaves", "tanh", backend="npu")
     shown = words(table.comparison_blocks(before, after))
@@ -298,6 +321,18 @@ def test_a_share_differs_if_it_is_twice_as_large(changed: dict[str, object], dif
     before = result_of("linear")
     after = before.model_copy(update={"checks": [before.checks[0].model_copy(update=changed)]})
     assert words(table.comparison_blocks(before, after)).startswith("the same") != differs
+
+
+@pytest.mark.parametrize(("value", "differs"), [(1.2, False), (0.9, False), (1.3, True), (0.7, True)])
+def test_a_rate_differs_if_it_is_a_quarter_higher_or_lower(value: float, differs: bool) -> None:
+    def timed(value: float) -> Conformance:
+        update = {"mode": "perf", "share": None, "rate": Rate(value=value, unit="TFLOP/s")}
+        return result.model_copy(update={"checks": [result.checks[0].model_copy(update=update)]})
+
+    result = result_of("linear")
+    shown = words(table.comparison_blocks(timed(1.0), timed(value)))
+    assert shown.startswith("the same") != differs
+    assert (f"'pass 1 TFLOP/s', 'pass {value:g} TFLOP/s'" in shown) == differs
 
 
 @pytest.mark.parametrize(
