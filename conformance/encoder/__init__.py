@@ -94,7 +94,10 @@ def _features(device: Device, dtype: str) -> Passed:
 )
 def _compiled_kernel(device: Device) -> Passed:
     layouts = tuple(layout for layout in device.backend.traits.layouts if layout != "packed")
-    trial = _Trial(random_weights(ALBERT, device.seed), random_texts(LENGTHS, device.generator()), layouts, MAX_TOKENS)
+    trials = [
+        _Trial(random_weights(config, device.seed), random_texts(LENGTHS, device.generator()), layouts, MAX_TOKENS)
+        for config in ARCHITECTURES
+    ]
 
     def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
         found = _read_features(one, encoder, trial, layout)
@@ -105,7 +108,7 @@ def _compiled_kernel(device: Device) -> Passed:
             raise ViolationError(f"kernel {encoder.name} compiles {more} times in the second pass ({layout})")
         return found
 
-    return _compared(device, device.policies()[0].requested, [trial], _exact_features, run, kernels=COMPILED)
+    return _compared(device, device.policies()[0].requested, trials, _exact_features, run, kernels=COMPILED)
 
 
 @check("token-types", "The features depend on the token types.", EVERY_DTYPE)
