@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch.nn import functional
@@ -12,36 +14,38 @@ from ..case import Device, Passed, ViolationError
 from .operation import Numerics, Worst, check_form, on_device, place, promised, unsupported
 from .uncertain import SIGMAS, Uncertain
 
-SHAPE = (256, 256)
+# ALBERT's states of 8 texts, and an odd shape.
+SHAPES = ((8, 128, 768), (17, 127))
 RATES = (0.1, 0.5)
 
 
 def check_dropout(dtype: str, device: Device) -> Passed:
     """The share of dropped values, the values that are kept, and that no two masks are the same."""
     numerics, worst = promised(dtype, device), Worst()
-    x = _values(device, numerics)
-    placed = place(device.backend, x)
-    for rate in RATES:
-        first, second = device.read(*(_dropped(device.backend, placed, rate) for _ in "ab"))
-        _check_values(worst, rate, x, first, numerics)
-        _check_values(worst, rate, x, second, numerics)
-        _check_count(
-            f"rate {rate:g}: the masks of two calls differ in", (first == 0) ^ (second == 0), 2 * rate * (1 - rate)
-        )
-    for name, result in (
-        ("rate 0", _dropped(device.backend, placed, 0.0)),
-        ("in evaluation", functional.dropout(placed, RATES[-1], training=False)),
-    ):
-        if not torch.equal(device.read(result)[0], x):
-            raise ViolationError(f"{name}: dropout changes values")
+    for shape in SHAPES:
+        x = _values(device, numerics, shape)
+        placed = place(device.backend, x)
+        for rate in RATES:
+            first, second = device.read(*(_dropped(device.backend, placed, rate) for _ in "ab"))
+            _check_values(worst, rate, x, first, numerics)
+            _check_values(worst, rate, x, second, numerics)
+            _check_count(
+                f"rate {rate:g}: the masks of two calls differ in", (first == 0) ^ (second == 0), 2 * rate * (1 - rate)
+            )
+        for name, result in (
+            ("rate 0", _dropped(device.backend, placed, 0.0)),
+            ("in evaluation", functional.dropout(placed, RATES[-1], training=False)),
+        ):
+            if not torch.equal(device.read(result)[0], x):
+                raise ViolationError(f"{name}: dropout changes values")
     return worst.passed()
 
 
 def check_gradient(dtype: str, device: Device) -> Passed:
     """The gradient is dropped and scaled where the values were."""
     numerics, worst = promised(dtype, device), Worst()
-    x, upstream = _values(device, numerics), _values(device, numerics)
-    for rate in RATES:
+    for shape, rate in product(SHAPES, RATES):
+        x = upstream = _values(device, numerics, shape)
         leaf = place(device.backend, x).requires_grad_()
         result = _dropped(device.backend, leaf, rate)
         result.backward(place(device.backend, upstream))
@@ -55,9 +59,9 @@ def check_gradient(dtype: str, device: Device) -> Passed:
     return worst.passed()
 
 
-def _values(device: Device, numerics: Numerics) -> torch.Tensor:
+def _values(device: Device, numerics: Numerics, shape: Sequence[int]) -> torch.Tensor:
     """Values from 1 to 2, so that only a dropped one is 0."""
-    return (1.0 + torch.rand(*SHAPE, generator=device.generator(), dtype=torch.float64)).to(numerics.dtype)
+    return (1.0 + torch.rand(*shape, generator=device.generator(), dtype=torch.float64)).to(numerics.dtype)
 
 
 def _dropped(backend: Backend, x: torch.Tensor, rate: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from .updates import OPTIMIZERS, random_steps, run_steps
 # Elements on either side of an output, and what they hold. Every dtype represents it.
 MARGIN, SENTINEL = 64, 1024.0
 INF, NAN = math.inf, math.nan
+# Of no element, and yet dropout draws its mask.
+HARDLY_ANY = 1e-30
+UNWATCHED = "layer_norm and fused attention aren't watched: torch can't tell them where to write"
 aten = torch.ops.aten
 
 
@@ -43,14 +47,79 @@ def _writes() -> Iterator[_Write]:
     batches = ((3, 17, 127), (3, 127, 1))
     yield _Write("bmm", lambda a, b, out: aten.bmm.out(a, b, out=out), torch.bmm, batches)
     yield _Write("tanh", lambda x, out: aten.tanh.out(x, out=out), torch.tanh, square)
-    yield _Write("gelu", lambda x, out: aten.gelu.out(x, out=out), functional.gelu, square)
+    yield _Write(
+        "tanh gradient",
+        lambda g, y, out: aten.tanh_backward.grad_input(g, y, grad_input=out),
+        aten.tanh_backward,
+        square * 2,
+    )
+    for form, name in (("none", "gelu-erf"), ("tanh", "gelu-tanh")):
+        yield _Write(
+            name,
+            lambda x, out, form=form: aten.gelu.out(x, approximate=form, out=out),
+            partial(functional.gelu, approximate=form),
+            square,
+        )
+        yield _Write(
+            f"{name} gradient",
+            lambda g, x, out, form=form: aten.gelu_backward.grad_input(g, x, approximate=form, grad_input=out),
+            partial(aten.gelu_backward, approximate=form),
+            square * 2,
+        )
     yield _Write(
         "softmax", lambda x, out: aten._softmax.out(x, -1, False, out=out), lambda x: torch.softmax(x, -1), square
     )
+    yield _Write(
+        "softmax gradient",
+        lambda g, y, out: aten._softmax_backward_data.out(g, y, -1, g.dtype, grad_input=out),
+        lambda g, y: aten._softmax_backward_data(g, y, -1, g.dtype),
+        square * 2,
+    )
+    yield _Write(
+        "log_softmax",
+        lambda x, out: aten._log_softmax.out(x, -1, False, out=out),
+        lambda x: torch.log_softmax(x, -1),
+        square,
+    )
+    yield _Write(
+        "log_softmax gradient",
+        lambda g, y, out: aten._log_softmax_backward_data.out(g, y, -1, g.dtype, out=out),
+        lambda g, y: aten._log_softmax_backward_data(g, y, -1, g.dtype),
+        square * 2,
+    )
+    yield _Write(
+        "nll_loss",
+        lambda x, out: aten.nll_loss.out(x, _numbers(x), None, 0, out=out),
+        lambda x: functional.nll_loss(x, _numbers(x), reduction="none"),
+        square,
+    )
+    yield _Write(
+        "embedding",
+        lambda table, out: aten.index_select.out(table, 0, _numbers(table), out=out),
+        lambda table: functional.embedding(_numbers(table), table),
+        square,
+    )
+    yield _Write(
+        "dropout", lambda x, out: functional.dropout(out.copy_(x), HARDLY_ANY, inplace=True), torch.clone, square
+    )
+    yield _Write("added gradient", _add_gradient, lambda x: x + x, square)
     yield _Write("sum", lambda x, out: aten.sum.IntList_out(x, [-1], out=out), lambda x: x.sum(-1), square)
     yield _Write("mean", lambda x, out: aten.mean.out(x, [-1], out=out), lambda x: x.mean(-1), square)
     yield _Write("add", lambda x, y, out: aten.add.out(x, y, out=out), torch.add, (*square, (127,)))
     yield _Write("mul_", lambda x, y, out: out.copy_(x).mul_(y), torch.mul, (*square, (127,)))
+
+
+def _numbers(rows: torch.Tensor) -> torch.Tensor:
+    """The number of each row, in the place of ids or labels."""
+    return torch.arange(len(rows), device=rows.device)
+
+
+def _add_gradient(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Backward adds to the gradient that is there."""
+    with torch.enable_grad():
+        leaf = torch.zeros_like(x).requires_grad_()
+        leaf.grad = out.copy_(x)
+        leaf.backward(x)
 
 
 def check_bounds(dtype: str, device: Device) -> Passed:
@@ -74,29 +143,38 @@ def check_bounds(dtype: str, device: Device) -> Passed:
             raise ViolationError(f"{write.name}: given a place for its result, it doesn't write the same result there")
         _check_margins(write.name, whole)
         checked += 1
-    return _passed(checked, missing)
+    return _passed(checked, missing, lacks=UNWATCHED)
 
 
 def check_update_bounds(dtype: str, device: Device) -> Passed:
-    """The same for the parameters that an optimizer's step updates in place."""
+    """The same for the parameters that an optimizer's step updates in place, and for gradients that are clipped."""
     wide = getattr(torch, device.policy(dtype).accumulate)
+    values, steps = random_steps(device.generator(), wide)
+    updates: dict[str, Callable[[list[torch.Tensor]], object]] = {
+        optimizer.name: partial(run_steps, optimizer, device.backend, steps=steps) for optimizer in OPTIMIZERS
+    }
+    updates["clip_grad_norm_"] = _clip
     missing, checked = [], 0
-    for optimizer in OPTIMIZERS:
-        parameters, steps = random_steps(device.generator(), wide)
-        pairs = [_surrounded(device, one.shape, wide) for one in parameters]
-        leaves = []
-        for (_, inside), values in zip(pairs, parameters, strict=True):
-            inside.copy_(place(device.backend, values))
-            leaves.append(inside.detach().requires_grad_())
+    for name, update in updates.items():
+        pairs = [_surrounded(device, one.shape, wide) for one in values]
+        for (_, inside), one in zip(pairs, values, strict=True):
+            inside.copy_(place(device.backend, one))
         try:
-            run_steps(optimizer, device.backend, leaves, steps)
+            update([inside.detach().requires_grad_() for _, inside in pairs])
         except NotImplementedError:
-            missing.append(optimizer.name)
+            missing.append(name)
             continue
         for buffer in device.read(*(buffer for buffer, _ in pairs)):
-            _check_margins(optimizer.name, buffer)
+            _check_margins(name, buffer)
         checked += 1
     return _passed(checked, missing)
+
+
+def _clip(gradients: list[torch.Tensor]) -> None:
+    parameters = [nn.Parameter(torch.zeros_like(one)) for one in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.detach()
+    nn.utils.clip_grad_norm_(parameters, 0.1)
 
 
 def _surrounded(device: Device, shape: Sequence[int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,8 +280,8 @@ def check_subnormal(dtype: str, device: Device) -> Passed:
     return _passed(len(calls) - len(missing), missing, words)
 
 
-def _passed(checked: int, missing: list[str], words: str = "") -> Passed:
-    """The detail names operators that the device doesn't have.
+def _passed(checked: int, missing: list[str], words: str = "", lacks: str = "") -> Passed:
+    """Names the operators that the device doesn't have, besides what the check `lacks` on every device.
 
     Raises:
         UnsupportedError: It has none of them.
@@ -211,4 +289,4 @@ def _passed(checked: int, missing: list[str], words: str = "") -> Passed:
     lacking = f"not implemented: {', '.join(dict.fromkeys(missing))}" if missing else ""
     if not checked:
         raise UnsupportedError(lacking)
-    return Passed(None, "; ".join(part for part in (words, lacking) if part))
+    return Passed(None, words, "; ".join(part for part in (lacking, lacks) if part))

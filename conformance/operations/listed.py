@@ -52,7 +52,10 @@ def _of(dtype: str) -> Iterator[Case]:
             clause = f"{optimizer.name}: {optimizer.definition} equal float64's within the error budget"
             yield _case(optimizer.name, clause, partial(updates.check_optimizer, optimizer), dtype)
         yield _case(
-            "update-bounds", "optimizers write their parameters and nothing else", edges.check_update_bounds, dtype
+            "update-bounds",
+            "optimizers write their parameters, clipping writes its gradients, and nothing else",
+            edges.check_update_bounds,
+            dtype,
         )
     yield _case("bounds", "operators write their output and nothing else", edges.check_bounds, dtype)
     yield _case(

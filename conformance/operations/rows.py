@@ -21,6 +21,8 @@ LONG = 65_536
 EPSILON = 1e-12
 IGNORED = -100
 HUGE = 1e4
+# Rows of an embedding table, their width, and ids: ALBERT's words, MiniLM's positions, odd ones, no id at all.
+TABLES = ((30_000, 128, 64), (512, 384, 17), (17, 3, 127), (2, 1, 1), (17, 127, 0))
 
 
 def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -194,7 +196,7 @@ def _huge_rows(generator: torch.Generator) -> Iterator[Example]:
 
 
 def _embedding_examples(generator: torch.Generator) -> Iterator[Example]:
-    for words, width, tokens in ((3000, 128, 64), (512, 384, 17), (17, 3, 127), (2, 1, 1), (17, 127, 0)):
+    for words, width, tokens in TABLES:
         ids = torch.randint(words, (tokens,), generator=generator)
         yield Example(f"{tokens} of {words} rows of {width}", (ids, normal(generator, words, width)))
     yield Example("one row 64 times", (torch.ones(4, 16, dtype=torch.int64), normal(generator, 3, 17)))

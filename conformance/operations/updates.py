@@ -15,7 +15,8 @@ from .operation import Worst, check_form, model_of, on_device, place, unsupporte
 from .rows import moments, normal
 from .uncertain import Precision, Uncertain
 
-SHAPES = ((17, 127), (768,), (3, 1))
+# The last is a matrix of ALBERT's attention.
+SHAPES = ((17, 127), (768,), (3, 1), (768, 768))
 DECAY, MOMENTUM, BETAS, EPSILON = 0.1, 0.9, (0.9, 0.999), 1e-8
 # A warm-up begins with 0.
 RATES = (0.0, 1e-3, 1e-2, 1e-2, 3e-4)

@@ -239,6 +239,42 @@ def _left_on_meta(run: Kernel) -> Kernel:
     return left
 
 
+def past_the_end(tensor: torch.Tensor) -> None:
+    """Writes behind `tensor` if its storage goes on there."""
+    end = tensor.storage_offset() + tensor.numel()
+    if end * tensor.itemsize < tensor.untyped_storage().nbytes():
+        tensor.as_strided((1,), (1,), end).zero_()
+
+
+def _adamw_past_the_end(parameters: list[torch.Tensor], *rest: Any, **options: Any) -> None:
+    aten._fused_adamw_.default(parameters, *rest, **options)
+    past_the_end(parameters[0])
+
+
+def _scaled_past_the_end(gradients: list[torch.Tensor], scale: torch.Tensor) -> None:
+    aten._foreach_mul_.Tensor(gradients, scale)
+    past_the_end(gradients[0])
+
+
+def _rounded_up(x: torch.Tensor, other: Any) -> torch.Tensor:
+    """The product, which is no subnormal number but the smallest normal one."""
+    result = aten.mul.Tensor(x, other)
+    if not result.is_floating_point():
+        return result
+    least = torch.full_like(result, torch.finfo(result.dtype).tiny).copysign(result)
+    return torch.where((result != 0) & (result.abs() < least.abs()), least, result)
+
+
+def _rational_tanh(x: torch.Tensor) -> torch.Tensor:
+    """A Padé approximation."""
+    x = x.clamp(-3, 3)
+    return x * (27 + x * x) / (27 + 9 * x * x)
+
+
+def _unshifted_log_softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> torch.Tensor:
+    return x - x.exp().sum(dim, keepdim=True).log()
+
+
 def _missing(*_: Any, **__: Any) -> Any:
     raise NotImplementedError("Could not run 'aten::gelu' with arguments from the 'NPU' backend")
 
@@ -254,6 +290,7 @@ class _ConstantRate(CpuBackend):
         super().set_learning_rate(optimizer, rate if not optimizer.state else 1e-3)
 
 
+CROSS_ENTROPY = functional.cross_entropy
 ATTENTION = functional.scaled_dot_product_attention
 BATCH_NORM = functional.batch_norm
 DROPOUT = functional.dropout
@@ -285,7 +322,7 @@ MUTANTS = (
     ),
     Mutant(
         "swaps the two forms of GELU",
-        frozenset({"gelu-erf", "gelu-erf/grad", "gelu-tanh", "gelu-tanh/grad"}),
+        frozenset({"gelu-erf", "gelu-erf/grad", "gelu-tanh", "gelu-tanh/grad", "bounds"}),
         {
             aten.gelu.default: lambda x, approximate="none": aten.gelu.default(x, approximate=_swapped(approximate)),
             aten.gelu_backward.default: lambda g, x, approximate="none": aten.gelu_backward.default(
@@ -396,6 +433,55 @@ MUTANTS = (
         "clips by value",
         frozenset({"clip_grad_norm_"}),
         {aten._foreach_mul_.Tensor: _clamped},
+    ),
+    Mutant(
+        "writes past a parameter",
+        frozenset({"update-bounds"}),
+        {aten._fused_adamw_.default: _adamw_past_the_end},
+    ),
+    Mutant(
+        "writes past a clipped gradient",
+        frozenset({"update-bounds"}),
+        {aten._foreach_mul_.Tensor: _scaled_past_the_end},
+    ),
+    Mutant("rounds subnormal numbers up", frozenset({"subnormal"}), {aten.mul.Tensor: _rounded_up}),
+    Mutant(
+        "has a tanh of few digits",
+        frozenset({"tanh", "tanh/grad"}),
+        {aten.tanh.default: _rational_tanh, aten.tanh.out: lambda x, *, out: out.copy_(_rational_tanh(x))},
+    ),
+    Mutant(
+        "divides a mean by a width of its grid",
+        frozenset({"mean", "mean/grad", "bounds"}),
+        functions={torch.Tensor.mean: lambda x, dim: x.sum(dim) / (-(-x.shape[dim] // 32) * 32)},
+    ),
+    Mutant(
+        "reverses the gradient of a sum",
+        frozenset({"sum/grad"}),
+        functions={torch.Tensor.sum: lambda x, *given: _reversed_gradient(x).sum(*given)},
+    ),
+    Mutant(
+        "leaves the mean out of softmax's gradient",
+        frozenset({"softmax/grad", "softmax-huge-logits/grad", "attention-by-hand/grad", "bounds"}),
+        {aten._softmax_backward_data.default: lambda upstream, y, *_: upstream * y},
+    ),
+    Mutant(
+        "keeps ids in eight bits",
+        frozenset({"embedding"}),
+        {aten.embedding.default: lambda table, ids, *rest: aten.embedding.default(table, ids % 256, *rest)},
+    ),
+    Mutant(
+        "doesn't subtract the maximum in a loss",
+        frozenset({"cross_entropy-mean-huge-logits", "cross_entropy-mean-huge-logits/grad", "inf"}),
+        {
+            aten._log_softmax.default: _unshifted_log_softmax,
+            aten._log_softmax.out: lambda *given, out: out.copy_(_unshifted_log_softmax(*given)),
+        },
+    ),
+    Mutant(
+        "takes ignored labels for the first class",
+        frozenset(f"cross_entropy-{kind}{mode}" for kind in ("mean", "sum") for mode in ("", "/grad")),
+        functions={CROSS_ENTROPY: lambda logits, labels, **rest: CROSS_ENTROPY(logits, labels.clamp(min=0), **rest)},
     ),
 )
 WITHOUT_GELU = Mutant(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from isotrain.backends import Backend, get_backend
 from isotrain.conformance import operations
 from isotrain.conformance.case import Case, Device, Passed, UnsupportedError, ViolationError
-from isotrain.conformance.operations import products, rows
+from isotrain.conformance.operations import dropout, edges, products, rows, updates
 from isotrain.conformance.operations.listed import WIDE_DTYPES
-from isotrain.conformance.operations.operation import Numerics, check_result
+from isotrain.conformance.operations.operation import Numerics, check_gradients, check_result
 from isotrain.conformance.operations.uncertain import Precision, Uncertain
 from isotrain.conformance.operations.updates import OPTIMIZERS, RATES
 
-from conformance.mutated_operations import MUTANTS, WITHOUT_GELU, LowFidelity, Mutant, running
+from conformance.mutated_operations import MUTANTS, WITHOUT_GELU, LowFidelity, Mutant, past_the_end, running
 
 CASES = operations.cases()
 OPERATIONS = (
@@ -38,6 +39,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "SHAPES", ((16, 96), (17, 127), (1, 1), (0, 17)))
     monkeypatch.setattr(rows, "LONG", 4_096)
     monkeypatch.setattr(products, "LONG", 4_096)
+    monkeypatch.setattr(rows, "TABLES", ((3000, 128, 64), (17, 3, 127), (17, 127, 0)))
+    monkeypatch.setattr(updates, "SHAPES", updates.SHAPES[:3])
+    monkeypatch.setattr(dropout, "SHAPES", ((256, 256), (17, 127)))
 
 
 def outcome(case: Case, backend: Backend, seed: int = 0) -> Passed | Exception:
@@ -158,9 +162,39 @@ def test_an_arithmetic_of_its_own_is_judged_by_its_model(options: dict[str, str]
     assert failed(get_backend("tt-emulated", {"tt": options}), ("float32",)) == {}
 
 
-def test_there_are_mutants_for_a_dozen_clauses() -> None:
-    assert len(MUTANTS) >= 12
+def test_a_write_past_any_output_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = list(edges._writes())
+    assert len({write.name for write in writes}) == len(writes)
+    for write in writes:
+
+        def call(*given: torch.Tensor, write: edges._Write = write) -> None:
+            write.call(*given)
+            past_the_end(given[-1])
+
+        broken = replace(write, call=call)
+        monkeypatch.setattr(edges, "_writes", partial(list, [broken]))
+        with pytest.raises(ViolationError, match=f"^{write.name} writes 1 elements outside its output$"):
+            edges.check_bounds("float32", Device(get_backend("cpu")))
+
+
+def test_every_check_catches_a_broken_device() -> None:
+    checks = {f"{case.subject}{'' if case.mode == 'test' else '/grad'}" for case in CASES}
+    assert checks == set().union(*(mutant.fails for mutant in MUTANTS))
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+@pytest.mark.usefixtures("small")
+def test_float64_that_is_computed_in_float32_is_caught(operation: products.Operation) -> None:
+    """No mutant can show it, since what is expected is computed in float64, too."""
+
+    def run(backend: Backend, *inputs: torch.Tensor) -> torch.Tensor:
+        narrow = (one.float() if one.is_floating_point() else one for one in inputs)
+        return operation.run(backend, *narrow).double()
+
+    for check in (check_result, check_gradients)[: 1 if operation.gradients is None else 2]:
+        with pytest.raises(ViolationError, match="budget"):
+            check(replace(operation, run=run), "float64", Device(get_backend("cpu")))
 
 
 @pytest.mark.usefixtures("small")
@@ -171,8 +205,10 @@ def test_a_missing_operator_is_listed_by_name() -> None:
     gelu = {f"operations/gelu-{form}/float32{mode}" for form in ("erf", "tanh") for mode in ("", "/grad")}
     assert unsupported == gelu
     assert "gelu-erf: Could not run 'aten::gelu'" in str(found["operations/gelu-erf/float32"])
-    assert found["operations/bounds/float32"] == Passed(None, "not implemented: gelu")
-    assert "not implemented: gelu-erf, gelu-tanh" in found["operations/nan/float32"].detail
+    assert found["operations/bounds/float32"] == Passed(
+        lacks=f"not implemented: gelu-erf, gelu-tanh; {edges.UNWATCHED}"
+    )
+    assert found["operations/nan/float32"] == Passed(lacks="not implemented: gelu-erf, gelu-tanh")
 
 
 @pytest.mark.parametrize("operation", [products.MATMUL, rows.SOFTMAX, rows.SUM], ids=lambda operation: operation.name)
