@@ -94,10 +94,7 @@ def _writes() -> Iterator[_Write]:
         square,
     )
     yield _Write(
-        "embedding",
-        lambda table, out: aten.index_select.out(table, 0, _numbers(table), out=out),
-        lambda table: functional.embedding(_numbers(table), table),
-        square,
+        "embedding", lambda table, out: aten.index_select.out(table, 0, _numbers(table), out=out), torch.clone, square
     )
     yield _Write(
         "dropout", lambda x, out: functional.dropout(out.copy_(x), HARDLY_ANY, inplace=True), torch.clone, square
