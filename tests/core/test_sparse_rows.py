@@ -35,20 +35,24 @@ def layouts(monkeypatch: pytest.MonkeyPatch) -> set[torch.layout]:
 
 
 @pytest.mark.parametrize("path", [NATIVE, MODULE], ids=["native", "module"])
-@pytest.mark.parametrize("options", [{"optim": "sgd"}, {"optim": "adagrad", **BATCHES}])
+@pytest.mark.parametrize(
+    "options", [{"optim": "sgd", "learning_rate": 0.05}, {"optim": "adagrad", "learning_rate": 1e-3, **BATCHES}]
+)
 def test_a_run_with_sparse_rows_is_that_with_dense_ones(
     run: Run, path: dict[str, Any], options: dict[str, Any], layouts: set[torch.layout], monkeypatch: Any
 ) -> None:
-    given = {**WHOLE, **path, **options, "learning_rate": 0.05}
+    given = {**WHOLE, **path, **options}
     sparse = run(run_name="sparse", **given)
     assert torch.sparse_coo in layouts
     layouts.clear()
     monkeypatch.setattr("isotrain.albert_core.loop.build.takes_rows", lambda _: False)
     dense = run(run_name="dense", **given)
     assert layouts == {torch.strided}
+    # The sum of a row and the scale of clipping may round otherwise, and then one weight another way to bfloat16.
+    limit = 1e-4 if path == NATIVE else 1e-5
     for key in ("train/loss", "train/gradient_norm"):
         found, wanted = ([row[key] for row in metrics(one) if key in row] for one in (sparse, dense))
-        assert found == pytest.approx(wanted, rel=1e-5)
+        assert found == pytest.approx(wanted, rel=limit)
     assert sparse.metrics == pytest.approx(dense.metrics, rel=1e-4)
 
 
