@@ -54,7 +54,7 @@ class Plugins:
         fix = "repair or uninstall the package that registers it"
         try:
             loaded = entry.load()
-        except Exception as error:
+        except Exception as error:  # What a package's module does when it is imported is not known.
             raise UserError(f"{registered}, which can't be loaded ({first_line(error)}); {fix}") from error
         if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
             raise UserError(f"{registered}, which is no isotrain {self.base.__name__} class; {fix}")
