@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -52,6 +53,22 @@ def require(holds: bool, otherwise: str) -> None:
 
 class UnsupportedError(Exception):
     """The device doesn't claim what the check is about. The message says what it lacks."""
+
+
+@contextmanager
+def implemented(name: str) -> Iterator[None]:
+    """Runs what needs the operator `name`.
+
+    Raises:
+        UnsupportedError: The device says that it doesn't have it: torch by NotImplementedError, torch_tpu by its base
+            class.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, NotImplementedError) and "not implemented" not in str(error):
+            raise
+        raise UnsupportedError(f"{name}: {' '.join(str(error).split())[:200] or 'not implemented'}") from error
 
 
 @dataclass(frozen=True)

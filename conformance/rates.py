@@ -32,7 +32,7 @@ from ..benchmarks.harness.work import work_per_step
 from ..benchmarks.harness.workloads import CHANGED, Forward, FullStep, HeadStep, TrainedEncoder, Workload
 from ..benchmarks.outcome.conformance import Rate
 from ..benchmarks.work.traffic import FLOAT32, UPDATE_PASSES
-from .case import Case, Device, Passed, UnsupportedError, ViolationError
+from .case import Case, Device, Passed, UnsupportedError, ViolationError, implemented
 
 # Tokens and widths of ALBERT base: 8 texts of 128 tokens.
 BATCH, LENGTH, HIDDEN, INNER, HEADS, WORDS, CLASSES = 8, 128, 768, 3072, 12, 30_000, 77
@@ -176,11 +176,9 @@ def _operation_rate(timed: Timed, dtype: str, device: Device) -> Passed:
         with torch.no_grad():
             return [timed.run(*inputs)]
 
-    try:
+    with implemented(timed.name):
         (result,) = call()
         seconds = _seconds(Repeated(backend, call), BUDGET)
-    except NotImplementedError as error:
-        raise UnsupportedError(f"{timed.name}: {' '.join(str(error).split())[:200]}") from error
     if timed.flops:
         return _flop_rate(device, compute, timed.flops, seconds)
     # An embedding reads the rows that it returns, not the table.

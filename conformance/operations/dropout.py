@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from ...backends import Backend
-from ..case import Device, Passed, ViolationError
-from .operation import Numerics, Worst, check_form, on_device, place, promised, unsupported
+from ..case import Device, Passed, ViolationError, implemented
+from .operation import Numerics, Worst, check_form, on_device, place, promised
 from .uncertain import SIGMAS, Uncertain
 
 # ALBERT's states of 8 texts, and an odd shape.
@@ -65,10 +65,8 @@ def _values(device: Device, numerics: Numerics, shape: Sequence[int]) -> torch.T
 
 
 def _dropped(backend: Backend, x: torch.Tensor, rate: float) -> torch.Tensor:
-    try:
+    with implemented("dropout"):
         result = functional.dropout(x, rate)
-    except NotImplementedError as error:
-        raise unsupported("dropout", error) from error
     on_device(f"rate {rate:g}", backend, result)
     return result
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..case import Device, Passed, UnsupportedError, ViolationError
+from ..case import Device, Passed, UnsupportedError, ViolationError, implemented
 from .operation import on_device, place, promised
 from .rows import EPSILON, normal
 from .updates import OPTIMIZERS, random_steps, run_steps
@@ -127,14 +127,11 @@ def check_bounds(dtype: str, device: Device) -> Passed:
     for write in _writes():
         inputs = [place(device.backend, normal(generator, *shape).to(numerics.dtype)) for shape in write.shapes]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), implemented(write.name):
                 want = write.plain(*inputs)
                 buffer, out = _surrounded(device, want.shape, numerics.dtype)
                 write.call(*inputs, out)
-        except RuntimeError as error:
-            # torch raises NotImplementedError, and torch_tpu its base class.
-            if not isinstance(error, NotImplementedError) and "not implemented" not in str(error):
-                raise
+        except UnsupportedError:
             missing.append(write.name)
             continue
         on_device(write.name, device.backend, out)
@@ -160,8 +157,9 @@ def check_update_bounds(dtype: str, device: Device) -> Passed:
         for (_, inside), one in zip(pairs, values, strict=True):
             inside.copy_(place(device.backend, one))
         try:
-            update([inside.detach().requires_grad_() for _, inside in pairs])
-        except NotImplementedError:
+            with implemented(name):
+                update([inside.detach().requires_grad_() for _, inside in pairs])
+        except UnsupportedError:
             missing.append(name)
             continue
         for buffer in device.read(*(buffer for buffer, _ in pairs)):
@@ -235,8 +233,9 @@ def check_special(values: tuple[float, ...], dtype: str, device: Device) -> Pass
         for special in _specials(value, device.generator()):
             inputs = [one.to(numerics.dtype) if one.is_floating_point() else one for one in special.inputs]
             try:
-                result = special.call(*(place(device.backend, one) for one in inputs))
-            except NotImplementedError:
+                with implemented(special.name):
+                    result = special.call(*(place(device.backend, one) for one in inputs))
+            except UnsupportedError:
                 missing.append(special.name)
                 continue
             on_device(special.name, device.backend, result)
@@ -268,8 +267,9 @@ def check_subnormal(dtype: str, device: Device) -> Passed:
     flushed, missing = [], []
     for name, call in calls:
         try:
-            (found,) = device.read(call())
-        except NotImplementedError:
+            with implemented(name):
+                (found,) = device.read(call())
+        except UnsupportedError:
             missing.append(name)
             continue
         if torch.equal(found, torch.zeros_like(x)):

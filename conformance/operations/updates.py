@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from ...backends import Backend
-from ..case import Device, Passed
-from .operation import Worst, check_form, model_of, on_device, place, unsupported, widened
+from ..case import Device, Passed, implemented
+from .operation import Worst, check_form, model_of, on_device, place, widened
 from .rows import moments, normal
 from .uncertain import Precision, Uncertain
 
@@ -132,10 +132,8 @@ def check_optimizer(optimizer: Optimizer, dtype: str, device: Device) -> Passed:
         on_device(optimizer.name, on.backend, *placed)
         return on.read(*placed)
 
-    try:
+    with implemented(optimizer.name):
         found = trained(device)
-    except NotImplementedError as error:
-        raise unsupported(optimizer.name, error) from error
     model = model_of(dtype, device)
     modelled = [] if model is None else trained(model)
     in_device = bool(device.backend.adam_options().get("capturable"))
@@ -160,10 +158,8 @@ def check_clipping(dtype: str, device: Device) -> Passed:
         parameters = [nn.Parameter(place(device.backend, torch.zeros_like(one))) for one in gradients]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = place(device.backend, gradient)
-        try:
+        with implemented("clip_grad_norm_"):
             total = nn.utils.clip_grad_norm_(parameters, limit)
-        except NotImplementedError as error:
-            raise unsupported("clip_grad_norm_", error) from error
         found = device.read(total, *(one.grad for one in parameters if one.grad is not None))
         clipped = exact
         if limit < float(norm.value):
@@ -186,10 +182,8 @@ def check_running_statistics(dtype: str, device: Device) -> Passed:
     expected = [Uncertain.exact(one, precision) for one in starts]
     for _ in RATES:
         images = normal(generator, *IMAGES).to(wide)
-        try:
+        with implemented("batch_norm"):
             functional.batch_norm(place(device.backend, images), mean, variance, training=True, momentum=SHARE)
-        except NotImplementedError as error:
-            raise unsupported("batch_norm", error) from error
         rows = images.transpose(0, 1).flatten(1)
         batch_mean, batch_variance = moments(Uncertain.exact(rows, precision))
         unbiased = batch_variance * (rows.shape[1] / (rows.shape[1] - 1))

@@ -275,8 +275,11 @@ def _unshifted_log_softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> to
     return x - x.exp().sum(dim, keepdim=True).log()
 
 
-def _missing(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("Could not run 'aten::gelu' with arguments from the 'NPU' backend")
+def _raising(error: Exception) -> Callable[..., Any]:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return missing
 
 
 def _swapped(approximate: str) -> str:
@@ -484,10 +487,13 @@ MUTANTS = (
         functions={CROSS_ENTROPY: lambda logits, labels, **rest: CROSS_ENTROPY(logits, labels.clamp(min=0), **rest)},
     ),
 )
-WITHOUT_GELU = Mutant(
-    "has no GELU",
-    frozenset(),
-    {aten.gelu.default: _missing, aten.gelu.out: _missing},
+# torch says so in one way, torch_tpu in the other.
+WITHOUT_GELU = tuple(
+    Mutant(f"has no GELU: {error}", frozenset(), dict.fromkeys((aten.gelu.default, aten.gelu.out), _raising(error)))
+    for error in (
+        NotImplementedError("Could not run 'aten::gelu' with arguments from the 'NPU' backend"),
+        RuntimeError("aten::gelu is not implemented"),
+    )
 )
 
 
