@@ -136,17 +136,24 @@ class CpuBackend(TorchDevice):
     def measured_unit_tflops(self, dtype: str) -> UnitRate | None:
         from concurrent.futures import ThreadPoolExecutor
 
-        from ..kernels.cpu.library import ISAS, best_isa, second_level_cache_bytes, unit_rate
+        from ..kernels.cpu import library
 
-        multiplied = dtype if dtype in ISAS else "bfloat16"
-        isa = best_isa(multiplied)
-        if isa is None:
+        multiplied = dtype if dtype in (*library.ISAS, "float32") else "bfloat16"
+        unit = library.vectors() if multiplied == "float32" else library.best_isa(multiplied)
+        if unit is None:
             return None
+
+        def rate(_: int) -> float:
+            if multiplied == "float32":
+                return library.multiply_add_rate()
+            return library.unit_rate(unit, library.second_level_cache_bytes() // 2)
+
         threads = torch.get_num_threads()
         # All threads run at once, since they share clocks and power. The calls release the interpreter lock.
         with ThreadPoolExecutor(threads) as pool:
-            rates = pool.map(lambda _: unit_rate(isa, second_level_cache_bytes() // 2), range(threads))
-        return UnitRate(isa, multiplied, "second-level cache", sum(rates) / 1e12, threads)
+            rates = sum(pool.map(rate, range(threads)))
+        fed_from = "registers" if multiplied == "float32" else "second-level cache"
+        return UnitRate(unit, multiplied, fed_from, rates / 1e12, threads)
 
     def build_encoder(self, weights: EncoderWeights, policy: CastPolicy, kernel: str) -> FrozenEncoder:
         if kernel == "compile":

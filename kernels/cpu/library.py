@@ -144,6 +144,9 @@ def native() -> NativeLibrary:
         )
         library.isotrain_cpu_unit_rate.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_double)
         library.isotrain_cpu_unit_rate.restype = ctypes.c_double
+        library.isotrain_cpu_vectors.restype = ctypes.c_char_p
+        library.isotrain_cpu_multiply_add_rate.argtypes = (ctypes.c_double,)
+        library.isotrain_cpu_multiply_add_rate.restype = ctypes.c_double
     return found
 
 
@@ -177,6 +180,18 @@ def unit_rate(isa: str, working_set_bytes: int, seconds: float = 0.5) -> float:
     """
     library = native().library
     return 0.0 if library is None else library.isotrain_cpu_unit_rate(isa.encode(), working_set_bytes, seconds)
+
+
+def vectors() -> str | None:
+    """The name of the processor's float32 vectors; None without the native library."""
+    library = native().library
+    return None if library is None else library.isotrain_cpu_vectors().decode()
+
+
+def multiply_add_rate(seconds: float = 0.5) -> float:
+    """Operations/s of one thread's float32 multiply-adds whose operands stay in registers: no product exceeds it."""
+    library = native().library
+    return 0.0 if library is None else library.isotrain_cpu_multiply_add_rate(seconds)
 
 
 def second_level_cache_bytes() -> int:

@@ -1,8 +1,10 @@
-// The C interface of the head's step, and its plain form for processors without AVX2.
+// The C interface of the head's step and of the rate of multiply-adds, and their plain forms for processors without
+// AVX2.
 #include "standard.h"
 
 #include "../../include/processor.h"
 #include "head.h"
+#include "multiply_add.h"
 
 namespace isotrain {
 
@@ -13,13 +15,19 @@ void head_step_plain(const HeadTensors& tensors, const float* features, const st
 
 namespace {
 
-HeadStep fastest() {
+struct Vectors {
+    const char* name;
+    HeadStep step;
+    double (*multiply_add_rate)(double seconds);
+};
+
+Vectors widest() {
 #if defined(__x86_64__)
     const Processor found = processor();
-    if (found.avx512) return head_step_avx512;
-    if (found.avx2 && found.fma) return head_step_avx2;
+    if (found.avx512) return {"avx512_float32", head_step_avx512, multiply_add_rate_avx512};
+    if (found.avx2 && found.fma) return {"avx2_float32", head_step_avx2, multiply_add_rate_avx2};
 #endif
-    return head_step_plain;
+    return {"float32", head_step_plain, multiply_add_rate<16>};
 }
 
 }  // namespace
@@ -40,11 +48,16 @@ std::size_t isotrain_cpu_head_workspace(const isotrain::HeadTensors* t, int batc
 int isotrain_cpu_head_step(const isotrain::HeadTensors* t, const float* features, const std::int64_t* labels, int batch,
                            float inverse_samples, const isotrain::AdamSettings* settings, float* workspace,
                            float* sums) {
-    static const isotrain::HeadStep step = isotrain::fastest();
+    static const isotrain::HeadStep step = isotrain::widest().step;
     for (int b = 0; b < batch; ++b)
         if (labels[b] < 0 || labels[b] >= t->labels) return b + 1;
     step(*t, features, labels, batch, inverse_samples, *settings, workspace, sums);
     return 0;
 }
+
+// The name of the widest float32 vectors, and the operations/s of one thread's multiply-adds in them.
+const char* isotrain_cpu_vectors() { return isotrain::widest().name; }
+
+double isotrain_cpu_multiply_add_rate(double seconds) { return isotrain::widest().multiply_add_rate(seconds); }
 
 }  // extern "C"

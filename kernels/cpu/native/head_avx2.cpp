@@ -1,4 +1,4 @@
-// The head's step for processors with AVX2.
+// The head's step and the rate of multiply-adds for processors with AVX2.
 #include "standard.h"
 
 #if defined(__x86_64__)
@@ -7,6 +7,7 @@
 #include "../../include/isa_begin.h"
 
 #include "head.h"
+#include "multiply_add.h"
 
 namespace isotrain {
 
@@ -14,6 +15,8 @@ void head_step_avx2(const HeadTensors& tensors, const float* features, const std
                     float inverse, const AdamSettings& settings, float* workspace, float* sums) {
     head_step(tensors, features, labels, batch, inverse, settings, workspace, sums);
 }
+
+double multiply_add_rate_avx2(double seconds) { return multiply_add_rate<32>(seconds); }
 
 }  // namespace isotrain
 

@@ -1,4 +1,4 @@
-// The head's step for processors with AVX-512.
+// The head's step and the rate of multiply-adds for processors with AVX-512.
 #include "standard.h"
 
 #if defined(__x86_64__)
@@ -7,6 +7,7 @@
 #include "../../include/isa_begin.h"
 
 #include "head.h"
+#include "multiply_add.h"
 
 namespace isotrain {
 
@@ -14,6 +15,8 @@ void head_step_avx512(const HeadTensors& tensors, const float* features, const s
                       float inverse, const AdamSettings& settings, float* workspace, float* sums) {
     head_step(tensors, features, labels, batch, inverse, settings, workspace, sums);
 }
+
+double multiply_add_rate_avx512(double seconds) { return multiply_add_rate<64>(seconds); }
 
 }  // namespace isotrain
 

@@ -29,6 +29,8 @@ void head_step_avx512(const HeadTensors&, const float*, const std::int64_t*, int
                       float*);
 void head_step_avx2(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*,
                       float*);
+double multiply_add_rate_avx512(double seconds);
+double multiply_add_rate_avx2(double seconds);
 void head_step_plain(const HeadTensors&, const float*, const std::int64_t*, int, float, const AdamSettings&, float*,
                       float*);
 
