@@ -15,7 +15,7 @@ from .. import UserError
 from ..kernels.names import check_name
 from ..kernels.plugins import Plugins
 from . import traits as built_in
-from .accelerators import AUTOLOAD, LATE, device_class, device_names
+from .accelerators import AUTOLOAD, DEVICES, LATE, device_class, device_names
 from .base import Backend
 from .traits import Traits
 from .types import BackendUnavailableError
@@ -52,7 +52,7 @@ def list_backends() -> list[str]:
 
 def is_built_in(name: str) -> bool:
     """Whether `name` is a backend of isotrain itself, so that finding its class imports no module of a package."""
-    return name in _BUILT_IN
+    return name in _BUILT_IN or (name in DEVICES and name not in _PLUGINS.names())
 
 
 def backend_class(name: str) -> type[Backend]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Literal
 
 from pydantic import Field
 
-from .. import UserError
-from ..backends import backend_traits
+from ..backends import backend_traits, is_built_in
 from ..benchmarks.harness.document import ChoiceMade, Device, Part, Peaks, Policy
 from ..benchmarks.outcome.conformance import Judged
 from .messages import PEAKS, SUPPORT, Described, Measured, Opening
@@ -65,13 +64,14 @@ def examine(names: Sequence[str], time_limit: float = TIME_LIMIT, *, peaks: bool
         if peaks:
             deadline = time.monotonic() + time_limit
             reports = [_measured(*pair, deadline, time_limit) for pair in zip(reports, workers, strict=True)]
-    return [report.model_copy(update={"untested": _untested(report.backend)}) for report in reports]
+    return [report.model_copy(update={"untested": _untested(report)}) for report in reports]
 
 
-def _untested(name: str) -> bool:
-    with suppress(UserError):  # Its package can't be loaded, as the report says.
-        return backend_traits(name).untested
-    return False
+def _untested(report: Report) -> bool:
+    if report.device is not None:
+        return report.device.untested
+    # A package's module isn't imported here: it may hang, or end the process.
+    return is_built_in(report.backend) and backend_traits(report.backend).untested
 
 
 def _examined(name: str, worker: Worker, deadline: float, time_limit: float) -> Report:

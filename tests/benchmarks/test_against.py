@@ -240,15 +240,21 @@ def test_an_interruption_keeps_the_pairs_that_are_complete(measure: Callable[...
     journal = tmp_path / "journal"
     journal.touch()
 
+    ended = threading.Event()
+
     def interrupt() -> None:
-        while "before 1 block" not in journal.read_text(encoding="utf-8"):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not ended.wait(0.01):
+            if "before 1 block" in journal.read_text(encoding="utf-8"):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    result = measure(before={"sleep": 0.02})
-    thread.join()
+    try:
+        result = measure(before={"sleep": 0.02})
+    finally:
+        ended.set()
+        thread.join()
     assert result.status == "partial"
     assert len(only(result).ratios) == 1
     assert only(result).verdict == INCONCLUSIVE

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from isotrain.conformance import table
+from isotrain.conformance import doctor, table
 from support.command import Invoke, one_line_error
 from support.packages import described
 
@@ -107,6 +107,16 @@ def test_a_module_that_cant_be_imported_is_a_row(
     (found,) = table.load_conformance(tmp_path / "a.json").checks
     assert (found.status, found.detail[: len(detail)]) == (status, detail)
     assert f"{found.status}: {found.detail}"[:60] in out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("packaged", "forked_children")
+def test_doctor_imports_no_module_of_a_package_itself() -> None:
+    reports = doctor.examine(list(IMPORTS), time_limit=15.0)
+    assert [(report.backend, report.status) for report in reports] == [(name, "FAIL") for name in IMPORTS]
+    said = ("which can't be loaded (no driver)", "ended with exit code 3", "took longer than 15 s")
+    for report, words in zip(reports, said, strict=True):
+        assert words in report.reason
 
 
 @pytest.mark.usefixtures("packaged")
