@@ -28,6 +28,7 @@ OF_TEXTS = (
     *("text_pair_column", "label_column", "label_columns", "label_separator", "label_threshold", "label_rules"),
     *("missing_markers", "drop_missing", "evaluation_split", "test_fraction", "max_train_samples"),
     *("max_eval_samples", "doc_stride", "n_best_size", "max_answer_length", "null_threshold", "push_to_hub"),
+    "loss_over_padding",
     *("copy_encoder", "freeze_encoder", "lora", "feature_cache", "kernel", "layout", "head", "head_dropout"),
     *("head_dtype", "eval_batch_size", "label_smoothing_factor", "class_weights", "fused_head"),
 )
@@ -252,6 +253,11 @@ class Keys(BaseModel):
         allow_inf_nan=False,
         description="question_answering_v2: no answer is given where its score exceeds the best span's by more; the "
         "threshold with the best F1 of the evaluation when absent",
+    )
+    loss_over_padding: bool = Field(
+        False,
+        description="question_answering: padding up to max_length counts among the tokens to point at, as in "
+        "transformers' own loss; layout auto is padded then",
     )
     push_to_hub: str | None = Field(
         None, description="send the finished run to this repository of the Hugging Face Hub, as `isotrain push` does"

@@ -198,6 +198,15 @@ class TrainConfig(Keys):
         if self.task != "classification" and (self.label_smoothing_factor or self.class_weights is not None):
             key = "label_smoothing_factor" if self.label_smoothing_factor else "class_weights"
             raise ValueError(f"{key} is of task: classification, and this is task: {self.task}; drop it")
+        if self.loss_over_padding and not self.task.startswith("question_answering"):
+            raise ValueError(
+                f"loss_over_padding is of task: question_answering, and this is task: {self.task}; drop it"
+            )
+        if self.loss_over_padding and self.layout not in ("auto", "padded"):
+            raise ValueError(
+                f"loss_over_padding is over windows padded to max_length, and {self.layout} batches are padded less; "
+                "set layout: padded or auto, or loss_over_padding: false"
+            )
         if self.resume_option == "path" and not self.checkpoint_path:
             raise ValueError("resume_option: path needs checkpoint_path; name the checkpoint's folder there")
         if self.resume_from_checkpoint == "auto" and self.run_name is None:
@@ -255,11 +264,11 @@ class TrainConfig(Keys):
                 f"mesh_axis_names {self.mesh_axis_names} doesn't name each axis of mesh_shape {self.mesh_shape}; write "
                 "null for both"
             )
-        packed = self.layout in ("auto", "packed") and not self.torch_compile
+        packed = self.layout in ("auto", "packed") and not self.torch_compile and not self.loss_over_padding
         if self.kernel == "native" and not self.freeze_encoder and not packed:
             raise ValueError(
-                "kernel: native trains whole models on packed batches, without torch.compile; set layout: packed and "
-                "no torch_compile, or kernel: auto"
+                "kernel: native trains whole models on packed batches, without torch.compile and loss_over_padding; "
+                "set layout: packed and drop the others, or set kernel: auto"
             )
         if self.layout == "packed" and self.kernel in PADDED_KERNELS and self.freeze_encoder:
             raise ValueError(

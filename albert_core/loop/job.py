@@ -164,6 +164,7 @@ class TextJob(Job):
             **({"lora": config.lora.model_dump(mode="json")} if config.lora.rank else {}),
             **({"head": config.head} if config.head != "mlp" else {}),
             **({"torch_compile": config.torch_compile} if config.torch_compile else {}),
+            **({"loss_over_padding": True} if config.loss_over_padding else {}),
         }
 
 
@@ -240,7 +241,8 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
     with timed(phases, "open_backend"):
         backend = get_backend(ranks.backend(config.backend_name), config.backend_options)
         policy = policy_on(backend, config)
-        layout = layout_on(backend, config)
+        padded = config.model_copy(update={"layout": "padded"})
+        layout = layout_on(backend, padded if config.loss_over_padding else config)
         check_compiles(config, backend, ranks)
         energy = backend.energy()
     if config.gradient_checkpointing and not backend.traits.recomputes:
@@ -297,7 +299,7 @@ def open_job(config: TrainConfig, progress: PhaseProgress = lambda _: None, rank
 
 
 def _fixed_layout(config: TrainConfig) -> bool:
-    return trains_on_features(config) or config.torch_compile is not None
+    return trains_on_features(config) or config.torch_compile is not None or config.loss_over_padding
 
 
 def _layout_choice(

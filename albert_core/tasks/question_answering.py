@@ -1,15 +1,15 @@
 """Answers questions with a span of their context, as in SQuAD v1.1: cross entropy of the span's two ends.
 
 Every token of a window gets two logits, for being the first and the last token of the answer. The loss is the mean of
-the two cross entropies over the window's tokens. Padding is left out, so that the loss doesn't depend on the layout. A
-window without the answer should point at [CLS] (see `tokens.windows`). The answer to a question is the best span of all
-its windows.
+the two cross entropies over the window's tokens. Padding is left out, so that the loss doesn't depend on the layout,
+unless `loss_over_padding` asks for transformers' own. A window without the answer should point at [CLS] (see
+`tokens.windows`). The answer to a question is the best span of all its windows.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -65,6 +65,9 @@ class AnswerPrediction:
 class QuestionAnswering(Task):
     """Answers questions, each with a span of its context.
 
+    Args:
+        padded_to: The tokens of every window where padding takes part in the loss; None where it doesn't.
+
     Attributes:
         unanswerable: Whether questions may have no answer.
     """
@@ -74,6 +77,9 @@ class QuestionAnswering(Task):
     on_features = False
     metrics: ClassVar = {"eval/loss": "loss", "eval/exact_match": "exact match", "eval/f1": "F1"}
     sequence = "window"
+
+    def __init__(self, padded_to: int | None = None) -> None:
+        self._padded_to = padded_to
 
     def load(self, config: TrainConfig) -> QuestionDataset:
         return load_questions(
@@ -93,6 +99,23 @@ class QuestionAnswering(Task):
                 f"num_labels is {config.num_labels}, and an answer to {dataset.name} has {ENDS} ends; drop num_labels"
             )
         return ENDS
+
+    def configured(
+        self,
+        config: TrainConfig,
+        dataset: QuestionDataset,
+        outputs: int,
+        place: Callable[[torch.Tensor], torch.Tensor],
+    ) -> QuestionAnswering:
+        del dataset, outputs, place
+        if not config.loss_over_padding:
+            return self
+        log.info(
+            "windows are padded to %d tokens, and padding counts in the loss, as in transformers' own; "
+            "loss_over_padding: false leaves it out and trains faster",
+            config.max_length,
+        )
+        return type(self)(config.max_length)
 
     def tokenise(
         self,
@@ -130,8 +153,10 @@ class QuestionAnswering(Task):
         return SpanHead(hidden_size, outputs, config.seed)
 
     def apply_head(self, head: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L, 2]. Those of padding are the lowest value of the dtype."""
-        logits = head(states)
+        """Logits [B, L, 2]. Those of padding are the lowest value of the dtype, unless padding counts in the loss."""
+        logits: torch.Tensor = head(states)
+        if self._padded_to is not None:
+            return logits
         return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,7 +194,11 @@ class QuestionAnswering(Task):
 
     def chance_loss(self, store: TokenStore) -> float:
         """The loss in nats of a model that points at all tokens equally: the mean of ln(tokens) over the windows."""
-        return float(np.log(store.lengths).mean())
+        return float(np.log(self._tokens(store)).mean())
+
+    def _tokens(self, store: TokenStore) -> np.ndarray:
+        """How many tokens each window can point at, int64 [N]."""
+        return store.lengths if self._padded_to is None else np.full_like(store.lengths, self._padded_to)
 
     def record(self, run: RunFolder, dataset: QuestionDataset) -> None:
         """Writes inputs.json, the names of the columns of questions and contexts."""

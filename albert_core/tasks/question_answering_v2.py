@@ -91,7 +91,7 @@ class QuestionAnsweringV2(QuestionAnswering):
         """
         empty = store.labels[:, 1] == 0
         share = float(empty.mean())
-        with_answer = np.log(store.lengths[~empty] - 1) - math.log(1.0 - share) if share < 1.0 else np.zeros(0)
+        with_answer = np.log(self._tokens(store)[~empty] - 1) - math.log(1.0 - share) if share < 1.0 else np.zeros(0)
         return float(with_answer.sum() - empty.sum() * math.log(share or 1.0)) / len(empty)
 
     def settled(self, config: TrainConfig, metrics: Mapping[str, float]) -> TrainConfig:

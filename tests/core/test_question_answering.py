@@ -15,6 +15,7 @@ import pytest
 import torch
 from isotrain import UserError
 from isotrain.albert_core.config.load import ResolvedConfig
+from isotrain.albert_core.features.compute import token_batch
 from isotrain.albert_core.inference.predict import load_predictor
 from isotrain.albert_core.loop.job import build_encoder, open_job
 from isotrain.albert_core.loop.train import TrainResult
@@ -27,6 +28,7 @@ from isotrain.albert_core.tokens.windows import WindowStore
 from safetensors.torch import load_file
 from support import forks
 from support.small_job import losses, settings
+from transformers import AutoModelForQuestionAnswering
 
 Run = Callable[..., TrainResult]
 Configure = Callable[..., ResolvedConfig]
@@ -63,11 +65,13 @@ def best_answers(result: TrainResult, config: ResolvedConfig, max_tokens: int) -
     return {name: text for name, (_, text) in best.items()}
 
 
-@pytest.mark.parametrize("layout", ["bucketed", "padded", "packed"])
+@pytest.mark.parametrize(
+    "keys", [{"layout": "bucketed"}, {"layout": "padded"}, {"layout": "packed"}, {"loss_over_padding": True}]
+)
 def test_the_answers_are_the_best_spans_of_all_windows(
-    run: Run, configure: Configure, reading: dict[str, Any], layout: str
+    run: Run, configure: Configure, reading: dict[str, Any], keys: dict[str, Any]
 ) -> None:
-    keys = reading | {"layout": layout, "max_answer_length": 9, "n_best_size": 5}
+    keys = reading | {"layout": "auto", "max_answer_length": 9, "n_best_size": 5} | keys
     result = run(**keys)
     predictions = json.loads((result.run.path / "predictions.json").read_text())
     assert predictions == best_answers(result, configure(**keys), 9)
@@ -94,6 +98,34 @@ def test_padding_changes_no_loss_and_parts_of_a_batch_are_the_batch(run: Run, re
     assert len(bucketed) == 4
     for other in (padded, whole):
         np.testing.assert_allclose(other, bucketed, rtol=2e-6)
+
+
+def test_loss_and_chance_over_padding_are_those_of_transformers_own_loss(
+    run: Run, configure: Configure, reading: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training's losses are compared in tests/reference; this is the evaluation's."""
+    keys = reading | {"layout": "auto", "loss_over_padding": True, "max_length": 64}
+    result = run(**keys)
+    assert "padding counts in the loss" in (result.run.path / "train.log").read_text()
+    job = open_job(configure(**keys).config)
+    store = job.test_tokens
+    assert job.layout == "padded"
+    assert job.task.chance_loss(store) == pytest.approx(np.log(64))
+    assert store.lengths.mean() < 60, "windows without padding would hide that it counts"
+    config = load_encoder("random:tiny", 23).module().config
+    reader = AutoModelForQuestionAnswering.from_config(config)
+    saved = weights(result.run)
+    renamed = {name.replace("head.output", "qa_outputs"): value for name, value in saved.items()}
+    own = {name.replace("encoder.", "albert.", 1): value for name, value in renamed.items()}
+    reader.load_state_dict(own)
+    batch = token_batch(store, np.arange(store.num_texts), "padded", 64)
+    starts, ends = torch.from_numpy(store.labels.astype(np.int64)).T
+    with torch.no_grad():
+        expected = reader.eval()(
+            batch.input_ids, batch.attention_mask, batch.token_type_ids, start_positions=starts, end_positions=ends
+        ).loss
+    assert result.metrics["eval/loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert load_predictor(result.run).layout != "padded", "predictions have no loss, and would be slower"
 
 
 def test_it_learns_to_read(run: Run, reading: dict[str, Any]) -> None:
@@ -198,6 +230,9 @@ def test_a_lost_answer_is_said_in_the_log(run: Run, reading: dict[str, Any], tmp
         ({"checkpoint_metric": "eval/accuracy"}, "allowed are eval/loss, eval/exact_match, eval/f1"),
         ({"doc_stride": 60}, "lower doc_stride"),
         ({"max_train_samples": 0}, "max_train_samples"),
+        ({"loss_over_padding": True, "layout": "packed"}, "set layout: padded or auto, or loss_over_padding: false"),
+        ({"loss_over_padding": True, "kernel": "native"}, "without torch.compile and loss_over_padding"),
+        ({"loss_over_padding": True, "task": "regression"}, "loss_over_padding is of task: question_answering"),
     ],
 )
 def test_what_does_not_fit_is_refused(run: Run, reading: dict[str, Any], change: dict[str, Any], said: str) -> None:

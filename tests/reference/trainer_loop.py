@@ -45,25 +45,6 @@ def reader(folder: Path, weight: torch.Tensor, bias: torch.Tensor) -> Any:
     return model
 
 
-class WithoutPadding(nn.Module):
-    """A reader with the loss over each window's own tokens, where transformers counts padding as tokens to point at."""
-
-    def __init__(self, reader: nn.Module) -> None:
-        super().__init__()
-        self.reader = reader
-
-    def forward(
-        self, start_positions: torch.Tensor, end_positions: torch.Tensor, **inputs: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        found = self.reader(**inputs)
-        padding = inputs["attention_mask"] == 0
-        ends = [
-            nn.functional.cross_entropy(logits.masked_fill(padding, torch.finfo(logits.dtype).min), positions)
-            for logits, positions in ((found.start_logits, start_positions), (found.end_logits, end_positions))
-        ]
-        return {"loss": (ends[0] + ends[1]) / 2}
-
-
 class _Watched(Trainer):
     """Trainer with the order of its samples given, and every micro-batch's loss kept."""
 
@@ -98,17 +79,19 @@ def train(
     samples: Sequence[dict[str, Any]],
     order: Sequence[int],
     decay_all: bool = False,
+    padded_to: int | None = None,
     **arguments: Any,
 ) -> list[float]:
     """The mean loss of each optimizer step.
 
     `samples` hold ids, types and labels: a class, several numbers, or the two ends of an answer. `arguments` are
     TrainingArguments that differ from Trainer's defaults. `decay_all` lets all weights decay, which no argument does.
+    Batches are padded to their longest sample, or to `padded_to` tokens.
     """
     pad = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]").pad_token_id
 
     def padded(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        length = max(len(sample["ids"]) for sample in batch)
+        length = padded_to or max(len(sample["ids"]) for sample in batch)
         rows = [(sample["ids"], length - len(sample["ids"]), sample["types"]) for sample in batch]
         labels = torch.tensor([sample["labels"] for sample in batch])
         spans = labels.dim() == 2 and not labels.is_floating_point()
