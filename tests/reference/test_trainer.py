@@ -53,7 +53,7 @@ READING: dict[str, Any] = {
     "model": "albert",
     "seed": 23,
     "accumulation": 2,
-    "keys": {"max_length": 40, "doc_stride": 12, "layout": "auto"},
+    "keys": {"max_length": 40, "doc_stride": 12},
 }
 CASES = {
     "subj": Published(
@@ -190,7 +190,6 @@ def sides(request: pytest.FixtureRequest, tmp_path: Path, tiny_models: dict[str,
             "model_name": str(folder),
             "dtype": "float32",
             "learning_rate": job.rate,
-            "layout": "bucketed",
             "max_steps": STEPS,
             "num_epochs": 1,
             "steps_freq": 1,
