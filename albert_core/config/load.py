@@ -206,6 +206,8 @@ def _one_line(error: ValidationError, sources: dict[str, str], section: tuple[st
     for problem in error.errors(include_url=False):
         message = _WORDS.get(problem["type"], str(problem["msg"]).removeprefix("Value error, "))
         message = message[0].lower() + message[1:]
+        if problem["type"] == "literal_error":
+            message = meant(str(problem["input"]), re.findall(r"'([^']*)'", message)) + message
         if problem["loc"]:
             where = (*section, *map(str, problem["loc"]))
             key = ".".join(where)

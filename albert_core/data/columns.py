@@ -188,12 +188,13 @@ def _usual_pair(found: Sequence[str], text_pair_column: str | None) -> tuple[str
 
 
 def _choose(origin: str, found: Sequence[str], asked: str | None, role: str, usual: Sequence[str]) -> str:
+    delimited = any(suffix in origin.lower() for suffix in (".csv", ".tsv"))
+    first_line = " (the first line of a CSV file must name the columns)" if delimited else ""
     if asked is not None:
         if asked in found:
             return asked
         raise UserError(
-            f"{origin} has no column {asked!r}, it has {shown(found)}; set {role}_column to one of them "
-            "(the first line of a CSV file must name the columns)"
+            f"{origin} has no column {asked!r}, it has {shown(found)}; set {role}_column to one of them{first_line}"
         )
     for name in usual:
         match = next((column for column in found if column.lower() == name), None)
@@ -201,5 +202,5 @@ def _choose(origin: str, found: Sequence[str], asked: str | None, role: str, usu
             return match
     raise UserError(
         f"{origin} has no {role} column ({', '.join(usual[:5])} and others), it has {shown(found)}; set {role}_column "
-        "to one of them (the first line of a CSV file must name the columns)"
+        f"to one of them{first_line}"
     )

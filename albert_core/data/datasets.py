@@ -17,7 +17,7 @@ from .columns import Columns, IdsSeen, choose_columns
 from .embedded import embedded_tables
 from .hub import ALIASES, HUB_ID, read_hub
 from .intents import EMBEDDED_PREFIX, parse_embedded_id
-from .label_kinds import CLASSES, LabelKind
+from .label_kinds import CLASSES, NUMBERS, LabelKind
 from .labels import names_from_column, read_categories
 from .local import LABELLED_TEXTS, read_local
 from .missing import without_missing
@@ -175,7 +175,11 @@ def load_dataset(
     if label_names is None and path is not None and (path / CATEGORIES_FILE).is_file():
         label_names = read_categories(path / CATEGORIES_FILE)
     missing = partial(
-        without_missing, markers=missing_markers, drop=drop_missing, empty_is_label=label_kind.empty_is_label
+        without_missing,
+        markers=missing_markers,
+        drop=drop_missing,
+        empty_is_label=label_kind.empty_is_label,
+        of_numbers=label_kind is NUMBERS,
     )
     return _assemble(name, train, test, label_names, asked, test_fraction, seed, label_rules, missing, label_kind)
 
@@ -257,7 +261,12 @@ def _assemble(
     tables = [train] if test is None else [train, test]
     found = columns.remark(train.origin)
     for table in tables[1:]:
-        choose_columns(table.origin, table.columns, columns.text, None, columns.text_pair, columns.labels)
+        lacking = [name for name in (*columns.texts, *columns.labels) if name not in table.columns]
+        if lacking:
+            raise UserError(
+                f"{table.origin} has no column {shown(lacking)}, which {train.origin} has; it has "
+                f"{shown(table.columns)}: give both the same names"
+            )
     if missing is not None:
         tables = [missing(table, columns.labels, columns.texts, classes=label_names or ()) for table in tables]
     for table in tables:

@@ -53,6 +53,9 @@ def encode_labels(train: Table, test: Table | None, column: str, names: Sequence
     tables = [train] if test is None else [train, test]
     cells = [_cells(table, column) for table in tables]
     every = {cell for part in cells for cell in part}
+    if names is None and {cell.lower() for cell in every} <= {"true", "false"} and len(every) > 2:
+        # Booleans as several programs write them.
+        cells = [[cell.lower() for cell in part] for part in cells]
     numbers = None
     if names is None:
         numbers = _whole_numbers(tables, cells)
@@ -143,10 +146,17 @@ def _cells(table: Table, column: str) -> list[str]:
 
 
 def _refuse_two_ways(tables: Sequence[Table], column: str, classes: Sequence[Sequence[int | str]]) -> None:
-    """Raises UserError if a file writes one class as 1 and as "1", since they may be meant as two."""
+    """Raises UserError if a file writes one class as 1 and as "1", or as 1 and as true."""
     for table, part in zip(tables, classes, strict=True):
         first: dict[int | str, Any] = {}
+        kinds: dict[str, Any] = {}
         for row, (label, cell) in enumerate(zip(part, table.column(column), strict=True)):
+            kinds.setdefault(json_kind(cell), cell)
+            if {"true or false", "number"} <= kinds.keys():
+                raise UserError(
+                    f"{table.place(row)}: the labels are {shown(kinds.values())}; write all as booleans, or all as "
+                    "numbers"
+                )
             known = first.setdefault(label, cell)
             if json_kind(known) != json_kind(cell):
                 raise UserError(

@@ -22,6 +22,7 @@ def without_missing(
     drop: bool,
     classes: Sequence[str] = (),
     empty_is_label: bool = False,
+    of_numbers: bool = False,
 ) -> Table:
     """`table` without the rows that lack a label or a text, if `drop` is set.
 
@@ -33,6 +34,7 @@ def without_missing(
         drop: Whether to leave out such rows and empty texts. The log says how many.
         classes: Names that are known to be classes, whatever they look like.
         empty_is_label: Whether an empty text isn't a missing label.
+        of_numbers: Whether labels are numbers, so that no marker can be a class.
 
     Raises:
         UserError: A label is a marker (the message names the row) and `drop` is false, or no row is left.
@@ -44,9 +46,10 @@ def without_missing(
         if marked:
             first = min(marked)
             more = f" (and {count(len(marked) - 1, 'more row')})" if len(marked) > 1 else ""
+            a_class = "" if of_numbers else ", or make it a class by missing_markers: []"
             raise UserError(
                 f"{table.place(first)}{more}: the label {shown([marked[first]])} says that there is none; correct it, "
-                "leave such rows out by drop_missing: true, or make it a class by missing_markers: []"
+                f"or leave such rows out by drop_missing: true{a_class}"
             )
         _warn_of_texts(table, texts, known)
         return table

@@ -176,7 +176,9 @@ def _answers(place: str, context: str, cell: Any, unanswerable: bool) -> tuple[A
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{place}: an answer is {shown([text])}; give its text, or remove the answer")
-        if not isinstance(start, int) or isinstance(start, bool) or not 0 <= start <= len(context) - len(text):
+        if not isinstance(start, int) or isinstance(start, bool):
+            raise UserError(f"{place}: answer_start is {shown([start])}; write a whole number of characters, from 0")
+        if not 0 <= start <= len(context) - len(text):
             raise UserError(
                 f"{place}: answer {shown([text])} at answer_start {start} lies outside the context of {len(context)} "
                 "characters; correct answer_start, which counts characters from 0"

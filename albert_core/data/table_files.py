@@ -20,7 +20,7 @@ from .unpacked import read_bytes, read_lines, suffix_of
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".json.gz")
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
-_NAMED_DELIMITER = re.compile(r"sep=([,;\t])")
+_NAMED_DELIMITER = re.compile(r"sep=([^\w\s\"]|\t)")
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')
 
 
@@ -36,7 +36,7 @@ def table_parts(path: Path, size: int = PART_ROWS) -> Iterator[Table]:
 
     - CSV and TSV follow RFC 4180 (quoted line breaks, doubled quotes, LF or CRLF) with a header line. If the header
       lacks the usual separator, another is tried (see `_with_delimiter`). A column without a name is called by its
-      position, ``Unnamed: 0``. Blank lines between rows are skipped.
+      position, ``Unnamed: 0``. Blank lines between rows, and empty fields behind the last column, are skipped.
     - JSONL has one object per line, JSON the same or a list of objects. The columns of a part are those of its own
       objects.
     - Parquet is read by `parquet_parts`.
@@ -101,15 +101,19 @@ def _delimited_parts(path: Path, size: int) -> Iterator[Table]:
     if not columns:
         raise UserError(f"{path} has only blank lines; give a file with a header line and at least one row")
     refuse_duplicates(path, columns)
-    said = f"{path}: the fields are separated by {_DELIMITERS[delimiter]}s"
+    sign = _DELIMITERS.get(delimiter, repr(delimiter))
+    said = f"{path}: the sign between fields is a {sign}"
     remarks = () if delimiter == usual else (said,)
 
     def rows() -> Iterator[tuple[int, int, list[Any]]]:
         for line, row in numbered:
+            # Spreadsheets write empty cells behind the last column.
+            if not any(row[len(columns) :]):
+                del row[len(columns) :]
             if len(row) != len(columns):
                 raise UserError(
                     f"{path}, line {line} has {len(row)} fields, the header has {len(columns)} ({shown(columns)}); put "
-                    f"quotes around a field that holds a {_DELIMITERS[delimiter]} or a line break"
+                    f"quotes around a field that holds a {sign} or a line break"
                 )
             yield line, sum(map(len, row)), row
 

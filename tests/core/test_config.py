@@ -105,6 +105,7 @@ def test_a_bare_no_is_the_word(tmp_path: Path) -> None:
         ("dtype: int4", "float32, bfloat16, float16, float64, int8, float8_e4m3"),
         ("optim: lion", "adamw_torch"),
         ("framework: jax", "pytorch"),
+        ("lr_scheduler_type: cosin", "did you mean cosine?"),
         ("save_strategy: never", "epoch"),
         ("resume_option: path", "checkpoint_path"),
         ("sync_to_storage: true", "remote_path"),

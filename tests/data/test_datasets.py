@@ -198,6 +198,7 @@ def test_columns_missing_from_the_test_file_are_named(tmp_path: Path) -> None:
         (labelled(0, 2, 3), labelled(0), ["0", "2", "3"], [0, 1, 2]),
         (labelled("1.0", "0.0"), labelled("1"), ["0", "1"], [1, 0]),
         (labelled("True", "False"), labelled("True"), ["False", "True"], [1, 0]),
+        (labelled("True", "False"), labelled("true"), ["false", "true"], [1, 0]),
     ],
 )
 def test_ids_and_names_are_told_apart(tmp_path: Path, train: str, test: str, names: list[str], ids: list[int]) -> None:
@@ -294,6 +295,19 @@ def test_ids_beyond_the_names_are_refused(tmp_path: Path) -> None:
     message = refusal(source, label_names=["a", "b"])
     assert "line 4" in message
     assert "0 to 1" in message
+
+
+def test_booleans_beside_numbers_are_refused(tmp_path: Path) -> None:
+    rows = "".join(f'{{"text": "a", "label": {label}}}\n' for label in ("true", "false", "0"))
+    message = refusal(folder(tmp_path, train_jsonl=rows, test_jsonl=rows))
+    assert "jsonl:3" in message or "line 3" in message
+    assert "the labels are True, 0; write all as booleans, or all as numbers" in message
+
+
+def test_a_split_with_another_column_is_told_both_names(tmp_path: Path) -> None:
+    message = refusal(folder(tmp_path, train_csv=TRAIN, test_csv=TEST.replace("text", "review", 1)))
+    assert "test.csv has no column 'text', which" in message
+    assert "train.csv has; it has 'review', 'label': give both the same names" in message
 
 
 def test_folders_that_lack_or_double_a_split(tmp_path: Path) -> None:

@@ -129,7 +129,10 @@ NUMBER_FAULTS = {
     "true": ({"score": True}, "is True, no finite number"),
     "a list": ({"score": [1]}, "is [1], no finite number"),
     "mixed rows": ({"score": "1.5"}, "'score' is a JSON text here and a number before"),
-    "NaN as text": ({"score": "NaN"}, "the label 'NaN' says that there is none"),
+    "NaN as text": (
+        {"score": "NaN"},
+        "the label 'NaN' says that there is none; correct it, or leave such rows out by drop_missing: true",
+    ),
 }
 
 

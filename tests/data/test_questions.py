@@ -104,7 +104,7 @@ def test_one_file_is_split_by_contexts(tmp_path: Path) -> None:
         (one(answers=[]), r"\(q1\) has no answer"),
         (one(answers=[{"text": "Rome", "answer_start": 30}]), "answer_start 30 lies outside the context of 32"),
         (one(answers=[{"text": "Rome", "answer_start": -4}]), "lies outside the context"),
-        (one(answers=[{"text": "Rome", "answer_start": "14"}]), "lies outside the context"),
+        (one(answers=[{"text": "Rome", "answer_start": "14"}]), "answer_start is '14'; write a whole number"),
         (one(answers=[{"text": "Rome", "answer_start": 15}]), "stands 'ome.', not the answer 'Rome'"),
         (one(answers=[{"text": "", "answer_start": 3}]), "an answer is ''"),
         (squad([(CONTEXT, [question(n, "?", CONTEXT, "Rome") for n in (1, 2, 1)])]), "'q1' occurs twice, first at"),
@@ -172,7 +172,7 @@ def test_a_damaged_file_of_rows_is_refused_in_one_line(tmp_path: Path, kind: str
         ({"answers": [{"text": "Rome", "answer_start": 14}]}, "the answers are [{'text': 'Rome'"),
         ({"answers": {"text": "Rome", "answer_start": 14}}, "the answers are {"),
         ({"answers": {"text": [["Rome"]], "answer_start": [[14]]}}, "an answer is ['Rome']"),
-        ({"answers": {"text": ["Rome"], "answer_start": ["14"]}}, "answer 'Rome' at answer_start 14 lies outside"),
+        ({"answers": {"text": ["Rome"], "answer_start": ["14"]}}, "answer_start is '14'; write a whole number"),
     ],
 )
 @pytest.mark.parametrize("kind", [*TYPED, "saved"])
