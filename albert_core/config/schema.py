@@ -204,7 +204,7 @@ class TrainConfig(Keys):
             )
         if self.loss_over_padding and self.layout not in ("auto", "padded"):
             raise ValueError(
-                f"loss_over_padding is over windows padded to max_length, and {self.layout} batches are padded less; "
+                f"loss_over_padding is over windows of full length, and {self.layout} batches are padded less; "
                 "set layout: padded or auto, or loss_over_padding: false"
             )
         if self.resume_option == "path" and not self.checkpoint_path:
@@ -265,7 +265,7 @@ class TrainConfig(Keys):
                 "null for both"
             )
         packed = self.layout in ("auto", "packed") and not self.torch_compile and not self.loss_over_padding
-        if self.kernel == "native" and not self.freeze_encoder and not packed:
+        if self.kernel == "native" and not packed and (self.loss_over_padding or not self.freeze_encoder):
             raise ValueError(
                 "kernel: native trains whole models on packed batches, without torch.compile and loss_over_padding; "
                 "set layout: packed and drop the others, or set kernel: auto"

@@ -25,6 +25,11 @@ _SHOWN_KEYS = (
     *("lr_scheduler_type", "weight_decay"),
 )
 _HEAD_KEYS = ("head", "head_dropout")
+# Shown if they have another value than their default.
+_LOSS_KEYS = (
+    *("gradient_accumulation_steps", "max_grad_norm", "no_decay", "label_smoothing_factor", "class_weights"),
+    "loss_over_padding",
+)
 
 
 def model_card(
@@ -49,6 +54,8 @@ def model_card(
     head["tags"] = ["isotrain", *(["random-weights"] if random else [])]
     if not random and not is_local(config.model_name) and ":" not in config.model_name:
         head["base_model"] = clean(config.model_name)
+    fields = TrainConfig.model_fields
+    usual = {key: fields[key].get_default(call_default_factory=True) for key in _LOSS_KEYS}
     figures = [(name, value) for name, value in summary.items() if name.startswith("eval/")]
     trained = [
         ("encoder", _public(config.model_name) + (", **random weights**, not pretrained" if random else "")),
@@ -59,6 +66,7 @@ def model_card(
         ("steps", f"{_entry(summary, 'step', int):,} of {_entry(summary, 'total_steps', int):,}"),
         *((key, _public(getattr(config, key))) for key in _SHOWN_KEYS),
         *((key, _public(getattr(config, key))) for key in _HEAD_KEYS if on_features),
+        *((key, _public(getattr(config, key))) for key in _LOSS_KEYS if getattr(config, key) != usual[key]),
     ]
     auto = "AutoModelForSequenceClassification" if on_features else "AutoModelForQuestionAnswering"
     custom = on_features and config.head == "mlp"

@@ -106,7 +106,7 @@ def test_what_the_hub_gets_is_a_model_with_its_card(
 ) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    trained = run(threads=1)
+    trained = run(threads=1, max_grad_norm=1.5)
     code, shown, _ = invoke("push", str(trained.run.path), "me/intents", "--dry-run")
     assert code == 0
     assert "nothing was sent" in shown
@@ -132,6 +132,7 @@ def test_what_the_hub_gets_is_a_model_with_its_card(
         "**random weights**",
         "intents",
         "compute float32",
+        "| max_grad_norm | 1.5 |",
         f"| eval/accuracy | {summary['eval/accuracy']:.6g}",
     ):
         assert fact in card

@@ -232,6 +232,10 @@ def test_a_lost_answer_is_said_in_the_log(run: Run, reading: dict[str, Any], tmp
         ({"max_train_samples": 0}, "max_train_samples"),
         ({"loss_over_padding": True, "layout": "packed"}, "set layout: padded or auto, or loss_over_padding: false"),
         ({"loss_over_padding": True, "kernel": "native"}, "without torch.compile and loss_over_padding"),
+        (
+            {"loss_over_padding": True, "kernel": "native", "freeze_encoder": True},
+            "without torch.compile and loss_over_padding",
+        ),
         ({"loss_over_padding": True, "task": "regression"}, "loss_over_padding is of task: question_answering"),
     ],
 )
