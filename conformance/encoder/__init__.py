@@ -21,11 +21,13 @@ from ..case import Case, Checks, Device, Passed, UnsupportedError, ViolationErro
 from ..common.draws import draws, factor, judged
 from ..common.texts import random_texts, single_text
 from .models import ALBERT, ARCHITECTURES, BERT, MAX_TOKENS, random_weights
-from .passes import all_texts, encoded, exact_replay, exact_states, layer_states
+from .passes import all_texts, encoded, encoded_in_turn, exact_replay, exact_states, layer_states
 
 LENGTHS = (511, 1, 2, 512, 3, 17, 64)
 # Texts of one length need no padding in a padded batch. It is a length of every grid.
 MIXED, EQUAL = (5, 1, 9, 30, 2), (32,) * 4
+# In any layout, a batch of these has the shape of one of MIXED.
+OTHERS = (7, 3, 4, 30, 3)
 # Of the large batch, for which the host takes long.
 LARGE_DTYPES = ("float32", "bfloat16")
 # A word that no random text has.
@@ -70,21 +72,19 @@ def _short(device: Device, *, pairs: bool = False) -> Iterator[_Trial]:
                 yield _Trial(weights, texts, chosen, EQUAL[0])
 
 
+def _of_each(device: Device, texts: TokenStore, layouts: tuple[str, ...], max_length: int) -> list[_Trial]:
+    """The same texts for each architecture."""
+    return [_Trial(random_weights(config, device.seed), texts, layouts, max_length) for config in ARCHITECTURES]
+
+
 @check(
     "features",
     "The features of texts of 1 to 512 tokens are those of float64 within the dtype's error budget.",
     EVERY_DTYPE,
 )
 def _features(device: Device, dtype: str) -> Passed:
-    trials = [
-        _Trial(
-            random_weights(config, device.seed),
-            random_texts(LENGTHS, device.generator()),
-            device.backend.traits.layouts,
-            MAX_TOKENS,
-        )
-        for config in ARCHITECTURES
-    ]
+    texts = random_texts(LENGTHS, device.generator())
+    trials = _of_each(device, texts, device.backend.traits.layouts, MAX_TOKENS)
     return _compared(device, dtype, trials, _exact_features, _read_features)
 
 
@@ -94,10 +94,7 @@ def _features(device: Device, dtype: str) -> Passed:
 )
 def _compiled_kernel(device: Device) -> Passed:
     layouts = tuple(layout for layout in device.backend.traits.layouts if layout != "packed")
-    trials = [
-        _Trial(random_weights(config, device.seed), random_texts(LENGTHS, device.generator()), layouts, MAX_TOKENS)
-        for config in ARCHITECTURES
-    ]
+    trials = _of_each(device, random_texts(LENGTHS, device.generator()), layouts, MAX_TOKENS)
 
     def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
         found = _read_features(one, encoder, trial, layout)
@@ -121,10 +118,7 @@ def _padding(device: Device, dtype: str) -> Passed:
     layouts = tuple(layout for layout in device.backend.traits.layouts if layout != "packed")
     if not layouts:
         raise UnsupportedError("it takes packed batches only")
-    trials = [
-        _Trial(random_weights(config, device.seed), random_texts(MIXED, device.generator()), layouts, 2 * EQUAL[0])
-        for config in ARCHITECTURES
-    ]
+    trials = _of_each(device, random_texts(MIXED, device.generator()), layouts, 2 * EQUAL[0])
 
     def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
         return {"features": encoded(one, encoder, trial.store, layout, trial.max_length, _other_padding)}
@@ -162,6 +156,28 @@ def _company(device: Device, dtype: str) -> Passed:
         return {"features of a text alone": features, "features in a batch": features}
 
     return _compared(device, dtype, _short(device), exact, run)
+
+
+@check(
+    "batches",
+    "Batches of one shape have the features of their own texts, lengths and token types when all are read at the end.",
+    EVERY_DTYPE,
+)
+def _batches(device: Device, dtype: str) -> Passed:
+    generator = device.generator()
+    stores = [random_texts(lengths, generator, pairs=True) for lengths in (MIXED, OTHERS)]
+    trials = _of_each(device, stores[0], device.backend.traits.layouts, EQUAL[0])
+
+    def named(features: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        return {f"features of batch {number}": array for number, array in enumerate(features, start=1)}
+
+    def run(one: Device, encoder: FrozenEncoder, trial: _Trial, layout: str) -> dict[str, np.ndarray]:
+        return named(encoded_in_turn(one, encoder, stores, layout, trial.max_length))
+
+    def exact(trial: _Trial) -> dict[str, np.ndarray]:
+        return named(_exact_features(replace(trial, store=store))["features"] for store in stores)
+
+    return _compared(device, dtype, trials, exact, run)
 
 
 @check("overflow", "A text whose states overflow changes no other text's features.", EVERY_DTYPE)

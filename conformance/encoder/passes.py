@@ -46,7 +46,20 @@ def encoded(
     max_length: int,
     change: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> np.ndarray:
-    """The features of all texts, float64 [texts, hidden], in the store's order.
+    """The features of all texts, float64 [texts, hidden], in the store's order; see `encoded_in_turn`."""
+    (features,) = encoded_in_turn(device, encoder, [store], layout, max_length, change)
+    return features
+
+
+def encoded_in_turn(
+    device: Device,
+    encoder: FrozenEncoder,
+    stores: Sequence[TokenStore],
+    layout: str,
+    max_length: int,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
+) -> list[np.ndarray]:
+    """The features of each store's texts, float64 [texts, hidden]. They are read after the last batch, as in training.
 
     Args:
         change: Applied to each placed batch.
@@ -54,21 +67,24 @@ def encoded(
     Raises:
         ViolationError: They have another shape or dtype, or are elsewhere.
     """
-    found: np.ndarray | None = None
-    for rows, batch in batches_by_length(store, device.backend, layout, max_length):
-        part = encoder(change(batch))
-        if part.dim() != 2 or len(part) != batch.num_sequences or part.dtype != torch.float32:
-            raise ViolationError(
-                f"features of {batch.num_sequences} texts are {part.dtype} {tuple(part.shape)}, not float32 "
-                f"({batch.num_sequences}, hidden)"
-            )
-        if part.device != batch.device:
-            raise ViolationError(f"features of a batch on {batch.device} are on {part.device}")
-        (values,) = device.read(part)
-        if found is None:
-            found = np.empty((store.num_texts, values.shape[1]))
-        found[rows] = values[: len(rows)].double().numpy()
-    assert found is not None, "there is at least one text"
+    parts: list[torch.Tensor] = []
+    places: list[tuple[int, np.ndarray]] = []
+    for number, store in enumerate(stores):
+        for rows, batch in batches_by_length(store, device.backend, layout, max_length):
+            part = encoder(change(batch))
+            if part.dim() != 2 or len(part) != batch.num_sequences or part.dtype != torch.float32:
+                raise ViolationError(
+                    f"features of {batch.num_sequences} texts are {part.dtype} {tuple(part.shape)}, not float32 "
+                    f"({batch.num_sequences}, hidden)"
+                )
+            if part.device != batch.device:
+                raise ViolationError(f"features of a batch on {batch.device} are on {part.device}")
+            parts.append(part)
+            places.append((number, rows))
+            device.backend.step_boundary()
+    found = [np.empty((store.num_texts, parts[0].shape[1])) for store in stores]
+    for (number, rows), values in zip(places, device.read(*parts), strict=True):
+        found[number][rows] = values[: len(rows)].double().numpy()
     return found
 
 

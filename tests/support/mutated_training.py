@@ -132,6 +132,41 @@ class BrokenPromise(Wrapped):
         return features if len(features) == 1 else torch.nextafter(features, torch.tensor(torch.inf))
 
 
+class OneBuffer(Wrapped):
+    """Each batch overwrites the features of the one before it that has the same shape."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__(encoder)
+        self.buffers: dict[torch.Size, torch.Tensor] = {}
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        features = super().__call__(batch)
+        return self.buffers.setdefault(features.shape, torch.empty_like(features)).copy_(features)
+
+
+class KeepsFirst(Wrapped):
+    """Keeps the first batch of each shape."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__(encoder)
+        self.kept: dict[torch.Size, Any] = {}
+
+    def first(self, batch: Batch) -> Any:
+        return self.kept.setdefault(batch.input_ids.shape, batch)
+
+
+class FirstMask(KeepsFirst):
+    def seen(self, batch: Batch) -> Batch:
+        if isinstance(batch, PackedBatch):
+            return batch
+        return replace(batch, attention_mask=self.first(batch).attention_mask, host_lengths=None)
+
+
+class FirstTokenTypes(KeepsFirst):
+    def seen(self, batch: Batch) -> Batch:
+        return replace(batch, token_type_ids=self.first(batch).token_type_ids)
+
+
 class WithEncoder(CpuBackend):
     """A host whose encoders are wrapped."""
 
@@ -183,7 +218,7 @@ class WrongProgram(CpuBackend):
         return super().build_encoder(weights, policy, kernel)
 
 
-_FEATURES = ("features", "padding", "token-types", "company", "overflow", "large")
+_FEATURES = ("features", "padding", "token-types", "company", "batches", "overflow", "large")
 ENCODERS = {
     "constant features": Mutant(lambda: WithEncoder(ConstantFeatures), _FEATURES),
     "features of another shape": Mutant(
@@ -191,12 +226,15 @@ ENCODERS = {
     ),
     "features elsewhere": Mutant(lambda: WithEncoder(LeftOnMeta), _FEATURES, "features of a batch on cpu are on meta"),
     "features of the neighbour": Mutant(lambda: WithEncoder(NeighbourRows), _FEATURES),
-    "padding attended": Mutant(lambda: WithEncoder(PaddingAttended), ("padding", "features")),
-    "token types ignored": Mutant(lambda: WithEncoder(TokenTypesIgnored), ("token-types",)),
+    "padding attended": Mutant(lambda: WithEncoder(PaddingAttended), ("padding", "features", "batches")),
+    "token types ignored": Mutant(lambda: WithEncoder(TokenTypesIgnored), ("token-types", "batches")),
     "last layer skipped": Mutant(LastLayerSkipped, _FEATURES),
     "another epsilon": Mutant(OtherEpsilon, ("layers", "replay", *_FEATURES)),
     "replay of its own states": Mutant(lambda: WithEncoder(ReplayOfOwnStates), ("replay",)),
     "NaN weights accepted": Mutant(NanAccepted, ("broken-weights",)),
+    "one buffer for all features": Mutant(lambda: WithEncoder(OneBuffer), ("batches",)),
+    "the first mask for ever": Mutant(lambda: WithEncoder(FirstMask), ("batches",)),
+    "the first token types for ever": Mutant(lambda: WithEncoder(FirstTokenTypes), ("batches",)),
     "one NaN for the whole batch": Mutant(lambda: WithEncoder(OneNanForAll), ("overflow",)),
     "bits that depend on the batch": Mutant(lambda: WithEncoder(BrokenPromise), ("company",)),
     "a large batch cut off": Mutant(lambda: WithEncoder(LargeCutOff), ("large",)),
