@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from ... import UserError
 from ...albert_core.config.lora import LoraOptions
 from ...backends import DTYPES, CastPolicy, get_backend
 from ...benchmarks.parity.bands import COARSE, LARGEST_FACTOR, Check, bias_corrections, mean_so_far, tensor_checks
-from ..case import Case, Checks, Device, Passed, UnsupportedError, ViolationError
+from ..case import Case, Checks, Device, Passed, UnsupportedError, ViolationError, require
 from ..common.draws import draws, factor, judged
 from .short_run import Outcome, Recipe, ShortRun, recipe
 from .steps import Done, Form, Plan, run_steps
@@ -169,12 +170,30 @@ def _run_checks(
 
 
 def _forms(device: Device, form: Form) -> Passed:
-    return judged(_step_checks(device, Plan(device.seed, ROWS, (1e-2,) * len(ROWS)), form))
+    plan = Plan(device.seed, ROWS, (1e-2,) * len(ROWS))
+    checks = _step_checks(device, plan, form)
+    if form in ("fused", "captured"):
+        # A fused step may take a single group only.
+        with suppress(UnsupportedError):
+            checks += _step_checks(device, replace(plan, bias_rates=plan.rates), form)
+    if form == "captured":
+        _require_new_dropout(device)
+    return judged(checks)
+
+
+def _require_new_dropout(device: Device) -> None:
+    """Raises ViolationError if captured steps drop the same values each time. The first few may not be replayed."""
+    steps, last = 8, 4
+    losses = run_steps(device, Plan(device.seed, (8,) * steps, (0.0,) * steps, dropout=0.5), "captured").losses[-last:]
+    # All of them, since two losses may be the same by rounding.
+    require(
+        np.ptp(losses) > 0.0, f"the last {last} captured steps drop the same values: each has the loss {losses[0]:g}"
+    )
 
 
 _CLAUSES: dict[Form, str] = {
     "fused": "The fused step of a head changes its weights as autograd and the optimizer would.",
-    "captured": "A captured step uses the batch of each call and changes the weights as the step itself would.",
+    "captured": "A captured step uses each call's batch and new dropout, and changes the weights as the step would.",
     "compiled": "A compiled loss has the value and the gradient of the function, for each shape of its inputs.",
     "torch-compile": "So has one by torch.compile, if the device offers its modes.",
 }
@@ -182,14 +201,14 @@ for _form, _clause in _CLAUSES.items():
     check(f"{_form}-step", _clause, time_limit=300.0)(partial(_forms, form=_form))
 
 
-@check("learning-rate", "Each step uses the learning rate set last, whatever its form.")
+@check("learning-rate", "Each step uses the learning rate set last for each parameter group, whatever its form.")
 def _learning_rate(device: Device) -> Passed:
     rates = tuple(1e-2 * share for share in (1.0, 0.0, 0.5, 2.0, 0.0, 0.1, 1.0, 1.0))
     forms: tuple[Form, ...] = ("autograd", "captured", "fused")
     checks: list[Check] = []
-    for form, optim in product(forms, ("adamw", "sgd")):
+    for form, optim, bias_rates in product(forms, ("adamw", "sgd"), ((), rates[::-1])):
         try:
-            checks += _step_checks(device, Plan(device.seed, (8,) * len(rates), rates, optim), form)
+            checks += _step_checks(device, Plan(device.seed, (8,) * len(rates), rates, optim, bias_rates), form)
         except UnsupportedError:
             if form != "fused":
                 raise
@@ -207,11 +226,14 @@ def _step_checks(device: Device, plan: Plan, form: Form) -> list[Check]:
     exact = run_steps(Device(get_backend("cpu")), plan, "autograd", "float64")
     drawn = [run_steps(draw.device, plan, "autograd") for draw in draws(device.backend, policy)]
     name, steps, m = f"{form} step, {plan.optim}", len(plan.rows), factor(policy)
-    for step, rate in enumerate(plan.rates):
+    if plan.bias_rates:
+        name += ", biases in a group of their own"
+    for step in range(steps):
         before, after = found.weights[step : step + 2]
-        moved = [key for key, tensor in after.items() if not torch.equal(tensor, before[key])]
-        if rate == 0.0 and moved:
-            raise ViolationError(f"step {step + 1} has the learning rate 0 and changes {moved[0]} ({name})")
+        rates = plan.rates_at(step)
+        for key, tensor in after.items():
+            if rates[-1 if key.endswith("bias") else 0] == 0.0 and not torch.equal(tensor, before[key]):
+                raise ViolationError(f"step {step + 1} has the learning rate 0 and changes {key} ({name})")
     corrections = mean_so_far(bias_corrections(found.betas, steps))
     # Two logits may be so near each other that rounding decides which is larger.
     flips = [float(np.abs(one.right - exact.right).max()) for one in (found, *drawn)]

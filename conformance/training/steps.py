@@ -35,12 +35,20 @@ class Plan:
         rows: The texts of each step's batch.
         rates: The learning rate of each step.
         optim: The key `optim` of a configuration.
+        bias_rates: The biases' rate of each step, if they are a group of their own, which doesn't decay.
+        dropout: The head's. Unless it is 0, all steps have the same batch, so that only dropout tells them apart.
     """
 
     seed: int
     rows: tuple[int, ...]
     rates: tuple[float, ...]
     optim: str = "adamw"
+    bias_rates: tuple[float, ...] = ()
+    dropout: float = 0.0
+
+    def rates_at(self, step: int) -> tuple[float, ...]:
+        """The learning rate of each parameter group. The last one is the biases'."""
+        return (self.rates[step], self.bias_rates[step]) if self.bias_rates else (self.rates[step],)
 
 
 @dataclass(frozen=True)
@@ -68,18 +76,28 @@ def run_steps(device: Device, plan: Plan, form: Form, dtype: str = "float32") ->
     """
     backend = device.backend
     config = TrainConfig.model_validate(
-        {"seed": plan.seed, "optim": plan.optim, "weight_decay": 0.1, "momentum": 0.9, "adam_epsilon": 1e-3}
+        {
+            "seed": plan.seed,
+            "optim": plan.optim,
+            "weight_decay": 0.1,
+            "no_decay": ["bias"] if plan.bias_rates else [],
+            "momentum": 0.9,
+            "adam_epsilon": 1e-3,
+        }
     )
-    head = backend.place(ClassificationHead(WIDTH, HIDDEN, LABELS, plan.seed).to(getattr(torch, dtype)))
+    made = ClassificationHead(WIDTH, HIDDEN, LABELS, plan.seed, plan.dropout)
+    head = backend.place(made.to(getattr(torch, dtype)))
     optimizer = build_optimizer(head, config, backend)
     backend.prepare_optimizer(optimizer)
     step = _step(backend, head, optimizer, form)
     generator = torch.Generator().manual_seed(plan.seed)
     sums, weights = [], [_weights(device, head)]
-    for rows, rate in zip(plan.rows, plan.rates, strict=True):
+    for number, rows in enumerate(plan.rows):
+        if plan.dropout:
+            generator.manual_seed(plan.seed)
         features = torch.randn(rows, WIDTH, generator=generator)
         labels = torch.randint(0, LABELS, (rows,), generator=generator)
-        backend.set_learning_rate(optimizer, rate)
+        backend.set_learning_rate(optimizer, *plan.rates_at(number))
         # A later step may write its result where this one is.
         sums.append(step(backend.place(features), backend.place(labels)).clone())
         weights.append(_weights(device, head))

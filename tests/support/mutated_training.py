@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -278,13 +278,34 @@ class NoBiasGradient(Fused):
 
 
 class FirstRateForEver(Fused):
-    rate: float | None = None
+    rates: Sequence[float] = ()
 
     def update(self) -> None:
-        (group,) = self.optimizer.param_groups
-        self.rate = group["lr"] if self.rate is None else self.rate
-        group["lr"] = self.rate
+        groups = self.optimizer.param_groups
+        self.rates = self.rates or [group["lr"] for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate
         super().update()
+
+
+class OneDecay(Fused):
+    """All parameters decay as those of the first group."""
+
+    def update(self) -> None:
+        with one_decay(self.optimizer):
+            super().update()
+
+
+@contextmanager
+def one_decay(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """All groups have the first one's decay for a while."""
+    groups = optimizer.param_groups
+    before = [group["weight_decay"] for group in groups]
+    for group in groups:
+        group["weight_decay"] = before[0]
+    yield
+    for group, decay in zip(groups, before, strict=True):
+        group["weight_decay"] = decay
 
 
 class OwnDivisor(Fused):
@@ -299,12 +320,12 @@ class OwnMoments(Fused):
 
     def __init__(self, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
         super().__init__(parameters, optimizer)
-        (group,) = optimizer.param_groups
-        settings = {key: group[key] for key in ("betas", "eps", "weight_decay")}
-        self.own = torch.optim.AdamW(self.parameters, **settings)
+        settings = ("params", "betas", "eps", "weight_decay")
+        self.own = torch.optim.AdamW([{key: group[key] for key in settings} for group in optimizer.param_groups])
 
     def update(self) -> None:
-        self.own.param_groups[0]["lr"] = self.optimizer.param_groups[0]["lr"]
+        for own, group in zip(self.own.param_groups, self.optimizer.param_groups, strict=True):
+            own["lr"] = group["lr"]
         self.own.step()
 
 
@@ -339,6 +360,36 @@ class StaleBatch(WithFusedStep):
     def capture_step(self, step: Callable[..., torch.Tensor], optimizer: Any) -> Callable[..., torch.Tensor]:
         first: dict[Any, tuple[torch.Tensor, ...]] = {}
         return lambda *inputs: step(*first.setdefault(tuple(part.shape for part in inputs), inputs))
+
+
+class CapturedOneDecay(WithFusedStep):
+    """In captured steps, all parameters decay as those of the first group."""
+
+    def capture_step(self, step: Callable[..., torch.Tensor], optimizer: Any) -> Callable[..., torch.Tensor]:
+        def run(*inputs: torch.Tensor) -> torch.Tensor:
+            with one_decay(optimizer):
+                return step(*inputs)
+
+        return run
+
+
+class StaleDropout(WithFusedStep):
+    """A captured step drops the same values in each call."""
+
+    def capture_step(self, step: Callable[..., torch.Tensor], optimizer: Any) -> Callable[..., torch.Tensor]:
+        def run(*inputs: torch.Tensor) -> torch.Tensor:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return step(*inputs)
+
+        return run
+
+
+class FirstRateForAll(CpuBackend):
+    """All parameter groups have the first one's learning rate."""
+
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, *rates: float) -> None:
+        super().set_learning_rate(optimizer, rates[0])
 
 
 class FirstShapeForEver(WithFusedStep):
@@ -419,6 +470,10 @@ TRAININGS = {
     "the first learning rate for ever": Mutant(
         lambda: WithFusedStep(FirstRateForEver), ("learning-rate", "head", "accumulation", "resume")
     ),
+    "the first group's learning rate for all": Mutant(FirstRateForAll, ("learning-rate",)),
+    "the first group's decay for all": Mutant(lambda: WithFusedStep(OneDecay), ("fused-step", "learning-rate")),
+    "the first group's decay for all in a captured step": Mutant(CapturedOneDecay, ("captured-step", "learning-rate")),
+    "the same dropout in each captured step": Mutant(StaleDropout, ("captured-step",), "drop the same values"),
     "a divisor of its own": Mutant(lambda: WithFusedStep(OwnDivisor), ("fused-step", "learning-rate")),
     "moments outside the optimizer": Mutant(lambda: WithFusedStep(OwnMoments), ("resume",)),
     "a stale result": Mutant(StaleResult, ("captured-step", "learning-rate", "accumulation")),
