@@ -191,8 +191,8 @@ def keeps_earlier(device: Device) -> Passed:
     return Passed()
 
 
-def _batches(count: int) -> Iterator[dict[str, Any]]:
-    for number in range(count):
+def _batches(count: int, first: int = 0) -> Iterator[dict[str, Any]]:
+    for number in range(first, first + count):
         yield {"ids": torch.full((2, 3), number), "features": [torch.full((4,), number / 2)]}
 
 
@@ -213,6 +213,32 @@ def prefetches_apart(device: Device) -> Passed:
     kept = list(device.backend.prefetch(_batches(7)))
     got = [_checked(device, batch) for batch in kept]
     require(len(set(got)) == len(got), f"{len(got)} batches that were kept hold the values of batches {got}")
+    return Passed()
+
+
+@check("prefetch-own", "Each prefetch gives the batches of its own source, also beside one that is open or left early.")
+def prefetches_own(device: Device) -> Passed:
+    def numbers(batches: Iterator[dict[str, Any]]) -> list[int]:
+        return [_checked(device, batch) for batch in batches]
+
+    one, other = (iter(device.backend.prefetch(_batches(5, first))) for first in (0, 10))
+    got: tuple[list[int], list[int]] = [], []
+    for _ in range(5):
+        for found, batches in zip(got, (one, other), strict=True):
+            found += numbers(islice(batches, 1))
+    wanted = list(range(5)), list(range(10, 15))
+    require(got == wanted, f"two prefetches that were read in turn gave batches {got[0]} and {got[1]}")
+    left = iter(device.backend.prefetch(_batches(7, 20)))
+    numbers(islice(left, 2))
+
+    def require_whole(first: int, state: str) -> None:
+        after = numbers(device.backend.prefetch(_batches(3, first)))
+        wrong = f"beside a prefetch that was left early and is {state}, batches {first} to {first + 2} became {after}"
+        require(after == list(range(first, first + 3)), wrong)
+
+    require_whole(30, "open")
+    del left
+    require_whole(40, "closed")
     return Passed()
 
 

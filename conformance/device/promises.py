@@ -11,12 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ... import UserError
 from ...albert_core.terminal.text import error_line
-from ...backends import COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS, CastPolicy
+from ...backends import COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS, Backend, CastPolicy
 from ..case import Checks, Device, Passed, UnsupportedError, ViolationError, require
 from .placing import is_on
 
 # Nobody has so many devices.
 NO_INDEX = 10**6
+# Numbers below are opened as long as there are devices.
+MOST_DEVICES = 16
 
 check = Checks("device")
 
@@ -188,19 +190,61 @@ def _first_claimed(device: Device) -> str:
     return found
 
 
-@check("unknown-index", "A device number that doesn't exist is refused with a UserError.")
+@check(
+    "unknown-index", "Device numbers that don't exist are refused with a UserError; the others are different devices."
+)
 def refuses_indices(device: Device) -> Passed:
+    there, refusal = _numbered(device)
+    last = there[-1] if there else device.backend
+    if last is not device.backend:
+        placed = last.place(torch.ones(3))
+        (got,) = Device(last).read(placed)
+        found = is_on(placed, last) and torch.equal(got, torch.ones(3))
+        require(found, f"number {last.index} opens, and isn't there")
+    if not refusal:
+        return Passed(detail="every number is a device")
+    for number, other in enumerate(there):
+        first = [_identity(one) for one in there].index(_identity(other))
+        require(first == number, f"numbers {first} and {number} are the same device, {other.info().name}")
+    return Passed(detail=refusal)
+
+
+def _numbered(device: Device) -> tuple[list[Backend], str]:
+    """The backend's devices in the order of their numbers, and the first refusal; it is empty if there is none.
+
+    Raises:
+        ViolationError: A number is accepted, and a smaller one is refused.
+    """
+    own = device.backend.index or 0
+    there: list[Backend] = []
+    refusal = ""
+    for number in (*range(MOST_DEVICES), NO_INDEX):
+        other = device.backend if number == own else _opened(device, number)
+        if isinstance(other, str):
+            refusal = refusal or other
+            continue
+        require(not refusal, f"number {number} is accepted, and number {len(there)} is refused")
+        there.append(other)
+    if len(there) > 1:
+        # A device that is opened may become torch's current one.
+        _opened(device, own)
+    return there, refusal
+
+
+def _opened(device: Device, number: int) -> Backend | str:
+    """The backend's device with this number, or the error that refuses it."""
     kind = type(device.backend)
     try:
-        other = kind(NO_INDEX) if kind.Options is None else kind(NO_INDEX, device.backend.options)
+        return kind(number) if kind.Options is None else kind(number, device.backend.options)
     except UserError as error:
-        return Passed(detail=str(error))
+        return str(error)
     except Exception as error:
-        raise ViolationError(f"number {NO_INDEX} raises {error_line(error)} instead of a UserError") from error
-    placed = other.place(torch.ones(3))
-    (got,) = Device(other).read(placed)
-    require(is_on(placed, other) and torch.equal(got, torch.ones(3)), f"number {NO_INDEX} opens, and isn't there")
-    return Passed(detail="every number is a device")
+        raise ViolationError(f"number {number} raises {error_line(error)} instead of a UserError") from error
+
+
+def _identity(backend: Backend) -> object:
+    """What tells devices apart: torch's number, or what the backend says of them if torch has none."""
+    return backend.info() if backend.device.index is None else backend.device
 
 
 @check("unknown-option", "An unknown option is refused instead of ignored.")

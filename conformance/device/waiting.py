@@ -37,12 +37,21 @@ def _require_settled(tensors: Sequence[torch.Tensor], what: str) -> list[torch.T
 
 @check("fence-copies", "When synchronize(tensors) returns, placed copies are complete: values don't change any more.")
 def waits_for_copies(device: Device) -> Passed:
-    source = torch.randn(256, 256, generator=device.generator())
-    placed = device.backend.place(source)
+    source, placed = _copied(device)
     device.backend.synchronize(placed)
+    _require_copied(source, placed)
+    return Passed()
+
+
+def _copied(device: Device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor, and its copy on the device, without a fence."""
+    source = torch.randn(256, 256, generator=device.generator())
+    return source, device.backend.place(source)
+
+
+def _require_copied(source: torch.Tensor, placed: torch.Tensor) -> None:
     (got,) = _require_settled([placed], "a placed tensor")
     require(same_bits(got, source), "after the fence, a placed tensor has other values than its source")
-    return Passed()
 
 
 @check("fence-work", "When synchronize(tensors) returns, the work for them is done: reading them waits for nothing.")
@@ -95,11 +104,14 @@ def waits_for_parameters(device: Device) -> Passed:
     return Passed()
 
 
-@check("fence-all", "When synchronize() without tensors returns, all work is done.")
+@check("fence-all", "When synchronize() without tensors returns, all work is done, and placed copies are complete.")
 def waits_for_all(device: Device) -> Passed:
     module = _trained(device)
     device.backend.synchronize()
     _require_settled(list(module.parameters()), "the parameters")
+    source, placed = _copied(device)
+    device.backend.synchronize()
+    _require_copied(source, placed)
     return Passed()
 
 

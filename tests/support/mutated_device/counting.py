@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,12 +47,36 @@ class _OwnNoise(torch.Tensor):
     _own: ClassVar[torch.Generator] = torch.Generator().manual_seed(5)
 
     @classmethod
+    def _drawn(cls, count: int) -> torch.Tensor:
+        return torch.rand(count, generator=cls._own)
+
+    @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.nn.functional.dropout:
             given = args[0].as_subclass(torch.Tensor)
-            kept = torch.rand(given.shape, generator=cls._own) >= kwargs["p"]
+            kept = cls._drawn(given.numel()).reshape(given.shape) >= kwargs["p"]
             return (given * kept / (1 - kwargs["p"])).as_subclass(cls)
         return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class AlikeCores(Mutant):
+    """Each of 8 cores seeds its generator alike."""
+
+    CLAUSE = ("generators-apart",)
+
+    def place(self, value: T) -> T:
+        placed: Any = super().place(value)
+        if isinstance(placed, torch.Tensor) and placed.shape == (4096,):
+            return placed.as_subclass(_AlikeNoise)  # type: ignore[return-value]  # the mutation
+        return placed
+
+
+class _AlikeNoise(_OwnNoise):
+    """Tensors of a device of 8 cores which draw the same numbers."""
+
+    @classmethod
+    def _drawn(cls, count: int) -> torch.Tensor:
+        return torch.rand(count // 8).repeat(8)
 
 
 class SharedState(Mutant):
@@ -102,6 +127,37 @@ class LowPeak(Mutant):
         return replace(use, peak_bytes=use.current_bytes // 2)
 
 
+class DoubledMemory(Mutant):
+    """memory() counts everything twice."""
+
+    CLAUSE = ("memory",)
+
+    def memory(self) -> MemoryUse:
+        use = super().memory()
+        return replace(use, current_bytes=2 * use.current_bytes, peak_bytes=2 * use.peak_bytes)
+
+
+class NeverFrees(Mutant):
+    """The memory in use is its peak."""
+
+    CLAUSE = ("memory",)
+    _most: ClassVar[int] = 0
+
+    def memory(self) -> MemoryUse:
+        now = super().memory().current_bytes
+        type(self)._most = max(self._most, now)
+        return MemoryUse(self._most, self._most, "the board")
+
+
+class ConstantPeak(Mutant):
+    """The peak is the largest number of 60 bits."""
+
+    CLAUSE = ("memory",)
+
+    def memory(self) -> MemoryUse:
+        return replace(super().memory(), peak_bytes=2**60 - 1)
+
+
 class FallingEnergy(Mutant):
     """A counter of 32 bits that wraps."""
 
@@ -111,6 +167,22 @@ class FallingEnergy(Mutant):
     def energy(self) -> EnergyUse:
         type(self)._reading -= 1.0
         return EnergyUse(self._reading, "the board")
+
+
+class ConstantEnergy(Mutant):
+    """A counter that stands still."""
+
+    CLAUSE = ("energy",)
+
+    def energy(self) -> EnergyUse:
+        return EnergyUse(5.0, "the board")
+
+
+class CoarseEnergy(Mutant):
+    """A right counter that is refreshed ten times a second."""
+
+    def energy(self) -> EnergyUse:
+        return EnergyUse(time.monotonic() // 0.1, "the board")
 
 
 class SilentEnergy(Mutant):
@@ -158,6 +230,15 @@ class WrongScalar(Mutant):
 
     def scalar(self, value: float) -> float:
         return float(int(value))
+
+
+class ShortScalar(Mutant):
+    """A scalar goes through bfloat16."""
+
+    CLAUSE = ("scalar",)
+
+    def scalar(self, value: float) -> float:
+        return float(torch.tensor(value, dtype=torch.bfloat16))
 
 
 class KeepsOneThread(Mutant):

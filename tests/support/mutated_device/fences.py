@@ -51,10 +51,20 @@ class LateCopies(Mutant):
 class NeverWaitsForCopies(LateCopies):
     """The fence returns at once."""
 
-    CLAUSE = ("fence-copies",)
+    CLAUSE: ClassVar[tuple[str, ...]] = ("fence-copies", "fence-all")
 
     def synchronize(self, *tensors: torch.Tensor) -> None:
         pass
+
+
+class ForgetsCopies(NeverWaitsForCopies):
+    """The fence waits for copies if it is given tensors; without any it returns at once."""
+
+    CLAUSE = ("fence-all",)
+
+    def synchronize(self, *tensors: torch.Tensor) -> None:
+        if tensors:
+            LateCopies.synchronize(self)
 
 
 class LateSteps(LateCopies):

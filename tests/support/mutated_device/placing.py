@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -129,8 +130,8 @@ class PlacesElsewhere(Mutant):
     """The device is not the one where tensors arrive."""
 
     CLAUSE = (
-        *("info", "place-bits", "place-structure", "place-module", "prefetch-all", "prefetch-kept", "on-host"),
-        *("results", "memory"),
+        *("info", "place-bits", "place-structure", "place-module", "prefetch-all", "prefetch-kept", "prefetch-own"),
+        *("on-host", "results", "memory"),
     )
 
     @property
@@ -153,7 +154,7 @@ class PlacesElsewhere(Mutant):
 class DropsLastBatch(Mutant):
     """prefetch yields a batch when the next one is on its way; the last one has no next."""
 
-    CLAUSE = ("prefetch-all",)
+    CLAUSE = ("prefetch-all", "prefetch-own")
 
     def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
         ahead = None
@@ -166,7 +167,7 @@ class DropsLastBatch(Mutant):
 class SwapsBatches(Mutant):
     """prefetch sends two batches at once and yields the newer one first."""
 
-    CLAUSE = ("prefetch-all",)
+    CLAUSE = ("prefetch-all", "prefetch-own")
 
     def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
         pair: list[T] = []
@@ -193,6 +194,46 @@ class ReusesBuffer(Mutant):
                 first["features"][0].copy_(item["features"][0])
                 item = {"ids": first["ids"], "features": [first["features"][0]]}
             yield item
+
+
+class OneQueue(Mutant):
+    """All prefetches of a device have one queue of batches."""
+
+    CLAUSE = ("prefetch-own",)
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        super().__init__(index, options)
+        self._queue: deque[Any] = deque()
+
+    def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
+        for batch in batches:
+            self._queue.append(self.place(batch))
+            if len(self._queue) > 2:
+                yield self._queue.popleft()
+        while self._queue:
+            yield self._queue.popleft()
+
+
+class KeepsUnread(Mutant):
+    """A prefetch begins with the batch that was on its way when another one was closed."""
+
+    CLAUSE = ("prefetch-own",)
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        super().__init__(index, options)
+        self._unread: list[Any] = []
+
+    def prefetch(self, batches: Iterable[T]) -> Iterator[T]:
+        sent, self._unread = self._unread, []
+        try:
+            for batch in batches:
+                sent.append(self.place(batch))
+                if len(sent) == 2:
+                    yield sent.pop(0)
+            yield from sent
+            sent = []
+        finally:
+            self._unread = sent
 
 
 class ReadsAll(Mutant):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from isotrain import UserError
 from isotrain.backends import DTYPES, EIGHT_BIT, Availability, CastPolicy, DeviceInfo
 from pydantic import BaseModel, ConfigDict
 
@@ -130,6 +131,47 @@ class BareIndexError(Mutant):
 
     def __init__(self, index: int | None = None, options: Any = None) -> None:
         super().__init__([None][index or 0], options)
+
+
+class Pair(Mutant):
+    """A right backend with two devices, which torch doesn't number."""
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        if index is not None and index > 1:
+            raise UserError(f"device {index}: there are 2 devices; use 0 or 1")
+        super().__init__(None, options)
+        self.index = index
+
+    def info(self) -> DeviceInfo:
+        return replace(super().info(), name=f"core {self.index or 0}")
+
+
+class OneTooMany(Pair):
+    """The number of devices is accepted as one of their numbers, and the first one is opened."""
+
+    CLAUSE = ("unknown-index",)
+
+    def info(self) -> DeviceInfo:
+        return Mutant.info(self)
+
+
+class NotThere(Pair):
+    """The number of devices is accepted as one of their numbers, and nothing is opened."""
+
+    CLAUSE = ("unknown-index",)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta", 1) if self.index else torch.device("cpu")
+
+
+class LowestBit(Mutant):
+    """Of a number, only the lowest bit is looked at."""
+
+    CLAUSE = ("unknown-index",)
+
+    def __init__(self, index: int | None = None, options: Any = None) -> None:
+        super().__init__(None if index is None else index & 1, options)
 
 
 class LooseOptions(Mutant):
