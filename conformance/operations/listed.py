@@ -10,7 +10,7 @@ from ..case import Case, Device, Mode, Passed
 from . import dropout, edges, updates
 from .operation import Operation, check_gradients, check_result
 from .products import LONG_PRODUCTS, PRODUCTS
-from .rows import HUGE_LOGITS, LONG_ROWS, ROW_OPERATIONS
+from .rows import CONSTANT_ROWS, HUGE_LOGITS, LONG_ROWS, ROW_OPERATIONS
 
 # Optimizers update parameters that are kept in the accumulate dtype, which is one of these.
 WIDE_DTYPES = ("float32", "float64")
@@ -24,7 +24,7 @@ def cases() -> list[Case]:
 
 
 def _of(dtype: str) -> Iterator[Case]:
-    for operation in (*PRODUCTS, *ROW_OPERATIONS, *LONG_PRODUCTS, *LONG_ROWS, *HUGE_LOGITS):
+    for operation in (*PRODUCTS, *ROW_OPERATIONS, *LONG_PRODUCTS, *LONG_ROWS, *CONSTANT_ROWS, *HUGE_LOGITS):
         yield from _of_operation(operation, dtype)
     yield _case(
         "dropout",

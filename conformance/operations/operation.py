@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ...backends import Backend, get_backend, options_section
 from ..case import Device, Passed, ViolationError, implemented
 from .uncertain import Precision, Uncertain
+
+# How a matrix lies in memory: row by row, column by column, or as the middle columns of a wider one, as
+# ``qkv.chunk(3, dim=-1)`` gives it.
+Layout = Literal["rows", "transposed", "columns"]
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,24 @@ class Example:
     Attributes:
         label: Its shape in words.
         inputs: On the host. Floating-point values are float64, and are rounded to the dtype under test.
-        strided: Whether matrices are given as transposed views, which aren't contiguous.
+        layout: Of the matrices among the inputs, and of the gradient of the result.
+        summed: Whether gradients are those of the sum of the result: its own gradient is a single 1, expanded.
     """
 
     label: str
     inputs: tuple[torch.Tensor, ...]
-    strided: bool = False
+    layout: Layout = "rows"
+    summed: bool = False
 
     def rounded(self, dtype: torch.dtype) -> list[torch.Tensor]:
         return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in self.inputs]
+
+
+def laid_out(*inputs: torch.Tensor) -> Iterator[Example]:
+    """The same inputs where matrices don't lie row by row, and for the gradients of a sum."""
+    yield Example("transposed views", inputs, "transposed")
+    yield Example("columns of wider matrices", inputs, "columns")
+    yield Example("gradient of a sum", inputs, summed=True)
 
 
 @dataclass(frozen=True)
@@ -138,11 +151,14 @@ def widened(want: Uncertain, modelled: torch.Tensor) -> Uncertain:
     return replace(want, variance=want.variance + squares + (squares.mean() if squares.numel() else 0.0))
 
 
-def place(backend: Backend, tensor: torch.Tensor, strided: bool = False) -> torch.Tensor:
-    """A copy of `tensor` on the device; with `strided`, a matrix that lies there transposed."""
-    if strided and tensor.dim() > 1:
+def place(backend: Backend, tensor: torch.Tensor, layout: Layout = "rows") -> torch.Tensor:
+    """A copy of `tensor` on the device, where a matrix lies as `layout` says."""
+    if layout == "transposed" and tensor.dim() > 1:
         return backend.place(tensor.mT.clone(memory_format=torch.contiguous_format)).mT
-    return backend.place(tensor.clone())
+    if layout == "columns" and tensor.dim() > 1:
+        others = tensor.flip(-1)
+        return backend.place(torch.cat((others, tensor, others), dim=-1)).chunk(3, dim=-1)[1]
+    return backend.place(tensor.clone(memory_format=torch.contiguous_format))
 
 
 def check_form(label: str, found: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -202,7 +218,7 @@ def _expected_result(operation: Operation, example: Example, numerics: Numerics,
 
 def _result(operation: Operation, example: Example, numerics: Numerics, device: Device) -> list[torch.Tensor]:
     inputs = example.rounded(numerics.dtype)
-    placed = [place(device.backend, tensor, example.strided) for tensor in inputs]
+    placed = [place(device.backend, tensor, example.layout) for tensor in inputs]
     result = operation.run(device.backend, *placed)
     on_device(example.label, device.backend, result)
     found, *after = device.read(result, *placed)
@@ -211,8 +227,10 @@ def _result(operation: Operation, example: Example, numerics: Numerics, device: 
     return [found]
 
 
-def _upstream(shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
+def _upstream(example: Example, shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
     """The gradient of the loss by the result."""
+    if example.summed:
+        return torch.ones((), dtype=dtype).expand(tuple(shape))
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype)
 
 
@@ -220,18 +238,22 @@ def _expected_gradients(operation: Operation, example: Example, numerics: Numeri
     assert operation.gradients is not None
     inputs = numerics.uncertain(example.rounded(numerics.dtype))
     shape = operation.expected(numerics, *inputs).value.shape
-    upstream = Uncertain.exact(_upstream(shape, numerics.dtype, seed), numerics.compute)
+    upstream = Uncertain.exact(_upstream(example, shape, numerics.dtype, seed), numerics.compute)
     found = operation.gradients(numerics, upstream, *inputs)
     return {f"{example.label}, gradient {number}": one for number, one in enumerate(found, start=1)}
 
 
 def _gradients(operation: Operation, example: Example, numerics: Numerics, device: Device) -> list[torch.Tensor]:
     backend = device.backend
-    placed = [place(backend, tensor, example.strided) for tensor in example.rounded(numerics.dtype)]
+    placed = [place(backend, tensor, example.layout) for tensor in example.rounded(numerics.dtype)]
     leaves = [tensor.detach().requires_grad_() for tensor in placed if tensor.is_floating_point()]
     rest = iter(leaves)
     result = operation.run(backend, *(next(rest) if tensor.is_floating_point() else tensor for tensor in placed))
-    result.backward(backend.place(_upstream(result.shape, numerics.dtype, device.seed)))
+    upstream = _upstream(example, result.shape, numerics.dtype, device.seed)
+    if example.summed:
+        result.backward(place(backend, torch.ones((), dtype=numerics.dtype)).expand_as(upstream))
+    else:
+        result.backward(place(backend, upstream, example.layout))
     for number, leaf in enumerate(leaves, start=1):
         if leaf.grad is None:
             raise ViolationError(f"{example.label}: there is no gradient {number}")

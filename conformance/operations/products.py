@@ -12,13 +12,16 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from ...backends import Backend
-from .operation import Example, Numerics, Operation
+from .operation import Example, Layout, Numerics, Operation, laid_out
 from .rows import LONG, normal, softmax, softmax_gradient
 from .uncertain import Uncertain
 
-# Rows, terms of a sum, columns: ALBERT's and MiniLM's layers with few rows, odd ones, no rows at all.
-SHAPES = ((16, 768, 3072), (16, 3072, 768), (17, 384, 1536), (127, 768, 3), (3, 127, 17), (1, 1, 1), (0, 768, 3))
-STRIDED = (17, 127, 3)
+# Rows, terms of a sum, columns: ALBERT's and MiniLM's layers with few rows, 77 labels for those of a training step, odd
+# ones, no rows at all.
+SHAPES = (
+    *((16, 768, 3072), (16, 3072, 768), (17, 384, 1536), (1024, 768, 77)),
+    *((127, 768, 3), (3, 127, 17), (1, 1, 1), (0, 768, 3)),
+)
 # Batch, heads, tokens and width of a head. The third has an odd number of everything.
 ATTENTION = ((2, 12, 64, 64), (2, 12, 17, 32), (3, 1, 127, 3), (1, 3, 1, 17), (0, 12, 17, 64))
 
@@ -28,17 +31,14 @@ def _matmul_examples(generator: torch.Generator) -> Iterator[Example]:
         yield Example(
             f"{rows}x{terms} by {terms}x{columns}", (normal(generator, rows, terms), normal(generator, terms, columns))
         )
-    rows, terms, columns = STRIDED
-    inputs = (normal(generator, rows, terms), normal(generator, terms, columns))
-    yield Example("transposed views", inputs, strided=True)
+    yield from laid_out(normal(generator, 17, 127), normal(generator, 127, 3))
 
 
 def _bmm_examples(generator: torch.Generator) -> Iterator[Example]:
     for batch, rows, terms, columns in ((12, 64, 64, 64), (3, 17, 127, 1), (1, 1, 3, 17), (12, 0, 64, 3)):
         inputs = (normal(generator, batch, rows, terms), normal(generator, batch, terms, columns))
         yield Example(f"{batch} of {rows}x{terms} by {terms}x{columns}", inputs)
-    inputs = (normal(generator, 3, 17, 127), normal(generator, 3, 127, 17))
-    yield Example("transposed views", inputs, strided=True)
+    yield from laid_out(normal(generator, 3, 17, 127), normal(generator, 3, 127, 17))
 
 
 def _linear_examples(generator: torch.Generator) -> Iterator[Example]:
@@ -49,7 +49,7 @@ def _linear_examples(generator: torch.Generator) -> Iterator[Example]:
         )
     inputs = (normal(generator, 3, 17, 127), normal(generator, 17, 127), normal(generator, 17))
     yield Example("3x17x127 to 17", inputs)
-    yield Example("transposed views", inputs, strided=True)
+    yield from laid_out(*inputs)
 
 
 def _long_products(generator: torch.Generator) -> Iterator[Example]:
@@ -108,12 +108,18 @@ def _linear_gradients(
 
 
 def _attention_examples(generator: torch.Generator) -> Iterator[Example]:
-    for batch, heads, tokens, width in ATTENTION:
-        query, key, value = (normal(generator, batch, heads, tokens, width) for _ in range(3))
-        # Each text has another number of real tokens, and at least one.
-        lengths = torch.randint(1, tokens + 1, (batch, 1), generator=generator)
-        mask = (torch.arange(tokens) < lengths)[:, None, None, :]
-        yield Example(f"{batch}x{heads}x{tokens}x{width}", (query, key, value, mask))
+    for shape in ATTENTION:
+        yield _attention_example(generator, shape, "rows")
+    yield _attention_example(generator, ATTENTION[0], "columns")
+
+
+def _attention_example(generator: torch.Generator, shape: tuple[int, ...], layout: Layout) -> Example:
+    batch, heads, tokens, width = shape
+    query, key, value = (normal(generator, *shape) for _ in range(3))
+    # Each text has another number of real tokens, and at least one.
+    lengths = torch.randint(1, tokens + 1, (batch, 1), generator=generator)
+    mask = (torch.arange(tokens) < lengths)[:, None, None, :]
+    return Example(f"{batch}x{heads}x{tokens}x{width} in {layout}", (query, key, value, mask), layout)
 
 
 def _run_attention(_: Backend, *inputs: torch.Tensor) -> torch.Tensor:

@@ -11,18 +11,21 @@ import torch
 from torch.nn import functional
 
 from ...backends import Backend
-from .operation import Example, Numerics, Operation
+from .operation import Example, Numerics, Operation, laid_out
 from .uncertain import Uncertain
 
-# Rows and their lengths: ALBERT's and MiniLM's widths, odd ones, no rows at all.
-SHAPES = ((16, 768), (17, 3072), (127, 384), (3, 17), (1, 1), (0, 768))
+# Rows and their lengths: ALBERT's states of 8 texts, its and MiniLM's widths, odd ones, no rows at all.
+SHAPES = ((1024, 768), (17, 3072), (127, 384), (3, 17), (1, 1), (0, 768))
+# The same for LayerNorm. None without rows, since the XLA devices of torch 2.9 give those no gradient.
+NORMS = ((1024, 768), (127, 384), (17, 3), (1, 17))
 LONG = 65_536
 # ALBERT's epsilon.
 EPSILON = 1e-12
 IGNORED = -100
 HUGE = 1e4
-# Rows of an embedding table, their width, and ids: ALBERT's words, MiniLM's positions, odd ones, no id at all.
-TABLES = ((30_000, 128, 64), (512, 384, 17), (17, 3, 127), (2, 1, 1), (17, 127, 0))
+# Rows of an embedding table, their width, and ids: ALBERT's words, MiniLM's positions, more rows than 16 bits count,
+# odd ones, no id at all.
+TABLES = ((30_000, 128, 64), (70_000, 3, 17), (512, 384, 17), (17, 3, 127), (2, 1, 1), (17, 127, 0))
 
 
 def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -33,7 +36,13 @@ def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
 def _rows(generator: torch.Generator, scale: float = 1.0) -> Iterator[Example]:
     for rows, width in SHAPES:
         yield Example(f"{rows}x{width}", (scale * normal(generator, rows, width),))
-    yield Example("transposed view", (scale * normal(generator, 17, 127),), strided=True)
+    yield from laid_out(scale * normal(generator, 17, 127))
+
+
+def _activations(generator: torch.Generator, scale: float = 1.0) -> Iterator[Example]:
+    yield from _rows(generator, scale)
+    # Where exponentials overflow that a formula may have.
+    yield Example("3x17 up to 100", (torch.linspace(-100.0, 100.0, 51, dtype=torch.float64).view(3, 17),))
 
 
 def _long_rows(generator: torch.Generator) -> Iterator[Example]:
@@ -107,12 +116,21 @@ def _gelu_tanh_gradient(numerics: Numerics, upstream: Uncertain, x: Uncertain) -
 
 
 def _norm_examples(generator: torch.Generator) -> Iterator[Example]:
-    # None without rows, since the XLA devices of torch 2.9 give those no gradient.
-    for rows, width in ((16, 768), (127, 384), (17, 3), (1, 17)):
-        weights = (1.0 + 0.1 * normal(generator, width), normal(generator, width))
-        yield Example(f"{rows}x{width}", (normal(generator, rows, width), *weights))
+    for rows, width in NORMS:
+        yield Example(f"{rows}x{width}", (normal(generator, rows, width), *_norm_weights(generator, width)))
+    yield from laid_out(normal(generator, 17, 127), *_norm_weights(generator, 127))
     # A wrong epsilon shows where the variance is small.
     yield Example("17x127, small values", (1e-2 * normal(generator, 17, 127), *(normal(generator, 127) for _ in "wb")))
+
+
+def _norm_weights(generator: torch.Generator, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return 1.0 + 0.1 * normal(generator, width), normal(generator, width)
+
+
+def _constant_rows(generator: torch.Generator) -> Iterator[Example]:
+    """Their variance is 0. In one pass, it may become negative."""
+    x = 0.1 * normal(generator, 127, 1).expand(127, 768)
+    yield Example("127x768", (x, *_norm_weights(generator, 768)))
 
 
 def _run_norm(_: Backend, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -218,7 +236,7 @@ def _embedding_gradient(
 
 
 def _class_examples(generator: torch.Generator, scale: float = 3.0) -> Iterator[Example]:
-    for rows, classes in ((8, 77), (127, 150), (17, 3), (1, 2)):
+    for rows, classes in ((8, 77), (1024, 128), (127, 150), (17, 3), (1, 2)):
         labels = torch.randint(classes, (rows,), generator=generator)
         yield Example(f"{rows}x{classes}", (scale * normal(generator, rows, classes), labels))
     labels = torch.randint(17, (16,), generator=generator)
@@ -266,14 +284,22 @@ def _elementwise(
     run: Callable[[torch.Tensor], torch.Tensor],
     expected: Callable[..., Uncertain],
     gradients: Callable[..., Sequence[Uncertain]],
-    scale: float = 1.0,
+    examples: Callable[[torch.Generator], Iterator[Example]] = _rows,
 ) -> Operation:
-    return Operation(name, definition, partial(_rows, scale=scale), lambda _, x: run(x), expected, gradients)
+    return Operation(name, definition, examples, lambda _, x: run(x), expected, gradients)
 
 
 SUM = _elementwise("sum", "the sum of each row", lambda x: x.sum(-1), _sum, _sum_gradient)
 SOFTMAX = _elementwise(
-    "softmax", "softmax of each row", lambda x: torch.softmax(x, -1), softmax, _softmax_gradients, scale=3.0
+    "softmax",
+    "softmax of each row",
+    lambda x: torch.softmax(x, -1),
+    softmax,
+    _softmax_gradients,
+    partial(_rows, scale=3.0),
+)
+LAYER_NORM = Operation(
+    "layer_norm", f"LayerNorm of each row, epsilon {EPSILON:g}", _norm_examples, _run_norm, _norm, _norm_gradients
 )
 
 
@@ -293,19 +319,24 @@ CROSS_ENTROPY = _loss("mean")
 ROW_OPERATIONS = (
     SUM,
     _elementwise("mean", "the mean of each row", lambda x: x.mean(-1), _mean, _mean_gradient),
-    _elementwise("tanh", "tanh of each element", torch.tanh, _tanh, _tanh_gradient),
-    _elementwise("gelu-erf", "x Phi(x) by erf", functional.gelu, _gelu_erf, _gelu_erf_gradient, scale=2.0),
+    _elementwise("tanh", "tanh of each element", torch.tanh, _tanh, _tanh_gradient, _activations),
+    _elementwise(
+        "gelu-erf",
+        "x Phi(x) by erf",
+        functional.gelu,
+        _gelu_erf,
+        _gelu_erf_gradient,
+        partial(_activations, scale=2.0),
+    ),
     _elementwise(
         "gelu-tanh",
         "GELU by its tanh approximation",
         partial(functional.gelu, approximate="tanh"),
         _gelu_tanh,
         _gelu_tanh_gradient,
-        scale=2.0,
+        partial(_activations, scale=2.0),
     ),
-    Operation(
-        "layer_norm", f"LayerNorm of each row, epsilon {EPSILON:g}", _norm_examples, _run_norm, _norm, _norm_gradients
-    ),
+    LAYER_NORM,
     SOFTMAX,
     Operation(
         "embedding",
@@ -320,6 +351,15 @@ ROW_OPERATIONS = (
 )
 LONG_ROWS = (
     replace(SUM, name="sum-long-sums", definition="sums of 65,536 terms", examples=_long_rows, gradients=None),
+)
+CONSTANT_ROWS = (
+    replace(
+        LAYER_NORM,
+        name="layer_norm-constant-rows",
+        definition="LayerNorm of rows whose values are equal",
+        examples=_constant_rows,
+        gradients=None,
+    ),
 )
 HUGE_LOGITS = (
     replace(SOFTMAX, name="softmax-huge-logits", definition="softmax of scores up to 1e4 in size", examples=_huge_rows),

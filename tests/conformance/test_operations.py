@@ -18,17 +18,21 @@ from isotrain.conformance.operations.operation import Numerics, check_gradients,
 from isotrain.conformance.operations.uncertain import Precision, Uncertain
 from isotrain.conformance.operations.updates import OPTIMIZERS, RATES
 
-from conformance.mutated_operations import MUTANTS, WITHOUT_GELU, LowFidelity, Mutant, past_the_end, running
+from conformance import mutated_operations
+from conformance.mutated_operations import WITHOUT_GELU, LowFidelity, Mutant, past_the_end, running
+from conformance.mutated_shapes import SHAPE_MUTANTS
 
 CASES = operations.cases()
+MUTANTS = (*mutated_operations.MUTANTS, *SHAPE_MUTANTS)
 OPERATIONS = (
     *products.PRODUCTS,
     *products.LONG_PRODUCTS,
     *rows.ROW_OPERATIONS,
     *rows.LONG_ROWS,
+    *rows.CONSTANT_ROWS,
     *rows.HUGE_LOGITS,
 )
-SMALL = ((16, 96, 64), (17, 127, 3), (1, 1, 1), (0, 17, 3))
+SMALL = ((16, 96, 64), (1024, 17, 3), (17, 127, 3), (1, 1, 1), (0, 17, 3))
 
 
 @pytest.fixture
@@ -36,10 +40,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller shapes than those of real models, for runs of many devices."""
     monkeypatch.setattr(products, "SHAPES", SMALL)
     monkeypatch.setattr(products, "ATTENTION", ((2, 3, 17, 32), (1, 1, 1, 3)))
-    monkeypatch.setattr(rows, "SHAPES", ((16, 96), (17, 127), (1, 1), (0, 17)))
+    monkeypatch.setattr(rows, "SHAPES", ((1024, 96), (17, 127), (1, 1), (0, 17)))
+    monkeypatch.setattr(rows, "NORMS", ((1024, 17), (17, 127), (1, 17)))
     monkeypatch.setattr(rows, "LONG", 4_096)
     monkeypatch.setattr(products, "LONG", 4_096)
-    monkeypatch.setattr(rows, "TABLES", ((3000, 128, 64), (17, 3, 127), (17, 127, 0)))
+    monkeypatch.setattr(rows, "TABLES", ((3000, 128, 64), (70_000, 3, 17), (17, 3, 127), (17, 127, 0)))
     monkeypatch.setattr(updates, "SHAPES", updates.SHAPES[:3])
     monkeypatch.setattr(dropout, "SHAPES", ((256, 256), (17, 127)))
 
