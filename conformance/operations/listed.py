@@ -35,6 +35,12 @@ def _of(dtype: str) -> Iterator[Case]:
     yield _case(
         "dropout", "the gradient of dropout has the mask and scale of its values", dropout.check_gradient, dtype, "grad"
     )
+    yield _case(
+        "attention-dropout",
+        "scaled_dot_product_attention drops probabilities as dropout does values, and its gradient has the same mask",
+        dropout.check_attention,
+        dtype,
+    )
     if dtype in WIDE_DTYPES:
         yield _case(
             "clip_grad_norm_",

@@ -303,7 +303,7 @@ PRODUCT_ROWS = frozenset(
     f"{name}{mode}"
     for name in ("matmul", "linear", "bmm", "attention-by-hand", "matmul-long-sums", "linear-long-sums")
     for mode in ("", "/grad")
-)
+) | {"attention-dropout"}
 MUTANTS = (
     Mutant(
         "sums products in float16",
@@ -339,7 +339,7 @@ MUTANTS = (
     Mutant(
         "ignores the attention mask",
         frozenset({"attention", "attention/grad"}),
-        functions={ATTENTION: lambda q, k, v, **_: ATTENTION(q, k, v)},
+        functions={ATTENTION: lambda *given, **named: ATTENTION(*given, **named | {"attn_mask": None})},
     ),
     Mutant(
         "has an epsilon of its own in LayerNorm",

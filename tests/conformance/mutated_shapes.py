@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .mutated_operations import Kernel, Mutant
+from .mutated_operations import ATTENTION, Kernel, Mutant
 
 aten = torch.ops.aten
 GELU = ("gelu-erf", "gelu-tanh")
@@ -82,6 +82,32 @@ def _norm_in_one_pass(x: torch.Tensor, *given: Any) -> tuple[torch.Tensor, ...]:
     return torch.where(variance + given[-1] <= 0, torch.nan, y), mean, scale
 
 
+def _attention_without_dropout(*given: Any, dropout_p: float = 0.0, **rest: Any) -> torch.Tensor:
+    del dropout_p
+    return ATTENTION(*given, **rest)
+
+
+class _OtherMask(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, values: torch.Tensor, rate: float) -> torch.Tensor:
+        ctx.rate = rate
+        ctx.save_for_backward(scores)
+        return ATTENTION(scores, scores, values, dropout_p=rate)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+        (scores,) = ctx.saved_tensors
+        return None, ATTENTION(scores, scores, gradients[0], dropout_p=ctx.rate), None
+
+
+def _attention_with_two_masks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout_p: float = 0.0, **rest: Any
+) -> torch.Tensor:
+    if dropout_p == 0:
+        return ATTENTION(query, key, value, **rest)
+    return _OtherMask.apply(query, value, dropout_p)
+
+
 SHAPE_MUTANTS = (
     Mutant(
         "multiplies no more than 512 rows",
@@ -134,5 +160,16 @@ SHAPE_MUTANTS = (
         "takes the root of a negative variance",
         frozenset({"layer_norm-constant-rows"}),
         {aten.native_layer_norm.default: _norm_in_one_pass},
+    ),
+    Mutant(
+        "has no dropout in fused attention",
+        frozenset({"attention-dropout"}),
+        functions={ATTENTION: _attention_without_dropout},
+    ),
+    Mutant(
+        "draws another mask for the gradient of fused attention",
+        frozenset({"attention-dropout"}),
+        functions={ATTENTION: _attention_with_two_masks},
+        said="have another mask than their value",
     ),
 )
