@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..case import Device, Passed, UnsupportedError, ViolationError, implemented
-from .operation import on_device, place, promised
+from .operation import check_form, on_device, place, promised
 from .rows import EPSILON, normal
 from .updates import OPTIMIZERS, random_steps, run_steps
 
@@ -278,6 +278,29 @@ def check_subnormal(dtype: str, device: Device) -> Passed:
             raise ViolationError(f"{name}: {limits.tiny / 4:.3g} becomes {float(found.flatten()[0]):.3g}")
     words = f"flushed to 0 by {', '.join(flushed)}" if flushed else "kept"
     return _passed(len(calls) - len(missing), missing, words)
+
+
+def check_cast(dtype: str, device: Device) -> Passed:
+    """Casts float32 values that lie in the middle of two values of `dtype`, and those just below and above."""
+    device.policy(dtype)
+    narrow: torch.dtype = getattr(torch, dtype)
+    spacing, step = torch.finfo(narrow).eps, torch.finfo(torch.float32).eps
+    middle = 1.0 + (torch.arange(round(1 / spacing)) + 0.5) * spacing
+    ones = torch.cat((middle - step, middle, middle + step))
+    x = torch.cat((ones, -ones, ones / 512))
+    with implemented("to"):
+        result = place(device.backend, x).to(narrow)
+    (found,) = device.read(result)
+    check_form("float32 values", found, x.shape, narrow)
+    # In the middle, some devices round away from 0 instead of to the even value.
+    farther = (found.double() - x.double()).abs() > (x.double().to(narrow).double() - x.double()).abs()
+    if farther.any():
+        number = int(farther.int().argmax())
+        raise ViolationError(
+            f"{int(farther.sum())} of {len(x)} values aren't rounded to the nearest: {float(x[number]):.9g} becomes "
+            f"{float(found[number]):.9g}"
+        )
+    return Passed()
 
 
 def _passed(checked: int, missing: list[str], words: str = "", lacks: str = "") -> Passed:

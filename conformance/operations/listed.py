@@ -14,6 +14,7 @@ from .rows import CONSTANT_ROWS, HUGE_LOGITS, LONG_ROWS, ROW_OPERATIONS
 
 # Optimizers update parameters that are kept in the accumulate dtype, which is one of these.
 WIDE_DTYPES = ("float32", "float64")
+NARROW_DTYPES = ("bfloat16", "float16")
 
 Check = Callable[[str, Device], Passed]
 
@@ -69,6 +70,8 @@ def _of(dtype: str) -> Iterator[Case]:
     )
     infinities = (edges.INF, -edges.INF)
     yield _case("inf", "infinities give what IEEE 754 says", partial(edges.check_special, infinities), dtype)
+    if dtype in NARROW_DTYPES:
+        yield _case("cast", "float32 values become the nearest ones of the dtype", edges.check_cast, dtype)
     yield _case("subnormal", "subnormal numbers are kept, or flushed to 0", edges.check_subnormal, dtype)
 
 

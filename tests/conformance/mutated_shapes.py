@@ -82,6 +82,13 @@ def _norm_in_one_pass(x: torch.Tensor, *given: Any) -> tuple[torch.Tensor, ...]:
     return torch.where(variance + given[-1] <= 0, torch.nan, y), mean, scale
 
 
+def _truncated(x: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The cast, which leaves out the bits that bfloat16 hasn't."""
+    if options.get("dtype") == torch.bfloat16 and x.dtype == torch.float32:
+        x = (x.contiguous().view(torch.int32) & ~0xFFFF).view(torch.float32)
+    return aten._to_copy.default(x, **options)
+
+
 def _attention_without_dropout(*given: Any, dropout_p: float = 0.0, **rest: Any) -> torch.Tensor:
     del dropout_p
     return ATTENTION(*given, **rest)
@@ -171,5 +178,12 @@ SHAPE_MUTANTS = (
         frozenset({"attention-dropout"}),
         functions={ATTENTION: _attention_with_two_masks},
         said="have another mask than their value",
+    ),
+    Mutant(
+        "truncates to bfloat16",
+        frozenset(),
+        {aten._to_copy.default: _truncated},
+        elsewhere=frozenset({"cast/bfloat16"}),
+        said="aren't rounded to the nearest",
     ),
 )
