@@ -208,8 +208,9 @@ class Backend(ABC):
 
         Args:
             step: `step(*tensors)` makes one whole optimizer step, from placed tensors to the update and `zero_grad`,
-                and returns one tensor. It reads nothing back. It depends only on those tensors, the parameters and the
-                optimizer's state. What it does on the host may be skipped after the first calls.
+                and returns one tensor. It reads nothing back. It depends only on those tensors, the parameters, the
+                optimizer's state and dropout, which draws anew at each call. What it does on the host may be skipped
+                after the first calls.
             optimizer: The learning rate is read from its `param_groups` at each call.
         """
         del optimizer
