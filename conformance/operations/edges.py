@@ -251,6 +251,24 @@ def check_special(values: tuple[float, ...], dtype: str, device: Device) -> Pass
     return _passed(checked, missing)
 
 
+def check_constant_rows(dtype: str, device: Device) -> Passed:
+    """The variance of these rows is 0, and a formula of one pass may make it negative.
+
+    The results are not compared: the epsilon is so small that they are the rounding of the mean, magnified.
+    """
+    numerics = promised(dtype, device)
+    x = (0.1 * normal(device.generator(), 127, 1)).expand(127, 768).to(numerics.dtype)
+    with implemented("layer_norm"):
+        result = functional.layer_norm(place(device.backend, x), x.shape[-1:], eps=EPSILON)
+    on_device("layer_norm", device.backend, result)
+    (found,) = device.read(result)
+    check_form("layer_norm", found, x.shape, numerics.dtype)
+    wrong = int((~found.isfinite()).sum())
+    if wrong:
+        raise ViolationError(f"{wrong} of {found.numel()} results of rows of equal values are no finite numbers")
+    return Passed()
+
+
 def check_subnormal(dtype: str, device: Device) -> Passed:
     """A subnormal number stays what it is or becomes 0, and nothing else."""
     numerics = promised(dtype, device)

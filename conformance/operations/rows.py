@@ -127,12 +127,6 @@ def _norm_weights(generator: torch.Generator, width: int) -> tuple[torch.Tensor,
     return 1.0 + 0.1 * normal(generator, width), normal(generator, width)
 
 
-def _constant_rows(generator: torch.Generator) -> Iterator[Example]:
-    """Their variance is 0. In one pass, it may become negative."""
-    x = 0.1 * normal(generator, 127, 1).expand(127, 768)
-    yield Example("127x768", (x, *_norm_weights(generator, 768)))
-
-
 def _run_norm(_: Backend, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return functional.layer_norm(x, x.shape[-1:], weight, bias, EPSILON)
 
@@ -298,9 +292,6 @@ SOFTMAX = _elementwise(
     _softmax_gradients,
     partial(_rows, scale=3.0),
 )
-LAYER_NORM = Operation(
-    "layer_norm", f"LayerNorm of each row, epsilon {EPSILON:g}", _norm_examples, _run_norm, _norm, _norm_gradients
-)
 
 
 def _loss(reduction: str) -> Operation:
@@ -336,7 +327,9 @@ ROW_OPERATIONS = (
         _gelu_tanh_gradient,
         partial(_activations, scale=2.0),
     ),
-    LAYER_NORM,
+    Operation(
+        "layer_norm", f"LayerNorm of each row, epsilon {EPSILON:g}", _norm_examples, _run_norm, _norm, _norm_gradients
+    ),
     SOFTMAX,
     Operation(
         "embedding",
@@ -351,15 +344,6 @@ ROW_OPERATIONS = (
 )
 LONG_ROWS = (
     replace(SUM, name="sum-long-sums", definition="sums of 65,536 terms", examples=_long_rows, gradients=None),
-)
-CONSTANT_ROWS = (
-    replace(
-        LAYER_NORM,
-        name="layer_norm-constant-rows",
-        definition="LayerNorm of rows whose values are equal",
-        examples=_constant_rows,
-        gradients=None,
-    ),
 )
 HUGE_LOGITS = (
     replace(SOFTMAX, name="softmax-huge-logits", definition="softmax of scores up to 1e4 in size", examples=_huge_rows),

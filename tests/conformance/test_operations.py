@@ -29,7 +29,6 @@ OPERATIONS = (
     *products.LONG_PRODUCTS,
     *rows.ROW_OPERATIONS,
     *rows.LONG_ROWS,
-    *rows.CONSTANT_ROWS,
     *rows.HUGE_LOGITS,
 )
 SMALL = ((16, 96, 64), (1024, 17, 3), (17, 127, 3), (1, 1, 1), (0, 17, 3))

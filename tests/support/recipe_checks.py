@@ -16,8 +16,9 @@ from support.small_recipes import STEPS, recipe_settings
 
 
 def run_recipe(recipe: str, folder: Path, backend: str, **keys: Any) -> TrainResult:
-    """Trains a recipe of `RECIPES` in bucketed batches."""
-    settings = recipe_settings(recipe, folder, run_name=backend, layout="bucketed", **keys)
+    """Trains a recipe of `RECIPES` in bucketed batches; squad's are padded."""
+    layout = "padded" if recipe == "squad" else "bucketed"
+    settings = recipe_settings(recipe, folder, run_name=backend, layout=layout, **keys)
     return train(load_config(recipe, settings, {"backend": backend}))
 
 
