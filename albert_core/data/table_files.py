@@ -101,8 +101,8 @@ def _delimited_parts(path: Path, size: int) -> Iterator[Table]:
     if not columns:
         raise UserError(f"{path} has only blank lines; give a file with a header line and at least one row")
     refuse_duplicates(path, columns)
-    sign = _DELIMITERS.get(delimiter, repr(delimiter))
-    said = f"{path}: the sign between fields is a {sign}"
+    sign = _DELIMITERS.get(delimiter, f"{delimiter} sign")
+    said = f"{path}: the fields are separated by {sign}s"
     remarks = () if delimiter == usual else (said,)
 
     def rows() -> Iterator[tuple[int, int, list[Any]]]:
