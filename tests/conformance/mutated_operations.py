@@ -275,13 +275,6 @@ def _unshifted_log_softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> to
     return x - x.exp().sum(dim, keepdim=True).log()
 
 
-def _raising(error: Exception) -> Callable[..., Any]:
-    def missing(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return missing
-
-
 def _swapped(approximate: str) -> str:
     return "none" if approximate == "tanh" else "tanh"
 
@@ -486,14 +479,6 @@ MUTANTS = (
         frozenset(f"cross_entropy-{kind}{mode}" for kind in ("mean", "sum") for mode in ("", "/grad")),
         functions={CROSS_ENTROPY: lambda logits, labels, **rest: CROSS_ENTROPY(logits, labels.clamp(min=0), **rest)},
     ),
-)
-# torch says so in one way, torch_tpu in the other.
-WITHOUT_GELU = tuple(
-    Mutant(f"has no GELU: {error}", frozenset(), dict.fromkeys((aten.gelu.default, aten.gelu.out), _raising(error)))
-    for error in (
-        NotImplementedError("Could not run 'aten::gelu' with arguments from the 'NPU' backend"),
-        RuntimeError("aten::gelu is not implemented"),
-    )
 )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from isotrain.conformance.operations.uncertain import Precision, Uncertain
 from isotrain.conformance.operations.updates import OPTIMIZERS, RATES
 
 from conformance import mutated_operations
-from conformance.mutated_operations import WITHOUT_GELU, LowFidelity, Mutant, past_the_end, running
+from conformance.mutated_operations import LowFidelity, Mutant, past_the_end, running
 from conformance.mutated_shapes import SHAPE_MUTANTS
 
 CASES = operations.cases()
@@ -200,6 +201,27 @@ def test_float64_that_is_computed_in_float32_is_caught(operation: products.Opera
     for check in (check_result, check_gradients)[: 1 if operation.gradients is None else 2]:
         with pytest.raises(ViolationError, match="budget"):
             check(replace(operation, run=run), "float64", Device(get_backend("cpu")))
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return missing
+
+
+# torch says so in one way, torch_tpu in the other.
+WITHOUT_GELU = tuple(
+    Mutant(
+        f"has no GELU: {error}",
+        frozenset(),
+        dict.fromkeys((torch.ops.aten.gelu.default, torch.ops.aten.gelu.out), _raising(error)),
+    )
+    for error in (
+        NotImplementedError("Could not run 'aten::gelu' with arguments from the 'NPU' backend"),
+        RuntimeError("aten::gelu is not implemented"),
+    )
+)
 
 
 @pytest.mark.parametrize("mutant", WITHOUT_GELU, ids=("torch", "torch_tpu"))
