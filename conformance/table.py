@@ -14,6 +14,7 @@ from ..albert_core.terminal.text import duration
 from ..backends import UNTESTED
 from ..benchmarks.outcome.conformance import CONFORMANCE, CheckResult, Conformance, Support
 from ..benchmarks.outcome.load import lack
+from ..benchmarks.outcome.upgrade import schema_of
 from ..benchmarks.reports.blocks import Block, Column, Heading, Table, Words, word_columns
 from ..kernels.words import count
 
@@ -138,7 +139,7 @@ def load_conformance(path: Path) -> Conformance:
     """
     fix = "give one that isotrain conformance --json wrote"
     document = read_json(path, fix)
-    kind = document.get("schema") if isinstance(document, dict) else None
+    kind = schema_of(document)
     why = f"its schema is {kind!r} instead of {CONFORMANCE}"
     if kind == CONFORMANCE:
         try:

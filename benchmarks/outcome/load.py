@@ -11,7 +11,7 @@ from ... import UserError
 from ...albert_core.config.parsing import read_json
 from .end_to_end import END_TO_END, EndToEnd
 from .model import BENCH, FALSE_TIMES, Bench
-from .upgrade import upgraded
+from .upgrade import schema_of, upgraded
 
 KINDS: dict[str, type[Bench] | type[EndToEnd]] = {BENCH: Bench, END_TO_END: EndToEnd}
 # pydantic adds the tag of a union's member, which no file contains, to the place of an error.
@@ -25,7 +25,7 @@ def load_result(path: Path) -> Bench | EndToEnd:
         UserError: The file contains anything else; the message says what.
     """
     document = upgraded(read_json(path, "give a result of isotrain bench", nan=True))
-    kind = document.get("schema") if isinstance(document, dict) else None
+    kind = schema_of(document)
     why = f"its schema is {kind!r}, known are {', '.join(KINDS)}"
     if isinstance(kind, str) and kind in KINDS:
         try:

@@ -26,9 +26,14 @@ _KEYS = {
 def upgraded(document: Any) -> Any:
     """`document` in the newest schema and with today's names of backends. Anything else is returned unchanged."""
     document = renamed(document)
-    schema = document.get("schema") if isinstance(document, dict) else None
+    schema = schema_of(document)
     old = _OLD.fullmatch(schema) if isinstance(schema, str) else None
     return {**_renamed(document), "schema": f"isotrain.{old[1]}/2"} if old else document
+
+
+def schema_of(document: Any) -> Any:
+    """What a JSON document names as its schema. None if it names none or is no object."""
+    return document.get("schema") if isinstance(document, dict) else None
 
 
 def _renamed(value: Any) -> Any:

@@ -22,7 +22,7 @@ from ...albert_core.terminal.text import quoted
 from ...kernels.words import count
 from ..outcome.load import problems
 from ..outcome.trace_header import TraceHeader
-from ..outcome.upgrade import upgraded
+from ..outcome.upgrade import schema_of, upgraded
 
 SCHEMA = "isotrain.trace/2"
 HEADER_FILE, TENSOR_FILE, ERROR_BUDGETS = "trace.json", "trace.safetensors", "error-budgets"
@@ -165,7 +165,7 @@ def read_trace(folder: Path) -> Trace:
             f"{str(folder)!r} is no trace: it has no {HEADER_FILE}; give what `isotrain parity record` wrote"
         )
     document = upgraded(read_json_object(folder / HEADER_FILE, "record the trace again", nan=True))
-    schema = document.get("schema")
+    schema = schema_of(document)
     if schema != SCHEMA:
         raise UserError(
             f"{folder / HEADER_FILE} has schema {quoted(schema)}, this version reads {SCHEMA}; record it again"

@@ -175,7 +175,8 @@ def _batches(device: Device, dtype: str) -> Passed:
         return named(encoded_in_turn(one, encoder, stores, layout, trial.max_length))
 
     def exact(trial: _Trial) -> dict[str, np.ndarray]:
-        return named(_exact_features(replace(trial, store=store))["features"] for store in stores)
+        each = (_exact_features(replace(trial, store=store)) for store in stores)
+        return named(features for found in each for features in found.values())
 
     return _compared(device, dtype, trials, exact, run)
 

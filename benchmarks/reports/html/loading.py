@@ -21,7 +21,7 @@ from ...outcome.load import problems
 from ...outcome.model import BENCH, Bench
 from ...outcome.parity import PARITY, Parity
 from ...outcome.training_run import RunProfile, RunRecord, RunSummary
-from ...outcome.upgrade import upgraded
+from ...outcome.upgrade import schema_of, upgraded
 from .text import clean
 
 MODELS: dict[str, type[Bench] | type[EndToEnd] | type[Parity]] = {BENCH: Bench, END_TO_END: EndToEnd, PARITY: Parity}
@@ -147,7 +147,7 @@ def _nothing(results: Results) -> str:
 
 def _read_result(path: Path) -> Bench | EndToEnd | Parity:
     value = upgraded(_json(path))
-    schema = value.get("schema") if isinstance(value, dict) else None
+    schema = schema_of(value)
     if not isinstance(schema, str) or schema not in MODELS:
         raise _UnusableError(f"its schema {clean(str(schema))[:60]!r} is none of {', '.join(MODELS)}")
     return _checked(MODELS[schema], _cleaned(value))
