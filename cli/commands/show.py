@@ -21,7 +21,10 @@ SUMMARY, TRACE, EXPORT, PARITY = "summary.json", "trace.json", "export.json", "p
 def show(
     target: Annotated[
         Path,
-        typer.Argument(metavar="FILE|RUN", help="A result of bench or parity, or a run's, trace's or export's folder."),
+        typer.Argument(
+            metavar="FILE|RUN",
+            help="A result of bench, parity or conformance, or a run's, trace's or export's folder.",
+        ),
     ],
     width: Annotated[int | None, typer.Option(help="Characters a line; the terminal's when not given.")] = None,
     json_only: Annotated[bool, typer.Option("--json", help="The stored document itself.")] = False,
@@ -38,6 +41,7 @@ def show(
 
     from ... import UserError
     from ...benchmarks.outcome.load import lack
+    from ...benchmarks.outcome.upgrade import schema_of
     from ...benchmarks.reports.terminal import output_console
     from ..documents import print_json
 
@@ -45,8 +49,9 @@ def show(
         raise UserError(f"--width {width} is out of range; allowed is {LEAST_WIDTH} to {MOST_WIDTH}")
     file, document = _read(target)
     if json_only:
-        if "schema" in document:
-            say_json({"schema": document["schema"], **document})
+        schema = schema_of(document)
+        if schema is not None:
+            say_json({"schema": schema, **document})
         else:
             kind = "run" if file.name == SUMMARY else "export"
             print_json(kind, {kind: str(file.parent), **document})
@@ -66,11 +71,11 @@ def _read(target: Path) -> tuple[Path, dict[str, Any]]:
     from ... import UserError
     from ...albert_core.config.parsing import read_json_object
     from ...albert_core.terminal.text import quoted
-    from ...benchmarks.outcome.upgrade import upgraded
+    from ...benchmarks.outcome.upgrade import schema_of, upgraded
 
     file = _of_folder(target) if target.is_dir() else target
     document = upgraded(read_json_object(file, "give a result of isotrain, or a run's folder", nan=True))
-    schema = document.get("schema")
+    schema = schema_of(document)
     if schema not in list(_PRINTERS) and file.name not in (SUMMARY, EXPORT):
         known = ", ".join(_PRINTERS)
         raise UserError(
@@ -92,30 +97,55 @@ def _of_folder(folder: Path) -> Path:
 
 
 def _print(document: dict[str, Any], file: Path, console: Console) -> None:
-    if "schema" in document:
-        _PRINTERS[document["schema"]](document, console)
+    from ...benchmarks.outcome.upgrade import schema_of
+
+    schema = schema_of(document)
+    if schema is not None:
+        _PRINTERS[schema](document, console)
     elif file.name == SUMMARY:
         _print_run(document, file.parent, console)
     else:
         _print_values("export", document, console)
 
 
-def _print_result(document: dict[str, Any], console: Console) -> None:
-    from ...benchmarks.outcome.end_to_end import END_TO_END, EndToEnd
-    from ...benchmarks.outcome.model import BENCH, Bench
-    from ...benchmarks.outcome.parity import Parity
+def _print_bench(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.model import Bench
     from ...benchmarks.reports.terminal import print_blocks
     from ...benchmarks.reports.views.bench import bench_view
+
+    print_blocks(bench_view(Bench.model_validate(document)), console)
+
+
+def _print_end_to_end(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.end_to_end import EndToEnd
+    from ...benchmarks.reports.terminal import print_blocks
     from ...benchmarks.reports.views.end_to_end import end_to_end_view
+
+    print_blocks(end_to_end_view(EndToEnd.model_validate(document)), console)
+
+
+def _print_parity(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.parity import Parity
+    from ...benchmarks.reports.terminal import print_blocks
     from ...benchmarks.reports.views.parity import parity_view
 
-    if document["schema"] == BENCH:
-        blocks = bench_view(Bench.model_validate(document))
-    elif document["schema"] == END_TO_END:
-        blocks = end_to_end_view(EndToEnd.model_validate(document))
-    else:
-        blocks = parity_view(Parity.model_validate(document))
-    print_blocks(blocks, console)
+    print_blocks(parity_view(Parity.model_validate(document)), console)
+
+
+def _print_against(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.against.comparison import comparison
+    from ...benchmarks.outcome.against import Against
+    from ...benchmarks.reports.terminal_comparison import print_comparison
+
+    print_comparison(comparison(Against.model_validate(document)), console)
+
+
+def _print_conformance(document: dict[str, Any], console: Console) -> None:
+    from ...benchmarks.outcome.conformance import Conformance
+    from ...benchmarks.reports.terminal import print_blocks
+    from ...conformance.table import result_blocks
+
+    print_blocks(result_blocks(Conformance.model_validate(document)), console)
 
 
 def _print_trace(document: dict[str, Any], console: Console) -> None:
@@ -160,6 +190,10 @@ def _print_values(kind: str, values: dict[str, Any], console: Console) -> None:
 
 
 _PRINTERS = {
-    **dict.fromkeys(("isotrain.bench/2", "isotrain.end-to-end/2", "isotrain.parity/2"), _print_result),
+    "isotrain.bench/2": _print_bench,
+    "isotrain.end-to-end/2": _print_end_to_end,
+    "isotrain.parity/2": _print_parity,
+    "isotrain.against/1": _print_against,
+    "isotrain.conformance/1": _print_conformance,
     "isotrain.trace/2": _print_trace,
 }

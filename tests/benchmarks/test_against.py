@@ -29,6 +29,7 @@ from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.against import Against, PairedTarget
 from isotrain.benchmarks.regression.verdict import IMPROVED, INCONCLUSIVE, REFUSED, REGRESSED, SAME
 from isotrain.benchmarks.reports.terminal_comparison import FORMATS
+from support.command import Invoke
 from support.workloads import write_workload
 
 MakeDocument = Callable[..., dict[str, Any]]
@@ -141,6 +142,14 @@ def test_the_ratio_is_of_blocks_that_met_the_same_machine(
     assert found.cpu_time.median == pytest.approx(slower, rel=1e-6)
     assert len(found.ratios) == 3
     assert {len(row) for row in found.ratios} == {5}
+
+
+def test_a_kept_result_is_shown_again(measure: Callable[..., Against], tmp_path: Path, invoke: Invoke) -> None:
+    result = measure(slower=1.2)
+    code, out, err = invoke("show", tmp_path / "against.json")
+    assert code == 0, err
+    assert only(result).label in out
+    assert REGRESSED in out
 
 
 def test_both_are_alive_at_once_and_their_blocks_alternate(measure: Callable[..., Against], tmp_path: Path) -> None:

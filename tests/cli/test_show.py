@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import typer
 from isotrain.backends import list_backends
+from isotrain.benchmarks.outcome.schemas import schemas
 from isotrain.benchmarks.outcome.upgrade import upgraded
 from isotrain.benchmarks.reports.blocks import Table, word_columns
 from isotrain.benchmarks.reports.terminal import fitted
@@ -82,6 +83,13 @@ def test_every_result_can_be_read_at_any_width(invoke: Invoke, stored: list[Path
 def test_the_document_itself_is_json(invoke: Invoke, stored: list[Path]) -> None:
     for path in stored:
         assert json.loads(invoke("show", path, "--json")[1]) == upgraded(json.loads(path.read_text()))
+
+
+def test_results_of_every_schema_can_be_shown(invoke: Invoke, tmp_path: Path) -> None:
+    for text in schemas().values():
+        name = json.loads(text)["$id"]
+        (tmp_path / "file.json").write_text(json.dumps({"schema": name}))
+        one_line_error(invoke("show", tmp_path / "file.json"), "is not as its schema says (it lacks ")
 
 
 def test_a_run_is_shown_by_its_folder(invoke: Invoke, run_folder: Path) -> None:

@@ -348,6 +348,13 @@ def test_another_file_is_no_result(tmp_path: Path, content: dict[str, str], said
         table.load_conformance(path)
 
 
+def test_a_kept_result_is_shown_again(invoke: Invoke, tmp_path: Path) -> None:
+    kept = tmp_path / "c.json"
+    code, shown, err = invoke("conformance", "--backend", "cpu", "--only", "device/unknown", "--json", kept)
+    assert code == 0, err
+    assert invoke("show", kept)[:2] == (0, shown)
+
+
 def test_wrong_input_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
     one_line_error(invoke("conformance", "--backend", "cud"), "--backend 'cud' does not exist", "did you mean cuda?")
     one_line_error(invoke("conformance", "--backend", "cpu", "--only", "liner"), "matches no check")
