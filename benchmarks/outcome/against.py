@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..harness.document import Interval, NotNegative, Part, Positive, Sha256
 from .model import Bench, Status
@@ -47,3 +47,9 @@ class Against(Part):
     before: CheckoutResult
     after: CheckoutResult
     targets: list[PairedTarget]
+
+    @model_validator(mode="after")
+    def _both_sides_have_its_targets(self) -> Against:
+        if not len(self.targets) == len(self.before.result.targets) == len(self.after.result.targets):
+            raise ValueError("it has other targets than its two sides")
+        return self

@@ -61,4 +61,4 @@ def lack(error: ValidationError) -> str:
     if missing:
         return f"it lacks {', '.join(missing)}"
     place, _, said = found[0]
-    return f"{place}: {FALSE_TIMES if 'step_seconds' in place else said.lower()}"
+    return f"{place or 'document'}: {FALSE_TIMES if 'step_seconds' in place else said[0].lower() + said[1:]}"

@@ -76,7 +76,8 @@ def _read(target: Path) -> tuple[Path, dict[str, Any]]:
     file = _of_folder(target) if target.is_dir() else target
     document = upgraded(read_json_object(file, "give a result of isotrain, or a run's folder", nan=True))
     schema = schema_of(document)
-    if schema not in list(_PRINTERS) and file.name not in (SUMMARY, EXPORT):
+    nameless = schema is None and file.name in (SUMMARY, EXPORT)
+    if not nameless and schema not in list(_PRINTERS):
         known = ", ".join(_PRINTERS)
         raise UserError(
             f"{str(file)!r} has schema {quoted(schema)}, which can't be shown; shown are {known}, and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -142,6 +143,9 @@ def test_what_can_not_be_shown_is_one_line(invoke: Invoke, run_folder: Path, sto
         result = invoke("show", folder / "odd.json")
         one_line_error(result, expected)
         assert result[1] == ""
+    for schema, name in itertools.product((["isotrain.bench/2"], "isotrain.run/9"), ("summary.json", "export.json")):
+        (folder / name).write_text(json.dumps({"schema": schema}))
+        one_line_error(invoke("show", folder / name), "which can't be shown")
     (run_folder / "summary.json").write_text('{"status": "completed"}')
     one_line_error(invoke("show", run_folder), "is not as its schema says")
     (run_folder / "summary.json").unlink()
