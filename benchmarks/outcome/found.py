@@ -19,7 +19,7 @@ _NO_RESULTS = re.compile(
     r"trainer_state\.json|package(-lock)?\.json|labels\.json|inputs\.json|(nbest_)?predictions.*\.json"
 )
 _SCHEMA = re.compile(rb'"schema"\s*:\s*\[?\s*"isotrain\.?([\w-]*)')
-_RESULTS = ("bench", "end-to-end", "parity")
+_RESULTS = ("against", "bench", "conformance", "end-to-end", "parity")
 # Results have kilobytes. A larger file is something else and would fill the memory.
 LARGEST_FILE = 256 * 2**20
 _HEAD = 2**20

@@ -29,7 +29,7 @@ from isotrain.benchmarks.harness.runner import WorkerRun
 from isotrain.benchmarks.outcome.against import Against, PairedTarget
 from isotrain.benchmarks.regression.verdict import IMPROVED, INCONCLUSIVE, REFUSED, REGRESSED, SAME
 from isotrain.benchmarks.reports.terminal_comparison import FORMATS
-from support.command import Invoke
+from support.command import Invoke, one_line_error
 from support.workloads import write_workload
 
 MakeDocument = Callable[..., dict[str, Any]]
@@ -150,6 +150,11 @@ def test_a_kept_result_is_shown_again(measure: Callable[..., Against], tmp_path:
     assert code == 0, err
     assert only(result).label in out
     assert REGRESSED in out
+    one_line_error(invoke("report", tmp_path), "against.json: its schema 'isotrain.against/1' is none of")
+    document = result.document()
+    document["targets"] *= 2
+    (tmp_path / "against.json").write_text(json.dumps(document), encoding="utf-8")
+    one_line_error(invoke("show", tmp_path / "against.json"), "it has other targets than its two sides")
 
 
 def test_both_are_alive_at_once_and_their_blocks_alternate(measure: Callable[..., Against], tmp_path: Path) -> None:

@@ -353,6 +353,7 @@ def test_a_kept_result_is_shown_again(invoke: Invoke, tmp_path: Path) -> None:
     code, shown, err = invoke("conformance", "--backend", "cpu", "--only", "device/unknown", "--json", kept)
     assert code == 0, err
     assert invoke("show", kept)[:2] == (0, shown)
+    one_line_error(invoke("report", tmp_path), "c.json: its schema 'isotrain.conformance/1' is none of")
 
 
 def test_wrong_input_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
