@@ -53,7 +53,8 @@ def encode_labels(train: Table, test: Table | None, column: str, names: Sequence
     tables = [train] if test is None else [train, test]
     cells = [_cells(table, column) for table in tables]
     every = {cell for part in cells for cell in part}
-    if names is None and {cell.lower() for cell in every} <= {"true", "false"} and len(every) > 2:
+    lowered = {cell.lower() for cell in every}
+    if names is None and lowered <= {"true", "false"} and len(lowered) < len(every):
         # Booleans as several programs write them.
         cells = [[cell.lower() for cell in part] for part in cells]
     numbers = None

@@ -297,10 +297,15 @@ def test_ids_beyond_the_names_are_refused(tmp_path: Path) -> None:
     assert "0 to 1" in message
 
 
+def test_one_boolean_in_two_spellings_is_one_class(tmp_path: Path) -> None:
+    source = folder(tmp_path, train_csv=labelled("True", "true"), test_csv=labelled("True"))
+    assert "has one label only ('true')" in refusal(source)
+
+
 def test_booleans_beside_numbers_are_refused(tmp_path: Path) -> None:
     rows = "".join(f'{{"text": "a", "label": {label}}}\n' for label in ("true", "false", "0"))
     message = refusal(folder(tmp_path, train_jsonl=rows, test_jsonl=rows))
-    assert "jsonl:3" in message or "line 3" in message
+    assert "train.jsonl, line 3" in message
     assert "the labels are True, 0; write all as booleans, or all as numbers" in message
 
 
@@ -308,6 +313,19 @@ def test_a_split_with_another_column_is_told_both_names(tmp_path: Path) -> None:
     message = refusal(folder(tmp_path, train_csv=TRAIN, test_csv=TEST.replace("text", "review", 1)))
     assert "test.csv has no column 'text', which" in message
     assert "train.csv has; it has 'review', 'label': give both the same names" in message
+
+
+@pytest.mark.parametrize("asked", [None, "sort"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_only_a_file_with_a_header_is_told_what_its_first_line_must_be(
+    tmp_path: Path, suffix: str, asked: str | None
+) -> None:
+    row = {"text": "a", "colour": "red"}
+    content = "text,colour\na,red\n" if suffix == "csv" else json.dumps(row)
+    files = folder(tmp_path, **{f"{split}_{suffix}": content for split in ("train", "test")})
+    message = refusal(files, label_column=asked)
+    assert "it has 'text', 'colour'; set label_column to one of them" in message
+    assert message.endswith("(the first line of a CSV file must name the columns)") is (suffix == "csv")
 
 
 def test_folders_that_lack_or_double_a_split(tmp_path: Path) -> None:
