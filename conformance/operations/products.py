@@ -16,8 +16,8 @@ from .operation import Example, Layout, Numerics, Operation, laid_out
 from .rows import LONG, normal, softmax, softmax_gradient
 from .uncertain import Uncertain
 
-# Rows, terms of a sum, columns: ALBERT's and MiniLM's layers with few rows, 77 labels for those of a training step, odd
-# ones, no rows at all.
+# Rows, terms of a sum, columns: ALBERT's and MiniLM's layers with few rows, 77 labels for a training step's 1,024 rows,
+# odd ones, no rows at all.
 SHAPES = (
     *((16, 768, 3072), (16, 3072, 768), (17, 384, 1536), (1024, 768, 77)),
     *((127, 768, 3), (3, 127, 17), (1, 1, 1), (0, 768, 3)),
