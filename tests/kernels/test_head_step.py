@@ -11,7 +11,7 @@ import torch
 from isotrain import UserError
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.kernels.cpu.head import HeadStep, head_step_unsupported
-from isotrain.kernels.cpu.library import native
+from isotrain.kernels.cpu.library import multiply_add_rate, native
 from torch.nn import functional
 
 pytestmark = pytest.mark.skipif(native().library is None, reason=native().reason)
@@ -144,3 +144,8 @@ def test_what_it_leaves_to_autograd() -> None:
     halves = [p.detach().to(torch.bfloat16) for p in parameters]
     with pytest.raises(UserError, match="not float32"):
         HeadStep(halves, torch.optim.AdamW(halves))
+
+
+def test_the_rate_of_multiply_adds_is_one_that_a_core_can_have() -> None:
+    """Nothing reads their sums, so that a compiler may leave them out."""
+    assert 1e9 < multiply_add_rate(seconds=0.02) < 1e12

@@ -21,10 +21,8 @@ from isotrain.kernels.cpu.library import (
     ISAS,
     best_isa,
     multiplied,
-    multiply_add_rate,
     native,
     unit_rate,
-    vectors,
     why_not,
 )
 from isotrain.kernels.packed import PackedBatch, PaddedBatch, PortableEncoder
@@ -274,5 +272,3 @@ def test_the_unit_rate_is_measured() -> None:
     for dtype in ISAS:
         assert unit_rate(best_isa(dtype) or "", 2**16, seconds=0.02) > 1e9
     assert unit_rate("sse2", 2**16, seconds=0.02) == 0.0
-    assert multiply_add_rate(seconds=0.02) > 1e9
-    assert vectors()
