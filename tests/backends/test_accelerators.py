@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 import torch
 from isotrain import UserError
-from isotrain.backends import BackendUnavailableError, accelerators, backend_class, get_backend, list_backends
+from isotrain.backends import (
+    BackendUnavailableError,
+    accelerators,
+    backend_class,
+    get_backend,
+    is_built_in,
+    list_backends,
+)
 from isotrain.backends.accelerators import (
     DEVICES,
     Accelerator,
@@ -37,6 +44,7 @@ STAND_IN = Path(__file__).resolve().parents[1] / "support" / "torch_ferrite.py"
 def test_every_device_is_listed_and_none_was_run(name: str) -> None:
     assert name in list_backends()
     assert backend_class(name) is DEVICES[name]
+    assert is_built_in(name)
     assert DEVICES[name].traits.untested
     assert DEVICES[name].traits.described.endswith("not run by its authors")
 

@@ -26,6 +26,7 @@ from isotrain.backends import (
     MemoryUse,
     backend_class,
     get_backend,
+    is_built_in,
     list_backends,
     resolve,
 )
@@ -190,6 +191,7 @@ def test_an_installed_backend_has_its_own_section_of_the_configuration(tmp_path:
     opened = get_backend(resolved.config.backend_name, resolved.config.backend_options)
     assert opened.options == NpuOptions(precision="high", streams=3)
     assert get_backend("npu").options == NpuOptions()
+    assert not is_built_in("npu"), "a package's class takes the place of isotrain's own"
     file.write_text(resolved.to_yaml())
     assert load_config(file).config == resolved.config
 

@@ -136,6 +136,7 @@ def test_what_the_hub_gets_is_a_model_with_its_card(
         f"| eval/accuracy | {summary['eval/accuracy']:.6g}",
     ):
         assert fact in card
+    assert "| no_decay |" not in card, "it has its usual value"
     assert "isotrain.register_models()" in card
 
     folder = tmp_path / "fetched"

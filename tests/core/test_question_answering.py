@@ -25,6 +25,7 @@ from isotrain.albert_core.model.whole import WholeModel
 from isotrain.albert_core.runs.folder import RunFolder
 from isotrain.albert_core.tasks.squad_score import score_predictions
 from isotrain.albert_core.tokens.windows import WindowStore
+from isotrain.backends.cpu import CpuBackend
 from safetensors.torch import load_file
 from support import forks
 from support.small_job import losses, settings
@@ -128,6 +129,14 @@ def test_loss_and_chance_over_padding_are_those_of_transformers_own_loss(
     assert load_predictor(result.run).layout != "padded", "predictions have no loss, and would be slower"
 
 
+def test_where_padding_counts_no_layout_is_measured(
+    configure: Configure, reading: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CpuBackend, "traits", replace(CpuBackend.traits, measures_layout=True))
+    monkeypatch.setattr("isotrain.albert_core.loop.job._layout_choice", lambda *_: pytest.fail("it is padded"))
+    assert open_job(configure(**reading | {"layout": "auto", "loss_over_padding": True}).config).layout == "padded"
+
+
 def test_it_learns_to_read(run: Run, reading: dict[str, Any]) -> None:
     result = run(**reading | {"num_epochs": 12, "learning_rate": 2e-3, "lr_scheduler_type": "linear"})
     first, last = losses(result)[0][1], losses(result)[-1][1]
@@ -144,6 +153,13 @@ def test_a_resumed_run_ends_with_the_same_bits(run: Run, reading: dict[str, Any]
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert parts.metrics == whole.metrics
+
+
+def test_a_run_goes_on_with_the_loss_that_it_began_with(run: Run, reading: dict[str, Any]) -> None:
+    keys = reading | {"layout": "padded"}
+    begun = run(**keys, stop_at_step=3)
+    with pytest.raises(UserError, match="loss_over_padding"):
+        run(**keys, loss_over_padding=True, resume=begun.run)
 
 
 KILLED = """

@@ -62,10 +62,11 @@ def test_null_is_the_least_likely_empty_span_of_all_windows() -> None:
     assert found_answers(CONTEXT, [nowhere], 20, 30).odds == 2.0
 
 
+@pytest.mark.parametrize("padded", [False, True])
 def test_windows_of_unanswerable_questions_point_at_cls_and_no_answer_is_lost(
-    configure: Configure, keys: dict[str, Any], caplog: pytest.LogCaptureFixture
+    configure: Configure, keys: dict[str, Any], caplog: pytest.LogCaptureFixture, padded: bool
 ) -> None:
-    job = open_job(configure(**keys).config)
+    job = open_job(configure(**keys | {"layout": "padded", "loss_over_padding": padded}).config)
     store = job.train_tokens
     assert isinstance(store, WindowStore)
     answered = np.array([bool(known) for known in job.dataset.train.answers])
@@ -75,12 +76,13 @@ def test_windows_of_unanswerable_questions_point_at_cls_and_no_answer_is_lost(
     assert "lost to training" not in caplog.text
     # A model that knows how many windows have no answer, and points anywhere else otherwise.
     share = (store.labels[:, 1] == 0).mean()
+    tokens = np.full_like(store.lengths, job.config.max_length) if padded else store.lengths
     losses = [
         -math.log(share) if end == 0 else -math.log((1 - share) / (length - 1))
-        for end, length in zip(store.labels[:, 1], store.lengths, strict=True)
+        for end, length in zip(store.labels[:, 1], tokens, strict=True)
     ]
     assert job.task.chance_loss(store) == pytest.approx(np.mean(losses))
-    assert job.task.chance_loss(store) < np.log(store.lengths).mean()
+    assert job.task.chance_loss(store) < np.log(tokens).mean()
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "packed"])
