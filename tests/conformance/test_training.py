@@ -67,6 +67,7 @@ def test_a_broken_device_is_caught_by_the_check_of_its_clause(name: str) -> None
     }
     found = failing(mutant.make(), [case for case in training.cases() if case.name in tried])
     assert {tried[name] for name in found} == set(mutant.caught), found
+    assert any(mutant.said in detail for detail in found.values())
 
 
 def test_every_check_catches_a_broken_device() -> None:
