@@ -183,13 +183,17 @@ def unit_rate(isa: str, working_set_bytes: int, seconds: float = 0.5) -> float:
 
 
 def vectors() -> str | None:
-    """The name of the processor's float32 vectors; None without the native library."""
+    """The name of the processor's widest float32 vectors; None without AVX2 and FMA or the native library."""
     library = native().library
-    return None if library is None else library.isotrain_cpu_vectors().decode()
+    name = None if library is None else library.isotrain_cpu_vectors()
+    return None if name is None else name.decode()
 
 
 def multiply_add_rate(seconds: float = 0.5) -> float:
-    """Operations/s of one thread's float32 multiply-adds whose operands stay in registers: no product exceeds it."""
+    """Operations/s of one thread's float32 multiply-adds whose operands stay in registers: no product exceeds it.
+
+    0 where `vectors` is None.
+    """
     library = native().library
     return 0.0 if library is None else library.isotrain_cpu_multiply_add_rate(seconds)
 

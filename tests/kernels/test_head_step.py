@@ -11,7 +11,7 @@ import torch
 from isotrain import UserError
 from isotrain.albert_core.model.head import ClassificationHead
 from isotrain.kernels.cpu.head import HeadStep, head_step_unsupported
-from isotrain.kernels.cpu.library import multiply_add_rate, native
+from isotrain.kernels.cpu.library import multiply_add_rate, native, vectors
 from torch.nn import functional
 
 pytestmark = pytest.mark.skipif(native().library is None, reason=native().reason)
@@ -148,4 +148,5 @@ def test_what_it_leaves_to_autograd() -> None:
 
 def test_the_rate_of_multiply_adds_is_one_that_a_core_can_have() -> None:
     """Nothing reads their sums, so that a compiler may leave them out."""
-    assert 1e9 < multiply_add_rate(seconds=0.02) < 1e12
+    least, most = (1e9, 1e12) if vectors() else (0.0, 0.0)
+    assert least <= multiply_add_rate(seconds=0.02) <= most

@@ -1,10 +1,9 @@
-// The C interface of the head's step and of the rate of multiply-adds, and their plain forms for processors without
+// The C interface of the head's step and of the rate of multiply-adds, and the step's plain form for processors without
 // AVX2.
 #include "standard.h"
 
 #include "../../include/processor.h"
 #include "head.h"
-#include "multiply_add.h"
 
 namespace isotrain {
 
@@ -27,7 +26,8 @@ Vectors widest() {
     if (found.avx512) return {"avx512_float32", head_step_avx512, multiply_add_rate_avx512};
     if (found.avx2 && found.fma) return {"avx2_float32", head_step_avx2, multiply_add_rate_avx2};
 #endif
-    return {"float32", head_step_plain, multiply_add_rate<16>};
+    // Libraries use vectors there that this library doesn't know (AVX, SVE): what it could measure bounds nothing.
+    return {nullptr, head_step_plain, nullptr};
 }
 
 }  // namespace
@@ -55,9 +55,13 @@ int isotrain_cpu_head_step(const isotrain::HeadTensors* t, const float* features
     return 0;
 }
 
-// The name of the widest float32 vectors, and the operations/s of one thread's multiply-adds in them.
+// The name of the widest float32 vectors, and the operations/s of one thread's multiply-adds in them; null and 0 where
+// they aren't known.
 const char* isotrain_cpu_vectors() { return isotrain::widest().name; }
 
-double isotrain_cpu_multiply_add_rate(double seconds) { return isotrain::widest().multiply_add_rate(seconds); }
+double isotrain_cpu_multiply_add_rate(double seconds) {
+    const auto rate = isotrain::widest().multiply_add_rate;
+    return rate == nullptr ? 0.0 : rate(seconds);
+}
 
 }  // extern "C"

@@ -6,8 +6,8 @@
 namespace isotrain {
 namespace {
 
-// Operations per second of one thread whose operands all stay in registers of kBytes, which no float32 product exceeds.
-// So many independent sums hide the latency of each.
+// Operations per second of one thread whose operands all stay in registers of kBytes. If these are the processor's
+// widest, no float32 product exceeds it. So many independent sums hide the latency of each.
 template <int kBytes>
 double multiply_add_rate(double seconds) {
     typedef float Register __attribute__((vector_size(kBytes)));
