@@ -68,10 +68,13 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         RunError: The disk is full or broken.
-        UserError: `path` can't be used: its folder is missing, read-only or not a folder.
+        UserError: `path` can't be used: its folder is missing, read-only or not a folder, or it is a device or a pipe.
     """
     temporary = path.with_name(temporary_name(path.name))
     try:
+        # The rename would put a file in the place of /dev/null, for everybody.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"can't write {path}: it is a device or a pipe; choose another name")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             yield file

@@ -37,6 +37,17 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "a.txt").is_symlink()
 
 
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(UserError, match=f"can't write .*{name}: it is a device or a pipe; choose another name"):
+            files.write_text(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     files.write_text(tmp_path / "a.txt", "old")
     with pytest.raises(ValueError, match="no"), files.written(tmp_path / "a.txt") as file:
