@@ -277,17 +277,12 @@ def _expire(worker: subprocess.Popen[bytes], timed_out: threading.Event) -> None
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:
-    """Ends the worker and its children if it still runs, and waits until it is gone."""
-    if worker.poll() is not None:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(worker.pid, number)
-        except ProcessLookupError:
-            break
-        try:
+    """Ends the worker and its children, also those that it left behind, and waits until it is gone."""
+    if worker.poll() is None:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(worker.pid, signal.SIGTERM)
             worker.wait(GRACE_SECONDS)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    # The group is there for as long as one of them is. Children may ignore SIGTERM.
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()

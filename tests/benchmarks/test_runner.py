@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 from isotrain import UserError
 from isotrain.benchmarks.bench import FAILED, INVALID, VALID, run_bench
 from isotrain.benchmarks.harness.plan import Options, make_plan
-from isotrain.benchmarks.harness.runner import run_workers, worker_environment
+from isotrain.benchmarks.harness.runner import run_process, run_workers, worker_environment
 from support import forks
 
 FakeWorker = Callable[..., tuple[str, ...]]
@@ -164,6 +165,24 @@ def test_an_interruption_ends_the_worker_and_keeps_what_is_complete(
         assert result["status"] == "partial"
         assert sum(len(entry.get("processes", [])) for entry in result["targets"]) == 1
     assert [path.name for path in tmp_path.glob("*.tmp")] == []
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "time.sleep(600)"])
+def test_children_of_a_worker_end_with_it(tmp_path: Path, end: str) -> None:
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    program = (
+        "import os, subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-S', '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        f"print(child.pid, flush=True)\n{end}\n"
+    )
+    ended = run_process((sys.executable, "-S", "-c", program), None, tmp_path / "log", None, 3.0)
+    assert ended.timed_out == ("sleep" in end)
+    deadline = time.monotonic() + 10.0
+    stat = Path("/proc", (tmp_path / "log").read_text(encoding="utf-8").strip(), "stat")
+    while stat.exists() and ") Z " not in stat.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline, "the child is still there"
+        time.sleep(0.05)
 
 
 def test_what_a_killed_run_left_goes_with_the_next_run(
