@@ -155,7 +155,10 @@ class Uncertain:
 
     def budget(self) -> torch.Tensor:
         """The largest error that is allowed for each element."""
-        return SIGMAS * self.variance.sqrt()
+        # The values are computed in float64 themselves. Their own error comes besides, with the same variance if the
+        # device computes in float64, too.
+        own = (Precision.of(torch.float64).unit / self.precision.unit) ** 2
+        return SIGMAS * (self.variance * (1.0 + own)).sqrt()
 
     def share(self, found: torch.Tensor) -> torch.Tensor:
         """The error of each element of `found` as a share of its budget; infinite where NaN or inf isn't expected."""

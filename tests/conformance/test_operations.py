@@ -16,7 +16,7 @@ from isotrain.conformance.case import Case, Device, Passed, UnsupportedError, Vi
 from isotrain.conformance.operations import dropout, edges, products, rows, updates
 from isotrain.conformance.operations.listed import WIDE_DTYPES
 from isotrain.conformance.operations.operation import Numerics, check_gradients, check_result
-from isotrain.conformance.operations.uncertain import Precision, Uncertain
+from isotrain.conformance.operations.uncertain import SIGMAS, Precision, Uncertain
 from isotrain.conformance.operations.updates import OPTIMIZERS, RATES
 
 from conformance import mutated_operations
@@ -275,6 +275,12 @@ class TestUncertain:
         want = Uncertain.exact(a, self.single) @ Uncertain.exact(b, self.single)
         standard = (total - want.value) / want.variance.sqrt()
         assert 0.4 < float(standard.square().mean().sqrt()) < 1.1
+
+    @pytest.mark.parametrize(("dtype", "errors"), [(torch.float32, 1.0), (torch.float64, math.sqrt(2.0))])
+    def test_float64_may_err_as_the_reference_does_besides(self, dtype: torch.dtype, errors: float) -> None:
+        want = Uncertain.exact(torch.tensor([3.0]), Precision.of(dtype)) * 5.0
+        foreseen = SIGMAS * 15.0 * torch.finfo(dtype).eps / 2 / math.sqrt(3.0)
+        assert float(want.budget()) / foreseen == pytest.approx(errors)
 
     @pytest.mark.parametrize(
         "compute",
