@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -202,6 +201,13 @@ class Suite:
             checks=list(checks),
         )
 
+    def keep(self, checks: Sequence[CheckResult], total: int, path: Path | None) -> Conformance:
+        """The `result`, written as JSON to `path`. Before the first check, it replaces that of an earlier run."""
+        result = self.result(checks, total)
+        if path is not None:
+            write_json(path, result.document())
+        return result
+
     def _end(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
@@ -220,7 +226,7 @@ def run_checks(
 
     Args:
         found: Called with each result, once it is written.
-        path: A JSON file that gets the results so far after each check.
+        path: A JSON file that gets the results so far, once the backend is open and after each check.
         command: Starts a worker.
 
     Raises:
@@ -228,15 +234,16 @@ def run_checks(
     """
     checks: list[CheckResult] = []
     with Suite(target, command) as suite:
-        result = suite.result(checks, len(cases))
-        with suppress(KeyboardInterrupt):
+        try:
+            suite.open()
+            result = suite.keep(checks, len(cases), path)
             for case in cases:
                 check = suite.run(case)
                 checks.append(check)
-                result = suite.result(checks, len(cases))
-                if path is not None:
-                    write_json(path, result.document())
+                result = suite.keep(checks, len(cases), path)
                 found(check)
                 if suite.not_opened is not None:
                     break
+        except KeyboardInterrupt:
+            result = suite.keep(checks, len(cases), path)
     return result

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from isotrain import UserError
-from isotrain.albert_core.runs.files import check_place, make_folders, write_json
+from isotrain.albert_core.runs.files import check_place, make_folders
 from isotrain.benchmarks.outcome.conformance import CheckResult
 from isotrain.conformance.case import Case
 from isotrain.conformance.catalogue import cases
@@ -53,15 +53,16 @@ def suite(request: pytest.FixtureRequest) -> Iterator[Suite]:
 @pytest.fixture(scope="session")
 def keep(request: pytest.FixtureRequest, suite: Suite) -> Callable[[CheckResult], None]:
     """Writes the results so far, as the command does after each check."""
-    path: str | None = request.config.getoption(JSON)
+    name: str | None = request.config.getoption(JSON)
+    path = None if name is None else Path(name)
     total = sum(getattr(item, "function", None) is test_conformance for item in request.session.items)
     checks: list[CheckResult] = []
 
     def add(check: CheckResult) -> None:
         checks.append(check)
-        if path is not None:
-            write_json(Path(path), suite.result(checks, total).document())
+        suite.keep(checks, total, path)
 
+    suite.keep(checks, total, path)
     return add
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -190,19 +191,44 @@ def test_results_are_written_as_they_come(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_an_interruption_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "result.json"
+@pytest.fixture
+def ended_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, type[BaseException]], None]:
+    """Ends the parent in a request by an exception."""
     ask = Worker.ask
 
-    def interrupted(worker: Worker, request: str, *rest: Any) -> Any:
-        if "interrupts" in request:
-            raise KeyboardInterrupt
-        return ask(worker, request, *rest)
+    def end(stop: str, by: type[BaseException]) -> None:
+        def asked(worker: Worker, request: str, *rest: Any) -> Any:
+            if request == stop:
+                raise by
+            return ask(worker, request, *rest)
 
-    monkeypatch.setattr(Worker, "ask", interrupted)
-    result = run_checks(Target("cpu"), [check("a"), check("interrupts"), check("b")], path=path, command=fake())
-    assert (result.status, [one.name for one in result.checks]) == ("interrupted", ["device/a"])
+        monkeypatch.setattr(Worker, "ask", asked)
+
+    return end
+
+
+@pytest.mark.parametrize(("stop", "found"), [("support", []), ("device/a", []), ("device/b", ["a"])])
+def test_an_interruption_keeps_what_was_found(
+    stop: str, found: list[str], tmp_path: Path, ended_by: Callable[[str, type[BaseException]], None]
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("of an earlier run")
+    ended_by(stop, KeyboardInterrupt)
+    result = run_checks(Target("cpu"), [check("a"), check("b"), check("c")], path=path, command=fake())
+    assert (result.status, [one.subject for one in result.checks]) == ("interrupted", found)
     assert table.load_conformance(path) == result
+
+
+def test_a_run_that_is_killed_in_its_first_check_leaves_no_earlier_result(
+    tmp_path: Path, ended_by: Callable[[str, type[BaseException]], None]
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("of an earlier run")
+    ended_by("device/a", SystemExit)
+    with pytest.raises(SystemExit):
+        run_checks(Target("cpu"), [check("a")], path=path, command=fake())
+    result = table.load_conformance(path)
+    assert (result.status, result.checks) == ("interrupted", [])
 
 
 def test_a_worker_ends_with_its_parent() -> None:
