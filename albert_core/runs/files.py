@@ -34,6 +34,7 @@ _ABANDONED_AFTER = timedelta(days=1)
 _LONGEST_NAME = 255
 # Errors of the disk fail the run. Any other error means that the path can't be used.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_DEVICES = Path("/dev")
 # The names of this process's scratch folders.
 _in_use: set[str] = set()
 
@@ -72,8 +73,9 @@ def written(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(temporary_name(path.name))
     try:
-        # The rename would put a file in the place of /dev/null, for everybody.
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        # The rename would put a file in the place of /dev/null or of the link /dev/stdout, for everybody.
+        special = path.exists() and not (path.is_file() or path.is_dir())
+        if special or path.absolute().parent == _DEVICES:
             raise UserError(f"can't write {path}: it is a device or a pipe; choose another name")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as file:

@@ -37,15 +37,21 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "a.txt").is_symlink()
 
 
-def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_DEVICES", tmp_path / "dev")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/null")
-    for name in ("pipe", "link"):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "out.json").touch()
+    # With `> out.json`.
+    (tmp_path / "dev" / "stdout").symlink_to(tmp_path / "out.json")
+    for name in ("pipe", "link", "dev/stdout"):
         with pytest.raises(UserError, match=f"can't write .*{name}: it is a device or a pipe; choose another name"):
             files.write_text(tmp_path / name, "text")
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
-    assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in (tmp_path / "dev").iterdir() if path.is_symlink()] == ["stdout"]
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link", "dev", "out.json"}
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
