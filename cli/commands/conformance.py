@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from ...albert_core.terminal.console import say
+from ...albert_core.terminal.console import say, say_json
+from ...albert_core.terminal.text import duration
 from ..exits import Exit
 from ..help import panel
 from ..streams import kept
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ...benchmarks.outcome.conformance import CheckResult
     from ...conformance.case import Case
     from ...conformance.run import Target
+
+# After so many, the user hears how long it may go on like this.
+HANGS_IN_A_ROW = 3
 
 _what, _how, _output = map(panel, ("What is checked", "How", "Output"))
 
@@ -76,8 +80,10 @@ def show_checks(
     only: str | None = None,
     json_file: Path | None = None,
     against: Path | None = None,
+    *,
+    as_json: bool = False,
 ) -> NoReturn:
-    """Runs the checks of a backend and shows what they found. Ends the command."""
+    """Runs the checks of a backend and shows what they found, or prints it as JSON. Ends the command."""
     from ...albert_core.runs.files import check_place, make_folders
     from ...benchmarks.reports.terminal import output_console, print_blocks
     from ...conformance.catalogue import cases
@@ -89,27 +95,39 @@ def show_checks(
         make_folders(json_file.parent, "--json")
     before = None if against is None else load_conformance(against)
     chosen = choose(cases(), mode, only)
-    result = run_checks(target, chosen, found=_Progress(chosen), path=json_file)
+    result = run_checks(target, chosen, found=_Progress(chosen, target.time_limit), path=json_file)
     where = "" if json_file is None else f" and are kept in {json_file}"
     with kept(f"the checks have run{where}"):
-        blocks = result_blocks(result)
-        if before is not None:
-            blocks += comparison_blocks(before, result)
-        print_blocks(blocks, output_console())
+        if as_json:
+            say_json(result.document())
+        else:
+            changes = [] if before is None else comparison_blocks(before, result)
+            print_blocks([*result_blocks(result), *changes], output_console())
     if result.status == "interrupted":
         raise typer.Exit(Exit.STOPPED)
     raise typer.Exit(Exit.FAILED if result.broken else Exit.DONE)
 
 
 class _Progress:
-    """Says at once what fails, and when a group is done, since all checks of a slow device take long."""
+    """Says at once what fails, how long it may take, and when a group is done: a slow device's checks take long."""
 
-    def __init__(self, cases: Sequence[Case]) -> None:
+    def __init__(self, cases: Sequence[Case], time_limit: float | None) -> None:
         self._left = Counter(case.group for case in cases)
+        self._limits = {case.name: time_limit or case.time_limit for case in cases}
+        self._hangs = 0
 
     def __call__(self, check: CheckResult) -> None:
+        del self._limits[check.name]
+        self._hangs = self._hangs + 1 if check.status == "hang" else 0
         if check.is_broken:
             say(f"{check.status} {check.name}: {check.detail}", err=True)
+        if self._hangs == HANGS_IN_A_ROW and self._limits:
+            say(
+                f"{HANGS_IN_A_ROW} checks in a row hang; if the other {len(self._limits)} do, too, they take "
+                f"{duration(sum(self._limits.values()))}; Ctrl-C ends the run and shows what it has found, and "
+                "--time-limit or --only makes it shorter",
+                err=True,
+            )
         self._left[check.group] -= 1
         if not self._left[check.group]:
             say(f"{check.group}: done", err=True)

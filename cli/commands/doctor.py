@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ... import UserError
 from ...albert_core.terminal.invocation import command
 from ..documents import print_json
 from .conformance import show_checks
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 def doctor(
     full: Annotated[
         str | None,
-        typer.Option(metavar="BACKEND", help="Run every check of this device, as isotrain conformance does."),
+        typer.Option(
+            metavar="BACKEND", help="Run every check of this device. isotrain conformance does, too, with more options."
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the device of --full: tt.math_fidelity=lofi."),
     ] = None,
     verbose: Annotated[
         bool,
@@ -43,7 +50,9 @@ def doctor(
     if full is not None:
         from ...conformance.run import Target
 
-        show_checks(Target.of(full))
+        show_checks(Target.of(full, sets or []), as_json=json_output)
+    if sets:
+        raise UserError("--set is for one device; add --full BACKEND")
     reports = examine(list_backends(), peaks=verbose)
     if json_output:
         print_json("doctor", {"backends": [report.document() for report in reports]})

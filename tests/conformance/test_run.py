@@ -16,8 +16,9 @@ import pytest
 from isotrain import UserError
 from isotrain.albert_core.runs import files
 from isotrain.backends import BackendUnavailableError, get_backend
-from isotrain.benchmarks.outcome.conformance import Conformance, Judged, Rate
+from isotrain.benchmarks.outcome.conformance import Conformance, Judged, Rate, Status
 from isotrain.benchmarks.reports.terminal import output_console, print_blocks
+from isotrain.cli.commands.conformance import _Progress
 from isotrain.conformance import table
 from isotrain.conformance.case import Case, Device, Passed
 from isotrain.conformance.messages import Opening
@@ -422,6 +423,27 @@ def test_the_plugin_adds_no_options_to_other_sessions() -> None:
     assert "--time-limit" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [
+        (("hang", "hang", "hang"), "3 checks in a row hang; if the other 3 do, too, they take 2 min;"),
+        (("hang", "hang", "hang", "hang"), "the other 3 do"),
+        (("hang", "hang", "pass", "hang", "crash"), ""),
+    ],
+)
+def test_how_long_hangs_may_go_on_is_said_once(
+    statuses: tuple[Status, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [check(f"check-{number}", time_limit=limit) for number, limit in enumerate((60.0,) * 5 + (7.0,))]
+    (found,) = result_of("linear").checks
+    progress = _Progress(cases, None)
+    for case, status in zip(cases, statuses, strict=False):
+        progress(found.model_copy(update={"name": case.name, "status": status}))
+    told = [line for line in capsys.readouterr().err.splitlines() if "in a row" in line]
+    assert len(told) == bool(said)
+    assert said in "".join(told)
+
+
 def test_doctor_runs_all_checks_of_one_backend(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     from isotrain.conformance import catalogue
 
@@ -431,3 +453,8 @@ def test_doctor_runs_all_checks_of_one_backend(invoke: Invoke, monkeypatch: pyte
     assert (code, err) == (0, "device: done\n")
     assert "2 checks in" in out
     assert "device/unknown-option: the backend takes no options" in out
+    lofi = ("--set", "tt.math_fidelity=lofi")
+    code, out, err = invoke("doctor", "--full", "tt-emulated", *lofi, "--json")
+    result = Conformance.model_validate_json(out)
+    assert (code, len(result.checks), result.options["tt"]["math_fidelity"]) == (0, 2, "lofi"), err
+    one_line_error(invoke("doctor", *lofi), "--set is for one device; add --full BACKEND")
