@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from ... import UserError
 from ...albert_core.terminal.text import error_line
 from ...backends import COMPILED_LAYOUTS, DTYPES, EIGHT_BIT, LAYOUTS, Backend, CastPolicy
+from ...benchmarks.harness.document import ChoiceMade
+from ...benchmarks.harness.document import Device as Described
 from ..case import Checks, Device, Passed, UnsupportedError, ViolationError, require
 from .placing import is_on
 
@@ -23,7 +25,7 @@ MOST_DEVICES = 16
 check = Checks("device")
 
 
-@check("info", "info() describes the open device: its name, its torch device, whether it is emulated or untested.")
+@check("info", "info() describes the open device: name, torch device, emulated, untested. choices() can be listed.")
 def describes_itself(device: Device) -> Passed:
     backend, info = device.backend, device.backend.info()
     require(bool(info.name.strip()), "info() has no name")
@@ -41,6 +43,10 @@ def describes_itself(device: Device) -> Passed:
         ("vendor_bandwidth_gbps", info.vendor_bandwidth_gbps),
     ):
         require(value is None or value > 0, f"info() says {what}={value}; an unknown figure is None")
+    # As results have both.
+    Described.of(info)
+    for chosen in backend.choices(kept=True):
+        ChoiceMade.of(chosen)
     return Passed(detail=info.name)
 
 

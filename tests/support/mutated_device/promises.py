@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from isotrain import UserError
 from isotrain.backends import DTYPES, EIGHT_BIT, Availability, CastPolicy, DeviceInfo
+from isotrain.backends.host.choices import Chosen
 from pydantic import BaseModel, ConfigDict
 
 from .base import Compiling, Mutant
@@ -36,6 +37,24 @@ class UnknownExperience(Mutant):
 
     CLAUSE = ("info",)
     traits = replace(Mutant.traits, untested=True)
+
+
+class NoVersions(Mutant):
+    """A device without a dictionary of versions, which no result can have."""
+
+    CLAUSE = ("info",)
+
+    def info(self) -> DeviceInfo:
+        return replace(super().info(), versions=cast(Any, None))
+
+
+class LostChoices(Mutant):
+    """What it chose before can't be read any more."""
+
+    CLAUSE = ("info",)
+
+    def choices(self, *, kept: bool = False) -> list[Chosen]:
+        raise KeyError("choices")
 
 
 class HiddenDtype(Mutant):
