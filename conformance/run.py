@@ -17,7 +17,7 @@ from ..albert_core.runs.files import write_json
 from ..backends import BackendUnavailableError, is_built_in, list_backends
 from ..benchmarks.harness.environment import versions
 from ..benchmarks.outcome.conformance import CONFORMANCE, CheckResult, Conformance, Judged, Support
-from ..kernels.names import check_name, meant
+from ..kernels.names import check_name, check_range, meant
 from .messages import SUPPORT, Described, Opening
 from .process import COMMAND, LostError, Worker
 
@@ -56,8 +56,11 @@ class Target:
         """The target that a command names. A package's module is imported in a worker only, as a part of its test.
 
         Raises:
-            UserError: The name is unknown, or isotrain's own backend can't take these options.
+            UserError: The name is unknown, a number is out of range, or isotrain's backend can't take these options.
         """
+        check_range("--seed", seed, 0, 2**63 - 1)
+        if time_limit is not None:
+            check_range("--time-limit", time_limit, 0.001, 10**7)
         base = name.partition(":")[0]
         if is_built_in(base):
             options = backend_options(sets)

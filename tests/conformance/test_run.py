@@ -391,6 +391,8 @@ def test_wrong_input_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     one_line_error(invoke("conformance", "--backend", "cpu", "--json", tmp_path / "file" / "c.json"), "is a file, not")
     one_line_error(invoke("conformance", "--backend", "cpu", "--against", tmp_path / "none.json"), "none.json")
+    for option in (("--seed", "-1"), ("--seed", 2**63), ("--time-limit", "0"), ("--time-limit", "nan")):
+        one_line_error(invoke("conformance", "--backend", "cpu", *option), f"{option[0]} {option[1]}", "allowed is")
     one_line_error(invoke("conformance"), "--backend")
 
 
