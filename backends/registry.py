@@ -59,15 +59,26 @@ def backend_class(name: str) -> type[Backend]:
     """The class of the backend called `name`, not opened.
 
     Raises:
-        UserError: The name is unknown, or another device has the place of its own with torch.
+        UserError: The name is unknown, its package's class or `Options` can't be used, or another device has the place
+            of its own with torch.
     """
     if name in _PLUGINS.names():
-        return _PLUGINS.find(name)
+        found: type[Backend] = _PLUGINS.find(name)
+        if name not in _BUILT_IN and found.Options is not None:
+            _check_options(name, found.Options)
+        return found
     # A package may bring its own class for a device that torch knows, so torch is asked last.
     if (kind := device_class(name)) is not None:
         return kind
     check_name("backend", name, list_backends())
     raise AssertionError("a name that is listed is found")
+
+
+def _check_options(name: str, options: object) -> None:
+    from pydantic import BaseModel
+
+    if not (isinstance(options, type) and issubclass(options, BaseModel)):
+        raise UserError(f"the Options of backend {name!r} are no pydantic model; derive them from pydantic.BaseModel")
 
 
 def backend_traits(name: str) -> Traits:

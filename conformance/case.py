@@ -73,10 +73,11 @@ def implemented(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Device:
-    """An opened backend under test, and the seed of what it is tested with."""
+    """An opened backend under test, the seed of what it is tested with, and the name that opened it."""
 
     backend: Backend
     seed: int = 0
+    registered: str = ""
 
     def generator(self) -> torch.Generator:
         """A generator on the host, the same for every device."""

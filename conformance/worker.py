@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from .. import UserError
 from ..albert_core.processes.parent import end_with_parent
 from ..albert_core.terminal.text import error_line, shorten
-from ..backends import DTYPES, EIGHT_BIT, Backend, backend_class, get_backend
+from ..backends import DTYPES, EIGHT_BIT, Backend, backend_class, get_backend, resolve
 from ..benchmarks.harness.document import ChoiceMade, Part, Policy
 from ..benchmarks.harness.document import Device as DeviceInfo
 from ..benchmarks.outcome.conformance import Judged, Support
@@ -89,7 +89,7 @@ def open_device(
             from ..albert_core.config.backend import backend_options
 
             options = options | backend_options(sets)
-        device = Device(get_backend(name, options), seed)
+        device = Device(get_backend(name, options), seed, resolve(base, options))
     except UserError as error:
         if index or options or sets:
             return Opening(status="refused", reason=str(error)), None

@@ -28,6 +28,9 @@ check = Checks("device")
 @check("info", "info() describes the open device: name, torch device, emulated, untested. choices() can be listed.")
 def describes_itself(device: Device) -> Passed:
     backend, info = device.backend, device.backend.info()
+    registered = device.registered or backend.name
+    same = f"it is registered as {registered!r}, and its class has the name {backend.name!r}; give both one name"
+    require(registered == backend.name, same)
     require(bool(info.name.strip()), "info() has no name")
     require(info.backend == backend.name, f"info() is of backend {info.backend!r} instead of {backend.name!r}")
     require(info.device == str(backend.device), f"info() is of device {info.device!r} instead of {backend.device}")

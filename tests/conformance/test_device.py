@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -118,6 +118,10 @@ class PoliteLiar(Mutant):
         raise BackendUnavailableError("the card doesn't answer; restart it")
 
 
+class DictOptions(Mutant):
+    Options = cast(Any, dict)
+
+
 class Speechless(Mutant):
     def info(self) -> Any:
         raise KeyError("name")
@@ -131,6 +135,7 @@ class Speechless(Mutant):
         (Absent, "npu", "absent", "there is no card"),
         (BadProbe, "npu", "FAIL", r"raised RuntimeError: no driver \(in probe\)"),
         (Liar, "npu", "FAIL", r"raised OSError: the card doesn't answer \(in __init__\)"),
+        (DictOptions, "npu", "FAIL", "the Options of backend 'npu' are no pydantic model; derive them from pydantic"),
         (PoliteLiar, "npu", "FAIL", "the probe says that it can run here, but the card doesn't answer"),
     ],
 )
@@ -142,6 +147,19 @@ def test_a_backend_that_lies_about_its_availability_is_found(
     assert opening.status == status
     assert re.search(reason, opening.reason)
     assert (opened is not None) == (status == "open")
+
+
+@pytest.mark.parametrize(("name", "status"), [("npu", "pass"), ("cpu", "FAIL")])
+def test_a_class_has_the_name_that_it_is_registered_by(
+    installed: Any, monkeypatch: pytest.MonkeyPatch, name: str, status: str
+) -> None:
+    monkeypatch.setattr(Mutant, "name", name)
+    installed(Mutant)
+    _, opened = open_device("npu", {}, 0)
+    assert opened is not None
+    judged = judge(next(case for case in CASES if case.subject == "info"), opened)
+    assert judged.status == status
+    assert ("registered as 'npu', and its class has the name 'cpu'" in judged.detail) == (status == "FAIL")
 
 
 @pytest.mark.parametrize("error", [ImportError("no module"), RuntimeError("no module")])
