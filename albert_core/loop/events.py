@@ -288,7 +288,7 @@ def fail(training: Training, error: BaseException) -> None:
     with suppress(OSError, UserError, RunError):
         summarize(training, status)
     training.trackers.summary({"status": status})
-    training.trackers.finish("failed")
+    training.trackers.finish("stopped" if status == "interrupted" else "failed")
 
 
 class Throughput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -45,6 +46,26 @@ class Needy(Tracker):
 class Refusing(Tracker):
     def __init__(self, run):
         raise ConnectionError("service is down\\nand stays so")
+"""
+
+
+BROKEN = """
+import torch
+
+class Broken:
+    calls = 0
+
+    def model(self, seed):
+        return torch.nn.Linear(1, 1)
+
+    def batches(self, seed):
+        return [torch.ones(1, 1)] * 9
+
+    def loss(self, model, batch):
+        self.calls += 1
+        if self.calls > 5:
+            raise {error}
+        return model(batch).sum()
 """
 
 
@@ -95,6 +116,17 @@ def test_an_installed_package_adds_a_tracker(invoke: Invoke, tmp_path: Path) -> 
     assert kept[resumed - 2 : resumed] == ['"stopped"', '[2, ["before"]]']
     assert [line[:3] for line in kept[resumed + 1 : -1]] == ["[4,", "[4,"]
     assert kept[-1] == '"completed"'
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(("error", "status"), [("KeyboardInterrupt", "stopped"), ("RuntimeError", "failed")])
+def test_a_run_that_a_user_breaks_off_is_not_called_failed(
+    invoke: Invoke, tmp_path: Path, error: str, status: str
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN.format(error=error))
+    invoke("train", "broken.py:Broken", "--set=run_name=mine", "--set=trackers=[kept]")
+    kept = (tmp_path / "runs" / "mine" / "kept.jsonl").read_text().splitlines()
+    assert json.loads(kept[-1]) == status
 
 
 @pytest.mark.usefixtures("installed")
@@ -180,6 +212,18 @@ def test_mlflow_continues_the_run_and_gets_what_it_lacks(
     assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "completed")
     make_trackers(config, run_dir, 3).finish("failed")
     assert client.get_run(run_id).info.status == "FAILED"
+
+
+def test_mlflow_says_what_a_run_that_begins_again_repeats(
+    mlflow: Any, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert mlflow is sys.modules["mlflow"]
+    config = TrainConfig(trackers=["mlflow"])
+    make_trackers(config, run_dir).log(1, {"train/loss": 0.5})
+    assert "MLflow has figures" not in caplog.text
+    # Killed before its first checkpoint.
+    make_trackers(config, run_dir, 0)
+    assert "MLflow has figures of this run from after step 0" in caplog.text
 
 
 @pytest.fixture(params=["fake", "real"])

@@ -54,6 +54,7 @@ class RunInfo:
 class RunData:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,6 +112,7 @@ class MlflowClient:
         assert len(tags) <= 100
         run = self.runs[run_id]
         run.metrics += metrics
+        run.data.metrics |= {one.key: one.value for one in metrics}
         for param in params:
             assert run.data.params.setdefault(param.key, param.value) == param.value, "a param can't change"
         run.data.tags |= {tag.key: tag.value for tag in tags}

@@ -41,7 +41,8 @@ class MlflowTracker(Tracker):
         else:
             self._id = self._start(run)
             write_text(kept, self._id)
-        names = {name for line in run.lines for name in numbers(line)}
+        # Of a run that begins again, `lines` has nothing, and MLflow may have all.
+        names = self._client.get_run(self._id).data.metrics
         had = {(name, one.step) for name in names for one in self._client.get_metric_history(self._id, name)}
         for line in lacking(run, had, "MLflow"):
             self.log(line["step"], line)
