@@ -157,7 +157,7 @@ def parse_json(
         )
         _check_tree(value, escapes="\\u" in text and not halves)
     except json.JSONDecodeError as error:
-        ends = error.pos >= len(text) - 1 or "Unterminated" in error.msg
+        ends = (error.pos >= len(text) - 1 and error.msg != "Extra data") or "Unterminated" in error.msg
         what = f"{'truncated' if ends else 'not valid'} JSON ({error.msg})"
         raise _refusal(origin, first_line + error.lineno - 1, what, fix) from error
     except RecursionError as error:
@@ -309,7 +309,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> float:
-    raise _RefusedError(f"{name} is no JSON number", _first(name))
+    null = ", a missing value is null" if name == "NaN" else ""
+    raise _RefusedError(f"{name} is no JSON number{null}", _first(name))
 
 
 def _finite(written: str) -> float:

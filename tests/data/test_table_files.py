@@ -114,6 +114,8 @@ def test_jsonl_keeps_types_and_line_separators(tmp_path: Path) -> None:
         ('{"text": "a", "label": 1', "truncated JSON"),
         ("['text']", "not valid JSON"),
         ('["a", 1]', "JSON list"),
+        ('{"text": "a", "label": 1},', "not valid JSON (Extra data)"),
+        ('{"n": NaN}', "NaN is no JSON number, a missing value is null"),
         ("3", "JSON number"),
         ('{"n": ' + "9" * 5000 + "}", "5,000 digits"),
         ('{"n": 1e999}', "too large"),
