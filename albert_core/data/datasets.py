@@ -20,7 +20,7 @@ from .intents import EMBEDDED_PREFIX, parse_embedded_id
 from .label_kinds import CLASSES, NUMBERS, LabelKind
 from .labels import names_from_column, read_categories
 from .local import LABELLED_TEXTS, read_local
-from .missing import without_missing
+from .missing import LEAVE_OUT, without_missing
 from .responses import RESPONSES, originals_by_class, with_normalised_labels
 from .tabular import Table, shown
 
@@ -256,7 +256,11 @@ def _assemble(
         )
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UserError(f"test_fraction is {test_fraction}; allowed is a share between 0 and 1, such as 0.2")
-    columns = choose(train.origin, train.columns)
+    try:
+        columns = choose(train.origin, train.columns)
+    except UserError as error:
+        # What was found by looking may be why: another separator, or a column that was left out.
+        raise UserError("; ".join([str(error), *train.remarks])) from error
     label_names = label_names or train.class_names.get(columns.labels[0])
     tables = [train] if test is None else [train, test]
     found = columns.remark(train.origin)
@@ -311,7 +315,8 @@ def _texts(table: Table, column: str, columns: Columns) -> list[str]:
     if empty:
         what = "empty texts" if columns.text_pair is None else "unpaired sentences: empty texts"
         raise UserError(
-            f"{table.origin} has {len(empty)} {what} under {column!r} ({table.listed(empty)}); remove these rows"
+            f"{table.origin} has {len(empty)} {what} under {column!r} ({table.listed(empty)}); remove these rows, "
+            f"{LEAVE_OUT}"
         )
     for row, text in enumerate(texts):
         if not isinstance(text, str):

@@ -127,6 +127,8 @@ def _saved_split(folder: Path) -> Any:
 
     state = folder / "state.json"
     listed = read_json_object(state, _SAVE).get("_data_files")
+    if listed == []:
+        raise UserError(f"{folder} has no rows; give a split with at least one row")
     entries = listed if isinstance(listed, list) else []
     files = _plain_names(state, [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries])
     for file in files:

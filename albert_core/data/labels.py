@@ -14,6 +14,7 @@ from ... import UserError
 from ...kernels.words import count
 from ..config.parsing import json_kind, read_json
 from ..terminal.text import shorten
+from .missing import LEAVE_OUT
 from .tabular import Table, shown
 
 log = logging.getLogger("isotrain")
@@ -132,12 +133,15 @@ def _cells(table: Table, column: str) -> list[str]:
     cells = []
     for row, cell in enumerate(table.column(column)):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
-            raise UserError(f"{table.place(row)}: the label ({column!r}) is empty; give every row a label")
+            raise UserError(f"{table.place(row)}: the label ({column!r}) is empty; give every row a label, {LEAVE_OUT}")
         if isinstance(cell, bool):
             # As JSON writes it.
             cell = str(cell).lower()
         if not isinstance(cell, int | str | float):
-            raise UserError(f"{table.place(row)}: the label {shown([cell])} is no name and no number; give one of them")
+            several = ", or set task: multi_label_classification" if isinstance(cell, list) else ""
+            raise UserError(
+                f"{table.place(row)}: the label {shown([cell])} is no name and no number; give one of them{several}"
+            )
         if isinstance(cell, float):
             if not cell.is_integer():
                 raise UserError(_fraction_message(table, row, cell))

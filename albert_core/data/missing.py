@@ -13,6 +13,9 @@ from .tabular import Table, shown
 
 log = logging.getLogger("isotrain")
 
+# What a message about a missing label or text ends with.
+LEAVE_OUT = "or leave such rows out by drop_missing: true"
+
 
 def without_missing(
     table: Table,
@@ -49,7 +52,7 @@ def without_missing(
             a_class = "" if of_numbers else ", or make it a class by missing_markers: []"
             raise UserError(
                 f"{table.place(first)}{more}: the label {shown([marked[first]])} says that there is none; correct it, "
-                f"or leave such rows out by drop_missing: true{a_class}"
+                f"{LEAVE_OUT}{a_class}"
             )
         _warn_of_texts(table, texts, known)
         return table

@@ -87,6 +87,8 @@ def load_questions(
         unanswerable=unanswerable,
     )
     train = read(train_table)
+    if not any(train.answers):
+        raise UserError(f"{train_table.origin} has no question with an answer; give rows of both kinds")
     if test_table is not None:
         return QuestionDataset(name, train, read(test_table), columns, train_table.remarks)
     assert test_fraction is not None, "checked above"

@@ -265,7 +265,7 @@ def test_wrong_labels_and_texts_are_refused_by_row(tmp_path: Path, train: str, t
         ('{"text": "a", "label": "\\udc00x"}', "surrogate"),
         ('{"text": "a", "label": 1.5}', "fraction"),
         ('{"text": "a", "label": NaN}', "NaN is no JSON number"),
-        ('{"text": "a", "label": ["x"]}', "no name"),
+        ('{"text": "a", "label": ["x"]}', "no name and no number; give one of them, or set task: multi_label"),
         ('{"text": "a"}', "label"),
     ],
 )

@@ -239,8 +239,9 @@ def test_cells_of_a_parquet_are_json_values(tmp_path: Path) -> None:
         [None] * 6,
     ]
     assert json.dumps(table.rows, allow_nan=False)
-    (remark,) = table.remarks
-    assert remark.endswith("are left out: 'image (binary)'")
+    assert table.remarks == (f"{table.origin}: columns without texts or numbers are left out: 'image (binary)'",)
+    with pytest.raises(UserError, match=r"no column 'image', .*are left out: 'image \(binary\)'$"):
+        load_dataset(str(tmp_path / "rows.parquet"), text_column="image", test_fraction=0.5)
     assert table.place(2).endswith("rows.parquet, row 2")
 
 
@@ -337,6 +338,7 @@ def with_last_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
         (lambda folder: (folder / "state.json").write_text("{"), "state.json:1: truncated JSON"),
         (lambda folder: (folder / "state.json").write_text("[]"), "state.json:1: a JSON list"),
         (lambda folder: (folder / "state.json").write_text("{}"), "state.json has no list of names"),
+        (lambda folder: (folder / "state.json").write_text('{"_data_files": []}'), "has no rows"),
         (
             lambda folder: (folder / "state.json").write_text('{"_data_files": [{"filename": "../x"}]}'),
             "state.json has no list of names",

@@ -48,6 +48,14 @@ def test_rows_without_a_label_or_a_text_are_left_out_and_counted(
     assert "left out of its 7 rows: 3 without a label or a text (the first is line 4)" in warnings(caplog)
 
 
+@pytest.mark.parametrize("row", [("x", ""), (" ", "0")])
+def test_an_empty_label_or_text_names_the_key_that_leaves_it_out(tmp_path: Path, row: tuple[str, str]) -> None:
+    path = csv_of(tmp_path, "0", "1", "0", "1", row[1], texts=("a", "b", "c", "d", row[0]))
+    with pytest.raises(UserError, match=r"line 6.* drop_missing: true"):
+        load(path)
+    assert len(load(path, drop_missing=True).label_names) == 2
+
+
 def test_markers_may_be_named_or_be_classes(tmp_path: Path) -> None:
     path = csv_of(tmp_path, "low", "none", "low", "none", "?")
     assert load(path, missing_markers=[]).label_names == ["?", "low", "none"]

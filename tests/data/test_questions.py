@@ -139,6 +139,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said
         load_questions(str(tmp_path / name), test_fraction=0.5)
 
 
+def test_questions_none_of_which_has_an_answer_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", one(answers=[], is_impossible=True))
+    with pytest.raises(UserError, match=r"a\.json has no question with an answer"):
+        load_questions(str(path), test_fraction=0.5, unanswerable=True)
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_questions(str(path), test_fraction=0.5)
