@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +14,10 @@ from ... import UserError
 from ..config.parsing import json_kind, parse_json
 from .columns import LABEL_COLUMNS
 from .labels import DECIMAL, EncodedLabels, encode_labels
+from .missing import LEAVE_OUT
 from .tabular import Table, shown
+
+log = logging.getLogger("isotrain")
 
 NUMBER_COLUMNS = ("score", "similarity_score", "similarity", "label", "target", "value", "rating", "stars")
 
@@ -76,6 +81,7 @@ def _encode_sets(
 ) -> EncodedLabels:
     (column,) = columns
     cells = [_by_row(table, columns, partial(_names, separator=separator)) for table in tables]
+    _warn_of_separator(tables[0], column, separator)
     ids: dict[str, int] = {}
     if names is None:
         found = {name for (listed,) in cells[0] for name in listed}
@@ -108,7 +114,11 @@ def _names(table: Table, row: int, column: str, cell: Any, separator: str) -> li
     if isinstance(cell, str) and not cell.lstrip().startswith("["):
         return [name.strip() for name in cell.split(separator) if name.strip()]
     advice = 'write a list such as ["a", "b"]'
-    listed = parse_json(cell, table.place(row), advice) if isinstance(cell, str) else cell
+    listed = cell
+    if isinstance(cell, str):
+        # The message below shows the cell.
+        with suppress(UserError):
+            listed = parse_json(cell, "", "")
     known = isinstance(listed, list) and (
         all(isinstance(item, str) for item in listed)
         or all(isinstance(item, int) and not isinstance(item, bool) for item in listed)
@@ -118,7 +128,29 @@ def _names(table: Table, row: int, column: str, cell: Any, separator: str) -> li
             f"{table.place(row)}: the labels ({column!r}) are {shown([cell])}; {advice}, or names with {separator!r} "
             "between them"
         )
+    if len(set(listed)) < len(listed) and not isinstance(listed[0], str):
+        raise UserError(
+            f"{table.place(row)}: the labels ({column!r}) are {shown([cell])}, with an id twice; list the ids of the "
+            "row's classes, or write 0 and 1 in a column for each class (label_columns)"
+        )
     return [str(item).strip() for item in listed]
+
+
+def _warn_of_separator(table: Table, column: str, separator: str) -> None:
+    """Warns if no text has the separator, and one has another sign that often stands between names."""
+    texts = [(row, cell) for row, cell in enumerate(table.column(column)) if isinstance(cell, str)]
+    if any(separator in cell or cell.lstrip().startswith("[") for _, cell in texts):
+        return
+    found = next(((row, cell, sign) for row, cell in texts for sign in ",;|" if sign in cell), None)
+    if found is not None:
+        row, cell, sign = found
+        log.warning(
+            "%s: the label %s is one name, because no row has the label_separator %r; set it to %r to get several",
+            table.place(row),
+            shown([cell]),
+            separator,
+            sign,
+        )
 
 
 def _encode_numbers(tables: Sequence[Table], columns: Sequence[str], names: Sequence[str] | None) -> EncodedLabels:
@@ -144,12 +176,14 @@ def _encode_numbers(tables: Sequence[Table], columns: Sequence[str], names: Sequ
 NUMBERS = LabelKind(NUMBER_COLUMNS, _encode_numbers)
 
 
-def _number(table: Table, row: int, column: str, cell: Any) -> float:
+def _number(table: Table, row: int, column: str, cell: Any, leave_out: str = f", {LEAVE_OUT}") -> float:
     written = cell.strip() if isinstance(cell, str) else str(cell)
     value = float(written) if json_kind(cell) in ("number", "text") and DECIMAL.fullmatch(written) else math.nan
     if not abs(value) <= _LARGEST:
-        what = "is empty" if cell is None or written == "" else f"is {shown([cell])}, no finite number"
-        raise UserError(f"{table.place(row)}: the target ({column!r}) {what}; write a decimal number, such as 3.8")
+        empty = cell is None or written == ""
+        what = "is empty" if empty else f"is {shown([cell])}, no finite number"
+        fix = "write a decimal number, such as 3.8" + (leave_out if empty else "")
+        raise UserError(f"{table.place(row)}: the target ({column!r}) {what}; {fix}")
     return value
 
 
@@ -159,7 +193,8 @@ def _numbers(table: Table, row: int, column: str, cell: Any, count: int) -> list
             f"{table.place(row)}: the targets ({column!r}) are {shown([cell])}; write a list of {max(1, count)} "
             "numbers, as many as in the first row"
         )
-    return [_number(table, row, column, item) for item in cell]
+    # A row with a gap in its list isn't left out.
+    return [_number(table, row, column, item, "") for item in cell]
 
 
 def _encoded(parts: Sequence[list[Any]], names: Sequence[str]) -> EncodedLabels:

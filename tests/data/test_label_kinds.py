@@ -70,6 +70,26 @@ def test_the_hubs_lists_of_classes_have_their_names(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (
+            ("a", "b|c"),
+            """line 3: the label 'b|c' is one name, because no row has the label_separator ','; set it to '|'""",
+        ),
+        (("a;b", "c"), "set it to ';'"),
+        (("a|b", '"b,c"'), ""),
+        (("a|b", '"[""c""]"'), ""),
+        (("a", "b c"), ""),
+    ],
+)
+def test_another_separator_than_the_configured_one_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cells: tuple[str, str], said: str
+) -> None:
+    load(tmp_path, "csv", "text,labels\n" + "".join(f"t,{cell}\n" for cell in cells), label_kind=SETS)
+    assert said in caplog.text if said else not caplog.records
+
+
+@pytest.mark.parametrize(
     ("suffix", "content", "columns", "names", "numbers"),
     [
         ("csv", "sentence1,sentence2,score\nx,y,3.8\nx,z, 4\n", {}, ["score"], [[3.8], [4.0]]),
@@ -115,13 +135,14 @@ SET_FAULTS = {
     "true": ({"labels": [True]}, "are [True]"),
     "a fraction": ({"labels": [1.5]}, "are [1.5]"),
     "mixed rows": ({"labels": "a"}, "'labels' is a JSON text here and a list before"),
-    "not JSON": ({"labels": "[a"}, "JSON"),
+    "an id twice": ({"labels": [0, 1, 0]}, "are [0, 1, 0], with an id twice"),
+    "not JSON": ({"labels": "['a']"}, """the labels ('labels') are "['a']"; write a list such as ["a", "b"]"""),
     "marker": ({"labels": "NA"}, "the label 'NA' says that there is none"),
 }
 NUMBER_FAULTS = {
     "missing": ({}, "the target ('score') is empty"),
     "null": ({"score": None}, "is empty"),
-    "empty": ({"score": " "}, "is empty"),
+    "empty": ({"score": " "}, "is empty; write a decimal number, such as 3.8, or leave such rows out by drop_missing"),
     "a word": ({"score": "good"}, "is 'good', no finite number"),
     "a comma": ({"score": "3,8"}, "is '3,8', no finite number"),
     "inf": ({"score": "inf"}, "is 'inf', no finite number"),
