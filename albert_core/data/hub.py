@@ -13,7 +13,8 @@ from ..config.parsing import read_json_object
 from ..terminal.console import quieted
 from ..terminal.text import reason_of
 from .columns import Columns, evaluation_names
-from .tabular import Table, shown
+from .parquet import arrow_parts
+from .tabular import PART_ROWS, Table, shown
 from .unpacked import check_growth, check_regular, most_unpacked
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
@@ -119,6 +120,20 @@ def _saved(folder: Path) -> dict[str, Any]:
         return {"train": _saved_split(folder)}
     names = _plain_names(index, read_json_object(index, _SAVE).get("splits"))
     return {name: _saved_split(folder / name) for name in names}
+
+
+def saved_parts(folder: Path, size: int = PART_ROWS) -> Iterator[Table]:
+    """Reads a split that `datasets` saved to `folder`, `size` rows at a time, as `parquet_parts` reads a file.
+
+    Raises:
+        UserError: The folder has several splits, or can't be read.
+    """
+    index = folder / "dataset_dict.json"
+    if index.is_file():
+        names = _plain_names(index, read_json_object(index, _SAVE).get("splits"))
+        raise UserError(f"{folder} has the splits {shown(names)}; give the folder of one, such as {folder / names[-1]}")
+    rows = _saved_split(folder).data.table
+    yield from arrow_parts(folder, rows.schema, rows.to_batches(size), size)
 
 
 def _saved_split(folder: Path) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +33,47 @@ def parquet_parts(path: Path, size: int) -> Iterator[Table]:
     check_regular(path)
     try:
         schema = parquet.read_schema(path)
-        refuse_duplicates(path, schema.names)
-        columns = [field.name for field in schema if _is_json(field.type) or _becomes_text(field.type)]
-        if not columns:
-            raise UserError(
-                f"{path} has no column of texts or numbers, it has {shown(schema.names)}; give a file with a text and "
-                "a label in each row"
-            )
-        others = [f"{field.name} ({field.type})" for field in schema if field.name not in columns]
-        remarks = (f"{path}: columns without texts or numbers are left out: {shown(others)}",) if others else ()
+        columns = _json_columns(path, schema)
         texts = [field.name for field in schema if pyarrow.types.is_string(field.type)]
         # As a dictionary, a column of repeated texts is as small in memory as on disk: equal texts are one object.
         options = {"read_dictionary": texts, "pre_buffer": False, "page_checksum_verification": True}
         with parquet.ParquetFile(path, **options) as file:
-            for positions, part in in_parts(_rows(path, file, columns, size), size):
-                yield Table(str(path), columns, part, positions, "row", _class_names(schema), remarks)
+            most = most_unpacked(path)
+            for group in map(file.metadata.row_group, range(file.num_row_groups)):
+                parts = (group.column(index).total_uncompressed_size for index in range(group.num_columns))
+                check_growth(path, max(group.total_byte_size, sum(parts)), most)
+            batches = file.iter_batches(size, columns=columns, use_threads=False)
+            yield from arrow_parts(path, schema, batches, size, most)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise UserError(f"{path} can't be read as Parquet ({reason}); give an intact, readable file") from error
 
 
-def _rows(path: Path, file: Any, columns: list[str], size: int) -> Iterator[tuple[int, int, list[Any]]]:
-    """The file's rows, each with its position and the characters of its texts."""
-    most = most_unpacked(path)
-    for group in map(file.metadata.row_group, range(file.num_row_groups)):
-        parts = (group.column(index).total_uncompressed_size for index in range(group.num_columns))
-        check_growth(path, max(group.total_byte_size, sum(parts)), most)
+def arrow_parts(path: Path, schema: Any, batches: Iterable[Any], size: int, most: float = math.inf) -> Iterator[Table]:
+    """Record batches of pyarrow as tables of JSON values (see `parquet_parts`) that unpack to `most` bytes at most."""
+    columns = _json_columns(path, schema)
+    others = [f"{field.name} ({field.type})" for field in schema if field.name not in columns]
+    remarks = (f"{path}: columns without texts or numbers are left out: {shown(others)}",) if others else ()
+    for positions, part in in_parts(_rows(path, batches, columns, most), size):
+        yield Table(str(path), columns, part, positions, "row", _class_names(schema), remarks)
+
+
+def _json_columns(path: Path, schema: Any) -> list[str]:
+    """The columns that can be JSON values. Raises UserError if there is none, or two have one name."""
+    refuse_duplicates(path, schema.names)
+    columns = [field.name for field in schema if _is_json(field.type) or _becomes_text(field.type)]
+    if not columns:
+        raise UserError(
+            f"{path} has no column of texts or numbers, it has {shown(schema.names)}; give a file with a text and "
+            "a label in each row"
+        )
+    return columns
+
+
+def _rows(path: Path, batches: Iterable[Any], columns: list[str], most: float) -> Iterator[tuple[int, int, list[Any]]]:
+    """The rows of all batches, each with its position and the characters of its texts."""
     position = unpacked = 0
-    for batch in file.iter_batches(size, columns=columns, use_threads=False):
+    for batch in batches:
         for row in zip(*(_values(batch.column(name)) for name in columns), strict=True):
             characters = sum(len(cell) for cell in row if isinstance(cell, str))
             unpacked += characters + _ROW_BYTES

@@ -40,7 +40,7 @@ def most_unpacked(path: Path) -> int:
     return max(LARGEST_UNPACKED, MOST_GROWTH * path.stat().st_size)
 
 
-def check_growth(path: Path, unpacked: int, most: int) -> None:
+def check_growth(path: Path, unpacked: int, most: float) -> None:
     """Raises UserError if `unpacked` bytes are more than `most` (see `most_unpacked`)."""
     if unpacked > most:
         raise UserError(

@@ -22,7 +22,8 @@ from torch.nn import functional
 from ... import UserError
 from ...kernels.words import count
 from ..config.schema import TrainConfig
-from ..data.questions import QuestionDataset, load_questions
+from ..data.hub import saved_parts
+from ..data.questions import QUESTIONS, QuestionDataset, load_questions
 from ..data.squad_file import QuestionSplit, question_parts
 from ..data.tabular import Table, shown
 from ..model.head import SpanHead
@@ -233,7 +234,7 @@ class QuestionAnswering(Task):
         return found[0], found[1]
 
     def parts(self, file: Path) -> Iterator[Table]:
-        return question_parts(file)
+        return saved_parts(file) if QUESTIONS.is_saved(file) else question_parts(file)
 
     def reads_pairs(self, recalled: tuple[str, ...]) -> bool:
         del recalled

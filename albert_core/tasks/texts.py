@@ -17,7 +17,9 @@ from ...backends.host.processor import memory_bytes
 from ..config.schema import TrainConfig
 from ..data.columns import choose_text_column, choose_text_columns
 from ..data.datasets import RawDataset, RawSplit, load_dataset
+from ..data.hub import saved_parts
 from ..data.label_kinds import LabelKind
+from ..data.local import LABELLED_TEXTS
 from ..data.table_files import table_parts
 from ..data.tabular import Table
 from ..model.head import sequence_head
@@ -159,7 +161,7 @@ class TextTask(Task):
         return first, second
 
     def parts(self, file: Path) -> Iterator[Table]:
-        return table_parts(file)
+        return saved_parts(file) if LABELLED_TEXTS.is_saved(file) else table_parts(file)
 
     def reads_pairs(self, recalled: Recalled) -> bool:
         return len(recalled.text_columns) == 2

@@ -50,7 +50,12 @@ def predict(
         list[str] | None, _texts("--question", metavar="TEXT", help="The same as a TEXT; may be repeated.")
     ] = None,
     file: Annotated[
-        Path | None, _texts("--csv", "--file", help="CSV, TSV, JSON, JSONL, Parquet or SQuAD file of texts.")
+        Path | None,
+        _texts(
+            "--csv",
+            "--file",
+            help="CSV, TSV, JSON, JSONL, Parquet or SQuAD file of texts, or a split's folder of `datasets`.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -108,13 +108,23 @@ def test_every_value_of_the_input_is_kept(
 
 def test_every_format_gets_the_same_answers(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
     answers = []
-    for number, kind in enumerate(FORMATS):
+    for number, kind in enumerate([*FORMATS, "saved"]):
         path = write_rows(kind, tmp_path, many(4))
         code, _, err = invoke("predict", small_run, "--csv", path, "--out", f"{number}.jsonl")
         assert (code, err) == (0, ""), kind
         answers.append(read_rows(tmp_path / f"{number}.jsonl"))
     assert [row["id"] for row in answers[0]] == ["r0", "r1", "r2", "r3"]
     assert all(found == answers[0] for found in answers)
+
+
+def test_a_folder_of_several_splits_is_refused_by_their_names(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_rows("saved", tmp_path / "kept", many(2), split)
+    (tmp_path / "kept" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    said = ("kept has the splits 'train', 'test'; give the folder of one, such as kept/test",)
+    one_line_error(invoke("predict", small_run, "--csv", "kept"), *said)
+    code, _, err = invoke("predict", small_run, "--csv", "kept/test")
+    assert code == 0, err
 
 
 def test_numbers_of_the_input_keep_all_their_digits(invoke: Invoke, small_run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from isotrain.albert_core.data import squad_file, tabular
 from support.command import Invoke, one_line_error
+from support.data_files import write_rows
 from support.small_questions import question, squad, write_questions
 
 KEYS = {
@@ -55,7 +56,8 @@ def test_every_way_of_asking_gets_the_same_answers(invoke: Invoke, reading_run: 
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     contexts = [(context, [{"id": f"r{n}", "question": asked}]) for n, (asked, context) in enumerate(ASKED)]
     (tmp_path / "in.json").write_text(json.dumps(squad(contexts)))
-    for source in ("in.csv", "in.jsonl", "in.json"):
+    write_rows("saved", tmp_path, rows, "in.saved")
+    for source in ("in.csv", "in.jsonl", "in.json", "in.saved"):
         for target in (f"{source}.csv", f"{source}.jsonl", f"{source}.out.json"):
             code, _, err = invoke("predict", reading_run, "--file", source, "--out", target)
             assert code == 0, err
