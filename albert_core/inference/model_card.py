@@ -33,7 +33,12 @@ _LOSS_KEYS = (
 
 
 def model_card(
-    config: TrainConfig, origin: dict[str, Any], summary: dict[str, Any], exported: Exported, parity: Sequence[str]
+    config: TrainConfig,
+    origin: dict[str, Any],
+    summary: dict[str, Any],
+    exported: Exported,
+    parity: Sequence[str],
+    repo: str,
 ) -> str:
     """Writes the card in Markdown with the Hub's metadata. Paths of this machine and secrets are left out.
 
@@ -41,6 +46,7 @@ def model_card(
         origin: The content of the run's run.json.
         summary: The content of the run's summary.json.
         parity: Sentences about how the device compares with another.
+        repo: The repository's name, with or without its owner.
 
     Raises:
         UserError: A file lacks what the card says.
@@ -89,6 +95,7 @@ def model_card(
                 *(register if custom else []),
                 f"from transformers import AutoTokenizer, {auto}",
                 "",
+                f'REPO = "{repo if "/" in repo else f"OWNER/{repo}"}"',
                 f"model = {auto}.from_pretrained(REPO)",
                 "tokenizer = AutoTokenizer.from_pretrained(REPO)",
                 "```",

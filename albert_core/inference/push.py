@@ -58,7 +58,7 @@ def push_run(
         # It holds the command line, with paths of this machine.
         (folder / EXPORT_RECORD).unlink()
         origin = read_json_object(run.origin, COPY_AGAIN)
-        card = model_card(load_config(run.config).config, origin, summary, exported, parity)
+        card = model_card(load_config(run.config).config, origin, summary, exported, parity, repo)
         write_text(folder / CARD, card)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         url = None if dry_run else _send(folder, repo, public)

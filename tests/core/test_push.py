@@ -132,6 +132,7 @@ def test_what_the_hub_gets_is_a_model_with_its_card(
         "**random weights**",
         "intents",
         "compute float32",
+        'REPO = "me/intents"',
         "| max_grad_norm | 1.5 |",
         f"| eval/accuracy | {summary['eval/accuracy']:.6g}",
     ):
@@ -187,7 +188,7 @@ def test_a_card_says_what_is_not_real_and_tells_nothing_of_this_machine(
     for name, base in ((str(local), None), ("albert/albert-base-v2", "albert/albert-base-v2")):
         head = {} if task == "question_answering" else {"head": "pooler_linear"}
         job = configure(task=task, model_name=name, **head).config
-        card = model_card(job, origin, summary, exported, [])
+        card = model_card(job, origin, summary, exported, [], "model")
         assert yaml.safe_load(card.split("---")[1]).get("base_model") == base
         for fact in (
             "**emulated**",
@@ -195,6 +196,7 @@ def test_a_card_says_what_is_not_real_and_tells_nothing_of_this_machine(
             "param bfloat16",
             "| steps | 7 of 9 |",
             "| eval/loss | 0.5 |",
+            'REPO = "OWNER/model"',
         ):
             assert fact in card
         for hidden in (
