@@ -27,7 +27,12 @@ Row = list[CheckResult]
 
 
 def result_blocks(result: Conformance) -> list[Block]:
-    """One table of all checks, and then what fails and what isn't supported, with the reasons."""
+    """One table of all checks, and then what fails and what isn't supported, with the reasons.
+
+    A result of --mode support has no checks, and is shown as what the backend says of itself.
+    """
+    if result.support is not None and result.status == "complete" and not result.checks:
+        return support_blocks(result.backend, result.support)
     seconds = duration(sum(check.seconds for check in result.checks))
     name = result.backend if result.support is None else f"{result.backend}: {result.support.device.name}"
     blocks: list[Block] = [Heading(name), *_untested(result.support)]

@@ -69,7 +69,7 @@ def conformance(
 
     target = Target.of(backend, sets or [], seed, time_limit)
     if mode == "support":
-        _show_support(target)
+        _show_support(target, only, json_file, against)
     else:
         show_checks(target, mode, only, json_file, against)
 
@@ -84,15 +84,12 @@ def show_checks(
     as_json: bool = False,
 ) -> NoReturn:
     """Runs the checks of a backend and shows what they found, or prints it as JSON. Ends the command."""
-    from ...albert_core.runs.files import check_place, make_folders
     from ...benchmarks.reports.terminal import output_console, print_blocks
     from ...conformance.catalogue import cases
     from ...conformance.run import choose, run_checks
     from ...conformance.table import comparison_blocks, load_conformance, result_blocks
 
-    if json_file is not None:
-        check_place(json_file, "--json")
-        make_folders(json_file.parent, "--json")
+    _check_json(json_file)
     before = None if against is None else load_conformance(against)
     chosen = choose(cases(), mode, only)
     result = run_checks(target, chosen, found=_Progress(chosen, target.time_limit), path=json_file)
@@ -133,15 +130,28 @@ class _Progress:
             say(f"{check.group}: done", err=True)
 
 
-def _show_support(target: Target) -> None:
-    from ... import RunError
+def _show_support(target: Target, only: str | None, json_file: Path | None, against: Path | None) -> None:
+    from ... import RunError, UserError
     from ...benchmarks.reports.terminal import output_console, print_blocks
     from ...conformance.run import Suite
     from ...conformance.table import support_blocks
 
+    for flag, given in (("--only", only), ("--against", against)):
+        if given is not None:
+            raise UserError(f"{flag} {str(given)!r} is for checks, and --mode support runs none; drop one of them")
+    _check_json(json_file)
     with Suite(target) as suite:
         suite.open()
         reason = suite.problem if suite.not_opened is None else suite.not_opened.detail
         if suite.support is None:
             raise RunError(f"backend {target.backend!r} can't say what it supports: {reason}")
+        suite.keep([], 0, json_file)
         print_blocks(support_blocks(target.backend, suite.support), output_console())
+
+
+def _check_json(file: Path | None) -> None:
+    from ...albert_core.runs.files import check_place, make_folders
+
+    if file is not None:
+        check_place(file, "--json")
+        make_folders(file.parent, "--json")

@@ -375,9 +375,10 @@ def test_another_file_is_no_result(tmp_path: Path, content: dict[str, str], said
         table.load_conformance(path)
 
 
-def test_a_kept_result_is_shown_again(invoke: Invoke, tmp_path: Path) -> None:
-    kept = tmp_path / "c.json"
-    code, shown, err = invoke("conformance", "--backend", "cpu", "--only", "device/unknown", "--json", kept)
+@pytest.mark.parametrize("chosen", [("--only", "device/unknown"), ("--mode", "support")], ids=lambda chosen: chosen[0])
+def test_a_kept_result_is_shown_again(invoke: Invoke, tmp_path: Path, chosen: tuple[str, str]) -> None:
+    kept = tmp_path / "results" / "c.json"
+    code, shown, err = invoke("conformance", "--backend", "cpu", *chosen, "--json", kept)
     assert code == 0, err
     assert invoke("show", kept)[:2] == (0, shown)
     one_line_error(invoke("report", tmp_path), "c.json: its schema 'isotrain.conformance/1' is none of")
@@ -393,6 +394,9 @@ def test_wrong_input_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
     one_line_error(invoke("conformance", "--backend", "cpu", "--against", tmp_path / "none.json"), "none.json")
     for option in (("--seed", "-1"), ("--seed", 2**63), ("--time-limit", "0"), ("--time-limit", "nan")):
         one_line_error(invoke("conformance", "--backend", "cpu", *option), f"{option[0]} {option[1]}", "allowed is")
+    for flag in ("--only", "--against"):
+        words = invoke("conformance", "--backend", "cpu", "--mode", "support", flag, "x")
+        one_line_error(words, f"{flag} 'x' is for checks, and --mode support runs none")
     one_line_error(invoke("conformance"), "--backend")
 
 
